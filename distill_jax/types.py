@@ -1,0 +1,85 @@
+"""The few shapes that everything agrees on."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+Tree = Any  # a pytree of arrays
+Batch = Mapping[str, jax.Array]
+"""Arrays of one batch, rows first: 'id' (row in the full named split), 'view', 'image' or 'tokens',
+'label' (int [B], or rows of probabilities [B, C]), 'where' (valid rows, bool [B]), 'teacher/...'."""
+
+Outputs = Mapping[str, Any]
+"""What a model says about a batch: 'logits' [B, C] and every named feature that anyone may distil."""
+
+
+class Variables(NamedTuple):
+  """What a model holds: `params` are trained, `state` (batch statistics) is only carried along."""
+
+  params: Tree
+  state: Tree
+
+
+class Model(NamedTuple):
+  """A network as pure functions; teachers and students are both Models.
+
+  Attributes:
+    init: `(key, batch) -> Variables`.
+    apply: `(params, state, batch, *, train, key) -> (Outputs, state)`. `train` is a Python bool, `key` a
+      typed PRNG key or None (then the model must not draw). Only `params` are differentiated.
+    variables: the weights the model was built with, if it was built with any. A frozen teacher needs
+      them (or `teacher_variables=` in `train.fit`); `init` returns a copy of them.
+    follow: `(own, student, step) -> own`, all `Variables`: set for a teacher that is computed from the
+      student after each update (a moving average). Such a teacher lives in the train state.
+  """
+
+  init: Callable[..., Variables]
+  apply: Callable[..., tuple[Outputs, Tree]]
+  variables: Variables | None = None
+  follow: Callable[..., Variables] | None = None
+
+
+class Objective(NamedTuple):
+  """What to minimise, as pure functions.
+
+  Attributes:
+    init: `(key, student_outputs, teacher_outputs) -> Variables`, of the objective's own learned parts.
+      The outputs may be `ShapeDtypeStruct`s.
+    apply: `(params, state, student, teacher, batch, *, step, key) -> (terms, state)` with
+      `terms = {name: (weight, value)}`; a value is `(values, where)`, unreduced with the valid ones, or a
+      scalar where the loss relates rows.
+  """
+
+  init: Callable[..., Variables]
+  apply: Callable[..., tuple[dict[str, tuple[Any, Any]], Tree]]
+
+
+class Skips(NamedTuple):
+  """Updates skipped because the loss or a gradient was not finite; int32 scalars."""
+
+  total: jax.Array
+  streak: jax.Array  # in a row, up to now
+  longest: jax.Array  # the longest streak so far
+
+
+class TrainState(NamedTuple):
+  """All that changes while training, and all that a checkpoint holds.
+
+  Attributes:
+    step: batches consumed, int32; the position in the data follows from it.
+    key: typed PRNG key; every draw folds `step` (or an example id) into it.
+    params: `{'student': ..., 'objective': ...}`; both are trained.
+    model_state: `{'student': ..., 'objective': ...}`; carried along (batch statistics, memory banks).
+    opt_state: the optimiser's.
+    average: `Variables` of a teacher that follows the student, else `()`.
+    skips: see `Skips`.
+  """
+
+  step: jax.Array
+  key: jax.Array
+  params: dict[str, Tree]
+  model_state: dict[str, Tree]
+  opt_state: Tree
+  average: Any
+  skips: Skips

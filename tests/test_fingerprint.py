@@ -1,0 +1,48 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from distill_jax.fingerprint import checksums, fingerprint
+
+
+def tree():
+  return {
+    "b": {"kernel": np.arange(64, dtype=np.float32).reshape(16, 4), "count": np.int32(3)},
+    "a": [np.ones(3, np.float16), jnp.ones(5, jnp.bfloat16), np.array([True, False])],
+    "key": jax.random.key(1),
+  }
+
+
+def test_order_of_keys_and_sharding_do_not_matter(mesh):
+  expected = fingerprint(tree())
+  reordered = dict(reversed(list(tree().items())))
+  reordered["b"] = dict(reversed(list(reordered["b"].items())))
+  assert fingerprint(reordered) == expected
+  sharded = tree()
+  sharded["b"]["kernel"] = jax.device_put(sharded["b"]["kernel"], NamedSharding(mesh, PartitionSpec("data")))
+  assert fingerprint(sharded) == expected
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int32, np.uint8])
+def test_every_single_bit_flip_changes_the_checksum(dtype, rng):
+  array = rng.integers(0, 255, 5 * np.dtype(dtype).itemsize, dtype=np.uint8)
+  original = checksums({"x": array.view(dtype)})
+  for bit in range(array.size * 8):
+    flipped = array.copy()
+    flipped[bit // 8] ^= 1 << (bit % 8)
+    assert checksums({"x": flipped.view(dtype)}) != original
+
+
+def test_names_shapes_and_dtypes_belong_to_the_identity():
+  x = np.zeros(4, np.float32)
+  prints = {
+    fingerprint(t) for t in ({"x": x}, {"y": x}, {"x": x.reshape(2, 2)}, {"x": x.astype(np.int32)}, {"x": -x})
+  }
+  assert len(prints) == 5
+
+
+def test_float64_leaves():
+  with jax.enable_x64(True):
+    assert fingerprint({"x": np.float64(1)}) != fingerprint({"x": np.nextafter(np.float64(1), 2)})
