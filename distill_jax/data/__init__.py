@@ -1,0 +1,22 @@
+"""Examples with stable ids, their splits, batches that follow from the step, and augmentation.
+
+Data sets are modules with a `load()`, e.g. `from distill_jax.data import digits`.
+"""
+
+from distill_jax.data.batches import batches, eval_batches
+from distill_jax.data.checks import UNLABELLED, check_batch, check_labels
+from distill_jax.data.source import Source
+from distill_jax.data.split import label_fraction, leave_out_classes, split, unlabelled
+
+__all__ = [
+  "UNLABELLED",
+  "Source",
+  "batches",
+  "check_batch",
+  "check_labels",
+  "eval_batches",
+  "label_fraction",
+  "leave_out_classes",
+  "split",
+  "unlabelled",
+]

@@ -1,0 +1,93 @@
+"""Batches whose content follows from the step number, so that a resumed run sees what it would have seen."""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from distill_jax.data.checks import check_seed
+from distill_jax.data.source import Source
+
+HostBatch = dict[str, np.ndarray]
+
+
+def batches(
+  source: Source, batch_size: int, *, seed: int, start: int = 0, views: int = 0
+) -> Iterator[HostBatch]:
+  """Endless shuffled training batches, all of one size.
+
+  Batch number `step` is a function of (source, batch_size, seed, views, step): starting at step s gives
+  exactly what an undisturbed iterator gives from there. Each epoch is a permutation by (seed, epoch); the
+  rows that do not fill a batch are left out of it.
+
+  Args:
+    source: the examples.
+    batch_size: rows per batch.
+    seed: from 0 to 2^32 - 1.
+    start: the first step.
+    views: number of different augmented views an example has; 0 makes a new one each epoch.
+
+  Returns:
+    Iterator of the source's arrays, gathered, and 'view' int32 [batch_size].
+
+  Raises:
+    ValueError: the batch is larger than the source, or a number is out of its range. Raised here, not at
+      the first batch.
+  """
+  check_seed(seed)
+  _check_whole("batch_size", batch_size, 1)
+  _check_whole("start", start, 0)
+  _check_whole("views", views, 0)
+  if batch_size > len(source):
+    raise ValueError(
+      f"batch_size {batch_size} is more than the {len(source)} examples of {source.name}: "
+      f"at most {len(source)}"
+    )
+  return _batches(source, batch_size, seed, start, views)
+
+
+def eval_batches(source: Source, batch_size: int) -> Iterator[HostBatch]:
+  """Every example once, in order, in batches of one size.
+
+  The last batch is filled up by repeating its last row; bool 'where' [batch_size] marks the real rows.
+  'view' is 0.
+
+  Raises:
+    ValueError: `batch_size` is not a whole number from 1.
+  """
+  _check_whole("batch_size", batch_size, 1)
+  return _eval_batches(source, batch_size)
+
+
+def _batches(source, batch_size, seed, start, views):
+  per_epoch = len(source) // batch_size
+  order, epoch = None, None
+  for step in itertools.count(start):
+    if order is None or step // per_epoch != epoch:
+      epoch = step // per_epoch
+      order = _permutation(seed, epoch, len(source))
+    first = step % per_epoch * batch_size
+    view = epoch % views if views else epoch
+    yield _gather(source, order[first : first + batch_size], view)
+
+
+def _eval_batches(source, batch_size):
+  for first in range(0, len(source), batch_size):
+    rows = np.arange(first, first + batch_size)
+    batch = _gather(source, np.minimum(rows, len(source) - 1), 0)
+    yield batch | {"where": rows < len(source)}
+
+
+def _gather(source, rows, view) -> HostBatch:
+  batch = {name: values.take(rows, axis=0) for name, values in source.arrays.items()}
+  return batch | {"view": np.full(len(rows), view, np.int32)}
+
+
+def _permutation(seed, epoch, size) -> np.ndarray:
+  sequence = np.random.SeedSequence(seed, spawn_key=(epoch,))
+  return np.random.Generator(np.random.Philox(sequence)).permutation(size)
+
+
+def _check_whole(name, value, least):
+  if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+    raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")

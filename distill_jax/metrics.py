@@ -1,0 +1,191 @@
+"""How good a model is, as sums that merge across batches, hosts and devices, and what it costs to run."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax import reduce
+from distill_jax.losses import kl_divergence
+from distill_jax.types import Batch, Variables
+
+
+def counts(
+  logits: jax.Array,
+  labels: jax.Array,
+  where: jax.Array | None = None,
+  *,
+  teacher_logits: jax.Array | None = None,
+  bins: int = 15,
+) -> dict[str, Any]:
+  """Statistics of one batch; `reduce.merge` adds those of several, `summary` turns them into scores.
+
+  Args:
+    logits: [rows, classes], computed in float32 or wider.
+    labels: int [rows]; a negative one is an example without a label, left out of all but the comparison
+      with the teacher.
+    where: bool [rows], the real rows; None: all.
+    teacher_logits: [rows, classes], to compare with.
+    bins: of the reliability diagram.
+
+  Returns:
+    Pairs (sum, count): 'accuracy', 'top5' (with more than 5 classes), 'nll' (nats) and, with a teacher,
+    'agreement' (both predict the same class) and 'teacher_kl' (KL(teacher || student), nats);
+    'confusion' int32 [classes, classes], rows labels, columns predictions; 'calibration' [bins, 3]:
+    examples, sum of their confidence, number right. The lowest class wins a tie.
+
+  Raises:
+    ValueError: shapes differ, there are no rows, labels are not integers, or `where` is not bool.
+  """
+  _check(logits, labels, teacher_logits, bins)
+  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  rows, classes = logits.shape
+  real = jnp.ones(rows, bool) if where is None else where
+  labelled = real & (labels >= 0)
+  label = jnp.where(labels >= 0, labels, 0)
+  predicted = logits.argmax(-1)
+  right = predicted == label
+  log_probs = jax.nn.log_softmax(logits)
+  nll = -jnp.take_along_axis(log_probs, label[:, None], -1)[:, 0]
+  result: dict[str, Any] = {
+    "accuracy": reduce.total(right, labelled),
+    "nll": reduce.total(nll, labelled),
+    "confusion": jnp.zeros((classes, classes), jnp.int32).at[label, predicted].add(labelled),
+    "calibration": _calibration(jnp.exp(log_probs.max(-1)), right, labelled, bins),
+  }
+  if classes > 5:
+    result["top5"] = reduce.total(_rank(logits, label) < 5, labelled)
+  if teacher_logits is not None:
+    result["agreement"] = reduce.total(predicted == teacher_logits.argmax(-1), real)
+    result["teacher_kl"] = reduce.total(kl_divergence(logits, teacher_logits), real)
+  return result
+
+
+def summary(counts: Mapping[str, Any]) -> dict[str, float]:
+  """Scores from (merged) `counts`, as Python floats.
+
+  Returns:
+    The means of the pairs in `counts` and
+    'precision', 'recall', 'f1': macro averages over the classes that occur as label or prediction, 0 for a
+    class where the ratio has no denominator (scikit-learn's average='macro', zero_division=0);
+    'ece': expected calibration error (Guo et al. 2017, equation 3). 0 where nothing was counted.
+  """
+  counts = jax.device_get(dict(counts))
+  scores = {name: float(reduce.value(pair)) for name, pair in counts.items() if isinstance(pair, tuple)}
+  return scores | _macro(counts["confusion"]) | {"ece": _calibration_error(counts["calibration"])}
+
+
+def reliability(counts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """A reliability diagram (Guo et al. 2017, figure 1) from (merged) `counts`.
+
+  Returns:
+    'edges' [bins + 1] of the confidence, and per bin (above its lower edge, up to its upper one) the
+    'number' of examples, their mean 'confidence' and their 'accuracy'; both 0 in an empty bin.
+  """
+  number, confidence, right = np.asarray(counts["calibration"], np.float64).T
+  filled = np.maximum(number, 1)
+  edges = np.linspace(0, 1, len(number) + 1)
+  return {"edges": edges, "number": number, "confidence": confidence / filled, "accuracy": right / filled}
+
+
+def cost(model_apply, variables: Variables, batch: Batch, *, repeats: int = 20) -> dict[str, float]:
+  """What it costs to run a model: its size, its arithmetic and its speed on the default device.
+
+  The compiled program computes the logits (all outputs of a model that has none) in evaluation mode, so
+  features that only distillation reads cost nothing.
+
+  Args:
+    model_apply: `Model.apply`.
+    variables: its weights.
+    batch: real or zero inputs; the first row is the one example.
+    repeats: runs timed, after one that is not.
+
+  Returns:
+    'parameters': trained numbers; 'bytes': of params and state as they lie in memory; 'flops': of one
+    example by XLA's count, which takes the body of a loop (`lax.scan`) once and a Pallas call as nothing;
+    'latency_ms': median for one example; 'throughput': examples/s at the batch's size.
+
+  Raises:
+    ValueError: `repeats` is less than 1.
+  """
+  if repeats < 1:
+    raise ValueError(f"repeats must be at least 1, got {repeats}")
+
+  @jax.jit
+  def predict(params, state, batch):
+    outputs, _ = model_apply(params, state, batch, train=False, key=None)
+    return outputs.get("logits", outputs)
+
+  many = {name: np.asarray(values) for name, values in batch.items()}
+  rows = len(next(iter(many.values())))
+  one = {name: values[:1] for name, values in many.items()}
+  analysis = predict.lower(*variables, one).compile().cost_analysis() or {}
+  return {
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables.params)),
+    "bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables)),
+    "flops": float(analysis.get("flops", np.nan)),
+    "latency_ms": 1e3 * _seconds(predict, variables, one, repeats),
+    "throughput": rows / _seconds(predict, variables, many, repeats),
+  }
+
+
+def _check(logits, labels, teacher_logits, bins):
+  if logits.ndim != 2 or 0 in logits.shape:
+    raise ValueError(f"logits must be [rows, classes] with at least one of each, got {list(logits.shape)}")
+  if labels.shape != logits.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+    expected = f"integers [{logits.shape[0]}], one per row of logits"
+    raise ValueError(f"labels must be {expected}, got {labels.dtype} {list(labels.shape)}")
+  if teacher_logits is not None and teacher_logits.shape != logits.shape:
+    raise ValueError(
+      f"teacher_logits {list(teacher_logits.shape)} differ from the logits {list(logits.shape)}"
+    )
+  if bins < 1:
+    raise ValueError(f"bins must be at least 1, got {bins}")
+
+
+def _rank(logits, label):
+  """How many classes are predicted before the label; the last place if a logit is NaN."""
+  own = jnp.take_along_axis(logits, label[:, None], -1)
+  index = jnp.arange(logits.shape[-1])
+  behind = (own > logits) | ((own == logits) & (label[:, None] < index))
+  return logits.shape[-1] - 1 - behind.sum(-1)
+
+
+def _calibration(confidence, right, labelled, bins):
+  # Bins are open below and closed above, as in Guo et al. 2017.
+  index = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
+  columns = jnp.stack([jnp.ones_like(confidence), confidence, right.astype(confidence.dtype)], -1)
+  columns = jnp.where(labelled[:, None], columns, 0)
+  return jnp.zeros((bins, 3), columns.dtype).at[index].add(columns)
+
+
+def _calibration_error(calibration) -> float:
+  number, confidence, right = np.asarray(calibration, np.float64).T
+  return float(np.abs(right - confidence).sum() / max(number.sum(), 1))
+
+
+def _macro(confusion) -> dict[str, float]:
+  confusion = np.asarray(confusion, np.float64)
+  hits, predicted, actual = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
+  occurs = predicted + actual > 0
+  classes = max(occurs.sum(), 1)
+  return {
+    "precision": float((hits / np.maximum(predicted, 1)).sum() / classes),
+    "recall": float((hits / np.maximum(actual, 1)).sum() / classes),
+    "f1": float((2 * hits / np.maximum(predicted + actual, 1)).sum() / classes),
+  }
+
+
+def _seconds(predict, variables, batch, repeats) -> float:
+  """Median time of one call, on inputs that are already on the device."""
+  batch = jax.device_put(batch)
+  jax.block_until_ready(predict(*variables, batch))
+  times = []
+  for _ in range(repeats):
+    start = time.perf_counter()
+    jax.block_until_ready(predict(*variables, batch))
+    times.append(time.perf_counter() - start)
+  return float(np.median(times))
