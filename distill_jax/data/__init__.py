@@ -3,6 +3,7 @@
 Data sets are modules with a `load()`, e.g. `from distill_jax.data import digits`.
 """
 
+from distill_jax.data.augment import augmentation, cutmix, flip, mixup, shift_crop
 from distill_jax.data.batches import batches, eval_batches
 from distill_jax.data.checks import UNLABELLED, check_batch, check_labels
 from distill_jax.data.source import Source
@@ -11,12 +12,17 @@ from distill_jax.data.split import label_fraction, leave_out_classes, split, unl
 __all__ = [
   "UNLABELLED",
   "Source",
+  "augmentation",
   "batches",
   "check_batch",
   "check_labels",
+  "cutmix",
   "eval_batches",
+  "flip",
   "label_fraction",
   "leave_out_classes",
+  "mixup",
+  "shift_crop",
   "split",
   "unlabelled",
 ]

@@ -65,12 +65,13 @@ def check_batch(
       raise ValueError(f"where must be bool [{rows}], got {where.dtype} {list(where.shape)}")
     arrays = {name: values[where] for name, values in arrays.items()}
   ids = arrays.get("id")
+  label = arrays.pop("label", None)
   for name, values in arrays.items():
     check_numbers(name, values, ids)
-  label = arrays.get("label")
   if label is None:
     return
   if label.ndim == 2 and jnp.issubdtype(label.dtype, jnp.floating):
+    check_numbers("label", label, ids)
     _check_probabilities(label, classes, ids)
   else:
     check_labels(label, classes, ids, ignore_label)

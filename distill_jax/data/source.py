@@ -80,9 +80,7 @@ def _check_ids(ids: np.ndarray, source: str) -> None:
   values, counts = np.unique(ids, return_counts=True)
   if len(values) < len(ids):
     repeated = values[counts > 1]
-    raise ValueError(
-      f"{source}: id {repeated[0]} appears {counts.max()} times; {len(repeated)} ids are repeated"
-    )
+    raise ValueError(f"{source}: ids must be unique, {len(repeated)} repeat, the first is {repeated[0]}")
 
 
 def _freeze(name, values, ids) -> np.ndarray:

@@ -1,0 +1,187 @@
+"""Augmentation on the device: a view of an image is a function of (seed, example id, view).
+
+The same three numbers give the same picture in every batch, on every device and in every run, which is what
+makes a cache of an augmented teacher right. `mixup` and `cutmix` relate the rows of a batch instead: they are
+functions of (step key, batch), and are refused with a cache.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.data.checks import check_seed
+from distill_jax.types import Batch
+
+Transform = Callable[[jax.Array, jax.Array], jax.Array]
+"""`(key, image [height, width, channels]) -> image` of the same shape and dtype."""
+Mixer = Callable[[jax.Array, Batch], Batch]
+
+
+def augmentation(*transforms: Transform, seed: int) -> Callable[[Batch], Batch]:
+  """Compose transforms of one image into a function of a batch.
+
+  Transform i of an example draws from `fold_in(fold_in(fold_in(key(seed), id), view), i)`, always with
+  Threefry: other generators give a row of a batch other numbers than the row alone.
+
+  Args:
+    transforms: applied in this order, e.g. `shift_crop(4), flip()`; none leave the batch as it is.
+    seed: from 0 to 2^32 - 1.
+
+  Returns:
+    `batch -> batch` that changes 'image' alone. It reads 'id' and 'view', int [rows].
+
+  >>> batch = {"image": jnp.ones((2, 8, 8, 1)), "id": jnp.arange(2), "view": jnp.zeros(2, int)}
+  >>> augmentation(shift_crop(1), flip(), seed=0)(batch)["image"].shape
+  (2, 8, 8, 1)
+  """
+  check_seed(seed)
+
+  def one(image, id, view):
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), id), view)
+    for i, transform in enumerate(transforms):
+      image = transform(jax.random.fold_in(key, i), image)
+    return image
+
+  def augment(batch: Batch) -> Batch:
+    if not transforms:
+      return batch
+    _require(batch, "image", "id", "view")
+    return {**batch, "image": jax.vmap(one)(batch["image"], batch["id"], batch["view"])}
+
+  return augment
+
+
+def shift_crop(padding: int) -> Transform:
+  """Pad with `padding` zeros on every side and crop the original size at a uniformly drawn place.
+
+  He et al. 2016 (section 4.2) train CIFAR networks with padding 4 and `flip`.
+
+  Raises:
+    ValueError: `padding` is negative, or not smaller than the image (it could be shifted out of sight).
+  """
+  if padding < 0:
+    raise ValueError(f"padding must be at least 0, got {padding}")
+
+  def transform(key, image):
+    if padding >= min(image.shape[:2]):
+      raise ValueError(f"padding {padding} must be smaller than the image {image.shape[:2]}")
+    padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    row, column = jax.random.randint(key, (2,), 0, 2 * padding + 1, jnp.int32)
+    return jax.lax.dynamic_slice(padded, (row, column, jnp.int32(0)), image.shape)
+
+  return transform
+
+
+def flip() -> Transform:
+  """Mirror left and right with probability 1/2."""
+
+  def transform(key, image):
+    return jnp.where(jax.random.bits(key, (), jnp.uint32) & 1, image[:, ::-1], image)
+
+  return transform
+
+
+def mixup(alpha: float, classes: int) -> Mixer:
+  """Blend each image, and its label, with the one before it in the batch (Zhang et al. 2018).
+
+  One weight from Beta(alpha, alpha) per batch, as in the authors' code. Batches come shuffled, so the row
+  before is a random partner, and needs no gather across devices. Under `pmap` or `shard_map` each device
+  pairs its own rows.
+
+  Args:
+    alpha: of the Beta distribution, > 0; the paper uses 0.1 to 0.4 on ImageNet, 1 on CIFAR.
+    classes: number of classes.
+
+  Returns:
+    `(key, batch) -> batch`: 'image' blended, 'label' rows of probabilities [rows, classes]. An example
+    without a label (negative, or a row of zeros) adds no mass to it, so a row may sum to less than 1. All
+    else stays. Rows that 'where' leaves out are nobody's partner.
+
+  Raises:
+    ValueError: a number is outside its range; when called, there are cached teacher outputs in the batch,
+      or the labels do not fit `classes`.
+  """
+  _check_mixer(alpha, classes)
+
+  def mix(key, batch):
+    image, partner, labels, partners = _pair(batch, classes)
+    weight = jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
+    blend = weight * image + (1 - weight) * partner
+    return {**batch, "image": blend.astype(image.dtype), "label": weight * labels + (1 - weight) * partners}
+
+  return mix
+
+
+def cutmix(alpha: float, classes: int) -> Mixer:
+  """Paste a rectangle of the image before it in the batch over each image (Yun et al. 2019).
+
+  One weight w from Beta(alpha, alpha) and one rectangle per batch, as in the authors' code: sides
+  sqrt(1 - w) of the image's, centre uniform, clipped at the border; labels are weighted by the area that is
+  really covered (section 3.1, equation 2). Arguments, result and errors as in `mixup`; the paper uses
+  alpha 1.
+  """
+  _check_mixer(alpha, classes)
+
+  def mix(key, batch):
+    image, partner, labels, partners = _pair(batch, classes)
+    pasted = _rectangle(key, alpha, *image.shape[1:3])
+    weight = 1 - pasted.mean(dtype=jnp.float32)
+    label = weight * labels + (1 - weight) * partners
+    return {**batch, "image": jnp.where(pasted[..., None], partner, image), "label": label}
+
+  return mix
+
+
+def _rectangle(key, alpha, height, width) -> jax.Array:
+  """Bool [height, width], True inside."""
+  weight_key, centre_key = jax.random.split(key)
+  side = jnp.sqrt(1 - jax.random.beta(weight_key, alpha, alpha, dtype=jnp.float32))
+
+  def inside(key, size):
+    half = (size * side).astype(jnp.int32) // 2
+    centre = jax.random.randint(key, (), 0, size, jnp.int32)
+    place = jnp.arange(size)
+    return (centre - half <= place) & (place < centre + half)
+
+  row_key, column_key = jax.random.split(centre_key)
+  return inside(row_key, height)[:, None] & inside(column_key, width)
+
+
+def _pair(batch, classes):
+  """Images and rows of probabilities, and those of each row's partner."""
+  _require(batch, "image", "label")
+  cached = sorted(name for name in batch if name.startswith("teacher/"))
+  if cached:
+    raise ValueError(f"a mixed image has no cached teacher output, got {cached[0]!r}: use a live teacher")
+  labels = _probabilities(batch["label"], classes)
+  real = jnp.roll(batch["where"], 1) if "where" in batch else jnp.ones(len(labels), bool)
+
+  def partner(rows):
+    mask = real.reshape((-1,) + (1,) * (rows.ndim - 1))
+    return jnp.where(mask, jnp.roll(rows, 1, axis=0), rows)
+
+  return batch["image"], partner(batch["image"]), labels, partner(labels)
+
+
+def _probabilities(labels, classes) -> jax.Array:
+  labels = jnp.asarray(labels)
+  if jnp.issubdtype(labels.dtype, jnp.integer) and labels.ndim == 1:
+    return jax.nn.one_hot(labels, classes, dtype=jnp.float32)  # a negative label gives a row of zeros
+  if jnp.issubdtype(labels.dtype, jnp.floating) and labels.ndim == 2 and labels.shape[1] == classes:
+    return labels
+  expected = f"integers [rows] or probabilities [rows, {classes}]"
+  raise ValueError(f"label must be {expected}, got {labels.dtype} {list(labels.shape)}")
+
+
+def _check_mixer(alpha, classes):
+  if not 0 < alpha < float("inf"):
+    raise ValueError(f"alpha must be a finite number more than 0, got {alpha}")
+  if classes < 1:
+    raise ValueError(f"classes must be at least 1, got {classes}")
+
+
+def _require(batch, *names):
+  missing = [name for name in names if name not in batch]
+  if missing:
+    raise ValueError(f"batch lacks {missing[0]!r}; it has {sorted(batch)}")

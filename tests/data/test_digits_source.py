@@ -1,0 +1,32 @@
+import sys
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from distill_jax.data import digits
+
+
+def test_the_splits_are_the_whole_set_and_ids_are_its_rows():
+  splits, original = digits.load(), load_digits()
+  assert {name: len(part) for name, part in splits.items()} == {"train": 1438, "test": 359}
+  ids = np.concatenate([part.arrays["id"] for part in splits.values()])
+  np.testing.assert_array_equal(np.sort(ids), np.arange(1797))
+  for part in splits.values():
+    arrays = part.arrays
+    assert arrays["image"].dtype == np.float32 and arrays["image"].shape[1:] == (8, 8, 1)
+    np.testing.assert_array_equal(arrays["image"][..., 0] * 16, original.images[arrays["id"]])
+    np.testing.assert_array_equal(arrays["label"], original.target[arrays["id"]])
+
+
+def test_the_test_split_is_stratified():
+  splits = digits.load()
+  counts = {name: np.bincount(part.arrays["label"]) for name, part in splits.items()}
+  share = counts["test"] / (counts["test"] + counts["train"])
+  np.testing.assert_allclose(share, 0.2, atol=0.003)
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+  monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+  with pytest.raises(ImportError, match=r"pip install 'distill-jax\[train\]'"):
+    digits.load()
