@@ -1,0 +1,289 @@
+"""What to minimise: weighted terms over (student, teacher, batch), with learned parts where a term needs them.
+
+objective = weighted(
+  hard=(0.1, labels()),
+  soft=(0.9, logits(losses.kl_divergence, temperature=4.0)),
+  hint=(optax.linear_schedule(1.0, 0.0, 1000), features("block2", "block3", losses.hint)),
+)
+"""
+
+import contextlib
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.errors import suggest
+from distill_jax.types import Objective, Outputs, Variables
+
+Weight = float | Callable[[jax.Array], jax.Array]
+RESERVED = ("loss", "accuracy", "grad_norm", "nonfinite")  # the step's own metrics
+
+
+class Term(NamedTuple):
+  """One loss over (student, teacher, batch); the shape that `weighted` takes.
+
+  Attributes:
+    init: `(key, student_outputs, teacher_outputs) -> Variables`, the term's learned parts; it raises a
+      `ValueError` where the two do not fit. The outputs may be `ShapeDtypeStruct`s.
+    apply: `(params, state, student, teacher, batch, *, step, key, axis_name) -> (value, state)`; the value is
+      `(values, where)`, unreduced with the valid ones (None: all), or a scalar that relates rows.
+  """
+
+  init: Callable[..., Variables]
+  apply: Callable[..., tuple[Any, Any]]
+
+
+def weighted(**terms: tuple[Weight, Term]) -> Objective:
+  """The weighted sum of named terms; each term's unweighted value becomes a metric of that name.
+
+  Args:
+    **terms: `name=(weight, term)`; a weight is a finite number >= 0 or a schedule `step -> weight` (optax),
+      a function of `TrainState.step`.
+
+  Raises:
+    ValueError: no terms, a name that the step's own metrics use, or a weight that is negative or not finite.
+  """
+  if not terms:
+    raise ValueError("weighted() got no terms: give at least one, such as hard=(1.0, labels())")
+  for name, (weight, term) in terms.items():
+    if name in RESERVED:
+      raise ValueError(f"a term cannot be called {name!r}: the step's own metrics are {RESERVED}")
+    if not callable(weight) and not (math.isfinite(weight) and weight >= 0):
+      raise ValueError(f"weight of term {name!r}: expected a finite number >= 0, got {weight}")
+    if not isinstance(term, Term):
+      raise ValueError(f"term {name!r}: expected a Term such as labels(), got {type(term).__name__}")
+
+  def init(key, student: Outputs, teacher: Outputs) -> Variables:
+    made = {}
+    for i, (name, (_, term)) in enumerate(terms.items()):
+      with _named(name):
+        made[name] = term.init(jax.random.fold_in(key, i), student, teacher)
+    return Variables(*({n: getattr(v, part) for n, v in made.items()} for part in ("params", "state")))
+
+  def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
+    values, new_state = {}, {}
+    for i, (name, (weight, term)) in enumerate(terms.items()):
+      with _named(name):
+        value, new_state[name] = term.apply(
+          params[name],
+          state[name],
+          student,
+          teacher,
+          batch,
+          step=step,
+          key=jax.random.fold_in(key, i),
+          axis_name=axis_name,
+        )
+      values[name] = (weight(step) if callable(weight) else weight), value
+    return values, new_state
+
+  return Objective(init, apply)
+
+
+def labels(*, label_smoothing: float = 0.0, output: str = "logits") -> Term:
+  """Cross entropy of the student with the true labels, always at temperature 1.
+
+  Args:
+    label_smoothing: the share in [0, 1) that is spread evenly over all classes (Szegedy et al. 2016, section 7).
+    output: the student's output that holds the logits [..., C].
+
+  The batch's 'label' is int [...] or probabilities [..., C] (mixup); its 'where' masks rows. A negative label,
+  or a row of zeros, is unlabelled: masked here, while other terms still use the row. (`data` refuses negative
+  labels that were not declared, before they get here.)
+
+  Raises:
+    ValueError: label_smoothing outside [0, 1); labels that are neither integers nor rows of C probabilities.
+  """
+  if not 0 <= label_smoothing < 1:
+    raise ValueError(f"label_smoothing: expected a number in [0, 1), got {label_smoothing}")
+
+  def init(key, student, teacher):
+    del key, teacher
+    _entry(student, output, "student")
+    return Variables({}, {})
+
+  def apply(params, state, student, teacher, batch, *, step, key, axis_name):
+    del params, teacher, step, key, axis_name
+    z, label = _entry(student, output, "student"), jnp.asarray(batch["label"])
+    log_q = jax.nn.log_softmax(z.astype(jnp.promote_types(z.dtype, jnp.float32)))
+    target, known = _targets(label, log_q)
+    target = (1 - label_smoothing) * target + label_smoothing / z.shape[-1]
+    values = -jnp.where(target > 0, target * jnp.where(target > 0, log_q, 0), 0).sum(-1)
+    return (values, _valid(batch, values.shape, known)), state
+
+  return Term(init, apply)
+
+
+def logits(loss: Callable[..., jax.Array], *, output: str = "logits", **hyperparameters) -> Term:
+  """A logit loss of `distill_jax.losses` (or any `f(student, teacher, ...)`) between the two networks' logits.
+
+  Args:
+    loss: `(student [..., C], teacher [..., C], **hyperparameters) -> [...]`. If it has an argument `labels` it
+      gets the batch's integer labels; if it has `where` (it relates rows) it gets the valid rows.
+    output: the output of both that holds the logits.
+    **hyperparameters: passed to the loss.
+
+  Raises:
+    ValueError: the logits' shapes differ (both are shown), or labels are mixed where the loss needs integers.
+  """
+  wanted = _accepted(loss, hyperparameters)
+
+  def check(student, teacher):
+    s, t = _entry(student, output, "student"), _entry(teacher, output, "teacher")
+    if s.shape != t.shape:
+      raise ValueError(
+        f"student {output!r} {tuple(s.shape)} and teacher {output!r} {tuple(t.shape)} differ: "
+        "comparing logits needs the same rows and classes (features may still be distilled)"
+      )
+    return s, t
+
+  def init(key, student, teacher):
+    del key
+    check(student, teacher)
+    return Variables({}, {})
+
+  def apply(params, state, student, teacher, batch, *, step, key, axis_name):
+    del params, step, key
+    s, t = check(student, teacher)
+    return _evaluate(loss, s, t, wanted, batch, axis_name, hyperparameters), state
+
+  return Term(init, apply)
+
+
+def features(
+  student: str,
+  teacher: str,
+  loss: Callable[..., jax.Array],
+  *,
+  project: bool = True,
+  resize: bool = True,
+  **hyperparameters,
+) -> Term:
+  """A feature loss between a named output of the student and one of the teacher.
+
+  Args:
+    student, teacher: names of the outputs, of the same rank: [B, C], [B, L, C] or [B, H, W, C].
+    loss: `(student, teacher, **hyperparameters)`, [B] or a scalar; `where` as in `logits`.
+    project: where the channels differ, learn a linear map (on images a 1x1 convolution) from the student's to
+      the teacher's, FitNets' regressor (Romero et al. 2015, section 2.2). It trains with the student and is
+      not exported. False: the loss gets the channels as they are.
+    resize: where heights or widths differ, resize the student's map to the teacher's size (linear
+      interpolation, antialiased). False: the loss gets the maps as they are.
+
+  Raises:
+    ValueError: an unknown name, or a pair that cannot be aligned (both shapes are shown).
+  """
+  wanted = _accepted(loss, hyperparameters)
+
+  def pair(s_outputs, t_outputs):
+    return _entry(s_outputs, student, "student"), _entry(t_outputs, teacher, "teacher")
+
+  def init(key, s_outputs, t_outputs):
+    s, t = pair(s_outputs, t_outputs)
+    problem = _misfit(s.shape, t.shape, resize)
+    if problem:
+      raise ValueError(
+        f"student {student!r} {tuple(s.shape)} cannot be aligned with teacher {teacher!r} {tuple(t.shape)}: {problem}"
+      )
+    if not project or s.shape[-1] == t.shape[-1]:
+      return Variables({}, {})
+    kernel = jax.nn.initializers.lecun_normal()(key, (s.shape[-1], t.shape[-1]), jnp.float32)
+    return Variables({"kernel": kernel, "bias": jnp.zeros(t.shape[-1])}, {})
+
+  def apply(params, state, s_outputs, t_outputs, batch, *, step, key, axis_name):
+    del step, key
+    s, t = pair(s_outputs, t_outputs)
+    if params:
+      s = s @ params["kernel"].astype(s.dtype) + params["bias"].astype(s.dtype).reshape(
+        (1,) * (s.ndim - 1) + (-1,)
+      )
+    if resize and s.ndim == 4 and s.shape[1:3] != t.shape[1:3]:
+      s = jax.image.resize(s, (s.shape[0], *t.shape[1:3], s.shape[3]), "linear")
+    return _evaluate(loss, s, t, wanted, batch, axis_name, hyperparameters), state
+
+  return Term(init, apply)
+
+
+def _misfit(s: tuple[int, ...], t: tuple[int, ...], resize: bool) -> str | None:
+  if len(s) != len(t):
+    return "their ranks differ"
+  if s[0] != t[0]:
+    return "their numbers of rows differ"
+  if len(s) != 4 and s[1:-1] != t[1:-1]:
+    return "their lengths differ"
+  if len(s) == 4 and not resize and s[1:3] != t[1:3]:
+    return "their maps' sizes differ and resize=False"
+  return None
+
+
+def _targets(label, log_q):
+  """Rows of probabilities [..., C] and which rows are labelled [...]."""
+  if jnp.issubdtype(label.dtype, jnp.integer):
+    if label.shape != log_q.shape[:-1]:
+      raise ValueError(f"labels {label.shape} do not match the rows of the logits {log_q.shape}")
+    return jax.nn.one_hot(label, log_q.shape[-1], dtype=log_q.dtype), label >= 0
+  if label.shape != log_q.shape:
+    raise ValueError(
+      f"labels must be integers {log_q.shape[:-1]} or rows of probabilities {log_q.shape}, "
+      f"got {label.dtype} {label.shape}"
+    )
+  return label.astype(log_q.dtype), label.sum(-1) > 0
+
+
+def _accepted(loss, hyperparameters) -> set[str]:
+  return (set(inspect.signature(loss).parameters) & {"labels", "where", "axis_name"}) - set(hyperparameters)
+
+
+def _evaluate(loss, s, t, wanted: set[str], batch, axis_name, hyperparameters):
+  """The loss as a term's value, with what it wants of `labels`, `where` and `axis_name`."""
+  known, extras = None, dict(hyperparameters)
+  if "labels" in wanted:
+    label = _integer_labels(batch)
+    known, extras["labels"] = label >= 0, jnp.maximum(label, 0)
+  if "where" in wanted:
+    extras["where"] = _valid(batch, s.shape[:1], known)
+  if "axis_name" in wanted:
+    extras["axis_name"] = axis_name
+  values = loss(s, t, **extras)
+  return values if values.ndim == 0 else (values, _valid(batch, values.shape, known))
+
+
+def _integer_labels(batch):
+  label = batch.get("label")
+  if label is None:
+    raise ValueError("this loss needs labels and the batch has no 'label'")
+  if not jnp.issubdtype(label.dtype, jnp.integer):
+    raise ValueError(
+      f"this loss needs integer labels, got {label.dtype} {label.shape}: "
+      "it cannot be used with mixed labels (mixup, cutmix)"
+    )
+  return label
+
+
+def _valid(batch, shape, known=None):
+  """The batch's valid rows, and those that are `known`, for values of this shape; None where all are."""
+  where = batch.get("where")
+  if where is None:
+    return known
+  if known is None:
+    return where
+  return where.reshape(where.shape + (1,) * (len(shape) - where.ndim)) & known
+
+
+def _entry(outputs: Outputs, name: str, whose: str):
+  if name not in outputs:
+    raise ValueError(f"the {whose} has no output {name!r}{suggest(name, outputs)}")
+  return outputs[name]
+
+
+@contextlib.contextmanager
+def _named(name: str):
+  """Puts the term's name in front of a ValueError raised inside."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"term {name!r}: {error}") from error

@@ -1,0 +1,133 @@
+"""Teachers that are more than one network with its weights. Each is a Model: the step cannot tell them apart.
+
+A frozen teacher is any Model with `variables`; what is here changes its dtype, joins several, reads outputs
+that ride in the batch, or follows the student.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.types import Model, Variables
+
+CACHED = "teacher/"
+
+
+def live(model: Model, *, dtype) -> Model:
+  """The model with its weights and inputs in a dtype of its own (a bfloat16 teacher of a float32 student).
+
+  Args:
+    model: any Model; floating weights, states and batch entries are cast, integers stay.
+    dtype: a floating dtype. Losses still compute in float32.
+  """
+
+  def cast(tree):
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+  def init(key, batch):
+    return Variables(*cast(tuple(model.init(key, batch))))
+
+  def apply(params, state, batch, *, train, key):
+    return model.apply(params, state, cast(dict(batch)), train=train, key=key)
+
+  return Model(init, apply, model.variables and Variables(*cast(tuple(model.variables))))
+
+
+def cached() -> Model:
+  """A teacher without weights: its outputs ride in the batch as 'teacher/logits', 'teacher/block3', ..."""
+
+  def apply(params, state, batch, *, train, key):
+    del params, train, key
+    outputs = {name.removeprefix(CACHED): x for name, x in batch.items() if name.startswith(CACHED)}
+    if not outputs:
+      raise ValueError(f"the batch has no cached teacher outputs ('{CACHED}...'); it has {sorted(batch)}")
+    return outputs, state
+
+  return Model(lambda key, batch: Variables({}, {}), apply, Variables({}, {}))
+
+
+def ensemble(models: Sequence[Model], *, weights: Sequence[float] | None = None, mean: str) -> Model:
+  """Several teachers as one.
+
+  Args:
+    models: at least one Model that gives 'logits'.
+    weights: one number >= 0 each, not all 0; normalised to sum 1. None: equal.
+    mean: 'probabilities': logits = log of the weighted mean of the softmax probabilities at T = 1 (Hinton et
+      al. 2015, section 3; a temperature applied later sharpens or softens that mean). 'logits': the weighted
+      mean of the logits (a geometric mean of probabilities).
+
+  Returns:
+    A Model with 'logits', and every output of teacher i as 'i/name'.
+
+  Raises:
+    ValueError: no models, weights that do not fit, another `mean`.
+  """
+  if not models:
+    raise ValueError("ensemble() got no models")
+  shares = [1.0] * len(models) if weights is None else [float(w) for w in weights]
+  if len(shares) != len(models) or not all(math.isfinite(w) and w >= 0 for w in shares) or sum(shares) == 0:
+    raise ValueError(f"weights: expected {len(models)} finite numbers >= 0, not all 0, got {weights}")
+  if mean not in ("probabilities", "logits"):
+    raise ValueError(f"mean: expected 'probabilities' or 'logits', got {mean!r}")
+  shares = [w / sum(shares) for w in shares]
+
+  def init(key, batch):
+    return _stack([m.init(jax.random.fold_in(key, i), batch) for i, m in enumerate(models)])
+
+  def apply(params, state, batch, *, train, key):
+    outputs, all_logits, new_state = {}, [], {}
+    for i, model in enumerate(models):
+      own_key = None if key is None else jax.random.fold_in(key, i)
+      own, new_state[str(i)] = model.apply(params[str(i)], state[str(i)], batch, train=train, key=own_key)
+      outputs |= {f"{i}/{name}": x for name, x in own.items()}
+      all_logits.append(own["logits"])
+    shapes = {z.shape for z in all_logits}
+    if len(shapes) > 1:
+      raise ValueError(
+        f"ensemble: the teachers' logits have different shapes {[z.shape for z in all_logits]}"
+      )
+    return outputs | {"logits": _mean(all_logits, shares, mean)}, new_state
+
+  carried = [m.variables for m in models]
+  return Model(init, apply, None if any(v is None for v in carried) else _stack(carried))
+
+
+def moving_average(student: Model, *, decay: float = 0.999) -> Model:
+  """A teacher whose weights are an exponential moving average of the student's (Tarvainen & Valpola 2017).
+
+  After each update `own = d own + (1 - d) student`, with `d = min(decay, (1 + step) / (10 + step))` so that
+  the first steps do not remember the random start; batch statistics are averaged the same way. It lives in the
+  train state, hence in its checkpoints.
+
+  Raises:
+    ValueError: decay outside [0, 1).
+  """
+  if not 0 <= decay < 1:
+    raise ValueError(f"decay: expected a number in [0, 1), got {decay}")
+
+  def follow(own: Variables, current: Variables, step: jax.Array) -> Variables:
+    d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+    def blend(a, b):
+      floating = jnp.issubdtype(a.dtype, jnp.floating)
+      return (a + (1 - d).astype(a.dtype) * (b - a)) if floating else b
+
+    return jax.tree.map(blend, own, current)
+
+  return Model(student.init, student.apply, None, follow)
+
+
+def _stack(variables: Sequence[Variables]) -> Variables:
+  numbered = {str(i): v for i, v in enumerate(variables)}
+  return Variables(*({i: getattr(v, part) for i, v in numbered.items()} for part in ("params", "state")))
+
+
+def _mean(all_logits, shares, mean):
+  stacked = jnp.stack(all_logits)
+  stacked = stacked.astype(jnp.promote_types(stacked.dtype, jnp.float32))
+  weight = jnp.asarray(shares, stacked.dtype).reshape((-1,) + (1,) * (stacked.ndim - 1))
+  if mean == "logits":
+    return (weight * stacked).sum(0)
+  return jax.nn.logsumexp(jax.nn.log_softmax(stacked, -1), axis=0, b=weight)

@@ -1,0 +1,288 @@
+"""The loop: batches in, steps, evaluations, checkpoints, a history out."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from distill_jax import data, metrics, reduce, sharding
+from distill_jax.checkpoint import Checkpoints
+from distill_jax.fingerprint import fingerprint
+from distill_jax.train.log import Log, fetch
+from distill_jax.train.step import make_eval_step, make_init, make_train_step
+from distill_jax.types import Batch, Model, Objective, TrainState, Variables
+
+
+class Fitted(NamedTuple):
+  """What training leaves.
+
+  Attributes:
+    variables: the student's, from the best evaluation if there was a validation set, else the last.
+    state: the train state after the last step.
+    history: dicts as in metrics.jsonl, in order.
+  """
+
+  variables: Variables
+  state: TrainState
+  history: list[dict[str, Any]]
+
+
+class NonFiniteError(RuntimeError):
+  """Training was aborted after too many updates in a row that were not finite.
+
+  Attributes:
+    state: the last good train state; no update that was not finite has entered it.
+  """
+
+  def __init__(self, message: str, state: TrainState):
+    super().__init__(message)
+    self.state = state
+
+
+def fit(
+  student: Model,
+  teacher: Model | None,
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  source: data.Source | Callable[[int], Iterable[Mapping[str, Any]]],
+  *,
+  steps: int,
+  batch_size: int,
+  teacher_variables: Variables | None = None,
+  validation: data.Source | None = None,
+  best: tuple[str, str] = ("accuracy", "max"),
+  eval_every: int | None = None,
+  log_every: int = 50,
+  folder: str | Path | None = None,
+  checkpoint_every: int | None = None,
+  identity: Mapping[str, str | int | float] | None = None,
+  seed: int = 0,
+  views: int = 0,
+  augment: Callable[[Batch], Batch] | None = None,
+  mix: Callable[[jax.Array, Batch], Batch] | None = None,
+  microbatches: int = 1,
+  max_skips: int = 10,
+  mesh: jax.sharding.Mesh | None = None,
+  title: str = "train",
+  progress: bool = True,
+) -> Fitted:
+  """Distils `teacher` into `student` (or trains the student alone: teacher None), on all devices of this host.
+
+  Args:
+    student, teacher, objective, optimizer, augment, mix, microbatches: as in `make_train_step`.
+    source: the training examples; or your own pipeline, a function `start step -> iterable of batches` (dicts
+      of host arrays of `batch_size` rows), which must give the same batches again to a run that resumes.
+    steps: in all, including those of an earlier run that is resumed.
+    batch_size: rows per step over all devices.
+    teacher_variables: the frozen teacher's weights, if the Model does not carry them.
+    validation: examples for evaluation, never trained on.
+    best: the evaluation's score that chooses `Fitted.variables`, and 'max' or 'min'.
+    eval_every: steps between evaluations; None: a tenth of `steps`. The last step is always evaluated.
+    log_every: steps between reports; metrics stay on the device until then.
+    folder: where checkpoints, metrics.jsonl and TensorBoard files go. The same call again resumes there, and
+      ends with the parameters that an undisturbed run has. None: nothing is written.
+    checkpoint_every: steps between checkpoints besides those at evaluations; None: only at evaluations.
+    identity: what else must be equal for a run to be resumed, beside the data, seed, views and batch size.
+    seed: of the student's initial weights, the order of the examples, and every draw.
+    views: different augmented views per example; 0: a new one each epoch.
+    max_skips: abort after this many updates in a row that were not finite.
+    mesh: devices to use, one axis `data`; None: all local ones.
+    title, progress: a progress bar with this title on a terminal, a line per evaluation elsewhere.
+
+  Returns:
+    `Fitted`.
+
+  Raises:
+    ValueError: what does not fit: networks, objective, labels, batch and devices, or a folder of another run.
+    NonFiniteError: see `max_skips`.
+    RuntimeError: the frozen teacher's weights changed while it taught.
+  """
+  _check_counts(steps=steps, batch_size=batch_size, log_every=log_every, max_skips=max_skips)
+  mesh = mesh or sharding.data_mesh()
+  sharding.check_divisible(batch_size, mesh, microbatches=microbatches)
+  eval_every = eval_every or max(1, steps // 10)
+  taught_by = _frozen(teacher, teacher_variables, mesh)
+  teacher_print = fingerprint(taught_by)
+  stream = _stream(source, batch_size, seed, views)
+  example = next(iter(stream(0)))
+  state = make_init(student, teacher, objective, optimizer)(jax.random.key(seed), _on_device(example, mesh))
+  _check_classes(student, state, example, source)
+  state = sharding.replicate(state, mesh)
+  step_fn = _compiled(
+    make_train_step(
+      student, teacher, objective, optimizer, microbatches=microbatches, augment=augment, mix=mix
+    ),
+    mesh,
+    donate=True,
+  )
+  evaluate = _evaluator(student, mesh, validation, batch_size) if validation is not None else None
+  keeper = _Keeper(
+    folder,
+    best,
+    {
+      "seed": seed,
+      "views": views,
+      "batch_size": batch_size,
+      "teacher": teacher_print,
+      "data": _describe(source),
+      **(identity or {}),
+    },
+  )
+  with keeper:
+    state = keeper.restore(state)
+    start = int(state.step)
+    with Log(keeper.folder, start=start, steps=steps, title=title, progress=progress) as log:
+      pending: list[Any] = []
+      batches = iter(stream(start))
+      for step in range(start + 1, steps + 1):
+        state, measured = step_fn(state, taught_by, _place(batches, step, batch_size, mesh))
+        pending.append(measured)
+        if step % log_every == 0 or step == steps or step % eval_every == 0:
+          log.train(step, fetch(pending), batch_size)
+          pending.clear()
+          _check_skips(state, max_skips)
+        scores = None
+        if evaluate is not None and (step % eval_every == 0 or step == steps):
+          scores = evaluate(Variables(state.params["student"], state.model_state["student"]))
+          log.validation(step, scores)
+        if scores is not None or step == steps or step % (checkpoint_every or eval_every) == 0:
+          keeper.save(state, scores)
+      history = log.history
+    if fingerprint(taught_by) != teacher_print:
+      raise RuntimeError("the teacher's weights changed while it taught: a frozen teacher must not")
+    return Fitted(keeper.best_variables(state), state, history)
+
+
+class _Keeper:
+  """Checkpoints in a folder, or the best variables in memory where there is none."""
+
+  def __init__(self, folder, best, identity):
+    self._best, self._score, self._variables = best, None, None
+    self.folder = None if folder is None else Path(folder).resolve()
+    self._saved = (
+      None if folder is None else Checkpoints(self.folder / "checkpoints", best=best, identity=identity)
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    if self._saved is not None:
+      self._saved.close()
+
+  def restore(self, state: TrainState) -> TrainState:
+    found = self._saved.restore(state) if self._saved is not None else None
+    return state if found is None else found
+
+  def save(self, state: TrainState, scores: Mapping[str, float] | None) -> None:
+    if self._saved is not None:
+      self._saved.save(state, metrics=scores)
+    elif scores is not None:
+      name, direction = self._best
+      score = scores[name] if direction == "max" else -scores[name]
+      if self._score is None or score > self._score:
+        self._score = score
+        variables = state.params["student"], state.model_state["student"]
+        self._variables = Variables(*jax.tree.map(jnp.copy, variables))
+
+  def best_variables(self, state: TrainState) -> Variables:
+    if self._saved is not None:
+      self._saved.wait()
+      state = self._saved.restore(state, step="best") or state
+    elif self._variables is not None:
+      return self._variables
+    return Variables(state.params["student"], state.model_state["student"])
+
+
+def _check_counts(**counts: int) -> None:
+  for name, count in counts.items():
+    if count < 1:
+      raise ValueError(f"{name}: expected an integer >= 1, got {count}")
+
+
+def _frozen(teacher: Model | None, given: Variables | None, mesh) -> Any:
+  if teacher is None or teacher.follow is not None:
+    if given is not None:
+      raise ValueError("teacher_variables were given, but there is no frozen teacher to use them")
+    return ()
+  variables = given if given is not None else teacher.variables
+  if variables is None:
+    raise ValueError(
+      "the teacher has no weights: pass teacher_variables=, or make the Model from trained weights (an untrained "
+      "teacher would teach noise)"
+    )
+  return sharding.replicate(Variables(*variables), mesh)
+
+
+def _stream(source, batch_size, seed, views) -> Callable[[int], Iterable[Mapping[str, Any]]]:
+  if isinstance(source, data.Source):
+    return lambda start: data.batches(source, batch_size, seed=seed, start=start, views=views)
+
+  def checked(start: int) -> Iterator[Mapping[str, Any]]:
+    for batch in source(start):
+      data.check_batch(batch)
+      yield batch
+
+  return checked
+
+
+def _describe(source) -> str:
+  if not isinstance(source, data.Source):
+    return getattr(source, "__qualname__", type(source).__qualname__)
+  return f"{source.name}:{fingerprint(dict(source.arrays))}"
+
+
+def _check_classes(student: Model, state: TrainState, example, source) -> None:
+  outputs = jax.eval_shape(
+    lambda p, s: student.apply(p, s, example, train=False, key=None)[0],
+    state.params["student"],
+    state.model_state["student"],
+  )
+  classes = getattr(source, "classes", None)
+  if classes is not None and "logits" in outputs and outputs["logits"].shape[-1] < classes:
+    raise ValueError(
+      f"the student has {outputs['logits'].shape[-1]} classes and the data set {source.name!r} has {classes}"
+    )
+
+
+def _place(batches: Iterator, step: int, batch_size: int, mesh) -> Batch:
+  batch = next(batches, None)
+  if batch is None:
+    raise ValueError(f"the data ended before step {step}: a source must go on for all steps")
+  rows = {len(x) for x in batch.values()}
+  if rows != {batch_size}:
+    raise ValueError(f"the batch of step {step} has {sorted(rows)} rows, expected batch_size {batch_size}")
+  return _on_device(batch, mesh)
+
+
+def _on_device(batch, mesh) -> Batch:
+  return jax.device_put(dict(batch), sharding.by_rows(mesh))
+
+
+def _compiled(function, mesh, *, donate: bool):
+  return jax.jit(function, donate_argnums=0 if donate else (), out_shardings=sharding.replicated(mesh))
+
+
+def _evaluator(student: Model, mesh, validation: data.Source, batch_size: int):
+  """`variables -> scores` on the whole set."""
+  count = _compiled(make_eval_step(student), mesh, donate=False)
+  batches = [_on_device(batch, mesh) for batch in data.eval_batches(validation, batch_size)]
+
+  def evaluate(variables: Variables) -> dict[str, float]:
+    return metrics.summary(reduce.merge(*jax.device_get([count(variables, (), batch) for batch in batches])))
+
+  return evaluate
+
+
+def _check_skips(state: TrainState, max_skips: int) -> None:
+  skips = jax.device_get(state.skips)
+  if skips.longest >= max_skips:
+    raise NonFiniteError(
+      f"{skips.longest} updates in a row were not finite (max_skips {max_skips}), {skips.total} in all, up to step "
+      f"{int(state.step)}: the parameters are those from before. Look for NaN in the teacher's outputs, or lower "
+      "the learning rate",
+      state,
+    )

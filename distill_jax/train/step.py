@@ -1,0 +1,302 @@
+"""The train step: teacher inference and the student's update in one pure function."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from distill_jax import metrics, reduce
+from distill_jax.types import Batch, Model, Objective, Outputs, Skips, TrainState, Variables
+
+Step = Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Any]]]
+
+
+def make_init(
+  student: Model, teacher: Model | None, objective: Objective, optimizer: optax.GradientTransformation
+) -> Callable[[jax.Array, Batch], TrainState]:
+  """`init(key, batch) -> TrainState`; of the batch only shapes are used, and of the teacher only its outputs'.
+
+  Arguments as in `make_train_step`. A pair of networks that the objective cannot compare is a ValueError here.
+  """
+
+  def init(key: jax.Array, batch: Batch) -> TrainState:
+    variables = student.init(jax.random.fold_in(key, 0), batch)
+    outputs = _shapes(student, variables, batch)
+    if teacher is None:
+      teacher_outputs: Outputs = {}
+    else:
+      start = teacher.variables or jax.eval_shape(teacher.init, key, batch)
+      teacher_outputs = _shapes(teacher, start, batch)
+    learned = objective.init(jax.random.fold_in(key, 1), outputs, teacher_outputs)
+    params = {"student": variables.params, "objective": learned.params}
+    follows = teacher is not None and teacher.follow is not None
+    # A copy: the average and the student are donated together, and a shared buffer cannot be donated twice.
+    average = Variables(*jax.tree.map(jnp.copy, tuple(variables))) if follows else ()
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(
+      step=zero,
+      key=jax.random.fold_in(key, 2),
+      params=params,
+      model_state={"student": variables.state, "objective": learned.state},
+      opt_state=optimizer.init(params),
+      average=average,
+      skips=Skips(zero + 0, zero + 0, zero + 0),
+    )
+
+  return init
+
+
+def make_train_step(
+  student: Model,
+  teacher: Model | None,
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  *,
+  axis_name: str | None = None,
+  microbatches: int = 1,
+  augment: Callable[[Batch], Batch] | None = None,
+  mix: Callable[[jax.Array, Batch], Batch] | None = None,
+) -> Step:
+  """A pure step `(state, teacher_variables, batch) -> (state, metrics)`; jit it, donating the state.
+
+  Args:
+    student, teacher: Models. teacher None trains the student alone (or trains a teacher).
+    objective: what to minimise.
+    optimizer: an optax transformation, over `{'student': ..., 'objective': ...}` parameters.
+    axis_name: the mapped axis under `pmap` or `shard_map`; the batch is then one device's share, and the
+      result equals the jitted step's on the whole batch, for networks without batch norm or with batch norm
+      that is given the axis name. Under `jit` over a mesh leave it None.
+    microbatches: accumulate gradients over this many equal parts of the batch. Each term's denominator is
+      that of the whole batch, so the result equals one large step's. Batch norm and losses that relate rows
+      see one part.
+    augment: `batch -> batch`, a function of ids and views (`data.augmentation`); applied first, so teacher and
+      student see the same view.
+    mix: `(key, batch) -> batch`, mixes rows (`data.mixup`); applied after `augment`.
+
+  The step's arguments:
+    state: from `make_init`.
+    teacher_variables: the frozen teacher's `Variables`; `()` where the teacher follows the student, or is None.
+    batch: rows a multiple of `microbatches`.
+
+  Returns:
+    The step function. Its metrics are (sum, count) pairs, the same on every device: 'loss', every term by
+    name (unweighted), 'accuracy' where labels are integers, 'grad_norm' (global, L2), 'nonfinite' (the update
+    was skipped because the loss or the gradient's norm was not finite) and 'empty' (a term had no valid value).
+  """
+  if microbatches < 1:
+    raise ValueError(f"microbatches: expected an integer >= 1, got {microbatches}")
+
+  def teach(state: TrainState, teacher_variables, batch: Batch) -> Outputs:
+    if teacher is None:
+      return {}
+    frozen = state.average if teacher.follow else teacher_variables
+    if not frozen:
+      raise ValueError(
+        "the step got no teacher variables: pass the teacher's Variables as the second argument"
+      )
+    return teacher.apply(*frozen, batch, train=False, key=None)[0]
+
+  def forward(params, model_state, taught: Outputs, batch: Batch, key, step):
+    student_key, objective_key = jax.random.split(key)
+    outputs, student_state = student.apply(
+      params["student"], model_state["student"], batch, train=True, key=student_key
+    )
+    learned = params["objective"], model_state["objective"]
+    terms, objective_state = objective.apply(
+      *learned, outputs, taught, batch, step=step, key=objective_key, axis_name=axis_name
+    )
+    return outputs, terms, {"student": student_state, "objective": objective_state}
+
+  def gradients(params, model_state, taught, batch, key, step, counts):
+    def loss_fn(params):
+      outputs, terms, new_state = forward(params, model_state, taught, batch, key, step)
+      loss, pairs = _sum_terms(terms, counts, microbatches, axis_name)
+      return loss, (pairs | _accuracy(outputs, batch), new_state)
+
+    (loss, (pairs, new_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    return (loss, pairs, grads), new_state
+
+  def accumulated(params, state: TrainState, teacher_variables, batch: Batch, key):
+    parts = (
+      jax.tree.map(lambda x: _interleave(x, microbatches), dict(batch)),
+      jax.random.split(key, microbatches),
+    )
+
+    def count(carry, part):
+      # Only the masks' sums are used: the compiler removes what they do not need of this forward pass.
+      rows, own_key = part
+      taught = teach(state, teacher_variables, rows)
+      return _counts(forward(params, state.model_state, taught, rows, own_key, state.step)[1]), carry
+
+    counts, _ = _sum_over(count, (), parts)
+
+    def differentiate(model_state, part):
+      rows, own_key = part
+      taught = teach(state, teacher_variables, rows)
+      return gradients(params, model_state, taught, rows, own_key, state.step, counts)
+
+    return _sum_over(differentiate, state.model_state, parts)
+
+  def step(state: TrainState, teacher_variables, batch: Batch):
+    _check_rows(batch, microbatches)
+    mix_key, key = jax.random.split(jax.random.fold_in(state.key, state.step))
+    if axis_name is not None:  # devices draw different dropout masks
+      mix_key, key = (jax.random.fold_in(k, jax.lax.axis_index(axis_name)) for k in (mix_key, key))
+    batch = _blank_invalid(batch)
+    if augment is not None:
+      batch = augment(batch)
+    if mix is not None:
+      batch = mix(mix_key, batch)
+    params = state.params
+    if axis_name is not None:
+      # Or shard_map would sum their gradients over devices behind our back when it checks replication.
+      params = jax.lax.pcast(params, axis_name, to="varying")
+    if microbatches == 1:
+      taught = teach(state, teacher_variables, batch)
+      sums, model_state = gradients(params, state.model_state, taught, batch, key, state.step, None)
+    else:
+      sums, model_state = accumulated(params, state, teacher_variables, batch, key)
+    loss, pairs, grads = sums
+    if axis_name is not None:
+      loss, grads = jax.lax.pmean((loss, grads), axis_name)
+      pairs, model_state = jax.lax.psum(pairs, axis_name), _agree(model_state, axis_name)
+    return _update(state, loss, pairs, grads, model_state)
+
+  def _update(state: TrainState, loss, pairs, grads, model_state):
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if teacher is not None and teacher.follow:
+      average = teacher.follow(average, Variables(params["student"], model_state["student"]), state.step)
+    old = state.params, state.model_state, state.opt_state, state.average
+    new = params, model_state, opt_state, average
+    kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    streak = jnp.where(finite, 0, state.skips.streak + 1)
+    skips = Skips(
+      state.skips.total + jnp.where(finite, 0, 1), streak, jnp.maximum(state.skips.longest, streak)
+    )
+    one = jnp.ones(())
+    empty = jnp.stack([n == 0 for name, (_, n) in pairs.items() if name != "accuracy"]).any()
+    singles = {"loss": loss, "grad_norm": norm, "nonfinite": ~finite, "empty": empty}
+    measured = pairs | {name: (value.astype(jnp.float32), one) for name, value in singles.items()}
+    params, model_state, opt_state, average = kept
+    return TrainState(state.step + 1, state.key, params, model_state, opt_state, average, skips), measured
+
+  return step
+
+
+def make_eval_step(student: Model, teacher: Model | None = None) -> Callable[..., dict[str, Any]]:
+  """A pure step `(variables, teacher_variables, batch) -> counts`, what `metrics.counts` adds up.
+
+  The batch's rows with 'where' False count nowhere. With a teacher (a frozen one) its agreement with the student
+  and the KL to it are counted too.
+  """
+
+  def step(variables: Variables, teacher_variables, batch: Batch):
+    logits = student.apply(*variables, batch, train=False, key=None)[0]["logits"]
+    taught = None
+    if teacher is not None:
+      taught = teacher.apply(*teacher_variables, batch, train=False, key=None)[0]["logits"]
+    return metrics.counts(logits, batch["label"], batch.get("where"), teacher_logits=taught)
+
+  return step
+
+
+def _shapes(model: Model, variables: Variables, batch: Batch) -> Outputs:
+  return jax.eval_shape(lambda v, b: model.apply(*v, b, train=False, key=None)[0], variables, batch)
+
+
+def _sum_terms(terms, counts, microbatches: int, axis_name):
+  """The loss of one device and microbatch, such that the mean over devices of the sum over microbatches is the
+  batch's; and each term's (sum, count)."""
+  devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+  loss, pairs = jnp.zeros(()), {}
+  for name, (weight, value) in terms.items():
+    if isinstance(value, tuple):
+      term_sum, count = reduce.total(*value)
+      if counts is None:
+        whole = count if axis_name is None else jax.lax.psum(count, axis_name)
+      else:
+        whole = counts[name] if axis_name is None else jax.lax.psum(counts[name], axis_name)
+      loss += weight * devices * reduce.value((term_sum, whole))
+      pairs[name] = term_sum, count
+    else:
+      loss += weight * value / microbatches
+      pairs[name] = value, jnp.ones(())
+  return loss, pairs
+
+
+def _counts(terms) -> dict[str, jax.Array]:
+  return {n: reduce.total(*value)[1] for n, (_, value) in terms.items() if isinstance(value, tuple)}
+
+
+def _accuracy(outputs: Outputs, batch: Batch) -> dict[str, reduce.Pair]:
+  logits, label = outputs.get("logits"), batch.get("label")
+  if logits is None or label is None or not jnp.issubdtype(label.dtype, jnp.integer):
+    return {}
+  where = label >= 0
+  if "where" in batch:
+    where &= batch["where"].reshape(batch["where"].shape + (1,) * (label.ndim - batch["where"].ndim))
+  return {"accuracy": reduce.total(logits.argmax(-1) == label, where)}
+
+
+def _check_rows(batch: Batch, microbatches: int) -> None:
+  rows = {name: x.shape[0] for name, x in batch.items()}
+  if not rows or len(set(rows.values())) > 1 or 0 in rows.values():
+    raise ValueError(f"a batch needs entries with the same number of rows, at least 1; got {rows}")
+  n = next(iter(rows.values()))
+  if n % microbatches:
+    nearest = n // microbatches * microbatches
+    raise ValueError(
+      f"batch of {n} rows does not divide into {microbatches} microbatches; nearest sizes: "
+      f"{nearest or microbatches}, {nearest + microbatches}"
+    )
+
+
+def _blank_invalid(batch: Batch) -> Batch:
+  """Rows that do not count become zeros: a NaN there would reach the weights' gradients as NaN times zero."""
+  if "where" not in batch:
+    return batch
+  where = batch["where"]
+
+  def blank(x):
+    return (
+      jnp.where(where.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0)
+      if jnp.issubdtype(x.dtype, jnp.floating)
+      else x
+    )
+
+  return {name: blank(x) for name, x in batch.items()}
+
+
+def _interleave(x: jax.Array, parts: int) -> jax.Array:
+  """[B, ...] -> [parts, B / parts, ...], every parts-th row, so that rows stay on the device that has them."""
+  return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _sum_over(body, carry, parts):
+  """Sums `body(carry, part) -> (values, carry)` over the leading axis of `parts`."""
+  total, carry = body(carry, jax.tree.map(lambda x: x[0], parts))
+
+  def add(state, part):
+    total, carry = state
+    values, carry = body(carry, part)
+    return (jax.tree.map(jnp.add, total, values), carry), None
+
+  # Convolutions inside a loop are several times slower on CPU (their weight gradient above all).
+  unroll = True if jax.default_backend() == "cpu" else 1
+  rest = jax.tree.map(lambda x: x[1:], parts)
+  return jax.lax.scan(add, (total, carry), rest, unroll=unroll)[0]
+
+
+def _agree(model_state, axis_name):
+  """One value on all devices: the mean of floating states, the maximum of counters."""
+
+  def agree(x):
+    return (jax.lax.pmean if jnp.issubdtype(x.dtype, jnp.floating) else jax.lax.pmax)(x, axis_name)
+
+  return jax.tree.map(agree, model_state)

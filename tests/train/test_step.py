@@ -1,0 +1,351 @@
+"""The train step against hand-written JAX, and its invariances: devices, mapping, accumulation."""
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from distill_jax import losses, objectives, reduce, teachers
+from distill_jax.models import from_apply, from_linen, from_nnx
+from distill_jax.train import make_eval_step, make_init, make_train_step
+from distill_jax.types import Variables
+
+CLASSES = 5
+
+
+class Student(nnx.Module):
+  def __init__(self, rngs, norm=None, dropout=0.0):
+    self.hidden = nnx.Linear(6, 8, rngs=rngs)
+    self.norm = nnx.BatchNorm(8, axis_name=norm or None, rngs=rngs) if norm is not None else None
+    self.dropout = nnx.Dropout(dropout, rngs=rngs)
+    self.head = nnx.Linear(8, CLASSES, rngs=rngs)
+
+  def __call__(self, x):
+    x = self.hidden(x)
+    x = x if self.norm is None else self.norm(x)
+    x = self.dropout(nnx.relu(x))
+    return {"logits": self.head(x), "hidden": x}
+
+
+class Teacher(linen.Module):
+  @linen.compact
+  def __call__(self, x, train: bool):
+    x = linen.Dense(12)(x)
+    x = linen.BatchNorm(use_running_average=not train)(x)
+    x = linen.Dropout(0.5, deterministic=not train)(linen.relu(x))
+    return linen.Dense(CLASSES)(x)
+
+
+def teacher_model(features=()):
+  variables = Teacher().init(jax.random.key(7), jnp.ones((1, 6)), train=False)
+  stats = jax.tree.map(lambda x: x + 0.3, variables["batch_stats"])
+  return from_linen(Teacher(), {**variables, "batch_stats": stats}, features=features)
+
+
+def batch(rng, rows=16, masked=True):
+  where = rng.random(rows) > 0.4 if masked else np.ones(rows, bool)
+  return {
+    "id": np.arange(rows, dtype=np.int32),
+    "image": rng.normal(size=(rows, 6)).astype(np.float32),
+    "label": rng.integers(0, CLASSES, rows).astype(np.int32),
+    "where": where,
+  }
+
+
+def objective():
+  return objectives.weighted(
+    hard=(0.3, objectives.labels()),
+    soft=(optax.linear_schedule(1.0, 0.2, 10), objectives.logits(losses.kl_divergence, temperature=3.0)),
+    hint=(0.5, objectives.features("hidden", "Dense_0", losses.hint)),
+  )
+
+
+def setup(rng, student=None, teacher=None, goal=None, optimizer=None, **kwargs):
+  student = student or from_nnx(Student(nnx.Rngs(0)))
+  teacher = teacher or teacher_model(["Dense_0"])
+  goal, optimizer = goal or objective(), optimizer or optax.sgd(0.1, momentum=0.9)
+  init = make_init(student, teacher, goal, optimizer)
+  step = make_train_step(student, teacher, goal, optimizer, **kwargs)
+  return init(jax.random.key(0), batch(rng)), step, teacher.variables
+
+
+def run(state, step, taught, batches):
+  step = jax.jit(step)
+  for b in batches:
+    state, measured = step(state, taught, b)
+  return state, measured
+
+
+def assert_same(a, b, tolerance=1e-5):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+
+
+def test_equals_a_hand_written_step(rng):
+  state, step, taught = setup(rng)
+  b = batch(rng)
+  learned = state.params["objective"]["hint"]
+  teacher_logits, inner = Teacher().apply(
+    {"params": taught.params, **taught.state}, b["image"], train=False, capture_intermediates=True
+  )
+  teacher_hidden = inner["intermediates"]["Dense_0"]["__call__"][0]
+  where = b["where"]
+
+  def loss_fn(params):
+    p, projection = params["student"], params["objective"]["hint"]
+    hidden = jax.nn.relu(b["image"] @ p["hidden"]["kernel"] + p["hidden"]["bias"])
+    z = hidden @ p["head"]["kernel"] + p["head"]["bias"]
+    hard = optax.softmax_cross_entropy_with_integer_labels(z, b["label"])
+    soft = 9 * optax.losses.kl_divergence_with_log_targets(
+      jax.nn.log_softmax(z / 3), jax.nn.log_softmax(teacher_logits / 3)
+    )
+    projected = hidden @ projection["kernel"] + projection["bias"]
+    hint = ((projected - teacher_hidden) ** 2).mean(-1)
+    return jnp.where(where, 0.3 * hard + 1.0 * soft + 0.5 * hint, 0).sum() / where.sum()
+
+  assert learned["kernel"].shape == (8, 12)
+  expected_loss, grads = jax.value_and_grad(loss_fn)(state.params)
+  new, measured = jax.jit(step)(state, taught, b)
+  np.testing.assert_allclose(reduce.value(measured["loss"]), expected_loss, rtol=1e-5)
+  np.testing.assert_allclose(reduce.value(measured["grad_norm"]), optax.tree.norm(grads), rtol=1e-5)
+  assert_same(new.params, jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads))
+
+
+def test_one_device_and_eight_devices_agree(rng, mesh):
+  state, step, taught = setup(rng)
+  batches = [batch(rng) for _ in range(3)]
+  expected, one = run(state, step, taught, batches)
+  rows = NamedSharding(mesh, PartitionSpec("data"))
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  sharded, eight = run(
+    *jax.device_put((state,), everywhere),
+    step,
+    jax.device_put(taught, everywhere),
+    jax.device_put(batches, rows),
+  )
+  assert_same(expected.params, sharded.params)
+  assert_same(one, eight)
+
+
+@pytest.mark.parametrize("how", ["pmap", "checked", "unchecked"])
+@pytest.mark.parametrize("norm", [None, "data"])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_mapped_steps_equal_the_jitted_one(rng, mesh, how, norm, microbatches):
+  if norm and microbatches > 1:
+    pytest.skip("batch norm sees one microbatch")
+  jitted = from_nnx(Student(nnx.Rngs(0), norm="" if norm else None))
+  mapped = from_nnx(Student(nnx.Rngs(0), norm=norm))
+  goal = objectives.weighted(
+    hard=(0.3, objectives.labels()),
+    soft=(1.0, objectives.logits(losses.kl_divergence, temperature=3.0)),
+    gram=(0.1, objectives.features("hidden", "Dense_0", relational, project=False)),
+  )
+  if microbatches > 1:
+    goal = objective()
+  state, step, taught = setup(rng, student=jitted, goal=goal)
+  batches = [batch(rng, masked=not norm) for _ in range(3)]
+  expected, measured = run(state, step, taught, batches)
+  _, step, _ = setup(rng, student=mapped, goal=goal, axis_name="data", microbatches=microbatches)
+  if how == "pmap":
+    step = jax.pmap(step, axis_name="data", in_axes=(None, None, 0), out_axes=None)
+    for b in batches:
+      state, got = step(state, taught, jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), b))
+  else:
+    spec = PartitionSpec("data")
+    step = jax.shard_map(
+      step,
+      mesh=mesh,
+      in_specs=(PartitionSpec(), PartitionSpec(), spec),
+      out_specs=PartitionSpec(),
+      check_vma=how == "checked",
+    )
+    state, got = run(state, step, taught, batches)
+  assert_same(expected.params, state.params, 1e-4)
+  assert_same(expected.model_state, state.model_state, 1e-4)
+  assert_same(*({k: reduce.value(v) for k, v in m.items()} for m in (measured, got)), 1e-4)
+
+
+def relational(s, t, *, where=None, axis_name=None):
+  """A loss that relates rows: squared difference of the Gram matrices of the valid rows."""
+  where = jnp.ones(len(s), bool) if where is None else where
+  if axis_name is not None:
+    s, t, where = (jax.lax.all_gather(x, axis_name, tiled=True) for x in (s, t, where))
+  valid = where[:, None] & where[None]
+  return jnp.where(valid, (s @ s.T - t @ t.T) ** 2, 0).sum() / jnp.maximum(valid.sum(), 1)
+
+
+@pytest.mark.parametrize("microbatches", [2, 4])
+def test_accumulation_equals_the_large_batch(rng, microbatches):
+  state, step, taught = setup(rng)
+  batches = [batch(rng) for _ in range(3)]
+  expected, one = run(state, step, taught, batches)
+  _, step, _ = setup(rng, microbatches=microbatches)
+  got, several = run(state, step, taught, batches)
+  assert_same(expected.params, got.params)
+  for name in one:
+    np.testing.assert_allclose(reduce.value(one[name]), reduce.value(several[name]), rtol=1e-5)
+
+
+def test_microbatches_that_do_not_divide_are_refused_with_the_nearest_sizes(rng):
+  state, step, taught = setup(rng, microbatches=3)
+  with pytest.raises(ValueError, match="15, 18"):
+    step(state, taught, batch(rng))
+  with pytest.raises(ValueError, match="microbatches"):
+    setup(rng, microbatches=0)
+
+
+def test_live_and_cached_teachers_train_the_same_student(rng):
+  state, step, taught = setup(rng)
+  batches = [batch(rng) for _ in range(3)]
+  expected, _ = run(state, step, taught, batches)
+  model = teacher_model(["Dense_0"])
+  predict = jax.jit(lambda b: model.apply(*taught, b, train=False, key=None)[0])
+  stored = [b | {f"teacher/{name}": x for name, x in predict(b).items()} for b in batches]
+  _, step, _ = setup(rng, teacher=teacher_model(["Dense_0"]))
+  cached_step = make_train_step(
+    from_nnx(Student(nnx.Rngs(0))), teachers.cached(), objective(), optax.sgd(0.1, momentum=0.9)
+  )
+  got, _ = run(state, cached_step, teachers.cached().variables, stored)
+  assert_same(expected.params, got.params, 1e-6)
+
+
+def test_a_teacher_is_in_eval_mode_and_does_not_change(rng):
+  state, step, taught = setup(rng)
+  b = batch(rng)
+  before = Teacher().apply({"params": taught.params, **taught.state}, b["image"], train=False)
+  copy = jax.tree.map(np.array, taught)
+  state, _ = run(state, step, taught, [b] * 3)
+  after = Teacher().apply({"params": taught.params, **taught.state}, b["image"], train=False)
+  np.testing.assert_array_equal(before, after)
+  assert_same(copy, taught, 0)
+  # In training mode the KL would differ: batch statistics, dropout.
+  in_training, _ = Teacher().apply(
+    {"params": taught.params, **taught.state},
+    b["image"],
+    train=True,
+    mutable=["batch_stats"],
+    rngs={"dropout": jax.random.key(0)},
+  )
+  assert np.abs(in_training - before).max() > 0.1
+
+
+def test_moving_average_follows_the_student(rng):
+  student = from_nnx(Student(nnx.Rngs(0)))
+  average = teachers.moving_average(student, decay=0.9)
+  goal = objectives.weighted(
+    hard=(1.0, objectives.labels()), soft=(1.0, objectives.logits(losses.kl_divergence))
+  )
+  optimizer = optax.sgd(0.1)
+  state = make_init(student, average, goal, optimizer)(jax.random.key(0), batch(rng))
+  step = jax.jit(make_train_step(student, average, goal, optimizer), donate_argnums=0)
+  own = jax.tree.map(np.array, state.params["student"])
+  for i in range(4):
+    state, measured = step(state, (), batch(rng))
+    d = min(0.9, (1 + i) / (10 + i))
+    own = jax.tree.map(lambda a, p: d * a + (1 - d) * np.asarray(p), own, state.params["student"])
+    assert i == 0 or reduce.value(measured["soft"]) > 0
+  assert_same(own, state.average.params, 1e-6)
+
+
+def test_updates_that_are_not_finite_are_skipped_and_counted(rng):
+  state, step, taught = setup(rng, optimizer=optax.adam(0.1))
+  good, bad = batch(rng, masked=False), batch(rng, masked=False)
+  bad["image"][3] = np.nan
+  after_good, _ = run(state, step, taught, [good])
+  got, measured = run(after_good, step, taught, [bad, bad])
+  assert reduce.value(measured["nonfinite"]) == 1
+  assert (got.skips.total, got.skips.streak, got.skips.longest, got.step) == (2, 2, 2, 3)
+  assert_same(after_good.params, got.params, 0)
+  assert_same(after_good.opt_state, got.opt_state, 0)
+  recovered, measured = run(got, step, taught, [good])
+  assert (recovered.skips.total, recovered.skips.streak, recovered.skips.longest) == (2, 0, 2)
+  assert np.isfinite(reduce.value(measured["loss"]))
+
+
+def test_nan_in_masked_rows_changes_nothing(rng):
+  state, step, taught = setup(rng)
+  b = batch(rng)
+  expected, _ = run(state, step, taught, [b])
+  b["image"][~b["where"]] = np.nan
+  got, measured = run(state, step, taught, [b])
+  assert reduce.value(measured["nonfinite"]) == 0
+  assert_same(expected.params, got.params)
+
+
+def test_an_empty_mask_is_a_loss_of_zero_and_counted(rng):
+  state, step, taught = setup(rng)
+  b = batch(rng)
+  b["where"][:] = False
+  got, measured = run(state, step, taught, [b])
+  assert reduce.value(measured["loss"]) == 0
+  assert reduce.value(measured["empty"]) == 1
+  assert_same(state.params, got.params, 0)
+
+
+def test_compiles_once_for_a_shape(rng):
+  state, step, taught = setup(rng)
+  traces = []
+
+  def counted(*args):
+    traces.append(1)
+    return step(*args)
+
+  run(state, counted, taught, [batch(rng) for _ in range(3)])
+  assert len(traces) == 1
+
+
+def test_dropout_differs_from_step_to_step_and_repeats_with_the_key(rng):
+  student = from_nnx(Student(nnx.Rngs(0), dropout=0.5))
+  state, step, taught = setup(rng, student=student, optimizer=optax.sgd(0.0))
+  b = batch(rng, masked=False)
+  step = jax.jit(step)
+  state1, first = step(state, taught, b)
+  _, second = step(state1, taught, b)
+  _, again = step(state, taught, b)
+  assert reduce.value(first["loss"]) != reduce.value(second["loss"])
+  assert reduce.value(first["loss"]) == reduce.value(again["loss"])
+
+
+def test_training_without_a_teacher_is_the_same_step(rng):
+  student = from_nnx(Student(nnx.Rngs(0)))
+  goal = objectives.weighted(hard=(1.0, objectives.labels()))
+  optimizer = optax.adam(3e-2)
+  state = make_init(student, None, goal, optimizer)(jax.random.key(0), batch(rng))
+  b = batch(rng)
+  step = jax.jit(make_train_step(student, None, goal, optimizer))
+  values = []
+  for _ in range(20):
+    state, measured = step(state, (), b)
+    values.append(float(reduce.value(measured["loss"])))
+  assert values[-1] < values[0] / 2
+
+
+def test_a_plain_function_teaches(rng):
+  kernel = rng.normal(size=(6, CLASSES)).astype(np.float32)
+  teacher = from_apply(None, lambda w, x: x @ w, variables=kernel)
+  goal = objectives.weighted(soft=(1.0, objectives.logits(losses.kl_divergence, temperature=2.0)))
+  state, step, taught = setup(rng, teacher=teacher, goal=goal, optimizer=optax.adam(0.05))
+  b = batch(rng, 64, masked=False)
+  trained, measured = run(state, step, taught, [b] * 300)
+  assert reduce.value(measured["soft"]) < 0.1
+  evaluate = jax.jit(make_eval_step(from_nnx(Student(nnx.Rngs(0))), teacher))
+  counts = evaluate(Variables(trained.params["student"], trained.model_state["student"]), taught, b)
+  assert reduce.value(counts["agreement"]) > 0.9
+
+
+def test_a_frozen_teacher_needs_its_variables(rng):
+  state, step, _ = setup(rng)
+  with pytest.raises(ValueError, match="teacher variables"):
+    step(state, (), batch(rng))
+
+
+def test_nothing_goes_to_the_host_inside_a_step(rng):
+  state, step, taught = setup(rng)
+  b = jax.device_put(batch(rng))
+  step = jax.jit(step)
+  state, _ = step(state, taught, b)
+  with jax.transfer_guard("disallow"):
+    jax.block_until_ready(step(state, taught, b))
