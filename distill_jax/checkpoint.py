@@ -1,0 +1,305 @@
+"""Checkpoints of a training run: sealed when written, checked when read.
+
+The only file that knows Orbax. Orbax commits a checkpoint by renaming its directory, so a killed process
+leaves none half written; but it does not notice flipped bits or renamed directories, and casts other dtypes
+silently. So each checkpoint carries a seal (`seal.py`).
+"""
+
+import math
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from distill_jax import seal
+from distill_jax.export import export_student, load_student
+from distill_jax.types import TrainState
+
+__all__ = ["Checkpoints", "export_student", "load_student"]
+
+
+class Checkpoints:
+  """The latest checkpoints of one training run and its best one, in one folder. One writer at a time.
+
+  Writing goes on in the background. An error in it is raised by the next `save`, `wait` or `close`; what was
+  saved before stays. Use it as a context manager, or call `close`.
+  """
+
+  def __init__(
+    self,
+    folder: str | os.PathLike,
+    *,
+    identity: seal.Identity | None = None,
+    keep: int = 2,
+    best: tuple[str, str] | None = None,
+    read_only: bool = False,
+  ):
+    """Open the folder; a writer makes it, tries to write in it, and clears what killed runs left behind.
+
+    Args:
+      folder: local or mounted; relative to the working directory of this moment.
+      identity: what must not change when the run is resumed (the seed of the data, say): stored with each
+        checkpoint and compared by `restore`. None: nothing is compared.
+      keep: how many of the latest checkpoints stay.
+      best: `(metric, "max" or "min")`: the checkpoint with the best finite value stays too, of equals the
+        earliest.
+      read_only: write, make and clear nothing (for a report, or an evaluation beside the running training).
+
+    Raises:
+      ValueError: `keep` or `best` is not as above, or the folder is a URL.
+      FileNotFoundError: read-only, and there is no such folder.
+      OSError: the folder cannot be made or written.
+    """
+    if keep < 1:
+      raise ValueError(f"keep must be at least 1, got {keep}")
+    if best is not None and best[1] not in ("max", "min"):
+      raise ValueError(f"best must be (metric, 'max' or 'min'), got {best}")
+    if "://" in str(folder):
+      raise ValueError(f"folder must be a local or mounted path, got the URL {folder}")
+    self.folder = Path(folder).absolute()
+    self._identity, self._keep, self._best = identity, keep, best
+    self._writer: Any = None
+    self._writing: int | None = None
+    self._seals: dict[int, dict[str, Any]] = {}
+    self._damaged: dict[int, str] = {}
+    if not read_only:
+      self._open_writer()
+    elif not self.folder.is_dir():
+      raise FileNotFoundError(f"no checkpoint folder {self.folder}{_hint(self.folder.parent)}")
+    self._scan()
+
+  def save(self, state: TrainState, *, metrics: Mapping[str, float] | None = None) -> None:
+    """Save the state as the checkpoint of its step; `state` may be donated right after.
+
+    A step that is there already, bit for bit, is not written again unless it brings the first metrics.
+
+    Raises:
+      ValueError: read-only; the step lies before the latest checkpoint; a leaf would not come back the same.
+      RuntimeError: this checkpoint, or the one before it, could not be written.
+    """
+    if self._writer is None:
+      raise ValueError(f"{self.folder} is open for reading only, or closed")
+    self.wait()
+    sealed = seal.make(state, metrics or {}, self._identity or {})
+    new, step = sealed["seal"], sealed["seal"]["step"]
+    old = self._seals.get(step)
+    if old and old["leaves"] == new["leaves"] and (old["metrics"] or not metrics):
+      return
+    latest = max(self._seals, default=step)
+    if step < latest:
+      raise ValueError(f"step {step} lies before checkpoint {latest} of {self.folder}: restore it first")
+    self._move_aside(step)
+    self._seals[step], self._writing = new, step
+    with self._writes():
+      # No copy: Orbax transfers to the host before it returns, and where that is only a view (CPU) jax
+      # does not reuse the donated buffer while the view lives.
+      self._writer.save_checkpointables_async(step, {"state": state}, custom_metadata=sealed, force=True)
+
+  def restore(self, like: TrainState, *, step: int | str | None = None) -> TrainState | None:
+    """The newest sound checkpoint, in the shardings of `like`; None where there is none at all.
+
+    A damaged checkpoint is skipped with a RuntimeWarning, and the one before it is used.
+
+    Args:
+      like: what a fresh start would begin with: arrays, or `ShapeDtypeStruct`s (without a sharding: on the
+        first device).
+      step: None for the newest; a number for this one only; 'best' for the best one (or the next best).
+
+    Raises:
+      ValueError: names, shapes, dtypes or the identity differ from the checkpoint's, with a line for each
+        difference; there is no such step; the checkpoints lie in another folder nearby.
+      RuntimeError: all checkpoints are damaged (training never starts over silently).
+    """
+    self.wait()
+    self._scan()
+    candidates = self._candidates(step)
+    for candidate in candidates:
+      try:
+        return self._load(candidate, like)
+      except seal.Damaged as damage:
+        self._seals.pop(candidate, None)
+        self._damaged[candidate] = str(damage)
+        text = f"checkpoint {self.folder / str(candidate)} is damaged and is skipped: {damage}"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+    if not candidates:
+      return None
+    reasons = "".join(f"\n  {s}: {reason}" for s, reason in sorted(self._damaged.items()))
+    raise RuntimeError(f"no sound checkpoint in {self.folder}; to start over, move it away:{reasons}")
+
+  def steps(self) -> list[int]:
+    """The steps of the checkpoints with an unbroken seal, in order."""
+    if self._writer is None:
+      self._scan()
+    return sorted(self._seals)
+
+  @property
+  def best_step(self) -> int | None:
+    """The step with the best finite value of the metric `best`, of equals the earliest."""
+    return next(iter(self._ranked()), None)
+
+  @property
+  def best_metrics(self) -> dict[str, float] | None:
+    """All metrics that were saved with the best checkpoint."""
+    return None if self.best_step is None else dict(self._seals[self.best_step]["metrics"])
+
+  def wait(self) -> None:
+    """Return when the checkpoint being written is on disk.
+
+    Raises:
+      RuntimeError: it could not be written; those before it are still there.
+    """
+    if self._writing is None:
+      return
+    with self._writes():
+      self._writer.wait()
+    shutil.rmtree(self._aside(self._writing), ignore_errors=True)
+    self._writing = None
+    self._seals = {step: self._seals[step] for step in self._kept()}
+    self._damaged = {}
+
+  def close(self) -> None:
+    """`wait`, then release the folder."""
+    if self._writer is None:
+      return
+    try:
+      self.wait()
+    finally:
+      self._writer.close()
+      self._writer = None
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context) -> list[bool]:
+    """What Orbax asks its preservation policy: which may stay once the next checkpoint is on disk."""
+    del context
+    kept = self._kept()
+    return [info.step in kept for info in checkpoints]
+
+  def _kept(self) -> set[int]:
+    return {*sorted(self._seals)[-self._keep :], *self._ranked()[:1]}
+
+  def _ranked(self) -> list[int]:
+    name, mode = self._best or ("", "max")
+    sign = -1 if mode == "max" else 1
+    values = {step: body["metrics"].get(name, math.nan) for step, body in self._seals.items()}
+    return sorted((s for s in values if math.isfinite(values[s])), key=lambda s: (sign * values[s], s))
+
+  def _candidates(self, step: int | str | None) -> list[int]:
+    found = sorted({*self._seals, *self._damaged}, reverse=True)
+    hint = "" if found else _hint(self.folder)
+    if hint or (isinstance(step, int) and step not in found):
+      wanted = "" if step is None else f" of step {step}"
+      raise ValueError(f"no checkpoint{wanted} in {self.folder}; found steps {found[::-1]}{hint}")
+    if step == "best":
+      if self._seals and not self._ranked():
+        raise ValueError(f"no checkpoint in {self.folder} has a finite value of best={self._best}")
+      return [*self._damaged, *self._ranked()]
+    return found if step is None else [int(step)]
+
+  def _load(self, step: int, like: TrainState) -> TrainState:
+    if step in self._damaged:
+      raise seal.Damaged(self._damaged[step])
+    body, path = self._seals[step], self.folder / str(step)
+    try:
+      if self._identity is not None:
+        seal.check_identity(body, self._identity)
+      seal.check_fit(seal.layout(like), {name: (leaf[0], leaf[1]) for name, leaf in body["leaves"].items()})
+    except ValueError as error:
+      raise ValueError(f"checkpoint {path} cannot be used: {error}") from None
+    with _reading():
+      state = ocp.load_checkpointables(path, {"state": jax.tree.map(_abstract, like)})["state"]
+    seal.check_contents(body, state)
+    return state
+
+  def _scan(self) -> None:
+    self._seals, self._damaged = {}, {}
+    for step in _steps_in(self.folder):
+      try:
+        with _reading():
+          stored = ocp.checkpointables_metadata(self.folder / str(step)).custom_metadata
+        self._seals[step] = seal.opened(stored, step)
+      except seal.Damaged as damage:
+        self._damaged[step] = str(damage)
+
+  def _open_writer(self) -> None:
+    try:
+      self.folder.mkdir(parents=True, exist_ok=True)
+      tempfile.TemporaryFile(dir=self.folder).close()
+    except OSError as error:
+      raise OSError(f"the checkpoint folder {self.folder} cannot be written: {error}") from error
+    self._put_back()
+    context = ocp.Context()
+    context.array.saving.use_compression = False  # weights hardly shrink, and reads take half the time
+    self._writer = ocp.training.Checkpointer(
+      self.folder, context=context, preservation_policy=self, cleanup_tmp_directories=True
+    )
+
+  @contextmanager
+  def _writes(self):
+    """A failed write leaves everything as it was before it, and says so."""
+    try:
+      yield
+    except Exception as error:
+      step, self._writing = self._writing, None
+      self._put_back()
+      self._writer.reload()
+      self._scan()
+      still = f"still there: {sorted(self._seals)}"
+      raise RuntimeError(f"checkpoint {step} of {self.folder} was not written ({still}): {error}") from error
+
+  def _aside(self, step: int) -> Path:
+    return self.folder / f"{step}.replaced"
+
+  def _move_aside(self, step: int) -> None:
+    """What is at this step already stays on disk until its replacement is complete."""
+    path = self.folder / str(step)
+    if path.exists():
+      path.rename(self._aside(step))
+      self._writer.reload()
+
+  def _put_back(self) -> None:
+    for aside in self.folder.glob("*.replaced"):
+      if aside.with_suffix("").exists():
+        shutil.rmtree(aside)
+      else:
+        aside.rename(aside.with_suffix(""))
+
+
+@contextmanager
+def _reading():
+  """Whatever a reader of broken files raises means damage, except what the machine lacks."""
+  try:
+    yield
+  except (MemoryError, jax.errors.JaxRuntimeError):
+    raise
+  except Exception as error:
+    raise seal.Damaged(f"it cannot be read ({type(error).__name__}: {str(error)[:300]})") from error
+
+
+def _abstract(leaf) -> jax.ShapeDtypeStruct:
+  sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _steps_in(folder: Path) -> list[int]:
+  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
+
+
+def _hint(folder: Path) -> str:
+  """Where checkpoints are, if not in this folder: around it, or up to two levels below."""
+  if folder.name.isdecimal() and (folder / "state").is_dir():
+    return f"; it is a checkpoint itself, open {folder.parent}"
+  near = {path.parent.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/state")}
+  found = [f"{path} (steps {_steps_in(path)})" for path in sorted(near) if _steps_in(path)]
+  return f"; there are checkpoints in {', '.join(found)}" if found else ""
