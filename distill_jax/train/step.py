@@ -1,6 +1,6 @@
 """The train step: teacher inference and the student's update in one pure function."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax

@@ -245,7 +245,7 @@ def test_moving_average_follows_the_student(rng):
   for i in range(4):
     state, measured = step(state, (), batch(rng))
     d = min(0.9, (1 + i) / (10 + i))
-    own = jax.tree.map(lambda a, p: d * a + (1 - d) * np.asarray(p), own, state.params["student"])
+    own = jax.tree.map(lambda a, p, d=d: d * a + (1 - d) * np.asarray(p), own, state.params["student"])
     assert i == 0 or reduce.value(measured["soft"]) > 0
   assert_same(own, state.average.params, 1e-6)
 

@@ -1,0 +1,193 @@
+"""`fit`: what a run writes, resumes, refuses and reports."""
+
+import json
+import os
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from distill_jax import data, losses, objectives, sharding
+from distill_jax.models import from_apply
+from distill_jax.train import NonFiniteError, fit
+from distill_jax.types import Variables
+
+CLASSES, WIDTH = 3, 4
+
+
+def source(seed=0, rows=120):
+  rng = np.random.default_rng(seed)
+  image = rng.normal(size=(rows, WIDTH)).astype(np.float32)
+  label = image[:, :CLASSES].argmax(1).astype(np.int32)
+  return data.Source({"id": np.arange(rows), "image": image, "label": label}, classes=CLASSES, name="toy")
+
+
+def linear(classes=CLASSES, **kwargs):
+  return from_apply(
+    lambda key, x: 0.1 * jax.random.normal(key, (WIDTH, classes)), lambda w, x: x @ w, **kwargs
+  )
+
+
+def teacher():
+  return linear(variables=4 * np.eye(WIDTH, CLASSES, dtype=np.float32))
+
+
+def goal():
+  return objectives.weighted(
+    hard=(0.5, objectives.labels()), soft=(0.5, objectives.logits(losses.kl_divergence, temperature=2.0))
+  )
+
+
+def run(folder=None, steps=20, **kwargs):
+  networks = dict(
+    student=linear(), teacher=teacher(), objective=goal(), optimizer=optax.adam(0.05), source=source()
+  )
+  settings = dict(batch_size=16, eval_every=5, log_every=5, progress=False, validation=source(1, 30))
+  return fit(**(networks | settings | dict(steps=steps, folder=folder) | kwargs))
+
+
+def assert_identical(a, b):
+  def raw(x):
+    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(raw(x), raw(y)), a, b)
+
+
+def test_a_student_learns_and_the_best_evaluation_is_returned():
+  fitted = run(steps=200, eval_every=20)
+  validation = [line for line in fitted.history if line["phase"] == "validation"]
+  assert [line["step"] for line in validation] == list(range(20, 201, 20))
+  assert validation[-1]["accuracy"] > 0.8
+  logits = source(1, 30).arrays["image"] @ np.asarray(fitted.variables.params)
+  accuracy = (logits.argmax(1) == source(1, 30).arrays["label"]).mean()
+  np.testing.assert_allclose(accuracy, max(line["accuracy"] for line in validation), rtol=1e-6)
+  train = [line for line in fitted.history if line["phase"] == "train"]
+  assert {"loss", "hard", "soft", "accuracy", "grad_norm", "examples_per_second"} <= set(train[-1])
+  np.testing.assert_allclose(train[-1]["loss"], 0.5 * train[-1]["hard"] + 0.5 * train[-1]["soft"], rtol=1e-5)
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path):
+  whole = run(tmp_path / "whole")
+  run(tmp_path / "parts", steps=5)
+  resumed = run(tmp_path / "parts")
+  assert_identical(whole.state, resumed.state)
+  assert_identical(whole.variables, resumed.variables)
+  steps = [(line["step"], line["phase"]) for line in resumed.history]
+  assert steps == [(s, p) for s in (5, 10, 15, 20) for p in ("train", "validation")]
+  lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+  assert lines == resumed.history
+
+
+def test_lines_after_the_checkpoint_and_torn_lines_are_dropped_on_resume(tmp_path):
+  run(tmp_path, steps=10)
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 13, "phase": "train", "loss": 1}\n{"step": 14, "pha')
+  steps = [line["step"] for line in run(tmp_path).history]
+  assert steps == [5, 5, 10, 10, 15, 15, 20, 20]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+  first = run(tmp_path)
+  again = run(tmp_path)
+  assert_identical(first.state, again.state)
+  assert len(again.history) == len(first.history)
+
+
+@pytest.mark.parametrize(
+  ("changed", "message"),
+  [
+    ({"seed": 1}, "seed"),
+    ({"batch_size": 8}, "batch_size"),
+    ({"source": source(5)}, "data"),
+    ({"views": 2}, "views"),
+  ],
+)
+def test_another_run_is_not_resumed(tmp_path, changed, message):
+  run(tmp_path, steps=5)
+  with pytest.raises(ValueError, match=message):
+    run(tmp_path, **changed)
+
+
+def test_without_a_teacher():
+  fitted = run(teacher=None, objective=objectives.weighted(hard=(1.0, objectives.labels())), steps=50)
+  assert fitted.history[-1]["accuracy"] > 0.5
+
+
+def test_your_own_pipeline_is_checked_batch_by_batch():
+  batches = data.batches(source(), 16, seed=3)
+  pool = [next(batches) for _ in range(10)]
+  fitted = run(source=lambda start: iter(pool[start:]), steps=10)
+  assert int(fitted.state.step) == 10
+  with pytest.raises(ValueError, match="ended before step 11"):
+    run(source=lambda start: iter(pool[start:]), steps=11)
+  bad = [dict(b, label=np.full(16, -1, np.int32)) for b in pool]
+  with pytest.raises(ValueError, match="label"):
+    run(source=lambda start: iter(bad[start:]), steps=10)
+  with pytest.raises(ValueError, match="batch_size 16"):
+    run(source=lambda start: ({k: v[:8] for k, v in b.items()} for b in pool), steps=10)
+
+
+def test_too_many_updates_in_a_row_that_are_not_finite_abort_with_the_last_good_state():
+  def batches(start):  # the teacher's own NaN is not in the batch, so no check on the host can see it
+    for step, batch in enumerate(data.batches(source(), 16, seed=0)):
+      yield batch | {"poison": np.full((16, 1), step >= 7, np.float32)}
+
+  broken = from_apply(
+    None,
+    lambda w, x, poison: x @ w + jnp.where(poison > 0, jnp.nan, 0),
+    variables=np.eye(WIDTH, CLASSES, dtype=np.float32),
+    inputs=("image", "poison"),
+  )
+  with pytest.raises(NonFiniteError, match="in a row") as error:
+    run(teacher=broken, source=batches, max_skips=4, steps=40, log_every=4)
+  good = run(teacher=broken, source=batches, max_skips=100, steps=7, validation=None)
+  assert_identical(error.value.state.params, good.state.params)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(error.value.state.params))
+
+
+def test_batches_that_do_not_divide_over_the_devices_name_the_nearest_sizes():
+  with pytest.raises(ValueError, match="16 or 24"):
+    run(batch_size=20)
+  assert int(run(batch_size=20, mesh=sharding.data_mesh(4), steps=2).state.step) == 2
+
+
+def test_a_teacher_without_weights_is_refused():
+  with pytest.raises(ValueError, match="teacher_variables"):
+    run(teacher=linear())
+  given = Variables(np.eye(WIDTH, CLASSES, dtype=np.float32), {})
+  assert int(run(teacher=linear(), teacher_variables=given, steps=2).state.step) == 2
+  with pytest.raises(ValueError, match="no frozen teacher"):
+    run(teacher=None, teacher_variables=given, objective=objectives.weighted(hard=(1.0, objectives.labels())))
+
+
+def test_a_student_with_too_few_classes_is_refused():
+  with pytest.raises(ValueError, match=re.escape("2 classes and the data set 'toy' has 3")):
+    run(student=linear(2), teacher=None, objective=objectives.weighted(hard=(1.0, objectives.labels())))
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "log_every", "max_skips"])
+def test_counts_below_one_are_refused(name):
+  with pytest.raises(ValueError, match=name):
+    run(**{name: 0})
+
+
+def test_the_callers_arrays_survive_donation():
+  weights = jnp.eye(WIDTH, CLASSES)
+  student = from_apply(None, lambda w, x: x @ w, variables=weights)
+  run(student=student, steps=3)
+  np.testing.assert_array_equal(weights, np.eye(WIDTH, CLASSES))
+
+
+def test_a_line_per_evaluation_without_a_terminal(capsys):
+  run(progress=True, title="student", steps=10)
+  lines = capsys.readouterr().out.strip().splitlines()
+  assert len(lines) == 2
+  assert lines[0].startswith("student 5/10") and "examples/s" in lines[0] and "val accuracy" in lines[0]
+
+
+def test_tensorboard_files_are_written(tmp_path):
+  run(tmp_path, steps=5)
+  assert any("tfevents" in name for name in os.listdir(tmp_path / "tensorboard"))
