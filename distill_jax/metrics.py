@@ -40,7 +40,7 @@ def counts(
   Raises:
     ValueError: shapes differ, there are no rows, labels are not integers, or `where` is not bool.
   """
-  _check(logits, labels, teacher_logits, bins)
+  _check(logits, labels, where, teacher_logits, bins)
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   rows, classes = logits.shape
   real = jnp.ones(rows, bool) if where is None else where
@@ -132,16 +132,17 @@ def cost(model_apply, variables: Variables, batch: Batch, *, repeats: int = 20) 
   }
 
 
-def _check(logits, labels, teacher_logits, bins):
+def _check(logits, labels, where, teacher_logits, bins):
   if logits.ndim != 2 or 0 in logits.shape:
     raise ValueError(f"logits must be [rows, classes] with at least one of each, got {list(logits.shape)}")
   if labels.shape != logits.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
     expected = f"integers [{logits.shape[0]}], one per row of logits"
     raise ValueError(f"labels must be {expected}, got {labels.dtype} {list(labels.shape)}")
+  if where is not None and (where.shape != labels.shape or where.dtype != jnp.bool_):
+    raise ValueError(f"where must be bool {list(labels.shape)}, got {where.dtype} {list(where.shape)}")
   if teacher_logits is not None and teacher_logits.shape != logits.shape:
-    raise ValueError(
-      f"teacher_logits {list(teacher_logits.shape)} differ from the logits {list(logits.shape)}"
-    )
+    shapes = f"{list(teacher_logits.shape)}, the student's {list(logits.shape)}"
+    raise ValueError(f"the teacher's logits are {shapes}: expected the same shape")
   if bins < 1:
     raise ValueError(f"bins must be at least 1, got {bins}")
 
