@@ -1,0 +1,144 @@
+"""A small document of headings, text, tables and pictures, as Markdown and as one HTML file."""
+
+import base64
+import html
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Heading(NamedTuple):
+  text: str
+
+
+class Text(NamedTuple):
+  text: str
+
+
+class Code(NamedTuple):
+  text: str
+
+
+class Table(NamedTuple):
+  """First column left, the others right if `numeric`."""
+
+  header: Sequence[str]
+  rows: Sequence[Sequence[str]]
+  numeric: bool = True
+
+
+class Picture(NamedTuple):
+  file: str
+  title: str
+  caption: str
+  png: bytes
+  inches: float  # width; a page is 10 wide
+
+
+Block = Heading | Text | Code | Table | Picture
+
+
+def to_markdown(title: str, blocks: Sequence[Block]) -> str:
+  """GitHub Markdown; the pictures are links to files beside it."""
+  return "\n\n".join([f"# {_md(title)}", *map(_markdown_block, blocks)]) + "\n"
+
+
+def to_html(title: str, blocks: Sequence[Block]) -> str:
+  """One file that loads nothing: style inside, pictures embedded."""
+  body = "\n".join(map(_html_block, blocks))
+  name = html.escape(title)
+  return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{name}</h1>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def _markdown_block(block: Block) -> str:
+  match block:
+    case Heading(text):
+      return f"## {_md(text)}"
+    case Text(text):
+      return _md(text)
+    case Code(text):
+      fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+      return f"{fence}\n{text}\n{fence}"
+    case Table(header, rows, numeric):
+      rule = ["---"] + ["---:" if numeric else "---"] * (len(header) - 1)
+      lines = [map(_md, header), rule, *(map(_md, row) for row in rows)]
+      return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    case Picture(file, title, caption):
+      return f"![{_md(title)}]({file})\n\n{_md(caption)}"
+
+
+def _html_block(block: Block) -> str:
+  match block:
+    case Heading(text):
+      return f"<h2>{html.escape(text)}</h2>"
+    case Text(text):
+      return f"<p>{html.escape(text)}</p>"
+    case Code(text):
+      return f"<pre><code>{html.escape(text)}</code></pre>"
+    case Table(header, rows, numeric):
+      head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
+      head = f"<thead><tr>{head}</tr></thead>\n" if any(header) else ""
+      body = "\n".join(_html_row(row) for row in rows)
+      kind = "numeric" if numeric else "plain"
+      table = f'<table class="{kind}">\n{head}<tbody>\n{body}\n</tbody>\n</table>'
+      return f'<div class="scroll">{table}</div>'
+    case Picture(_, title, caption, png, inches):
+      data = base64.b64encode(png).decode()
+      style = f"width: {10 * inches:.0f}%"
+      image = f'<img alt="{html.escape(title)}" style="{style}" src="data:image/png;base64,{data}">'
+      return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _html_row(row: Sequence[str]) -> str:
+  first, *rest = map(html.escape, row)
+  return f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
+
+
+def _md(text: str) -> str:
+  """Text that Markdown shows as it is, on one line."""
+  text = html.escape(" ".join(text.split()), quote=False)
+  return re.sub(r"([\\`*_{}\[\]|~#$])", r"\\\1", text)
+
+
+_STYLE = """
+:root { color-scheme: light dark; }
+:root { --ink: #1c1f23; --soft: #5b636d; --line: #d8dde3; --page: #fff; --tint: #f4f6f8; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e7eb; --soft: #a3abb5; --line: #3a414a; --page: #16191d; --tint: #20252b; }
+}
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1000px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; padding-bottom: .25rem; }
+h2 { border-bottom: 1px solid var(--line); }
+p { max-width: 48rem; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+thead th { background: var(--tint); border-bottom: 2px solid var(--line); }
+tbody th { font-weight: 400; }
+.numeric { width: 100%; }
+.numeric th, .numeric td { white-space: nowrap; }
+.numeric td, .numeric thead th + th { text-align: right; }
+.plain td { overflow-wrap: anywhere; }
+pre { background: var(--tint); padding: .75rem 1rem; border-radius: 6px; font-size: .88rem; }
+pre { overflow-x: auto; }
+figure { margin: 1rem 0; }
+figure img { max-width: 100%; background: #fff; border-radius: 6px; }
+figcaption { color: var(--soft); font-size: .92rem; max-width: 48rem; }
+"""

@@ -1,0 +1,174 @@
+"""What a report says, in order; writes its files."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from distill_jax.report import comparison, plots, style
+from distill_jax.report.document import Block, Heading, Picture, Text, to_html, to_markdown
+from distill_jax.report.gallery import SHOWN, compare, gallery
+from distill_jax.report.provenance import provenance
+from distill_jax.report.results import (
+  Entry,
+  Measured,
+  as_json,
+  check,
+  examples,
+  measure,
+  shared_seeds,
+)
+
+
+def write(
+  folder, entries: Sequence[Entry], *, labels, images, ids, class_names: Sequence[str], run: Mapping[str, Any]
+) -> Path:
+  """Write report.md, report.html (self-contained), results.json and the pictures into `folder`.
+
+  Args:
+    folder: made where it is missing; files of an earlier report are replaced.
+    entries: the networks of the run, one per role and seed; any role may be missing.
+    labels: int [N], of the test split; negative: unlabelled, left out of all but the comparison with the
+      teacher.
+    images: [N, H, W, C], or None for examples that are no images.
+    ids: [N], of the test split, shown with the images.
+    class_names: one per class, any text.
+    run: plain values, all optional: 'name', 'command', 'config', 'settings' (nested), 'overrides',
+      'versions', 'git', 'device', 'seconds' (per stage), 'data', 'date'.
+
+  Returns:
+    The path of report.html, which is written last.
+
+  Raises:
+    ValueError: an unknown or repeated role, or shapes that do not fit one another.
+  """
+  labels, ids = np.asarray(labels), np.asarray(ids)
+  check(entries, labels, images, ids, class_names)
+  measured = measure(entries, labels)
+  with style.context():
+    blocks = [
+      *_comparison(measured, len(labels), len(class_names)),
+      *_pictures(entries, measured, class_names),
+      *_disagreements(measured, images, ids, labels, class_names),
+      *provenance(run),
+    ]
+  folder = Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  title = f"Distillation report: {run['name']}" if run.get("name") else "Distillation report"
+  for block in blocks:
+    if isinstance(block, Picture):
+      _save(folder / block.file, block.png)
+  numbers = json.dumps(as_json(measured, run), indent=2, ensure_ascii=False, allow_nan=False)
+  _save(folder / "results.json", numbers.encode())
+  _save(folder / "report.md", to_markdown(title, blocks).encode())
+  _save(folder / "report.html", to_html(title, blocks).encode())
+  return folder / "report.html"
+
+
+def _comparison(measured: Sequence[Measured], rows: int, classes: int) -> list[Block]:
+  several = any(m.entry.seed != measured[0].entry.seed for m in measured)
+  spread = "mean ± sample standard deviation over seeds" if several else "one seed, so there is no spread"
+  return [
+    Text(comparison.verdict(measured, rows)),
+    comparison.table(measured, classes),
+    Text(
+      f"Each number: {spread}. Distilled − alone is paired by seed, in the row's unit. "
+      "↑ higher is better, ↓ lower is better. All scores are of the test split."
+    ),
+  ]
+
+
+def _pictures(
+  entries: Sequence[Entry], measured: Sequence[Measured], class_names: Sequence[str]
+) -> list[Block]:
+  chosen = examples(measured)
+  blocks: list[Block] = []
+  curves = plots.learning_curves(entries)
+  if curves:
+    blocks += [
+      Heading("Learning curves"),
+      _picture(
+        "curves",
+        "Learning curves",
+        "Left: the training loss; what it sums differs with the objective, so its level compares runs of one "
+        "role only. Right: accuracy on the validation split. Line: mean over seeds; band: ± one sample "
+        "standard deviation.",
+        curves,
+      ),
+    ]
+  blocks += [
+    Heading("Confusion matrices"),
+    _picture(
+      "confusion",
+      "Confusion matrices",
+      "Rows are true classes, columns predictions; the colour is the share of the row's examples"
+      + (", the number their count." if len(class_names) <= plots.ANNOTATED else ".")
+      + _unseen(next(iter(chosen.values())), class_names),
+      plots.confusion(chosen, class_names),
+    ),
+    Heading("Calibration"),
+    _picture(
+      "reliability",
+      "Reliability diagrams",
+      "Bars: accuracy of the predictions of each confidence; markers stand at their mean confidence. On the "
+      "diagonal confidence equals accuracy; markers below it are overconfident. ECE, the expected calibration "
+      "error, is their mean distance from it, weighted with the share of predictions shown below.",
+      plots.reliability(chosen),
+    ),
+  ]
+  size = plots.accuracy_against_parameters(measured)
+  if size:
+    caption = (
+      "Large markers: means over seeds, with one sample standard deviation; small ones: seeds. Student alone "
+      "and distilled are the same size and drawn side by side."
+    )
+    blocks += [
+      Heading("Accuracy against size"),
+      _picture("parameters", "Test accuracy against parameters", caption, size),
+    ]
+  return blocks
+
+
+def _disagreements(measured, images, ids, labels, class_names) -> list[Block]:
+  seeds = shared_seeds(measured)
+  if not seeds:
+    return []
+  chosen = examples(measured)
+  student, baseline = chosen["student"].entry, chosen["baseline"].entry
+  won, lost = compare(student, baseline, labels)
+  text = (
+    f"Of {len(labels)} test examples (seed {seeds[0]}), the student distilled is right and the student alone "
+    f"wrong on {len(won)}; the opposite is the case on {len(lost)}."
+  )
+  blocks: list[Block] = [Heading("Where the distilled student is right and the plain one wrong"), Text(text)]
+  if images is not None and len(won):
+    picture = gallery(won, images, ids, labels, baseline, class_names)
+    caption = (
+      f"{min(SHOWN, len(won))} of the {len(won)}, the first in test order: the true class, which the "
+      "distilled student gives, and what the student alone says."
+    )
+    blocks.append(_picture("disagreements", "Right when distilled, wrong alone", caption, picture))
+  return blocks
+
+
+def _picture(name: str, title: str, caption: str, picture: Figure) -> Picture:
+  return Picture(f"{name}.png", title, caption, style.to_png(picture), picture.get_figwidth())
+
+
+def _unseen(measured: Measured, class_names: Sequence[str]) -> str:
+  absent = np.flatnonzero(np.asarray(measured.counts["confusion"]).sum(1) == 0)
+  if not len(absent):
+    return ""
+  names = ", ".join(str(class_names[c]) for c in absent[:10]) + (", …" if len(absent) > 10 else "")
+  return f" Without a test example: {names} ({len(absent)} of {len(class_names)} classes)."
+
+
+def _save(path: Path, content: bytes) -> None:
+  """Whole or not at all, so a killed run leaves no half of a report."""
+  partial = path.with_name(path.name + ".partial")
+  partial.write_bytes(content)
+  os.replace(partial, path)

@@ -1,0 +1,44 @@
+"""What was run, with what, and how to run it again."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill_jax.report.document import Block, Code, Heading, Table, Text
+
+_FACTS = {"name": "Run", "date": "Date", "config": "Config", "git": "Git revision", "device": "Device"}
+_TABLES = {"data": "Data", "seconds": "Seconds", "versions": "Version"}
+
+
+def provenance(run: Mapping[str, Any]) -> list[Block]:
+  """The sections about the run itself; what `run` does not hold is left out."""
+  blocks: list[Block] = [Heading("What was run")]
+  facts = [[title, _text(run[key])] for key, title in _FACTS.items() if run.get(key)]
+  for key, title in _TABLES.items():
+    facts += [[f"{title}: {name}", value] for name, value in _flat(run.get(key))]
+  if facts:
+    blocks.append(Table(["", ""], facts, numeric=False))
+  if run.get("command"):
+    overrides = [f"{name}={value}" if name else value for name, value in _flat(run.get("overrides"))]
+    changed = f"Overrides of the config: {', '.join(overrides)}." if overrides else "No field was overridden."
+    blocks += [Heading("Run it again"), Text(changed), Code(_text(run["command"]))]
+  settings = _flat(run.get("settings"))
+  if settings:
+    blocks += [Heading("Settings"), Table(["Field", "Value"], settings, numeric=False)]
+  return blocks
+
+
+def _flat(value: Any, path: str = "") -> list[list[str]]:
+  """Nested mappings as `[["optimizer.rate", "0.1"], ...]`; a list of texts as rows without a name."""
+  if isinstance(value, Mapping):
+    return [row for key, item in value.items() for row in _flat(item, f"{path}.{key}" if path else str(key))]
+  if isinstance(value, list | tuple) and not path:
+    return [["", _text(item)] for item in value]
+  return [] if value is None and not path else [[path, _text(value)]]
+
+
+def _text(value: Any) -> str:
+  if isinstance(value, float):
+    return f"{value:.6g}"
+  if isinstance(value, list | tuple):
+    return f"({', '.join(map(_text, value))}{',' * (len(value) == 1)})"
+  return str(value)
