@@ -5,6 +5,7 @@ leaves none half written; but it does not notice flipped bits or renamed directo
 silently. So each checkpoint carries a seal (`seal.py`).
 """
 
+import json
 import math
 import os
 import shutil
@@ -117,8 +118,7 @@ class Checkpoints:
         difference; there is no such step; the checkpoints lie in another folder nearby.
       RuntimeError: all checkpoints are damaged (training never starts over silently).
     """
-    self.wait()
-    self._scan()
+    self._look()
     candidates = self._candidates(step)
     for candidate in candidates:
       try:
@@ -135,19 +135,20 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """The steps of the checkpoints with an unbroken seal, in order."""
-    if self._writer is None:
-      self._scan()
+    self._look()
     return sorted(self._seals)
 
   @property
   def best_step(self) -> int | None:
     """The step with the best finite value of the metric `best`, of equals the earliest."""
+    self._look()
     return next(iter(self._ranked()), None)
 
   @property
   def best_metrics(self) -> dict[str, float] | None:
     """All metrics that were saved with the best checkpoint."""
-    return None if self.best_step is None else dict(self._seals[self.best_step]["metrics"])
+    step = self.best_step
+    return None if step is None else dict(self._seals[step]["metrics"])
 
   def wait(self) -> None:
     """Return when the checkpoint being written is on disk.
@@ -222,12 +223,21 @@ class Checkpoints:
     seal.check_contents(body, state)
     return state
 
+  def _look(self) -> None:
+    if self._writer is None:
+      self._scan()  # somebody else writes
+    else:
+      self.wait()
+
   def _scan(self) -> None:
     self._seals, self._damaged = {}, {}
     for step in _steps_in(self.folder):
       try:
         with _reading():
-          stored = ocp.checkpointables_metadata(self.folder / str(step)).custom_metadata
+          # Orbax's own reader of this file opens every array too, and mutters when one is damaged.
+          stored = json.loads((self.folder / str(step) / "_CHECKPOINT_METADATA").read_bytes())[
+            "custom_metadata"
+          ]
         self._seals[step] = seal.opened(stored, step)
       except seal.Damaged as damage:
         self._damaged[step] = str(damage)
