@@ -51,7 +51,7 @@ def write(
   measured = measure(entries, labels)
   with style.context():
     blocks = [
-      *_comparison(measured, len(labels), len(class_names)),
+      *_comparison(measured, int((labels >= 0).sum()), len(class_names)),
       *_pictures(entries, measured, class_names),
       *_disagreements(measured, images, ids, labels, class_names),
       *provenance(run),

@@ -6,15 +6,15 @@ from typing import Any
 from distill_jax.report.document import Block, Code, Heading, Table, Text
 
 _FACTS = {"name": "Run", "date": "Date", "config": "Config", "git": "Git revision", "device": "Device"}
-_TABLES = {"data": "Data", "seconds": "Seconds", "versions": "Version"}
 
 
 def provenance(run: Mapping[str, Any]) -> list[Block]:
   """The sections about the run itself; what `run` does not hold is left out."""
   blocks: list[Block] = [Heading("What was run")]
   facts = [[title, _text(run[key])] for key, title in _FACTS.items() if run.get(key)]
-  for key, title in _TABLES.items():
-    facts += [[f"{title}: {name}", value] for name, value in _flat(run.get(key))]
+  facts += [[f"Data: {name}", value] for name, value in _flat(run.get("data"))]
+  facts += [[f"Seconds: {stage}", f"{seconds:.1f}"] for stage, seconds in run.get("seconds", {}).items()]
+  facts += [[f"Version: {package}", value] for package, value in _flat(run.get("versions"))]
   if facts:
     blocks.append(Table(["", ""], facts, numeric=False))
   if run.get("command"):
@@ -37,8 +37,6 @@ def _flat(value: Any, path: str = "") -> list[list[str]]:
 
 
 def _text(value: Any) -> str:
-  if isinstance(value, float):
-    return f"{value:.6g}"
   if isinstance(value, list | tuple):
     return f"({', '.join(map(_text, value))}{',' * (len(value) == 1)})"
   return str(value)

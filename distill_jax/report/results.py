@@ -62,6 +62,8 @@ def check(entries: Sequence[Entry], labels, images, ids, class_names) -> None:
       raise ValueError(
         f"{where}: logits {entry.logits.shape}, expected (labels, class_names) {rows, classes}"
       )
+  if not (np.asarray(labels) >= 0).any():
+    raise ValueError("labels holds no label >= 0: there is nothing to score")
   keys = [(entry.role, entry.seed) for entry in entries]
   for role, seed in keys:
     if keys.count((role, seed)) > 1:
