@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 Tree = Any  # a pytree of arrays
-Batch = Mapping[str, jax.Array]
+Batch = Mapping[str, Any]
 """Arrays of one batch, rows first: 'id' (row in the full named split), 'view', 'image' or 'tokens',
 'label' (int [B], or rows of probabilities [B, C]), 'where' (valid rows, bool [B]), 'teacher/...'."""
 

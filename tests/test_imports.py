@@ -16,7 +16,7 @@ FLOORS = [
   ["losses"],
   ["objectives", "models", "teachers", "compression", "data", "cache", "metrics"],
   ["train", "sharding", "checkpoint", "report"],
-  ["config", "main", "__main__"],
+  ["config", "stages", "main", "__main__"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 HEAVY = "flax optax orbax grain tensorflow_datasets tensorflow sklearn matplotlib absl ml_collections keras"

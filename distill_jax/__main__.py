@@ -1,0 +1,3 @@
+from distill_jax.main import run
+
+run()

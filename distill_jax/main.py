@@ -1,0 +1,155 @@
+"""The command line: `python -m distill_jax --config=configs/digits.py [--config.FIELD=VALUE ...]`."""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from distill_jax import config as config_lib
+from distill_jax import stages
+from distill_jax.config import Config, ConfigError
+from distill_jax.errors import suggest
+from distill_jax.train import NonFiniteError
+from distill_jax.version import __version__
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "grain")
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+  """The console script; exits with 2 where the command or the config is at fault, 1 where training failed."""
+  try:
+    main(sys.argv[1:] if argv is None else argv)
+  except NonFiniteError as error:
+    sys.exit(f"distill-jax: {error}")
+  except (ValueError, OSError) as error:
+    print(f"distill-jax: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs a config's stages; the same command again goes on where it was stopped.
+
+  Raises:
+    ConfigError: the command or the config cannot be run.
+  """
+  flags, overrides = _parse(argv)
+  config = config_lib.load(flags.config, overrides)
+  seeds = _seeds(flags.seeds)
+  chosen = _stages(flags.stages)
+  name = Path(flags.config).stem
+  folder = Path(flags.workdir or f"runs/{name}").resolve()
+  splits = config.data()
+  identity = _identity(config, name, flags.config, overrides, argv)
+  job = stages.Job(config, folder, seeds, splits, identity)
+  if flags.dry_run:
+    stages.describe(job)
+    return
+  _write_down(folder, identity)
+  stages.run_stages(job, chosen)
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+  overrides, rest = [], []
+  arguments = iter(argv)
+  for argument in arguments:
+    if argument.startswith("--config."):
+      name, equals, value = argument.removeprefix("--config.").partition("=")
+      overrides.append(f"{name}={value if equals else next(arguments, '')}")
+    else:
+      rest.append(argument)
+  parser = argparse.ArgumentParser(
+    "distill-jax", description=__doc__, allow_abbrev=False, epilog="--config.FIELD=VALUE overrides a field"
+  )
+  parser.add_argument("--config", required=True, help="a Python file whose get_config() returns the job")
+  parser.add_argument("--workdir", help="where the run is kept; default: runs/NAME OF THE CONFIG")
+  parser.add_argument("--stages", default=",".join(stages.STAGES), help="default: %(default)s")
+  parser.add_argument(
+    "--seeds", default="0", help="of student and baseline, such as 0,1,2; default: %(default)s"
+  )
+  parser.add_argument("--dry_run", action="store_true", help="print shapes, sizes and memory; train nothing")
+  parser.add_argument("--version", action="version", version=__version__)
+  return parser.parse_args(rest), overrides
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+  try:
+    seeds = tuple(int(part) for part in text.split(","))
+  except ValueError:
+    raise ConfigError(f"--seeds: expected integers such as 0,1,2, got {text!r}") from None
+  if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:
+    raise ConfigError(f"--seeds: expected different integers from 0 to {2**32 - 1}, got {text!r}")
+  return seeds
+
+
+def _stages(text: str) -> tuple[str, ...]:
+  chosen = tuple(part.strip() for part in text.split(","))
+  for stage in chosen:
+    if stage not in stages.STAGES:
+      raise ConfigError(f"--stages: there is no stage {stage!r}{suggest(stage, stages.STAGES)}")
+  return chosen
+
+
+def _identity(config: Config, name: str, path: str, overrides: list[str], argv) -> dict[str, Any]:
+  return {
+    "name": name,
+    "command": shlex.join(["python", "-m", "distill_jax", *argv]),
+    "config": path,
+    "settings": config_lib.settings(config),
+    "overrides": overrides,
+    "versions": {"python": platform.python_version(), "distill_jax": __version__} | _versions(),
+    "git": _git_revision(Path(path).resolve().parent),
+    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+  }
+
+
+def _versions() -> dict[str, str]:
+  found = {}
+  for package in _PACKAGES:
+    try:
+      found[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def _git_revision(folder: Path) -> str | None:
+  def git(*arguments):
+    return subprocess.run(
+      ["git", "-C", folder, *arguments], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+  try:
+    changed = " with uncommitted changes" if git("status", "--porcelain") else ""
+    return git("rev-parse", "HEAD") + changed
+  except (OSError, subprocess.CalledProcessError):
+    return None
+
+
+def _write_down(folder: Path, identity: dict[str, Any]) -> None:
+  """Writes run.json; a folder that holds another run is refused."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "run.json"
+    if path.exists():
+      old = json.loads(path.read_text())
+      changed = config_lib.differences(old["settings"], identity["settings"])
+      if changed:
+        lines = "\n  ".join(changed)
+        raise ConfigError(
+          f"--workdir: {folder} holds a run with other settings; choose another folder:\n  {lines}"
+        )
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(identity, indent=2) + "\n")
+    new.replace(path)
+  except OSError as error:
+    raise ConfigError(f"--workdir: {folder} cannot be written: {error}") from error
