@@ -10,17 +10,20 @@ objective = weighted(
 import contextlib
 import inspect
 import math
+import numbers
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from distill_jax.errors import suggest
 from distill_jax.types import Objective, Outputs, Variables
 
 Weight = float | Callable[[jax.Array], jax.Array]
-RESERVED = ("loss", "accuracy", "grad_norm", "nonfinite")  # the step's own metrics
+RESERVED = ("loss", "accuracy", "grad_norm", "nonfinite", "empty")  # the step's own metrics
 
 
 class Term(NamedTuple):
@@ -45,17 +48,13 @@ def weighted(**terms: tuple[Weight, Term]) -> Objective:
       a function of `TrainState.step`.
 
   Raises:
-    ValueError: no terms, a name that the step's own metrics use, or a weight that is negative or not finite.
+    ValueError: no terms, a name that the step's own metrics use, what is not a (weight, term), or a weight that
+      is negative or not finite.
   """
   if not terms:
     raise ValueError("weighted() got no terms: give at least one, such as hard=(1.0, labels())")
-  for name, (weight, term) in terms.items():
-    if name in RESERVED:
-      raise ValueError(f"a term cannot be called {name!r}: the step's own metrics are {RESERVED}")
-    if not callable(weight) and not (math.isfinite(weight) and weight >= 0):
-      raise ValueError(f"weight of term {name!r}: expected a finite number >= 0, got {weight}")
-    if not isinstance(term, Term):
-      raise ValueError(f"term {name!r}: expected a Term such as labels(), got {type(term).__name__}")
+  for name, weighted_term in terms.items():
+    _check_term(name, weighted_term)
 
   def init(key, student: Outputs, teacher: Outputs) -> Variables:
     made = {}
@@ -88,7 +87,8 @@ def labels(*, label_smoothing: float = 0.0, output: str = "logits") -> Term:
   """Cross entropy of the student with the true labels, always at temperature 1.
 
   Args:
-    label_smoothing: the share in [0, 1) that is spread evenly over all classes (Szegedy et al. 2016, section 7).
+    label_smoothing: the share in [0, 1) that is spread evenly over all classes (Szegedy et al. 2016, section 7);
+      over those that exist, where a logit is -inf.
     output: the student's output that holds the logits [..., C].
 
   The batch's 'label' is int [...] or probabilities [..., C] (mixup); its 'where' masks rows. A negative label,
@@ -108,10 +108,12 @@ def labels(*, label_smoothing: float = 0.0, output: str = "logits") -> Term:
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name):
     del params, teacher, step, key, axis_name
-    z, label = _entry(student, output, "student"), jnp.asarray(batch["label"])
+    z = _entry(student, output, "student")
     log_q = jax.nn.log_softmax(z.astype(jnp.promote_types(z.dtype, jnp.float32)))
-    target, known = _targets(label, log_q)
-    target = (1 - label_smoothing) * target + label_smoothing / z.shape[-1]
+    target, known = _targets(_label(batch), log_q)
+    exists = z > -jnp.inf
+    evenly = exists / jnp.maximum(exists.sum(-1, keepdims=True), 1)
+    target = (1 - label_smoothing) * target + label_smoothing * evenly
     values = -jnp.where(target > 0, target * jnp.where(target > 0, log_q, 0), 0).sum(-1)
     return (values, _valid(batch, values.shape, known)), state
 
@@ -128,9 +130,11 @@ def logits(loss: Callable[..., jax.Array], *, output: str = "logits", **hyperpar
     **hyperparameters: passed to the loss.
 
   Raises:
-    ValueError: the logits' shapes differ (both are shown), or labels are mixed where the loss needs integers.
+    ValueError: at once, a hyper-parameter that the loss refuses; in init, logits whose shapes differ (both are
+      shown) or that do not fit the hyper-parameters; in a step, mixed labels where the loss needs integers.
   """
   wanted = _accepted(loss, hyperparameters)
+  _check_hyperparameters(loss, wanted, hyperparameters)
 
   def check(student, teacher):
     s, t = _entry(student, output, "student"), _entry(teacher, output, "teacher")
@@ -143,7 +147,8 @@ def logits(loss: Callable[..., jax.Array], *, output: str = "logits", **hyperpar
 
   def init(key, student, teacher):
     del key
-    check(student, teacher)
+    s, t = check(student, teacher)
+    _check_call(loss, s, t, s.shape[:-1], wanted, hyperparameters)
     return Variables({}, {})
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name):
@@ -175,9 +180,11 @@ def features(
       interpolation, antialiased). False: the loss gets the maps as they are.
 
   Raises:
-    ValueError: an unknown name, or a pair that cannot be aligned (both shapes are shown).
+    ValueError: at once, a hyper-parameter that the loss refuses; in init, an unknown name, or a pair that cannot
+      be aligned or compared (both shapes are shown).
   """
   wanted = _accepted(loss, hyperparameters)
+  _check_hyperparameters(loss, wanted, hyperparameters)
 
   def pair(s_outputs, t_outputs):
     return _entry(s_outputs, student, "student"), _entry(t_outputs, teacher, "teacher")
@@ -189,21 +196,26 @@ def features(
       raise ValueError(
         f"student {student!r} {tuple(s.shape)} cannot be aligned with teacher {teacher!r} {tuple(t.shape)}: {problem}"
       )
-    if not project or s.shape[-1] == t.shape[-1]:
-      return Variables({}, {})
-    kernel = jax.nn.initializers.lecun_normal()(key, (s.shape[-1], t.shape[-1]), jnp.float32)
-    return Variables({"kernel": kernel, "bias": jnp.zeros(t.shape[-1])}, {})
+    params = {}
+    if project and s.shape[-1] != t.shape[-1]:
+      kernel = jax.nn.initializers.lecun_normal()(key, (s.shape[-1], t.shape[-1]), jnp.float32)
+      params = {"kernel": kernel, "bias": jnp.zeros(t.shape[-1])}
+    _check_call(loss, jax.eval_shape(align, params, s, t), t, s.shape[:1], wanted, hyperparameters)
+    return Variables(params, {})
 
-  def apply(params, state, s_outputs, t_outputs, batch, *, step, key, axis_name):
-    del step, key
-    s, t = pair(s_outputs, t_outputs)
+  def align(params, s, t):
     if params:
       s = s @ params["kernel"].astype(s.dtype) + params["bias"].astype(s.dtype).reshape(
         (1,) * (s.ndim - 1) + (-1,)
       )
     if resize and s.ndim == 4 and s.shape[1:3] != t.shape[1:3]:
       s = jax.image.resize(s, (s.shape[0], *t.shape[1:3], s.shape[3]), "linear")
-    return _evaluate(loss, s, t, wanted, batch, axis_name, hyperparameters), state
+    return s
+
+  def apply(params, state, s_outputs, t_outputs, batch, *, step, key, axis_name):
+    del step, key
+    s, t = pair(s_outputs, t_outputs)
+    return _evaluate(loss, align(params, s, t), t, wanted, batch, axis_name, hyperparameters), state
 
   return Term(init, apply)
 
@@ -211,6 +223,8 @@ def features(
 def _misfit(s: tuple[int, ...], t: tuple[int, ...], resize: bool) -> str | None:
   if len(s) != len(t):
     return "their ranks differ"
+  if len(s) < 2:
+    return "a feature needs rows and channels"
   if s[0] != t[0]:
     return "their numbers of rows differ"
   if len(s) != 4 and s[1:-1] != t[1:-1]:
@@ -234,8 +248,59 @@ def _targets(label, log_q):
   return label.astype(log_q.dtype), label.sum(-1) > 0
 
 
+def _check_term(name: str, weighted_term) -> None:
+  if name in RESERVED:
+    raise ValueError(f"a term cannot be called {name!r}: the step's own metrics are {RESERVED}")
+  if type(weighted_term) is not tuple or len(weighted_term) != 2:
+    raise ValueError(f"term {name!r}: expected (weight, term), got {type(weighted_term).__name__}")
+  weight, term = weighted_term
+  if not isinstance(term, Term):
+    raise ValueError(f"term {name!r}: expected a Term such as labels(), got {type(term).__name__}")
+  if callable(weight):
+    return
+  number = isinstance(weight, numbers.Real) or (isinstance(weight, jax.Array) and weight.ndim == 0)
+  if not number or not (math.isfinite(weight) and weight >= 0):
+    raise ValueError(f"weight of term {name!r}: expected a finite number >= 0 or a schedule, got {weight!r}")
+
+
 def _accepted(loss, hyperparameters) -> set[str]:
   return (set(inspect.signature(loss).parameters) & {"labels", "where", "axis_name"}) - set(hyperparameters)
+
+
+def _check_hyperparameters(loss, wanted: set[str], hyperparameters) -> None:
+  """Makes what the loss refuses an error when the config is read, by calling it on shapes alone.
+
+  The real shapes are not known yet: images of each rank are tried, and only an error that names a
+  hyper-parameter counts. The rest, and arrays (a class mask), wait for init.
+  """
+  name = getattr(loss, "__name__", type(loss).__name__)
+  signature = inspect.signature(loss)
+  known = set(list(signature.parameters)[2:]) - wanted
+  try:
+    signature.bind(None, None, **dict.fromkeys(wanted), **hyperparameters)
+  except TypeError as error:
+    unknown = sorted(set(hyperparameters) - set(signature.parameters))
+    hint = suggest(unknown[0], known) if unknown else ""
+    raise ValueError(f"hyper-parameters of {name}: {error}{hint}") from error
+  if any(isinstance(value, np.ndarray | jax.Array) and value.ndim for value in hyperparameters.values()):
+    return
+  refusals = []
+  for axes in ((64,), (64, 64), (64, 64, 64)):
+    shape = jax.ShapeDtypeStruct((*axes, 4096), jnp.float32)
+    try:
+      return _check_call(loss, shape, shape, axes, wanted, hyperparameters)
+    except Exception as error:
+      refusals.append(error)
+  for refusal in refusals:
+    if any(re.search(rf"\b{name}\b", str(refusal)) for name in hyperparameters):
+      raise refusal
+
+
+def _check_call(loss, s, t, label_shape, wanted: set[str], hyperparameters) -> None:
+  """Raises what the loss raises for arrays of these shapes."""
+  shapes = {"labels": (label_shape, jnp.int32), "where": (s.shape[:1], jnp.bool_)}
+  extras = {name: jax.ShapeDtypeStruct(*of) for name, of in shapes.items() if name in wanted}
+  jax.eval_shape(lambda s, t, extras: loss(s, t, **extras, **hyperparameters), s, t, extras)
 
 
 def _evaluate(loss, s, t, wanted: set[str], batch, axis_name, hyperparameters):
@@ -252,10 +317,14 @@ def _evaluate(loss, s, t, wanted: set[str], batch, axis_name, hyperparameters):
   return values if values.ndim == 0 else (values, _valid(batch, values.shape, known))
 
 
+def _label(batch):
+  if "label" not in batch:
+    raise ValueError(f"this needs labels and the batch has no 'label'; it has {sorted(batch)}")
+  return jnp.asarray(batch["label"])
+
+
 def _integer_labels(batch):
-  label = batch.get("label")
-  if label is None:
-    raise ValueError("this loss needs labels and the batch has no 'label'")
+  label = _label(batch)
   if not jnp.issubdtype(label.dtype, jnp.integer):
     raise ValueError(
       f"this loss needs integer labels, got {label.dtype} {label.shape}: "

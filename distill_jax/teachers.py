@@ -6,6 +6,7 @@ that ride in the batch, or follows the student.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,13 @@ def live(model: Model, *, dtype) -> Model:
   Args:
     model: any Model; floating weights, states and batch entries are cast, integers stay.
     dtype: a floating dtype. Losses still compute in float32.
+
+  Raises:
+    ValueError: the dtype is not floating, or the model follows the student and so has the student's dtype.
   """
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise ValueError(f"dtype: expected a floating one such as jnp.bfloat16, got {dtype}")
+  _refuse_followers("live", [model])
 
   def cast(tree):
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
@@ -62,10 +69,12 @@ def ensemble(models: Sequence[Model], *, weights: Sequence[float] | None = None,
     A Model with 'logits', and every output of teacher i as 'i/name'.
 
   Raises:
-    ValueError: no models, weights that do not fit, another `mean`.
+    ValueError: no models, weights that do not fit, another `mean`, a model that follows the student; in apply,
+      a teacher without 'logits', or logits of different shapes.
   """
   if not models:
     raise ValueError("ensemble() got no models")
+  _refuse_followers("ensemble", models)
   shares = [1.0] * len(models) if weights is None else [float(w) for w in weights]
   if len(shares) != len(models) or not all(math.isfinite(w) and w >= 0 for w in shares) or sum(shares) == 0:
     raise ValueError(f"weights: expected {len(models)} finite numbers >= 0, not all 0, got {weights}")
@@ -77,11 +86,14 @@ def ensemble(models: Sequence[Model], *, weights: Sequence[float] | None = None,
     return _stack([m.init(jax.random.fold_in(key, i), batch) for i, m in enumerate(models)])
 
   def apply(params, state, batch, *, train, key):
-    outputs, all_logits, new_state = {}, [], {}
+    outputs: dict[str, Any] = {}
+    all_logits, new_state = [], {}
     for i, model in enumerate(models):
       own_key = None if key is None else jax.random.fold_in(key, i)
       own, new_state[str(i)] = model.apply(params[str(i)], state[str(i)], batch, train=train, key=own_key)
       outputs |= {f"{i}/{name}": x for name, x in own.items()}
+      if "logits" not in own:
+        raise ValueError(f"ensemble: teacher {i} gives no 'logits'; it gives {sorted(own)}")
       all_logits.append(own["logits"])
     shapes = {z.shape for z in all_logits}
     if len(shapes) > 1:
@@ -90,8 +102,8 @@ def ensemble(models: Sequence[Model], *, weights: Sequence[float] | None = None,
       )
     return outputs | {"logits": _mean(all_logits, shares, mean)}, new_state
 
-  carried = [m.variables for m in models]
-  return Model(init, apply, None if any(v is None for v in carried) else _stack(carried))
+  carried = [m.variables for m in models if m.variables is not None]
+  return Model(init, apply, _stack(carried) if len(carried) == len(models) else None)
 
 
 def moving_average(student: Model, *, decay: float = 0.999) -> Model:
@@ -119,15 +131,22 @@ def moving_average(student: Model, *, decay: float = 0.999) -> Model:
   return Model(student.init, student.apply, None, follow)
 
 
+def _refuse_followers(where: str, models: Sequence[Model]) -> None:
+  if any(model.follow for model in models):
+    raise ValueError(f"{where}: a moving average lives in the train state: pass it to the step as it is")
+
+
 def _stack(variables: Sequence[Variables]) -> Variables:
   numbered = {str(i): v for i, v in enumerate(variables)}
   return Variables(*({i: getattr(v, part) for i, v in numbered.items()} for part in ("params", "state")))
 
 
 def _mean(all_logits, shares, mean):
-  stacked = jnp.stack(all_logits)
+  # A teacher of weight 0 is left out: its -inf or NaN times 0 would be NaN.
+  used = [(z, share) for z, share in zip(all_logits, shares) if share > 0]
+  stacked = jnp.stack([z for z, _ in used])
   stacked = stacked.astype(jnp.promote_types(stacked.dtype, jnp.float32))
-  weight = jnp.asarray(shares, stacked.dtype).reshape((-1,) + (1,) * (stacked.ndim - 1))
+  weight = jnp.asarray([w for _, w in used], stacked.dtype).reshape((-1,) + (1,) * (stacked.ndim - 1))
   if mean == "logits":
     return (weight * stacked).sum(0)
   return jax.nn.logsumexp(jax.nn.log_softmax(stacked, -1), axis=0, b=weight)

@@ -4,13 +4,16 @@ A network may return an array (the logits), a mapping of named outputs, or `(log
 become `Outputs`. What it does not return can be captured by the path of the submodule that makes it.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from flax.core import unfreeze
 
 from distill_jax.errors import suggest
 from distill_jax.types import Batch, Model, Outputs, Variables
@@ -18,6 +21,7 @@ from distill_jax.types import Batch, Model, Outputs, Variables
 Features = Mapping[str, str] | Sequence[str]
 _TRAINING_FLAGS = {"train", "training", "is_training"}
 _INFERENCE_FLAGS = {"deterministic", "use_running_average"}
+_FLAGS = _TRAINING_FLAGS | _INFERENCE_FLAGS
 
 
 def from_nnx(
@@ -43,7 +47,7 @@ def from_nnx(
     training each random stream is seeded anew from the key of the call.
   """
   made = isinstance(module, nnx.Module)
-  concrete = module if made else nnx.eval_shape(lambda: _construct(module, jax.random.key(0)))
+  concrete = _bare(module) if made else nnx.eval_shape(lambda: _construct(module, jax.random.key(0)))
   graphs = {train: nnx.graphdef(_in_mode(concrete, train)) for train in (True, False)}
   _, params, streams, state = _split(concrete)
   variables = Variables(*jax.tree.map(jnp.copy, (params, state))) if made else None
@@ -85,7 +89,8 @@ def from_linen(
 
   Args:
     module: the module. An argument of its `__call__` named `train`, `training`, `is_training`,
-      `deterministic` or `use_running_average` is set by the mode.
+      `deterministic` or `use_running_average` is set by the mode; so is a field of that name that is a bool
+      or None, where `__call__` has no such argument.
     variables: trained variables, `{'params': ..., 'batch_stats': ...}`, if there are any.
     inputs: the batch entry, or entries, passed to the module in order.
     features: as in `from_nnx`; paths are module names, 'Conv_0' or 'encoder/layer_3'.
@@ -95,7 +100,10 @@ def from_linen(
   Returns:
     A Model. Its params are the collection 'params', its state all other collections.
   """
-  flags = _mode_flags(type(module).__call__) if call is None else set()
+  flags = set(inspect.signature(type(module).__call__).parameters) & _FLAGS if call is None else set()
+  fields = _mode_fields(module) - flags if call is None else set()
+  in_mode = {train: module.clone(**_mode(fields, train)) if fields else module for train in (True, False)}
+  variables = None if variables is None else unfreeze(dict(variables))
   paths = {path.split(":")[0] for path in _mapping(features).values()}
 
   def method(bound, *args, train):
@@ -105,27 +113,35 @@ def from_linen(
 
   def init(key: jax.Array, batch: Batch) -> Variables:
     if variables is not None:
-      return _linen_variables(jax.tree.map(jnp.copy, dict(variables)))
+      return _linen_variables(jax.tree.map(jnp.copy, variables))
     streams = {name: jax.random.fold_in(key, i) for i, name in enumerate(("params", *rngs))}
-    return _linen_variables(module.init(streams, *_select(batch, inputs), train=False, method=method))
+    made = in_mode[False].init(streams, *_select(batch, inputs), train=False, method=method)
+    return _linen_variables(unfreeze(made))
 
   def apply(params, state, batch, *, train: bool, key) -> tuple[Outputs, Any]:
     mutable = [*(state if train else ()), *(["intermediates"] if paths else [])]
     streams = {} if key is None else {name: jax.random.fold_in(key, i) for i, name in enumerate(rngs)}
-    result, changed = module.apply(
+    called = set()
+
+    def capture(submodule, method_name):
+      path = "/".join(submodule.path)
+      called.update([path] if method_name == "__call__" else [])
+      return method_name == "__call__" and path in paths
+
+    result, changed = in_mode[train].apply(
       {"params": params, **state},
       *_select(batch, inputs),
       train=train,
       method=method,
       rngs=streams,
       mutable=mutable,
-      capture_intermediates=lambda m, name: name == "__call__" and "/".join(m.path) in paths,
+      capture_intermediates=capture,
     )
     captured = _named_calls(changed.get("intermediates", {}))
     new_state = {name: changed.get(name, old) for name, old in state.items()} if train else state
-    return _outputs(result) | _pick(captured, features), new_state
+    return _outputs(result) | _pick(captured, features, called), new_state
 
-  return Model(init, apply, _linen_variables(dict(variables)) if variables is not None else None)
+  return Model(init, apply, _linen_variables(variables) if variables is not None else None)
 
 
 def from_apply(
@@ -150,7 +166,9 @@ def from_apply(
   accepted = set(inspect.signature(apply).parameters) & {"state", "train", "key"}
 
   def as_variables(values) -> Variables:
-    return Variables(*values) if "state" in accepted else Variables(values, {})
+    if "state" not in accepted:
+      return Variables(values, {})
+    return Variables(*_two(values, "with an argument `state`, init and variables must be (params, state)"))
 
   def full_init(key: jax.Array, batch: Batch) -> Variables:
     if variables is not None:
@@ -163,7 +181,7 @@ def from_apply(
     given = {"state": state, "train": train, "key": key}
     result = apply(params, *_select(batch, inputs), **{name: given[name] for name in accepted})
     if "state" in accepted:
-      result, state = result
+      result, state = _two(result, "with an argument `state`, apply must return (outputs, new state)")
     return _outputs(result), state
 
   return Model(full_init, full_apply, as_variables(variables) if variables is not None else None)
@@ -176,6 +194,13 @@ def _construct(make, key) -> nnx.Module:
       f"expected an nnx.Module or a function (nnx.Rngs) -> nnx.Module, got {type(module).__name__}"
     )
   return module
+
+
+def _bare(module):
+  """The module without values that an earlier call of it left behind: they are no part of its state."""
+  bare = nnx.view(module, raise_if_not_found=False)
+  nnx.pop(bare, nnx.Intermediate)
+  return bare
 
 
 def _in_mode(module, train: bool):
@@ -201,8 +226,9 @@ def _seed(streams, key):
   return jax.tree.unflatten(structure, seeded)
 
 
-def _mode_flags(function) -> set[str]:
-  return set(inspect.signature(function).parameters) & (_TRAINING_FLAGS | _INFERENCE_FLAGS)
+def _mode_fields(module) -> set[str]:
+  names = {field.name for field in dataclasses.fields(module)} & _FLAGS
+  return {name for name in names if isinstance(getattr(module, name), bool | None)}
 
 
 def _mode(flags: set[str], train: bool) -> dict[str, bool]:
@@ -226,7 +252,7 @@ def _select(batch: Batch, inputs: str | Sequence[str]) -> tuple[jax.Array, ...]:
 def _outputs(result: Any) -> dict[str, Any]:
   if isinstance(result, Mapping):
     return dict(result)
-  if isinstance(result, jax.Array):
+  if isinstance(result, (jax.Array, np.ndarray)):
     return {"logits": result}
   if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
     return {"logits": result[0], **result[1]}
@@ -256,10 +282,18 @@ def _mapping(features: Features) -> dict[str, str]:
   return dict(features) if isinstance(features, Mapping) else {path: path for path in features}
 
 
-def _pick(captured: Mapping[str, Any], features: Features) -> dict[str, Any]:
+def _two(values: Any, expected: str) -> tuple[Any, Any]:
+  if not isinstance(values, (tuple, list)) or len(values) != 2:
+    raise ValueError(f"{expected}, got {type(values).__name__}")
+  return values[0], values[1]
+
+
+def _pick(captured: Mapping[str, Any], features: Features, called=()) -> dict[str, Any]:
   picked = {}
   for name, path in _mapping(features).items():
     if path not in captured:
-      raise ValueError(f"no submodule output {path!r} to capture as {name!r}{suggest(path, captured)}")
+      raise ValueError(
+        f"no submodule output {path!r} to capture as {name!r}{suggest(path, {*captured, *called})}"
+      )
     picked[name] = captured[path]
   return picked
