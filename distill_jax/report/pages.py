@@ -70,7 +70,7 @@ def write(
 
 
 def _comparison(measured: Sequence[Measured], rows: int, classes: int) -> list[Block]:
-  several = any(m.entry.seed != measured[0].entry.seed for m in measured)
+  several = len({m.entry.role for m in measured}) < len(measured)
   spread = "mean ± sample standard deviation over seeds" if several else "one seed, so there is no spread"
   return [
     Text(comparison.verdict(measured, rows)),
