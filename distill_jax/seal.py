@@ -59,15 +59,16 @@ def opened(stored: Mapping[str, Any] | None, step: int) -> dict[str, Any]:
 
 
 def check_contents(seal: Mapping[str, Any], tree: Tree) -> None:
-  """Compare every bit of the leaves with the seal's checksums.
+  """Compare shape, dtype and every bit of the leaves with what was sealed.
 
   Raises:
     Damaged: some differ.
   """
-  sums = checksums(tree)
-  broken = [name for name in sums if sums[name] != seal["leaves"][name][2]]
+  shapes, sums = layout(tree), checksums(tree)
+  sealed = {name: (tuple(shape), dtype, total) for name, (shape, dtype, total) in seal["leaves"].items()}
+  broken = [name for name in sealed if sealed[name] != (*shapes[name], sums[name])]
   if broken:
-    raise Damaged(f"{len(broken)} of {len(sums)} leaves are not what was saved: {', '.join(broken[:5])}")
+    raise Damaged(f"{len(broken)} of {len(sealed)} leaves are not what was saved: {', '.join(broken[:5])}")
 
 
 def check_identity(seal: Mapping[str, Any], identity: Identity) -> None:

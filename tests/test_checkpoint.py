@@ -78,17 +78,18 @@ def damage(checkpoint, state):
     flip(file, file.read_bytes().index(table) + 5, 3)
 
 
-# When files are damaged Orbax leaves futures and coroutines behind; Python reports them when it collects them.
-orbax_gives_up = pytest.mark.filterwarnings(
-  "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited:RuntimeWarning"
-)
-
-
 @pytest.fixture
 def settled():
   yield
   time.sleep(0.2)
   gc.collect()
+
+
+def orbax_gives_up(test):
+  """Where it fails Orbax leaves futures and coroutines behind, which Python reports when it collects them."""
+  unraisable = "ignore::pytest.PytestUnraisableExceptionWarning"
+  test = pytest.mark.filterwarnings(unraisable, "ignore:coroutine .* was never awaited:RuntimeWarning")(test)
+  return pytest.mark.usefixtures("settled")(test)
 
 
 def test_every_leaf_comes_back_bit_for_bit(tmp_path):
@@ -212,6 +213,7 @@ def test_bad_arguments(tmp_path, options, message):
     Checkpoints(**{"folder": tmp_path, **options})
 
 
+@orbax_gives_up
 @pytest.mark.parametrize("surfaces_in", ["save", "close", "wait"])
 def test_a_full_disk_is_reported_and_the_older_checkpoints_stay(tmp_path, surfaces_in):
   state = make_state(1)
@@ -238,7 +240,6 @@ def test_a_full_disk_is_reported_and_the_older_checkpoints_stay(tmp_path, surfac
 
 
 @orbax_gives_up
-@pytest.mark.usefixtures("settled")
 def test_of_one_flipped_bit_nothing_wrong_is_restored(tmp_path, rng, flips=60):
   saved(tmp_path, 1, 2)
   files = [f for f in (tmp_path / "2").rglob("*") if f.is_file() and f.stat().st_size]
@@ -260,14 +261,12 @@ def test_of_one_flipped_bit_nothing_wrong_is_restored(tmp_path, rng, flips=60):
 
 
 @orbax_gives_up
-@pytest.mark.usefixtures("settled")
 @pytest.mark.slow
 def test_of_2000_flipped_bits_nothing_wrong_is_restored(tmp_path, rng):
   test_of_one_flipped_bit_nothing_wrong_is_restored(tmp_path, rng, flips=2000)
 
 
 @orbax_gives_up
-@pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize("size", [0, 0.5])
 def test_truncated_files_are_noticed(tmp_path, size):
   saved(tmp_path, 1, 2)
@@ -299,7 +298,6 @@ def test_empty_and_renamed_step_directories_are_skipped_and_make_way(tmp_path):
 
 
 @orbax_gives_up
-@pytest.mark.usefixtures("settled")
 def test_every_checkpoint_damaged_never_starts_over(tmp_path):
   saved(tmp_path, 1, 2)
   for step in (1, 2):
@@ -315,7 +313,6 @@ def test_every_checkpoint_damaged_never_starts_over(tmp_path):
 
 
 @orbax_gives_up
-@pytest.mark.usefixtures("settled")
 def test_a_damaged_step_is_written_again_and_the_best_falls_to_the_next(tmp_path):
   with Checkpoints(tmp_path, keep=3, best=("a", "max")) as checkpoints:
     for step, a in ((1, 0.5), (2, 0.4), (3, 0.9)):
