@@ -10,7 +10,9 @@ The config file must not say `from __future__ import annotations`: overrides nee
 
 import dataclasses
 import difflib
+import importlib.util
 import math
+import sys
 import types
 import typing
 import warnings
@@ -203,14 +205,10 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
     near = difflib.get_close_matches(Path(path).name, [p.name for p in Path(path).parent.glob("*.py")], n=1)
     hint = f"; did you mean {Path(path).parent / near[0]}?" if near else ""
     raise ConfigError(f"--config: there is no file {path}{hint}")
-  default = _parse(path, [])
-  if not isinstance(default, Config):
-    raise ConfigError(
-      f"{path}: get_config() must return a distill_jax.config.Config, got {type(default).__name__}"
-    )
+  config = _read(path)
   for override in overrides:
-    _check_name(default, override.partition("=")[0])
-  config = _parse(path, [f"--config.{override}" for override in overrides])
+    _check_name(config, override.partition("=")[0])
+  config = _override(config, [f"--config.{override}" for override in overrides])
   _check_types(config, "")
   config.validate()
   with prefixed("objective"):
@@ -241,9 +239,27 @@ def _plain(value: Any) -> Any:
   return list(value) if isinstance(value, tuple) else value
 
 
-def _parse(path: str, arguments: list[str]) -> Any:
-  values, argv = flags.FlagValues(), ["distill-jax", f"--config={path}", *arguments]
-  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+def _read(path: str) -> Config:
+  spec: Any = importlib.util.spec_from_file_location(Path(path).stem, path)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module  # dataclasses look their module up
+  try:
+    spec.loader.exec_module(module)
+  finally:
+    del sys.modules[spec.name]
+  if not hasattr(module, "get_config"):
+    raise ConfigError(f"{path} defines no get_config()")
+  config = module.get_config()
+  if not isinstance(config, Config):
+    raise ConfigError(
+      f"{path}: get_config() must return a distill_jax.config.Config, got {type(config).__name__}"
+    )
+  return config
+
+
+def _override(config: Config, arguments: list[str]) -> Config:
+  values, argv = flags.FlagValues(), ["distill-jax", *arguments]
+  config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=argv)
   try:
     values(argv)
     return values.config

@@ -162,9 +162,9 @@ class _Keeper:
   def __init__(self, folder, best, identity):
     self._best, self._score, self._variables = best, None, None
     self.folder = None if folder is None else Path(folder).resolve()
-    self._saved = (
-      None if folder is None else Checkpoints(self.folder / "checkpoints", best=best, identity=identity)
-    )
+    self._saved = None
+    if self.folder is not None:
+      self._saved = Checkpoints(self.folder / "checkpoints", best=best, identity=identity)
 
   def __enter__(self):
     return self
