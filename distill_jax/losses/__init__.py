@@ -6,7 +6,126 @@ loss that relates the rows of a batch gives a scalar and takes `where=` and `axi
 are computed in float32. README.md in this folder is a table of all of them.
 """
 
-from distill_jax.losses.features import cosine, hint
-from distill_jax.losses.logits import kl_divergence, soft_cross_entropy
+from distill_jax.losses.attention import (
+  attention_kl,
+  attention_scores_mse,
+  minilm_relations,
+  weight_alignment,
+)
+from distill_jax.losses.batch_logits import batch_gram, class_gram, dist
+from distill_jax.losses.contrastive import CrdState, crd, crd_state, dino, info_nce, queue_similarity
+from distill_jax.losses.dense import cwd, localization, pearson
+from distill_jax.losses.features import (
+  attention_transfer,
+  cosine,
+  factor_transfer,
+  fsp,
+  hint,
+  inter_channel,
+  nst,
+)
+from distill_jax.losses.focal import Context, box_weights, fgd, fgd_init
+from distill_jax.losses.labels import dkd, nkd, ofa, wsld
+from distill_jax.losses.layers import LayerAttention, layer_attention, layer_attention_init
+from distill_jax.losses.logits import (
+  binary_kl,
+  hard_distillation,
+  kl_divergence,
+  logit_mse,
+  reverse_kl,
+  soft_cross_entropy,
+  standardize,
+  total_variation,
+  uld,
+)
+from distill_jax.losses.mixtures import jensen_shannon, skew_kl, skew_reverse_kl
+from distill_jax.losses.preactivations import activation_boundary, ofd, ofd_margin
+from distill_jax.losses.projected import mgd, review_kd, srd, vid, vid_raw_scale, vkd
+from distill_jax.losses.relations import (
+  correlation_congruence,
+  pkt,
+  rkd_angle,
+  rkd_distance,
+  similarity_preserving,
+)
+from distill_jax.losses.sequence import rnnt_three_way
+from distill_jax.losses.sparse import (
+  SparseTargets,
+  sample_k,
+  sampled_cross_entropy,
+  sparse_kl,
+  sparse_kl_conditional,
+  sparse_kl_smoothed,
+  top_k,
+)
 
-__all__ = ["cosine", "hint", "kl_divergence", "soft_cross_entropy"]
+__all__ = [
+  "Context",
+  "CrdState",
+  "LayerAttention",
+  "SparseTargets",
+  "activation_boundary",
+  "attention_kl",
+  "attention_scores_mse",
+  "attention_transfer",
+  "batch_gram",
+  "binary_kl",
+  "box_weights",
+  "class_gram",
+  "correlation_congruence",
+  "cosine",
+  "crd",
+  "crd_state",
+  "cwd",
+  "dino",
+  "dist",
+  "dkd",
+  "factor_transfer",
+  "fgd",
+  "fgd_init",
+  "fsp",
+  "hard_distillation",
+  "hint",
+  "info_nce",
+  "inter_channel",
+  "jensen_shannon",
+  "kl_divergence",
+  "layer_attention",
+  "layer_attention_init",
+  "localization",
+  "logit_mse",
+  "mgd",
+  "minilm_relations",
+  "nkd",
+  "nst",
+  "ofa",
+  "ofd",
+  "ofd_margin",
+  "pearson",
+  "pkt",
+  "queue_similarity",
+  "review_kd",
+  "reverse_kl",
+  "rkd_angle",
+  "rkd_distance",
+  "rnnt_three_way",
+  "sample_k",
+  "sampled_cross_entropy",
+  "similarity_preserving",
+  "skew_kl",
+  "skew_reverse_kl",
+  "soft_cross_entropy",
+  "sparse_kl",
+  "sparse_kl_conditional",
+  "sparse_kl_smoothed",
+  "srd",
+  "standardize",
+  "top_k",
+  "total_variation",
+  "uld",
+  "vid",
+  "vid_raw_scale",
+  "vkd",
+  "weight_alignment",
+  "wsld",
+]

@@ -7,7 +7,7 @@ from distill_jax.losses import _checks
 
 
 def log_pair(student, teacher, *, temperature=1.0, axis=-1, class_mask=None):
-  """Log-probabilities of both sides at `temperature`, class axis last, and the temperature as an array.
+  """Log-probabilities of both sides at `temperature`, class axis last, and the temperature.
 
   A class is missing (-inf) where `class_mask` is False or its logit is -inf.
 
@@ -16,22 +16,9 @@ def log_pair(student, teacher, *, temperature=1.0, axis=-1, class_mask=None):
   """
   student, teacher = _checks.pair(student, teacher)
   temperature = _checks.positive("temperature", temperature, student.dtype)
-  mask = spread_mask(class_mask, student.shape)
+  mask = _checks.mask("class_mask", class_mask, student.shape)
   log_q, log_p = (log_softmax(z / temperature, axis, mask) for z in (student, teacher))
   return log_q, log_p, temperature
-
-
-def spread_mask(class_mask, shape):
-  """`class_mask` broadcast to the logits' shape; None stays None."""
-  if class_mask is None:
-    return None
-  class_mask = jnp.asarray(class_mask)
-  if class_mask.dtype != jnp.bool_:
-    raise ValueError(f"class_mask must be bool, got {class_mask.dtype}")
-  try:
-    return jnp.broadcast_to(class_mask, shape)
-  except ValueError:
-    raise ValueError(f"class_mask {class_mask.shape} does not broadcast to the logits {shape}") from None
 
 
 def log_softmax(z: jax.Array, axis=-1, mask=None) -> jax.Array:
@@ -43,12 +30,23 @@ def log_softmax(z: jax.Array, axis=-1, mask=None) -> jax.Array:
   exists = z != -jnp.inf
   if mask is not None:
     exists &= jnp.moveaxis(mask, axis, -1)
-  z = jnp.where(exists, z, 0)
-  z = z - jax.lax.stop_gradient(
-    jnp.where(exists, z, -jnp.inf).max(-1, keepdims=True, initial=jnp.finfo(z.dtype).min)
-  )
-  total = jnp.where(exists, jnp.exp(jnp.where(exists, z, 0)), 0).sum(-1, keepdims=True)
-  return jnp.where(exists, z - jnp.log(jnp.where(total == 0, 1, total)), -jnp.inf)
+  z = jnp.where(exists, z, -jnp.inf)
+  total = log_sum(z)[..., None]
+  return jnp.where(exists, jnp.where(exists, z, 0) - jnp.where(total == -jnp.inf, 0, total), -jnp.inf)
+
+
+def log_sum(log_a: jax.Array) -> jax.Array:
+  """log of the sum over the last axis of exp(log_a); -inf, with a zero gradient, where nothing exists."""
+  exists = log_a != -jnp.inf
+  peak = jax.lax.stop_gradient(log_a.max(-1, keepdims=True))
+  peak = jnp.where(peak == -jnp.inf, 0, peak)
+  total = jnp.where(exists, jnp.exp(jnp.where(exists, log_a, 0) - peak), 0).sum(-1)
+  return jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1, total)) + peak[..., 0])
+
+
+def log_gather(log_a: jax.Array, chosen: jax.Array) -> jax.Array:
+  """The one entry of the last axis that the bool array `chosen` marks; -inf where it marks none."""
+  return jnp.where(chosen.any(-1), jnp.where(chosen, log_a, 0).sum(-1), -jnp.inf)
 
 
 def divergence(log_a: jax.Array, log_b: jax.Array) -> jax.Array:
@@ -66,6 +64,22 @@ def mixture(log_a: jax.Array, log_b: jax.Array, weight) -> jax.Array:
   exists = (log_a != -jnp.inf) | (log_b != -jnp.inf)
   log_a, log_b = (jnp.where(exists, x, 0) for x in (log_a, log_b))
   return jnp.where(exists, jnp.logaddexp(jnp.log(weight) + log_a, jnp.log1p(-weight) + log_b), -jnp.inf)
+
+
+def one_hot(labels, shape: tuple[int, ...]) -> jax.Array:
+  """Bool [..., C], all False where a label is outside [0, C)."""
+  labels = _checks.integers("labels", labels, shape[:-1])
+  return labels[..., None] == jnp.arange(shape[-1])
+
+
+def with_valid_labels(values, chosen, log_q) -> jax.Array:
+  """`values`, NaN where the label is no class that exists; 0 where a row has no class at all.
+
+  jit cannot raise: NaN is what the train step notices, and a row masked out of the mean hides it.
+  """
+  exists = log_q != -jnp.inf
+  known = (chosen & exists).any(-1)
+  return jnp.where(known, values, jnp.where(exists.any(-1), jnp.nan, 0))
 
 
 def _expect(log_a, log_b, f):

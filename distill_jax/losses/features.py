@@ -1,9 +1,11 @@
-"""Losses on feature maps and vectors, channels last: [B, ..., C] on both sides.
+"""Losses on feature maps and vectors, channels last: [B, H, W, C], or [B, ..., C] where said.
 
-Where widths differ the student goes through a learned projection first (`objectives.learned`).
+Where widths must agree and do not, the student goes through a learned projection first
+(`objectives.learned`). Losses whose other side is itself learned are in projected.py.
 """
 
 import jax
+import jax.numpy as jnp
 
 from distill_jax.losses import _checks
 
@@ -33,7 +35,7 @@ def hint(student, teacher) -> jax.Array:
   Array([2.], dtype=float32)
   """
   student, teacher = _checks.pair(student, teacher)
-  return _checks.mean_per_example((student - teacher) ** 2)
+  return _checks.per_example((student - teacher) ** 2)
 
 
 def cosine(student, teacher) -> jax.Array:
@@ -63,3 +65,180 @@ def cosine(student, teacher) -> jax.Array:
   s, t = (_checks.unit(x) for x in _checks.pair(student, teacher))
   # |s - t|^2 / 2 in place of 1 - s't, which loses all digits near 0; norms are 1, or 0 for zeros.
   return 0.5 * ((s - t) ** 2).sum(-1) + 0.5 * ((s == 0).all(-1).astype(s.dtype) + (t == 0).all(-1))
+
+
+def attention_transfer(student, teacher, *, p=2, squared=True) -> jax.Array:
+  """<(Q_s - Q_t)^2> with Q = vec(mean_c |F|^p) over its L2 norm: where the network looks.
+
+  The paper writes the norm of the difference (`squared=False`); its code, and everybody since, the mean of the
+  squares (`squared=True`), to which the weight 1000 belongs.
+
+  Args:
+    student: maps [B, H, W, C].
+    teacher: maps [B, H, W, D].
+    p: exponent >= 1, may be traced.
+    squared: mean of squares, or the L2 norm of the difference.
+
+  Returns:
+    [B]. A map of zeros counts as a Q of zeros.
+
+  Raises:
+    ValueError: batch, height or width differ (pool the larger map first), or p < 1.
+
+  Compares: spatial attention maps, whatever the channels
+  Shapes: [B, H, W, C], [B, H, W, D] -> [B]
+  Use: convolutional networks, at the end of each stage
+  Weight: 1000
+  Source: AT, Zagoruyko & Komodakis 2017, equation 2, arXiv:1612.03928
+
+  >>> attention_transfer(jnp.ones((1, 1, 2, 3)), jnp.array([[[[1.], [0.]]]])).round(4)
+  Array([0.2929], dtype=float32)
+  """
+  student, teacher = _checks.pair(student, teacher, exactly=4, leading=3)
+  p = _checks.number("p", p, student.dtype, low=1)
+  s, t = (_checks.unit(_vector((jnp.abs(x) ** p).mean(-1))) for x in (student, teacher))
+  return ((s - t) ** 2).mean(-1) if squared else _checks.root(((s - t) ** 2).sum(-1))
+
+
+def nst(student, teacher) -> jax.Array:
+  """Squared MMD, with the kernel (a'b)^2, between the sets of channels, each a spatial map of norm 1.
+
+  mean_ij (t_i't_j)^2 + mean_ij (s_i's_j)^2 - 2 mean_ij (s_i't_j)^2.
+
+  Args:
+    student: maps [B, H, W, C].
+    teacher: maps [B, H, W, D].
+
+  Returns:
+    [B].
+
+  Raises:
+    ValueError: batch, height or width differ (pool the larger map first).
+
+  Compares: distributions of neurons' spatial patterns
+  Shapes: [B, H, W, C], [B, H, W, D] -> [B]
+  Use: convolutional networks, at the last stage
+  Weight: 50
+  Source: NST, Huang & Wang 2017, equation 7, arXiv:1707.01219
+
+  >>> nst(jnp.array([[[[1.], [0.]]]]), jnp.array([[[[0.], [1.]]]]))
+  Array([2.], dtype=float32)
+  """
+  student, teacher = _checks.pair(student, teacher, exactly=4, leading=3)
+  s, t = (_checks.unit(x.reshape(x.shape[0], -1, x.shape[-1]), axis=1) for x in (student, teacher))
+
+  def kernel(a, b):
+    gram = jnp.einsum("bpc,bpd->bcd", a, b, precision=_checks.HIGHEST)
+    return (gram**2).mean((1, 2))
+
+  return kernel(t, t) + kernel(s, s) - 2 * kernel(s, t)
+
+
+def fsp(student, teacher) -> jax.Array:
+  """<(G_s - G_t)^2> with G = F_a' F_b over space / (H W): the flow from layer a to layer b.
+
+  Args:
+    student: two maps, [B, H, W, C] and [B, H, W, D].
+    teacher: two maps, [B, J, K, C] and [B, J, K, D].
+
+  Returns:
+    [B].
+
+  Raises:
+    ValueError: not two maps; the two of one network differ in batch or space (pool the larger one first); or
+      the networks differ in batch or channels.
+
+  Compares: Gram matrices between two layers
+  Shapes: ([B, H, W, C], [B, H, W, D]) x 2 -> [B]
+  Use: residual networks, first and last layer of a stage
+  Weight: 50
+  Source: FSP, Yim et al. 2017, equation 1
+
+  >>> a, b = jnp.ones((1, 2, 2, 1)), 3 * jnp.ones((1, 2, 2, 1))
+  >>> fsp((a, b), (a, a))
+  Array([4.], dtype=float32)
+  """
+  s, t = _checks.pair(_flow("student", student), _flow("teacher", teacher))
+  return _checks.per_example((s - t) ** 2)
+
+
+def factor_transfer(student, teacher, *, p=1) -> jax.Array:
+  """mean |f_s - f_t|^p, f the factors flattened over H, W, C and over their L2 norm.
+
+  Factors are what a learned paraphraser (teacher) and translator (student) give. For p = 2 torchdistill takes
+  the L2 norm of the difference in place of the mean of the squares.
+
+  Args:
+    student: factors [B, ...].
+    teacher: factors of the same shape.
+    p: exponent >= 1, may be traced.
+
+  Returns:
+    [B].
+
+  Raises:
+    ValueError: shapes differ, or p < 1.
+
+  Compares: directions of whole maps
+  Shapes: [B, ...] -> [B]
+  Use: the last stage, through a paraphraser trained before
+  Weight: 200
+  Source: Factor transfer, Kim et al. 2018, equation 3, arXiv:1802.04977
+
+  >>> factor_transfer(jnp.array([[1., 0.]]), jnp.array([[0., 2.]]))
+  Array([1.], dtype=float32)
+  """
+  student, teacher = _checks.pair(student, teacher, ndim=2)
+  p = _checks.number("p", p, student.dtype, low=1)
+  s, t = (_checks.unit(_vector(x)) for x in (student, teacher))
+  return (jnp.abs(s - t) ** p).mean(-1)
+
+
+def inter_channel(student, teacher) -> jax.Array:
+  """Squared Frobenius norm of G_s - G_t over C; G = channel Gram F'F over space, rows over their L2 norm.
+
+  Published code divides by the batch size once more than a mean over the batch does; the weight 500 / B
+  says so.
+
+  Args:
+    student: maps [B, H, W, C], through a learned linear layer to the teacher's channels.
+    teacher: maps [B, J, K, C], any size.
+
+  Returns:
+    [B].
+
+  Raises:
+    ValueError: batch or channels differ.
+
+  Compares: correlations between channels
+  Shapes: [B, H, W, C], [B, J, K, C] -> [B]
+  Use: image networks whose maps differ in size
+  Weight: 500 / B
+  Source: ICKD, Liu et al. 2021, equation 4, "Exploring inter-channel correlation" (ICCV)
+
+  >>> inter_channel(jnp.ones((1, 1, 1, 2)), jnp.array([[[[1., 0.], [0., 1.]]]])).round(4)
+  Array([0.5858], dtype=float32)
+  """
+  student = _checks.array("student", student, exactly=4)
+  teacher = _checks.array("teacher", teacher, exactly=4)
+
+  def gram(x):
+    return _checks.unit(jnp.einsum("bhwc,bhwd->bcd", x, x, precision=_checks.HIGHEST))
+
+  if (student.shape[0], student.shape[3]) != (teacher.shape[0], teacher.shape[3]):
+    raise ValueError(f"student {student.shape} and teacher {teacher.shape} must agree in batch and channels")
+  return ((gram(student) - gram(teacher)) ** 2).sum((1, 2)) / student.shape[-1]
+
+
+def _vector(x):
+  return x.reshape(x.shape[0], -1)
+
+
+def _flow(name, maps):
+  if not isinstance(maps, tuple | list) or len(maps) != 2:
+    raise ValueError(f"{name} must be two maps (first layer, last layer), got {type(maps).__name__}")
+  a, b = (_checks.array(name, x, exactly=4) for x in maps)
+  if a.shape[:3] != b.shape[:3]:
+    raise ValueError(f"{name}'s maps {a.shape} and {b.shape} must agree in batch, height and width")
+  gram = jnp.einsum("bhwc,bhwd->bcd", a, b, precision=_checks.HIGHEST)
+  return gram / (a.shape[1] * a.shape[2])

@@ -1,12 +1,14 @@
 """Losses on logits: student [..., C] and teacher [..., C] give one value per example or token, [...].
 
 In the formulas p = softmax(teacher / T), q = softmax(student / T). A class is missing where `class_mask` is
-False or where both logits are -inf; a logit of -inf on one side is probability 0.
+False or where both logits are -inf; a logit of -inf on one side is probability 0. Losses that also take the
+label are in labels.py.
 """
 
 import jax
+import jax.numpy as jnp
 
-from distill_jax.losses import _softmax
+from distill_jax.losses import _checks, _softmax
 
 
 def kl_divergence(student, teacher, *, temperature=1.0, axis=-1, class_mask=None) -> jax.Array:
@@ -31,7 +33,7 @@ def kl_divergence(student, teacher, *, temperature=1.0, axis=-1, class_mask=None
 
   Compares: class probabilities
   Shapes: [..., C] -> [...]
-  Use: the default for classification and for language models
+  Use: the default for classification, segmentation (per pixel) and language models
   Weight: 0.9 at T = 4, beside 0.1 x cross entropy
   Source: Hinton et al. 2015, section 2.1, arXiv:1503.02531
 
@@ -42,6 +44,36 @@ def kl_divergence(student, teacher, *, temperature=1.0, axis=-1, class_mask=None
     student, teacher, temperature=temperature, axis=axis, class_mask=class_mask
   )
   return t**2 * _softmax.divergence(log_p, log_q)
+
+
+def reverse_kl(student, teacher, *, temperature=1.0, axis=-1, class_mask=None) -> jax.Array:
+  """T^2 KL(q || p): the student avoids what the teacher holds unlikely, and may cover one mode only.
+
+  MiniLLM takes it over sequences that the student samples; per token it is this function.
+
+  Args:
+    student: logits [..., C].
+    teacher: logits of the same shape.
+    temperature: T > 0, may be traced.
+    axis: the class axis.
+    class_mask: classes that exist, bool, broadcastable to the logits.
+
+  Returns:
+    Nats per example, [...]. inf where the teacher gives probability 0 to what the student believes possible.
+
+  Raises:
+    ValueError: shapes differ, or temperature <= 0.
+
+  Compares: class probabilities, mode seeking
+  Shapes: [..., C] -> [...]
+  Use: a student too small to cover all of the teacher, mostly language models
+  Weight: 1
+  Source: MiniLLM, Gu et al. 2024, arXiv:2306.08543
+
+  >>> reverse_kl(jnp.array([1., 2.]), jnp.array([2., 1.])).round(4)
+  Array(0.4621, dtype=float32)
+  """
+  return kl_divergence(teacher, student, temperature=temperature, axis=axis, class_mask=class_mask)
 
 
 def soft_cross_entropy(student, teacher, *, temperature=1.0, axis=-1, class_mask=None) -> jax.Array:
@@ -64,7 +96,7 @@ def soft_cross_entropy(student, teacher, *, temperature=1.0, axis=-1, class_mask
 
   Compares: class probabilities
   Shapes: [..., C] -> [...]
-  Use: where a source reports cross entropy; same gradient as kl_divergence
+  Use: where a source reports cross entropy; the gradient is kl_divergence's
   Weight: as kl_divergence
   Source: Hinton et al. 2015, section 2, arXiv:1503.02531
 
@@ -75,3 +107,203 @@ def soft_cross_entropy(student, teacher, *, temperature=1.0, axis=-1, class_mask
     student, teacher, temperature=temperature, axis=axis, class_mask=class_mask
   )
   return t**2 * _softmax.cross_entropy(log_p, log_q)
+
+
+def total_variation(student, teacher, *, temperature=1.0, axis=-1, class_mask=None) -> jax.Array:
+  """1/2 sum |p - q|, without the factor T^2.
+
+  Args:
+    student: logits [..., C].
+    teacher: logits of the same shape.
+    temperature: T > 0, may be traced.
+    axis: the class axis.
+    class_mask: classes that exist, bool, broadcastable to the logits.
+
+  Returns:
+    [...], between 0 and 1.
+
+  Raises:
+    ValueError: shapes differ, or temperature <= 0.
+
+  Compares: class probabilities, bounded
+  Shapes: [..., C] -> [...]
+  Use: sequence models where KL is dominated by rare tokens
+  Weight: 1
+  Source: f-distill, Wen et al. 2023, section 2, arXiv:2307.15190
+
+  >>> total_variation(jnp.array([0., 0.]), jnp.array([0., jnp.log(3.)])).round(4)
+  Array(0.25, dtype=float32)
+  """
+  log_q, log_p, _ = _softmax.log_pair(
+    student, teacher, temperature=temperature, axis=axis, class_mask=class_mask
+  )
+  return 0.5 * jnp.abs(jnp.exp(log_p) - jnp.exp(log_q)).sum(-1)
+
+
+def logit_mse(student, teacher, *, axis=-1, class_mask=None) -> jax.Array:
+  """<(student - teacher)^2>, the mean over the classes that exist.
+
+  Args:
+    student: logits [..., C].
+    teacher: logits of the same shape.
+    axis: the class axis.
+    class_mask: classes that exist, bool, broadcastable to the logits.
+
+  Returns:
+    [...]. inf where one side alone is -inf; 0 where no class exists.
+
+  Raises:
+    ValueError: shapes differ.
+
+  Compares: raw logits, their common offset too
+  Shapes: [..., C] -> [...]
+  Use: regression to logits; the limit of kl_divergence at a high temperature, with its offset
+  Weight: 1
+  Source: Ba & Caruana 2014, equation 1, arXiv:1312.6184
+
+  >>> logit_mse(jnp.array([1., 2.]), jnp.array([1., 4.]))
+  Array(2., dtype=float32)
+  """
+  student, teacher = _checks.pair(student, teacher)
+  mask = _checks.mask("class_mask", class_mask, student.shape)
+  exists = (student != -jnp.inf) | (teacher != -jnp.inf)
+  exists = exists if mask is None else exists & mask
+  one_sided = exists & ((student == -jnp.inf) | (teacher == -jnp.inf))
+  used = exists & ~one_sided
+  error = jnp.where(used, student, 0) - jnp.where(used, teacher, 0)
+  squares = jnp.where(one_sided, jnp.inf, error**2).sum(axis)
+  return squares / jnp.maximum(exists.sum(axis), 1)
+
+
+def hard_distillation(student, teacher, *, label_smoothing=0.0, axis=-1, class_mask=None) -> jax.Array:
+  """Cross entropy of the student at argmax(teacher), at T = 1: the teacher's decision as a label.
+
+  Ties go to the first class. The teacher gets no gradient, since argmax has none.
+
+  Args:
+    student: logits [..., C].
+    teacher: logits of the same shape.
+    label_smoothing: e in [0, 1): the label is 1 - e at the argmax plus e spread over all classes.
+    axis: the class axis.
+    class_mask: classes that exist, bool, broadcastable to the logits.
+
+  Returns:
+    Nats per example, [...].
+
+  Raises:
+    ValueError: shapes differ, or label_smoothing is not in [0, 1).
+
+  Compares: the student with the teacher's decision
+  Shapes: [..., C] -> [...]
+  Use: vision transformers with a distillation token; needs no temperature
+  Weight: 0.5 beside 0.5 x cross entropy
+  Source: DeiT, Touvron et al. 2021, equation 3, arXiv:2012.12877
+
+  >>> hard_distillation(jnp.array([0., 0.]), jnp.array([0., 9.])).round(4)
+  Array(0.6931, dtype=float32)
+  """
+  log_q, log_p, _ = _softmax.log_pair(student, teacher, axis=axis, class_mask=class_mask)
+  e = _checks.number("label_smoothing", label_smoothing, log_q.dtype, low=0, high=1, open_high=True)
+  exists = (log_q != -jnp.inf) | (log_p != -jnp.inf)
+  best = jnp.arange(log_p.shape[-1]) == jnp.argmax(log_p, -1, keepdims=True)
+  label = jnp.where(best, 1 - e, 0) + e / jnp.maximum(exists.sum(-1, keepdims=True), 1)
+  return _softmax.cross_entropy(jnp.where(exists, jnp.log(label), -jnp.inf), log_q)
+
+
+def binary_kl(student, teacher, *, temperature=1.0, axis=-1, class_mask=None) -> jax.Array:
+  """T^2 sum_c KL(Bernoulli(sigmoid(t_c / T)) || Bernoulli(sigmoid(s_c / T))).
+
+  Args:
+    student: logits [..., C], one yes-or-no question each.
+    teacher: logits of the same shape; -inf is a certain no.
+    temperature: T > 0, may be traced.
+    axis: the class axis.
+    class_mask: classes that exist, bool, broadcastable to the logits.
+
+  Returns:
+    Nats per example, [...], summed over the classes.
+
+  Raises:
+    ValueError: shapes differ, or temperature <= 0.
+
+  Compares: independent probabilities
+  Shapes: [..., C] -> [...]
+  Use: multi-label classification and detection heads with sigmoids
+  Weight: 1
+  Source: multi-label form of Hinton et al. 2015; Yang et al. 2023 (L2D), arXiv:2308.06453
+
+  >>> binary_kl(jnp.array([0.]), jnp.array([jnp.log(3.)])).round(4)
+  Array(0.1308, dtype=float32)
+  """
+  student, teacher = _checks.pair(student, teacher)
+  t = _checks.positive("temperature", temperature, student.dtype)
+  mask = _checks.mask("class_mask", class_mask, student.shape)
+  never_s, never_t = student == -jnp.inf, teacher == -jnp.inf
+  exists = ~(never_s & never_t) if mask is None else mask & ~(never_s & never_t)
+  s = jnp.where(exists & ~never_s, student / t, 0)
+  z = jnp.where(exists & ~never_t, teacher / t, 0)
+  yes = jax.nn.sigmoid(z) * (jax.nn.log_sigmoid(z) - jax.nn.log_sigmoid(s))
+  no = jax.nn.sigmoid(-z) * (jax.nn.log_sigmoid(-z) - jax.nn.log_sigmoid(-s))
+  terms = jnp.where(never_t, -jax.nn.log_sigmoid(-s), jnp.where(never_s, jnp.inf, yes + no))
+  return t**2 * jnp.where(exists, terms, 0).sum(axis)
+
+
+def standardize(logits, *, axis=-1, class_mask=None) -> jax.Array:
+  """(z - mean) / (std + 1e-7) over the classes, std with ddof 1: put in front of any loss of logits.
+
+  The temperature then multiplies the standard deviation of one. A row of equal logits becomes zeros.
+
+  Args:
+    logits: [..., C].
+    axis: the class axis.
+    class_mask: classes that exist, bool, broadcastable to the logits; the others and -inf become -inf.
+
+  Returns:
+    Standardised logits, of the same shape.
+
+  Source: Logit standardization in KD, Sun et al. 2024, equation 13, arXiv:2403.01427
+
+  >>> standardize(jnp.array([1., 2., 3.])).round(4)
+  Array([-1.,  0.,  1.], dtype=float32)
+  """
+  logits = _checks.array("logits", logits, ndim=1)
+  exists = logits != -jnp.inf
+  mask = _checks.mask("class_mask", class_mask, logits.shape)
+  exists = exists if mask is None else exists & mask
+  count = exists.sum(axis, keepdims=True)
+  z = jnp.where(exists, logits, 0)
+  centred = jnp.where(exists, z - z.sum(axis, keepdims=True) / jnp.maximum(count, 1), 0)
+  variance = (centred**2).sum(axis, keepdims=True) / jnp.maximum(count - 1, 1)
+  return jnp.where(exists, centred / (_checks.root(variance) + 1e-7), -jnp.inf)
+
+
+def uld(student, teacher) -> jax.Array:
+  """sum_i |p_(i) - q_(i)| of the probabilities sorted from large to small, the shorter side padded by 0.
+
+  It needs no common vocabulary, and no token is compared with its own translation: only the shapes of the two
+  distributions are. The paper adds cross entropy with weight 1 and this term with weight 1.5.
+
+  Args:
+    student: logits [..., C].
+    teacher: logits [..., D].
+
+  Returns:
+    [...], between 0 and 2.
+
+  Raises:
+    ValueError: the axes before the last differ.
+
+  Compares: sorted probabilities, whatever the vocabularies
+  Shapes: [..., C], [..., D] -> [...]
+  Use: teacher and student with different tokenizers
+  Weight: 1.5
+  Source: ULD, Boizard et al. 2024, equation 5, arXiv:2402.12030
+
+  >>> uld(jnp.array([0., 9.]), jnp.array([9., 0., -jnp.inf]))
+  Array(0., dtype=float32)
+  """
+  student, teacher = _checks.pair(student, teacher, ndim=1, leading=jnp.ndim(student) - 1)
+  wide = max(student.shape[-1], teacher.shape[-1])
+  s, t = (jnp.sort(jnp.exp(_softmax.log_softmax(z)), descending=True) for z in (student, teacher))
+  s, t = (jnp.pad(z, [(0, 0)] * (z.ndim - 1) + [(0, wide - z.shape[-1])]) for z in (s, t))
+  return jnp.abs(s - t).sum(-1)

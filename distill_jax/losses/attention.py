@@ -1,0 +1,159 @@
+"""Losses on the attention of transformers, and on weights and features matched across layers."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.losses import _checks, _softmax
+
+
+def attention_scores_mse(student, teacher, *, mask=None) -> jax.Array:
+  """Mean over heads and valid pairs of (s - t)^2, scores before the softmax.
+
+  Args:
+    student: scores [B, heads, queries, keys].
+    teacher: scores of the same shape.
+    mask: pairs that exist (padding, causality), bool, broadcastable to the scores. -inf on both sides removes
+      a pair too.
+
+  Returns:
+    [B]; 0 where no pair is valid.
+
+  Raises:
+    ValueError: shapes differ, or the mask does not fit.
+
+  Compares: attention scores before the softmax
+  Shapes: [B, h, q, k] -> [B]
+  Use: BERT-like models with as many heads; summed over matched layers
+  Weight: 1
+  Source: TinyBERT, Jiao et al. 2020, equation 7, arXiv:1909.10351
+
+  >>> attention_scores_mse(jnp.zeros((1, 1, 1, 2)), jnp.array([[[[2., 9.]]]]), mask=jnp.array([True, False]))
+  Array([4.], dtype=float32)
+  """
+  student, teacher, mask = _scores(student, teacher, mask)
+  gone_s, gone_t = student == -jnp.inf, teacher == -jnp.inf
+  valid = mask & ~(gone_s & gone_t)
+  used = valid & ~gone_s & ~gone_t
+  squares = (jnp.where(used, student, 0) - jnp.where(used, teacher, 0)) ** 2
+  squares = jnp.where(valid & ~used, jnp.inf, squares)
+  return squares.sum((1, 2, 3)) / jnp.maximum(valid.sum((1, 2, 3)), 1)
+
+
+def attention_kl(student, teacher, *, mask=None) -> jax.Array:
+  """KL(softmax t || softmax s) summed over keys, mean over heads and valid queries.
+
+  Args:
+    student: scores before the softmax, [B, heads, queries, keys].
+    teacher: scores of the same shape.
+    mask: pairs that exist (padding, causality), bool, broadcastable to the scores; a query is valid if any
+      of its pairs is. -inf on both sides removes a pair too.
+
+  Returns:
+    Nats, [B]; 0 where no query is valid.
+
+  Raises:
+    ValueError: shapes differ, or the mask does not fit.
+
+  Compares: attention probabilities
+  Shapes: [B, h, q, k] -> [B]
+  Use: transformers with as many heads; summed over matched layers
+  Weight: 1
+  Source: MobileBERT, Sun et al. 2020, equation 4, arXiv:2004.02984
+
+  >>> attention_kl(jnp.zeros((1, 1, 1, 2)), jnp.array([[[[0., -jnp.inf]]]])).round(4)
+  Array([0.6931], dtype=float32)
+  """
+  student, teacher, mask = _scores(student, teacher, mask)
+  log_q, log_p = (_softmax.log_softmax(x, mask=mask) for x in (student, teacher))
+  valid = (mask & ((log_q != -jnp.inf) | (log_p != -jnp.inf))).any(-1)
+  return _softmax.divergence(log_p, log_q).sum((1, 2)) / jnp.maximum(valid.sum((1, 2)), 1)
+
+
+def minilm_relations(student, teacher, mask=None, *, relation_heads) -> jax.Array:
+  """Sum over A in (queries, keys, values) of the mean over heads and valid positions of KL between relations.
+
+  A relation is softmax(A A' / sqrt(d_r)) with A split anew into `relation_heads` heads of width d_r, so that
+  widths and numbers of heads may differ.
+
+  Args:
+    student: (queries, keys, values) of one layer, each [B, length, width], all heads side by side.
+    teacher: the same of the teacher, any width.
+    mask: tokens that exist, bool [B, length].
+    relation_heads: r, which divides both widths; 48 or 64 in the paper.
+
+  Returns:
+    Nats, [B]; 0 where no token exists.
+
+  Raises:
+    ValueError: other numbers of arrays, batch or length differ, or a width that r does not divide.
+
+  Compares: self-attention relations between tokens
+  Shapes: 3 x [B, L, C], 3 x [B, L, D] -> [B]
+  Use: transformers of any width, one layer (the teacher's last or upper middle)
+  Weight: 1, alone
+  Source: MiniLMv2, Wang et al. 2021, equations 5 to 7, arXiv:2012.15828
+
+  >>> x = jax.random.normal(jax.random.key(0), (1, 3, 4))
+  >>> minilm_relations((x, x, x), (x, x, x), relation_heads=2)
+  Array([0.], dtype=float32)
+  """
+  if len(student) != len(teacher) or not len(student):
+    raise ValueError(f"student has {len(student)} arrays and teacher {len(teacher)}: give as many of both")
+  values = []
+  for s, t in zip(student, teacher):
+    s, t = _checks.pair(s, t, exactly=3, leading=2)
+    tokens = _checks.mask("mask", mask, s.shape[:2])
+    tokens = jnp.ones(s.shape[:2], bool) if tokens is None else tokens
+    pairs = tokens[:, None, :, None] & tokens[:, None, None, :]
+    relations = (_relation(name, x, relation_heads) for name, x in (("student", s), ("teacher", t)))
+    values.append(attention_kl(*relations, mask=pairs))
+  return sum(values[1:], values[0])
+
+
+def weight_alignment(student, teacher) -> jax.Array:
+  """Mean over matrices of <(W_s - W_t)^2>: the student's weights against the teacher's.
+
+  For layers that have one shape (or whose student side was projected to it). Each matrix counts the same.
+
+  Args:
+    student: a tree of arrays.
+    teacher: a tree of the same structure and shapes.
+
+  Returns:
+    A scalar.
+
+  Raises:
+    ValueError: structures or shapes differ, or there are no arrays.
+
+  Compares: weights of layers that have one shape
+  Shapes: tree, tree -> scalar
+  Use: attention weights of a student whose layers are as wide as the teacher's
+  Weight: 1
+  Source: attention-based model distillation; FitNets' squared error on weights in place of features
+
+  >>> weight_alignment({"kernel": jnp.ones((2, 2))}, {"kernel": jnp.zeros((2, 2))})
+  Array(1., dtype=float32)
+  """
+  leaves, structure = jax.tree.flatten(student)
+  others, other = jax.tree.flatten(teacher)
+  if str(structure) != str(other) or not leaves:
+    raise ValueError(f"student {structure} and teacher {other} must be one structure of arrays")
+  pairs = [_checks.pair(s, t) for s, t in zip(leaves, others)]
+  return jnp.stack([((s - t) ** 2).mean() for s, t in pairs]).mean()
+
+
+def _scores(student, teacher, mask):
+  student, teacher = _checks.pair(student, teacher, exactly=4)
+  mask = _checks.mask("mask", mask, student.shape)
+  return student, teacher, jnp.ones(student.shape, bool) if mask is None else mask
+
+
+def _relation(name, x, heads):
+  """Scores [B, heads, length, length] of x [B, length, width] with itself."""
+  if heads < 1 or x.shape[-1] % heads:
+    raise ValueError(f"relation_heads {heads} must divide the {name}'s width {x.shape[-1]}")
+  x = x.reshape(*x.shape[:2], heads, -1)
+  scores = jnp.einsum("bqhd,bkhd->bhqk", x, x, precision=_checks.HIGHEST)
+  return scores / math.sqrt(x.shape[-1])

@@ -1,0 +1,172 @@
+"""Focal and global distillation for detectors (FGD): its four terms, its box weights and its learned context."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.losses import _checks
+
+
+class Context(NamedTuple):
+  """One global context block: attention pooling over space, then a bottleneck that is added to the map.
+
+  Attributes:
+    attention: kernel [C] and bias [] of the pooling's scores.
+    reduce: kernel [C, C/2] and bias [C/2].
+    norm: layer norm's scale [C/2] and bias [C/2].
+    expand: kernel [C/2, C] and bias [C].
+  """
+
+  attention: tuple[jax.Array, jax.Array]
+  reduce: tuple[jax.Array, jax.Array]
+  norm: tuple[jax.Array, jax.Array]
+  expand: tuple[jax.Array, jax.Array]
+
+
+def fgd_init(key, channels: int) -> tuple[Context, Context]:
+  """Learned blocks of student and teacher for `fgd`; the last kernel is 0, so that both start as the identity.
+
+  >>> fgd_init(jax.random.key(0), 4)[0].reduce[0].shape
+  (4, 2)
+  """
+  half = max(channels // 2, 1)
+
+  def block(key):
+    pool, narrow = jax.random.split(key)
+    return Context(
+      attention=(jax.random.normal(pool, (channels,)) * math.sqrt(2 / channels), jnp.zeros(())),
+      reduce=(jax.random.normal(narrow, (channels, half)) / math.sqrt(channels), jnp.zeros(half)),
+      norm=(jnp.ones(half), jnp.zeros(half)),
+      expand=(jnp.zeros((half, channels)), jnp.zeros(channels)),
+    )
+
+  student, teacher = jax.random.split(key)
+  return block(student), block(teacher)
+
+
+def box_weights(boxes, valid, *, height: int, width: int) -> jax.Array:
+  """1 / area of the smallest box that covers a position, 0 outside all boxes: the foreground for `fgd`.
+
+  A box covers the positions from floor of its low edge to ceil of its high edge, both included, as in the
+  reference code.
+
+  Args:
+    boxes: (x0, y0, x1, y1) in positions of the map, [B, N, 4].
+    valid: boxes that exist, bool [B, N].
+    height: of the map.
+    width: of the map.
+
+  Returns:
+    [B, height, width].
+
+  Raises:
+    ValueError: boxes are not [B, N, 4], or valid is not bool [B, N].
+
+  >>> box_weights(jnp.array([[[0., 0., 0., 1.]]]), jnp.array([[True]]), height=2, width=2)
+  Array([[[0.5, 0. ],
+          [0.5, 0. ]]], dtype=float32)
+  """
+  boxes = _checks.array("boxes", boxes, exactly=3)
+  valid = jnp.asarray(valid)
+  if boxes.shape[-1] != 4 or valid.shape != boxes.shape[:2] or valid.dtype != jnp.bool_:
+    raise ValueError(
+      f"boxes {boxes.shape} must be [B, N, 4] and valid {valid.dtype} {valid.shape} bool [B, N]"
+    )
+  low, high = jnp.floor(boxes[..., :2]), jnp.ceil(boxes[..., 2:])
+  weight = 1 / jnp.maximum(high - low + 1, 1).prod(-1)
+  x, y = jnp.arange(width), jnp.arange(height)[:, None]
+  low, high = low[..., None, None], high[..., None, None]
+  covers = (x >= low[:, :, 0]) & (x <= high[:, :, 0]) & (y >= low[:, :, 1]) & (y <= high[:, :, 1])
+  return jnp.where(covers & valid[..., None, None], weight[..., None, None], 0).max(1)
+
+
+def fgd(
+  student,
+  teacher,
+  foreground,
+  context,
+  *,
+  temperature=0.5,
+  alpha=1e-3,
+  beta=5e-4,
+  gamma=1e-3,
+  relation=5e-6,
+) -> jax.Array:
+  """alpha foreground + beta background + gamma attention + relation global, as sums over the map.
+
+  Foreground and background: sum of M A_t (s - t)^2, A_t the teacher's attention over space times over channels
+  (softmax at T of mean |F|, times H W and C), M = `foreground`, or 1 / (number of positions outside all boxes).
+  Attention: sum of |A_s - A_t| over space and over channels. Global: sum of squares of the difference after a
+  learned global context block on each side.
+
+  Args:
+    student: maps [B, H, W, C].
+    teacher: maps of the same shape.
+    foreground: weights from `box_weights`, [B, H, W]; 0 is background.
+    context: blocks of student and teacher, from `fgd_init`, learned with the student.
+    temperature: T > 0, may be traced.
+    alpha: weight >= 0, may be traced, as the next three.
+    beta: weight >= 0.
+    gamma: weight >= 0.
+    relation: weight >= 0.
+
+  Returns:
+    [B].
+
+  Raises:
+    ValueError: shapes differ, temperature <= 0, or a negative weight.
+
+  Compares: detectors' maps, inside and outside of boxes, and their global context
+  Shapes: [B, H, W, C], foreground [B, H, W] -> [B]
+  Use: detectors, summed over the levels of the neck
+  Weight: 1; the defaults are RetinaNet's (two-stage: 5e-5, 2.5e-5, 5e-5, 5e-7)
+  Source: FGD, Yang et al. 2022, equations 7 to 11, arXiv:2111.11837
+
+  >>> x, m = jnp.ones((1, 2, 2, 4)), jnp.zeros((1, 2, 2))
+  >>> fgd(x, x, m, fgd_init(jax.random.key(0), 4))
+  Array([0.], dtype=float32)
+  """
+  student, teacher = _checks.pair(student, teacher, exactly=4)
+  foreground = _checks.array("foreground", foreground).astype(student.dtype)
+  if foreground.shape != student.shape[:3]:
+    raise ValueError(f"foreground {foreground.shape} must be {student.shape[:3]}")
+  t = _checks.positive("temperature", temperature, student.dtype)
+  names = ("alpha", "beta", "gamma", "relation")
+  weights = [
+    _checks.number(n, x, student.dtype, low=0) for n, x in zip(names, (alpha, beta, gamma, relation))
+  ]
+  outside = (foreground == 0).astype(student.dtype)
+  background = outside / jnp.maximum(outside.sum((1, 2), keepdims=True), 1)
+  (space_s, channel_s), (space_t, channel_t) = (_attention(x, t) for x in (student, teacher))
+  error = ((student - teacher) ** 2 * channel_t[:, None, None]).sum(-1) * space_t
+  terms = (
+    (foreground * error).sum((1, 2)),
+    (background * error).sum((1, 2)),
+    jnp.abs(space_s - space_t).sum((1, 2)) + jnp.abs(channel_s - channel_t).sum(-1),
+    _checks.per_example((_global(student, context[0]) - _global(teacher, context[1])) ** 2, total=True),
+  )
+  return sum(weight * term for weight, term in zip(weights, terms))
+
+
+def _attention(x, temperature):
+  """Over space [B, H, W], summing to H W, and over channels [B, C], summing to C."""
+  size = jnp.abs(x)
+  space = jax.nn.softmax(size.mean(-1) / temperature, axis=(1, 2)) * (x.shape[1] * x.shape[2])
+  return space, jax.nn.softmax(size.mean((1, 2)) / temperature, axis=-1) * x.shape[-1]
+
+
+def _global(x, block: Context):
+  """x plus the bottleneck of its attention-pooled mean."""
+
+  def dense(y, layer):
+    return jnp.matmul(y, layer[0], precision=_checks.HIGHEST) + layer[1]
+
+  where = jax.nn.softmax(dense(x, block.attention), axis=(1, 2))
+  pooled = jnp.einsum("bhw,bhwc->bc", where, x, precision=_checks.HIGHEST)
+  hidden = dense(pooled, block.reduce)
+  centred = hidden - hidden.mean(-1, keepdims=True)
+  hidden = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+  hidden = jax.nn.relu(hidden * block.norm[0] + block.norm[1])
+  return x + dense(hidden, block.expand)[:, None, None]

@@ -1,0 +1,187 @@
+"""Losses on logits that also take the label: student [..., C], teacher [..., C], labels [...] give [...].
+
+Labels are integers: mixed labels (mixup, cutmix) have no target class. A label that is no existing class gives
+NaN for its row, which the train step notices; a row masked out of the mean (an ignore label) is harmless.
+In the formulas p = softmax(teacher / T), q = softmax(student / T), y = label.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.losses import _checks, _softmax
+
+
+def dkd(
+  student, teacher, labels, *, alpha=1.0, beta=8.0, temperature=4.0, axis=-1, class_mask=None
+) -> jax.Array:
+  """T^2 [alpha KL(target vs rest) + beta KL(among the non-target classes)], decoupled distillation.
+
+  At alpha = 1 and beta = 1 - p_y it is `kl_divergence`. The reference code warms beta's term up over the first
+  20 epochs and computes it by subtracting 1000 from the target's logit; here the class is removed.
+
+  Args:
+    student: logits [..., C], C > 2.
+    teacher: logits of the same shape.
+    labels: integers [...].
+    alpha: weight >= 0 of the target term, may be traced.
+    beta: weight >= 0 of the non-target term, may be traced.
+    temperature: T > 0, may be traced.
+    axis: the class axis.
+    class_mask: classes that exist, bool, broadcastable to the logits.
+
+  Returns:
+    Nats per example, [...].
+
+  Raises:
+    ValueError: shapes differ, labels are not integers, 2 classes (the second term is constant), temperature
+      <= 0, or a negative weight.
+
+  Compares: target confidence, and the other classes among themselves
+  Shapes: [..., C], labels [...] -> [...]
+  Use: classification with a confident teacher and many classes
+  Weight: 1 beside cross entropy, with beta 8 (CIFAR-100), 0.5 to 2 (ImageNet)
+  Source: DKD, Zhao et al. 2022, equation 7, arXiv:2203.08679
+
+  >>> dkd(jnp.array([1., 2., 3.]), jnp.array([1., 2., 3.]), jnp.array(2))
+  Array(0., dtype=float32)
+  """
+  log_q, log_p, t = _softmax.log_pair(
+    student, teacher, temperature=temperature, axis=axis, class_mask=class_mask
+  )
+  if log_q.shape[-1] <= 2:
+    raise ValueError(
+      f"dkd needs more than 2 classes, got {log_q.shape[-1]}: its second term would be constant"
+    )
+  alpha = _checks.number("alpha", alpha, log_q.dtype, low=0)
+  beta = _checks.number("beta", beta, log_q.dtype, low=0)
+  target = _softmax.one_hot(labels, log_q.shape)
+  rest_q, rest_p = (jnp.where(target, -jnp.inf, x) for x in (log_q, log_p))
+  binary_q, binary_p = (
+    jnp.stack([_softmax.log_gather(x, target), _softmax.log_sum(rest)], -1)
+    for x, rest in ((log_q, rest_q), (log_p, rest_p))
+  )
+  among = _softmax.divergence(_softmax.log_softmax(rest_p), _softmax.log_softmax(rest_q))
+  value = alpha * _softmax.divergence(binary_p, binary_q) + beta * among
+  return _softmax.with_valid_labels(t**2 * value, target, log_q)
+
+
+def nkd(student, teacher, labels, *, gamma=1.5, temperature=1.0, axis=-1, class_mask=None) -> jax.Array:
+  """-p_y log q_y at T = 1, minus gamma T^2 sum_{j != y} p^_j log q^_j, p^ and q^ renormalised at T.
+
+  Args:
+    student: logits [..., C].
+    teacher: logits of the same shape.
+    labels: integers [...].
+    gamma: weight >= 0 of the non-target term, may be traced.
+    temperature: T > 0 of the non-target term, may be traced.
+    axis: the class axis.
+    class_mask: classes that exist, bool, broadcastable to the logits.
+
+  Returns:
+    Nats per example, [...]; not 0 at student = teacher (both terms are cross entropies).
+
+  Raises:
+    ValueError: shapes differ, labels are not integers, temperature <= 0, or gamma < 0.
+
+  Compares: target confidence, and the other classes among themselves
+  Shapes: [..., C], labels [...] -> [...]
+  Use: classification, as dkd with one scale less to tune
+  Weight: 1 beside cross entropy
+  Source: NKD, Yang et al. 2023, equation 7, arXiv:2303.13005
+
+  >>> nkd(jnp.array([0., 0.]), jnp.array([0., 0.]), jnp.array(1)).round(4)
+  Array(0.3466, dtype=float32)
+  """
+  log_q, log_p, _ = _softmax.log_pair(student, teacher, axis=axis, class_mask=class_mask)
+  t = _checks.positive("temperature", temperature, log_q.dtype)
+  gamma = _checks.number("gamma", gamma, log_q.dtype, low=0)
+  target = _softmax.one_hot(labels, log_q.shape)
+  rest_q, rest_p = (_softmax.log_softmax(jnp.where(target, -jnp.inf, x / t)) for x in (log_q, log_p))
+  hard = _softmax.cross_entropy(*(jnp.where(target, x, -jnp.inf) for x in (log_p, log_q)))
+  value = hard + gamma * t**2 * _softmax.cross_entropy(rest_p, rest_q)
+  return _softmax.with_valid_labels(value, target, log_q)
+
+
+def wsld(student, teacher, labels, *, temperature=2.0, axis=-1, class_mask=None) -> jax.Array:
+  """T^2 (1 - exp(-CE_s / (CE_t + 1e-7))) CE(p, q): soft labels weigh less where the student is already better.
+
+  CE_s and CE_t are the cross entropies of student and teacher against the label at T = 1. The weight is held
+  constant in the gradient (`stop_gradient`), as in the reference code.
+
+  Args:
+    student: logits [..., C].
+    teacher: logits of the same shape.
+    labels: integers [...].
+    temperature: T > 0 of the soft labels, may be traced.
+    axis: the class axis.
+    class_mask: classes that exist, bool, broadcastable to the logits.
+
+  Returns:
+    Nats per example, [...].
+
+  Raises:
+    ValueError: shapes differ, labels are not integers, or temperature <= 0.
+
+  Compares: class probabilities, weighted by the example
+  Shapes: [..., C], labels [...] -> [...]
+  Use: classification with many hard examples
+  Weight: 2.5 beside cross entropy
+  Source: WSLD, Zhou et al. 2021, equation 16, arXiv:2102.00650
+
+  >>> wsld(jnp.array([0., 0.]), jnp.array([0., 0.]), jnp.array(1)).round(2)
+  Array(1.75, dtype=float32)
+  """
+  log_q, log_p, _ = _softmax.log_pair(student, teacher, axis=axis, class_mask=class_mask)
+  soft = soft_target(log_q, log_p, temperature)
+  target = _softmax.one_hot(labels, log_q.shape)
+  ce_s, ce_t = (-_softmax.log_gather(jax.lax.stop_gradient(x), target) for x in (log_q, log_p))
+  ratio = jnp.where(ce_t == jnp.inf, 0, ce_s / (jnp.where(ce_t == jnp.inf, 0, ce_t) + 1e-7))
+  return _softmax.with_valid_labels(-jnp.expm1(-ratio) * soft, target, log_q)
+
+
+def ofa(student, teacher, labels, *, eps, axis=-1, class_mask=None) -> jax.Array:
+  """-[(1 + p_y)^eps - 1] log q_y - sum_{c != y} p_c log q_c, the target raised by the teacher's confidence.
+
+  eps = 1 is `soft_cross_entropy`. The paper raises the target's factor alone; the reference code writes
+  -sum_c [(p_c + 1_{c = y})^eps - 1_{c = y}] log q_c, which raises every class. The paper's own formula has
+  no "- 1": it includes the cross entropy with the label, which is a term of its own here, as in the code.
+
+  Args:
+    student: logits [..., C], of a branch or of the whole student.
+    teacher: logits of the same shape.
+    labels: integers [...].
+    eps: exponent >= 1, may be traced; 1 to 1.5 in the paper.
+    axis: the class axis.
+    class_mask: classes that exist, bool, broadcastable to the logits.
+
+  Returns:
+    Nats per example, [...].
+
+  Raises:
+    ValueError: shapes differ, labels are not integers, or eps < 1.
+
+  Compares: class probabilities with an enhanced target
+  Shapes: [..., C], labels [...] -> [...]
+  Use: teacher and student of different families, through branches at several stages
+  Weight: 1 beside cross entropy, for the student and for each branch
+  Source: OFA-KD, Hao et al. 2023, equation 6, arXiv:2310.19444
+
+  >>> ofa(jnp.array([0., 0.]), jnp.array([0., 0.]), jnp.array(1), eps=1).round(4)
+  Array(0.6931, dtype=float32)
+  """
+  log_q, log_p, _ = _softmax.log_pair(student, teacher, axis=axis, class_mask=class_mask)
+  eps = _checks.number("eps", eps, log_q.dtype, low=1)
+  target = _softmax.one_hot(labels, log_q.shape)
+  # (1 + p)^eps - 1, exact where p is small; log 0 = -inf passes through as weight 0.
+  raised = jnp.expm1(eps * jnp.log1p(jnp.exp(_softmax.log_gather(log_p, target))))
+  off_target = _softmax.cross_entropy(jnp.where(target, -jnp.inf, log_p), log_q)
+  log_q_y = _softmax.log_gather(log_q, target)
+  on_target = jnp.where(raised > 0, -raised * jnp.where(log_q_y == -jnp.inf, 0, log_q_y), 0)
+  on_target = jnp.where((raised > 0) & (log_q_y == -jnp.inf), jnp.inf, on_target)
+  return _softmax.with_valid_labels(on_target + off_target, target, log_q)
+
+
+def soft_target(log_q, log_p, temperature) -> jax.Array:
+  """-T^2 sum p log q at `temperature`, from log-probabilities at temperature 1."""
+  t = _checks.positive("temperature", temperature, log_q.dtype)
+  return t**2 * _softmax.cross_entropy(_softmax.log_softmax(log_p / t), _softmax.log_softmax(log_q / t))

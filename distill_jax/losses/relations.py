@@ -1,0 +1,251 @@
+"""Losses that relate the rows of a batch by their features: a scalar for the batch of all devices.
+
+student [B, ...] and teacher [B, ...] are flattened per row and may differ in width: no projection is needed.
+`where` marks the valid rows, and a mean over pairs is over pairs of valid rows. Under `pmap` or `shard_map`
+pass `axis_name=`: every device then returns the scalar of the global batch, and `pmean` of the gradients is its
+gradient.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.losses import _checks, _rows
+
+
+def similarity_preserving(student, teacher, *, where=None, axis_name=None) -> jax.Array:
+  """Squared Frobenius norm of G_s - G_t over B^2; G = F F' with its rows over their L2 norm.
+
+  Not L1: rows normalised to sum 1 weigh a batch of 64 about 64 times less.
+
+  Args:
+    student: features [B, ...].
+    teacher: features [B, ...], any width.
+    where: valid rows, bool [B].
+    axis_name: mapped axis whose devices hold the other rows.
+
+  Returns:
+    A scalar.
+
+  Raises:
+    ValueError: batch sizes differ.
+
+  Compares: which examples activate alike
+  Shapes: [B, ...], [B, ...] -> scalar
+  Use: teacher and student of different families
+  Weight: 3000
+  Source: SP, Tung & Mori 2019, equation 4, arXiv:1907.09682
+
+  >>> similarity_preserving(jnp.eye(2), jnp.ones((2, 1))).round(4)
+  Array(0.2929, dtype=float32)
+  """
+  student, teacher, where = _batch(student, teacher, where, axis_name)
+  s, t = (_checks.unit(_gram(x)) for x in (student, teacher))
+  return ((s - t) ** 2).sum() / _rows.count(where, s.dtype) ** 2
+
+
+def rkd_distance(student, teacher, *, where=None, axis_name=None) -> jax.Array:
+  """Smooth L1 between pairwise distances, each side over its mean; the mean of B^2 entries, diagonal included.
+
+  The mean distance is over those that are not 0. Distances come from a Gram matrix of centred rows: those
+  below its rounding error count as 0.
+
+  Args:
+    student: embeddings [B, ...].
+    teacher: embeddings [B, ...], any width.
+    where: valid rows, bool [B].
+    axis_name: mapped axis whose devices hold the other rows.
+
+  Returns:
+    A scalar.
+
+  Raises:
+    ValueError: batch sizes differ.
+
+  Compares: relative distances between examples
+  Shapes: [B, ...], [B, ...] -> scalar
+  Use: embeddings and penultimate features
+  Weight: 25
+  Source: RKD, Park et al. 2019, equation 6, arXiv:1904.05068
+
+  >>> x = jnp.array([[0.], [1.], [3.]])
+  >>> rkd_distance(x, 2 * x)
+  Array(0., dtype=float32)
+  """
+  student, teacher, where = _batch(student, teacher, where, axis_name)
+  s, t = (_scaled(_checks.root(_geometry(x, where)[1])) for x in (student, teacher))
+  return _checks.smooth_l1(s - t).sum() / _rows.count(where, s.dtype) ** 2
+
+
+def rkd_angle(student, teacher, *, where=None, axis_name=None) -> jax.Array:
+  """Smooth L1 between the cosines of all triplets, cos(e_j - e_i, e_k - e_i); the mean of B^3 entries.
+
+  Computed from Gram matrices, a few anchors i at a time: B^3 numbers are never held (at B = 512 the reference
+  code holds 0.5 GB a side). A side of length 0 gives cosine 0.
+
+  Args:
+    student: embeddings [B, ...].
+    teacher: embeddings [B, ...], any width.
+    where: valid rows, bool [B].
+    axis_name: mapped axis whose devices hold the other rows.
+
+  Returns:
+    A scalar.
+
+  Raises:
+    ValueError: batch sizes differ.
+
+  Compares: angles between triplets of examples
+  Shapes: [B, ...], [B, ...] -> scalar
+  Use: embeddings and penultimate features, together with rkd_distance
+  Weight: 50
+  Source: RKD, Park et al. 2019, equation 8, arXiv:1904.05068
+
+  >>> x = jnp.array([[0., 0.], [1., 0.], [0., 2.]])
+  >>> rkd_angle(x, 2 * x).round(4)
+  Array(0., dtype=float32)
+  """
+  student, teacher, where = _batch(student, teacher, where, axis_name)
+  sides = [_geometry(x, where) for x in (student, teacher)]
+
+  @jax.checkpoint  # keep one anchor's B^2 cosines at a time in the gradient too
+  def anchor(i):
+    s, t = (_cosines(gram, square, i) for gram, square in sides)
+    return _checks.smooth_l1(s - t).sum()
+
+  size = where.shape[0]
+  total = jax.lax.map(anchor, jnp.arange(size), batch_size=min(size, 16)).sum()
+  return total / _rows.count(where, total.dtype) ** 3
+
+
+def pkt(student, teacher, *, where=None, axis_name=None) -> jax.Array:
+  """sum p log((p + 1e-7) / (q + 1e-7)) / B^2, p and q the rows of (cosine + 1) / 2 over their sums.
+
+  The paper sums over all pairs; every implementation takes the mean, to which the weight belongs.
+
+  Args:
+    student: embeddings [B, ...].
+    teacher: embeddings [B, ...], any width.
+    where: valid rows, bool [B].
+    axis_name: mapped axis whose devices hold the other rows.
+
+  Returns:
+    A scalar.
+
+  Raises:
+    ValueError: batch sizes differ.
+
+  Compares: neighbourhoods of examples as probabilities
+  Shapes: [B, ...], [B, ...] -> scalar
+  Use: retrieval, penultimate features
+  Weight: 30000
+  Source: PKT, Passalis & Tefas 2018, equation 6
+
+  >>> x = jnp.array([[1., 0.], [0., 1.]])
+  >>> pkt(x, 3 * x)
+  Array(0., dtype=float32)
+  """
+  student, teacher, where = _batch(student, teacher, where, axis_name)
+  pairs = where[:, None] & where
+  q, p = (_neighbours(x, pairs) for x in (student, teacher))
+  terms = p * (jnp.log(p + 1e-7) - jnp.log(q + 1e-7))
+  return terms.sum() / _rows.count(where, p.dtype) ** 2
+
+
+def correlation_congruence(
+  student, teacher, *, kernel="gaussian", gamma=0.4, degree=2, where=None, axis_name=None
+) -> jax.Array:
+  """sum (K_s - K_t)^2 / B^2 between kernel matrices.
+
+  'bilinear': K = x'y. 'gaussian': exp(-gamma |x - y|^2) of rows of norm 1, by its Taylor series
+  exp(-2 gamma) sum_{p <= degree} (2 gamma)^p (x'y)^p / p!. The series holds for unit rows only, so they are
+  normalised here; torchdistill does not, and takes the norm of the difference in place of its square.
+
+  Args:
+    student: embeddings [B, ...].
+    teacher: embeddings [B, ...], any width.
+    kernel: 'gaussian' or 'bilinear'.
+    gamma: of the Gaussian kernel, > 0, may be traced.
+    degree: of its Taylor series, >= 1.
+    where: valid rows, bool [B].
+    axis_name: mapped axis whose devices hold the other rows.
+
+  Returns:
+    A scalar.
+
+  Raises:
+    ValueError: batch sizes differ, an unknown kernel, gamma <= 0, or degree < 1.
+
+  Compares: kernel matrices between examples
+  Shapes: [B, ...], [B, ...] -> scalar
+  Use: penultimate features
+  Weight: 0.003 to 0.02 in the paper's sum of terms
+  Source: CCKD, Peng et al. 2019, equations 5 and 9, arXiv:1904.01802
+
+  >>> correlation_congruence(jnp.eye(2), jnp.ones((2, 1)), kernel="bilinear")
+  Array(0.5, dtype=float32)
+  """
+  if kernel not in ("gaussian", "bilinear"):
+    raise ValueError(f"kernel must be 'gaussian' or 'bilinear', got {kernel!r}")
+  if degree < 1:
+    raise ValueError(f"degree must be at least 1, got {degree}")
+  student, teacher, where = _batch(student, teacher, where, axis_name)
+  gamma = _checks.positive("gamma", gamma, student.dtype)
+
+  def matrix(x):
+    if kernel == "bilinear":
+      return _gram(x)
+    cosine = _gram(_checks.unit(x))
+    series = sum((2 * gamma) ** p / math.factorial(p) * cosine**p for p in range(1, degree + 1))
+    return jnp.exp(-2 * gamma) * series  # the constant of p = 0 cancels in the difference
+
+  return ((matrix(student) - matrix(teacher)) ** 2).sum() / _rows.count(where, student.dtype) ** 2
+
+
+def _batch(student, teacher, where, axis_name):
+  """Rows flattened, of all devices, with `where`."""
+  student = _checks.array("student", student, ndim=1)
+  teacher = _checks.array("teacher", teacher, ndim=1)
+  if student.shape[0] != teacher.shape[0]:
+    raise ValueError(f"student {student.shape} and teacher {teacher.shape} must have the same batch size")
+  dtype = jnp.promote_types(student.dtype, teacher.dtype)
+  s, t = (_rows.flat(x).astype(dtype) for x in (student, teacher))
+  return _rows.gather(s, t, where=where, axis_name=axis_name)
+
+
+def _gram(x):
+  return jnp.matmul(x, x.T, precision=_checks.HIGHEST)
+
+
+def _geometry(x, where):
+  """Gram matrix of the centred rows and their squared distances; those of invalid rows are 0."""
+  mean = x.sum(0) / _rows.count(where, x.dtype)
+  gram = _gram(jnp.where(where[:, None], x - mean, 0))  # centred: distances lose fewer digits
+  norms = jnp.diag(gram)
+  sums = norms[:, None] + norms
+  square = sums - 2 * gram
+  pairs = where[:, None] & where & ~jnp.eye(len(x), dtype=bool)
+  return gram, jnp.where(pairs & (square > 8 * jnp.finfo(x.dtype).eps * sums), square, 0)
+
+
+def _scaled(distance):
+  """Distances over the mean of those that are not 0."""
+  positive = distance > 0
+  total, number = distance.sum(), positive.sum(dtype=distance.dtype)
+  return distance * jnp.where(number > 0, number / jnp.where(number > 0, total, 1), 0)
+
+
+def _cosines(gram, square, i):
+  """cos of the angle at row i between all pairs of rows; 0 where a side has length 0."""
+  inner = gram - gram[i][:, None] - gram[i] + gram[i, i]
+  present = square[i] > 0
+  inverse = jnp.where(present, jax.lax.rsqrt(jnp.where(present, square[i], 1)), 0)
+  return inner * inverse[:, None] * inverse
+
+
+def _neighbours(x, pairs):
+  """Rows of (cosine + 1) / 2 over their sums, 0 outside `pairs`."""
+  similar = jnp.where(pairs, (_gram(_checks.unit(x)) + 1) / 2, 0)
+  total = similar.sum(-1, keepdims=True)
+  return similar / jnp.where(total > 0, total, 1)
