@@ -93,9 +93,9 @@ def uniform(ids: np.ndarray, seed: int, purpose: str) -> np.ndarray:
 
 
 def stratified(label: np.ndarray, rank: np.ndarray, fraction: float) -> np.ndarray:
-  """Mask of the lowest-ranked `fraction` of each class, rounded, at least one; never the unlabelled."""
+  """Mask of the lowest-ranked `fraction` of each class, rounded, at least one."""
   chosen = np.zeros(len(label), bool)
-  for c in np.unique(label[label != UNLABELLED]):
+  for c in np.unique(label):
     rows = np.flatnonzero(label == c)
     rows = rows[np.argsort(rank[rows], kind="stable")]
     chosen[rows[: max(1, round(fraction * len(rows)))]] = True
