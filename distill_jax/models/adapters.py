@@ -198,13 +198,15 @@ def _construct(make, key) -> nnx.Module:
 
 def _bare(module):
   """The module without values that an earlier call of it left behind: they are no part of its state."""
-  bare = nnx.view(module, raise_if_not_found=False)
+  bare = nnx.view(module, only=nnx.Module, raise_if_not_found=False)
   nnx.pop(bare, nnx.Intermediate)
   return bare
 
 
 def _in_mode(module, train: bool):
-  return nnx.view(module, deterministic=not train, use_running_average=not train, raise_if_not_found=False)
+  modes = {"deterministic": not train, "use_running_average": not train}
+  # An nnx.Rngs takes every attribute for a stream, so view would draw from a stream called 'set_view'.
+  return nnx.view(module, only=nnx.Module, raise_if_not_found=False, **modes)
 
 
 def _split(module):
@@ -293,7 +295,7 @@ def _pick(captured: Mapping[str, Any], features: Features, called=()) -> dict[st
   for name, path in _mapping(features).items():
     if path not in captured:
       raise ValueError(
-        f"no submodule output {path!r} to capture as {name!r}{suggest(path, {*captured, *called})}"
+        f"no submodule output {path!r} to capture as {name!r}{suggest(path, {*captured, *called} - {path})}"
       )
     picked[name] = captured[path]
   return picked
