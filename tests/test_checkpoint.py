@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -213,30 +214,45 @@ def test_bad_arguments(tmp_path, options, message):
     Checkpoints(**{"folder": tmp_path, **options})
 
 
-@orbax_gives_up
-@pytest.mark.parametrize("surfaces_in", ["save", "close", "wait"])
-def test_a_full_disk_is_reported_and_the_older_checkpoints_stay(tmp_path, surfaces_in):
-  state = make_state(1)
-  with Checkpoints(tmp_path, keep=1) as checkpoints:
-    checkpoints.save(state)
-  checkpoints = Checkpoints(tmp_path, keep=1)
-  # Blocks beyond this size cannot be written, which is what a full disk does to the big files.
+@contextmanager
+def full_disk():
+  """Bytes beyond the first 300 of a file cannot be written."""
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
   try:
-    with pytest.raises(RuntimeError, match=r"checkpoint 2 of .* was not written \(still there: \[1\]\)"):
-      checkpoints.save(make_state(2))
-      if surfaces_in == "save":
-        checkpoints.save(make_state(3))
-      getattr(checkpoints, surfaces_in if surfaces_in != "save" else "wait")()
+    yield
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@orbax_gives_up
+@pytest.mark.parametrize("surfaces_in", ["save", "close", "wait"])
+def test_a_full_disk_is_reported_and_the_older_checkpoints_stay(tmp_path, surfaces_in):
+  saved(tmp_path, 1)
+  checkpoints = Checkpoints(tmp_path, keep=1)
+  not_written = r"checkpoint 2 of .* was not written \(still there: \[1\]\)"
+  with full_disk(), pytest.raises(RuntimeError, match=not_written):
+    checkpoints.save(make_state(2))
+    if surfaces_in == "save":
+      checkpoints.save(make_state(3))
+    checkpoints.close() if surfaces_in == "close" else checkpoints.wait()
   if surfaces_in != "close":
     assert checkpoints.steps() == [1]
-    same(checkpoints.restore(state), state)
+    same(checkpoints.restore(make_state()), make_state(1, seed=1))
     checkpoints.save(make_state(2))
     checkpoints.close()
     assert Checkpoints(tmp_path, read_only=True).steps() == [2]
+
+
+@orbax_gives_up
+def test_a_full_disk_while_a_step_is_replaced_leaves_the_old_one(tmp_path):
+  saved(tmp_path, 1)
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    with full_disk(), pytest.raises(RuntimeError, match=r"still there: \[1\]"):
+      checkpoints.save(make_state(1, seed=9))
+      checkpoints.wait()
+    same(checkpoints.restore(make_state()), make_state(1, seed=1))
+  assert [p.name for p in tmp_path.iterdir() if "orbax" not in p.name] == ["1"]
 
 
 @orbax_gives_up
