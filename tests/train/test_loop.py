@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from distill_jax import data, losses, objectives, sharding
+from distill_jax import data, losses, objectives, sharding, teachers
 from distill_jax.models import from_apply
-from distill_jax.train import NonFiniteError, fit
+from distill_jax.train import NonFiniteError, fit, loop
 from distill_jax.types import Variables
 
 CLASSES, WIDTH = 3, 4
@@ -191,3 +191,69 @@ def test_a_line_per_evaluation_without_a_terminal(capsys):
 def test_tensorboard_files_are_written(tmp_path):
   run(tmp_path, steps=5)
   assert any("tfevents" in name for name in os.listdir(tmp_path / "tensorboard"))
+
+
+def test_a_teacher_that_follows_the_student_resumes_to_the_same_bits(tmp_path):
+  average = teachers.moving_average(linear(), decay=0.9)
+  whole = run(tmp_path / "whole", teacher=average)
+  run(tmp_path / "parts", teacher=average, steps=5)
+  resumed = run(tmp_path / "parts", teacher=average)
+  assert_identical(whole.state, resumed.state)
+  assert np.abs(whole.state.average.params - whole.state.params["student"]).max() > 0
+
+
+def test_learned_projections_are_trained_and_checkpointed_but_not_part_of_the_student(tmp_path):
+  wide = from_apply(
+    None, lambda w, x: {"logits": x @ w, "map": x}, variables=np.eye(WIDTH, CLASSES, dtype=np.float32)
+  )
+  narrow = from_apply(
+    lambda key, x: 0.1 * jax.random.normal(key, (WIDTH, CLASSES)),
+    lambda w, x: {"logits": x @ w, "map": x[:, :2]},
+  )
+  hint = objectives.weighted(
+    hard=(1.0, objectives.labels()), hint=(1.0, objectives.features("map", "map", losses.hint))
+  )
+  whole = run(tmp_path / "whole", student=narrow, teacher=wide, objective=hint)
+  run(tmp_path / "parts", student=narrow, teacher=wide, objective=hint, steps=10)
+  resumed = run(tmp_path / "parts", student=narrow, teacher=wide, objective=hint)
+  assert_identical(whole.state, resumed.state)
+  assert whole.state.params["objective"]["hint"]["kernel"].shape == (2, WIDTH)
+  assert resumed.variables.params.shape == (WIDTH, CLASSES)
+
+
+def test_a_frozen_teacher_that_changed_is_noticed(monkeypatch):
+  prints = iter(["before", "data", "after"])
+  monkeypatch.setattr(loop, "fingerprint", lambda tree: next(prints))
+  with pytest.raises(RuntimeError, match="weights changed while it taught"):
+    run(steps=2)
+
+
+def test_networks_that_cannot_be_compared_are_refused_before_training():
+  with pytest.raises(ValueError, match=r"term 'soft'.*\(16, 4\).*\(16, 3\)"):
+    run(student=linear(4))
+  one = from_apply(None, lambda w, x: x @ w, variables=np.ones((WIDTH, 1), np.float32))
+  with pytest.raises(ValueError, match=r"\(16, 3\).*\(16, 1\)"):
+    run(teacher=one)
+  single = from_apply(None, lambda w, x: (x @ w)[:1], variables=np.eye(WIDTH, CLASSES, dtype=np.float32))
+  with pytest.raises(ValueError, match=r"\(16, 3\).*\(1, 3\)"):
+    run(teacher=single)
+
+
+@pytest.mark.parametrize("folder", ["file", "readonly"])
+def test_a_folder_that_cannot_be_written_is_said_at_the_start(tmp_path, folder, monkeypatch):
+  if folder == "file":
+    (tmp_path / "file").write_text("")
+  else:  # root may write anywhere: let the probe fail as it would for a user
+    monkeypatch.setattr("tempfile.TemporaryFile", _refuse)
+  with pytest.raises(OSError, match="cannot be written"):
+    run(tmp_path / folder)
+
+
+def _refuse(*args, **kwargs):
+  raise PermissionError("read-only file system")
+
+
+def test_a_relative_folder_is_resolved_at_the_start(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  run("here", steps=2)
+  assert (tmp_path / "here" / "checkpoints").is_dir()

@@ -1,0 +1,59 @@
+"""The main job, killed at random moments and started again, ends as an undisturbed run does."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = [
+  sys.executable,
+  "-m",
+  "distill_jax",
+  "--config=configs/digits.py",
+  "--config.teacher_training.steps=200",
+  "--config.student_training.steps=2000",
+  "--config.checkpoint_every=20",
+  "--config.devices=1",
+]
+NETWORKS = ("teacher", "student-0", "baseline-0")
+
+
+def start(folder):
+  root = Path(__file__).parents[1]
+  with open(f"{folder}.log", "a") as log:
+    return subprocess.Popen([*COMMAND, f"--workdir={folder}"], cwd=root, stdout=log, stderr=log)
+
+
+def told(folder):
+  """All that a run says about its training but how long it took."""
+  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
+
+
+@pytest.mark.slow
+def test_killed_five_times_it_ends_with_the_same_bits(tmp_path):
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
+  began = time.time()
+  assert start(whole).wait() == 0, (tmp_path / "whole.log").read_text()
+  duration = time.time() - began
+  moments = random.Random(os.getpid())
+  kills = 0
+  for _ in range(5):
+    process = start(killed)
+    try:
+      process.wait(timeout=moments.uniform(0.1, 0.6) * duration)
+    except subprocess.TimeoutExpired:
+      process.send_signal(signal.SIGKILL)
+      kills += process.wait() == -signal.SIGKILL
+  assert start(killed).wait() == 0, (tmp_path / "killed.log").read_text()
+  assert kills >= 2, "the runs were over before they could be killed"
+  for name in NETWORKS:
+    a, b = whole / name, killed / name
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes(), name
+    assert told(a) == told(b), name
