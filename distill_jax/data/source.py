@@ -16,8 +16,9 @@ class Source:
 
   Attributes:
     arrays: name -> array [N, ...], read-only. 'id': unique integers, the example's row in the full named
-      set (a subset keeps them); 'label': class numbers; and the inputs, e.g. 'image' float32 [N, height,
-      width, channels] in 0..1. 64-bit numbers become 32-bit ones, as on the device.
+      set (a subset keeps them); without it the rows here are the ids, 0 to N - 1. 'label': class numbers;
+      and the inputs, e.g. 'image' float32 [N, height, width, channels] in 0..1. 64-bit numbers become
+      32-bit ones, as on the device.
     classes: number of classes.
     class_names: one name per class; '0', '1', ... if not given.
     name: what the ids index, e.g. 'digits'.
@@ -25,7 +26,7 @@ class Source:
       (-100, 255), labels hold `UNLABELLED` afterwards, and so does this field.
 
   Raises:
-    ValueError: an array is missing, empty or of another length; ids are not integers 0 to 2^31 - 1 or
+    ValueError: 'label' is missing; an array is empty or of another length; ids are not integers 0 to 2^31 - 1 or
       repeat; a label is not a class; a number is not finite. The example's id is named.
   """
 
@@ -37,13 +38,13 @@ class Source:
 
   def __post_init__(self):
     arrays = {name: np.asarray(values) for name, values in self.arrays.items()}
-    for name in ("id", "label"):
-      if name not in arrays:
-        raise ValueError(f"{self.name}: no array {name!r} among {sorted(arrays)}")
+    if "label" not in arrays:
+      raise ValueError(f"{self.name}: no array 'label' among {sorted(arrays)}")
     for name in ("view", "where"):
       if name in arrays:
         raise ValueError(f"{self.name}: {name!r} belongs to a batch, not to the examples: leave it out")
-    check_lengths(arrays)
+    rows = check_lengths(arrays)
+    arrays = {"id": np.arange(rows)} | arrays
     if self.classes < 1:
       raise ValueError(f"{self.name}: classes must be at least 1, got {self.classes}")
     _check_ids(arrays["id"], self.name)

@@ -96,12 +96,21 @@ def test_no_examples_and_lengths_that_differ_are_refused():
     source(scale=1.0)
 
 
-@pytest.mark.parametrize("name", ["id", "label"])
-def test_ids_and_labels_are_required(name):
+def test_labels_are_required():
   arrays = examples()
-  del arrays[name]
-  with pytest.raises(ValueError, match=f"no array '{name}'"):
+  del arrays["label"]
+  with pytest.raises(ValueError, match="no array 'label'"):
     data.Source(arrays, classes=3)
+
+
+def test_without_ids_the_rows_are_the_ids_and_subsets_keep_them():
+  arrays = examples()
+  del arrays["id"]
+  whole = data.Source(arrays, classes=3)
+  assert whole.arrays["id"].tolist() == [0, 1, 2, 3, 4, 5] and whole.arrays["id"].dtype == np.int32
+  assert whole.take([4, 1]).arrays["id"].tolist() == [4, 1]
+  with pytest.raises(ValueError, match="label 7 of example id 4"):
+    data.Source(arrays | {"label": labels_with(7)}, classes=3)
 
 
 @pytest.mark.parametrize("name", ["view", "where"])
