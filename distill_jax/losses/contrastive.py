@@ -168,7 +168,7 @@ def crd(
   t = _checks.positive("temperature", temperature, student.dtype)
   momentum = _checks.number("momentum", momentum, student.dtype, low=0, high=1, open_high=True)
   student, teacher = _checks.unit(student), _checks.unit(teacher)
-  state = jax.lax.stop_gradient(state)
+  state = jax.lax.stop_gradient(CrdState(*map(jnp.asarray, state)))
   chosen = jnp.concatenate([indices[:, None], negatives], 1)
   scores = [
     jnp.einsum("bkd,bd->bk", memory[chosen], x, precision=_checks.HIGHEST) / t

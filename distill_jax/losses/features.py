@@ -158,7 +158,10 @@ def fsp(student, teacher) -> jax.Array:
   >>> fsp((a, b), (a, a))
   Array([4.], dtype=float32)
   """
-  s, t = _checks.pair(_flow("student", student), _flow("teacher", teacher))
+  s, t = _flow("student", student), _flow("teacher", teacher)
+  if s.shape != t.shape:
+    shapes = [[jnp.shape(x) for x in maps] for maps in (student, teacher)]
+    raise ValueError(f"student {shapes[0]} and teacher {shapes[1]} must agree in batch and channels")
   return _checks.per_example((s - t) ** 2)
 
 

@@ -1,12 +1,14 @@
 """One row per public loss: arguments, a reference, what is true of it. Add a row, get every test."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import logit_references as logit
 import map_references as maps
+import model_references as models
 import numpy as np
 
 from distill_jax import losses
@@ -23,13 +25,18 @@ class Case:
   make: Callable
   reference: Callable
   kwargs: dict = dataclasses.field(default_factory=dict)
-  kind: str = "features"  # "logits": softmax losses, which no constant added to a row changes
-  relational: bool = False  # one scalar for the batch; takes where= and axis_name=
+  kind: str = "features"  # "logits": softmax losses over the last axis, blind to a constant added to a row
+  scalar: bool = False  # one scalar, not a value a row
+  relational: bool = False  # takes where= and axis_name=
   least: float | None = 0.0  # its value at student = teacher; None: not the least or not a constant
+  smooth: bool = True  # its gradient at student = teacher is 0
   positive: bool = True  # never negative
   class_mask: bool = False  # takes class_mask=
-  frozen: bool = False  # constants for the teacher by contract, so no derivative to compare
+  derivatives: int = 2  # of how many first arguments the gradient is the derivative (constants by contract)
   shared: tuple[int, ...] = ()  # positional arguments that have no batch axis
+  batch_axis: int = 0
+  wrong: tuple[str, ...] = ("batch", "width", "rank")  # changes of the teacher that must be refused
+  loss: Callable | None = None  # where the public function does not take (student, teacher, ...) itself
   label: str = ""  # tells two rows of one loss apart
 
   @property
@@ -38,42 +45,241 @@ class Case:
 
   def __call__(self, *args, **kwargs):
     """The loss alone, without the state that some return beside it."""
-    out = getattr(losses, self.name)(*args, **self.kwargs, **kwargs)
-    return out[0] if isinstance(out, tuple) else out
+    out = (self.loss or getattr(losses, self.name))(*args, **self.kwargs, **kwargs)
+    return out if isinstance(out, jax.Array) else out[0]
 
 
 def pair(*shape):
   return lambda rng: tuple(2 * rng.normal(size=(2, *shape)))
 
 
-def soft(name, label="", least=0.0, positive=True, **kwargs):
-  """A softmax loss of [..., C] logits that takes class_mask."""
-  reference = getattr(logit, name)
-  return Case(
-    name,
-    pair(4, 5),
-    reference,
-    kwargs,
-    "logits",
-    least=least,
-    positive=positive,
-    class_mask=True,
-    label=label,
+def two(first, second):
+  return lambda rng: (2 * rng.normal(size=first), 2 * rng.normal(size=second))
+
+
+def labelled(rng):
+  return (*pair(4, 5)(rng), rng.choice([0, 1, 3], size=4))
+
+
+def soft(name, label="", make=None, **options):
+  """A softmax loss of [4, 5] logits that takes class_mask; unknown options are the loss's own."""
+  fields = {f.name for f in dataclasses.fields(Case)}
+  own = {key: options.pop(key) for key in list(options) if key not in fields}
+  make = make or pair(4, 5)
+  return Case(name, make, getattr(logit, name), own, "logits", class_mask=True, label=label, **options)
+
+
+def related(name, reference, **options):
+  """A relational loss of features of any width."""
+  make = two((5, 3), (5, 2, 2))
+  return Case(name, make, reference, scalar=True, relational=True, wrong=("batch",), **options)
+
+
+def sparse(name, tail):
+  k = {"k": 2, "temperature": 3.0}
+  reference = functools.partial(logit.sparse, tail=tail, **k)
+
+  def loss(student, teacher):
+    return getattr(losses, name)(student, losses.top_k(teacher, **k))
+
+  least = None if tail == "smoothed" else 0.0
+  return Case(name, pair(4, 5), reference, kind="logits", loss=loss, least=least, wrong=("batch", "rank"))
+
+
+def one_hot_draws(student, teacher):
+  """Each class as often as a teacher of probabilities (0.5, 0.25, 0.25, 0, 0) would be drawn."""
+  draws = losses.SparseTargets(
+    jnp.tile(jnp.array([0, 0, 1, 2]), (4, 1)), jnp.log(teacher), jnp.full(4, -jnp.inf), 2.0
+  )
+  return losses.sampled_cross_entropy(student, draws)
+
+
+def drawn(s, t):
+  p = np.zeros((4, 5))
+  for i, c in enumerate([0, 0, 1, 2]):
+    p[:, c] += t[:, i]
+  return -4 * (p * np.log(logit.softmax(s, 2.0))).sum(-1)
+
+
+def two_maps(rng):
+  return tuple(tuple(rng.normal(size=(3, *hw, c)) for c in (2, 4)) for hw in ((2, 3), (3, 2)))
+
+
+def memory(rng):
+  student, teacher = pair(3, 4)(rng)
+  state = losses.CrdState(rng.normal(size=(9, 4)), rng.normal(size=(9, 4)), np.array([50.0, 70.0]))
+  return student, teacher, np.array([1, 8, 3]), rng.integers(0, 9, size=(3, 6)), state
+
+
+def relations(rng):
+  student, teacher = (tuple(rng.normal(size=(3, 3, 5, w))) for w in (4, 6))
+  return student, teacher, np.arange(5) < np.array([[5], [3], [2]])
+
+
+def layers(rng):
+  student = [rng.normal(size=(2, 4, 4, 3)), rng.normal(size=(2, 2, 2, 5))]
+  teacher = [rng.normal(size=(2, 2, 2, 6)), rng.normal(size=(2, 1, 1, 4))]
+  params = losses.layer_attention_init(jax.random.key(int(rng.integers(9))), [3, 5], [6, 4], width=3)
+  return student, teacher, jax.tree.map(np.asarray, params)
+
+
+def boxes(rng):
+  student, teacher = pair(2, 3, 4, 6)(rng)
+  foreground = rng.random(size=(2, 3, 4)) * (rng.random(size=(2, 3, 4)) > 0.5)
+  context = losses.fgd_init(jax.random.key(0), 6)
+  return (
+    student,
+    teacher,
+    foreground,
+    jax.tree.map(lambda x: np.asarray(x) + rng.normal(size=x.shape) / 3, context),
   )
 
 
-HELPERS: set[str] = set()  # public, but not losses
-CASES = [
+def trees(rng):
+  return tuple({"a": rng.normal(size=(2, 3)), "b": rng.normal(size=(4,))} for _ in range(2))
+
+
+MASK = np.arange(3) < np.array([3, 2])[:, None, None, None]
+HELPERS = {"Context", "CrdState", "LayerAttention", "SparseTargets", "box_weights", "crd_state", "fgd_init"}
+HELPERS |= {"layer_attention_init", "ofd_margin", "sample_k", "standardize", "top_k", "vid_raw_scale"}
+
+LOGITS = [
   soft("kl_divergence", temperature=3.0),
+  soft("reverse_kl", temperature=3.0),
   soft("soft_cross_entropy", least=None, temperature=3.0),
+  soft("jensen_shannon", teacher_weight=0.1, temperature=3.0),
+  soft("jensen_shannon", "normalized", teacher_weight=0.7, normalize=True),
+  soft("skew_kl", alpha=0.1, temperature=3.0),
+  soft("skew_reverse_kl", alpha=0.1, temperature=3.0),
+  soft("total_variation", temperature=3.0),
+  soft("hard_distillation", least=None, label_smoothing=0.1),
+  soft("dkd", make=labelled, alpha=1.0, beta=8.0, temperature=4.0),
+  soft("nkd", make=labelled, least=None, gamma=1.5, temperature=2.0),
+  soft("wsld", make=labelled, least=None, derivatives=0, temperature=2.0),
+  soft("ofa", make=labelled, least=None, eps=1.5),
+  soft("dist", scalar=True, relational=True, beta=2.0, gamma=1.0, temperature=3.0),
+  soft("class_gram", scalar=True, relational=True, temperature=3.0),
+  soft("batch_gram", scalar=True, relational=True, temperature=3.0),
+  Case("logit_mse", pair(4, 5), logit.logit_mse, class_mask=True),
+  Case("binary_kl", pair(4, 5), logit.binary_kl, {"temperature": 3.0}, class_mask=True),
+  Case("uld", two((4, 5), (4, 7)), logit.uld, kind="logits", wrong=("batch", "rank")),
+  sparse("sparse_kl", "bucket"),
+  sparse("sparse_kl_conditional", "conditional"),
+  sparse("sparse_kl_smoothed", "smoothed"),
+  Case(
+    "sampled_cross_entropy",
+    lambda rng: (pair(4, 5)(rng)[0], rng.dirichlet(np.ones(4), size=4)),
+    drawn,
+    loss=one_hot_draws,
+    least=None,
+    positive=False,
+    wrong=("batch", "rank"),
+  ),
+]
+MAPS = [
   Case("hint", pair(4, 3, 2), maps.hint),
   Case("cosine", pair(4, 3, 5), maps.cosine),
+  Case(
+    "attention_transfer",
+    two((3, 2, 3, 4), (3, 2, 3, 5)),
+    maps.attention_transfer,
+    {"p": 2.0},
+    wrong=("batch", "rank"),
+  ),
+  Case(
+    "attention_transfer",
+    pair(3, 2, 3, 4),
+    maps.attention_transfer,
+    {"squared": False},
+    wrong=("batch",),
+    label="norm",
+    smooth=False,
+  ),
+  Case("nst", two((3, 2, 3, 4), (3, 2, 3, 2)), maps.nst, wrong=("batch", "rank")),
+  Case("fsp", two_maps, maps.fsp),
+  Case("factor_transfer", pair(3, 2, 3), maps.factor_transfer, {"p": 1.0}, smooth=False),
+  Case("factor_transfer", pair(3, 2, 3), maps.factor_transfer, {"p": 2}, label="squared"),
+  Case("inter_channel", two((3, 2, 3, 4), (3, 1, 5, 4)), maps.inter_channel),
+  Case("activation_boundary", pair(3, 2, 3), maps.activation_boundary, {"margin": 1.0}, least=None),
+  Case("ofd", lambda rng: (*pair(3, 2, 4)(rng), -np.abs(rng.normal(size=4))), maps.ofd, shared=(2,)),
+  Case("review_kd", pair(2, 5, 6, 3), maps.review_kd),
+  Case("review_kd", pair(2, 2, 2, 3), maps.review_kd, label="small"),
+  Case("mgd", pair(3, 2, 3), maps.mgd),
+  Case(
+    "vid",
+    lambda rng: (*pair(3, 2, 4)(rng), rng.normal(size=4)),
+    maps.vid,
+    least=None,
+    positive=False,
+    shared=(2,),
+  ),
+  Case(
+    "srd", pair(5, 2, 3), maps.srd, {"power": 4.0}, scalar=True, relational=True, least=None, positive=False
+  ),
+  Case("vkd", pair(3, 2, 4), maps.vkd, least=None),
+  Case("cwd", pair(2, 3, 2, 4), maps.cwd, {"temperature": 4.0}),
+  Case("pearson", pair(4, 3, 2), maps.pearson, scalar=True, relational=True),
+  Case("localization", pair(3, 4, 5), logit.localization, {"temperature": 10.0}, "logits"),
+  related("similarity_preserving", maps.similarity_preserving),
+  related("rkd_distance", maps.rkd_distance),
+  related("rkd_angle", maps.rkd_angle),
+  related("pkt", maps.pkt),
+  related("correlation_congruence", maps.correlation_congruence, kwargs={"gamma": 0.4}),
+  related(
+    "correlation_congruence", maps.correlation_congruence, kwargs={"kernel": "bilinear"}, label="bilinear"
+  ),
 ]
+MODELS = [
+  Case(
+    "info_nce", pair(5, 3), models.info_nce, {"temperature": 0.3}, scalar=True, relational=True, least=None
+  ),
+  Case(
+    "queue_similarity",
+    lambda rng: (*pair(4, 3)(rng), rng.normal(size=(6, 3))),
+    models.queue_similarity,
+    {"student_temperature": 0.2, "teacher_temperature": 0.1},
+    least=None,
+    shared=(2,),
+  ),
+  Case("crd", memory, models.crd, {"temperature": 0.5, "momentum": 0.5}, least=None, shared=(4,)),
+  Case(
+    "dino",
+    lambda rng: (rng.normal(size=(3, 4, 5)), rng.normal(size=(2, 4, 5)), rng.normal(size=5)),
+    models.dino,
+    {"student_temperature": 0.3, "teacher_temperature": 0.2},
+    least=None,
+    derivatives=1,
+    shared=(2,),
+    batch_axis=1,
+    wrong=("width", "rank"),
+  ),
+  Case(
+    "attention_scores_mse",
+    pair(2, 2, 3, 3),
+    models.attention_scores_mse,
+    {"mask": MASK & MASK.swapaxes(2, 3)},
+    shared=(2,),
+  ),
+  Case("attention_kl", pair(2, 2, 3, 3), models.attention_kl, {"mask": MASK}, "logits"),
+  Case(
+    "minilm_relations", relations, models.minilm_relations, {"relation_heads": 2}, wrong=("batch", "rank")
+  ),
+  Case("layer_attention", layers, models.layer_attention, least=None, shared=(2,)),
+  Case("weight_alignment", trees, models.weight_alignment, scalar=True),
+  Case("fgd", boxes, models.fgd, {"temperature": 0.5, "relation": 1e-3}, least=None, shared=(3,)),
+  Case(
+    "rnnt_three_way",
+    lambda rng: (*pair(2, 3, 3, 5)(rng), rng.integers(1, 5, size=(2, 2))),
+    logit.rnnt_three_way,
+    kind="logits",
+  ),
+]
+CASES = LOGITS + MAPS + MODELS
 
 SOFT = [case for case in CASES if case.kind == "logits"]
 MASKABLE = [case for case in CASES if case.class_mask]
 RELATIONAL = [case for case in CASES if case.relational]
-SEPARABLE = [case for case in CASES if not case.relational]
+SEPARABLE = [case for case in CASES if not case.scalar and "mask" not in case.kwargs]
 
 
 def arguments(case, seed=0, dtype=np.float32):

@@ -1,11 +1,23 @@
-"""Float64 references of the losses on feature maps and vectors, one example at a time."""
+"""Float64 references of the losses on features, one example at a time, from the formulas."""
+
+import itertools
+import math
 
 import numpy as np
+from logit_references import kl, softmax
 
 
 def each(f):
-  """Apply `f` to the examples one by one."""
+  """Apply `f` to the examples one by one; what comes after student and teacher is shared."""
   return lambda s, t, *rest, **kwargs: np.array([f(a, b, *rest, **kwargs) for a, b in zip(s, t)])
+
+
+def unit(x):
+  return x / np.linalg.norm(x)
+
+
+def smooth_l1(x):
+  return np.where(np.abs(x) < 1, 0.5 * x**2, np.abs(x) - 0.5)
 
 
 @each
@@ -15,3 +27,166 @@ def hint(s, t):
 
 def cosine(s, t):
   return 1 - np.einsum("...c,...c->...", s, t) / np.linalg.norm(s, axis=-1) / np.linalg.norm(t, axis=-1)
+
+
+@each
+def attention_transfer(s, t, *, p=2, squared=True):
+  maps = [unit(np.mean(np.abs(x) ** p, axis=2).ravel()) for x in (s, t)]
+  return np.mean((maps[0] - maps[1]) ** 2) if squared else np.linalg.norm(maps[0] - maps[1])
+
+
+@each
+def nst(s, t):
+  s, t = ([unit(x[..., c].ravel()) for c in range(x.shape[-1])] for x in (s, t))
+
+  def kernel(a, b):
+    return np.mean([(x @ y) ** 2 for x in a for y in b])
+
+  return kernel(s, s) + kernel(t, t) - 2 * kernel(s, t)
+
+
+def fsp(student, teacher):
+  def flow(maps):
+    a, b = maps
+    return np.stack(
+      [np.mean([np.outer(x[i], y[i]) for i in np.ndindex(x.shape[:2])], 0) for x, y in zip(a, b)]
+    )
+
+  return ((flow(student) - flow(teacher)) ** 2).mean((1, 2))
+
+
+@each
+def factor_transfer(s, t, *, p=1):
+  return np.mean(np.abs(unit(s.ravel()) - unit(t.ravel())) ** p)
+
+
+@each
+def inter_channel(s, t):
+  grams = []
+  for x in (s, t):
+    flat = x.reshape(-1, x.shape[-1])
+    grams.append(np.stack([unit(row) for row in flat.T @ flat]))
+  return ((grams[0] - grams[1]) ** 2).sum() / s.shape[-1]
+
+
+@each
+def activation_boundary(s, t, *, margin=1.0):
+  total = 0.0
+  for a, b in zip(s.ravel(), t.ravel()):
+    total += (a + margin) ** 2 * (a > -margin and b <= 0) + (a - margin) ** 2 * (a <= margin and b > 0)
+  return total
+
+
+@each
+def ofd(s, t, margin):
+  total = 0.0
+  for index in np.ndindex(s.shape):
+    a, b, m = s[index], t[index], margin[index[-1]]
+    if b > 0:
+      total += (a - b) ** 2
+    elif b > m:
+      total += (a - b) ** 2 * (a > b)
+    else:
+      total += (a - m) ** 2 * (a > m)
+  return total
+
+
+@each
+def review_kd(s, t, *, levels=(4, 2, 1)):
+  def pool(x, bins):
+    out = np.zeros((bins, bins, x.shape[2]))
+    for i, j in np.ndindex(bins, bins):
+      low, high = ([math.floor(k * n / bins) for k, n in zip((i, j), x.shape)], None)
+      high = [math.ceil((k + 1) * n / bins) for k, n in zip((i, j), x.shape)]
+      out[i, j] = x[low[0] : high[0], low[1] : high[1]].mean((0, 1))
+    return out
+
+  weight, value, total = 1.0, np.mean((s - t) ** 2), 1.0
+  for level in levels:
+    if level < min(s.shape[:2]):
+      weight /= 2
+      value += weight * np.mean((pool(s, level) - pool(t, level)) ** 2)
+      total += weight
+  return value / total
+
+
+@each
+def mgd(s, t):
+  return np.square(s - t).sum()
+
+
+@each
+def vid(s, t, raw_scale):
+  v = np.log(1 + np.exp(raw_scale)) + 1e-5
+  return 0.5 * np.mean((s - t) ** 2 / v + np.log(v))
+
+
+def srd(s, t, *, power=4.0):
+  def norm(x):
+    flat = x.reshape(-1, x.shape[-1])
+    return (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-4)
+
+  return np.log((np.abs(norm(s) - norm(t)) ** power).sum())
+
+
+@each
+def vkd(s, t):
+  mean, var = t.mean(-1, keepdims=True), t.var(-1, keepdims=True)
+  return smooth_l1(s - (t - mean) / np.sqrt(var + 1e-5)).mean()
+
+
+@each
+def cwd(s, t, *, temperature=4.0):
+  flat = [x.reshape(-1, x.shape[-1]).T for x in (s, t)]
+  return temperature**2 * np.mean(
+    [kl(softmax(b, temperature), softmax(a, temperature)) for a, b in zip(*flat)]
+  )
+
+
+def pearson(s, t):
+  def standard(x):
+    flat = x.reshape(-1, x.shape[-1])
+    return (flat - flat.mean(0)) / (flat.std(0, ddof=1) + 1e-6)
+
+  return ((standard(s) - standard(t)) ** 2).mean() / 2
+
+
+def pairs(f, x):
+  x = x.reshape(len(x), -1)
+  return np.array([[f(a, b) for b in x] for a in x])
+
+
+def similarity_preserving(s, t):
+  grams = [np.stack([unit(row) for row in pairs(np.dot, x)]) for x in (s, t)]
+  return ((grams[0] - grams[1]) ** 2).sum() / len(s) ** 2
+
+
+def rkd_distance(s, t):
+  distances = [pairs(lambda a, b: np.linalg.norm(a - b), x) for x in (s, t)]
+  scaled = [d / d[d > 0].mean() for d in distances]
+  return smooth_l1(scaled[0] - scaled[1]).mean()
+
+
+def rkd_angle(s, t):
+  def angle(x, i, j, k):
+    a, b = x[j] - x[i], x[k] - x[i]
+    return a @ b / np.linalg.norm(a) / np.linalg.norm(b) if i not in (j, k) else 0.0
+
+  s, t = (x.reshape(len(x), -1) for x in (s, t))
+  triples = list(itertools.product(range(len(s)), repeat=3))
+  return np.mean([smooth_l1(angle(s, *ijk) - angle(t, *ijk)) for ijk in triples])
+
+
+def pkt(s, t):
+  q, p = (pairs(lambda a, b: (unit(a) @ unit(b) + 1) / 2, x) for x in (s, t))
+  q, p = (x / x.sum(1, keepdims=True) for x in (q, p))
+  return (p * np.log((p + 1e-7) / (q + 1e-7))).mean()
+
+
+def correlation_congruence(s, t, *, kernel="gaussian", gamma=0.4, degree=2):
+  def gaussian(a, b):
+    x = unit(a) @ unit(b)
+    return np.exp(-2 * gamma) * sum((2 * gamma * x) ** p / math.factorial(p) for p in range(degree + 1))
+
+  f = np.dot if kernel == "bilinear" else gaussian
+  return ((pairs(f, s) - pairs(f, t)) ** 2).mean()
