@@ -26,8 +26,11 @@ NETWORKS = ("teacher", "student-0", "baseline-0")
 
 def start(folder):
   root = Path(__file__).parents[1]
+  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
   with open(f"{folder}.log", "a") as log:
-    return subprocess.Popen([*COMMAND, f"--workdir={folder}"], cwd=root, stdout=log, stderr=log)
+    return subprocess.Popen(
+      [*COMMAND, f"--workdir={folder}"], cwd=root, env=environment, stdout=log, stderr=log
+    )
 
 
 def told(folder):
