@@ -22,12 +22,10 @@ class Disagreement(NamedTuple):
 
 
 def compare(student: Entry, baseline: Entry, labels) -> Disagreement:
+  """Where the two predictions differ in being right; an unlabelled row (negative label) is in neither part."""
   labels = np.asarray(labels)
   distilled, alone = (np.asarray(e.logits).argmax(-1) == labels for e in (student, baseline))
-  labelled = labels >= 0
-  return Disagreement(
-    np.flatnonzero(distilled & ~alone & labelled), np.flatnonzero(alone & ~distilled & labelled)
-  )
+  return Disagreement(np.flatnonzero(distilled & ~alone), np.flatnonzero(alone & ~distilled))
 
 
 def gallery(rows: np.ndarray, images, ids, labels, baseline: Entry, class_names: Sequence[str]) -> Figure:
