@@ -17,6 +17,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from distill_jax import seal
 from distill_jax.checkpoint import Checkpoints
 from distill_jax.fingerprint import named_leaves
 from distill_jax.types import Skips, TrainState, Variables
@@ -343,6 +344,33 @@ def test_a_damaged_step_is_written_again_and_the_best_falls_to_the_next(tmp_path
     assert (checkpoints.best_step, checkpoints.steps()) == (3, [1, 2, 3])
 
 
+def test_a_broken_seal_may_have_been_the_best_and_is_mentioned(tmp_path):
+  with Checkpoints(tmp_path, best=("a", "max")) as checkpoints:
+    checkpoints.save(make_state(1, seed=1), metrics={"a": 0.5})
+    checkpoints.save(make_state(2), metrics={"a": 0.9})
+  metadata = tmp_path / "2" / "_CHECKPOINT_METADATA"
+  metadata.write_text(metadata.read_text().replace("0.9", "0.8"))
+  reader = Checkpoints(tmp_path, best=("a", "max"), read_only=True)
+  with pytest.warns(RuntimeWarning, match="2 is damaged and is skipped: its seal is broken"):
+    same(reader.restore(make_state(), step="best"), make_state(1, seed=1))
+
+
+def test_the_right_bits_in_another_dtype_or_shape_are_damage():
+  state = make_state(1)
+  sealed = seal.make(state, {}, {})["seal"]
+  seal.check_contents(sealed, state)
+  mask = state.params["student"]["mask"]
+  for broken in (
+    state._replace(key=jax.random.key_data(state.key)),
+    state._replace(step=state.step[None]),
+    state._replace(
+      params={**state.params, "student": {**state.params["student"], "mask": mask.astype(jnp.uint8)}}
+    ),
+  ):
+    with pytest.raises(seal.Damaged, match="1 of .* leaves are not what was saved"):
+      seal.check_contents(sealed, broken)
+
+
 def test_another_dtype_shape_or_key_is_refused_leaf_by_leaf(tmp_path):
   saved(tmp_path, 1)
   like = make_state()
@@ -427,7 +455,7 @@ def test_killed_while_a_step_is_replaced_the_old_one_is_back(tmp_path):
 
 def test_only_a_writer_clears_what_killed_runs_left(tmp_path):
   saved(tmp_path, 1)
-  left = tmp_path / "2.orbax-checkpoint-tmp"
+  left = tmp_path / "7.orbax-checkpoint-tmp"
   left.mkdir()
   (left / "data").touch()
   reader = Checkpoints(tmp_path, read_only=True)

@@ -114,12 +114,18 @@ class Bomb:
     return (pytest.fail, ("it was unpickled",))
 
 
-@pytest.mark.parametrize("name", ["weights.pkl", "model.pt", "model.safetensors"])
-def test_a_pickle_is_refused_and_not_opened(tmp_path, student, name):
-  export_student(tmp_path, student, description={})
+@pytest.mark.parametrize("name", ["weights.pkl", "model.pt", "checkpoint"])
+def test_a_pickle_is_refused(tmp_path, name):
   (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
-  with pytest.raises(ValueError, match=f"{tmp_path / name} is .*no .?safetensors file"):
+  with pytest.raises(ValueError, match=f"{tmp_path / name} is .*pickled weights are never opened"):
     load_student(tmp_path / name, MODEL, BATCH)
+
+
+def test_a_pickle_under_another_name_is_refused(tmp_path, student):
+  folder = export_student(tmp_path, student, description={})
+  (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
+  with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+    load_student(folder, MODEL, BATCH)
 
 
 @pytest.mark.parametrize("missing", ["model.json", "model.safetensors"])
