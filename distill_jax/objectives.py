@@ -114,7 +114,7 @@ def labels(*, label_smoothing: float = 0.0, output: str = "logits") -> Term:
     exists = z > -jnp.inf
     evenly = exists / jnp.maximum(exists.sum(-1, keepdims=True), 1)
     target = (1 - label_smoothing) * target + label_smoothing * evenly
-    values = -jnp.where(target > 0, target * jnp.where(target > 0, log_q, 0), 0).sum(-1)
+    values = -jnp.where(target > 0, target * log_q, 0).sum(-1)
     return (values, _valid(batch, values.shape, known)), state
 
   return Term(init, apply)

@@ -293,6 +293,14 @@ def test_every_name_of_the_mode_is_set(flag, place):
     assert value == (train != inference)
 
 
+def test_later_changes_of_the_module_reach_no_model(batch):
+  module = Net(nnx.Rngs(0))
+  model = from_nnx(module)
+  for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)):
+    leaf.delete()  # what a donating train step of the user's own does
+  model.apply(*model.init(KEY, batch), batch, train=False, key=None)
+
+
 def test_a_field_that_is_no_mode_is_left_alone():
   class Configured(linen.Module):
     train: dict = dataclasses.field(default_factory=lambda: {"scale": 2.0})
