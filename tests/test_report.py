@@ -248,11 +248,15 @@ def test_verdict_says_plainly_what_the_numbers_bear(alone, distilled, words):
   assert all(word in text for word in words), text
 
 
-def test_one_network_a_role_is_no_spread_even_where_seeds_differ(tmp_path):
+def test_one_network_a_role_has_a_ratio_and_no_spread(tmp_path):
   entries = [entry("teacher", 0, 90), entry("student", 5, 80)]
   _, markdown, _ = write(tmp_path, entries, np.zeros(100, int))
   assert "one seed, so there is no spread" in markdown
   assert cells(markdown)["Test accuracy, % ↑"]["Distilled / teacher"] == "0.889"
+  fast = [entry("teacher", 0, 90)._replace(cost={"throughput": 2.0}), entry("student", 5, 80)]
+  fast[1] = fast[1]._replace(cost={"throughput": 2469.0})
+  table = comparison.table(results.measure(fast, np.zeros(100, int)), 2)
+  assert table.rows[-1][-1] == "1,234"
 
 
 def test_differences_are_paired_by_seed():

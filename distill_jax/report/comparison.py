@@ -131,4 +131,5 @@ def _signed(show: Callable[[float], str], value: float) -> str:
 def _ratio(student: Spread | None, teacher: Spread | None) -> str:
   if student is None or teacher is None or not teacher.mean:
     return "–"
-  return f"{student.mean / teacher.mean:#.3g}".rstrip(".")
+  ratio = student.mean / teacher.mean
+  return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:#.3g}"

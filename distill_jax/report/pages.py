@@ -148,8 +148,8 @@ def _disagreements(measured, images, ids, labels, class_names) -> list[Block]:
   if images is not None and len(won):
     picture = gallery(won, images, ids, labels, baseline, class_names)
     caption = (
-      f"{min(SHOWN, len(won))} of the {len(won)}, the first in test order: the true class, which the "
-      "distilled student gives, and what the student alone says."
+      f"{'All' if len(won) <= SHOWN else f'The first {SHOWN} of the'} {len(won)}, in test order: the true "
+      "class, which the distilled student gives, and what the student alone says."
     )
     blocks.append(_picture("disagreements", "Right when distilled, wrong alone", caption, picture))
   return blocks
