@@ -6,11 +6,11 @@ that ride in the batch, or follows the student.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from distill_jax.models.cohort import cohort
 from distill_jax.types import Model, Variables
 
 CACHED = "teacher/"
@@ -28,7 +28,8 @@ def live(model: Model, *, dtype) -> Model:
   """
   if not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(f"dtype: expected a floating one such as jnp.bfloat16, got {dtype}")
-  _refuse_followers("live", [model])
+  if model.follow is not None:
+    raise ValueError("live: a moving average lives in the train state: pass it to the step as it is")
 
   def cast(tree):
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
@@ -72,9 +73,7 @@ def ensemble(models: Sequence[Model], *, weights: Sequence[float] | None = None,
     ValueError: no models, weights that do not fit, another `mean`, a model that follows the student; in apply,
       a teacher without 'logits', or logits of different shapes.
   """
-  if not models:
-    raise ValueError("ensemble() got no models")
-  _refuse_followers("ensemble", models)
+  joined = cohort(models)
   shares = [1.0] * len(models) if weights is None else [float(w) for w in weights]
   if len(shares) != len(models) or not all(math.isfinite(w) and w >= 0 for w in shares) or sum(shares) == 0:
     raise ValueError(f"weights: expected {len(models)} finite numbers >= 0, not all 0, got {weights}")
@@ -82,28 +81,19 @@ def ensemble(models: Sequence[Model], *, weights: Sequence[float] | None = None,
     raise ValueError(f"mean: expected 'probabilities' or 'logits', got {mean!r}")
   shares = [w / sum(shares) for w in shares]
 
-  def init(key, batch):
-    return _stack([m.init(jax.random.fold_in(key, i), batch) for i, m in enumerate(models)])
-
   def apply(params, state, batch, *, train, key):
-    outputs: dict[str, Any] = {}
-    all_logits, new_state = [], {}
-    for i, model in enumerate(models):
-      own_key = None if key is None else jax.random.fold_in(key, i)
-      own, new_state[str(i)] = model.apply(params[str(i)], state[str(i)], batch, train=train, key=own_key)
-      outputs |= {f"{i}/{name}": x for name, x in own.items()}
-      if "logits" not in own:
-        raise ValueError(f"ensemble: teacher {i} gives no 'logits'; it gives {sorted(own)}")
-      all_logits.append(own["logits"])
-    shapes = {z.shape for z in all_logits}
-    if len(shapes) > 1:
-      raise ValueError(
-        f"ensemble: the teachers' logits have different shapes {[z.shape for z in all_logits]}"
-      )
-    return outputs | {"logits": _mean(all_logits, shares, mean)}, new_state
+    outputs, state = joined.apply(params, state, batch, train=train, key=key)
+    for i in range(len(models)):
+      if f"{i}/logits" not in outputs:
+        raise ValueError(f"ensemble: teacher {i} gives no 'logits'; it gives {_own(outputs, i)}")
+    all_logits = [outputs[f"{i}/logits"] for i in range(len(models))]
+    shapes = [z.shape for z in all_logits]
+    if len(set(shapes)) > 1:
+      raise ValueError(f"ensemble: the teachers' logits have different shapes {shapes}")
+    own = {name: x for name, x in outputs.items() if "/" in name}
+    return own | {"logits": _mean(all_logits, shares, mean)}, state
 
-  carried = [m.variables for m in models if m.variables is not None]
-  return Model(init, apply, _stack(carried) if len(carried) == len(models) else None)
+  return joined._replace(apply=apply)
 
 
 def moving_average(student: Model, *, decay: float = 0.999) -> Model:
@@ -131,14 +121,8 @@ def moving_average(student: Model, *, decay: float = 0.999) -> Model:
   return Model(student.init, student.apply, None, follow)
 
 
-def _refuse_followers(where: str, models: Sequence[Model]) -> None:
-  if any(model.follow for model in models):
-    raise ValueError(f"{where}: a moving average lives in the train state: pass it to the step as it is")
-
-
-def _stack(variables: Sequence[Variables]) -> Variables:
-  numbered = {str(i): v for i, v in enumerate(variables)}
-  return Variables(*({i: getattr(v, part) for i, v in numbered.items()} for part in ("params", "state")))
+def _own(outputs, i: int) -> list[str]:
+  return sorted(name.removeprefix(f"{i}/") for name in outputs if name.startswith(f"{i}/"))
 
 
 def _mean(all_logits, shares, mean):

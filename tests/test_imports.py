@@ -15,7 +15,7 @@ FLOORS = [
   ["types", "reduce", "fingerprint", "version", "errors"],
   ["losses"],
   ["objectives", "models", "teachers", "compression", "data", "cache", "metrics"],
-  ["train", "sharding", "checkpoint", "report"],
+  ["train", "sharding", "checkpoint", "export", "seal", "deploy", "report"],
   ["config", "stages", "main", "__main__"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

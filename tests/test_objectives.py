@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.special
 
 from distill_jax import losses, objectives, reduce
 from distill_jax.objectives import features, labels, logits, weighted
+from distill_jax.types import Variables
 
 KEY = jax.random.key(0)
 
@@ -455,7 +457,7 @@ def test_terms_have_keys_parameters_and_states_of_their_own():
   drawn = []
 
   def init(key, student, teacher):
-    return objectives.Variables({"w": jax.random.normal(key)}, {"n": jnp.int32(0)})
+    return Variables({"w": jax.random.normal(key)}, {"n": jnp.int32(0)})
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name):
     drawn.append(float(jax.random.normal(key)))
@@ -467,3 +469,33 @@ def test_terms_have_keys_parameters_and_states_of_their_own():
   assert params["a"]["w"] != params["b"]["w"] and drawn[0] != drawn[1]
   assert {name: value for name, (_, value) in terms.items()} == {n: p["w"] for n, p in params.items()}
   assert new == {"a": {"n": 1}, "b": {"n": 1}}
+
+
+def test_mutual_is_the_sum_over_students_of_the_mean_over_the_others(rng):
+  names = [f"{i}/logits" for i in range(3)]
+  z = {name: jnp.asarray(rng.normal(size=(4, 5)), jnp.float32) for name in names}
+  term = objectives.mutual(losses.kl_divergence, 3)
+  variables = term.init(jax.random.key(0), z, {})
+  context = dict(step=0, key=jax.random.key(0), axis_name=None)
+
+  def total(z):
+    (values, where), _ = term.apply(*variables, z, {}, {}, **context)
+    assert where is None
+    return values.sum()
+
+  def kl(s, t):
+    log_p, log_q = (x - scipy.special.logsumexp(x, -1, keepdims=True) for x in map(np.float64, (t, s)))
+    return (np.exp(log_p) * (log_p - log_q)).sum()
+
+  expected = sum(kl(z[a], z[b]) / 2 for a in names for b in names if a != b)
+  np.testing.assert_allclose(total(z), expected, rtol=1e-5)
+  # The one who teaches is held constant: the gradient of a student is that of its own KLs alone.
+  own = jax.grad(lambda s: sum(losses.kl_divergence(s, z[b]).sum() / 2 for b in names[1:]))(z[names[0]])
+  np.testing.assert_allclose(jax.grad(total)(z)[names[0]], own, rtol=1e-4, atol=1e-6)
+
+
+def test_mutual_needs_two_students_and_their_outputs():
+  with pytest.raises(ValueError, match="at least 2, got 1"):
+    objectives.mutual(losses.kl_divergence, 1)
+  with pytest.raises(ValueError, match="no output '1/logits'"):
+    objectives.mutual(losses.kl_divergence, 2).init(jax.random.key(0), {"0/logits": jnp.ones((2, 3))}, {})

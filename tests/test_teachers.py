@@ -253,7 +253,7 @@ def test_a_moving_average_is_not_wrapped():
   average = teachers.moving_average(says([1.0]))
   with pytest.raises(ValueError, match="live: a moving average"):
     teachers.live(average, dtype=jnp.bfloat16)
-  with pytest.raises(ValueError, match="ensemble: a moving average"):
+  with pytest.raises(ValueError, match="model 1 follows the student"):
     teachers.ensemble([says([1.0]), average], mean="logits")
 
 

@@ -35,8 +35,9 @@ again when it skips an update.
 """
 
 from distill_jax.models.adapters import from_apply, from_linen, from_nnx
+from distill_jax.models.cohort import cohort, member
 
-__all__ = ["from_apply", "from_keras", "from_linen", "from_nnx", "to_keras"]
+__all__ = ["cohort", "from_apply", "from_keras", "from_linen", "from_nnx", "member", "to_keras"]
 
 
 def __getattr__(name):

@@ -1,25 +1,23 @@
-"""What to minimise: weighted terms over (student, teacher, batch), with learned parts where a term needs them.
-
-objective = weighted(
-  hard=(0.1, labels()),
-  soft=(0.9, logits(losses.kl_divergence, temperature=4.0)),
-  hint=(optax.linear_schedule(1.0, 0.0, 1000), features("block2", "block3", losses.hint)),
-)
-"""
+"""Terms: hard labels, soft targets, features, mutual learning; and their weighted sum."""
 
 import contextlib
-import inspect
 import math
 import numbers
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from distill_jax.errors import suggest
+from distill_jax.objectives.calls import (
+  accepted,
+  check_call,
+  check_hyperparameters,
+  entry,
+  evaluate,
+  label_of,
+  valid_rows,
+)
 from distill_jax.types import Objective, Outputs, Variables
 
 Weight = float | Callable[[jax.Array], jax.Array]
@@ -103,19 +101,19 @@ def labels(*, label_smoothing: float = 0.0, output: str = "logits") -> Term:
 
   def init(key, student, teacher):
     del key, teacher
-    _entry(student, output, "student")
+    entry(student, output, "student")
     return Variables({}, {})
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name):
     del params, teacher, step, key, axis_name
-    z = _entry(student, output, "student")
+    z = entry(student, output, "student")
     log_q = jax.nn.log_softmax(z.astype(jnp.promote_types(z.dtype, jnp.float32)))
-    target, known = _targets(_label(batch), log_q)
+    target, known = _targets(label_of(batch), log_q)
     exists = z > -jnp.inf
     evenly = exists / jnp.maximum(exists.sum(-1, keepdims=True), 1)
     target = (1 - label_smoothing) * target + label_smoothing * evenly
     values = -jnp.where(target > 0, target * log_q, 0).sum(-1)
-    return (values, _valid(batch, values.shape, known)), state
+    return (values, valid_rows(batch, values.shape, known)), state
 
   return Term(init, apply)
 
@@ -133,11 +131,11 @@ def logits(loss: Callable[..., jax.Array], *, output: str = "logits", **hyperpar
     ValueError: at once, a hyper-parameter that the loss refuses; in init, logits whose shapes differ (both are
       shown) or that do not fit the hyper-parameters; in a step, mixed labels where the loss needs integers.
   """
-  wanted = _accepted(loss, hyperparameters)
-  _check_hyperparameters(loss, wanted, hyperparameters)
+  wanted = accepted(loss, hyperparameters)
+  check_hyperparameters(loss, wanted, hyperparameters)
 
   def check(student, teacher):
-    s, t = _entry(student, output, "student"), _entry(teacher, output, "teacher")
+    s, t = entry(student, output, "student"), entry(teacher, output, "teacher")
     if s.shape != t.shape:
       raise ValueError(
         f"student {output!r} {tuple(s.shape)} and teacher {output!r} {tuple(t.shape)} differ: "
@@ -148,13 +146,13 @@ def logits(loss: Callable[..., jax.Array], *, output: str = "logits", **hyperpar
   def init(key, student, teacher):
     del key
     s, t = check(student, teacher)
-    _check_call(loss, s, t, s.shape[:-1], wanted, hyperparameters)
+    check_call(loss, s, t, s.shape[:-1], wanted, hyperparameters)
     return Variables({}, {})
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name):
     del params, step, key
     s, t = check(student, teacher)
-    return _evaluate(loss, s, t, wanted, batch, axis_name, hyperparameters), state
+    return evaluate(loss, s, t, wanted, batch, axis_name, hyperparameters), state
 
   return Term(init, apply)
 
@@ -183,11 +181,11 @@ def features(
     ValueError: at once, a hyper-parameter that the loss refuses; in init, an unknown name, or a pair that cannot
       be aligned or compared (both shapes are shown).
   """
-  wanted = _accepted(loss, hyperparameters)
-  _check_hyperparameters(loss, wanted, hyperparameters)
+  wanted = accepted(loss, hyperparameters)
+  check_hyperparameters(loss, wanted, hyperparameters)
 
   def pair(s_outputs, t_outputs):
-    return _entry(s_outputs, student, "student"), _entry(t_outputs, teacher, "teacher")
+    return entry(s_outputs, student, "student"), entry(t_outputs, teacher, "teacher")
 
   def init(key, s_outputs, t_outputs):
     s, t = pair(s_outputs, t_outputs)
@@ -200,7 +198,7 @@ def features(
     if project and s.shape[-1] != t.shape[-1]:
       kernel = jax.nn.initializers.lecun_normal()(key, (s.shape[-1], t.shape[-1]), jnp.float32)
       params = {"kernel": kernel, "bias": jnp.zeros(t.shape[-1])}
-    _check_call(loss, jax.eval_shape(align, params, s, t), t, s.shape[:1], wanted, hyperparameters)
+    check_call(loss, jax.eval_shape(align, params, s, t), t, s.shape[:1], wanted, hyperparameters)
     return Variables(params, {})
 
   def align(params, s, t):
@@ -215,7 +213,50 @@ def features(
   def apply(params, state, s_outputs, t_outputs, batch, *, step, key, axis_name):
     del step, key
     s, t = pair(s_outputs, t_outputs)
-    return _evaluate(loss, align(params, s, t), t, wanted, batch, axis_name, hyperparameters), state
+    return evaluate(loss, align(params, s, t), t, wanted, batch, axis_name, hyperparameters), state
+
+  return Term(init, apply)
+
+
+def mutual(
+  loss: Callable[..., jax.Array], students: int, *, output: str = "logits", **hyperparameters
+) -> Term:
+  """Deep mutual learning (Zhang et al. 2018, equations 4 and 9): the networks of a `models.cohort` teach one another.
+
+  The sum over the students i of the mean over the others j of `loss(logits_i, logits_j)`, with j held constant;
+  all are updated in one step. Add `labels(output=f"{i}/logits")` for each i.
+
+  Args:
+    loss: as in `logits`; the paper's is `losses.kl_divergence` at temperature 1.
+    students: how many there are, at least 2.
+    output: the output that is compared.
+    **hyperparameters: passed to the loss.
+
+  Raises:
+    ValueError: fewer than 2 students; and as in `logits`.
+  """
+  if students < 2:
+    raise ValueError(f"students: expected at least 2, got {students}")
+  pairs = [(i, j) for i in range(students) for j in range(students) if i != j]
+  term = logits(loss, output=output, **hyperparameters)
+
+  def pair(outputs, i, j):
+    own, other = (entry(outputs, f"{k}/{output}", "student") for k in (i, j))
+    return {output: own}, {output: jax.lax.stop_gradient(other)}
+
+  def init(key, student, teacher):
+    del teacher
+    for i, j in pairs:
+      jax.eval_shape(lambda outputs, i=i, j=j: term.init(key, *pair(outputs, i, j)), student)
+    return Variables({}, {})
+
+  def apply(params, state, student, teacher, batch, **context):
+    del teacher
+    values = [term.apply(params, state, *pair(student, i, j), batch, **context)[0] for i, j in pairs]
+    share = 1 / (students - 1)
+    if isinstance(values[0], tuple):
+      return (share * sum(value for value, _ in values), values[0][1]), state
+    return share * sum(values), state
 
   return Term(init, apply)
 
@@ -261,92 +302,6 @@ def _check_term(name: str, weighted_term) -> None:
   number = isinstance(weight, numbers.Real) or (isinstance(weight, jax.Array) and weight.ndim == 0)
   if not number or not (math.isfinite(weight) and weight >= 0):
     raise ValueError(f"weight of term {name!r}: expected a finite number >= 0 or a schedule, got {weight!r}")
-
-
-def _accepted(loss, hyperparameters) -> set[str]:
-  return (set(inspect.signature(loss).parameters) & {"labels", "where", "axis_name"}) - set(hyperparameters)
-
-
-def _check_hyperparameters(loss, wanted: set[str], hyperparameters) -> None:
-  """Makes what the loss refuses an error when the config is read, by calling it on shapes alone.
-
-  The real shapes are not known yet: images of each rank are tried, and only an error that names a
-  hyper-parameter counts. The rest, and arrays (a class mask), wait for init.
-  """
-  name = getattr(loss, "__name__", type(loss).__name__)
-  signature = inspect.signature(loss)
-  known = set(list(signature.parameters)[2:]) - wanted
-  try:
-    signature.bind(None, None, **dict.fromkeys(wanted), **hyperparameters)
-  except TypeError as error:
-    unknown = sorted(set(hyperparameters) - set(signature.parameters))
-    hint = suggest(unknown[0], known) if unknown else ""
-    raise ValueError(f"hyper-parameters of {name}: {error}{hint}") from error
-  if any(isinstance(value, np.ndarray | jax.Array) and value.ndim for value in hyperparameters.values()):
-    return
-  refusals = []
-  for axes in ((64,), (64, 64), (64, 64, 64)):
-    shape = jax.ShapeDtypeStruct((*axes, 4096), jnp.float32)
-    try:
-      return _check_call(loss, shape, shape, axes, wanted, hyperparameters)
-    except Exception as error:
-      refusals.append(error)
-  for refusal in refusals:
-    if any(re.search(rf"\b{name}\b", str(refusal)) for name in hyperparameters):
-      raise refusal
-
-
-def _check_call(loss, s, t, label_shape, wanted: set[str], hyperparameters) -> None:
-  """Raises what the loss raises for arrays of these shapes."""
-  shapes = {"labels": (label_shape, jnp.int32), "where": (s.shape[:1], jnp.bool_)}
-  extras = {name: jax.ShapeDtypeStruct(*of) for name, of in shapes.items() if name in wanted}
-  jax.eval_shape(lambda s, t, extras: loss(s, t, **extras, **hyperparameters), s, t, extras)
-
-
-def _evaluate(loss, s, t, wanted: set[str], batch, axis_name, hyperparameters):
-  """The loss as a term's value, with what it wants of `labels`, `where` and `axis_name`."""
-  known, extras = None, dict(hyperparameters)
-  if "labels" in wanted:
-    label = _integer_labels(batch)
-    known, extras["labels"] = label >= 0, jnp.maximum(label, 0)
-  if "where" in wanted:
-    extras["where"] = _valid(batch, s.shape[:1], known)
-  if "axis_name" in wanted:
-    extras["axis_name"] = axis_name
-  values = loss(s, t, **extras)
-  return values if values.ndim == 0 else (values, _valid(batch, values.shape, known))
-
-
-def _label(batch):
-  if "label" not in batch:
-    raise ValueError(f"this needs labels and the batch has no 'label'; it has {sorted(batch)}")
-  return jnp.asarray(batch["label"])
-
-
-def _integer_labels(batch):
-  label = _label(batch)
-  if not jnp.issubdtype(label.dtype, jnp.integer):
-    raise ValueError(
-      f"this loss needs integer labels, got {label.dtype} {label.shape}: "
-      "it cannot be used with mixed labels (mixup, cutmix)"
-    )
-  return label
-
-
-def _valid(batch, shape, known=None):
-  """The batch's valid rows, and those that are `known`, for values of this shape; None where all are."""
-  where = batch.get("where")
-  if where is None:
-    return known
-  if known is None:
-    return where
-  return where.reshape(where.shape + (1,) * (len(shape) - where.ndim)) & known
-
-
-def _entry(outputs: Outputs, name: str, whose: str):
-  if name not in outputs:
-    raise ValueError(f"the {whose} has no output {name!r}{suggest(name, outputs)}")
-  return outputs[name]
 
 
 @contextlib.contextmanager
