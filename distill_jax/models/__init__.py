@@ -16,9 +16,12 @@ over the batch:
     made, state = eqx.nn.make_with_state(Net)(jax.random.key(0))
     code, structure = eqx.filter(made, eqx.is_inexact_array, inverse=True), jax.tree.structure(state)
 
+    def leaves(state):
+      return [jnp.asarray(leaf, leaf.dtype) for leaf in jax.tree.leaves(state)]
+
     def init(key, image):
       made, state = eqx.nn.make_with_state(Net)(key)
-      return eqx.filter(made, eqx.is_inexact_array), jax.tree.leaves(state)
+      return eqx.filter(made, eqx.is_inexact_array), leaves(state)
 
     def apply(params, image, *, state, train, key):
       net = eqx.nn.inference_mode(eqx.combine(params, code), not train)
@@ -26,12 +29,13 @@ over the batch:
       state = jax.tree.unflatten(structure, state)
       run = jax.vmap(net, in_axes=(0, None, 0), out_axes=(0, None), axis_name="batch")
       outputs, state = run(image, state, keys)
-      return outputs, jax.tree.leaves(state)
+      return outputs, leaves(state)
 
     model = from_apply(init, apply)
 
 The state travels as its leaves because an `eqx.nn.State` may be used only once, and the step looks at the old one
-again when it skips an update.
+again when it skips an update; `asarray` makes the weakly typed counter of batch norm a plain one, which a checkpoint
+can hold.
 """
 
 from distill_jax.models.adapters import from_apply, from_linen, from_nnx
