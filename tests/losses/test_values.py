@@ -1,0 +1,172 @@
+"""What the formulas do not say by themselves: limits, infinities, labels, helpers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from scipy import stats
+
+from distill_jax import losses, reduce
+
+INF = np.inf
+
+
+def test_one_sided_minus_infinity_is_probability_zero():
+  full, cut = jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 2.0, -INF])
+  assert losses.kl_divergence(cut, full) == INF and losses.reverse_kl(full, cut) == INF
+  p = jax.nn.softmax(full)
+  np.testing.assert_allclose(losses.kl_divergence(full, cut), -jnp.log(p[0] + p[1]), rtol=1e-6)
+  for f in (
+    losses.jensen_shannon,
+    losses.skew_kl,
+    losses.skew_reverse_kl,
+    losses.total_variation,
+    losses.uld,
+  ):
+    value, gradients = jax.value_and_grad(f, (0, 1))(full, cut)
+    assert all(jnp.isfinite(x).all() for x in (value, *gradients)), f.__name__
+  assert losses.binary_kl(cut, full) == INF and losses.logit_mse(cut, full) == INF
+  np.testing.assert_allclose(losses.binary_kl(full, cut), jax.nn.softplus(3.0), rtol=1e-6)
+
+
+def test_an_underflowed_probability_on_an_impossible_class_is_infinite_not_nan():
+  assert losses.kl_divergence(jnp.array([0.0, -INF]), jnp.array([0.0, -1e4])) == INF
+
+
+def test_nan_is_not_hidden():
+  assert jnp.isnan(losses.kl_divergence(jnp.array([0.0, 1.0]), jnp.array([jnp.nan, 1.0])))
+
+
+@pytest.mark.parametrize("name, options", [("dkd", {}), ("nkd", {}), ("wsld", {}), ("ofa", {"eps": 1.5})])
+def test_labels(name, options):
+  f = getattr(losses, name)
+  rng = np.random.default_rng(0)
+  s, t = rng.normal(size=(2, 4, 3)).astype(np.float32)
+  for bad in (np.ones(4), np.ones((4, 3), int)):
+    with pytest.raises(ValueError, match="labels"):
+      f(s, t, bad, **options)
+  labels = np.array([0, -1, 3, 2])
+  values = f(s, t, labels, **options)
+  np.testing.assert_array_equal(np.isnan(values), [False, True, True, False])
+  where = jnp.asarray((labels >= 0) & (labels < 3))
+  gradient = jax.grad(lambda s: reduce.mean(f(s, t, labels, **options), where))(s)
+  assert np.isfinite(gradient).all() and (gradient[1:3] == 0).all()
+
+
+def test_dkd_refuses_two_classes():
+  with pytest.raises(ValueError, match="more than 2 classes, got 2"):
+    losses.dkd(np.ones((1, 2)), np.ones((1, 2)), np.array([0]))
+
+
+def test_dkd_with_its_coupled_weights_is_kl():
+  s, t = jnp.array([1.0, -2.0, 0.5]), jnp.array([0.0, 1.0, -1.0])
+  coupled = losses.dkd(s, t, jnp.array(1), beta=1 - jax.nn.softmax(t)[1], temperature=1.0)
+  np.testing.assert_allclose(coupled, losses.kl_divergence(s, t), rtol=1e-6)
+
+
+def test_ofa_without_modulation_is_soft_cross_entropy_and_raises_the_target_alone():
+  s, t = jnp.array([1.0, -2.0, 0.5]), jnp.array([0.0, 1.0, -1.0])
+  plain = losses.ofa(s, t, jnp.array(1), eps=1)
+  np.testing.assert_allclose(plain, losses.soft_cross_entropy(s, t), rtol=1e-6)
+  p, log_q = jax.nn.softmax(t)[1], jax.nn.log_softmax(s)[1]
+  raised = losses.ofa(s, t, jnp.array(1), eps=1.5) - plain
+  np.testing.assert_allclose(raised, -((1 + p) ** 1.5 - 1 - p) * log_q, rtol=1e-5)
+
+
+def test_wsld_holds_its_weight_constant():
+  with jax.enable_x64(True):
+    s, t, y = jnp.array([1.0, -2.0, 0.5]), jnp.array([0.0, 1.0, -1.0]), jnp.array(1)
+    weight = losses.wsld(s, t, y) / losses.soft_cross_entropy(s, t, temperature=2.0)
+    expected = weight * jax.grad(losses.soft_cross_entropy)(s, t, temperature=2.0)
+    np.testing.assert_allclose(jax.grad(losses.wsld)(s, t, y), expected, rtol=1e-12)
+
+
+def test_standardize():
+  with jax.enable_x64(True):
+    z = np.random.default_rng(0).normal(size=(3, 5))
+    expected = (z - z.mean(1, keepdims=True)) / (z.std(1, ddof=1, keepdims=True) + 1e-7)
+    np.testing.assert_allclose(losses.standardize(z), expected, rtol=1e-12)
+    check_grads(losses.standardize, (z,), 1, ["rev"])
+  mask = np.array([True, False, True, True, False])
+  np.testing.assert_allclose(
+    losses.standardize(z, class_mask=mask)[:, mask], losses.standardize(z[:, mask]), rtol=1e-5
+  )
+  gradient = jax.grad(lambda z: losses.standardize(z)[0])(jnp.array([2.0, 2.0, -INF]))
+  assert jnp.isfinite(gradient).all()
+
+
+def test_shorter_vocabularies_and_missing_classes_are_one_in_uld():
+  s, t = jnp.array([1.0, 2.0]), jnp.array([0.5, 2.0, -1.0, -INF])
+  np.testing.assert_allclose(
+    losses.uld(s, t), losses.uld(t, jnp.append(s, -INF)[jnp.array([0, 2, 1, 2])]), rtol=1e-6
+  )
+
+
+def test_ofd_margin_is_the_mean_of_the_negative_part():
+  scale, bias = np.array([1.0, -2.0, 0.5]), np.array([0.3, -1.0, 0.2])
+  expected = [stats.truncnorm(-INF, -b / abs(a), b, abs(a)).mean() for a, b in zip(scale, bias)]
+  np.testing.assert_allclose(losses.ofd_margin(scale, bias), expected, rtol=1e-5)
+  edge = losses.ofd_margin(np.array([1.0, 0.0, 1.0]), np.array([4.0, -2.0, -1e4]))
+  np.testing.assert_allclose(edge, [-3, -2, -1e4], rtol=1e-5)
+  with pytest.raises(ValueError, match="margin"):
+    losses.ofd(np.ones((2, 3)), np.ones((2, 3)), np.ones(2))
+
+
+def test_vid_starts_at_the_given_variance():
+  np.testing.assert_allclose(jax.nn.softplus(losses.vid_raw_scale(3, variance=2.0)) + 1e-5, 2, rtol=1e-6)
+  with pytest.raises(ValueError, match="raw_scale"):
+    losses.vid(np.ones((2, 3)), np.ones((2, 3)), np.ones(2))
+
+
+def test_first_batch_sets_the_normalizers_of_crd_and_later_ones_keep_them():
+  s, t = np.random.default_rng(0).normal(size=(2, 2, 4)).astype(np.float32)
+  args = (s, t, np.array([1, 2]), np.array([[3], [0]]))
+  _, first = losses.crd(*args, losses.crd_state(jax.random.key(0), 5, 4))
+  assert (first.normalizers > 0).all()
+  _, second = losses.crd(*args, first)
+  np.testing.assert_array_equal(first.normalizers, second.normalizers)
+  _, empty = losses.crd(*args, losses.crd_state(jax.random.key(0), 5, 4), where=np.zeros(2, bool))
+  np.testing.assert_array_equal(empty.normalizers, 0)
+  with pytest.raises(ValueError, match="memory"):
+    losses.crd(s[:, :2], t[:, :2], *args[2:], first)
+
+
+def test_dino_gives_the_teacher_no_gradient_and_skips_the_same_view():
+  views = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+  gradient = jax.grad(lambda t: losses.dino(views, t, np.zeros(4))[0].sum())(views)
+  np.testing.assert_array_equal(gradient, 0)
+  own = jax.grad(lambda s: losses.dino(s, views[:1], np.zeros(4))[0].sum())(views)
+  assert (own[0] == 0).all() and (own[1] != 0).any()
+  with pytest.raises(ValueError, match="U <= V"):
+    losses.dino(views[:1], views[:1], np.zeros(4))
+
+
+def test_box_weights_take_the_smallest_box_and_valid_ones_alone():
+  boxes = np.array([[[0, 0, 3, 1], [0.5, 0.5, 1, 0.9], [0, 0, 3, 3]]], np.float32)
+  weights = losses.box_weights(boxes, np.array([[True, True, False]]), height=3, width=4)
+  np.testing.assert_allclose(weights[0], [[1 / 4, 1 / 4, 1 / 8, 1 / 8]] * 2 + [[0] * 4], rtol=1e-6)
+
+
+def test_transducer_labels_that_are_no_label_are_nan():
+  z = jnp.zeros((1, 1, 3, 4))
+  nodes = losses.rnnt_three_way(z, z, jnp.array([[0, 2]]))
+  np.testing.assert_array_equal(jnp.isnan(nodes[0, 0]), [True, False, False])
+  with pytest.raises(ValueError, match="labels"):
+    losses.rnnt_three_way(z, z, jnp.array([[1]]))
+  with pytest.raises(ValueError, match="blank"):
+    losses.rnnt_three_way(z, z, jnp.array([[1, 2]]), blank=4)
+
+
+def test_per_pixel_distillation_has_an_ignore_mask():
+  s, t = np.random.default_rng(0).normal(size=(2, 2, 3, 3, 4)).astype(np.float32)
+  keep = np.random.default_rng(1).random(size=(2, 3, 3)) > 0.4
+  expected = losses.kl_divergence(s[keep], t[keep]).mean()
+  np.testing.assert_allclose(reduce.mean(losses.kl_divergence(s, t), jnp.asarray(keep)), expected, rtol=1e-5)
+
+
+def test_axis_is_the_class_axis():
+  s, t = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+  for f in (losses.kl_divergence, losses.logit_mse, losses.binary_kl, losses.standardize):
+    one = (t,) if f is losses.standardize else (s, t)
+    np.testing.assert_allclose(np.moveaxis(f(*(x.T for x in one), axis=0), 0, -1), f(*one), rtol=1e-5)
