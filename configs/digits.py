@@ -22,7 +22,7 @@ class Digits(Config):
     hard_weight: of the cross entropy with the labels; the soft targets weigh the rest.
     label_fraction: the share of the training examples whose labels the student sees.
     validation_fraction: the share of the training set that is held out to choose the weights.
-    shift: augmentation: random shifts by up to this many pixels.
+    shift: augmentation by random shifts of up to this many pixels; 0: none.
     teacher_width: width multiplier of the teacher's convolutions.
     student_widths: hidden layers of the student.
   """
@@ -31,14 +31,14 @@ class Digits(Config):
   hard_weight: float = 0.1
   label_fraction: float = 1.0
   validation_fraction: float = 0.1
-  shift: int = 1
+  shift: int = 0
   teacher_width: float = 0.25
-  student_widths: tuple[int, ...] = (16,)
+  student_widths: tuple[int, ...] = (32,)
   teacher_training: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=800, batch_size=64, learning_rate=2e-3, weight_decay=1e-2)
+    default_factory=lambda: Training(steps=400, batch_size=64, learning_rate=2e-3, weight_decay=1e-2)
   )
   student_training: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=3000, batch_size=64, learning_rate=5e-3, weight_decay=1e-3)
+    default_factory=lambda: Training(steps=2000, batch_size=64, learning_rate=5e-3, weight_decay=1e-3)
   )
 
   def data(self) -> Splits:
