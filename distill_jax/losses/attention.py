@@ -27,7 +27,7 @@ def attention_scores_mse(student, teacher, *, mask=None) -> jax.Array:
   Shapes: [B, h, q, k] -> [B]
   Use: BERT-like models with as many heads; summed over matched layers
   Weight: 1
-  Source: TinyBERT, Jiao et al. 2020, equation 7, arXiv:1909.10351
+  Source: TinyBERT, Jiao et al. 2020, arXiv:1909.10351
 
   >>> attention_scores_mse(jnp.zeros((1, 1, 1, 2)), jnp.array([[[[2., 9.]]]]), mask=jnp.array([True, False]))
   Array([4.], dtype=float32)
@@ -60,7 +60,7 @@ def attention_kl(student, teacher, *, mask=None) -> jax.Array:
   Shapes: [B, h, q, k] -> [B]
   Use: transformers with as many heads; summed over matched layers
   Weight: 1
-  Source: MobileBERT, Sun et al. 2020, equation 4, arXiv:2004.02984
+  Source: MobileBERT, Sun et al. 2020, arXiv:2004.02984
 
   >>> attention_kl(jnp.zeros((1, 1, 1, 2)), jnp.array([[[[0., -jnp.inf]]]])).round(4)
   Array([0.6931], dtype=float32)
@@ -93,7 +93,7 @@ def minilm_relations(student, teacher, mask=None, *, relation_heads) -> jax.Arra
   Shapes: 3 x [B, L, C], 3 x [B, L, D] -> [B]
   Use: transformers of any width, one layer (the teacher's last or upper middle)
   Weight: 1, alone
-  Source: MiniLMv2, Wang et al. 2021, equations 5 to 7, arXiv:2012.15828
+  Source: MiniLMv2, Wang et al. 2021, arXiv:2012.15828
 
   >>> x = jax.random.normal(jax.random.key(0), (1, 3, 4))
   >>> minilm_relations((x, x, x), (x, x, x), relation_heads=2)
@@ -131,7 +131,7 @@ def weight_alignment(student, teacher) -> jax.Array:
   Shapes: tree, tree -> scalar
   Use: attention weights of a student whose layers are as wide as the teacher's
   Weight: 1
-  Source: attention-based model distillation; FitNets' squared error on weights in place of features
+  Source: FitNets' squared error, on weights in place of features
 
   >>> weight_alignment({"kernel": jnp.ones((2, 2))}, {"kernel": jnp.zeros((2, 2))})
   Array(1., dtype=float32)

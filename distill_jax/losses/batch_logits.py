@@ -37,7 +37,7 @@ def dist(
   Shapes: [B, C] -> scalar
   Use: a teacher much stronger than the student
   Weight: 1 beside cross entropy (ImageNet: beta 2, gamma 2; CIFAR-100 at T 4)
-  Source: DIST, Huang et al. 2022, equation 9, arXiv:2205.10536
+  Source: DIST, Huang et al. 2022, arXiv:2205.10536
 
   >>> x = jnp.array([[1., 2., 4.], [3., 2., 0.]])
   >>> abs(dist(x, x)).round(4)
@@ -73,7 +73,7 @@ def class_gram(
   Shapes: [B, C] -> scalar
   Use: beside kl_divergence and batch_gram, summed over temperatures 2 to 6
   Weight: 1
-  Source: MLKD, Jin et al. 2023, equation 9, "Multi-level logit distillation" (CVPR)
+  Source: MLKD, Jin et al. 2023, "Multi-level logit distillation" (CVPR)
 
   >>> class_gram(jnp.array([[0., 0.]]), jnp.array([[0., -jnp.inf]]))
   Array(0.375, dtype=float32)
@@ -106,7 +106,7 @@ def batch_gram(
   Shapes: [B, C] -> scalar
   Use: beside kl_divergence and class_gram, summed over temperatures 2 to 6
   Weight: 1
-  Source: MLKD, Jin et al. 2023, equation 6, "Multi-level logit distillation" (CVPR)
+  Source: MLKD, Jin et al. 2023, "Multi-level logit distillation" (CVPR)
 
   >>> batch_gram(jnp.array([[0., 0.]]), jnp.array([[0., -jnp.inf]]))
   Array(0.25, dtype=float32)

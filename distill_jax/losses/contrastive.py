@@ -34,7 +34,7 @@ def info_nce(student, teacher, *, temperature=0.07, where=None, axis_name=None) 
   Shapes: [B, D] -> scalar
   Use: embeddings, with large batches
   Weight: 1
-  Source: van den Oord et al. 2018, equation 4, arXiv:1807.03748
+  Source: van den Oord et al. 2018, arXiv:1807.03748
 
   >>> info_nce(jnp.eye(2), jnp.eye(2), temperature=1.).round(2)
   Array(0.31, dtype=float32)
@@ -72,7 +72,7 @@ def queue_similarity(
   Shapes: [B, D], queue [Q, D] -> [B]
   Use: self-supervised teachers; needs no labels and no large batch
   Weight: 1, alone
-  Source: SEED, Fang et al. 2021, equation 5, arXiv:2101.04731
+  Source: SEED, Fang et al. 2021, arXiv:2101.04731
 
   >>> queue_similarity(jnp.eye(2), jnp.eye(2), jnp.eye(2)[:1]).round(4)
   Array([0.6931, 0.0067], dtype=float32)
@@ -152,7 +152,7 @@ def crd(
   Shapes: [B, D], indices [B], negatives [B, K], state -> [B], state
   Use: image classification, the penultimate features; K 16384
   Weight: 0.8
-  Source: CRD, Tian et al. 2020, equation 18, arXiv:1910.10699
+  Source: CRD, Tian et al. 2020, arXiv:1910.10699
 
   >>> state = crd_state(jax.random.key(0), 5, 2)
   >>> loss, state = crd(jnp.eye(2), jnp.eye(2), jnp.array([0, 1]), jnp.array([[2, 3], [3, 4]]), state)

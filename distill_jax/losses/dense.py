@@ -27,7 +27,7 @@ def cwd(student, teacher, *, temperature=4.0) -> jax.Array:
   Shapes: [B, H, W, C] -> [B]
   Use: segmentation and detection
   Weight: 3 (logits), 50 (features)
-  Source: CWD, Shu et al. 2021, equation 4, arXiv:2011.13256
+  Source: CWD, Shu et al. 2021, arXiv:2011.13256
 
   >>> cwd(jnp.zeros((1, 1, 2, 1)), jnp.array([[[[0.], [4. * jnp.log(3.)]]]]), temperature=4.).round(4)
   Array([2.093], dtype=float32)
@@ -57,7 +57,7 @@ def pearson(student, teacher, *, where=None, axis_name=None) -> jax.Array:
   Shapes: [B, ..., C] -> scalar
   Use: detectors of different kinds, at the neck
   Weight: 6
-  Source: PKD, Cao et al. 2022, equation 4, arXiv:2207.02039
+  Source: PKD, Cao et al. 2022, arXiv:2207.02039
 
   >>> x = jnp.array([[1., 2.], [3., 1.]])
   >>> pearson(x, 2 * x + 1).round(4)
@@ -94,7 +94,7 @@ def localization(student, teacher, *, temperature=10.0) -> jax.Array:
   Shapes: [..., edges, bins] -> [...]
   Use: detectors that predict edges as distributions (GFL)
   Weight: 0.25
-  Source: LD, Zheng et al. 2022, equation 4, arXiv:2102.12252
+  Source: LD, Zheng et al. 2022, arXiv:2102.12252
 
   >>> localization(jnp.zeros((4, 8)), jnp.zeros((4, 8)))
   Array(0., dtype=float32)

@@ -57,7 +57,7 @@ def cosine(student, teacher) -> jax.Array:
   Shapes: [..., C] -> [...]
   Use: hidden states of transformers, where scale carries little
   Weight: 1 beside the logit loss
-  Source: DistilBERT, Sanh et al. 2019, section 2, arXiv:1910.01108
+  Source: DistilBERT, Sanh et al. 2019, arXiv:1910.01108
 
   >>> cosine(jnp.array([[1., 0.]]), jnp.array([[0., 2.]]))
   Array([1.], dtype=float32)
@@ -119,7 +119,7 @@ def nst(student, teacher) -> jax.Array:
   Shapes: [B, H, W, C], [B, H, W, D] -> [B]
   Use: convolutional networks, at the last stage
   Weight: 50
-  Source: NST, Huang & Wang 2017, equation 7, arXiv:1707.01219
+  Source: NST, Huang & Wang 2017, arXiv:1707.01219
 
   >>> nst(jnp.array([[[[1.], [0.]]]]), jnp.array([[[[0.], [1.]]]]))
   Array([2.], dtype=float32)
@@ -152,7 +152,7 @@ def fsp(student, teacher) -> jax.Array:
   Shapes: ([B, H, W, C], [B, H, W, D]) x 2 -> [B]
   Use: residual networks, first and last layer of a stage
   Weight: 50
-  Source: FSP, Yim et al. 2017, equation 1
+  Source: FSP, Yim et al. 2017
 
   >>> a, b = jnp.ones((1, 2, 2, 1)), 3 * jnp.ones((1, 2, 2, 1))
   >>> fsp((a, b), (a, a))
@@ -186,7 +186,7 @@ def factor_transfer(student, teacher, *, p=1) -> jax.Array:
   Shapes: [B, ...] -> [B]
   Use: the last stage, through a paraphraser trained before
   Weight: 200
-  Source: Factor transfer, Kim et al. 2018, equation 3, arXiv:1802.04977
+  Source: Factor transfer, Kim et al. 2018, arXiv:1802.04977
 
   >>> factor_transfer(jnp.array([[1., 0.]]), jnp.array([[0., 2.]]))
   Array([1.], dtype=float32)
@@ -217,7 +217,7 @@ def inter_channel(student, teacher) -> jax.Array:
   Shapes: [B, H, W, C], [B, J, K, C] -> [B]
   Use: image networks whose maps differ in size
   Weight: 500 / B
-  Source: ICKD, Liu et al. 2021, equation 4, "Exploring inter-channel correlation" (ICCV)
+  Source: ICKD, Liu et al. 2021, "Exploring inter-channel correlation" (ICCV)
 
   >>> inter_channel(jnp.ones((1, 1, 1, 2)), jnp.array([[[[1., 0.], [0., 1.]]]])).round(4)
   Array([0.5858], dtype=float32)

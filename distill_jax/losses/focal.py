@@ -122,7 +122,7 @@ def fgd(
   Shapes: [B, H, W, C], foreground [B, H, W] -> [B]
   Use: detectors, summed over the levels of the neck
   Weight: 1; the defaults are RetinaNet's (two-stage: 5e-5, 2.5e-5, 5e-5, 5e-7)
-  Source: FGD, Yang et al. 2022, equations 7 to 11, arXiv:2111.11837
+  Source: FGD, Yang et al. 2022, arXiv:2111.11837
 
   >>> x, m = jnp.ones((1, 2, 2, 4)), jnp.zeros((1, 2, 2))
   >>> fgd(x, x, m, fgd_init(jax.random.key(0), 4))

@@ -87,7 +87,7 @@ def nkd(student, teacher, labels, *, gamma=1.5, temperature=1.0, axis=-1, class_
   Shapes: [..., C], labels [...] -> [...]
   Use: classification, as dkd with one scale less to tune
   Weight: 1 beside cross entropy
-  Source: NKD, Yang et al. 2023, equation 7, arXiv:2303.13005
+  Source: NKD, Yang et al. 2023, arXiv:2303.13005
 
   >>> nkd(jnp.array([0., 0.]), jnp.array([0., 0.]), jnp.array(1)).round(4)
   Array(0.3466, dtype=float32)
@@ -126,7 +126,7 @@ def wsld(student, teacher, labels, *, temperature=2.0, axis=-1, class_mask=None)
   Shapes: [..., C], labels [...] -> [...]
   Use: classification with many hard examples
   Weight: 2.5 beside cross entropy
-  Source: WSLD, Zhou et al. 2021, equation 16, arXiv:2102.00650
+  Source: WSLD, Zhou et al. 2021, arXiv:2102.00650
 
   >>> wsld(jnp.array([0., 0.]), jnp.array([0., 0.]), jnp.array(1)).round(2)
   Array(1.75, dtype=float32)
@@ -164,7 +164,7 @@ def ofa(student, teacher, labels, *, eps, axis=-1, class_mask=None) -> jax.Array
   Shapes: [..., C], labels [...] -> [...]
   Use: teacher and student of different families, through branches at several stages
   Weight: 1 beside cross entropy, for the student and for each branch
-  Source: OFA-KD, Hao et al. 2023, equation 6, arXiv:2310.19444
+  Source: OFA-KD, Hao et al. 2023, arXiv:2310.19444
 
   >>> ofa(jnp.array([0., 0.]), jnp.array([0., 0.]), jnp.array(1), eps=1).round(4)
   Array(0.6931, dtype=float32)

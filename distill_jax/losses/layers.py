@@ -76,8 +76,8 @@ def layer_attention(student, teacher, params: LayerAttention) -> jax.Array:
   Compares: attention maps of all pairs of layers, weighed by what is learned
   Shapes: S x [B, H, W, C], T x [B, J, K, D] -> [B]
   Use: image networks whose layers nobody wants to match by hand
-  Weight: 200 (CIFAR-100), 50 in transfer
-  Source: AFD, Ji et al. 2021, equations 3 to 6, arXiv:2102.02973
+  Weight: 200 (reference code, CIFAR-100)
+  Source: AFD, Ji et al. 2021, arXiv:2102.02973
 
   >>> params = layer_attention_init(jax.random.key(0), [3], [5], width=2)
   >>> layer_attention([jnp.ones((1, 4, 4, 3))], [jnp.ones((1, 2, 2, 5))], params).round(6)

@@ -129,7 +129,7 @@ def total_variation(student, teacher, *, temperature=1.0, axis=-1, class_mask=No
   Shapes: [..., C] -> [...]
   Use: sequence models where KL is dominated by rare tokens
   Weight: 1
-  Source: f-distill, Wen et al. 2023, section 2, arXiv:2307.15190
+  Source: f-distill, Wen et al. 2023, arXiv:2307.15190
 
   >>> total_variation(jnp.array([0., 0.]), jnp.array([0., jnp.log(3.)])).round(4)
   Array(0.25, dtype=float32)
@@ -159,7 +159,7 @@ def logit_mse(student, teacher, *, axis=-1, class_mask=None) -> jax.Array:
   Shapes: [..., C] -> [...]
   Use: regression to logits; the limit of kl_divergence at a high temperature, with its offset
   Weight: 1
-  Source: Ba & Caruana 2014, equation 1, arXiv:1312.6184
+  Source: Ba & Caruana 2014, arXiv:1312.6184
 
   >>> logit_mse(jnp.array([1., 2.]), jnp.array([1., 4.]))
   Array(2., dtype=float32)
@@ -197,7 +197,7 @@ def hard_distillation(student, teacher, *, label_smoothing=0.0, axis=-1, class_m
   Shapes: [..., C] -> [...]
   Use: vision transformers with a distillation token; needs no temperature
   Weight: 0.5 beside 0.5 x cross entropy
-  Source: DeiT, Touvron et al. 2021, equation 3, arXiv:2012.12877
+  Source: DeiT, Touvron et al. 2021, arXiv:2012.12877
 
   >>> hard_distillation(jnp.array([0., 0.]), jnp.array([0., 9.])).round(4)
   Array(0.6931, dtype=float32)
@@ -261,7 +261,7 @@ def standardize(logits, *, axis=-1, class_mask=None) -> jax.Array:
   Returns:
     Standardised logits, of the same shape.
 
-  Source: Logit standardization in KD, Sun et al. 2024, equation 13, arXiv:2403.01427
+  Source: Logit standardization in KD, Sun et al. 2024, arXiv:2403.01427
 
   >>> standardize(jnp.array([1., 2., 3.])).round(4)
   Array([-1.,  0.,  1.], dtype=float32)
@@ -297,7 +297,7 @@ def uld(student, teacher) -> jax.Array:
   Shapes: [..., C], [..., D] -> [...]
   Use: teacher and student with different tokenizers
   Weight: 1.5
-  Source: ULD, Boizard et al. 2024, equation 5, arXiv:2402.12030
+  Source: ULD, Boizard et al. 2024, arXiv:2402.12030
 
   >>> uld(jnp.array([0., 9.]), jnp.array([9., 0., -jnp.inf]))
   Array(0., dtype=float32)

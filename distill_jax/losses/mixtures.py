@@ -34,7 +34,7 @@ def jensen_shannon(
   Shapes: [..., C] -> [...]
   Use: language models on their own samples
   Weight: 1
-  Source: GKD, Agarwal et al. 2024, section 2, arXiv:2306.13649
+  Source: GKD, Agarwal et al. 2024, arXiv:2306.13649
 
   >>> jensen_shannon(jnp.array([0., -jnp.inf]), jnp.array([-jnp.inf, 0.])).round(4)
   Array(0.6931, dtype=float32)
@@ -71,7 +71,7 @@ def skew_kl(student, teacher, *, alpha=0.1, temperature=1.0, axis=-1, class_mask
   Shapes: [..., C] -> [...]
   Use: language models, in place of kl_divergence
   Weight: 1
-  Source: DistiLLM, Ko et al. 2024, equation 3, arXiv:2402.03898
+  Source: DistiLLM, Ko et al. 2024, arXiv:2402.03898
 
   >>> skew_kl(jnp.array([0., -jnp.inf]), jnp.array([-jnp.inf, 0.]), alpha=0.5).round(4)
   Array(0.6931, dtype=float32)
@@ -104,7 +104,7 @@ def skew_reverse_kl(student, teacher, *, alpha=0.1, temperature=1.0, axis=-1, cl
   Shapes: [..., C] -> [...]
   Use: language models on their own samples
   Weight: 1
-  Source: DistiLLM, Ko et al. 2024, section 3.1, arXiv:2402.03898
+  Source: DistiLLM, Ko et al. 2024, arXiv:2402.03898
 
   >>> skew_reverse_kl(jnp.array([0., -jnp.inf]), jnp.array([-jnp.inf, 0.]), alpha=0.5).round(4)
   Array(0.6931, dtype=float32)

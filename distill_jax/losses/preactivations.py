@@ -25,7 +25,7 @@ def activation_boundary(student, teacher, *, margin=1.0) -> jax.Array:
   Shapes: [B, ...] -> [B]
   Use: before training proper, to start the student
   Weight: 1/1000 (3/1000 in the papers' comparison code)
-  Source: AB, Heo et al. 2019, equation 6, arXiv:1811.03233
+  Source: AB, Heo et al. 2019, arXiv:1811.03233
 
   >>> activation_boundary(jnp.array([[0., 3.]]), jnp.array([[2., -1.]]))
   Array([17.], dtype=float32)
@@ -56,7 +56,7 @@ def ofd(student, teacher, margin) -> jax.Array:
   Shapes: [B, ..., C], margin [C] -> [B]
   Use: convolutional networks with batch norm, before the ReLU that ends each stage
   Weight: 1e-3, halved for each earlier stage
-  Source: OFD, Heo et al. 2019, equation 3, arXiv:1904.01866
+  Source: OFD, Heo et al. 2019, arXiv:1904.01866
 
   >>> ofd(jnp.array([[1., -5.]]), jnp.array([[3., -9.]]), jnp.array([-1., -1.]))
   Array([4.], dtype=float32)
@@ -84,7 +84,7 @@ def ofd_margin(scale, bias) -> jax.Array:
   Raises:
     ValueError: shapes differ.
 
-  Source: OFD, Heo et al. 2019, equation 4, arXiv:1904.01866
+  Source: OFD, Heo et al. 2019, arXiv:1904.01866
 
   >>> ofd_margin(jnp.array([1.]), jnp.array([9.]))
   Array([-3.], dtype=float32)

@@ -31,7 +31,7 @@ def review_kd(student, teacher, *, levels=(4, 2, 1)) -> jax.Array:
   Shapes: [B, H, W, C] -> [B]
   Use: image networks, summed over the stages
   Weight: 1 (ImageNet) to 8 (CIFAR-100), warmed up over 20 epochs
-  Source: ReviewKD, Chen et al. 2021, section 3.3, arXiv:2104.09044
+  Source: ReviewKD, Chen et al. 2021, arXiv:2104.09044
 
   >>> review_kd(jnp.ones((1, 2, 2, 3)), jnp.zeros((1, 2, 2, 3)))
   Array([1.], dtype=float32)
@@ -78,7 +78,7 @@ def mgd(generated, teacher) -> jax.Array:
   Shapes: [B, ...] -> [B]
   Use: detection, segmentation and classification, at the last stage or the neck
   Weight: 2e-5 (two-stage and dense), 7e-5 (classification)
-  Source: MGD, Yang et al. 2022, equation 4, arXiv:2205.01529
+  Source: MGD, Yang et al. 2022, arXiv:2205.01529
 
   >>> mgd(jnp.array([[1., 2.]]), jnp.array([[1., 4.]]))
   Array([4.], dtype=float32)
@@ -105,7 +105,7 @@ def vid(mean, teacher, raw_scale) -> jax.Array:
   Shapes: [B, ..., C], raw_scale [C] -> [B]
   Use: image networks where some of the teacher's channels cannot be predicted
   Weight: 1
-  Source: VID, Ahn et al. 2019, equation 5, arXiv:1904.05835
+  Source: VID, Ahn et al. 2019, arXiv:1904.05835
 
   >>> vid(jnp.zeros((1, 2)), jnp.zeros((1, 2)), vid_raw_scale(2, variance=1.)).round(4)
   Array([0.], dtype=float32)
@@ -153,7 +153,7 @@ def srd(student, teacher, *, power=4.0, where=None, axis_name=None) -> jax.Array
   Shapes: [B, ..., C] -> scalar
   Use: penultimate features through one linear layer
   Weight: 1 beside cross entropy and kl_divergence
-  Source: SRD, Miles & Mikolajczyk 2024, section 3, arXiv:2303.11098
+  Source: SRD, Miles & Mikolajczyk 2024, arXiv:2303.11098
 
   >>> srd(jnp.array([[1.], [3.]]), jnp.array([[3.], [1.]])).round(3)
   Array(3.466, dtype=float32)
@@ -190,7 +190,7 @@ def vkd(student, teacher) -> jax.Array:
   Shapes: [B, ..., C] -> [B]
   Use: transformers, at the last layer
   Weight: 1
-  Source: VkD, Miles et al. 2024, section 3, arXiv:2403.06213
+  Source: VkD, Miles et al. 2024, arXiv:2403.06213
 
   >>> vkd(jnp.array([[-1., 1.]]), jnp.array([[2., 4.]])).round(4)
   Array([0.], dtype=float32)

@@ -67,7 +67,7 @@ def rkd_distance(student, teacher, *, where=None, axis_name=None) -> jax.Array:
   Shapes: [B, ...], [B, ...] -> scalar
   Use: embeddings and penultimate features
   Weight: 25
-  Source: RKD, Park et al. 2019, equation 6, arXiv:1904.05068
+  Source: RKD, Park et al. 2019, arXiv:1904.05068
 
   >>> x = jnp.array([[0.], [1.], [3.]])
   >>> rkd_distance(x, 2 * x)
@@ -100,7 +100,7 @@ def rkd_angle(student, teacher, *, where=None, axis_name=None) -> jax.Array:
   Shapes: [B, ...], [B, ...] -> scalar
   Use: embeddings and penultimate features, together with rkd_distance
   Weight: 50
-  Source: RKD, Park et al. 2019, equation 8, arXiv:1904.05068
+  Source: RKD, Park et al. 2019, arXiv:1904.05068
 
   >>> x = jnp.array([[0., 0.], [1., 0.], [0., 2.]])
   >>> rkd_angle(x, 2 * x).round(4)
@@ -140,7 +140,7 @@ def pkt(student, teacher, *, where=None, axis_name=None) -> jax.Array:
   Shapes: [B, ...], [B, ...] -> scalar
   Use: retrieval, penultimate features
   Weight: 30000
-  Source: PKT, Passalis & Tefas 2018, equation 6
+  Source: PKT, Passalis & Tefas 2018
 
   >>> x = jnp.array([[1., 0.], [0., 1.]])
   >>> pkt(x, 3 * x)
@@ -180,8 +180,8 @@ def correlation_congruence(
   Compares: kernel matrices between examples
   Shapes: [B, ...], [B, ...] -> scalar
   Use: penultimate features
-  Weight: 0.003 to 0.02 in the paper's sum of terms
-  Source: CCKD, Peng et al. 2019, equations 5 and 9, arXiv:1904.01802
+  Weight: not given for a mean over the batch
+  Source: CCKD, Peng et al. 2019, arXiv:1904.01802
 
   >>> correlation_congruence(jnp.eye(2), jnp.ones((2, 1)), kernel="bilinear")
   Array(0.5, dtype=float32)

@@ -28,8 +28,8 @@ def rnnt_three_way(student, teacher, labels, *, blank=0) -> jax.Array:
   Compares: label, blank and rest at each lattice node
   Shapes: [B, T, U+1, V], labels [B, U] -> [B, T, U+1]
   Use: RNN-transducers for speech: memory 3 in place of V per node when the teacher is stored
-  Weight: 0.001 to 0.1 beside the transducer loss (sum over nodes)
-  Source: Panchapagesan et al. 2021, equation 6, arXiv:2011.06110
+  Weight: to be tuned beside the transducer loss
+  Source: Panchapagesan et al. 2021, arXiv:2011.06110
 
   >>> z = jnp.zeros((1, 1, 2, 4))
   >>> rnnt_three_way(z, z, jnp.array([[2]]))

@@ -101,7 +101,7 @@ def sparse_kl(student, targets: SparseTargets, *, class_mask=None) -> jax.Array:
   Shapes: [..., V], targets [..., K] -> [...]
   Use: the default for stored teachers of many classes
   Weight: as kl_divergence
-  Source: Peng et al. 2025 (pre-training distillation), arXiv:2410.16215; the tail as one class, section 3
+  Source: the ghost token in Anshumann et al. 2025, arXiv:2503.16870
 
   >>> z = jnp.array([1., 2., 3., 4.])
   >>> sparse_kl(z, top_k(z, 2)).round(6)
@@ -134,7 +134,7 @@ def sparse_kl_conditional(student, targets: SparseTargets, *, class_mask=None) -
   Shapes: [..., V], targets [..., K] -> [...]
   Use: beside a label term, where a teacher's tail was not stored
   Weight: as kl_divergence
-  Source: common practice (renormalised top-k); Raman et al. 2023, arXiv:2308.14508
+  Source: common practice (top-k, renormalised)
 
   >>> abs(sparse_kl_conditional(jnp.array([1., 2., 9.]), top_k(jnp.array([1., 2., -9.]), 2))).round(6)
   Array(0., dtype=float32)
@@ -162,7 +162,7 @@ def sparse_kl_smoothed(student, targets: SparseTargets, *, class_mask=None) -> j
   Shapes: [..., V], targets [..., K] -> [...]
   Use: ImageNet-sized vocabularies, where the tail is close to even
   Weight: as kl_divergence
-  Source: TinyViT, Wu et al. 2022, equation 2, arXiv:2207.10666; FKD, Shen & Xing 2022
+  Source: TinyViT, Wu et al. 2022, arXiv:2207.10666; FKD, Shen & Xing 2022
 
   >>> z = jnp.array([2., 0., 0.])
   >>> sparse_kl_smoothed(z, top_k(z, 1)).round(6)
@@ -197,7 +197,7 @@ def sampled_cross_entropy(student, targets: SparseTargets, *, class_mask=None) -
   Shapes: [..., V], targets [..., K] -> [...]
   Use: stored language-model teachers, where top-k is biased; K about 50
   Weight: as soft_cross_entropy
-  Source: Sparse logit sampling, Anshumann et al. 2025, section 3, arXiv:2503.16870
+  Source: Sparse logit sampling, Anshumann et al. 2025, arXiv:2503.16870
 
   >>> sampled_cross_entropy(jnp.zeros(2), sample_k(jax.random.key(0), jnp.zeros(2), 5)).round(4)
   Array(0.6931, dtype=float32)
