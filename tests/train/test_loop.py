@@ -130,6 +130,34 @@ def test_your_own_pipeline_is_checked_batch_by_batch():
     run(source=lambda start: ({k: v[:8] for k, v in b.items()} for b in pool), steps=10)
 
 
+def test_a_pipeline_may_fill_the_same_buffers_again():
+  pool = [b for b, _ in zip(data.batches(source(), 16, seed=3), range(30))]
+
+  def refilled(start):
+    buffers = {name: x.copy() for name, x in pool[0].items()}
+    for batch in pool[start:]:
+      for name, x in batch.items():
+        buffers[name][:] = x
+      yield buffers
+
+  ours, theirs = (run(source=s, steps=30) for s in (refilled, lambda start: iter(pool[start:])))
+  assert_identical(ours.state, theirs.state)
+
+
+def test_without_validation_the_last_weights_are_returned(tmp_path):
+  for folder in (None, tmp_path):
+    fitted = run(folder, validation=None)
+    assert_identical(fitted.variables, Variables(fitted.state.params["student"], {}))
+
+
+def test_reports_are_means_over_the_steps_since_the_last():
+  each = [line for line in run(log_every=1).history if line["phase"] == "train"]
+  fives = [line for line in run(log_every=5).history if line["phase"] == "train"]
+  for name in ("loss", "hard", "soft", "accuracy", "grad_norm", "nonfinite"):
+    means = np.reshape([line[name] for line in each], (-1, 5)).mean(1)
+    np.testing.assert_allclose([line[name] for line in fives], means, rtol=1e-12, err_msg=name)
+
+
 def test_too_many_updates_in_a_row_that_are_not_finite_abort_with_the_last_good_state():
   def batches(start):  # the teacher's own NaN is not in the batch, so no check on the host can see it
     for step, batch in enumerate(data.batches(source(), 16, seed=0)):
