@@ -35,9 +35,9 @@ def batches(
       the first batch.
   """
   check_seed(seed)
-  _check_whole("batch_size", batch_size, 1)
-  _check_whole("start", start, 0)
-  _check_whole("views", views, 0)
+  check_whole("batch_size", batch_size, 1)
+  check_whole("start", start, 0)
+  check_whole("views", views, 0)
   if batch_size > len(source):
     raise ValueError(
       f"batch_size {batch_size} is more than the {len(source)} examples of {source.name}: "
@@ -55,7 +55,7 @@ def eval_batches(source: Source, batch_size: int) -> Iterator[HostBatch]:
   Raises:
     ValueError: `batch_size` is not a whole number from 1.
   """
-  _check_whole("batch_size", batch_size, 1)
+  check_whole("batch_size", batch_size, 1)
   return _eval_batches(source, batch_size)
 
 
@@ -65,7 +65,7 @@ def _batches(source, batch_size, seed, start, views):
   for step in itertools.count(start):
     if order is None or step // per_epoch != epoch:
       epoch = step // per_epoch
-      order = _permutation(seed, epoch, len(source))
+      order = permutation(seed, epoch, len(source))
     first = step % per_epoch * batch_size
     view = epoch % views if views else epoch
     yield _gather(source, order[first : first + batch_size], view)
@@ -83,11 +83,11 @@ def _gather(source, rows, view) -> HostBatch:
   return batch | {"view": np.full(len(rows), view, np.int32)}
 
 
-def _permutation(seed, epoch, size) -> np.ndarray:
+def permutation(seed, epoch, size) -> np.ndarray:
   sequence = np.random.SeedSequence(seed, spawn_key=(epoch,))
   return np.random.Generator(np.random.Philox(sequence)).permutation(size)
 
 
-def _check_whole(name, value, least):
+def check_whole(name, value, least):
   if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
     raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")

@@ -64,6 +64,10 @@ class Source:
   def __len__(self) -> int:
     return len(self.arrays["id"])
 
+  @property
+  def ids(self) -> np.ndarray:
+    return self.arrays["id"]
+
   def take(self, rows) -> "Source":
     """The examples at these rows (numbers, a mask or a slice), with the ids they have here."""
     return dataclasses.replace(self, arrays={name: values[rows] for name, values in self.arrays.items()})

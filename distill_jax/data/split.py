@@ -3,14 +3,18 @@
 import dataclasses
 import hashlib
 from collections.abc import Collection
+from typing import TypeVar
 
 import numpy as np
 
 from distill_jax.data.checks import UNLABELLED, check_seed
+from distill_jax.data.images import Images
 from distill_jax.data.source import Source
 
+Examples = TypeVar("Examples", Source, Images)
 
-def split(source: Source, fraction: float = 0.1, seed: int = 0) -> tuple[Source, Source]:
+
+def split(source: Examples, fraction: float = 0.1, seed: int = 0) -> tuple[Examples, Examples]:
   """Hold examples out for validation.
 
   Whether an example is held out depends on its id, `fraction` and `seed` alone: not on its row, nor on what
@@ -25,7 +29,7 @@ def split(source: Source, fraction: float = 0.1, seed: int = 0) -> tuple[Source,
   """
   if not 0 < fraction < 1:
     raise ValueError(f"fraction must be more than 0 and less than 1, got {fraction}")
-  held_out = uniform(source.arrays["id"], seed, "split") < fraction
+  held_out = uniform(source.ids, seed, "split") < fraction
   if held_out.all() or not held_out.any():
     raise ValueError(
       f"fraction {fraction} of {len(source)} examples of {source.name} leaves one part empty "

@@ -1,0 +1,146 @@
+import numpy as np
+import PIL.Image
+import pytest
+from pictures import encoded, noise, write_classes
+
+from distill_jax import data
+from distill_jax.data import folder
+from distill_jax.data.images import BadImageError
+
+
+def test_a_class_per_folder_and_ids_in_the_order_of_the_paths(tmp_path):
+  pixels = write_classes(tmp_path / "set", {"dog": 2, "cat": 3})
+  source = folder.load(tmp_path / "set")
+  assert source.class_names == ("cat", "dog") and source.name == "set"
+  assert source.arrays["id"].tolist() == [0, 1, 2, 3, 4]
+  assert source.arrays["label"].tolist() == [0, 0, 0, 1, 1]
+  expected = np.stack([pixels[path] for path in sorted(pixels)]) / 255
+  np.testing.assert_allclose(source.arrays["image"], expected, rtol=1e-6)
+  assert source.arrays["image"].dtype == np.float32
+
+
+def test_hidden_files_and_files_that_are_no_images_are_ignored(tmp_path):
+  write_classes(tmp_path, {"a": 1, "b": 1, ".git": 1, "b/.cache": 2})
+  (tmp_path / "a" / "Thumbs.db").write_bytes(b"x")
+  (tmp_path / "a" / "._0.png").write_bytes(b"x")
+  (tmp_path / "readme.png").write_bytes(b"x")
+  source = folder.load(tmp_path)
+  assert source.class_names == ("a", "b") and len(source) == 2
+
+
+def test_images_lie_at_any_depth(tmp_path):
+  write_classes(tmp_path, {"a": 1, "b/x/y": 2})
+  assert folder.load(tmp_path).arrays["label"].tolist() == [0, 1, 1]
+
+
+def test_a_test_set_is_numbered_like_its_training_set(tmp_path):
+  write_classes(tmp_path, {"a": 1, "b": 1})
+  source = folder.load(tmp_path, class_names=("b", "a"))
+  assert source.class_names == ("b", "a") and source.arrays["label"].tolist() == [1, 0]
+  with pytest.raises(
+    ValueError, match=r"without a subfolder: \['c'\]; subfolders not in class_names: \['b'\]"
+  ):
+    folder.load(tmp_path, class_names=("a", "c"))
+
+
+def test_what_is_missing_is_said(tmp_path):
+  with pytest.raises(FileNotFoundError, match="there is no folder .*picture; did you mean .*pictures"):
+    (tmp_path / "pictures").mkdir()
+    folder.load(tmp_path / "picture")
+  with pytest.raises(ValueError, match="has no subfolders: expected one per class"):
+    folder.load(tmp_path / "pictures")
+  write_classes(tmp_path / "pictures", {"full": 1})
+  (tmp_path / "pictures" / "empty").mkdir()
+  with pytest.raises(
+    ValueError, match=r"class folder .*empty has no images: expected files that end in .*\.png"
+  ):
+    folder.load(tmp_path / "pictures")
+
+
+@pytest.mark.parametrize(
+  ("content", "reason"),
+  [
+    (encoded(noise(0, 64, 64, 3))[:2000], "truncated"),
+    (encoded(noise(0, 64, 64, 3), "JPEG")[:1000], "truncated"),
+    (b"", "cannot identify"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n", "cannot identify"),  # Pillow would hand it to Ghostscript
+    (encoded(noise(0, 65, 64, 3)), "64 x 65 pixels are more than max_pixels 4096"),
+    (encoded(noise(0, 8, 8).astype(np.uint16)), "more than 8 bits"),
+  ],
+)
+def test_bad_files_are_counted_and_left_out_below_the_limit(tmp_path, content, reason):
+  write_classes(tmp_path, {"a": 5, "b": 5})
+  (tmp_path / "a" / "2.png").write_bytes(content)
+  with pytest.warns(UserWarning, match=f"1 of 10 images cannot be used; id 2: .*{reason}"):
+    source = folder.load(tmp_path, max_bad=0.1, max_pixels=4096)
+  assert source.arrays["id"].tolist() == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+  with pytest.raises(BadImageError, match=f"1 of 10 .*{reason}.* More than max_bad=0.09"):
+    folder.load(tmp_path, max_bad=0.09, max_pixels=4096)
+
+
+def test_a_flipped_bit_in_a_png_is_bad(tmp_path):
+  write_classes(tmp_path, {"a": 4})
+  file = tmp_path / "a" / "1.png"
+  content = bytearray(file.read_bytes())
+  content[60] ^= 4
+  file.write_bytes(content)
+  with pytest.warns(UserWarning, match="1 of 4 images cannot be used; id 1"):
+    assert len(folder.load(tmp_path, max_bad=0.5)) == 3
+
+
+def test_a_small_file_that_is_gigabytes_of_pixels_is_not_decoded(tmp_path):
+  write_classes(tmp_path, {"a": 1})
+  bomb = encoded(np.zeros((9000, 9000), bool))
+  assert len(bomb) < 100_000
+  (tmp_path / "a" / "0.png").write_bytes(bomb)
+  with pytest.raises(BadImageError, match="9000 x 9000 pixels are more than max_pixels 50000000"):
+    folder.load(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
+def test_every_8_bit_mode_becomes_rgb_or_grey(tmp_path, mode):
+  (tmp_path / "a").mkdir()
+  image = PIL.Image.fromarray(noise(0, 6, 8, 3)).convert(mode)
+  image.save(tmp_path / "a" / "0.tiff")
+  rgb, grey = (folder.load(tmp_path, channels=channels).arrays["image"][0] for channels in (3, 1))
+  np.testing.assert_allclose(rgb, np.asarray(image.convert("RGB")) / 255, atol=1e-6)
+  np.testing.assert_allclose(grey[..., 0], np.asarray(image.convert("L")) / 255, atol=1e-6)
+
+
+def test_many_sizes_need_a_size(tmp_path):
+  write_classes(tmp_path, {"a": 1})
+  wide = np.zeros((8, 16, 3), np.uint8)
+  wide[:, 4:12] = 200  # the central square
+  (tmp_path / "a" / "1.png").write_bytes(encoded(wide))
+  with pytest.raises(ValueError, match="image 1 is 8 x 16 and image 0 is 6 x 8: .*choose a size"):
+    folder.load(tmp_path)
+  image = folder.load(tmp_path, size=4).arrays["image"]
+  assert image.shape == (2, 4, 4, 3)
+  np.testing.assert_allclose(image[1, 1:3, 1:3], 200 / 255, rtol=1e-6)
+
+
+def test_channels_and_shares_are_checked(tmp_path):
+  write_classes(tmp_path, {"a": 1})
+  with pytest.raises(ValueError, match="channels must be 3 .* or 1 .*, got 4"):
+    folder.load(tmp_path, channels=4)
+  with pytest.raises(ValueError, match="max_bad must be a share from 0 to less than 1, got 1"):
+    folder.load(tmp_path, max_bad=1)
+
+
+def test_splits_of_undecoded_images_are_those_of_decoded_ones(tmp_path):
+  write_classes(tmp_path, {"a": 20, "b": 20})
+  parts = data.split(folder.images(tmp_path), 0.3), data.split(folder.load(tmp_path), 0.3)
+  for undecoded, decoded in zip(*parts):
+    np.testing.assert_array_equal(undecoded.ids, decoded.ids)
+    np.testing.assert_array_equal(undecoded.load().arrays["image"], decoded.arrays["image"])
+
+
+def test_what_a_folder_holds_has_a_fingerprint(tmp_path):
+  write_classes(tmp_path, {"a": 2, "b": 1})
+  contents = [folder.images(tmp_path).content, folder.images(tmp_path).content]
+  contents.append(folder.images(tmp_path, class_names=("b", "a")).content)
+  (tmp_path / "a" / "0.png").rename(tmp_path / "a" / "2.png")
+  contents.append(folder.images(tmp_path).content)
+  (tmp_path / "a" / "2.png").write_bytes(encoded(noise(9, 5, 5, 3)))
+  contents.append(folder.images(tmp_path).content)
+  assert contents[0] == contents[1] and len(set(contents)) == 4

@@ -1,0 +1,150 @@
+import itertools
+import threading
+
+import numpy as np
+import pytest
+from pictures import encoded, noise, write_classes
+
+from distill_jax import data
+from distill_jax.data import folder
+from distill_jax.data.crops import centre_crop, random_resized_crop
+from distill_jax.data.images import BadImageError, Images
+from distill_jax.data.stream import EvalStream, Stream
+
+CROP = random_resized_crop(8, seed=1)
+
+
+def images(n=13, broken=(), max_bad=0.5, classes=3, **changes):
+  """Ids 100, 101, ..., of many sizes; the label is the id modulo 3."""
+  files = {id: encoded(noise(id, 10 + id % 5, 9 + id % 7, 3)) for id in range(100, 100 + n)}
+  files.update(dict.fromkeys(broken, b"broken"))
+  read = lambda ids: [(files[id], id % 3) for id in ids]  # noqa: E731
+  return Images(read, np.arange(100, 100 + n), classes, max_bad=max_bad, **changes)
+
+
+def stream(examples=None, **changes):
+  settings = dict(batch_size=4, crop=CROP, seed=5, threads=4) | changes
+  return Stream(examples or images(), **settings)
+
+
+def first(iterator, n):
+  return list(itertools.islice(iterator, n))
+
+
+def assert_same(batches, others):
+  assert len(batches) == len(others)
+  for batch, other in zip(batches, others):
+    assert batch.keys() == other.keys()
+    for name in batch:
+      assert batch[name].dtype == other[name].dtype
+      np.testing.assert_array_equal(batch[name], other[name])
+
+
+def test_a_row_is_the_crop_of_its_id_and_view():
+  examples = images()
+  for batch in first(stream(examples)(0), 7):
+    types = {name: (str(values.dtype), values.shape) for name, values in batch.items()}
+    assert types.pop("image") == ("float32", (4, 8, 8, 3))
+    assert types == dict.fromkeys(("id", "view", "label"), ("int32", (4,)))
+    np.testing.assert_array_equal(batch["label"], batch["id"] % 3)
+    for id, view, pixels in zip(batch["id"].tolist(), batch["view"].tolist(), batch["image"]):
+      [(image, _)] = examples.decoded([id])
+      np.testing.assert_array_equal(pixels, CROP(image, id, view))
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_the_order_and_views_are_those_of_sets_in_memory(views):
+  ids = np.arange(100, 113)
+  source = data.Source({"id": ids, "label": ids % 3}, classes=3)
+  expected = first(data.batches(source, 4, seed=5, views=views), 12)
+  got = first(stream(views=views)(0), 12)
+  assert_same([{name: batch[name] for name in ("id", "label", "view")} for batch in got], expected)
+
+
+@pytest.mark.parametrize("start", [1, 3, 8])
+@pytest.mark.parametrize("threads", [1, 7])
+def test_a_resumed_run_sees_the_same_with_another_number_of_threads(start, threads):
+  whole = first(stream()(0), 11)
+  assert_same(first(stream(threads=threads)(start), 11 - start), whole[start:])
+
+
+def test_a_start_far_away_is_reached_at_once():
+  assert next(stream(views=3)(10**12))["view"].tolist() == [10**12 // 3 % 3] * 4
+
+
+def test_a_bad_image_is_replaced_by_the_next_of_its_epoch():
+  examples = images(broken=(103, 107))
+  got = [batch["id"].tolist() for batch in first(stream(examples)(0), 9)]
+  clean = np.array([batch["id"] for batch in first(stream(images())(0), 9)]).reshape(3, 12)
+  assert sorted(examples.bad) == [103, 107]
+  differs = np.array(got).reshape(3, 12) != clean
+  assert differs.sum() >= 3 and set(clean[differs].tolist()) == {103, 107}
+  for row, other in zip(np.array(got).reshape(3, 12), clean):
+    for i in np.flatnonzero(row != other)[:-1]:
+      later = [id for id in other[i + 1 :].tolist() if id not in (103, 107)]
+      assert not later or row[i] == later[0]
+  assert_same(first(stream(images(broken=(103, 107)), threads=1)(2), 4), first(stream(examples)(2), 4))
+
+
+def test_too_many_bad_images_end_the_run():
+  with pytest.raises(BadImageError, match="2 of 13 images cannot be used; id 103: cannot identify"):
+    first(stream(images(broken=(103, 107), max_bad=0.1))(0), 9)
+  with pytest.raises(BadImageError):
+    list(EvalStream(images(broken=(103, 107), max_bad=0.1), 4, centre_crop(8)))
+
+
+def test_a_label_that_is_no_class_is_refused():
+  with pytest.raises(ValueError, match="label 2 of example id 1.. is not a class 0 to 1"):
+    first(stream(images(classes=2))(0), 3)
+
+
+@pytest.mark.parametrize("broken", [(), (104,), (112,)])
+def test_evaluation_reads_every_good_image_once(broken):
+  examples, crop = images(broken=broken), centre_crop(8)
+  evaluation = EvalStream(examples, 4, crop)
+  batches = list(evaluation)
+  assert len(batches) == len(evaluation) == 4
+  where = np.concatenate([batch["where"] for batch in batches])
+  ids = np.concatenate([batch["id"] for batch in batches])[where]
+  assert where.dtype == bool and ids.tolist() == [id for id in range(100, 113) if id not in broken]
+  pixels = np.concatenate([batch["image"] for batch in batches])[where]
+  for id, row in zip(ids.tolist(), pixels):
+    [(image, _)] = examples.decoded([id])
+    np.testing.assert_array_equal(row, crop(image, id, 0))
+  assert_same(list(evaluation), batches)
+
+
+def test_no_thread_outlives_its_iterator():
+  before = set(threading.enumerate())
+  batches = stream()(0)
+  next(batches)
+  assert set(threading.enumerate()) > before
+  batches.close()
+  for thread in set(threading.enumerate()) - before:
+    thread.join(10)
+    assert not thread.is_alive(), thread
+
+
+def test_identity_tells_sets_and_subsets_apart(tmp_path):
+  write_classes(tmp_path, {"a": 9, "b": 4})
+  examples = folder.images(tmp_path)
+  same = stream(folder.images(tmp_path), seed=9, batch_size=2).identity
+  assert stream(examples).identity == same
+  assert stream(examples.take(slice(0, 12))).identity != same
+  (tmp_path / "a" / "0.png").unlink()
+  assert stream(folder.images(tmp_path)).identity != same
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"batch_size": 14}, "batch_size 14 is more than the 13 images of custom: at most 13"),
+    ({"batch_size": 0}, "batch_size must be a whole number from 1, got 0"),
+    ({"threads": 0}, "threads must be a whole number from 1"),
+    ({"views": -1}, "views must be a whole number from 0"),
+    ({"seed": -1}, "seed must be a whole number"),
+  ],
+)
+def test_numbers_out_of_range_are_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    stream(**changes)
