@@ -137,6 +137,8 @@ def nst(student, teacher) -> jax.Array:
 def fsp(student, teacher) -> jax.Array:
   """<(G_s - G_t)^2> with G = F_a' F_b over space / (H W): the flow from layer a to layer b.
 
+  torchdistill sums the L2 norms of the columns of the difference in place of the mean of the squares.
+
   Args:
     student: two maps, [B, H, W, C] and [B, H, W, D].
     teacher: two maps, [B, J, K, C] and [B, J, K, D].

@@ -17,7 +17,7 @@ from distill_jax.losses import _checks, _rows
 def similarity_preserving(student, teacher, *, where=None, axis_name=None) -> jax.Array:
   """Squared Frobenius norm of G_s - G_t over B^2; G = F F' with its rows over their L2 norm.
 
-  Not L1: rows normalised to sum 1 weigh a batch of 64 about 64 times less.
+  Not the L1 norm, which torchdistill 1.1.5 takes: it weighs large batches far less.
 
   Args:
     student: features [B, ...].
