@@ -1,6 +1,8 @@
 """Examples with stable ids, their splits, batches that follow from the step, and augmentation.
 
-Data sets are modules with a `load()`, e.g. `from distill_jax.data import digits`.
+Data sets are modules with a `load()`, e.g. `from distill_jax.data import digits`: `digits` (embedded), `tfds` (by
+name), `folder` (a subfolder per class). `tfds.images` and `folder.images` leave images encoded; `stream.Stream`
+makes batches of them with the crops of `crops`.
 """
 
 from distill_jax.data.augment import augmentation, cutmix, flip, mixup, shift_crop
