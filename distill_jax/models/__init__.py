@@ -40,8 +40,20 @@ can hold.
 
 from distill_jax.models.adapters import from_apply, from_linen, from_nnx
 from distill_jax.models.cohort import cohort, member
+from distill_jax.models.weights import load_weights, pretrained, torch_kernel
 
-__all__ = ["cohort", "from_apply", "from_keras", "from_linen", "from_nnx", "member", "to_keras"]
+__all__ = [
+  "cohort",
+  "from_apply",
+  "from_keras",
+  "from_linen",
+  "from_nnx",
+  "load_weights",
+  "member",
+  "pretrained",
+  "to_keras",
+  "torch_kernel",
+]
 
 
 def __getattr__(name):
