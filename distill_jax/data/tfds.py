@@ -164,7 +164,7 @@ def _check_site(builder) -> None:
   """One request before TFDS, which tries for minutes."""
   for url in list(builder.url_infos or ())[:1]:
     try:
-      requests.head(url, timeout=20).close()
+      requests.head(url, timeout=20)
     except requests.RequestException as error:
       raise _unreachable(builder, error) from error
 

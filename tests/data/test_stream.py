@@ -1,15 +1,19 @@
 import itertools
 import threading
 
+import jax
 import numpy as np
+import optax
 import pytest
 from pictures import encoded, noise, write_classes
 
-from distill_jax import data
+from distill_jax import data, objectives
 from distill_jax.data import folder
 from distill_jax.data.crops import centre_crop, random_resized_crop
 from distill_jax.data.images import BadImageError, Images
 from distill_jax.data.stream import EvalStream, Stream
+from distill_jax.models import from_apply
+from distill_jax.train import fit
 
 CROP = random_resized_crop(8, seed=1)
 
@@ -112,6 +116,24 @@ def test_evaluation_reads_every_good_image_once(broken):
     [(image, _)] = examples.decoded([id])
     np.testing.assert_array_equal(row, crop(image, id, 0))
   assert_same(list(evaluation), batches)
+
+
+def test_fit_trains_on_a_stream_and_resumes_to_the_same_bits(tmp_path):
+  def run(steps, name, **changes):
+    student = from_apply(
+      lambda key, image: 0.1 * jax.random.normal(key, (192, 3)), lambda w, image: image.reshape(-1, 192) @ w
+    )
+    settings = dict(
+      steps=steps, batch_size=8, eval_every=2, log_every=2, progress=False, folder=tmp_path / name
+    )
+    source = stream(images(broken=(105,)), batch_size=8, **changes)
+    goal = objectives.weighted(hard=(1.0, objectives.labels()))
+    return fit(student, None, goal, optax.sgd(0.1), source, **settings).state.params
+
+  whole = run(6, "whole")
+  run(2, "parts")
+  assert (jax.tree.leaves(whole)[0] != jax.tree.leaves(run(4, "parts"))[0]).any()
+  jax.tree.map(np.testing.assert_array_equal, run(6, "parts", threads=2), whole)
 
 
 def test_no_thread_outlives_its_iterator():
