@@ -5,8 +5,52 @@ objective = weighted(
   soft=(0.9, logits(losses.kl_divergence, temperature=4.0)),
   hint=(optax.linear_schedule(1.0, 0.0, 1000), features("block2", "block3", losses.hint)),
 )
+
+A loss of arrays alone goes through `logits` or `features`. A method that learns or remembers something of its own is
+a term here, under the name of its loss: `vid`, `mgd`, `crd`, ...; `learned` makes others.
 """
 
+from distill_jax.objectives.learned import (
+  activation_boundary,
+  learned,
+  ofd,
+  ofd_margin_at,
+  srd,
+  vid,
+  vkd,
+)
+from distill_jax.objectives.maps import (
+  factor_transfer,
+  fgd,
+  layer_attention,
+  mgd,
+  paraphraser,
+  review_kd,
+)
+from distill_jax.objectives.memories import crd, dino, queue_similarity
 from distill_jax.objectives.terms import Term, features, labels, logits, mutual, weighted
 
-__all__ = ["Term", "features", "labels", "logits", "mutual", "weighted"]
+__all__ = [
+  "Term",
+  "activation_boundary",
+  "crd",
+  "dino",
+  "factor_transfer",
+  "features",
+  "fgd",
+  "labels",
+  "layer_attention",
+  "learned",
+  "logits",
+  "mgd",
+  "mutual",
+  "ofd",
+  "ofd_margin_at",
+  "paraphraser",
+  "queue_similarity",
+  "review_kd",
+  "srd",
+  "vid",
+  "vkd",
+  "weighted",
+]

@@ -2,76 +2,125 @@
 
 import inspect
 import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.errors import suggest
-from distill_jax.types import Outputs
+from distill_jax.types import Batch, Outputs
+
+Names = str | tuple[str, ...]
 
 
-def accepted(loss, hyperparameters) -> set[str]:
-  return (set(inspect.signature(loss).parameters) & {"labels", "where", "axis_name"}) - set(hyperparameters)
+class Call(NamedTuple):
+  """A loss with everything but its inputs; `prepare` makes one.
+
+  Attributes:
+    loss: `(student, teacher, ...)`.
+    wanted: which of `labels`, `where` and `axis_name` the loss takes from the step.
+    hyperparameters: its other arguments.
+    entries: arguments that are entries of the batch, `{argument: entry}`.
+    valid: the batch entry that says which of the loss's values are valid, or None.
+  """
+
+  loss: Callable[..., jax.Array]
+  wanted: frozenset[str]
+  hyperparameters: dict[str, Any]
+  entries: dict[str, str]
+  valid: str | None
+
+  def check(self, s, t, label_shape) -> None:
+    """Raises what the loss raises for arrays of these shapes; what comes from the batch has none yet."""
+    if self.entries:
+      return
+    rows = jax.tree.leaves(s)[0].shape[:1]
+    shapes = {"labels": (label_shape, jnp.int32), "where": (rows, jnp.bool_)}
+    extras = {name: jax.ShapeDtypeStruct(*of) for name, of in shapes.items() if name in self.wanted}
+    jax.eval_shape(lambda s, t, extras: self.loss(s, t, **extras, **self.hyperparameters), s, t, extras)
+
+  def value(self, s, t, batch: Batch, axis_name):
+    """The loss as a term's value."""
+    known, extras = None, dict(self.hyperparameters)
+    extras |= {argument: batch_entry(batch, name) for argument, name in self.entries.items()}
+    if "labels" in self.wanted:
+      label = _integer_labels(batch)
+      known, extras["labels"] = label >= 0, jnp.maximum(label, 0)
+    if "where" in self.wanted:
+      extras["where"] = valid_rows(batch, known)
+    if "axis_name" in self.wanted:
+      extras["axis_name"] = axis_name
+    values = self.loss(s, t, **extras)
+    if values.ndim == 0:
+      return values
+    if self.valid is not None:
+      own = batch_entry(batch, self.valid)
+      known = own if known is None else known & own
+    return values, valid_rows(batch, known)
 
 
-def check_hyperparameters(loss, wanted: set[str], hyperparameters) -> None:
+def prepare(loss, hyperparameters, *, entries=None, valid=None, several: bool = False) -> Call:
+  """A `Call`, once its hyper-parameters are known to the loss and in range.
+
+  Args:
+    loss, hyperparameters, entries, valid: as in `Call`.
+    several: the loss takes tuples of arrays.
+
+  Raises:
+    ValueError: an argument that the loss does not have, lacks or refuses.
+  """
+  entries = dict(entries or {})
+  given = set(hyperparameters) | set(entries)
+  wanted = frozenset(set(inspect.signature(loss).parameters) & {"labels", "where", "axis_name"} - given)
+  call = Call(loss, wanted, hyperparameters, entries, valid)
+  _check_arguments(call)
+  if not several:
+    _check_ranges(call)
+  return call
+
+
+def _check_arguments(call: Call) -> None:
+  signature = inspect.signature(call.loss)
+  given = {**call.hyperparameters, **call.entries}
+  try:
+    signature.bind(None, None, **dict.fromkeys(call.wanted), **given)
+  except TypeError as error:
+    unknown = sorted(set(given) - set(signature.parameters))
+    hint = suggest(unknown[0], set(list(signature.parameters)[2:]) - call.wanted) if unknown else ""
+    name = getattr(call.loss, "__name__", type(call.loss).__name__)
+    raise ValueError(f"hyper-parameters of {name}: {error}{hint}") from error
+
+
+def _check_ranges(call: Call) -> None:
   """Makes what the loss refuses an error when the config is read, by calling it on shapes alone.
 
   The real shapes are not known yet: images of each rank are tried, and only an error that names a
   hyper-parameter counts. The rest, and arrays (a class mask), wait for init.
   """
-  name = getattr(loss, "__name__", type(loss).__name__)
-  signature = inspect.signature(loss)
-  known = set(list(signature.parameters)[2:]) - wanted
-  try:
-    signature.bind(None, None, **dict.fromkeys(wanted), **hyperparameters)
-  except TypeError as error:
-    unknown = sorted(set(hyperparameters) - set(signature.parameters))
-    hint = suggest(unknown[0], known) if unknown else ""
-    raise ValueError(f"hyper-parameters of {name}: {error}{hint}") from error
-  if any(isinstance(value, np.ndarray | jax.Array) and value.ndim for value in hyperparameters.values()):
+  arrays = (np.ndarray, jax.Array)
+  if any(isinstance(value, arrays) and value.ndim for value in call.hyperparameters.values()):
     return
   refusals = []
   for axes in ((64,), (64, 64), (64, 64, 64)):
     shape = jax.ShapeDtypeStruct((*axes, 4096), jnp.float32)
     try:
-      return check_call(loss, shape, shape, axes, wanted, hyperparameters)
+      return call.check(shape, shape, axes)
     except Exception as error:
       refusals.append(error)
   for refusal in refusals:
-    if any(re.search(rf"\b{name}\b", str(refusal)) for name in hyperparameters):
+    if any(re.search(rf"\b{name}\b", str(refusal)) for name in call.hyperparameters):
       raise refusal
 
 
-def check_call(loss, s, t, label_shape, wanted: set[str], hyperparameters) -> None:
-  """Raises what the loss raises for arrays of these shapes."""
-  shapes = {"labels": (label_shape, jnp.int32), "where": (s.shape[:1], jnp.bool_)}
-  extras = {name: jax.ShapeDtypeStruct(*of) for name, of in shapes.items() if name in wanted}
-  jax.eval_shape(lambda s, t, extras: loss(s, t, **extras, **hyperparameters), s, t, extras)
-
-
-def evaluate(loss, s, t, wanted: set[str], batch, axis_name, hyperparameters):
-  """The loss as a term's value, with what it wants of `labels`, `where` and `axis_name`."""
-  known, extras = None, dict(hyperparameters)
-  if "labels" in wanted:
-    label = _integer_labels(batch)
-    known, extras["labels"] = label >= 0, jnp.maximum(label, 0)
-  if "where" in wanted:
-    extras["where"] = valid_rows(batch, s.shape[:1], known)
-  if "axis_name" in wanted:
-    extras["axis_name"] = axis_name
-  values = loss(s, t, **extras)
-  return values if values.ndim == 0 else (values, valid_rows(batch, values.shape, known))
-
-
-def label_of(batch):
+def label_of(batch: Batch):
   if "label" not in batch:
     raise ValueError(f"this needs labels and the batch has no 'label'; it has {sorted(batch)}")
   return jnp.asarray(batch["label"])
 
 
-def _integer_labels(batch):
+def _integer_labels(batch: Batch):
   label = label_of(batch)
   if not jnp.issubdtype(label.dtype, jnp.integer):
     raise ValueError(
@@ -81,17 +130,28 @@ def _integer_labels(batch):
   return label
 
 
-def valid_rows(batch, shape, known=None):
-  """The batch's valid rows, and those that are `known`, for values of this shape; None where all are."""
+def valid_rows(batch: Batch, known=None):
+  """The batch's valid rows and, of those, what is `known` (bool, rows first); None where all are."""
   where = batch.get("where")
   if where is None:
     return known
   if known is None:
     return where
-  return where.reshape(where.shape + (1,) * (len(shape) - where.ndim)) & known
+  rank = max(where.ndim, known.ndim)
+  where, known = (x.reshape(x.shape + (1,) * (rank - x.ndim)) for x in (where, known))
+  return where & known
 
 
-def entry(outputs: Outputs, name: str, whose: str):
-  if name not in outputs:
-    raise ValueError(f"the {whose} has no output {name!r}{suggest(name, outputs)}")
-  return outputs[name]
+def batch_entry(batch: Mapping[str, Any], name: str):
+  if name not in batch:
+    raise ValueError(f"the batch has no {name!r}{suggest(name, batch)}")
+  return jnp.asarray(batch[name])
+
+
+def outputs_of(outputs: Outputs, names: Names, whose: str):
+  """The output of this name, or a tuple of those of these names."""
+  if not isinstance(names, str):
+    return type(names)(outputs_of(outputs, name, whose) for name in names)
+  if names not in outputs:
+    raise ValueError(f"the {whose} has no output {names!r}{suggest(names, outputs)}")
+  return outputs[names]

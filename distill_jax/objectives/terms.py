@@ -3,21 +3,14 @@
 import contextlib
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from distill_jax.objectives.calls import (
-  accepted,
-  check_call,
-  check_hyperparameters,
-  entry,
-  evaluate,
-  label_of,
-  valid_rows,
-)
+from distill_jax.objectives.calls import Names, label_of, outputs_of, prepare, valid_rows
+from distill_jax.objectives.parts import align, align_init, misfit
 from distill_jax.types import Objective, Outputs, Variables
 
 Weight = float | Callable[[jax.Array], jax.Array]
@@ -101,41 +94,52 @@ def labels(*, label_smoothing: float = 0.0, output: str = "logits") -> Term:
 
   def init(key, student, teacher):
     del key, teacher
-    entry(student, output, "student")
+    outputs_of(student, output, "student")
     return Variables({}, {})
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name):
     del params, teacher, step, key, axis_name
-    z = entry(student, output, "student")
+    z = outputs_of(student, output, "student")
     log_q = jax.nn.log_softmax(z.astype(jnp.promote_types(z.dtype, jnp.float32)))
     target, known = _targets(label_of(batch), log_q)
     exists = z > -jnp.inf
     evenly = exists / jnp.maximum(exists.sum(-1, keepdims=True), 1)
     target = (1 - label_smoothing) * target + label_smoothing * evenly
     values = -jnp.where(target > 0, target * log_q, 0).sum(-1)
-    return (values, valid_rows(batch, values.shape, known)), state
+    return (values, valid_rows(batch, known)), state
 
   return Term(init, apply)
 
 
-def logits(loss: Callable[..., jax.Array], *, output: str = "logits", **hyperparameters) -> Term:
+def logits(
+  loss: Callable[..., jax.Array],
+  *,
+  output: str = "logits",
+  entries: Mapping[str, str] | None = None,
+  valid: str | None = None,
+  **hyperparameters,
+) -> Term:
   """A logit loss of `distill_jax.losses` (or any `f(student, teacher, ...)`) between the two networks' logits.
 
   Args:
     loss: `(student [..., C], teacher [..., C], **hyperparameters) -> [...]`. If it has an argument `labels` it
       gets the batch's integer labels; if it has `where` (it relates rows) it gets the valid rows.
     output: the output of both that holds the logits.
+    entries: arguments of the loss that are entries of the batch, `{argument: entry}`, passed as they are:
+      `{"labels": "tokens"}` for `losses.rnnt_three_way`. Their shapes are checked in the first step.
+    valid: an entry of the batch, bool, that says which values count besides 'where': tokens [B, L], pixels
+      [B, H, W], boxes [B, N], nodes of a lattice.
     **hyperparameters: passed to the loss.
 
   Raises:
     ValueError: at once, a hyper-parameter that the loss refuses; in init, logits whose shapes differ (both are
-      shown) or that do not fit the hyper-parameters; in a step, mixed labels where the loss needs integers.
+      shown) or that do not fit the hyper-parameters; in a step, mixed labels where the loss needs integers, or
+      an entry that the batch lacks.
   """
-  wanted = accepted(loss, hyperparameters)
-  check_hyperparameters(loss, wanted, hyperparameters)
+  call = prepare(loss, hyperparameters, entries=entries, valid=valid)
 
   def check(student, teacher):
-    s, t = entry(student, output, "student"), entry(teacher, output, "teacher")
+    s, t = outputs_of(student, output, "student"), outputs_of(teacher, output, "teacher")
     if s.shape != t.shape:
       raise ValueError(
         f"student {output!r} {tuple(s.shape)} and teacher {output!r} {tuple(t.shape)} differ: "
@@ -146,74 +150,75 @@ def logits(loss: Callable[..., jax.Array], *, output: str = "logits", **hyperpar
   def init(key, student, teacher):
     del key
     s, t = check(student, teacher)
-    check_call(loss, s, t, s.shape[:-1], wanted, hyperparameters)
+    call.check(s, t, s.shape[:-1])
     return Variables({}, {})
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name):
     del params, step, key
     s, t = check(student, teacher)
-    return evaluate(loss, s, t, wanted, batch, axis_name, hyperparameters), state
+    return call.value(s, t, batch, axis_name), state
 
   return Term(init, apply)
 
 
 def features(
-  student: str,
-  teacher: str,
+  student: Names,
+  teacher: Names,
   loss: Callable[..., jax.Array],
   *,
   project: bool = True,
   resize: bool = True,
+  entries: Mapping[str, str] | None = None,
+  valid: str | None = None,
   **hyperparameters,
 ) -> Term:
   """A feature loss between a named output of the student and one of the teacher.
 
   Args:
-    student, teacher: names of the outputs, of the same rank: [B, C], [B, L, C] or [B, H, W, C].
+    student, teacher: names of the outputs, of the same rank: [B, C], [B, L, C] or [B, H, W, C]. As many names
+      of both, in tuples, for a loss that takes several (`losses.fsp`, `losses.minilm_relations`): each pair is
+      aligned by itself.
     loss: `(student, teacher, **hyperparameters)`, [B] or a scalar; `where` as in `logits`.
     project: where the channels differ, learn a linear map (on images a 1x1 convolution) from the student's to
       the teacher's, FitNets' regressor (Romero et al. 2015, section 2.2). It trains with the student and is
       not exported. False: the loss gets the channels as they are.
     resize: where heights or widths differ, resize the student's map to the teacher's size (linear
       interpolation, antialiased). False: the loss gets the maps as they are.
+    entries, valid: as in `logits`; `entries={"mask": "pairs"}` for `losses.attention_kl`.
 
   Raises:
-    ValueError: at once, a hyper-parameter that the loss refuses; in init, an unknown name, or a pair that cannot
-      be aligned or compared (both shapes are shown).
+    ValueError: at once, a hyper-parameter that the loss refuses, or other numbers of names; in init, an unknown
+      name, or a pair that cannot be aligned or compared (both shapes are shown).
   """
-  wanted = accepted(loss, hyperparameters)
-  check_hyperparameters(loss, wanted, hyperparameters)
-
-  def pair(s_outputs, t_outputs):
-    return entry(s_outputs, student, "student"), entry(t_outputs, teacher, "teacher")
+  call = prepare(loss, hyperparameters, entries=entries, valid=valid, several=not isinstance(student, str))
+  if isinstance(student, str) != isinstance(teacher, str) or (
+    not isinstance(student, str) and len(student) != len(teacher)
+  ):
+    raise ValueError(f"student {student!r} and teacher {teacher!r}: expected as many names of both")
 
   def init(key, s_outputs, t_outputs):
-    s, t = pair(s_outputs, t_outputs)
-    problem = _misfit(s.shape, t.shape, resize)
-    if problem:
-      raise ValueError(
-        f"student {student!r} {tuple(s.shape)} cannot be aligned with teacher {teacher!r} {tuple(t.shape)}: {problem}"
-      )
-    params = {}
-    if project and s.shape[-1] != t.shape[-1]:
-      kernel = jax.nn.initializers.lecun_normal()(key, (s.shape[-1], t.shape[-1]), jnp.float32)
-      params = {"kernel": kernel, "bias": jnp.zeros(t.shape[-1])}
-    check_call(loss, jax.eval_shape(align, params, s, t), t, s.shape[:1], wanted, hyperparameters)
+    s, t = outputs_of(s_outputs, student, "student"), outputs_of(t_outputs, teacher, "teacher")
+    names, structure = jax.tree.flatten(student)
+    keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(names))))
+    params = jax.tree.map(init_pair, student, teacher, keys, s, t)
+    call.check(jax.eval_shape(aligned, params, s, t), t, jax.tree.leaves(s)[0].shape[:1])
     return Variables(params, {})
 
-  def align(params, s, t):
-    if params:
-      s = s @ params["kernel"].astype(s.dtype) + params["bias"].astype(s.dtype).reshape(
-        (1,) * (s.ndim - 1) + (-1,)
+  def init_pair(s_name, t_name, key, s, t):
+    problem = misfit(s.shape, t.shape, resize=resize)
+    if problem:
+      raise ValueError(
+        f"student {s_name!r} {tuple(s.shape)} cannot be aligned with teacher {t_name!r} {tuple(t.shape)}: {problem}"
       )
-    if resize and s.ndim == 4 and s.shape[1:3] != t.shape[1:3]:
-      s = jax.image.resize(s, (s.shape[0], *t.shape[1:3], s.shape[3]), "linear")
-    return s
+    return align_init(key, s, t) if project else {}
+
+  def aligned(params, s, t):
+    return jax.tree.map(lambda _, p, s, t: align(p, s, t, resize=resize), student, params, s, t)
 
   def apply(params, state, s_outputs, t_outputs, batch, *, step, key, axis_name):
     del step, key
-    s, t = pair(s_outputs, t_outputs)
-    return evaluate(loss, align(params, s, t), t, wanted, batch, axis_name, hyperparameters), state
+    s, t = outputs_of(s_outputs, student, "student"), outputs_of(t_outputs, teacher, "teacher")
+    return call.value(aligned(params, s, t), t, batch, axis_name), state
 
   return Term(init, apply)
 
@@ -241,7 +246,7 @@ def mutual(
   term = logits(loss, output=output, **hyperparameters)
 
   def pair(outputs, i, j):
-    own, other = (entry(outputs, f"{k}/{output}", "student") for k in (i, j))
+    own, other = (outputs_of(outputs, f"{k}/{output}", "student") for k in (i, j))
     return {output: own}, {output: jax.lax.stop_gradient(other)}
 
   def init(key, student, teacher):
@@ -259,20 +264,6 @@ def mutual(
     return share * sum(values), state
 
   return Term(init, apply)
-
-
-def _misfit(s: tuple[int, ...], t: tuple[int, ...], resize: bool) -> str | None:
-  if len(s) != len(t):
-    return "their ranks differ"
-  if len(s) < 2:
-    return "a feature needs rows and channels"
-  if s[0] != t[0]:
-    return "their numbers of rows differ"
-  if len(s) != 4 and s[1:-1] != t[1:-1]:
-    return "their lengths differ"
-  if len(s) == 4 and not resize and s[1:3] != t[1:3]:
-    return "their maps' sizes differ and resize=False"
-  return None
 
 
 def _targets(label, log_q):

@@ -1,0 +1,248 @@
+"""Terms that own what they learn: `learned`, and on it the methods that compare two features through a learned part.
+
+The learned parts train with the student, are checkpointed with it and are not exported. Each docstring gives the
+paper's weight; a warm-up is a schedule in place of it, `(optax.linear_schedule(0.0, 8.0, steps), review_kd(...))`.
+Methods with a network over maps are in maps.py, those with a memory in memories.py.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax import losses
+from distill_jax.errors import suggest
+from distill_jax.objectives.calls import Names, batch_entry, outputs_of, valid_rows
+from distill_jax.objectives.parts import (
+  connector,
+  connector_init,
+  layer,
+  layer_init,
+  misfit,
+  resized,
+  stack,
+  stack_init,
+)
+from distill_jax.objectives.terms import Term
+from distill_jax.types import Variables
+
+
+def learned(
+  student: Names,
+  teacher: Names,
+  init: Callable[..., Variables],
+  apply: Callable[..., tuple[jax.Array, Any]],
+  *,
+  entries: Mapping[str, str] | None = None,
+) -> Term:
+  """A term with parameters (they train with the student) and state (only carried along) of its own.
+
+  Args:
+    student, teacher: names of the outputs that it compares; with a tuple of names (it may be empty) `init` and
+      `apply` get a tuple of arrays.
+    init: `(key, s, t) -> Variables`; s and t may be `ShapeDtypeStruct`s. It raises a `ValueError` where they do
+      not fit.
+    apply: `(params, state, s, t, ...) -> (values, state)`; values are [B, ...], unreduced, or a scalar that
+      relates rows. It also gets, by name, what it asks for of `where` (the valid rows, bool [B], or None for
+      all), `step`, `key`, and `axis_name`. Only valid rows may reach the state, and under an axis name the
+      state must come out the same on every device (gather the rows first).
+    entries: further arguments that are entries of the batch, `{argument: entry}`.
+
+  Raises:
+    ValueError: in init, an unknown name, or what `init` and `apply` raise for the shapes, with both of them.
+
+  >>> def init(key, s, t):
+  ...   return Variables({"scale": jnp.ones(())}, {})
+  >>> def apply(params, state, s, t):
+  ...   return losses.hint(params["scale"] * s, t), state
+  >>> term = learned("embedding", "embedding", init, apply)
+  """
+  entries = dict(entries or {})
+  asked = set(inspect.signature(apply).parameters)
+
+  def pair(s_outputs, t_outputs):
+    return outputs_of(s_outputs, student, "student"), outputs_of(t_outputs, teacher, "teacher")
+
+  def init_term(key, s_outputs, t_outputs):
+    s, t = pair(s_outputs, t_outputs)
+    rows = jax.tree.leaves((s, t))[0].shape[:1]
+    context = {"where": jnp.ones(rows, bool), "step": jnp.zeros((), jnp.int32), "key": key}
+    offered = {name: x for name, x in context.items() if name in asked}
+    none = {"axis_name": None} if "axis_name" in asked else {}
+    try:
+      variables = init(key, s, t)
+      if not entries:  # their shapes are not known yet
+        jax.eval_shape(lambda *args: apply(*args[:4], **args[4], **none), *variables, s, t, offered)
+    except ValueError as error:
+      raise ValueError(
+        f"student {student!r} {_shapes(s)} and teacher {teacher!r} {_shapes(t)}: {error}"
+      ) from error
+    return variables
+
+  def apply_term(params, state, s_outputs, t_outputs, batch, *, step, key, axis_name):
+    context = {"where": valid_rows(batch), "step": step, "key": key, "axis_name": axis_name}
+    extras = {name: x for name, x in context.items() if name in asked}
+    extras |= {argument: batch_entry(batch, name) for argument, name in entries.items()}
+    values, state = apply(params, state, *pair(s_outputs, t_outputs), **extras)
+    return (values if values.ndim == 0 else (values, valid_rows(batch))), state
+
+  return Term(init_term, apply_term)
+
+
+def vid(student: str, teacher: str) -> Term:
+  """Variational information distillation: `losses.vid` of a learned regression of the teacher.
+
+  The regressor is three linear maps of the channels (1x1 convolutions, no biases) with ReLUs between, all as wide
+  as the teacher, as in RepDistiller and torchdistill; the variances start at 5. A student's map of another size
+  is resized. Weight 1 (Ahn et al. 2019, arXiv:1904.05835); sum it over the stages.
+
+  Args:
+    student, teacher: names of outputs of one rank, [B, ..., C].
+
+  Raises:
+    ValueError: in init, ranks, rows or lengths differ.
+  """
+
+  def init(key, s, t):
+    check_pair(s, t)
+    width = t.shape[-1]
+    regressor = stack_init(key, (s.shape[-1], width, width, width), bias=False)
+    return Variables({"regressor": regressor, "raw_scale": losses.vid_raw_scale(width)}, {})
+
+  def apply(params, state, s, t):
+    return losses.vid(stack(params["regressor"], resized(s, t)), t, params["raw_scale"]), state
+
+  return learned(student, teacher, init, apply)
+
+
+def srd(student: str, teacher: str, *, power: float = 4.0) -> Term:
+  """`losses.srd` of the student through a learned linear map (no bias: the loss's batch norm would remove it).
+
+  Weight 1 beside `labels` and `logits(losses.kl_divergence)` (Miles & Mikolajczyk 2024, arXiv:2303.11098).
+
+  Args:
+    student, teacher: names of the penultimate features, [B, ..., C].
+    power: exponent >= 1.
+
+  Raises:
+    ValueError: in init, ranks, rows or lengths differ, or power < 1.
+  """
+
+  def init(key, s, t):
+    check_pair(s, t)
+    return Variables(layer_init(key, s.shape[-1], t.shape[-1], bias=False), {})
+
+  def apply(params, state, s, t, *, where, axis_name):
+    projected = layer(params, resized(s, t))
+    return losses.srd(projected, t, power=power, where=where, axis_name=axis_name), state
+
+  return learned(student, teacher, init, apply)
+
+
+def vkd(student: str, teacher: str) -> Term:
+  """`losses.vkd` of the student through a learned orthogonal projection.
+
+  The projection [C_s, C_t] is the corner of expm(raw - raw.T), raw [n, n] with n the larger of the two widths,
+  normal with variance 1/n at first: its rows are orthonormal (its columns, for a student wider than its teacher).
+  Weight 1 (Miles et al. 2024, arXiv:2403.06213).
+
+  Args:
+    student, teacher: names of outputs of one rank, [B, ..., C].
+
+  Raises:
+    ValueError: in init, ranks, rows or lengths differ.
+  """
+
+  def init(key, s, t):
+    check_pair(s, t)
+    size = max(s.shape[-1], t.shape[-1])
+    return Variables({"raw": jax.random.normal(key, (size, size)) / size**0.5}, {})
+
+  def apply(params, state, s, t):
+    raw = params["raw"]
+    with jax.default_matmul_precision("highest"):  # or the projection would not be orthogonal on a TPU
+      kernel = jax.scipy.linalg.expm(raw - raw.T)[: s.shape[-1], : t.shape[-1]]
+    return losses.vkd(layer({"kernel": kernel}, resized(s, t)), t), state
+
+  return learned(student, teacher, init, apply)
+
+
+def ofd(student: str, teacher: str, margin: jax.Array) -> Term:
+  """Overhaul of feature distillation: `losses.ofd` through a 1x1 convolution and batch norm.
+
+  Weight 1e-3 at the last stage, halved for each earlier one (Heo et al. 2019, arXiv:1904.01866).
+
+  Args:
+    student, teacher: names of maps before the ReLU that ends a stage, [B, ..., C].
+    margin: negative margins [C] of the teacher's channels: `losses.ofd_margin(scale, bias)` of the batch norm
+      that gives the teacher's map; `ofd_margin_at` finds it in the teacher's parameters.
+
+  Raises:
+    ValueError: in init, ranks, rows or lengths differ, or margin is not [C].
+  """
+
+  def apply(params, state, s, t, *, where, axis_name):
+    return losses.ofd(connector(params, resized(s, t), where=where, axis_name=axis_name), t, margin), state
+
+  return learned(student, teacher, _connector_init, apply)
+
+
+def ofd_margin_at(params, path: str) -> jax.Array:
+  """`losses.ofd_margin` of the batch norm at a path of the teacher's parameters, e.g. `teacher.variables.params`.
+
+  Args:
+    params: a tree of parameters.
+    path: keys from the root, joined by '/': 'blocks/2/norm', with the leaves 'scale' and 'bias' under it.
+
+  Raises:
+    ValueError: there is no batch norm at the path; the nearest that there is, is named.
+  """
+  leaves = {
+    jax.tree_util.keystr(keys, simple=True, separator="/"): x
+    for keys, x in jax.tree_util.tree_leaves_with_path(params)
+  }
+  norms = [name.removesuffix("/scale") for name in leaves if name.endswith("/scale")]
+  if f"{path}/scale" not in leaves or f"{path}/bias" not in leaves:
+    raise ValueError(f"no batch norm with scale and bias at {path!r}{suggest(path, norms)}")
+  return losses.ofd_margin(leaves[f"{path}/scale"], leaves[f"{path}/bias"])
+
+
+def activation_boundary(student: str, teacher: str, *, margin: float = 1.0) -> Term:
+  """`losses.activation_boundary` through a 1x1 convolution and batch norm, the paper's connector.
+
+  Weight 1/1000, alone, before training proper (Heo et al. 2019, arXiv:1811.03233): a schedule that falls to 0 and
+  `labels` under one that starts at 0 do both in one run.
+
+  Args:
+    student, teacher: names of maps before the ReLU, [B, ..., C].
+    margin: >= 0.
+
+  Raises:
+    ValueError: in init, ranks, rows or lengths differ, or margin < 0.
+  """
+
+  def apply(params, state, s, t, *, where, axis_name):
+    mapped = connector(params, resized(s, t), where=where, axis_name=axis_name)
+    return losses.activation_boundary(mapped, t, margin=margin), state
+
+  return learned(student, teacher, _connector_init, apply)
+
+
+def check_pair(s, t, *, rank: int | None = None) -> None:
+  """Raises a ValueError where two features cannot be aligned, or are not of this rank."""
+  problem = misfit(s.shape, t.shape)
+  if problem is None and rank is not None and len(s.shape) != rank:
+    problem = f"expected {rank} axes"
+  if problem:
+    raise ValueError(f"cannot be aligned: {problem}")
+
+
+def _connector_init(key, s, t):
+  check_pair(s, t)
+  return Variables(connector_init(key, s.shape[-1], t.shape[-1]), {})
+
+
+def _shapes(arrays):
+  return jax.tree.map(lambda x: tuple(x.shape), arrays)

@@ -1,0 +1,120 @@
+"""Learned parts of terms as dicts of arrays: linear maps, convolutions, batch norm, and what aligns two features.
+
+Parameters are float32; a layer computes in the dtype of its input.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.types import Tree
+
+
+def layer_init(key, *shape: int, bias: bool = True) -> dict[str, jax.Array]:
+  """A kernel [in, out] (a linear map of the channels) or [height, width, in, out] (a convolution).
+
+  Normal with variance 1 / fan-in (LeCun), biases 0.
+  """
+  params = {"kernel": jax.nn.initializers.lecun_normal()(key, shape, jnp.float32)}
+  return params | {"bias": jnp.zeros(shape[-1])} if bias else params
+
+
+def layer(params, x: jax.Array) -> jax.Array:
+  """[..., in] -> [..., out]; a convolution keeps height and width (stride 1, zeros around)."""
+  kernel = params["kernel"].astype(x.dtype)
+  if kernel.ndim == 2:
+    x = x @ kernel
+  else:
+    x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  return x + _channels(params["bias"].astype(x.dtype), x) if "bias" in params else x
+
+
+def stack_init(key, sizes: Sequence[int], *, window: tuple[int, ...] = (), bias: bool = True) -> Tree:
+  """Layers '0', '1', ... from each size to the next; `window` (3, 3) makes them convolutions."""
+  keys = jax.random.split(key, len(sizes) - 1)
+  return {
+    str(i): layer_init(keys[i], *window, a, b, bias=bias) for i, (a, b) in enumerate(zip(sizes, sizes[1:]))
+  }
+
+
+def stack(params, x: jax.Array, activation: Callable = jax.nn.relu) -> jax.Array:
+  """The layers one after the other, with the activation between them (not after the last)."""
+  for i in range(len(params)):
+    x = layer(params[str(i)], x if i == 0 else activation(x))
+  return x
+
+
+def connector_init(key, *shape: int) -> Tree:
+  """A layer without bias and its batch norm, as `layer_init`."""
+  return {
+    "layer": layer_init(key, *shape, bias=False),
+    "norm": {"scale": jnp.ones(shape[-1]), "bias": jnp.zeros(shape[-1])},
+  }
+
+
+def connector(params, x: jax.Array, *, where=None, axis_name=None) -> jax.Array:
+  """The layer and batch norm: mean and variance (ddof 0, eps 1e-5) of the valid rows and of space.
+
+  A term is only computed while training, so there are no running statistics.
+
+  Args:
+    params: from `connector_init`.
+    x: [B, ..., in].
+    where: valid rows, bool [B]; None: all.
+    axis_name: mapped axis whose devices hold the other rows.
+  """
+  x = layer(params["layer"], x)
+  dtype = x.dtype
+  x = x.astype(jnp.promote_types(dtype, jnp.float32))
+  where = jnp.ones(len(x), bool) if where is None else where
+  where = where.reshape(where.shape + (1,) * (x.ndim - where.ndim))
+
+  def total(values):
+    values = jnp.where(where, values, 0).sum(tuple(range(x.ndim - 1)))
+    return values if axis_name is None else jax.lax.psum(values, axis_name)
+
+  count = jnp.maximum(total(jnp.ones_like(x)), 1)
+  centred = x - _channels(total(x) / count, x)
+  variance = total(centred**2) / count
+  scale, bias = params["norm"]["scale"], params["norm"]["bias"]
+  normal = centred * _channels(jax.lax.rsqrt(variance + 1e-5) * scale, x) + _channels(bias, x)
+  return normal.astype(dtype)
+
+
+def align_init(key, s, t) -> Tree:
+  """A linear map from the channels of s to those of t, FitNets' regressor; nothing where they are equal."""
+  return layer_init(key, s.shape[-1], t.shape[-1]) if s.shape[-1] != t.shape[-1] else {}
+
+
+def align(params, s: jax.Array, t, *, resize: bool = True) -> jax.Array:
+  """s with the channels of t and, of maps [B, H, W, C], with its height and width."""
+  s = layer(params, s) if params else s
+  return resized(s, t) if resize else s
+
+
+def resized(s: jax.Array, t, method: str = "linear") -> jax.Array:
+  """A map [B, H, W, C] at the height and width of t; linear interpolation is antialiased."""
+  if s.ndim != 4 or s.shape[1:3] == t.shape[1:3]:
+    return s
+  return jax.image.resize(s, (s.shape[0], *t.shape[1:3], s.shape[3]), method)
+
+
+def misfit(s: tuple[int, ...], t: tuple[int, ...], *, resize: bool = True) -> str | None:
+  """Why features of these shapes cannot be aligned, or None."""
+  if len(s) != len(t):
+    return "their ranks differ"
+  if len(s) < 2:
+    return "a feature needs rows and channels"
+  if s[0] != t[0]:
+    return "their numbers of rows differ"
+  if len(s) != 4 and s[1:-1] != t[1:-1]:
+    return "their lengths differ"
+  if len(s) == 4 and not resize and s[1:3] != t[1:3]:
+    return "their maps' sizes differ and resize=False"
+  return None
+
+
+def _channels(values, x):
+  """[C] with the rank of x."""
+  return values.reshape((1,) * (x.ndim - 1) + (-1,))
