@@ -5,7 +5,7 @@ the data, the networks and the objective *after* the overrides, and a function `
 
     python -m distill_jax --config=configs/digits.py --config.temperature=2 --config.student_training.steps=500
 
-The config file must not say `from __future__ import annotations`: overrides need the fields' types.
+A config may import one that lies beside it (`from digits import Digits`). It must not say `from __future__ import annotations`: overrides need the fields' types.
 """
 
 import dataclasses
@@ -243,9 +243,11 @@ def _read(path: str) -> Config:
   spec: Any = importlib.util.spec_from_file_location(Path(path).stem, path)
   module = importlib.util.module_from_spec(spec)
   sys.modules[spec.name] = module  # dataclasses look their module up
+  sys.path.insert(0, str(Path(path).resolve().parent))
   try:
     spec.loader.exec_module(module)
   finally:
+    sys.path.pop(0)
     del sys.modules[spec.name]
   if not hasattr(module, "get_config"):
     raise ConfigError(f"{path} defines no get_config()")

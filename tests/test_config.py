@@ -118,6 +118,12 @@ def test_a_file_that_gives_something_else_is_refused(tmp_path):
     config.load(str(path))
 
 
+def test_a_config_may_build_on_one_beside_it(job, tmp_path):
+  path = tmp_path / "colder.py"
+  path.write_text("from job import Job\n\ndef get_config():\n  return Job(temperature=1.0)\n")
+  assert config.load(str(path), ["weight=0.25"]).temperature == 1.0
+
+
 def test_differences_name_fields_old_and_new():
   old, new = {"a": 1, "b": {"c": 2, "d": [3]}}, {"a": 1, "b": {"c": 4, "d": [3]}, "e": 5}
   assert config.differences(old, new) == ["b.c: 2 -> 4", "e: None -> 5"]
