@@ -171,7 +171,7 @@ def crd(
   state = jax.lax.stop_gradient(CrdState(*map(jnp.asarray, state)))
   chosen = jnp.concatenate([indices[:, None], negatives], 1)
   scores = [
-    jnp.einsum("bkd,bd->bk", memory[chosen], x, precision=_checks.HIGHEST) / t
+    jnp.einsum("bkd,bd->bk", memory[chosen].astype(x.dtype), x, precision=_checks.HIGHEST) / t
     for memory, x in ((state.teacher, student), (state.student, teacher))
   ]
   valid = _rows.valid(where, len(indices))

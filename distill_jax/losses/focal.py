@@ -137,6 +137,7 @@ def fgd(
   weights = [
     _checks.number(n, x, student.dtype, low=0) for n, x in zip(names, (alpha, beta, gamma, relation))
   ]
+  context = jax.tree.map(lambda x: jnp.asarray(x).astype(student.dtype), context)
   outside = (foreground == 0).astype(student.dtype)
   background = outside / jnp.maximum(outside.sum((1, 2), keepdims=True), 1)
   (space_s, channel_s), (space_t, channel_t) = (_attention(x, t) for x in (student, teacher))

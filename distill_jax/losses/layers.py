@@ -84,8 +84,11 @@ def layer_attention(student, teacher, params: LayerAttention) -> jax.Array:
   Array([0.], dtype=float32)
   """
   student, teacher = _maps("student", student, params.keys), _maps("teacher", teacher, params.queries)
+  dtype = jnp.result_type(*student, *teacher)
+  student, teacher = ([x.astype(dtype) for x in maps] for maps in (student, teacher))
   if len({len(x) for x in (*student, *teacher)}) != 1:
     raise ValueError(f"batch sizes differ: student {_shapes(student)}, teacher {_shapes(teacher)}")
+  params = jax.tree.map(lambda x: jnp.asarray(x).astype(student[0].dtype), params)
   q, k = _summaries(teacher, params.queries), jax.nn.relu(_summaries(student, params.keys))
   scores = jnp.einsum("btd,tde,bse->bts", q, params.bilinear, k, precision=_checks.HIGHEST)
   positions = jnp.matmul(params.teacher_position, params.student_position.T, precision=_checks.HIGHEST)

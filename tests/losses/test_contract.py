@@ -234,3 +234,21 @@ def test_hyperparameters_outside_their_range_are_refused(case):
         continue  # a weight there, a share of a mixture elsewhere
       with pytest.raises(ValueError, match=name):
         f(*args, **{**case.kwargs, name: bad})
+
+
+def products(jaxpr):
+  """Every matrix product of a program, those of inner programs too."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      yield equation
+    for inner in jax.tree.leaves(list(equation.params.values())):
+      if hasattr(inner, "eqns"):
+        yield from products(inner)
+
+
+@each(CASES)
+def test_matrix_products_ask_for_full_precision(case):
+  args = cast(arguments(case), jnp.bfloat16)
+  for product in products(jax.make_jaxpr(case)(*args).jaxpr):
+    assert product.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2, product
+    assert all(x.aval.dtype == jnp.float32 for x in product.invars), product
