@@ -5,7 +5,8 @@ the data, the networks and the objective *after* the overrides, and a function `
 
     python -m distill_jax --config=configs/digits.py --config.temperature=2 --config.student_training.steps=500
 
-A config may import one that lies beside it (`from digits import Digits`). It must not say `from __future__ import annotations`: overrides need the fields' types.
+A config may import one that lies beside it (`from digits import Digits`). It must not say
+`from __future__ import annotations`: overrides need the fields' types.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from ml_collections import config_flags
 
 from distill_jax import objectives
 from distill_jax.data import Source
-from distill_jax.types import Batch, Model, Objective
+from distill_jax.types import Batch, Model, Objective, Variables
 
 
 class ConfigError(ValueError):
@@ -109,6 +110,10 @@ class Config:
     best: the validation score that chooses the exported weights, and 'max' or 'min'.
     devices: how many local devices to use; 0: all.
     teacher_seed: of the teacher's training; `--seeds` are the students'.
+    init_from: 'baseline': a distilled student starts from the weights of the one trained alone with its seed;
+      empty: from random ones.
+    generations: students distilled one after the other; from the second on each has the one before it as its
+      teacher, and the last is the one reported (born-again networks, Furlanello et al. 2018).
   """
 
   teacher_training: Training = dataclasses.field(default_factory=Training)
@@ -121,19 +126,39 @@ class Config:
   best: tuple[str, str] = ("accuracy", "max")
   devices: int = 0
   teacher_seed: int = 0
+  init_from: str = ""
+  generations: int = 1
 
   def data(self) -> Splits:
     raise NotImplementedError
 
-  def student_train(self, train: Source) -> Source:
-    """What the student and the baseline train on, where it is not what the teacher trained on."""
+  def teacher_train(self, train: Source) -> Source:
+    """What the teacher trains on: `train` or a part of it, or any other examples."""
     return train
 
-  def teacher(self) -> Model:
+  def student_train(self, train: Source) -> Source:
+    """What the student is distilled on; the labels may be few, or none (a transfer set)."""
+    return train
+
+  def baseline_train(self, train: Source) -> Source:
+    """What the student alone is trained on, the labelled examples at least in part."""
+    return self.student_train(train)
+
+  def teacher(self) -> Model | None:
+    """None: there is no teacher, as where students teach one another."""
     raise NotImplementedError
 
   def student(self) -> Model:
+    """The one network that is exported, evaluated and compared, and that the baseline trains alone."""
     raise NotImplementedError
+
+  def learner(self) -> Model:
+    """What distillation trains: the student, or more than it, such as the cohort that it is a member of."""
+    return self.student()
+
+  def exported(self, learned: Variables) -> Variables:
+    """The student's weights out of the learner's."""
+    return learned
 
   def objective(self) -> Objective:
     """What the distilled student minimises."""
@@ -155,8 +180,10 @@ class Config:
     """Raises a ConfigError for values that cannot be run; a config with more fields extends it."""
     for name in ("views", "eval_every", "checkpoint_every", "devices", "teacher_seed"):
       check(self, name, least=0)
-    for name in ("log_every", "max_skips"):
+    for name in ("log_every", "max_skips", "generations"):
       check(self, name, least=1)
+    if self.init_from not in ("", "baseline"):
+      raise ConfigError(f"init_from: expected 'baseline' or nothing, got {self.init_from!r}")
     if len(self.best) != 2 or self.best[1] not in ("max", "min"):
       raise ConfigError(f"best: expected a score and 'max' or 'min', got {self.best}")
     for name in ("teacher_training", "student_training"):
