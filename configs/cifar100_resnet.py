@@ -39,7 +39,7 @@ class Stepwise(Training):
   drops: tuple[int, ...] = (150 * EPOCH, 180 * EPOCH, 210 * EPOCH)
 
   def schedule(self) -> optax.Schedule:
-    return optax.piecewise_constant_schedule(self.learning_rate, {step: 0.1 for step in self.drops})
+    return optax.piecewise_constant_schedule(self.learning_rate, dict.fromkeys(self.drops, 0.1))
 
   def optimizer(self) -> optax.GradientTransformation:
     # As in PyTorch, the decay is added to the gradient, before the momentum.
