@@ -11,9 +11,10 @@ import sklearn.metrics as reference
 from scipy.special import log_softmax, softmax
 
 from distill_jax import report
-from distill_jax.report import comparison, gallery, plots, results, style
+from distill_jax.report import classes, comparison, gallery, plots, results, stored, style
 from distill_jax.report.document import Code, Table, Text, to_html, to_markdown
 
+ALONE, STUDENT = results.Group("baseline"), results.Group("student")
 CLASSES, ROWS = 4, 80
 SKILL = {"teacher": 3.0, "baseline": 0.8, "student": 1.6}
 COST = {"parameters": 1000.0, "bytes": 4000, "flops": 2.5e6, "latency_ms": 0.25, "throughput": 12345.6}
@@ -52,13 +53,12 @@ def write(folder, entries, labels, *, images=None, class_names=None, run=None):
 
 
 def cells(markdown):
-  """The comparison table as {row title: {column title: cell}}."""
-  lines = [line.strip("|").split(" | ") for line in markdown.splitlines() if line.startswith("|")]
+  """The first table as {row title: {column title: cell}}."""
+  first = markdown[markdown.index("|") :].split("\n\n")[0]
+  lines = [line.strip("|").split(" | ") for line in first.splitlines()]
   header = [cell.strip() for cell in lines[0]]
   table = {}
   for line in lines[2:]:
-    if len(line) != len(header):
-      break
     table[line[0].strip()] = dict(zip(header[1:], (cell.strip() for cell in line[1:])))
   return table
 
@@ -168,7 +168,7 @@ def test_json_holds_what_the_table_shows(written):
   assert 100 * numbers["entries"][0]["scores"]["f1"] == pytest.approx(scores["Macro F1, % ↑"])
   assert numbers["over_seeds"]["student"]["accuracy"]["number"] == 3
   assert numbers["over_seeds"]["teacher"]["accuracy"]["deviation"] is None
-  assert numbers["distilled_minus_alone"]["accuracy"]["mean"] > 0
+  assert numbers["distilled_minus_alone"]["student"]["accuracy"]["mean"] > 0
   assert numbers["run"]["settings"]["student"] == {"widths": [8, 4], "name": None}
 
 
@@ -179,14 +179,16 @@ def test_html_loads_nothing_and_holds_the_pictures(written):
   sources = [a[key] for _, a in tags.found for key in ("src", "href", "srcset") if key in a]
   pictures = {path.read_bytes() for path in folder.glob("*.png")}
   assert {base64.b64decode(s.removeprefix("data:image/png;base64,")) for s in sources} == pictures
-  assert len(pictures) == 5
+  assert len(pictures) == 6
   assert "url(" not in html and "@import" not in html and "://" not in html
 
 
 def test_files_are_whole_and_linked(written):
   folder, _, _, _, markdown, _ = written
   names = sorted(path.name for path in folder.iterdir())
-  pictures = ["confusion.png", "curves.png", "disagreements.png", "parameters.png", "reliability.png"]
+  pictures = [
+    f"{name}.png" for name in ("classes", "confusion", "curves", "disagreements", "parameters", "reliability")
+  ]
   assert names == sorted([*pictures, "report.html", "report.md", "results.json"])
   assert all(f"]({name})" in markdown for name in pictures)
 
@@ -244,7 +246,7 @@ def entry(role, seed, right, rows=100):
 def test_verdict_says_plainly_what_the_numbers_bear(alone, distilled, words):
   entries = [entry("baseline", seed, right) for seed, right in enumerate(alone)]
   entries += [entry("student", seed, right) for seed, right in enumerate(distilled)]
-  text = comparison.verdict(results.measure(entries, np.zeros(100, int)), 100)
+  (text,) = comparison.verdicts(results.measure(entries, np.zeros(100, int)), 100)
   assert all(word in text for word in words), text
 
 
@@ -255,7 +257,7 @@ def test_one_network_a_role_has_a_ratio_and_no_spread(tmp_path):
   assert cells(markdown)["Test accuracy, % ↑"]["Distilled / teacher"] == "0.889"
   fast = [entry("teacher", 0, 90)._replace(cost={"throughput": 2.0}), entry("student", 5, 80)]
   fast[1] = fast[1]._replace(cost={"throughput": 2469.0})
-  table = comparison.table(results.measure(fast, np.zeros(100, int)), 2)
+  (table,) = comparison.tables(results.measure(fast, np.zeros(100, int)), 2)
   assert table.rows[-1][-1] == "1,234"
 
 
@@ -267,16 +269,151 @@ def test_differences_are_paired_by_seed():
     entry("student", 3, 99),
   ]
   measured = results.measure(entries, np.zeros(100, int))
-  change = results.gain(measured, "accuracy")
+  change = results.gain(measured, STUDENT, "accuracy")
   assert change.number == 1 and change.deviation is None and change.mean == pytest.approx(0.01)
-  assert {role: m.entry.seed for role, m in results.examples(measured).items()} == {
-    "baseline": 2,
-    "student": 2,
-  }
+  assert {group: m.entry.seed for group, m in results.examples(measured).items()} == {ALONE: 2, STUDENT: 2}
   apart = results.measure([entries[0], entries[3]], np.zeros(100, int))
-  assert results.gain(apart, "accuracy") is None
-  assert "share no seed" in comparison.verdict(apart, 100)
-  assert comparison.table(apart, 2).header == ["", "Student alone", "Student distilled"]
+  assert results.gain(apart, STUDENT, "accuracy") is None
+  assert "share no seed" in comparison.verdicts(apart, 100)[0]
+  assert comparison.tables(apart, 2)[0].header == ["", "Student alone", "Student distilled"]
+
+
+def make_generations(labels, names=("first", "second"), **options):
+  """Students alone and distilled, and a distilled one more per name after the first, each one better."""
+  entries = make_entries(labels, **options)
+  for place, name in enumerate(names[1:], 1):
+    better = [e for e in entries if e.role == "student" and not e.variant]
+    truth = np.eye(entries[0].logits.shape[1])[labels].astype(np.float32)
+    entries += [e._replace(logits=e.logits + place * truth, variant=name) for e in better]
+  first = [e._replace(variant=names[0]) if e.group == STUDENT else e for e in entries]
+  return sorted(first, key=lambda e: e.seed)  # as a run gives them: all generations of a seed together
+
+
+def test_several_distilled_students_stand_in_one_table(tmp_path):
+  labels = make_labels()
+  entries = make_generations(labels)
+  images = np.zeros((ROWS, 4, 4, 1))
+  _, markdown, numbers = write(tmp_path, entries, labels, images=images)
+  scores = {(e.group.name, e.seed): 100 * np.mean(e.logits.argmax(-1) == labels) for e in entries}
+  table = cells(markdown)["Test accuracy, % ↑"]
+  assert list(table) == ["Teacher", "Student alone", "Distilled: first", "Distilled: second"]
+  changes = cells(markdown[markdown.index("|") :].split("\n\n", 1)[1])["Test accuracy, % ↑"]
+  assert list(changes) == ["first − alone", "second − alone", "first / teacher", "second / teacher"]
+  for name in ("first", "second"):
+    own = [scores[f"student: {name}", seed] for seed in range(3)]
+    assert float(table[f"Distilled: {name}"].split()[0]) == pytest.approx(np.mean(own), abs=0.006)
+    differences = [score - scores["baseline", seed] for seed, score in enumerate(own)]
+    mean, spread = map(float, changes[f"{name} − alone"].split(" ± "))
+    assert mean == pytest.approx(np.mean(differences), abs=0.006)
+    assert spread == pytest.approx(np.std(differences, ddof=1), abs=0.006)
+    assert 100 * numbers["distilled_minus_alone"][f"student: {name}"]["accuracy"]["mean"] == pytest.approx(
+      np.mean(differences), rel=1e-6
+    )
+    ratio = np.mean(own) / scores["teacher", 0]
+    assert float(changes[f"{name} / teacher"]) == pytest.approx(ratio, abs=6e-4)
+    assert f"the student distilled ({name}) differs from the student alone" in markdown
+    assert f"(seed 0), the student distilled ({name}) is right" in markdown
+  assert "which the distilled student (second) gives" in markdown
+
+
+def test_several_distilled_students_differ_in_every_picture():
+  labels = make_labels()
+  entries = make_generations(labels, ("a", "b", "c", "d", "e"))
+  measured = results.measure(entries, labels)
+  known = style.looks(results.groups(entries))
+  assert len({look.color for look in known.values()}) == len({look.marker for look in known.values()}) == 7
+  titles = ["Teacher", "Student alone", *(f"Distilled: {name}" for name in "abcde")]
+  chosen = results.examples(measured)
+  for picture in (plots.learning_curves(entries), plots.accuracy_against_parameters(measured)):
+    (legend,) = picture.legends
+    assert [text.get_text().split(": 1,0")[0].split(": 8,")[0] for text in legend.get_texts()] == titles
+  for picture in (plots.reliability(chosen), plots.confusion(chosen, list("wxyz"))):
+    shown = [axes.get_title() for axes in picture.axes if axes.get_title()]
+    assert [title.split(",")[0] for title in shown] == titles
+  places = plots.accuracy_against_parameters(measured).axes[0].containers
+  assert len({place.lines[0].get_xdata()[0] for place in places}) == 7
+  with style.context():
+    for picture in (plots.reliability(chosen), plots.accuracy_against_parameters(measured)):
+      picture.draw_without_rendering()
+
+
+def test_gains_by_class_are_recalls_paired_by_seed(tmp_path):
+  labels = make_labels()
+  labels[labels == 2] = 0  # class 2 has no example
+  entries = [e for e in make_entries(labels) if (e.role, e.seed) != ("baseline", 2)]
+  _, markdown, numbers = write(tmp_path, entries, labels, class_names=["a", "b", "c", "d"])
+  recall = {
+    (e.role, e.seed): reference.recall_score(
+      labels, e.logits.argmax(-1), labels=range(4), average=None, zero_division=0
+    )
+    for e in entries
+  }
+  assert [row["name"] for row in numbers["classes"]] == ["a", "b", "d"]
+  for number, row in zip((0, 1, 3), numbers["classes"]):
+    assert row["examples"] == (labels == number).sum()
+    alone = [recall["baseline", seed][number] for seed in (0, 1)]
+    distilled = [recall["student", seed][number] for seed in (0, 1, 2)]
+    assert row["accuracy"]["baseline"]["mean"] == pytest.approx(np.mean(alone))
+    assert row["accuracy"]["student"]["mean"] == pytest.approx(np.mean(distilled))
+    gain = [a - b for a, b in zip(distilled, alone)]
+    assert row["gain"]["student"]["mean"] == pytest.approx(np.mean(gain))
+    assert row["gain"]["student"]["deviation"] == pytest.approx(np.std(gain, ddof=1))
+  best = max(numbers["classes"], key=lambda row: row["gain"]["student"]["mean"])
+  assert f"in points: {best['name']} (+{100 * best['gain']['student']['mean']:.2f})" in markdown
+
+
+def class_scores(gains, rows=50):
+  return [
+    classes.ClassScores(
+      number,
+      f"c{number}",
+      rows,
+      {ALONE: results.Spread(0.5, None, 1), STUDENT: results.Spread(0.5 + gain, None, 1)},
+      {STUDENT: results.Spread(gain, None, 1)},
+    )
+    for number, gain in enumerate(gains)
+  ]
+
+
+@pytest.mark.parametrize(
+  "gains, words",
+  [
+    ([0.1, -0.02, 0.0], "c0 (+10.00) gains; c1 (−2.00) loses; 1 of 3 classes does not change."),
+    ([0.1, 0.2, 0.4, 0.3], "c2 (+40.00), c3 (+30.00), c1 (+20.00) gain most (4 gain); no class loses."),
+    ([-0.1, -0.2], "no class gains; c1 (−20.00), c0 (−10.00) lose."),
+    ([0.0, 1e-12], "no class gains; no class loses; 2 of 2 classes do not change."),
+  ],
+)
+def test_words_name_the_classes_that_change_most(gains, words):
+  assert classes.words(class_scores(gains), STUDENT).endswith(f"in points: {words}")
+
+
+@pytest.mark.parametrize("number", [1, 24, 25, 100])
+def test_picture_of_classes_names_all_of_few_and_the_ends_of_many(number):
+  gains = np.random.default_rng(0).permutation(np.linspace(-0.4, 0.4, number + 1)[:number])
+  picture = classes.class_gains(class_scores(gains), [f"name {n}" for n in range(number)])
+  assert style.to_png(picture).startswith(b"\x89PNG")
+  order = [f"name {n}" for n in np.argsort(gains)]
+  shown = [label.get_text() for label in picture.axes[-1].get_yticklabels()]
+  assert shown == (order if number <= 24 else order[:12] + order[-12:])
+  alone = [line.get_xdata()[0] for line in picture.axes[-1].lines if line.get_label() == "Student alone"]
+  distilled = [
+    line.get_xdata()[0] for line in picture.axes[-1].lines if line.get_label() == "Student distilled"
+  ]
+  np.testing.assert_allclose(alone, 50)
+  expected = np.sort(gains) if number <= 24 else np.sort(gains)[[*range(12), *range(-12, 0)]]
+  np.testing.assert_allclose(distilled, 50 + 100 * expected)
+  if number > 24:
+    np.testing.assert_allclose([bar.get_width() for bar in picture.axes[0].patches], 100 * np.sort(gains))
+    assert f"{number - 24} class" in picture.axes[1].texts[-1].get_text()
+
+
+def test_numbers_come_back_from_json():
+  measured = results.measure(make_generations(make_labels()), make_labels())
+  again = stored.from_json(json.loads(json.dumps(stored.as_json(measured, [], {}))))
+  assert [(m.entry.group, m.entry.seed, m.scores) for m in again] == [
+    (m.entry.group, m.entry.seed, m.scores) for m in measured
+  ]
 
 
 def test_agreement_is_with_the_teacher_of_the_seed_or_the_first():
@@ -295,7 +432,7 @@ def test_numbers_that_are_not_finite_are_null_in_json():
   labels = np.zeros(100, int)
   measured = results.measure([entry("student", 0, 9)._replace(cost={"flops": np.float32("nan")})], labels)
   text = json.dumps(
-    results.as_json(measured, {"x": float("inf"), "shape": (1, np.int64(2))}), allow_nan=False
+    stored.as_json(measured, [], {"x": float("inf"), "shape": (1, np.int64(2))}), allow_nan=False
   )
   plain = json.loads(text)
   assert plain["entries"][0]["scores"]["flops"] is None and plain["run"] == {"x": None, "shape": [1, 2]}
@@ -427,7 +564,9 @@ def test_accuracy_stands_at_the_number_of_parameters():
   assert axes.get_xscale() == "log"
   means = [container.lines[0].get_xydata()[0] for container in axes.containers]
   np.testing.assert_allclose([m[0] for m in means], [8000, 1000, 1000], rtol=0.06)
-  expected = [100 * results.over_seeds(measured, role, "accuracy").mean for role in results.ROLES]
+  expected = [
+    100 * results.over_seeds(measured, results.Group(role), "accuracy").mean for role in results.ROLES
+  ]
   np.testing.assert_allclose([m[1] for m in means], expected)
 
 
@@ -475,6 +614,12 @@ def test_pictures_do_not_depend_on_the_users_style(tmp_path):
     ({"entries": []}, "entries is empty"),
     ({"entries": [entry("studnet", 3, 9)]}, "'studnet' of seed 3: unknown role; did you mean 'student'"),
     ({"entries": [entry("student", 3, 9)] * 2}, "'student' of seed 3 more than once"),
+    ({"entries": [entry("student", 3, 9)._replace(variant="a$b")]}, "student: a.b.* without '.', got 'a.b'"),
+    ({"entries": [entry("student", 3, 9)._replace(variant="a" * 25)]}, "at most 24 printable characters"),
+    (
+      {"entries": [entry("baseline", 3, 9)._replace(variant="x")]},
+      "only a distilled student has a variant, got 'x'",
+    ),
     ({"class_names": ["a", "b", "c"]}, r"logits \(100, 2\), expected .* \(100, 3\)"),
     ({"labels": np.zeros(99, int)}, r"logits \(100, 2\), expected .* \(99, 2\)"),
     ({"labels": np.full(100, -1)}, "no label >= 0"),

@@ -1,103 +1,104 @@
-"""The table of a report and the sentence that says what it shows."""
+"""The tables of a report and the sentences that say what they show."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from distill_jax.report.document import Table
-from distill_jax.report.results import ROLES, Measured, Spread, gain, over_seeds
+from distill_jax.report.numbers import (
+  MISSING,
+  Show,
+  difference,
+  mean,
+  nats,
+  percent,
+  prefixed,
+  signed,
+  thousandths,
+  whole,
+)
+from distill_jax.report.results import (
+  Group,
+  Measured,
+  Spread,
+  gain,
+  groups,
+  over_seeds,
+  shared_seeds,
+  students,
+)
 
 
 class _Row(NamedTuple):
   score: str
   title: str
-  show: Callable[[float], str]
+  show: Show
   varies: bool = True  # over seeds; what does not has neither spread nor difference
 
 
-def _percent(value: float) -> str:
-  return f"{100 * value:.2f}"
-
-
-def _nats(value: float) -> str:
-  return f"{value:.4f}"
-
-
-def _whole(value: float) -> str:
-  return f"{value:,.0f}"
-
-
-def _thousandths(value: float) -> str:
-  return f"{value:.3f}"
-
-
-def _prefixed(value: float) -> str:
-  for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-    if abs(value) >= size:
-      return f"{value / size:.3g} {prefix}"
-  return f"{value:.3g} "
-
-
 _QUALITY = (
-  _Row("accuracy", "Test accuracy, % ↑", _percent),
-  _Row("top5", "Top-5 accuracy, % ↑", _percent),
-  _Row("precision", "Macro precision, % ↑", _percent),
-  _Row("recall", "Macro recall, % ↑", _percent),
-  _Row("f1", "Macro F1, % ↑", _percent),
-  _Row("nll", "Negative log-likelihood, nats ↓", _nats),
-  _Row("ece", "Expected calibration error, % ↓", _percent),
-  _Row("agreement", "Agreement with the teacher, % ↑", _percent),
-  _Row("teacher_kl", "KL(teacher ‖ student), nats ↓", _nats),
+  _Row("accuracy", "Test accuracy, % ↑", percent),
+  _Row("top5", "Top-5 accuracy, % ↑", percent),
+  _Row("precision", "Macro precision, % ↑", percent),
+  _Row("recall", "Macro recall, % ↑", percent),
+  _Row("f1", "Macro F1, % ↑", percent),
+  _Row("nll", "Negative log-likelihood, nats ↓", nats),
+  _Row("ece", "Expected calibration error, % ↓", percent),
+  _Row("agreement", "Agreement with the teacher, % ↑", percent),
+  _Row("teacher_kl", "KL(teacher ‖ student), nats ↓", nats),
 )
 _COST = (
-  _Row("parameters", "Parameters", _whole, varies=False),
-  _Row("bytes", "Size, bytes", _prefixed, varies=False),
-  _Row("flops", "FLOPs per example", _prefixed, varies=False),
-  _Row("latency_ms", "Latency of one example, ms", _thousandths),
-  _Row("throughput", "Throughput, examples/s", _whole),
+  _Row("parameters", "Parameters", whole, varies=False),
+  _Row("bytes", "Size, bytes", prefixed, varies=False),
+  _Row("flops", "FLOPs per example", prefixed, varies=False),
+  _Row("latency_ms", "Latency of one example, ms", thousandths),
+  _Row("throughput", "Throughput, examples/s", whole),
 )
 
 
-def table(measured: Sequence[Measured], classes: int) -> Table:
-  """Scores of each role that was trained, the paired difference, and the ratio to the teacher."""
-  roles = [role for role in ROLES if any(m.entry.role == role for m in measured)]
-  compared = gain(measured, "accuracy") is not None
-  ratio = {"teacher", "student"} <= set(roles)
-  header = ["", *(ROLES[role] for role in roles)]
-  header += ["Distilled − alone"] * compared + ["Distilled / teacher"] * ratio
-  rows = [["Seeds", *(_seeds(measured, role) for role in roles), *[""] * (compared + ratio)]]
-  for row in _QUALITY + _COST:
-    spreads = {role: over_seeds(measured, role, row.score) for role in roles}
-    if not any(spreads.values()) or (row.score == "top5" and classes <= 10):
-      continue
-    cells = [row.title, *(_cell(row, spread) for spread in spreads.values())]
-    cells += [_difference(row, gain(measured, row.score))] * compared
-    cells += [_ratio(spreads["student"], spreads["teacher"])] if ratio else []
-    rows.append(cells)
-  return Table(header, rows)
+def tables(measured: Sequence[Measured], classes: int) -> list[Table]:
+  """Scores of each group, and beside them the paired difference and the ratio to the teacher.
+
+  Several distilled students have their differences and ratios in a table of their own.
+  """
+  rows = [row for row in _QUALITY + _COST if _is_known(measured, row, classes)]
+  left, right = _scores(measured, rows), _changes(measured, rows)
+  if len(right.header) == 1:
+    return [left]
+  if len(students(measured)) > 1:
+    return [left, Table(right.header, right.rows[1:])]
+  both = [[*one, *other[1:]] for one, other in zip(left.rows, right.rows)]
+  return [Table([*left.header, *right.header[1:]], both)]
 
 
-def verdict(measured: Sequence[Measured], examples: int) -> str:
-  """What distillation changed, and whether more than chance between seeds: one plain sentence or two."""
-  roles = {m.entry.role for m in measured}
-  if "student" not in roles:
-    return "No student was distilled in this run."
-  if "baseline" not in roles:
-    return "The student was not trained alone, so this run cannot say what distillation changed."
-  change = gain(measured, "accuracy")
+def verdicts(measured: Sequence[Measured], examples: int) -> list[str]:
+  """What distillation changed, and whether more than chance between seeds: some plain words per student."""
+  known = groups(m.entry for m in measured)
+  if not students(measured):
+    return ["No student was distilled in this run."]
+  if Group("baseline") not in known:
+    return ["The student was not trained alone, so this run cannot say what distillation changed."]
+  return [_verdict(measured, group, examples) for group in students(measured)]
+
+
+def _verdict(measured: Sequence[Measured], group: Group, examples: int) -> str:
+  name = f"the student distilled ({group.variant})" if group.variant else "the student distilled"
+  change = gain(measured, group, "accuracy")
   if change is None:
-    return "Student distilled and student alone share no seed, so there is no paired difference."
+    return (
+      f"{name[0].upper()}{name[1:]} and the student alone share no seed, so there is no paired difference."
+    )
   amount = (
-    f"by {_signed(_percent, change.mean)} points of test accuracy (one of the {examples} test examples is "
-    f"{100 / examples:.2f} points)"
+    f"{name} differs from the student alone by {signed(percent, change.mean)} points of test accuracy (one of "
+    f"the {examples} test examples is {100 / examples:.2f} points)"
   )
   if change.deviation is None:
     return (
-      f"With one seed, the student distilled differs from the student alone {amount}. One seed has no spread: "
+      f"With one seed, {amount}. One seed has no spread: "
       "only more seeds can show whether this is more than chance."
     )
   start = (
-    f"Over {change.number} seeds, the student distilled differs from the student alone {amount}, with a sample "
-    f"standard deviation of {_percent(change.deviation)} points over the seeds. "
+    f"Over {change.number} seeds, {amount}, with a sample standard deviation of "
+    f"{percent(change.deviation)} points over the seeds. "
   )
   if abs(change.mean) <= change.deviation:
     return start + "The difference is within its spread: this run does not show that distillation matters."
@@ -105,31 +106,47 @@ def verdict(measured: Sequence[Measured], examples: int) -> str:
   return start + f"The difference is larger than its spread: distillation {effect} this student."
 
 
-def _seeds(measured: Sequence[Measured], role: str) -> str:
-  return str(sum(m.entry.role == role for m in measured))
+def _scores(measured: Sequence[Measured], rows: Sequence[_Row]) -> Table:
+  shown = groups(m.entry for m in measured)
+  seeds = ["Seeds", *(str(sum(m.entry.group == group for m in measured)) for group in shown)]
+  cells = [
+    [row.title, *(_cell(row, over_seeds(measured, group, row.score)) for group in shown)] for row in rows
+  ]
+  return Table(["", *(group.title for group in shown)], [seeds, *cells])
+
+
+def _changes(measured: Sequence[Measured], rows: Sequence[_Row]) -> Table:
+  compared = [group for group in students(measured) if shared_seeds(measured, group)]
+  teachers = any(m.entry.role == "teacher" for m in measured)
+  ratios = students(measured) if teachers else []
+  header = ["", *(f"{_short(g)} − alone" for g in compared), *(f"{_short(g)} / teacher" for g in ratios)]
+  lines = [["Seeds", *[""] * (len(header) - 1)]]
+  for row in rows:
+    line = [row.title]
+    for group in compared:
+      line.append(difference(row.show, gain(measured, group, row.score)) if row in _QUALITY else MISSING)
+    teacher = over_seeds(measured, Group("teacher"), row.score)
+    line += [_ratio(over_seeds(measured, group, row.score), teacher) for group in ratios]
+    lines.append(line)
+  return Table(header, lines)
+
+
+def _is_known(measured: Sequence[Measured], row: _Row, classes: int) -> bool:
+  return any(row.score in m.scores for m in measured) and (row.score != "top5" or classes > 10)
+
+
+def _short(group: Group) -> str:
+  return group.variant or "Distilled"
 
 
 def _cell(row: _Row, spread: Spread | None) -> str:
-  if spread is None:
-    return "–"
-  if spread.deviation is None or not row.varies:
+  if spread is not None and not row.varies:
     return row.show(spread.mean)
-  return f"{row.show(spread.mean)} ± {row.show(spread.deviation)}"
-
-
-def _difference(row: _Row, change: Spread | None) -> str:
-  if change is None or row not in _QUALITY:
-    return "–"
-  shown = _signed(row.show, change.mean)
-  return shown if change.deviation is None else f"{shown} ± {row.show(change.deviation)}"
-
-
-def _signed(show: Callable[[float], str], value: float) -> str:
-  return ("+" if value >= 0 else "−") + show(abs(value))
+  return mean(row.show, spread)
 
 
 def _ratio(student: Spread | None, teacher: Spread | None) -> str:
   if student is None or teacher is None or not teacher.mean:
-    return "–"
+    return MISSING
   ratio = student.mean / teacher.mean
   return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:#.3g}"

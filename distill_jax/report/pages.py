@@ -9,19 +9,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from distill_jax.report import comparison, plots, style
+from distill_jax.report import classes, comparison, plots, style
 from distill_jax.report.document import Block, Heading, Picture, Text, to_html, to_markdown
 from distill_jax.report.gallery import SHOWN, compare, gallery
 from distill_jax.report.provenance import provenance
-from distill_jax.report.results import (
-  Entry,
-  Measured,
-  as_json,
-  check,
-  examples,
-  measure,
-  shared_seeds,
-)
+from distill_jax.report.results import Entry, Measured, check, examples, groups, measure, pairs, students
+from distill_jax.report.stored import as_json
 
 
 def write(
@@ -31,7 +24,7 @@ def write(
 
   Args:
     folder: made where it is missing; files of an earlier report are replaced.
-    entries: the networks of the run, one per role and seed; any role may be missing.
+    entries: the networks of the run, one per role, variant and seed; any role may be missing.
     labels: int [N], of the test split; negative: unlabelled, left out of all but the comparison with the
       teacher.
     images: [N, H, W, C], or None for examples that are no images.
@@ -44,15 +37,18 @@ def write(
     The path of report.html, which is written last.
 
   Raises:
-    ValueError: an unknown or repeated role, or shapes that do not fit one another.
+    ValueError: an unknown or repeated role, a variant that names no student, or shapes that do
+      not fit one another.
   """
   labels, ids = np.asarray(labels), np.asarray(ids)
   check(entries, labels, images, ids, class_names)
   measured = measure(entries, labels)
+  scores = classes.by_class(measured, class_names)
   with style.context():
     blocks = [
-      *_comparison(measured, int((labels >= 0).sum()), len(class_names)),
+      *_comparison(measured, scores, int((labels >= 0).sum()), len(class_names)),
       *_pictures(entries, measured, class_names),
+      *_by_class(scores, class_names),
       *_disagreements(measured, images, ids, labels, class_names),
       *provenance(run),
     ]
@@ -62,21 +58,24 @@ def write(
   for block in blocks:
     if isinstance(block, Picture):
       _save(folder / block.file, block.png)
-  numbers = json.dumps(as_json(measured, run), indent=2, ensure_ascii=False, allow_nan=False)
+  numbers = json.dumps(as_json(measured, scores, run), indent=2, ensure_ascii=False, allow_nan=False)
   _save(folder / "results.json", numbers.encode())
   _save(folder / "report.md", to_markdown(title, blocks).encode())
   _save(folder / "report.html", to_html(title, blocks).encode())
   return folder / "report.html"
 
 
-def _comparison(measured: Sequence[Measured], rows: int, classes: int) -> list[Block]:
-  several = len({m.entry.role for m in measured}) < len(measured)
+def _comparison(
+  measured: Sequence[Measured], scores: Sequence[classes.ClassScores], rows: int, number: int
+) -> list[Block]:
+  several = len(groups(m.entry for m in measured)) < len(measured)
   spread = "mean ± sample standard deviation over seeds" if several else "one seed, so there is no spread"
   return [
-    Text(comparison.verdict(measured, rows)),
-    comparison.table(measured, classes),
+    *map(Text, comparison.verdicts(measured, rows)),
+    *(Text(classes.words(scores, group)) for group in classes.compared(scores)),
+    *comparison.tables(measured, number),
     Text(
-      f"Each number: {spread}. Distilled − alone is paired by seed, in the row's unit. "
+      f"Each number: {spread}. Differences to the student alone are paired by seed, in the row's unit. "
       "↑ higher is better, ↓ lower is better. All scores are of the test split."
     ),
   ]
@@ -133,26 +132,44 @@ def _pictures(
   return blocks
 
 
-def _disagreements(measured, images, ids, labels, class_names) -> list[Block]:
-  seeds = shared_seeds(measured)
-  if not seeds:
+def _by_class(scores: Sequence[classes.ClassScores], class_names: Sequence[str]) -> list[Block]:
+  compared = classes.compared(scores)
+  if not compared:
     return []
-  chosen = examples(measured)
-  student, baseline = chosen["student"].entry, chosen["baseline"].entry
-  won, lost = compare(student, baseline, labels)
-  text = (
-    f"Of {len(labels)} test examples (seed {seeds[0]}), the student distilled is right and the student alone "
-    f"wrong on {len(won)}; the opposite is the case on {len(lost)}."
+  last = compared[-1].variant or "the student distilled"
+  caption = (
+    f"Means over seeds, and the gain of {last} over the student alone, paired by seed. "
+    f"One test example of a class is {classes.one_example(scores)} points."
   )
-  blocks: list[Block] = [Heading("Where the distilled student is right and the plain one wrong"), Text(text)]
-  if images is not None and len(won):
+  if len(scores) > classes.NAMED:
+    half = classes.NAMED // 2
+    caption += (
+      f" Left: the gain of each class. Right: the {half} that gain most and the {half} that gain least."
+    )
+  picture = classes.class_gains(scores, class_names)
+  return [Heading("Gains by class"), _picture("classes", "Accuracy by class", caption, picture)]
+
+
+def _disagreements(measured, images, ids, labels, class_names) -> list[Block]:
+  compared = [group for group in students(measured) if pairs(measured, group)]
+  blocks: list[Block] = []
+  for group in compared:
+    student, baseline = (m.entry for m in pairs(measured, group)[0])
+    won, lost = compare(student, baseline, labels)
+    name = f" ({group.variant})" if group.variant else ""
+    text = (
+      f"Of {len(labels)} test examples (seed {student.seed}), the student distilled{name} is right and the "
+      f"student alone wrong on {len(won)}; the opposite is the case on {len(lost)}."
+    )
+    blocks.append(Text(text))
+  if blocks and images is not None and len(won):
     picture = gallery(won, images, ids, labels, baseline, class_names)
     caption = (
       f"{'All' if len(won) <= SHOWN else f'The first {SHOWN} of the'} {len(won)}, in test order: the true "
-      "class, which the distilled student gives, and what the student alone says."
+      f"class, which the distilled student{name} gives, and what the student alone says."
     )
     blocks.append(_picture("disagreements", "Right when distilled, wrong alone", caption, picture))
-  return blocks
+  return [Heading("Where the distilled student is right and the plain one wrong"), *blocks] if blocks else []
 
 
 def _picture(name: str, title: str, caption: str, picture: Figure) -> Picture:

@@ -9,8 +9,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from distill_jax import metrics
-from distill_jax.report.results import ROLES, Entry, Measured, over_seeds
-from distill_jax.report.style import LOOKS, class_labels, figure
+from distill_jax.report.results import Entry, Group, Measured, groups, over_seeds
+from distill_jax.report.style import Look, class_labels, figure, looks
 
 ANNOTATED = 20  # classes up to which a confusion matrix shows its counts
 
@@ -18,26 +18,28 @@ ANNOTATED = 20  # classes up to which a confusion matrix shows its counts
 def learning_curves(entries: Sequence[Entry]) -> Figure | None:
   """Training loss and validation accuracy against the step; None where no history holds either.
 
-  Per role the mean over seeds and a band of one sample standard deviation, over the steps that every seed
+  Per group the mean over seeds and a band of one sample standard deviation, over the steps that every seed
   reached; between two logged steps the line is straight.
   """
   panels = (("train", "loss", "Training loss"), ("validation", "accuracy", "Validation accuracy"))
   picture = figure(10, 3.6)
   legend: dict[str, Line2D] = {}
+  style = looks(groups(entries))
   for axes, (phase, key, title) in zip(picture.subplots(1, 2), panels):
     percent = key == "accuracy"
-    for role in ROLES:
-      curves = [_curve(entry.history, phase, key) for entry in entries if entry.role == role]
+    for order, (group, look) in enumerate(style.items()):
+      curves = [_curve(entry.history, phase, key) for entry in entries if entry.group == group]
       curves = [(steps, values * (100 if percent else 1)) for steps, values in curves if len(steps)]
       if curves:
-        legend[ROLES[role]] = _band(axes, role, *_common(curves))
+        # Dots over dashes over a full line: where curves agree, all are seen.
+        legend[group.title] = _band(axes, look, 5 - order / len(style), *_common(curves))
     axes.set(title=title, xlabel="optimiser step", ylabel=f"{key}, %" if percent else key)
   picture.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=3)
   return picture if legend else None
 
 
-def confusion(chosen: Mapping[str, Measured], class_names: Sequence[str]) -> Figure:
-  """One matrix per role: rows true classes, columns predictions; coloured by the share of the row."""
+def confusion(chosen: Mapping[Group, Measured], class_names: Sequence[str]) -> Figure:
+  """One matrix per group: rows true classes, columns predictions; coloured by the share of the row."""
   classes = len(class_names)
   columns = 2 if 12 < classes <= ANNOTATED else 3
   columns = min(columns, len(chosen))
@@ -52,9 +54,9 @@ def confusion(chosen: Mapping[str, Measured], class_names: Sequence[str]) -> Fig
   grid = picture.subplots(rows, columns, squeeze=False)
   for axes in grid.flat[len(chosen) :]:
     axes.set_axis_off()
-  for axes, (role, measured) in zip(grid.flat, chosen.items()):
+  for axes, (group, measured) in zip(grid.flat, chosen.items()):
     image = _matrix(axes, np.asarray(measured.counts["confusion"]), side)
-    axes.set(title=f"{ROLES[role]}, seed {measured.entry.seed}", xlabel="predicted class")
+    axes.set(title=f"{group.title}, seed {measured.entry.seed}", xlabel="predicted class")
     axes.set_xticks(shown, names, rotation=90 if longest > 2 else 0, parse_math=False)
     axes.set_yticks(shown, names if axes in grid[:, 0] else [""] * len(names), parse_math=False)
   for axes in grid[:, 0]:
@@ -65,16 +67,22 @@ def confusion(chosen: Mapping[str, Measured], class_names: Sequence[str]) -> Fig
   return picture
 
 
-def reliability(chosen: Mapping[str, Measured]) -> Figure:
-  """Accuracy of the predictions of each confidence, per role, over the share of such predictions."""
-  picture = figure(0.4 + 3.2 * len(chosen), 4.2)
-  shape = {"height_ratios": [3.2, 1]}
-  grid = picture.subplots(2, len(chosen), sharex=True, sharey="row", squeeze=False, gridspec_kw=shape)
-  for (top, bottom), (role, measured) in zip(grid.T, chosen.items()):
-    _calibration(top, bottom, role, measured)
-  grid[0, 0].set_ylabel("accuracy, %")
-  grid[1, 0].set_ylabel("predictions, %")
-  picture.align_ylabels(grid[:, 0])
+def reliability(chosen: Mapping[Group, Measured]) -> Figure:
+  """Accuracy of the predictions of each confidence, per group, over the share of such predictions."""
+  style, columns = looks(list(chosen)), min(3, len(chosen))
+  lines = -(-len(chosen) // columns)
+  picture = figure(0.4 + 3.2 * columns, 4.2 * lines)
+  for line, part in enumerate(picture.subfigures(lines, 1, squeeze=False)[:, 0]):
+    shown = list(chosen.items())[line * columns : (line + 1) * columns]
+    shape = {"height_ratios": [3.2, 1]}
+    grid = part.subplots(2, columns, sharex=True, sharey="row", squeeze=False, gridspec_kw=shape)
+    for axes in grid[:, len(shown) :].flat:
+      axes.set_visible(False)
+    for (top, bottom), (group, measured) in zip(grid.T, shown):
+      _calibration(top, bottom, group, style[group], measured)
+    grid[0, 0].set_ylabel("accuracy, %")
+    grid[1, 0].set_ylabel("predictions, %")
+    part.align_ylabels(grid[:, 0])
   return picture
 
 
@@ -87,24 +95,27 @@ def accuracy_against_parameters(measured: Sequence[Measured]) -> Figure | None:
   low, high = min(sizes) / 2, max(sizes) * 2
   picture = figure(6.5, 4)
   axes = picture.subplots()
-  for role in ROLES:
-    mean = over_seeds(known, role, "accuracy")
+  style = looks(groups(m.entry for m in known))
+  beside = [group for group in style if group.role != "teacher"]
+  for group, look in style.items():
+    mean = over_seeds(known, group, "accuracy")
     if mean is None:
       continue
-    # Student alone and distilled are equally large: they stand side by side, 2 % of the width apart.
-    aside = (high / low) ** {"teacher": 0, "baseline": -0.01, "student": 0.01}[role]
-    own = [m.scores for m in known if m.entry.role == role]
-    look, size = LOOKS[role], sum(s["parameters"] for s in own) / len(own)
+    # Students alone and distilled are equally large: they stand side by side, 2 % of the width apart.
+    place = beside.index(group) - (len(beside) - 1) / 2 if group in beside else 0
+    aside = (high / low) ** (0.02 * place)
+    own = [m.scores for m in known if m.entry.group == group]
+    size = sum(s["parameters"] for s in own) / len(own)
     points = [s["parameters"] * aside for s in own], [100 * s["accuracy"] for s in own]
     axes.plot(*points, **look.points, markersize=4, alpha=0.5)
     bar = None if mean.deviation is None else 100 * mean.deviation
-    label = f"{ROLES[role]}: {size:,.0f}"
+    label = f"{group.title}: {size:,.0f}"
     axes.errorbar(size * aside, 100 * mean.mean, bar, label=label, **look.points, markersize=8, capsize=4)
   axes.set(xscale="log", xlim=(low, high), xlabel="parameters", ylabel="test accuracy, %")
   axes.set_title("Test accuracy against number of parameters")
   axes.margins(y=0.15)
   axes.set_ylim(top=min(101, axes.get_ylim()[1]))
-  picture.legend(loc="outside lower center", ncols=3)
+  picture.legend(loc="outside lower center", ncols=3 if len(style) <= 3 else 2)
   return picture
 
 
@@ -124,16 +135,10 @@ def _common(curves) -> tuple[np.ndarray, np.ndarray]:
   return steps, np.stack([np.interp(steps, *curve) for curve in curves])
 
 
-def _band(axes, role: str, steps: np.ndarray, values: np.ndarray) -> Line2D:
-  look, mean = LOOKS[role], values.mean(0)
+def _band(axes, look: Look, zorder: float, steps: np.ndarray, values: np.ndarray) -> Line2D:
+  mean = values.mean(0)
   marker = look.marker if len(steps) == 1 else ""
-  # Dots over dashes over a full line: where curves agree, all are seen.
-  style = {
-    "color": look.color,
-    "linestyle": look.line,
-    "marker": marker,
-    "zorder": 5 - list(ROLES).index(role),
-  }
+  style = {"color": look.color, "linestyle": look.line, "marker": marker, "zorder": zorder}
   (line,) = axes.plot(steps, mean, linewidth=1.8, **style)
   if len(values) > 1:
     spread = values.std(0, ddof=1)
@@ -155,18 +160,18 @@ def _matrix(axes, counts: np.ndarray, side: float):
   return image
 
 
-def _calibration(top, bottom, role: str, measured: Measured) -> None:
+def _calibration(top, bottom, group: Group, look: Look, measured: Measured) -> None:
   bins = metrics.reliability(measured.counts)
   width = np.diff(bins["edges"])
   filled = bins["number"] > 0
   left, width, number = (100 * v for v in (bins["edges"][:-1], width, bins["number"] / bins["number"].sum()))
   confidence, accuracy = 100 * bins["confidence"][filled], 100 * bins["accuracy"][filled]
-  look = LOOKS[role]
   bars = {"align": "edge", "color": look.color, "alpha": 0.5, "edgecolor": "white", "linewidth": 0.6}
   top.bar(left[filled], accuracy, width[filled], **bars)
   top.plot([0, 100], [0, 100], color="#7a828c", linewidth=1)
   top.plot(confidence, accuracy, **look.points, markersize=4.5, clip_on=False)
   top.set(xlim=(0, 100), ylim=(0, 100))
-  top.set_title(f"{ROLES[role]}, seed {measured.entry.seed}: ECE {100 * measured.scores['ece']:.2f} %")
+  below = "\n" if group.variant else " "
+  top.set_title(f"{group.title},{below}seed {measured.entry.seed}: ECE {100 * measured.scores['ece']:.2f} %")
   bottom.bar(left, number, width, **bars)
   bottom.set(ylim=(0, 100), xlabel="confidence, %")

@@ -1,7 +1,7 @@
 """The numbers of a report: scores of each trained network, their spread over seeds, paired differences."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,22 @@ from distill_jax import metrics
 from distill_jax.errors import suggest
 
 ROLES = {"teacher": "Teacher", "baseline": "Student alone", "student": "Student distilled"}
+VARIANT = 24  # characters of a variant's name at most: it stands in headers and legends
+
+
+class Group(NamedTuple):
+  """Networks that differ in their seed alone."""
+
+  role: str
+  variant: str = ""
+
+  @property
+  def title(self) -> str:
+    return f"Distilled: {self.variant}" if self.variant else ROLES[self.role]
+
+  @property
+  def name(self) -> str:
+    return f"{self.role}: {self.variant}" if self.variant else self.role
 
 
 class Entry(NamedTuple):
@@ -24,6 +40,8 @@ class Entry(NamedTuple):
     cost: 'parameters', 'bytes', 'flops', 'latency_ms', 'throughput' (`metrics.cost`); any may be missing.
     history: lines of metrics.jsonl: {'step', 'phase': 'train' | 'validation', 'loss', 'accuracy', ...};
       may be empty.
+    variant: tells several distilled students of one seed apart ('generation 1'); of a 'student' only. They are
+      shown in the order in which they first come; where there is room for one, it is the last.
   """
 
   role: str
@@ -31,6 +49,11 @@ class Entry(NamedTuple):
   logits: np.ndarray
   cost: Mapping[str, float]
   history: Sequence[Mapping[str, Any]]
+  variant: str = ""
+
+  @property
+  def group(self) -> Group:
+    return Group(self.role, self.variant)
 
 
 class Measured(NamedTuple):
@@ -55,24 +78,36 @@ def check(entries: Sequence[Entry], labels, images, ids, class_names) -> None:
   if not entries:
     raise ValueError("entries is empty: a report needs at least one trained network")
   for entry in entries:
-    where = f"entry {entry.role!r} of seed {entry.seed}"
+    where = f"entry {entry.group.name!r} of seed {entry.seed}"
     if entry.role not in ROLES:
       raise ValueError(f"{where}: unknown role{suggest(entry.role, ROLES)}")
+    _check_variant(entry, where)
     if entry.logits.shape != (rows, classes):
       raise ValueError(
         f"{where}: logits {entry.logits.shape}, expected (labels, class_names) {rows, classes}"
       )
   if not (np.asarray(labels) >= 0).any():
     raise ValueError("labels holds no label >= 0: there is nothing to score")
-  keys = [(entry.role, entry.seed) for entry in entries]
-  for role, seed in keys:
-    if keys.count((role, seed)) > 1:
-      raise ValueError(f"entries holds role {role!r} of seed {seed} more than once")
+  keys = Counter((entry.group, entry.seed) for entry in entries)
+  for (group, seed), number in keys.items():
+    if number > 1:
+      raise ValueError(f"entries holds role {group.name!r} of seed {seed} more than once")
   if len(ids) != rows or (images is not None and len(images) != rows):
     found = f"{len(ids)} ids and {'no' if images is None else len(images)} images"
     raise ValueError(f"expected one id and image per label: got {rows} labels, {found}")
   if images is not None and np.ndim(images) != 4:
     raise ValueError(f"images must be [N, H, W, C], got {np.shape(images)}")
+
+
+def _check_variant(entry: Entry, where: str) -> None:
+  name = entry.variant
+  if name and entry.role != "student":
+    raise ValueError(f"{where}: only a distilled student has a variant, got {name!r}")
+  # A dollar sign would be read as mathematics by matplotlib.
+  if len(name) > VARIANT or not name.isprintable() or name != name.strip() or "$" in name:
+    raise ValueError(
+      f"{where}: a variant is at most {VARIANT} printable characters without '$', got {name!r}"
+    )
 
 
 def measure(entries: Sequence[Entry], labels) -> list[Measured]:
@@ -92,69 +127,59 @@ def measure(entries: Sequence[Entry], labels) -> list[Measured]:
   return measured
 
 
-def over_seeds(measured: Sequence[Measured], role: str, score: str) -> Spread | None:
-  """Mean and spread of one score over the seeds of a role; None where no entry has it."""
-  return _spread([m.scores[score] for m in measured if m.entry.role == role and score in m.scores])
+def groups(entries: Iterable[Entry]) -> list[Group]:
+  """The groups of the entries: by role, and those of one role in the order in which they first come."""
+  return sorted(
+    dict.fromkeys(entry.group for entry in entries), key=lambda group: list(ROLES).index(group.role)
+  )
 
 
-def gain(measured: Sequence[Measured], score: str) -> Spread | None:
+def students(measured: Sequence[Measured]) -> list[Group]:
+  """The groups of distilled students."""
+  return [group for group in groups(m.entry for m in measured) if group.role == "student"]
+
+
+def over_seeds(measured: Sequence[Measured], group: Group, score: str) -> Spread | None:
+  """Mean and spread of one score over the seeds of a group; None where no entry has it."""
+  return spread([m.scores[score] for m in measured if m.entry.group == group and score in m.scores])
+
+
+def gain(measured: Sequence[Measured], group: Group, score: str) -> Spread | None:
   """Distilled minus alone, paired by seed; None where no seed has both."""
-  pairs = shared_seeds(measured)
-  by_key = {(m.entry.role, m.entry.seed): m.scores for m in measured}
-  scores = [(by_key["student", seed], by_key["baseline", seed]) for seed in pairs]
-  return _spread([a[score] - b[score] for a, b in scores if score in a and score in b])
+  scores = [(student.scores, alone.scores) for student, alone in pairs(measured, group)]
+  return spread([a[score] - b[score] for a, b in scores if score in a and score in b])
 
 
-def shared_seeds(measured: Sequence[Measured]) -> list[int]:
+def pairs(measured: Sequence[Measured], group: Group) -> list[tuple[Measured, Measured]]:
+  """The distilled student of a group with the student alone of the same seed, for each seed that has both."""
+  by_key = {(m.entry.group, m.entry.seed): m for m in measured}
+  return [(by_key[group, s], by_key[Group("baseline"), s]) for s in shared_seeds(measured, group)]
+
+
+def shared_seeds(measured: Sequence[Measured], group: Group) -> list[int]:
   """Seeds for which the student was trained both with and without the teacher."""
-  seeds = {role: {m.entry.seed for m in measured if m.entry.role == role} for role in ROLES}
-  return sorted(seeds["student"] & seeds["baseline"])
+  distilled, alone = (
+    {m.entry.seed for m in measured if m.entry.group == g} for g in (group, Group("baseline"))
+  )
+  return sorted(distilled & alone)
 
 
-def examples(measured: Sequence[Measured]) -> dict[str, Measured]:
-  """One entry per role, of the first seed that student and baseline share, or else of the role's first."""
-  chosen = {}
-  for role in ROLES:
-    own = sorted((m for m in measured if m.entry.role == role), key=lambda m: m.entry.seed)
-    shared = [m for m in own if m.entry.seed in shared_seeds(measured)[:1]]
-    if own:
-      chosen[role] = (shared + own)[0]
-  return chosen
+def examples(measured: Sequence[Measured]) -> dict[Group, Measured]:
+  """One entry per group, of the first seed that all students share, or else of the group's first."""
+  own = {
+    group: [m for m in measured if m.entry.group == group] for group in groups(m.entry for m in measured)
+  }
+  seeds = [{m.entry.seed for m in found} for group, found in own.items() if group.role != "teacher"]
+  common = set.intersection(*seeds) if seeds else set()
+  return {
+    group: min(found, key=lambda m: (m.entry.seed not in common, m.entry.seed))
+    for group, found in own.items()
+  }
 
 
-def as_json(measured: Sequence[Measured], run: Mapping[str, Any]) -> dict[str, Any]:
-  """All numbers of the report as plain values; a number that is not finite becomes None."""
-  names = sorted({name for m in measured for name in m.scores})
-  spreads = {role: _known({name: over_seeds(measured, role, name) for name in names}) for role in ROLES}
-  gains = _known({name: gain(measured, name) for name in names})
-  rows = [{"role": m.entry.role, "seed": m.entry.seed, "scores": m.scores} for m in measured]
-  return _plain({"run": run, "entries": rows, "over_seeds": spreads, "distilled_minus_alone": gains})
-
-
-def _spread(values: Sequence[float]) -> Spread | None:
+def spread(values: Sequence[float]) -> Spread | None:
+  """Mean and sample standard deviation; None of nothing."""
   if not values:
     return None
   deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
   return Spread(float(np.mean(values)), deviation, len(values))
-
-
-def _known(values: Mapping[str, Spread | None]) -> dict[str, Spread]:
-  return {name: value for name, value in values.items() if value is not None}
-
-
-def _plain(value):
-  """What JSON can hold: NaN and infinity are not JSON, unknown objects become their text."""
-  match value:
-    case Spread():
-      return _plain(value._asdict())
-    case Mapping():
-      return {str(key): _plain(item) for key, item in value.items()}
-    case np.generic():
-      return _plain(value.item())
-    case bool() | int() | str() | None:
-      return value
-    case float():
-      return value if math.isfinite(value) else None
-    case list() | tuple() | np.ndarray():
-      return [_plain(item) for item in value]
-  return str(value)

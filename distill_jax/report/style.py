@@ -1,4 +1,4 @@
-"""How pictures look: one colour, line and marker per role in all of them, and text that can be drawn."""
+"""How pictures look: one colour, line and marker per role and variant in all of them, and text that can be drawn."""
 
 import io
 from collections import Counter
@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import matplotlib.style
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+
+from distill_jax.report.results import Group
 
 _RC = {
   "axes.axisbelow": True,
@@ -25,7 +27,7 @@ _RC = {
 
 class Look(NamedTuple):
   color: str
-  line: str
+  line: Any  # matplotlib's name, or (offset, dashes)
   marker: str
 
   @property
@@ -39,6 +41,20 @@ LOOKS = {  # of Okabe & Ito's palette, told apart by all kinds of colour vision,
   "baseline": Look("#d55e00", "--", "^"),
   "student": Look("#0072b2", "-", "o"),
 }
+
+_FURTHER = (  # distilled students after the first
+  Look("#009e73", "-.", "D"),
+  Look("#cc79a7", (0, (6, 1.5, 1, 1.5, 1, 1.5)), "v"),
+  Look("#e69f00", (0, (8, 2)), "P"),
+  Look("#56b4e9", (0, (3, 1, 1, 1)), "X"),
+)
+
+
+def looks(groups: Sequence[Group]) -> dict[Group, Look]:
+  """The look of each group of one run; the sixth distilled student looks like the second."""
+  students = [group for group in groups if group.role == "student"]
+  found = {group: LOOKS[group.role] for group in groups}
+  return found | {group: _FURTHER[n % len(_FURTHER)] for n, group in enumerate(students[1:])}
 
 
 def context():
