@@ -36,6 +36,8 @@ over the batch:
 The state travels as its leaves because an `eqx.nn.State` may be used only once, and the step looks at the old one
 again when it skips an update; `asarray` makes the weakly typed counter of batch norm a plain one, which a checkpoint
 can hold.
+
+`pretrained` gives any of them weights from a .safetensors or .npz file.
 """
 
 from distill_jax.models.adapters import from_apply, from_linen, from_nnx

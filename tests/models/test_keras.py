@@ -132,6 +132,9 @@ def test_the_user_s_arrays_survive_a_donated_state(batch):
     leaf.delete()
   for leaf in jax.tree.leaves((model.variables, model.init(KEY, batch), [v.value for v in net.variables])):
     assert not leaf.is_deleted()
+  for leaf in jax.tree.leaves(model.variables):
+    leaf.delete()
+  assert not any(v.value.is_deleted() for v in net.variables)
 
 
 def test_metrics_of_a_compiled_model_and_a_fitted_one_are_no_state(batch):
