@@ -11,7 +11,7 @@ import sklearn.metrics as reference
 from scipy.special import log_softmax, softmax
 
 from distill_jax import report
-from distill_jax.report import classes, comparison, gallery, plots, results, stored, style
+from distill_jax.report import classes, comparison, gallery, plots, results, runs, stored, style
 from distill_jax.report.document import Code, Table, Text, to_html, to_markdown
 
 ALONE, STUDENT = results.Group("baseline"), results.Group("student")
@@ -93,7 +93,7 @@ RUN = {
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-  folder, labels = tmp_path_factory.mktemp("report") / "new" / "folder", make_labels()
+  folder, labels = tmp_path_factory.mktemp("new") / "run" / "report", make_labels()
   entries = make_entries(labels)
   images = np.random.default_rng(0).random((ROWS, 6, 10, 3))
   before = dict(matplotlib.rcParams)
@@ -406,6 +406,16 @@ def test_picture_of_classes_names_all_of_few_and_the_ends_of_many(number):
   if number > 24:
     np.testing.assert_allclose([bar.get_width() for bar in picture.axes[0].patches], 100 * np.sort(gains))
     assert f"{number - 24} class" in picture.axes[1].texts[-1].get_text()
+
+
+def test_a_written_report_is_read_back(written):
+  folder, labels, entries, *_ = written
+  (folder.parent / "run.json").write_text("{}")
+  run = runs.read(folder.parent)
+  assert (run.name, run.data) == (RUN["name"], ("unknown data", 80))
+  assert [(m.entry.group, m.entry.seed) for m in run.measured] == [(e.group, e.seed) for e in entries]
+  expected = [m.scores for m in results.measure(entries, labels)]
+  assert [m.scores for m in run.measured] == [pytest.approx(scores) for scores in expected]
 
 
 def test_numbers_come_back_from_json():

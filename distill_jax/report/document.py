@@ -40,7 +40,12 @@ Block = Heading | Text | Code | Table | Picture
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:
   """GitHub Markdown; the pictures are links to files beside it."""
-  return "\n\n".join([f"# {_md(title)}", *map(_markdown_block, blocks)]) + "\n"
+  return f"# {_md(title)}\n\n{fragment(blocks)}\n"
+
+
+def fragment(blocks: Sequence[Block]) -> str:
+  """Markdown to stand inside another page."""
+  return "\n\n".join(map(_markdown_block, blocks))
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:

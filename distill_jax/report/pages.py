@@ -57,11 +57,11 @@ def write(
   title = f"Distillation report: {run['name']}" if run.get("name") else "Distillation report"
   for block in blocks:
     if isinstance(block, Picture):
-      _save(folder / block.file, block.png)
+      save(folder / block.file, block.png)
   numbers = json.dumps(as_json(measured, scores, run), indent=2, ensure_ascii=False, allow_nan=False)
-  _save(folder / "results.json", numbers.encode())
-  _save(folder / "report.md", to_markdown(title, blocks).encode())
-  _save(folder / "report.html", to_html(title, blocks).encode())
+  save(folder / "results.json", numbers.encode())
+  save(folder / "report.md", to_markdown(title, blocks).encode())
+  save(folder / "report.html", to_html(title, blocks).encode())
   return folder / "report.html"
 
 
@@ -184,7 +184,7 @@ def _unseen(measured: Measured, class_names: Sequence[str]) -> str:
   return f" Without a test example: {names} ({len(absent)} of {len(class_names)} classes)."
 
 
-def _save(path: Path, content: bytes) -> None:
+def save(path: Path, content: bytes) -> None:
   """Whole or not at all, so a killed run leaves no half of a report."""
   partial = path.with_name(path.name + ".partial")
   partial.write_bytes(content)

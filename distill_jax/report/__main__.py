@@ -1,0 +1,93 @@
+"""Tables and curves over finished runs: `python -m distill_jax.report RUN [RUN ...] --out=FOLDER`."""
+
+import argparse
+import re
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill_jax.errors import suggest
+from distill_jax.report import summary
+from distill_jax.report.document import Block, Code, Heading, Picture, fragment, to_markdown
+from distill_jax.report.pages import save
+from distill_jax.report.runs import read
+
+_START, _END = "<!-- results: {} -->", "<!-- end -->"
+
+
+def main(argv: Sequence[str]) -> None:
+  """Writes the results page, a section of a Markdown file, or both; nothing where anything is at fault.
+
+  Raises:
+    ValueError: a folder without a finished run, flags or markers that are missing.
+  """
+  flags = _parse(argv)
+  given = Counter(folder.resolve() for folder in flags.runs)
+  for folder in flags.runs:
+    if given[folder.resolve()] > 1:
+      raise ValueError(f"RUN: {folder} is given more than once")
+  runs = [read(folder) for folder in flags.runs]
+  command = shlex.join(["python", "-m", "distill_jax.report", *argv])
+  if flags.readme:
+    text = flags.readme.read_bytes().decode()
+    comment = command.replace("-->", "-- >")
+    content = f"<!-- {comment} -->\n\n{fragment(summary.section(runs))}\n\n"
+    new = replace_section(text, flags.section, content, flags.readme)
+  if flags.out:
+    _write_page(flags.out, [*summary.page(runs), Heading("Made by"), Code(command)])
+  if flags.readme:
+    save(flags.readme, new.encode())
+    print(f"section {flags.section}: {flags.readme}")
+
+
+def replace_section(text: str, section: str, content: str, file: Path) -> str:
+  """`text` with `content` between the two markers of a section; `file` is named where they are missing."""
+  start = _START.format(section)
+  if text.count(start) != 1:
+    known = re.findall(_START.format("(.+?)"), text)
+    wrong = f"{file} holds {start} {text.count(start)} times, expected once"
+    raise ValueError(f"--section: {wrong}{suggest(section, known) if known else ''}")
+  before, rest = text.split(start)
+  inside, end, after = rest.partition(_END)
+  if not end or _START.partition("{")[0] in inside:
+    raise ValueError(f"--section: {file} holds no {_END} after {start}")
+  return f"{before}{start}\n{content}{end}{after}"
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+  parser = argparse.ArgumentParser("python -m distill_jax.report", description=__doc__, allow_abbrev=False)
+  parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a finished run")
+  parser.add_argument("--out", type=Path, help="where results.md and its pictures are written")
+  parser.add_argument("--readme", type=Path, help="a Markdown file whose section is written anew")
+  markers = f"{_START.format('SECTION')} and {_END}"
+  parser.add_argument("--section", help=f"the tables replace what stands between {markers}")
+  flags = parser.parse_intermixed_args(argv)
+  if not (flags.out or flags.readme):
+    raise ValueError("--out=FOLDER or --readme=FILE --section=NAME: expected one of them")
+  if bool(flags.readme) != bool(flags.section):
+    raise ValueError("--readme=FILE and --section=NAME: expected both or neither")
+  return flags
+
+
+def _write_page(folder: Path, blocks: Sequence[Block]) -> None:
+  folder.mkdir(parents=True, exist_ok=True)
+  for block in blocks:
+    if isinstance(block, Picture):
+      save(folder / block.file, block.png)
+  save(folder / "results.md", to_markdown("Results", blocks).encode())
+  print(f"results: {folder / 'results.md'}")
+
+
+def run() -> None:
+  """Exits with 2 where the command or a folder is at fault."""
+  try:
+    main(sys.argv[1:])
+  except (ValueError, OSError) as error:
+    print(f"distill_jax.report: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+  run()
