@@ -1,12 +1,13 @@
-"""The stages of a job: train the teacher, distil the student, train it alone, compare. Each can be resumed."""
+"""The stages of a job: train the teacher, the student alone, the student distilled; compare. Each can be resumed."""
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import data, metrics, report, sharding
@@ -15,7 +16,7 @@ from distill_jax.config import Config, ConfigError, Splits, Training, prefixed
 from distill_jax.train import fit, make_init, make_train_step
 from distill_jax.types import Model, Objective, Variables
 
-STAGES = ("teacher", "student", "baseline", "report")
+STAGES = ("teacher", "baseline", "student", "report")  # a student may start from its baseline
 RESULT = "result.json"
 
 
@@ -38,23 +39,42 @@ class Job(NamedTuple):
 
 
 class Network(NamedTuple):
-  """One network to train: where, and how."""
+  """One network to train: where, how, and taught by whom.
+
+  Attributes:
+    model: what is exported, evaluated and compared.
+    learner: what is trained: `model`, or for a student what the config says.
+    teacher: None for a network that has none.
+    teacher_folder: where the teacher's weights are, if it does not carry them.
+    generation: of a student, from 1; each is initialised anew.
+  """
 
   role: str
   seed: int
   folder: Path
   model: Model
+  learner: Model
   training: Training
   objective: Objective
-  taught: bool
+  teacher: Model | None = None
+  teacher_folder: Path | None = None
+  generation: int = 1
 
   @property
   def name(self) -> str:
     return self.folder.name
 
+  @property
+  def own_seed(self) -> int:
+    """Of the first generation, the seed, as for the baseline; of each further one, another that follows from it."""
+    if self.generation == 1:
+      return self.seed
+    return int(np.random.SeedSequence([self.seed, self.generation]).generate_state(1)[0])
 
-def run_stages(job: Job, stages: Iterable[str]) -> None:
+
+def run_stages(job: Job, stages: Collection[str]) -> None:
   """Runs the stages in order; what is complete is skipped, what was interrupted goes on."""
+  _check_labelled(job, stages)
   for stage in STAGES:
     if stage not in stages:
       continue
@@ -66,21 +86,45 @@ def run_stages(job: Job, stages: Iterable[str]) -> None:
 
 
 def networks(job: Job, role: str) -> list[Network]:
-  """The networks of a role; none for a teacher that follows the student or comes with its weights."""
+  """The networks of a role, students by generation; no teacher where none has to be trained."""
   config = job.config
-  if role == "teacher":
-    teacher = config.teacher()
-    if teacher.follow is not None or teacher.variables is not None:
-      return []
-    folder = job.folder / "teacher"
-    training, objective = config.teacher_training, config.plain_objective()
-    return [Network(role, config.teacher_seed, folder, teacher, training, objective, False)]
-  taught = role == "student"
-  objective = config.objective() if taught else config.plain_objective()
-  return [
-    Network(role, s, job.folder / f"{role}-{s}", config.student(), config.student_training, objective, taught)
-    for s in job.seeds
-  ]
+  if role == "student":
+    return [_student(job, seed, number) for number in range(1, config.generations + 1) for seed in job.seeds]
+  if role == "baseline":
+    model, training = config.student(), config.student_training
+    return [_untaught(job, role, seed, f"{role}-{seed}", model, training) for seed in job.seeds]
+  teacher = config.teacher()
+  if not _to_be_trained(teacher):
+    return []
+  return [_untaught(job, role, config.teacher_seed, role, teacher, config.teacher_training)]
+
+
+def _untaught(job: Job, role: str, seed: int, name: str, model: Model, training: Training) -> Network:
+  return Network(role, seed, job.folder / name, model, model, training, job.config.plain_objective())
+
+
+def _student(job: Job, seed: int, generation: int) -> Network:
+  config = job.config
+  folders = [job.folder / "teacher", job.folder / f"student-{seed}"]
+  folders += [job.folder / f"student-{seed}-gen{number}" for number in range(2, generation + 1)]
+  teacher = config.teacher() if generation == 1 else config.student()
+  trained_here = generation > 1 or _to_be_trained(teacher)
+  return Network(
+    "student",
+    seed,
+    folders[generation],
+    config.student(),
+    config.learner(),
+    config.student_training,
+    config.objective(),
+    teacher,
+    folders[generation - 1] if trained_here else None,
+    generation,
+  )
+
+
+def _to_be_trained(teacher: Model | None) -> TypeGuard[Model]:
+  return teacher is not None and teacher.follow is None and teacher.variables is None
 
 
 def train(job: Job, network: Network) -> None:
@@ -89,23 +133,22 @@ def train(job: Job, network: Network) -> None:
     print(f"{network.name}: complete, skipped", flush=True)
     return
   config, training, started = job.config, network.training, time.time()
-  teacher = config.teacher() if network.taught else None
   fitted = fit(
-    network.model,
-    teacher,
+    _started(job, network),
+    network.teacher,
     network.objective,
     training.optimizer(),
     _source(job, network),
     steps=training.steps,
     batch_size=training.batch_size,
-    teacher_variables=_teacher_variables(job, teacher),
+    teacher_variables=_teacher_variables(job, network),
     validation=job.splits.validation,
     best=config.best,
     eval_every=config.eval_every or None,
     log_every=config.log_every,
     folder=network.folder,
     checkpoint_every=config.checkpoint_every or None,
-    seed=network.seed,
+    seed=network.own_seed,
     views=config.views,
     augment=config.augment(),
     mix=config.mix(),
@@ -115,7 +158,8 @@ def train(job: Job, network: Network) -> None:
     title=network.name,
   )
   description = {"role": network.role, "seed": network.seed, "config": job.run["config"]}
-  export_student(network.folder, fitted.variables, description=description)
+  exported = config.exported(fitted.variables) if network.role == "student" else fitted.variables
+  export_student(network.folder, exported, description=description)
   name, direction = config.best
   scores = [line for line in fitted.history if line["phase"] == "validation"]
   chosen = (max if direction == "max" else min)(scores, key=lambda line: line[name])
@@ -128,7 +172,7 @@ def write_report(job: Job) -> Path:
   """Compares the finished networks on the test split, which nothing else reads."""
   entries, seconds, test = [], {}, job.splits.test
   for role in ("teacher", "baseline", "student"):
-    for network in networks(job, role):
+    for network in networks(job, role)[-len(job.seeds) :]:  # of several generations the last
       if not (network.folder / RESULT).exists():
         continue
       variables = load_student(network.folder, network.model, _example(job))
@@ -155,8 +199,9 @@ def write_report(job: Job) -> Path:
 
 
 def _source(job: Job, network: Network) -> data.Source:
-  train = job.splits.train
-  return train if network.role == "teacher" else job.config.student_train(train)
+  config = job.config
+  own = {"teacher": config.teacher_train, "baseline": config.baseline_train, "student": config.student_train}
+  return own[network.role](job.splits.train)
 
 
 def predict(model: Model, variables: Variables, source: data.Source, batch_size: int = 256) -> np.ndarray:
@@ -188,13 +233,16 @@ def _describe_network(job: Job, network: Network) -> None:
   )
   for name, output in outputs.items():
     print(f"  {name}: {('batch', *output.shape[1:])} {output.dtype}")
-  teacher = config.teacher() if network.taught else None
+  source = _source(job, network)
+  labelled = np.count_nonzero(source.arrays["label"] >= 0)
+  print(f"  trained on {len(source):,} examples of {source.name}, {labelled:,} with a label")
+  teacher = network.teacher
   taught_by = jax.eval_shape(teacher.init, key, example) if teacher and not teacher.follow else ()
-  batch = next(data.batches(_source(job, network), training.batch_size, seed=0))
+  batch = next(data.batches(source, training.batch_size, seed=0))
   with prefixed(f"{network.role} and its objective"):
-    state = make_init(network.model, teacher, network.objective, training.optimizer())(key, batch)
+    state = make_init(network.learner, teacher, network.objective, training.optimizer())(key, batch)
   step = make_train_step(
-    network.model,
+    network.learner,
     teacher,
     network.objective,
     training.optimizer(),
@@ -211,15 +259,39 @@ def _describe_network(job: Job, network: Network) -> None:
   )
 
 
-def _teacher_variables(job: Job, teacher: Model | None) -> Variables | None:
-  if teacher is None or teacher.follow is not None or teacher.variables is not None:
+def _check_labelled(job: Job, stages: Collection[str]) -> None:
+  """Refuses before anything is trained what could only learn from labels that are not there."""
+  for role in ("teacher", "baseline"):
+    for network in networks(job, role)[:1] if role in stages else ():
+      if (_source(job, network).arrays["label"] < 0).all():
+        raise ConfigError(
+          f"{role}_train: no example has a label, and the {role} learns from labels alone: let {role}_train give "
+          f"labelled examples, or leave {role!r} out of --stages"
+        )
+
+
+def _started(job: Job, network: Network) -> Model:
+  """What is trained: a student starts from its baseline's weights where the config says so."""
+  if network.role != "student" or not job.config.init_from:
+    return network.learner
+  start = _trained(job, network, job.folder / f"baseline-{network.seed}", network.learner)
+  return network.learner._replace(init=lambda key, batch: Variables(*jax.tree.map(jnp.copy, tuple(start))))
+
+
+def _teacher_variables(job: Job, network: Network) -> Variables | None:
+  if network.teacher is None or network.teacher_folder is None:
     return None
-  folder = job.folder / "teacher"
+  return _trained(job, network, network.teacher_folder, network.teacher)
+
+
+def _trained(job: Job, network: Network, folder: Path, model: Model) -> Variables:
+  """The weights that an earlier stage left for this one."""
   if not (folder / RESULT).exists():
+    stage = folder.name.partition("-")[0]
     raise ConfigError(
-      f"--stages: the student needs its teacher, and {folder} holds no finished one: add 'teacher'"
+      f"--stages: {network.name} needs its {stage}, and {folder} holds no finished one: add {stage!r}"
     )
-  return load_student(folder, teacher, _example(job))
+  return load_student(folder, model, _example(job))
 
 
 def _example(job: Job) -> dict[str, np.ndarray]:

@@ -84,6 +84,8 @@ def test_nested_overrides_and_fresh_defaults(job):
     ("teacher_training.warmup_steps=1000", "teacher_training.warmup_steps: expected 0 to 999"),
     ("student_training.batch_size=0", "batch_size: .*>= 1, got 0"),
     ("log_every=0", "log_every"),
+    ("generations=0", "generations: expected .*>= 1, got 0"),
+    ("init_from=student", "init_from: expected 'baseline' or nothing, got 'student'"),
     ("best=('accuracy','up')", "best: expected a score and 'max' or 'min'"),
   ],
 )

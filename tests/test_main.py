@@ -3,8 +3,13 @@
 import json
 import sys
 
+import jax
+import numpy as np
 import pytest
 
+from distill_jax import config, data, stages
+from distill_jax.checkpoint import load_student
+from distill_jax.fingerprint import fingerprint
 from distill_jax.main import main, run
 
 SMALL = [
@@ -15,6 +20,7 @@ SMALL = [
   "--config.eval_every=2",
   "--config.devices=1",
 ]
+QUICK = SMALL[2:]  # for the configs that build on it
 
 
 def test_all_stages_then_nothing_left_to_do(tmp_path, capsys):
@@ -40,7 +46,7 @@ def test_all_stages_then_nothing_left_to_do(tmp_path, capsys):
 def test_dry_run_describes_and_writes_nothing(tmp_path, capsys):
   main([*SMALL, f"--workdir={tmp_path / 'run'}", "--dry_run"])
   out = capsys.readouterr().out
-  assert "student: 1,210 parameters, 4,840 bytes" in out
+  assert "student: 2,410 parameters, 9,640 bytes" in out
   assert "logits: ('batch', 10) float32" in out and "temporaries" in out
   assert not (tmp_path / "run").exists()
 
@@ -86,3 +92,115 @@ def test_a_missing_data_set_is_said_before_anything_is_compiled(tmp_path, monkey
   with pytest.raises((ImportError, ValueError), match="train"):
     main([*SMALL, f"--workdir={tmp_path / 'run'}"])
   assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+  """What `fit` was called with and what it gave, by the network's name."""
+  calls, fit = {}, stages.fit
+
+  def recorded(student, teacher, objective, optimizer, source, **options):
+    found = fit(student, teacher, objective, optimizer, source, **options)
+    calls[options["title"]] = student, source, options, found
+    return found
+
+  monkeypatch.setattr(stages, "fit", recorded)
+  return calls
+
+
+def load(job, folder):
+  """The weights of a trained student, and a batch of the validation split."""
+  validation = job.data().validation
+  batch = {name: values[:4] for name, values in validation.arrays.items()}
+  return load_student(folder, job.student(), batch), validation, batch
+
+
+def test_a_student_may_start_from_its_baseline(tmp_path, fitted):
+  command = [*SMALL, f"--workdir={tmp_path}", "--config.init_from=baseline"]
+  with pytest.raises(
+    ValueError, match="student-0 needs its baseline, and .*baseline-0 holds .*add 'baseline'"
+  ):
+    main([*command, "--stages=teacher,student"])
+  main([*command, "--stages=baseline,student"])
+  model = fitted["student-0"][0]
+  baseline, _, batch = load(config.load("configs/digits.py"), tmp_path / "baseline-0")
+  assert fingerprint(model.init(jax.random.key(1), batch)) == fingerprint(baseline)
+
+
+def test_each_generation_is_taught_by_the_one_before(tmp_path, fitted):
+  overrides = ["widths=(2,2)", "generations=2"]
+  command = ["--config=configs/digits_born_again.py", *QUICK, *[f"--config.{o}" for o in overrides]]
+  main([*command, f"--workdir={tmp_path}", "--stages=teacher,student,report"])
+  job = config.load("configs/digits_born_again.py", overrides)
+  for before, after in (("teacher", "student-0"), ("student-0", "student-0-gen2")):
+    taught_by = fitted[after][2]["teacher_variables"]
+    assert fingerprint(taught_by) == fingerprint(load(job, tmp_path / before)[0]), after
+  assert len({options["seed"] for _, _, options, _ in fitted.values()}) == 3
+  (student,) = [
+    entry["scores"]
+    for entry in json.loads((tmp_path / "report" / "results.json").read_text())["entries"]
+    if entry["role"] == "student"
+  ]
+  test = job.data().test
+  logits = stages.predict(job.student(), load(job, tmp_path / "student-0-gen2")[0], test)
+  chosen = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(test)), test.arrays["label"]]
+  assert student["nll"] == pytest.approx(-chosen.mean(), rel=1e-5)
+
+
+def test_generations_of_several_seeds_do_not_mix(tmp_path):
+  settings = config.load("configs/digits_born_again.py", ["generations=3"])
+  job = stages.Job(settings, tmp_path, (0, 7), settings.data(), {})
+  networks = stages.networks(job, "student")
+  students = {n.name: (n.seed, n.teacher_folder.name) for n in networks}
+  assert students == {
+    "student-0": (0, "teacher"),
+    "student-7": (7, "teacher"),
+    "student-0-gen2": (0, "student-0"),
+    "student-7-gen2": (7, "student-7"),
+    "student-0-gen3": (0, "student-0-gen2"),
+    "student-7-gen3": (7, "student-7-gen2"),
+  }
+  assert len({n.own_seed for n in networks}) == 6
+  assert [n.own_seed for n in networks[:2]] == [0, 7]  # the baselines', with which these are paired
+
+
+def test_of_students_that_teach_one_another_one_is_exported(tmp_path, fitted):
+  main(["--config=configs/digits_mutual.py", *QUICK, f"--workdir={tmp_path}"])
+  assert not (tmp_path / "teacher").exists()
+  job = config.load("configs/digits_mutual.py")
+  variables, validation, _ = load(job, tmp_path / "student-0")
+  both = fitted["student-0"][3].variables
+  assert fingerprint(variables) == fingerprint(job.exported(both)) and set(both.params) == {"0", "1"}
+  accuracy = (
+    stages.predict(job.student(), variables, validation).argmax(-1) == validation.arrays["label"]
+  ).mean()
+  written = json.loads((tmp_path / "student-0" / "result.json").read_text())["validation"]
+  assert written["accuracy"] == pytest.approx(accuracy)
+  results = json.loads((tmp_path / "report" / "results.json").read_text())
+  costs = {e["role"]: e["scores"]["parameters"] for e in results["entries"]}
+  assert costs == {"baseline": 2410, "student": 2410}
+
+
+def test_a_transfer_set_is_not_the_teachers_and_needs_no_labels(tmp_path, fitted):
+  command = ["--config=configs/digits_transfer.py", *SMALL[1:], f"--workdir={tmp_path}"]
+  main(command)
+  teacher, baseline, student = (fitted[name][1] for name in ("teacher", "baseline-0", "student-0"))
+  assert not set(teacher.ids) & set(student.ids)
+  np.testing.assert_array_equal(teacher.ids, baseline.ids)
+  assert (student.arrays["label"] == data.UNLABELLED).all() and (baseline.arrays["label"] >= 0).all()
+  assert "Student alone" in (tmp_path / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+  ("method", "stage"),
+  [("student_train", "baseline"), ("baseline_train", "baseline"), ("teacher_train", "teacher")],
+)
+def test_labels_that_are_not_there_are_missed_before_anything_is_trained(tmp_path, method, stage):
+  settings = config.load("configs/digits.py")
+  setattr(settings, method, data.unlabelled)
+  job = stages.Job(settings, tmp_path, (0,), settings.data(), {})
+  with pytest.raises(ValueError, match=f"{stage}_train: no example has a label.* leave '{stage}' out of"):
+    stages.run_stages(job, stages.STAGES)
+  assert not list(tmp_path.iterdir())
+  with pytest.raises(ValueError, match="student-0 needs its teacher"):
+    stages.run_stages(job, ["student"])

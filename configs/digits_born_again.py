@@ -1,0 +1,47 @@
+"""Digits, born-again networks (Furlanello et al. 2018): every student is as large as its teacher.
+
+python -m distill_jax --config=configs/digits_born_again.py --seeds=0,1,2
+
+Teacher and students are the same small convolutional network, each from another random start. The first student
+learns from the teacher, each further one from the student before it; the report compares the last with the teacher
+and with the network trained alone on the labels. All generations stay in the run's folder: student-SEED,
+student-SEED-gen2, ...
+
+Measured: not yet
+"""
+
+import dataclasses
+
+from digits import Digits
+
+from distill_jax.config import Training
+from distill_jax.models import from_nnx
+from distill_jax.models.cnn import CNN
+
+
+@dataclasses.dataclass
+class BornAgain(Digits):
+  """As `Digits`; `teacher_width` and `student_widths` are not used.
+
+  Attributes:
+    widths: channels of the blocks of every network.
+  """
+
+  widths: tuple[int, ...] = (16, 32)
+  temperature: float = 1.0
+  hard_weight: float = 0.5
+  generations: int = 3
+  teacher_seed: int = 1_000_000  # or the first student would start where its teacher did
+  student_training: Training = dataclasses.field(
+    default_factory=lambda: Training(steps=400, batch_size=64, learning_rate=2e-3, weight_decay=1e-2)
+  )
+
+  def teacher(self):
+    return self.student()
+
+  def student(self):
+    return from_nnx(lambda rngs: CNN(1, self.widths, 10, rngs=rngs))
+
+
+def get_config():
+  return BornAgain()

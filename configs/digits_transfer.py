@@ -1,0 +1,49 @@
+"""Digits, distilled on a transfer set: images that the teacher never saw, without labels.
+
+python -m distill_jax --config=configs/digits_transfer.py --seeds=0,1,2
+
+The teacher learns from one part of the training images with their labels. The student sees only the other part,
+and learns from the teacher's soft targets alone. The student trained alone has the teacher's images and labels: what
+there is to learn from without a teacher. Weights are chosen on labelled validation images.
+
+Measured: not yet
+"""
+
+import dataclasses
+
+from digits import Digits
+
+from distill_jax import data, losses, objectives
+from distill_jax.config import check
+
+
+@dataclasses.dataclass
+class Transfer(Digits):
+  """As `Digits`; `hard_weight` and `label_fraction` are not used.
+
+  Attributes:
+    transfer_fraction: the share of the training images that is the transfer set.
+  """
+
+  transfer_fraction: float = 0.5
+
+  def teacher_train(self, train):
+    return data.split(train, self.transfer_fraction, seed=1)[0]
+
+  def student_train(self, train):
+    return data.unlabelled(data.split(train, self.transfer_fraction, seed=1)[1])
+
+  def baseline_train(self, train):
+    return self.teacher_train(train)
+
+  def objective(self):
+    soft = objectives.logits(losses.kl_divergence, temperature=self.temperature)
+    return objectives.weighted(soft=(1.0, soft))
+
+  def validate(self) -> None:
+    super().validate()
+    check(self, "transfer_fraction", least=0.01, most=0.99)
+
+
+def get_config():
+  return Transfer()
