@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -13,6 +14,7 @@ import numpy as np
 from distill_jax import data, metrics, report, sharding
 from distill_jax.checkpoint import export_student, load_student
 from distill_jax.config import Config, ConfigError, Splits, Training, prefixed
+from distill_jax.deploy import export_stablehlo
 from distill_jax.train import fit, make_init, make_train_step
 from distill_jax.types import Model, Objective, Variables
 
@@ -160,12 +162,20 @@ def train(job: Job, network: Network) -> None:
   description = {"role": network.role, "seed": network.seed, "config": job.run["config"]}
   exported = config.exported(fitted.variables) if network.role == "student" else fitted.variables
   export_student(network.folder, exported, description=description)
+  _export_program(job, network, exported)
   name, direction = config.best
   scores = [line for line in fitted.history if line["phase"] == "validation"]
   chosen = (max if direction == "max" else min)(scores, key=lambda line: line[name])
   seconds = time.time() - started
   _write_json(network.folder / RESULT, {"seconds": seconds, "steps": training.steps, "validation": chosen})
   print(f"{network.name}: {name} {chosen[name]:.4f} on validation, {seconds:.0f} s", flush=True)
+
+
+def _export_program(job: Job, network: Network, variables: Variables) -> None:
+  try:
+    export_stablehlo(network.folder, network.model, variables, _example(job))
+  except ValueError as error:  # the weights are safe; a network that fixes its batch size is no reason to stop
+    warnings.warn(f"{network.name}: no StableHLO program was written: {error}", stacklevel=2)
 
 
 def write_report(job: Job) -> Path:

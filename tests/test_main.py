@@ -29,6 +29,7 @@ def test_all_stages_then_nothing_left_to_do(tmp_path, capsys):
   first = capsys.readouterr().out
   for name in ("teacher", "student-0", "student-1", "baseline-0", "baseline-1"):
     assert (tmp_path / name / "model.safetensors").exists()
+    assert (tmp_path / name / "model.stablehlo").exists()
     assert f"{name}: accuracy" in first
   report = (tmp_path / "report" / "report.md").read_text()
   assert "Student alone" in report and "configs/digits.py" in report
