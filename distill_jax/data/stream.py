@@ -9,7 +9,6 @@ import functools
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from typing import Any
 
 import grain
@@ -126,10 +125,9 @@ class EvalStream:
     return example | {"where": np.bool_(place < n and example["id"] == self.images.ids[place])}
 
 
-def _batches(examples, batch_size, threads) -> Iterator[HostBatch]:
+def _batches(examples: grain.MapDataset, batch_size: int, threads: int) -> Iterator[HostBatch]:
   read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * batch_size, threads))
-  with closing(iter(examples.to_iter_dataset(read).batch(batch_size))) as batches:
-    yield from batches
+  return iter(examples.to_iter_dataset(read).batch(batch_size))
 
 
 def _example(

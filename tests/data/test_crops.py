@@ -36,6 +36,13 @@ def test_area_and_ratio_are_uniform_where_every_box_fits():
   assert abs(np.corrcoef(area, width / height)[0, 1]) < 0.06
 
 
+def test_the_ratio_is_width_over_height():
+  left, top, right, bottom = boxes(2000, 2000, n=50, area=(0.1, 0.1), ratio=(2, 2))
+  assert (right - left == round(np.sqrt(0.2) * 2000)).all() and (
+    bottom - top == round(np.sqrt(0.05) * 2000)
+  ).all()
+
+
 def test_the_place_is_uniform_among_all_places():
   left, top, right, bottom = boxes(2000, 2000, area=(0.1, 0.1), ratio=(1, 1))
   side = round(np.sqrt(0.1) * 2000)

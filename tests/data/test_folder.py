@@ -63,7 +63,10 @@ def test_what_is_missing_is_said(tmp_path):
     (encoded(noise(0, 64, 64, 3))[:2000], "truncated"),
     (encoded(noise(0, 64, 64, 3), "JPEG")[:1000], "truncated"),
     (b"", "cannot identify"),
-    (b"%!PS-Adobe-3.0 EPSF-3.0\n", "cannot identify"),  # Pillow would hand it to Ghostscript
+    (
+      b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+      "cannot identify",
+    ),  # Pillow would hand it to Ghostscript
     (encoded(noise(0, 65, 64, 3)), "64 x 65 pixels are more than max_pixels 4096"),
     (encoded(noise(0, 8, 8).astype(np.uint16)), "more than 8 bits"),
   ],
@@ -133,6 +136,14 @@ def test_splits_of_undecoded_images_are_those_of_decoded_ones(tmp_path):
   for undecoded, decoded in zip(*parts):
     np.testing.assert_array_equal(undecoded.ids, decoded.ids)
     np.testing.assert_array_equal(undecoded.load().arrays["image"], decoded.arrays["image"])
+
+
+def test_bad_images_are_counted_for_each_subset(tmp_path):
+  write_classes(tmp_path, {"a": 4})
+  (tmp_path / "a" / "0.png").write_bytes(b"")
+  whole = folder.images(tmp_path, max_bad=0.5)
+  assert [image is None for image, _ in whole.decoded(whole.ids)] == [True, False, False, False]
+  assert list(whole.bad) == [0] and whole.take([0, 1]).bad == {}
 
 
 def test_what_a_folder_holds_has_a_fingerprint(tmp_path):

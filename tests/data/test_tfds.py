@@ -35,7 +35,11 @@ def offline(monkeypatch):
   def head(url, **options):
     raise requests.ConnectionError("Failed to resolve the host")
 
+  def get(self, url, **options):
+    raise AssertionError("TFDS tries for minutes: it must not begin")
+
   monkeypatch.setattr(requests, "head", head)
+  monkeypatch.setattr(requests.Session, "get", get)
 
 
 def rows(images, labels):
