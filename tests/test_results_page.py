@@ -128,7 +128,13 @@ def test_runs_that_vary_one_number_make_a_table_and_a_curve(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "values, scale", [((1.0, 0.01, 0.1), "log"), ((4.0, 1.0, 2.0), "linear"), ((0, 1.0, 30), "linear")]
+  "values, scale",
+  [
+    ((1.0, 0.01, 0.1), "log"),
+    ((0.5, 0.1, 1.0), "log"),
+    ((4.0, 1.0, 2.0), "linear"),
+    ((0, 1.0, 30), "linear"),
+  ],
 )
 def test_curve_stands_at_the_values_with_their_spread(tmp_path, values, scale):
   (varied,) = series([read(Path(folder)) for folder in fractions(tmp_path, values)])
@@ -197,6 +203,7 @@ def test_data_sets_stand_apart(tmp_path):
   ]  # fmt: skip
   assert [len(rows) for rows in tables(text)] == [1, 1, 1]
   assert not list((tmp_path / "out").glob("*.png"))
+  assert series([read(Path(folder)) for folder in folders]) == []
 
 
 def test_several_distilled_students_have_a_row_a_column_and_a_curve_each(tmp_path):

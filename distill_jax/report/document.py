@@ -132,13 +132,13 @@ h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1rem; overflow-wrap: anyw
 h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; padding-bottom: .25rem; }
 h2 { border-bottom: 1px solid var(--line); }
 p { max-width: 48rem; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+.scroll { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .5rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 thead th { background: var(--tint); border-bottom: 2px solid var(--line); }
 tbody th { font-weight: 400; }
 .numeric { width: 100%; }
-.numeric th, .numeric td { white-space: nowrap; }
+.numeric tbody th, .numeric td { white-space: nowrap; }
 .numeric td, .numeric thead th + th { text-align: right; }
 .plain td { overflow-wrap: anywhere; }
 pre { background: var(--tint); padding: .75rem 1rem; border-radius: 6px; font-size: .88rem; }

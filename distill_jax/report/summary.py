@@ -132,10 +132,7 @@ def _picture(varied: Series, before: Sequence[Block]) -> Picture:
 
 
 def _title(varied: Series) -> str:
-  first, *rest = [
-    [text for text in run.facts.get("overrides") or [] if not text.startswith(f"{varied.field}=")]
-    for run in varied.runs
-  ]
+  first, *rest = [run.facts.get("overrides") or [] for run in varied.runs]
   same = [text for text in first if all(text in others for others in rest)]
   return f"{varied.runs[0].name}{''.join(f', {text}' for text in same)}: test accuracy against {varied.field}"
 
