@@ -167,14 +167,17 @@ def make_train_step(
   def _update(state: TrainState, loss, pairs, grads, model_state):
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    average = state.average
-    if teacher is not None and teacher.follow:
-      average = teacher.follow(average, Variables(params["student"], model_state["student"]), state.step)
+
+    def updated():
+      updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+      params = optax.apply_updates(state.params, updates)
+      average = state.average
+      if teacher is not None and teacher.follow:
+        average = teacher.follow(average, Variables(params["student"], model_state["student"]), state.step)
+      return params, model_state, opt_state, average
+
     old = state.params, state.model_state, state.opt_state, state.average
-    new = params, model_state, opt_state, average
-    kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    params, model_state, opt_state, average = _if(finite, updated, old)
     streak = jnp.where(finite, 0, state.skips.streak + 1)
     skips = Skips(
       state.skips.total + jnp.where(finite, 0, 1), streak, jnp.maximum(state.skips.longest, streak)
@@ -183,7 +186,6 @@ def make_train_step(
     empty = jnp.stack([n == 0 for name, (_, n) in pairs.items() if name != "accuracy"]).any()
     singles = {"loss": loss, "grad_norm": norm, "nonfinite": ~finite, "empty": empty}
     measured = pairs | {name: (value.astype(jnp.float32), one) for name, value in singles.items()}
-    params, model_state, opt_state, average = kept
     return TrainState(state.step + 1, state.key, params, model_state, opt_state, average, skips), measured
 
   return step
@@ -291,6 +293,15 @@ def _sum_over(body, carry, parts):
   unroll = True if jax.default_backend() == "cpu" else 1
   rest = jax.tree.map(lambda x: x[1:], parts)
   return jax.lax.scan(add, (total, carry), rest, unroll=unroll)[0]
+
+
+def _if(condition, new: Callable[[], Any], old):
+  """The tree `new()` where the scalar condition holds, else `old`."""
+  # A select keeps the old values alive: XLA:CPU then copies Adam's moments in every step, and a conditional updates
+  # in place. On a GPU a conditional makes the host wait for the gradients.
+  if jax.default_backend() == "cpu":
+    return jax.lax.cond(condition, new, lambda: old)
+  return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new(), old)
 
 
 def _agree(model_state, axis_name):

@@ -250,7 +250,9 @@ def test_moving_average_follows_the_student(rng):
   assert_same(own, state.average.params, 1e-6)
 
 
-def test_updates_that_are_not_finite_are_skipped_and_counted(rng):
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])  # they choose between old and new in different ways
+def test_updates_that_are_not_finite_are_skipped_and_counted(rng, monkeypatch, backend):
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
   state, step, taught = setup(rng, optimizer=optax.adam(0.1))
   good, bad = batch(rng, masked=False), batch(rng, masked=False)
   bad["image"][3] = np.nan
@@ -283,6 +285,17 @@ def test_an_empty_mask_is_a_loss_of_zero_and_counted(rng):
   assert reduce.value(measured["loss"]) == 0
   assert reduce.value(measured["empty"]) == 1
   assert_same(state.params, got.params, 0)
+
+
+def test_the_update_works_in_place():
+  width = 1024
+  student = from_apply(lambda key, x: jnp.zeros((width, width)), lambda w, x: x @ w)
+  goal, optimizer = objectives.weighted(hard=(1.0, objectives.labels())), optax.adam(0.1)
+  rows = {"image": np.ones((16, width), np.float32), "label": np.zeros(16, np.int32)}
+  state = make_init(student, None, goal, optimizer)(jax.random.key(0), rows)
+  step = jax.jit(make_train_step(student, None, goal, optimizer), donate_argnums=0)
+  memory = step.lower(state, (), rows).compile().memory_analysis()
+  assert memory.temp_size_in_bytes < 1.5 * 4 * width**2  # the gradient; no copy of the moments
 
 
 def test_compiles_once_for_a_shape(rng):
