@@ -172,6 +172,8 @@ def factor_transfer(student: str, teacher: str, paraphraser: Any = None, *, p: f
   def init(key, s, t):
     check_pair(s, t, rank=4)
     encoder = {} if paraphraser is None else jax.tree.map(jnp.copy, paraphraser["encoder"])
+    if encoder and encoder["0"]["kernel"].shape[2] != t.shape[3]:
+      raise ValueError(f"the paraphraser is for maps of {encoder['0']['kernel'].shape[2]} channels")
     width = jax.eval_shape(_target, encoder, t).shape[-1]
     sizes = (s.shape[-1], s.shape[-1], width, width)
     keys = jax.random.split(key, 3)
