@@ -30,7 +30,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     main(sys.argv[1:] if argv is None else argv)
   except NonFiniteError as error:
     sys.exit(f"distill-jax: {error}")
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, ImportError) as error:
     print(f"distill-jax: {error}", file=sys.stderr)
     sys.exit(2)
 

@@ -53,7 +53,7 @@ def fit(
   steps: int,
   batch_size: int,
   teacher_variables: Variables | None = None,
-  validation: data.Source | None = None,
+  validation: data.Source | Iterable[Mapping[str, Any]] | None = None,
   best: tuple[str, str] = ("accuracy", "max"),
   eval_every: int | None = None,
   log_every: int = 50,
@@ -79,7 +79,8 @@ def fit(
     steps: in all, including those of an earlier run that is resumed.
     batch_size: rows per step over all devices.
     teacher_variables: the frozen teacher's weights, if the Model does not carry them.
-    validation: examples for evaluation, never trained on.
+    validation: examples for evaluation, never trained on; or an iterable of batches that can be gone through
+      again and again, the last one filled up under 'where' (`data.stream.EvalStream`).
     best: the evaluation's score that chooses `Fitted.variables`, and 'max' or 'min'.
     eval_every: steps between evaluations; None: a tenth of `steps`. The last step is always evaluated.
     log_every: steps between reports; metrics stay on the device until then.
@@ -237,7 +238,7 @@ def _stream(source, batch_size, seed, views) -> Callable[[int], Iterable[Mapping
 
 def _describe(source) -> str:
   if not isinstance(source, data.Source):
-    return getattr(source, "__qualname__", type(source).__qualname__)
+    return getattr(source, "identity", getattr(source, "__qualname__", type(source).__qualname__))
   return f"{source.name}:{fingerprint(dict(source.arrays))}"
 
 
@@ -283,13 +284,16 @@ def _compiled(step: Step, mesh):
   )
 
 
-def _evaluator(student: Model, mesh, validation: data.Source, batch_size: int):
-  """`variables -> scores` on the whole set."""
+def _evaluator(student: Model, mesh, validation, batch_size: int):
+  """`variables -> scores` on the whole set; examples in memory are placed once."""
   count = jax.jit(make_eval_step(student), out_shardings=sharding.replicated(mesh))
-  batches = [_on_device(batch, mesh) for batch in data.eval_batches(validation, batch_size)]
+  batches = validation
+  if isinstance(validation, data.Source):
+    batches = [_on_device(batch, mesh) for batch in data.eval_batches(validation, batch_size)]
 
   def evaluate(variables: Variables) -> dict[str, float]:
-    return metrics.summary(reduce.merge(*jax.device_get([count(variables, (), batch) for batch in batches])))
+    counts = [count(variables, (), _on_device(batch, mesh)) for batch in batches]
+    return metrics.summary(reduce.merge(*jax.device_get(counts)))
 
   return evaluate
 

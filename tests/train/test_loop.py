@@ -158,6 +158,14 @@ def test_reports_are_means_over_the_steps_since_the_last():
     np.testing.assert_allclose([line[name] for line in fives], means, rtol=1e-12, err_msg=name)
 
 
+def test_validation_may_be_batches():
+  whole = run(validation=source(1, 30))
+  batches = list(data.eval_batches(source(1, 30), 16))
+  assert [{**line, "examples_per_second": 0} for line in run(validation=batches).history] == [
+    {**line, "examples_per_second": 0} for line in whole.history
+  ]
+
+
 def test_too_many_updates_in_a_row_that_are_not_finite_abort_with_the_last_good_state():
   def batches(start):  # the teacher's own NaN is not in the batch, so no check on the host can see it
     for step, batch in enumerate(data.batches(source(), 16, seed=0)):
