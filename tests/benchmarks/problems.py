@@ -1,0 +1,89 @@
+"""What is distilled, by the library and by hand: a small CNN from a VGG, and a tiny MLP from a wider one."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import handwritten
+import jax
+import numpy as np
+import optax
+
+from distill_jax import data, losses, objectives
+from distill_jax.models import from_nnx
+from distill_jax.models.cnn import CNN
+from distill_jax.models.mlp import MLP
+from distill_jax.models.vgg import VGG
+from distill_jax.types import Model
+
+CLASSES = 10
+SUPERVISED = objectives.weighted(hard=(1.0, objectives.labels()))
+DISTILLED = objectives.weighted(
+  hard=(handwritten.HARD, objectives.labels()),
+  soft=(
+    1 - handwritten.HARD,
+    objectives.logits(losses.kl_divergence, temperature=handwritten.TEMPERATURE),
+  ),
+)
+
+
+class Problem(NamedTuple):
+  """Two networks, as Models and as functions by hand (student's, teacher's), and random images to train on.
+
+  Attributes:
+    calls: steps in one sample of the clock: some tens of milliseconds.
+  """
+
+  student: Model
+  teacher: Model
+  by_hand: tuple[Callable, Callable]
+  source: data.Source
+  batch_size: int
+  calls: int
+
+  @property
+  def optimizer(self) -> optax.GradientTransformation:
+    return optax.adam(1e-3)
+
+  def batch(self) -> dict[str, np.ndarray]:
+    """The first training batch, on the host."""
+    return next(data.batches(self.source, self.batch_size, seed=0))
+
+
+def cnn(quick: bool = False) -> Problem:
+  """CNN (16, 32, 64) from VGG-11 of a quarter's width, 28x28x1, batch 64."""
+  widths, width, size = ((2, 2), 0.05, 8) if quick else ((16, 32, 64), 0.25, 28)
+  return Problem(
+    from_nnx(lambda rngs: CNN(1, widths, CLASSES, rngs=rngs)),
+    _with_weights(from_nnx(lambda rngs: VGG(1, 11, CLASSES, width=width, rngs=rngs))),
+    (handwritten.cnn, handwritten.vgg),
+    _images(size),
+    batch_size=4 if quick else 64,
+    calls=4,
+  )
+
+
+def mlp(quick: bool = False) -> Problem:
+  """MLP (64,) from MLP (256, 256), 28x28x1, batch 128: what a step costs beside its arithmetic shows here."""
+  widths, size = ((4,), 4) if quick else ((256, 256), 28)
+  return Problem(
+    from_nnx(lambda rngs: MLP(size**2, (4 if quick else 64,), CLASSES, rngs=rngs)),
+    _with_weights(from_nnx(lambda rngs: MLP(size**2, widths, CLASSES, rngs=rngs))),
+    (handwritten.mlp, handwritten.mlp),
+    _images(size),
+    batch_size=4 if quick else 128,
+    calls=20,
+  )
+
+
+def _with_weights(model: Model) -> Model:
+  return model._replace(variables=jax.jit(model.init, static_argnums=1)(jax.random.key(1), None))
+
+
+def _images(size: int, rows: int = 2048) -> data.Source:
+  rng = np.random.default_rng(0)
+  arrays: dict[str, np.ndarray] = {
+    "id": np.arange(rows),
+    "image": rng.random((rows, size, size, 1), np.float32),
+    "label": rng.integers(0, CLASSES, rows),
+  }
+  return data.Source(arrays, CLASSES, name="random images")

@@ -1,0 +1,56 @@
+"""How fast the library is: ratios of medians, both sides timed by turns in one process, on one device.
+
+python tests/benchmarks/run.py [--quick] [NAME ...]
+
+Prints a Markdown table. The spread is the middle half of the ratios sample by sample: wide on a busy machine.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import cases
+import problems
+from timing import Ratio
+
+RUNS = {  # name: (case, problem, samples, goal)
+  "step-cnn": (cases.library_to_hand, problems.cnn, 60, 1.03),
+  "step-mlp": (cases.library_to_hand, problems.mlp, 200, 1.10),
+  "one-jit-cnn": (cases.one_jit_to_two, problems.cnn, 60, 1.00),
+  "one-jit-mlp": (cases.one_jit_to_two, problems.mlp, 200, 1.00),
+  "fit-cnn": (cases.fit_to_step, problems.cnn, 20, 1.10),
+  "fit-mlp": (cases.fit_to_step, problems.mlp, 100, 1.10),
+  "cached-cnn": (cases.cached_to_supervised, problems.cnn, 60, 1.03),
+  "cached-mlp": (cases.cached_to_supervised, problems.mlp, 200, 1.20),
+}
+HEADER = "| benchmark | ratio | goal | ours, ms | theirs, ms | spread |\n|---|---|---|---|---|---|"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("names", metavar="NAME", nargs="*", help=", ".join(RUNS))
+  parser.add_argument("--quick", action="store_true", help="tiny sizes, 3 samples: the times mean nothing")
+  given = parser.parse_args(arguments)
+  unknown = set(given.names) - set(RUNS)
+  if unknown:
+    parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(RUNS)}")
+  print(HEADER, flush=True)
+  for name in given.names or RUNS:
+    print(row(name, measure(name, quick=given.quick)), flush=True)
+
+
+def measure(name: str, *, quick: bool = False) -> Ratio:
+  """One benchmark by name."""
+  case, problem, samples, _ = RUNS[name]
+  return case(problem(quick), 3 if quick else samples)
+
+
+def row(name: str, ratio: Ratio) -> str:
+  """A line of the table."""
+  ours, theirs = (1000 * seconds for seconds in ratio.medians)
+  low, high = ratio.middle
+  goal = RUNS[name][-1]
+  return f"| {name} | {ratio.value:.3f} | {goal:.2f} | {ours:.3f} | {theirs:.3f} | {low:.3f} to {high:.3f} |"
+
+
+if __name__ == "__main__":
+  main()
