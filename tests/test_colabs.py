@@ -1,0 +1,110 @@
+"""The notebooks run from top to bottom in a fresh kernel, and the full ones show what their text says."""
+
+import base64
+import os
+import re
+import struct
+import sys
+import tomllib
+import types
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+
+ROOT = Path(__file__).parent.parent
+PICTURES = {"quickstart": 4, "bring_your_own_model": 2}
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "colabs").glob("*.ipynb"))
+
+
+def read(name):
+  return nbformat.read(ROOT / "colabs" / f"{name}.ipynb", as_version=4)
+
+
+def code(book):
+  return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def outputs(book, kind):
+  """What the cells gave of one mime type."""
+  found = [output for cell in code(book) for output in cell.outputs]
+  return [output.data[kind] for output in found if kind in output.get("data", {})]
+
+
+def execute(name, folder, **settings):
+  """The notebook after a run in a kernel of its own, on one device as on a reader's machine."""
+  book = read(name)
+  env = {k: v for k, v in os.environ.items() if k not in ("MPLBACKEND", "XLA_FLAGS", "DISTILL_JAX_QUICK")}
+  env |= {"IPYTHONDIR": str(folder / "ipython"), **settings}
+  client = nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": str(folder)}})
+  client.execute(env=env)
+  return book
+
+
+def accuracies(book):
+  """{'student alone': 88.6} from the table."""
+  (table,) = outputs(book, "text/markdown")
+  return {name: float(value) for name, value in re.findall(r"\| (\w.+?) \| [\d,]+ \| ([\d.]+)%", table)}
+
+
+def check_outputs(name, book):
+  streams = [output for cell in code(book) for output in cell.outputs if output.output_type == "stream"]
+  assert [output.text for output in streams if output.name == "stderr"] == []
+  pictures = [base64.b64decode(picture) for picture in outputs(book, "image/png")]
+  assert len(pictures) == PICTURES[name]
+  for picture in pictures:
+    width, height = struct.unpack(">II", picture[16:24])  # of the IHDR chunk
+    assert width > 500 and height > 100
+
+
+def test_every_notebook_is_known():
+  assert sorted(PICTURES) == NOTEBOOKS
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_it_is_stored_without_outputs(name):
+  book = read(name)
+  nbformat.validate(book)
+  assert all(cell.outputs == [] and cell.execution_count is None for cell in code(book))
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("on_colab", [True, False])
+def test_only_colab_installs(name, on_colab, monkeypatch):
+  ran = []
+  shell = types.SimpleNamespace(run_line_magic=lambda *magic: ran.append(magic))
+  for module in ("google", "google.colab"):
+    monkeypatch.setitem(sys.modules, module, types.ModuleType(module) if on_colab else None)
+  source = TransformerManager().transform_cell(code(read(name))[0].source)
+  exec(source, {"get_ipython": lambda: shell})
+  assert len(ran) == on_colab
+  for magic, line in ran:
+    asked = re.fullmatch(r'install -q "distill-jax\[([\w,]+)\]"', line)
+    offered = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert magic == "pip" and asked and set(asked[1].split(",")) <= set(offered)
+
+
+def test_the_core_is_short():
+  (core,) = [cell for cell in code(read("bring_your_own_model")) if cell.id == "distil"]
+  assert len(core.source.splitlines()) < 15
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_it_runs(name, tmp_path):
+  cheap = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  book = execute(name, tmp_path, DISTILL_JAX_QUICK="1", XLA_FLAGS=cheap)
+  check_outputs(name, book)
+  assert len(accuracies(book)) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_teacher_helps(name, tmp_path):
+  book = execute(name, tmp_path)
+  check_outputs(name, book)
+  (alone,) = [value for name, value in accuracies(book).items() if name.endswith("alone")]
+  assert accuracies(book)["teacher"] > 95
+  for name, value in accuracies(book).items():
+    assert value >= alone + 3 or name.endswith("alone"), name
