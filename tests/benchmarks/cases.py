@@ -132,7 +132,7 @@ def _inference(problem: Problem) -> Run:
 def _state(problem: Problem, teacher: Model | None, batch):
   """A state of its own: a step donates it."""
   init = make_init(problem.student, teacher, _objective(teacher), problem.optimizer)
-  return jax.jit(init)(jax.random.key(0), batch)
+  return init(jax.random.key(0), batch)
 
 
 def _by_hand_state(problem: Problem):
