@@ -152,6 +152,8 @@ def outputs_of(outputs: Outputs, names: Names, whose: str):
   """The output of this name, or a tuple of those of these names."""
   if not isinstance(names, str):
     return type(names)(outputs_of(outputs, name, whose) for name in names)
+  if not outputs:
+    raise ValueError(f"there is no {whose}, or it gives no outputs: this term needs its {names!r}")
   if names not in outputs:
     raise ValueError(f"the {whose} has no output {names!r}{suggest(names, outputs)}")
   return outputs[names]

@@ -29,7 +29,8 @@ def crd(
   """Contrastive representation distillation: `losses.crd` between two learned linear embeddings.
 
   The negatives of a row are drawn with replacement from all examples but itself, by a key folded with its id, so that
-  they do not depend on its place in the batch. (The paper's code draws from the other classes' examples.) Memory: two
+  they do not depend on its place in the batch; the train step gives each device of an axis name its own key, so there
+  the draws are others than in the jitted step. (The paper's code draws from the other classes' examples.) Memory: two
   of [examples, width], and 2 x rows x (negatives + 1) x width numbers while a step runs. Weight 0.8 (Tian et al. 2020,
   arXiv:1910.10699).
 
@@ -196,7 +197,7 @@ def _push(state, rows, where, axis_name):
     rows, where = (jax.lax.all_gather(x, axis_name, tiled=True, to="invarying") for x in (rows, where))
   order = jnp.cumsum(where) - 1
   count = where.sum()
-  # Of more rows than the queue holds, the last: no place is written twice.
+  # Of more rows than the queue holds, the last: written twice, a place would hold either (on a GPU).
   kept = where & (order >= count - len(queue))
   place = jnp.where(kept, (first + order) % len(queue), len(queue))
   queue = queue.at[place].set(rows, mode="drop")
