@@ -92,7 +92,7 @@ class Cifar100(Config):
 
 
 def _normalised(source: Source) -> Source:
-  image = (source.arrays["image"] - np.float32(MEAN)) / np.float32(STD)
+  image = (source.arrays["image"] - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
   return dataclasses.replace(source, arrays={**source.arrays, "image": image})
 
 

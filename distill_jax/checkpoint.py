@@ -218,8 +218,9 @@ class Checkpoints:
       seal.check_fit(seal.layout(like), {name: (leaf[0], leaf[1]) for name, leaf in body["leaves"].items()})
     except ValueError as error:
       raise ValueError(f"checkpoint {path} cannot be used: {error}") from None
+    wanted = jax.tree.map(_abstract, like)
     with _reading():
-      state = ocp.load_checkpointables(path, {"state": jax.tree.map(_abstract, like)})["state"]
+      state = ocp.load_checkpointables(path, {"state": wanted})["state"]
     seal.check_contents(body, state)
     return state
 
@@ -299,6 +300,9 @@ def _reading():
 
 def _abstract(leaf) -> jax.ShapeDtypeStruct:
   sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  if leaf.ndim == 0 and isinstance(sharding, jax.sharding.NamedSharding):
+    # Orbax gives restored scalar keys a spec of rank 1, which nothing can be restored into again.
+    sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

@@ -28,7 +28,18 @@ from ml_collections import config_flags
 
 from distill_jax import objectives
 from distill_jax.data import Source
+from distill_jax.errors import suggest
 from distill_jax.types import Batch, Model, Objective, Variables
+
+SCORES = (
+  "accuracy",
+  "top5",
+  "nll",
+  "precision",
+  "recall",
+  "f1",
+  "ece",
+)  # of an evaluation, see `metrics.summary`
 
 
 class ConfigError(ValueError):
@@ -184,8 +195,10 @@ class Config:
       check(self, name, least=1)
     if self.init_from not in ("", "baseline"):
       raise ConfigError(f"init_from: expected 'baseline' or nothing, got {self.init_from!r}")
-    if len(self.best) != 2 or self.best[1] not in ("max", "min"):
+    if self.best[1] not in ("max", "min"):
       raise ConfigError(f"best: expected a score and 'max' or 'min', got {self.best}")
+    if self.best[0] not in SCORES:
+      raise ConfigError(f"best: there is no score {self.best[0]!r}{suggest(self.best[0], SCORES)}")
     for name in ("teacher_training", "student_training"):
       with prefixed(name):
         getattr(self, name).validate()

@@ -1,7 +1,9 @@
 """The command line: `python -m distill_jax --config=configs/digits.py [--config.FIELD=VALUE ...]`."""
 
 import argparse
+import ast
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -50,10 +52,11 @@ def main(argv: Sequence[str]) -> None:
   splits = config.data()
   identity = _identity(config, name, flags.config, overrides, argv)
   job = stages.Job(config, folder, seeds, splits, identity)
+  stages.check(job, chosen)
   if flags.dry_run:
     stages.describe(job)
     return
-  _write_down(folder, identity)
+  _write_down(folder, identity, report_only=chosen == ("report",))
   stages.run_stages(job, chosen)
 
 
@@ -104,12 +107,22 @@ def _identity(config: Config, name: str, path: str, overrides: list[str], argv) 
     "command": shlex.join(["python", "-m", "distill_jax", *argv]),
     "config": path,
     "settings": config_lib.settings(config),
+    "code": _code_hash(Path(path)),
     "overrides": overrides,
     "versions": {"python": platform.python_version(), "distill_jax": __version__} | _versions(),
     "git": _git_revision(Path(path).resolve().parent),
     "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
   }
+
+
+def _code_hash(path: Path) -> str:
+  """Of what a config file does: comments, layout and docstrings may change."""
+  tree = ast.parse(path.read_text())
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+      node.body = node.body[1:]
+  return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
 def _versions() -> dict[str, str]:
@@ -135,19 +148,34 @@ def _git_revision(folder: Path) -> str | None:
     return None
 
 
-def _write_down(folder: Path, identity: dict[str, Any]) -> None:
-  """Writes run.json; a folder that holds another run is refused."""
+def _read_down(path: Path) -> dict[str, Any]:
+  try:
+    run = json.loads(path.read_text())
+    return {name: run[name] for name in ("config", "settings", "code", "command")}
+  except (ValueError, KeyError, TypeError) as error:
+    raise ConfigError(f"--workdir: {path} is damaged ({error!r}): delete it to write it anew") from error
+
+
+def _write_down(folder: Path, identity: dict[str, Any], *, report_only: bool) -> None:
+  """Writes run.json; a folder that holds another run is refused.
+
+  A report alone is told with the command that trained what it reports.
+  """
   try:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "run.json"
     if path.exists():
-      old = json.loads(path.read_text())
-      changed = config_lib.differences(old["settings"], identity["settings"])
+      old = _read_down(path)
+      compared = ("config", "settings", "code")
+      before, now = ({name: run[name] for name in compared} for run in (old, identity))
+      changed = config_lib.differences(before, now)
       if changed:
-        lines = "\n  ".join(changed)
+        lines = "\n  ".join(line.removeprefix("settings.") for line in changed)
         raise ConfigError(
           f"--workdir: {folder} holds a run with other settings; choose another folder:\n  {lines}"
         )
+      if report_only:
+        identity = {**identity, "command": old["command"]}
     new = path.with_suffix(".new")
     new.write_text(json.dumps(identity, indent=2) + "\n")
     new.replace(path)

@@ -15,6 +15,7 @@ from distill_jax import data, metrics, report, sharding
 from distill_jax.checkpoint import export_student, load_student
 from distill_jax.config import Config, ConfigError, Splits, Training, prefixed
 from distill_jax.deploy import export_stablehlo
+from distill_jax.export import DESCRIPTION, WEIGHTS
 from distill_jax.train import fit, make_init, make_train_step
 from distill_jax.types import Model, Objective, Variables
 
@@ -76,7 +77,6 @@ class Network(NamedTuple):
 
 def run_stages(job: Job, stages: Collection[str]) -> None:
   """Runs the stages in order; what is complete is skipped, what was interrupted goes on."""
-  _check_labelled(job, stages)
   for stage in STAGES:
     if stage not in stages:
       continue
@@ -131,7 +131,7 @@ def _to_be_trained(teacher: Model | None) -> TypeGuard[Model]:
 
 def train(job: Job, network: Network) -> None:
   """Trains one network, exports its best weights, and marks it complete."""
-  if (network.folder / RESULT).exists():
+  if _complete(network.folder):
     print(f"{network.name}: complete, skipped", flush=True)
     return
   config, training, started = job.config, network.training, time.time()
@@ -174,26 +174,35 @@ def train(job: Job, network: Network) -> None:
 def _export_program(job: Job, network: Network, variables: Variables) -> None:
   try:
     export_stablehlo(network.folder, network.model, variables, _example(job))
-  except ValueError as error:  # the weights are safe; a network that fixes its batch size is no reason to stop
+  except (
+    ValueError
+  ) as error:  # the weights are safe; a network that fixes its batch size is no reason to stop
     warnings.warn(f"{network.name}: no StableHLO program was written: {error}", stacklevel=2)
 
 
 def write_report(job: Job) -> Path:
   """Compares the finished networks on the test split, which nothing else reads."""
-  entries, seconds, test = [], {}, job.splits.test
-  for role in ("teacher", "baseline", "student"):
-    for network in networks(job, role)[-len(job.seeds) :]:  # of several generations the last
-      if not (network.folder / RESULT).exists():
-        continue
-      variables = load_student(network.folder, network.model, _example(job))
-      batch = {name: values[:256] for name, values in test.arrays.items()}
-      cost = metrics.cost(network.model.apply, variables, batch)
-      history = [json.loads(line) for line in (network.folder / "metrics.jsonl").read_text().splitlines()]
-      logits = predict(network.model, variables, test)
-      entries.append(report.Entry(role, network.seed, logits, cost, history))
-      seconds[network.name] = json.loads((network.folder / RESULT).read_text())["seconds"]
-  if not entries:
+  trained = [n for role in STAGES[:3] for n in networks(job, role) if _complete(n.folder)]
+  if not trained:
     raise ConfigError(f"--stages: nothing to report in {job.folder}: no network has been trained there yet")
+  test, seconds = job.splits.test, {}
+  costs: dict[str, dict[str, float]] = {}
+  entries, teacher = [], job.config.teacher()
+  if teacher is not None and teacher.variables is not None:  # it came with its weights
+    logits, cost = predict(teacher, teacher.variables, test), _cost(teacher, teacher.variables, test)
+    entries.append(report.Entry("teacher", job.config.teacher_seed, logits, cost, []))
+  for network in trained:
+    variables = load_student(network.folder, network.model, _example(job))
+    shapes = str(
+      jax.tree.map(jnp.shape, variables)
+    )  # one cost for networks that differ in their weights only
+    costs[shapes] = costs.get(shapes) or _cost(network.model, variables, test)
+    history = [json.loads(line) for line in (network.folder / "metrics.jsonl").read_text().splitlines()]
+    logits = predict(network.model, variables, test)
+    several = network.role == "student" and job.config.generations > 1
+    variant = f"generation {network.generation}" if several else ""
+    entries.append(report.Entry(network.role, network.seed, logits, costs[shapes], history, variant))
+    seconds[network.name] = json.loads((network.folder / RESULT).read_text())["seconds"]
   sizes = {name: len(split) for name, split in zip(Splits._fields, job.splits)}
   path = report.write(
     job.folder / "report",
@@ -206,6 +215,10 @@ def write_report(job: Job) -> Path:
   )
   print(f"report: {path}", flush=True)
   return path
+
+
+def _cost(model: Model, variables: Variables, source: data.Source) -> dict[str, float]:
+  return metrics.cost(model.apply, variables, {name: values[:256] for name, values in source.arrays.items()})
 
 
 def _source(job: Job, network: Network) -> data.Source:
@@ -269,6 +282,26 @@ def _describe_network(job: Job, network: Network) -> None:
   )
 
 
+def check(job: Job, stages: Collection[str]) -> None:
+  """Refuses before anything is trained what a later stage would refuse: labels that are not there, batches that do
+  not fit the devices or the examples."""
+  _check_labelled(job, stages)
+  mesh = sharding.data_mesh(job.config.devices or None)
+  for role in STAGES[:3]:
+    for network in networks(job, role)[:1]:
+      training, examples = network.training, len(_source(job, network))
+      with prefixed("teacher_training" if role == "teacher" else "student_training"):
+        sharding.check_divisible(training.batch_size, mesh, microbatches=training.microbatches)
+        if training.batch_size > examples:
+          raise ConfigError(
+            f"batch_size: expected at most the {examples} examples, got {training.batch_size}"
+          )
+
+
+def _complete(folder: Path) -> bool:
+  return all((folder / name).exists() for name in (RESULT, WEIGHTS, DESCRIPTION))
+
+
 def _check_labelled(job: Job, stages: Collection[str]) -> None:
   """Refuses before anything is trained what could only learn from labels that are not there."""
   for role in ("teacher", "baseline"):
@@ -296,7 +329,7 @@ def _teacher_variables(job: Job, network: Network) -> Variables | None:
 
 def _trained(job: Job, network: Network, folder: Path, model: Model) -> Variables:
   """The weights that an earlier stage left for this one."""
-  if not (folder / RESULT).exists():
+  if not _complete(folder):
     stage = folder.name.partition("-")[0]
     raise ConfigError(
       f"--stages: {network.name} needs its {stage}, and {folder} holds no finished one: add {stage!r}"

@@ -101,7 +101,7 @@ def moving_average(student: Model, *, decay: float = 0.999) -> Model:
 
   After each update `own = d own + (1 - d) student`, with `d = min(decay, (1 + step) / (10 + step))` so that
   the first steps do not remember the random start; batch statistics are averaged the same way. It lives in the
-  train state, hence in its checkpoints.
+  train state, in float32 or wider, hence in its checkpoints.
 
   Raises:
     ValueError: decay outside [0, 1).

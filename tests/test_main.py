@@ -1,6 +1,7 @@
 """The command line: stages, skipping, refusing, reporting."""
 
 import json
+import pathlib
 import sys
 
 import jax
@@ -137,15 +138,13 @@ def test_each_generation_is_taught_by_the_one_before(tmp_path, fitted):
     taught_by = fitted[after][2]["teacher_variables"]
     assert fingerprint(taught_by) == fingerprint(load(job, tmp_path / before)[0]), after
   assert len({options["seed"] for _, _, options, _ in fitted.values()}) == 3
-  (student,) = [
-    entry["scores"]
-    for entry in json.loads((tmp_path / "report" / "results.json").read_text())["entries"]
-    if entry["role"] == "student"
-  ]
+  entries = json.loads((tmp_path / "report" / "results.json").read_text())["entries"]
+  students = {entry["variant"]: entry["scores"] for entry in entries if entry["role"] == "student"}
+  assert list(students) == ["generation 1", "generation 2"]
   test = job.data().test
   logits = stages.predict(job.student(), load(job, tmp_path / "student-0-gen2")[0], test)
   chosen = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(test)), test.arrays["label"]]
-  assert student["nll"] == pytest.approx(-chosen.mean(), rel=1e-5)
+  assert students["generation 2"]["nll"] == pytest.approx(-chosen.mean(), rel=1e-5)
 
 
 def test_generations_of_several_seeds_do_not_mix(tmp_path):
@@ -201,7 +200,53 @@ def test_labels_that_are_not_there_are_missed_before_anything_is_trained(tmp_pat
   setattr(settings, method, data.unlabelled)
   job = stages.Job(settings, tmp_path, (0,), settings.data(), {})
   with pytest.raises(ValueError, match=f"{stage}_train: no example has a label.* leave '{stage}' out of"):
-    stages.run_stages(job, stages.STAGES)
+    stages.check(job, stages.STAGES)
   assert not list(tmp_path.iterdir())
   with pytest.raises(ValueError, match="student-0 needs its teacher"):
     stages.run_stages(job, ["student"])
+
+
+def test_what_would_fail_in_a_later_stage_is_refused_at_once(tmp_path):
+  for argument, message in (
+    ("--config.student_training.batch_size=5000", "student_training.batch_size: expected at most"),
+    ("--config.student_training.microbatches=5", "student_training: batch_size 64 does not divide"),
+    ("--config.best=('acc','max')", "best: there is no score 'acc'; there are .*accuracy"),
+  ):
+    for more in ([], ["--dry_run"]):
+      with pytest.raises(ValueError, match=message):
+        main([*SMALL, f"--workdir={tmp_path}", argument, *more])
+
+
+def test_a_config_whose_code_changed_is_another_run(tmp_path):
+  path = tmp_path / "job.py"
+  text = pathlib.Path("configs/digits.py").read_text()
+  path.write_text(text)
+  command = [f"--config={path}", *SMALL[1:], f"--workdir={tmp_path / 'run'}", "--stages=teacher"]
+  main(command)
+  path.write_text(text.replace("a small VGG teaches", "a VGG teaches") + "# a comment\n")
+  main(command)
+  path.write_text(text.replace("1 - self.hard_weight", "2 - self.hard_weight"))
+  with pytest.raises(ValueError, match="code: "):
+    main(command)
+  (tmp_path / "run" / "run.json").write_text("{}")
+  with pytest.raises(ValueError, match="run.json is damaged.*delete it"):
+    main(command)
+
+
+def test_lost_files_of_a_finished_network_are_written_again(tmp_path, capsys):
+  command = [*SMALL, f"--workdir={tmp_path}", "--stages=teacher"]
+  main(command)
+  weights = (tmp_path / "teacher" / "model.safetensors").read_bytes()
+  (tmp_path / "teacher" / "model.json").unlink()
+  (tmp_path / "teacher" / "result.json").unlink()
+  capsys.readouterr()
+  main(command)
+  assert "skipped" not in capsys.readouterr().out
+  assert (tmp_path / "teacher" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_report_is_told_with_the_command_that_trained(tmp_path):
+  main([*SMALL, f"--workdir={tmp_path}", "--stages=teacher"])
+  main([*SMALL, f"--workdir={tmp_path}", "--stages=report"])
+  command = json.loads((tmp_path / "run.json").read_text())["command"]
+  assert "--stages=teacher" in command

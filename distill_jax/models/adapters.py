@@ -240,7 +240,14 @@ def _mode(flags: set[str], train: bool) -> dict[str, bool]:
 def _linen_variables(collections: Mapping[str, Any]) -> Variables:
   if "params" not in collections:
     raise ValueError(f"variables have no collection 'params'; they have {sorted(collections)}")
-  return Variables(collections["params"], {k: v for k, v in collections.items() if k != "params"})
+  kept = {name: value for name, value in collections.items() if name != "params" and not _sown(value)}
+  return Variables(collections["params"], kept)
+
+
+def _sown(collection: Any) -> bool:
+  """What `Module.sow` fills are tuples that grow with every call: nothing to carry from step to step."""
+  nodes = jax.tree.leaves(collection, is_leaf=lambda node: isinstance(node, tuple))
+  return any(isinstance(node, tuple) for node in nodes)
 
 
 def _select(batch: Batch, inputs: str | Sequence[str]) -> tuple[jax.Array, ...]:

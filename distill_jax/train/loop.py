@@ -1,5 +1,7 @@
 """The loop: batches in, steps, evaluations, checkpoints, a history out."""
 
+import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +13,7 @@ import optax
 
 from distill_jax import data, metrics, reduce, sharding
 from distill_jax.checkpoint import Checkpoints
+from distill_jax.errors import suggest
 from distill_jax.fingerprint import fingerprint
 from distill_jax.train.log import Log, fetch, pack
 from distill_jax.train.step import Step, make_eval_step, make_init, make_train_step
@@ -66,6 +69,7 @@ def fit(
   mix: Callable[[jax.Array, Batch], Batch] | None = None,
   microbatches: int = 1,
   max_skips: int = 10,
+  ignore_label: int | None = None,
   mesh: jax.sharding.Mesh | None = None,
   title: str = "train",
   progress: bool = True,
@@ -85,12 +89,15 @@ def fit(
     eval_every: steps between evaluations; None: a tenth of `steps`. The last step is always evaluated.
     log_every: steps between reports; metrics stay on the device until then.
     folder: where checkpoints, metrics.jsonl and TensorBoard files go. The same call again resumes there, and
-      ends with the parameters that an undisturbed run has. None: nothing is written.
+      ends with the parameters that an undisturbed run has. None: nothing is written. A run is known again by its
+      data, seed, views, batch size and teacher; functions are not compared: put what else matters (the learning
+      rate, a hash of your config) into `identity`.
     checkpoint_every: steps between checkpoints besides those at evaluations; None: only at evaluations.
     identity: what else must be equal for a run to be resumed, beside the data, seed, views and batch size.
     seed: of the student's initial weights, the order of the examples, and every draw.
     views: different augmented views per example; 0: a new one each epoch.
     max_skips: abort after this many updates in a row that were not finite.
+    ignore_label: the label that marks examples without one in your own pipeline (a `Source` knows its own).
     mesh: devices to use, one axis `data`; None: all local ones.
     title, progress: a progress bar with this title on a terminal, a line per evaluation elsewhere.
 
@@ -99,19 +106,26 @@ def fit(
 
   Raises:
     ValueError: what does not fit: networks, objective, labels, batch and devices, or a folder of another run.
-    NonFiniteError: see `max_skips`.
+    NonFiniteError: see `max_skips`; the folder keeps its last checkpoint.
     RuntimeError: the frozen teacher's weights changed while it taught.
   """
+  _check_kinds(student, teacher, objective, source)
   _check_counts(steps=steps, batch_size=batch_size, log_every=log_every, max_skips=max_skips)
   mesh = mesh or sharding.data_mesh()
   sharding.check_divisible(batch_size, mesh, microbatches=microbatches)
-  eval_every = eval_every or max(1, steps // 10)
+  eval_every = max(1, steps // 10) if eval_every is None else eval_every
+  _check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every or eval_every)
   taught_by = _frozen(teacher, teacher_variables, mesh)
   teacher_print = fingerprint(taught_by)
-  stream = _stream(source, batch_size, seed, views)
-  example = next(iter(stream(0)))
+  example = next(iter(_stream(source, batch_size, seed, views, None, ignore_label)(0)), None)
+  if example is None:
+    raise ValueError("the source gives no batch")
   state = make_init(student, teacher, objective, optimizer)(jax.random.key(seed), _on_device(example, mesh))
-  _check_classes(student, state, example, source)
+  classes = _classes(student, state, example)
+  _check_classes(classes, source)
+  stream = _stream(source, batch_size, seed, views, classes, ignore_label)
+  if validation is not None:
+    _check_validation(student, state, validation, batch_size, classes, best)
   state = sharding.replicate(state, mesh)
   step_fn = _compiled(
     make_train_step(
@@ -185,7 +199,7 @@ class _Keeper:
     elif scores is not None:
       name, direction = self._best
       score = scores[name] if direction == "max" else -scores[name]
-      if self._score is None or score > self._score:
+      if math.isfinite(score) and (self._score is None or score > self._score):
         self._score = score
         self._variables = Variables(*jax.tree.map(jnp.copy, tuple(_variables(state))))
 
@@ -208,6 +222,22 @@ def _check_counts(**counts: int) -> None:
       raise ValueError(f"{name}: expected an integer >= 1, got {count}")
 
 
+def _check_kinds(student, teacher, objective, source) -> None:
+  for name, value in {"student": student, "teacher": teacher}.items():
+    if not isinstance(value, Model) and (value is not None or name == "student"):
+      raise ValueError(
+        f"{name}: expected a Model, got {type(value).__name__}: wrap it with from_nnx, from_linen or from_apply"
+      )
+  if not isinstance(objective, Objective):
+    raise ValueError(
+      f"objective: expected an Objective (objectives.weighted), got {type(objective).__name__}"
+    )
+  if not isinstance(source, data.Source) and not callable(source):
+    raise ValueError(
+      f"source: expected a data.Source or a function start -> batches, got {type(source).__name__}"
+    )
+
+
 def _frozen(teacher: Model | None, given: Variables | None, mesh) -> Any:
   if teacher is None or teacher.follow is not None:
     if given is not None:
@@ -222,7 +252,9 @@ def _frozen(teacher: Model | None, given: Variables | None, mesh) -> Any:
   return sharding.replicate(Variables(*variables), mesh)
 
 
-def _stream(source, batch_size, seed, views) -> Callable[[int], Iterable[Mapping[str, Any]]]:
+def _stream(
+  source, batch_size, seed, views, classes: int | None = None, ignore_label: int | None = None
+) -> Callable[[int], Iterable[Mapping[str, Any]]]:
   if isinstance(source, data.Source):
     return lambda start: data.batches(source, batch_size, seed=seed, start=start, views=views)
 
@@ -230,7 +262,9 @@ def _stream(source, batch_size, seed, views) -> Callable[[int], Iterable[Mapping
     for batch in source(start):
       # A copy: the transfer is asynchronous, and a pipeline may fill the same buffers again meanwhile.
       batch = {name: np.array(x) for name, x in batch.items()}
-      data.check_batch(batch)
+      data.check_batch(batch, classes, ignore_label)
+      if ignore_label is not None and batch["label"].ndim == 1:
+        batch["label"] = np.where(batch["label"] == ignore_label, data.UNLABELLED, batch["label"])
       yield batch
 
   return checked
@@ -242,17 +276,38 @@ def _describe(source) -> str:
   return f"{source.name}:{fingerprint(dict(source.arrays))}"
 
 
-def _check_classes(student: Model, state: TrainState, example, source) -> None:
-  outputs = jax.eval_shape(
-    lambda p, s: student.apply(p, s, example, train=False, key=None)[0],
-    state.params["student"],
-    state.model_state["student"],
-  )
-  classes = getattr(source, "classes", None)
-  if classes is not None and "logits" in outputs and outputs["logits"].shape[-1] < classes:
-    raise ValueError(
-      f"the student has {outputs['logits'].shape[-1]} classes and the data set {source.name!r} has {classes}"
-    )
+def _classes(student: Model, state: TrainState, example) -> int | None:
+  """The width of the student's logits, if it has any."""
+  apply = functools.partial(student.apply, train=False, key=None)
+  outputs = jax.eval_shape(lambda v: apply(*v, example)[0], _variables(state))
+  return outputs["logits"].shape[-1] if "logits" in outputs else None
+
+
+def _check_classes(classes: int | None, source) -> None:
+  wanted = getattr(source, "classes", None)
+  if classes is not None and wanted is not None and classes < wanted:
+    raise ValueError(f"the student has {classes} classes and the data set {source.name!r} has {wanted}")
+
+
+def _check_validation(student: Model, state: TrainState, validation, batch_size: int, classes, best) -> None:
+  """Finds before training what the first evaluation, or the end, would find."""
+  name, direction = best
+  if direction not in ("max", "min"):
+    raise ValueError(f"best: expected (score, 'max' or 'min'), got {best}")
+  if isinstance(validation, data.Source):
+    _check_classes(classes, validation)
+    if (validation.arrays["label"] < 0).all():
+      raise ValueError(
+        f"validation: no example of {validation.name!r} has a label, so nothing can be evaluated"
+      )
+    batch = next(data.eval_batches(validation, batch_size))
+  else:
+    batch = next(iter(validation))
+    data.check_batch(batch, classes)
+  counts = jax.eval_shape(make_eval_step(student), _variables(state), (), batch)
+  scores = metrics.summary(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), counts))
+  if name not in scores:
+    raise ValueError(f"best: there is no score {name!r}{suggest(name, scores)}")
 
 
 def _next(batches: Iterator, step: int, batch_size: int) -> Batch:

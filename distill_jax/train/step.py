@@ -33,7 +33,7 @@ def make_init(
     params = {"student": variables.params, "objective": learned.params}
     follows = teacher is not None and teacher.follow is not None
     # A copy: the average and the student are donated together, and a shared buffer cannot be donated twice.
-    average = Variables(*jax.tree.map(jnp.copy, tuple(variables))) if follows else ()
+    average = Variables(*jax.tree.map(_copy_wide, tuple(variables))) if follows else ()
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
       step=zero,
@@ -83,7 +83,8 @@ def make_train_step(
   Returns:
     The step function. Its metrics are (sum, count) pairs, the same on every device: 'loss', every term by
     name (unweighted), 'accuracy' where labels are integers, 'grad_norm' (global, L2), 'nonfinite' (the update
-    was skipped because the loss or the gradient's norm was not finite) and 'empty' (a term had no valid value).
+    was skipped because the loss or the gradient's norm was not finite, or entries of it that were not finite
+    were left out; then the other metrics count nothing) and 'empty' (a term had no valid value).
   """
   if microbatches < 1:
     raise ValueError(f"microbatches: expected an integer >= 1, got {microbatches}")
@@ -99,7 +100,7 @@ def make_train_step(
     return teacher.apply(*frozen, batch, train=False, key=None)[0]
 
   def forward(params, model_state, taught: Outputs, batch: Batch, key, step):
-    student_key, objective_key = jax.random.split(key)
+    student_key, objective_key = key
     outputs, student_state = student.apply(
       params["student"], model_state["student"], batch, train=True, key=student_key
     )
@@ -121,7 +122,7 @@ def make_train_step(
   def accumulated(params, state: TrainState, teacher_variables, batch: Batch, key):
     parts = (
       jax.tree.map(lambda x: _interleave(x, microbatches), dict(batch)),
-      jax.random.split(key, microbatches),
+      tuple(jax.random.split(k, microbatches) for k in key),
     )
 
     def count(carry, part):
@@ -141,9 +142,13 @@ def make_train_step(
 
   def step(state: TrainState, teacher_variables, batch: Batch):
     _check_rows(batch, microbatches)
-    mix_key, key = jax.random.split(jax.random.fold_in(state.key, state.step))
-    if axis_name is not None:  # devices draw different dropout masks
-      mix_key, key = (jax.random.fold_in(k, jax.lax.axis_index(axis_name)) for k in (mix_key, key))
+    mix_key, student_key, objective_key = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
+    if axis_name is not None:
+      # Devices draw different dropout masks; what the objective draws (negatives, masks) is the same on all.
+      mix_key, student_key = (
+        jax.random.fold_in(k, jax.lax.axis_index(axis_name)) for k in (mix_key, student_key)
+      )
+    key = student_key, objective_key
     batch = _blank_invalid(batch)
     if augment is not None:
       batch = augment(batch)
@@ -170,22 +175,30 @@ def make_train_step(
 
     def updated():
       updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+      # Finite gradients can make an update that is not (Adam with eps 0, a learning rate of NaN). Entry by entry:
+      # to decide for all of them at once, all would have to be kept.
+      fine = jnp.stack([jnp.isfinite(u).all() for u in jax.tree.leaves(updates)]).all()
+      updates = jax.tree.map(lambda u: jnp.where(jnp.isfinite(u), u, 0), updates)
       params = optax.apply_updates(state.params, updates)
       average = state.average
       if teacher is not None and teacher.follow:
         average = teacher.follow(average, Variables(params["student"], model_state["student"]), state.step)
-      return params, model_state, opt_state, average
+      return fine, (params, model_state, opt_state, average)
 
     old = state.params, state.model_state, state.opt_state, state.average
-    params, model_state, opt_state, average = _if(finite, updated, old)
+    finite, (params, model_state, opt_state, average) = _if(finite, updated, (jnp.zeros((), bool), old))
     streak = jnp.where(finite, 0, state.skips.streak + 1)
     skips = Skips(
       state.skips.total + jnp.where(finite, 0, 1), streak, jnp.maximum(state.skips.longest, streak)
     )
     one = jnp.ones(())
     empty = jnp.stack([n == 0 for name, (_, n) in pairs.items() if name != "accuracy"]).any()
-    singles = {"loss": loss, "grad_norm": norm, "nonfinite": ~finite, "empty": empty}
-    measured = pairs | {name: (value.astype(jnp.float32), one) for name, value in singles.items()}
+    # A skipped update counts in no mean, or one would make all that are reported with it NaN.
+    measured = jax.tree.map(
+      lambda x: jnp.where(finite, x, 0), pairs | {"loss": (loss, one), "grad_norm": (norm, one)}
+    )
+    for name, flag in {"nonfinite": ~finite, "empty": empty}.items():
+      measured[name] = flag.astype(jnp.float32), one
     return TrainState(state.step + 1, state.key, params, model_state, opt_state, average, skips), measured
 
   return step
@@ -206,6 +219,12 @@ def make_eval_step(student: Model, teacher: Model | None = None) -> Callable[...
     return metrics.counts(logits, batch["label"], batch.get("where"), teacher_logits=taught)
 
   return step
+
+
+def _copy_wide(x: jax.Array) -> jax.Array:
+  """A copy in float32 or wider: an average in bfloat16 would not move by a thousandth of a difference."""
+  floating = jnp.issubdtype(x.dtype, jnp.floating)
+  return jnp.array(x, jnp.promote_types(x.dtype, jnp.float32) if floating else x.dtype, copy=True)
 
 
 def _shapes(model: Model, variables: Variables, batch: Batch) -> Outputs:

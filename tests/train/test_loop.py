@@ -89,9 +89,10 @@ def test_lines_after_the_checkpoint_and_torn_lines_are_dropped_on_resume(tmp_pat
   assert steps == [5, 5, 10, 10, 15, 15, 20, 20]
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path):
-  first = run(tmp_path)
-  again = run(tmp_path)
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_finished_run_is_not_trained_again(tmp_path, devices):
+  first = run(tmp_path, mesh=sharding.data_mesh(devices))
+  again = run(tmp_path, mesh=sharding.data_mesh(devices))
   assert_identical(first.state, again.state)
   assert len(again.history) == len(first.history)
 
@@ -293,3 +294,52 @@ def test_a_relative_folder_is_resolved_at_the_start(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   run("here", steps=2)
   assert (tmp_path / "here" / "checkpoints").is_dir()
+
+
+def test_labels_of_a_pipeline_are_checked_against_the_student_s_classes():
+  batches = [dict(b, label=np.where(b["id"] == 7, 3, b["label"])) for b in data.eval_batches(source(), 16)][
+    :7
+  ]
+  with pytest.raises(ValueError, match="label 3 of example id 7 is not a class 0 to 2"):
+    run(source=lambda start: iter(batches[start:]), steps=5)
+  marked = [dict(b, label=np.where(b["id"] == 7, -100, b["label"])) for b in data.eval_batches(source(), 16)][
+    :7
+  ]
+  with pytest.raises(ValueError, match="declare ignore_label=-100"):
+    run(source=lambda start: iter(marked[start:]), steps=5)
+  fitted = run(source=lambda start: iter(marked[start:]), steps=5, ignore_label=-100)
+  assert int(fitted.state.step) == 5
+
+
+def test_validation_is_checked_before_training():
+  wide = data.Source({"image": np.ones((4, WIDTH), np.float32), "label": np.array([0, 1, 2, 11])}, classes=12)
+  with pytest.raises(ValueError, match="3 classes and the data set 'custom' has 12"):
+    run(validation=wide)
+  with pytest.raises(ValueError, match="no example of 'toy' has a label"):
+    run(validation=data.unlabelled(source(1, 30)))
+  with pytest.raises(ValueError, match="no score 'acuracy'; did you mean 'accuracy'"):
+    run(best=("acuracy", "max"))
+  with pytest.raises(ValueError, match="'max' or 'min'"):
+    run(best=("accuracy", "maximum"))
+
+
+def test_a_score_that_is_not_finite_never_wins(monkeypatch):
+  scores = iter([np.nan, 0.5, 0.25])
+  monkeypatch.setattr(
+    loop.metrics, "summary", lambda counts, real=loop.metrics.summary: real(counts) | {"nll": next(scores)}
+  )
+  monkeypatch.setattr(loop, "_check_validation", lambda *arguments: None)
+  fitted = run(steps=15, best=("nll", "max"))
+  expected = run(steps=10, validation=None)
+  np.testing.assert_array_equal(fitted.variables.params, expected.state.params["student"])
+
+
+def test_what_is_no_model_is_refused_with_the_way_to_make_one():
+  with pytest.raises(ValueError, match="student: expected a Model, got function: wrap it"):
+    run(student=lambda x: x)
+  with pytest.raises(ValueError, match="objective: expected an Objective"):
+    run(objective=losses.kl_divergence)
+  with pytest.raises(ValueError, match="source: expected a data.Source"):
+    run(source={"image": np.ones((4, 4))})
+  with pytest.raises(ValueError, match="there is no teacher"):
+    run(teacher=None)

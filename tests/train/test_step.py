@@ -295,7 +295,8 @@ def test_the_update_works_in_place():
   state = make_init(student, None, goal, optimizer)(jax.random.key(0), rows)
   step = jax.jit(make_train_step(student, None, goal, optimizer), donate_argnums=0)
   memory = step.lower(state, (), rows).compile().memory_analysis()
-  assert memory.temp_size_in_bytes < 1.5 * 4 * width**2  # the gradient; no copy of the moments
+  # The gradient and the update, which is looked at before it is applied; no copy of the moments.
+  assert memory.temp_size_in_bytes < 2.5 * 4 * width**2
 
 
 def test_compiles_once_for_a_shape(rng):
@@ -362,3 +363,36 @@ def test_nothing_goes_to_the_host_inside_a_step(rng):
   state, _ = step(state, taught, b)
   with jax.transfer_guard("disallow"):
     jax.block_until_ready(step(state, taught, b))
+
+
+def test_an_update_that_is_not_finite_is_skipped_though_its_gradient_is(rng):
+  for optimizer in (optax.adam(np.nan), optax.chain(optax.scale(jnp.inf), optax.scale(1.0))):
+    state, step, taught = setup(rng, optimizer=optimizer)
+    got, measured = run(state, step, taught, [batch(rng)])
+    assert reduce.value(measured["nonfinite"]) == 1 and np.isfinite(reduce.value(measured["loss"]))
+    assert got.skips.longest == 1
+    assert_same(state.params, got.params, 0)
+
+
+def test_a_skipped_update_counts_in_no_mean(rng):
+  state, step, taught = setup(rng)
+  bad = batch(rng, masked=False)
+  bad["image"][3] = np.nan
+  _, measured = run(state, step, taught, [bad])
+  for name in ("loss", "hard", "soft", "accuracy", "grad_norm"):
+    assert measured[name] == (0, 0)
+
+
+def test_the_average_of_a_bfloat16_student_moves():
+  student = from_apply(lambda key, x: jnp.ones((6, CLASSES), jnp.bfloat16), lambda w, x: x @ w)
+  average = teachers.moving_average(student, decay=0.999)
+  goal = objectives.weighted(hard=(1.0, objectives.labels()))
+  state = make_init(student, average, goal, optax.sgd(0.1))(
+    jax.random.key(0), batch(np.random.default_rng(0))
+  )
+  assert state.average.params.dtype == jnp.float32 and state.params["student"].dtype == jnp.bfloat16
+  own, target = state.average, Variables(jnp.full((6, CLASSES), 1.5, jnp.bfloat16), {})
+  follow = jax.jit(average.follow)
+  for _ in range(2000):
+    own = follow(own, target, jnp.int32(10**6))
+  np.testing.assert_allclose(own.params, 1.5 - 0.5 * 0.999**2000, rtol=1e-4)
