@@ -1,0 +1,62 @@
+"""The README's Python runs as it stands, on data of the reader's shapes."""
+
+import pathlib
+import re
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+class Teacher(linen.Module):
+  @linen.compact
+  def __call__(self, x):
+    return linen.Dense(10)(x.reshape(len(x), -1))
+
+
+class MySmallModule(nnx.Module):
+  def __init__(self, rngs):
+    self.head = nnx.Linear(16, 10, rngs=rngs)
+
+  def __call__(self, x):
+    return self.head(x.reshape(len(x), -1))
+
+
+def test_losses_in_your_own_loop(rng):
+  def student(params, image):
+    return image.mean((1, 2)) @ params, image
+
+  names = {"student": student}
+  exec(BLOCKS[0], names)
+  batch = {
+    "image": jnp.asarray(rng.normal(size=(4, 5, 5, 3)), jnp.float32),
+    "label": jnp.array([0, 1, 2, 3]),
+    "teacher_logits": jnp.asarray(rng.normal(size=(4, 10)), jnp.float32),
+    "teacher_map": jnp.asarray(rng.normal(size=(4, 5, 5, 7)), jnp.float32),
+    "where": jnp.array([True, True, True, False]),
+  }
+  value, gradient = jax.value_and_grad(names["loss_fn"])(jnp.ones((3, 10)), batch)
+  assert value > 0 and np.abs(gradient).max() > 0
+
+
+def test_your_own_model(rng):
+  lines = [line for line in BLOCKS[1].splitlines() if line.strip()]
+  assert len(lines) <= 15, "under 15 lines with your own model"
+  images = rng.normal(size=(128, 4, 4, 1)).astype(np.float32)
+  teacher = Teacher()
+  names = {
+    "my_linen_module": teacher,
+    "my_trained_variables": teacher.init(jax.random.key(0), images[:1]),
+    "MySmallModule": MySmallModule,
+    "images": images,
+    "labels": rng.integers(0, 10, 128),
+    "test_images": images[:32],
+    "test_labels": rng.integers(0, 10, 32),
+  }
+  exec("\n".join(lines).replace("steps=3000", "steps=20, progress=False"), names)
+  assert names["fitted"].history[-1]["step"] == 20
