@@ -1,6 +1,9 @@
 """Handwritten digits, 8x8 (scikit-learn's, embedded): a small VGG teaches a multi-layer perceptron.
 
 python -m distill_jax --config=configs/digits.py --seeds=0,1,2
+
+Measured on 2 CPU cores: 40 s. Test accuracy, 3 seeds: teacher 98.89 %; student alone 96.75 +- 0.43 %, distilled
+97.68 +- 0.16 %; with --config.label_fraction=0.1 alone 89.42 +- 1.55 %, distilled 97.59 +- 0.43 %.
 """
 
 import dataclasses

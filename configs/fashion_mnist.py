@@ -4,6 +4,9 @@ python -m distill_jax --config=configs/fashion_mnist.py --seeds=0,1,2
 
 Where the download site cannot be reached, give the folder of the four IDX files (Debian's package
 dataset-fashion-mnist): --config.source_files=/usr/share/datasets/fashion-mnist
+
+Measured on 2 CPU cores that others used too: 54 minutes. Test accuracy, 3 seeds: teacher 91.66 %; student alone
+81.72 +- 0.07 %, distilled 79.36 +- 0.41 %: soft targets of this weight harm a student this small.
 """
 
 import dataclasses

@@ -12,6 +12,8 @@ once its bias for that class is raised. --config.left_out=5 leaves the sandals o
 of the validation split right; --config.correct_bias=false shows the student without it.
 
 python -m distill_jax --config=configs/fashion_mnist_few_labels.py --seeds=0,1,2 --config.left_out=5
+
+Measured: not yet.
 """
 
 import dataclasses
