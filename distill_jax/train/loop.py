@@ -155,15 +155,18 @@ def fit(
       for step in range(start + 1, steps + 1):
         state, measured = step_fn(state, taught_by, _next(batches, step, batch_size))
         pending.append(measured)
-        if step % log_every == 0 or step == steps or step % eval_every == 0:
+        evaluating = step % eval_every == 0 or step == steps
+        saving = evaluating or step % (checkpoint_every or eval_every) == 0
+        # What was not reported before a checkpoint would be missing from the report of a run that resumes there.
+        if step % log_every == 0 or saving:
           log.train(step, fetch(pending), batch_size)
           pending.clear()
           _check_skips(state, max_skips)
         scores = None
-        if evaluate is not None and (step % eval_every == 0 or step == steps):
+        if evaluate is not None and evaluating:
           scores = evaluate(_variables(state))
           log.validation(step, scores)
-        if scores is not None or step == steps or step % (checkpoint_every or eval_every) == 0:
+        if saving:
           keeper.save(state, scores)
       history = log.history
     if fingerprint(taught_by) != teacher_print:

@@ -81,6 +81,26 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path):
   assert lines == resumed.history
 
 
+def test_a_resumed_run_reports_what_an_undisturbed_one_does(tmp_path):
+  def told(fitted):
+    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in fitted.history]
+
+  every = {"checkpoint_every": 3, "log_every": 5, "eval_every": 10}
+  whole = run(tmp_path / "whole", **every)
+
+  def stopped(start):  # as if killed after step 8, two steps past a checkpoint
+    for step, batch in enumerate(data.batches(source(), 16, seed=0, start=start), start + 1):
+      if step > 8:
+        raise KeyboardInterrupt
+      yield batch
+
+  named = lambda start: data.batches(source(), 16, seed=0, start=start)  # noqa: E731
+  stopped.identity = named.identity = "toy"
+  with pytest.raises(KeyboardInterrupt):
+    run(tmp_path / "parts", source=stopped, **every)
+  assert told(run(tmp_path / "parts", source=named, **every)) == told(whole)
+
+
 def test_lines_after_the_checkpoint_and_torn_lines_are_dropped_on_resume(tmp_path):
   run(tmp_path, steps=10)
   with (tmp_path / "metrics.jsonl").open("a") as file:
