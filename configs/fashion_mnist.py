@@ -39,7 +39,7 @@ class FashionMnist(Config):
   label_fraction: float = 1.0
   shift: int = 2
   teacher_width: float = 0.25
-  student_widths: tuple[int, ...] = (16, 32)
+  student_widths: tuple[int, ...] = (16, 32, 64)
   source_files: str = ""
   data_dir: str = ""
   teacher_training: Training = dataclasses.field(
