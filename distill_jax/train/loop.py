@@ -1,20 +1,25 @@
 """The loop: batches in, steps, evaluations, checkpoints, a history out."""
 
-import functools
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
 from distill_jax import data, metrics, reduce, sharding
-from distill_jax.checkpoint import Checkpoints
-from distill_jax.errors import suggest
 from distill_jax.fingerprint import fingerprint
+from distill_jax.train.inputs import (
+  batches_of,
+  check_classes,
+  check_counts,
+  check_kinds,
+  check_validation,
+  classes_of,
+  describe,
+  following,
+)
+from distill_jax.train.keeper import Keeper, student_of
 from distill_jax.train.log import Log, fetch, pack
 from distill_jax.train.step import Step, make_eval_step, make_init, make_train_step
 from distill_jax.types import Batch, Model, Objective, TrainState, Variables
@@ -109,23 +114,23 @@ def fit(
     NonFiniteError: see `max_skips`; the folder keeps its last checkpoint.
     RuntimeError: the frozen teacher's weights changed while it taught.
   """
-  _check_kinds(student, teacher, objective, source)
-  _check_counts(steps=steps, batch_size=batch_size, log_every=log_every, max_skips=max_skips)
+  check_kinds(student, teacher, objective, source)
+  check_counts(steps=steps, batch_size=batch_size, log_every=log_every, max_skips=max_skips)
   mesh = mesh or sharding.data_mesh()
   sharding.check_divisible(batch_size, mesh, microbatches=microbatches)
   eval_every = max(1, steps // 10) if eval_every is None else eval_every
-  _check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every or eval_every)
+  check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every or eval_every)
   taught_by = _frozen(teacher, teacher_variables, mesh)
   teacher_print = fingerprint(taught_by)
-  example = next(iter(_stream(source, batch_size, seed, views, None, ignore_label)(0)), None)
+  example = next(iter(batches_of(source, batch_size, seed, views, None, ignore_label)(0)), None)
   if example is None:
     raise ValueError("the source gives no batch")
   state = make_init(student, teacher, objective, optimizer)(jax.random.key(seed), _on_device(example, mesh))
-  classes = _classes(student, state, example)
-  _check_classes(classes, source)
-  stream = _stream(source, batch_size, seed, views, classes, ignore_label)
+  classes = classes_of(student, state, example)
+  check_classes(classes, source)
+  stream = batches_of(source, batch_size, seed, views, classes, ignore_label)
   if validation is not None:
-    _check_validation(student, state, validation, batch_size, classes, best)
+    check_validation(student, state, validation, batch_size, classes, best)
   state = sharding.replicate(state, mesh)
   step_fn = _compiled(
     make_train_step(
@@ -134,7 +139,7 @@ def fit(
     mesh,
   )
   evaluate = _evaluator(student, mesh, validation, batch_size) if validation is not None else None
-  keeper = _Keeper(
+  keeper = Keeper(
     folder,
     best,
     {
@@ -142,7 +147,7 @@ def fit(
       "views": views,
       "batch_size": batch_size,
       "teacher": teacher_print,
-      "data": _describe(source),
+      "data": describe(source),
       **(identity or {}),
     },
   )
@@ -153,7 +158,7 @@ def fit(
       pending: list[Any] = []
       batches = iter(stream(start))
       for step in range(start + 1, steps + 1):
-        state, measured = step_fn(state, taught_by, _next(batches, step, batch_size))
+        state, measured = step_fn(state, taught_by, following(batches, step, batch_size))
         pending.append(measured)
         evaluating = step % eval_every == 0 or step == steps
         saving = evaluating or step % (checkpoint_every or eval_every) == 0
@@ -164,81 +169,15 @@ def fit(
           _check_skips(state, max_skips)
         scores = None
         if evaluate is not None and evaluating:
-          scores = evaluate(_variables(state))
+          scores = evaluate(student_of(state))
           log.validation(step, scores)
         if saving:
           keeper.save(state, scores)
       history = log.history
     if fingerprint(taught_by) != teacher_print:
       raise RuntimeError("the teacher's weights changed while it taught: a frozen teacher must not")
-    best_or_last = keeper.best_variables(state) if validation is not None else _variables(state)
+    best_or_last = keeper.best_variables(state) if validation is not None else student_of(state)
     return Fitted(best_or_last, state, history)
-
-
-class _Keeper:
-  """Checkpoints in a folder, or the best variables in memory where there is none."""
-
-  def __init__(self, folder, best, identity):
-    self._best, self._score, self._variables = best, None, None
-    self.folder = None if folder is None else Path(folder).resolve()
-    self._saved = None
-    if self.folder is not None:
-      self._saved = Checkpoints(self.folder / "checkpoints", best=best, identity=identity)
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *error):
-    if self._saved is not None:
-      self._saved.close()
-
-  def restore(self, state: TrainState) -> TrainState:
-    found = self._saved.restore(state) if self._saved is not None else None
-    return state if found is None else found
-
-  def save(self, state: TrainState, scores: Mapping[str, float] | None) -> None:
-    if self._saved is not None:
-      self._saved.save(state, metrics=scores)
-    elif scores is not None:
-      name, direction = self._best
-      score = scores[name] if direction == "max" else -scores[name]
-      if math.isfinite(score) and (self._score is None or score > self._score):
-        self._score = score
-        self._variables = Variables(*jax.tree.map(jnp.copy, tuple(_variables(state))))
-
-  def best_variables(self, state: TrainState) -> Variables:
-    if self._saved is not None:
-      self._saved.wait()
-      state = self._saved.restore(state, step="best") or state
-    elif self._variables is not None:
-      return self._variables
-    return _variables(state)
-
-
-def _variables(state: TrainState) -> Variables:
-  return Variables(state.params["student"], state.model_state["student"])
-
-
-def _check_counts(**counts: int) -> None:
-  for name, count in counts.items():
-    if count < 1:
-      raise ValueError(f"{name}: expected an integer >= 1, got {count}")
-
-
-def _check_kinds(student, teacher, objective, source) -> None:
-  for name, value in {"student": student, "teacher": teacher}.items():
-    if not isinstance(value, Model) and (value is not None or name == "student"):
-      raise ValueError(
-        f"{name}: expected a Model, got {type(value).__name__}: wrap it with from_nnx, from_linen or from_apply"
-      )
-  if not isinstance(objective, Objective):
-    raise ValueError(
-      f"objective: expected an Objective (objectives.weighted), got {type(objective).__name__}"
-    )
-  if not isinstance(source, data.Source) and not callable(source):
-    raise ValueError(
-      f"source: expected a data.Source or a function start -> batches, got {type(source).__name__}"
-    )
 
 
 def _frozen(teacher: Model | None, given: Variables | None, mesh) -> Any:
@@ -253,74 +192,6 @@ def _frozen(teacher: Model | None, given: Variables | None, mesh) -> Any:
       "teacher would teach noise)"
     )
   return sharding.replicate(Variables(*variables), mesh)
-
-
-def _stream(
-  source, batch_size, seed, views, classes: int | None = None, ignore_label: int | None = None
-) -> Callable[[int], Iterable[Mapping[str, Any]]]:
-  if isinstance(source, data.Source):
-    return lambda start: data.batches(source, batch_size, seed=seed, start=start, views=views)
-
-  def checked(start: int) -> Iterator[Mapping[str, Any]]:
-    for batch in source(start):
-      # A copy: the transfer is asynchronous, and a pipeline may fill the same buffers again meanwhile.
-      batch = {name: np.array(x) for name, x in batch.items()}
-      data.check_batch(batch, classes, ignore_label)
-      if ignore_label is not None and batch["label"].ndim == 1:
-        batch["label"] = np.where(batch["label"] == ignore_label, data.UNLABELLED, batch["label"])
-      yield batch
-
-  return checked
-
-
-def _describe(source) -> str:
-  if not isinstance(source, data.Source):
-    return getattr(source, "identity", getattr(source, "__qualname__", type(source).__qualname__))
-  return f"{source.name}:{fingerprint(dict(source.arrays))}"
-
-
-def _classes(student: Model, state: TrainState, example) -> int | None:
-  """The width of the student's logits, if it has any."""
-  apply = functools.partial(student.apply, train=False, key=None)
-  outputs = jax.eval_shape(lambda v: apply(*v, example)[0], _variables(state))
-  return outputs["logits"].shape[-1] if "logits" in outputs else None
-
-
-def _check_classes(classes: int | None, source) -> None:
-  wanted = getattr(source, "classes", None)
-  if classes is not None and wanted is not None and classes < wanted:
-    raise ValueError(f"the student has {classes} classes and the data set {source.name!r} has {wanted}")
-
-
-def _check_validation(student: Model, state: TrainState, validation, batch_size: int, classes, best) -> None:
-  """Finds before training what the first evaluation, or the end, would find."""
-  name, direction = best
-  if direction not in ("max", "min"):
-    raise ValueError(f"best: expected (score, 'max' or 'min'), got {best}")
-  if isinstance(validation, data.Source):
-    _check_classes(classes, validation)
-    if (validation.arrays["label"] < 0).all():
-      raise ValueError(
-        f"validation: no example of {validation.name!r} has a label, so nothing can be evaluated"
-      )
-    batch = next(data.eval_batches(validation, batch_size))
-  else:
-    batch = next(iter(validation))
-    data.check_batch(batch, classes)
-  counts = jax.eval_shape(make_eval_step(student), _variables(state), (), batch)
-  scores = metrics.summary(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), counts))
-  if name not in scores:
-    raise ValueError(f"best: there is no score {name!r}{suggest(name, scores)}")
-
-
-def _next(batches: Iterator, step: int, batch_size: int) -> Batch:
-  batch = next(batches, None)
-  if batch is None:
-    raise ValueError(f"the data ended before step {step}: a source must go on for all steps")
-  rows = {len(x) for x in batch.values()}
-  if rows != {batch_size}:
-    raise ValueError(f"the batch of step {step} has {sorted(rows)} rows, expected batch_size {batch_size}")
-  return batch
 
 
 def _on_device(batch, mesh) -> Batch:

@@ -348,7 +348,7 @@ def test_a_score_that_is_not_finite_never_wins(monkeypatch):
   monkeypatch.setattr(
     loop.metrics, "summary", lambda counts, real=loop.metrics.summary: real(counts) | {"nll": next(scores)}
   )
-  monkeypatch.setattr(loop, "_check_validation", lambda *arguments: None)
+  monkeypatch.setattr(loop, "check_validation", lambda *arguments: None)
   fitted = run(steps=15, best=("nll", "max"))
   expected = run(steps=10, validation=None)
   np.testing.assert_array_equal(fitted.variables.params, expected.state.params["student"])
