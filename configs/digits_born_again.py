@@ -7,7 +7,8 @@ learns from the teacher, each further one from the student before it; the report
 and with the network trained alone on the labels. All generations stay in the run's folder: student-SEED,
 student-SEED-gen2, ...
 
-Measured: not yet
+Measured on 2 CPU cores: 44 s. Test accuracy, 3 seeds: teacher 96.66 %, alone 96.56 +- 0.43 %; generations 1 to 3:
+95.73 +- 0.32, 96.10 +- 0.28, 97.21 +- 1.69 %: no gain beyond the spread.
 """
 
 import dataclasses

@@ -4,7 +4,8 @@ python -m distill_jax --config=configs/digits_mutual.py --seeds=0,1,2
 
 The first student of the cohort is the one that is evaluated, exported and compared with the student alone.
 
-Measured: not yet
+Measured on 2 CPU cores: 20 s. Test accuracy, 3 seeds: alone 96.75 +- 0.43 %, in a cohort of two 96.47 +- 0.16 %:
+no gain for so small a network on this set.
 """
 
 import dataclasses

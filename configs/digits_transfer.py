@@ -6,7 +6,9 @@ The teacher learns from one part of the training images with their labels. The s
 and learns from the teacher's soft targets alone. The student trained alone has the teacher's images and labels: what
 there is to learn from without a teacher. Weights are chosen on labelled validation images.
 
-Measured: not yet
+Measured on 2 CPU cores: 50 s. Test accuracy, 3 seeds: teacher 94.71 % (it has half of the images), student alone
+with the teacher's images 95.73 +- 0.43 %, distilled on the other half without a label 94.71 +- 1.21 %: as good as its
+teacher, which is worse than the student alone.
 """
 
 import dataclasses
