@@ -1,0 +1,170 @@
+"""BiT: residual networks with group norm and standardised weights (Kolesnikov et al. 2020), and their released weights.
+
+Pre-activation bottlenecks (He et al. 2016b) in which every convolution's weights are standardised (Qiao et al. 2019)
+and batch norm is replaced by group norm (Wu & He 2018): no statistics of a batch, so rows are independent, devices
+need not talk in the forward pass, and a teacher has no state.
+
+    teacher = from_nnx(lambda rngs: BiT(3, 152, 1000, width=2, rngs=rngs))
+    example = {"image": jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)}
+    teacher = pretrained(teacher, "BiT-M-R152x2-ILSVRC2012.npz", example, names=released_name)
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+
+from distill_jax.models.cnn import check_images
+from distill_jax.models.resnet import _ends
+from distill_jax.models.weights import Origin
+from distill_jax.types import Outputs
+
+UNITS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+GROUPS = 32
+
+
+class BiT(nnx.Module):
+  """A 7x7 convolution, a pooled map, four stages of bottlenecks, the mean over the map, a linear head.
+
+  R50x1 is `BiT(3, 50, 1000)`, R152x2 `BiT(3, 152, 1000, width=2)`. The released networks were trained on images in
+  -1..1. Of an image of 224x224 stage1 has 56x56, each further stage half as many on a side, rounded up.
+
+  Outputs, with k = 1, 2, 3, 4 and W_k = 2^(7+k) width:
+    stem: [B, H_1, W_1, 64 width]: the first convolution after the pooling, neither normalised nor rectified.
+    stage{k}_sum: [B, H_k, W_k, W_k]: the sum that ends the stage.
+    stage{k}_preact: the same after the next group norm.
+    stage{k}: the same after the ReLU.
+    embedding: [B, W_4]: the mean of stage4 over the map.
+    logits: [B, classes].
+  """
+
+  def __init__(
+    self,
+    channels: int,
+    depth: int | tuple[int, int, int, int],
+    classes: int,
+    *,
+    width: float = 1,
+    dtype=None,
+    rngs: nnx.Rngs,
+  ):
+    """Build the layers; the head starts at zero.
+
+    Args:
+      channels: of the images.
+      depth: 26, 50, 101 or 152; or the number of units in each stage.
+      classes: number of logits.
+      width: multiplies the channels, 64 in the narrowest layer; a multiple of 1/2, for 32 groups.
+      dtype: of the convolutions and the outputs; parameters, statistics of groups and the standardisation of
+        weights are float32. None: that of the input, float32 or wider.
+      rngs: stream `params`.
+
+    Raises:
+      ValueError: a depth that is neither, or a width that does not divide into groups.
+    """
+    units = UNITS.get(depth) if isinstance(depth, int) else tuple(depth)
+    if units is None or len(units) != 4 or min(units) < 1:
+      raise ValueError(f"depth={depth}: expected one of {sorted(UNITS)}, or four numbers of units >= 1")
+    base = int(64 * width)
+    if base != 64 * width or base < GROUPS or base % GROUPS:
+      raise ValueError(
+        f"width={width}: expected a multiple of {GROUPS / 64}, for {GROUPS} groups of channels"
+      )
+    layers = {"dtype": dtype, "rngs": rngs}
+    middles = [base * 2**k for k in range(4)]
+    inputs = [base, *(4 * middle for middle in middles)]
+    self.channels = channels
+    self.stem = _Conv(channels, base, 7, 2, **layers)
+    self.stages = nnx.List(
+      nnx.List(
+        _Unit(4 * middle if unit else wide, middle, 2 if k and not unit else 1, **layers)
+        for unit in range(count)
+      )
+      for k, (count, wide, middle) in enumerate(zip(units, inputs, middles))
+    )
+    self.norm = _norm(inputs[-1], **layers)
+    self.head = nnx.Linear(inputs[-1], classes, kernel_init=nnx.initializers.zeros, **layers)
+
+  def __call__(self, x: jax.Array) -> Outputs:
+    """Outputs of images [B, H, W, C]. Raises ValueError for another shape."""
+    check_images(x, self.channels)
+    # Padded with zeros, as the released networks were: "SAME" would pad the maximum with -inf.
+    x = jnp.pad(self.stem(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    x = nnx.max_pool(x, (3, 3), (2, 2))
+    outputs = {"stem": x}
+    for number, stage in enumerate(self.stages):
+      for index, unit in enumerate(stage):
+        preact = unit.norm1(x)
+        if index == 0 and number:
+          outputs |= _ends(number, x, preact)
+        x = unit(x, nnx.relu(preact))
+    outputs |= _ends(4, x, self.norm(x))
+    embedding = outputs["stage4"].mean((1, 2))
+    return {**outputs, "embedding": embedding, "logits": self.head(embedding)}
+
+
+def released_name(name: str) -> Origin:
+  """Where a leaf of a `BiT` lies in a released .npz file: `names=` of `pretrained` and `load_weights`.
+
+  For BiT-S-R50x1.npz to BiT-M-R152x4-ILSVRC2012.npz, and the teachers and students of Beyer et al. 2022
+  (distill/R152x2_T_224.npz).
+
+  >>> released_name("params/stages/0/2/norm1/scale")
+  'resnet/block1/unit03/a/group_norm/gamma'
+  """
+  parts = name.split("/")[1:]
+  layer, leaf = parts[-2:]
+  if layer == "head":  # a 1x1 convolution there
+    return ("resnet/head/conv2d/kernel", lambda k: k[0, 0]) if leaf == "kernel" else "resnet/head/conv2d/bias"
+  place = "resnet"
+  if layer == "stem":
+    place += "/root_block"
+  elif parts[0] == "stages":
+    letter = "a" if layer == "shortcut" else "abc"[int(layer[-1]) - 1]
+    place += f"/block{int(parts[1]) + 1}/unit{int(parts[2]) + 1:02d}/{letter}"
+  if leaf == "kernel":
+    return f"{place}{'/proj' if layer == 'shortcut' else ''}/standardized_conv2d/kernel"
+  return f"{place}/group_norm/{'gamma' if leaf == 'scale' else 'beta'}"
+
+
+class _Unit(nnx.Module):
+  """[B, H, W, inputs] and `relu(norm1(.))` of it -> [B, H / stride, W / stride, 4 middle]."""
+
+  def __init__(self, inputs, middle, stride, *, dtype, rngs):
+    layers = {"dtype": dtype, "rngs": rngs}
+    self.norm1, self.conv1 = _norm(inputs, **layers), _Conv(inputs, middle, 1, 1, **layers)
+    self.norm2, self.conv2 = _norm(middle, **layers), _Conv(middle, middle, 3, stride, **layers)
+    self.norm3, self.conv3 = _norm(middle, **layers), _Conv(middle, 4 * middle, 1, 1, **layers)
+    same = inputs == 4 * middle and stride == 1
+    self.shortcut = None if same else _Conv(inputs, 4 * middle, 1, stride, **layers)
+
+  def __call__(self, x, active):
+    out = self.conv2(nnx.relu(self.norm2(self.conv1(active))))
+    out = self.conv3(nnx.relu(self.norm3(out)))
+    return out + (x if self.shortcut is None else self.shortcut(active))
+
+
+class _Conv(nnx.Module):
+  """A convolution without bias whose filters have mean 0 and variance 1, padded alike on both sides."""
+
+  def __init__(self, inputs, outputs, size, stride, *, dtype, rngs):
+    shape = (size, size, inputs, outputs)
+    self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape, jnp.float32))
+    self.stride, self.dtype = stride, dtype
+
+  def __call__(self, x):
+    x, kernel = dtypes.promote_dtype((x, _standardised(self.kernel[...])), dtype=self.dtype)
+    side = (kernel.shape[0] // 2,) * 2
+    return jax.lax.conv_general_dilated(
+      x, kernel, (self.stride, self.stride), (side, side), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _standardised(kernel: jax.Array) -> jax.Array:
+  kernel = kernel - kernel.mean((0, 1, 2))
+  return kernel * jax.lax.rsqrt(jnp.square(kernel).mean((0, 1, 2)) + 1e-10)
+
+
+def _norm(channels, *, dtype, rngs) -> nnx.GroupNorm:
+  # The fast variance, E[x^2] - E[x]^2, is another number than the one the released weights were trained with.
+  return nnx.GroupNorm(channels, GROUPS, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
