@@ -6,8 +6,9 @@ objective = weighted(
   hint=(optax.linear_schedule(1.0, 0.0, 1000), features("block2", "block3", losses.hint)),
 )
 
-A loss of arrays alone goes through `logits` or `features`. A method that learns or remembers something of its own is
-a term here, under the name of its loss: `vid`, `mgd`, `crd`, ...; `learned` makes others.
+A loss of arrays alone goes through `logits` or `features`, one of a few of the teacher's classes through `sparse`. A
+method that learns or remembers something of its own is a term here, under the name of its loss: `vid`, `mgd`, `crd`,
+...; `learned` makes others.
 """
 
 from distill_jax.objectives.learned import (
@@ -28,6 +29,7 @@ from distill_jax.objectives.maps import (
   review_kd,
 )
 from distill_jax.objectives.memories import crd, dino, queue_similarity
+from distill_jax.objectives.sparse import sparse
 from distill_jax.objectives.terms import Term, features, labels, logits, mutual, weighted
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
   "paraphraser",
   "queue_similarity",
   "review_kd",
+  "sparse",
   "srd",
   "vid",
   "vkd",

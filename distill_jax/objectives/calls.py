@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.errors import suggest
+from distill_jax.losses import SparseTargets
 from distill_jax.types import Batch, Outputs
 
 Names = str | tuple[str, ...]
@@ -66,7 +67,7 @@ def prepare(loss, hyperparameters, *, entries=None, valid=None, several: bool = 
 
   Args:
     loss, hyperparameters, entries, valid: as in `Call`.
-    several: the loss takes tuples of arrays.
+    several: the loss takes trees of arrays (tuples, `SparseTargets`).
 
   Raises:
     ValueError: an argument that the loss does not have, lacks or refuses.
@@ -149,11 +150,22 @@ def batch_entry(batch: Mapping[str, Any], name: str):
 
 
 def outputs_of(outputs: Outputs, names: Names, whose: str):
-  """The output of this name, or a tuple of those of these names."""
+  """The output of this name, all of it, or a tuple of those of these names."""
   if not isinstance(names, str):
     return type(names)(outputs_of(outputs, name, whose) for name in names)
+  value = any_output_of(outputs, names, whose)
+  if isinstance(value, SparseTargets):
+    raise ValueError(
+      f"the {whose}'s {names!r} keeps {value.indices.shape[-1]} of its classes (SparseTargets), and this term needs "
+      "all: use objectives.sparse with a loss such as losses.sparse_kl, or a dense cache"
+    )
+  return value
+
+
+def any_output_of(outputs: Outputs, name: str, whose: str):
+  """The output of this name, an array or `SparseTargets`."""
   if not outputs:
-    raise ValueError(f"there is no {whose}, or it gives no outputs: this term needs its {names!r}")
-  if names not in outputs:
-    raise ValueError(f"the {whose} has no output {names!r}{suggest(names, outputs)}")
-  return outputs[names]
+    raise ValueError(f"there is no {whose}, or it gives no outputs: this term needs its {name!r}")
+  if name not in outputs:
+    raise ValueError(f"the {whose} has no output {name!r}{suggest(name, outputs)}")
+  return outputs[name]

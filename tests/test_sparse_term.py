@@ -1,0 +1,220 @@
+"""The term of teachers kept as K of V classes: cached and live, masked, accumulated, on one device and on eight."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from distill_jax import losses, objectives, reduce
+from distill_jax.cache.codecs import Samples, TopK
+from distill_jax.models import from_apply
+from distill_jax.train.step import make_init, make_train_step
+from distill_jax.types import Model, Variables
+
+KEY = jax.random.key(0)
+V = 12
+ONE, EVERY = jax.P(), jax.P("data")
+TOP_K = [losses.sparse_kl, losses.sparse_kl_conditional, losses.sparse_kl_smoothed]
+
+
+def evaluate(term, student, teacher, batch, key=KEY):
+  variables = term.init(KEY, {"logits": student}, {"logits": teacher})
+  assert variables == Variables({}, {})
+
+  @jax.jit
+  def apply(student, teacher, batch, key):
+    outputs = {"logits": student}, {"logits": teacher}
+    return term.apply({}, {}, *outputs, batch, step=jnp.int32(0), key=key, axis_name=None)[0]
+
+  return apply(student, teacher, batch, key)
+
+
+@pytest.fixture
+def pair(rng):
+  return (2 * rng.normal(size=(2, 16, V))).astype(np.float32)
+
+
+@pytest.mark.parametrize("loss", TOP_K)
+def test_a_live_teacher_and_its_targets_give_one_value(pair, loss):
+  s, t = pair
+  targets = losses.top_k(t, 4, temperature=2.0)
+  expected = loss(s, targets)
+  live, _ = evaluate(objectives.sparse(loss, k=4, temperature=2.0), s, t, {})
+  np.testing.assert_allclose(live, expected, rtol=1e-6)
+  for term in (objectives.sparse(loss), objectives.sparse(loss, k=4, temperature=2.0)):
+    np.testing.assert_array_equal(evaluate(term, s, targets, {})[0], expected)
+
+
+def test_hyper_parameters_masks_and_other_outputs_reach_the_loss(rng):
+  s, t = rng.normal(size=(2, 3, 5, V)).astype(np.float32)
+  mask = np.arange(V) < 9
+  token, rows = rng.random((3, 5)) > 0.4, np.array([True, False, True])
+  term = objectives.sparse(losses.sparse_kl, k=3, output="words", valid="token", class_mask=mask)
+  outputs = {"words": s}, {"words": t}
+  term.init(KEY, *outputs)
+  batch = {"token": token, "where": rows}
+  value, _ = term.apply({}, {}, *outputs, batch, step=0, key=KEY, axis_name=None)
+  expected = np.asarray(losses.sparse_kl(s, losses.top_k(t, 3), class_mask=mask))
+  np.testing.assert_allclose(reduce.mean(*value), expected[token & rows[:, None]].mean(), rtol=1e-5)
+
+
+def test_live_draws_are_a_function_of_the_key_and_the_id(pair):
+  s, t = np.zeros_like(pair[0]), np.tile(pair[1][:1], (16, 1))
+  s += np.arange(V)
+  term = objectives.sparse(losses.sampled_cross_entropy, k=3)
+  ids = np.arange(16)
+  values = np.asarray(evaluate(term, s, t, {"id": ids})[0])
+  assert len(set(values.tolist())) > 4
+  np.testing.assert_array_equal(evaluate(term, s, t, {"id": ids[::-1]})[0], values[::-1])
+  assert (evaluate(term, s, t, {"id": ids}, jax.random.key(1))[0] != values).any()
+  with pytest.raises(ValueError, match="the batch has no 'id'"):
+    evaluate(term, s, t, {"label": ids})
+
+
+def test_live_draws_are_right_on_average(pair):
+  s, t = (np.tile(z[:1], (4000, 1)) for z in pair)
+  values = evaluate(
+    objectives.sparse(losses.sampled_cross_entropy, k=5, temperature=2.0), s, t, {"id": np.arange(4000)}
+  )[0]
+  exact = losses.soft_cross_entropy(s[0], t[0], temperature=2.0)
+  assert abs(values.mean() - exact) < 4 * values.std() / np.sqrt(4000)
+
+
+# what does not fit
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"k": 0}, "k: expected an integer >= 1, got 0"),
+    ({"k": 2, "temperature": 0.0}, "temperature: expected a finite number > 0, got 0"),
+    ({"k": 2, "temperatur": 2.0}, "temperatur'; "),
+  ],
+)
+def test_arguments_are_checked_at_once(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    objectives.sparse(losses.sparse_kl, **arguments)
+
+
+def test_targets_that_are_kept_otherwise_are_refused(pair):
+  s, targets = pair[0], losses.top_k(pair[1], 4, temperature=2.0)
+  for arguments, message in [
+    ({"k": 5}, "k: the cached teacher 'logits' keeps 4 of its classes, got 5"),
+    ({"temperature": 1.0}, "temperature: the cached teacher 'logits' is kept at 2.0, got 1.0"),
+  ]:
+    with pytest.raises(ValueError, match=message):
+      evaluate(objectives.sparse(losses.sparse_kl, **arguments), s, targets, {})
+  with pytest.raises(ValueError, match=r"student \(15, 12\) does not fit log_probs \(16, 4\)"):
+    evaluate(objectives.sparse(losses.sparse_kl), s[1:], targets, {})
+
+
+def test_a_live_teacher_that_does_not_fit_is_refused(pair):
+  s, t = pair
+  with pytest.raises(ValueError, match=r"k: teacher 'logits' \(16, 12\) is live: say how many"):
+    evaluate(objectives.sparse(losses.sparse_kl), s, t, {})
+  with pytest.raises(ValueError, match=r"k must be in \[1, 12\], the number of classes, got 13"):
+    evaluate(objectives.sparse(losses.sparse_kl, k=13), s, t, {})
+  with pytest.raises(ValueError, match=r"teacher 'logits' \(16, 11\) must be SparseTargets, or .*\(16, 12\)"):
+    evaluate(objectives.sparse(losses.sparse_kl, k=2), s, t[:, 1:], {})
+  with pytest.raises(ValueError, match="teacher has no output 'logits'; did you mean 'logit'"):
+    objectives.sparse(losses.sparse_kl, k=2).init(KEY, {"logits": s}, {"logit": t})
+
+
+@pytest.mark.parametrize(
+  "term",
+  [objectives.logits(losses.kl_divergence), objectives.features("logits", "logits", losses.hint)],
+)
+def test_terms_that_need_every_class_say_so(pair, term):
+  with pytest.raises(ValueError, match=r"teacher's 'logits' keeps 4 of its classes .*objectives.sparse"):
+    evaluate(term, pair[0], losses.top_k(pair[1], 4), {})
+
+
+# the train step
+
+
+def kept(codec):
+  """A teacher whose columns ride in the batch."""
+
+  def apply(params, state, batch, *, train, key):
+    columns = {name.removeprefix("teacher/"): x for name, x in batch.items() if name.startswith("teacher/")}
+    return {"logits": codec.decode(columns, jax.ShapeDtypeStruct((1, V), jnp.float32))}, state
+
+  return Model(lambda key, batch: Variables({}, {}), apply, Variables({}, {}))
+
+
+def problem(rng, codec, rows=16):
+  """(student, batch with the teacher's columns)."""
+  x, z = rng.normal(size=(rows, 6)).astype(np.float32), (2 * rng.normal(size=(rows, V))).astype(np.float32)
+  student = from_apply(
+    lambda key, x: jax.random.normal(key, (6, V)) / 4, lambda w, x: (x @ w, {}), inputs="image"
+  )
+  batch = {
+    "image": x,
+    "id": np.arange(rows),
+    "view": np.zeros(rows, np.int32),
+    "where": rng.random(rows) > 0.3,
+  }
+  columns = jax.jit(codec.encode)(z, batch)
+  return student, batch | {f"teacher/{name}": np.asarray(x) for name, x in columns.items()}
+
+
+def trained(student, teacher, term, batch, mesh=None, **how):
+  """The student's weights after two steps, and the term's value in the second."""
+  objective, optimizer = objectives.weighted(soft=(1.0, term)), optax.sgd(0.5)
+  state = make_init(student, teacher, objective, optimizer)(KEY, batch)
+  step = make_train_step(student, teacher, objective, optimizer, **how)
+  if mesh is not None:
+    batch = jax.device_put(batch, jax.sharding.NamedSharding(mesh, EVERY))
+  if "axis_name" in how:
+    step = jax.shard_map(step, mesh=mesh, in_specs=(ONE, ONE, EVERY), out_specs=ONE)
+  step = jax.jit(step)
+  for _ in range(2):
+    state, metrics = step(state, teacher.variables, batch)
+  assert metrics["nonfinite"][0] == 0
+  return np.asarray(state.params["student"]), reduce.value(metrics["soft"])
+
+
+def check_same(results):
+  (weights, value), *others = results
+  for other, same in others:
+    np.testing.assert_allclose(other, weights, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(same, value, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("codec", "loss"), [(TopK(4, 2.0), losses.sparse_kl), (Samples(6), losses.sampled_cross_entropy)]
+)
+def test_masks_microbatches_and_devices_change_nothing(rng, mesh, codec, loss):
+  student, batch = problem(rng, codec)
+  run = functools.partial(trained, student, kept(codec), objectives.sparse(loss))
+  rows = np.flatnonzero(batch["where"])
+  sliced = run({name: x[rows] for name, x in batch.items()})
+  check_same(
+    [run(batch), sliced, run(batch, microbatches=2), run(batch, mesh), run(batch, mesh, axis_name="data")]
+  )
+
+
+def test_live_draws_of_eight_devices_are_those_of_one(rng, mesh):
+  student, batch = problem(rng, Samples(6))
+  weights = rng.normal(size=(6, V)).astype(np.float32)
+  teacher = from_apply(None, lambda w, x: (x @ w, {}), inputs="image", variables=weights)
+  run = functools.partial(
+    trained, student, teacher, objectives.sparse(losses.sampled_cross_entropy, k=2), batch
+  )
+  check_same([run(), run(mesh), run(mesh, axis_name="data")])
+
+
+def test_an_index_that_is_no_class_skips_the_update(rng):
+  student, batch = problem(rng, TopK(2))
+  batch["where"][:] = True
+  batch["teacher/indices"] = batch["teacher/indices"] | 0xFF  # classes 15 of 12
+  teacher, objective = kept(TopK(2)), objectives.weighted(soft=(1.0, objectives.sparse(losses.sparse_kl)))
+  state = make_init(student, teacher, objective, optax.sgd(0.5))(KEY, batch)
+  after, metrics = jax.jit(make_train_step(student, teacher, objective, optax.sgd(0.5)))(
+    state, teacher.variables, batch
+  )
+  assert metrics["nonfinite"][0] == 1
+  np.testing.assert_array_equal(after.params["student"], state.params["student"])
