@@ -267,6 +267,11 @@ def test_half_precision_logits_are_kept_as_their_float32(rng):
       np.testing.assert_array_equal(x, encoded(codec, logits.astype(jnp.float32))[name])
 
 
+def test_the_vocabulary_is_not_sorted():
+  program = jax.jit(TopK(8).encode).lower(shaped(4, 1000), {}).compile().as_text()
+  assert " sort(" not in program and "TopK" in program
+
+
 # draws
 
 
