@@ -19,8 +19,9 @@ import jax
 import jax.export
 import safetensors.flax
 
+from distill_jax import files
 from distill_jax.errors import suggest
-from distill_jax.export import WEIGHTS, _replace
+from distill_jax.export import WEIGHTS
 from distill_jax.fingerprint import fingerprint, named_leaves
 from distill_jax.types import Batch, Model, Outputs, Variables
 
@@ -89,8 +90,8 @@ def export_stablehlo(
     "fingerprint": fingerprint(variables),
     "sha256": hashlib.sha256(program).hexdigest(),
   }
-  _replace(folder / PROGRAM, program)
-  _replace(folder / SIGNATURE, json.dumps(signature, indent=2).encode())
+  files.write(folder / PROGRAM, program)
+  files.write(folder / SIGNATURE, json.dumps(signature, indent=2))
   return folder / PROGRAM
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import safetensors
 import safetensors.flax
 
-from distill_jax import seal
+from distill_jax import files, seal
 from distill_jax.fingerprint import fingerprint, named_leaves
 from distill_jax.types import Batch, Model, Variables
 from distill_jax.version import __version__
@@ -62,8 +62,8 @@ def export_student(
     indent=2,
   )
   weights = {name: jnp.asarray(leaf) for name, leaf in named_leaves(variables)}
-  _replace(folder / WEIGHTS, safetensors.flax.save(weights))
-  _replace(folder / DESCRIPTION, text.encode())
+  files.write(folder / WEIGHTS, safetensors.flax.save(weights))
+  files.write(folder / DESCRIPTION, text)
   return folder
 
 
@@ -125,12 +125,3 @@ def _files(path: Path) -> tuple[Path, Path]:
         f"no {file.name} in {file.parent}: export_student writes {WEIGHTS} and {DESCRIPTION}"
       )
   return path, path.with_name(DESCRIPTION)
-
-
-def _replace(path: Path, content: bytes) -> None:
-  new = path.with_name(f".{path.name}.new")
-  with open(new, "wb") as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(new, path)

@@ -12,11 +12,23 @@ import distill_jax
 
 ROOT = pathlib.Path(distill_jax.__file__).parent
 FLOORS = [
-  ["types", "reduce", "fingerprint", "version", "errors"],
+  ["types", "reduce", "fingerprint", "version", "errors", "files"],
   ["losses"],
   ["objectives", "models", "teachers", "compression", "data", "cache", "metrics"],
   ["train", "sharding", "checkpoint", "export", "seal", "deploy", "report"],
-  ["config", "stages", "main", "__main__"],
+  [
+    "config",
+    "loading",
+    "examples",
+    "jobs",
+    "prechecks",
+    "dry_run",
+    "step_times",
+    "comparing",
+    "stages",
+    "main",
+    "__main__",
+  ],
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 HEAVY = "flax optax orbax grain tensorflow_datasets tensorflow sklearn matplotlib absl ml_collections keras"

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from distill_jax import files
 from distill_jax.errors import suggest
 from distill_jax.report import summary
 from distill_jax.report.document import Block, Code, Heading, Picture, fragment, to_markdown
-from distill_jax.report.pages import save
 from distill_jax.report.runs import read
 
 _START, _END = "<!-- results: {} -->", "<!-- end -->"
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
   if flags.out:
     _write_page(flags.out, [*summary.page(runs), Heading("Made by"), Code(command)])
   if flags.readme:
-    save(flags.readme, new.encode())
+    files.write(flags.readme, new)
     print(f"section {flags.section}: {flags.readme}")
 
 
@@ -75,8 +75,8 @@ def _write_page(folder: Path, blocks: Sequence[Block]) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   for block in blocks:
     if isinstance(block, Picture):
-      save(folder / block.file, block.png)
-  save(folder / "results.md", to_markdown("Results", blocks).encode())
+      files.write(folder / block.file, block.png)
+  files.write(folder / "results.md", to_markdown("Results", blocks))
   print(f"results: {folder / 'results.md'}")
 
 

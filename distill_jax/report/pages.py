@@ -1,7 +1,6 @@
 """What a report says, in order; writes its files."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from distill_jax import files
 from distill_jax.report import classes, comparison, plots, style
 from distill_jax.report.document import Block, Heading, Picture, Text, to_html, to_markdown
 from distill_jax.report.gallery import SHOWN, compare, gallery
@@ -57,11 +57,11 @@ def write(
   title = f"Distillation report: {run['name']}" if run.get("name") else "Distillation report"
   for block in blocks:
     if isinstance(block, Picture):
-      save(folder / block.file, block.png)
+      files.write(folder / block.file, block.png)
   numbers = json.dumps(as_json(measured, scores, run), indent=2, ensure_ascii=False, allow_nan=False)
-  save(folder / "results.json", numbers.encode())
-  save(folder / "report.md", to_markdown(title, blocks).encode())
-  save(folder / "report.html", to_html(title, blocks).encode())
+  files.write(folder / "results.json", numbers)
+  files.write(folder / "report.md", to_markdown(title, blocks))
+  files.write(folder / "report.html", to_html(title, blocks))
   return folder / "report.html"
 
 
@@ -182,10 +182,3 @@ def _unseen(measured: Measured, class_names: Sequence[str]) -> str:
     return ""
   names = ", ".join(str(class_names[c]) for c in absent[:10]) + (", …" if len(absent) > 10 else "")
   return f" Without a test example: {names} ({len(absent)} of {len(class_names)} classes)."
-
-
-def save(path: Path, content: bytes) -> None:
-  """Whole or not at all, so a killed run leaves no half of a report."""
-  partial = path.with_name(path.name + ".partial")
-  partial.write_bytes(content)
-  os.replace(partial, path)

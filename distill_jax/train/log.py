@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from distill_jax import files
+
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["structure"])
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Log:
     if folder is not None:
       path = folder / "metrics.jsonl"
       self.history = _read(path, up_to=start)
-      _write_atomically(path, self.history)
+      files.write(path, "".join(json.dumps(line) + "\n" for line in self.history))
       self._file = path.open("a")
       self._board = _tensorboard(folder / "tensorboard", start)
     self._progress, self._title, self._steps = progress, title, steps
@@ -125,9 +127,3 @@ def _read(path: Path, *, up_to: int) -> list[dict[str, Any]]:
     if line["step"] <= up_to:
       lines.append(line)
   return lines
-
-
-def _write_atomically(path: Path, lines: list[dict[str, Any]]) -> None:
-  new = path.with_suffix(".new")
-  new.write_text("".join(json.dumps(line) + "\n" for line in lines))
-  new.replace(path)

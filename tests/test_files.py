@@ -1,0 +1,29 @@
+"""A file is replaced as a whole or not at all."""
+
+import os
+
+import pytest
+
+from distill_jax import files
+
+
+def test_text_and_bytes_replace_what_was_there(tmp_path):
+  path = tmp_path / "result.json"
+  for content, expected in (("größer\n", "größer\n".encode()), (b"\x00\xff", b"\x00\xff")):
+    files.write(path, content)
+    assert path.read_bytes() == expected
+  assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_killed_before_the_end_the_old_file_is_still_there(tmp_path, monkeypatch, broken):
+  path = tmp_path / "result.json"
+  files.write(path, "old")
+
+  def killed(*args):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(os, broken, killed)
+  with pytest.raises(KeyboardInterrupt):
+    files.write(path, "new")
+  assert path.read_text() == "old"
