@@ -23,7 +23,7 @@ from fashion_mnist import FashionMnist
 
 from distill_jax import data
 from distill_jax.config import Training, check
-from distill_jax.stages import predict
+from distill_jax.examples import predict
 
 OFFSETS = np.arange(0, 12, 0.25)
 

@@ -1,4 +1,4 @@
-"""What a config file holds, and how it is read.
+"""What a config file holds.
 
 A config file is Python: a dataclass derived from `Config`, whose fields are plain values and whose methods build
 the data, the networks and the objective *after* the overrides, and a function `get_config()` that returns it:
@@ -10,24 +10,19 @@ A config may import one that lies beside it (`from digits import Digits`). It mu
 """
 
 import dataclasses
-import difflib
-import importlib.util
 import math
-import sys
-import types
-import typing
+import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import optax
-from absl import flags
-from ml_collections import config_flags
 
 from distill_jax import objectives
 from distill_jax.data import Source
+from distill_jax.data.crops import Crop
+from distill_jax.data.images import Images
 from distill_jax.errors import suggest
 from distill_jax.types import Batch, Model, Objective, Variables
 
@@ -46,12 +41,37 @@ class ConfigError(ValueError):
   """A config that cannot be run; the message names the field, what it got and what it expected."""
 
 
-class Splits(NamedTuple):
-  """Three disjoint sets: `validation` chooses, `test` is read by the report alone."""
+Examples = Source | Images
+"""In memory; or encoded, of any size and number, and read while training (`Config.crops` says how)."""
 
-  train: Source
-  validation: Source
-  test: Source
+
+class Splits(NamedTuple):
+  """Three disjoint sets, each `Examples`: `validation` chooses, `test` is read by the report alone."""
+
+  train: Any
+  validation: Any
+  test: Any
+
+
+class Crops(NamedTuple):
+  """How `Images` become arrays: `data.crops.random_resized_crop(...)` and `centre_crop(...)`."""
+
+  training: Crop
+  evaluation: Crop
+
+
+class Taught(NamedTuple):
+  """What an objective may want to know once the teacher has been trained.
+
+  Attributes:
+    teacher: the Model.
+    variables: its weights.
+    train: what the student is distilled on (`Examples`).
+  """
+
+  teacher: Model
+  variables: Variables
+  train: Any
 
 
 @dataclasses.dataclass
@@ -125,6 +145,7 @@ class Config:
       empty: from random ones.
     generations: students distilled one after the other; from the second on each has the one before it as its
       teacher, and the last is the one reported (born-again networks, Furlanello et al. 2018).
+    reference: the variant with whose train step the report compares the others' in time; empty: it does not.
   """
 
   teacher_training: Training = dataclasses.field(default_factory=Training)
@@ -139,19 +160,27 @@ class Config:
   teacher_seed: int = 0
   init_from: str = ""
   generations: int = 1
+  reference: str = ""
 
   def data(self) -> Splits:
     raise NotImplementedError
 
-  def teacher_train(self, train: Source) -> Source:
+  def crops(self) -> Crops:
+    """How the images are cut where `data` gives `Images`."""
+    raise ConfigError(
+      "crops: data() gives images to be read while training, and the config does not say how they are cut: define "
+      "crops(), such as Crops(random_resized_crop(224, seed=0), centre_crop(224))"
+    )
+
+  def teacher_train(self, train: Examples) -> Examples:
     """What the teacher trains on: `train` or a part of it, or any other examples."""
     return train
 
-  def student_train(self, train: Source) -> Source:
+  def student_train(self, train: Examples) -> Examples:
     """What the student is distilled on; the labels may be few, or none (a transfer set)."""
     return train
 
-  def baseline_train(self, train: Source) -> Source:
+  def baseline_train(self, train: Examples) -> Examples:
     """What the student alone is trained on, the labelled examples at least in part."""
     return self.student_train(train)
 
@@ -175,6 +204,21 @@ class Config:
     """What the distilled student minimises."""
     raise NotImplementedError
 
+  def variants(self) -> Sequence[str]:
+    """Names of the distilled students of one run, which differ in their objectives; one without a name."""
+    return ("",)
+
+  def variant_objective(self, variant: str, taught: Taught | None = None) -> Objective:
+    """What the student of this name minimises.
+
+    Args:
+      variant: one of `variants`.
+      taught: the trained teacher and the student's examples, for what needs them: OFD's margins, a paraphraser. None
+        where the config is checked and described: then numbers may be others, but not shapes.
+    """
+    del variant, taught
+    return self.objective()
+
   def plain_objective(self) -> Objective:
     """What the teacher, and the student trained alone, minimise."""
     return objectives.weighted(hard=(1.0, objectives.labels()))
@@ -193,6 +237,7 @@ class Config:
       check(self, name, least=0)
     for name in ("log_every", "max_skips", "generations"):
       check(self, name, least=1)
+    self._validate_variants()
     if self.init_from not in ("", "baseline"):
       raise ConfigError(f"init_from: expected 'baseline' or nothing, got {self.init_from!r}")
     if self.best[1] not in ("max", "min"):
@@ -202,6 +247,25 @@ class Config:
     for name in ("teacher_training", "student_training"):
       with prefixed(name):
         getattr(self, name).validate()
+
+  def _validate_variants(self) -> None:
+    variants = tuple(self.variants())
+    for name in variants:
+      if variants != ("",) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+]{0,23}", name):
+        raise ConfigError(
+          f"variants: expected names of 1 to 24 letters, digits, '_', '.' and '+', got {name!r}: they name folders"
+        )
+    if not variants or len(set(variants)) < len(variants):
+      raise ConfigError(f"variants: expected different names, at least one, got {variants}")
+    if self.generations > 1 and variants != ("",):
+      raise ConfigError(
+        f"generations: expected 1, got {self.generations}: there are variants {variants}, and a generation has one "
+        "teacher"
+      )
+    if self.reference and self.reference not in variants:
+      raise ConfigError(
+        f"reference: there is no variant {self.reference!r}{suggest(self.reference, variants)}"
+      )
 
 
 def check(
@@ -229,131 +293,3 @@ class prefixed:
     if kind is not None and issubclass(kind, ValueError):
       separator = "." if issubclass(kind, ConfigError) else ": "
       raise ConfigError(f"{self.name}{separator}{error}") from error
-
-
-def load(path: str, overrides: Sequence[str] = ()) -> Config:
-  """The config of a file with overrides, checked as a whole.
-
-  Args:
-    path: the file; it defines `get_config()`.
-    overrides: `field=value` or `nested.field=value`.
-
-  Raises:
-    ConfigError: no such file, no such field (the nearest is named), a value of another type or outside its range.
-  """
-  if not Path(path).is_file():
-    near = difflib.get_close_matches(Path(path).name, [p.name for p in Path(path).parent.glob("*.py")], n=1)
-    hint = f"; did you mean {Path(path).parent / near[0]}?" if near else ""
-    raise ConfigError(f"--config: there is no file {path}{hint}")
-  config = _read(path)
-  for override in overrides:
-    _check_name(config, override.partition("=")[0])
-  config = _override(config, [f"--config.{override}" for override in overrides])
-  _check_types(config, "")
-  config.validate()
-  with prefixed("objective"):
-    config.objective()
-  return config
-
-
-def settings(config: Any) -> dict[str, Any]:
-  """All fields as plain values that json can hold, nested dataclasses as dicts."""
-  return _plain(dataclasses.asdict(config))
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-  """Lines `field: old -> new` for the fields in which two settings differ."""
-  lines = []
-  for name in sorted({*old, *new}):
-    a, b = old.get(name), new.get(name)
-    if isinstance(a, dict) and isinstance(b, dict):
-      lines += differences(a, b, f"{prefix}{name}.")
-    elif a != b:
-      lines.append(f"{prefix}{name}: {a!r} -> {b!r}")
-  return lines
-
-
-def _plain(value: Any) -> Any:
-  if isinstance(value, dict):
-    return {k: _plain(v) for k, v in value.items()}
-  return list(value) if isinstance(value, tuple) else value
-
-
-def _read(path: str) -> Config:
-  spec: Any = importlib.util.spec_from_file_location(Path(path).stem, path)
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[spec.name] = module  # dataclasses look their module up
-  sys.path.insert(0, str(Path(path).resolve().parent))
-  try:
-    spec.loader.exec_module(module)
-  finally:
-    sys.path.pop(0)
-    del sys.modules[spec.name]
-  if not hasattr(module, "get_config"):
-    raise ConfigError(f"{path} defines no get_config()")
-  config = module.get_config()
-  if not isinstance(config, Config):
-    raise ConfigError(
-      f"{path}: get_config() must return a distill_jax.config.Config, got {type(config).__name__}"
-    )
-  return config
-
-
-def _override(config: Config, arguments: list[str]) -> Config:
-  values, argv = flags.FlagValues(), ["distill-jax", *arguments]
-  config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=argv)
-  try:
-    values(argv)
-    return values.config
-  except (flags.Error, TypeError, ValueError) as error:
-    raise ConfigError(str(error).strip().partition("\n")[0] or type(error).__name__) from error
-
-
-def _check_name(config: Any, dotted: str) -> None:
-  known = list(_paths(config, ""))
-  if dotted in known:
-    return
-  same_end = [path for path in known if path.rpartition(".")[2] == dotted.rpartition(".")[2]]
-  near = same_end or difflib.get_close_matches(dotted, known, n=1, cutoff=0.5)
-  hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {known}"
-  raise ConfigError(f"--config.{dotted}: there is no such field; {hint}")
-
-
-def _paths(config: Any, prefix: str) -> Iterator[str]:
-  for field in dataclasses.fields(config):
-    value = getattr(config, field.name)
-    if dataclasses.is_dataclass(value):
-      yield from _paths(value, f"{prefix}{field.name}.")
-    else:
-      yield f"{prefix}{field.name}"
-
-
-def _check_types(config: Any, prefix: str) -> None:
-  hints = typing.get_type_hints(type(config))
-  for field in dataclasses.fields(config):
-    value, hint = getattr(config, field.name), hints[field.name]
-    if dataclasses.is_dataclass(value):
-      _check_types(value, f"{prefix}{field.name}.")
-    elif not _fits(value, hint):
-      raise ConfigError(f"{prefix}{field.name}: expected {_name(hint)}, got {value!r}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-  origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-  if origin in (typing.Union, types.UnionType):
-    return any(_fits(value, option) for option in arguments)
-  if origin is tuple:
-    if not isinstance(value, tuple):
-      return False
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-      return all(_fits(item, arguments[0]) for item in value)
-    return len(value) == len(arguments) and all(map(_fits, value, arguments))
-  if hint is float:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-  if hint is int:
-    return isinstance(value, int) and not isinstance(value, bool)
-  return isinstance(value, hint)
-
-
-def _name(hint: Any) -> str:
-  return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)

@@ -16,10 +16,13 @@ from typing import Any
 
 import jax
 
-from distill_jax import config as config_lib
-from distill_jax import stages
+from distill_jax import files, loading
 from distill_jax.config import Config, ConfigError
+from distill_jax.dry_run import describe
 from distill_jax.errors import suggest
+from distill_jax.jobs import STAGES, Job
+from distill_jax.prechecks import check
+from distill_jax.stages import run_stages
 from distill_jax.train import NonFiniteError
 from distill_jax.version import __version__
 
@@ -44,20 +47,20 @@ def main(argv: Sequence[str]) -> None:
     ConfigError: the command or the config cannot be run.
   """
   flags, overrides = _parse(argv)
-  config = config_lib.load(flags.config, overrides)
+  config = loading.load(flags.config, overrides)
   seeds = _seeds(flags.seeds)
   chosen = _stages(flags.stages)
   name = Path(flags.config).stem
   folder = Path(flags.workdir or f"runs/{name}").resolve()
   splits = config.data()
   identity = _identity(config, name, flags.config, overrides, argv)
-  job = stages.Job(config, folder, seeds, splits, identity)
-  stages.check(job, chosen)
+  job = Job(config, folder, seeds, splits, identity)
+  check(job, chosen)
   if flags.dry_run:
-    stages.describe(job)
+    describe(job)
     return
   _write_down(folder, identity, report_only=chosen == ("report",))
-  stages.run_stages(job, chosen)
+  run_stages(job, chosen)
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -74,7 +77,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   )
   parser.add_argument("--config", required=True, help="a Python file whose get_config() returns the job")
   parser.add_argument("--workdir", help="where the run is kept; default: runs/NAME OF THE CONFIG")
-  parser.add_argument("--stages", default=",".join(stages.STAGES), help="default: %(default)s")
+  parser.add_argument("--stages", default=",".join(STAGES), help="default: %(default)s")
   parser.add_argument(
     "--seeds", default="0", help="of student and baseline, such as 0,1,2; default: %(default)s"
   )
@@ -96,8 +99,8 @@ def _seeds(text: str) -> tuple[int, ...]:
 def _stages(text: str) -> tuple[str, ...]:
   chosen = tuple(part.strip() for part in text.split(","))
   for stage in chosen:
-    if stage not in stages.STAGES:
-      raise ConfigError(f"--stages: there is no stage {stage!r}{suggest(stage, stages.STAGES)}")
+    if stage not in STAGES:
+      raise ConfigError(f"--stages: there is no stage {stage!r}{suggest(stage, STAGES)}")
   return chosen
 
 
@@ -106,7 +109,7 @@ def _identity(config: Config, name: str, path: str, overrides: list[str], argv) 
     "name": name,
     "command": shlex.join(["python", "-m", "distill_jax", *argv]),
     "config": path,
-    "settings": config_lib.settings(config),
+    "settings": loading.settings(config),
     "code": _code_hash(Path(path)),
     "overrides": overrides,
     "versions": {"python": platform.python_version(), "distill_jax": __version__} | _versions(),
@@ -168,7 +171,7 @@ def _write_down(folder: Path, identity: dict[str, Any], *, report_only: bool) ->
       old = _read_down(path)
       compared = ("config", "settings", "code")
       before, now = ({name: run[name] for name in compared} for run in (old, identity))
-      changed = config_lib.differences(before, now)
+      changed = loading.differences(before, now)
       if changed:
         lines = "\n  ".join(line.removeprefix("settings.") for line in changed)
         raise ConfigError(
@@ -176,8 +179,6 @@ def _write_down(folder: Path, identity: dict[str, Any], *, report_only: bool) ->
         )
       if report_only:
         identity = {**identity, "command": old["command"]}
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(identity, indent=2) + "\n")
-    new.replace(path)
+    files.write(path, json.dumps(identity, indent=2) + "\n")
   except OSError as error:
     raise ConfigError(f"--workdir: {folder} cannot be written: {error}") from error

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from distill_jax import config
+from distill_jax import loading
 from distill_jax.config import ConfigError, Training
 
 DIGITS = "configs/digits.py"
@@ -54,13 +54,13 @@ def job(tmp_path):
   ],
 )
 def test_overrides_have_the_type_of_their_field(job, override, field, value):
-  got = getattr(config.load(job, [override]), field)
+  got = getattr(loading.load(job, [override]), field)
   assert got == value and type(got) is type(value)
 
 
 def test_nested_overrides_and_fresh_defaults(job):
-  assert config.load(job, ["student_training.steps=7"]).student_training.steps == 7
-  assert config.load(job).student_training.steps == 1000
+  assert loading.load(job, ["student_training.steps=7"]).student_training.steps == 7
+  assert loading.load(job).student_training.steps == 1000
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_nested_overrides_and_fresh_defaults(job):
 )
 def test_what_cannot_be_run_is_refused(job, override, message):
   with pytest.raises(ConfigError, match=message):
-    config.load(job, [override])
+    loading.load(job, [override])
 
 
 def test_training_past_the_end_of_the_schedule_warns():
@@ -110,34 +110,34 @@ def test_the_schedule_warms_up_and_decays():
 
 def test_a_missing_file_names_its_neighbour(job):
   with pytest.raises(ConfigError, match="no file .*jbo.py; did you mean .*job.py"):
-    config.load(job.replace("job.py", "jbo.py"))
+    loading.load(job.replace("job.py", "jbo.py"))
 
 
 def test_a_file_that_gives_something_else_is_refused(tmp_path):
   path = tmp_path / "other.py"
   path.write_text("def get_config():\n  return {}\n")
   with pytest.raises(ConfigError, match="must return a distill_jax.config.Config, got dict"):
-    config.load(str(path))
+    loading.load(str(path))
 
 
 def test_a_config_may_build_on_one_beside_it(job, tmp_path):
   path = tmp_path / "colder.py"
   path.write_text("from job import Job\n\ndef get_config():\n  return Job(temperature=1.0)\n")
-  assert config.load(str(path), ["weight=0.25"]).temperature == 1.0
+  assert loading.load(str(path), ["weight=0.25"]).temperature == 1.0
 
 
 def test_differences_name_fields_old_and_new():
   old, new = {"a": 1, "b": {"c": 2, "d": [3]}}, {"a": 1, "b": {"c": 4, "d": [3]}, "e": 5}
-  assert config.differences(old, new) == ["b.c: 2 -> 4", "e: None -> 5"]
+  assert loading.differences(old, new) == ["b.c: 2 -> 4", "e: None -> 5"]
 
 
 def test_settings_are_plain_values(job):
-  plain = config.settings(config.load(job))
+  plain = loading.settings(loading.load(job))
   assert plain["widths"] == [1, 2] and plain["student_training"]["steps"] == 1000
 
 
 def test_the_digits_config_builds_everything_after_the_overrides():
-  job = config.load(DIGITS, ["temperature=2", "label_fraction=0.1"])
+  job = loading.load(DIGITS, ["temperature=2", "label_fraction=0.1"])
   train, validation, test = job.data()
   ids = [set(s.arrays["id"].tolist()) for s in (train, validation, test)]
   assert sum(map(len, ids)) == len(set.union(*ids)) == 1797

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from distill_jax import config, data, stages
+from distill_jax import data, examples, jobs, loading, prechecks, stages
 from distill_jax.checkpoint import load_student
 from distill_jax.fingerprint import fingerprint
 from distill_jax.main import main, run
@@ -125,7 +125,7 @@ def test_a_student_may_start_from_its_baseline(tmp_path, fitted):
     main([*command, "--stages=teacher,student"])
   main([*command, "--stages=baseline,student"])
   model = fitted["student-0"][0]
-  baseline, _, batch = load(config.load("configs/digits.py"), tmp_path / "baseline-0")
+  baseline, _, batch = load(loading.load("configs/digits.py"), tmp_path / "baseline-0")
   assert fingerprint(model.init(jax.random.key(1), batch)) == fingerprint(baseline)
 
 
@@ -133,7 +133,7 @@ def test_each_generation_is_taught_by_the_one_before(tmp_path, fitted):
   overrides = ["widths=(2,2)", "generations=2"]
   command = ["--config=configs/digits_born_again.py", *QUICK, *[f"--config.{o}" for o in overrides]]
   main([*command, f"--workdir={tmp_path}", "--stages=teacher,student,report"])
-  job = config.load("configs/digits_born_again.py", overrides)
+  job = loading.load("configs/digits_born_again.py", overrides)
   for before, after in (("teacher", "student-0"), ("student-0", "student-0-gen2")):
     taught_by = fitted[after][2]["teacher_variables"]
     assert fingerprint(taught_by) == fingerprint(load(job, tmp_path / before)[0]), after
@@ -142,15 +142,15 @@ def test_each_generation_is_taught_by_the_one_before(tmp_path, fitted):
   students = {entry["variant"]: entry["scores"] for entry in entries if entry["role"] == "student"}
   assert list(students) == ["generation 1", "generation 2"]
   test = job.data().test
-  logits = stages.predict(job.student(), load(job, tmp_path / "student-0-gen2")[0], test)
+  logits = examples.predict(job.student(), load(job, tmp_path / "student-0-gen2")[0], test)
   chosen = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(test)), test.arrays["label"]]
   assert students["generation 2"]["nll"] == pytest.approx(-chosen.mean(), rel=1e-5)
 
 
 def test_generations_of_several_seeds_do_not_mix(tmp_path):
-  settings = config.load("configs/digits_born_again.py", ["generations=3"])
-  job = stages.Job(settings, tmp_path, (0, 7), settings.data(), {})
-  networks = stages.networks(job, "student")
+  settings = loading.load("configs/digits_born_again.py", ["generations=3"])
+  job = jobs.Job(settings, tmp_path, (0, 7), settings.data(), {})
+  networks = jobs.networks(job, "student")
   students = {n.name: (n.seed, n.teacher_folder.name) for n in networks}
   assert students == {
     "student-0": (0, "teacher"),
@@ -167,12 +167,12 @@ def test_generations_of_several_seeds_do_not_mix(tmp_path):
 def test_of_students_that_teach_one_another_one_is_exported(tmp_path, fitted):
   main(["--config=configs/digits_mutual.py", *QUICK, f"--workdir={tmp_path}"])
   assert not (tmp_path / "teacher").exists()
-  job = config.load("configs/digits_mutual.py")
+  job = loading.load("configs/digits_mutual.py")
   variables, validation, _ = load(job, tmp_path / "student-0")
   both = fitted["student-0"][3].variables
   assert fingerprint(variables) == fingerprint(job.exported(both)) and set(both.params) == {"0", "1"}
   accuracy = (
-    stages.predict(job.student(), variables, validation).argmax(-1) == validation.arrays["label"]
+    examples.predict(job.student(), variables, validation).argmax(-1) == validation.arrays["label"]
   ).mean()
   written = json.loads((tmp_path / "student-0" / "result.json").read_text())["validation"]
   assert written["accuracy"] == pytest.approx(accuracy)
@@ -196,11 +196,11 @@ def test_a_transfer_set_is_not_the_teachers_and_needs_no_labels(tmp_path, fitted
   [("student_train", "baseline"), ("baseline_train", "baseline"), ("teacher_train", "teacher")],
 )
 def test_labels_that_are_not_there_are_missed_before_anything_is_trained(tmp_path, method, stage):
-  settings = config.load("configs/digits.py")
+  settings = loading.load("configs/digits.py")
   setattr(settings, method, data.unlabelled)
-  job = stages.Job(settings, tmp_path, (0,), settings.data(), {})
+  job = jobs.Job(settings, tmp_path, (0,), settings.data(), {})
   with pytest.raises(ValueError, match=f"{stage}_train: no example has a label.* leave '{stage}' out of"):
-    stages.check(job, stages.STAGES)
+    prechecks.check(job, jobs.STAGES)
   assert not list(tmp_path.iterdir())
   with pytest.raises(ValueError, match="student-0 needs its teacher"):
     stages.run_stages(job, ["student"])

@@ -1,0 +1,72 @@
+"""The report of a job: its finished networks on the test split."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax import examples, metrics, report
+from distill_jax.checkpoint import load_student
+from distill_jax.config import ConfigError, Splits
+from distill_jax.jobs import RESULT, STAGES, Job, Network, networks
+from distill_jax.step_times import step_times
+from distill_jax.types import Batch, Model, Variables
+
+
+def write_report(job: Job) -> Path:
+  """Compares the finished networks on the test split, which nothing else reads."""
+  trained = [n for role in STAGES[:3] for n in networks(job, role) if n.complete]
+  if not trained:
+    raise ConfigError(f"--stages: nothing to report in {job.folder}: no network has been trained there yet")
+  test = job.splits.test
+  known = examples.known(examples.evaluation(job.config, test))
+  sizes = {name: len(split) for name, split in zip(Splits._fields, job.splits)}
+  path = report.write(
+    job.folder / "report",
+    _entries(job, trained),
+    labels=known.labels,
+    images=known.images,
+    ids=known.ids,
+    class_names=test.class_names,
+    run={**job.run, "seconds": _seconds(trained), "data": {"name": test.name, **sizes}},
+  )
+  print(f"report: {path}", flush=True)
+  return path
+
+
+def _entries(job: Job, trained: list[Network]) -> list[report.Entry]:
+  config, entries = job.config, []
+  test = examples.evaluation(config, job.splits.test)
+  batch, example = examples.first(config, job.splits.test, 256), examples.first(config, job.splits.train)
+  teacher = config.teacher()
+  if teacher is not None and teacher.variables is not None:  # it came with its weights
+    logits, cost = (
+      examples.predict(teacher, teacher.variables, test),
+      _cost(teacher, teacher.variables, batch),
+    )
+    entries.append(report.Entry("teacher", config.teacher_seed, logits, cost, []))
+  ratios = step_times(job) if any(n.role == "student" for n in trained) else {}
+  costs: dict[str, dict[str, float]] = {}  # of networks that differ in their weights only, once
+  for network in trained:
+    variables = load_student(network.folder, network.model, example)
+    shapes = str(jax.tree.map(jnp.shape, variables))
+    costs[shapes] = costs.get(shapes) or _cost(network.model, variables, batch)
+    cost = costs[shapes] | ({"step_ratio": ratios[network.variant]} if network.variant in ratios else {})
+    history = [json.loads(line) for line in (network.folder / "metrics.jsonl").read_text().splitlines()]
+    logits = examples.predict(network.model, variables, test)
+    entries.append(report.Entry(network.role, network.seed, logits, cost, history, _variant(job, network)))
+  return entries
+
+
+def _variant(job: Job, network: Network) -> str:
+  several = network.role == "student" and job.config.generations > 1
+  return f"generation {network.generation}" if several else network.variant
+
+
+def _cost(model: Model, variables: Variables, batch: Batch) -> dict[str, float]:
+  return metrics.cost(model.apply, variables, batch)
+
+
+def _seconds(trained: list[Network]) -> dict[str, float]:
+  return {n.name: json.loads((n.folder / RESULT).read_text())["seconds"] for n in trained}

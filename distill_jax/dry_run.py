@@ -1,0 +1,68 @@
+"""What a job would train, in words: nothing is trained and nothing written."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from distill_jax import examples, metrics
+from distill_jax.config import Examples, Splits, prefixed
+from distill_jax.data import Source
+from distill_jax.jobs import STAGES, Job, Network, different, trained_on
+from distill_jax.train import make_init, make_train_step
+
+
+def describe(job: Job) -> None:
+  """Prints shapes, parameters, FLOPs and memory of each network, and of a step of each variant."""
+  print("data: " + ", ".join(f"{n} {len(s)}" for n, s in zip(Splits._fields, job.splits)))
+  for role in STAGES[:3]:
+    found = different(job, role)
+    for network in found[:1]:
+      _describe_model(job, network)
+      _describe_examples(trained_on(job, role))
+    for network in found:
+      _describe_step(job, network)
+
+
+def _describe_model(job: Job, network: Network) -> None:
+  key, example = jax.random.key(0), examples.first(job.config, job.splits.train)
+  variables = network.model.init(key, example)
+  cost = metrics.cost(network.model.apply, variables, example, repeats=1)
+  outputs = jax.eval_shape(lambda v: network.model.apply(*v, example, train=False, key=None)[0], variables)
+  print(
+    f"{network.role}: {cost['parameters']:,.0f} parameters, {cost['bytes']:,.0f} bytes, "
+    f"{cost['flops']:,.0f} FLOPs per example"
+  )
+  for name, output in outputs.items():
+    print(f"  {name}: {('batch', *output.shape[1:])} {output.dtype}")
+
+
+def _describe_examples(train: Examples) -> None:
+  labelled = np.count_nonzero(train.arrays["label"] >= 0) if isinstance(train, Source) else len(train)
+  print(f"  trained on {len(train):,} examples of {train.name}, {labelled:,} with a label")
+
+
+def _describe_step(job: Job, network: Network) -> None:
+  config, training, teacher, key = job.config, network.training, network.teacher, jax.random.key(0)
+  batch = next(examples.training_batches(config, trained_on(job, network.role), training.batch_size))
+  taught_by = jax.eval_shape(teacher.init, key, batch) if teacher and not teacher.follow else ()
+  objective = network.objective(None)
+  with prefixed(f"{network.role} and its objective"):
+    state = make_init(network.learner, teacher, objective, training.optimizer())(key, batch)
+  step = make_train_step(
+    network.learner,
+    teacher,
+    objective,
+    training.optimizer(),
+    microbatches=training.microbatches,
+    augment=config.augment(),
+    mix=config.mix(),
+  )
+  compiled = jax.jit(step, donate_argnums=0).lower(state, taught_by, batch).compile()
+  memory: Any = compiled.memory_analysis()
+  variant = f" with {network.variant}" if network.variant else ""
+  print(
+    f"  one step{variant} of batch {training.batch_size} on one device: "
+    f"arguments {memory.argument_size_in_bytes:,} bytes, temporaries {memory.temp_size_in_bytes:,}, "
+    f"outputs {memory.output_size_in_bytes:,} (of which {memory.alias_size_in_bytes:,} reuse donated arguments)"
+  )

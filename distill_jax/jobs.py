@@ -1,0 +1,142 @@
+"""A job and the networks it trains: where they are kept, how they learn, and who teaches them."""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+import numpy as np
+
+from distill_jax.config import Config, Examples, Splits, Taught, Training
+from distill_jax.export import DESCRIPTION, WEIGHTS
+from distill_jax.types import Model, Objective
+
+STAGES = ("teacher", "baseline", "student", "report")  # a student may start from its baseline
+RESULT = "result.json"
+
+
+class Job(NamedTuple):
+  """A config with what its stages share.
+
+  Attributes:
+    config: validated.
+    folder: of the run; each trained network has a folder of its own in it.
+    seeds: of the student and the baseline.
+    splits: the data.
+    run: what identifies the run, for the report.
+  """
+
+  config: Config
+  folder: Path
+  seeds: tuple[int, ...]
+  splits: Splits
+  run: Mapping[str, Any]
+
+
+class Network(NamedTuple):
+  """One network to train: where, how, and taught by whom.
+
+  Attributes:
+    model: what is exported, evaluated and compared.
+    learner: what is trained: `model`, or for a student what the config says.
+    objective: what it minimises, given the trained teacher, or None while there is none.
+    teacher: None for a network that has none.
+    teacher_folder: where the teacher's weights are, if it does not carry them.
+    generation: of a student, from 1; each is initialised anew.
+    variant: of a student: `Config.variants`.
+  """
+
+  role: str
+  seed: int
+  folder: Path
+  model: Model
+  learner: Model
+  training: Training
+  objective: Callable[[Taught | None], Objective]
+  teacher: Model | None = None
+  teacher_folder: Path | None = None
+  generation: int = 1
+  variant: str = ""
+
+  @property
+  def name(self) -> str:
+    return self.folder.name
+
+  @property
+  def own_seed(self) -> int:
+    """Of the first generation, the seed, as for the baseline; of each further one, another that follows from it."""
+    if self.generation == 1:
+      return self.seed
+    return int(np.random.SeedSequence([self.seed, self.generation]).generate_state(1)[0])
+
+  @property
+  def complete(self) -> bool:
+    return is_complete(self.folder)
+
+
+def networks(job: Job, role: str) -> list[Network]:
+  """The networks of a role: students by generation, seed and variant; no teacher where none has to be trained."""
+  config = job.config
+  if role == "student":
+    return _students(job)
+  if role == "baseline":
+    alone = _untaught(job, role, config.student(), config.student_training)
+    return [alone._replace(seed=seed, folder=job.folder / f"{role}-{seed}") for seed in job.seeds]
+  teacher = config.teacher()
+  return [_untaught(job, role, teacher, config.teacher_training)] if _to_be_trained(teacher) else []
+
+
+def different(job: Job, role: str) -> list[Network]:
+  """One network of each variant of a role: seeds and generations differ in nothing that can be known beforehand."""
+  found: dict[str, Network] = {}
+  for network in networks(job, role):
+    found.setdefault(network.variant, network)
+  return list(found.values())
+
+
+def trained_on(job: Job, role: str) -> Examples:
+  """What the networks of a role are trained on."""
+  config = job.config
+  own = {"teacher": config.teacher_train, "baseline": config.baseline_train, "student": config.student_train}
+  return own[role](job.splits.train)
+
+
+def is_complete(folder: Path) -> bool:
+  """Whether a network was trained and exported there."""
+  return all((folder / name).exists() for name in (RESULT, WEIGHTS, DESCRIPTION))
+
+
+def _untaught(job: Job, role: str, model: Model, training: Training) -> Network:
+  objective = job.config.plain_objective()
+  seed = job.config.teacher_seed
+  return Network(role, seed, job.folder / role, model, model, training, lambda taught: objective)
+
+
+def _students(job: Job) -> list[Network]:
+  config, teacher = job.config, job.config.teacher()
+  model, learner = config.student(), config.learner()
+
+  def student(generation: int, seed: int, variant: str) -> Network:
+    first = f"student-{variant}-{seed}" if variant else f"student-{seed}"
+    names = ["teacher", first, *(f"{first}-gen{number}" for number in range(2, generation + 1))]
+    trained_here = generation > 1 or _to_be_trained(teacher)
+    return Network(
+      "student",
+      seed,
+      job.folder / names[generation],
+      model,
+      learner,
+      config.student_training,
+      functools.partial(config.variant_objective, variant),
+      teacher if generation == 1 else model,
+      job.folder / names[generation - 1] if trained_here else None,
+      generation,
+      variant,
+    )
+
+  generations = range(1, config.generations + 1)
+  return [student(g, seed, name) for g in generations for seed in job.seeds for name in config.variants()]
+
+
+def _to_be_trained(teacher: Model | None) -> TypeGuard[Model]:
+  return teacher is not None and teacher.follow is None and teacher.variables is None

@@ -1,0 +1,145 @@
+"""How a config file is read, overridden and checked as a whole."""
+
+import dataclasses
+import difflib
+import importlib.util
+import sys
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from distill_jax.config import Config, ConfigError, prefixed
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> Config:
+  """The config of a file with overrides, checked as a whole.
+
+  Args:
+    path: the file; it defines `get_config()`.
+    overrides: `field=value` or `nested.field=value`.
+
+  Raises:
+    ConfigError: no such file, no such field (the nearest is named), a value of another type or outside its range.
+  """
+  if not Path(path).is_file():
+    near = difflib.get_close_matches(Path(path).name, [p.name for p in Path(path).parent.glob("*.py")], n=1)
+    hint = f"; did you mean {Path(path).parent / near[0]}?" if near else ""
+    raise ConfigError(f"--config: there is no file {path}{hint}")
+  config = _read(path)
+  for override in overrides:
+    _check_name(config, override.partition("=")[0])
+  config = _override(config, [f"--config.{override}" for override in overrides])
+  _check_types(config, "")
+  config.validate()
+  for variant in config.variants():
+    with prefixed(f"objective of {variant!r}" if variant else "objective"):
+      config.variant_objective(variant)
+  return config
+
+
+def settings(config: Any) -> dict[str, Any]:
+  """All fields as plain values that json can hold, nested dataclasses as dicts."""
+  return _plain(dataclasses.asdict(config))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+  """Lines `field: old -> new` for the fields in which two settings differ."""
+  lines = []
+  for name in sorted({*old, *new}):
+    a, b = old.get(name), new.get(name)
+    if isinstance(a, dict) and isinstance(b, dict):
+      lines += differences(a, b, f"{prefix}{name}.")
+    elif a != b:
+      lines.append(f"{prefix}{name}: {a!r} -> {b!r}")
+  return lines
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {k: _plain(v) for k, v in value.items()}
+  return list(value) if isinstance(value, tuple) else value
+
+
+def _read(path: str) -> Config:
+  spec: Any = importlib.util.spec_from_file_location(Path(path).stem, path)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module  # dataclasses look their module up
+  sys.path.insert(0, str(Path(path).resolve().parent))
+  try:
+    spec.loader.exec_module(module)
+  finally:
+    sys.path.pop(0)
+    del sys.modules[spec.name]
+  if not hasattr(module, "get_config"):
+    raise ConfigError(f"{path} defines no get_config()")
+  config = module.get_config()
+  if not isinstance(config, Config):
+    raise ConfigError(
+      f"{path}: get_config() must return a distill_jax.config.Config, got {type(config).__name__}"
+    )
+  return config
+
+
+def _override(config: Config, arguments: list[str]) -> Config:
+  values, argv = flags.FlagValues(), ["distill-jax", *arguments]
+  config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=argv)
+  try:
+    values(argv)
+    return values.config
+  except (flags.Error, TypeError, ValueError) as error:
+    raise ConfigError(str(error).strip().partition("\n")[0] or type(error).__name__) from error
+
+
+def _check_name(config: Any, dotted: str) -> None:
+  known = list(_paths(config, ""))
+  if dotted in known:
+    return
+  same_end = [path for path in known if path.rpartition(".")[2] == dotted.rpartition(".")[2]]
+  near = same_end or difflib.get_close_matches(dotted, known, n=1, cutoff=0.5)
+  hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {known}"
+  raise ConfigError(f"--config.{dotted}: there is no such field; {hint}")
+
+
+def _paths(config: Any, prefix: str) -> Iterator[str]:
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from _paths(value, f"{prefix}{field.name}.")
+    else:
+      yield f"{prefix}{field.name}"
+
+
+def _check_types(config: Any, prefix: str) -> None:
+  hints = typing.get_type_hints(type(config))
+  for field in dataclasses.fields(config):
+    value, hint = getattr(config, field.name), hints[field.name]
+    if dataclasses.is_dataclass(value):
+      _check_types(value, f"{prefix}{field.name}.")
+    elif not _fits(value, hint):
+      raise ConfigError(f"{prefix}{field.name}: expected {_name(hint)}, got {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+  origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+  if origin in (typing.Union, types.UnionType):
+    return any(_fits(value, option) for option in arguments)
+  if origin is tuple:
+    if not isinstance(value, tuple):
+      return False
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+      return all(_fits(item, arguments[0]) for item in value)
+    return len(value) == len(arguments) and all(map(_fits, value, arguments))
+  if hint is float:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+  if hint is int:
+    return isinstance(value, int) and not isinstance(value, bool)
+  return isinstance(value, hint)
+
+
+def _name(hint: Any) -> str:
+  return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)

@@ -1,0 +1,63 @@
+"""What a later stage would refuse, refused before anything is trained."""
+
+from collections.abc import Collection
+
+import jax
+
+from distill_jax import examples, sharding
+from distill_jax.config import ConfigError, prefixed
+from distill_jax.data import Source
+from distill_jax.jobs import STAGES, Job, Network, different, trained_on
+from distill_jax.types import Batch, Model, Outputs, Variables
+
+
+def check(job: Job, stages: Collection[str]) -> None:
+  """Raises for labels that are not there, batches that do not fit the devices or the examples, and objectives that do
+  not fit the networks.
+
+  Raises:
+    ConfigError: names the field, or the variant.
+    ValueError: from what the config builds.
+  """
+  _check_labelled(job, stages)
+  mesh = sharding.data_mesh(job.config.devices or None)
+  for role in STAGES[:3]:
+    found = different(job, role)
+    for network in found[:1]:
+      training, number = network.training, len(trained_on(job, role))
+      with prefixed("teacher_training" if role == "teacher" else "student_training"):
+        sharding.check_divisible(training.batch_size, mesh, microbatches=training.microbatches)
+        if training.batch_size > number:
+          raise ConfigError(f"batch_size: expected at most the {number} examples, got {training.batch_size}")
+    if role == "student" and role in stages:
+      _check_objectives(job, found)
+
+
+def _check_labelled(job: Job, stages: Collection[str]) -> None:
+  for role in ("teacher", "baseline"):
+    if role not in stages or not different(job, role):
+      continue
+    train = trained_on(job, role)
+    if isinstance(train, Source) and (train.arrays["label"] < 0).all():
+      raise ConfigError(
+        f"{role}_train: no example has a label, and the {role} learns from labels alone: let {role}_train give "
+        f"labelled examples, or leave {role!r} out of --stages"
+      )
+
+
+def _check_objectives(job: Job, students: Collection[Network]) -> None:
+  """All variants against the shapes of the networks' outputs: the last one would be refused hours later."""
+  network = next(iter(students))
+  key, batch = jax.random.key(0), examples.first(job.config, job.splits.train)
+  student = _outputs(network.learner, jax.eval_shape(network.learner.init, key, batch), batch)
+  teacher: Outputs = {}
+  if network.teacher is not None:
+    start = network.teacher.variables or jax.eval_shape(network.teacher.init, key, batch)
+    teacher = _outputs(network.teacher, start, batch)
+  for network in students:
+    with prefixed(f"objective of {network.variant!r}" if network.variant else "objective"):
+      jax.eval_shape(network.objective(None).init, key, student, teacher)
+
+
+def _outputs(model: Model, variables: Variables, batch: Batch) -> Outputs:
+  return jax.eval_shape(lambda v: model.apply(*v, batch, train=False, key=None)[0], variables)
