@@ -1,0 +1,271 @@
+"""Damage and death, swept: every damaged cache is refused, every killed writer's work is finished by the next.
+
+`python tests/cache/sweeps.py` runs the sweeps whole; the tests run five of each.
+`python tests/cache/sweeps.py write FOLDER INDEX COUNT` is a writer, to be killed or run beside others.
+"""
+
+import contextlib
+import hashlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from distill_jax.cache import shards
+from distill_jax.cache.format import Column
+from distill_jax.cache.manifest import Manifest
+from distill_jax.cache.records import Damaged
+from distill_jax.cache.rows import Rows, share
+from distill_jax.cache.store import StoreError, open_store
+from distill_jax.cache.table import Table
+
+COLUMNS = (Column("logits", "float16", (10,)), Column("top", "uint8", (3,)))
+
+
+def manifest(examples=23, views=2, per_shard=10, columns=COLUMNS, **identity):
+  ids = np.random.default_rng(examples).permutation(3 * examples)[:examples]
+  return Manifest({"teacher": "a", **identity}, columns, Rows(ids, views), per_shard)
+
+
+def values(rows, columns=COLUMNS):
+  """What the teacher says of rows: a function of their numbers."""
+  made = {}
+  for column in columns:
+    random_bytes = [
+      np.random.default_rng([row, len(column.name)]).bytes(
+        np.dtype(column.dtype).itemsize * int(np.prod(column.shape))
+      )
+      for row in rows
+    ]
+    made[column.name] = np.frombuffer(b"".join(random_bytes), column.dtype).reshape(len(rows), *column.shape)
+  return made
+
+
+def write(store, plan, todo, told=lambda shard: None):
+  for shard in todo:
+    rows = np.arange(*plan.plan.span(shard))
+    shards.write_shard(store, plan, shard, rows * 7, values(rows, plan.columns))
+    told(shard)
+
+
+def make(folder, **changes):
+  """A whole small cache in a folder."""
+  store = open_store(folder)
+  plan = shards.begin(store, manifest(**changes))
+  write(store, plan, shards.missing(store, plan))
+  shards.complete(store, plan)
+  return store, plan
+
+
+def read_all(store, batch=8, seed=0):
+  """Every row in random batches as a run reads them, then every byte; compared with what was written."""
+  plan = shards.open_complete(store)
+  ids, views = plan.rows.at(0, len(plan.rows))
+  expected = values(np.arange(len(ids)), plan.columns)
+  table = Table(store, plan)
+  order = np.random.default_rng(seed).permutation(len(ids))
+  for rows in np.split(order, range(batch, len(ids), batch)):
+    records = table.read(ids[rows], views[rows])
+    for name, wanted in expected.items():
+      if records[name].tobytes() != wanted[rows].tobytes():
+        raise AssertionError(f"rows {rows}: {name} was read wrong and nobody noticed")
+  shards.complete(store, plan)
+
+
+def full_check(store):
+  shards.complete(store, shards.open_complete(store))
+
+
+@contextlib.contextmanager
+def damaged(path, change):
+  """The file with other bytes, for a while."""
+  before = path.read_bytes()
+  after = bytearray(before)
+  change(after)
+  assert after != before
+  path.write_bytes(after)
+  try:
+    yield before, bytes(after)
+  finally:
+    path.write_bytes(before)
+
+
+def flip(draw):
+  def change(data):
+    bit = draw.randrange(8 * len(data))
+    data[bit // 8] ^= 1 << (bit % 8)
+
+  return change
+
+
+def overwrite(draw):
+  def change(data):
+    at = draw.randrange(len(data) - 63)
+    data[at : at + 64] = draw.randbytes(64)
+
+  return change
+
+
+def cut(draw):
+  def change(data):
+    del data[draw.randrange(len(data)) :]
+
+  return change
+
+
+def refused(store, path, change, seed):
+  """One damage: reading rows and reading all both refuse it, and name the file and the example."""
+  plan = shards.open_complete(store)
+  with damaged(path, change) as (before, after):
+    for read in (full_check, lambda store: read_all(store, seed=seed)):
+      try:
+        read(store)
+      except Damaged as error:
+        check_text(str(error), plan, path.name, before, after, first=read is full_check)
+      else:
+        raise AssertionError(f"{path.name}: damage was not noticed")
+
+
+def check_text(text, plan, key, before, after, first):
+  """The message names the file; where only rows differ, a damaged row and its example (the first, in order)."""
+  assert key in text, text
+  shard = next(plan.plan.planned([key]), None)
+  if shard is None or len(before) != len(after):
+    return
+  header = plan.header(shard)
+  start, size = len(header.encoded), header.record.itemsize
+  if before[:start] != after[:start]:
+    return
+  changed = [n for n in range(header.rows) if _row(before, start, size, n) != _row(after, start, size, n)]
+  ids, views = plan.rows.at(*plan.plan.span(shard))
+  named = [f"row {n} (example id {ids[n]}, view {views[n]})" for n in changed]
+  assert any(name in text for name in (named[:1] if first else named)), (text, named)
+
+
+def _row(data, start, size, number):
+  return data[start + number * size : start + (number + 1) * size]
+
+
+def sweep(folder, kind, count, seed):
+  """`count` random damages of one kind to the files of a cache, shards most of all."""
+  store, plan = make(folder)
+  draw = random.Random(seed)
+  files = [Path(folder) / key for key in store.keys()]
+  likely = [1 if file.name.startswith("shard-") else 0.1 for file in files]
+  for number in range(count):
+    refused(store, draw.choices(files, likely)[0], kind(draw), number)
+  read_all(store)
+
+
+def sweep_mixed_up(folder, limit=None):
+  """Shards that change places, or come from another teacher's cache or another division of the rows."""
+  folder = Path(folder)
+  store, plan = make(folder / "own")
+  others = [make(folder / "teacher", teacher="b"), make(folder / "division", per_shard=9)]
+  keys = [plan.plan.key(shard) for shard in range(len(plan.plan))]
+  pairs = [(folder / "own" / a, folder / "own" / b) for a in keys for b in keys if a != b]
+  pairs += [(folder / "own" / key, Path(other.folder) / key) for other, _ in others for key in keys]
+  for at, (path, source) in enumerate(pairs[:limit] if limit else pairs):
+    data = source.read_bytes()
+    refused(store, path, lambda old, data=data: old.__setitem__(slice(None), data), at)
+  return len(pairs[:limit] if limit else pairs)
+
+
+BIG = dict(examples=600, views=2, per_shard=100, columns=(Column("states", "float16", (2000,)),))
+
+
+def contents(folder):
+  """Digest of every file in a folder."""
+  return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in Path(folder).iterdir()}
+
+
+def writer(folder, index=0, count=1):
+  return subprocess.Popen(
+    [sys.executable, __file__, "write", str(folder), str(index), str(count)],
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+
+
+def writer_main(folder, index, count):
+  store = open_store(folder)
+  plan = shards.begin(store, manifest(**BIG))
+  print("begun", flush=True)
+  own = share(shards.missing(store, plan), int(index), int(count))
+  write(store, plan, own, told=lambda shard: print(shard, flush=True))
+  while todo := shards.missing(store, plan):
+    write(store, plan, todo)
+  shards.complete(store, plan)
+
+
+def sweep_kills(folder, count, seed):
+  """Writers killed at random moments; the next one ends with the bytes of an undisturbed one.
+
+  Returns:
+    How many were killed between the first shard and the last, and how many left an unfinished file.
+  """
+  folder, draw = Path(folder), random.Random(seed)
+  with writer(folder / "whole") as process:
+    moments = [time.monotonic() for _ in process.stdout]  # when it began, and after each shard
+  assert process.returncode == 0
+  duration, expected = moments[-1] - moments[0], contents(folder / "whole")
+  midway = unfinished = 0
+  for number in range(count):
+    killed = folder / str(number)
+    with writer(killed) as process:
+      process.stdout.readline()
+      time.sleep(draw.uniform(0, duration))
+      process.send_signal(signal.SIGKILL)
+    store, plan = open_store(killed), manifest(**BIG)
+    left = [file for file in killed.iterdir() if file.name.endswith(".__lock")]
+    assert not [key for key in store.keys() if key.endswith(".__lock")]
+    midway += 0 < len(shards.missing(store, plan)) < len(plan.plan)
+    unfinished += bool(left)
+    plan = shards.begin(store, plan)
+    write(store, plan, shards.missing(store, plan))
+    shards.complete(store, plan)
+    assert contents(killed) == expected, f"kill {number}: other bytes than undisturbed"
+  return midway, unfinished
+
+
+def full_disk_main(folder):
+  """On a small disk: the error is clear, what was written stays, and with room again the writer goes on."""
+  store = open_store(folder)
+  filler = Path(folder) / "filler"
+  filler.write_bytes(bytes(800_000))
+  plan = shards.begin(store, manifest(columns=(Column("states", "float16", (5000,)),)))
+  try:
+    write(store, plan, shards.missing(store, plan))
+  except StoreError as error:
+    print(error)
+  before = shards.missing(store, plan)
+  for shard in set(range(len(plan.plan))) - set(before):
+    shards.open_shard(store, plan, shard).check(*plan.rows.at(*plan.plan.span(shard)))
+  filler.unlink()
+  write(store, plan, before)
+  shards.complete(store, plan)
+  print(len(before), "of", len(plan.plan), "were missing")
+
+
+def main():
+  for name, run in {
+    "400 bit flips": lambda folder: sweep(folder, flip, 400, seed=1),
+    "100 overwritten runs of 64 bytes": lambda folder: sweep(folder, overwrite, 100, seed=2),
+    "100 truncations": lambda folder: sweep(folder, cut, 100, seed=3),
+    "swapped and foreign shards": sweep_mixed_up,
+    "40 kills": lambda folder: sweep_kills(folder, 40, seed=4),
+  }.items():
+    with tempfile.TemporaryDirectory() as folder:
+      began = time.monotonic()
+      result = run(folder)
+      print(f"{name}: all noticed or mended in {time.monotonic() - began:.1f} s", result or "", flush=True)
+
+
+if __name__ == "__main__":
+  commands = {"write": writer_main, "full-disk": full_disk_main}
+  commands[sys.argv[1]](*sys.argv[2:]) if len(sys.argv) > 1 else main()

@@ -1,0 +1,85 @@
+"""Rows at random: what is asked for, checked the first time, from any number of shards."""
+
+import threading
+
+import numpy as np
+import pytest
+import sweeps
+
+from distill_jax.cache import table as tables
+from distill_jax.cache.records import Damaged
+from distill_jax.cache.table import Table
+
+
+@pytest.mark.parametrize("per_shard", [1, 7, 46, 100])
+def test_rows_at_random_are_those_that_were_written(tmp_path, rng, per_shard):
+  store, plan = sweeps.make(tmp_path, per_shard=per_shard)
+  table, expected = Table(store, plan), sweeps.values(np.arange(46))
+  ids, views = plan.rows.at(0, 46)
+  for _ in range(20):
+    rows = rng.integers(0, 46, 8)
+    records = table.read(ids[rows].astype(np.int32), views[rows])
+    for name, values in expected.items():
+      assert records[name].tobytes() == values[rows].tobytes()
+    np.testing.assert_array_equal(records["id"], ids[rows])
+    np.testing.assert_array_equal(records["source_crc"], 7 * rows)
+    assert not records.flags.writeable
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_what_is_not_there_is_named(tmp_path, views):
+  store, plan = sweeps.make(tmp_path, views=views)
+  table, known = Table(store, plan), plan.rows.ids[:3]
+  unknown = np.setdiff1d(np.arange(100), plan.rows.ids)[[0, -1]]
+  for wrong in (*unknown, -1, 2**31 - 1):
+    with pytest.raises(ValueError, match=f"example id {wrong} is not in the cache"):
+      table.read(np.array([*known, wrong]), np.zeros(4, np.int32))
+  for wrong in (-1, views, 2**31 - 1):
+    with pytest.raises(ValueError, match=f"view {wrong} is not in the cache"):
+      table.read(known, np.array([0, wrong, 0], np.int32))
+  table.read(known, np.zeros(3, np.int32))
+
+
+def test_each_row_is_summed_once(tmp_path, monkeypatch):
+  store, plan = sweeps.make(tmp_path)
+  table, summed = Table(store, plan), []
+  changed = tables.changed
+  monkeypatch.setattr(tables, "changed", lambda rows: changed(summed.append(1) or row for row in rows))
+  ids, views = plan.rows.at(0, 46)
+  for rows in (np.arange(10), np.arange(5, 15), np.arange(15), np.arange(46), np.arange(46)):
+    table.read(ids[rows], views[rows])
+  assert len(summed) == 46
+
+
+def test_damage_in_a_later_shard_names_it(tmp_path):
+  store, plan = sweeps.make(tmp_path)
+  path = store.path(plan.plan.key(3))
+  data = bytearray(path.read_bytes())
+  data[-30] ^= 64  # its last row, number 39
+  path.write_bytes(data)
+  table = Table(store, plan)
+  ids, views = plan.rows.at(0, 46)
+  text = rf"shard-00000003 is damaged: row 9 \(example id {ids[39]}, view 1\)"
+  for _ in range(2):  # and again: it does not count as checked
+    with pytest.raises(Damaged, match=text):
+      table.read(ids[[3, 39, 5]], views[[3, 39, 5]])
+  table.read(ids[[3, 38, 5]], views[[3, 38, 5]])
+
+
+def test_threads_may_read_one_table(tmp_path):
+  store, plan = sweeps.make(tmp_path, examples=500, views=1, per_shard=90)
+  table, failures = Table(store, plan), []
+
+  def run(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(50):
+      ids = rng.choice(plan.rows.ids, 16)
+      if not (table.read(ids, np.zeros(16, np.int32))["id"] == ids).all():
+        failures.append(ids)
+
+  threads = [threading.Thread(target=run, args=(seed,)) for seed in range(4)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert not failures
