@@ -1,1 +1,30 @@
-"""Teacher outputs computed once, kept and trusted."""
+"""Teacher outputs that are computed once, kept on disk or in an object store, and trusted.
+
+`write_cache` lets a teacher go over the data, `open_cache` opens what it left, and `train.fit` takes the `Cache` in the
+place of the teacher:
+
+    outputs = write_cache("teacher_outputs", teacher, train, {"logits": Dense("float16")}, augment=augment, views=8)
+    fitted = fit(student, outputs, objective, optimizer, train, augment=augment, steps=3000, batch_size=128)
+
+`Dense` keeps an output whole, `TopK` the most probable of many classes, `Samples` draws from them (`codecs`). The
+bytes on disk are specified in `format` and `shards`, what a cache is compared by in `identity`.
+"""
+
+from distill_jax.cache.codecs import Dense, Samples, TopK
+from distill_jax.cache.manifest import Mismatch
+from distill_jax.cache.reader import Cache, open_cache
+from distill_jax.cache.records import Damaged
+from distill_jax.cache.shards import Incomplete
+from distill_jax.cache.writer import write_cache
+
+__all__ = [
+  "Cache",
+  "Damaged",
+  "Dense",
+  "Incomplete",
+  "Mismatch",
+  "Samples",
+  "TopK",
+  "open_cache",
+  "write_cache",
+]

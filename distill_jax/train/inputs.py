@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from distill_jax import data, metrics
+from distill_jax.cache import Cache
 from distill_jax.errors import suggest
 from distill_jax.fingerprint import fingerprint
 from distill_jax.train.keeper import student_of
@@ -16,9 +17,18 @@ from distill_jax.types import Batch, Model, Objective, TrainState
 
 
 def batches_of(
-  source, batch_size, seed, views, classes: int | None = None, ignore_label: int | None = None
+  source,
+  batch_size,
+  seed,
+  views,
+  classes: int | None = None,
+  ignore_label: int | None = None,
+  cached: Cache | None = None,
 ) -> Callable[[int], Iterable[Mapping[str, Any]]]:
   """`start step -> batches`; those of a pipeline of one's own are checked, where the labels' classes are known."""
+  if cached is not None:
+    plain = batches_of(source, batch_size, seed, views, classes, ignore_label)
+    return lambda start: map(cached.join, plain(start))
   if isinstance(source, data.Source):
     return lambda start: data.batches(source, batch_size, seed=seed, start=start, views=views)
 

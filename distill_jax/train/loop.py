@@ -8,6 +8,7 @@ import jax
 import optax
 
 from distill_jax import data, metrics, reduce, sharding
+from distill_jax.cache import Cache
 from distill_jax.fingerprint import fingerprint
 from distill_jax.train.inputs import (
   batches_of,
@@ -53,7 +54,7 @@ class NonFiniteError(RuntimeError):
 
 def fit(
   student: Model,
-  teacher: Model | None,
+  teacher: Model | Cache | None,
   objective: Objective,
   optimizer: optax.GradientTransformation,
   source: data.Source | Callable[[int], Iterable[Mapping[str, Any]]],
@@ -82,7 +83,8 @@ def fit(
   """Distils `teacher` into `student` (or trains the student alone: teacher None), on all devices of this host.
 
   Args:
-    student, teacher, objective, optimizer, augment, mix, microbatches: as in `make_train_step`.
+    student, teacher, objective, optimizer, augment, mix, microbatches: as in `make_train_step`. A teacher may also be
+      a `cache.Cache` of the same examples, augmentation and views: its outputs join the batches.
     source: the training examples; or your own pipeline, a function `start step -> iterable of batches` (dicts
       of host arrays of `batch_size` rows), which must give the same batches again to a run that resumes.
     steps: in all, including those of an earlier run that is resumed.
@@ -114,21 +116,25 @@ def fit(
     NonFiniteError: see `max_skips`; the folder keeps its last checkpoint.
     RuntimeError: the frozen teacher's weights changed while it taught.
   """
+  cached, teacher = (teacher, teacher.model) if isinstance(teacher, Cache) else (None, teacher)
   check_kinds(student, teacher, objective, source)
   check_counts(steps=steps, batch_size=batch_size, log_every=log_every, max_skips=max_skips)
   mesh = mesh or sharding.data_mesh()
   sharding.check_divisible(batch_size, mesh, microbatches=microbatches)
   eval_every = max(1, steps // 10) if eval_every is None else eval_every
   check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every or eval_every)
+  if cached is not None:
+    views = views or cached.views
+    cached.check(source if isinstance(source, data.Source) else None, augment=augment, views=views, mix=mix)
   taught_by = _frozen(teacher, teacher_variables, mesh)
   teacher_print = fingerprint(taught_by)
-  example = next(iter(batches_of(source, batch_size, seed, views, None, ignore_label)(0)), None)
+  example = next(iter(batches_of(source, batch_size, seed, views, None, ignore_label, cached)(0)), None)
   if example is None:
     raise ValueError("the source gives no batch")
   state = make_init(student, teacher, objective, optimizer)(jax.random.key(seed), _on_device(example, mesh))
   classes = classes_of(student, state, example)
   check_classes(classes, source)
-  stream = batches_of(source, batch_size, seed, views, classes, ignore_label)
+  stream = batches_of(source, batch_size, seed, views, classes, ignore_label, cached)
   if validation is not None:
     check_validation(student, state, validation, batch_size, classes, best)
   state = sharding.replicate(state, mesh)
@@ -146,7 +152,7 @@ def fit(
       "seed": seed,
       "views": views,
       "batch_size": batch_size,
-      "teacher": teacher_print,
+      "teacher": teacher_print if cached is None else cached.manifest.digest,
       "data": describe(source),
       **(identity or {}),
     },

@@ -8,6 +8,7 @@ Prints a Markdown table. The spread is the middle half of the ratios sample by s
 import argparse
 from collections.abc import Sequence
 
+import cached
 import cases
 import problems
 from timing import Ratio
@@ -21,6 +22,9 @@ RUNS = {  # name: (case, problem, samples, goal)
   "fit-mlp": (cases.fit_to_step, problems.mlp, 100, 1.10),
   "cached-cnn": (cases.cached_to_supervised, problems.cnn, 60, 1.03),
   "cached-mlp": (cases.cached_to_supervised, problems.mlp, 200, 1.20),
+  "cache-cnn": (cached.dense_to_alone, problems.cnn, 20, 1.05),
+  "cache-mlp": (cached.dense_to_alone, problems.mlp, 100, 1.20),
+  "cache-top64": (cached.top_k_to_alone, problems.mlp, 20, 1.05),
 }
 HEADER = "| benchmark | ratio | goal | ours, ms | theirs, ms | spread |\n|---|---|---|---|---|---|"
 

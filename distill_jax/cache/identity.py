@@ -1,0 +1,140 @@
+"""What a cache was made from, as plain values that can be compared and shown: a run that differs is refused.
+
+    teacher       fingerprint of the weights, and what the caller says of it (its config)
+    data          name of the set, a digest over every example's id and checksum
+    augmentation  what it is, and what it makes of 8 probe images: a changed random generator is noticed
+    outputs       per output: its codec, shape and dtype
+
+Where and with which versions it was computed is recorded beside it, and is no part of it.
+"""
+
+import hashlib
+import inspect
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from distill_jax.fingerprint import fingerprint
+from distill_jax.types import Batch, Variables
+
+PROBES = 8
+NOT_INPUTS = ("id", "label", "view", "where")
+
+Augment = Callable[[Batch], Batch]
+
+
+def source_checksums(arrays: Mapping[str, Any]) -> np.ndarray:
+  """crc32 of each example's inputs, uint32 [N]: all arrays by name, but for ids, labels and teacher outputs.
+
+  Labels are left out, so that a run which hides some of them reads the same cache.
+  """
+  crc = [0] * len(arrays["id"])
+  for name in sorted(_inputs(arrays)):
+    rows = np.ascontiguousarray(arrays[name])
+    crc = [zlib.crc32(row.data, value) for row, value in zip(rows.reshape(len(rows), -1).view(np.uint8), crc)]
+  return np.array(crc, np.uint32)
+
+
+def digest(ids: np.ndarray, checksums: np.ndarray) -> str:
+  """Of a set of examples, whatever their order."""
+  order = np.argsort(ids)
+  pairs = np.stack([ids[order].astype("<i8"), checksums[order].astype("<i8")], 1)
+  return hashlib.blake2b(pairs.tobytes(), digest_size=16).hexdigest()
+
+
+def teacher(variables: Variables, description: Mapping[str, Any] | None = None) -> dict[str, Any]:
+  """The part of an identity that tells one teacher from another.
+
+  Args:
+    variables: its weights.
+    description: plain values that json can hold, for what the weights do not show.
+  """
+  return {"weights": fingerprint(tuple(variables)), **dict(description or {})}
+
+
+def augmentation(augment: Augment | None, arrays: Mapping[str, Any]) -> dict[str, Any]:
+  """What an augmentation is called, and one number for each of 8 views of made-up examples.
+
+  Args:
+    augment: `batch -> batch`, a function of 'id' and 'view'; None: none.
+    arrays: examples [N, ...]; only shapes and dtypes are used.
+
+  Raises:
+    ValueError: a view cannot be made again: it draws anew at each call, or mixes rows.
+  """
+  if augment is None:
+    return {"name": "none", "probes": []}
+  batch = _probe_batch(arrays)
+  probes = _numbers(augment(batch))
+  if not same_probes(probes, _numbers(augment(batch))):
+    raise ValueError(
+      "augment: two calls gave different views of one example: draw from 'id' and 'view' alone"
+    )
+  alone = [_numbers(augment({name: x[i : i + 1] for name, x in batch.items()}))[0] for i in range(PROBES)]
+  if not same_probes(probes, alone):
+    raise ValueError(
+      "augment: a view of an example came out otherwise alone than in a batch, so it cannot be made again: it must "
+      "follow from 'id' and 'view' (what mixes rows, mixup or cutmix, needs a live teacher)"
+    )
+  return {"name": name_of(augment), "probes": probes}
+
+
+def same(field: str, old: Any, new: Any) -> bool:
+  """Whether two values of a field stand for the same: probes may differ by rounding."""
+  return same_probes(old, new) if field == "augmentation.probes" else bool(old == new)
+
+
+def same_probes(a: list[float], b: list[float]) -> bool:
+  """Equal but for rounding, which differs from device to device."""
+  return len(a) == len(b) and bool(np.allclose(a, b, rtol=1e-3, atol=1e-3))
+
+
+def name_of(function: Any) -> str:
+  """A function with what it closes over: `augmentation(seed=0, transforms=(shift_crop(padding=2), flip()))`."""
+  if isinstance(function, tuple | list):
+    return f"({', '.join(map(name_of, function))})"
+  if not callable(function):
+    return repr(function)
+  name = getattr(function, "__qualname__", type(function).__qualname__).partition(".<locals>")[0]
+  if not inspect.isfunction(function):
+    return name
+  held = _held(function)
+  return f"{name}({', '.join(f'{key}={name_of(held[key])}' for key in sorted(held))})"
+
+
+def _held(function) -> dict[str, Any]:
+  """What a function closes over; functions beside it stand for what they close over."""
+  scope = function.__qualname__.rpartition(".")[0]
+  held: dict[str, Any] = {}
+  for name, value in inspect.getclosurevars(function).nonlocals.items():
+    beside = (
+      inspect.isfunction(value) and value.__qualname__.rpartition(".")[0] == scope and value is not function
+    )
+    held.update(_held(value) if beside and scope else {name: value})
+  return held
+
+
+def _inputs(arrays) -> list[str]:
+  return [name for name in arrays if name not in NOT_INPUTS and not name.startswith("teacher/")]
+
+
+def _probe_batch(arrays) -> dict[str, np.ndarray]:
+  random = np.random.Generator(np.random.Philox(0))
+  batch = {"id": np.arange(PROBES, dtype=np.int32), "view": np.arange(PROBES, dtype=np.int32)}
+  for name in sorted(_inputs(arrays)):
+    shape, dtype = (PROBES, *arrays[name].shape[1:]), arrays[name].dtype
+    floating = np.issubdtype(dtype, np.floating)
+    batch[name] = (random.random(shape) if floating else random.integers(0, 2, shape)).astype(dtype)
+  return {**batch, "label": np.zeros(PROBES, np.int32)}
+
+
+def _numbers(batch: Batch) -> list[float]:
+  """One number per row that tells its contents, and their order, from others."""
+  total = np.zeros(PROBES if len(batch["id"]) == PROBES else len(batch["id"]))
+  for name in sorted(_inputs(batch)):
+    rows = np.asarray(jax.device_get(batch[name]), np.float64).reshape(len(total), -1)
+    total += rows @ np.cos(np.arange(rows.shape[1])) / np.sqrt(rows.shape[1])
+  return [round(float(x), 6) for x in total]

@@ -1,0 +1,129 @@
+"""Training from a cache / training the student alone, both through `fit`, in two threads that take turns."""
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from problems import DISTILLED, SUPERVISED, Problem
+from timing import Ratio
+
+from distill_jax import data, losses, objectives
+from distill_jax.cache import Cache, Dense, TopK, write_cache
+from distill_jax.data import Source
+from distill_jax.models import from_apply, from_nnx
+from distill_jax.models.mlp import MLP
+from distill_jax.train import fit
+from distill_jax.types import Model, Objective
+
+EVERY = 50  # steps of a turn, after which `fit` reports and so waits for the device
+
+
+def dense_to_alone(problem: Problem, pairs: int) -> Ratio:
+  """10 classes of float16."""
+  with tempfile.TemporaryDirectory() as folder:
+    cache = write_cache(folder, problem.teacher, problem.source, {"logits": Dense()}, progress=False)
+    return _compare(problem.student, problem.source, problem.batch_size, cache, DISTILLED, pairs)
+
+
+def top_k_to_alone(problem: Problem, pairs: int) -> Ratio:
+  """The 64 most probable of 32,000 classes; the student is a perceptron with so many outputs."""
+  classes, k = (40, 4) if len(problem.source.arrays["image"][0]) < 28 else (32_000, 64)
+  arrays = {**problem.source.arrays, "label": problem.source.arrays["label"] * (classes // 10)}
+  source = Source(arrays, classes, name="random images")
+  pixels = int(np.prod(source.arrays["image"].shape[1:]))
+  student = from_nnx(lambda rngs: MLP(pixels, (64,), classes, rngs=rngs))
+  kernel = jnp.asarray(np.random.default_rng(2).normal(size=(pixels, classes)), jnp.float32)
+  teacher = from_apply(None, lambda w, x: (x.reshape(len(x), -1) @ w, {}), variables=kernel)
+  objective = objectives.weighted(
+    hard=(0.1, objectives.labels()), soft=(0.9, objectives.sparse(losses.sparse_kl))
+  )
+  with tempfile.TemporaryDirectory() as folder:
+    cache = write_cache(folder, teacher, source, {"logits": TopK(k)}, progress=False)
+    return _compare(student, source, problem.batch_size, cache, objective, pairs)
+
+
+def _compare(
+  student: Model, source: Source, batch_size: int, cache: Cache, objective: Objective, pairs: int
+) -> Ratio:
+  def run(teacher, objective):
+    fit(
+      student,
+      teacher,
+      objective,
+      optax.adam(1e-3),
+      source,
+      steps=EVERY * (pairs + 2) + 1,
+      batch_size=batch_size,
+      log_every=EVERY,
+      eval_every=10**9,
+      progress=False,
+    )
+
+  return by_turns(lambda: run(cache, objective), lambda: run(None, SUPERVISED))
+
+
+def by_turns(ours: Callable[[], None], theirs: Callable[[], None], every: int = EVERY) -> Ratio:
+  """Runs two loops over `data.batches`, `every` batches of one and then of the other, and times the turns.
+
+  The first turn of each, in which it compiles, is not counted, nor is the last.
+  """
+  times: Ratio = Ratio([], [])
+  turn, made = threading.Condition(), data.batches
+  state = {"whose": 0, "done": [False, False], "error": None}
+
+  def wait(side: int) -> None:
+    with turn:
+      turn.wait_for(lambda: state["whose"] == side or state["done"][1 - side])
+
+  def hand_over(side: int) -> None:
+    with turn:
+      state["whose"] = 1 - side
+      turn.notify_all()
+
+  def watched(side: int, batches: Iterator) -> Iterator:
+    start = None
+    for taken, batch in enumerate(batches):
+      if taken % every == 0:
+        if taken > every:
+          times[side].append((time.perf_counter() - start) / every)
+        if taken:
+          hand_over(side)
+          wait(side)
+        start = time.perf_counter()
+      yield batch
+
+  def loop(side: int, run: Callable[[], None]) -> None:
+    wait(side)
+    own.side = side
+    try:
+      run()
+    except BaseException as error:
+      state["error"] = error
+    finally:
+      with turn:
+        state["done"][side] = True
+        state["whose"] = 1 - side
+        turn.notify_all()
+
+  own = threading.local()
+
+  def batches(*args, **kwargs):
+    found = made(*args, **kwargs)
+    own.calls = getattr(own, "calls", 0) + 1
+    return found if own.calls == 1 else watched(own.side, found)  # the first is for an example's shapes alone
+
+  with mock.patch.object(data, "batches", batches):
+    threads = [threading.Thread(target=loop, args=(side, run)) for side, run in enumerate((ours, theirs))]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
+  if state["error"] is not None:
+    raise state["error"]
+  shorter = min(map(len, times))
+  return Ratio(times.ours[:shorter], times.theirs[:shorter])

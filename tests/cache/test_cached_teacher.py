@@ -1,0 +1,323 @@
+"""A cache written by a teacher stands for it: the same parameters, and refused wherever it does not belong."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from distill_jax import data, losses, objectives, teachers
+from distill_jax.cache import Dense, Incomplete, Mismatch, Samples, TopK, open_cache, write_cache, writer
+from distill_jax.cache.verify import describe, verify
+from distill_jax.models import from_apply, from_nnx
+from distill_jax.models.mlp import MLP
+from distill_jax.train import fit
+from distill_jax.types import Variables
+
+CLASSES, ROWS = 5, 60
+OBJECTIVE = objectives.weighted(
+  hard=(0.1, objectives.labels()), soft=(0.9, objectives.logits(losses.kl_divergence, temperature=4.0))
+)
+AUGMENT = data.augmentation(data.shift_crop(1), data.flip(), seed=3)
+
+
+@pytest.fixture
+def source(rng):
+  """Ids that are neither sorted nor without gaps."""
+  ids = rng.permutation(200)[:ROWS]
+  images = rng.normal(size=(ROWS, 4, 4, 1)).astype(np.float32)
+  return data.Source(
+    {"id": ids, "image": images, "label": rng.integers(0, CLASSES, ROWS)}, CLASSES, name="toy"
+  )
+
+
+def linear(seed=0, scale=1.0):
+  kernel = scale * np.random.default_rng(seed).normal(size=(16, CLASSES)).astype(np.float32)
+  apply = lambda w, x: (x.reshape(len(x), -1) @ w, {"hidden": x.reshape(len(x), -1)})  # noqa: E731
+  return from_apply(None, apply, variables=jnp.asarray(kernel))
+
+
+def student():
+  return from_nnx(lambda rngs: MLP(16, (8,), CLASSES, rngs=rngs))
+
+
+def train(teacher, source, **changed):
+  settings = dict(steps=12, batch_size=16, progress=False) | changed
+  return fit(student(), teacher, changed.pop("objective", OBJECTIVE), optax.adam(1e-2), source, **settings)
+
+
+def written(folder, source, teacher=None, outputs=None, **settings):
+  outputs = outputs or {"logits": Dense("float32")}
+  settings = dict(batch_size=16, progress=False) | settings
+  return write_cache(folder, teacher or linear(), source, outputs, **settings)
+
+
+def largest_difference(a, b):
+  apart = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), a.state.params, b.state.params)
+  return max(jax.tree.leaves(apart))
+
+
+# what it is for
+
+
+@pytest.mark.parametrize("augment, views", [(None, 1), (AUGMENT, 3)])
+def test_a_run_from_the_cache_ends_with_the_parameters_of_one_with_the_live_teacher(
+  tmp_path, source, augment, views
+):
+  cached = written(tmp_path, source, augment=augment, views=views)
+  assert len(cached) == ROWS * views
+  from_cache = train(cached, source, augment=augment)
+  live = train(linear(), source, augment=augment, views=views)
+  assert largest_difference(from_cache, live) < 1e-6
+  plain = train(linear(1), source, augment=augment, views=views)
+  assert largest_difference(plain, live) > 1e-3  # the teacher matters here
+
+
+def test_float16_changes_little(tmp_path, source):
+  live = train(linear(), source)
+  assert (
+    0 < largest_difference(train(written(tmp_path, source, outputs={"logits": Dense()}), source), live) < 2e-3
+  )
+
+
+def test_the_student_may_see_a_part_of_the_examples_and_other_labels(tmp_path, source):
+  cached = written(tmp_path, source)
+  few = data.label_fraction(data.split(source, 0.4)[0], 0.3)
+  assert largest_difference(train(cached, few), train(linear(), few)) < 1e-6
+
+
+def test_a_pipeline_of_one_s_own_is_joined_too(tmp_path, source):
+  cached = written(tmp_path, source)
+  pipeline = lambda start: data.batches(source, 16, seed=0, start=start)  # noqa: E731
+  assert largest_difference(train(cached, pipeline), train(cached, source)) == 0
+
+
+def test_sparse_targets_teach(tmp_path, source):
+  for codec, loss in (
+    (TopK(2, temperature=2.0), losses.sparse_kl),
+    (Samples(3), losses.sampled_cross_entropy),
+  ):
+    cached = written(tmp_path / type(codec).__name__, source, outputs={"logits": codec})
+    objective = objectives.weighted(soft=(1.0, objectives.sparse(loss)))
+    history = fit(
+      student(), cached, objective, optax.adam(1e-2), source, steps=40, batch_size=16, progress=False
+    ).history
+    lines = [line["loss"] for line in history if line["phase"] == "train"]
+    assert lines[-1] < lines[0]
+
+
+def test_several_outputs_are_kept_each_in_its_own_way(tmp_path, source):
+  cached = written(tmp_path, source, outputs={"logits": Dense("float32"), "hidden": Dense("bfloat16")})
+  batch = {"id": source.ids[:4], "view": np.zeros(4, np.int32), "image": source.arrays["image"][:4]}
+  joined = cached.join(batch)
+  assert sorted(set(joined) - set(batch)) == ["teacher/hidden.values", "teacher/logits.values"]
+  said = cached.model.apply({}, {}, joined, train=False, key=None)[0]
+  expected = linear().apply(*linear().variables, batch, train=False, key=None)[0]
+  np.testing.assert_allclose(said["logits"], expected["logits"], rtol=1e-6)
+  np.testing.assert_allclose(said["hidden"], expected["hidden"], rtol=2**-8)
+  assert said["hidden"].dtype == jnp.float32
+
+
+# writing
+
+
+def test_the_same_call_again_opens_what_is_there(tmp_path, source, monkeypatch):
+  written(tmp_path, source)
+  before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+  monkeypatch.setattr(writer, "_fill", None)  # would fail
+  assert len(written(tmp_path, source)) == ROWS
+  assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_a_cache_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, source, monkeypatch):
+  monkeypatch.setattr(writer, "SHARD_BATCHES", 1)
+  written(tmp_path / "whole", source)
+  put, calls = writer.shards.write_shard, []
+
+  def stops(*arguments):
+    if len(calls) == 2:
+      raise KeyboardInterrupt
+    calls.append(1)
+    return put(*arguments)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(writer.shards, "write_shard", stops)
+    with pytest.raises(KeyboardInterrupt):
+      written(tmp_path / "stopped", source)
+  with pytest.raises(Incomplete, match="2 of 4 shards are missing"):
+    open_cache(tmp_path / "stopped")
+  written(tmp_path / "stopped", source)
+  shards = sorted(path.name for path in (tmp_path / "whole").glob("shard-*"))
+  assert len(shards) == 4
+  for name in shards:
+    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+
+
+def test_a_process_helps_with_what_others_left(tmp_path, source, monkeypatch):
+  monkeypatch.setattr(writer, "SHARD_BATCHES", 1)
+  assert len(written(tmp_path, source, part=(1, 3))) == ROWS
+
+
+def test_the_rows_of_a_batch_that_fills_up_are_not_written(tmp_path, source):
+  odd, even = written(tmp_path / "a", source, batch_size=24), written(tmp_path / "b", source, batch_size=8)
+  rows = [c.table.read(source.ids, np.zeros(ROWS, int))["logits.values"] for c in (odd, even)]
+  np.testing.assert_allclose(*rows, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "bad, message", [(np.nan, "holds NaN"), (np.inf, "holds NaN or .inf"), (7e4, "float32")]
+)
+def test_an_output_that_cannot_be_kept_names_its_example(tmp_path, source, bad, message):
+  arrays = dict(source.arrays)
+  arrays["image"] = arrays["image"].copy()
+  arrays["image"][17, 0, 0, 0] = 1234.0
+
+  def apply(w, x):
+    return jnp.where((x == 1234.0).any((1, 2, 3))[:, None], bad, x.reshape(len(x), -1) @ w), {}
+
+  teacher = from_apply(None, apply, variables=linear().variables.params)
+  with pytest.raises(ValueError, match=rf"'logits' of example id {source.ids[17]}, view 0 .*{message}"):
+    written(tmp_path, dataclasses.replace(source, arrays=arrays), teacher, {"logits": Dense("float16")})
+  assert not list(tmp_path.glob("shard-*"))
+
+
+def test_what_cannot_be_cached_is_refused(tmp_path, source):
+  with pytest.raises(ValueError, match="the teacher gives no 'logit'; did you mean 'logits'"):
+    written(tmp_path, source, outputs={"logit": Dense()})
+  with pytest.raises(ValueError, match="k: expected 1 to 5"):
+    written(tmp_path, source, outputs={"logits": TopK(6)})
+  with pytest.raises(ValueError, match="views: expected 1 without augmentation, got 2"):
+    written(tmp_path, source, views=2)
+  with pytest.raises(ValueError, match="follows the student"):
+    written(tmp_path, source, teachers.moving_average(student()))
+  with pytest.raises(ValueError, match="has no weights"):
+    written(tmp_path, source, student())
+  with pytest.raises(ValueError, match="batch_size 12 does not divide over 8 devices"):
+    written(tmp_path, source, batch_size=12)
+  assert not list(tmp_path.iterdir())
+
+
+# what does not belong
+
+
+def test_each_field_that_differs_is_named(tmp_path, source):
+  written(tmp_path, source, augment=AUGMENT, views=2)
+
+  def refused(*fields, **changed):
+    with pytest.raises(Mismatch) as caught:
+      written(tmp_path, **{"source": source, "augment": AUGMENT, "views": 2} | changed)
+    lines = [line.strip().partition(":")[0] for line in str(caught.value).splitlines()[1:]]
+    assert set(fields) <= set(lines), caught.value
+    return lines
+
+  assert refused("teacher.weights", teacher=linear(1)) == ["teacher.weights"]
+  assert refused("teacher.depth", description={"depth": 3}) == ["teacher.depth"]
+  assert refused("outputs.logits.dtype", outputs={"logits": Dense("float16")})
+  assert refused("views", views=3) == ["views"]
+  other = data.augmentation(data.shift_crop(1), data.flip(), seed=4)
+  assert refused(augment=other) == ["augmentation.name", "augmentation.probes"]
+  assert refused("data.name", source=dataclasses.replace(source, name="other")) == ["data.name"]
+  changed = {**source.arrays, "image": source.arrays["image"] + 1e-6}
+  assert refused(source=dataclasses.replace(source, arrays=changed)) == ["data.examples"]
+  assert refused("data.examples", "ids", source=source.take(slice(1, None)))
+  relabelled = {**source.arrays, "label": np.zeros(ROWS, int)}
+  written(
+    tmp_path, dataclasses.replace(source, arrays=relabelled), augment=AUGMENT, views=2
+  )  # labels are not inputs
+
+
+def test_a_run_that_is_not_the_cache_s_is_refused_before_training(tmp_path, source):
+  cached = written(tmp_path, source, augment=AUGMENT, views=2)
+  with pytest.raises(
+    Mismatch, match=r"augmentation.name: 'augmentation\(seed=3, transforms=\(shift_crop\(padding=1\), "
+  ):
+    train(cached, source)
+  with pytest.raises(Mismatch, match="holds 2 of each example, the run asks for 3"):
+    train(cached, source, augment=AUGMENT, views=3)
+  with pytest.raises(ValueError, match="mix: a mixed example is a new one"):
+    train(cached, source, augment=AUGMENT, mix=data.mixup(1.0, CLASSES))
+  with pytest.raises(Mismatch, match="data.name: 'toy' in the cache in .*, 'other' wanted"):
+    train(cached, dataclasses.replace(source, name="other"), augment=AUGMENT)
+  arrays = {**source.arrays, "image": source.arrays["image"].copy()}
+  arrays["image"][11] += 1
+  with pytest.raises(Mismatch, match=f"example id {source.ids[11]} of toy is not the one"):
+    train(cached, dataclasses.replace(source, arrays=arrays), augment=AUGMENT)
+  new = {**source.arrays, "id": np.arange(1000, 1000 + ROWS)}
+  with pytest.raises(ValueError, match="example id 1000 is not in the cache"):
+    train(cached, dataclasses.replace(source, arrays=new), augment=AUGMENT)
+
+
+def test_a_run_that_resumes_from_another_cache_is_refused(tmp_path, source):
+  cached = [written(tmp_path / name, source, linear(seed)) for name, seed in (("a", 0), ("b", 1))]
+  train(cached[0], source, steps=4, folder=tmp_path / "run")
+  with pytest.raises(ValueError, match="teacher: "):
+    train(cached[1], source, steps=8, folder=tmp_path / "run")
+
+
+def test_an_augmentation_whose_views_cannot_be_made_again_is_refused(tmp_path, source):
+  def mixes(batch):
+    return {**batch, "image": batch["image"] - batch["image"].mean(0)}
+
+  with pytest.raises(ValueError, match="came out otherwise alone than in a batch"):
+    written(tmp_path, source, augment=mixes)
+
+
+# looking at it
+
+
+def test_verify_finds_a_teacher_that_says_something_else(tmp_path, source):
+  outputs = {"logits": Dense("float16"), "hidden": Dense("float32")}
+  cached = written(tmp_path, source, outputs=outputs, augment=AUGMENT, views=2)
+  same = verify(cached, linear(), source, 50, augment=AUGMENT, batch_size=16)
+  assert same["logits"].rows == 50 and 0 < same["logits"].difference < 0.01
+  assert same["logits"].kl < 1e-5 and same["logits"].top1 == 1 and same["hidden"].difference < 1e-6
+  other = verify(cached, linear(scale=1.1), source, 50, augment=AUGMENT, batch_size=16)
+  assert other["logits"].difference > 0.1 and other["logits"].kl > 1e-4 and other["hidden"].kl is None
+  unaugmented = verify(cached, linear(), source, 50, batch_size=16)
+  assert unaugmented["hidden"].difference > 0.1
+  with pytest.raises(ValueError, match="n: expected at least 1"):
+    verify(cached, linear(), source, 0)
+
+
+def test_verify_compares_kept_classes_and_draws(tmp_path, source):
+  top = written(tmp_path / "top", source, outputs={"logits": TopK(3, temperature=2.0)})
+  agreed = verify(top, linear(), source, batch_size=16)["logits"]
+  assert agreed.rows == ROWS and agreed.difference < 0.05 and agreed.kl < 1e-3 and agreed.top1 == 1
+  assert verify(top, linear(1), source, batch_size=16)["logits"].top1 < 0.8
+  draws = written(tmp_path / "draws", source, outputs={"logits": Samples(4)})
+  assert verify(draws, linear(), source, batch_size=16)["logits"].difference == 0
+  assert verify(draws, linear(1), source, batch_size=16)["logits"].difference > 0.2
+
+
+def test_the_description_says_how_sure_and_how_right_the_teacher_is(tmp_path, source):
+  logits = linear().apply(*linear().variables, {"image": source.arrays["image"]}, train=False, key=None)[0][
+    "logits"
+  ]
+  z = np.asarray(logits, np.float64)
+  p = np.exp(z - z.max(-1, keepdims=True))
+  sure = (p / p.sum(-1, keepdims=True)).max(-1)
+  right = (z.argmax(-1) == source.arrays["label"]).mean()
+  text = describe(written(tmp_path, source), source)
+  assert f"largest probability, mean {sure.mean():.3f}" in text
+  assert f"accuracy on the {ROWS} labelled examples: {right:.4f}" in text
+  assert f"0.9 to 1.0  {(sure >= 0.9).mean():6.1%}" in text
+  assert "60 rows: 60 examples x 1 views" in text and "teacher.weights" in text
+
+
+def test_a_loop_of_one_s_own_joins_and_decodes(tmp_path, source):
+  cached = written(tmp_path, source)
+  batch = next(data.batches(source, 16, seed=0))
+  said = cached.model.apply(*cached.model.variables, cached.join(batch), train=False, key=None)[0]
+  np.testing.assert_allclose(
+    said["logits"], batch["image"].reshape(16, -1) @ linear().variables.params, rtol=1e-5
+  )
+  with pytest.raises(ValueError, match="let `Cache.join` add them"):
+    cached.model.apply({}, {}, batch, train=False, key=None)
+
+
+def test_weights_may_be_given_apart(tmp_path, source):
+  teacher = linear()
+  written(tmp_path, source, teacher._replace(variables=None), teacher_variables=teacher.variables)
+  assert isinstance(open_cache(tmp_path).model.variables, Variables)
