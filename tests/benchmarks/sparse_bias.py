@@ -1,0 +1,76 @@
+"""How far the gradient of a stored teacher's loss is from the full one: the bias of top k, and that draws have none.
+
+python tests/benchmarks/sparse_bias.py [--quick]
+
+A teacher of 32,000 classes whose probabilities fall as a power of the rank, and a student half way to it. Prints a
+Markdown table of |mean of the gradient - full gradient| / |full gradient|, by how many times the teacher was stored:
+only draws differ from one time to the next, and their error falls with the square root.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax import losses
+from distill_jax.cache.codecs import Samples, TopK
+from distill_jax.cache.estimate import row_bytes
+
+CHUNK = 64
+TOP_K = [losses.sparse_kl, losses.sparse_kl_conditional, losses.sparse_kl_smoothed]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--quick", action="store_true", help="500 classes and few draws")
+  quick = parser.parse_args(arguments).quick
+  teacher, student = problem(500 if quick else 32_000)
+  times = [64, 256] if quick else [64, 256, 1024, 4096]
+  head = [f"{n:,} times" for n in times]
+  print("| kept | bytes | loss |", " | ".join(head), "|")
+  print("|---" * (3 + len(times)) + "|")
+  codecs = [TopK(16), Samples(50)] if quick else [TopK(16), TopK(64), TopK(256), Samples(12), Samples(50)]
+  for codec in codecs:
+    for loss in TOP_K if isinstance(codec, TopK) else [losses.sampled_cross_entropy]:
+      found = errors(codec, loss, teacher, student, times)
+      cells = [
+        f"{type(codec).__name__}({codec.k})",
+        str(row_bytes(codec, teacher[None])),
+        loss.__name__,
+        *(f"{e:.4f}" for e in found),
+      ]
+      print("|", " | ".join(cells), "|", flush=True)
+
+
+def problem(classes: int, seed: int = 0) -> tuple[jax.Array, jax.Array]:
+  """Logits [classes] of a teacher and of a student."""
+  rng = np.random.default_rng(seed)
+  teacher = rng.normal(size=classes) - 1.1 * np.log(1 + rng.permutation(classes))
+  student = 0.5 * teacher + 0.5 * rng.normal(size=classes)
+  return jnp.asarray(teacher, jnp.float32), jnp.asarray(student, jnp.float32)
+
+
+def errors(codec, loss, teacher, student, times: Sequence[int]) -> list[float]:
+  """The relative error of the mean gradient after the teacher was stored so many times, multiples of 64."""
+  full = jax.grad(losses.kl_divergence)(student, teacher)
+
+  @jax.jit
+  def add(total, start):
+    batch = {"id": start + jnp.arange(CHUNK), "view": jnp.zeros(CHUNK, jnp.int32)}
+    rows = jnp.broadcast_to(teacher, (CHUNK, *teacher.shape))
+    targets = codec.decode(codec.encode(rows, batch), rows)
+    return total + jax.vmap(jax.grad(loss), (None, 0))(student, targets).sum(0)
+
+  found, total = [], jnp.zeros_like(student)
+  once = isinstance(codec, TopK)  # every time the same
+  for start in range(0, CHUNK if once else max(times), CHUNK):
+    total = add(total, start)
+    if start + CHUNK in times or once:
+      found.append(float(jnp.linalg.norm(total / (start + CHUNK) - full) / jnp.linalg.norm(full)))
+  return found * len(times) if once else found
+
+
+if __name__ == "__main__":
+  main()
