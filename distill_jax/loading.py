@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib.util
+import re
 import sys
 import types
 import typing
@@ -21,7 +22,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
 
   Args:
     path: the file; it defines `get_config()`.
-    overrides: `field=value` or `nested.field=value`.
+    overrides: `field=value` or `nested.field=value`; tuples as `(1,2)` or `1,2`, texts in them with or without
+      quotes.
 
   Raises:
     ConfigError: no such file, no such field (the nearest is named), a value of another type or outside its range.
@@ -33,7 +35,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
   config = _read(path)
   for override in overrides:
     _check_name(config, override.partition("=")[0])
-  config = _override(config, [f"--config.{override}" for override in overrides])
+  config = _override(config, [f"--config.{_quoted(config, override)}" for override in overrides])
   _check_types(config, "")
   config.validate()
   for variant in config.variants():
@@ -93,6 +95,19 @@ def _override(config: Config, arguments: list[str]) -> Config:
     return values.config
   except (flags.Error, TypeError, ValueError) as error:
     raise ConfigError(str(error).strip().partition("\n")[0] or type(error).__name__) from error
+
+
+def _quoted(config: Any, override: str) -> str:
+  """An override with quotes around the texts of a tuple; without them `a,b` would be one text."""
+  name, _, value = override.partition("=")
+  *parents, last = name.split(".")
+  for parent in parents:
+    config = getattr(config, parent)
+  hint = typing.get_type_hints(type(config))[last]
+  if typing.get_origin(hint) is not tuple or str not in typing.get_args(hint) or re.search(r"[\'\"]", value):
+    return override
+  texts = (text.strip() for text in value.strip("()").split(","))
+  return f"{name}={tuple(text for text in texts if text)!r}"
 
 
 def _check_name(config: Any, dotted: str) -> None:

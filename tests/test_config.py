@@ -51,6 +51,8 @@ def job(tmp_path):
     ("limit=3", "limit", 3),
     ("name=no", "name", "no"),
     ("best=('nll','min')", "best", ("nll", "min")),
+    ("best=nll,min", "best", ("nll", "min")),
+    ("best=(nll, min)", "best", ("nll", "min")),
   ],
 )
 def test_overrides_have_the_type_of_their_field(job, override, field, value):
