@@ -13,13 +13,14 @@ import dataclasses
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import optax
 
 from distill_jax import objectives
+from distill_jax.cache.codecs import Codec, Dense
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
@@ -145,6 +146,9 @@ class Config:
       empty: from random ones.
     generations: students distilled one after the other; from the second on each has the one before it as its
       teacher, and the last is the one reported (born-again networks, Furlanello et al. 2018).
+    cache: folder or URL (`gs://`, `s3://`) where the teacher's outputs are kept, and the students read them. Empty:
+      the teacher is live.
+    cache_batch_size: rows that the teacher takes at once while it fills the cache, over all devices.
     reference: the variant with whose train step the report compares the others' in time; empty: it does not.
   """
 
@@ -160,6 +164,8 @@ class Config:
   teacher_seed: int = 0
   init_from: str = ""
   generations: int = 1
+  cache: str = ""
+  cache_batch_size: int = 256
   reference: str = ""
 
   def data(self) -> Splits:
@@ -204,6 +210,10 @@ class Config:
     """What the distilled student minimises."""
     raise NotImplementedError
 
+  def kept(self) -> Mapping[str, Codec]:
+    """Which outputs of the teacher a cache keeps, and how."""
+    return {"logits": Dense("float16")}
+
   def variants(self) -> Sequence[str]:
     """Names of the distilled students of one run, which differ in their objectives; one without a name."""
     return ("",)
@@ -238,6 +248,7 @@ class Config:
     for name in ("log_every", "max_skips", "generations"):
       check(self, name, least=1)
     self._validate_variants()
+    self._validate_cache()
     if self.init_from not in ("", "baseline"):
       raise ConfigError(f"init_from: expected 'baseline' or nothing, got {self.init_from!r}")
     if self.best[1] not in ("max", "min"):
@@ -247,6 +258,19 @@ class Config:
     for name in ("teacher_training", "student_training"):
       with prefixed(name):
         getattr(self, name).validate()
+
+  def _validate_cache(self) -> None:
+    check(self, "cache_batch_size", least=1)
+    if not self.cache:
+      return
+    if self.mix() is not None:
+      raise ConfigError(
+        "cache: expected none: mix() makes a new example in every batch, and no cache holds it"
+      )
+    if self.augment() is not None and self.views == 0:
+      raise ConfigError(
+        "views: expected at least 1, got 0 (a new view each epoch): a cache holds a number of views of each example"
+      )
 
   def _validate_variants(self) -> None:
     variants = tuple(self.variants())

@@ -5,17 +5,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from distill_jax import examples, metrics
+from distill_jax import caching, examples, metrics
 from distill_jax.config import Examples, Splits, prefixed
 from distill_jax.data import Source
-from distill_jax.jobs import STAGES, Job, Network, different, trained_on
+from distill_jax.jobs import ROLES, Job, Network, different, trained_on
 from distill_jax.train import make_init, make_train_step
 
 
 def describe(job: Job) -> None:
   """Prints shapes, parameters, FLOPs and memory of each network, and of a step of each variant."""
   print("data: " + ", ".join(f"{n} {len(s)}" for n, s in zip(Splits._fields, job.splits)))
-  for role in STAGES[:3]:
+  for role in ROLES:
     found = different(job, role)
     for network in found[:1]:
       _describe_model(job, network)
@@ -46,6 +46,8 @@ def _describe_step(job: Job, network: Network) -> None:
   config, training, teacher, key = job.config, network.training, network.teacher, jax.random.key(0)
   batch = next(examples.training_batches(config, trained_on(job, network.role), training.batch_size))
   taught_by = jax.eval_shape(teacher.init, key, batch) if teacher and not teacher.follow else ()
+  if network.reads_cache(config):
+    teacher = caching.stand_in(teacher, config.kept())
   objective = network.objective(None)
   with prefixed(f"{network.role} and its objective"):
     state = make_init(network.learner, teacher, objective, training.optimizer())(key, batch)

@@ -11,7 +11,9 @@ from distill_jax.config import Config, Examples, Splits, Taught, Training
 from distill_jax.export import DESCRIPTION, WEIGHTS
 from distill_jax.types import Model, Objective
 
-STAGES = ("teacher", "baseline", "student", "report")  # a student may start from its baseline
+ROLES = ("teacher", "baseline", "student")  # a student may start from its baseline
+STAGES = ("teacher", "cache", "baseline", "student", "report")
+EXTRA_STAGES = ("cache_estimate", "cache_inspect", "cache_verify")  # run when they are asked for
 RESULT = "result.json"
 
 
@@ -68,6 +70,10 @@ class Network(NamedTuple):
     if self.generation == 1:
       return self.seed
     return int(np.random.SeedSequence([self.seed, self.generation]).generate_state(1)[0])
+
+  def reads_cache(self, config: Config) -> bool:
+    """Whether it learns from what a teacher said earlier; a later generation's teacher is the student before it."""
+    return bool(config.cache) and self.role == "student" and self.generation == 1
 
   @property
   def complete(self) -> bool:

@@ -20,7 +20,7 @@ from distill_jax import files, loading
 from distill_jax.config import Config, ConfigError
 from distill_jax.dry_run import describe
 from distill_jax.errors import suggest
-from distill_jax.jobs import STAGES, Job
+from distill_jax.jobs import EXTRA_STAGES, STAGES, Job
 from distill_jax.prechecks import check
 from distill_jax.stages import run_stages
 from distill_jax.train import NonFiniteError
@@ -77,7 +77,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   )
   parser.add_argument("--config", required=True, help="a Python file whose get_config() returns the job")
   parser.add_argument("--workdir", help="where the run is kept; default: runs/NAME OF THE CONFIG")
-  parser.add_argument("--stages", default=",".join(STAGES), help="default: %(default)s")
+  parser.add_argument(
+    "--stages", default=",".join(STAGES), help=f"default: %(default)s; besides: {','.join(EXTRA_STAGES)}"
+  )
   parser.add_argument(
     "--seeds", default="0", help="of student and baseline, such as 0,1,2; default: %(default)s"
   )
@@ -99,8 +101,8 @@ def _seeds(text: str) -> tuple[int, ...]:
 def _stages(text: str) -> tuple[str, ...]:
   chosen = tuple(part.strip() for part in text.split(","))
   for stage in chosen:
-    if stage not in STAGES:
-      raise ConfigError(f"--stages: there is no stage {stage!r}{suggest(stage, STAGES)}")
+    if stage not in STAGES + EXTRA_STAGES:
+      raise ConfigError(f"--stages: there is no stage {stage!r}{suggest(stage, STAGES + EXTRA_STAGES)}")
   return chosen
 
 

@@ -4,10 +4,11 @@ from collections.abc import Collection
 
 import jax
 
-from distill_jax import examples, sharding
+from distill_jax import caching, examples, sharding
+from distill_jax.cache.store import open_store
 from distill_jax.config import ConfigError, prefixed
 from distill_jax.data import Source
-from distill_jax.jobs import STAGES, Job, Network, different, trained_on
+from distill_jax.jobs import ROLES, Job, Network, different, trained_on
 from distill_jax.types import Batch, Model, Outputs, Variables
 
 
@@ -20,8 +21,11 @@ def check(job: Job, stages: Collection[str]) -> None:
     ValueError: from what the config builds.
   """
   _check_labelled(job, stages)
+  if job.config.cache:
+    with prefixed("cache"):
+      open_store(job.config.cache)
   mesh = sharding.data_mesh(job.config.devices or None)
-  for role in STAGES[:3]:
+  for role in ROLES:
     found = different(job, role)
     for network in found[:1]:
       training, number = network.training, len(trained_on(job, role))
@@ -50,13 +54,14 @@ def _check_objectives(job: Job, students: Collection[Network]) -> None:
   network = next(iter(students))
   key, batch = jax.random.key(0), examples.first(job.config, job.splits.train)
   student = _outputs(network.learner, jax.eval_shape(network.learner.init, key, batch), batch)
-  teacher: Outputs = {}
-  if network.teacher is not None:
-    start = network.teacher.variables or jax.eval_shape(network.teacher.init, key, batch)
-    teacher = _outputs(network.teacher, start, batch)
+  taught: Outputs = {}
+  teacher = caching.stand_in(network.teacher, job.config.kept()) if job.config.cache else network.teacher
+  if teacher is not None:
+    start = teacher.variables or jax.eval_shape(teacher.init, key, batch)
+    taught = _outputs(teacher, start, batch)
   for network in students:
     with prefixed(f"objective of {network.variant!r}" if network.variant else "objective"):
-      jax.eval_shape(network.objective(None).init, key, student, teacher)
+      jax.eval_shape(network.objective(None).init, key, student, taught)
 
 
 def _outputs(model: Model, variables: Variables, batch: Batch) -> Outputs:

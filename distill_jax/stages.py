@@ -9,26 +9,55 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from distill_jax import examples, files, sharding
+from distill_jax import caching, examples, files, sharding
 from distill_jax.checkpoint import export_student, load_student
 from distill_jax.comparing import write_report
 from distill_jax.config import ConfigError, Examples, Taught
 from distill_jax.deploy import export_stablehlo
-from distill_jax.jobs import RESULT, STAGES, Job, Network, is_complete, networks, trained_on
+from distill_jax.jobs import (
+  EXTRA_STAGES,
+  RESULT,
+  ROLES,
+  STAGES,
+  Job,
+  Network,
+  is_complete,
+  networks,
+  trained_on,
+)
 from distill_jax.train import fit
 from distill_jax.types import Model, Variables
 
 
 def run_stages(job: Job, stages: Collection[str]) -> None:
   """Runs the stages in order; what is complete is skipped, what was interrupted goes on."""
-  for stage in STAGES:
+  if job.config.cache and "cache" in stages:
+    caching.probe(job)
+  for stage in STAGES + EXTRA_STAGES:
     if stage not in stages:
       continue
-    if stage == "report":
+    if stage in ROLES:
+      for network in networks(job, stage):
+        train(job, network)
+    elif stage == "report":
       write_report(job)
-      continue
-    for network in networks(job, stage):
-      train(job, network)
+    elif job.config.cache:
+      _keep(job, stage)
+    elif stage != "cache":
+      raise ConfigError(f"--stages: {stage} needs a cache: give --config.cache=FOLDER")
+
+
+def _keep(job: Job, stage: str) -> None:
+  """A stage of the cache; the teacher is there, or this is the one that does not need it."""
+  if stage == "cache_inspect":
+    caching.inspect(job)
+    return
+  student = networks(job, "student")[0]
+  taught = _taught(student, _teacher_variables(job, student), trained_on(job, "student"))
+  if taught is None:
+    raise ConfigError("cache: expected none: the config has no teacher whose outputs could be kept")
+  run = {"cache": caching.write, "cache_estimate": caching.weigh, "cache_verify": caching.check}[stage]
+  run(job, taught)
 
 
 def train(job: Job, network: Network) -> None:
@@ -38,15 +67,16 @@ def train(job: Job, network: Network) -> None:
     return
   config, training, started = job.config, network.training, time.time()
   train_set, teacher_variables = trained_on(job, network.role), _teacher_variables(job, network)
+  cached = caching.opened(job) if network.reads_cache(config) else None
   fitted = fit(
     _started(job, network),
-    network.teacher,
+    cached or network.teacher,
     network.objective(_taught(network, teacher_variables, train_set)),
     training.optimizer(),
     examples.training(config, train_set, training.batch_size, network.own_seed),
     steps=training.steps,
     batch_size=training.batch_size,
-    teacher_variables=teacher_variables,
+    teacher_variables=None if cached else teacher_variables,
     validation=examples.evaluation(config, job.splits.validation, training.batch_size),
     best=config.best,
     eval_every=config.eval_every or None,

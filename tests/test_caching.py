@@ -1,0 +1,148 @@
+"""A job that keeps its teacher's outputs: written once, read by every student, looked at, refused."""
+
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from distill_jax import data
+from distill_jax.data import digits
+from distill_jax.main import main
+
+CONFIG = """
+import dataclasses
+
+from digits import Digits
+
+from distill_jax import data, losses, objectives
+from distill_jax.cache import Dense, TopK
+
+
+@dataclasses.dataclass
+class Cached(Digits):
+  shift: int = 0
+  k: int = 0
+
+  def augment(self):
+    return data.augmentation(data.shift_crop(self.shift), seed=0) if self.shift else None
+
+  def kept(self):
+    return {"logits": TopK(self.k, self.temperature) if self.k else Dense("float32")}
+
+  def objective(self):
+    if not self.k:
+      return super().objective()
+    return objectives.weighted(soft=(1.0, objectives.sparse(losses.sparse_kl)))
+
+
+def get_config():
+  return Cached()
+"""
+SMALL = [
+  "--config.teacher_width=0.03125",
+  "--config.teacher_training.steps=4",
+  "--config.student_training.steps=6",
+  "--config.eval_every=3",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """With a config, and a run whose teacher is trained."""
+  folder = tmp_path_factory.mktemp("job")
+  (folder / "cached.py").write_text(CONFIG)
+  (folder / "digits.py").write_text(pathlib.Path("configs/digits.py").read_text())
+  main([f"--config={folder / 'cached.py'}", *SMALL, f"--workdir={folder / 'start'}", "--stages=teacher"])
+  return folder
+
+
+@pytest.fixture
+def run(folder, tmp_path, capsys):
+  """Runs the job in a folder of its own, with the trained teacher; gives what was printed."""
+
+  def run(*arguments, name="run", stages=None):
+    if not (tmp_path / name).exists():
+      shutil.copytree(folder / "start" / "teacher", tmp_path / name / "teacher")
+    command = [f"--config={folder / 'cached.py'}", *SMALL, f"--workdir={tmp_path / name}", *arguments]
+    main(command + ([f"--stages={stages}"] if stages else []))
+    return capsys.readouterr().out
+
+  return run
+
+
+def weights(folder):
+  return safetensors.numpy.load_file(folder / "model.safetensors")
+
+
+def test_students_read_what_the_teacher_said_once_and_end_where_they_would_have(run, tmp_path):
+  shifted, cache = ["--config.shift=1", "--config.views=2"], f"--config.cache={tmp_path / 'cache'}"
+  rows = 2 * len(digits_train())
+  out = run(cache, *shifted, "--seeds=0,1")
+  assert f"cache: {rows:,} rows in {tmp_path / 'cache'}: written in" in out
+  assert "student-1: accuracy" in out and (tmp_path / "run" / "report" / "report.md").exists()
+  again = run(cache, *shifted, "--seeds=0,1")
+  assert f"{rows:,} rows in {tmp_path / 'cache'}: reused, written 20" in again
+  assert again.count("complete, skipped") == 5
+  run(*shifted, name="live", stages="student")
+  kept, live = (weights(tmp_path / name / "student-0") for name in ("run", "live"))
+  for name in live:
+    np.testing.assert_allclose(kept[name], live[name], atol=1e-6, err_msg=name)
+
+
+def test_another_run_may_read_the_same_cache(run, tmp_path):
+  cache = f"--config.cache={tmp_path / 'cache'}"
+  run(cache, stages="cache")
+  out = run(
+    cache, "--config.label_fraction=0.1", "--config.temperature=2", name="other", stages="cache,student"
+  )
+  assert "reused, written 20" in out and "student-0: accuracy" in out
+  with pytest.raises(
+    ValueError, match="another one.*\n  augmentation.name: 'none' in the cache, 'augmentation"
+  ):
+    run(cache, "--config.shift=1", "--config.views=1", name="shifted", stages="cache")
+
+
+def test_the_most_probable_classes_are_kept_and_looked_at(run, tmp_path):
+  settings = [f"--config.cache={tmp_path / 'cache'}", "--config.k=3"]
+  out = run(*settings, stages="cache_estimate")
+  assert not (tmp_path / "cache").exists()
+  assert "16 bytes a row as configured (logits), and 20 of ids and checksums" in out
+  assert "| TopK(4) |" in out and "| Samples(12) |" in out
+  out = run(*settings, stages="cache,student,cache_inspect,cache_verify")
+  assert "student-0: accuracy" in out
+  assert "outputs.logits.k: 3" in out and "teacher.teacher_width: 0.03125" in out
+  assert "its accuracy on the" in out
+  assert "cache_verify: logits: 256 rows" in out and "100.0% with the same first class" in out
+  assert "every checksum holds" in out
+
+
+def test_what_does_not_fit_is_said_before_anything_is_trained(run, tmp_path):
+  cache = f"--config.cache={tmp_path / 'cache'}"
+  with pytest.raises(ValueError, match="views: expected at least 1, got 0"):
+    run(cache, "--config.shift=1")
+  with pytest.raises(ValueError, match="k: expected 1 to 10"):
+    run(cache, "--config.k=11")
+  with pytest.raises(ValueError, match="cache_verify needs a cache: give --config.cache=FOLDER"):
+    run(stages="cache_verify")
+  with pytest.raises(ValueError, match="the students read the cache, add 'cache': there is no cache in"):
+    run(cache, name="apart", stages="student")
+  with pytest.raises(ValueError, match="no stage 'cache_verfy'; did you mean 'cache_verify'"):
+    run(stages="cache_verfy")
+  with pytest.raises(ValueError, match="cache: expected a local path or one of"):
+    run("--config.cache=ftp://host/folder")
+  (tmp_path / "file").write_text("")
+  with pytest.raises(OSError, match="cannot write to .*/file"):
+    run(f"--config.cache={tmp_path / 'file'}", name="nowhere")
+  assert not (tmp_path / "nowhere" / "baseline-0").exists()
+
+
+def test_a_dry_run_knows_the_shapes_of_what_is_kept(run, tmp_path):
+  out = run(f"--config.cache={tmp_path / 'cache'}", "--config.k=3", "--dry_run")
+  assert "student: 2,410 parameters" in out and not (tmp_path / "cache").exists()
+
+
+def digits_train():
+  train, _ = data.split(digits.load()["train"], 0.1)
+  return train
