@@ -135,35 +135,55 @@ def test_terms_that_need_every_class_say_so(pair, term):
 # the train step
 
 
-def kept(codec):
-  """A teacher whose columns ride in the batch."""
-
-  def apply(params, state, batch, *, train, key):
-    columns = {name.removeprefix("teacher/"): x for name, x in batch.items() if name.startswith("teacher/")}
-    return {"logits": codec.decode(columns, jax.ShapeDtypeStruct((1, V), jnp.float32))}, state
-
-  return Model(lambda key, batch: Variables({}, {}), apply, Variables({}, {}))
+CODECS = {"logits": TopK(4, 2.0), "drawn": Samples(6)}
 
 
-def problem(rng, codec, rows=16):
-  """(student, batch with the teacher's columns)."""
+def student_and_batch(rng, rows=16):
+  """A student with its logits twice, and a batch with what each codec keeps of one teacher."""
   x, z = rng.normal(size=(rows, 6)).astype(np.float32), (2 * rng.normal(size=(rows, V))).astype(np.float32)
-  student = from_apply(
-    lambda key, x: jax.random.normal(key, (6, V)) / 4, lambda w, x: (x @ w, {}), inputs="image"
-  )
+
+  def apply(w, x):
+    return x @ w, {"drawn": x @ w}
+
+  student = from_apply(lambda key, x: jax.random.normal(key, (6, V)) / 4, apply)
   batch = {
     "image": x,
     "id": np.arange(rows),
     "view": np.zeros(rows, np.int32),
     "where": rng.random(rows) > 0.3,
   }
-  columns = jax.jit(codec.encode)(z, batch)
-  return student, batch | {f"teacher/{name}": np.asarray(x) for name, x in columns.items()}
+  columns = {
+    f"teacher/{output}/{name}": np.asarray(x)
+    for output, codec in CODECS.items()
+    for name, x in jax.jit(codec.encode)(z, batch).items()
+  }
+  return student, batch | columns
 
 
-def trained(student, teacher, term, batch, mesh=None, **how):
-  """The student's weights after two steps, and the term's value in the second."""
-  objective, optimizer = objectives.weighted(soft=(1.0, term)), optax.sgd(0.5)
+def cached():
+  """A teacher whose columns ride in the batch."""
+
+  def columns(batch, output):
+    start = f"teacher/{output}/"
+    return {name.removeprefix(start): x for name, x in batch.items() if name.startswith(start)}
+
+  def apply(params, state, batch, *, train, key):
+    full = jax.ShapeDtypeStruct((1, V), jnp.float32)
+    return {output: codec.decode(columns(batch, output), full) for output, codec in CODECS.items()}, state
+
+  return Model(lambda key, batch: Variables({}, {}), apply, Variables({}, {}))
+
+
+SPARSE = objectives.sparse(losses.sparse_kl)
+DRAWN = objectives.sparse(losses.sampled_cross_entropy, output="drawn")
+
+
+def trained(student, teacher, terms, batch, mesh=None, **how):
+  """The student's weights after two steps, and the terms' values in the second."""
+  objective, optimizer = (
+    objectives.weighted(**{name: (1.0, term) for name, term in terms.items()}),
+    optax.sgd(0.5),
+  )
   state = make_init(student, teacher, objective, optimizer)(KEY, batch)
   step = make_train_step(student, teacher, objective, optimizer, **how)
   if mesh is not None:
@@ -174,7 +194,7 @@ def trained(student, teacher, term, batch, mesh=None, **how):
   for _ in range(2):
     state, metrics = step(state, teacher.variables, batch)
   assert metrics["nonfinite"][0] == 0
-  return np.asarray(state.params["student"]), reduce.value(metrics["soft"])
+  return np.asarray(state.params["student"]), [float(reduce.value(metrics[name])) for name in terms]
 
 
 def check_same(results):
@@ -184,12 +204,9 @@ def check_same(results):
     np.testing.assert_allclose(same, value, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-  ("codec", "loss"), [(TopK(4, 2.0), losses.sparse_kl), (Samples(6), losses.sampled_cross_entropy)]
-)
-def test_masks_microbatches_and_devices_change_nothing(rng, mesh, codec, loss):
-  student, batch = problem(rng, codec)
-  run = functools.partial(trained, student, kept(codec), objectives.sparse(loss))
+def test_masks_microbatches_and_devices_change_nothing(rng, mesh):
+  student, batch = student_and_batch(rng)
+  run = functools.partial(trained, student, cached(), {"soft": SPARSE, "drawn": DRAWN})
   rows = np.flatnonzero(batch["where"])
   sliced = run({name: x[rows] for name, x in batch.items()})
   check_same(
@@ -198,23 +215,21 @@ def test_masks_microbatches_and_devices_change_nothing(rng, mesh, codec, loss):
 
 
 def test_live_draws_of_eight_devices_are_those_of_one(rng, mesh):
-  student, batch = problem(rng, Samples(6))
+  student, batch = student_and_batch(rng)
   weights = rng.normal(size=(6, V)).astype(np.float32)
-  teacher = from_apply(None, lambda w, x: (x @ w, {}), inputs="image", variables=weights)
-  run = functools.partial(
-    trained, student, teacher, objectives.sparse(losses.sampled_cross_entropy, k=2), batch
-  )
-  check_same([run(), run(mesh), run(mesh, axis_name="data")])
+  teacher = from_apply(None, lambda w, x: x @ w, variables=weights)
+  terms = {"soft": objectives.sparse(losses.sampled_cross_entropy, k=2)}
+  run = functools.partial(trained, student, teacher, terms, batch)
+  check_same([run(), run(mesh, axis_name="data")])
 
 
 def test_an_index_that_is_no_class_skips_the_update(rng):
-  student, batch = problem(rng, TopK(2))
+  student, batch = student_and_batch(rng)
   batch["where"][:] = True
-  batch["teacher/indices"] = batch["teacher/indices"] | 0xFF  # classes 15 of 12
-  teacher, objective = kept(TopK(2)), objectives.weighted(soft=(1.0, objectives.sparse(losses.sparse_kl)))
-  state = make_init(student, teacher, objective, optax.sgd(0.5))(KEY, batch)
-  after, metrics = jax.jit(make_train_step(student, teacher, objective, optax.sgd(0.5)))(
-    state, teacher.variables, batch
-  )
+  batch["teacher/logits/indices"] = batch["teacher/logits/indices"] | 0xFF  # two of class 15 of 12
+  teacher, objective, optimizer = cached(), objectives.weighted(soft=(1.0, SPARSE)), optax.sgd(0.5)
+  state = make_init(student, teacher, objective, optimizer)(KEY, batch)
+  step = jax.jit(make_train_step(student, teacher, objective, optimizer))
+  after, metrics = step(state, teacher.variables, batch)
   assert metrics["nonfinite"][0] == 1
   np.testing.assert_array_equal(after.params["student"], state.params["student"])

@@ -57,10 +57,15 @@ def test_cosines_are_those_of_the_gradients_at_the_student(logits):
   assert found.cosines == pytest.approx({name: cosine(x, q - p) for name, x in expected.items()}, abs=1e-4)
 
 
-def test_a_student_that_knows_nothing_is_the_default(logits):
-  codecs = [Dense("int8")]
-  assert estimate(logits[0], codecs=codecs) == estimate(logits[0], 0 * logits[0], codecs=codecs)
-  assert estimate(logits[0], codecs=codecs) != estimate(*logits, codecs=codecs)
+def test_a_student_that_knows_nothing_and_the_usual_choices_are_the_defaults(logits, monkeypatch):
+  def usual(classes, temperature):
+    assert (classes, temperature) == (100, 2.0)
+    return [Dense("int8")]
+
+  monkeypatch.setattr("distill_jax.cache.estimate.choices", usual)
+  found = estimate(logits[0], temperature=2.0)
+  assert found == estimate(logits[0], 0 * logits[0], temperature=2.0, codecs=[Dense("int8")])
+  assert found != estimate(*logits, temperature=2.0)
 
 
 def test_dense_codecs_are_measured_at_the_temperature_given(logits):
@@ -73,22 +78,28 @@ def test_dense_codecs_are_measured_at_the_temperature_given(logits):
     assert found.mass == (1, 1)
 
 
-def test_the_table_of_the_usual_choices(logits):
-  found = estimate(*logits, temperature=2.0)
-  assert [e.codec for e in found] == choices(100, temperature=2.0)
-  assert [c.k for c in choices(16) if isinstance(c, TopK)] == [1, 4, 16]
+def test_the_table_has_a_line_for_each_codec(logits):
+  codecs = [Dense("int8"), TopK(64, 2.0), Samples(12)]
+  found = estimate(*logits, codecs=codecs)
+  assert [e.codec for e in found] == codecs
   header, _, *lines = [line.strip("| ").split(" | ") for line in table(found).splitlines()]
-  assert {len(line) for line in lines} == {len(header)} and len(lines) == 8
-  top = found[5]
-  assert top.codec == TopK(64, 2.0)
-  assert lines[5] == [
+  assert {len(line) for line in lines} == {len(header)}
+  top = found[1]
+  assert lines[1] == [
     "TopK(64)",
     str(top.bytes),
     f"{top.mass[0]:.4f}",
     f"{top.mass[1]:.4f}",
     *(f"{top.cosines[name]:.4f}" for name in ("sparse_kl", "sparse_kl_conditional", "sparse_kl_smoothed")),
   ]
-  assert lines[6][2:4] == ["-", "-"] and math.isnan(found[6].mass[0])
+  assert [line[0] for line in lines] == ["Dense(int8)", "TopK(64)", "Samples(12)"]
+  assert lines[2][2:4] == ["-", "-"] and math.isnan(found[2].mass[0])
+
+
+def test_the_usual_choices_fit_the_classes_and_the_temperature():
+  made = choices(16, temperature=2.0)
+  assert [c.k for c in made if isinstance(c, TopK)] == [1, 4, 16]
+  assert {c.temperature for c in made if not isinstance(c, Dense)} == {2.0}
 
 
 def test_logits_that_differ_are_refused(logits):
