@@ -14,13 +14,14 @@ ROOT = pathlib.Path(distill_jax.__file__).parent
 FLOORS = [
   ["types", "reduce", "fingerprint", "version", "errors", "files"],
   ["losses"],
-  ["objectives", "models", "teachers", "compression", "data", "cache", "metrics"],
-  ["train", "sharding", "checkpoint", "export", "seal", "deploy", "report"],
+  ["objectives", "models", "teachers", "compression", "data", "cache", "metrics", "sharding"],
+  ["train", "checkpoint", "export", "seal", "deploy", "report"],
   [
     "config",
     "loading",
     "examples",
     "jobs",
+    "caching",
     "prechecks",
     "dry_run",
     "step_times",

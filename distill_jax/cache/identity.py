@@ -1,7 +1,7 @@
 """What a cache was made from, as plain values that can be compared and shown: a run that differs is refused.
 
     teacher       fingerprint of the weights, and what the caller says of it (its config)
-    data          name of the set, a digest over every example's id and checksum
+    data          name of the set, digests over the classes' names and over every example's id and checksum
     augmentation  what it is, and what it makes of 8 probe images: a changed random generator is noticed
     outputs       per output: its codec, shape and dtype
 
@@ -11,7 +11,7 @@ Where and with which versions it was computed is recorded beside it, and is no p
 import hashlib
 import inspect
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,11 @@ def source_checksums(arrays: Mapping[str, Any]) -> np.ndarray:
     rows = np.ascontiguousarray(arrays[name])
     crc = [zlib.crc32(row.data, value) for row, value in zip(rows.reshape(len(rows), -1).view(np.uint8), crc)]
   return np.array(crc, np.uint32)
+
+
+def vocabulary(names: Sequence[str]) -> str:
+  """Of the classes' names, or a tokenizer's words, in their order."""
+  return hashlib.blake2b("\0".join(names).encode(), digest_size=16).hexdigest()
 
 
 def digest(ids: np.ndarray, checksums: np.ndarray) -> str:

@@ -136,9 +136,9 @@ class Cache:
       )
 
   def _check_examples(self, source: Source) -> None:
-    held = self.manifest.identity["data"]["name"]
-    if source.name != held:
-      raise Mismatch(f"data.name: {held!r} in the cache in {self.store.url}, {source.name!r} wanted")
+    held = self.manifest.identity["data"]
+    names = {"name": source.name, "classes": identity.vocabulary(source.class_names)}
+    manifest.check(self.store, {"data": {field: held[field] for field in names}}, {"data": names})
     checksums = identity.source_checksums(source.arrays)
     views = np.zeros(len(source), np.int32)
     for first in range(0, len(source), 4096):

@@ -163,7 +163,11 @@ def _manifest(store, source, outputs, given, variables, description, augment, vi
   checksums = identity.source_checksums(source.arrays)
   what = {
     "teacher": identity.teacher(variables, description),
-    "data": {"name": source.name, "examples": identity.digest(source.ids, checksums)},
+    "data": {
+      "name": source.name,
+      "examples": identity.digest(source.ids, checksums),
+      "classes": identity.vocabulary(source.class_names),
+    },
     "augmentation": identity.augmentation(augment, source.arrays),
     "outputs": {
       name: codecs.spec(codec) | {"shape": list(given[name].shape[1:]), "of": str(given[name].dtype)}
