@@ -75,6 +75,33 @@ def test_a_run_from_the_cache_ends_with_the_parameters_of_one_with_the_live_teac
   assert largest_difference(plain, live) > 1e-3  # the teacher matters here
 
 
+def test_it_is_bit_for_bit_the_teacher_that_answers_apart_from_the_step(tmp_path, source):
+  cached = written(tmp_path, source, augment=AUGMENT, views=2, batch_size=16)
+  teacher = linear()
+  answer = jax.jit(
+    lambda batch: teacher.apply(*teacher.variables, AUGMENT(batch), train=False, key=None)[0]["logits"]
+  )
+  said = {}  # asked in the order of the cache, in batches of its size
+  for first in range(0, 2 * ROWS, 16):
+    rows = np.minimum(np.arange(first, first + 16), 2 * ROWS - 1)
+    batch = writer.rows_of(source, rows % ROWS, rows // ROWS)
+    said |= dict(zip(zip(batch["id"].tolist(), batch["view"].tolist()), np.asarray(answer(batch))))
+
+  def pipeline(start):
+    for batch in data.batches(source, 16, seed=0, start=start, views=2):
+      pairs = zip(batch["id"].tolist(), batch["view"].tolist())
+      yield batch | {"teacher/logits": np.stack([said[pair] for pair in pairs])}
+
+  from_cache = train(cached, source, augment=AUGMENT)
+  assert largest_difference(from_cache, train(teachers.cached(), pipeline, augment=AUGMENT)) == 0
+
+
+@pytest.mark.parametrize("url", ["memory://cached-teacher/", "file://"])
+def test_wherever_it_lies(tmp_path, source, url):
+  url = f"{url}{tmp_path}"
+  assert largest_difference(train(written(url, source), source), train(open_cache(url), source)) == 0
+
+
 def test_float16_changes_little(tmp_path, source):
   live = train(linear(), source)
   assert (
