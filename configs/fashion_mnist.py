@@ -5,8 +5,9 @@ python -m distill_jax --config=configs/fashion_mnist.py --seeds=0,1,2
 Where the download site cannot be reached, give the folder of the four IDX files (Debian's package
 dataset-fashion-mnist): --config.source_files=/usr/share/datasets/fashion-mnist
 
-Measured on 2 CPU cores that others used too: 54 minutes. Test accuracy, 3 seeds: teacher 91.66 %; student alone
-81.72 +- 0.07 %, distilled 79.36 +- 0.41 %: soft targets of this weight harm a student this small.
+Measured on 2 CPU cores: 15 minutes. Test accuracy, 3 seeds: teacher 91.59 %; student alone 89.56 +- 0.15 %, distilled
+88.62 +- 0.24 %: soft targets of this weight and temperature do not help. With --config.student_widths=16,32
+(11 minutes) they harm more: 81.71 +- 0.17 % alone, 79.50 +- 0.50 % distilled.
 """
 
 import dataclasses
