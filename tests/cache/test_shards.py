@@ -192,6 +192,21 @@ def test_who_reads_may_say_what_counts_as_equal(tmp_path):
     shards.open_complete(store, {**wanted, "teacher": "b"}, same)
 
 
+def test_a_field_that_only_one_side_has_is_never_equal(tmp_path):
+  store, _ = sweeps.make(tmp_path, old=1)
+  with pytest.raises(Mismatch) as caught:
+    shards.open_complete(store, {"teacher": "a", "new": 2}, same=lambda field, old, new: True)
+  assert "new: '(absent)' in the cache, 2 wanted" in str(caught.value)
+  assert "old: 1 in the cache, '(absent)' wanted" in str(caught.value)
+
+
+def test_an_emptied_shard_is_refused(tmp_path):
+  store, plan = sweeps.make(tmp_path)
+  store.path(plan.plan.key(1)).write_bytes(b"")
+  with pytest.raises(Damaged, match="shard-00000001 is damaged, or no shard of a cache"):
+    shards.complete(store, plan)
+
+
 def test_a_missing_shard_is_named_and_never_zeros(tmp_path):
   with pytest.raises(Incomplete, match=f"there is no cache in {tmp_path}/none"):
     shards.open_complete(open_store(tmp_path / "none"))
@@ -293,12 +308,12 @@ def test_killed_five_times_the_bytes_are_those_of_an_undisturbed_writer(tmp_path
 
 
 def test_four_writers_at_once_lose_nothing(tmp_path):
-  """Two of them take the same half, so that they write the same shards at the same moment."""
-  alone, together = sweeps.writer(tmp_path / "alone"), []
+  """Two of them take the same third, so that they write the same shards at the same moment."""
   together = [sweeps.writer(tmp_path / "together", index, 3) for index in (0, 0, 1, 2)]
-  for process in (alone, *together):
+  for process in together:
     process.communicate()
     assert process.returncode == 0
+  sweeps.make(tmp_path / "alone", **sweeps.BIG)
   assert sweeps.contents(tmp_path / "together") == sweeps.contents(tmp_path / "alone")
 
 
