@@ -128,7 +128,7 @@ def vid_raw_scale(channels: int, *, variance=5.0) -> jax.Array:
   Array([5.], dtype=float32)
   """
   variance = _checks.number("variance", variance, jnp.float32, low=1e-5, open_low=True)
-  return jnp.full(channels, jnp.log(jnp.expm1(variance - 1e-5)))
+  return jnp.full(channels, jnp.log(jnp.expm1(variance - 1e-5)), jnp.float32)
 
 
 def srd(student, teacher, *, power=4.0, where=None, axis_name=None) -> jax.Array:
