@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from distill_jax import examples, metrics, report
 from distill_jax.checkpoint import load_student
 from distill_jax.config import ConfigError, Splits
-from distill_jax.jobs import RESULT, STAGES, Job, Network, networks
+from distill_jax.jobs import RESULT, ROLES, Job, Network, networks
 from distill_jax.step_times import step_times
 from distill_jax.types import Batch, Model, Variables
 
 
 def write_report(job: Job) -> Path:
   """Compares the finished networks on the test split, which nothing else reads."""
-  trained = [n for role in STAGES[:3] for n in networks(job, role) if n.complete]
+  trained = [n for role in ROLES for n in networks(job, role) if n.complete]
   if not trained:
     raise ConfigError(f"--stages: nothing to report in {job.folder}: no network has been trained there yet")
   test = job.splits.test
@@ -52,7 +52,8 @@ def _entries(job: Job, trained: list[Network]) -> list[report.Entry]:
     variables = load_student(network.folder, network.model, example)
     shapes = str(jax.tree.map(jnp.shape, variables))
     costs[shapes] = costs.get(shapes) or _cost(network.model, variables, batch)
-    cost = costs[shapes] | ({"step_ratio": ratios[network.variant]} if network.variant in ratios else {})
+    timed = (network.role, network.variant)
+    cost = costs[shapes] | ({"step_ratio": ratios[timed]} if timed in ratios else {})
     history = [json.loads(line) for line in (network.folder / "metrics.jsonl").read_text().splitlines()]
     logits = examples.predict(network.model, variables, test)
     entries.append(report.Entry(network.role, network.seed, logits, cost, history, _variant(job, network)))

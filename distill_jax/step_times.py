@@ -17,29 +17,32 @@ Run = Callable[[], float]
 """Seconds per step of some steps."""
 
 
-def step_times(job: Job) -> dict[str, float]:
-  """Step time of each variant over the reference's: ratios of medians over turns taken one after the other.
+def step_times(job: Job) -> dict[tuple[str, str], float]:
+  """{(role, variant): step time over the reference's} of the student alone and of each variant.
+
+  Ratios of medians over turns taken one after the other.
 
   Both sides are timed on one batch, on one device, in this process: what else the machine does slows both. One
   variant's program at a time is kept beside the reference's. Teachers are untrained: their weights take no less time.
   Nothing where the config names no reference.
   """
-  students = {network.variant: network for network in different(job, "student")}
-  if not job.config.reference:
+  name, ratios = job.config.reference, {}
+  if not name:
     return {}
-  reference = _steps(job, students[job.config.reference])
-  ratios = {}
-  for name, network in students.items():
-    ratios[name] = 1.0 if name == job.config.reference else ratio(_steps(job, network), reference)
-    print(f"step time of {name}: {ratios[name]:.2f} times that of {job.config.reference}", flush=True)
+  found = [*different(job, "baseline"), *different(job, "student")]
+  reference = _steps(job, next(network for network in found if network.variant == name))
+  for network in found:
+    value = 1.0 if network.variant == name else ratio(_steps(job, network), reference)
+    ratios[network.role, network.variant] = value
+    print(f"step time of {network.variant or network.role}: {value:.2f} times that of {name}", flush=True)
   return ratios
 
 
-def ratio(run: Run, reference: Run, repeats: int = REPEATS) -> float:
+def ratio(run: Run, reference: Run) -> float:
   """Median seconds of `run` over those of `reference`, by turns; the side that goes first alternates."""
   sides = run, reference
   times: tuple[list[float], list[float]] = [], []
-  for turn in range(repeats):
+  for turn in range(REPEATS):
     for side in (0, 1) if turn % 2 else (1, 0):
       times[side].append(sides[side]())
   return statistics.median(times[0]) / statistics.median(times[1])
@@ -48,9 +51,8 @@ def ratio(run: Run, reference: Run, repeats: int = REPEATS) -> float:
 def _steps(job: Job, network: Network) -> Run:
   """Some steps of a network on one batch, compiled and warm."""
   config, training, teacher, key = job.config, network.training, network.teacher, jax.random.key(0)
-  batch = jax.device_put(
-    next(examples.training_batches(config, trained_on(job, "student"), training.batch_size))
-  )
+  batches = examples.training_batches(config, trained_on(job, network.role), training.batch_size)
+  batch = jax.device_put(next(batches))
   parts = network.learner, teacher, network.objective(None), training.optimizer()
   options: dict[str, Any] = {"augment": config.augment(), "mix": config.mix()}
   step = make_train_step(*parts, microbatches=training.microbatches, **options)

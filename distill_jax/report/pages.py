@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from distill_jax import files
-from distill_jax.report import classes, comparison, plots, style
+from distill_jax.report import classes, comparison, plots, style, variants
 from distill_jax.report.document import Block, Heading, Picture, Text, to_html, to_markdown
 from distill_jax.report.gallery import SHOWN, compare, gallery
 from distill_jax.report.provenance import provenance
@@ -43,13 +43,14 @@ def write(
   labels, ids = np.asarray(labels), np.asarray(ids)
   check(entries, labels, images, ids, class_names)
   measured = measure(entries, labels)
-  scores = classes.by_class(measured, class_names)
+  few = variants.few(measured)
+  scores = classes.by_class(few, class_names)
   with style.context():
     blocks = [
-      *_comparison(measured, scores, int((labels >= 0).sum()), len(class_names)),
-      *_pictures(entries, measured, class_names),
+      *_comparison(measured, scores, int((labels >= 0).sum()), len(class_names), run),
+      *_pictures([m.entry for m in few], few, class_names),
       *_by_class(scores, class_names),
-      *_disagreements(measured, images, ids, labels, class_names),
+      *_disagreements(few, images, ids, labels, class_names),
       *provenance(run),
     ]
   folder = Path(folder)
@@ -58,7 +59,8 @@ def write(
   for block in blocks:
     if isinstance(block, Picture):
       files.write(folder / block.file, block.png)
-  numbers = json.dumps(as_json(measured, scores, run), indent=2, ensure_ascii=False, allow_nan=False)
+  by_class = classes.by_class(measured, class_names)
+  numbers = json.dumps(as_json(measured, by_class, run), indent=2, ensure_ascii=False, allow_nan=False)
   files.write(folder / "results.json", numbers)
   files.write(folder / "report.md", to_markdown(title, blocks))
   files.write(folder / "report.html", to_html(title, blocks))
@@ -66,17 +68,25 @@ def write(
 
 
 def _comparison(
-  measured: Sequence[Measured], scores: Sequence[classes.ClassScores], rows: int, number: int
+  measured: Sequence[Measured],
+  scores: Sequence[classes.ClassScores],
+  rows: int,
+  number: int,
+  run: Mapping[str, Any],
 ) -> list[Block]:
   several = len(groups(m.entry for m in measured)) < len(measured)
   spread = "mean ± sample standard deviation over seeds" if several else "one seed, so there is no spread"
+  many = len(students(measured)) > style.STUDENTS
+  in_rows = variants.in_rows(measured)
   return [
-    *map(Text, comparison.verdicts(measured, rows)),
+    *map(Text, [variants.verdict(measured)] if many else comparison.verdicts(measured, rows)),
+    *([Text(variants.left_out(measured))] if many else []),
     *(Text(classes.words(scores, group)) for group in classes.compared(scores)),
-    *comparison.tables(measured, number),
+    *([variants.table(measured, run)] if in_rows else comparison.tables(measured, number)),
     Text(
       f"Each number: {spread}. Differences to the student alone are paired by seed, in the row's unit. "
-      "↑ higher is better, ↓ lower is better. All scores are of the test split."
+      "↑ higher is better, ↓ lower is better. All scores are of the test split. "
+      f"{variants.about_time(measured)}".rstrip()
     ),
   ]
 

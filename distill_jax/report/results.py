@@ -37,7 +37,8 @@ class Entry(NamedTuple):
     role: 'teacher', 'baseline' (the student trained without the teacher) or 'student' (distilled).
     seed: of its training; baseline and student are compared seed by seed.
     logits: [N, C], of the test split.
-    cost: 'parameters', 'bytes', 'flops', 'latency_ms', 'throughput' (`metrics.cost`); any may be missing.
+    cost: 'parameters', 'bytes', 'flops', 'latency_ms', 'throughput' (`metrics.cost`), and 'step_ratio', the time of a
+      train step over that of the run's reference; any may be missing.
     history: lines of metrics.jsonl: {'step', 'phase': 'train' | 'validation', 'loss', 'accuracy', ...};
       may be empty.
     variant: tells several distilled students of one seed apart ('generation 1'); of a 'student' only. They are

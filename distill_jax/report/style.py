@@ -48,6 +48,7 @@ _FURTHER = (  # distilled students after the first
   Look("#e69f00", (0, (8, 2)), "P"),
   Look("#56b4e9", (0, (3, 1, 1, 1)), "X"),
 )
+STUDENTS = 1 + len(_FURTHER)  # that have looks of their own
 
 
 def looks(groups: Sequence[Group]) -> dict[Group, Look]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from matplotlib.figure import Figure
 
-from distill_jax.report import style
+from distill_jax.report import style, variants
 from distill_jax.report.document import Block, Heading, Picture, Table, Text
 from distill_jax.report.numbers import MISSING, difference, mean, percent, whole
 from distill_jax.report.results import Group, Spread, gain, groups, over_seeds, students
@@ -19,7 +19,7 @@ def page(runs: Sequence[Run]) -> list[Block]:
   """Per data set a table of its runs, and a table and a curve of each field that some of them vary."""
   blocks: list[Block] = []
   for (data, _), own in _by_data(runs).items():
-    blocks += [Heading(data), _table(own), Text(_note(own))]
+    blocks += [Heading(data), *_tables(own)]
     for varied in series(own):
       blocks += [Heading(_title(varied)), _series(varied), _picture(varied, blocks)]
   return blocks
@@ -37,8 +37,7 @@ def section(runs: Sequence[Run]) -> list[Block]:
       blocks.append(Text(f"Data: {data}."))
     for one in varied:
       blocks += [Text(f"{_title(one)}."), _series(one), Text(f"{_note(one.runs)} {_origin(one.runs)}")]
-    if rest:
-      blocks += [_table(rest), Text(_note(rest))]
+    blocks += _tables(rest)
   return blocks
 
 
@@ -85,6 +84,17 @@ def _by_data(runs: Iterable[Run]) -> dict[tuple[str, int | None], list[Run]]:
   for run in runs:
     found.setdefault(run.data, []).append(run)
   return found
+
+
+def _tables(runs: Sequence[Run]) -> list[Block]:
+  """One table of the runs that distil few students, and one of each that distils many."""
+  few = [run for run in runs if not variants.in_rows(run.measured)]
+  blocks: list[Block] = [_table(few), Text(_note(few))] if few else []
+  for run in runs:
+    if variants.in_rows(run.measured):
+      words = [_note([run]), variants.about_time(run.measured), _origin([run])]
+      blocks += [variants.table(run.measured, run.facts, brief=True), Text(" ".join(filter(None, words)))]
+  return blocks
 
 
 def _table(runs: Sequence[Run]) -> Table:

@@ -1,0 +1,84 @@
+"""Runs that distil many students: a row for each, in words and pictures only the first."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distill_jax.report.document import Table
+from distill_jax.report.numbers import MISSING, Show, difference, mean, nats, percent
+from distill_jax.report.results import Group, Measured, gain, groups, over_seeds, students
+from distill_jax.report.style import STUDENTS
+
+_SCORES: Sequence[tuple[str, str, Show]] = (
+  ("nll", "NLL, nats ↓", nats),
+  ("ece", "ECE, % ↓", percent),
+  ("agreement", "Agreement with the teacher, % ↑", percent),
+  ("teacher_kl", "KL(teacher ‖ student), nats ↓", nats),
+)
+
+
+def in_rows(measured: Sequence[Measured]) -> bool:
+  """Whether a run's students stand in rows: those whose steps were timed, or more than pictures can tell apart."""
+  return _is_timed(measured) or len(students(measured)) > STUDENTS
+
+
+def table(measured: Sequence[Measured], run: Mapping[str, Any], *, brief: bool = False) -> Table:
+  """A row per group: accuracy, its paired difference to the student alone, further scores unless `brief`, and the time
+  of a train step over that of the run's reference, where it was measured."""
+  scores = [] if brief else [row for row in _SCORES if any(row[0] in m.scores for m in measured)]
+  header = ["Method", "Test accuracy, % ↑", "− alone", *(title for _, title, _ in scores)]
+  timed = _is_timed(measured)
+  if timed:
+    header.append(f"Step time / {run.get('settings', {}).get('reference') or 'reference'} ↓")
+  rows = []
+  for group in groups(m.entry for m in measured):
+    change = gain(measured, group, "accuracy") if group.role == "student" else None
+    row = [group.variant or group.title, mean(percent, over_seeds(measured, group, "accuracy"))]
+    row.append(difference(percent, change) if group.role == "student" else "")
+    row += [mean(show, over_seeds(measured, group, score)) for score, _, show in scores]
+    rows.append([*row, _step_ratio(measured, group)] if timed else row)
+  return Table(header, rows)
+
+
+def about_time(measured: Sequence[Measured]) -> str:
+  """What the times of the table are; nothing where it has none."""
+  if not _is_timed(measured):
+    return ""
+  return "Step time: medians of one train step's time, both sides by turns in one process."
+
+
+def few(measured: Sequence[Measured]) -> list[Measured]:
+  """The teacher, the student alone, and as many distilled students as pictures can tell apart."""
+  shown = students(measured)[:STUDENTS]
+  return [m for m in measured if m.entry.role != "student" or m.entry.group in shown]
+
+
+def verdict(measured: Sequence[Measured]) -> str:
+  """How many students distillation helped and harmed, beyond the spread over seeds."""
+  changes = [gain(measured, group, "accuracy") for group in students(measured)]
+  known = [(c.mean, c.deviation) for c in changes if c is not None and c.deviation is not None]
+  if len(known) < len(changes):
+    return f"{len(changes)} students were distilled; not all share two seeds with the student alone."
+  better = sum(change > deviation for change, deviation in known)
+  worse = sum(-change > deviation for change, deviation in known)
+  return (
+    f"Of {len(known)} distilled students {better} are better and {worse} worse than the student alone by more than "
+    f"the sample standard deviation of the paired difference; for {len(known) - better - worse} it is within it."
+  )
+
+
+def left_out(measured: Sequence[Measured]) -> str:
+  """Which students the words and pictures below the table are about."""
+  known = students(measured)
+  return (
+    f"Words and pictures below are about the first {STUDENTS} of {len(known)} distilled students: "
+    f"{', '.join(group.variant for group in known[:STUDENTS])}."
+  )
+
+
+def _is_timed(measured: Sequence[Measured]) -> bool:
+  return any("step_ratio" in m.scores for m in measured)
+
+
+def _step_ratio(measured: Sequence[Measured], group: Group) -> str:
+  ratio = over_seeds(measured, group, "step_ratio")
+  return MISSING if ratio is None else f"{ratio.mean:.2f}"

@@ -1,0 +1,164 @@
+"""One run that distils several students, each with its own objective."""
+
+import json
+import pathlib
+import textwrap
+
+import numpy as np
+import pytest
+
+from distill_jax import jobs, loading, stages, step_times
+from distill_jax.config import ConfigError
+from distill_jax.fingerprint import fingerprint
+from distill_jax.main import main
+
+JOB = textwrap.dedent("""
+  import dataclasses
+  from digits import Digits
+  from distill_jax import losses, objectives
+
+  SEEN = {}
+  LOSSES = {"kd": losses.kl_divergence, "reverse": losses.reverse_kl, "mse": losses.logit_mse}
+
+  @dataclasses.dataclass
+  class Job(Digits):
+    names: tuple[str, ...] = ("kd", "reverse", "mse")
+    weight: float = 1.0
+    layer: str = "logits"
+    reference: str = "kd"
+
+    def variants(self):
+      return self.names
+
+    def variant_objective(self, variant, taught=None):
+      SEEN.setdefault(variant, []).append(taught)
+      weight = self.weight if variant == "mse" else 1.0
+      layer = self.layer if variant == "mse" else "logits"
+      return objectives.weighted(soft=(weight, objectives.logits(LOSSES[variant], output=layer)))
+
+  def get_config():
+    return Job()
+""")
+SMALL = [
+  "--config.teacher_width=0.03125",
+  "--config.teacher_training.steps=2",
+  "--config.student_training.steps=2",
+  "--config.eval_every=2",
+  "--config.devices=1",
+]
+
+
+@pytest.fixture
+def job(tmp_path):
+  """The path of a config with three variants."""
+  (tmp_path / "digits.py").write_text(pathlib.Path("configs/digits.py").read_text())
+  (tmp_path / "job.py").write_text(JOB)
+  return str(tmp_path / "job.py")
+
+
+def test_each_variant_is_trained_reported_and_resumed(job, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(step_times, "REPEATS", 2)
+  monkeypatch.setattr(step_times, "SECONDS", 0.0)
+  fitted, fit = {}, stages.fit
+
+  def recorded(student, teacher, objective, *rest, **options):
+    fitted[options["title"]] = options, fit(student, teacher, objective, *rest, **options)
+    return fitted[options["title"]][1]
+
+  monkeypatch.setattr(stages, "fit", recorded)
+  command = [f"--config={job}", *SMALL, f"--workdir={tmp_path / 'run'}"]
+  main(command)
+  names = ["student-kd-0", "student-reverse-0", "student-mse-0"]
+  assert list(fitted) == ["teacher", "baseline-0", *names]
+  assert {options["seed"] for options, _ in fitted.values()} == {0}
+  assert len({fingerprint(result.variables) for _, result in fitted.values()}) == 5
+  description = json.loads((tmp_path / "run" / names[1] / "model.json").read_text())["description"]
+  assert description["variant"] == "reverse"
+  results = json.loads((tmp_path / "run" / "report" / "results.json").read_text())
+  ratios = {(e["role"], e["variant"]): e["scores"].get("step_ratio") for e in results["entries"]}
+  assert list(ratios) == [
+    ("teacher", ""),
+    ("baseline", ""),
+    *(("student", n) for n in ("kd", "reverse", "mse")),
+  ]
+  assert ratios.pop(("teacher", "")) is None and ratios["student", "kd"] == 1.0
+  assert all(0 < ratio < 100 for ratio in ratios.values())
+  assert "| mse |" in (tmp_path / "run" / "report" / "report.md").read_text()
+
+  (tmp_path / "run" / "student-reverse-0" / "result.json").unlink()
+  fitted.clear()
+  main([*command, "--stages=teacher,baseline,student"])
+  assert list(fitted) == ["student-reverse-0"]
+  assert capsys.readouterr().out.count("complete, skipped") == 4
+
+
+def test_an_objective_may_know_the_trained_teacher_and_the_examples(job, tmp_path):
+  config = loading.load(job, ["names=kd", "label_fraction=0.5"])
+  splits = config.data()
+  seen = []
+  monkey = type("Watched", (type(config),), {"variant_objective": lambda self, *args: seen.append(args)})
+  config.__class__ = monkey
+  job_ = jobs.Job(config, tmp_path, (3,), splits, {})
+  (network,) = jobs.networks(job_, "student")
+  assert network.name == "student-kd-3" and network.variant == "kd"
+  variables = object()
+  train = jobs.trained_on(job_, "student")
+  network.objective(stages._taught(network, variables, train))
+  ((variant, taught),) = seen
+  assert variant == "kd" and taught.variables is variables and taught.teacher is network.teacher
+  np.testing.assert_array_equal(taught.train.ids, splits.train.ids)
+
+
+def test_networks_of_all_seeds_and_variants(job, tmp_path):
+  config = loading.load(job)
+  job_ = jobs.Job(config, tmp_path, (0, 7), config.data(), {})
+  assert [n.name for n in jobs.networks(job_, "student")] == [
+    *(f"student-{name}-0" for name in config.names),
+    *(f"student-{name}-7" for name in config.names),
+  ]
+  assert [n.name for n in jobs.different(job_, "student")] == [f"student-{name}-0" for name in config.names]
+
+
+@pytest.mark.parametrize(
+  ("overrides", "message"),
+  [
+    (["weight=-1"], "objective of 'mse': .*weight of term 'soft'.*-1"),
+    (["generations=2"], "generations: expected 1, got 2: there are variants"),
+    (["reference=kdd"], "reference: there is no variant 'kdd'; did you mean 'kd'"),
+    (["names=kd,kd"], "variants: expected different names"),
+    (["names=()"], "variants: expected different names, at least one"),
+    (["names=kd,a/b"], "variants: expected names of 1 to 24 letters.* got 'a/b'"),
+    (["names=kd," + 25 * "x"], "variants: expected names of 1 to 24"),
+  ],
+)
+def test_what_cannot_be_distilled_is_refused_when_the_config_is_read(job, overrides, message):
+  with pytest.raises(ConfigError, match=message):
+    loading.load(job, overrides)
+
+
+def test_an_objective_that_does_not_fit_the_networks_is_refused_before_training(job, tmp_path):
+  with pytest.raises(ConfigError, match="objective of 'mse': .*student has no output 'embeding'"):
+    main([f"--config={job}", *SMALL, f"--workdir={tmp_path / 'run'}", "--config.layer=embeding"])
+  assert not (tmp_path / "run").exists()
+
+
+def test_the_dry_run_describes_a_step_of_each_variant(job, tmp_path, capsys):
+  main([f"--config={job}", *SMALL, f"--workdir={tmp_path / 'run'}", "--dry_run", "--config.names=kd,mse"])
+  out = capsys.readouterr().out
+  assert out.count("student: 2,410 parameters") == 1
+  assert "one step with kd of batch 64" in out and "one step with mse of batch 64" in out
+
+
+def test_the_ratio_is_of_medians_by_turns(monkeypatch):
+  order = []
+
+  def side(name, times):
+    def run():
+      order.append(name)
+      return times[order.count(name) - 1]
+
+    return run
+
+  monkeypatch.setattr(step_times, "REPEATS", 3)
+  assert step_times.ratio(side("a", [9.0, 3.0, 1.0]), side("b", [2.0, 1.5, 50.0])) == 1.5
+  assert order == ["b", "a", "a", "b", "b", "a"]
