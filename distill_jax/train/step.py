@@ -30,7 +30,7 @@ def make_init(
       start = teacher.variables or jax.eval_shape(teacher.init, key, batch)
       teacher_outputs = _shapes(teacher, start, batch)
     learned = objective.init(jax.random.fold_in(key, 1), outputs, teacher_outputs)
-    params = {"student": variables.params, "objective": learned.params}
+    params = _strong({"student": variables.params, "objective": learned.params})
     follows = teacher is not None and teacher.follow is not None
     # A copy: the average and the student are donated together, and a shared buffer cannot be donated twice.
     average = Variables(*jax.tree.map(_copy_wide, tuple(variables))) if follows else ()
@@ -39,7 +39,7 @@ def make_init(
       step=zero,
       key=jax.random.fold_in(key, 2),
       params=params,
-      model_state={"student": variables.state, "objective": learned.state},
+      model_state=_strong({"student": variables.state, "objective": learned.state}),
       opt_state=optimizer.init(params),
       average=average,
       skips=Skips(zero + 0, zero + 0, zero + 0),
@@ -219,6 +219,11 @@ def make_eval_step(student: Model, teacher: Model | None = None) -> Callable[...
     return metrics.counts(logits, batch["label"], batch.get("where"), teacher_logits=taught)
 
   return step
+
+
+def _strong(tree):
+  """The tree with the types that it has: a weak one (`jnp.full(3, 0.5)`) is lost in a checkpoint."""
+  return jax.tree.map(lambda x: jnp.array(x, x.dtype) if getattr(x, "weak_type", False) else x, tree)
 
 
 def _copy_wide(x: jax.Array) -> jax.Array:

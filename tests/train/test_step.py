@@ -396,3 +396,15 @@ def test_the_average_of_a_bfloat16_student_moves():
   for _ in range(2000):
     own = follow(own, target, jnp.int32(10**6))
   np.testing.assert_allclose(own.params, 1.5 - 0.5 * 0.999**2000, rtol=1e-4)
+
+
+def test_the_state_has_no_weak_types(rng):
+  """They would be lost in a checkpoint, which is refused."""
+  term = objectives.features("hidden", "hidden", losses.hint)
+  weak = term._replace(init=lambda *args: Variables({"scale": jnp.full(3, 0.5)}, {"count": jnp.asarray(1.0)}))
+  init = make_init(
+    from_nnx(Student(nnx.Rngs(0))), teacher_model(), objectives.weighted(weak=(1.0, weak)), optax.adam(1e-3)
+  )
+  state = init(jax.random.key(0), batch(rng))
+  assert not any(getattr(leaf, "weak_type", False) for leaf in jax.tree.leaves(state))
+  assert state.params["objective"]["weak"]["scale"].dtype == jnp.float32
