@@ -108,7 +108,7 @@ class TopK:
 
   def _quantise(self, log_probs):
     top = 2**self.bits - 2
-    gaps = jnp.minimum(log_probs[..., :1] - log_probs, WIDEST)
+    gaps = log_probs[..., :1] - log_probs
     exists = log_probs > -jnp.inf
     widest = jnp.where(exists, gaps, 0).max(-1, keepdims=True)
     first = jnp.minimum(jnp.ceil(top * jnp.sqrt(widest / WIDEST)), top)
