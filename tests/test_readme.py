@@ -44,9 +44,10 @@ def test_losses_in_your_own_loop(rng):
   assert value > 0 and np.abs(gradient).max() > 0
 
 
-def test_your_own_model(rng):
+def test_your_own_model_live_and_from_a_cache(rng, tmp_path, monkeypatch):
   lines = [line for line in BLOCKS[1].splitlines() if line.strip()]
   assert len(lines) <= 15, "under 15 lines with your own model"
+  monkeypatch.chdir(tmp_path)
   images = rng.normal(size=(128, 4, 4, 1)).astype(np.float32)
   teacher = Teacher()
   names = {
@@ -58,5 +59,7 @@ def test_your_own_model(rng):
     "test_images": images[:32],
     "test_labels": rng.integers(0, 10, 32),
   }
-  exec("\n".join(lines).replace("steps=3000", "steps=20, progress=False"), names)
-  assert names["fitted"].history[-1]["step"] == 20
+  for block, steps in ("\n".join(lines), 20), (BLOCKS[2], 10):
+    exec(block.replace("steps=3000", f"steps={steps}, progress=False"), names)
+    assert names["fitted"].history[-1]["step"] == steps
+  assert names["outputs"].views == 8
