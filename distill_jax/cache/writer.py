@@ -22,7 +22,7 @@ from distill_jax.data import Source
 from distill_jax.errors import suggest
 from distill_jax.types import Batch, Model, Variables
 
-SHARD_BYTES = 2**26
+SHARD_BYTES = 2**25
 SHARD_BATCHES = 256  # what a killed writer loses at most
 
 
