@@ -108,7 +108,7 @@ def test_targets_that_are_kept_otherwise_are_refused(pair):
     with pytest.raises(ValueError, match=message):
       evaluate(objectives.sparse(losses.sparse_kl, **arguments), s, targets, {})
   with pytest.raises(ValueError, match=r"student \(15, 12\) does not fit log_probs \(16, 4\)"):
-    evaluate(objectives.sparse(losses.sparse_kl), s[1:], targets, {})
+    objectives.sparse(losses.sparse_kl).init(KEY, {"logits": s[1:]}, {"logits": targets})
 
 
 def test_a_live_teacher_that_does_not_fit_is_refused(pair):
