@@ -22,6 +22,7 @@ FLOORS = [
     "examples",
     "jobs",
     "caching",
+    "ahead",
     "prechecks",
     "dry_run",
     "step_times",

@@ -1,0 +1,101 @@
+"""What the steps of a config cost on chips that may not be here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from distill_jax import examples
+from distill_jax.ahead.analysis import Analysis
+from distill_jax.ahead.steps import Placement, compile_for
+from distill_jax.config import Config, ConfigError, Training
+from distill_jax.types import Batch, Model, Objective
+
+ROLES = ("student", "baseline", "teacher")
+
+
+def compile_config(
+  topology: str,
+  config: Config,
+  *,
+  role: str = "student",
+  axes: Mapping[str, int] | None = None,
+  placement: Placement | None = None,
+  parts: bool = True,
+) -> Analysis:
+  """`compile_for` of the train step of one of a config's networks.
+
+  Args:
+    topology, axes, placement, parts: as in `compile_for`.
+    config: its `abstract_batch(rows)` gives the shapes of a batch, if it has one; otherwise they are read off its
+      data.
+    role: 'student', the one that is distilled, by its first variant; 'baseline', the student alone; or 'teacher'.
+
+  Raises:
+    ValueError, ImportError, RuntimeError: as `compile_for`; or there is no such network to train.
+  """
+  learner, teacher, objective, training = _network(config, role)
+  return compile_for(
+    topology,
+    learner,
+    teacher,
+    objective,
+    training.optimizer(),
+    _batch(config, role, training.batch_size),
+    axes=axes,
+    placement=placement,
+    microbatches=training.microbatches,
+    augment=config.augment(),
+    mix=config.mix(),
+    parts=parts,
+  )
+
+
+def describe(config: Config, topology: str, *, role: str = "student") -> str:
+  """The table of `compile_config`, and how long the configured steps take.
+
+  Raises:
+    ValueError, ImportError, RuntimeError: as `compile_config`.
+  """
+  training = _network(config, role)[3]
+  analysis = compile_config(topology, config, role=role)
+  lines = [f"{role}: {training.steps:,} steps of {training.batch_size:,} rows on {analysis}"]
+  hours = analysis.hours(training.steps)
+  if hours is not None:
+    lines.append(
+      f"  all steps    {hours:,.1f} hours at the floor, {hours * analysis.chips:,.0f} hours of a chip; nothing "
+      "reaches the floor"
+    )
+  if not analysis.fits:
+    smaller = f"--config.{_field(role)}.microbatches={2 * training.microbatches}"
+    lines.append(f"what may help: more chips, {smaller}, networks that compute in bfloat16")
+  return "\n".join(lines)
+
+
+def _network(config: Config, role: str) -> tuple[Model, Model | None, Objective, Training]:
+  if role == "student":
+    objective = config.variant_objective(config.variants()[0])
+    return config.learner(), config.teacher(), objective, config.student_training
+  if role == "baseline":
+    return config.student(), None, config.plain_objective(), config.student_training
+  if role != "teacher":
+    raise ValueError(f"role: expected one of {ROLES}, got {role!r}")
+  teacher = config.teacher()
+  if teacher is None or teacher.variables is not None or teacher.follow is not None:
+    raise ConfigError(
+      "teacher: this config trains none: there is none, it has its weights, or it follows the student"
+    )
+  return teacher, None, config.plain_objective(), config.teacher_training
+
+
+def _field(role: str) -> str:
+  return "teacher_training" if role == "teacher" else "student_training"
+
+
+def _batch(config: Config, role: str, rows: int) -> Batch:
+  told: Any = getattr(config, "abstract_batch", None)
+  if told is not None:
+    return told(rows)
+  own = {"teacher": config.teacher_train, "baseline": config.baseline_train, "student": config.student_train}
+  example = next(examples.training_batches(config, own[role](config.data().train), 1))
+  return {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in example.items()}

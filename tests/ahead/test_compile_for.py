@@ -1,0 +1,193 @@
+"""Train steps compiled for 8 devices of this machine: bytes and FLOPs that are known beforehand."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from networks import ROWS, job, parameters
+
+from distill_jax import ahead, data, objectives
+from distill_jax.ahead import compile_for
+from distill_jax.ahead.compiling import Compiled, Memory, from_plain, plain, refusal
+from distill_jax.models import from_apply
+from distill_jax.teachers import moving_average
+
+
+@pytest.fixture(scope="module")
+def distilled():
+  return compile_for("cpu", *job(), mix=data.mixup(1.0, 10), parts=True)
+
+
+def total(analysis, kind):
+  return sum(c.bytes for c in analysis.step.collectives if c.kind == kind)
+
+
+def test_all_reduced_are_the_gradients_and_the_loss(distilled):
+  # With mixed labels there is no accuracy: the loss is the one metric that devices have to agree on.
+  assert distilled.parameters == parameters(8)
+  assert total(distilled, "all-reduce") == 4 * parameters(8) + 4
+  # Mixing takes the last row of the device before: one image.
+  assert total(distilled, "collective-permute") == 4 * 32 * 32 * 3
+  assert {c.kind for c in distilled.step.collectives} == {"all-reduce", "collective-permute"}
+  assert all(c.exact for c in distilled.step.collectives)
+
+
+def test_with_labels_the_accuracy_is_all_reduced_too():
+  step = compile_for("cpu", *job())
+  # The sum and the count of the accuracy.
+  assert total(step, "all-reduce") == 4 * parameters(8) + 4 + 8
+  assert step.parts is None and step.ratio is None
+
+
+def test_batch_norm_adds_its_statistics():
+  # Mean and variance, forward and backward, in training; the teacher's are not computed.
+  step = compile_for("cpu", *job(norm=nnx.BatchNorm), mix=data.mixup(1.0, 10))
+  assert total(step, "all-reduce") > 4 * parameters(8) + 4
+
+
+def test_the_step_has_no_more_flops_than_its_parts(distilled):
+  assert 0.99 <= distilled.ratio <= 1.01
+  # A device's share of 2 rows, two FLOPs for a product and a sum, no tap beyond the border: the convolutions alone.
+  taps = ROWS // 8 * 2 * 94 * 94
+  teacher = taps * (3 * 16 + 16 * 16)
+  assert teacher < distilled.parts.teacher.flops < 1.1 * teacher
+  student = taps * (2 * 3 * 8 + 3 * 8 * 8)  # no gradient with respect to the image
+  assert student < distilled.parts.student.flops < 1.35 * student
+
+
+def test_donated_state_is_updated_in_place(distilled):
+  memory = distilled.step.memory
+  state = distilled.sizes["train state"]
+  assert state >= 3 * 4 * parameters(8)  # and Adam's moments
+  assert memory.aliased == pytest.approx(state, rel=0.02)
+  assert distilled.sizes["teacher"] == 4 * parameters(16)
+  share = distilled.sizes["batch"] // 8
+  assert memory.arguments == pytest.approx(state + 4 * parameters(16) + share, rel=0.02)
+  assert distilled.fits and distilled.step.needed == sum(memory) - 2 * memory.aliased
+
+
+def test_the_table_says_it_all(distilled):
+  text = str(distilled)
+  for part in (
+    "cpu: 8 x devices, mesh: data 8; 16 images a step",
+    f"{parameters(8):,} parameters",
+    f"{4 * parameters(8) + 4:,} bytes",
+    "x (teacher forward",
+    "no floor",
+  ):
+    assert part in text
+
+
+def test_nothing_has_to_exist_and_the_process_stays_as_it_is(distilled):
+  state = jax.config.values, dict(os.environ), jax.default_backend()
+  compile_for("cpu", *job())
+  assert (jax.config.values, dict(os.environ), jax.default_backend()) == state
+
+
+def test_moving_average_teachers_and_microbatches_compile():
+  student, _, objective, optimizer, rows = job()
+  step = compile_for(
+    "cpu", student, moving_average(student), objective, optimizer, rows, microbatches=2, parts=True
+  )
+  assert step.sizes["teacher"] == 0 and step.parts.teacher.flops > 0
+
+
+def test_no_teacher_has_no_parts():
+  student, _, _, optimizer, rows = job()
+  alone = objectives.weighted(hard=(1.0, objectives.labels()))
+  step = compile_for("cpu", student, None, alone, optimizer, rows, parts=True)
+  assert step.parts is None and "teacher" not in str(step).replace("teacher 0", "")
+
+
+def test_axes_and_placement_are_the_callers(distilled):
+  def sharded(mesh, arguments):
+    state, teacher, _ = arguments
+
+    def spec(x):
+      return P("fsdp") if x.shape and x.shape[0] % mesh.shape["fsdp"] == 0 else P()
+
+    return jax.tree.map(spec, state), P(), P(("data", "fsdp"))
+
+  step = compile_for("cpu", *job(), mix=data.mixup(1.0, 10), axes={"data": 2, "fsdp": -1}, placement=sharded)
+  assert step.axes == {"data": 2, "fsdp": 4}
+  assert step.step.memory.arguments < distilled.step.memory.arguments
+  assert total(step, "all-gather") > 0
+
+
+def scanned(w, x):
+  h = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x.reshape(len(x), -1), w)[0]
+  return h[:, :10]
+
+
+def test_loops_with_products_are_told(capsys):
+  deep = from_apply(lambda key, x: jnp.zeros((6, 3072, 3072)), scanned)
+  _, teacher, objective, optimizer, rows = job()
+  step = compile_for("cpu", deep, teacher, objective, optimizer, rows, parts=True)
+  assert sorted(loop.trips for loop in step.step.loops if loop.products) == [6, 6]
+  assert step.ratio is None and "NOTE         2 loops with matrix products" in str(step)
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    ({"axes": {"data": 3}}, r"axes: .*'data': 3.* 8 chips of cpu.*\[1, 2, 4, 8\]"),
+    ({"axes": {"data": 4}}, "axes: .*the product of the sizes must be 8"),
+    ({"axes": {"data": -1, "fsdp": -1}}, "-1 at most once"),
+    ({"axes": {"data": 0}}, "axes: expected sizes >= 1"),
+    ({"microbatches": 3}, "'id' of 16 rows does not divide over 8 chips x 3 microbatches; nearest: 24"),
+  ],
+)
+def test_what_does_not_fit_together_is_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    compile_for("cpu", *job(), **options)
+
+
+@pytest.mark.parametrize(
+  "message, needed, available",
+  [
+    (
+      "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (74.53G) exceeds "
+      "available HBM (15.75G).",
+      74.53,
+      15.75,
+    ),
+    (
+      "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 28.70G of "
+      "15.75G hbm. Exceeded hbm capacity by 12.95G.",
+      28.70,
+      15.75,
+    ),
+  ],
+)
+def test_a_refusal_is_read(message, needed, available):
+  assert refusal(message) == (int(needed * 2**30), int(available * 2**30))
+  with pytest.raises(RuntimeError, match="the compiler failed: INTERNAL"):
+    refusal(message.replace("RESOURCE_EXHAUSTED", "INTERNAL"))
+
+
+def test_a_refused_step_says_by_how_much():
+  chip = ahead.CHIPS["v5e"]
+  step = Compiled(1.0, 20 * 2**30, int(15.75 * 2**30))
+  refused = ahead.Analysis("v5e:4x4", chip, {"data": 16}, (64, "images"), 7, {"teacher": 2**30}, step)
+  assert not refused.fits and refused.floor is None and refused.hours(10) is None
+  assert "needed       20.00 of 15.75: does not fit, 4.25 too much" in str(refused)
+
+
+def test_floors_are_what_the_peaks_allow():
+  chip = ahead.CHIPS["v5e"]
+  memory = Memory(int(819e6), 0, 0, 0, 0)
+  step = Compiled(1.0, 1, None, memory, 3 * 197e9, 5 * 819e6)
+  fits = ahead.Analysis("v5e:4x4", chip, {"data": 16}, (600, "images"), 7, {}, step)
+  assert fits.floors == pytest.approx({"compute": 3e-3, "memory": 1e-3})
+  assert (fits.floor, fits.traffic, fits.hours(1200)) == pytest.approx((3e-3, 5e-3, 1e-3))
+  assert "floor        3 ms: 200,000 images/s, 12,500 a chip" in str(fits)
+  assert "traffic      5 ms" in str(fits)
+
+
+def test_results_survive_json(distilled):
+  import json
+
+  assert from_plain(json.loads(json.dumps(plain(distilled.step)))) == distilled.step

@@ -1,0 +1,52 @@
+"""Steps compiled by libtpu for chips that are not here; skipped where it is not installed."""
+
+import importlib.util
+
+import jax.numpy as jnp
+import pytest
+from networks import batch, job, parameters
+
+from distill_jax import ahead, data
+from distill_jax.ahead import child, compile_for
+
+needs_libtpu = pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: the extra `tpu`"
+)
+
+
+def test_without_libtpu_it_says_what_to_install(monkeypatch):
+  monkeypatch.setattr(child.importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ImportError, match=r"pip install 'distill-jax\[tpu\]'"):
+    compile_for("v5e:2x2", *job())
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "topology, chips", [("v5e:2x2", 4), ("v4:2x2x1", 4), ("v5p:2x2x1", 4), ("v6e:1x1", 1)]
+)
+def test_a_step_is_what_it_must_be(topology, chips):
+  *models, rows = job(dtype=jnp.bfloat16)
+  step = compile_for(topology, *models, batch(64, 64), mix=data.mixup(1.0, 10), parts=True)
+  assert step.fits and step.chips == chips and step.step.needed < step.available
+  assert step.ratio <= 1.01
+  reduced = sum(c.bytes for c in step.step.collectives if c.kind == "all-reduce")
+  # Gradients in what the network computes in, and the loss.
+  assert reduced == (2 * parameters(8) + 4 if chips > 1 else 0)
+  assert step.step.memory.aliased >= step.sizes["train state"]
+  assert 0 < step.floor < 1
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_what_does_not_fit_is_measured():
+  *models, rows = job()
+  step = compile_for("v5e:1x1", *models, batch(100_000, 128))
+  assert not step.fits and step.step.needed > step.available == ahead.CHIPS["v5e"].memory
+  assert "does not fit" in str(step)
+
+
+@needs_libtpu
+def test_a_slice_that_libtpu_does_not_know_is_refused():
+  with pytest.raises(ValueError, match="topology 'v5e:3x3'.*not divisible"):
+    compile_for("v5e:3x3", *job()[:4], batch(9))
