@@ -15,8 +15,8 @@ python -m distill_jax --config=configs/fashion_mnist_few_labels.py --seeds=0,1,2
 
 Measured on 2 CPU cores that others used too: 7.5 minutes each beside the teacher. Test accuracy, 3 seeds, teacher
 91.59 %; alone, distilled: 1 % of the labels 72.78 +- 0.89, 87.06 +- 0.35 %; 10 % 82.18 +- 0.09, 87.27 +- 0.30 %; all
-87.98 +- 0.33, 87.35 +- 0.38 %. Without sandals, all other labels: alone 79.16 +- 0.26 % (none of the sandals), distilled
-86.27 +- 0.28 % (89 % of the sandals); before the correction of the bias 79.0 % of the validation split.
+87.98 +- 0.33, 87.35 +- 0.38 %. Without sandals, all other labels: alone 79.16 +- 0.26 % (none of the sandals),
+distilled 86.27 +- 0.28 % (89 % of the sandals); before the bias was corrected 79.0 % of the validation split.
 """
 
 import dataclasses
