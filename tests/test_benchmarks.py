@@ -16,7 +16,16 @@ def importable(monkeypatch):
 
 
 def test_the_command_prints_a_row_for_every_name():
-  names = ["step-cnn", "one-jit-mlp", "fit-mlp", "cached-mlp", "cache-mlp", "cache-top64"]  # every case, both problems
+  names = [
+    "step-cnn",
+    "one-jit-mlp",
+    "fit-mlp",
+    "cached-mlp",
+    "cache-mlp",
+    "cache-top64",
+    "read-tokens",
+    "write",
+  ]  # every case, both problems
   command = [sys.executable, FOLDER / "run.py", "--quick", *names]
   environment = {**os.environ, "XLA_FLAGS": ""}  # one device
   done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -71,8 +71,7 @@ class TopK:
   def encode(self, output, batch: Batch) -> dict[str, jax.Array]:
     """The columns, each [B, ...]. The batch's 'label', integers [B, ...], is optional."""
     classes, _ = self._check(output)
-    # Or XLA merges a slice of the result with top_k's own, and then sorts all V: 100 times slower on CPU.
-    kept = jax.lax.optimization_barrier(losses.top_k(output, self.k, temperature=self.temperature))
+    kept = losses.top_k(output, self.k, temperature=self.temperature)
     log_mass = jax.nn.logsumexp(kept.log_probs, -1)
     return {
       "indices": bits.pack(kept.indices, bits.width_of(classes)),
@@ -166,10 +165,10 @@ class Samples:
     base = jax.random.fold_in(jax.random.key(self.seed, impl="threefry2x32"), 2**32 - 1)
 
     def one(logits, id, view):
-      return _draw(jax.random.fold_in(jax.random.fold_in(base, id), view), logits / self.temperature, self.k)
+      key = jax.random.fold_in(jax.random.fold_in(base, id), view)
+      return losses.sample_k(key, logits, self.k, temperature=self.temperature).indices
 
-    logits = output.astype(jnp.promote_types(output.dtype, jnp.float32))
-    drawn = jax.vmap(one)(logits, batch["id"], batch["view"])
+    drawn = jax.vmap(one)(output, batch["id"], batch["view"])
     return {"indices": bits.pack(drawn, bits.width_of(output.shape[-1]))}
 
   def decode(self, columns: Mapping[str, Any], output) -> SparseTargets:
@@ -184,24 +183,6 @@ class Samples:
   def faults(self, output) -> jax.Array:
     """Per example [B], uint8, what keeps it from being kept; see `faults.check`."""
     return faults.of_logits(output)
-
-
-def _draw(key, logits, k):
-  """k classes drawn with replacement from softmax(logits [..., V]), int32 [..., k].
-
-  First a block of about sqrt(V) classes, then a class in it: Gumbel noise for 2 k sqrt(V) numbers in place of k V.
-  """
-  classes = logits.shape[-1]
-  width = math.isqrt(classes - 1) + 1
-  number = -(-classes // width)
-  padding = [(0, 0)] * (logits.ndim - 1) + [(0, number * width - classes)]
-  blocks = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(*logits.shape[:-1], number, width)
-  block_key, class_key = jax.random.split(key)
-  shape = (k, *logits.shape[:-1])
-  block = jax.random.categorical(block_key, jax.nn.logsumexp(blocks, -1), shape=shape)
-  block = jnp.moveaxis(block, 0, -1)
-  inside = jax.random.categorical(class_key, jnp.take_along_axis(blocks, block[..., None], -2))
-  return (block * width + inside).astype(jnp.int32)
 
 
 def _check_classes(k: int, output) -> int:

@@ -8,6 +8,7 @@ Prints a Markdown table. The spread is the middle half of the ratios sample by s
 import argparse
 from collections.abc import Sequence
 
+import cache_bytes
 import cached
 import cases
 import problems
@@ -25,6 +26,9 @@ RUNS = {  # name: (case, problem, samples, goal)
   "cache-cnn": (cached.dense_to_alone, problems.cnn, 20, 1.05),
   "cache-mlp": (cached.dense_to_alone, problems.mlp, 100, 1.20),
   "cache-top64": (cached.top_k_to_alone, problems.mlp, 20, 1.05),
+  "read-classes": (cache_bytes.read, cache_bytes.classes, 20, 1.50),
+  "read-tokens": (cache_bytes.read, cache_bytes.tokens, 20, 1.50),
+  "write": (cache_bytes.write, cache_bytes.classes, 20, 1.20),
 }
 HEADER = "| benchmark | ratio | goal | ours, ms | theirs, ms | spread |\n|---|---|---|---|---|---|"
 
