@@ -1,0 +1,146 @@
+"""Jobs on images that are read while training: configs/folder.py on generated pictures."""
+
+import json
+import re
+import shutil
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+from pictures import write_classes
+
+from distill_jax import config, examples, jobs, loading
+from distill_jax.checkpoint import load_student
+from distill_jax.data import folder
+from distill_jax.main import main, run
+from distill_jax.models import from_apply
+
+SIZE = 8
+COUNTS = {"train": {"cat": 20, "dog": 20}, "test": {"cat": 5, "dog": 4}}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+  """Two folders of pictures of 20 x 24; one for training and one for testing cannot be decoded."""
+  root = tmp_path_factory.mktemp("photos")
+  for name, counts in COUNTS.items():
+    write_classes(root / name, counts, size=(20, 24))
+  for broken in ("train/dog/7.png", "test/cat/0.png"):
+    (root / broken).write_bytes((root / broken).read_bytes()[:200])
+  return root
+
+
+def command(photos, *more):
+  small = [f"size={SIZE}", "max_bad=0.2", "student_widths=(2,)", "teacher_width=0.03125", "eval_every=2"]
+  small += [
+    f"{role}_training.{name}" for role in ("teacher", "student") for name in ("steps=2", "batch_size=4")
+  ]
+  paths = [f"{name}_dir={photos / name}" for name in COUNTS]
+  return ["--config=configs/folder.py", *(f"--config.{o}" for o in [*paths, *small, "devices=1", *more])]
+
+
+def test_all_stages_on_a_folder_of_images(photos, tmp_path, capsys):
+  main([*command(photos), f"--workdir={tmp_path}"])
+  results = json.loads((tmp_path / "report" / "results.json").read_text())
+  assert results["run"]["data"] == {
+    "name": "test",
+    "train": 40 - held_out(photos),
+    "validation": held_out(photos),
+    "test": 9,
+  }
+  assert [entry["name"] for entry in results["classes"]] == ["cat", "dog"]
+  assert [entry["examples"] for entry in results["classes"]] == [4, 4]  # the broken cat is left out
+  settings = loaded(photos)
+  images = folder.images(photos / "test", max_bad=0.2)
+  weights = load_student(tmp_path / "student-0", settings.student(), examples.first(settings, images))
+  apply = settings.student().apply
+  right = 0
+  for path in sorted((photos / "test").rglob("*.png"))[1:]:
+    with PIL.Image.open(path) as image:  # the central 7/8 of the shorter side, here 17.5 pixels
+      box = (12 - 8.75, 10 - 8.75, 12 + 8.75, 10 + 8.75)
+      pixels = (
+        np.asarray(image.resize((SIZE, SIZE), PIL.Image.Resampling.BILINEAR, box=box), np.float32) / 255
+      )
+    logits = apply(*weights, {"image": pixels[None]}, train=False, key=None)[0]["logits"]
+    right += int(logits.argmax()) == (path.parent.name == "dog")
+  (student,) = [e["scores"] for e in results["entries"] if e["role"] == "student"]
+  assert student["accuracy"] == pytest.approx(right / 8)
+  main([*command(photos), f"--workdir={tmp_path}", "--stages=teacher,baseline,student"])
+  assert capsys.readouterr().out.count("complete, skipped") == 3
+
+
+def held_out(photos):
+  return len(loaded(photos).data().validation)
+
+
+def loaded(photos):
+  return loading.load("configs/folder.py", [o.removeprefix("--config.") for o in command(photos)[1:]])
+
+
+def test_the_dry_run_describes_a_folder_of_images(photos, tmp_path, capsys):
+  main([*command(photos), f"--workdir={tmp_path / 'run'}", "--dry_run"])
+  out = capsys.readouterr().out
+  train = 40 - held_out(photos)
+  assert f"trained on {train} examples of train, {train} with a label" in out
+  assert "block1: ('batch', 8, 8, 2) float32" in out and "one step of batch 4" in out
+  assert not (tmp_path / "run").exists()
+
+
+def test_predictions_batch_by_batch_are_those_in_memory(photos):
+  settings = loaded(photos)
+  images = folder.images(photos / "test", max_bad=0.2)
+  model = from_apply(None, lambda w, x: x.reshape(len(x), -1)[:, :2] * w, variables=np.float32(2))
+  streamed = examples.evaluation(settings, images, 4)
+  known = examples.known(streamed)
+  logits = examples.predict(model, model.variables, streamed)
+  assert known.ids.tolist() == list(range(1, 9)) and known.labels.tolist() == [0] * 4 + [1] * 4
+  assert known.images.shape == (8, SIZE, SIZE, 3) and known.images.dtype == np.uint8
+  expected = known.images.reshape(8, -1)[:, :2] / 255 * 2
+  np.testing.assert_allclose(logits, expected, atol=2 / 255)
+
+
+def test_images_too_many_to_show_are_left_out_of_the_report(photos, monkeypatch):
+  monkeypatch.setattr(examples, "SHOWN", 4 * SIZE * SIZE * 3)
+  images = folder.images(photos / "test", max_bad=0.2)
+  known = examples.known(examples.evaluation(loaded(photos), images, 4))
+  assert known.images is None and len(known.labels) == 8
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ("train_dir=", "train_dir: expected a folder with a subfolder of images per class, got nothing"),
+    ("train_dir=PHOTOS/trian", "there is no folder .*trian; did you mean .*train"),
+    ("test_dir=PHOTOS/other", r"class_names without a subfolder: \['dog'\]; subfolders not .*\['fish'\]"),
+    (
+      "student_training.batch_size=64",
+      "student_training.batch_size: expected at most the 3. examples, got 64",
+    ),
+    ("size=2", "size: expected .*>= 8, got 2"),
+  ],
+)
+def test_what_is_wrong_is_said_before_anything_is_trained(photos, tmp_path, capsys, change, message):
+  if not (photos / "other").exists():
+    shutil.copytree(photos / "test" / "cat", photos / "other" / "cat")
+    shutil.copytree(photos / "test" / "dog", photos / "other" / "fish")
+  with pytest.raises(SystemExit):
+    run([*command(photos, change.replace("PHOTOS", str(photos))), f"--workdir={tmp_path / 'run'}"])
+  error = capsys.readouterr().err
+  assert re.search(message, error), error
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_config_that_does_not_say_how_images_are_cut_is_refused(photos, tmp_path):
+  settings = loaded(photos)
+  settings.crops = lambda: config.Config.crops(settings)
+  job = jobs.Job(settings, tmp_path, (0,), settings.data(), {})
+  with pytest.raises(config.ConfigError, match="crops: data.. gives images .* define crops"):
+    examples.first(job.config, job.splits.train)
+
+
+def test_a_batch_in_memory_and_one_that_is_read_have_one_shape(photos):
+  settings = loaded(photos)
+  batch = next(examples.training_batches(settings, settings.data().train, 4))
+  shapes = jax.tree.map(np.shape, batch)
+  assert shapes == {"id": (4,), "view": (4,), "label": (4,), "image": (4, SIZE, SIZE, 3)}
