@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from distill_jax import files, loading
+from distill_jax import ahead, files, loading
 from distill_jax.config import Config, ConfigError
 from distill_jax.dry_run import describe
 from distill_jax.errors import suggest
@@ -48,6 +48,9 @@ def main(argv: Sequence[str]) -> None:
   """
   flags, overrides = _parse(argv)
   config = loading.load(flags.config, overrides)
+  if flags.compile_for:
+    print(ahead.describe(config, flags.compile_for))
+    return
   seeds = _seeds(flags.seeds)
   chosen = _stages(flags.stages)
   name = Path(flags.config).stem
@@ -84,6 +87,11 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     "--seeds", default="0", help="of student and baseline, such as 0,1,2; default: %(default)s"
   )
   parser.add_argument("--dry_run", action="store_true", help="print shapes, sizes and memory; train nothing")
+  parser.add_argument(
+    "--compile_for",
+    metavar="TOPOLOGY",
+    help="print what a step costs on v5e:4x4, v5p:8x8x8, ... or cpu; needs no TPU, trains nothing",
+  )
   parser.add_argument("--version", action="version", version=__version__)
   return parser.parse_args(rest), overrides
 

@@ -53,6 +53,13 @@ def test_dry_run_describes_and_writes_nothing(tmp_path, capsys):
   assert not (tmp_path / "run").exists()
 
 
+def test_what_a_step_costs_is_said_ahead_of_time(tmp_path, capsys):
+  main([*SMALL, f"--workdir={tmp_path / 'run'}", "--compile_for=cpu"])
+  out = capsys.readouterr().out
+  assert "student: 6 steps of 64 rows on" in out and "FLOPs" in out
+  assert not (tmp_path / "run").exists()
+
+
 def test_the_student_needs_its_teacher(tmp_path):
   with pytest.raises(ValueError, match="needs its teacher"):
     main([*SMALL, f"--workdir={tmp_path}", "--stages=student"])
