@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
   if flags.dry_run:
     describe(job)
     return
-  _write_down(folder, identity, report_only=chosen == ("report",))
+  _write_down(folder, identity, loading.settings(type(config)()), report_only=chosen == ("report",))
   run_stages(job, chosen)
 
 
@@ -169,7 +169,18 @@ def _read_down(path: Path) -> dict[str, Any]:
     raise ConfigError(f"--workdir: {path} is damaged ({error!r}): delete it to write it anew") from error
 
 
-def _write_down(folder: Path, identity: dict[str, Any], *, report_only: bool) -> None:
+def _completed(old: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+  """Settings of an older version, with what has been added since as it was then: at its default."""
+  whole = {name: value for name, value in defaults.items() if name not in old} | old
+  return {
+    name: _completed(value, defaults[name]) if isinstance(value, dict) and name in defaults else value
+    for name, value in whole.items()
+  }
+
+
+def _write_down(
+  folder: Path, identity: dict[str, Any], defaults: dict[str, Any], *, report_only: bool
+) -> None:
   """Writes run.json; a folder that holds another run is refused.
 
   A report alone is told with the command that trained what it reports.
@@ -179,6 +190,7 @@ def _write_down(folder: Path, identity: dict[str, Any], *, report_only: bool) ->
     path = folder / "run.json"
     if path.exists():
       old = _read_down(path)
+      old["settings"] = _completed(old["settings"], defaults)
       compared = ("config", "settings", "code")
       before, now = ({name: run[name] for name in compared} for run in (old, identity))
       changed = loading.differences(before, now)

@@ -53,6 +53,18 @@ def test_dry_run_describes_and_writes_nothing(tmp_path, capsys):
   assert not (tmp_path / "run").exists()
 
 
+def test_a_run_of_an_older_version_goes_on(tmp_path):
+  main([*SMALL, f"--workdir={tmp_path}", "--stages=teacher"])
+  path = tmp_path / "run.json"
+  run = json.loads(path.read_text())
+  del run["settings"]["cache_batch_size"], run["settings"]["student_training"]["microbatches"]
+  path.write_text(json.dumps(run))
+  with pytest.raises(ValueError, match="student_training.microbatches: 1 -> 2"):
+    main([*SMALL, f"--workdir={tmp_path}", "--stages=teacher", "--config.student_training.microbatches=2"])
+  main([*SMALL, f"--workdir={tmp_path}", "--stages=teacher"])
+  assert json.loads(path.read_text())["settings"]["cache_batch_size"] == 256
+
+
 def test_what_a_step_costs_is_said_ahead_of_time(tmp_path, capsys):
   main([*SMALL, f"--workdir={tmp_path / 'run'}", "--compile_for=cpu"])
   out = capsys.readouterr().out
