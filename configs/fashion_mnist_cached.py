@@ -14,19 +14,18 @@ python -m distill_jax --config=configs/fashion_mnist_cached.py --stages=cache_es
 python -m distill_jax --config=configs/fashion_mnist_cached.py --stages=cache_inspect
 python -m distill_jax --config=configs/fashion_mnist_cached.py --stages=cache_verify
 
-Measured: not yet.
+Measured on 2 CPU cores that others used too: 15 minutes with the teacher. Test accuracy, 3 seeds: teacher 91.59 %,
+alone 87.98 +- 0.33 %; distilled from float16 logits of 8 views 87.27 +- 0.30 %, where the live teacher, with new views
+all the time, gave 87.35 +- 0.38 % (fashion_mnist_few_labels.py with all labels).
 """
 
 import dataclasses
 
+from digits_cached import check_codec, kept, soft_targets
 from fashion_mnist import FashionMnist
 
-from distill_jax import losses, objectives
-from distill_jax.cache import Dense, Samples, TopK
-from distill_jax.config import ConfigError, Training
-from distill_jax.errors import suggest
-
-CODECS = ("dense", "top_k", "samples")
+from distill_jax import objectives
+from distill_jax.config import Training
 
 
 @dataclasses.dataclass
@@ -47,23 +46,16 @@ class Cached(FashionMnist):
   )
 
   def kept(self):
-    if self.codec == "dense":
-      return {"logits": Dense("float16")}
-    return {"logits": (TopK if self.codec == "top_k" else Samples)(self.k, self.temperature)}
+    return kept(self.codec, self.k, self.temperature)
 
   def objective(self):
-    soft = {
-      "dense": lambda: objectives.logits(losses.kl_divergence, temperature=self.temperature),
-      "top_k": lambda: objectives.sparse(losses.sparse_kl),
-      "samples": lambda: objectives.sparse(losses.sampled_cross_entropy),
-    }[self.codec]()
+    soft = soft_targets(self.codec, self.temperature)
     return objectives.weighted(
       hard=(self.hard_weight, objectives.labels()), soft=(1 - self.hard_weight, soft)
     )
 
   def validate(self) -> None:
-    if self.codec not in CODECS:
-      raise ConfigError(f"codec: there is no {self.codec!r}{suggest(self.codec, CODECS)}")
+    check_codec(self.codec)
     super().validate()
 
 
