@@ -21,6 +21,7 @@ from distill_jax.jobs import Job, trained_on
 from distill_jax.loading import settings
 from distill_jax.types import Model
 
+AGREED = 0.98  # of the first classes; rounding on another device moves few
 VERIFIED = 256  # rows that are asked for again
 SAMPLED = 512  # examples of an estimate
 HEAD = 20  # bytes of each row: `cache.format`
@@ -59,12 +60,16 @@ def write(job: Job, taught: Taught) -> Cache:
   return cached
 
 
-def opened(job: Job) -> Cache:
-  """The finished cache."""
+def opened(job: Job, taught: Taught | None = None) -> Cache:
+  """The finished cache, refused where it is another teacher's, or keeps other outputs."""
   try:
-    return open_cache(job.config.cache)
+    cached = open_cache(job.config.cache)
   except Incomplete as error:
     raise ConfigError(f"--stages: the students read the cache, add 'cache': {error}") from error
+  if taught is not None:
+    arrays = _in_memory(job).arrays
+    cached.check_teacher(taught.teacher, taught.variables, job.config.kept(), arrays, _description(job))
+  return cached
 
 
 def inspect(job: Job) -> None:
@@ -74,7 +79,7 @@ def inspect(job: Job) -> None:
 
 def check(job: Job, taught: Taught) -> None:
   """Asks the teacher again about some rows, and reads every byte of the cache; prints both."""
-  cached = write(job, taught)  # opens it: the identity is compared, field by field
+  cached = opened(job, taught)
   for name, found in verify(
     cached,
     taught.teacher,
@@ -90,6 +95,10 @@ def check(job: Job, taught: Taught) -> None:
       f"cache_verify: {name}: {found.rows} rows, largest difference {found.difference:.2e}{of_logits}",
       flush=True,
     )
+    if found.top1 is not None and found.top1 < AGREED:
+      raise ConfigError(
+        f"cache_verify: {name}: {1 - found.top1:.1%} of the teacher's first classes are others now"
+      )
   record = cached.scan()
   print(f"cache_verify: {record['rows']:,} rows, {record['bytes']:,} bytes, every checksum holds", flush=True)
 

@@ -267,6 +267,14 @@ class Config:
       raise ConfigError(
         "cache: expected none: mix() makes a new example in every batch, and no cache holds it"
       )
+    if self.augment() is None and self.views > 1:
+      raise ConfigError(
+        f"views: expected 1 (or 0) without augmentation, got {self.views}: all views would be one"
+      )
+    if self.generations > 1 and not all(isinstance(codec, Dense) for codec in self.kept().values()):
+      raise ConfigError(
+        "generations: expected 1: only the first generation reads the cache, and it keeps no dense logits"
+      )
     if self.augment() is not None and self.views == 0:
       raise ConfigError(
         "views: expected at least 1, got 0 (a new view each epoch): a cache holds a number of views of each example"

@@ -169,6 +169,13 @@ def _read_down(path: Path) -> dict[str, Any]:
     raise ConfigError(f"--workdir: {path} is damaged ({error!r}): delete it to write it anew") from error
 
 
+def _plain(value: Any) -> Any:
+  """Settings without where the cache lies and how it is filled: a moved cache is the same."""
+  if not isinstance(value, dict):
+    return value
+  return {name: v for name, v in value.items() if name not in ("cache", "cache_batch_size")}
+
+
 def _completed(old: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
   """Settings of an older version, with what has been added since as it was then: at its default."""
   whole = {name: value for name, value in defaults.items() if name not in old} | old
@@ -192,7 +199,7 @@ def _write_down(
       old = _read_down(path)
       old["settings"] = _completed(old["settings"], defaults)
       compared = ("config", "settings", "code")
-      before, now = ({name: run[name] for name in compared} for run in (old, identity))
+      before, now = ({name: _plain(run[name]) for name in compared} for run in (old, identity))
       changed = loading.differences(before, now)
       if changed:
         lines = "\n  ".join(line.removeprefix("settings.") for line in changed)

@@ -67,11 +67,12 @@ def train(job: Job, network: Network) -> None:
     return
   config, training, started = job.config, network.training, time.time()
   train_set, teacher_variables = trained_on(job, network.role), _teacher_variables(job, network)
-  cached = caching.opened(job) if network.reads_cache(config) else None
+  taught = _taught(network, teacher_variables, train_set)
+  cached = caching.opened(job, taught) if network.reads_cache(config) else None
   fitted = fit(
     _started(job, network),
     cached or network.teacher,
-    network.objective(_taught(network, teacher_variables, train_set)),
+    network.objective(taught),
     training.optimizer(),
     examples.training(config, train_set, training.batch_size, network.own_seed),
     steps=training.steps,

@@ -63,7 +63,7 @@ def run(folder, tmp_path, capsys):
   """Runs the job in a folder of its own, with the trained teacher; gives what was printed."""
 
   def run(*arguments, name="run", stages=None):
-    if not (tmp_path / name).exists():
+    if not (tmp_path / name).exists() and name != "wider":
       shutil.copytree(folder / "start" / "teacher", tmp_path / name / "teacher")
     command = [f"--config={folder / 'cached.py'}", *SMALL, f"--workdir={tmp_path / name}", *arguments]
     main(command + ([f"--stages={stages}"] if stages else []))
@@ -104,6 +104,15 @@ def test_another_run_may_read_the_same_cache(run, tmp_path):
     run(cache, "--config.shift=1", "--config.views=1", name="shifted", stages="cache")
 
 
+def test_a_student_alone_refuses_the_cache_of_another_teacher(run, tmp_path):
+  cache = f"--config.cache={tmp_path / 'cache'}"
+  run(cache, stages="cache")
+  with pytest.raises(ValueError, match="outputs.logits.codec: 'Dense' in the cache, 'TopK' wanted"):
+    run(cache, "--config.k=3", name="other", stages="student")
+  with pytest.raises(ValueError, match="teacher.teacher_width: 0.03125 in the cache, 0.0625 wanted"):
+    run(cache, "--config.teacher_width=0.0625", name="wider", stages="teacher,student")
+
+
 def test_the_most_probable_classes_are_kept_and_looked_at(run, tmp_path):
   settings = [f"--config.cache={tmp_path / 'cache'}", "--config.k=3"]
   out = run(*settings, stages="cache_estimate")
@@ -122,6 +131,10 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(run, tmp_path):
   cache = f"--config.cache={tmp_path / 'cache'}"
   with pytest.raises(ValueError, match="views: expected at least 1, got 0"):
     run(cache, "--config.shift=1")
+  with pytest.raises(ValueError, match="views: expected 1 .or 0. without augmentation, got 3"):
+    run(cache, "--config.views=3")
+  with pytest.raises(ValueError, match="cache_batch_size: batch_size 20 does not divide over 8"):
+    run(cache, "--config.cache_batch_size=20")
   with pytest.raises(ValueError, match="k: expected 1 to 10"):
     run(cache, "--config.k=11")
   with pytest.raises(ValueError, match="cache_verify needs a cache: give --config.cache=FOLDER"):

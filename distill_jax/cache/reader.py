@@ -1,5 +1,7 @@
 """A finished cache: what it holds, its rows by example, and the teacher that it stands for."""
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +17,7 @@ from distill_jax.cache.shards import complete, open_complete
 from distill_jax.cache.store import Store, open_store
 from distill_jax.cache.table import Table
 from distill_jax.data import Source
+from distill_jax.fingerprint import fingerprint
 from distill_jax.types import Batch, Model, Variables
 
 CACHED = "teacher/"
@@ -102,9 +105,16 @@ class Cache:
     """Whether it holds views of augmented examples."""
     return self.manifest.identity["augmentation"]["name"] != "none"
 
+  @property
+  def digest(self) -> str:
+    """Of what it was made from; the same for the same rows in other shards."""
+    return hashlib.sha256(
+      json.dumps([self.manifest.identity, self.views], sort_keys=True).encode()
+    ).hexdigest()[:32]
+
   def check(
     self,
-    source: Source | None = None,
+    source: Source | Mapping[str, np.ndarray],
     *,
     augment: Callable[[Batch], Batch] | None = None,
     views: int | None = None,
@@ -113,7 +123,8 @@ class Cache:
     """Refuse a run that this cache does not belong to.
 
     Args:
-      source: the run's examples: those of the cache or a part of them, with any labels. None: not compared.
+      source: the run's examples: those of the cache or a part of them, with any labels. Of a pipeline of one's own a
+        batch: its examples are compared, and the set's name is not.
       augment: as the run has it.
       views: as the run has them; a cache without augmentation takes any.
       mix: mixup or cutmix, if the run has it.
@@ -126,29 +137,62 @@ class Cache:
       raise ValueError(
         "mix: a mixed example is a new one in every batch and has no cached output: use a live teacher"
       )
-    if source is not None:
-      self._check_examples(source)
-      held, wanted = self.manifest.identity["augmentation"], identity.augmentation(augment, source.arrays)
-      manifest.check(self.store, {"augmentation": held}, {"augmentation": wanted}, identity.same)
+    arrays = source.arrays if isinstance(source, Source) else source
+    self._check_examples(source, arrays)
+    self._compare({"augmentation": identity.augmentation(augment, arrays)})
     if self.augmented and views is not None and views != self.views:
       raise Mismatch(
         f"views: the cache in {self.store.url} holds {self.views} of each example, the run asks for {views}"
       )
 
-  def _check_examples(self, source: Source) -> None:
+  def check_teacher(
+    self,
+    teacher: Model,
+    variables: Variables,
+    outputs: Mapping[str, Codec],
+    arrays: Mapping[str, Any],
+    description: Mapping[str, Any] | None = None,
+  ) -> None:
+    """Refuse a cache of another teacher, or of other outputs; arguments as for `write_cache`, `arrays` of examples.
+
+    Raises:
+      Mismatch: the fields are named.
+    """
+    said = self.manifest.identity["outputs"]
+    held = {name: {f: v for f, v in kept.items() if f not in ("shape", "of")} for name, kept in said.items()}
+    wanted = {name: codecs.spec(codec) for name, codec in outputs.items()}
+    manifest.check(self.store, {"outputs": held}, {"outputs": wanted})
+    self._compare({"teacher": identity.teacher(teacher, variables, outputs, arrays, description)})
+
+  def check_weights(self, variables: Variables) -> None:
+    """Refuse a cache of other weights.
+
+    Raises:
+      Mismatch: both fingerprints are named.
+    """
+    held = self.manifest.identity["teacher"]["weights"]
+    manifest.check(self.store, {"teacher.weights": held}, {"teacher.weights": fingerprint(tuple(variables))})
+
+  def _compare(self, part: Mapping[str, Any]) -> None:
+    manifest.check(self.store, {name: self.manifest.identity[name] for name in part}, part, identity.same)
+
+  def _check_examples(
+    self, source: Source | Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]
+  ) -> None:
     held = self.manifest.identity["data"]
-    names = {"name": source.name, "classes": identity.vocabulary(source.class_names)}
-    manifest.check(self.store, {"data": {field: held[field] for field in names}}, {"data": names})
-    checksums = identity.source_checksums(source.arrays)
-    views = np.zeros(len(source), np.int32)
-    for first in range(0, len(source), 4096):
-      part = slice(first, first + 4096)
-      records = self.table.read(source.ids[part], views[part])
-      wrong = np.flatnonzero(records["source_crc"] != checksums[part])
+    mine = identity.inputs(arrays)
+    found: dict[str, Any] = {"inputs": {name: mine[name] for name in held["inputs"] if name in mine}}
+    if isinstance(source, Source):
+      found |= {"name": source.name, "classes": identity.vocabulary(source.class_names)}
+    manifest.check(self.store, {"data": {field: held[field] for field in found}}, {"data": found})
+    ids, checksums = np.asarray(arrays["id"]), identity.source_checksums(arrays, held["inputs"])
+    for first in range(0, len(ids), 4096):
+      part = ids[first : first + 4096]
+      records = self.table.read(part, np.zeros(len(part), np.int32))
+      wrong = np.flatnonzero(records["source_crc"] != checksums[first : first + 4096])
       if wrong.size:
-        example = int(source.ids[part][wrong[0]])
         raise Mismatch(
-          f"example id {example} of {source.name} is not the one that the teacher of the cache in {self.store.url} was "
+          f"example id {int(part[wrong[0]])} is not the one that the teacher of the cache in {self.store.url} was "
           "shown: its inputs have changed, or are prepared otherwise"
         )
 

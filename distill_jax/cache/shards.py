@@ -89,7 +89,8 @@ def write_shard(
   """
   ids, views = manifest.rows.at(*manifest.plan.span(shard))
   data = pack(manifest.header(shard), ids, views, source_crcs, columns)
-  store.put(manifest.plan.key(shard), data)
+  # A straggler must not replace what others have read back: its rows may differ in their last bits.
+  store.create(manifest.plan.key(shard), data)
   return len(data)
 
 

@@ -80,7 +80,7 @@ def write_cache(
   kept = dict(outputs) if outputs is not None else {"logits": Dense()}
   predictor = make_predictor(teacher, variables, kept, augment, mesh)
   given = predictor.shapes(rows_of(source, np.zeros(batch_size, int), 0))
-  wanted = _manifest(store, source, kept, given, variables, description, augment, views, batch_size)
+  wanted = _manifest(store, teacher, source, kept, given, variables, description, augment, views, batch_size)
   found = shards.begin(store, wanted, identity.same)
   if shards.missing(store, found):
     store.probe_writable()
@@ -154,16 +154,20 @@ def frozen(teacher: Model, given: Variables | None) -> Variables:
   return variables
 
 
-def _manifest(store, source, outputs, given, variables, description, augment, views, batch_size) -> Manifest:
+def _manifest(
+  store, teacher, source, outputs, given, variables, description, augment, views, batch_size
+) -> Manifest:
   columns = tuple(
     Column(f"{name}.{part}", dtype, shape)
     for name, codec in outputs.items()
     for part, (dtype, shape) in codec.columns(given[name]).items()
   )
-  checksums = identity.source_checksums(source.arrays)
+  inputs = identity.inputs(source.arrays)
+  checksums = identity.source_checksums(source.arrays, inputs)
   what = {
-    "teacher": identity.teacher(variables, description),
+    "teacher": identity.teacher(teacher, variables, outputs, source.arrays, description),
     "data": {
+      "inputs": inputs,
       "name": source.name,
       "examples": identity.digest(source.ids, checksums),
       "classes": identity.vocabulary(source.class_names),
@@ -182,7 +186,7 @@ def _manifest(store, source, outputs, given, variables, description, augment, vi
     "batch_size": batch_size,
     "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
   }
-  rows = Rows(source.ids, views)
+  rows = Rows(np.sort(source.ids), views)
   made = Manifest(what, columns, rows, 1)
   record = made.header(0).record.itemsize
   batches = min(max(1, SHARD_BYTES // (batch_size * record)), SHARD_BATCHES)
@@ -194,9 +198,8 @@ def _fill(
   store: Store, made: Manifest, source: Source, predictor: Predictor, batch_size, part, progress
 ) -> None:
   """Writes the shards that are missing: this process' part, then whatever is still missing."""
-  order = np.argsort(source.ids)
-  places = order[np.searchsorted(source.ids[order], made.rows.ids)]
-  checksums = identity.source_checksums(source.arrays)[places]
+  places = np.argsort(source.ids)  # the rows' ids are sorted
+  checksums = identity.source_checksums(source.arrays, identity.inputs(source.arrays))[places]
   left = shards.missing(store, made)
   with tqdm(total=_rows(made, left), unit=" rows", desc="cache", disable=None if progress else True) as bar:
     mine = share(left, *(part or (jax.process_index(), jax.process_count())))

@@ -125,7 +125,11 @@ def fit(
   check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every or eval_every)
   if cached is not None:
     views = views or cached.views
-    cached.check(source if isinstance(source, data.Source) else None, augment=augment, views=views, mix=mix)
+    if teacher_variables is not None:
+      cached.check_weights(teacher_variables)
+      teacher_variables = None
+    shown = source if isinstance(source, data.Source) else next(iter(source(0)))
+    cached.check(shown, augment=augment, views=views, mix=mix)
   taught_by = _frozen(teacher, teacher_variables, mesh)
   teacher_print = fingerprint(taught_by)
   example = next(iter(batches_of(source, batch_size, seed, views, None, ignore_label, cached)(0)), None)
@@ -152,7 +156,7 @@ def fit(
       "seed": seed,
       "views": views,
       "batch_size": batch_size,
-      "teacher": teacher_print if cached is None else cached.manifest.digest,
+      "teacher": teacher_print if cached is None else cached.digest,
       "data": describe(source),
       **(identity or {}),
     },

@@ -239,7 +239,12 @@ def test_each_field_that_differs_is_named(tmp_path, source):
     assert set(fields) <= set(lines), caught.value
     return lines
 
-  assert refused("teacher.weights", teacher=linear(1)) == ["teacher.weights"]
+  assert refused(teacher=linear(1)) == ["teacher.answers", "teacher.weights"]
+  same_weights = linear()._replace(
+    apply=lambda *args, **how: ({"logits": 2 * answer(*args, **how)[0]["logits"]}, {})
+  )
+  answer = linear().apply
+  assert refused(teacher=same_weights) == ["teacher.answers"]
   assert refused("teacher.depth", description={"depth": 3}) == ["teacher.depth"]
   assert refused("outputs.logits.dtype", outputs={"logits": Dense("float16")})
   assert refused("views", views=3) == ["views"]
@@ -272,11 +277,38 @@ def test_a_run_that_is_not_the_cache_s_is_refused_before_training(tmp_path, sour
     train(cached, dataclasses.replace(source, class_names=words), augment=AUGMENT)
   arrays = {**source.arrays, "image": source.arrays["image"].copy()}
   arrays["image"][11] += 1
-  with pytest.raises(Mismatch, match=f"example id {source.ids[11]} of toy is not the one"):
+  with pytest.raises(Mismatch, match=f"example id {source.ids[11]} is not the one"):
     train(cached, dataclasses.replace(source, arrays=arrays), augment=AUGMENT)
   new = {**source.arrays, "id": np.arange(1000, 1000 + ROWS)}
   with pytest.raises(ValueError, match="example id 1000 is not in the cache"):
     train(cached, dataclasses.replace(source, arrays=new), augment=AUGMENT)
+
+
+def test_a_pipeline_and_weights_are_compared_too(tmp_path, source):
+  cached = written(tmp_path, source)
+
+  def pipeline(start, shift=0.0):
+    return ({**b, "image": b["image"] + shift} for b in data.batches(source, 16, seed=0, start=start))
+
+  train(cached, pipeline, teacher_variables=linear().variables)
+  with pytest.raises(Mismatch, match="example id .* is not the one"):
+    train(cached, lambda start: pipeline(start, 1.0))
+  with pytest.raises(Mismatch, match="augmentation.name"):
+    train(cached, pipeline, augment=AUGMENT)
+  with pytest.raises(Mismatch, match="teacher.weights"):
+    train(cached, source, teacher_variables=linear(1).variables)
+
+
+def test_order_and_more_arrays_do_not_matter_but_shapes_do(tmp_path, source):
+  cached = written(tmp_path, source)
+  written(tmp_path, source.take(np.arange(ROWS)[::-1]))
+  weighted = dataclasses.replace(source, arrays={**source.arrays, "weight": np.ones(ROWS, np.float32)})
+  cached.check(weighted)
+  flat = {**source.arrays, "image": source.arrays["image"].reshape(ROWS, 16, 1, 1)}
+  with pytest.raises(
+    Mismatch, match="data.inputs.image: 'float32.4, 4, 1.' in the cache, 'float32.16, 1, 1.' wanted"
+  ):
+    cached.check(dataclasses.replace(source, arrays=flat))
 
 
 def test_a_run_that_resumes_from_another_cache_is_refused(tmp_path, source):

@@ -248,9 +248,13 @@ def test_no_record_of_completion_is_written_over_a_damaged_shard(tmp_path):
 
 
 def test_shards_that_agree_with_their_checksums_and_not_with_the_record_are_refused(tmp_path):
-  """As after a second, slightly different teacher wrote over one of them."""
+  """As after a second, slightly different teacher wrote one of them; it cannot while the first one's is there."""
   store, plan = sweeps.make(tmp_path)
-  rows = np.arange(*plan.plan.span(0))
+  rows, path = np.arange(*plan.plan.span(0)), store.path(plan.plan.key(0))
+  before = path.read_bytes()
+  shards.write_shard(store, plan, 0, rows * 7 + 1, sweeps.values(rows))
+  assert path.read_bytes() == before
+  path.unlink()
   shards.write_shard(store, plan, 0, rows * 7 + 1, sweeps.values(rows))
   with pytest.raises(Damaged, match="complete.json does not agree with the shards"):
     shards.complete(store, plan)
