@@ -15,7 +15,7 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).parent.parent
-PICTURES = {"quickstart": 4, "bring_your_own_model": 2}
+PICTURES = {"quickstart": 4, "bring_your_own_model": 2, "losses": 5}
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "colabs").glob("*.ipynb"))
 
 
