@@ -1,0 +1,118 @@
+"""How fast each loss is, forward and backward, beside torchdistill's or a direct translation to PyTorch.
+
+python tests/benchmarks/losses.py [--pairs N] [NAME ...]
+
+In an environment of its own, with the package's checkout on the path and the versions of the table:
+
+  python -m venv /tmp/peers
+  /tmp/peers/bin/pip install torch==2.13.0 torchdistill==1.1.5 jax==0.10.2   (torch's CPU wheel, where there is one)
+  PYTHONPATH=. /tmp/peers/bin/python tests/benchmarks/losses.py
+
+Both sides get the same float32 arrays, give the mean over the batch and its gradient for the student, must agree,
+and are timed by turns in one process on two threads: ours under `jax.jit`, PyTorch eagerly, images with their
+channels last and second. Prints a Markdown table; a speed is PyTorch's median time over ours.
+"""
+
+import argparse
+import itertools
+import pathlib
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+
+sys.path.append(str(pathlib.Path(__file__).parent.parent / "losses"))
+
+import jax
+import numpy as np
+import own_losses
+import torch
+import torch_losses
+from peer_cases import CASES, Case, Draw
+from timing import Ratio, Run, compare
+
+HEADER = "| loss | student | torch side | speed | ours, ms | torch, ms | spread |\n|---|---|---|---|---|---|---|"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("names", metavar="NAME", nargs="*", help=", ".join(case.id for case in CASES))
+  parser.add_argument("--pairs", type=int, default=30, help="samples of both sides")
+  given = parser.parse_args(arguments)
+  unknown = set(given.names) - {case.id for case in CASES}
+  if unknown:
+    parser.error(f"no loss {', '.join(sorted(unknown))}")
+  torch.set_num_threads(2)
+  print(HEADER, flush=True)
+  ratios = []
+  for case in CASES:
+    if case.id in given.names or not given.names:
+      ratios.append(measure(case, given.pairs))
+      print(row(case, ratios[-1]), flush=True)
+  mean = statistics.geometric_mean(1 / ratio.value for ratio in ratios)
+  print(f"| **geometric mean** | | | **{mean:.2f}** | | | |")
+
+
+def measure(case: Case, pairs: int) -> Ratio:
+  """Seconds of both sides, once they agree."""
+  args = case.make(Draw(real=True))
+  check_same(case, args)
+  return compare(ours(case, args)[0], theirs(case, args)[0], pairs=pairs, calls=2)
+
+
+def check_same(case: Case, args) -> None:
+  """Raises an AssertionError unless both sides give one value and one gradient, to rounding."""
+  (_, own), (_, other) = (side(case, args) for side in (ours, theirs))
+  (value, gradient), (expected, reference) = own(), other()
+  np.testing.assert_allclose(value, expected, rtol=1e-3, err_msg=case.id)
+  for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(reference), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max(), rtol=1e-3, err_msg=case.id)
+
+
+def ours(case: Case, args) -> tuple[Run, Callable]:
+  """Makes some steps; and the value and gradient of one."""
+  student, *rest = jax.device_put(args)
+  f = jax.jit(jax.value_and_grad(lambda student, rest: own_losses.value(case, (student, *rest)), has_aux=True))
+
+  def run(calls):
+    return [f(student, rest) for _ in range(calls)][-1]
+
+  def once():
+    (value, _), gradient = f(student, rest)
+    return value, gradient
+
+  return run, once
+
+
+def theirs(case: Case, args) -> tuple[Run, Callable]:
+  tensors = torch_losses.tensors(case, args)
+  leaves = jax.tree.leaves(tensors[0])
+  for leaf in leaves:
+    leaf.requires_grad_()
+
+  def run(calls):
+    for _ in range(calls):
+      for leaf in leaves:
+        leaf.grad = None
+      value = torch_losses.value(case, tensors)
+      value.backward()
+    return value
+
+  def once():
+    value = run(1).item()
+    return value, torch_losses.arrays(case, jax.tree.map(lambda leaf: leaf.grad, tensors[0]))
+
+  return run, once
+
+
+def row(case: Case, ratio: Ratio) -> str:
+  """A line of the table."""
+  own, other = (1000 * seconds for seconds in ratio.medians)
+  slow, fast = ratio.middle
+  shape = case.make(Draw(real=True))[0]
+  shapes = " ".join(str(list(np.shape(x))) for x in itertools.islice(jax.tree.leaves(shape), 2))
+  cells = [case.id, shapes, case.peer, f"{1 / ratio.value:.2f}", f"{own:.2f}", f"{other:.2f}"]
+  return f"| {' | '.join(cells)} | {1 / fast:.2f} to {1 / slow:.2f} |"
+
+
+if __name__ == "__main__":
+  main()

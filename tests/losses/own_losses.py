@@ -1,0 +1,27 @@
+"""This package's side of the cases in peer_cases.py."""
+
+import jax
+
+from distill_jax import losses
+
+
+def value(case, args):
+  """The mean over the batch, and the state that some losses carry."""
+  name, kwargs = case.name, case.kwargs
+  if name == "standardize":
+    out = losses.kl_divergence(*map(losses.standardize, args), **kwargs)
+  elif name in ("sparse_kl", "sparse_kl_conditional", "sparse_kl_smoothed", "sampled_cross_entropy"):
+    out = getattr(losses, name)(args[0], losses.SparseTargets(*args[1:]))
+  else:
+    out = getattr(losses, name)(*args[:-1], _learned(name, args[-1]), **kwargs)
+  values, state = (out, ()) if isinstance(out, jax.Array) else out
+  return values.mean(), state
+
+
+def _learned(name, last):
+  """What a loss wants as its last argument, from plain tuples."""
+  if name == "layer_attention":
+    return losses.LayerAttention(*last)
+  if name == "crd":
+    return losses.CrdState(*last)
+  return tuple(losses.Context(*block) for block in last) if name == "fgd" else last
