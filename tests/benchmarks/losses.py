@@ -30,7 +30,9 @@ import torch_losses
 from peer_cases import CASES, Case, Draw
 from timing import Ratio, Run, compare
 
-HEADER = "| loss | student | torch side | speed | ours, ms | torch, ms | spread |\n|---|---|---|---|---|---|---|"
+HEADER = (
+  "| loss | student | torch side | speed | ours, ms | torch, ms | spread |\n|---|---|---|---|---|---|---|"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,7 +73,9 @@ def check_same(case: Case, args) -> None:
 def ours(case: Case, args) -> tuple[Run, Callable]:
   """Makes some steps; and the value and gradient of one."""
   student, *rest = jax.device_put(args)
-  f = jax.jit(jax.value_and_grad(lambda student, rest: own_losses.value(case, (student, *rest)), has_aux=True))
+  f = jax.jit(
+    jax.value_and_grad(lambda student, rest: own_losses.value(case, (student, *rest)), has_aux=True)
+  )
 
   def run(calls):
     return [f(student, rest) for _ in range(calls)][-1]
