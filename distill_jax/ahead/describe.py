@@ -66,6 +66,8 @@ def describe(config: Config, topology: str, *, role: str = "student") -> str:
       f"  all steps    {hours:,.1f} hours at the floor, {hours * analysis.chips:,.0f} hours of a chip; nothing "
       "reaches the floor"
     )
+  if role == "student" and config.cache:
+    lines.append("NOTE: this step has a live teacher; with a cache its forward pass is done once, beforehand")
   if not analysis.fits:
     smaller = f"--config.{_field(role)}.microbatches={2 * training.microbatches}"
     lines.append(f"what may help: more chips, {smaller}, networks that compute in bfloat16")

@@ -17,7 +17,7 @@ def config():
 def test_a_config_is_described_without_training(config):
   text = describe(config, "cpu")
   assert text.startswith(f"student: {config.student_training.steps:,} steps of 64 rows on cpu: 8 x devices")
-  assert "64 images a step" in text and "teacher forward" in text
+  assert "64 images a step" in text and "teacher forward" in text and "live teacher" not in text
 
 
 def test_each_network_can_be_asked_for(config):
