@@ -58,6 +58,9 @@ def class_gram(
   The entries of P'P grow with rows / classes, and the weight does not know: at 128 rows of 10 classes the value is some
   400 times that at the paper's 64 rows of 100.
 
+  The entries of P'P grow with rows / classes, and the weight does not know: at 128 rows of 10 classes the value is some
+  400 times that at the paper's 64 rows of 100.
+
   Args:
     student: logits [B, C].
     teacher: logits of the same shape.
