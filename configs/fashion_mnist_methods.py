@@ -28,10 +28,10 @@ is made for transformers, boxes or sequences, `dino` (views), and `mutual` (digi
 Measured on 2 CPU cores that others used too: 63 minutes with the teacher, 10 more for the times of the steps; the table
 is in the README. Student alone 83.09 +- 0.21 %, KD at T = 4 81.81 +- 0.17 %, KD at T = 1 83.59 +- 0.06 %, DIST, the
 best, 83.80 +- 0.11 %. Nothing diverged. What loses much, and why (accuracy on validation of seed 0, alone 83.8 %):
-- Methods on block3 ask the last map of the student, which one linear layer must read, to be one of the teacher's middle,
-  which two more blocks read. On block2 `cwd` has 83.9 % (76.4 % on block3), `pearson` 84.3 (80.6), `attention_transfer`
-  on block1 and block2 84.2 (80.1); `hint` on block3 falls from 83.8 to 74.8. Here the choice of layers weighs more than
-  that of the method.
+- Methods on block3 ask the last map of the student, which one linear layer must read, to be one of the teacher's
+  middle, which two more blocks read. On block2 `cwd` has 83.9 % (76.4 % on block3), `pearson` 84.3 (80.6),
+  `attention_transfer` on block1 and block2 84.2 (80.1); `hint` on block3 falls from 83.8 to 74.8. Here the choice of
+  layers weighs more than that of the method.
 - `mlkd`: entries of the class Gram matrix grow with batch / classes, 12.8 here and 0.64 where its weight was chosen.
   With its part of the loss divided by 400 it has 82.7 % (76.0), as the rest of its terms has.
 - `standardized_kd` and `dist` leave the scale of the logits free: 45 and 25 % calibration error.
