@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from distill_jax.losses import _checks
+
 
 def gather(*arrays: jax.Array, where=None, axis_name=None) -> tuple[jax.Array, ...]:
   """The rows of every device of `axis_name`, invalid ones set to 0, and `where` last.
@@ -42,6 +44,11 @@ def column(where: jax.Array, ndim: int) -> jax.Array:
 def flat(x: jax.Array) -> jax.Array:
   """[B, ...] -> [B, D]."""
   return x.reshape(x.shape[0], -1)
+
+
+def gram(x: jax.Array) -> jax.Array:
+  """x x', in full precision."""
+  return jnp.matmul(x, x.T, precision=_checks.HIGHEST)
 
 
 def count(where: jax.Array, dtype) -> jax.Array:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from distill_jax.losses import _checks
 
 
-def log_pair(student, teacher, *, temperature=1.0, axis=-1, class_mask=None):
+def log_pair(student, teacher, temperature=1.0, axis=-1, class_mask=None):
   """Log-probabilities of both sides at `temperature`, class axis last, and the temperature.
 
   A class is missing (-inf) where `class_mask` is False or its logit is -inf.
@@ -27,21 +27,18 @@ def log_softmax(z: jax.Array, axis=-1, mask=None) -> jax.Array:
   Unlike `jax.nn.log_softmax` its gradient is finite for rows with missing classes. NaN stays NaN.
   """
   z = jnp.moveaxis(z, axis, -1)
-  exists = z != -jnp.inf
   if mask is not None:
-    exists &= jnp.moveaxis(mask, axis, -1)
-  z = jnp.where(exists, z, -jnp.inf)
+    z = jnp.where(jnp.moveaxis(mask, axis, -1), z, -jnp.inf)
   total = log_sum(z)[..., None]
-  return jnp.where(exists, jnp.where(exists, z, 0) - jnp.where(total == -jnp.inf, 0, total), -jnp.inf)
+  return z - jnp.where(total == -jnp.inf, 0, total)
 
 
 def log_sum(log_a: jax.Array) -> jax.Array:
   """log of the sum over the last axis of exp(log_a); -inf, with a zero gradient, where nothing exists."""
-  exists = log_a != -jnp.inf
   peak = jax.lax.stop_gradient(log_a.max(-1, keepdims=True))
-  peak = jnp.where(peak == -jnp.inf, 0, peak)
-  total = jnp.where(exists, jnp.exp(jnp.where(exists, log_a, 0) - peak), 0).sum(-1)
-  return jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1, total)) + peak[..., 0])
+  # No select before the sum: exp(-inf) is the 0 that is wanted, and XLA on CPUs then keeps no copy of log_a.
+  total = jnp.exp(log_a - jnp.where(peak == -jnp.inf, 0, peak)).sum(-1)
+  return jnp.log(jnp.where(total == 0, 1, total)) + peak[..., 0]
 
 
 def log_gather(log_a: jax.Array, chosen: jax.Array) -> jax.Array:
@@ -57,6 +54,13 @@ def divergence(log_a: jax.Array, log_b: jax.Array) -> jax.Array:
 def cross_entropy(log_a: jax.Array, log_b: jax.Array) -> jax.Array:
   """-sum a log b over the last axis; inf where b is 0 and a is not."""
   return _expect(log_a, log_b, lambda a, b: -b)
+
+
+def surprise(a: jax.Array, log_b: jax.Array) -> jax.Array:
+  """-sum a log b over the last axis for weights a >= 0; inf where b is 0 and a is not."""
+  infinite = (a > 0) & (log_b == -jnp.inf)
+  terms = -a * jnp.where(log_b == -jnp.inf, 0, log_b)
+  return jnp.where(infinite, jnp.inf, terms).sum(-1)
 
 
 def mixture(log_a: jax.Array, log_b: jax.Array, weight) -> jax.Array:

@@ -83,7 +83,7 @@ def class_gram(
   """
   q, p, exists, _, _ = _probabilities(student, teacher, temperature, class_mask, where, axis_name)
   classes = jnp.maximum(exists.any(0).sum(), 1)
-  return ((_gram(p.T) - _gram(q.T)) ** 2).sum() / classes
+  return ((_rows.gram(p.T) - _rows.gram(q.T)) ** 2).sum() / classes
 
 
 def batch_gram(
@@ -115,7 +115,7 @@ def batch_gram(
   Array(0.25, dtype=float32)
   """
   q, p, _, where, _ = _probabilities(student, teacher, temperature, class_mask, where, axis_name)
-  return ((_gram(p) - _gram(q)) ** 2).sum() / _rows.count(where, p.dtype)
+  return ((_rows.gram(p) - _rows.gram(q)) ** 2).sum() / _rows.count(where, p.dtype)
 
 
 def _probabilities(student, teacher, temperature, class_mask, where, axis_name):
@@ -126,7 +126,7 @@ def _probabilities(student, teacher, temperature, class_mask, where, axis_name):
   student, teacher, mask, where = _rows.gather(
     jnp.asarray(student), jnp.asarray(teacher), mask, where=where, axis_name=axis_name
   )
-  log_q, log_p, t = _softmax.log_pair(student, teacher, temperature=temperature, class_mask=mask)
+  log_q, log_p, t = _softmax.log_pair(student, teacher, temperature, class_mask=mask)
   valid = where[:, None]
   q, p = (jnp.where(valid, jnp.exp(x), 0) for x in (log_q, log_p))
   return q, p, valid & ((log_q != -jnp.inf) | (log_p != -jnp.inf)), where, t
@@ -140,7 +140,3 @@ def _unlike(q, p, exists, axis):
   used = exists.any(axis)
   values = jnp.where(used, 1 - (q * p).sum(axis) / (norms + 1e-8), 0)
   return values.sum() / jnp.maximum(used.sum(), 1)
-
-
-def _gram(x):
-  return jnp.matmul(x, x.T, precision=_checks.HIGHEST)

@@ -1,7 +1,12 @@
 """Losses for dense prediction: segmentation maps, boxes and detectors' features.
 
-Per-pixel distillation is `kl_divergence` of [B, H, W, C] logits under `reduce.mean(values, where)` with the
-ignore mask [B, H, W] as `where`.
+Per-pixel distillation is `kl_divergence` of [B, H, W, C] logits, with the pixels that count [B, H, W] as the mask:
+
+  reduce.mean(losses.kl_divergence(student, teacher), labels != 255)  # 255: the label of pixels to ignore
+
+In an objective: `objectives.logits(losses.kl_divergence, valid="pixels")` and the batch's 'pixels' = labels != 255. A
+loss or a term that takes labels (`dkd`, `objectives.labels`) wants a negative one where a pixel is ignored:
+'label' = where(labels == 255, -1, labels).
 """
 
 import jax
@@ -32,9 +37,9 @@ def cwd(student, teacher, *, temperature=4.0) -> jax.Array:
   >>> cwd(jnp.zeros((1, 1, 2, 1)), jnp.array([[[[0.], [4. * jnp.log(3.)]]]]), temperature=4.).round(4)
   Array([2.093], dtype=float32)
   """
-  student, teacher = _checks.pair(student, teacher, exactly=4)
-  maps = (x.reshape(x.shape[0], -1, x.shape[-1]) for x in (student, teacher))
-  log_q, log_p, t = _softmax.log_pair(*maps, temperature=temperature, axis=1)
+  pair = _checks.pair(student, teacher, exactly=4)
+  student, teacher = (x.reshape(x.shape[0], -1, x.shape[-1]) for x in pair)
+  log_q, log_p, t = _softmax.log_pair(student, teacher, temperature, axis=1)
   return t**2 * _softmax.divergence(log_p, log_q).mean(-1)
 
 
@@ -100,5 +105,5 @@ def localization(student, teacher, *, temperature=10.0) -> jax.Array:
   Array(0., dtype=float32)
   """
   _checks.pair(student, teacher, ndim=2)
-  log_q, log_p, t = _softmax.log_pair(student, teacher, temperature=temperature)
+  log_q, log_p, t = _softmax.log_pair(student, teacher, temperature)
   return t**2 * _softmax.divergence(log_p, log_q).sum(-1)

@@ -45,9 +45,7 @@ def dkd(
   >>> dkd(jnp.array([1., 2., 3.]), jnp.array([1., 2., 3.]), jnp.array(2))
   Array(0., dtype=float32)
   """
-  log_q, log_p, t = _softmax.log_pair(
-    student, teacher, temperature=temperature, axis=axis, class_mask=class_mask
-  )
+  log_q, log_p, t = _softmax.log_pair(student, teacher, temperature, axis, class_mask)
   if log_q.shape[-1] <= 2:
     raise ValueError(
       f"dkd needs more than 2 classes, got {log_q.shape[-1]}: its second term would be constant"
@@ -172,13 +170,10 @@ def ofa(student, teacher, labels, *, eps, axis=-1, class_mask=None) -> jax.Array
   log_q, log_p, _ = _softmax.log_pair(student, teacher, axis=axis, class_mask=class_mask)
   eps = _checks.number("eps", eps, log_q.dtype, low=1)
   target = _softmax.one_hot(labels, log_q.shape)
-  # (1 + p)^eps - 1, exact where p is small; log 0 = -inf passes through as weight 0.
+  # (1 + p)^eps - 1, exact where p is small.
   raised = jnp.expm1(eps * jnp.log1p(jnp.exp(_softmax.log_gather(log_p, target))))
-  off_target = _softmax.cross_entropy(jnp.where(target, -jnp.inf, log_p), log_q)
-  log_q_y = _softmax.log_gather(log_q, target)
-  on_target = jnp.where(raised > 0, -raised * jnp.where(log_q_y == -jnp.inf, 0, log_q_y), 0)
-  on_target = jnp.where((raised > 0) & (log_q_y == -jnp.inf), jnp.inf, on_target)
-  return _softmax.with_valid_labels(on_target + off_target, target, log_q)
+  value = _softmax.surprise(jnp.where(target, raised[..., None], jnp.exp(log_p)), log_q)
+  return _softmax.with_valid_labels(value, target, log_q)
 
 
 def soft_target(log_q, log_p, temperature) -> jax.Array:

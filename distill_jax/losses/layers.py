@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.losses import _checks
-from distill_jax.losses.projected import average_pool
+from distill_jax.losses.projected import pooled
 
 
 class LayerAttention(NamedTuple):
@@ -116,9 +116,8 @@ def _summaries(maps, kernels):
 
 
 def _distance(student, teacher):
-  pools = (
-    average_pool(size, bins, student.dtype) for size, bins in zip(student.shape[1:3], teacher.shape[1:3])
+  s, t = (
+    _checks.unit((x**2).mean(-1).reshape(x.shape[0], -1))
+    for x in (pooled(student, teacher.shape[1:3]), teacher)
   )
-  pooled = jnp.einsum("bhwc,ih,jw->bijc", student, *pools, precision=_checks.HIGHEST)
-  s, t = (_checks.unit((x**2).mean(-1).reshape(x.shape[0], -1)) for x in (pooled, teacher))
   return ((s - t) ** 2).mean(-1)

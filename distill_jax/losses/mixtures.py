@@ -39,9 +39,7 @@ def jensen_shannon(
   >>> jensen_shannon(jnp.array([0., -jnp.inf]), jnp.array([-jnp.inf, 0.])).round(4)
   Array(0.6931, dtype=float32)
   """
-  log_q, log_p, t = _softmax.log_pair(
-    student, teacher, temperature=temperature, axis=axis, class_mask=class_mask
-  )
+  log_q, log_p, t = _softmax.log_pair(student, teacher, temperature, axis, class_mask)
   w = _checks.number(
     "teacher_weight", teacher_weight, log_q.dtype, low=0, high=1, open_low=True, open_high=True
   )
@@ -76,9 +74,7 @@ def skew_kl(student, teacher, *, alpha=0.1, temperature=1.0, axis=-1, class_mask
   >>> skew_kl(jnp.array([0., -jnp.inf]), jnp.array([-jnp.inf, 0.]), alpha=0.5).round(4)
   Array(0.6931, dtype=float32)
   """
-  log_q, log_p, t = _softmax.log_pair(
-    student, teacher, temperature=temperature, axis=axis, class_mask=class_mask
-  )
+  log_q, log_p, t = _softmax.log_pair(student, teacher, temperature, axis, class_mask)
   a = _checks.number("alpha", alpha, log_q.dtype, low=0, high=1, open_high=True)
   return t**2 * _softmax.divergence(log_p, _softmax.mixture(log_p, log_q, a))
 

@@ -44,14 +44,22 @@ def review_kd(student, teacher, *, levels=(4, 2, 1)) -> jax.Array:
   for level in levels:
     if level < min(student.shape[1:3]):
       weights.append(weights[-1] / 2)
-      pools = (average_pool(size, level, student.dtype) for size in student.shape[1:3])
-      pooled = jnp.einsum("bhwc,ih,jw->bijc", difference, *pools, precision=_checks.HIGHEST)
-      values.append(weights[-1] * _checks.per_example(pooled**2))
+      values.append(weights[-1] * _checks.per_example(pooled(difference, (level, level)) ** 2))
   return sum(values[1:], values[0]) / sum(weights)
 
 
-def average_pool(size: int, bins: int, dtype) -> np.ndarray:
-  """Adaptive average pooling of one axis as a matrix [bins, size]; bin i is floor(i s/b) to ceil((i+1) s/b)."""
+def pooled(x: jax.Array, bins: tuple[int, int]) -> jax.Array:
+  """Adaptive average pooling of x [B, H, W, C] to `bins`; bin i of n is floor(i size/n) to ceil((i+1) size/n)."""
+  height, width = bins
+  if x.shape[1] % height == 0 and x.shape[2] % width == 0:
+    cut = x.reshape(len(x), height, x.shape[1] // height, width, x.shape[2] // width, x.shape[3])
+    return cut.mean((2, 4))
+  pools = (_pooling(size, n, x.dtype) for size, n in zip(x.shape[1:3], bins))
+  return jnp.einsum("bhwc,ih,jw->bijc", x, *pools, precision=_checks.HIGHEST)
+
+
+def _pooling(size: int, bins: int, dtype) -> np.ndarray:
+  """Average pooling of one axis as a matrix [bins, size]."""
   starts = [i * size // bins for i in range(bins)]
   ends = [-(-(i + 1) * size // bins) for i in range(bins)]
   return np.stack([(np.arange(size) >= a) & (np.arange(size) < b) for a, b in zip(starts, ends)]).astype(

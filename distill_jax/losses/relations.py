@@ -41,7 +41,7 @@ def similarity_preserving(student, teacher, *, where=None, axis_name=None) -> ja
   Array(0.2929, dtype=float32)
   """
   student, teacher, where = _batch(student, teacher, where, axis_name)
-  s, t = (_checks.unit(_gram(x)) for x in (student, teacher))
+  s, t = (_checks.unit(_rows.gram(x)) for x in (student, teacher))
   return ((s - t) ** 2).sum() / _rows.count(where, s.dtype) ** 2
 
 
@@ -195,8 +195,8 @@ def correlation_congruence(
 
   def matrix(x):
     if kernel == "bilinear":
-      return _gram(x)
-    cosine = _gram(_checks.unit(x))
+      return _rows.gram(x)
+    cosine = _rows.gram(_checks.unit(x))
     series = sum((2 * gamma) ** p / math.factorial(p) * cosine**p for p in range(1, degree + 1))
     return jnp.exp(-2 * gamma) * series  # the constant of p = 0 cancels in the difference
 
@@ -214,14 +214,10 @@ def _batch(student, teacher, where, axis_name):
   return _rows.gather(s, t, where=where, axis_name=axis_name)
 
 
-def _gram(x):
-  return jnp.matmul(x, x.T, precision=_checks.HIGHEST)
-
-
 def _geometry(x, where):
   """Gram matrix of the centred rows and their squared distances; those of invalid rows are 0."""
   mean = x.sum(0) / _rows.count(where, x.dtype)
-  gram = _gram(jnp.where(where[:, None], x - mean, 0))  # centred: distances lose fewer digits
+  gram = _rows.gram(jnp.where(where[:, None], x - mean, 0))  # centred: distances lose fewer digits
   norms = jnp.diag(gram)
   sums = norms[:, None] + norms
   square = sums - 2 * gram
@@ -246,6 +242,6 @@ def _cosines(gram, square, i):
 
 def _neighbours(x, pairs):
   """Rows of (cosine + 1) / 2 over their sums, 0 outside `pairs`."""
-  similar = jnp.where(pairs, (_gram(_checks.unit(x)) + 1) / 2, 0)
+  similar = jnp.where(pairs, (_rows.gram(_checks.unit(x)) + 1) / 2, 0)
   total = similar.sum(-1, keepdims=True)
   return similar / jnp.where(total > 0, total, 1)

@@ -40,15 +40,17 @@ def rnnt_three_way(student, teacher, labels, *, blank=0) -> jax.Array:
   labels = _checks.integers("labels", labels, (batch, nodes - 1))
   if not 0 <= blank < classes:
     raise ValueError(f"blank must be in [0, {classes}), got {blank}")
-  vocabulary = jnp.arange(classes)
-  is_blank = vocabulary == blank
-  is_label = jnp.pad(labels[..., None] == vocabulary, ((0, 0), (0, 1), (0, 0)))[:, None]
   wrong = (labels < 0) | (labels >= classes) | (labels == blank)
-  log_q, log_p = (_three(_softmax.log_softmax(z), is_label, is_blank) for z in (student, teacher))
+  labels = jnp.pad(jnp.where(wrong, blank, labels), ((0, 0), (0, 1)), constant_values=blank)
+  log_q, log_p = (_three(z, labels, blank) for z in (student, teacher))
   values = _softmax.divergence(log_p, log_q)
   return jnp.where(jnp.pad(wrong, ((0, 0), (0, 1)))[:, None], jnp.nan, values)
 
 
-def _three(log_a, is_label, is_blank):
-  parts = (is_label, is_blank, ~is_label & ~is_blank)
-  return jnp.stack([_softmax.log_sum(jnp.where(part, log_a, -jnp.inf)) for part in parts], -1)
+def _three(z, labels, blank):
+  """Log-probabilities of label, blank and rest, [B, T, U + 1, 3]; a label that is the blank is none."""
+  vocabulary, labels = jnp.arange(z.shape[-1]), labels[:, None, :, None]
+  rest = _softmax.log_sum(jnp.where((vocabulary == labels) | (vocabulary == blank), -jnp.inf, z))
+  places = jnp.broadcast_to(labels, (*z.shape[:-1], 1))
+  label = jnp.where(labels == blank, -jnp.inf, jnp.take_along_axis(z, places, -1))
+  return _softmax.log_softmax(jnp.concatenate([label, z[..., blank, None], rest[..., None]], -1))

@@ -104,13 +104,13 @@ def sparse_kl(student, targets: SparseTargets, *, class_mask=None) -> jax.Array:
   Source: the ghost token in Anshumann et al. 2025, arXiv:2503.16870
 
   >>> z = jnp.array([1., 2., 3., 4.])
-  >>> sparse_kl(z, top_k(z, 2)).round(6)
+  >>> abs(sparse_kl(z, top_k(z, 2))).round(6)
   Array(0., dtype=float32)
   """
-  log_q, indices, log_probs, log_tail, t = _aligned(student, targets, class_mask)
-  log_kept, log_rest = _gather(log_q, indices), _softmax.log_sum(_without(log_q, indices))
-  log_a = jnp.concatenate([log_probs, log_tail[..., None]], -1)
-  return t**2 * _softmax.divergence(log_a, jnp.concatenate([log_kept, log_rest[..., None]], -1))
+  z, indices, log_probs, log_tail, t = _aligned(student, targets, class_mask)
+  rest = _softmax.log_sum(_without(z, indices))
+  log_q = _softmax.log_softmax(jnp.concatenate([_gather(z, indices), rest[..., None]], -1))
+  return t**2 * _softmax.divergence(jnp.concatenate([log_probs, log_tail[..., None]], -1), log_q)
 
 
 def sparse_kl_conditional(student, targets: SparseTargets, *, class_mask=None) -> jax.Array:
@@ -139,8 +139,8 @@ def sparse_kl_conditional(student, targets: SparseTargets, *, class_mask=None) -
   >>> abs(sparse_kl_conditional(jnp.array([1., 2., 9.]), top_k(jnp.array([1., 2., -9.]), 2))).round(6)
   Array(0., dtype=float32)
   """
-  log_q, indices, log_probs, _, t = _aligned(student, targets, class_mask)
-  kept = _gather(log_q, indices)
+  z, indices, log_probs, _, t = _aligned(student, targets, class_mask)
+  kept = _gather(z, indices)
   return t**2 * _softmax.divergence(_softmax.log_softmax(log_probs), _softmax.log_softmax(kept))
 
 
@@ -165,18 +165,22 @@ def sparse_kl_smoothed(student, targets: SparseTargets, *, class_mask=None) -> j
   Source: TinyViT, Wu et al. 2022, arXiv:2207.10666; FKD, Shen & Xing 2022
 
   >>> z = jnp.array([2., 0., 0.])
-  >>> sparse_kl_smoothed(z, top_k(z, 1)).round(6)
+  >>> abs(sparse_kl_smoothed(z, top_k(z, 1))).round(6)
   Array(0., dtype=float32)
   """
-  log_q, indices, log_probs, log_tail, t = _aligned(student, targets, class_mask)
+  z, indices, log_probs, log_tail, t = _aligned(student, targets, class_mask)
+  log_q = _softmax.log_softmax(z)
   rest = _without(log_q, indices)
   others = rest != -jnp.inf
-  number = jnp.maximum(others.sum(-1), 1).astype(log_q.dtype)
-  spread = jnp.where(others, (log_tail - jnp.log(number))[..., None], -jnp.inf)
-  # A tail with no class left to carry it is mass that the student cannot match.
-  stranded = (log_tail != -jnp.inf) & ~others.any(-1)
-  value = _softmax.divergence(log_probs, _gather(log_q, indices)) + _softmax.divergence(spread, rest)
-  return t**2 * jnp.where(stranded, jnp.inf, value)
+  number = others.sum(-1, dtype=log_q.dtype)
+  mean = jnp.where(others, rest, 0).sum(-1) / jnp.maximum(number, 1)
+  # The tail is spread over `number` classes, so that its part is tail (log(tail / number) - mean log q). With no
+  # class left to carry it, it is mass that the student cannot match.
+  has_tail = log_tail != -jnp.inf
+  log_tail = jnp.where(has_tail, log_tail, 0)
+  spread = jnp.exp(log_tail) * (log_tail - jnp.log(jnp.maximum(number, 1)) - mean)
+  spread = jnp.where(has_tail, jnp.where(number > 0, spread, jnp.inf), 0)
+  return t**2 * (_softmax.divergence(log_probs, _gather(log_q, indices)) + spread)
 
 
 def sampled_cross_entropy(student, targets: SparseTargets, *, class_mask=None) -> jax.Array:
@@ -202,8 +206,8 @@ def sampled_cross_entropy(student, targets: SparseTargets, *, class_mask=None) -
   >>> sampled_cross_entropy(jnp.zeros(2), sample_k(jax.random.key(0), jnp.zeros(2), 5)).round(4)
   Array(0.6931, dtype=float32)
   """
-  log_q, indices, log_probs, _, t = _aligned(student, targets, class_mask, repeats=True)
-  return t**2 * _softmax.cross_entropy(log_probs, _gather(log_q, indices))
+  z, indices, log_probs, _, t = _aligned(student, targets, class_mask, repeats=True)
+  return t**2 * _softmax.cross_entropy(log_probs, _gather(_softmax.log_softmax(z), indices))
 
 
 def _draw(key, log_p, k):
@@ -235,7 +239,7 @@ def _tempered(logits, k, temperature):
 
 
 def _aligned(student, targets, class_mask, repeats=False):
-  """The student's log-probabilities and the checked parts of the targets."""
+  """The student's logits over the temperature, -inf where masked, and the checked parts of the targets."""
   student = _checks.array("student", student, ndim=1)
   shape = (*student.shape[:-1], jnp.shape(targets.log_probs)[-1])
   if jnp.shape(targets.log_probs) != shape or jnp.shape(targets.log_tail) != shape[:-1]:
@@ -250,14 +254,16 @@ def _aligned(student, targets, class_mask, repeats=False):
   indices = jnp.where(indices < 0, student.shape[-1], indices)  # a negative index would wrap
   t = _checks.positive("temperature", targets.temperature, dtype)
   mask = _checks.mask("class_mask", class_mask, student.shape)
-  log_q = _softmax.log_softmax(student.astype(dtype) / t, mask=mask)
-  return log_q, indices, targets.log_probs.astype(dtype), targets.log_tail.astype(dtype), t
+  z = student.astype(dtype) / t
+  z = z if mask is None else jnp.where(mask, z, -jnp.inf)
+  return z, indices, targets.log_probs.astype(dtype), targets.log_tail.astype(dtype), t
 
 
-def _gather(log_q, indices):
-  return jnp.take_along_axis(log_q, indices, -1, mode="fill", fill_value=jnp.nan)
+def _gather(z, indices):
+  return jnp.take_along_axis(z, indices, -1, mode="fill", fill_value=jnp.nan)
 
 
 def _without(log_a, indices):
   """log_a with -inf at the kept classes."""
-  return jnp.put_along_axis(log_a, indices, -jnp.inf, -1, inplace=False, mode="drop")
+  kept = jnp.put_along_axis(jnp.zeros(log_a.shape, bool), indices, True, -1, inplace=False, mode="drop")
+  return jnp.where(kept, -jnp.inf, log_a)

@@ -34,26 +34,27 @@ class Ratio(NamedTuple):
     return low, high
 
 
-def compare(ours: Run, theirs: Run, *, pairs: int, calls: int) -> Ratio:
+def compare(ours: Run, theirs: Run, *, pairs: int, calls: int, clock=time.perf_counter) -> Ratio:
   """Times `calls` steps of each side by turns, `pairs` times, after one turn each that is not counted.
 
   The side that goes first alternates, so that neither always finds the caches as the other left them.
+  `clock` gives seconds.
   """
   sides = ours, theirs
   times: Ratio = Ratio([], [])
   for run in sides:
-    seconds(run, calls)
+    seconds(run, calls, clock)
   for pair in range(pairs):
     for side in (0, 1) if pair % 2 else (1, 0):
-      times[side].append(seconds(sides[side], calls))
+      times[side].append(seconds(sides[side], calls, clock))
   return times
 
 
-def seconds(run: Run, calls: int) -> float:
+def seconds(run: Run, calls: int, clock=time.perf_counter) -> float:
   """Per step, until the last result is there."""
-  start = time.perf_counter()
+  start = clock()
   jax.block_until_ready(run(calls))
-  return (time.perf_counter() - start) / calls
+  return (clock() - start) / calls
 
 
 def between(batches: Iterator, theirs: Run, *, every: int, times: Ratio) -> Iterator:

@@ -196,6 +196,7 @@ MAPS = [
     smooth=False,
   ),
   Case("nst", two((3, 2, 3, 4), (3, 2, 3, 2)), maps.nst, wrong=("batch", "rank")),
+  Case("nst", two((3, 1, 3, 4), (3, 1, 3, 2)), maps.nst, wrong=("batch", "rank"), label="few_positions"),
   Case("fsp", two_maps, maps.fsp),
   Case("factor_transfer", pair(3, 2, 3), maps.factor_transfer, {"p": 1.0}, smooth=False),
   Case("factor_transfer", pair(3, 2, 3), maps.factor_transfer, {"p": 2}, label="squared"),

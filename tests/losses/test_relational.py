@@ -104,12 +104,6 @@ def test_the_order_of_the_batch_does_not_matter():
     np.testing.assert_allclose(f(student, teacher), f(student[order], teacher[order]), rtol=1e-4)
 
 
-def test_rkd_angle_holds_no_cube_of_the_batch():
-  x = jax.ShapeDtypeStruct((512, 64), jnp.float32)
-  f = jax.jit(jax.value_and_grad(losses.rkd_angle)).lower(x, x).compile()
-  assert f.memory_analysis().temp_size_in_bytes < 200e6  # one cube alone is 537e6
-
-
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_states_that_are_carried_agree_on_all_devices(mesh, check_vma):
   rng = np.random.default_rng(0)

@@ -82,6 +82,19 @@ def test_wsld_holds_its_weight_constant():
     np.testing.assert_allclose(jax.grad(losses.wsld)(s, t, y), expected, rtol=1e-12)
 
 
+def test_binary_kl_has_its_derivative_where_logits_are_zero():
+  gradients = jax.grad(losses.binary_kl, (0, 1))(jnp.array([0.0, 1.0, 0.0]), jnp.array([0.0, 0.0, 2.0]))
+  q, p = jax.nn.sigmoid(1.0), jax.nn.sigmoid(2.0)
+  np.testing.assert_allclose(gradients[0], [0, q - 0.5, 0.5 - p], atol=1e-6)
+  np.testing.assert_allclose(gradients[1], [0, -0.25, 2 * p * (1 - p)], atol=1e-6)
+
+
+def test_the_first_of_equal_logits_is_the_teachers_decision():
+  s, t = jnp.array([[1.0, 2.0, 4.0]] * 2), jnp.array([[0.0, 3.0, 3.0], [5.0, 5.0, 5.0]])
+  log_q = jax.nn.log_softmax(s)
+  np.testing.assert_allclose(losses.hard_distillation(s, t), [-log_q[0, 1], -log_q[1, 0]], rtol=1e-6)
+
+
 def test_standardize():
   with jax.enable_x64(True):
     z = np.random.default_rng(0).normal(size=(3, 5))

@@ -1,0 +1,21 @@
+"""Both sides of the benchmark of the losses give one value and one gradient; skipped where PyTorch is missing.
+
+Without it golden.json still holds the values.
+"""
+
+import pathlib
+
+import jax
+import pytest
+from peer_cases import CASES, Draw
+
+pytest.importorskip("torchdistill")
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.id for case in CASES])
+def test_sides_agree(case, monkeypatch):
+  monkeypatch.syspath_prepend(pathlib.Path(__file__).parent.parent / "benchmarks")
+  import losses as benchmark
+
+  with jax.enable_x64(True):
+    benchmark.check_same(case, case.make(Draw(real=False)))
