@@ -87,8 +87,6 @@ def with_valid_labels(values, chosen, log_q) -> jax.Array:
 
 
 def _expect(log_a, log_b, f):
-  infinite = (log_a != -jnp.inf) & (log_b == -jnp.inf)
-  used = (log_a != -jnp.inf) & ~infinite
-  log_a, log_b = (jnp.where(used, x, 0) for x in (log_a, log_b))
-  terms = jnp.where(used, jnp.exp(log_a) * f(log_a, log_b), 0)
-  return jnp.where(infinite, jnp.inf, terms).sum(-1)
+  in_a, in_b = log_a != -jnp.inf, log_b != -jnp.inf
+  log_a, log_b = (jnp.where(in_a & in_b, x, 0) for x in (log_a, log_b))  # f(0, 0) = 0
+  return jnp.where(in_a & ~in_b, jnp.inf, jnp.exp(log_a) * f(log_a, log_b)).sum(-1)

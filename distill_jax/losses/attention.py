@@ -33,12 +33,11 @@ def attention_scores_mse(student, teacher, *, mask=None) -> jax.Array:
   Array([4.], dtype=float32)
   """
   student, teacher, mask = _scores(student, teacher, mask)
-  gone_s, gone_t = student == -jnp.inf, teacher == -jnp.inf
-  valid = mask & ~(gone_s & gone_t)
-  used = valid & ~gone_s & ~gone_t
+  valid = mask & (jnp.maximum(student, teacher) != -jnp.inf)
+  used = valid & (jnp.minimum(student, teacher) != -jnp.inf)
   squares = (jnp.where(used, student, 0) - jnp.where(used, teacher, 0)) ** 2
   squares = jnp.where(valid & ~used, jnp.inf, squares)
-  return squares.sum((1, 2, 3)) / jnp.maximum(valid.sum((1, 2, 3)), 1)
+  return squares.sum((1, 2, 3)) / jnp.maximum(valid.sum((1, 2, 3), dtype=squares.dtype), 1)
 
 
 def attention_kl(student, teacher, *, mask=None) -> jax.Array:

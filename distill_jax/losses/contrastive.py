@@ -247,8 +247,8 @@ def dino(
   teacher, center = jax.lax.stop_gradient((teacher.astype(dtype), center))
   log_q = _softmax.log_softmax(student.astype(dtype) / t_s)
   log_p = _softmax.log_softmax((teacher - center) / t_t)
-  others = [jnp.stack([log_q[j] for j in range(len(student)) if j != i]).mean(0) for i in range(len(teacher))]
-  value = _softmax.cross_entropy(log_p, jnp.stack(others)).mean(0)
+  others = [sum(log_q[j] for j in range(len(student)) if j != i) for i in range(len(teacher))]
+  value = _softmax.cross_entropy(log_p, jnp.stack(others) / (len(student) - 1)).mean(0)
   valid = _rows.valid(where, student.shape[1])
   moved = momentum * center + (1 - momentum) * _mean_row(teacher.mean(0), valid, axis_name)
   return value, jnp.where(_total(valid, axis_name) > 0, moved, center)

@@ -160,13 +160,12 @@ def logit_mse(student, teacher, *, axis=-1, class_mask=None) -> jax.Array:
   """
   student, teacher = _checks.pair(student, teacher)
   mask = _checks.mask("class_mask", class_mask, student.shape)
-  exists = (student != -jnp.inf) | (teacher != -jnp.inf)
+  exists = jnp.maximum(student, teacher) != -jnp.inf
   exists = exists if mask is None else exists & mask
-  one_sided = exists & ((student == -jnp.inf) | (teacher == -jnp.inf))
-  used = exists & ~one_sided
+  used = exists & (jnp.minimum(student, teacher) != -jnp.inf)
   error = jnp.where(used, student, 0) - jnp.where(used, teacher, 0)
-  squares = jnp.where(one_sided, jnp.inf, error**2).sum(axis)
-  return squares / jnp.maximum(exists.sum(axis), 1)
+  squares = jnp.where(exists & ~used, jnp.inf, error**2).sum(axis)
+  return squares / jnp.maximum(exists.sum(axis, dtype=squares.dtype), 1)
 
 
 def hard_distillation(student, teacher, *, label_smoothing=0.0, axis=-1, class_mask=None) -> jax.Array:
@@ -196,10 +195,13 @@ def hard_distillation(student, teacher, *, label_smoothing=0.0, axis=-1, class_m
   >>> hard_distillation(jnp.array([0., 0.]), jnp.array([0., 9.])).round(4)
   Array(0.6931, dtype=float32)
   """
-  log_q, log_p, _ = _softmax.log_pair(student, teacher, axis=axis, class_mask=class_mask)
-  e = _checks.number("label_smoothing", label_smoothing, log_q.dtype, low=0, high=1, open_high=True)
-  exists = (log_q != -jnp.inf) | (log_p != -jnp.inf)
-  label = jnp.where(_first_max(log_p), 1 - e, 0) + e / jnp.maximum(exists.sum(-1, keepdims=True), 1)
+  student, teacher = _checks.pair(student, teacher)
+  e = _checks.number("label_smoothing", label_smoothing, student.dtype, low=0, high=1, open_high=True)
+  mask = _checks.mask("class_mask", class_mask, student.shape)
+  log_q = _softmax.log_softmax(student, axis, mask)
+  z = jnp.moveaxis(teacher if mask is None else jnp.where(mask, teacher, -jnp.inf), axis, -1)
+  exists = (log_q != -jnp.inf) | (z != -jnp.inf)
+  label = jnp.where(_first_max(z), 1 - e, 0) + e / jnp.maximum(exists.sum(-1, keepdims=True), 1)
   return _softmax.surprise(jnp.where(exists, label, 0), log_q)
 
 

@@ -34,7 +34,7 @@ import own_losses
 import torch
 import torch_losses
 from peer_cases import CASES, Case, Draw
-from timing import Ratio, Run, compare
+from timing import Ratio, Run, compare, seconds
 
 HEADER = (
   "| loss | student | torch side | speed | ours, ms | torch, ms | spread |\n|---|---|---|---|---|---|---|"
@@ -67,7 +67,10 @@ def measure(case: Case, pairs: int, clock) -> Ratio:
   """Seconds of both sides, once they agree."""
   args = case.make(Draw(real=True))
   check_same(case, args)
-  return compare(ours(case, args)[0], theirs(case, args)[0], pairs=pairs, calls=2, clock=clock)
+  own, other = ours(case, args)[0], theirs(case, args)[0]
+  seconds(own, 1)
+  calls = max(2, round(0.02 / seconds(own, 2)))
+  return compare(own, other, pairs=pairs, calls=calls, clock=clock, pause=0.02)
 
 
 def check_same(case: Case, args) -> None:

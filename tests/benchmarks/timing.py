@@ -34,11 +34,13 @@ class Ratio(NamedTuple):
     return low, high
 
 
-def compare(ours: Run, theirs: Run, *, pairs: int, calls: int, clock=time.perf_counter) -> Ratio:
+def compare(
+  ours: Run, theirs: Run, *, pairs: int, calls: int, clock=time.perf_counter, pause: float = 0.0
+) -> Ratio:
   """Times `calls` steps of each side by turns, `pairs` times, after one turn each that is not counted.
 
   The side that goes first alternates, so that neither always finds the caches as the other left them.
-  `clock` gives seconds.
+  `clock` gives seconds. Before each sample `pause` seconds pass, in which the other side's threads go to sleep.
   """
   sides = ours, theirs
   times: Ratio = Ratio([], [])
@@ -46,6 +48,7 @@ def compare(ours: Run, theirs: Run, *, pairs: int, calls: int, clock=time.perf_c
     seconds(run, calls, clock)
   for pair in range(pairs):
     for side in (0, 1) if pair % 2 else (1, 0):
+      time.sleep(pause)
       times[side].append(seconds(sides[side], calls, clock))
   return times
 
