@@ -12,7 +12,7 @@ import distill_jax
 
 ROOT = pathlib.Path(distill_jax.__file__).parent
 FLOORS = [
-  ["types", "reduce", "fingerprint", "version", "errors", "files"],
+  ["types", "reduce", "fingerprint", "version", "errors", "files", "hosts", "lease"],
   ["losses"],
   ["objectives", "models", "teachers", "compression", "data", "cache", "metrics", "sharding"],
   ["train", "checkpoint", "export", "seal", "deploy", "report"],

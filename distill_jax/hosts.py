@@ -1,0 +1,106 @@
+"""What the processes of one run agree on: without `jax.distributed` there is one, and nothing is asked."""
+
+import builtins
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+HEARTBEAT = 10  # seconds without a sign of life after which a process counts as dead; jax waits for 100
+LEAVE = 3600  # seconds that the others wait at the end for the one that writes the report
+_ROOM = 2000  # bytes of an error's text that the other processes are told
+
+
+def join(
+  coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+  """`jax.distributed.initialize`, for a run that notices within 15 seconds that one of its processes has died.
+
+  To be called before anything else uses jax. On TPU pods, under SLURM and Open MPI jax finds the arguments itself.
+
+  Args:
+    coordinator_address: HOST:PORT, where process 0 is going to listen.
+    num_processes: how many there are.
+    process_id: which of them this is, from 0.
+
+  Raises:
+    ValueError: some of the three are given, but not all; or one is out of its range.
+  """
+  given = {
+    "coordinator_address": coordinator_address,
+    "num_processes": num_processes,
+    "process_id": process_id,
+  }
+  missing = [name for name, value in given.items() if value is None]
+  if missing and len(missing) < len(given):
+    raise ValueError(f"expected all of {', '.join(given)}, or none; missing: {', '.join(missing)}")
+  if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
+    raise ValueError(f"process_id: expected 0 to {num_processes - 1}, got {process_id}")
+  jax.distributed.initialize(
+    coordinator_address,
+    num_processes,
+    process_id,
+    heartbeat_timeout_seconds=HEARTBEAT,
+    shutdown_timeout_seconds=LEAVE,
+  )
+
+
+def is_first() -> bool:
+  """Whether this process is the one that writes what is written once."""
+  return jax.process_index() == 0
+
+
+def first(action: Callable[[], Any]) -> Any:
+  """Runs `action` on the first process and gives its result to all. All call it, in the same order.
+
+  Args:
+    action: gives what json can hold. It must not wait for other processes.
+
+  Raises:
+    Exception: what `action` raised, on every process (as the built-in type nearest to it elsewhere).
+  """
+  if jax.process_count() == 1:
+    return action()
+  result = every(lambda: action() if is_first() else None)
+  text = json.dumps(result).encode()
+  length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+  padded = np.zeros(length, np.uint8)
+  if is_first():
+    padded[:] = np.frombuffer(text, np.uint8)
+  return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)))
+
+
+def every(action: Callable[[], Any]) -> Any:
+  """Runs `action` on every process; what one of them raises, all raise, so that none waits for one that has ended.
+
+  Returns:
+    This process' result.
+  """
+  if jax.process_count() == 1:
+    return action()
+  result, error = None, None
+  try:
+    result = action()
+  except Exception as raised:
+    error = raised
+  told = np.zeros(_ROOM, np.uint8)
+  if error is not None:
+    text = json.dumps([_builtin(error).__name__, str(error)[: _ROOM // 8]]).encode()  # at most 6 bytes a character
+    told[: len(text)] = np.frombuffer(text, np.uint8)
+  everywhere = multihost_utils.process_allgather(told)
+  if error is not None:
+    raise error
+  for process, row in enumerate(everywhere):
+    if row[0]:
+      kind, text = json.loads(bytes(row).rstrip(b"\0"))
+      raise getattr(builtins, kind)(f"process {process}: {text}")
+  return result
+
+
+def _builtin(error: Exception) -> type[Exception]:
+  kinds = type(error).__mro__
+  # UnicodeError's children and the like want more arguments than a text.
+  return next(k for k in kinds if k in (OSError, ValueError, MemoryError, RuntimeError, Exception))
