@@ -28,6 +28,7 @@ FLOORS = [
     "step_times",
     "comparing",
     "stages",
+    "compilation",
     "main",
     "__main__",
   ],

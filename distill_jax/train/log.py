@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a progress bar or lines, metrics.jsonl, TensorBoard files."""
+"""What a run tells while it goes: a progress bar or lines, metrics.jsonl, timings.jsonl, TensorBoard files."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from distill_jax import files
+from distill_jax.train.clock import Clock
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["structure"])
@@ -30,19 +31,43 @@ class Log:
   """The history of one training run, in memory, on the screen and (given a folder) on disk.
 
   Use as a context manager. Lines of `metrics.jsonl` are
-  `{"step": 100, "phase": "train" | "validation", "loss": ..., ...}`; what was written after the step that a run
-  resumes from is dropped, so that no step is told twice.
+  `{"step": 100, "phase": "train" | "validation", "loss": ..., ...}`, those of `timings.jsonl` what `Clock.report`
+  gives, one for every start and every report; what was written after the step that a run resumes from is dropped, so
+  that no step is told twice.
+
+  Attributes:
+    history: the lines of `metrics.jsonl`.
+    clock: to be told of the steps, and of what is waited for.
   """
 
-  def __init__(self, folder: Path | None, *, start: int, steps: int, title: str, progress: bool):
+  def __init__(
+    self,
+    folder: Path | None,
+    *,
+    start: int,
+    steps: int,
+    title: str,
+    progress: bool,
+    began: float | None = None,
+  ):
+    """Opens the files.
+
+    Args:
+      folder: None: nothing is written.
+      start: the step that the run resumes from.
+      steps: in all.
+      title: of the progress bar.
+      progress: whether to show one, or lines.
+      began: when this part of the run began, as `time.time()` tells it; None: now.
+    """
     self.history: list[dict[str, Any]] = []
-    self._file = self._board = None
+    self._files: dict[str, TextIO] = {}
+    self._board, timings = None, []
     if folder is not None:
-      path = folder / "metrics.jsonl"
-      self.history = _read(path, up_to=start)
-      files.write(path, "".join(json.dumps(line) + "\n" for line in self.history))
-      self._file = path.open("a")
+      self.history, timings = (self._open(folder, name, start) for name in ("metrics", "timings"))
       self._board = _tensorboard(folder / "tensorboard", start)
+    self.clock = Clock(timings[-1] if timings else None, began=began)
+    self._write("timings", self.clock.report(start))
     self._progress, self._title, self._steps = progress, title, steps
     terminal = progress and sys.stderr.isatty()
     self._bar = tqdm(total=steps, initial=start, desc=title, unit="step", disable=not terminal, leave=False)
@@ -54,13 +79,30 @@ class Log:
 
   def __exit__(self, *error):
     self._bar.close()
-    if self._file is not None:
-      self._file.close()
+    for file in self._files.values():
+      file.close()
     if self._board is not None:
       self._board.close()
 
   def train(self, step: int, metrics: Mapping[str, Any], batch_size: int) -> dict[str, float]:
-    """Reports means of (sum, count) pairs over the steps since the last report."""
+    """Reports means of (sum, count) pairs, and times, of the steps since the last report."""
+    timings = self.clock.report(step)
+    with self.clock.waiting("report"):
+      values = self._train(step, metrics, batch_size)
+      self._write("timings", timings)
+      self._show("time", step, _flat(timings))
+    return values
+
+  def validation(self, step: int, values: Mapping[str, float]) -> None:
+    """Reports an evaluation; where there is no terminal it is a line."""
+    with self.clock.waiting("report"):
+      self._add(step, "validation", values)
+      if self._progress and not self._terminal:
+        shown = f"{_text(self._shown)}  {_text(values, 'val ')}"
+        print(f"{self._title} {step}/{self._steps}  {shown}", flush=True)
+    self._time = time.perf_counter()  # evaluation is not training time
+
+  def _train(self, step: int, metrics: Mapping[str, Any], batch_size: int) -> dict[str, float]:
     now = time.perf_counter()
     values = {name: float(total / count) for name, (total, count) in metrics.items() if count > 0}
     values["examples_per_second"] = (step - self._last) * batch_size / max(now - self._time, 1e-9)
@@ -69,25 +111,31 @@ class Log:
     self._add(step, "train", values)
     return values
 
-  def validation(self, step: int, values: Mapping[str, float]) -> None:
-    """Reports an evaluation; where there is no terminal it is a line."""
-    self._add(step, "validation", values)
-    if self._progress and not self._terminal:
-      print(f"{self._title} {step}/{self._steps}  {_text(self._shown)}  {_text(values, 'val ')}", flush=True)
-    self._time = time.perf_counter()  # evaluation is not training time
-
   def _add(self, step: int, phase: str, values: Mapping[str, float]) -> None:
     line = {"step": step, "phase": phase, **values}
     self.history.append(line)
     if phase == "train":
       self._shown = dict(values)
       self._bar.set_postfix_str(_text(values))
-    if self._file is not None:
-      self._file.write(json.dumps(line) + "\n")
-      self._file.flush()
+    self._write("metrics", line)
+    self._show(phase, step, values)
+
+  def _open(self, folder: Path, name: str, start: int) -> list[dict[str, Any]]:
+    path = folder / f"{name}.jsonl"
+    lines = _read(path, up_to=start)
+    files.write(path, "".join(json.dumps(line) + "\n" for line in lines))
+    self._files[name] = path.open("a")
+    return lines
+
+  def _write(self, name: str, line: Mapping[str, Any]) -> None:
+    if name in self._files:
+      self._files[name].write(json.dumps(line) + "\n")
+      self._files[name].flush()
+
+  def _show(self, group: str, step: int, values: Mapping[str, float]) -> None:
     if self._board is not None:
       for name, value in values.items():
-        self._board.add_scalar(f"{phase}/{name}", value, step)
+        self._board.add_scalar(f"{group}/{name}", value, step)
 
 
 def pack(metrics: Mapping[str, Any]) -> Packed:
@@ -109,6 +157,13 @@ def _text(values: Mapping[str, float], prefix: str = "") -> str:
   return "  ".join(named)
 
 
+def _flat(timings: Mapping[str, Any]) -> dict[str, float]:
+  """What TensorBoard shows of `Clock.report`: 'goodput', 'step_ms_p50', 'waited_data', 'memory_peak' ..."""
+  groups = ("step_ms", "waited", "memory")
+  nested = {f"{group}_{k}": v for group in groups for k, v in timings.get(group, {}).items()}
+  return {"goodput": timings["goodput"], **nested}
+
+
 def _tensorboard(folder: Path, start: int):
   from tensorboardX import SummaryWriter
 
@@ -116,7 +171,7 @@ def _tensorboard(folder: Path, start: int):
 
 
 def _read(path: Path, *, up_to: int) -> list[dict[str, Any]]:
-  if not path.exists() or not up_to:
+  if not path.exists():
     return []
   lines = []
   for text in path.read_text().splitlines():

@@ -1,0 +1,134 @@
+"""Where the time of a long run goes: steps, waiting, restarts; and the memory of its devices."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+_IN_STEPS = ("data", "device")  # devices may compute meanwhile, or do
+
+
+class Clock:
+  """Tells the time of a run's steps from that of all else, without waiting for a device.
+
+      with clock.waiting("data"):
+        batch = next(batches)
+      state, measured = step(state, batch)
+      clock.stepped()
+      ...
+      with clock.waiting("device"):
+        values = jax.device_get(measured)
+      line = clock.report(number)
+
+  A step is dispatched long before it is done, so the time between two dispatches is that of the host. What is left
+  for the report to wait for is spread evenly over its steps: their times sum up to what the clock on the wall says,
+  and one that came late, because its data did, stands out.
+  """
+
+  def __init__(self, earlier: Mapping[str, Any] | None = None, *, began: float | None = None):
+    """Starts to measure.
+
+    Args:
+      earlier: the last line that counts of the run that is resumed.
+      began: when this part of the run began, as `time.time()` tells it; None: now.
+    """
+    began = time.time() if began is None else began
+    self._first = began if earlier is None else earlier["time"] - earlier["wall"]
+    self._in_steps = 0.0 if earlier is None else earlier["in_steps"]
+    self._starts = 1 if earlier is None else earlier["starts"] + 1
+    self._intervals: list[float] = []
+    self._waits: dict[str, _Wait] = {}
+    self._outside = 0.0
+    self._last = time.perf_counter() - (time.time() - began)
+    self._compiling = True
+
+  def waiting(self, name: str) -> "_Wait":
+    """A context whose time is told under this name.
+
+    That of 'data' and 'device' is part of the steps; that of any other ('checkpoint', 'evaluation') is not.
+    """
+    if name not in self._waits:
+      self._waits[name] = _Wait(self, name in _IN_STEPS)
+    return self._waits[name]
+
+  def stepped(self) -> None:
+    """A step was dispatched. The first one was compiled before: until then the run was starting ('start')."""
+    now = time.perf_counter()
+    interval = now - self._last - self._outside
+    if self._compiling:
+      self.waiting("start").seconds += interval
+      self._compiling = False
+    else:
+      self._intervals.append(interval)
+    self._last, self._outside = now, 0.0
+
+  def report(self, step: int) -> dict[str, Any]:
+    """What was measured since the last report, after the host has waited for this step.
+
+    Returns:
+      step: as given.
+      time: now, as `time.time()` tells it.
+      wall: seconds since the run was started for the first time, those when it did not run among them.
+      in_steps: of these, the seconds of steps. Steps that a restart did again count once.
+      goodput: in_steps / wall.
+      starts: how often the run was started.
+      step_ms: the 50th, 90th and 99th percentile of the steps' times in ms; missing where there was no step.
+      waited: seconds by the names given to `waiting`. Where that for 'data' is long and that for the 'device' short,
+        devices were idle.
+      memory: bytes of the fullest device of this host, 'in_use', at its 'peak', and in all ('limit'); missing where
+        it does not tell.
+    """
+    line: dict[str, Any] = {"step": step, "time": time.time()}
+    if times := self._times():
+      quantiles = 1e3 * np.percentile(times, (50, 90, 99))
+      line["step_ms"] = dict(zip(("p50", "p90", "p99"), quantiles.tolist()))
+      self._in_steps += sum(times)
+    line["waited"] = {name: wait.seconds for name, wait in self._waits.items() if wait.seconds}
+    for wait in self._waits.values():
+      wait.seconds = 0.0
+    if memory := device_memory():
+      line["memory"] = memory
+    wall = max(line["time"] - self._first, self._in_steps)  # the clock on the wall may have been put back
+    goodput = self._in_steps / wall if wall else 0.0
+    return line | {"wall": wall, "in_steps": self._in_steps, "goodput": goodput, "starts": self._starts}
+
+  def _times(self) -> list[float]:
+    """Seconds of each step since the last report."""
+    if not self._intervals:
+      return []
+    now, count = time.perf_counter(), len(self._intervals)
+    rest = (now - self._last - self._outside) / count
+    times = [interval + rest for interval in self._intervals]
+    self._intervals.clear()
+    self._last, self._outside = now, 0.0
+    return times
+
+
+class _Wait:
+  """A context that adds up the seconds spent in it."""
+
+  __slots__ = ("_clock", "_entered", "_inside", "seconds")
+
+  def __init__(self, clock: Clock, inside: bool):
+    self._clock, self._inside, self.seconds, self._entered = clock, inside, 0.0, 0.0
+
+  def __enter__(self):
+    self._entered = time.perf_counter()
+
+  def __exit__(self, *error):
+    seconds = time.perf_counter() - self._entered
+    self.seconds += seconds
+    if not self._inside:
+      self._clock._outside += seconds
+
+
+def device_memory() -> dict[str, int]:
+  """Bytes 'in_use', at the 'peak' and in all ('limit') of the device of this host that has most in use; or nothing."""
+  told = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+  if not told:
+    return {}
+  fullest = max(told, key=lambda stats: stats.get("bytes_in_use", 0))
+  names = {"in_use": "bytes_in_use", "peak": "peak_bytes_in_use", "limit": "bytes_limit"}
+  return {name: int(fullest[key]) for name, key in names.items() if key in fullest}

@@ -1,0 +1,69 @@
+"""A trace of some steps on request, for xprof and TensorBoard's profile tab."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+class Profile:
+  """Traces some steps of a run into `folder/profile`; `xprof --logdir=folder/profile` shows it.
+
+  Use as a context manager, or a trace that an error cuts short is lost.
+
+      with Profile(folder, range(100, 110)) as profile:
+        for number in ...:
+          state, measured = profile(number, step, state, teacher, batch)
+
+  Of several processes each writes its own file there. It tells where time goes within a step; to take a trace costs
+  time itself.
+  """
+
+  def __init__(self, folder: str | Path | None, steps: range | None):
+    """`steps`: the numbers of those to be traced, in a row; None, or no folder: none is."""
+    self._folder = None if folder is None else Path(folder) / "profile"
+    self._steps = range(0) if steps is None or folder is None else steps
+    self._on = False
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    if self._on:
+      self._stop()
+
+  def __call__(self, number: int, step: Callable[..., Any], *arguments: Any) -> Any:
+    """`step(*arguments)`, traced if its number is among those to be traced."""
+    if number not in self._steps:
+      return step(*arguments)
+    if not self._on:
+      jax.profiler.start_trace(str(self._folder))
+      self._on = True
+    with jax.profiler.StepTraceAnnotation("train", step_num=number):
+      outputs = step(*arguments)
+    if number == self._steps[-1]:
+      jax.block_until_ready(outputs)  # or the devices' part of the trace would be missing
+      self._stop()
+    return outputs
+
+  def _stop(self) -> None:
+    self._on = False
+    jax.profiler.stop_trace()
+
+
+def parse_steps(text: str) -> range:
+  """The steps of START:STOP: from START, counted from 1, to the one before STOP.
+
+  Raises:
+    ValueError: it is something else, or holds no step.
+
+  >>> parse_steps("100:110")
+  range(100, 110)
+  """
+  found = re.fullmatch(r"(\d+):(\d+)", text)
+  steps = range(*map(int, found.groups())) if found else range(0)
+  if not steps or steps[0] < 1:
+    raise ValueError(f"expected START:STOP with 1 <= START < STOP, such as 100:110, got {text!r}")
+  return steps

@@ -1,0 +1,41 @@
+"""The compilation cache of a run: where it is, and that another process finds what was compiled."""
+
+import os
+import subprocess
+import sys
+
+CODE = """
+import sys, jax, jax.numpy as jnp
+from distill_jax.compilation import keep_programs
+events = []
+jax.monitoring.register_event_listener(lambda name, **kwargs: events.append(name))
+print(keep_programs(sys.argv[1]))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+print(float(jax.jit(lambda x: jnp.tanh(x @ x).sum())(jnp.ones((3, 3)))))
+print(sum(name.endswith("compilation_cache/cache_hits") for name in events))
+"""
+
+
+def compiles(folder, **environment):
+  """(where, result, hits) of a process that compiles."""
+  done = subprocess.run(
+    [sys.executable, "-W", "error", "-c", CODE, str(folder)],
+    env={**os.environ, **environment},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout.split()
+
+
+def test_a_second_process_finds_what_the_first_compiled(tmp_path):
+  place, result, hits = compiles(tmp_path)
+  assert (place, hits) == (str(tmp_path / "compiled"), "0") and list((tmp_path / "compiled").iterdir())
+  again = compiles(tmp_path)
+  assert again[:2] == [place, result] and int(again[2]) > 0
+
+
+def test_the_environment_comes_first(tmp_path):
+  shared = tmp_path / "shared"
+  assert compiles(tmp_path / "run", JAX_COMPILATION_CACHE_DIR=str(shared))[0] == str(shared)
+  assert list(shared.iterdir()) and not (tmp_path / "run").exists()
