@@ -1,0 +1,57 @@
+"""What each process does in test_agreeing.py."""
+
+import json
+import os
+import sys
+
+import jax
+import numpy as np
+from spawning import join
+
+from distill_jax import hosts
+from distill_jax.lease import Lease
+from distill_jax.train.interruption import Interrupted, Interruption
+from distill_jax.types import Skips, TrainState
+
+
+def agree(folder):
+  told = {"process": jax.process_index(), "first": hosts.first(lambda: [os.getpid(), 0.1, None])}
+  for process in range(jax.process_count()):
+
+    def fail(process=process):
+      if jax.process_index() == process:
+        raise FileNotFoundError(f"there is nö {process}")
+
+    for name, ask in {"every": hosts.every, "first": hosts.first}.items():
+      try:
+        ask(fail)
+        told[f"{name} {process}"] = None
+      except OSError as error:
+        told[f"{name} {process}"] = [type(error).__name__, str(error)]
+  with Lease(folder) as lease:
+    lease.check()
+    told["lease"] = json.loads((lease.folder / ".lease").read_text())["pid"]
+    try:
+      Lease(folder).__enter__()
+    except OSError as error:
+      told["second"] = str(error)
+    hosts.every(lambda: None)  # no process looks before the other is done
+  hosts.every(lambda: None)
+  told["left"] = os.listdir(folder)
+  print("told", json.dumps(told))
+
+
+def interrupted(folder):
+  print("stepping", flush=True)
+  with Interruption() as interruption:
+    for step in range(1, 10**6):
+      hosts.every(lambda: None)  # as a step's collectives do, it keeps the processes near one another
+      if interruption.at(step):
+        print("stopped after", step, flush=True)
+        zero = np.int32(0)
+        raise Interrupted(TrainState(np.int32(step), zero, {}, {}, (), (), Skips(zero, zero, zero)))
+
+
+if __name__ == "__main__":
+  join()
+  {"agree": agree, "interrupted": interrupted}[sys.argv[1]](sys.argv[2])

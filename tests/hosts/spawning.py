@@ -1,0 +1,58 @@
+"""Several processes on this machine that work together as several hosts do, with 8 virtual CPU devices among them."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+from distill_jax import hosts
+
+_PLACE = "DISTILL_JAX_TEST_HOST"
+
+
+def spawn(count, script, *arguments, devices=8):
+  """Starts `python script arguments` as each of `count` processes; their output is to be read by `finish`."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  flags = [
+    f"--xla_force_host_platform_device_count={devices // count}",
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+  ]
+  environment = {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
+  return [
+    subprocess.Popen(
+      [sys.executable, str(script), *map(str, arguments)],
+      env={**environment, _PLACE: f"127.0.0.1:{port} {count} {process}"},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for process in range(count)
+  ]
+
+
+def join():
+  """In the script: makes this process one of those that were spawned."""
+  address, count, process = os.environ[_PLACE].split()
+  if int(count) > 1:
+    hosts.join(address, int(count), int(process))
+
+
+def finish(processes, *, expected=0, seconds=120):
+  """Their outputs when all have ended; those that have not after some time are killed, and all outputs are shown."""
+  deadline = time.monotonic() + seconds
+  outputs = []
+  try:
+    for process in processes:
+      outputs.append(process.communicate(timeout=max(1, deadline - time.monotonic()))[0])
+  finally:
+    for process in processes:
+      if process.poll() is None:
+        process.kill()
+        outputs.append(process.communicate()[0])
+  codes = [process.returncode for process in processes]
+  assert codes == [expected] * len(processes), (codes, *outputs)
+  return outputs

@@ -1,0 +1,43 @@
+"""Two processes agree: on what the first did, on who failed, on one lease, and on the step after which they stop."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from spawning import finish, spawn
+
+SCRIPT = Path(__file__).with_name("agreeing.py")
+
+
+def said(start, outputs):
+  """Of each process the line that starts so, without its start."""
+  lines = [next(line for line in output.splitlines() if line.startswith(start)) for output in outputs]
+  return [line.removeprefix(start) for line in lines]
+
+
+def test_what_one_process_finds_all_are_told(tmp_path):
+  processes = spawn(2, SCRIPT, "agree", tmp_path)
+  first, second = map(json.loads, said("told ", finish(processes)))
+  pid = processes[0].pid
+  for told in (first, second):
+    assert told["first"] == [pid, 0.1, None]
+    assert told["lease"] == pid
+    assert f"belongs to process {pid}" in told["second"]
+    assert told["first 1"] is None  # only the first one acts
+    assert told["left"] == []
+  assert first["every 0"] == first["first 0"] == ["FileNotFoundError", "there is nö 0"]
+  assert second["every 1"] == ["FileNotFoundError", "there is nö 1"]
+  assert second["every 0"] == second["first 0"] == ["OSError", "process 0: there is nö 0"]
+  assert first["every 1"] == ["OSError", "process 1: there is nö 1"]
+
+
+@pytest.mark.parametrize("signalled", [0, 1])
+def test_sigterm_on_one_stops_all_after_the_same_step(tmp_path, signalled):
+  processes = spawn(2, SCRIPT, "interrupted", tmp_path)
+  for process in processes:
+    while "stepping" not in process.stdout.readline():
+      assert process.poll() is None
+  processes[signalled].send_signal(signal.SIGTERM)
+  steps = [int(step) for step in said("stopped after ", finish(processes, expected=143, seconds=30))]
+  assert steps[0] == steps[1] > 0
