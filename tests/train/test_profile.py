@@ -37,6 +37,14 @@ def test_a_trace_holds_the_steps_that_were_asked_for(tmp_path):
   assert (x == run(None, range(3, 6))).all()
 
 
+def test_a_trace_is_written_after_its_last_step(tmp_path):
+  with Profile(tmp_path, range(1, 3)) as profile:
+    profile(1, train_step, jnp.ones((2, 2)))
+    assert traced(tmp_path) == []
+    profile(2, train_step, jnp.ones((2, 2)))
+    assert traced(tmp_path) == [[1, 2]]
+
+
 @pytest.mark.parametrize("folder, steps", [(True, None), (False, range(2, 3)), (True, range(20, 30))])
 def test_nothing_is_traced_unasked(tmp_path, folder, steps):
   run(tmp_path if folder else None, steps)
