@@ -8,12 +8,11 @@ import jax
 import numpy as np
 
 from distill_jax import sharding
-from distill_jax.cache import Cache, Incomplete, open_cache, write_cache
+from distill_jax.cache import Cache, Incomplete, describe, estimate, open_cache, verify, write_cache
 from distill_jax.cache.codecs import Codec
-from distill_jax.cache.estimate import estimate, row_bytes, table
+from distill_jax.cache.estimates import row_bytes, table
 from distill_jax.cache.shards import COMPLETE
 from distill_jax.cache.store import open_store
-from distill_jax.cache.verify import describe, verify
 from distill_jax.cache.writer import rows_of
 from distill_jax.config import ConfigError, Taught
 from distill_jax.data import Source
@@ -87,6 +86,8 @@ def check(job: Job, taught: Taught) -> None:
     VERIFIED,
     teacher_variables=taught.variables,
     augment=job.config.augment(),
+    batch_size=job.config.cache_batch_size,
+    mesh=sharding.data_mesh(job.config.devices or None),
   ).items():
     of_logits = (
       "" if found.kl is None else f", KL {found.kl:.2e} nats, {found.top1:.1%} with the same first class"

@@ -14,6 +14,7 @@ from distill_jax.models.cohort import cohort
 from distill_jax.types import Model, Variables
 
 CACHED = "teacher/"
+_COLUMNS = (".values", ".indices")  # every codec of `cache.codecs` has one of them
 
 
 def live(model: Model, *, dtype) -> Model:
@@ -44,13 +45,23 @@ def live(model: Model, *, dtype) -> Model:
 
 
 def cached() -> Model:
-  """A teacher without weights: its outputs ride in the batch as 'teacher/logits', 'teacher/block3', ..."""
+  """A teacher without weights: its outputs ride in the batch as 'teacher/logits', 'teacher/block3', ...
+
+  Raises (in apply):
+    ValueError: the batch has none, or the columns of a `cache.Cache`, whose `model` decodes them.
+  """
 
   def apply(params, state, batch, *, train, key):
     del params, train, key
     outputs = {name.removeprefix(CACHED): x for name, x in batch.items() if name.startswith(CACHED)}
     if not outputs:
       raise ValueError(f"the batch has no cached teacher outputs ('{CACHED}...'); it has {sorted(batch)}")
+    for name in outputs:
+      if name.endswith(_COLUMNS):
+        raise ValueError(
+          f"the batch's '{CACHED}{name}' is a column of a cache: the teacher that decodes it is `Cache.model`; "
+          "teachers.cached() takes whole outputs"
+        )
     return outputs, state
 
   return Model(lambda key, batch: Variables({}, {}), apply, Variables({}, {}))

@@ -8,9 +8,15 @@ place of the teacher:
 
 `Dense` keeps an output whole, `TopK` the most probable of many classes, `Samples` draws from them (`codecs`). The
 bytes on disk are specified in `format` and `shards`, what a cache is compared by in `identity`.
+
+`estimate` measures what each codec costs and loses before anything is written, `describe` says what a cache holds, and
+`verify` asks the teacher again.
 """
 
+from distill_jax.cache.agreement import Agreement, verify
 from distill_jax.cache.codecs import Dense, Samples, TopK
+from distill_jax.cache.estimates import Estimate, estimate
+from distill_jax.cache.inspection import describe
 from distill_jax.cache.manifest import Mismatch
 from distill_jax.cache.reader import Cache, open_cache
 from distill_jax.cache.records import Damaged
@@ -18,13 +24,18 @@ from distill_jax.cache.shards import Incomplete
 from distill_jax.cache.writer import write_cache
 
 __all__ = [
+  "Agreement",
   "Cache",
   "Damaged",
   "Dense",
+  "Estimate",
   "Incomplete",
   "Mismatch",
   "Samples",
   "TopK",
+  "describe",
+  "estimate",
   "open_cache",
+  "verify",
   "write_cache",
 ]

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from distill_jax.fingerprint import fingerprint
+from distill_jax.teachers import CACHED
 from distill_jax.types import Batch, Model, Variables
 
 PROBES = 32
@@ -148,7 +149,7 @@ def _held(function) -> dict[str, Any]:
 
 
 def _inputs(arrays) -> list[str]:
-  return [name for name in arrays if name not in NOT_INPUTS and not name.startswith("teacher/")]
+  return [name for name in arrays if name not in NOT_INPUTS and not name.startswith(CACHED)]
 
 
 def _probe_batch(arrays) -> dict[str, np.ndarray]:

@@ -111,7 +111,7 @@ def check(store: Store, old: Mapping[str, Any], new: Mapping[str, Any], same: Sa
   Raises:
     Mismatch: with a line for each field.
   """
-  before, now = _flat(old), _flat(json.loads(_json(new)))
+  before, now = flat(old), flat(json.loads(_json(new)))
   absent, lines = "(absent)", []
   for field in sorted({**before, **now}):
     name, was, wanted = field.removeprefix("identity."), before.get(field, absent), now.get(field, absent)
@@ -160,12 +160,12 @@ def _json(values: Any, indent: int | None = None) -> bytes:
   return json.dumps(values, sort_keys=True, allow_nan=False, indent=indent).encode()
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   """`{'a': {'b': 1}}` -> `{'a.b': 1}`."""
-  flat: dict[str, Any] = {}
+  found: dict[str, Any] = {}
   for name, value in values.items():
     if isinstance(value, Mapping) and value:
-      flat |= _flat(value, f"{prefix}{name}.")
+      found |= flat(value, f"{prefix}{name}.")
     else:
-      flat[f"{prefix}{name}"] = value
-  return flat
+      found[f"{prefix}{name}"] = value
+  return found

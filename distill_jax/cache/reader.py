@@ -18,9 +18,8 @@ from distill_jax.cache.store import Store, open_store
 from distill_jax.cache.table import Table
 from distill_jax.data import Source
 from distill_jax.fingerprint import fingerprint
+from distill_jax.teachers import CACHED
 from distill_jax.types import Batch, Model, Variables
-
-CACHED = "teacher/"
 
 
 class Cache:
@@ -49,6 +48,19 @@ class Cache:
 
   def __len__(self) -> int:
     return len(self.manifest.rows)
+
+  def __repr__(self) -> str:
+    """Where it lies, its size, and what it was made from."""
+    made = self.manifest
+    size, record = sum(made.header(n).size for n in range(len(made.plan))), made.header(0).record.itemsize
+    lines = [
+      f"cache in {self.store.url}",
+      f"  {len(self):,} rows: {self.examples:,} examples x {self.views} views, {record:,} bytes a row, {size:,} bytes "
+      f"in {len(made.plan)} shards",
+    ]
+    return "\n".join(
+      lines + [f"  {name}: {_short(value)}" for name, value in manifest.flat(made.identity).items()]
+    )
 
   @property
   def examples(self) -> int:
@@ -79,15 +91,36 @@ class Cache:
   def join(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The batch (host arrays) with the columns 'teacher/OUTPUT.PART' of its examples and views.
 
-    A cache without augmentation has one view, and takes any.
+    A cache without augmentation has one view, and takes any, or none. Rows that are False in 'where' [B] only fill up
+    the batch: whatever their ids, they get the first example's outputs.
 
     Raises:
-      ValueError: an example or a view is not in the cache.
+      ValueError: the batch has no 'id' or 'view', or an example or a view is not in the cache.
       Damaged: a row is not what was written; shard and example are named.
     """
-    views = batch["view"] if self.augmented else np.zeros_like(batch["view"])
-    records = self.table.read(batch["id"], views)
+    records = self.table.read(*self._keys(batch))
     return {**batch, **{entry: records[name] for name, entry in self._names}}
+
+  def _keys(self, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The ids and views of a batch's rows."""
+    ids = self._entry("id", batch)
+    views = self._entry("view", batch) if self.augmented else np.zeros(len(ids), np.int32)
+    valid = _valid(batch)
+    if valid is not None:
+      ids, views = np.where(valid, ids, self.manifest.rows.ids[0]), np.where(valid, views, 0)
+    return ids, views
+
+  def _entry(self, name: str, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    if name not in batch:
+      found_by = "'id' and 'view'" if self.augmented else "'id'"
+      raise ValueError(
+        f"the batch has no {name!r}: rows of the cache in {self.store.url} are found by {found_by}; it has "
+        f"{sorted(batch)}"
+      )
+    values = np.asarray(batch[name])
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+      raise ValueError(f"{name}: expected integers [B], got {values.dtype} {list(values.shape)}")
+    return values
 
   def scan(self) -> dict[str, Any]:
     """Reads every byte again and compares all checksums.
@@ -181,11 +214,14 @@ class Cache:
   ) -> None:
     held = self.manifest.identity["data"]
     mine = identity.inputs(arrays)
-    found: dict[str, Any] = {"inputs": {name: mine[name] for name in held["inputs"] if name in mine}}
+    found: dict[str, Any] = {"inputs": {name: mine.get(name, "(absent)") for name in held["inputs"]}}
     if isinstance(source, Source):
       found |= {"name": source.name, "classes": identity.vocabulary(source.class_names)}
     manifest.check(self.store, {"data": {field: held[field] for field in found}}, {"data": found})
-    ids, checksums = np.asarray(arrays["id"]), identity.source_checksums(arrays, held["inputs"])
+    ids, valid = self._entry("id", arrays), _valid(arrays)
+    checksums = identity.source_checksums(arrays, held["inputs"])
+    if valid is not None:
+      ids, checksums = ids[valid], checksums[valid]
     for first in range(0, len(ids), 4096):
       part = ids[first : first + 4096]
       records = self.table.read(part, np.zeros(len(part), np.int32))
@@ -195,6 +231,19 @@ class Cache:
           f"example id {int(part[wrong[0]])} is not the one that the teacher of the cache in {self.store.url} was "
           "shown: its inputs have changed, or are prepared otherwise"
         )
+
+
+def _valid(batch: Mapping[str, np.ndarray]) -> np.ndarray | None:
+  """Which rows count, bool [B]; None: all."""
+  where = batch.get("where")
+  return None if where is None or np.ndim(where) != 1 else np.asarray(where, bool)
+
+
+def _short(value: Any) -> str:
+  """Without most of a long list's numbers."""
+  if isinstance(value, list) and len(value) > 4:
+    return f"[{', '.join(map(str, value[:3]))}, ... {len(value)} in all]"
+  return str(value)
 
 
 def open_cache(url: str | os.PathLike[str]) -> Cache:

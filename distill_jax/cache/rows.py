@@ -59,9 +59,10 @@ class Rows:
     for what, held, wanted in (("example id", self.ids[position], ids), ("view", view, views)):
       if not (held == wanted).all():
         wrong = wanted[np.argmin(held == wanted)]
+        padding = "; a row that only fills up its batch must be False in 'where'" if wrong < 0 else ""
         raise ValueError(
           f"{what} {wrong} is not in the cache: it holds {len(self.ids)} ids from {self._ordered[0]} to"
-          f" {self._ordered[-1]}, and views 0 to {self.views - 1} of each"
+          f" {self._ordered[-1]}, and views 0 to {self.views - 1} of each{padding}"
         )
     return numbers
 

@@ -12,7 +12,15 @@ from tqdm import tqdm
 
 from distill_jax import sharding
 from distill_jax.cache import codecs, faults, identity, manifest, shards
-from distill_jax.cache.codecs import Codec, Dense
+from distill_jax.cache.checks import (
+  check_count,
+  check_outputs,
+  check_part,
+  check_source,
+  check_teacher,
+  check_weights,
+)
+from distill_jax.cache.codecs import Codec
 from distill_jax.cache.format import Column
 from distill_jax.cache.manifest import Manifest
 from distill_jax.cache.reader import Cache, open_cache
@@ -70,14 +78,14 @@ def write_cache(
     OSError: the place cannot be written, or is full; the shards before stay, and the same call goes on from there.
   """
   store = open_store(url)
-  variables = frozen(teacher, teacher_variables)
-  if views < 1 or (augment is None and views > 1):
-    raise ValueError(
-      f"views: expected {'1 without augmentation' if views > 1 else 'at least 1'}, got {views}"
-    )
+  variables, kept = check_teacher(teacher, teacher_variables), check_outputs(outputs)
+  check_source(source)
+  check_part(part)
+  if check_count("views", views) > 1 and augment is None:
+    raise ValueError(f"views: expected 1 without augmentation, got {views}")
   mesh = mesh or sharding.data_mesh()
-  sharding.check_divisible(batch_size, mesh)
-  kept = dict(outputs) if outputs is not None else {"logits": Dense()}
+  sharding.check_divisible(check_count("batch_size", batch_size), mesh)
+  check_weights(teacher, variables, source.arrays)
   predictor = make_predictor(teacher, variables, kept, augment, mesh)
   given = predictor.shapes(rows_of(source, np.zeros(batch_size, int), 0))
   wanted = _manifest(store, teacher, source, kept, given, variables, description, augment, views, batch_size)
@@ -107,13 +115,7 @@ def make_predictor(
 ) -> Predictor:
   """The teacher, jitted with its codecs, its rows spread over the mesh."""
 
-  def taught(variables, batch):
-    batch = batch if augment is None else augment(batch)
-    said = teacher.apply(*variables, batch, train=False, key=None)[0]
-    for name in outputs:
-      if name not in said:
-        raise ValueError(f"outputs: the teacher gives no {name!r}{suggest(name, said)}")
-    return {name: said[name] for name in outputs}, batch
+  taught = make_answers(teacher, outputs, augment)
 
   def predict(variables, batch):
     said, batch = taught(variables, batch)
@@ -134,24 +136,30 @@ def make_predictor(
   )
 
 
+def make_answers(teacher: Model, outputs: Iterable[str], augment):
+  """`(variables, batch) -> (what the teacher says under these names, the batch as it saw it)`."""
+
+  def answers(variables, batch):
+    batch = batch if augment is None else augment(batch)
+    said = teacher.apply(*variables, batch, train=False, key=None)[0]
+    for name in outputs:
+      if name not in said:
+        raise ValueError(f"outputs: the teacher gives no {name!r}{suggest(name, said)}")
+    return {name: said[name] for name in outputs}, batch
+
+  return answers
+
+
+def places_of(source: Source, ids: np.ndarray) -> np.ndarray:
+  """Where the examples of these ids are in the source; some place or other for an id that is not there."""
+  order = np.argsort(source.ids)
+  return order[np.searchsorted(source.ids[order], ids) % len(order)]
+
+
 def rows_of(source: Source, places: np.ndarray, views) -> dict[str, np.ndarray]:
   """A batch of the examples at these places; `views` are numbers [rows], or one."""
   batch = {name: values.take(places, axis=0) for name, values in source.arrays.items()}
   return batch | {"view": np.broadcast_to(np.asarray(views, np.int32), len(places)).copy()}
-
-
-def frozen(teacher: Model, given: Variables | None) -> Variables:
-  """The weights of a teacher whose outputs can be kept."""
-  if teacher.follow is not None:
-    raise ValueError(
-      "the teacher follows the student and says something else at every step: it cannot be cached"
-    )
-  variables = given if given is not None else teacher.variables
-  if variables is None:
-    raise ValueError(
-      "the teacher has no weights: pass teacher_variables=, or make the Model from trained weights"
-    )
-  return variables
 
 
 def _manifest(

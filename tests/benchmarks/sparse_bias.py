@@ -16,7 +16,7 @@ import numpy as np
 
 from distill_jax import losses
 from distill_jax.cache.codecs import Samples, TopK
-from distill_jax.cache.estimate import row_bytes
+from distill_jax.cache.estimates import row_bytes
 
 CHUNK = 64
 TOP_K = [losses.sparse_kl, losses.sparse_kl_conditional, losses.sparse_kl_smoothed]

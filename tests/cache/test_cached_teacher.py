@@ -7,51 +7,37 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from toys import AUGMENT, CLASSES, ROWS, images, linear, student, written
 
 from distill_jax import data, losses, objectives, teachers
-from distill_jax.cache import Dense, Incomplete, Mismatch, Samples, TopK, open_cache, write_cache, writer
-from distill_jax.cache.verify import describe, verify
-from distill_jax.models import from_apply, from_nnx
-from distill_jax.models.mlp import MLP
+from distill_jax.cache import (
+  Dense,
+  Incomplete,
+  Mismatch,
+  Samples,
+  TopK,
+  describe,
+  open_cache,
+  verify,
+  writer,
+)
+from distill_jax.models import from_apply
 from distill_jax.train import fit
 from distill_jax.types import Variables
 
-CLASSES, ROWS = 5, 60
 OBJECTIVE = objectives.weighted(
   hard=(0.1, objectives.labels()), soft=(0.9, objectives.logits(losses.kl_divergence, temperature=4.0))
 )
-AUGMENT = data.augmentation(data.shift_crop(1), data.flip(), seed=3)
 
 
 @pytest.fixture
 def source(rng):
-  """Ids that are neither sorted nor without gaps."""
-  ids = rng.permutation(200)[:ROWS]
-  images = rng.normal(size=(ROWS, 4, 4, 1)).astype(np.float32)
-  return data.Source(
-    {"id": ids, "image": images, "label": rng.integers(0, CLASSES, ROWS)}, CLASSES, name="toy"
-  )
-
-
-def linear(seed=0, scale=1.0):
-  kernel = scale * np.random.default_rng(seed).normal(size=(16, CLASSES)).astype(np.float32)
-  apply = lambda w, x: (x.reshape(len(x), -1) @ w, {"hidden": x.reshape(len(x), -1)})  # noqa: E731
-  return from_apply(None, apply, variables=jnp.asarray(kernel))
-
-
-def student():
-  return from_nnx(lambda rngs: MLP(16, (8,), CLASSES, rngs=rngs))
+  return images(rng)
 
 
 def train(teacher, source, **changed):
   settings = dict(steps=12, batch_size=16, progress=False) | changed
   return fit(student(), teacher, changed.pop("objective", OBJECTIVE), optax.adam(1e-2), source, **settings)
-
-
-def written(folder, source, teacher=None, outputs=None, **settings):
-  outputs = outputs or {"logits": Dense("float32")}
-  settings = dict(batch_size=16, progress=False) | settings
-  return write_cache(folder, teacher or linear(), source, outputs, **settings)
 
 
 def largest_difference(a, b):
@@ -339,7 +325,7 @@ def test_verify_finds_a_teacher_that_says_something_else(tmp_path, source):
   assert other["logits"].difference > 0.1 and other["logits"].kl > 1e-4 and other["hidden"].kl is None
   unaugmented = verify(cached, linear(), source, 50, batch_size=16)
   assert unaugmented["hidden"].difference > 0.1
-  with pytest.raises(ValueError, match="n: expected at least 1"):
+  with pytest.raises(ValueError, match="n: expected a whole number from 1, got 0"):
     verify(cached, linear(), source, 0)
 
 
@@ -363,9 +349,32 @@ def test_the_description_says_how_sure_and_how_right_the_teacher_is(tmp_path, so
   right = (z.argmax(-1) == source.arrays["label"]).mean()
   text = describe(written(tmp_path, source), source)
   assert f"largest probability, mean {sure.mean():.3f}" in text
-  assert f"accuracy on the {ROWS} labelled examples: {right:.4f}" in text
+  assert f"accuracy on the {ROWS} labelled examples of toy: {right:.4f}" in text
   assert f"0.9 to 1.0  {(sure >= 0.9).mean():6.1%}" in text
   assert "60 rows: 60 examples x 1 views" in text and "teacher.weights" in text
+
+
+def test_the_description_says_the_cross_entropy_of_kept_label_probabilities(tmp_path, source):
+  z = source.arrays["image"].reshape(ROWS, -1).astype(np.float64) @ np.float64(linear().variables.params) / 2
+  log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+  label = np.where(np.arange(ROWS) < 40, source.arrays["label"], data.UNLABELLED)
+  partly = dataclasses.replace(source, arrays={**source.arrays, "label": label}, ignore_label=data.UNLABELLED)
+  text = describe(written(tmp_path, partly, outputs={"logits": TopK(2, temperature=2.0)}))
+  wanted = -log_p[np.arange(40), label[:40]].mean()
+  assert f"cross entropy at temperature 2 on the 40 labels that it was shown: {wanted:.4f}" in text
+
+
+def test_a_cache_shows_what_it_is(tmp_path, source):
+  cached = written(tmp_path, source, augment=AUGMENT, views=2)
+  text = repr(cached)
+  size = sum(path.stat().st_size for path in tmp_path.glob("shard-*"))
+  assert text.startswith(
+    f"cache in {tmp_path}\n  120 rows: 60 examples x 2 views, 40 bytes a row, {size:,} bytes"
+  )
+  assert (
+    "\n  data.name: toy\n" in text and "... 32 in all]" in text and "outputs.logits.dtype: float32" in text
+  )
+  assert describe(cached).startswith(text)
 
 
 def test_a_loop_of_one_s_own_joins_and_decodes(tmp_path, source):

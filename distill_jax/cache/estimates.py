@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import losses
+from distill_jax.cache import faults
 from distill_jax.cache.codecs import Codec, Dense, Samples, TopK
 
 LOSSES: dict[type, list[Callable[..., jax.Array]]] = {  # the default first
@@ -67,17 +68,45 @@ def estimate(
     codecs: to measure; None: `choices`.
 
   Raises:
-    ValueError: the shapes differ, or a codec cannot keep such logits.
+    ValueError: the logits are none or not finite, the shapes differ, or a codec cannot keep such logits.
   """
   teacher = jnp.asarray(teacher)
+  _check_logits(teacher)
   student = jnp.zeros_like(teacher) if student is None else jnp.asarray(student)
+  if not (math.isfinite(temperature) and temperature > 0):
+    raise ValueError(f"temperature: expected a finite number > 0, got {temperature}")
   codecs = choices(teacher.shape[-1], temperature=temperature) if codecs is None else codecs
+  _check_codecs(codecs)
   return [_measure(codec, teacher, student, temperature) for codec in codecs]
 
 
 def table(estimates: Sequence[Estimate]) -> str:
   """The estimates in Markdown, a line each; the cosine of the default loss of a codec comes first."""
   return "\n".join([_line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, map(_cells, estimates))])
+
+
+def _check_logits(logits) -> None:
+  if logits.ndim < 2 or logits.size == 0 or not jnp.issubdtype(logits.dtype, jnp.floating):
+    raise ValueError(
+      f"teacher: expected logits [N, ..., V], floating, N and V at least 1; got {logits.dtype} {list(logits.shape)}"
+    )
+  wrong = int((faults.of_logits(logits) > 0).sum())
+  if wrong:
+    raise ValueError(
+      f"teacher: {wrong} of the {len(logits)} examples hold NaN or +inf, or are -inf in all classes"
+    )
+
+
+def _check_codecs(codecs) -> None:
+  if isinstance(codecs, Codec):
+    raise ValueError(
+      f"codecs: expected a sequence of Dense, TopK and Samples, got {type(codecs).__name__} alone"
+    )
+  if not codecs:
+    raise ValueError("codecs: expected at least one of Dense, TopK and Samples, got none")
+  for codec in codecs:
+    if not isinstance(codec, Codec):
+      raise ValueError(f"codecs: expected Dense, TopK or Samples, got {codec!r}")
 
 
 def _measure(codec: Codec, teacher, student, temperature) -> Estimate:

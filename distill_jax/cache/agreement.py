@@ -1,0 +1,128 @@
+"""Does a cache say what its teacher says? Rows computed again."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax import losses, sharding
+from distill_jax.cache.checks import check_count, check_source, check_teacher, check_weights
+from distill_jax.cache.codecs import Codec
+from distill_jax.cache.reader import Cache
+from distill_jax.cache.sparse import Samples, TopK
+from distill_jax.cache.writer import make_answers, places_of, rows_of
+from distill_jax.data import Source
+from distill_jax.types import Batch, Model, Variables
+
+
+class Agreement(NamedTuple):
+  """How far the rows of one output are from the teacher that is asked again.
+
+  Attributes:
+    rows: how many were compared.
+    difference: the largest between numbers: of a dense output itself, of kept log-probabilities in nats; of draws the
+      share that is another class.
+    kl: from teacher to cache, nats, mean over rows; None where the output is no logits.
+    top1: the share of rows with the same first class; None likewise, and for draws.
+  """
+
+  rows: int
+  difference: float
+  kl: float | None
+  top1: float | None
+
+
+def verify(
+  cache: Cache,
+  teacher: Model,
+  source: Source,
+  n: int = 256,
+  *,
+  teacher_variables: Variables | None = None,
+  augment: Callable[[Batch], Batch] | None = None,
+  batch_size: int = 256,
+  seed: int = 0,
+  mesh: jax.sharding.Mesh | None = None,
+) -> dict[str, Agreement]:
+  """Asks the teacher again about n random rows.
+
+  Args:
+    cache, teacher, teacher_variables, augment, mesh: as they were for `write_cache`.
+    source: the examples, or a part of them: rows of others are not asked about.
+    n: rows to compare, views included; at most all.
+    batch_size: rows that the teacher takes at once, over all devices.
+    seed: of the choice.
+
+  Raises:
+    ValueError: a number is less than 1, `batch_size` does not divide over the devices, none of the examples is in the
+      cache, or the teacher does not give what the cache keeps.
+    Damaged: a row was changed; shard and example are named.
+  """
+  variables = check_teacher(teacher, teacher_variables)
+  check_source(source)
+  mesh = mesh or sharding.data_mesh()
+  sharding.check_divisible(check_count("batch_size", batch_size), mesh)
+  check_weights(teacher, variables, source.arrays)
+  held = np.flatnonzero(np.isin(cache.manifest.rows.ids, source.ids))
+  if not held.size:
+    raise ValueError(
+      f"source: none of the {len(source)} examples of {source.name!r} is in the cache in {cache.store.url}"
+    )
+  number = np.random.default_rng(seed).permutation(len(held) * cache.views)[: check_count("n", n)]
+  views, at = np.divmod(np.sort(number), len(held))
+  places = places_of(source, cache.manifest.rows.ids[held[at]])
+  answers = make_answers(teacher, cache.outputs, augment)
+
+  def compared(variables, batch):
+    taught, _ = answers(variables, batch)
+    kept = cache.model.apply({}, {}, batch, train=False, key=None)[0]
+    return {
+      name: _compare(codec, kept[name], taught[name], batch, name == "logits")
+      for name, (codec, _) in cache.outputs.items()
+    }
+
+  run = jax.jit(compared, in_shardings=(None, sharding.by_rows(mesh)))
+  placed, parts = sharding.replicate(variables, mesh), []
+  for first in range(0, len(number), batch_size):
+    rows = np.minimum(np.arange(first, first + batch_size), len(number) - 1)
+    found = run(placed, cache.join(rows_of(source, places[rows], views[rows])))
+    parts.append(jax.device_get(found))
+  joined = jax.tree.map(lambda *x: np.concatenate(x)[: len(number)], *parts)
+  return {name: _agreement(cache.outputs[name][0], values) for name, values in joined.items()}
+
+
+def _compare(codec: Codec, kept, taught, batch: Batch, is_logits: bool) -> dict[str, jax.Array]:
+  """Per row [B]: 'difference', and of logits 'kl' and 'top1'."""
+  if isinstance(codec, Samples):
+    again = codec.decode(codec.encode(taught, batch), taught)
+    return {"difference": _per_row(jnp.mean, kept.indices != again.indices)}
+  taught = taught.astype(jnp.float32)
+  if isinstance(codec, TopK):
+    log_p = jax.nn.log_softmax(taught / codec.temperature)
+    own = jnp.take_along_axis(log_p, kept.indices, -1)
+    return {
+      "difference": _per_row(jnp.max, _apart(kept.log_probs, own)),
+      "kl": _per_row(jnp.mean, losses.sparse_kl(taught, kept) / codec.temperature**2),
+      "top1": _per_row(jnp.mean, kept.indices[..., 0] == taught.argmax(-1)),
+    }
+  found = {"difference": _per_row(jnp.max, _apart(kept, taught))}
+  if is_logits:
+    found["kl"] = _per_row(jnp.mean, losses.kl_divergence(kept, taught))
+    found["top1"] = _per_row(jnp.mean, kept.argmax(-1) == taught.argmax(-1))
+  return found
+
+
+def _apart(a, b):
+  return jnp.where(a == b, 0, jnp.abs(a - b))  # -inf on both sides is no difference
+
+
+def _per_row(reduced, x) -> jax.Array:
+  return reduced(x.reshape(x.shape[0], -1).astype(jnp.float32), axis=1)
+
+
+def _agreement(codec: Codec, values: Mapping[str, np.ndarray]) -> Agreement:
+  difference = values["difference"].mean() if isinstance(codec, Samples) else values["difference"].max()
+  kl, top1 = (float(values[name].mean()) if name in values else None for name in ("kl", "top1"))
+  return Agreement(len(values["difference"]), float(difference), kl, top1)
