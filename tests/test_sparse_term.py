@@ -111,6 +111,25 @@ def test_targets_that_are_kept_otherwise_are_refused(pair):
     objectives.sparse(losses.sparse_kl).init(KEY, {"logits": s[1:]}, {"logits": targets})
 
 
+@pytest.mark.parametrize("loss", [*TOP_K, losses.sampled_cross_entropy])
+def test_draws_and_the_most_probable_classes_are_not_mistaken_for_one_another(pair, loss):
+  s, t = pair
+  batch = {"id": np.arange(16), "view": np.zeros(16, np.int32)}
+  takes_draws = loss is losses.sampled_cross_entropy
+  for codec in (TopK(4), Samples(4)):
+    kept = codec.decode(codec.encode(jnp.asarray(t), batch), t)
+    if isinstance(codec, Samples) == takes_draws:
+      assert np.isfinite(evaluate(objectives.sparse(loss), s, kept, batch)[0]).all()
+      continue
+    message = (
+      "most probable classes .top_k.: their loss is sparse_kl"
+      if takes_draws
+      else "loss is sampled_cross_entropy"
+    )
+    with pytest.raises(ValueError, match=message):
+      objectives.sparse(loss).init(KEY, {"logits": s}, {"logits": kept})
+
+
 def test_a_live_teacher_that_does_not_fit_is_refused(pair):
   s, t = pair
   with pytest.raises(ValueError, match=r"k: teacher 'logits' \(16, 12\) is live: say how many"):

@@ -87,7 +87,7 @@ class TopK:
     shares = jax.nn.log_softmax(self._dequantise(bits.unpack(columns["codes"], self.bits, self.k)))
     log_odds = columns["log_odds"]
     log_probs = jax.nn.log_sigmoid(log_odds)[..., None] + shares
-    return SparseTargets(indices, log_probs, jax.nn.log_sigmoid(-log_odds), self.temperature)
+    return SparseTargets(indices, log_probs, jax.nn.log_sigmoid(-log_odds), self.temperature, drawn=False)
 
   def faults(self, output) -> jax.Array:
     """Per example [B], uint8, what keeps it from being kept; see `faults.check`."""
@@ -176,9 +176,8 @@ class Samples:
     width = bits.width_of(output.shape[-1])
     indices = bits.unpack(columns["indices"], width, self.k).astype(jnp.int32)
     log_probs = jnp.full(indices.shape, -math.log(self.k), jnp.float32)
-    return SparseTargets(
-      indices, log_probs, jnp.full(indices.shape[:-1], -jnp.inf, jnp.float32), self.temperature
-    )
+    no_tail = jnp.full(indices.shape[:-1], -jnp.inf, jnp.float32)
+    return SparseTargets(indices, log_probs, no_tail, self.temperature, drawn=True)
 
   def faults(self, output) -> jax.Array:
     """Per example [B], uint8, what keeps it from being kept; see `faults.check`."""

@@ -18,7 +18,7 @@ from distill_jax.losses import _checks, _softmax
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=["indices", "log_probs", "log_tail"],
-  meta_fields=["temperature"],
+  meta_fields=["temperature", "drawn"],
 )
 @dataclasses.dataclass(frozen=True)
 class SparseTargets:
@@ -30,12 +30,15 @@ class SparseTargets:
     log_tail: log of the mass that was left out, [...]; -inf for none. Samples have none: their K entries of
       -log K (an index may repeat) stand for the whole distribution.
     temperature: a number > 0; static under jit.
+    drawn: True of `sample_k`, which `sampled_cross_entropy` alone takes; False of `top_k`, which the others take; None:
+      not known, and not checked. Static under jit.
   """
 
   indices: jax.Array
   log_probs: jax.Array
   log_tail: jax.Array
   temperature: float = 1.0
+  drawn: bool | None = None
 
 
 def top_k(logits, k: int, *, temperature=1.0) -> SparseTargets:
@@ -57,7 +60,7 @@ def top_k(logits, k: int, *, temperature=1.0) -> SparseTargets:
     raise ValueError(f"k must be in [1, {log_p.shape[-1]}], the number of classes, got {k}")
   # Or XLA merges a slice of the result with top_k's own, and then sorts all V: 100 times slower on CPU.
   log_probs, indices = jax.lax.optimization_barrier(jax.lax.top_k(log_p, k))
-  return SparseTargets(indices, log_probs, _softmax.log_sum(_without(log_p, indices)), temperature)
+  return SparseTargets(indices, log_probs, _softmax.log_sum(_without(log_p, indices)), temperature, False)
 
 
 def sample_k(key, logits, k: int, *, temperature=1.0) -> SparseTargets:
@@ -78,7 +81,8 @@ def sample_k(key, logits, k: int, *, temperature=1.0) -> SparseTargets:
   log_p, k, temperature = _tempered(logits, k, temperature)
   shape = log_p.shape[:-1]
   log_probs = jnp.full((*shape, k), -jnp.log(k), log_p.dtype)
-  return SparseTargets(_draw(key, log_p, k), log_probs, jnp.full(shape, -jnp.inf, log_p.dtype), temperature)
+  no_tail = jnp.full(shape, -jnp.inf, log_p.dtype)
+  return SparseTargets(_draw(key, log_p, k), log_probs, no_tail, temperature, True)
 
 
 def sparse_kl(student, targets: SparseTargets, *, class_mask=None) -> jax.Array:
@@ -95,7 +99,7 @@ def sparse_kl(student, targets: SparseTargets, *, class_mask=None) -> jax.Array:
     Nats, [...].
 
   Raises:
-    ValueError: the targets' shapes do not fit the student's, or K > V.
+    ValueError: the targets are draws, their shapes do not fit the student's, or K > V.
 
   Compares: class probabilities of the teacher's top classes, the rest as one
   Shapes: [..., V], targets [..., K] -> [...]
@@ -128,7 +132,7 @@ def sparse_kl_conditional(student, targets: SparseTargets, *, class_mask=None) -
     Nats, [...].
 
   Raises:
-    ValueError: the targets' shapes do not fit the student's, or K > V.
+    ValueError: the targets are draws, their shapes do not fit the student's, or K > V.
 
   Compares: class probabilities among the teacher's top classes alone
   Shapes: [..., V], targets [..., K] -> [...]
@@ -156,7 +160,7 @@ def sparse_kl_smoothed(student, targets: SparseTargets, *, class_mask=None) -> j
     Nats, [...].
 
   Raises:
-    ValueError: the targets' shapes do not fit the student's, or K > V.
+    ValueError: the targets are draws, their shapes do not fit the student's, or K > V.
 
   Compares: class probabilities, the tail as uniform
   Shapes: [..., V], targets [..., K] -> [...]
@@ -195,7 +199,7 @@ def sampled_cross_entropy(student, targets: SparseTargets, *, class_mask=None) -
     Nats, [...].
 
   Raises:
-    ValueError: the targets' shapes do not fit the student's.
+    ValueError: the targets are no draws, or their shapes do not fit the student's.
 
   Compares: class probabilities, by draws from the teacher
   Shapes: [..., V], targets [..., K] -> [...]
@@ -240,6 +244,13 @@ def _tempered(logits, k, temperature):
 
 def _aligned(student, targets, class_mask, repeats=False):
   """The student's logits over the temperature, -inf where masked, and the checked parts of the targets."""
+  if targets.drawn is not None and targets.drawn != repeats:
+    raise ValueError(
+      "targets are draws (sample_k): their loss is sampled_cross_entropy"
+      if targets.drawn
+      else "targets are the most probable classes (top_k): their loss is sparse_kl, or sparse_kl_conditional or "
+      "sparse_kl_smoothed; sampled_cross_entropy takes draws (sample_k)"
+    )
   student = _checks.array("student", student, ndim=1)
   shape = (*student.shape[:-1], jnp.shape(targets.log_probs)[-1])
   if jnp.shape(targets.log_probs) != shape or jnp.shape(targets.log_tail) != shape[:-1]:

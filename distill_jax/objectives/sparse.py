@@ -28,7 +28,7 @@ def sparse(
 
   Args:
     loss: `(student [..., V], targets, **hyperparameters) -> [...]`. Cached draws are for `sampled_cross_entropy`
-      alone, a cached top k for the others: the targets do not tell.
+      alone, a cached top k for the others.
     k: classes (or draws) of a live teacher. None: a cached one's, whatever it keeps.
     temperature: of a live teacher; None is 1. Of a cached one None is its own.
     output: the output of both that holds the logits.
@@ -38,7 +38,8 @@ def sparse(
   Raises:
     ValueError: at once, k < 1, temperature <= 0 or a hyper-parameter that the loss does not have; in init, a live
       teacher without k, of fewer classes than k or of other rows or classes than the student, and a cached one
-      that keeps another k or another temperature.
+      that keeps another k or another temperature, draws for a loss of the most probable classes, or these for a loss
+      of draws.
   """
   call = prepare(loss, hyperparameters, valid=valid, several=True)
   if k is not None and k < 1:
