@@ -12,7 +12,13 @@ HostBatch = dict[str, np.ndarray]
 
 
 def batches(
-  source: Source, batch_size: int, *, seed: int, start: int = 0, views: int = 0
+  source: Source,
+  batch_size: int,
+  *,
+  seed: int,
+  start: int = 0,
+  views: int = 0,
+  rows: np.ndarray | None = None,
 ) -> Iterator[HostBatch]:
   """Endless shuffled training batches, all of one size.
 
@@ -26,6 +32,7 @@ def batches(
     seed: from 0 to 2^32 - 1.
     start: the first step.
     views: number of different augmented views an example has; 0 makes a new one each epoch.
+    rows: those of each batch that are wanted, where several processes share it (`sharding.local_rows`); None: all.
 
   Returns:
     Iterator of the source's arrays, gathered, and 'view' int32 [batch_size].
@@ -43,23 +50,23 @@ def batches(
       f"batch_size {batch_size} is more than the {len(source)} examples of {source.name}: "
       f"at most {len(source)}"
     )
-  return _batches(source, batch_size, seed, start, views)
+  return _batches(source, batch_size, seed, start, views, slice(None) if rows is None else rows)
 
 
-def eval_batches(source: Source, batch_size: int) -> Iterator[HostBatch]:
+def eval_batches(source: Source, batch_size: int, *, rows: np.ndarray | None = None) -> Iterator[HostBatch]:
   """Every example once, in order, in batches of one size.
 
   The last batch is filled up by repeating its last row; bool 'where' [batch_size] marks the real rows.
-  'view' is 0.
+  'view' is 0. `rows` as in `batches`.
 
   Raises:
     ValueError: `batch_size` is not a whole number from 1.
   """
   check_whole("batch_size", batch_size, 1)
-  return _eval_batches(source, batch_size)
+  return _eval_batches(source, batch_size, slice(None) if rows is None else rows)
 
 
-def _batches(source, batch_size, seed, start, views):
+def _batches(source, batch_size, seed, start, views, rows):
   per_epoch = len(source) // batch_size
   order, epoch = None, None
   for step in itertools.count(start):
@@ -68,14 +75,14 @@ def _batches(source, batch_size, seed, start, views):
       order = permutation(seed, epoch, len(source))
     first = step % per_epoch * batch_size
     view = epoch % views if views else epoch
-    yield _gather(source, order[first : first + batch_size], view)
+    yield _gather(source, order[first : first + batch_size][rows], view)
 
 
-def _eval_batches(source, batch_size):
+def _eval_batches(source, batch_size, rows):
   for first in range(0, len(source), batch_size):
-    rows = np.arange(first, first + batch_size)
-    batch = _gather(source, np.minimum(rows, len(source) - 1), 0)
-    yield batch | {"where": rows < len(source)}
+    places = np.arange(first, first + batch_size)[rows]
+    batch = _gather(source, np.minimum(places, len(source) - 1), 0)
+    yield batch | {"where": places < len(source)}
 
 
 def _gather(source, rows, view) -> HostBatch:

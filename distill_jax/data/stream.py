@@ -34,6 +34,7 @@ class Stream:
     seed: of the order, from 0 to 2^32 - 1.
     views: number of different views an example has; 0 makes a new one each epoch.
     threads: that read, decode and crop.
+    rows: those of each batch that are read here; None: all.
 
   Raises:
     ValueError: the batch is larger than the set, or a number is out of its range.
@@ -46,6 +47,7 @@ class Stream:
   seed: int
   views: int = 0
   threads: int = 16
+  rows: np.ndarray | None = None
 
   def __post_init__(self):
     check_seed(self.seed)
@@ -75,16 +77,22 @@ class Stream:
     """Batches from step `start` on: 'id', 'view', 'label' int32 [batch], 'image' float32 [batch, size, size,
     channels]."""
     check_whole("start", start, 0)
-    places = grain.MapDataset.range(start * self.batch_size, sys.maxsize)
-    return _batches(places.map(self._example), self.batch_size, self.threads)
+    rows = _rows(self)
+    places = grain.MapDataset.range(start * len(rows), sys.maxsize)
+    return _batches(places.map(functools.partial(self._example, rows)), len(rows), self.threads)
 
-  def _example(self, place: int) -> dict[str, Any]:
+  def for_rows(self, rows: np.ndarray) -> "Stream":
+    """The same batches, of which this process reads some rows only (`sharding.local_rows`)."""
+    return dataclasses.replace(self, rows=rows)
+
+  def _example(self, rows: np.ndarray, place: int) -> dict[str, Any]:
     n = len(self.images)
-    step, row = divmod(place, self.batch_size)
+    step, own = divmod(place, len(rows))
+    row = int(rows[own])
     epoch, step = divmod(step, n // self.batch_size)
     view = epoch % self.views if self.views else epoch
-    rows = _order(self.seed, epoch, n)
-    return _example(self.images, self.crop, rows, step * self.batch_size + row, view)
+    order = _order(self.seed, epoch, n)
+    return _example(self.images, self.crop, order, step * self.batch_size + row, view)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +103,7 @@ class EvalStream:
   cannot be decoded; 'view' is 0. It can be iterated any number of times.
 
   Attributes:
-    images, batch_size, threads: as in `Stream`.
+    images, batch_size, threads, rows: as in `Stream`.
     crop: e.g. `centre_crop(224)`.
 
   Raises:
@@ -107,6 +115,7 @@ class EvalStream:
   batch_size: int
   crop: Crop
   threads: int = 16
+  rows: np.ndarray | None = None
 
   def __post_init__(self):
     for name in ("batch_size", "threads"):
@@ -116,13 +125,24 @@ class EvalStream:
     return -(-len(self.images) // self.batch_size)
 
   def __iter__(self) -> Iterator[HostBatch]:
-    places = grain.MapDataset.range(0, len(self) * self.batch_size)
-    return _batches(places.map(self._example), self.batch_size, self.threads)
+    rows = _rows(self)
+    places = grain.MapDataset.range(0, len(self) * len(rows))
+    return _batches(places.map(functools.partial(self._example, rows)), len(rows), self.threads)
 
-  def _example(self, place: int) -> dict[str, Any]:
+  def for_rows(self, rows: np.ndarray) -> "EvalStream":
+    """As in `Stream`."""
+    return dataclasses.replace(self, rows=rows)
+
+  def _example(self, rows: np.ndarray, place: int) -> dict[str, Any]:
     n = len(self.images)
+    step, own = divmod(place, len(rows))
+    place = step * self.batch_size + int(rows[own])
     example = _example(self.images, self.crop, range(n), min(place, n - 1), 0)
     return example | {"where": np.bool_(place < n and example["id"] == self.images.ids[place])}
+
+
+def _rows(stream: Stream | EvalStream) -> np.ndarray:
+  return np.arange(stream.batch_size) if stream.rows is None else stream.rows
 
 
 def _batches(examples: grain.MapDataset, batch_size: int, threads: int) -> Iterator[HostBatch]:

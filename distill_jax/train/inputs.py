@@ -24,13 +24,16 @@ def batches_of(
   classes: int | None = None,
   ignore_label: int | None = None,
   cached: Cache | None = None,
+  rows: np.ndarray | None = None,
 ) -> Callable[[int], Iterable[Mapping[str, Any]]]:
-  """`start step -> batches`; those of a pipeline of one's own are checked, where the labels' classes are known."""
+  """`start step -> batches`, or the given rows of each; those of a pipeline of one's own are checked, where the
+  labels' classes are known."""
   if cached is not None:
-    plain = batches_of(source, batch_size, seed, views, classes, ignore_label)
+    plain = batches_of(source, batch_size, seed, views, classes, ignore_label, rows=rows)
     return lambda start: map(cached.join, plain(start))
   if isinstance(source, data.Source):
-    return lambda start: data.batches(source, batch_size, seed=seed, start=start, views=views)
+    return lambda start: data.batches(source, batch_size, seed=seed, start=start, views=views, rows=rows)
+  source = own_share(source, rows)
 
   def checked(start: int) -> Iterator[Mapping[str, Any]]:
     for batch in source(start):
@@ -44,6 +47,18 @@ def batches_of(
   return checked
 
 
+def own_share(pipeline, rows: np.ndarray | None):
+  """A pipeline that gives these rows of each batch, if it can be told so; else it must know them itself."""
+  return pipeline if rows is None or not hasattr(pipeline, "for_rows") else pipeline.for_rows(rows)
+
+
+def evaluation_batches(validation, batch_size: int, rows: np.ndarray | None) -> Iterable[Mapping[str, Any]]:
+  """The batches of an evaluation, or the given rows of each."""
+  if isinstance(validation, data.Source):
+    return data.eval_batches(validation, batch_size, rows=rows)
+  return own_share(validation, rows)
+
+
 def describe(source) -> str:
   """What tells the examples from others, for the run's identity."""
   if not isinstance(source, data.Source):
@@ -51,14 +66,21 @@ def describe(source) -> str:
   return f"{source.name}:{fingerprint(dict(source.arrays))}"
 
 
-def following(batches: Iterator, step: int, batch_size: int) -> Batch:
-  """The next batch, refused if it has not the size of all others."""
+def following(batches: Iterator, step: int, batch_size: int, expected: int) -> Batch:
+  """The next batch, refused if it has not the size of all others.
+
+  Args:
+    expected: rows of this process, where several share the `batch_size`.
+  """
   batch = next(batches, None)
   if batch is None:
     raise ValueError(f"the data ended before step {step}: a source must go on for all steps")
   rows = {len(x) for x in batch.values()}
-  if rows != {batch_size}:
-    raise ValueError(f"the batch of step {step} has {sorted(rows)} rows, expected batch_size {batch_size}")
+  if rows != {expected}:
+    share = "" if expected == batch_size else f", of which this process gives {expected}"
+    raise ValueError(
+      f"the batch of step {step} has {sorted(rows)} rows, expected batch_size {batch_size}{share}"
+    )
   return batch
 
 

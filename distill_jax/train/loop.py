@@ -1,13 +1,17 @@
 """The loop: batches in, steps, evaluations, checkpoints, a history out."""
 
+import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 
-from distill_jax import data, metrics, reduce, sharding
+from distill_jax import data, hosts, metrics, reduce, sharding
 from distill_jax.cache import Cache
 from distill_jax.fingerprint import fingerprint
 from distill_jax.train.inputs import (
@@ -18,6 +22,7 @@ from distill_jax.train.inputs import (
   check_validation,
   classes_of,
   describe,
+  evaluation_batches,
   following,
 )
 from distill_jax.train.keeper import Keeper, student_of
@@ -77,16 +82,21 @@ def fit(
   max_skips: int = 10,
   ignore_label: int | None = None,
   mesh: jax.sharding.Mesh | None = None,
+  rules: sharding.Rules = (),
+  teacher_rules: sharding.Rules = (),
   title: str = "train",
   progress: bool = True,
 ) -> Fitted:
-  """Distils `teacher` into `student` (or trains the student alone: teacher None), on all devices of this host.
+  """Distils `teacher` into `student` (or trains the student alone: teacher None), on all devices of all hosts.
+
+  Where several processes train together (`hosts.join`), each makes the same call.
 
   Args:
     student, teacher, objective, optimizer, augment, mix, microbatches: as in `make_train_step`. A teacher may also be
       a `cache.Cache` of the same examples, augmentation and views: its outputs join the batches.
     source: the training examples; or your own pipeline, a function `start step -> iterable of batches` (dicts
-      of host arrays of `batch_size` rows), which must give the same batches again to a run that resumes.
+      of host arrays of `batch_size` rows), which must give the same batches again to a run that resumes. Where
+      several processes share a batch, it gives the rows that `sharding.local_rows` names.
     steps: in all, including those of an earlier run that is resumed.
     batch_size: rows per step over all devices.
     teacher_variables: the frozen teacher's weights, if the Model does not carry them.
@@ -105,22 +115,28 @@ def fit(
     views: different augmented views per example; 0: a new one each epoch.
     max_skips: abort after this many updates in a row that were not finite.
     ignore_label: the label that marks examples without one in your own pipeline (a `Source` knows its own).
-    mesh: devices to use, one axis `data`; None: all local ones.
+    mesh: `sharding.make_mesh(...)`; None: all devices along `data`.
+    rules, teacher_rules: where the arrays of the train state, and of the teacher, lie on the mesh (`sharding.Rules`).
+      Without a rule what is large is spread over `fsdp`, and all else is on every device.
     title, progress: a progress bar with this title on a terminal, a line per evaluation elsewhere.
 
   Returns:
-    `Fitted`.
+    `Fitted`; its arrays lie as they did in training.
 
   Raises:
-    ValueError: what does not fit: networks, objective, labels, batch and devices, or a folder of another run.
+    ValueError: what does not fit: networks, objective, labels, batch and devices, arrays and rules, or a folder of
+      another run.
     NonFiniteError: see `max_skips`; the folder keeps its last checkpoint.
     RuntimeError: the frozen teacher's weights changed while it taught.
   """
   cached, teacher = (teacher, teacher.model) if isinstance(teacher, Cache) else (None, teacher)
   check_kinds(student, teacher, objective, source)
   check_counts(steps=steps, batch_size=batch_size, log_every=log_every, max_skips=max_skips)
-  mesh = mesh or sharding.data_mesh()
+  mesh = mesh or sharding.make_mesh()
+  sharding.check_mesh(mesh)
   sharding.check_divisible(batch_size, mesh, microbatches=microbatches)
+  here = sharding.local_rows(mesh, batch_size)
+  rows = None if len(here) == batch_size else here
   eval_every = max(1, steps // 10) if eval_every is None else eval_every
   check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every or eval_every)
   if cached is not None:
@@ -130,25 +146,31 @@ def fit(
       teacher_variables = None
     shown = source if isinstance(source, data.Source) else next(iter(source(0)))
     cached.check(shown, augment=augment, views=views, mix=mix)
-  taught_by = _frozen(teacher, teacher_variables, mesh)
+  taught_by = _frozen(teacher, teacher_variables, mesh, teacher_rules)
   teacher_print = fingerprint(taught_by)
-  example = next(iter(batches_of(source, batch_size, seed, views, None, ignore_label, cached)(0)), None)
+  example = next(iter(batches_of(source, batch_size, seed, views, None, ignore_label, cached, rows)(0)), None)
   if example is None:
     raise ValueError("the source gives no batch")
-  state = make_init(student, teacher, objective, optimizer)(jax.random.key(seed), _on_device(example, mesh))
+  example = {name: np.resize(x, (batch_size, *x.shape[1:])) for name, x in example.items()}
+  with _spacious(mesh):
+    state = make_init(student, teacher, objective, optimizer)(jax.random.key(seed), example)
   classes = classes_of(student, state, example)
   check_classes(classes, source)
-  stream = batches_of(source, batch_size, seed, views, classes, ignore_label, cached)
+  stream = batches_of(source, batch_size, seed, views, classes, ignore_label, cached, rows)
   if validation is not None:
     check_validation(student, state, validation, batch_size, classes, best)
-  state = sharding.replicate(state, mesh)
+  placement = sharding.state_specs(state, mesh, rules)
+  state = sharding.place(state, mesh, placement)
   step_fn = _compiled(
     make_train_step(
       student, teacher, objective, optimizer, microbatches=microbatches, augment=augment, mix=mix
     ),
     mesh,
+    placement,
   )
-  evaluate = _evaluator(student, mesh, validation, batch_size) if validation is not None else None
+  evaluate = None
+  if validation is not None:
+    evaluate = _evaluator(student, mesh, validation, batch_size, rows)
   keeper = Keeper(
     folder,
     best,
@@ -164,11 +186,17 @@ def fit(
   with keeper:
     state = keeper.restore(state)
     start = int(state.step)
-    with Log(keeper.folder, start=start, steps=steps, title=title, progress=progress) as log:
+    log_folder = keeper.folder if hosts.is_first() else None
+    with Log(
+      log_folder, start=start, steps=steps, title=title, progress=progress and hosts.is_first()
+    ) as log:
       pending: list[Any] = []
       batches = iter(stream(start))
       for step in range(start + 1, steps + 1):
-        state, measured = step_fn(state, taught_by, following(batches, step, batch_size))
+        batch = following(batches, step, batch_size, len(here))
+        if rows is not None:
+          batch = sharding.place_rows(batch, mesh, batch_size)
+        state, measured = step_fn(state, taught_by, batch)
         pending.append(measured)
         evaluating = step % eval_every == 0 or step == steps
         saving = evaluating or step % (checkpoint_every or eval_every) == 0
@@ -190,7 +218,7 @@ def fit(
     return Fitted(best_or_last, state, history)
 
 
-def _frozen(teacher: Model | None, given: Variables | None, mesh) -> Any:
+def _frozen(teacher: Model | None, given: Variables | None, mesh, rules: sharding.Rules) -> Any:
   if teacher is None or teacher.follow is not None:
     if given is not None:
       raise ValueError("teacher_variables were given, but there is no frozen teacher to use them")
@@ -201,37 +229,52 @@ def _frozen(teacher: Model | None, given: Variables | None, mesh) -> Any:
       "the teacher has no weights: pass teacher_variables=, or make the Model from trained weights (an untrained "
       "teacher would teach noise)"
     )
-  return sharding.replicate(Variables(*variables), mesh)
+  variables = Variables(*variables)
+  return sharding.place(variables, mesh, sharding.specs(variables, mesh, rules))
 
 
-def _on_device(batch, mesh) -> Batch:
-  return jax.device_put(dict(batch), sharding.by_rows(mesh))
+@contextlib.contextmanager
+def _spacious(mesh):
+  """Where parameters are spread over devices, they are made in the host's memory: one device might not hold them."""
+  if math.prod(size for axis, size in mesh.shape.items() if axis != "data") == 1:
+    yield
+  else:
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+      yield
 
 
-def _compiled(step: Step, mesh):
+def _compiled(step: Step, mesh, placement: TrainState):
   """The step, compiled to take host batches: jit places them in a tenth of `device_put`'s time."""
 
   def packed(state, teacher_variables, batch):
     state, measured = step(state, teacher_variables, batch)
     return state, pack(measured)
 
+  kept = jax.tree.map(
+    lambda spec: jax.sharding.NamedSharding(mesh, spec),
+    placement,
+    is_leaf=lambda x: isinstance(x, PartitionSpec),
+  )
   return jax.jit(
     packed,
     donate_argnums=0,
-    in_shardings=(None, None, sharding.by_rows(mesh)),
-    out_shardings=sharding.replicated(mesh),
+    in_shardings=(kept, None, sharding.by_rows(mesh)),
+    out_shardings=(kept, sharding.replicated(mesh)),
   )
 
 
-def _evaluator(student: Model, mesh, validation, batch_size: int):
+def _evaluator(student: Model, mesh, validation, batch_size: int, rows: np.ndarray | None):
   """`variables -> scores` on the whole set; examples in memory are placed once."""
   count = jax.jit(make_eval_step(student), out_shardings=sharding.replicated(mesh))
-  batches = validation
-  if isinstance(validation, data.Source):
-    batches = [_on_device(batch, mesh) for batch in data.eval_batches(validation, batch_size)]
+
+  def place(batch):
+    return sharding.place_rows(batch, mesh, batch_size)
+
+  batches = evaluation_batches(validation, batch_size, rows)
+  kept = [place(batch) for batch in batches] if isinstance(validation, data.Source) else None
 
   def evaluate(variables: Variables) -> dict[str, float]:
-    counts = [count(variables, (), _on_device(batch, mesh)) for batch in batches]
+    counts = [count(variables, (), batch) for batch in kept or map(place, batches)]
     return metrics.summary(reduce.merge(*jax.device_get(counts)))
 
   return evaluate
