@@ -9,7 +9,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from distill_jax import seal
+from distill_jax import hosts, seal
 from distill_jax.export import export_student, load_student
 from distill_jax.types import TrainState
 
@@ -27,10 +26,13 @@ __all__ = ["Checkpoints", "export_student", "load_student"]
 
 
 class Checkpoints:
-  """The latest checkpoints of one training run and its best one, in one folder. One writer at a time.
+  """The latest checkpoints of one training run and its best one, in one folder. One writer at a time (`Lease`).
 
   Writing goes on in the background. An error in it is raised by the next `save`, `wait` or `close`; what was
   saved before stays. Use it as a context manager, or call `close`.
+
+  The processes of one run share the folder: each makes the same calls in the same order, and writes and reads the
+  parts of the arrays that lie on its devices. What is done once (finding, moving, removing) the first one does.
   """
 
   def __init__(
@@ -56,7 +58,7 @@ class Checkpoints:
     Raises:
       ValueError: `keep` or `best` is not as above, or the folder is a URL.
       FileNotFoundError: read-only, and there is no such folder.
-      OSError: the folder cannot be made or written.
+      OSError: the folder cannot be made or written, or is not the same for all processes.
     """
     if keep < 1:
       raise ValueError(f"keep must be at least 1, got {keep}")
@@ -72,8 +74,8 @@ class Checkpoints:
     self._damaged: dict[int, str] = {}
     if not read_only:
       self._open_writer()
-    elif not self.folder.is_dir():
-      raise FileNotFoundError(f"no checkpoint folder {self.folder}{_hint(self.folder.parent)}")
+    else:
+      hosts.every(self._check_there)
     self._scan()
 
   def save(self, state: TrainState, *, metrics: Mapping[str, float] | None = None) -> None:
@@ -110,7 +112,7 @@ class Checkpoints:
 
     Args:
       like: what a fresh start would begin with: arrays, or `ShapeDtypeStruct`s (without a sharding: on the
-        first device).
+        first device of each process).
       step: None for the newest; a number for this one only; 'best' for the best one (or the next best).
 
     Raises:
@@ -160,7 +162,8 @@ class Checkpoints:
       return
     with self._writes():
       self._writer.wait()
-    shutil.rmtree(self._aside(self._writing), ignore_errors=True)
+    if hosts.is_first():
+      shutil.rmtree(self._aside(self._writing), ignore_errors=True)
     self._writing = None
     self._seals = {step: self._seals[step] for step in self._kept()}
     self._damaged = {}
@@ -198,7 +201,7 @@ class Checkpoints:
 
   def _candidates(self, step: int | str | None) -> list[int]:
     found = sorted({*self._seals, *self._damaged}, reverse=True)
-    hint = "" if found else _hint(self.folder)
+    hint = "" if found else hosts.first(lambda: _hint(self.folder))
     if hint or (isinstance(step, int) and step not in found):
       wanted = "" if step is None else f" of step {step}"
       raise ValueError(f"no checkpoint{wanted} in {self.folder}; found steps {found[::-1]}{hint}")
@@ -211,18 +214,19 @@ class Checkpoints:
   def _load(self, step: int, like: TrainState) -> TrainState:
     if step in self._damaged:
       raise seal.Damaged(self._damaged[step])
-    body, path = self._seals[step], self.folder / str(step)
+    hosts.every(lambda: self._check_usable(step, like))
+    state = hosts.every(lambda: _read(self.folder / str(step), like), errors=[seal.Damaged])
+    seal.check_contents(self._seals[step], state)
+    return state
+
+  def _check_usable(self, step: int, like: TrainState) -> None:
+    body = self._seals[step]
     try:
       if self._identity is not None:
         seal.check_identity(body, self._identity)
       seal.check_fit(seal.layout(like), {name: (leaf[0], leaf[1]) for name, leaf in body["leaves"].items()})
     except ValueError as error:
-      raise ValueError(f"checkpoint {path} cannot be used: {error}") from None
-    wanted = jax.tree.map(_abstract, like)
-    with _reading():
-      state = ocp.load_checkpointables(path, {"state": wanted})["state"]
-    seal.check_contents(body, state)
-    return state
+      raise ValueError(f"checkpoint {self.folder / str(step)} cannot be used: {error}") from None
 
   def _look(self) -> None:
     if self._writer is None:
@@ -231,25 +235,19 @@ class Checkpoints:
       self.wait()
 
   def _scan(self) -> None:
-    self._seals, self._damaged = {}, {}
-    for step in _steps_in(self.folder):
-      try:
-        with _reading():
-          # Orbax's own reader of this file opens every array too, and mutters when one is damaged.
-          stored = json.loads((self.folder / str(step) / "_CHECKPOINT_METADATA").read_bytes())[
-            "custom_metadata"
-          ]
-        self._seals[step] = seal.opened(stored, step)
-      except seal.Damaged as damage:
-        self._damaged[step] = str(damage)
+    seals, damaged = hosts.first(lambda: _seals_in(self.folder))
+    self._seals, self._damaged = dict(seals), dict(damaged)
+
+  def _check_there(self) -> None:
+    if not self.folder.is_dir():
+      raise FileNotFoundError(f"no checkpoint folder {self.folder}{_hint(self.folder.parent)}")
 
   def _open_writer(self) -> None:
     try:
-      self.folder.mkdir(parents=True, exist_ok=True)
-      tempfile.TemporaryFile(dir=self.folder).close()
+      hosts.share(self.folder)
     except OSError as error:
       raise OSError(f"the checkpoint folder {self.folder} cannot be written: {error}") from error
-    self._put_back()
+    hosts.first(self._put_back)
     context = ocp.Context()
     context.array.saving.use_compression = False  # weights hardly shrink, and reads take half the time
     self._writer = ocp.training.Checkpointer(
@@ -263,6 +261,9 @@ class Checkpoints:
       yield
     except Exception as error:
       step, self._writing = self._writing, None
+      if jax.process_count() > 1:
+        # The others may have written their parts, and wait for this one: the next start puts things right.
+        raise RuntimeError(f"checkpoint {step} of {self.folder} was not written: {error}") from error
       self._put_back()
       self._writer.reload()
       self._scan()
@@ -274,10 +275,15 @@ class Checkpoints:
 
   def _move_aside(self, step: int) -> None:
     """What is at this step already stays on disk until its replacement is complete."""
-    path = self.folder / str(step)
-    if path.exists():
-      path.rename(self._aside(step))
+    if hosts.first(lambda: self._renamed(step)):
       self._writer.reload()
+
+  def _renamed(self, step: int) -> bool:
+    path = self.folder / str(step)
+    there = path.exists()
+    if there:
+      path.rename(self._aside(step))
+    return there
 
   def _put_back(self) -> None:
     for aside in self.folder.glob("*.replaced"):
@@ -285,6 +291,30 @@ class Checkpoints:
         shutil.rmtree(aside)
       else:
         aside.rename(aside.with_suffix(""))
+
+
+def _seals_in(folder: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[tuple[int, str]]]:
+  """The seals of the checkpoints there, by step; and what is wrong with the others."""
+  seals, damaged = [], []
+  for step in _steps_in(folder):
+    try:
+      with _reading():
+        # Orbax's own reader of this file opens every array too, and mutters when one is damaged.
+        stored = json.loads((folder / str(step) / "_CHECKPOINT_METADATA").read_bytes())["custom_metadata"]
+      seals.append((step, seal.opened(stored, step)))
+    except seal.Damaged as damage:
+      damaged.append((step, str(damage)))
+  return seals, damaged
+
+
+def _read(path: Path, like: TrainState) -> TrainState:
+  # Without Orbax's barriers: they would be waited for in vain by a process whose part is sound.
+  own = jax.process_index()
+  context = ocp.Context()
+  context.multiprocessing_options.primary_host = own
+  context.multiprocessing_options.active_processes = {own}
+  with _reading(), context:
+    return ocp.load_checkpointables(path, {"state": jax.tree.map(_abstract, like)})["state"]
 
 
 @contextmanager
@@ -299,7 +329,7 @@ def _reading():
 
 
 def _abstract(leaf) -> jax.ShapeDtypeStruct:
-  sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   if leaf.ndim == 0 and isinstance(sharding, jax.sharding.NamedSharding):
     # Orbax gives restored scalar keys a spec of rank 1, which nothing can be restored into again.
     sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())

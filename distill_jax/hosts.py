@@ -1,8 +1,11 @@
 """What the processes of one run agree on: without `jax.distributed` there is one, and nothing is asked."""
 
-import builtins
 import json
-from collections.abc import Callable
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +14,9 @@ from jax.experimental import multihost_utils
 
 HEARTBEAT = 10  # seconds without a sign of life after which a process counts as dead; jax waits for 100
 LEAVE = 3600  # seconds that the others wait at the end for the one that writes the report
+SEEN = (
+  10  # seconds after which a new file shows on all hosts; network file systems remember what was not there
+)
 _ROOM = 2000  # bytes of an error's text that the other processes are told
 
 
@@ -73,8 +79,12 @@ def first(action: Callable[[], Any]) -> Any:
   return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)))
 
 
-def every(action: Callable[[], Any]) -> Any:
+def every(action: Callable[[], Any], *, errors: Sequence[type[Exception]] = ()) -> Any:
   """Runs `action` on every process; what one of them raises, all raise, so that none waits for one that has ended.
+
+  Args:
+    action: must not wait for other processes.
+    errors: what it may raise besides built-in errors, so that it is the same elsewhere; made of a text.
 
   Returns:
     This process' result.
@@ -86,9 +96,11 @@ def every(action: Callable[[], Any]) -> Any:
     result = action()
   except Exception as raised:
     error = raised
+  kinds = (*errors, OSError, ValueError, MemoryError, RuntimeError, Exception)
   told = np.zeros(_ROOM, np.uint8)
   if error is not None:
-    text = json.dumps([_builtin(error).__name__, str(error)[: _ROOM // 8]]).encode()  # at most 6 bytes a character
+    kind = next(number for number, kind in enumerate(kinds) if isinstance(error, kind))
+    text = json.dumps([kind, str(error)[: _ROOM // 8]]).encode()  # at most 6 bytes a character
     told[: len(text)] = np.frombuffer(text, np.uint8)
   everywhere = multihost_utils.process_allgather(told)
   if error is not None:
@@ -96,11 +108,49 @@ def every(action: Callable[[], Any]) -> Any:
   for process, row in enumerate(everywhere):
     if row[0]:
       kind, text = json.loads(bytes(row).rstrip(b"\0"))
-      raise getattr(builtins, kind)(f"process {process}: {text}")
+      raise kinds[kind](f"process {process}: {text}")
   return result
 
 
-def _builtin(error: Exception) -> type[Exception]:
-  kinds = type(error).__mro__
-  # UnicodeError's children and the like want more arguments than a text.
-  return next(k for k in kinds if k in (OSError, ValueError, MemoryError, RuntimeError, Exception))
+def one_after_another(action: Callable[[], Any]) -> Any:
+  """Runs `action` on the first process, then on the others: what it prepares on a shared disk, it prepares once.
+
+  Returns:
+    This process' result.
+  """
+  made = every(lambda: action() if is_first() else None)
+  others = every(lambda: None if is_first() else action())
+  return made if is_first() else others
+
+
+def share(folder: Path) -> None:
+  """Makes a folder, and tries it: every process must be able to write there and see what the others write.
+
+  Raises:
+    OSError: it cannot be made or written, or is not the same folder for all.
+  """
+  mark = first(lambda: _mark(folder))
+  try:
+    every(lambda: _look(folder, mark))
+  finally:
+    if mark and is_first():
+      (folder / mark).unlink(missing_ok=True)
+
+
+def _mark(folder: Path) -> str:
+  """The name of a new file that all must see."""
+  folder.mkdir(parents=True, exist_ok=True)
+  if jax.process_count() == 1:
+    return ""
+  mark = f".{uuid.uuid4().hex}"
+  (folder / mark).touch()
+  return mark
+
+
+def _look(folder: Path, mark: str) -> None:
+  tempfile.TemporaryFile(dir=folder).close()
+  deadline = time.monotonic() + SEEN
+  while mark and not (folder / mark).exists():
+    if time.monotonic() > deadline:
+      raise OSError(f"{folder} is another folder here than on process 0: choose one that all hosts share")
+    time.sleep(1)

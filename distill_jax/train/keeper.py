@@ -1,5 +1,6 @@
 """What a run leaves while it goes: checkpoints in a folder, or the best variables in memory where there is none."""
 
+import contextlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.checkpoint import Checkpoints
+from distill_jax.lease import Lease
 from distill_jax.types import TrainState, Variables
 
 
@@ -19,14 +21,19 @@ class Keeper:
     self.folder = None if folder is None else Path(folder).resolve()
     self._saved = None
     if self.folder is not None:
-      self._saved = Checkpoints(self.folder / "checkpoints", best=best, identity=identity)
+      with contextlib.ExitStack() as held:
+        self._lease = held.enter_context(Lease(self.folder))
+        self._saved = held.enter_context(
+          Checkpoints(self.folder / "checkpoints", best=best, identity=identity)
+        )
+        self._held = held.pop_all()
 
   def __enter__(self):
     return self
 
   def __exit__(self, *error):
     if self._saved is not None:
-      self._saved.close()
+      self._held.__exit__(*error)
 
   def restore(self, state: TrainState) -> TrainState:
     found = self._saved.restore(state) if self._saved is not None else None
@@ -34,6 +41,7 @@ class Keeper:
 
   def save(self, state: TrainState, scores: Mapping[str, float] | None) -> None:
     if self._saved is not None:
+      self._lease.check()
       self._saved.save(state, metrics=scores)
     elif scores is not None:
       name, direction = self._best

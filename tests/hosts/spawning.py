@@ -54,5 +54,11 @@ def finish(processes, *, expected=0, seconds=120):
         process.kill()
         outputs.append(process.communicate()[0])
   codes = [process.returncode for process in processes]
-  assert codes == [expected] * len(processes), (codes, *outputs)
+  assert codes == [expected] * len(processes), "\n".join([f"ended with {codes}", *outputs])
   return outputs
+
+
+def said(start, outputs):
+  """Of each process the line that starts so, without its start."""
+  lines = [next(line for line in output.splitlines() if line.startswith(start)) for output in outputs]
+  return [line.removeprefix(start) for line in lines]

@@ -5,15 +5,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from spawning import finish, spawn
+from spawning import finish, said, spawn
 
 SCRIPT = Path(__file__).with_name("agreeing.py")
-
-
-def said(start, outputs):
-  """Of each process the line that starts so, without its start."""
-  lines = [next(line for line in output.splitlines() if line.startswith(start)) for output in outputs]
-  return [line.removeprefix(start) for line in lines]
 
 
 def test_what_one_process_finds_all_are_told(tmp_path):
