@@ -35,9 +35,11 @@ from distill_jax import data, losses, objectives
 from distill_jax.config import Config, ConfigError, Crops, Splits, Training, check
 from distill_jax.data import tfds
 from distill_jax.data.crops import centre_crop, random_resized_crop
+from distill_jax.errors import suggest
 from distill_jax.fingerprint import named_leaves
 from distill_jax.models import from_nnx, pretrained
 from distill_jax.models.bit import BiT, released_name
+from distill_jax.models.remat import POLICIES
 
 CLASSES = 1000
 HELD_OUT = 0.02  # of the training images: what the authors keep for tuning
@@ -79,6 +81,8 @@ class ImagenetPatient(Config):
     size: side of the images that both see.
     temperature: of both networks' probabilities.
     dtype: what the networks compute in, 'bfloat16' or 'float32'; weights are float32.
+    remat: what a unit of the student keeps for the backward pass: '' all that it needs, 'dots_saveable' its
+      convolutions, 'nothing_saveable' its input alone (`models.remat`).
     data_dir: where TFDS keeps prepared sets; empty: its own place.
     source_files: a folder with the archives of imagenet2012, to be prepared there the first time.
   """
@@ -91,6 +95,7 @@ class ImagenetPatient(Config):
   size: int = 224
   temperature: float = 1.0
   dtype: str = "bfloat16"
+  remat: str = ""
   data_dir: str = ""
   source_files: str = ""
   checkpoint_every: int = 1000
@@ -123,7 +128,7 @@ class ImagenetPatient(Config):
     return pretrained(teacher, self.teacher_weights, self.abstract_batch(1), names=released_name)
 
   def student(self):
-    return self._network(self.student_depth, self.student_width)
+    return self._network(self.student_depth, self.student_width, self.remat)
 
   def objective(self):
     soft = objectives.logits(losses.kl_divergence, temperature=self.temperature)
@@ -141,13 +146,16 @@ class ImagenetPatient(Config):
     check(self, "temperature", above=0)
     if self.dtype not in ("bfloat16", "float32"):
       raise ConfigError(f"dtype: expected 'bfloat16' or 'float32', got {self.dtype!r}")
+    if self.remat not in ("", *POLICIES):
+      raise ConfigError(f"remat: there is no policy {self.remat!r}{suggest(self.remat, POLICIES)}")
 
-  def _network(self, depth: int, width: float):
+  def _network(self, depth: int, width: float, remat: str = ""):
     def call(net, image, *, train):
       return net(2 * image - 1)  # the released networks know pixels in -1..1, and `data` gives 0..1
 
     dtype = jnp.dtype(self.dtype)
-    return from_nnx(lambda rngs: BiT(3, depth, CLASSES, width=width, dtype=dtype, rngs=rngs), call=call)
+    options = {"width": width, "dtype": dtype, "remat": remat}
+    return from_nnx(lambda rngs: BiT(3, depth, CLASSES, **options, rngs=rngs), call=call)
 
 
 def _kernels(params):

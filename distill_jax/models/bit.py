@@ -15,6 +15,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 
 from distill_jax.models.cnn import check_images
+from distill_jax.models.remat import check_policy, rematerialised
 from distill_jax.models.resnet import _ends
 from distill_jax.models.weights import Origin
 from distill_jax.types import Outputs
@@ -46,6 +47,7 @@ class BiT(nnx.Module):
     *,
     width: float = 1,
     dtype=None,
+    remat: str = "",
     rngs: nnx.Rngs,
   ):
     """Build the layers; the head starts at zero.
@@ -57,11 +59,13 @@ class BiT(nnx.Module):
       width: multiplies the channels, 64 in the narrowest layer; a multiple of 1/2, for 32 groups.
       dtype: of the convolutions and the outputs; parameters, statistics of groups and the standardisation of
         weights are float32. None: that of the input, float32 or wider.
+      remat: what a unit keeps for the backward pass, see `rematerialised`; empty: all that it needs.
       rngs: stream `params`.
 
     Raises:
-      ValueError: a depth that is neither, or a width that does not divide into groups.
+      ValueError: a depth that is neither, a width that does not divide into groups, or an unknown policy.
     """
+    check_policy(remat)
     units = UNITS.get(depth) if isinstance(depth, int) else tuple(depth)
     if units is None or len(units) != 4 or min(units) < 1:
       raise ValueError(f"depth={depth}: expected one of {sorted(UNITS)}, or four numbers of units >= 1")
@@ -73,7 +77,7 @@ class BiT(nnx.Module):
     layers = {"dtype": dtype, "rngs": rngs}
     middles = [base * 2**k for k in range(4)]
     inputs = [base, *(4 * middle for middle in middles)]
-    self.channels = channels
+    self.channels, self.remat = channels, remat
     self.stem = _Conv(channels, base, 7, 2, **layers)
     self.stages = nnx.List(
       nnx.List(
@@ -92,12 +96,12 @@ class BiT(nnx.Module):
     x = jnp.pad(self.stem(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
     x = nnx.max_pool(x, (3, 3), (2, 2))
     outputs = {"stem": x}
+    run = rematerialised(_Unit.__call__, self.remat)
     for number, stage in enumerate(self.stages):
       for index, unit in enumerate(stage):
-        preact = unit.norm1(x)
+        before, (preact, x) = x, run(unit, x)
         if index == 0 and number:
-          outputs |= _ends(number, x, preact)
-        x = unit(x, nnx.relu(preact))
+          outputs |= _ends(number, before, preact)
     outputs |= _ends(4, x, self.norm(x))
     embedding = outputs["stage4"].mean((1, 2))
     return {**outputs, "embedding": embedding, "logits": self.head(embedding)}
@@ -128,7 +132,7 @@ def released_name(name: str) -> Origin:
 
 
 class _Unit(nnx.Module):
-  """[B, H, W, inputs] and `relu(norm1(.))` of it -> [B, H / stride, W / stride, 4 middle]."""
+  """[B, H, W, inputs] -> its group norm, of the same shape, and [B, H / stride, W / stride, 4 middle]."""
 
   def __init__(self, inputs, middle, stride, *, dtype, rngs):
     layers = {"dtype": dtype, "rngs": rngs}
@@ -138,10 +142,12 @@ class _Unit(nnx.Module):
     same = inputs == 4 * middle and stride == 1
     self.shortcut = None if same else _Conv(inputs, 4 * middle, 1, stride, **layers)
 
-  def __call__(self, x, active):
+  def __call__(self, x):
+    preact = self.norm1(x)
+    active = nnx.relu(preact)
     out = self.conv2(nnx.relu(self.norm2(self.conv1(active))))
     out = self.conv3(nnx.relu(self.norm3(out)))
-    return out + (x if self.shortcut is None else self.shortcut(active))
+    return preact, out + (x if self.shortcut is None else self.shortcut(active))
 
 
 class _Conv(nnx.Module):

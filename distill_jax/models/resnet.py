@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from distill_jax.models.cnn import check_images
+from distill_jax.models.remat import check_policy, rematerialised
 from distill_jax.types import Outputs
 
 
@@ -37,6 +38,7 @@ class ResNet(nnx.Module):
     widths: tuple[int, int, int, int] = (16, 16, 32, 64),
     dtype=None,
     axis_name=None,
+    remat: str = "",
     rngs: nnx.Rngs,
   ):
     """Build the layers with He initialisation by fan-out.
@@ -49,17 +51,19 @@ class ResNet(nnx.Module):
       dtype: of the computation and the outputs; parameters and batch statistics are float32. None: that of
         the input, float32 or wider.
       axis_name: mapped axis (`pmap`, `shard_map`) over which batch norm takes its statistics.
+      remat: what a block keeps for the backward pass, see `rematerialised`; empty: all that it needs.
       rngs: stream `params`.
 
     Raises:
-      ValueError: a depth that is not 6 n + 2, or not four widths from 1.
+      ValueError: a depth that is not 6 n + 2, not four widths from 1, or an unknown policy.
     """
+    check_policy(remat)
     blocks = _blocks_per_stage(depth, 2)
     if len(widths) != 4 or min(widths) < 1:
       raise ValueError(f"widths: expected four numbers >= 1 (stem and three stages), got {tuple(widths)}")
     layers = {"dtype": dtype, "rngs": rngs}
     norms = {"axis_name": axis_name, **layers}
-    self.channels = channels
+    self.channels, self.remat = channels, remat
     self.stem = _conv(channels, widths[0], **layers)
     self.norm = _norm(widths[0], **norms)
     self.stages = _stages(_Block, widths, blocks, norms)
@@ -70,9 +74,10 @@ class ResNet(nnx.Module):
     check_images(x, self.channels)
     outputs = {"stem": nnx.relu(self.norm(self.stem(x)))}
     x = outputs["stem"]
+    run = rematerialised(_Block.__call__, self.remat)
     for number, stage in enumerate(self.stages, 1):
       for block in stage:
-        preact = block(x)
+        preact = run(block, x)
         x = nnx.relu(preact)
       outputs |= {f"stage{number}_preact": preact, f"stage{number}": x}
     embedding = x.mean((1, 2))
@@ -97,7 +102,16 @@ class WideResNet(nnx.Module):
   """
 
   def __init__(
-    self, channels: int, depth: int, width: int, classes: int, *, dtype=None, axis_name=None, rngs: nnx.Rngs
+    self,
+    channels: int,
+    depth: int,
+    width: int,
+    classes: int,
+    *,
+    dtype=None,
+    axis_name=None,
+    remat: str = "",
+    rngs: nnx.Rngs,
   ):
     """Build the layers with He initialisation by fan-out.
 
@@ -109,18 +123,20 @@ class WideResNet(nnx.Module):
       dtype: of the computation and the outputs; parameters and batch statistics are float32. None: that of
         the input, float32 or wider.
       axis_name: mapped axis (`pmap`, `shard_map`) over which batch norm takes its statistics.
+      remat: what a block keeps for the backward pass, see `rematerialised`; empty: all that it needs.
       rngs: stream `params`.
 
     Raises:
-      ValueError: a depth that is not 6 n + 4, or width < 1.
+      ValueError: a depth that is not 6 n + 4, width < 1, or an unknown policy.
     """
+    check_policy(remat)
     blocks = _blocks_per_stage(depth, 4)
     if width < 1:
       raise ValueError(f"width={width}: expected a widening factor >= 1")
     layers = {"dtype": dtype, "rngs": rngs}
     norms = {"axis_name": axis_name, **layers}
     widths = (16, 16 * width, 32 * width, 64 * width)
-    self.channels = channels
+    self.channels, self.remat = channels, remat
     self.stem = _conv(channels, 16, **layers)
     self.stages = _stages(_PreactBlock, widths, blocks, norms)
     self.norm = _norm(widths[3], **norms)
@@ -131,12 +147,12 @@ class WideResNet(nnx.Module):
     check_images(x, self.channels)
     x = self.stem(x)
     outputs = {"stem": x}
+    run = rematerialised(_PreactBlock.__call__, self.remat)
     for number, stage in enumerate(self.stages):
       for index, block in enumerate(stage):
-        preact = block.norm1(x)
+        before, (preact, x) = x, run(block, x)
         if index == 0 and number:
-          outputs |= _ends(number, x, preact)
-        x = block(x, nnx.relu(preact))
+          outputs |= _ends(number, before, preact)
     outputs |= _ends(3, x, self.norm(x))
     embedding = outputs["stage3"].mean((1, 2))
     return {**outputs, "embedding": embedding, "logits": self.head(embedding)}
@@ -162,7 +178,7 @@ class _Block(nnx.Module):
 
 
 class _PreactBlock(nnx.Module):
-  """[B, H, W, inputs] and `relu(norm1(.))` of it -> [B, H / stride, W / stride, outputs]."""
+  """[B, H, W, inputs] -> its batch norm, of the same shape, and [B, H / stride, W / stride, outputs]."""
 
   def __init__(self, inputs, outputs, stride, *, axis_name, dtype, rngs):
     layers = {"dtype": dtype, "rngs": rngs}
@@ -172,9 +188,11 @@ class _PreactBlock(nnx.Module):
     # Without a change of width there is no projection; no stage changes its size alone.
     self.shortcut = None if inputs == outputs else _conv(inputs, outputs, size=1, stride=stride, **layers)
 
-  def __call__(self, x, active):
+  def __call__(self, x):
+    preact = self.norm1(x)
+    active = nnx.relu(preact)
     out = self.conv2(nnx.relu(self.norm2(self.conv1(active))))
-    return out + (x if self.shortcut is None else self.shortcut(active))
+    return preact, out + (x if self.shortcut is None else self.shortcut(active))
 
 
 def _ends(number, x, preact) -> dict[str, jax.Array]:

@@ -1,5 +1,7 @@
 """configs/imagenet_patient.py: it is built without data, and updates as the authors' optimiser does."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +70,7 @@ def test_pixels_are_stretched_to_what_the_released_networks_know(config):
   "override, message",
   [
     ("dtype=float16", "dtype: expected 'bfloat16' or 'float32', got 'float16'"),
+    ("remat=dots", "remat: there is no policy 'dots'; there are"),
     ("temperature=0", "temperature: .*got 0"),
     ("size=16", "size: .*>= 32, got 16"),
     ("student_training.clip=0", "student_training.clip: .*> 0, got 0"),
@@ -76,6 +79,19 @@ def test_pixels_are_stretched_to_what_the_released_networks_know(config):
 def test_what_cannot_be_run_is_refused(override, message):
   with pytest.raises(ConfigError, match=message):
     loading.load(PATH, [override])
+
+
+def test_the_student_alone_computes_again(config):
+  again = loading.load(PATH, [*SMALL, "remat=nothing_saveable"])
+  batch = config.abstract_batch(2)
+
+  def remats(network):
+    variables = jax.eval_shape(network.init, jax.random.key(0), batch)
+    apply = functools.partial(network.apply, train=True, key=None)
+    return str(jax.make_jaxpr(apply)(*variables, batch)).count(" = remat2[")
+
+  assert remats(config.student()) == remats(again.teacher()) == 0
+  assert remats(again.student()) == 8  # its units
 
 
 def test_weights_that_are_not_there_are_named(tmp_path):
