@@ -37,14 +37,18 @@ The state travels as its leaves because an `eqx.nn.State` may be used only once,
 again when it skips an update; `asarray` makes the weakly typed counter of batch norm a plain one, which a checkpoint
 can hold.
 
-`pretrained` gives any of them weights from a .safetensors or .npz file.
+`pretrained` gives any of them weights from a .safetensors or .npz file; `cast` halves the memory that a teacher's
+weights take; `rematerialised` lets a block of your own network keep less for the backward pass.
 """
 
 from distill_jax.models.adapters import from_apply, from_linen, from_nnx
 from distill_jax.models.cohort import cohort, member
+from distill_jax.models.precision import cast
+from distill_jax.models.remat import rematerialised
 from distill_jax.models.weights import load_weights, pretrained, torch_kernel
 
 __all__ = [
+  "cast",
   "cohort",
   "from_apply",
   "from_keras",
@@ -53,6 +57,7 @@ __all__ = [
   "load_weights",
   "member",
   "pretrained",
+  "rematerialised",
   "to_keras",
   "torch_kernel",
 ]

@@ -167,7 +167,8 @@ class _Conv(nnx.Module):
 
 
 def _standardised(kernel: jax.Array) -> jax.Array:
-  kernel = kernel - kernel.mean((0, 1, 2))
+  kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+  kernel -= kernel.mean((0, 1, 2))
   return kernel * jax.lax.rsqrt(jnp.square(kernel).mean((0, 1, 2)) + 1e-10)
 
 
