@@ -11,11 +11,15 @@ from distill_jax import sharding
 from distill_jax.cache import Cache, Incomplete, describe, estimate, open_cache, verify, write_cache
 from distill_jax.cache.codecs import Codec
 from distill_jax.cache.estimates import row_bytes, table
-from distill_jax.cache.shards import COMPLETE
+from distill_jax.cache.examples import Examples, Streamed, examples_of
+from distill_jax.cache.identity import varies
+from distill_jax.cache.predictor import make_answers
+from distill_jax.cache.shards import open_complete
 from distill_jax.cache.store import open_store
-from distill_jax.cache.writer import rows_of
+from distill_jax.cache.writer import plan
 from distill_jax.config import ConfigError, Taught
 from distill_jax.data import Source
+from distill_jax.data.crops import Crop
 from distill_jax.jobs import Job, trained_on
 from distill_jax.loading import settings
 from distill_jax.types import Model
@@ -23,7 +27,6 @@ from distill_jax.types import Model
 AGREED = 0.98  # of the first classes; rounding on another device moves few
 VERIFIED = 256  # rows that are asked for again
 SAMPLED = 512  # examples of an estimate
-HEAD = 20  # bytes of each row: `cache.format`
 
 
 def probe(job: Job) -> None:
@@ -32,22 +35,23 @@ def probe(job: Job) -> None:
   Raises:
     StoreError: it is an OSError.
   """
-  store = open_store(job.config.cache)
-  if store.read(COMPLETE) is None:
-    store.probe_writable()
+  if not _is_whole(job.config.cache):
+    open_store(job.config.cache).probe_writable()
 
 
 def write(job: Job, taught: Taught) -> Cache:
   """Lets the teacher go over the student's examples; goes on where it was stopped; opens what is there."""
   config, started = job.config, time.perf_counter()
-  there = open_store(config.cache).read(COMPLETE) is not None
+  examples = _examples(job)
+  there = _is_whole(config.cache)
   cached = write_cache(
     config.cache,
     taught.teacher,
-    _in_memory(job),
+    examples.source,
     config.kept(),
     teacher_variables=taught.variables,
     description=_description(job),
+    crop=_crop(job),
     augment=config.augment(),
     views=config.views or 1,
     batch_size=config.cache_batch_size,
@@ -59,21 +63,33 @@ def write(job: Job, taught: Taught) -> Cache:
   return cached
 
 
+def _is_whole(url: str) -> bool:
+  try:
+    open_complete(open_store(url))
+  except Incomplete:
+    return False
+  return True
+
+
 def opened(job: Job, taught: Taught | None = None) -> Cache:
   """The finished cache, refused where it is another teacher's, or keeps other outputs."""
+  crop = _crop(job)
   try:
     cached = open_cache(job.config.cache)
   except Incomplete as error:
     raise ConfigError(f"--stages: the students read the cache, add 'cache': {error}") from error
   if taught is not None:
-    arrays = _in_memory(job).arrays
-    cached.check_teacher(taught.teacher, taught.variables, job.config.kept(), arrays, _description(job))
+    shapes = _examples(job).shapes
+    cached.check_teacher(taught.teacher, taught.variables, job.config.kept(), shapes, _description(job))
+  if crop is not None:  # examples in memory are compared by `fit`, of others it sees a batch
+    cached.check(trained_on(job, "student"), crop=crop, augment=job.config.augment())
   return cached
 
 
 def inspect(job: Job) -> None:
   """Prints what the cache is, how sure its teacher is, and how often right."""
-  print(describe(opened(job), _in_memory(job)), flush=True)
+  source = trained_on(job, "student")
+  print(describe(opened(job), source if isinstance(source, Source) else None), flush=True)
 
 
 def check(job: Job, taught: Taught) -> None:
@@ -82,9 +98,10 @@ def check(job: Job, taught: Taught) -> None:
   for name, found in verify(
     cached,
     taught.teacher,
-    _in_memory(job),
+    trained_on(job, "student"),
     VERIFIED,
     teacher_variables=taught.variables,
+    crop=_crop(job),
     augment=job.config.augment(),
     batch_size=job.config.cache_batch_size,
     mesh=sharding.data_mesh(job.config.devices or None),
@@ -106,29 +123,27 @@ def check(job: Job, taught: Taught) -> None:
 
 def weigh(job: Job, taught: Taught) -> None:
   """Prints, and writes nothing, what the cache would cost, and what each way of keeping logits would lose."""
-  config, train = job.config, _in_memory(job)
-  number, augment = min(SAMPLED, len(train)), config.augment()
-
-  @jax.jit
-  def said(variables, batch):
-    batch = batch if augment is None else augment(batch)
-    return taught.teacher.apply(*variables, batch, train=False, key=None)[0]
-
-  batch = rows_of(train, np.arange(number), 0)
+  config, examples, kept = job.config, _examples(job), job.config.kept()
+  ids = np.sort(examples.source.ids)[:SAMPLED]
+  said = jax.jit(
+    lambda variables, batch: make_answers(taught.teacher, kept, config.augment())(variables, batch)[0]
+  )
+  batch = examples.batch(ids, np.zeros(len(ids), np.int32))
   outputs = jax.block_until_ready(said(taught.variables, batch))
   started = time.perf_counter()
   jax.block_until_ready(said(taught.variables, batch))
-  seconds, rows = time.perf_counter() - started, len(train) * (config.views or 1)
-  kept = config.kept()
+  seconds = (time.perf_counter() - started) / len(ids)
+  planned = plan(kept, outputs, examples, config.views or 1, config.cache_batch_size)
   size = sum(row_bytes(codec, outputs[name]) for name, codec in kept.items())
   print(
-    f"cache_estimate: {size:,} bytes a row as configured ({', '.join(kept)}), and {HEAD} of ids and checksums; "
-    f"{rows:,} rows, {rows * (size + HEAD):,} bytes; about {seconds / number * rows:.0f} s"
+    f"cache_estimate: {planned.header(0).record.itemsize:,} bytes a row, {size:,} of them as configured "
+    f"({', '.join(kept)}), the others ids, checksums and padding; {len(planned.rows):,} rows, {planned.size:,} bytes "
+    f"in {len(planned.plan)} shards; about {seconds * len(planned.rows):.0f} s"
   )
   if "logits" in outputs:
-    temperature = getattr(kept.get("logits"), "temperature", 1.0)
+    temperature = getattr(kept["logits"], "temperature", 1.0)
     print(
-      f"  on {number} examples, gradients at a student that knows nothing, temperature {temperature:g}:\n"
+      f"  on {len(ids)} examples, gradients at a student that knows nothing, temperature {temperature:g}:\n"
       + table(estimate(outputs["logits"], temperature=temperature)),
       flush=True,
     )
@@ -152,14 +167,19 @@ def stand_in(teacher: Model | None, kept: Mapping[str, Codec]) -> Model | None:
   return teacher._replace(apply=apply)
 
 
-def _in_memory(job: Job) -> Source:
-  """The student's examples."""
-  train = trained_on(job, "student")
-  if not isinstance(train, Source):
+def _examples(job: Job) -> Examples:
+  """The student's."""
+  examples = examples_of(trained_on(job, "student"), _crop(job))
+  if job.config.views == 0 and isinstance(examples, Streamed) and varies(examples.about()):
     raise ConfigError(
-      "cache: data() gives images that are read while training; a cache takes examples in memory"
+      "views: expected at least 1, got 0 (a new view each epoch): a cache holds a number of views of each image"
     )
-  return train
+  return examples
+
+
+def _crop(job: Job) -> Crop | None:
+  """How the student's examples are cut, where they are read while training."""
+  return None if isinstance(trained_on(job, "student"), Source) else job.config.crops().training
 
 
 def _description(job: Job) -> dict[str, Any]:

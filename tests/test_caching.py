@@ -1,6 +1,7 @@
 """A job that keeps its teacher's outputs: written once, read by every student, looked at, refused."""
 
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -104,6 +105,17 @@ def test_another_run_may_read_the_same_cache(run, tmp_path):
     run(cache, "--config.shift=1", "--config.views=1", name="shifted", stages="cache")
 
 
+def test_a_cache_that_lacks_a_shard_is_not_called_reused(run, tmp_path):
+  cache = f"--config.cache={tmp_path / 'cache'}"
+  run(cache, stages="cache")
+  shard = tmp_path / "cache" / "shard-00000000"
+  before = shard.read_bytes()
+  shard.unlink()
+  assert f"rows in {tmp_path / 'cache'}: written in" in run(cache, stages="cache")
+  assert shard.read_bytes() == before
+  assert "reused, written 20" in run(cache, stages="cache")
+
+
 def test_a_student_alone_refuses_the_cache_of_another_teacher(run, tmp_path):
   cache = f"--config.cache={tmp_path / 'cache'}"
   run(cache, stages="cache")
@@ -117,9 +129,11 @@ def test_the_most_probable_classes_are_kept_and_looked_at(run, tmp_path):
   settings = [f"--config.cache={tmp_path / 'cache'}", "--config.k=3"]
   out = run(*settings, stages="cache_estimate")
   assert not (tmp_path / "cache").exists()
-  assert "16 bytes a row as configured (logits), and 20 of ids and checksums" in out
+  assert "40 bytes a row, 16 of them as configured (logits), the others ids, checksums and padding" in out
+  size = int(re.search(r"([0-9,]+) bytes in 1 shards", out)[1].replace(",", ""))
   assert "| TopK(4) |" in out and "| Samples(12) |" in out
   out = run(*settings, stages="cache,student,cache_inspect,cache_verify")
+  assert size == sum(path.stat().st_size for path in (tmp_path / "cache").glob("shard-*"))
   assert "student-0: accuracy" in out
   assert "outputs.logits.k: 3" in out and "teacher.teacher_width: 0.03125" in out
   assert "its accuracy on the" in out

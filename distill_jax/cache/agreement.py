@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import losses, sharding
-from distill_jax.cache.checks import check_count, check_source, check_teacher, check_weights
+from distill_jax.cache.checks import check_count, check_teacher, check_weights
 from distill_jax.cache.codecs import Codec
+from distill_jax.cache.examples import examples_of
+from distill_jax.cache.predictor import make_answers, on_this_host
 from distill_jax.cache.reader import Cache
 from distill_jax.cache.sparse import Samples, TopK
-from distill_jax.cache.writer import make_answers, places_of, rows_of
 from distill_jax.data import Source
+from distill_jax.data.crops import Crop
+from distill_jax.data.images import Images
 from distill_jax.types import Batch, Model, Variables
 
 
@@ -37,10 +40,11 @@ class Agreement(NamedTuple):
 def verify(
   cache: Cache,
   teacher: Model,
-  source: Source,
+  source: Source | Images,
   n: int = 256,
   *,
   teacher_variables: Variables | None = None,
+  crop: Crop | None = None,
   augment: Callable[[Batch], Batch] | None = None,
   batch_size: int = 256,
   seed: int = 0,
@@ -49,7 +53,7 @@ def verify(
   """Asks the teacher again about n random rows.
 
   Args:
-    cache, teacher, teacher_variables, augment, mesh: as they were for `write_cache`.
+    cache, teacher, teacher_variables, crop, augment, mesh: as they were for `write_cache`.
     source: the examples, or a part of them: rows of others are not asked about.
     n: rows to compare, views included; at most all.
     batch_size: rows that the teacher takes at once, over all devices.
@@ -60,11 +64,11 @@ def verify(
       cache, or the teacher does not give what the cache keeps.
     Damaged: a row was changed; shard and example are named.
   """
-  variables = check_teacher(teacher, teacher_variables)
-  check_source(source)
+  examples = examples_of(source, crop)
+  variables = on_this_host(check_teacher(teacher, teacher_variables))
   mesh = mesh or sharding.data_mesh()
   sharding.check_divisible(check_count("batch_size", batch_size), mesh)
-  check_weights(teacher, variables, source.arrays)
+  check_weights(teacher, variables, examples.shapes)
   held = np.flatnonzero(np.isin(cache.manifest.rows.ids, source.ids))
   if not held.size:
     raise ValueError(
@@ -72,7 +76,7 @@ def verify(
     )
   number = np.random.default_rng(seed).permutation(len(held) * cache.views)[: check_count("n", n)]
   views, at = np.divmod(np.sort(number), len(held))
-  places = places_of(source, cache.manifest.rows.ids[held[at]])
+  ids = cache.manifest.rows.ids[held[at]]
   answers = make_answers(teacher, cache.outputs, augment)
 
   def compared(variables, batch):
@@ -87,7 +91,7 @@ def verify(
   placed, parts = sharding.replicate(variables, mesh), []
   for first in range(0, len(number), batch_size):
     rows = np.minimum(np.arange(first, first + batch_size), len(number) - 1)
-    found = run(placed, cache.join(rows_of(source, places[rows], views[rows])))
+    found = run(placed, cache.join(examples.batch(ids[rows], views[rows])))
     parts.append(jax.device_get(found))
   joined = jax.tree.map(lambda *x: np.concatenate(x)[: len(number)], *parts)
   return {name: _agreement(cache.outputs[name][0], values) for name, values in joined.items()}

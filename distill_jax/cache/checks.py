@@ -7,7 +7,6 @@ from typing import Any
 import jax
 
 from distill_jax.cache.codecs import Codec, Dense
-from distill_jax.data import Source
 from distill_jax.fingerprint import named_leaves
 from distill_jax.types import Model, Variables
 
@@ -56,14 +55,6 @@ def check_weights(teacher: Model, variables: Variables, arrays: Mapping[str, Any
         f"teacher_variables: {name!r} has shape {tuple(leaf.shape)}, the teacher's has {tuple(expected[name])}: these "
         "are another network's weights"
       )
-
-
-def check_source(source: Any) -> None:
-  """Refuses what are no examples."""
-  if not isinstance(source, Source):
-    raise ValueError(
-      f"source: expected a data.Source, got {type(source).__name__}: data.Source(arrays, classes) makes one"
-    )
 
 
 def check_outputs(outputs: Any) -> dict[str, Codec]:

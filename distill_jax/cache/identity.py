@@ -1,8 +1,9 @@
 """What a cache was made from, as plain values that can be compared and shown: a run that differs is refused.
 
     teacher       fingerprint of the weights, its answers to made-up examples, what the caller says of it (its config)
-    data          name of the set, dtypes and shapes of its inputs, digests over the classes' names and over every
-                  example's id and checksum
+    data          name of the set, dtypes and shapes of its inputs, digests over the classes' names (a tokenizer's
+                  words) and over every example's id and checksum; of streamed images also what their files are, how
+                  they are cropped, and what that makes of a made-up image
     augmentation  what it is, and what it makes of made-up examples: a changed random generator is noticed
     outputs       per output: its codec, shape and dtype
 
@@ -17,7 +18,9 @@ from typing import Any
 
 import jax
 import numpy as np
+import PIL.Image
 
+from distill_jax.data.crops import Crop
 from distill_jax.fingerprint import fingerprint
 from distill_jax.teachers import CACHED
 from distill_jax.types import Batch, Model, Variables
@@ -36,13 +39,18 @@ def inputs(arrays: Mapping[str, Any]) -> dict[str, str]:
   return {name: f"{arrays[name].dtype}{list(arrays[name].shape[1:])}" for name in sorted(_inputs(arrays))}
 
 
+def shapes(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shape and dtype of each."""
+  return {name: jax.ShapeDtypeStruct(values.shape, values.dtype) for name, values in arrays.items()}
+
+
 def source_checksums(arrays: Mapping[str, Any], names: Iterable[str]) -> np.ndarray:
-  """crc32 of each example's inputs of these names, uint32 [N]."""
+  """crc32 of each example's inputs of these names, uint32 [N], never 0."""
   crc = [0] * len(arrays["id"])
   for name in sorted(names):
     rows = np.ascontiguousarray(arrays[name])
     crc = [zlib.crc32(row.data, value) for row, value in zip(rows.reshape(len(rows), -1).view(np.uint8), crc)]
-  return np.array(crc, np.uint32)
+  return np.maximum(np.array(crc, np.uint32), 1)
 
 
 def vocabulary(names: Sequence[str]) -> str:
@@ -106,9 +114,27 @@ def augmentation(augment: Augment | None, arrays: Mapping[str, Any]) -> dict[str
   return {"name": name_of(augment), "probes": probes}
 
 
+def cropping(crop: Crop, channels: int) -> dict[str, Any]:
+  """What a crop is called, and one number for each of some views of a made-up image."""
+  image = probe_image(channels)
+  views = np.stack([crop(image, i, i) for i in range(PROBES)])
+  return {"name": name_of(crop), "probes": _numbers({"id": np.arange(PROBES), "image": views})}
+
+
+def varies(data: Mapping[str, Any]) -> bool:
+  """Whether a crop, by the `data` part of an identity, makes different views of one image."""
+  return "crop" in data and not np.allclose(data["crop"]["probes"], data["crop"]["probes"][0], atol=1e-3)
+
+
+def probe_image(channels: int) -> PIL.Image.Image:
+  """Random pixels."""
+  values = np.random.Generator(np.random.Philox(1)).integers(0, 256, (48, 64, channels), np.uint8)
+  return PIL.Image.fromarray(values if channels == 3 else values[..., 0])
+
+
 def same(field: str, old: Any, new: Any) -> bool:
   """Whether two values of a field stand for the same: probes may differ by rounding."""
-  if field == "augmentation.probes":
+  if field in ("augmentation.probes", "data.crop.probes"):
     return same_probes(old, new)
   if field == "teacher.answers":  # low precision differs from device to device
     return len(old) == len(new) and bool(

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill_jax.cache.examples import InMemory
 from distill_jax.cache.reader import Cache
 from distill_jax.cache.sparse import Samples, TopK
-from distill_jax.cache.writer import places_of
 from distill_jax.data import Source
 from distill_jax.teachers import CACHED
 
@@ -46,7 +46,7 @@ def _confidence(cache: Cache, source: Source | None) -> list[str]:
   if source is not None and said.ndim == 1:
     ids = cache.manifest.rows.ids
     known = np.isin(ids, source.ids)
-    label = source.arrays["label"][places_of(source, ids[known])]
+    label = source.arrays["label"][InMemory(source).places(ids[known])]
     right = (said[known] == label)[label >= 0]
     accuracy = f": {right.mean():.4f}" if right.size else ", which has none"
     lines.append(f"  its accuracy on the {right.size:,} labelled examples of {source.name}{accuracy}")

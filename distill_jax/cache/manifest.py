@@ -72,6 +72,11 @@ class Manifest:
     """The examples' ids as they are stored."""
     return self.rows.ids.astype("<i8").tobytes()
 
+  @property
+  def size(self) -> int:
+    """Bytes of all shards."""
+    return sum(self.header(shard).size for shard in range(len(self.plan)))
+
   def header(self, shard: int) -> Header:
     """What a shard must say of itself."""
     first, last = self.plan.span(shard)
@@ -102,7 +107,7 @@ def load(store: Store) -> Manifest | None:
 
 
 def check(store: Store, old: Mapping[str, Any], new: Mapping[str, Any], same: Same | None = None) -> None:
-  """Refuse a cache that differs from what is wanted.
+  """Refuse a cache that differs from what is wanted. How its rows are divided into shards is no difference.
 
   Args:
     old, new: bodies of manifests.
@@ -113,7 +118,7 @@ def check(store: Store, old: Mapping[str, Any], new: Mapping[str, Any], same: Sa
   """
   before, now = flat(old), flat(json.loads(_json(new)))
   absent, lines = "(absent)", []
-  for field in sorted({**before, **now}):
+  for field in sorted({**before, **now}.keys() - {"rows_per_shard"}):
     name, was, wanted = field.removeprefix("identity."), before.get(field, absent), now.get(field, absent)
     if not (was == wanted if same is None or absent in (was, wanted) else same(name, was, wanted)):
       lines.append(f"\n  {name}: {was!r} in the cache, {wanted!r} wanted")

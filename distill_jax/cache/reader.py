@@ -12,11 +12,14 @@ import numpy as np
 
 from distill_jax.cache import codecs, identity, manifest
 from distill_jax.cache.codecs import Codec
+from distill_jax.cache.examples import BAD, examples_of
 from distill_jax.cache.manifest import Manifest, Mismatch
 from distill_jax.cache.shards import complete, open_complete
 from distill_jax.cache.store import Store, open_store
-from distill_jax.cache.table import Table
+from distill_jax.cache.table import MEMORY, Table
 from distill_jax.data import Source
+from distill_jax.data.crops import Crop
+from distill_jax.data.images import Images
 from distill_jax.fingerprint import fingerprint
 from distill_jax.teachers import CACHED
 from distill_jax.types import Batch, Model, Variables
@@ -35,8 +38,8 @@ class Cache:
     views: of each example.
   """
 
-  def __init__(self, store: Store, made: Manifest):
-    self.store, self.manifest, self.table = store, made, Table(store, made)
+  def __init__(self, store: Store, made: Manifest, memory: int = MEMORY):
+    self.store, self.manifest, self.table = store, made, Table(store, made, memory)
     self.outputs: dict[str, tuple[Codec, jax.ShapeDtypeStruct]] = {}
     for name, kept in made.identity["outputs"].items():
       codec = codecs.from_spec(
@@ -44,6 +47,7 @@ class Cache:
       )
       self.outputs[name] = codec, jax.ShapeDtypeStruct(tuple(kept["shape"]), jnp.dtype(kept["of"]))
     self.views = made.rows.views
+    self._streamed = "crop" in made.identity["data"]
     self._names = [(column.name, CACHED + column.name) for column in made.columns]
 
   def __len__(self) -> int:
@@ -52,7 +56,7 @@ class Cache:
   def __repr__(self) -> str:
     """Where it lies, its size, and what it was made from."""
     made = self.manifest
-    size, record = sum(made.header(n).size for n in range(len(made.plan))), made.header(0).record.itemsize
+    size, record = made.size, made.header(0).record.itemsize
     lines = [
       f"cache in {self.store.url}",
       f"  {len(self):,} rows: {self.examples:,} examples x {self.views} views, {record:,} bytes a row, {size:,} bytes "
@@ -99,6 +103,11 @@ class Cache:
       Damaged: a row is not what was written; shard and example are named.
     """
     records = self.table.read(*self._keys(batch))
+    if self._streamed and (records["source_crc"] == BAD).any():
+      raise ValueError(
+        f"example id {records['id'][records['source_crc'] == BAD][0]}: the image could not be decoded when the cache "
+        f"in {self.store.url} was written, so the teacher has not seen it; leave it out"
+      )
     return {**batch, **{entry: records[name] for name, entry in self._names}}
 
   def _keys(self, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -135,8 +144,9 @@ class Cache:
 
   @property
   def augmented(self) -> bool:
-    """Whether it holds views of augmented examples."""
-    return self.manifest.identity["augmentation"]["name"] != "none"
+    """Whether it holds views of examples that are augmented, or cropped at random."""
+    made = self.manifest.identity
+    return made["augmentation"]["name"] != "none" or identity.varies(made["data"])
 
   @property
   def digest(self) -> str:
@@ -147,8 +157,9 @@ class Cache:
 
   def check(
     self,
-    source: Source | Mapping[str, np.ndarray],
+    source: Source | Images | Mapping[str, np.ndarray],
     *,
+    crop: Crop | None = None,
     augment: Callable[[Batch], Batch] | None = None,
     views: int | None = None,
     mix: Any = None,
@@ -156,8 +167,9 @@ class Cache:
     """Refuse a run that this cache does not belong to.
 
     Args:
-      source: the run's examples: those of the cache or a part of them, with any labels. Of a pipeline of one's own a
-        batch: its examples are compared, and the set's name is not.
+      source: the run's examples: those of the cache or a part of them, with any labels. Of a pipeline of one's own, or
+        a `data.Stream`, a batch: its examples are compared, and the set's name is not.
+      crop: as the run has it, with `Images`.
       augment: as the run has it.
       views: as the run has them; a cache without augmentation takes any.
       mix: mixup or cutmix, if the run has it.
@@ -170,8 +182,8 @@ class Cache:
       raise ValueError(
         "mix: a mixed example is a new one in every batch and has no cached output: use a live teacher"
       )
-    arrays = source.arrays if isinstance(source, Source) else source
-    self._check_examples(source, arrays)
+    arrays = source if isinstance(source, Mapping) else examples_of(source, crop).shapes
+    self._check_data(source, crop, arrays)
     self._compare({"augmentation": identity.augmentation(augment, arrays)})
     if self.augmented and views is not None and views != self.views:
       raise Mismatch(
@@ -209,26 +221,35 @@ class Cache:
   def _compare(self, part: Mapping[str, Any]) -> None:
     manifest.check(self.store, {name: self.manifest.identity[name] for name in part}, part, identity.same)
 
-  def _check_examples(
-    self, source: Source | Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]
-  ) -> None:
+  def _check_data(self, source, crop, arrays: Mapping[str, Any]) -> None:
     held = self.manifest.identity["data"]
     mine = identity.inputs(arrays)
     found: dict[str, Any] = {"inputs": {name: mine.get(name, "(absent)") for name in held["inputs"]}}
-    if isinstance(source, Source):
+    if not isinstance(source, Mapping):
       found |= {"name": source.name, "classes": identity.vocabulary(source.class_names)}
-    manifest.check(self.store, {"data": {field: held[field] for field in found}}, {"data": found})
+    if isinstance(source, Images):
+      found |= {"content": source.content, "crop": identity.cropping(crop, source.channels)}
+    absent = dict.fromkeys(found, "(absent)")
+    held_of_it = {field: {**absent, **held}[field] for field in found}
+    manifest.check(self.store, {"data": held_of_it}, {"data": found}, identity.same)
+    if isinstance(source, Images):
+      self.manifest.rows.numbers(source.ids, np.zeros(len(source), np.int32))
+    else:
+      self._check_examples(source.arrays if isinstance(source, Source) else source)
+
+  def _check_examples(self, arrays: Mapping[str, np.ndarray]) -> None:
     ids, valid = self._entry("id", arrays), _valid(arrays)
-    checksums = identity.source_checksums(arrays, held["inputs"])
+    views = self._entry("view", arrays) if self._streamed and self.augmented else np.zeros(len(ids), np.int32)
+    checksums = identity.source_checksums(arrays, self.manifest.identity["data"]["inputs"])
     if valid is not None:
-      ids, checksums = ids[valid], checksums[valid]
+      ids, views, checksums = ids[valid], views[valid], checksums[valid]
     for first in range(0, len(ids), 4096):
-      part = ids[first : first + 4096]
-      records = self.table.read(part, np.zeros(len(part), np.int32))
-      wrong = np.flatnonzero(records["source_crc"] != checksums[first : first + 4096])
+      part = slice(first, first + 4096)
+      records = self.table.read(ids[part], views[part])
+      wrong = np.flatnonzero(records["source_crc"] != checksums[part])
       if wrong.size:
         raise Mismatch(
-          f"example id {int(part[wrong[0]])} is not the one that the teacher of the cache in {self.store.url} was "
+          f"example id {int(ids[part][wrong[0]])} is not the one that the teacher of the cache in {self.store.url} was "
           "shown: its inputs have changed, or are prepared otherwise"
         )
 
@@ -246,8 +267,13 @@ def _short(value: Any) -> str:
   return str(value)
 
 
-def open_cache(url: str | os.PathLike[str]) -> Cache:
-  """A finished cache. A local folder is mapped into memory; from an object store all of it is read into memory.
+def open_cache(url: str | os.PathLike[str], *, memory: int = MEMORY) -> Cache:
+  """A finished cache.
+
+  Args:
+    url: as for `write_cache`. The files of a local folder are mapped into memory; from an object store shards are read
+      when they are needed, and those of the next view ahead of time.
+    memory: bytes that the shards of an object store may take here: two views' at least, better all.
 
   Raises:
     Incomplete: there is none, or it is not finished: `write_cache` goes on with it.
@@ -255,4 +281,4 @@ def open_cache(url: str | os.PathLike[str]) -> Cache:
     OSError: the store cannot be read.
   """
   store = open_store(url)
-  return Cache(store, open_complete(store))
+  return Cache(store, open_complete(store), memory)

@@ -58,8 +58,7 @@ class Shard:
     Raises:
       Damaged: a row was changed or is another one's; the example is named.
     """
-    size = self.header.record.itemsize
-    wrong = changed(self.raw[at : at + size] for at in range(0, len(self.raw), size))
+    wrong = changed(self.raw, self.header.record.itemsize)
     check_records(self.records, ids, views, lambda row: (self.where, row), wrong)
 
 

@@ -42,7 +42,8 @@ def begin(store: Store, manifest: Manifest, same: Same | None = None) -> Manifes
     same: what counts as equal; None: `==`.
 
   Returns:
-    The manifest that stands: this one, or that of whoever came first. Shards are written with it.
+    The manifest that stands: this one, or that of whoever came first, who also chose how rows are divided into
+    shards. Shards are written with it.
 
   Raises:
     Mismatch: another cache is there; the fields are named.
@@ -104,10 +105,14 @@ def open_shard(store: Store, manifest: Manifest, shard: int) -> Shard:
   """
   key = manifest.plan.key(shard)
   path = store.path(key)
-  data = store.read(key) if path is None else _mapped(path)
+  return shard_of(store, manifest, shard, store.read(key) if path is None else _mapped(path))
+
+
+def shard_of(store: Store, manifest: Manifest, shard: int, data: bytes | mmap.mmap | None) -> Shard:
+  """As `open_shard`, of what was read; None where nothing is."""
   if data is None:
     raise Incomplete(f"shard {shard} of the cache in {store.url} is missing")
-  return Shard(data, f"{store.url}/{key}", manifest.header(shard))
+  return Shard(data, f"{store.url}/{manifest.plan.key(shard)}", manifest.header(shard))
 
 
 def complete(store: Store, manifest: Manifest, track: Track = iter) -> dict[str, Any]:

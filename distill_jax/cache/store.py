@@ -53,7 +53,19 @@ class Store(NamedTuple):
     Raises:
       StoreError: it cannot be read.
     """
-    found = self._wait(f"read {key!r} from", lambda: self.kv.read(key))
+    return self.result(key, self.begin_read(key))
+
+  def begin_read(self, key: str) -> ts.Future:
+    """Begins to read a value; `result` waits for it."""
+    return self.kv.read(key)
+
+  def result(self, key: str, reading: ts.Future) -> bytes | None:
+    """The value that `begin_read` began to read, None if there is none.
+
+    Raises:
+      StoreError: it cannot be read.
+    """
+    found = self._wait(f"read {key!r} from", lambda: reading)
     return None if found.state == "missing" else found.value
 
   def put(self, key: str, value: bytes) -> None:

@@ -1,38 +1,40 @@
 """Rows of a complete cache at random."""
 
+from typing import NoReturn
+
 import numpy as np
 
 from distill_jax.cache.format import changed
+from distill_jax.cache.held import Held
 from distill_jax.cache.manifest import Manifest
 from distill_jax.cache.records import check_records
-from distill_jax.cache.shards import open_shard
 from distill_jax.cache.store import Store
+
+MEMORY = 2**32
 
 
 class Table:
   """All rows of a cache, by example id and view. May be read by several threads.
 
-  The shards of a local folder are mapped into memory; those of any other store are held in memory as they are read
-  here, all of them.
-
   Args:
     store: where it lies.
     manifest: from `open_complete`.
+    memory: bytes that the shards of an object store may take here.
 
   Raises:
     Damaged: a shard is not what should be there.
     StoreError: one cannot be read.
   """
 
-  def __init__(self, store: Store, manifest: Manifest):
+  def __init__(self, store: Store, manifest: Manifest, memory: int = MEMORY):
     self.manifest = manifest
-    self._shards = [open_shard(store, manifest, number) for number in range(len(manifest.plan))]
-    self._raw = [shard.raw for shard in self._shards]
-    self._record = self._shards[0].header.record
+    self._store, self._shards = store, Held(store, manifest, memory)
+    self._per_shard, self._record = manifest.rows_per_shard, manifest.header(0).record
+    self._one = len(manifest.plan) == 1
     self._checked = np.zeros(len(manifest.rows), bool)
 
   def read(self, ids: np.ndarray, views: np.ndarray) -> np.ndarray:
-    """The rows of these examples: one copy, ids compared each time, checksums the first time a row is read.
+    """The rows of these examples: one copy, ids compared each time, checksums until each row was read once.
 
     Args:
       ids, views: integers [B].
@@ -45,23 +47,44 @@ class Table:
       Damaged: a row was changed; shard and example are named.
     """
     numbers = self.manifest.rows.nearest(ids, views)
-    shards, rows = np.divmod(numbers, self.manifest.rows_per_shard)
-    raw, size = self._raw, self._record.itemsize
-    found = [raw[shard][at : at + size] for shard, at in zip(shards.tolist(), (rows * size).tolist())]
-    records = np.frombuffer(b"".join(found), self._record)
-    right = (records["id"] == ids) & (records["view"] == views) & self._checked[numbers]
-    if not right.all():  # the first time, or something is wrong
-      self._check(records, found, ids, views)
+    records = self._gathered(numbers)
+    if not ((records["id"] == ids) & (records["view"] == views)).all():
+      self._refuse(records, ids, views)
+    if not self._checked[numbers].all():
+      # All at once: a call a row takes longer than the sums.
+      if changed(records.view(np.uint8).data, self._record.itemsize):
+        self._refuse(records, ids, views)
+      self._checked[numbers] = True
     return records
 
-  def _check(self, records, found, ids, views):
+  def _gathered(self, numbers: np.ndarray) -> np.ndarray:
+    if not numbers.size:
+      return np.empty(0, self._record)
+    if self._one:
+      return self._taken(0, numbers)
+    shards = numbers // self._per_shard
+    rows, first = numbers - shards * self._per_shard, int(shards[0])
+    if (shards == first).all():
+      return self._taken(first, rows)
+    size, in_order = self._record.itemsize, shards.tolist()
+    raw = {number: shard.raw for number, shard in self._shards.of(set(in_order)).items()}
+    found = [raw[shard][at : at + size] for shard, at in zip(in_order, (rows * size).tolist())]
+    return np.frombuffer(b"".join(found), self._record)
+
+  def _taken(self, shard: int, rows: np.ndarray) -> np.ndarray:
+    """Rows of one shard: NumPy's own loop, a tenth of the time of slices."""
+    records = self._shards.of((shard,))[shard].records.take(rows)
+    records.flags.writeable = False
+    return records
+
+  def _refuse(self, records, ids, views) -> NoReturn:
+    """Says what is wrong with rows that are not those that were asked for, or were changed."""
     numbers = self.manifest.rows.numbers(ids, views)
-    new = np.flatnonzero(~self._checked[numbers]).tolist()
-    wrong = [new[number] for number in changed(found[at] for at in new)]
+    wrong = changed(records.view(np.uint8).data, self._record.itemsize)
     check_records(records, ids, views, lambda at: self._place(int(numbers[at])), wrong)
-    self._checked[numbers] = True
+    raise AssertionError("the rows are right after all")
 
   def _place(self, number: int) -> tuple[str, int]:
     """For a message: the shard that holds a row, and which it is there."""
-    shard, row = divmod(number, self.manifest.rows_per_shard)
-    return self._shards[shard].where, row
+    shard, row = divmod(number, self._per_shard)
+    return f"{self._store.url}/{self.manifest.plan.key(shard)}", row

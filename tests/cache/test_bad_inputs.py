@@ -38,7 +38,10 @@ def cached(tmp_path, source):
     ),
     (dict(part=(3, 2)), r"part: expected .index, count. with 0 <= index < count, got \(3, 2\)"),
     (dict(part=(-1, 2)), r"part: .* got \(-1, 2\)"),
-    (dict(source={"image": np.zeros((4, 2))}), "source: expected a data.Source, got dict: data.Source"),
+    (
+      dict(source={"image": np.zeros((4, 2))}),
+      "source: expected a data.Source or data.images.Images, got dict",
+    ),
     (dict(teacher=lambda x: x), "teacher: expected a Model, got function: wrap it with from_nnx"),
   ],
 )
@@ -81,7 +84,7 @@ def test_verify_asks_about_a_part_of_the_examples(cached, source):
     (dict(batch_size=0), "batch_size: expected a whole number from 1, got 0"),
     (dict(n=0), "n: expected a whole number from 1, got 0"),
     (dict(teacher={}), "teacher: expected a Model, got dict"),
-    (dict(source={}), "source: expected a data.Source, got dict"),
+    (dict(source={}), "source: expected a data.Source or data.images.Images, got dict"),
     (
       dict(teacher=linear()._replace(apply=lambda *a, **k: ({"logit": 0}, {}))),
       "gives no 'logits'; did you mean",

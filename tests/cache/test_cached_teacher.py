@@ -11,6 +11,7 @@ from toys import AUGMENT, CLASSES, ROWS, images, linear, student, written
 
 from distill_jax import data, losses, objectives, teachers
 from distill_jax.cache import (
+  Damaged,
   Dense,
   Incomplete,
   Mismatch,
@@ -21,6 +22,7 @@ from distill_jax.cache import (
   verify,
   writer,
 )
+from distill_jax.cache.examples import InMemory
 from distill_jax.models import from_apply
 from distill_jax.train import fit
 from distill_jax.types import Variables
@@ -68,9 +70,10 @@ def test_it_is_bit_for_bit_the_teacher_that_answers_apart_from_the_step(tmp_path
     lambda batch: teacher.apply(*teacher.variables, AUGMENT(batch), train=False, key=None)[0]["logits"]
   )
   said = {}  # asked in the order of the cache, in batches of its size
+  ids, views = cached.manifest.rows.at(0, 2 * ROWS)
   for first in range(0, 2 * ROWS, 16):
     rows = np.minimum(np.arange(first, first + 16), 2 * ROWS - 1)
-    batch = writer.rows_of(source, rows % ROWS, rows // ROWS)
+    batch = InMemory(source).batch(ids[rows], views[rows])
     said |= dict(zip(zip(batch["id"].tolist(), batch["view"].tolist()), np.asarray(answer(batch))))
 
   def pipeline(start):
@@ -166,6 +169,49 @@ def test_a_cache_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, source, mo
   assert len(shards) == 4
   for name in shards:
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+
+
+def test_a_shard_that_is_written_anew_is_read_back_and_compared(tmp_path, source, monkeypatch):
+  """Another device's last bits are not those that the record of completion has."""
+  monkeypatch.setattr(writer, "SHARD_BATCHES", 1)
+  written(tmp_path, source)
+  (tmp_path / "shard-00000002").unlink()
+  with monkeypatch.context() as patched:
+    put = writer.shards.write_shard
+    patched.setattr(
+      writer.shards,
+      "write_shard",
+      lambda *args: put(*args[:-1], {name: x + np.float32(1e-6) for name, x in args[-1].items()}),
+    )
+    with pytest.raises(Damaged, match="complete.json does not agree with the shards"):
+      written(tmp_path, source)
+  (tmp_path / "complete.json").unlink()
+  assert len(written(tmp_path, source)) == ROWS
+
+
+def test_writers_with_other_batches_go_on_with_one_another_s_shards(tmp_path, source, monkeypatch):
+  monkeypatch.setattr(writer, "SHARD_BATCHES", 1)
+  begin = writer.shards.begin
+
+  def late(store, wanted, same):  # another writer comes first, after this one has looked
+    begin(store, dataclasses.replace(wanted, rows_per_shard=24), same)
+    return begin(store, wanted, same)
+
+  monkeypatch.setattr(writer.shards, "begin", late)
+  cached = written(tmp_path, source, batch_size=16)
+  assert cached.manifest.rows_per_shard == 24 and len(cached.manifest.plan) == 3
+  np.testing.assert_allclose(
+    cached.join({"id": source.ids})["teacher/logits.values"],
+    source.arrays["image"].reshape(ROWS, -1) @ linear().variables.params,
+    atol=1e-5,
+  )
+
+
+def test_the_disk_s_room_is_looked_at_before_anything_is_computed(tmp_path, source, monkeypatch):
+  usage = writer.shards.Store.probe_writable.__globals__["shutil"].disk_usage(tmp_path)
+  monkeypatch.setattr("shutil.disk_usage", lambda folder: usage._replace(free=1000))
+  with pytest.raises(OSError, match=r"cannot write 2,\d\d\d bytes to .*: the disk has 1,000 left"):
+    written(tmp_path, source)
 
 
 def test_a_process_helps_with_what_others_left(tmp_path, source, monkeypatch):

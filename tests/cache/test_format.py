@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from distill_jax.cache.format import Column, Header, pack
+from distill_jax.cache.format import Column, Header, changed, pack, unchanged
 from distill_jax.cache.records import Damaged, Shard
 
 COLUMNS = (
@@ -132,6 +132,16 @@ def test_damage_names_row_and_example(data):
     f"folder/shard-3 is damaged: row 4 (example id {data['ids'][4]}, view 0) has another checksum than when it"
     " was written. Delete it and run the cache stage again: it writes what is missing."
   )
+
+
+def test_the_sum_of_unchanged_rows_is_the_same_whatever_they_hold(rng):
+  for rows, size in ((1, 24), (7, 24), (5, 4096)):
+    bodies = [rng.bytes(size - 4) for _ in range(rows)]
+    raw = b"".join(body + zlib.crc32(body).to_bytes(4, "little") for body in bodies)
+    assert zlib.crc32(raw) == unchanged(rows, size) and changed(memoryview(raw), size) == []
+    wrong = bytearray(raw)
+    wrong[-1] ^= 1
+    assert changed(memoryview(wrong), size) == [rows - 1]
 
 
 def test_a_row_in_another_ones_place_is_noticed(data):

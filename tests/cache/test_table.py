@@ -40,15 +40,29 @@ def test_what_is_not_there_is_named(tmp_path, views):
   table.read(known, np.zeros(3, np.int32))
 
 
-def test_each_row_is_summed_once(tmp_path, monkeypatch):
+def test_rows_are_summed_until_each_was_read_once(tmp_path, monkeypatch):
   store, plan = sweeps.make(tmp_path)
   table, summed = Table(store, plan), []
   changed = tables.changed
-  monkeypatch.setattr(tables, "changed", lambda rows: changed(summed.append(1) or row for row in rows))
+  monkeypatch.setattr(
+    tables, "changed", lambda raw, size: summed.append(len(raw) // size) or changed(raw, size)
+  )
   ids, views = plan.rows.at(0, 46)
-  for rows in (np.arange(10), np.arange(5, 15), np.arange(15), np.arange(46), np.arange(46)):
+  for rows in (
+    np.arange(10),
+    np.arange(5, 15),
+    np.arange(15),
+    np.arange(46),
+    np.arange(46),
+    np.arange(20, 40),
+  ):
     table.read(ids[rows], views[rows])
-  assert len(summed) == 46
+  assert summed == [10, 10, 46]
+
+
+def test_an_empty_batch_has_no_rows(tmp_path):
+  store, plan = sweeps.make(tmp_path)
+  assert Table(store, plan).read(np.zeros(0, int), np.zeros(0, int)).shape == (0,)
 
 
 def test_damage_in_a_later_shard_names_it(tmp_path):

@@ -1,0 +1,108 @@
+"""A cache's shards as they are needed: mapped into memory, or read from an object store, some ahead of time."""
+
+import threading
+import warnings
+from collections.abc import Collection
+
+import tensorstore as ts
+
+from distill_jax.cache.manifest import Manifest
+from distill_jax.cache.records import Shard
+from distill_jax.cache.shards import open_shard, shard_of
+from distill_jax.cache.store import Store
+
+MAPPED = 512  # files at once: each takes one of a process' file descriptors
+
+
+class Held:
+  """The shards of a complete cache. May be used by several threads.
+
+  Those of a local folder are looked at here and mapped; those of another store are read when they are asked for,
+  several at once, and the ones that follow in the order of the rows (the next view's) while others are in use.
+
+  Args:
+    store: where they lie.
+    manifest: from `open_complete`.
+    memory: bytes that those of an object store may take here.
+
+  Raises:
+    Damaged: a shard is not what should be there.
+    StoreError: one cannot be read.
+  """
+
+  def __init__(self, store: Store, manifest: Manifest, memory: int):
+    self._store, self._manifest = store, manifest
+    size = manifest.header(0).size
+    self._most = MAPPED if store.folder is not None else max(1, memory // size)
+    self._open: dict[int, Shard] = {}  # in the order in which they were opened
+    self._coming: dict[int, ts.Future] = {}
+    self._ahead: list[int] = []
+    self._lock = threading.Lock()
+    self._warned = False
+    if store.folder is not None:
+      for number in range(len(manifest.plan)):
+        self._keep(number, open_shard(store, manifest, number))
+
+  def of(self, numbers: Collection[int]) -> dict[int, Shard]:
+    """The shards of these numbers.
+
+    Raises:
+      Damaged: one is not what should be there.
+      Incomplete: one has gone.
+      StoreError: one cannot be read.
+    """
+    found = {number: shard for number in numbers if (shard := self._open.get(number)) is not None}
+    if len(found) < len(numbers):
+      with self._lock:
+        found = self._opened(numbers)
+    if self._ahead:
+      with self._lock:
+        self._read_ahead()
+    return found
+
+  def _opened(self, numbers) -> dict[int, Shard]:
+    absent = [number for number in numbers if number not in self._open]
+    if self._store.folder is None:
+      for number in absent:
+        self._begin(number)
+    found = {number: self._open[number] for number in numbers if number in self._open}
+    for number in absent:
+      found[number] = self._read(number)
+      self._keep(number, found[number])
+    if self._store.folder is None:
+      self._plan_ahead(numbers)
+    return found
+
+  def _read(self, number: int) -> Shard:
+    coming = self._coming.pop(number, None)
+    if coming is None:
+      return open_shard(self._store, self._manifest, number)
+    data = self._store.result(self._manifest.plan.key(number), coming)
+    return shard_of(self._store, self._manifest, number, data)
+
+  def _keep(self, number: int, shard: Shard) -> None:
+    while len(self._open) >= self._most:  # rows lie view by view: the one opened first is of an earlier view
+      del self._open[next(iter(self._open))]
+    self._open[number] = shard
+
+  def _begin(self, number: int) -> None:
+    if number not in self._coming:
+      self._coming[number] = self._store.begin_read(self._manifest.plan.key(number))
+
+  def _plan_ahead(self, numbers) -> None:
+    """As many as one view has, from the last one in use on, where there is room for them too."""
+    total, room = len(self._manifest.plan), self._most - len(numbers)
+    if room < 0 and not self._warned:
+      self._warned = True
+      warnings.warn(
+        f"the rows of one batch lie in {len(numbers)} shards of the cache in {self._store.url}, and memory= holds "
+        f"{self._most}: they are read again and again. Give more, or copy the cache to a local folder",
+        stacklevel=2,
+      )
+    per_view = -(-len(self._manifest.rows.ids) // self._manifest.rows_per_shard)
+    following = [(max(numbers) + 1 + i) % total for i in range(min(per_view, max(room, 0), total))]
+    self._ahead = [n for n in following if n not in self._open and n not in self._coming]
+
+  def _read_ahead(self) -> None:
+    if self._ahead and all(coming.done() for coming in self._coming.values()):
+      self._begin(self._ahead.pop(0))
