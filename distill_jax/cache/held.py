@@ -34,6 +34,9 @@ class Held:
     self._store, self._manifest = store, manifest
     size = manifest.header(0).size
     self._most = MAPPED if store.folder is not None else max(1, memory // size)
+    per_shard, examples = manifest.rows_per_shard, len(manifest.rows.ids)
+    touched = -(-examples // per_shard) + (examples % per_shard > 0)
+    self._per_view = min(touched, len(manifest.plan))
     self._open: dict[int, Shard] = {}  # in the order in which they were opened
     self._coming: dict[int, ts.Future] = {}
     self._ahead: list[int] = []
@@ -41,7 +44,9 @@ class Held:
     self._warned = False
     if store.folder is not None:
       for number in range(len(manifest.plan)):
-        self._keep(number, open_shard(store, manifest, number))
+        shard = open_shard(store, manifest, number)
+        self._make_room()
+        self._open[number] = shard
 
   def of(self, numbers: Collection[int]) -> dict[int, Shard]:
     """The shards of these numbers.
@@ -61,16 +66,17 @@ class Held:
     return found
 
   def _opened(self, numbers) -> dict[int, Shard]:
-    absent = [number for number in numbers if number not in self._open]
+    found = {number: self._open[number] for number in numbers if number in self._open}
+    absent = [number for number in numbers if number not in found]
     if self._store.folder is None:
       for number in absent:
         self._begin(number)
-    found = {number: self._open[number] for number in numbers if number in self._open}
     for number in absent:
       found[number] = self._read(number)
-      self._keep(number, found[number])
+      self._make_room()
+      self._open[number] = found[number]
     if self._store.folder is None:
-      self._plan_ahead(numbers)
+      self._plan_ahead(max(numbers))
     return found
 
   def _read(self, number: int) -> Shard:
@@ -80,27 +86,29 @@ class Held:
     data = self._store.result(self._manifest.plan.key(number), coming)
     return shard_of(self._store, self._manifest, number, data)
 
-  def _keep(self, number: int, shard: Shard) -> None:
-    while len(self._open) >= self._most:  # rows lie view by view: the one opened first is of an earlier view
-      del self._open[next(iter(self._open))]
-    self._open[number] = shard
+  def _make_room(self) -> None:
+    """For one more."""
+    while self._open and len(self._open) + len(self._coming) >= self._most:
+      del self._open[
+        next(iter(self._open))
+      ]  # rows lie view by view: the one opened first is of an earlier view
 
   def _begin(self, number: int) -> None:
     if number not in self._coming:
+      self._make_room()
       self._coming[number] = self._store.begin_read(self._manifest.plan.key(number))
 
-  def _plan_ahead(self, numbers) -> None:
+  def _plan_ahead(self, last: int) -> None:
     """As many as one view has, from the last one in use on, where there is room for them too."""
-    total, room = len(self._manifest.plan), self._most - len(numbers)
+    total, room = len(self._manifest.plan), self._most - self._per_view
     if room < 0 and not self._warned:
       self._warned = True
       warnings.warn(
-        f"the rows of one batch lie in {len(numbers)} shards of the cache in {self._store.url}, and memory= holds "
-        f"{self._most}: they are read again and again. Give more, or copy the cache to a local folder",
+        f"a view of the cache in {self._store.url} lies in {self._per_view} shards, and memory= holds {self._most}: "
+        "they are read again and again. Give more, or copy the cache to a local folder",
         stacklevel=2,
       )
-    per_view = -(-len(self._manifest.rows.ids) // self._manifest.rows_per_shard)
-    following = [(max(numbers) + 1 + i) % total for i in range(min(per_view, max(room, 0), total))]
+    following = [(last + 1 + i) % total for i in range(min(self._per_view, max(room, 0)))]
     self._ahead = [n for n in following if n not in self._open and n not in self._coming]
 
   def _read_ahead(self) -> None:

@@ -1,0 +1,152 @@
+"""Shards of an object store: read when they are needed, a view ahead, within a bound; local ones within the files that
+a process may open."""
+
+import os
+import threading
+
+import numpy as np
+import pytest
+import sweeps
+
+from distill_jax.cache import held, open_cache, shards
+from distill_jax.cache.records import Damaged
+from distill_jax.cache.shards import Incomplete
+from distill_jax.cache.store import Store
+from distill_jax.cache.table import Table
+
+EXAMPLES, PER_SHARD, PER_VIEW = 40, 10, 4
+
+
+@pytest.fixture
+def reads(monkeypatch):
+  """Keys of shards, as their reading begins."""
+  begun, begin = [], Store.begin_read
+
+  def watched(self, key):
+    if key.startswith("shard-"):
+      begun.append(int(key.removeprefix("shard-")))
+    return begin(self, key)
+
+  monkeypatch.setattr(Store, "begin_read", watched)
+  return begun
+
+
+def made(url, views=3):
+  return sweeps.make(url, examples=EXAMPLES, views=views, per_shard=PER_SHARD)
+
+
+def table_of(store, plan, shards_held):
+  return Table(store, plan, memory=shards_held * plan.header(0).size)
+
+
+def right(table, plan, rows):
+  """Reads rows by their numbers, and compares."""
+  ids, views = plan.rows.ids[rows % EXAMPLES], rows // EXAMPLES
+  records = table.read(ids, views)
+  for name, wanted in sweeps.values(rows, plan.columns).items():
+    assert records[name].tobytes() == wanted.tobytes()
+
+
+def test_nothing_is_read_before_it_is_needed(tmp_path, reads):
+  store, plan = made(f"memory://{tmp_path}")
+  reads.clear()
+  table = table_of(store, plan, 100)
+  assert reads == []
+  right(table, plan, np.array([3, 17, 5]))
+  assert reads[:2] == [0, 1] and len(reads) <= 3
+
+
+def test_the_next_view_is_read_ahead_while_one_is_used(tmp_path, reads, rng):
+  store, plan = made(f"memory://{tmp_path}")
+  table = table_of(store, plan, 2 * PER_VIEW)
+  reads.clear()
+  for view in range(3):
+    for step in range(12):
+      if step == 1:  # what this view still lacked was read with its first batch
+        assert set(range(view * PER_VIEW, (view + 1) * PER_VIEW)) <= set(reads)
+      right(table, plan, view * EXAMPLES + rng.permutation(EXAMPLES))
+      assert len(table._shards._open) + len(table._shards._coming) <= 2 * PER_VIEW
+    assert set(range((view + 1) * PER_VIEW, min(view + 2, 3) * PER_VIEW)) <= set(reads)
+  assert sorted(set(reads)) == list(range(3 * PER_VIEW))
+  assert len(reads) == 3 * PER_VIEW + PER_VIEW  # and the first view again, for the next epoch
+
+
+def test_with_room_for_all_every_shard_is_read_once(tmp_path, reads, rng):
+  store, plan = made(f"memory://{tmp_path}")
+  table = table_of(store, plan, 100)
+  reads.clear()
+  for epoch in range(7):
+    right(table, plan, epoch % 3 * EXAMPLES + rng.permutation(EXAMPLES))
+  assert sorted(reads) == list(range(3 * PER_VIEW))
+
+
+def test_too_little_room_is_said_once_and_gives_the_same_rows(tmp_path, reads, rng):
+  store, plan = made(f"memory://{tmp_path}")
+  table = table_of(store, plan, 2)
+  with pytest.warns(
+    UserWarning, match="a view of the cache in memory://.* lies in 4 shards, and memory= holds 2"
+  ) as caught:
+    for epoch in range(3):
+      right(table, plan, epoch * EXAMPLES + rng.permutation(EXAMPLES))
+  assert len(caught) == 1 and len(table._shards._open) <= 2
+
+
+def test_a_shard_that_has_gone_or_was_changed_is_refused_when_it_is_read(tmp_path):
+  store, plan = made(f"memory://{tmp_path}")
+  table = table_of(store, plan, 100)
+  keys = [plan.plan.key(number) for number in (2, 3)]
+  before = store.read(keys[0])
+  store.put(keys[0], before[:-8])
+  with pytest.raises(Damaged, match=f"{keys[0]} is damaged: it has"):
+    right(table, plan, np.array([25]))
+  store.put(keys[0], before)
+  right(table, plan, np.array([25]))
+  table = table_of(store, plan, 1)  # nothing is read ahead
+  store.kv.write(keys[1], None).result()
+  with pytest.raises(Incomplete, match="shard 3 of the cache in memory://.* is missing"):
+    right(table, plan, np.array([35]))
+
+
+def test_an_opened_cache_takes_the_bound(tmp_path):
+  url = f"memory://{tmp_path}"
+  store, plan = sweeps.make(
+    url, examples=EXAMPLES, per_shard=PER_SHARD, outputs={}, augmentation={"name": "none"}, data={}
+  )
+  assert open_cache(url, memory=3 * plan.header(0).size).table._shards._most == 3
+
+
+def test_more_local_shards_than_files_may_be_open(tmp_path, monkeypatch, rng):
+  monkeypatch.setattr(held, "MAPPED", 5)
+  store, plan = made(tmp_path)
+  before = len(os.listdir("/proc/self/fd"))
+  table = Table(store, plan)
+  for _ in range(5):
+    right(table, plan, rng.permutation(3 * EXAMPLES)[:30])
+    assert len(os.listdir("/proc/self/fd")) <= before + 5
+
+
+def test_threads_share_what_is_read(tmp_path, reads):
+  store, plan = made(f"memory://{tmp_path}")
+  table, failures = table_of(store, plan, 6), []
+
+  def run(seed):
+    rng = np.random.default_rng(seed)
+    try:
+      for _ in range(30):
+        right(table, plan, rng.integers(0, 3) * EXAMPLES + rng.permutation(EXAMPLES)[:8])
+    except BaseException as error:
+      failures.append(error)
+
+  threads = [threading.Thread(target=run, args=(seed,)) for seed in range(4)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert not failures
+
+
+def test_a_complete_cache_is_read_back_shard_by_shard(tmp_path, reads):
+  store, plan = made(f"memory://{tmp_path}")
+  reads.clear()
+  shards.complete(store, plan)
+  assert reads == list(range(3 * PER_VIEW))
