@@ -91,7 +91,8 @@ def verify(
   placed, parts = sharding.replicate(variables, mesh), []
   for first in range(0, len(number), batch_size):
     rows = np.minimum(np.arange(first, first + batch_size), len(number) - 1)
-    found = run(placed, cache.join(examples.batch(ids[rows], views[rows])))
+    batch = cache.join(examples.batch(ids[rows], views[rows]))
+    found = run(placed, jax.device_put(batch, sharding.by_rows(mesh)))
     parts.append(jax.device_get(found))
   joined = jax.tree.map(lambda *x: np.concatenate(x)[: len(number)], *parts)
   return {name: _agreement(cache.outputs[name][0], values) for name, values in joined.items()}

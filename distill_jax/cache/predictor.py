@@ -50,7 +50,7 @@ def make_predictor(
   )
   placed = sharding.replicate(variables, mesh)
   return Predictor(
-    lambda batch: compiled(placed, batch),
+    lambda batch: compiled(placed, jax.device_put(batch, sharding.by_rows(mesh))),
     lambda batch: jax.eval_shape(lambda b: answers(variables, b)[0], batch),
   )
 
