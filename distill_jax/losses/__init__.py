@@ -27,6 +27,7 @@ from distill_jax.losses.features import (
 from distill_jax.losses.focal import Context, box_weights, fgd, fgd_init
 from distill_jax.losses.labels import dkd, nkd, ofa, wsld
 from distill_jax.losses.layers import LayerAttention, layer_attention, layer_attention_init
+from distill_jax.losses.linear import linear_cross_entropy, linear_kl, linear_sparse_kl
 from distill_jax.losses.logits import (
   binary_kl,
   hard_distillation,
@@ -92,6 +93,9 @@ __all__ = [
   "kl_divergence",
   "layer_attention",
   "layer_attention_init",
+  "linear_cross_entropy",
+  "linear_kl",
+  "linear_sparse_kl",
   "localization",
   "logit_mse",
   "mgd",

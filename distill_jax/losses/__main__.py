@@ -15,6 +15,7 @@ MODULES = {
   "labels": "Logits and labels",
   "batch_logits": "Logits, relating the rows of a batch",
   "sparse": "Teachers kept as K of V classes",
+  "linear": "Hidden states and heads, logits never held",
   "features": "Features",
   "preactivations": "Features before the ReLU",
   "projected": "Features with a learned student side",
@@ -32,7 +33,8 @@ Written by `python -m distill_jax.losses` from the docstrings; a test fails when
 
 `f(student, teacher, ..., *, hyperparameters)`: logits in, never probabilities; channels last. A loss gives one
 value per example or token, to be averaged with `distill_jax.reduce.mean(values, where)`; one that gives a
-scalar relates the rows of a batch and takes `where=` and `axis_name=` (`weight_alignment` relates weights).
+scalar relates the rows of a batch and takes `where=` and `axis_name=` (`weight_alignment` relates weights; the
+`linear_` ones take `weights=` of the tokens).
 "Weight" is the one of the source beside a mean over the batch and the cross entropy with the labels.
 
 ```python

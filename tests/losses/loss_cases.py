@@ -101,6 +101,24 @@ def drawn(s, t):
   return -4 * (p * np.log(logit.softmax(s, 2.0))).sum(-1)
 
 
+def from_hidden(student, teacher, **options):
+  """`linear_kl` of logits: hidden states under a kernel that changes nothing."""
+  kernel = jnp.eye(5)
+  return losses.linear_kl(student, kernel, teacher, kernel, **options)
+
+
+def from_hidden_sparse(student, teacher):
+  return losses.linear_sparse_kl(student, jnp.eye(5), losses.top_k(teacher, k=2, temperature=3.0))
+
+
+def mean_of(reference):
+  return lambda *args, **kwargs: reference(*args, **kwargs).mean()
+
+
+def label_entropy(hidden, kernel, labels):
+  return -np.log(np.take_along_axis(logit.softmax(hidden @ kernel, 1.0), labels[:, None], 1)).mean()
+
+
 def two_maps(rng):
   return tuple(tuple(rng.normal(size=(3, *hw, c)) for c in (2, 4)) for hw in ((2, 3), (3, 2)))
 
@@ -173,6 +191,46 @@ LOGITS = [
     loss=one_hot_draws,
     least=None,
     positive=False,
+    wrong=("batch", "rank"),
+  ),
+]
+LINEAR = [
+  Case(
+    "linear_kl",
+    pair(4, 5),
+    mean_of(getattr(logit, reference)),
+    {"temperature": 3.0, **options},
+    kind="logits",
+    scalar=True,
+    derivatives=1,
+    loss=functools.partial(from_hidden, divergence=name),
+    label=name,
+  )
+  for name, reference, options in [
+    ("kl", "kl_divergence", {}),
+    ("reverse_kl", "reverse_kl", {}),
+    ("jensen_shannon", "jensen_shannon", {"teacher_weight": 0.1}),
+    ("skew_kl", "skew_kl", {"alpha": 0.1}),
+    ("skew_reverse_kl", "skew_reverse_kl", {"alpha": 0.1}),
+  ]
+] + [
+  Case(
+    "linear_sparse_kl",
+    pair(4, 5),
+    mean_of(functools.partial(logit.sparse, tail="bucket", k=2, temperature=3.0)),
+    kind="logits",
+    scalar=True,
+    derivatives=1,
+    loss=from_hidden_sparse,
+    wrong=("batch", "rank"),
+  ),
+  Case(
+    "linear_cross_entropy",
+    lambda rng: (*two((4, 3), (3, 5))(rng), rng.choice(5, size=4)),
+    label_entropy,
+    scalar=True,
+    least=None,
+    shared=(1,),
     wrong=("batch", "rank"),
   ),
 ]
@@ -275,7 +333,7 @@ MODELS = [
     kind="logits",
   ),
 ]
-CASES = LOGITS + MAPS + MODELS
+CASES = LOGITS + LINEAR + MAPS + MODELS
 
 SOFT = [case for case in CASES if case.kind == "logits"]
 MASKABLE = [case for case in CASES if case.class_mask]
