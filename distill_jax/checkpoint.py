@@ -24,6 +24,8 @@ from distill_jax.types import TrainState
 
 __all__ = ["Checkpoints", "export_student", "load_student"]
 
+_ASIDE = ".replaced"
+
 
 class Checkpoints:
   """The latest checkpoints of one training run and its best one, in one folder. One writer at a time (`Lease`).
@@ -215,7 +217,7 @@ class Checkpoints:
     if step in self._damaged:
       raise seal.Damaged(self._damaged[step])
     hosts.every(lambda: self._check_usable(step, like))
-    state = hosts.every(lambda: _read(self.folder / str(step), like), errors=[seal.Damaged])
+    state = hosts.every(lambda: _read(self.folder, step, like), errors=[seal.Damaged])
     seal.check_contents(self._seals[step], state)
     return state
 
@@ -271,7 +273,7 @@ class Checkpoints:
       raise RuntimeError(f"checkpoint {step} of {self.folder} was not written ({still}): {error}") from error
 
   def _aside(self, step: int) -> Path:
-    return self.folder / f"{step}.replaced"
+    return self.folder / f"{step}{_ASIDE}"
 
   def _move_aside(self, step: int) -> None:
     """What is at this step already stays on disk until its replacement is complete."""
@@ -286,7 +288,7 @@ class Checkpoints:
     return there
 
   def _put_back(self) -> None:
-    for aside in self.folder.glob("*.replaced"):
+    for aside in self.folder.glob(f"*{_ASIDE}"):
       if aside.with_suffix("").exists():
         shutil.rmtree(aside)
       else:
@@ -296,25 +298,25 @@ class Checkpoints:
 def _seals_in(folder: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[tuple[int, str]]]:
   """The seals of the checkpoints there, by step; and what is wrong with the others."""
   seals, damaged = [], []
-  for step in _steps_in(folder):
+  for step, place in _places(folder).items():
     try:
       with _reading():
         # Orbax's own reader of this file opens every array too, and mutters when one is damaged.
-        stored = json.loads((folder / str(step) / "_CHECKPOINT_METADATA").read_bytes())["custom_metadata"]
+        stored = json.loads((place / "_CHECKPOINT_METADATA").read_bytes())["custom_metadata"]
       seals.append((step, seal.opened(stored, step)))
     except seal.Damaged as damage:
       damaged.append((step, str(damage)))
   return seals, damaged
 
 
-def _read(path: Path, like: TrainState) -> TrainState:
+def _read(folder: Path, step: int, like: TrainState) -> TrainState:
   # Without Orbax's barriers: they would be waited for in vain by a process whose part is sound.
   own = jax.process_index()
   context = ocp.Context()
   context.multiprocessing_options.primary_host = own
   context.multiprocessing_options.active_processes = {own}
   with _reading(), context:
-    return ocp.load_checkpointables(path, {"state": jax.tree.map(_abstract, like)})["state"]
+    return ocp.load_checkpointables(_places(folder)[step], {"state": jax.tree.map(_abstract, like)})["state"]
 
 
 @contextmanager
@@ -336,8 +338,12 @@ def _abstract(leaf) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _steps_in(folder: Path) -> list[int]:
-  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
+def _places(folder: Path) -> dict[int, Path]:
+  """Where each step is, in order: aside, while its replacement is not complete."""
+  found = [path for path in folder.iterdir() if path.name.removesuffix(_ASIDE).isdecimal() and path.is_dir()]
+  found.sort(key=lambda path: path.suffix, reverse=True)
+  places = {int(path.stem): path for path in found}
+  return {step: places[step] for step in sorted(places)}
 
 
 def _hint(folder: Path) -> str:
@@ -345,5 +351,5 @@ def _hint(folder: Path) -> str:
   if folder.name.isdecimal() and (folder / "state").is_dir():
     return f"; it is a checkpoint itself, open {folder.parent}"
   near = {path.parent.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/state")}
-  found = [f"{path} (steps {_steps_in(path)})" for path in sorted(near) if _steps_in(path)]
+  found = [f"{path} (steps {list(_places(path))})" for path in sorted(near) if _places(path)]
   return f"; there are checkpoints in {', '.join(found)}" if found else ""

@@ -449,6 +449,10 @@ def test_a_step_that_is_there_already(tmp_path):
 def test_killed_while_a_step_is_replaced_the_old_one_is_back(tmp_path):
   saved(tmp_path, 4)
   (tmp_path / "4").rename(tmp_path / "4.replaced")
+  reader = Checkpoints(tmp_path, read_only=True)
+  assert reader.steps() == [4]
+  same(reader.restore(make_state()), make_state(4, seed=4))
+  assert [path.name for path in tmp_path.iterdir()] == ["4.replaced"]
   with Checkpoints(tmp_path) as checkpoints:
     same(checkpoints.restore(make_state()), make_state(4, seed=4))
 
