@@ -16,6 +16,7 @@ bytes on disk are specified in `format` and `shards`, what a cache is compared b
 from distill_jax.cache.agreement import Agreement, verify
 from distill_jax.cache.codecs import Dense, Samples, TopK
 from distill_jax.cache.estimates import Estimate, estimate
+from distill_jax.cache.identity import vocabulary
 from distill_jax.cache.inspection import describe
 from distill_jax.cache.manifest import Mismatch
 from distill_jax.cache.reader import Cache, open_cache
@@ -37,5 +38,6 @@ __all__ = [
   "estimate",
   "open_cache",
   "verify",
+  "vocabulary",
   "write_cache",
 ]

@@ -77,6 +77,8 @@ def verify(
   number = np.random.default_rng(seed).permutation(len(held) * cache.views)[: check_count("n", n)]
   views, at = np.divmod(np.sort(number), len(held))
   ids = cache.manifest.rows.ids[held[at]]
+  shown = cache.shown(ids, views)
+  ids, views = ids[shown], views[shown]
   answers = make_answers(teacher, cache.outputs, augment)
 
   def compared(variables, batch):
@@ -89,12 +91,12 @@ def verify(
 
   run = jax.jit(compared, in_shardings=(None, sharding.by_rows(mesh)))
   placed, parts = sharding.replicate(variables, mesh), []
-  for first in range(0, len(number), batch_size):
-    rows = np.minimum(np.arange(first, first + batch_size), len(number) - 1)
+  for first in range(0, len(ids), batch_size):
+    rows = np.minimum(np.arange(first, first + batch_size), len(ids) - 1)
     batch = cache.join(examples.batch(ids[rows], views[rows]))
     found = run(placed, jax.device_put(batch, sharding.by_rows(mesh)))
     parts.append(jax.device_get(found))
-  joined = jax.tree.map(lambda *x: np.concatenate(x)[: len(number)], *parts)
+  joined = jax.tree.map(lambda *x: np.concatenate(x)[: len(ids)], *parts)
   return {name: _agreement(cache.outputs[name][0], values) for name, values in joined.items()}
 
 

@@ -54,7 +54,11 @@ def source_checksums(arrays: Mapping[str, Any], names: Iterable[str]) -> np.ndar
 
 
 def vocabulary(names: Sequence[str]) -> str:
-  """Of the classes' names, or a tokenizer's words, in their order."""
+  """A digest of the classes' names, or a tokenizer's words, in their order: other words of the same number differ.
+
+  >>> vocabulary(["cat", "dog"]) == vocabulary(["dog", "cat"])
+  False
+  """
   return hashlib.blake2b("\0".join(names).encode(), digest_size=16).hexdigest()
 
 

@@ -30,7 +30,9 @@ def _confidence(cache: Cache, source: Source | None) -> list[str]:
   codec, _ = cache.outputs["logits"]
   if isinstance(codec, Samples):
     return ["  the teacher's confidence is not known: draws were kept"]
-  sure, said, own = _first_view(cache)
+  ids = cache.manifest.rows.ids
+  ids = ids[cache.shown(ids, np.zeros(len(ids), np.int32))]
+  sure, said, own = _first_view(cache, ids)
   counts, edges = np.histogram(sure, bins=10, range=(0, 1))
   at = f" at temperature {codec.temperature:g}" if isinstance(codec, TopK) else ""
   lines = [f"  the teacher's largest probability{at}, mean {sure.mean():.3f}:"]
@@ -44,7 +46,6 @@ def _confidence(cache: Cache, source: Source | None) -> list[str]:
       f"  its cross entropy{at} on the {known.size:,} labels that it was shown: {-known.mean():.4f}"
     )
   if source is not None and said.ndim == 1:
-    ids = cache.manifest.rows.ids
     known = np.isin(ids, source.ids)
     label = source.arrays["label"][InMemory(source).places(ids[known])]
     right = (said[known] == label)[label >= 0]
@@ -53,7 +54,7 @@ def _confidence(cache: Cache, source: Source | None) -> list[str]:
   return lines
 
 
-def _first_view(cache: Cache) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def _first_view(cache: Cache, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
   """Of each example's logits the largest probability, its class, and the label's log-probability where it was kept."""
   codec, _ = cache.outputs["logits"]
 
@@ -64,8 +65,7 @@ def _first_view(cache: Cache) -> tuple[np.ndarray, np.ndarray, np.ndarray | None
       return jnp.exp(kept.log_probs[..., 0]), kept.indices[..., 0], columns[f"{CACHED}logits.label_log_prob"]
     return jax.nn.softmax(kept.astype(jnp.float32)).max(-1), kept.argmax(-1), None
 
-  ids, batch = cache.manifest.rows.ids, min(1024, cache.examples)
-  parts = []
+  batch, parts = min(1024, len(ids)), []
   for first in range(0, len(ids), batch):
     rows = np.minimum(np.arange(first, first + batch), len(ids) - 1)
     joined = cache.join({"id": ids[rows], "view": np.zeros(batch, np.int32)})

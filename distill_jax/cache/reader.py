@@ -110,6 +110,12 @@ class Cache:
       )
     return {**batch, **{entry: records[name] for name, entry in self._names}}
 
+  def shown(self, ids: np.ndarray, views: np.ndarray) -> np.ndarray:
+    """Which of these rows the teacher gave, bool [B]: all, but for streamed images that could not be decoded."""
+    if not self._streamed:
+      return np.ones(len(ids), bool)
+    return self.table.read(ids, views)["source_crc"] != BAD
+
   def _keys(self, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The ids and views of a batch's rows."""
     ids = self._entry("id", batch)

@@ -58,7 +58,8 @@ def write_cache(
     source: the examples that students may see later, labelled or not; `Images` are read and cropped on the way.
     outputs: the teacher's outputs to keep, and how; None: `{"logits": Dense("float16")}`.
     teacher_variables: its weights, if the Model does not carry them.
-    description: what else tells this teacher from others, plain values; part of the cache's identity.
+    description: what else tells this teacher from others, plain values; part of the cache's identity. Of a language
+      model `{"vocabulary": cache.vocabulary(words)}`: kept classes are numbers of its tokenizer's words.
     crop: of `Images`, the `data.Stream`'s of the student's run: `random_resized_crop(224, seed=0)`.
     augment: `batch -> batch`, a function of 'id' and 'view' (`data.augmentation`), as the student's run has it.
     views: augmented views, or crops, of each example. A run from the cache sees view `epoch mod views`.

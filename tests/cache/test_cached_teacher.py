@@ -20,6 +20,7 @@ from distill_jax.cache import (
   describe,
   open_cache,
   verify,
+  vocabulary,
   writer,
 )
 from distill_jax.cache.examples import InMemory
@@ -314,6 +315,21 @@ def test_a_run_that_is_not_the_cache_s_is_refused_before_training(tmp_path, sour
   new = {**source.arrays, "id": np.arange(1000, 1000 + ROWS)}
   with pytest.raises(ValueError, match="example id 1000 is not in the cache"):
     train(cached, dataclasses.replace(source, arrays=new), augment=AUGMENT)
+
+
+def test_another_tokenizer_of_the_same_size_is_refused(tmp_path, source):
+  """Its words have other numbers, so that what the cache holds would teach other words (fault 31)."""
+  words = ["the", "a", "cat", "dog", "sat"]
+  tokenizers = [{"vocabulary": vocabulary(order)} for order in (words, words[::-1])]
+  teacher, outputs = linear(), {"logits": TopK(2)}
+  cached = written(tmp_path, source, teacher, outputs, description=tokenizers[0])
+  cached.check_teacher(teacher, teacher.variables, outputs, source.arrays, tokenizers[0])
+  for refused in (
+    lambda: written(tmp_path, source, teacher, outputs, description=tokenizers[1]),
+    lambda: cached.check_teacher(teacher, teacher.variables, outputs, source.arrays, tokenizers[1]),
+  ):
+    with pytest.raises(Mismatch, match="teacher.vocabulary: '.*' in the cache, '.*' wanted$"):
+      refused()
 
 
 def test_a_pipeline_and_weights_are_compared_too(tmp_path, source):

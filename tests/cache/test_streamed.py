@@ -11,7 +11,7 @@ import pytest
 from toys import linear
 
 from distill_jax import losses, objectives
-from distill_jax.cache import Dense, Mismatch, TopK, verify, write_cache
+from distill_jax.cache import Dense, Mismatch, TopK, describe, verify, write_cache
 from distill_jax.cache.examples import Streamed
 from distill_jax.data.crops import centre_crop, random_resized_crop
 from distill_jax.data.images import Images
@@ -139,6 +139,8 @@ def test_an_image_that_cannot_be_decoded_is_nobody_s_row(tmp_path, encoded):
   cached = written(tmp_path, images)
   assert list(images.bad) == [105]
   assert largest_difference(train(cached, images_of(broken)), train(linear(), images_of(broken))) < 1e-6
+  assert verify(cached, linear(), images, 48, crop=CROP, batch_size=8)["logits"].rows == 46
+  assert "largest probability" in describe(cached)
   with pytest.raises(ValueError, match="example id 105: the image could not be decoded when the cache"):
     train(cached, images_of(encoded))  # a Pillow that can
   with pytest.raises(ValueError, match="cannot be used"):
