@@ -73,7 +73,7 @@ def _backward(plan: Plan, held: tuple, cotangent: Statistics):
   hidden, head = rows.student, shared.student
   dtype = jnp.promote_types(hidden.dtype, jnp.float32)
   zeros = jnp.zeros(hidden.shape, dtype), jax.tree.map(jnp.zeros_like, (head.kernel, *_given(head.bias)))
-  zeros = _heads.vary(zeros, _heads.axes((rows, shared)))
+  zeros, cotangent = _heads.vary((zeros, cotangent), _heads.axes((rows, shared)))
 
   def body(carry, start, size):
     d_hidden, d_head = carry

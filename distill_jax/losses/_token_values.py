@@ -103,8 +103,12 @@ def at(z: jax.Array, places: jax.Array) -> jax.Array:
 def put(z: jax.Array, places: jax.Array, values, add: bool = False) -> jax.Array:
   """z [T, V] with `values` set at, or added to, places [T, K]; nothing where a place is outside."""
   places = jnp.where(places < 0, z.shape[-1], places)  # a negative one would count from the end
-  target = z.at[jnp.arange(z.shape[0])[:, None], places]
-  return target.add(values, mode="drop") if add else target.set(values, mode="drop")
+  values = jnp.broadcast_to(values, places.shape)
+
+  def row(z, places, values):  # mapped: as one scatter of all rows it would gather tokens from all devices
+    return z.at[places].add(values, mode="drop") if add else z.at[places].set(values, mode="drop")
+
+  return jax.vmap(row)(z, places, values)
 
 
 def is_label(labels: jax.Array, classes: int) -> jax.Array:
