@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -162,13 +162,15 @@ class Checkpoints:
     """
     if self._writing is None:
       return
+    step = self._writing
     with self._writes():
       self._writer.wait()
-    if hosts.is_first():
-      shutil.rmtree(self._aside(self._writing), ignore_errors=True)
+      hosts.first(lambda: _check_sealed(self.folder / str(step), step))
     self._writing = None
     self._seals = {step: self._seals[step] for step in self._kept()}
     self._damaged = {}
+    if hosts.first(self._tidy):
+      self._writer.reload()
 
   def close(self) -> None:
     """`wait`, then release the folder."""
@@ -185,12 +187,6 @@ class Checkpoints:
 
   def __exit__(self, *_) -> None:
     self.close()
-
-  def should_preserve(self, checkpoints: Sequence[Any], *, context) -> list[bool]:
-    """What Orbax asks its preservation policy: which may stay once the next checkpoint is on disk."""
-    del context
-    kept = self._kept()
-    return [info.step in kept for info in checkpoints]
 
   def _kept(self) -> set[int]:
     return {*sorted(self._seals)[-self._keep :], *self._ranked()[:1]}
@@ -252,9 +248,7 @@ class Checkpoints:
     hosts.first(self._put_back)
     context = ocp.Context()
     context.array.saving.use_compression = False  # weights hardly shrink, and reads take half the time
-    self._writer = ocp.training.Checkpointer(
-      self.folder, context=context, preservation_policy=self, cleanup_tmp_directories=True
-    )
+    self._writer = ocp.training.Checkpointer(self.folder, context=context, cleanup_tmp_directories=True)
 
   @contextmanager
   def _writes(self):
@@ -289,10 +283,21 @@ class Checkpoints:
 
   def _put_back(self) -> None:
     for aside in self.folder.glob(f"*{_ASIDE}"):
-      if aside.with_suffix("").exists():
+      place = aside.with_suffix("")
+      try:
+        _check_sealed(place, int(place.name))
         shutil.rmtree(aside)
-      else:
-        aside.rename(aside.with_suffix(""))
+      except seal.Damaged:
+        shutil.rmtree(place, ignore_errors=True)
+        aside.rename(place)
+
+  def _tidy(self) -> bool:
+    """Removes what is replaced, damaged, or neither among the latest nor the best. Returns: whether there was any."""
+    kept = {str(step) for step in self._kept()}
+    found = [path for path in self.folder.iterdir() if _step_of(path) is not None and path.name not in kept]
+    for path in found:
+      shutil.rmtree(path, ignore_errors=True)  # what is left is damaged, and removed the next time
+    return bool(found)
 
 
 def _seals_in(folder: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[tuple[int, str]]]:
@@ -300,13 +305,18 @@ def _seals_in(folder: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[tupl
   seals, damaged = [], []
   for step, place in _places(folder).items():
     try:
-      with _reading():
-        # Orbax's own reader of this file opens every array too, and mutters when one is damaged.
-        stored = json.loads((place / "_CHECKPOINT_METADATA").read_bytes())["custom_metadata"]
-      seals.append((step, seal.opened(stored, step)))
+      seals.append((step, _check_sealed(place, step)))
     except seal.Damaged as damage:
       damaged.append((step, str(damage)))
   return seals, damaged
+
+
+def _check_sealed(path: Path, step: int) -> dict[str, Any]:
+  with _reading():
+    # Orbax's own reader of this file opens every array too, and mutters when one is damaged. Its writer goes on
+    # without the seal where it cannot read what it had written of this file.
+    stored = json.loads((path / "_CHECKPOINT_METADATA").read_bytes())["custom_metadata"]
+  return seal.opened(stored, step)
 
 
 def _read(folder: Path, step: int, like: TrainState) -> TrainState:
@@ -340,10 +350,15 @@ def _abstract(leaf) -> jax.ShapeDtypeStruct:
 
 def _places(folder: Path) -> dict[int, Path]:
   """Where each step is, in order: aside, while its replacement is not complete."""
-  found = [path for path in folder.iterdir() if path.name.removesuffix(_ASIDE).isdecimal() and path.is_dir()]
+  found = [path for path in folder.iterdir() if _step_of(path) is not None]
   found.sort(key=lambda path: path.suffix, reverse=True)
   places = {int(path.stem): path for path in found}
   return {step: places[step] for step in sorted(places)}
+
+
+def _step_of(path: Path) -> int | None:
+  name = path.name.removesuffix(_ASIDE)
+  return int(name) if name.isdecimal() and path.is_dir() else None
 
 
 def _hint(folder: Path) -> str:

@@ -77,7 +77,8 @@ def sweep_calls(folder, fault, count=None, seed=0):
   def run(*numbers, expected=0):
     command = [sys.executable, __file__, str(folder), fault, *map(str, numbers)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == expected, f"{command} ended with {done.returncode}\n{done.stdout}{done.stderr}"
+    text = f"{fault} at calls {numbers}: ended with {done.returncode}\n{done.stdout}{done.stderr}"
+    assert done.returncode == expected, text
 
   run(0)  # none fails
   complete, calls = read_progress(folder)

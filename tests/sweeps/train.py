@@ -1,0 +1,54 @@
+"""The training that is disturbed: `python train.py FOLDER`, on one process or as one of several that were spawned."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "hosts"))
+
+import jax
+import numpy as np
+import optax
+from spawning import join
+from training import network, source
+
+from distill_jax import hosts, losses, objectives
+from distill_jax.train import fit
+from distill_jax.train.interruption import Interrupted
+from distill_jax.types import Variables
+
+STEPS, EVERY = 2000, 20
+
+
+def train(folder):
+  wide = network(48)
+  return fit(
+    network(32),
+    wide,
+    objectives.weighted(
+      hard=(0.5, objectives.labels()), soft=(0.5, objectives.logits(losses.kl_divergence, temperature=2.0))
+    ),
+    optax.adam(1e-3),
+    source(0),
+    teacher_variables=Variables(*wide.init(jax.random.key(5), source(0).arrays)),
+    batch_size=16,
+    steps=STEPS,
+    folder=folder,
+    eval_every=10 * EVERY,
+    checkpoint_every=EVERY,
+    log_every=EVERY,
+    validation=source(1, 30),
+    progress=False,
+  )
+
+
+if __name__ == "__main__":
+  join()
+  folder = Path(sys.argv[1])
+  try:
+    fitted = train(folder)
+  except Interrupted as interrupted:
+    print("stopped after", int(interrupted.state.step), flush=True)
+    raise
+  if hosts.is_first():
+    leaves = jax.tree_util.tree_leaves_with_path((fitted.variables, fitted.state.params, fitted.state.opt_state))
+    np.savez(folder / "out.npz", **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
