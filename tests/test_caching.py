@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from distill_jax import data
-from distill_jax.data import digits
+from distill_jax.data import digits, tfds
 from distill_jax.main import main
 
 CONFIG = """
@@ -168,6 +168,55 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(run, tmp_path):
 def test_a_dry_run_knows_the_shapes_of_what_is_kept(run, tmp_path):
   out = run(f"--config.cache={tmp_path / 'cache'}", "--config.k=3", "--dry_run")
   assert "student: 2,410 parameters" in out and not (tmp_path / "cache").exists()
+
+
+FASHION = [
+  "--config=configs/fashion_mnist_cached.py",
+  "--config.teacher_width=0.03125",
+  "--config.student_widths=(2,)",
+  "--config.devices=1",
+  "--config.views=2",
+  "--config.cache_batch_size=32",
+  *(
+    f"--config.{role}_training.{field}"
+    for role in ("teacher", "student")
+    for field in ("steps=2", "batch_size=8")
+  ),
+]
+
+
+@pytest.fixture
+def fashion(monkeypatch, tmp_path, rng, capsys):
+  """Runs configs/fashion_mnist_cached.py on random images; gives what was printed."""
+  arrays = {"image": rng.random((40, 28, 28, 1), np.float32), "label": rng.integers(0, 10, 40)}
+  source = data.Source(arrays, 10, name="fashion_mnist")
+  monkeypatch.setattr(tfds, "load", lambda *args, **settings: {"train": source, "test": source})
+
+  def run(*arguments):
+    main([*FASHION, f"--workdir={tmp_path / 'run'}", f"--config.cache={tmp_path / 'cache'}", *arguments])
+    return capsys.readouterr().out
+
+  return run
+
+
+@pytest.mark.slow
+def test_the_fashion_mnist_config_writes_its_cache_and_then_reuses_it(fashion, tmp_path):
+  first = fashion("--stages=teacher,cache,student")
+  rows = 2 * len(data.split(data.Source({"label": np.zeros(40, int)}, 10, name="fashion_mnist"), 0.1)[0])
+  assert f"cache: {rows} rows in {tmp_path / 'cache'}: written in" in first and "student-0: accuracy" in first
+  again = fashion("--stages=teacher,cache,student")
+  assert f"{rows} rows in {tmp_path / 'cache'}: reused, written 20" in again
+  assert again.count("complete, skipped") == 2
+  out = fashion("--stages=cache_inspect,cache_verify")
+  assert "outputs.logits.codec: Dense" in out and "every checksum holds" in out
+
+
+@pytest.mark.parametrize("codec", ["top_k", "samples"])
+def test_the_fashion_mnist_config_fits_its_networks_with_every_codec(fashion, tmp_path, codec):
+  assert "student:" in fashion(f"--config.codec={codec}", "--dry_run")
+  assert not (tmp_path / "cache").exists()
+  with pytest.raises(ValueError, match="codec: there is no 'top_kk'; did you mean 'top_k'"):
+    fashion("--config.codec=top_kk", "--dry_run")
 
 
 def digits_train():
