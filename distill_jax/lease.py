@@ -154,9 +154,7 @@ class Lease:
           owner = _parsed(content)
           if owner == self._own:
             return
-          self._lost = (
-            f"{self._says(owner)} now, and not to this process any more: it was taken over meanwhile"
-          )
+          self._lost = f"{self._says(owner)}, and not to this process any more: it was taken over meanwhile"
     raise LeaseError(self._lost)
 
   def _owner(self) -> Mapping[str, Any]:

@@ -457,6 +457,26 @@ def test_killed_while_a_step_is_replaced_the_old_one_is_back(tmp_path):
     same(checkpoints.restore(make_state()), make_state(4, seed=4))
 
 
+@pytest.mark.parametrize("step", [1, 2])
+def test_without_its_seal_on_disk_a_checkpoint_replaces_none(tmp_path, step):
+  """As Orbax leaves it when it cannot read its own metadata for a moment."""
+  saved(tmp_path, 1)
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    write = checkpoints._writer.save_checkpointables_async
+    checkpoints._writer.save_checkpointables_async = lambda *args, custom_metadata, **kw: write(*args, **kw)
+    checkpoints.save(make_state(step, seed=9))
+    with pytest.raises(
+      RuntimeError, match=rf"checkpoint {step} of .* was not written \(still there: \[1\]\)"
+    ):
+      checkpoints.wait()
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # of the one without a seal
+      same(checkpoints.restore(make_state()), make_state(1, seed=1))
+    checkpoints._writer.save_checkpointables_async = write
+    checkpoints.save(make_state(3))
+  assert [path.name for path in tmp_path.iterdir()] == ["3"]
+
+
 def test_only_a_writer_clears_what_killed_runs_left(tmp_path):
   saved(tmp_path, 1)
   left = tmp_path / "7.orbax-checkpoint-tmp"
