@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from distill_jax import objectives
+from distill_jax import objectives, sharding
 from distill_jax.cache.codecs import Codec, Dense
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
@@ -129,6 +129,21 @@ class Training:
 
 
 @dataclasses.dataclass
+class MeshSizes:
+  """Devices along each axis of the mesh; one of them may be -1: what is left.
+
+  Attributes:
+    data: rows of a batch are spread over it.
+    fsdp: rows as well, and large arrays of the networks and the optimiser.
+    tensor: arrays of the networks, by `Config.rules` and `teacher_rules`.
+  """
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+
+@dataclasses.dataclass
 class Config:
   """A job: derive from it, add fields, define `data`, `teacher`, `student` and `objective`.
 
@@ -140,7 +155,8 @@ class Config:
     checkpoint_every: steps between checkpoints besides those at evaluations; 0: none besides.
     max_skips: abort after so many updates in a row that were not finite.
     best: the validation score that chooses the exported weights, and 'max' or 'min'.
-    devices: how many local devices to use; 0: all.
+    devices: how many devices to use, of one process; 0: all of all processes.
+    mesh: how they are arranged.
     teacher_seed: of the teacher's training; `--seeds` are the students'.
     init_from: 'baseline': a distilled student starts from the weights of the one trained alone with its seed;
       empty: from random ones.
@@ -161,6 +177,7 @@ class Config:
   max_skips: int = 10
   best: tuple[str, str] = ("accuracy", "max")
   devices: int = 0
+  mesh: MeshSizes = dataclasses.field(default_factory=MeshSizes)
   teacher_seed: int = 0
   init_from: str = ""
   generations: int = 1
@@ -214,6 +231,14 @@ class Config:
     """Which outputs of the teacher a cache keeps, and how."""
     return {"logits": Dense("float16")}
 
+  def rules(self) -> sharding.Rules:
+    """Where the arrays of the network that is trained lie on the mesh, where the default does not suit it."""
+    return ()
+
+  def teacher_rules(self) -> sharding.Rules:
+    """The same of the teacher, while it teaches."""
+    return ()
+
   def variants(self) -> Sequence[str]:
     """Names of the distilled students of one run, which differ in their objectives; one without a name."""
     return ("",)
@@ -240,6 +265,22 @@ class Config:
   def mix(self) -> Callable[[jax.Array, Batch], Batch] | None:
     """Mixup or cutmix; None: none."""
     return None
+
+  def make_mesh(self) -> jax.sharding.Mesh:
+    """The mesh of `devices` and `mesh`.
+
+    Raises:
+      ConfigError: there are not so many devices, or the sizes do not fit them.
+    """
+    devices = jax.devices()
+    if self.devices and (jax.process_count() > 1 or self.devices > len(devices)):
+      wanted = "0, all of all processes" if jax.process_count() > 1 else f"1 to {len(devices)}, or 0 for all"
+      raise ConfigError(f"devices: expected {wanted} ({devices[0].device_kind}), got {self.devices}")
+    try:
+      sizes = dataclasses.astuple(self.mesh)
+      return sharding.make_mesh(*sizes, devices=devices[: self.devices or None])
+    except ValueError as error:
+      raise ConfigError(str(error)) from error
 
   def validate(self) -> None:
     """Raises a ConfigError for values that cannot be run; a config with more fields extends it."""

@@ -26,6 +26,7 @@ class Job(NamedTuple):
     seeds: of the student and the baseline.
     splits: the data.
     run: what identifies the run, for the report.
+    profile_steps: of each training, that are traced; None: none.
   """
 
   config: Config
@@ -33,6 +34,7 @@ class Job(NamedTuple):
   seeds: tuple[int, ...]
   splits: Splits
   run: Mapping[str, Any]
+  profile_steps: range | None = None
 
 
 class Network(NamedTuple):

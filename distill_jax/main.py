@@ -16,25 +16,34 @@ from typing import Any
 
 import jax
 
-from distill_jax import ahead, files, loading
+from distill_jax import ahead, files, hosts, loading
+from distill_jax.compilation import keep_programs
 from distill_jax.config import Config, ConfigError
 from distill_jax.dry_run import describe
 from distill_jax.errors import suggest
 from distill_jax.jobs import EXTRA_STAGES, STAGES, Job
+from distill_jax.lease import Lease
 from distill_jax.prechecks import check
 from distill_jax.stages import run_stages
 from distill_jax.train import NonFiniteError
+from distill_jax.train.interruption import Interrupted
+from distill_jax.train.profile import parse_steps
 from distill_jax.version import __version__
 
+_OF_THE_MACHINE = ("cache", "cache_batch_size", "devices", "mesh")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "grain")
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-  """The console script; exits with 2 where the command or the config is at fault, 1 where training failed."""
+  """The console script; exits with 2 where the command or the config is at fault, 1 where training failed, 143 where
+  SIGTERM stopped it."""
   try:
     main(sys.argv[1:] if argv is None else argv)
   except NonFiniteError as error:
     sys.exit(f"distill-jax: {error}")
+  except Interrupted as stop:
+    print(f"distill-jax: {stop}", file=sys.stderr, flush=True)
+    raise
   except (ValueError, OSError, ImportError) as error:
     print(f"distill-jax: {error}", file=sys.stderr)
     sys.exit(2)
@@ -47,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
     ConfigError: the command or the config cannot be run.
   """
   flags, overrides = _parse(argv)
+  _join(flags)
   config = loading.load(flags.config, overrides)
   if flags.compile_for:
     print(ahead.describe(config, flags.compile_for))
@@ -55,15 +65,36 @@ def main(argv: Sequence[str]) -> None:
   chosen = _stages(flags.stages)
   name = Path(flags.config).stem
   folder = Path(flags.workdir or f"runs/{name}").resolve()
-  splits = config.data()
+  splits = hosts.one_after_another(config.data)
   identity = _identity(config, name, flags.config, overrides, argv)
-  job = Job(config, folder, seeds, splits, identity)
+  job = Job(config, folder, seeds, splits, identity, _traced(flags.profile_steps))
   check(job, chosen)
   if flags.dry_run:
-    describe(job)
+    if hosts.is_first():
+      describe(job)
     return
-  _write_down(folder, identity, loading.settings(type(config)()), report_only=chosen == ("report",))
-  run_stages(job, chosen)
+  defaults = loading.settings(type(config)())
+  with Lease(folder):
+    hosts.first(lambda: _write_down(folder, identity, defaults, report_only=chosen == ("report",)))
+    keep_programs(folder)
+    run_stages(job, chosen)
+
+
+def _join(flags: argparse.Namespace) -> None:
+  """Finds the other processes of the run, if there are any."""
+  given = flags.coordinator_address, flags.num_processes, flags.process_id
+  if flags.distributed or given != (None, None, None):
+    try:
+      hosts.join(*given)
+    except ValueError as error:
+      raise ConfigError(f"--distributed: {error}") from error
+
+
+def _traced(text: str | None) -> range | None:
+  try:
+    return None if text is None else parse_steps(text)
+  except ValueError as error:
+    raise ConfigError(f"--profile_steps: {error}") from error
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -92,6 +123,17 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     metavar="TOPOLOGY",
     help="print what a step costs on v5e:4x4, v5p:8x8x8, ... or cpu; needs no TPU, trains nothing",
   )
+  parser.add_argument(
+    "--profile_steps", metavar="START:STOP", help="trace these steps of each training into FOLDER/profile"
+  )
+  parser.add_argument(
+    "--distributed",
+    action="store_true",
+    help="several processes, the same command on each: jax finds them on TPU pods, under SLURM and Open MPI",
+  )
+  parser.add_argument("--coordinator_address", metavar="HOST:PORT", help="elsewhere: of process 0")
+  parser.add_argument("--num_processes", type=int, metavar="N", help="elsewhere: how many")
+  parser.add_argument("--process_id", type=int, metavar="I", help="elsewhere: which one this is, from 0")
   parser.add_argument("--version", action="version", version=__version__)
   return parser.parse_args(rest), overrides
 
@@ -124,7 +166,8 @@ def _identity(config: Config, name: str, path: str, overrides: list[str], argv) 
     "overrides": overrides,
     "versions": {"python": platform.python_version(), "distill_jax": __version__} | _versions(),
     "git": _git_revision(Path(path).resolve().parent),
-    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "device": f"{config.devices or jax.device_count()} x {jax.devices()[0].device_kind}"
+    + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""),
     "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
   }
 
@@ -164,16 +207,16 @@ def _git_revision(folder: Path) -> str | None:
 def _read_down(path: Path) -> dict[str, Any]:
   try:
     run = json.loads(path.read_text())
-    return {name: run[name] for name in ("config", "settings", "code", "command")}
+    return {name: run[name] for name in ("config", "settings", "code", "command", "device")}
   except (ValueError, KeyError, TypeError) as error:
     raise ConfigError(f"--workdir: {path} is damaged ({error!r}): delete it to write it anew") from error
 
 
 def _plain(value: Any) -> Any:
-  """Settings without where the cache lies and how it is filled: a moved cache is the same."""
+  """Settings without those of the machine: where the cache lies and how it is filled, and the devices."""
   if not isinstance(value, dict):
     return value
-  return {name: v for name, v in value.items() if name not in ("cache", "cache_batch_size")}
+  return {name: v for name, v in value.items() if name not in _OF_THE_MACHINE}
 
 
 def _completed(old: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -208,6 +251,11 @@ def _write_down(
         )
       if report_only:
         identity = {**identity, "command": old["command"]}
+      elif old.get("device") != identity["device"]:
+        print(
+          f"goes on with {identity['device']}, began with {old.get('device')}: last bits may differ",
+          flush=True,
+        )
     files.write(path, json.dumps(identity, indent=2) + "\n")
   except OSError as error:
     raise ConfigError(f"--workdir: {folder} cannot be written: {error}") from error

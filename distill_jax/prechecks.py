@@ -30,7 +30,7 @@ def check(job: Job, stages: Collection[str]) -> None:
       raise ConfigError(
         "cache: data() gives images that are read while training; a cache takes examples in memory"
       )
-  mesh = sharding.data_mesh(job.config.devices or None)
+  mesh = job.config.make_mesh()
   for role in ROLES:
     found = different(job, role)
     for network in found[:1]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from distill_jax import caching, examples, files, sharding
+from distill_jax import caching, examples, files, hosts, sharding
 from distill_jax.checkpoint import export_student, load_student
 from distill_jax.comparing import write_report
 from distill_jax.config import ConfigError, Examples, Taught
@@ -26,6 +26,7 @@ from distill_jax.jobs import (
   trained_on,
 )
 from distill_jax.train import fit
+from distill_jax.train.placing import spacious
 from distill_jax.types import Model, Variables
 
 
@@ -40,7 +41,8 @@ def run_stages(job: Job, stages: Collection[str]) -> None:
       for network in networks(job, stage):
         train(job, network)
     elif stage == "report":
-      write_report(job)
+      if hosts.is_first():  # the others need not wait: nothing comes after it
+        write_report(job)
     elif job.config.cache:
       _keep(job, stage)
     elif stage != "cache":
@@ -49,6 +51,8 @@ def run_stages(job: Job, stages: Collection[str]) -> None:
 
 def _keep(job: Job, stage: str) -> None:
   """A stage of the cache; the teacher is there, or this is the one that does not need it."""
+  if stage != "cache" and not hosts.is_first():
+    return
   if stage == "cache_inspect":
     caching.inspect(job)
     return
@@ -62,8 +66,9 @@ def _keep(job: Job, stage: str) -> None:
 
 def train(job: Job, network: Network) -> None:
   """Trains one network, exports its best weights, and marks it complete."""
-  if network.complete:
-    print(f"{network.name}: complete, skipped", flush=True)
+  if hosts.first(lambda: network.complete):
+    if hosts.is_first():
+      print(f"{network.name}: complete, skipped", flush=True)
     return
   config, training, started = job.config, network.training, time.time()
   train_set, teacher_variables = trained_on(job, network.role), _teacher_variables(job, network)
@@ -90,20 +95,28 @@ def train(job: Job, network: Network) -> None:
     mix=config.mix(),
     microbatches=training.microbatches,
     max_skips=config.max_skips,
-    mesh=sharding.data_mesh(config.devices or None),
+    mesh=config.make_mesh(),
+    rules=config.rules(),
+    teacher_rules=config.teacher_rules(),
+    profile_steps=job.profile_steps,
     title=network.name,
   )
+  exported = config.exported(fitted.variables) if network.role == "student" else fitted.variables
+  exported = sharding.gathered(exported)
+  hosts.first(lambda: _finish(job, network, exported, fitted.history, time.time() - started))
+
+
+def _finish(job: Job, network: Network, exported: Variables, history, seconds: float) -> None:
+  """Exports the weights, then writes the result, with which the network is complete."""
   description = {"role": network.role, "seed": network.seed, "config": job.run["config"]}
   if network.variant:
     description["variant"] = network.variant
-  exported = config.exported(fitted.variables) if network.role == "student" else fitted.variables
   export_student(network.folder, exported, description=description)
   _export_program(job, network, exported)
-  name, direction = config.best
-  scores = [line for line in fitted.history if line["phase"] == "validation"]
+  name, direction = job.config.best
+  scores = [line for line in history if line["phase"] == "validation"]
   chosen = (max if direction == "max" else min)(scores, key=lambda line: line[name])
-  seconds = time.time() - started
-  result = {"seconds": seconds, "steps": training.steps, "validation": chosen}
+  result = {"seconds": seconds, "steps": network.training.steps, "validation": chosen}
   files.write(network.folder / RESULT, json.dumps(result, indent=2) + "\n")
   print(f"{network.name}: {name} {chosen[name]:.4f} on validation, {seconds:.0f} s", flush=True)
 
@@ -147,4 +160,5 @@ def _trained(job: Job, network: Network, folder: Path, model: Model) -> Variable
     raise ConfigError(
       f"--stages: {network.name} needs its {stage}, and {folder} holds no finished one: add {stage!r}"
     )
-  return load_student(folder, model, examples.first(job.config, job.splits.train))
+  with spacious(job.config.make_mesh()):
+    return load_student(folder, model, examples.first(job.config, job.splits.train))

@@ -104,7 +104,7 @@ def test_a_value_may_stand_apart_from_its_field(tmp_path, capsys):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
   (tmp_path / "file").write_text("")
-  with pytest.raises(ValueError, match="--workdir: .*file/run cannot be written"):
+  with pytest.raises(OSError, match="the folder .*file/run cannot be written"):
     main([*SMALL, f"--workdir={tmp_path / 'file' / 'run'}"])
 
 

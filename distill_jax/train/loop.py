@@ -1,7 +1,6 @@
 """The loop: batches in, steps, evaluations, checkpoints, a history out."""
 
-import contextlib
-import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from jax.sharding import PartitionSpec
 
-from distill_jax import data, hosts, metrics, reduce, sharding
+from distill_jax import data, hosts, sharding
 from distill_jax.cache import Cache
 from distill_jax.fingerprint import fingerprint
 from distill_jax.train.inputs import (
@@ -22,12 +20,14 @@ from distill_jax.train.inputs import (
   check_validation,
   classes_of,
   describe,
-  evaluation_batches,
   following,
 )
+from distill_jax.train.interruption import Interrupted, Interruption
 from distill_jax.train.keeper import Keeper, student_of
-from distill_jax.train.log import Log, fetch, pack
-from distill_jax.train.step import Step, make_eval_step, make_init, make_train_step
+from distill_jax.train.log import Log, fetch
+from distill_jax.train.placing import compiled, evaluator, frozen, spacious
+from distill_jax.train.profile import Profile
+from distill_jax.train.step import make_init, make_train_step
 from distill_jax.types import Batch, Model, Objective, TrainState, Variables
 
 
@@ -84,6 +84,7 @@ def fit(
   mesh: jax.sharding.Mesh | None = None,
   rules: sharding.Rules = (),
   teacher_rules: sharding.Rules = (),
+  profile_steps: range | None = None,
   title: str = "train",
   progress: bool = True,
 ) -> Fitted:
@@ -105,8 +106,9 @@ def fit(
     best: the evaluation's score that chooses `Fitted.variables`, and 'max' or 'min'.
     eval_every: steps between evaluations; None: a tenth of `steps`. The last step is always evaluated.
     log_every: steps between reports; metrics stay on the device until then.
-    folder: where checkpoints, metrics.jsonl and TensorBoard files go. The same call again resumes there, and
-      ends with the parameters that an undisturbed run has. None: nothing is written. A run is known again by its
+    folder: where checkpoints, metrics.jsonl, timings.jsonl and TensorBoard files go; the same one for all processes.
+      The same call again resumes there, and ends with the parameters that an undisturbed run has. None: nothing is
+      written. A run is known again by its
       data, seed, views, batch size and teacher; functions are not compared: put what else matters (the learning
       rate, a hash of your config) into `identity`.
     checkpoint_every: steps between checkpoints besides those at evaluations; None: only at evaluations.
@@ -118,6 +120,7 @@ def fit(
     mesh: `sharding.make_mesh(...)`; None: all devices along `data`.
     rules, teacher_rules: where the arrays of the train state, and of the teacher, lie on the mesh (`sharding.Rules`).
       Without a rule what is large is spread over `fsdp`, and all else is on every device.
+    profile_steps: the numbers of steps to be traced into `folder`/profile, for xprof.
     title, progress: a progress bar with this title on a terminal, a line per evaluation elsewhere.
 
   Returns:
@@ -128,7 +131,10 @@ def fit(
       another run.
     NonFiniteError: see `max_skips`; the folder keeps its last checkpoint.
     RuntimeError: the frozen teacher's weights changed while it taught.
+    LeaseError: another process trains in the folder.
+    Interrupted: SIGTERM came; the state was saved. Not caught, it ends the process with 143.
   """
+  began = time.time()
   cached, teacher = (teacher, teacher.model) if isinstance(teacher, Cache) else (None, teacher)
   check_kinds(student, teacher, objective, source)
   check_counts(steps=steps, batch_size=batch_size, log_every=log_every, max_skips=max_skips)
@@ -146,13 +152,13 @@ def fit(
       teacher_variables = None
     shown = source if isinstance(source, data.Source) else next(iter(source(0)))
     cached.check(shown, augment=augment, views=views, mix=mix)
-  taught_by = _frozen(teacher, teacher_variables, mesh, teacher_rules)
+  taught_by = frozen(teacher, teacher_variables, mesh, teacher_rules)
   teacher_print = fingerprint(taught_by)
   example = next(iter(batches_of(source, batch_size, seed, views, None, ignore_label, cached, rows)(0)), None)
   if example is None:
     raise ValueError("the source gives no batch")
   example = {name: np.resize(x, (batch_size, *x.shape[1:])) for name, x in example.items()}
-  with _spacious(mesh):
+  with spacious(mesh):
     state = make_init(student, teacher, objective, optimizer)(jax.random.key(seed), example)
   classes = classes_of(student, state, example)
   check_classes(classes, source)
@@ -161,7 +167,7 @@ def fit(
     check_validation(student, state, validation, batch_size, classes, best)
   placement = sharding.state_specs(state, mesh, rules)
   state = sharding.place(state, mesh, placement)
-  step_fn = _compiled(
+  step_fn = compiled(
     make_train_step(
       student, teacher, objective, optimizer, microbatches=microbatches, augment=augment, mix=mix
     ),
@@ -170,7 +176,7 @@ def fit(
   )
   evaluate = None
   if validation is not None:
-    evaluate = _evaluator(student, mesh, validation, batch_size, rows)
+    evaluate = evaluator(student, mesh, validation, batch_size, rows)
   keeper = Keeper(
     folder,
     best,
@@ -183,101 +189,47 @@ def fit(
       **(identity or {}),
     },
   )
-  with keeper:
+  first = hosts.is_first()
+  with keeper, Interruption() as interruption, Profile(keeper.folder, profile_steps) as profile:
     state = keeper.restore(state)
     start = int(state.step)
-    log_folder = keeper.folder if hosts.is_first() else None
-    with Log(
-      log_folder, start=start, steps=steps, title=title, progress=progress and hosts.is_first()
-    ) as log:
+    kept = keeper.folder if first else None
+    with Log(kept, start=start, steps=steps, title=title, progress=progress and first, began=began) as log:
       pending: list[Any] = []
-      batches = iter(stream(start))
+      batches, waiting = iter(stream(start)), log.clock.waiting
       for step in range(start + 1, steps + 1):
-        batch = following(batches, step, batch_size, len(here))
-        if rows is not None:
-          batch = sharding.place_rows(batch, mesh, batch_size)
-        state, measured = step_fn(state, taught_by, batch)
+        with waiting("data"):
+          batch = following(batches, step, batch_size, len(here))
+          if rows is not None:
+            batch = sharding.place_rows(batch, mesh, batch_size)
+        state, measured = profile(step, step_fn, state, taught_by, batch)
+        log.clock.stepped()
         pending.append(measured)
+        stopping = interruption.at(step)
         evaluating = step % eval_every == 0 or step == steps
-        saving = evaluating or step % (checkpoint_every or eval_every) == 0
+        saving = stopping or evaluating or step % (checkpoint_every or eval_every) == 0
         # What was not reported before a checkpoint would be missing from the report of a run that resumes there.
         if step % log_every == 0 or saving:
-          log.train(step, fetch(pending), batch_size)
+          with waiting("device"):
+            values = fetch(pending)
+          log.train(step, values, batch_size)
           pending.clear()
           _check_skips(state, max_skips)
         scores = None
         if evaluate is not None and evaluating:
-          scores = evaluate(student_of(state))
+          with waiting("evaluation"):
+            scores = evaluate(student_of(state))
           log.validation(step, scores)
         if saving:
-          keeper.save(state, scores)
+          with waiting("checkpoint"):
+            keeper.save(state, scores)
+        if stopping and step < steps:
+          raise Interrupted(state)
       history = log.history
     if fingerprint(taught_by) != teacher_print:
       raise RuntimeError("the teacher's weights changed while it taught: a frozen teacher must not")
     best_or_last = keeper.best_variables(state) if validation is not None else student_of(state)
     return Fitted(best_or_last, state, history)
-
-
-def _frozen(teacher: Model | None, given: Variables | None, mesh, rules: sharding.Rules) -> Any:
-  if teacher is None or teacher.follow is not None:
-    if given is not None:
-      raise ValueError("teacher_variables were given, but there is no frozen teacher to use them")
-    return ()
-  variables = given if given is not None else teacher.variables
-  if variables is None:
-    raise ValueError(
-      "the teacher has no weights: pass teacher_variables=, or make the Model from trained weights (an untrained "
-      "teacher would teach noise)"
-    )
-  variables = Variables(*variables)
-  return sharding.place(variables, mesh, sharding.specs(variables, mesh, rules))
-
-
-@contextlib.contextmanager
-def _spacious(mesh):
-  """Where parameters are spread over devices, they are made in the host's memory: one device might not hold them."""
-  if math.prod(size for axis, size in mesh.shape.items() if axis != "data") == 1:
-    yield
-  else:
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-      yield
-
-
-def _compiled(step: Step, mesh, placement: TrainState):
-  """The step, compiled to take host batches: jit places them in a tenth of `device_put`'s time."""
-
-  def packed(state, teacher_variables, batch):
-    state, measured = step(state, teacher_variables, batch)
-    return state, pack(measured)
-
-  kept = jax.tree.map(
-    lambda spec: jax.sharding.NamedSharding(mesh, spec),
-    placement,
-    is_leaf=lambda x: isinstance(x, PartitionSpec),
-  )
-  return jax.jit(
-    packed,
-    donate_argnums=0,
-    in_shardings=(kept, None, sharding.by_rows(mesh)),
-    out_shardings=(kept, sharding.replicated(mesh)),
-  )
-
-
-def _evaluator(student: Model, mesh, validation, batch_size: int, rows: np.ndarray | None):
-  """`variables -> scores` on the whole set; examples in memory are placed once."""
-  count = jax.jit(make_eval_step(student), out_shardings=sharding.replicated(mesh))
-
-  def place(batch):
-    return sharding.place_rows(batch, mesh, batch_size)
-
-  batches = evaluation_batches(validation, batch_size, rows)
-  kept = [place(batch) for batch in batches] if isinstance(validation, data.Source) else None
-
-  def evaluate(variables: Variables) -> dict[str, float]:
-    counts = [count(variables, (), batch) for batch in kept or map(place, batches)]
-    return metrics.summary(reduce.merge(*jax.device_get(counts)))
-
-  return evaluate
 
 
 def _check_skips(state: TrainState, max_skips: int) -> None:

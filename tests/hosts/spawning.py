@@ -34,11 +34,17 @@ def spawn(count, script, *arguments, devices=8):
   ]
 
 
+def place():
+  """In the script: the first process' address, how many there are, and which one this is."""
+  address, count, process = os.environ[_PLACE].split()
+  return address, int(count), int(process)
+
+
 def join():
   """In the script: makes this process one of those that were spawned."""
-  address, count, process = os.environ[_PLACE].split()
-  if int(count) > 1:
-    hosts.join(address, int(count), int(process))
+  address, count, process = place()
+  if count > 1:
+    hosts.join(address, count, process)
 
 
 def finish(processes, *, expected=0, seconds=120):

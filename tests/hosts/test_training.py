@@ -28,7 +28,15 @@ def alone(tmp_path_factory):
   return train(tmp_path_factory.mktemp("alone"), 1)[0]
 
 
-@pytest.mark.parametrize(("how", "processes"), [("plain", 2), ("spread", 2), ("pipeline", 2), ("plain", 4)])
+@pytest.mark.parametrize(
+  ("how", "processes"),
+  [
+    ("plain", 2),
+    ("spread", 2),
+    pytest.param("pipeline", 2, marks=pytest.mark.slow),
+    pytest.param("plain", 4, marks=pytest.mark.slow),
+  ],
+)
 def test_several_processes_train_what_one_does(tmp_path, alone, how, processes):
   found, outputs = train(tmp_path, processes, how)
   assert_same(found, alone)
@@ -38,6 +46,7 @@ def test_several_processes_train_what_one_does(tmp_path, alone, how, processes):
   assert steps == [5, 5, 10, 10, 15, 15, 20, 20]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 4])
 def test_a_run_of_two_processes_goes_on_with_another_number(tmp_path, alone, processes):
   train(tmp_path, 2, steps=10)

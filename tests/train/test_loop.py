@@ -12,7 +12,7 @@ import pytest
 
 from distill_jax import data, losses, objectives, sharding, teachers
 from distill_jax.models import from_apply
-from distill_jax.train import NonFiniteError, fit, loop
+from distill_jax.train import NonFiniteError, fit, loop, placing
 from distill_jax.types import Variables
 
 CLASSES, WIDTH = 3, 4
@@ -346,7 +346,7 @@ def test_validation_is_checked_before_training():
 def test_a_score_that_is_not_finite_never_wins(monkeypatch):
   scores = iter([np.nan, 0.5, 0.25])
   monkeypatch.setattr(
-    loop.metrics, "summary", lambda counts, real=loop.metrics.summary: real(counts) | {"nll": next(scores)}
+    placing.metrics, "summary", lambda counts, real=placing.metrics.summary: real(counts) | {"nll": next(scores)}
   )
   monkeypatch.setattr(loop, "check_validation", lambda *arguments: None)
   fitted = run(steps=15, best=("nll", "max"))
