@@ -56,13 +56,13 @@ def test_sigterm_to_one_process_ends_both_and_the_same_command_goes_on(tmp_path)
   while not timings.exists() or len(timings.read_text().splitlines()) < 3:
     assert [process.poll() for process in processes] == [None, None]
   processes[1].send_signal(signal.SIGTERM)
-  for output in finish(processes, expected=143, seconds=60):
+  for output in finish(processes, expected=143, seconds=180):
     assert "SIGTERM came, and training stopped after step" in output, output
   [step] = [int(path.name) for path in (tmp_path / "run" / "teacher" / "checkpoints").glob("[0-9]*")]
   processes = command(2, tmp_path / "run", *long)
   while len(timings.read_text().splitlines()) < 6:
     assert [process.poll() for process in processes] == [None, None]
   processes[0].send_signal(signal.SIGTERM)
-  finish(processes, expected=143, seconds=60)
+  finish(processes, expected=143, seconds=180)
   lines = [json.loads(line) for line in timings.read_text().splitlines()]
   assert [line["step"] for line in lines if line["starts"] == 2][0] == step
