@@ -143,3 +143,15 @@ def test_evaluation_sees_every_example_once_in_order(n, size):
 def test_an_evaluation_batch_size_outside_its_range_is_refused_at_once():
   with pytest.raises(ValueError, match="batch_size must be a whole number from 1, got 0"):
     data.eval_batches(source(), 0)
+
+
+@pytest.mark.parametrize("rows", [[0, 1], [4], [1, 3, 4]])
+def test_a_process_reads_its_rows_of_the_common_batches(rows):
+  rows = np.array(rows)
+  for iterate in (lambda **k: data.batches(source(), 5, seed=3, start=2, views=2, **k), eval_all):
+    whole, own = first(iterate(), 5), first(iterate(rows=rows), 5)
+    assert_same([{name: values[rows] for name, values in batch.items()} for batch in whole], own)
+
+
+def eval_all(**kwargs):
+  return data.eval_batches(source(), 5, **kwargs)

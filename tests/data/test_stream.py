@@ -171,3 +171,13 @@ def test_identity_tells_sets_and_subsets_apart(tmp_path):
 def test_numbers_out_of_range_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     stream(**changes)
+
+
+@pytest.mark.parametrize("rows", [[0, 1], [3], [1, 2]])
+def test_a_process_reads_its_rows_of_the_common_batches(rows):
+  rows, examples = np.array(rows), images(broken=(104, 109))
+  whole, own = first(stream(examples)(2), 6), first(stream(examples).for_rows(rows)(2), 6)
+  assert_same([{name: values[rows] for name, values in batch.items()} for batch in whole], own)
+  evaluation = EvalStream(examples, 4, centre_crop(8), threads=2)
+  whole, own = list(evaluation), list(evaluation.for_rows(rows))
+  assert_same([{name: values[rows] for name, values in batch.items()} for batch in whole], own)
