@@ -171,9 +171,9 @@ def pack(header: Header, ids, views, source_crcs, columns: Mapping[str, np.ndarr
     if name not in columns and not (target == values).all():
       wrong = values[np.flatnonzero(target != values)[0]]
       raise ValueError(f"column {name!r}: {wrong} does not fit {target.dtype.name}")
-  raw, size = records.view(np.uint8).data, header.record.itemsize
-  records["crc"] = [zlib.crc32(raw[at : at + size - CRC]) for at in range(0, len(raw), size)]
-  return b"".join((header.encoded, raw))
+  rows = records.view(np.uint8).reshape(header.rows, -1)
+  records["crc"] = np.fromiter(map(zlib.crc32, rows[:, :-CRC]), np.uint32, header.rows)
+  return b"".join((header.encoded, rows.data))
 
 
 def changed(raw: memoryview, size: int) -> list[int]:

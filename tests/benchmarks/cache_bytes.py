@@ -1,7 +1,13 @@
-"""The cache's rows / the same bytes by hand: a structured `np.memmap`, a file with a crc32 of each row."""
+"""The cache's rows / the same bytes by hand: a structured `np.memmap`, a file with a crc32 of each row.
+
+python tests/benchmarks/cache_bytes.py
+
+prints the ratios by the clock on the wall and by this process' processor time, which others on the machine move less.
+"""
 
 import os
 import tempfile
+import time
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -18,12 +24,13 @@ from distill_jax.cache.table import Table
 
 
 class Sizes(NamedTuple):
-  """Rows of so many bytes, read in batches."""
+  """Rows of so many bytes, read in batches; `shards` of them in all."""
 
   payload: int
   rows: int
   batch: int
   epochs: int = 6
+  shards: int = 1
 
 
 def classes(quick: bool = False) -> Sizes:
@@ -31,12 +38,17 @@ def classes(quick: bool = False) -> Sizes:
   return Sizes(384, 200 if quick else 20_480, 8 if quick else 128)
 
 
+def spread(quick: bool = False) -> Sizes:
+  """The same in 16 shards, so that a batch has rows of all."""
+  return classes(quick)._replace(shards=16)
+
+
 def tokens(quick: bool = False) -> Sizes:
   """512 tokens of 32 bytes, batches of 8."""
   return Sizes(512 * 32, 20 if quick else 1_024, 8)
 
 
-def read(sizes: Sizes, pairs: int) -> Ratio:
+def read(sizes: Sizes, pairs: int, clock=time.perf_counter) -> Ratio:
   """Every row in 6 epochs of random batches, checksums in the first, ids in all / fancy indexing of a memmap."""
   with tempfile.TemporaryDirectory() as folder:
     store, made, records = _written(Path(folder), sizes)
@@ -54,10 +66,10 @@ def read(sizes: Sizes, pairs: int) -> Ratio:
       mapped = np.memmap(path, records.dtype, "r")
       return [mapped[at]["payload"][0, 0] for at in places[:calls]]
 
-    return compare(ours, theirs, pairs=pairs, calls=len(places))
+    return compare(ours, theirs, pairs=pairs, calls=len(places), clock=clock)
 
 
-def write(sizes: Sizes, pairs: int) -> Ratio:
+def write(sizes: Sizes, pairs: int, clock=time.perf_counter) -> Ratio:
   """A shard written whole / the same records with a crc32 each, written to a file, synced and renamed."""
   with tempfile.TemporaryDirectory() as folder:
     store, made, records = _written(Path(folder), sizes)
@@ -65,6 +77,7 @@ def write(sizes: Sizes, pairs: int) -> Ratio:
 
     def ours(calls):
       for _ in range(calls):
+        store.path(made.plan.key(0)).unlink()  # what is there stays
         shards.write_shard(store, made, 0, crcs, columns)
 
     def theirs(calls):
@@ -79,14 +92,35 @@ def write(sizes: Sizes, pairs: int) -> Ratio:
           os.fsync(file.fileno())
         os.replace(Path(folder) / "new", Path(folder) / "by_hand")
 
-    return compare(ours, theirs, pairs=pairs, calls=1)
+    return compare(ours, theirs, pairs=pairs, calls=1, clock=clock)
+
+
+def main() -> None:
+  print("| | ratio, wall clock | ratio, processor time | ours, ms | theirs, ms |\n|---|---|---|---|---|")
+  cases = {
+    "read-classes": (read, classes()),
+    "read-classes, 16 shards": (read, spread()),
+    "read-tokens": (read, tokens()),
+    "write": (write, classes()),
+  }
+  for name, (case, sizes) in cases.items():
+    wall, busy = (case(sizes, 20, clock) for clock in (time.perf_counter, time.process_time))
+    ours, theirs = (1000 * seconds for seconds in busy.medians)
+    print(f"| {name} | {wall.value:.2f} | {busy.value:.2f} | {ours:.3f} | {theirs:.3f} |", flush=True)
 
 
 def _written(folder: Path, sizes: Sizes):
   store = open_store(folder / "cache")
-  rows = Rows(np.arange(sizes.rows))
-  made = shards.begin(store, Manifest({}, (Column("payload", "uint8", (sizes.payload,)),), rows, sizes.rows))
+  rows, columns = Rows(np.arange(sizes.rows)), (Column("payload", "uint8", (sizes.payload,)),)
+  made = shards.begin(store, Manifest({}, columns, rows, -(-sizes.rows // sizes.shards)))
   payload = np.random.default_rng(0).integers(0, 256, (sizes.rows, sizes.payload), np.uint8)
-  shards.write_shard(store, made, 0, np.zeros(sizes.rows, np.uint32), {"payload": payload})
+  for number in range(len(made.plan)):
+    part = payload[slice(*made.plan.span(number))]
+    shards.write_shard(store, made, number, np.zeros(len(part), np.uint32), {"payload": part})
   shards.complete(store, made)
-  return store, made, shards.open_shard(store, made, 0).records
+  held = [shards.open_shard(store, made, number).records for number in range(len(made.plan))]
+  return store, made, np.concatenate(held) if len(held) > 1 else held[0]
+
+
+if __name__ == "__main__":
+  main()
