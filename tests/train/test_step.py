@@ -146,7 +146,7 @@ def test_mapped_steps_equal_the_jitted_one(rng, mesh, how, norm, microbatches):
   if microbatches > 1:
     goal = objective()
   state, step, taught = setup(rng, student=jitted, goal=goal)
-  batches = [batch(rng, masked=not norm) for _ in range(3)]
+  batches = [batch(rng, masked=not norm) for _ in range(10)]
   expected, measured = run(state, step, taught, batches)
   _, step, _ = setup(rng, student=mapped, goal=goal, axis_name="data", microbatches=microbatches)
   if how == "pmap":
