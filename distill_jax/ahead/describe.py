@@ -1,5 +1,6 @@
 """What the steps of a config cost on chips that may not be here."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 
 from distill_jax import examples
 from distill_jax.ahead.analysis import Analysis
-from distill_jax.ahead.steps import Placement, compile_for
+from distill_jax.ahead.steps import compile_for
 from distill_jax.config import Config, ConfigError, Training
 from distill_jax.types import Batch, Model, Objective
 
@@ -20,13 +21,13 @@ def compile_config(
   *,
   role: str = "student",
   axes: Mapping[str, int] | None = None,
-  placement: Placement | None = None,
-  parts: bool = True,
+  parts: bool = False,
 ) -> Analysis:
   """`compile_for` of the train step of one of a config's networks.
 
   Args:
-    topology, axes, placement, parts: as in `compile_for`.
+    topology, parts: as in `compile_for`.
+    axes: of the mesh; None: the config's.
     config: its `abstract_batch(rows)` gives the shapes of a batch, if it has one; otherwise they are read off its
       data.
     role: 'student', the one that is distilled, by its first variant; 'baseline', the student alone; or 'teacher'.
@@ -42,8 +43,9 @@ def compile_config(
     objective,
     training.optimizer(),
     _batch(config, role, training.batch_size),
-    axes=axes,
-    placement=placement,
+    axes=dataclasses.asdict(config.mesh) if axes is None else axes,
+    rules=config.rules(),
+    teacher_rules=config.teacher_rules(),
     microbatches=training.microbatches,
     augment=config.augment(),
     mix=config.mix(),
@@ -63,7 +65,7 @@ def describe(config: Config, topology: str, *, role: str = "student") -> str:
   hours = analysis.hours(training.steps)
   if hours is not None:
     lines.append(
-      f"  all steps    {hours:,.1f} hours at the floor, {hours * analysis.chips:,.0f} hours of a chip; nothing "
+      f"  all steps    {hours:,.2f} hours at the floor, {hours * analysis.chips:,.0f} hours of a chip; nothing "
       "reaches the floor"
     )
   if role == "student" and config.cache:

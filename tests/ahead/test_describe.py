@@ -1,6 +1,7 @@
 """What `--compile_for` prints of a config."""
 
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from distill_jax import loading
 from distill_jax.ahead import compile_config, describe
@@ -17,7 +18,21 @@ def config():
 def test_a_config_is_described_without_training(config):
   text = describe(config, "cpu")
   assert text.startswith(f"student: {config.student_training.steps:,} steps of 64 rows on cpu: 8 x devices")
-  assert "64 images a step" in text and "teacher forward" in text and "live teacher" not in text
+  assert "mesh: data 8, fsdp 1, tensor 1; 64 images a step" in text
+  assert "teacher forward" not in text and "live teacher" not in text
+
+
+def test_the_mesh_and_the_rules_are_the_configs(monkeypatch):
+  config = loading.load(DIGITS, ["student_training.batch_size=64", "mesh.fsdp=4"])
+  whole = compile_config("cpu", config, axes={"data": -1})
+  monkeypatch.setattr(type(config), "rules", lambda self: [("kernel", P("fsdp"))])
+  monkeypatch.setattr(type(config), "teacher_rules", lambda self: [("kernel", P())])
+  spread = compile_config("cpu", config, parts=True)
+  assert spread.axes == {"data": 2, "fsdp": 4, "tensor": 1} and "teacher forward" in str(spread)
+  assert spread.step.memory.aliased < whole.step.memory.aliased == whole.sizes["train state"]
+  monkeypatch.setattr(type(config), "teacher_rules", lambda self: [("decoder", P())])
+  with pytest.raises(ValueError, match="'decoder'.* fits no array"):
+    compile_config("cpu", config)
 
 
 def test_each_network_can_be_asked_for(config):
