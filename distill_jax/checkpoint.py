@@ -185,7 +185,9 @@ class Checkpoints:
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, kind, *_) -> None:
+    if kind is not None and jax.process_count() > 1:
+      self._writing = None  # the others may not be here to look at it together; it is completed all the same
     self.close()
 
   def _kept(self) -> set[int]:

@@ -1,12 +1,14 @@
 """What the processes of one run agree on: without `jax.distributed` there is one, and nothing is asked."""
 
 import json
+import os
+import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -14,9 +16,7 @@ from jax.experimental import multihost_utils
 
 HEARTBEAT = 10  # seconds without a sign of life after which a process counts as dead; jax waits for 100
 LEAVE = 3600  # seconds that the others wait at the end for the one that writes the report
-SEEN = (
-  10  # seconds after which a new file shows on all hosts; network file systems remember what was not there
-)
+SEEN = 10  # seconds after which a new file shows on all hosts: mounts remember what was not there
 _ROOM = 2000  # bytes of an error's text that the other processes are told
 
 
@@ -26,6 +26,7 @@ def join(
   """`jax.distributed.initialize`, for a run that notices within 15 seconds that one of its processes has died.
 
   To be called before anything else uses jax. On TPU pods, under SLURM and Open MPI jax finds the arguments itself.
+  From then on an error that nobody catches ends the process at once (`leave`).
 
   Args:
     coordinator_address: HOST:PORT, where process 0 is going to listen.
@@ -52,6 +53,24 @@ def join(
     heartbeat_timeout_seconds=HEARTBEAT,
     shutdown_timeout_seconds=LEAVE,
   )
+  sys.excepthook = _fail
+
+
+def leave(code: int) -> NoReturn:
+  """Ends this process because of an error that the others may not have: they notice, and end too.
+
+  At the end of a process jax waits for all others; those would wait in the next step for this one.
+  """
+  if jax.process_count() == 1:
+    sys.exit(code)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
+def _fail(*error) -> None:
+  sys.__excepthook__(*error)
+  leave(1)
 
 
 def is_first() -> bool:

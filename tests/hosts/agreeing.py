@@ -6,9 +6,11 @@ import sys
 
 import jax
 import numpy as np
+from checkpointing import make_state
 from spawning import join
 
 from distill_jax import hosts
+from distill_jax.checkpoint import Checkpoints
 from distill_jax.lease import Lease
 from distill_jax.train.interruption import Interrupted, Interruption
 from distill_jax.types import Skips, TrainState
@@ -52,6 +54,16 @@ def interrupted(folder):
         raise Interrupted(TrainState(np.int32(step), zero, {}, {}, (), (), Skips(zero, zero, zero)))
 
 
+def failing(folder, process):
+  """One process fails while the others take a step; the checkpoint that is being written is completed."""
+  with Checkpoints(folder) as checkpoints:
+    checkpoints.save(make_state(1, jax.devices()))
+    for step in range(1000):
+      if step == 3 and jax.process_index() == int(process):
+        raise KeyError("only here")
+      hosts.every(lambda: None)
+
+
 if __name__ == "__main__":
   join()
-  {"agree": agree, "interrupted": interrupted}[sys.argv[1]](sys.argv[2])
+  {"agree": agree, "interrupted": interrupted, "failing": failing}[sys.argv[1]](*sys.argv[2:])

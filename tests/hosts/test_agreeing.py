@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from spawning import finish, said, spawn
 
+from distill_jax.checkpoint import Checkpoints
+
 SCRIPT = Path(__file__).with_name("agreeing.py")
 
 
@@ -35,3 +37,16 @@ def test_sigterm_on_one_stops_all_after_the_same_step(tmp_path, signalled):
   processes[signalled].send_signal(signal.SIGTERM)
   steps = [int(step) for step in said("stopped after ", finish(processes, expected=143, seconds=30))]
   assert steps[0] == steps[1] > 0
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_where_one_process_fails_the_others_end_too(tmp_path, process):
+  processes = spawn(2, SCRIPT, "failing", tmp_path, process)
+  try:
+    outputs = [each.communicate(timeout=60)[0] for each in processes]
+  finally:
+    for each in processes:
+      each.kill()
+  assert processes[process].returncode == 1 and "only here" in outputs[process]
+  assert processes[1 - process].returncode != 0
+  assert Checkpoints(tmp_path, read_only=True).steps() == [1]
