@@ -6,9 +6,22 @@ python -m distill_jax --config=configs/digits_cached.py --seeds=0,1,2 --config.c
 
 Give each a --workdir and a --config.cache of its own; --config.codec=dense --config.cache= has the teacher live.
 
-Measured on 2 CPU cores that others used too, 2 minutes each. Test accuracy, 3 seeds: teacher 98.89 %, alone 96.75 +-
-0.43 %; distilled live 97.68 +- 0.16 %, from float16 logits 97.59 +- 0.32 %, from 16 draws 97.21 +- 1.47 %, from the 3
-most probable of 10 classes 96.47 +- 0.32 %: at temperature 4 the other seven are half of the message.
+Measured on 2 CPU cores that others used too, 2 minutes each. Test accuracy in % (359 images: one is 0.28), mean and
+standard deviation over 3 seeds; teacher 98.89, alone 96.75 +- 0.43. Bytes are those of a row's outputs.
+
+| kept | bytes | temperature 4 | temperature 2 |
+|---|---|---|---|
+| nothing, the teacher is live | | 97.68 +- 0.16 | |
+| dense, float16 | 20 | 97.59 +- 0.32 | 97.03 +- 0.85 |
+| top_k, k=6 | 20 | 96.94 +- 0.48 | |
+| top_k, k=3 | 16 | 96.47 +- 0.32 | 96.56 +- 0.16 |
+| samples, k=50 | 28 | 97.21 +- 1.00 | |
+| samples, k=16 | 8 | 97.21 +- 1.47 | 96.94 +- 0.56 |
+| samples, k=3 | 4 | 94.34 +- 0.85 | |
+
+Dense logits are within the spread of the live teacher, and so are 16 draws, whose own spread is larger. Of 10 classes
+at temperature 4 the seven that top_k leaves out are half of the message: 1.1 points less; at temperature 2 it is 0.5
+less than dense, within the spread.
 """
 
 import dataclasses

@@ -426,7 +426,8 @@ def test_the_description_says_the_cross_entropy_of_kept_label_probabilities(tmp_
   assert f"cross entropy at temperature 2 on the 40 labels that it was shown: {wanted:.4f}" in text
 
 
-def test_a_cache_shows_what_it_is(tmp_path, source):
+def test_a_cache_shows_what_it_is(tmp_path, source, monkeypatch):
+  monkeypatch.setattr(writer, "SHARD_BATCHES", 1)
   cached = written(tmp_path, source, augment=AUGMENT, views=2)
   text = repr(cached)
   size = sum(path.stat().st_size for path in tmp_path.glob("shard-*"))
