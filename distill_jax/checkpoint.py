@@ -262,6 +262,7 @@ class Checkpoints:
       if jax.process_count() > 1:
         # The others may have written their parts, and wait for this one: the next start puts things right.
         raise RuntimeError(f"checkpoint {step} of {self.folder} was not written: {error}") from error
+      shutil.rmtree(self.folder / str(step), ignore_errors=True)
       self._put_back()
       self._writer.reload()
       self._scan()
@@ -279,19 +280,19 @@ class Checkpoints:
   def _renamed(self, step: int) -> bool:
     path = self.folder / str(step)
     there = path.exists()
-    if there:
+    if step in self._damaged:
+      shutil.rmtree(path, ignore_errors=True)
+    elif there:
       path.rename(self._aside(step))
     return there
 
   def _put_back(self) -> None:
     for aside in self.folder.glob(f"*{_ASIDE}"):
       place = aside.with_suffix("")
-      try:
-        _check_sealed(place, int(place.name))
-        shutil.rmtree(aside)
-      except seal.Damaged:
-        shutil.rmtree(place, ignore_errors=True)
-        aside.rename(place)
+      shutil.rmtree(
+        place, ignore_errors=True
+      )  # it may be incomplete: Orbax commits also where it fails to merge
+      aside.rename(place)
 
   def _tidy(self) -> bool:
     """Removes what is replaced, damaged, or neither among the latest nor the best. Returns: whether there was any."""
@@ -353,7 +354,7 @@ def _abstract(leaf) -> jax.ShapeDtypeStruct:
 def _places(folder: Path) -> dict[int, Path]:
   """Where each step is, in order: aside, while its replacement is not complete."""
   found = [path for path in folder.iterdir() if _step_of(path) is not None]
-  found.sort(key=lambda path: path.suffix, reverse=True)
+  found.sort(key=lambda path: path.suffix)
   places = {int(path.stem): path for path in found}
   return {step: places[step] for step in sorted(places)}
 
