@@ -35,9 +35,9 @@ INPUTS: Axes = (-2,)
 
 
 class StrengthState(NamedTuple):
-  """Attributes: count: updates so far, int32; the step of the strength's schedule."""
+  """Attributes: step: updates so far, int32, the argument of the strength's schedule."""
 
-  count: jax.Array
+  step: jax.Array
 
 
 def l1(tree: Tree) -> jax.Array:
@@ -141,7 +141,7 @@ def add_penalty(
   def update(updates, state, params=None):
     params = _given(params)
     own = jax.grad(lambda leaves: penalty(leaves, **options))(chosen(params, pattern))
-    amount, gradients = _at(strength, state.count), iter(own.values())
+    amount, gradients = _at(strength, state.step), iter(own.values())
 
     def add(u, fits):
       return (u + amount * next(gradients)).astype(u.dtype) if fits else u
@@ -169,7 +169,7 @@ def proximal(
   _check_strength(strength)
 
   def update(updates, state, params=None):
-    params, amount = _given(params), _at(strength, state.count)
+    params, amount = _given(params), _at(strength, state.step)
 
     def step(u, p, fits):
       if not fits:
@@ -216,8 +216,8 @@ def _check_strength(strength: Strength) -> None:
     raise ValueError(f"strength: expected a finite number >= 0 or a schedule, got {strength!r}")
 
 
-def _at(strength: Strength, count: jax.Array):
-  return strength(count) if callable(strength) else strength
+def _at(strength: Strength, step: jax.Array):
+  return strength(step) if callable(strength) else strength
 
 
 def _init(pattern: str):
@@ -229,7 +229,7 @@ def _init(pattern: str):
 
 
 def _next(state: StrengthState) -> StrengthState:
-  return StrengthState(optax.safe_increment(state.count))
+  return StrengthState(optax.safe_increment(state.step))
 
 
 def _given(params):
