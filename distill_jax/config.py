@@ -35,6 +35,7 @@ SCORES = (
   "recall",
   "f1",
   "ece",
+  "perplexity",
 )  # of an evaluation, see `metrics.summary`
 
 

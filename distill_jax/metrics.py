@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import reduce
-from distill_jax.losses import kl_divergence
+from distill_jax.losses import kl_divergence, linear_cross_entropy
 from distill_jax.types import Batch, Variables
 
 
@@ -64,6 +64,29 @@ def counts(
   return result
 
 
+def token_counts(
+  hidden: jax.Array, head, labels: jax.Array, where: jax.Array | None = None
+) -> dict[str, Any]:
+  """Statistics of a language model's batch, from hidden states: no logits are made.
+
+  Args:
+    hidden: [rows, tokens, width].
+    head: (kernel [width, V], bias or None, soft-cap or None).
+    labels: the next tokens, int [rows, tokens]; negative ones do not count.
+    where: bool [rows], the real rows; None: all.
+
+  Returns:
+    'nll': (sum in nats, number of tokens).
+  """
+  kernel, bias, softcap = head
+  known = labels >= 0 if where is None else (labels >= 0) & where[:, None]
+  weights = known.reshape(-1).astype(jnp.float32)
+  label = jnp.where(known, labels, 0).reshape(-1)
+  flat = hidden.reshape(-1, hidden.shape[-1])
+  total = linear_cross_entropy(flat, kernel, label, weights=weights, bias=bias, softcap=softcap)
+  return {"nll": (total, weights.sum())}
+
+
 def summary(counts: Mapping[str, Any]) -> dict[str, float]:
   """Scores from (merged) `counts`, as Python floats.
 
@@ -72,9 +95,12 @@ def summary(counts: Mapping[str, Any]) -> dict[str, float]:
     'precision', 'recall', 'f1': macro averages over the classes that occur as label or prediction, 0 for a
     class where the ratio has no denominator (scikit-learn's average='macro', zero_division=0);
     'ece': expected calibration error (Guo et al. 2017, equation 3). 0 where nothing was counted.
+    Of `token_counts`, 'nll' and 'perplexity', its exponential.
   """
   counts = jax.device_get(dict(counts))
   scores = {name: float(reduce.value(pair)) for name, pair in counts.items() if isinstance(pair, tuple)}
+  if "confusion" not in counts:
+    return scores | {"perplexity": float(np.exp(scores["nll"]))}
   return scores | _macro(counts["confusion"]) | {"ece": _calibration_error(counts["calibration"])}
 
 

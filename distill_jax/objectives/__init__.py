@@ -6,9 +6,9 @@ objective = weighted(
   hint=(optax.linear_schedule(1.0, 0.0, 1000), features("block2", "block3", losses.hint)),
 )
 
-A loss of arrays alone goes through `logits` or `features`, one of a few of the teacher's classes through `sparse`. A
-method that learns or remembers something of its own is a term here, under the name of its loss: `vid`, `mgd`, `crd`,
-...; `learned` makes others.
+A loss of arrays alone goes through `logits` or `features`, one of a few of the teacher's classes through `sparse`,
+language models through `tokens`. A method that learns or remembers something of its own is a term here, under the
+name of its loss: `vid`, `mgd`, `crd`, ...; `learned` makes others.
 """
 
 from distill_jax.objectives.learned import (
@@ -31,6 +31,7 @@ from distill_jax.objectives.maps import (
 from distill_jax.objectives.memories import crd, dino, queue_similarity
 from distill_jax.objectives.sparse import sparse
 from distill_jax.objectives.terms import Term, features, labels, logits, mutual, weighted
+from distill_jax.objectives.tokens import next_tokens, tokens
 
 __all__ = [
   "Term",
@@ -46,6 +47,7 @@ __all__ = [
   "logits",
   "mgd",
   "mutual",
+  "next_tokens",
   "ofd",
   "ofd_margin_at",
   "paraphraser",
@@ -53,6 +55,7 @@ __all__ = [
   "review_kd",
   "sparse",
   "srd",
+  "tokens",
   "vid",
   "vkd",
   "weighted",

@@ -109,10 +109,12 @@ def check_kinds(student, teacher, objective, source) -> None:
 
 
 def classes_of(student: Model, state: TrainState, example) -> int | None:
-  """The width of the student's logits, if it has any."""
+  """The width of the student's logits, or of its head, if it has any."""
   apply = functools.partial(student.apply, train=False, key=None)
   outputs = jax.eval_shape(lambda v: apply(*v, example)[0], student_of(state))
-  return outputs["logits"].shape[-1] if "logits" in outputs else None
+  if "logits" in outputs:
+    return outputs["logits"].shape[-1]
+  return outputs["head"][0].shape[-1] if "head" in outputs else None
 
 
 def check_classes(classes: int | None, source) -> None:

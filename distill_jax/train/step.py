@@ -208,11 +208,15 @@ def make_eval_step(student: Model, teacher: Model | None = None) -> Callable[...
   """A pure step `(variables, teacher_variables, batch) -> counts`, what `metrics.counts` adds up.
 
   The batch's rows with 'where' False count nowhere. With a teacher (a frozen one) its agreement with the student
-  and the KL to it are counted too.
+  and the KL to it are counted too. Of a language model that gives hidden states and a head in the place of logits,
+  `metrics.token_counts`.
   """
 
   def step(variables: Variables, teacher_variables, batch: Batch):
-    logits = student.apply(*variables, batch, train=False, key=None)[0]["logits"]
+    outputs = student.apply(*variables, batch, train=False, key=None)[0]
+    if "logits" not in outputs and "head" in outputs:
+      return metrics.token_counts(outputs["hidden"], outputs["head"], batch["label"], batch.get("where"))
+    logits = outputs["logits"]
     taught = None
     if teacher is not None:
       taught = teacher.apply(*teacher_variables, batch, train=False, key=None)[0]["logits"]
