@@ -59,7 +59,7 @@ def test_your_own_model_live_and_from_a_cache(rng, tmp_path, monkeypatch):
     "test_images": images[:32],
     "test_labels": rng.integers(0, 10, 32),
   }
-  for block, steps in ("\n".join(lines), 20), (BLOCKS[2], 10):
+  for block, steps in ("\n".join(lines), 20), (BLOCKS[2], 10), (BLOCKS[3], 5):
     exec(block.replace("steps=3000", f"steps={steps}, progress=False"), names)
     assert names["fitted"].history[-1]["step"] == steps
   assert names["outputs"].views == 8
