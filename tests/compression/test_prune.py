@@ -29,7 +29,7 @@ def gradients_of(params, step):
 
 
 def train(transformation, params, steps, start=0, state=None):
-  state = transformation.init(params) if state is None else state
+  state = jax.jit(transformation.init)(params) if state is None else state
   history = []
 
   @jax.jit
