@@ -1,0 +1,177 @@
+"""Starting a student from its teacher's weights: layers copied by a map, wider arrays sliced, kernels factorised.
+
+    every_other = {rf"^layers/{i}/": f"layers/{2 * i}/" for i in range(6)}
+    params, origins = inject(student, teacher, every_other | {r"^head/": "head/"})
+
+takes every other layer (DistilBERT, Sanh et al. 2019, section 2). Trees may be `Variables`, so that the running
+statistics of batch norm come along. To hold what was injected: `optax.freeze(lambda p: paths.matching(p, pattern))`.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax.errors import suggest
+from distill_jax.fingerprint import named_leaves
+from distill_jax.types import Tree
+
+Fit = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+
+
+class Origin(NamedTuple):
+  """Where a leaf of the student came from.
+
+  Attributes:
+    shape: of the student's leaf.
+    source: path in the teacher; None: the student's own.
+    source_shape: of the teacher's leaf; None: the student's own.
+    how: 'copied', 'sliced', 'factorised', ... by the name of the function; '' for the student's own.
+  """
+
+  shape: tuple[int, ...]
+  source: str | None = None
+  source_shape: tuple[int, ...] | None = None
+  how: str = ""
+
+
+Provenance = dict[str, Origin]
+
+
+def copied(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """The array as it is.
+
+  Raises:
+    ValueError: it has another shape.
+  """
+  if array.shape != shape:
+    raise ValueError(f"expected the teacher's shape {list(array.shape)}; fit=sliced takes a part of it")
+  return array
+
+
+def sliced(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """Evenly spaced slices of every axis (uniform weight selection, Xu et al. 2024, section 3.2).
+
+  Of n the m at i n / m where m divides n, and else at i (n - 1) / (m - 1), rounded. Axes of one length here and there
+  are sliced alike, so that the outputs of one layer are the inputs of the next.
+
+  Raises:
+    ValueError: other ranks, or an axis longer than the teacher's.
+  """
+  if array.ndim != len(shape) or any(m > n for m, n in zip(shape, array.shape, strict=True)):
+    raise ValueError(f"cannot be sliced from the teacher's {list(array.shape)}: no axis may be longer there")
+  return array[np.ix_(*(_evenly(n, m) for n, m in zip(array.shape, shape, strict=True)))]
+
+
+def inject(
+  student: Tree, teacher: Tree, layers: Mapping[str, str] | None = None, *, fit: Fit = copied
+) -> tuple[Tree, Provenance]:
+  """A student's parameters with the teacher's in them.
+
+  Args:
+    student, teacher: trees of arrays.
+    layers: `{pattern: replacement}`: the first pattern (`re.search`) found in a leaf's path is replaced there once, as
+      by `re.sub`, and what comes out is the path in the teacher. Leaves without one stay as they are. None: every
+      leaf, from the same path.
+    fit: `(teacher's array, shape) -> array`: `copied`, `sliced`, or a function of yours that raises a ValueError.
+
+  Returns:
+    (a tree of the student's structure and dtypes, where each of its leaves came from).
+
+  Raises:
+    ValueError: a pattern that fits no leaf of the student; or leaves whose counterpart is missing or does not fit: each
+      has a line.
+  """
+  layers = {"": ""} if layers is None else layers
+  own, theirs = dict(named_leaves(student)), dict(named_leaves(teacher))
+  sources = {name: _source(name, layers) for name in own}
+  unused = [p for p in layers if not any(re.search(p, name) for name in own)]
+  if unused:
+    raise ValueError(f"layers: {unused[0]!r} fits no leaf of the student; some are {', '.join([*own][:8])}")
+  values, origins, lines = {}, {}, []
+  for name, leaf in own.items():
+    source = sources[name]
+    values[name], origins[name] = leaf, Origin(tuple(leaf.shape))
+    if source is None:
+      continue
+    if source not in theirs:
+      lines.append(f"{name}: the teacher has no {source!r}{suggest(source, theirs)}")
+      continue
+    try:
+      values[name] = jnp.asarray(fit(np.asarray(theirs[source]), tuple(leaf.shape)), leaf.dtype)
+    except ValueError as error:
+      lines.append(f"{name} {list(leaf.shape)} from {source}: {error}")
+    origins[name] = Origin(
+      tuple(leaf.shape), source, tuple(theirs[source].shape), getattr(fit, "__name__", "fit")
+    )
+  _raise(lines)
+  return jax.tree.unflatten(jax.tree.structure(student), list(values.values())), origins
+
+
+def inject_factors(
+  student: Tree, teacher: Tree, factors: Mapping[tuple[str, str], str]
+) -> tuple[Tree, Provenance]:
+  """A student's pairs of kernels as the factors of the teacher's.
+
+  The best approximation of the teacher's kernel [inputs, outputs] of the pair's rank (Eckart & Young 1936), by its
+  singular values s: first = U sqrt(s) [inputs, rank], second = sqrt(s) V' [rank, outputs].
+
+  Args:
+    student, teacher: trees of arrays.
+    factors: `{(path of the first, path of the second): path in the teacher}`.
+
+  Returns:
+    As `inject`; chain them where both are wanted.
+
+  Raises:
+    ValueError: as `inject`, for paths that are not there and shapes that do not fit.
+  """
+  own, theirs = dict(named_leaves(student)), dict(named_leaves(teacher))
+  values, lines = dict(own), []
+  origins = {name: Origin(tuple(leaf.shape)) for name, leaf in own.items()}
+  for (first, second), source in factors.items():
+    missing = [
+      f"the student has no {name!r}{suggest(name, own)}" for name in (first, second) if name not in own
+    ]
+    missing += [] if source in theirs else [f"the teacher has no {source!r}{suggest(source, theirs)}"]
+    if missing:
+      lines += missing
+      continue
+    kernel, shapes = np.asarray(theirs[source]), (tuple(own[first].shape), tuple(own[second].shape))
+    rank = shapes[0][-1]
+    if (
+      kernel.ndim != 2
+      or shapes != ((kernel.shape[0], rank), (rank, kernel.shape[1]))
+      or rank > min(kernel.shape)
+    ):
+      lines.append(
+        f"{first} {list(shapes[0])} and {second} {list(shapes[1])} are no factors of {source} {list(kernel.shape)}: "
+        "expected [inputs, rank] and [rank, outputs], the rank no more than either"
+      )
+      continue
+    u, s, v = np.linalg.svd(kernel.astype(np.float64), full_matrices=False)
+    root = np.sqrt(s[:rank])
+    for name, value in ((first, u[:, :rank] * root), (second, root[:, None] * v[:rank])):
+      values[name] = jnp.asarray(value, own[name].dtype)
+      origins[name] = Origin(tuple(own[name].shape), source, tuple(kernel.shape), "factorised")
+  _raise(lines)
+  return jax.tree.unflatten(jax.tree.structure(student), list(values.values())), origins
+
+
+def _source(name: str, layers: Mapping[str, str]) -> str | None:
+  for pattern, replacement in layers.items():
+    if re.search(pattern, name):
+      return re.sub(pattern, replacement, name, count=1)
+  return None
+
+
+def _evenly(n: int, m: int) -> np.ndarray:
+  return np.arange(m) * (n // m) if n % m == 0 else np.round(np.linspace(0, n - 1, m)).astype(int)
+
+
+def _raise(lines: Iterable[str]) -> None:
+  if lines:
+    raise ValueError("the teacher does not fit the student:" + "".join(f"\n  {line}" for line in lines))
