@@ -5,13 +5,14 @@ leaves none half written; but it does not notice flipped bits or renamed directo
 silently. So each checkpoint carries a seal (`seal.py`).
 """
 
+import contextlib
 import json
 import math
 import os
 import shutil
+import uuid
 import warnings
 from collections.abc import Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from distill_jax.types import TrainState
 
 __all__ = ["Checkpoints", "export_student", "load_student"]
 
-_ASIDE = ".replaced"
+_ASIDE, _REMOVED = ".replaced", ".removed"
 
 
 class Checkpoints:
@@ -165,7 +166,7 @@ class Checkpoints:
     step = self._writing
     with self._writes():
       self._writer.wait()
-      hosts.first(lambda: _check_sealed(self.folder / str(step), step))
+      hosts.first(lambda: self._completed(step))
     self._writing = None
     self._seals = {step: self._seals[step] for step in self._kept()}
     self._damaged = {}
@@ -252,7 +253,7 @@ class Checkpoints:
     context.array.saving.use_compression = False  # weights hardly shrink, and reads take half the time
     self._writer = ocp.training.Checkpointer(self.folder, context=context, cleanup_tmp_directories=True)
 
-  @contextmanager
+  @contextlib.contextmanager
   def _writes(self):
     """A failed write leaves everything as it was before it, and says so."""
     try:
@@ -262,7 +263,7 @@ class Checkpoints:
       if jax.process_count() > 1:
         # The others may have written their parts, and wait for this one: the next start puts things right.
         raise RuntimeError(f"checkpoint {step} of {self.folder} was not written: {error}") from error
-      shutil.rmtree(self.folder / str(step), ignore_errors=True)
+      _remove(self.folder / str(step))
       self._put_back()
       self._writer.reload()
       self._scan()
@@ -281,26 +282,44 @@ class Checkpoints:
     path = self.folder / str(step)
     there = path.exists()
     if step in self._damaged:
-      shutil.rmtree(path, ignore_errors=True)
+      _remove(path)
     elif there:
       path.rename(self._aside(step))
     return there
 
+  def _completed(self, step: int) -> None:
+    """What the checkpoint replaces is dropped only now: Orbax also commits where it fails to merge the parts."""
+    _check_sealed(self.folder / str(step), step)
+    _remove(self._aside(step))
+
   def _put_back(self) -> None:
     for aside in self.folder.glob(f"*{_ASIDE}"):
-      place = aside.with_suffix("")
-      shutil.rmtree(
-        place, ignore_errors=True
-      )  # it may be incomplete: Orbax commits also where it fails to merge
-      aside.rename(place)
+      _remove(aside.with_suffix(""))
+      aside.rename(aside.with_suffix(""))
 
   def _tidy(self) -> bool:
-    """Removes what is replaced, damaged, or neither among the latest nor the best. Returns: whether there was any."""
+    """Removes what is damaged, and neither among the latest nor the best. Returns: whether there was any."""
+    for rest in self.folder.glob(f"*{_REMOVED}"):
+      _try_to_remove(rest)
     kept = {str(step) for step in self._kept()}
     found = [path for path in self.folder.iterdir() if _step_of(path) is not None and path.name not in kept]
     for path in found:
-      shutil.rmtree(path, ignore_errors=True)  # what is left is damaged, and removed the next time
+      with contextlib.suppress(OSError):  # the next time, then
+        _remove(path)
     return bool(found)
+
+
+def _remove(path: Path) -> None:
+  """Removes a directory, if it is there: at once for whoever looks, so that nobody finds half of it."""
+  gone = path.with_name(f"{path.name}-{uuid.uuid4().hex}{_REMOVED}")
+  with contextlib.suppress(FileNotFoundError):
+    path.rename(gone)
+    _try_to_remove(gone)
+
+
+def _try_to_remove(path: Path) -> None:
+  with contextlib.suppress(OSError):  # `ignore_errors` lets those of closing through
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _seals_in(folder: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[tuple[int, str]]]:
@@ -332,7 +351,7 @@ def _read(folder: Path, step: int, like: TrainState) -> TrainState:
     return ocp.load_checkpointables(_places(folder)[step], {"state": jax.tree.map(_abstract, like)})["state"]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _reading():
   """Whatever a reader of broken files raises means damage, except what the machine lacks."""
   try:

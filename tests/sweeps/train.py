@@ -1,4 +1,4 @@
-"""The training that is disturbed: `python train.py FOLDER`, on one process or as one of several that were spawned."""
+"""The training that is disturbed: `python train.py FOLDER STEPS`, on one process or as one of several."""
 
 import sys
 from pathlib import Path
@@ -16,10 +16,10 @@ from distill_jax.train import fit
 from distill_jax.train.interruption import Interrupted
 from distill_jax.types import Variables
 
-STEPS, EVERY = 2000, 20
+EVERY = 20
 
 
-def train(folder):
+def train(folder, steps):
   wide = network(48)
   return fit(
     network(32),
@@ -31,7 +31,7 @@ def train(folder):
     source(0),
     teacher_variables=Variables(*wide.init(jax.random.key(5), source(0).arrays)),
     batch_size=16,
-    steps=STEPS,
+    steps=steps,
     folder=folder,
     eval_every=10 * EVERY,
     checkpoint_every=EVERY,
@@ -45,10 +45,12 @@ if __name__ == "__main__":
   join()
   folder = Path(sys.argv[1])
   try:
-    fitted = train(folder)
+    fitted = train(folder, int(sys.argv[2]))
   except Interrupted as interrupted:
     print("stopped after", int(interrupted.state.step), flush=True)
     raise
   if hosts.is_first():
-    leaves = jax.tree_util.tree_leaves_with_path((fitted.variables, fitted.state.params, fitted.state.opt_state))
+    leaves = jax.tree_util.tree_leaves_with_path(
+      (fitted.variables, fitted.state.params, fitted.state.opt_state)
+    )
     np.savez(folder / "out.npz", **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})

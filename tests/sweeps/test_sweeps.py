@@ -1,0 +1,36 @@
+"""Five of each sweep; `run.py` runs them whole."""
+
+import random
+
+import checkpoints
+import disturbed
+import pytest
+from test_checkpoint import orbax_gives_up, settled  # noqa: F401
+
+
+@pytest.fixture
+def seed():
+  seed = random.randrange(2**32)
+  print(f"seed {seed}")  # pytest shows it where the test fails
+  return seed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "sweep", [disturbed.sweep_kills, disturbed.sweep_sigterms, disturbed.sweep_losses], ids=lambda f: f.__name__
+)
+def test_disturbed_training_ends_with_the_same_bits(tmp_path, seed, sweep):
+  sweep(tmp_path, 5, seed)
+
+
+@orbax_gives_up
+def test_flipped_bits_are_noticed_or_change_nothing(tmp_path, seed):
+  checkpoints.sweep_flips(tmp_path, 5, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["kill", "EIO", "ENOSPC"])
+def test_a_save_whose_calls_fail_leaves_a_checkpoint(tmp_path, seed, fault):
+  if checkpoints.build(tmp_path) is None:
+    pytest.skip("needs a C compiler on Linux")
+  assert checkpoints.sweep_calls(tmp_path, fault, 5, seed)[0] == 5
