@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from distill_jax import sharding
+from distill_jax import hosts, sharding
 from distill_jax.cache import Cache, Incomplete, describe, estimate, open_cache, verify, write_cache
 from distill_jax.cache.codecs import Codec
 from distill_jax.cache.estimates import row_bytes, table
@@ -56,10 +56,12 @@ def write(job: Job, taught: Taught) -> Cache:
     views=config.views or 1,
     batch_size=config.cache_batch_size,
     mesh=sharding.data_mesh(config.devices or None),
+    progress=hosts.is_first(),
   )
   seconds, written = time.perf_counter() - started, cached.manifest.provenance["date"]
   how = f"reused, written {written}" if there else f"written in {seconds:.0f} s"
-  print(f"cache: {len(cached):,} rows in {cached.store.url}: {how}", flush=True)
+  if hosts.is_first():
+    print(f"cache: {len(cached):,} rows in {cached.store.url}: {how}", flush=True)
   return cached
 
 
@@ -82,7 +84,9 @@ def opened(job: Job, taught: Taught | None = None) -> Cache:
     shapes = _examples(job).shapes
     cached.check_teacher(taught.teacher, taught.variables, job.config.kept(), shapes, _description(job))
   if crop is not None:  # examples in memory are compared by `fit`, of others it sees a batch
-    cached.check(trained_on(job, "student"), crop=crop, augment=job.config.augment())
+    cached.check(
+      trained_on(job, "student"), crop=crop, augment=job.config.augment(), views=job.config.views or 1
+    )
   return cached
 
 

@@ -1,16 +1,27 @@
 """A job that keeps its teacher's outputs: written once, read by every student, looked at, refused."""
 
+import io
 import pathlib
 import re
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+import PIL.Image
 import pytest
 import safetensors.numpy
 
-from distill_jax import data
+from distill_jax import caching, data, examples, loading
+from distill_jax.config import Splits, Taught
 from distill_jax.data import digits, tfds
+from distill_jax.data.images import Images
+from distill_jax.jobs import Job
 from distill_jax.main import main
+from distill_jax.models import from_apply, from_nnx
+from distill_jax.models.mlp import MLP
+from distill_jax.train import fit
 
 CONFIG = """
 import dataclasses
@@ -168,6 +179,64 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(run, tmp_path):
 def test_a_dry_run_knows_the_shapes_of_what_is_kept(run, tmp_path):
   out = run(f"--config.cache={tmp_path / 'cache'}", "--config.k=3", "--dry_run")
   assert "student: 2,410 parameters" in out and not (tmp_path / "cache").exists()
+
+
+def pictures(rows=24, content="a"):
+  """Encoded images of 20 x 24 pixels, the fourth of them broken."""
+  files = []
+  for row in range(rows):
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.random.default_rng(row).integers(0, 256, (20, 24, 3), np.uint8)).save(file, "PNG")
+    files.append(file.getvalue()[: 100 if row == 3 else None])
+  read = lambda ids: [(files[id], id % 2) for id in ids]  # noqa: E731
+  return Images(read, np.arange(rows), 2, name="pictures", content=content, max_bad=0.2)
+
+
+def test_images_that_are_read_while_training_have_a_cache_too(tmp_path, capsys):
+  """By the stages' functions: crops of configs/folder.py, and its mirroring besides."""
+  (tmp_path / "cat").mkdir()
+  folders = [f"{name}_dir={tmp_path}" for name in ("train", "test")]
+  small = ["size=8", "student_widths=(2,)", "devices=1", f"cache={tmp_path / 'cache'}", "cache_batch_size=8"]
+
+  def job(views=2, images=None, **changed):
+    images = images or pictures()
+    settings = [f"{name}={value}" for name, value in {"views": views, **changed}.items()]
+    config = loading.load("configs/folder.py", [*folders, *small, *settings])
+    return Job(config, tmp_path, (0,), Splits(images, images, images), {})
+
+  kernel = jnp.asarray(np.random.default_rng(1).normal(size=(8 * 8 * 3, 2)), jnp.float32)
+  teacher = from_apply(None, lambda w, x: (x.reshape(len(x), -1) @ w, {}), variables=kernel)
+  taught = Taught(teacher, teacher.variables, None)
+  caching.weigh(job(), taught)
+  assert "48 rows, " in capsys.readouterr().out and not (tmp_path / "cache").exists()
+  caching.write(job(), taught)
+  caching.write(job(), taught)
+  out = capsys.readouterr().out
+  assert out.count("cache: 48 rows in") == 2 and out.endswith("\n") and "reused, written 20" in out
+  caching.inspect(job())
+  caching.check(job(), taught)
+  out = capsys.readouterr().out
+  assert "data.crop.name: random_resized_crop(" in out and "cache_verify: logits: 46 rows" in out
+  cached, found = caching.opened(job(), taught), {}
+  for name, from_teacher in (("cached", cached), ("live", teacher)):
+    config, images = job().config, pictures()
+    source = examples.training(config, images, 8, 0)
+    student = from_nnx(lambda rngs: MLP(8 * 8 * 3, (4,), 2, rngs=rngs))
+    settings = dict(steps=7, batch_size=8, augment=config.augment(), views=2, progress=False)
+    fitted = fit(student, from_teacher, config.objective(), optax.sgd(0.1), source, **settings)
+    found[name] = jax.tree.leaves(fitted.state.params)
+  for kept, live in zip(found["cached"], found["live"]):
+    np.testing.assert_allclose(kept, live, atol=1e-3)  # float16
+  with pytest.raises(ValueError, match="data.crop.name"):
+    caching.opened(job(least_area=0.5), taught)
+  with pytest.raises(ValueError, match="data.content: 'a' in the cache, 'b' wanted"):
+    caching.opened(job(images=pictures(content="b")), taught)
+  with pytest.raises(ValueError, match="views: the cache in .* holds 2 of each example, the run asks for 3"):
+    caching.opened(job(views=3), taught)
+  endless = job()
+  endless.config.views = 0
+  with pytest.raises(ValueError, match="views: expected at least 1, got 0 .a new view each epoch."):
+    caching.write(endless, taught)
 
 
 FASHION = [
