@@ -14,6 +14,7 @@ from distill_jax.cache import codecs, identity, manifest
 from distill_jax.cache.codecs import Codec
 from distill_jax.cache.examples import BAD, examples_of
 from distill_jax.cache.manifest import Manifest, Mismatch
+from distill_jax.cache.runs import check_examples, check_fields
 from distill_jax.cache.shards import complete, open_complete
 from distill_jax.cache.store import Store, open_store
 from distill_jax.cache.table import MEMORY, Table
@@ -189,7 +190,11 @@ class Cache:
         "mix: a mixed example is a new one in every batch and has no cached output: use a live teacher"
       )
     arrays = source if isinstance(source, Mapping) else examples_of(source, crop).shapes
-    self._check_data(source, crop, arrays)
+    check_fields(self.table, source, crop, arrays)
+    if isinstance(source, Images):
+      self.manifest.rows.numbers(source.ids, np.zeros(len(source), np.int32))
+    else:
+      self._check_examples(source.arrays if isinstance(source, Source) else source)
     self._compare({"augmentation": identity.augmentation(augment, arrays)})
     if self.augmented and views is not None and views != self.views:
       raise Mismatch(
@@ -224,40 +229,16 @@ class Cache:
     held = self.manifest.identity["teacher"]["weights"]
     manifest.check(self.store, {"teacher.weights": held}, {"teacher.weights": fingerprint(tuple(variables))})
 
-  def _compare(self, part: Mapping[str, Any]) -> None:
-    manifest.check(self.store, {name: self.manifest.identity[name] for name in part}, part, identity.same)
-
-  def _check_data(self, source, crop, arrays: Mapping[str, Any]) -> None:
-    held = self.manifest.identity["data"]
-    mine = identity.inputs(arrays)
-    found: dict[str, Any] = {"inputs": {name: mine.get(name, "(absent)") for name in held["inputs"]}}
-    if not isinstance(source, Mapping):
-      found |= {"name": source.name, "classes": identity.vocabulary(source.class_names)}
-    if isinstance(source, Images):
-      found |= {"content": source.content, "crop": identity.cropping(crop, source.channels)}
-    absent = dict.fromkeys(found, "(absent)")
-    held_of_it = {field: {**absent, **held}[field] for field in found}
-    manifest.check(self.store, {"data": held_of_it}, {"data": found}, identity.same)
-    if isinstance(source, Images):
-      self.manifest.rows.numbers(source.ids, np.zeros(len(source), np.int32))
-    else:
-      self._check_examples(source.arrays if isinstance(source, Source) else source)
-
   def _check_examples(self, arrays: Mapping[str, np.ndarray]) -> None:
     ids, valid = self._entry("id", arrays), _valid(arrays)
     views = self._entry("view", arrays) if self._streamed and self.augmented else np.zeros(len(ids), np.int32)
-    checksums = identity.source_checksums(arrays, self.manifest.identity["data"]["inputs"])
     if valid is not None:
-      ids, views, checksums = ids[valid], views[valid], checksums[valid]
-    for first in range(0, len(ids), 4096):
-      part = slice(first, first + 4096)
-      records = self.table.read(ids[part], views[part])
-      wrong = np.flatnonzero(records["source_crc"] != checksums[part])
-      if wrong.size:
-        raise Mismatch(
-          f"example id {int(ids[part][wrong[0]])} is not the one that the teacher of the cache in {self.store.url} was "
-          "shown: its inputs have changed, or are prepared otherwise"
-        )
+      ids, views = ids[valid], views[valid]
+      arrays = {name: np.asarray(values)[valid] for name, values in arrays.items()}
+    check_examples(self.table, ids, views, arrays)
+
+  def _compare(self, part: Mapping[str, Any]) -> None:
+    manifest.check(self.store, {name: self.manifest.identity[name] for name in part}, part, identity.same)
 
 
 def _valid(batch: Mapping[str, np.ndarray]) -> np.ndarray | None:

@@ -27,8 +27,8 @@ class Table:
   """
 
   def __init__(self, store: Store, manifest: Manifest, memory: int = MEMORY):
-    self.manifest = manifest
-    self._store, self._shards = store, Held(store, manifest, memory)
+    self.store, self.manifest = store, manifest
+    self._shards = Held(store, manifest, memory)
     self._per_shard, self._record = manifest.rows_per_shard, manifest.header(0).record
     self._one = len(manifest.plan) == 1
     self._checked = np.zeros(len(manifest.rows), bool)
@@ -87,4 +87,4 @@ class Table:
   def _place(self, number: int) -> tuple[str, int]:
     """For a message: the shard that holds a row, and which it is there."""
     shard, row = divmod(number, self._per_shard)
-    return f"{self._store.url}/{self.manifest.plan.key(shard)}", row
+    return f"{self.store.url}/{self.manifest.plan.key(shard)}", row
