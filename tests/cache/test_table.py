@@ -11,13 +11,14 @@ from distill_jax.cache.records import Damaged
 from distill_jax.cache.table import Table
 
 
+@pytest.mark.parametrize("batch", [8, 60])
 @pytest.mark.parametrize("per_shard", [1, 7, 46, 100])
-def test_rows_at_random_are_those_that_were_written(tmp_path, rng, per_shard):
+def test_rows_at_random_are_those_that_were_written(tmp_path, rng, per_shard, batch):
   store, plan = sweeps.make(tmp_path, per_shard=per_shard)
   table, expected = Table(store, plan), sweeps.values(np.arange(46))
   ids, views = plan.rows.at(0, 46)
   for _ in range(20):
-    rows = rng.integers(0, 46, 8)
+    rows = rng.integers(0, 46, batch)
     records = table.read(ids[rows].astype(np.int32), views[rows])
     for name, values in expected.items():
       assert records[name].tobytes() == values[rows].tobytes()
