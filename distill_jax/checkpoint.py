@@ -87,7 +87,8 @@ class Checkpoints:
     A step that is there already, bit for bit, is not written again unless it brings the first metrics.
 
     Raises:
-      ValueError: read-only; the step lies before the latest checkpoint; a leaf would not come back the same.
+      ValueError: read-only; the step lies before the latest checkpoint; a leaf would not come back the same; the
+        processes of the run do not hold the same values.
       RuntimeError: this checkpoint, or the one before it, could not be written.
     """
     if self._writer is None:
@@ -95,6 +96,7 @@ class Checkpoints:
     self.wait()
     sealed = seal.make(state, metrics or {}, self._identity or {})
     new, step = sealed["seal"], sealed["seal"]["step"]
+    hosts.agree(f"state after step {step}", sealed["digest"])
     old = self._seals.get(step)
     if old and old["leaves"] == new["leaves"] and (old["metrics"] or not metrics):
       return

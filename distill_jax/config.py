@@ -232,8 +232,13 @@ class Config:
     """Which outputs of the teacher a cache keeps, and how."""
     return {"logits": Dense("float16")}
 
-  def rules(self) -> sharding.Rules:
-    """Where the arrays of the network that is trained lie on the mesh, where the default does not suit it."""
+  def rules(self, role: str) -> sharding.Rules:
+    """Where the arrays of the network that is trained lie on the mesh, where the default does not suit it.
+
+    Args:
+      role: 'teacher', 'baseline' or 'student'.
+    """
+    del role
     return ()
 
   def teacher_rules(self) -> sharding.Rules:

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 HEARTBEAT = 10  # seconds without a sign of life after which a process counts as dead; jax waits for 100
 LEAVE = 3600  # seconds that the others wait at the end for the one that writes the report
 SEEN = 10  # seconds after which a new file shows on all hosts: mounts remember what was not there
+LOST = 75  # the exit code of a process that lost another one: the same command may be tried again
 _ROOM = 2000  # bytes of an error's text that the other processes are told
 
 
@@ -54,6 +55,8 @@ def join(
     shutdown_timeout_seconds=LEAVE,
   )
   sys.excepthook = _fail
+  # Processes find each other in their first collective, and wait 30 s for one another there: they are together now.
+  every(lambda: None)
 
 
 def leave(code: int) -> NoReturn:
@@ -61,16 +64,43 @@ def leave(code: int) -> NoReturn:
 
   At the end of a process jax waits for all others; those would wait in the next step for this one.
   """
-  if jax.process_count() == 1:
+  if not jax.distributed.is_initialized():
     sys.exit(code)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
 
 
-def _fail(*error) -> None:
-  sys.__excepthook__(*error)
-  leave(1)
+def _fail(kind, error, trace) -> None:
+  sys.__excepthook__(kind, error, trace)
+  leave(LOST if issubclass(kind, jax.errors.JaxRuntimeError) else 1)
+
+
+def agree(what: str, value: Any) -> None:
+  """Refuses processes that were not given the same.
+
+  Args:
+    what: of which there should be one.
+    value: what json can hold.
+
+  Raises:
+    ValueError: this process' value is not that of the first, or another's is not.
+  """
+  if jax.process_count() == 1:
+    return
+  common, own = first(lambda: value), json.loads(json.dumps(value))
+
+  def compare():
+    if own != common:
+      raise ValueError(
+        f"the processes have not the same {what}: {_shown(own)} here, {_shown(common)} on process 0"
+      )
+
+  every(compare)
+
+
+def _shown(value: Any) -> str:
+  return json.dumps(value)[:100]
 
 
 def is_first() -> bool:

@@ -208,7 +208,21 @@ def _lives(owner: Mapping[str, Any]) -> bool | None:
   """Whether the process runs; None: it cannot be told from here."""
   if not owner or owner["kernel"] is None or owner["kernel"] != _kernel():
     return None
-  return _start(owner["pid"]) == owner["start"]
+  start = _start(owner["pid"])
+  if start is None and _hidden(owner["pid"]):
+    return None
+  return start == owner["start"]
+
+
+def _hidden(pid: int) -> bool:
+  """Whether there is such a process, of another user's."""
+  try:
+    os.kill(pid, 0)
+  except PermissionError:
+    return True
+  except OSError:
+    return False
+  return False
 
 
 def _parsed(content: bytes) -> dict[str, Any]:

@@ -40,13 +40,14 @@ def run(argv: Sequence[str] | None = None) -> None:
   try:
     main(sys.argv[1:] if argv is None else argv)
   except NonFiniteError as error:
-    sys.exit(f"distill-jax: {error}")
+    print(f"distill-jax: {error}", file=sys.stderr)
+    hosts.leave(1)
   except Interrupted as stop:
     print(f"distill-jax: {stop}", file=sys.stderr, flush=True)
     raise
   except (ValueError, OSError, ImportError) as error:
     print(f"distill-jax: {error}", file=sys.stderr)
-    sys.exit(2)
+    hosts.leave(2)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -61,13 +62,14 @@ def main(argv: Sequence[str]) -> None:
   if flags.compile_for:
     print(ahead.describe(config, flags.compile_for))
     return
-  seeds = _seeds(flags.seeds)
+  seeds, traced = _seeds(flags.seeds), _traced(flags.profile_steps)
   chosen = _stages(flags.stages)
   name = Path(flags.config).stem
   folder = Path(flags.workdir or f"runs/{name}").resolve()
   splits = hosts.one_after_another(config.data)
   identity = _identity(config, name, flags.config, overrides, argv)
-  job = Job(config, folder, seeds, splits, identity, _traced(flags.profile_steps))
+  job = Job(config, folder, seeds, splits, identity, traced)
+  hosts.agree("run", {name: identity[name] for name in ("settings", "code", "versions")})
   check(job, chosen)
   if flags.dry_run:
     if hosts.is_first():

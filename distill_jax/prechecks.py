@@ -9,6 +9,7 @@ from distill_jax.cache.store import open_store
 from distill_jax.config import ConfigError, prefixed
 from distill_jax.data import Source
 from distill_jax.jobs import ROLES, Job, Network, different, trained_on
+from distill_jax.train import make_init
 from distill_jax.types import Batch, Model, Outputs, Variables
 
 
@@ -41,6 +42,8 @@ def check(job: Job, stages: Collection[str]) -> None:
           raise ConfigError(f"batch_size: expected at most the {number} examples, got {training.batch_size}")
     if role == "student" and role in stages:
       _check_objectives(job, found)
+    if role in stages and found:
+      _check_rules(job, found[0], mesh)
 
 
 def _check_labelled(job: Job, stages: Collection[str]) -> None:
@@ -68,6 +71,26 @@ def _check_objectives(job: Job, students: Collection[Network]) -> None:
   for network in students:
     with prefixed(f"objective of {network.variant!r}" if network.variant else "objective"):
       jax.eval_shape(network.objective(None).init, key, student, taught)
+
+
+def _check_rules(job: Job, network: Network, mesh: jax.sharding.Mesh) -> None:
+  """A rule that fits nothing, or does not fit, would be found when its network is made."""
+  config, training = job.config, network.training
+  rules, teacher_rules = config.rules(network.role), config.teacher_rules()
+  if not rules and not teacher_rules:
+    return
+  key, batch = jax.random.key(0), examples.first(config, job.splits.train)
+  teacher, start = network.teacher, None
+  if network.reads_cache(config) and teacher is not None:
+    teacher = caching.stand_in(teacher, config.kept())
+  if teacher is not None:
+    start = teacher.variables or jax.eval_shape(teacher.init, key, batch)
+  init = make_init(network.learner, teacher, network.objective(None), training.optimizer())
+  with prefixed(f"rules({network.role!r})"):
+    sharding.state_specs(jax.eval_shape(init, key, batch), mesh, rules)
+  if jax.tree.leaves(start):
+    with prefixed("teacher_rules"):
+      sharding.specs(start, mesh, teacher_rules)
 
 
 def _outputs(model: Model, variables: Variables, batch: Batch) -> Outputs:

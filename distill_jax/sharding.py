@@ -6,6 +6,7 @@ collectives); over `tensor` goes what a rule says. Everything else is the same o
 """
 
 import bisect
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -127,13 +128,14 @@ def specs(tree: Any, mesh: Mesh | AbstractMesh, rules: Rules = ()) -> Any:
     ValueError: a rule fits no leaf, names an axis that the mesh lacks, or splits an axis into parts of unequal size.
   """
   _check_rules(rules, mesh, [name for name, _ in named_leaves(tree)])
-  found = [_spec(name, leaf.shape, mesh, rules) for name, leaf in named_leaves(tree)]
+  found = [_spec(name, np.shape(leaf), mesh, rules) for name, leaf in named_leaves(tree)]
   return jax.tree.unflatten(jax.tree.structure(tree), found)
 
 
 def state_specs(state: TrainState, mesh: Mesh | AbstractMesh, rules: Rules = ()) -> TrainState:
-  """`specs` of a train state; what the optimiser keeps of a parameter's shape lies as the parameter does."""
-  _check_rules(rules, mesh, [name for name, _ in named_leaves(state)])
+  """`specs` of a train state; what the optimiser keeps of a parameter's shape lies as the parameter does, and so does
+  the student's moving average."""
+  _check_rules(rules, mesh, [name for name, _ in named_leaves(state._replace(opt_state=()))])
   params = {
     name: (leaf.shape, _spec(f"params/{name}", leaf.shape, mesh, rules))
     for name, leaf in named_leaves(state.params)
@@ -141,6 +143,9 @@ def state_specs(state: TrainState, mesh: Mesh | AbstractMesh, rules: Rules = ())
 
   def place(name: str, shape: tuple[int, ...]) -> PartitionSpec:
     rest, kept = name, name.startswith("opt_state/")
+    followed = params.get(name.replace("average/params/", "student/", 1))
+    if followed is not None and followed[0] == shape:
+      return followed[1]
     while kept and "/" in rest:
       rest = rest.partition("/")[2]
       if rest in params and params[rest][0] == shape:
@@ -179,19 +184,41 @@ def gathered(tree: Any) -> Any:
   return jax.tree.map(gather, tree)
 
 
+@functools.lru_cache(maxsize=16)
 def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
-  """The rows of a batch that lie on this process' devices, in order."""
+  """The rows of a batch that lie on this process' devices, in order.
+
+  Raises:
+    ValueError: this process has no device in the mesh.
+  """
   parts = by_rows(mesh).addressable_devices_indices_map((rows,)).values()
-  return np.unique(np.concatenate([np.arange(rows)[index] for index in parts]))
+  if not parts:
+    raise ValueError(
+      f"mesh: process {jax.process_index()} has none of its devices, and all processes must take part"
+    )
+  found = np.unique(np.concatenate([np.arange(rows)[index] for index in parts]))
+  found.setflags(write=False)
+  return found
 
 
 def place_rows(batch: Mapping[str, np.ndarray], mesh: Mesh, rows: int) -> Batch:
-  """A batch of `rows` rows on the mesh, of which every process gives those that `local_rows` names."""
-  sharding, local = by_rows(mesh), local_rows(mesh, rows).tolist()
-  if len(local) == rows:
-    return jax.device_put(dict(batch), sharding)
+  """A batch of `rows` rows on the mesh, of which every process gives those that `local_rows` names.
 
-  def whole(values: np.ndarray) -> jax.Array:
+  Raises:
+    ValueError: it gives more of them, or fewer.
+  """
+  sharding = by_rows(mesh)
+  if jax.process_count() == 1:
+    return jax.device_put(dict(batch), sharding)
+  local = local_rows(mesh, rows)
+
+  def whole(name: str, values: np.ndarray) -> jax.Array:
+    if len(values) != len(local):
+      raise ValueError(
+        f"{name!r} has {len(values)} rows; of the {rows} of a batch this process gives {len(local)}, those of "
+        "sharding.local_rows"
+      )
+
     def part(index):
       start, stop, _ = index[0].indices(rows)
       first = bisect.bisect_left(local, start)
@@ -199,7 +226,7 @@ def place_rows(batch: Mapping[str, np.ndarray], mesh: Mesh, rows: int) -> Batch:
 
     return jax.make_array_from_callback((rows, *values.shape[1:]), sharding, part)
 
-  return {name: whole(values) for name, values in batch.items()}
+  return {name: whole(name, np.asarray(values)) for name, values in batch.items()}
 
 
 def check_divisible(rows: int, mesh: Mesh, *, microbatches: int = 1) -> None:
@@ -225,7 +252,7 @@ def _put(x, sharding: NamedSharding) -> jax.Array:
 
 def _spec(name: str, shape: tuple[int, ...], mesh, rules: Rules) -> PartitionSpec:
   for pattern, spec in rules:
-    if re.search(pattern, name):
+    if shape and re.search(pattern, name):
       _check_fits(name, shape, mesh, pattern, spec)
       return spec
   parts = mesh.shape.get("fsdp", 1)
@@ -237,7 +264,19 @@ def _spec(name: str, shape: tuple[int, ...], mesh, rules: Rules) -> PartitionSpe
 
 
 def _check_rules(rules: Rules, mesh, names: Sequence[str]) -> None:
+  for rule in [rules] if isinstance(rules, Mapping) else rules:
+    if not (isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[1], PartitionSpec)):
+      raise ValueError(f"rules: expected pairs (pattern, PartitionSpec), got {rule!r}")
   for pattern, spec in rules:
+    try:
+      re.compile(pattern)
+    except (re.error, TypeError) as error:
+      raise ValueError(
+        f"rule ({pattern!r}, {spec}): the pattern is no regular expression: {error}"
+      ) from error
+    used = [axis for part in spec for axis in _axes(part)]
+    if len(set(used)) < len(used):
+      raise ValueError(f"rule ({pattern!r}, {spec}) uses an axis of the mesh twice")
     missing = {axis for part in spec for axis in _axes(part)} - set(mesh.axis_names)
     if missing:
       raise ValueError(

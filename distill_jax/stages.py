@@ -96,7 +96,7 @@ def train(job: Job, network: Network) -> None:
     microbatches=training.microbatches,
     max_skips=config.max_skips,
     mesh=config.make_mesh(),
-    rules=config.rules(),
+    rules=config.rules(network.role),
     teacher_rules=config.teacher_rules(),
     profile_steps=job.profile_steps,
     title=network.name,

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from distill_jax import sharding
-from distill_jax.types import Skips, TrainState
+from distill_jax.types import Skips, TrainState, Variables
 
 
 def shape(*sizes):
@@ -118,11 +118,34 @@ def test_what_an_optimiser_keeps_in_another_shape_is_placed_by_default():
     (("kernel", P("model")), "the mesh has the axes data, fsdp, tensor, and no 'model'"),
     (("bias", P("fsdp")), "fits no array; some are kernel"),
     (("kernel", P(None, None, "fsdp")), "3 axes or more"),
+    (("kernel", P("fsdp", "fsdp")), "uses an axis of the mesh twice"),
+    (("kernel(", P("fsdp")), "no regular expression"),
+    (("kernel", "fsdp"), r"expected pairs \(pattern, PartitionSpec\), got \('kernel', 'fsdp'\)"),
   ],
 )
 def test_rules_that_do_not_fit_are_refused(rule, message):
   with pytest.raises(ValueError, match=message):
     sharding.specs({"kernel": shape(10, 512)}, sharding.make_mesh(2, 4), [rule])
+
+
+def test_a_moving_average_lies_as_its_parameter_does_and_moments_have_no_rules_of_their_own():
+  params, zero = {"student": {"up": jnp.ones((8, 6))}, "objective": {}}, jnp.zeros((), jnp.int32)
+  average = Variables({"up": jnp.ones((8, 6))}, {})
+  optimizer = optax.adam(1e-3)
+  parts = (params, {}, optimizer.init(params), average, Skips(zero, zero, zero))
+  state = TrainState(zero, jax.random.key(0), *parts)
+  specs = sharding.state_specs(
+    state, sharding.make_mesh(2, 2, 2), [("params/student/up$", P(None, "tensor"))]
+  )
+  assert specs.average.params["up"] == specs.params["student"]["up"] == P(None, "tensor")
+  with pytest.raises(ValueError, match="fits no array"):
+    sharding.state_specs(state, sharding.make_mesh(2, 2, 2), [("opt_state/0/mu/", P("fsdp"))])
+
+
+def test_a_rule_for_everything_leaves_numbers_alone():
+  tree = {"step": jnp.zeros(()), "kernel": shape(8, 8), "rate": 0.5}
+  specs = sharding.specs(tree, sharding.make_mesh(2, 4), [(".*", P("fsdp"))])
+  assert specs == {"step": P(), "kernel": P("fsdp"), "rate": P()}
 
 
 def test_rows_lie_over_data_and_fsdp():

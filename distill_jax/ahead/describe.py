@@ -44,7 +44,7 @@ def compile_config(
     training.optimizer(),
     _batch(config, role, training.batch_size),
     axes=dataclasses.asdict(config.mesh) if axes is None else axes,
-    rules=config.rules(),
+    rules=config.rules(role),
     teacher_rules=config.teacher_rules(),
     microbatches=training.microbatches,
     augment=config.augment(),

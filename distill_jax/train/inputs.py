@@ -33,7 +33,7 @@ def batches_of(
     return lambda start: map(cached.join, plain(start))
   if isinstance(source, data.Source):
     return lambda start: data.batches(source, batch_size, seed=seed, start=start, views=views, rows=rows)
-  source = own_share(source, rows)
+  source = own_share(source, batch_size, rows)
 
   def checked(start: int) -> Iterator[Mapping[str, Any]]:
     for batch in source(start):
@@ -47,16 +47,22 @@ def batches_of(
   return checked
 
 
-def own_share(pipeline, rows: np.ndarray | None):
+def own_share(pipeline, batch_size: int, rows: np.ndarray | None):
   """A pipeline that gives these rows of each batch, if it can be told so; else it must know them itself."""
-  return pipeline if rows is None or not hasattr(pipeline, "for_rows") else pipeline.for_rows(rows)
+  if rows is None or not hasattr(pipeline, "for_rows"):
+    return pipeline
+  if pipeline.batch_size != batch_size:
+    raise ValueError(
+      f"the pipeline has batches of {pipeline.batch_size} rows, expected batch_size {batch_size}"
+    )
+  return pipeline.for_rows(rows)
 
 
 def evaluation_batches(validation, batch_size: int, rows: np.ndarray | None) -> Iterable[Mapping[str, Any]]:
   """The batches of an evaluation, or the given rows of each."""
   if isinstance(validation, data.Source):
     return data.eval_batches(validation, batch_size, rows=rows)
-  return own_share(validation, rows)
+  return own_share(validation, batch_size, rows)
 
 
 def describe(source) -> str:

@@ -1,5 +1,6 @@
 """SIGTERM, which a cluster sends before it takes a machine away: training saves, and leaves with 143."""
 
+import itertools
 import signal
 import threading
 
@@ -7,6 +8,8 @@ import jax
 from jax.experimental import multihost_utils
 
 from distill_jax.types import TrainState
+
+_ASKED = itertools.count(1)  # of the process, not of a training: jax stops all at one number, which must come
 
 
 class Interrupted(SystemExit):
@@ -47,10 +50,10 @@ class Interruption:
     if self._came and kind is None:
       raise Interrupted
 
-  def at(self, step: int) -> bool:
+  def at(self) -> bool:
     """Whether to save and stop after this step. Ask after each step; several processes ask after the same ones."""
-    if self._together:
-      return multihost_utils.reached_preemption_sync_point(step)
+    if self._together and multihost_utils.reached_preemption_sync_point(next(_ASKED)):
+      self._came = True
     return self._came
 
   def _note(self, *_) -> None:

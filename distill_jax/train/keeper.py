@@ -50,6 +50,11 @@ class Keeper:
         self._score = score
         self._variables = Variables(*jax.tree.map(jnp.copy, tuple(student_of(state))))
 
+  def wait(self) -> None:
+    """Returns when what was saved is on disk."""
+    if self._saved is not None:
+      self._saved.wait()
+
   def best_variables(self, state: TrainState) -> Variables:
     if self._saved is not None:
       self._saved.wait()

@@ -97,7 +97,8 @@ def fit(
       a `cache.Cache` of the same examples, augmentation and views: its outputs join the batches.
     source: the training examples; or your own pipeline, a function `start step -> iterable of batches` (dicts
       of host arrays of `batch_size` rows), which must give the same batches again to a run that resumes. Where
-      several processes share a batch, it gives the rows that `sharding.local_rows` names.
+      several processes share a batch, it gives the rows that `sharding.local_rows` names, and so does a `validation`
+      of batches.
     steps: in all, including those of an earlier run that is resumed.
     batch_size: rows per step over all devices.
     teacher_variables: the frozen teacher's weights, if the Model does not carry them.
@@ -142,7 +143,7 @@ def fit(
   sharding.check_mesh(mesh)
   sharding.check_divisible(batch_size, mesh, microbatches=microbatches)
   here = sharding.local_rows(mesh, batch_size)
-  rows = None if len(here) == batch_size else here
+  rows = here if jax.process_count() > 1 else None
   eval_every = max(1, steps // 10) if eval_every is None else eval_every
   check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every or eval_every)
   if cached is not None:
@@ -177,18 +178,23 @@ def fit(
   evaluate = None
   if validation is not None:
     evaluate = evaluator(student, mesh, validation, batch_size, rows)
-  keeper = Keeper(
-    folder,
-    best,
-    {
-      "seed": seed,
-      "views": views,
-      "batch_size": batch_size,
-      "teacher": teacher_print if cached is None else cached.digest,
-      "data": describe(source),
-      **(identity or {}),
-    },
-  )
+  identity = {
+    "seed": seed,
+    "views": views,
+    "batch_size": batch_size,
+    "teacher": teacher_print if cached is None else cached.digest,
+    "data": describe(source),
+    **(identity or {}),
+  }
+  if rows is not None:
+    paces = {
+      "steps": steps,
+      "eval_every": eval_every,
+      "log_every": log_every,
+      "checkpoint_every": checkpoint_every,
+    }
+    hosts.agree("run", {**identity, **paces, "start": fingerprint(state)})
+  keeper = Keeper(folder, best, identity)
   first = hosts.is_first()
   with keeper, Interruption() as interruption, Profile(keeper.folder, profile_steps) as profile:
     state = keeper.restore(state)
@@ -205,7 +211,7 @@ def fit(
         state, measured = profile(step, step_fn, state, taught_by, batch)
         log.clock.stepped()
         pending.append(measured)
-        stopping = interruption.at(step)
+        stopping = interruption.at()
         evaluating = step % eval_every == 0 or step == steps
         saving = stopping or evaluating or step % (checkpoint_every or eval_every) == 0
         # What was not reported before a checkpoint would be missing from the report of a run that resumes there.
@@ -224,6 +230,7 @@ def fit(
           with waiting("checkpoint"):
             keeper.save(state, scores)
         if stopping and step < steps:
+          keeper.wait()
           raise Interrupted(state)
       history = log.history
     if fingerprint(taught_by) != teacher_print:

@@ -33,6 +33,8 @@ def frozen(teacher: Model | None, given: Variables | None, mesh: Mesh, rules: sh
       "teacher would teach noise)"
     )
   variables = Variables(*variables)
+  if not jax.tree.leaves(variables):  # a cached teacher
+    return variables
   return sharding.place(variables, mesh, sharding.specs(variables, mesh, rules))
 
 
@@ -42,7 +44,14 @@ def spacious(mesh: Mesh) -> Iterator[None]:
   if math.prod(size for axis, size in mesh.shape.items() if axis != "data") == 1:
     yield
   else:
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    try:
+      host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+      raise ValueError(
+        f"mesh: {dict(mesh.shape)} needs the host's memory to make what is spread, and JAX_PLATFORMS leaves it out: "
+        "add ',cpu'"
+      ) from error
+    with jax.default_device(host):
       yield
 
 

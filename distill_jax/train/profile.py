@@ -1,6 +1,7 @@
 """A trace of some steps on request, for xprof and TensorBoard's profile tab."""
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,20 @@ class Profile:
 
   def __init__(self, folder: str | Path | None, steps: range | None):
     """`steps`: the numbers of those to be traced, in a row; None, or no folder: none is."""
-    self._folder = None if folder is None else Path(folder) / "profile"
+    # Traces are named after the host, and several processes may share one.
+    own = f"process-{jax.process_index()}" if jax.process_count() > 1 else ""
+    self._folder = None if folder is None else Path(folder) / "profile" / own
     self._steps = range(0) if steps is None or folder is None else steps
-    self._on = False
+    self._on = self._done = False
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *error):
+  def __exit__(self, kind, *_):
     if self._on:
       self._stop()
+    elif self._steps and not self._done and kind is None:
+      warnings.warn(f"no step of {self._steps} was traced: training did not come by there", stacklevel=2)
 
   def __call__(self, number: int, step: Callable[..., Any], *arguments: Any) -> Any:
     """`step(*arguments)`, traced if its number is among those to be traced."""
@@ -49,7 +54,7 @@ class Profile:
     return outputs
 
   def _stop(self) -> None:
-    self._on = False
+    self._on, self._done = False, True
     jax.profiler.stop_trace()
 
 

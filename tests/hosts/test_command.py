@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from spawning import finish, spawn
 
-SCRIPT = Path(__file__).with_name("command.py")
+SCRIPT, ROOT = Path(__file__).with_name("command.py"), Path(__file__).parents[2]
 SMALL = [
   "--config=configs/digits.py",
   "--config.teacher_width=0.03125",
@@ -46,6 +46,31 @@ def test_two_processes_run_a_config_as_one_does(tmp_path):
   again = finish(command(2, tmp_path / "two"))
   assert again[0].count("complete, skipped") == 3
   assert "complete" not in again[1]
+
+
+@pytest.mark.slow
+def test_an_error_on_one_process_ends_both(tmp_path):
+  config = tmp_path / "broken.py"
+  config.write_text(
+    "import jax\n"
+    "from digits import Digits\n"
+    "class Broken(Digits):\n"
+    "  def teacher(self):\n"
+    "    if jax.process_index() == 1:\n"
+    "      raise ValueError('only here')\n"
+    "    return super().teacher()\n"
+    "def get_config():\n"
+    "  return Broken()\n"
+  )
+  (tmp_path / "digits.py").write_text((ROOT / "configs" / "digits.py").read_text())
+  processes = spawn(2, SCRIPT, f"--config={config}", f"--workdir={tmp_path / 'run'}")
+  try:
+    outputs = [each.communicate(timeout=150)[0] for each in processes]
+  finally:
+    for each in processes:
+      each.kill()
+  assert processes[1].returncode == 2 and "only here" in outputs[1], outputs
+  assert processes[0].returncode != 0, outputs[0]
 
 
 @pytest.mark.slow

@@ -51,3 +51,11 @@ def test_several_processes_train_what_one_does(tmp_path, alone, how, processes):
 def test_a_run_of_two_processes_goes_on_with_another_number(tmp_path, alone, processes):
   train(tmp_path, 2, steps=10)
   assert_same(train(tmp_path, processes)[0], alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["learning rate", "teacher", "seed", "validation"])
+def test_processes_that_were_not_given_the_same_are_refused(tmp_path, what):
+  for output in finish(spawn(2, SCRIPT, what, tmp_path, 10), expected=1):
+    message = "this process gives 8" if what == "validation" else "the processes have not the same"
+    assert message in output, output

@@ -43,6 +43,7 @@ def network(hidden, **kwargs):
 def run(folder, steps, **kwargs):
   """Twenty steps of a student of a wider teacher, with a loss that relates the rows of the whole batch."""
   wide = network(48)
+  taught = Variables(*wide.init(jax.random.key(kwargs.pop("teacher", 5)), source(0).arrays))
   gram = objectives.features("hidden", "hidden", losses.similarity_preserving, project=False)
   return fit(
     network(32),
@@ -52,14 +53,14 @@ def run(folder, steps, **kwargs):
       soft=(0.5, objectives.logits(losses.kl_divergence, temperature=2.0)),
       gram=(1.0, gram),
     ),
-    optax.adam(1e-2, eps=1e-4),
+    optax.adam(kwargs.pop("rate", 1e-2), eps=1e-4),
     kwargs.pop("source", source(0)),
-    teacher_variables=Variables(*wide.init(jax.random.key(5), source(0).arrays)),
+    teacher_variables=taught,
     batch_size=16,
     steps=steps,
     folder=folder,
     eval_every=5,
-    validation=source(1, 30),
+    validation=kwargs.pop("validation", source(1, 30)),
     mix=data.mixup(0.4, CLASSES),
     **kwargs,
   )
@@ -86,7 +87,14 @@ def main(how, folder, steps):
     rows = sharding.local_rows(sharding.make_mesh(), 16)
     fitted = run(folder / "run", steps, source=pipeline(rows))
   else:
-    fitted = run(folder / "run", steps)
+    index = jax.process_index()
+    different = {
+      "learning rate": {"rate": 1e-2 + index / 100},
+      "teacher": {"teacher": 5 + index},
+      "seed": {"seed": index},
+      "validation": {"validation": list(data.eval_batches(source(1, 32), 16))},  # whole batches
+    }
+    fitted = run(folder / "run", steps, **different.get(how, {}))
   variables = sharding.gathered(fitted.variables)
   state = sharding.gathered(fitted.state.params)
   if hosts.is_first():

@@ -28,9 +28,9 @@ def terminate():
 
 def test_sigterm_is_told_at_the_next_step_and_the_old_handler_is_back(handler):
   with pytest.raises(Interrupted) as raised, Interruption() as interruption:
-    assert not interruption.at(1)
+    assert not interruption.at()
     terminate()
-    assert interruption.at(2) and interruption.at(3)
+    assert interruption.at() and interruption.at()
     raise Interrupted(SimpleNamespace(step=np.int32(3)))
   assert raised.value.code == 143 and "stopped after step 3;" in str(raised.value)
   assert handler == []
@@ -46,7 +46,7 @@ def test_sigterm_after_the_last_step_is_not_lost(handler):
     terminate()
     raise KeyError
   with Interruption() as again:
-    assert not again.at(1)
+    assert not again.at()
 
 
 def test_in_another_thread_the_signal_keeps_its_handler(handler):
@@ -54,7 +54,7 @@ def test_in_another_thread_the_signal_keeps_its_handler(handler):
     with Interruption() as interruption:
       ready.set()
       sent.wait()
-      told.append(interruption.at(1))
+      told.append(interruption.at())
 
   ready, sent, told = threading.Event(), threading.Event(), []
   thread = threading.Thread(target=train)
@@ -72,7 +72,7 @@ from distill_jax.train.interruption import Interrupted, Interruption
 with Interruption() as interruption:
   for step in itertools.count():
     print(step, flush=True)
-    if interruption.at(step):
+    if interruption.at():
       raise Interrupted
 """
 

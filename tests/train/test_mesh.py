@@ -6,7 +6,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from distill_jax import data, losses, objectives, sharding
+from distill_jax import data, losses, objectives, sharding, teachers
 from distill_jax.models import from_apply
 from distill_jax.train import fit
 from distill_jax.types import Variables
@@ -46,16 +46,16 @@ def goal():
   )
 
 
-def run(folder=None, steps=20, batch_size=16, **kwargs):
+def run(folder=None, steps=20, batch_size=16, teacher=None, goal=goal, **kwargs):
   wide = network(HIDDEN + 64)
-  weights = wide.init(jax.random.key(5), source().arrays)
+  weights = Variables(*wide.init(jax.random.key(5), source().arrays))
   return fit(
     network(HIDDEN),
-    wide,
+    teacher or wide,
     goal(),
     optax.sgd(0.02, momentum=0.9),
     source(),
-    teacher_variables=Variables(*weights),
+    teacher_variables=None if teacher else weights,
     batch_size=batch_size,
     steps=steps,
     folder=folder,
@@ -100,6 +100,24 @@ def test_a_run_is_resumed_on_another_mesh(one, tmp_path):
   run(tmp_path, steps=10, mesh=sharding.make_mesh(1, 8))
   resumed = run(tmp_path, mesh=sharding.make_mesh(2, 2, 2), rules=TENSOR)
   for a, b in zip(jax.tree.leaves(one.state.params), jax.tree.leaves(resumed.state.params)):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
+
+
+def test_accumulation_and_a_moving_average_are_those_of_one_device():
+  def trained(mesh):
+    own = teachers.moving_average(network(HIDDEN), decay=0.9)
+    return run(mesh=mesh, steps=5, teacher=own, microbatches=2, goal=separable)
+
+  def separable():
+    return objectives.weighted(
+      hard=(0.5, objectives.labels()), soft=(0.5, objectives.logits(losses.kl_divergence, temperature=2.0))
+    )
+
+  one, many = (
+    trained(mesh) for mesh in (sharding.make_mesh(devices=jax.devices()[:1]), sharding.make_mesh(2, 4))
+  )
+  assert many.state.average.params["up"].sharding.spec == P("fsdp")
+  for a, b in zip(*(jax.tree.leaves((f.state.params, f.state.average)) for f in (one, many))):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
 
 
