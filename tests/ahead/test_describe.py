@@ -25,7 +25,7 @@ def test_a_config_is_described_without_training(config):
 def test_the_mesh_and_the_rules_are_the_configs(monkeypatch):
   config = loading.load(DIGITS, ["student_training.batch_size=64", "mesh.fsdp=4"])
   whole = compile_config("cpu", config, axes={"data": -1})
-  monkeypatch.setattr(type(config), "rules", lambda self: [("kernel", P("fsdp"))])
+  monkeypatch.setattr(type(config), "rules", lambda self, role="": [("kernel", P("fsdp"))])
   monkeypatch.setattr(type(config), "teacher_rules", lambda self: [("kernel", P())])
   spread = compile_config("cpu", config, parts=True)
   assert spread.axes == {"data": 2, "fsdp": 4, "tensor": 1} and "teacher forward" in str(spread)

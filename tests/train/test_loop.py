@@ -346,7 +346,9 @@ def test_validation_is_checked_before_training():
 def test_a_score_that_is_not_finite_never_wins(monkeypatch):
   scores = iter([np.nan, 0.5, 0.25])
   monkeypatch.setattr(
-    placing.metrics, "summary", lambda counts, real=placing.metrics.summary: real(counts) | {"nll": next(scores)}
+    placing.metrics,
+    "summary",
+    lambda counts, real=placing.metrics.summary: real(counts) | {"nll": next(scores)},
   )
   monkeypatch.setattr(loop, "check_validation", lambda *arguments: None)
   fitted = run(steps=15, best=("nll", "max"))
