@@ -6,7 +6,6 @@ from them the gradients, which go straight to their place: no array of the kerne
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -82,14 +81,17 @@ def _backward(plan: Plan, held: tuple, cotangent: Statistics):
     plain, pull = jax.vjp(lambda raw: _heads.logits(raw, part.student, part.class_mask), raw)
     first = _first_class(plan, shared) + start
     (dz,) = pull(_logit_gradient(plan, rows, part, found, saved, cotangent, plain, first))
-    own, *parts = _heads.gradients(dz, hidden, part.student)
+    own, parts = (
+      _heads.hidden_gradient(dz, hidden, part.student),
+      _heads.head_gradient(dz, hidden, part.student),
+    )
     new = [
       jax.lax.dynamic_update_slice_in_dim(whole, part.astype(whole.dtype), start, -1)
       for whole, part in zip(d_head, parts, strict=True)
     ]
     return d_hidden + own, tuple(new)
 
-  d_hidden, (d_kernel, *d_bias) = _over_classes(plan, shared, body, zeros)
+  d_hidden, (d_kernel, *d_bias) = _heads.in_parts(head.kernel.shape[-1], plan.size, body, zeros)
   d_hidden = d_hidden.astype(hidden.dtype)
   return _heads.cotangents(d_hidden, d_kernel, *d_bias)
 
@@ -126,7 +128,8 @@ def _logit_gradient(plan, rows, part, found, saved, cotangent, plain, first) -> 
 def _first_pass(plan: Plan, rows: Rows, shared: Shared) -> tuple[dict, dict]:
   """Sums of exponentials, and single logits, of all classes."""
   body, empty = functools.partial(_collect, plan, rows, shared), _nothing_seen(plan, rows)
-  sums, found = _over_classes(plan, shared, body, _heads.vary(empty, _heads.axes((rows, shared))))
+  empty = _heads.vary(empty, _heads.axes((rows, shared)))
+  sums, found = _heads.in_parts(shared.student.kernel.shape[-1], plan.size, body, empty)
   if plan.axis_name is not None:
     sums, found = _join(sums, plan), jax.lax.psum(found, plan.axis_name)
   return sums, found
@@ -244,19 +247,8 @@ def _second_pass(plan, rows, shared, log_sum, teacher_log_sum) -> tuple[jax.Arra
 
   axes = _heads.axes((rows, shared))
   log_sum, zeros = _heads.vary((log_sum, jnp.zeros_like(log_sum)), axes)
-  found = _over_classes(plan, shared, body, (zeros, zeros))
+  found = _heads.in_parts(shared.student.kernel.shape[-1], plan.size, body, (zeros, zeros))
   return found if plan.axis_name is None else jax.lax.psum(found, plan.axis_name)
-
-
-def _over_classes(plan: Plan, shared: Shared, body: Callable, carry):
-  """`carry = body(carry, start, size)` over all classes, `plan.size` at a time and the remainder last."""
-  chunks, rest = divmod(shared.student.kernel.shape[-1], plan.size)
-  if chunks == 1:
-    carry = body(carry, 0, plan.size)
-  else:
-    starts = plan.size * jnp.arange(chunks)
-    carry, _ = jax.lax.scan(lambda carry, start: (body(carry, start, plan.size), None), carry, starts)
-  return body(carry, chunks * plan.size, rest) if rest else carry
 
 
 def _first_class(plan: Plan, shared: Shared):

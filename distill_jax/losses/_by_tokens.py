@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.losses import _heads
-from distill_jax.losses._heads import Plan, Rows, Shared
+from distill_jax.losses._heads import Head, Plan, Rows, Shared
 from distill_jax.losses._token_values import totals, whole
+
+PART = 8192  # classes of the kernel's gradient that are added up at a time
 
 
 def by_tokens(plan: Plan, rows: Rows, shared: Shared) -> tuple[jax.Array, tuple]:
@@ -33,8 +35,10 @@ def _forward(plan: Plan, rows: Rows, shared: Shared):
     loss, dz = jax.value_and_grad(
       lambda raw: totals(plan, whole(plan, raw, chunk, shared), chunk, shared), has_aux=True
     )(raw)
-    d_hidden, *d_head = _heads.gradients(dz, chunk.student, head)
-    return jax.tree.map(jnp.add, carry, (loss, d_head)), d_hidden.astype(chunk.student.dtype)
+    losses, d_head = carry
+    d_hidden = _heads.hidden_gradient(dz, chunk.student, head)
+    new = jax.tree.map(jnp.add, losses, loss), _added(d_head, dz, chunk.student, head)
+    return new, d_hidden.astype(chunk.student.dtype)
 
   dtype = rows.weights.dtype
   zero = jnp.zeros((), dtype)
@@ -44,6 +48,23 @@ def _forward(plan: Plan, rows: Rows, shared: Shared):
   d_hidden = d_hidden.swapaxes(0, 1).reshape(-1, rows.student.shape[-1])[: rows.student.shape[0]]
   like = [jnp.zeros((), x.dtype) for x in (rows.student, head.kernel, head.bias) if x is not None]
   return loss, ((d_hidden, *d_head), like)
+
+
+def _added(d_head, dz: jax.Array, hidden: jax.Array, head: Head):
+  """The head's gradient and that of one chunk of tokens: no second array of the kernel's size."""
+
+  def body(d_head, start, size):
+    parts = _heads.head_gradient(jax.lax.dynamic_slice_in_dim(dz, start, size, 1), hidden, head)
+    sums = [
+      jax.lax.dynamic_slice_in_dim(old, start, size, -1) + part
+      for old, part in zip(d_head, parts, strict=True)
+    ]
+    return [
+      jax.lax.dynamic_update_slice_in_dim(old, new, start, -1) for old, new in zip(d_head, sums, strict=True)
+    ]
+
+  classes = dz.shape[1]
+  return _heads.in_parts(classes, min(PART, classes), body, d_head)
 
 
 def _backward(plan: Plan, held: tuple, cotangent):

@@ -1,5 +1,6 @@
 """Two sides' hidden states and heads, cut by tokens and by classes: what the losses of linear.py compute on."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -73,12 +74,16 @@ def raw_logits(hidden: jax.Array, head: Head) -> jax.Array:
   return multiply(hidden, head.kernel, (1, 0))
 
 
-def gradients(dz: jax.Array, hidden: jax.Array, head: Head) -> tuple[jax.Array, ...]:
-  """Of the raw logits' gradient [T, V]: those of hidden, kernel and bias, float32 or wider."""
+def hidden_gradient(dz: jax.Array, hidden: jax.Array, head: Head) -> jax.Array:
+  """Of the hidden states, from that of the products [T, V]; float32 or wider, like the next."""
   dtype = jnp.promote_types(hidden.dtype, head.kernel.dtype)
-  bias = () if head.bias is None else (dz.sum(0),)
-  dz = dz.astype(dtype)
-  return multiply(dz, head.kernel.astype(dtype), (1, 1)), multiply(hidden.astype(dtype), dz, (0, 0)), *bias
+  return multiply(dz.astype(dtype), head.kernel, (1, 1))
+
+
+def head_gradient(dz: jax.Array, hidden: jax.Array, head: Head) -> tuple[jax.Array, ...]:
+  """Of the kernel, and of the bias where there is one."""
+  dtype = jnp.promote_types(hidden.dtype, head.kernel.dtype)
+  return multiply(hidden, dz.astype(dtype), (0, 0)), *(() if head.bias is None else (dz.sum(0),))
 
 
 def cotangents(hidden: jax.Array, kernel: jax.Array, *bias: jax.Array) -> tuple[Rows, Shared]:
@@ -106,6 +111,17 @@ def columns(shared: Shared, start, size: int) -> Shared:
   return shared._replace(
     student=head(shared.student), teacher=head(shared.teacher), class_mask=cut(shared.class_mask)
   )
+
+
+def in_parts(total: int, size: int, body: Callable, carry):
+  """`carry = body(carry, start, size)` for parts of `total`, the remainder last."""
+  parts, rest = divmod(total, size)
+  if parts == 1:
+    carry = body(carry, 0, size)
+  elif parts:
+    starts = size * jnp.arange(parts)
+    carry, _ = jax.lax.scan(lambda carry, start: (body(carry, start, size), None), carry, starts)
+  return body(carry, parts * size, rest) if rest else carry
 
 
 def axes(tree) -> tuple[str, ...]:

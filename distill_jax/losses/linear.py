@@ -6,7 +6,7 @@ and its gradients for the student's hidden states, kernel and bias; whatever els
 `memory` decides how. By classes: the vocabulary some classes at a time, once for the sums of exponentials and once
 more, backward, for the gradients; temporaries of a few tens of megabytes for a third more work (divergences to a
 mixture read the vocabulary three times). By tokens: some tokens at a time with gradients on the way forward, which is
-as much work as the unfused loss; temporaries hold one array of the kernel's size.
+as much work as the unfused loss, but the kernel's gradient is read and written once a chunk.
 """
 
 import operator
@@ -227,10 +227,7 @@ def linear_cross_entropy(
 
 def _loss(divergence: str | None, rows: Rows, shared: Shared, axis_name: str | None, memory: int | None):
   rows, shared, one_temperature = prepare(divergence, rows, shared, axis_name)
-  copies = (
-    2 if rows.teacher is None else 4 if divergence in ("kl", "reverse_kl") else 10
-  )  # as XLA compiles it
-  fast, size = _choose(rows, shared, copies, axis_name, memory)
+  fast, size = _choose(divergence, rows, shared, axis_name, memory)
   plan = Plan(divergence, size, axis_name, one_temperature)
   if fast:
     loss, parts = by_tokens(plan, rows, shared)
@@ -240,20 +237,30 @@ def _loss(divergence: str | None, rows: Rows, shared: Shared, axis_name: str | N
 
 
 def _choose(
-  rows: Rows, shared: Shared, copies: int, axis_name: str | None, memory: int | None
+  divergence: str | None, rows: Rows, shared: Shared, axis_name: str | None, memory: int | None
 ) -> tuple[bool, int]:
-  """Whether by tokens, and how many tokens or classes at a time, with so many copies of their logits."""
+  """Whether by tokens, and how many tokens or classes at a time."""
   memory = MEMORY if memory is None else operator.index(memory)
   if memory <= 0:
     raise ValueError(f"memory must be a number of bytes > 0, got {memory}")
-  (tokens, _), (width, classes) = rows.student.shape, shared.student.kernel.shape
-  logit = rows.weights.dtype.itemsize * copies
-  at_once = (memory - width * classes * rows.weights.dtype.itemsize) // (logit * classes)
+  (tokens, _), kernel, number = rows.student.shape, shared.student.kernel, rows.weights.dtype
+  by_classes, by_tokens = _copies(divergence)
+  classes = kernel.shape[1]
+  # The kernel's gradient is added up in its place where that has the precision.
+  held = 0 if kernel.dtype == number else kernel.size * number.itemsize
+  at_once = (memory - held) // (by_tokens * number.itemsize * classes)
   if axis_name is None and at_once >= min(tokens, LEAST_TOKENS):
     return True, _even(tokens, at_once)
-  at_once = max(memory // (logit * tokens), LEAST_CLASSES)
+  at_once = max(memory // (by_classes * number.itemsize * tokens), LEAST_CLASSES)
   size = _even(classes, at_once) if at_once < classes else classes
   return False, min(-(-size // LEAST_CLASSES) * LEAST_CLASSES, classes)
+
+
+def _copies(divergence: str | None) -> tuple[int, int]:
+  """How many arrays of a chunk's logits XLA holds at once (on CPUs, as compiled), by classes and by tokens."""
+  if divergence in ("kl", "reverse_kl"):
+    return 4, 6
+  return (10, 10) if divergence in DIVERGENCES else (2, 3)
 
 
 def _even(total: int, most: int) -> int:
@@ -264,5 +271,7 @@ def _even(total: int, most: int) -> int:
 def _mix(divergence: str, teacher_weight, alpha):
   dtype = jnp.result_type(float)
   if divergence == "jensen_shannon":
-    return _checks.number("teacher_weight", teacher_weight, dtype, low=0, high=1, open_low=True, open_high=True)
+    return _checks.number(
+      "teacher_weight", teacher_weight, dtype, low=0, high=1, open_low=True, open_high=True
+    )
   return _checks.number("alpha", alpha, dtype, low=0, high=1, open_high=True)

@@ -28,7 +28,7 @@ TAILS = {
   "sampled": losses.sampled_cross_entropy,
 }
 FINITE = [kind for kind in DENSE if kind != "reverse_kl"]  # where the teacher holds a class impossible
-BY_CLASSES, BY_TOKENS = 1, 2**24
+BY_CLASSES, BY_TOKENS = 1, 2**26
 MODES = pytest.mark.parametrize("memory", [BY_CLASSES, BY_TOKENS], ids=["classes", "tokens"])
 
 
@@ -170,9 +170,10 @@ def test_mass_off_the_teachers_support_is_pushed_back(memory):
 
 @pytest.mark.parametrize("tokens", [600, 599])
 @pytest.mark.parametrize("kind", ["kl", "bucket"])
-def test_chunks_of_tokens_and_a_short_last_one(kind, tokens):
+def test_chunks_of_tokens_and_a_short_last_one(kind, tokens, monkeypatch):
+  monkeypatch.setattr("distill_jax.losses._by_tokens.PART", 128)  # the kernel's gradient in three parts
   p = problem(tokens, width=3, dtype=np.float32)
-  memory = 4 * 3 * CLASSES + 4 * 4 * 300 * CLASSES  # for kl, 300 tokens
+  memory = 4 * 6 * 300 * CLASSES  # for kl, 300 tokens
   got, expected = both(kind, 2.0, memory, p)
   np.testing.assert_allclose(got[0][0], expected[0][0], rtol=1e-5)
   for a, b in zip(got[1], expected[1]):
