@@ -1,12 +1,13 @@
 """Pruning of whole channels while training: as `prune`, with one mask for all arrays of a group.
 
-groups = under("student", groups_of(student_params))
-prune_channels(optax.adamw(1e-3), groups, PolynomialSchedule(1000, 5000, 500), sparsity=0.5)
+    def groups(params):
+      return under("student", groups_of(params["student"]))
+
+    prune_channels(optax.adamw(1e-3), groups, PolynomialSchedule(1000, 5000, 500), sparsity=0.5)
 
 `shrink` then removes the channels from the network.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -56,7 +57,7 @@ def taylor(params: Leaves, gradients: Leaves, group: Group) -> jax.Array:
 
 def prune_channels(
   inner: optax.GradientTransformation,
-  groups: Groups,
+  groups: Groups | Callable[[Tree], Groups],
   schedule: PolynomialSchedule,
   *,
   sparsity: float,
@@ -67,7 +68,7 @@ def prune_channels(
 
   Args:
     inner: the optimiser.
-    groups: by name, with paths in the tree that is optimised.
+    groups: by name, with paths in the tree that is optimised; or a function of that tree.
     schedule: when, and how much at each time.
     sparsity: the share in [0, 1) of channels that are zero in the end; at least one of each group is kept.
     score: `(params by path, gradients by path, group) -> [channels]`: `norm`, `scale` or `taylor`.
@@ -82,14 +83,18 @@ def prune_channels(
       f"distribution: expected one of {SCOPES}, got {distribution!r}{suggest(distribution, SCOPES)}"
     )
 
+  def of(params) -> Groups:
+    return groups(params) if callable(groups) else groups
+
   def start(params):
-    sizes = widths(groups, params).values()
+    sizes = widths(of(params), params).values()
     jax.eval_shape(lambda p: _scores(p, p), params)
     return tuple(jnp.ones(size, bool) for size in sizes)
 
   def _scores(params, gradients):
+    own = of(params).values()
     params, gradients = dict(named_leaves(params)), dict(named_leaves(gradients))
-    return [score(params, gradients, group).astype(jnp.float32) for group in groups.values()]
+    return [score(params, gradients, group).astype(jnp.float32) for group in own]
 
   def remake(which, masks, params, gradients):
     scores = _scores(params, gradients)
@@ -103,13 +108,10 @@ def prune_channels(
     whole = keep_highest(jnp.concatenate(scores), jnp.concatenate(masks), jnp.asarray(total)[which])
     return tuple(jnp.split(whole, np.cumsum(sizes)[:-1].tolist()))
 
-  return masked(
-    inner,
-    schedule,
-    start=start,
-    remake=remake,
-    spread=functools.partial(_spread, groups=tuple(groups.values())),
-  )
+  def spread(masks, params):
+    return _spread(masks, params, of(params))
+
+  return masked(inner, schedule, start=start, remake=remake, spread=spread)
 
 
 def _rows(leaves: Leaves, slot: Slot) -> jax.Array:
@@ -119,10 +121,10 @@ def _rows(leaves: Leaves, slot: Slot) -> jax.Array:
   return leaf.reshape(leaf.shape[0], -1).astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
-def _spread(masks: Tree, params: Tree, groups: tuple[Group, ...]) -> Tree:
+def _spread(masks: Tree, params: Tree, groups: Groups) -> Tree:
   found: dict[str, jax.Array] = {}
   leaves = dict(named_leaves(params))
-  for mask, group in zip(masks, groups, strict=True):
+  for mask, group in zip(masks, groups.values(), strict=True):
     for name, axis in group.writers:
       shape = [1] * leaves[name].ndim
       shape[axis] = -1

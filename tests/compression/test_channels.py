@@ -139,7 +139,11 @@ def test_a_train_state_is_pruned_gradually_and_alike_on_eight_devices(rng, mesh)
   _, variables = network("cnn", rng)
   tree = {"student": variables.params, "objective": {"kernel": jnp.ones((2, 2))}}
   groups = under("student", groups_of(variables.params))
-  step = prune_channels(optax.adam(1e-2), groups, PolynomialSchedule(0, 4, 2), sparsity=0.5)
+
+  def of(params):
+    return under("student", groups_of(params["student"]))
+
+  step = prune_channels(optax.adam(1e-2), of, PolynomialSchedule(0, 4, 2), sparsity=0.5)
 
   @jax.jit
   def update(params, state):
@@ -167,6 +171,12 @@ def test_a_train_state_is_pruned_gradually_and_alike_on_eight_devices(rng, mesh)
     jax.tree.leaves((one, state.masks)), jax.tree.leaves((many, many_state.masks)), strict=True
   ):
     np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_a_channel_is_dead_if_all_that_writes_it_is_zero():
+  params = {"kernel": jnp.asarray([[0.0, 0.0, -1.0], [0.0, 0.0, 0.0]]), "bias": jnp.asarray([0.0, -2.0, 0.0])}
+  group = Group((("kernel", 1), ("bias", 0)), ())
+  np.testing.assert_array_equal(alive(params, {"g": group})["g"], [False, True, True])
 
 
 def test_a_group_without_living_channels_keeps_one(rng):

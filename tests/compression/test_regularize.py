@@ -98,8 +98,8 @@ def test_proximal_steps_equal_numpy(rng, name, axes, amount):
   w = (rng.normal(size=(3, 4, 6)) * np.linspace(0.01, 1, 6)).astype(np.float32)
   options = {} if name == "soft_threshold" else {"axes": axes}
   step = regularize.proximal(getattr(regularize, name), amount, **options)
-  params, zeros = {"w": jnp.asarray(w)}, {"w": jnp.zeros(w.shape)}
-  updates, _ = step.update(zeros, step.init(params), params)
+  params, change = {"w": jnp.asarray(w / 4)}, {"w": jnp.asarray(w * 3 / 4)}
+  updates, _ = step.update(change, step.init(params), params)
   new = np.asarray(optax.apply_updates(params, updates)["w"])
   expected = expected_prox(name, w.astype(np.float64), amount, axes)
   np.testing.assert_allclose(new, expected, atol=1e-6)
