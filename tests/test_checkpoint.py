@@ -457,6 +457,22 @@ def test_killed_while_a_step_is_replaced_the_old_one_is_back(tmp_path):
     same(checkpoints.restore(make_state()), make_state(4, seed=4))
 
 
+def test_until_it_is_known_to_be_complete_the_replaced_one_counts(tmp_path):
+  saved(tmp_path / "old", 3, 4)
+  with Checkpoints(tmp_path / "new") as checkpoints:
+    checkpoints.save(make_state(4, seed=9))
+  (tmp_path / "new" / "4").rename(tmp_path / "old" / "4.new")
+  (tmp_path / "old" / "4").rename(tmp_path / "old" / "4.replaced")
+  (tmp_path / "old" / "4.new").rename(tmp_path / "old" / "4")
+  reader = Checkpoints(tmp_path / "old", read_only=True)
+  assert reader.steps() == [3, 4]
+  same(reader.restore(make_state()), make_state(4, seed=4))
+  with Checkpoints(tmp_path / "old") as checkpoints:
+    same(checkpoints.restore(make_state()), make_state(4, seed=4))
+    checkpoints.save(make_state(5))
+  assert sorted(path.name for path in (tmp_path / "old").iterdir()) == ["4", "5"]
+
+
 @pytest.mark.parametrize("step", [1, 2])
 def test_without_its_seal_on_disk_a_checkpoint_replaces_none(tmp_path, step):
   """As Orbax leaves it when it cannot read its own metadata for a moment."""
