@@ -27,10 +27,6 @@ def check(job: Job, stages: Collection[str]) -> None:
       open_store(job.config.cache)
     with prefixed("cache_batch_size"):
       sharding.check_divisible(job.config.cache_batch_size, sharding.data_mesh(job.config.devices or None))
-    if not isinstance(trained_on(job, "student"), Source):
-      raise ConfigError(
-        "cache: data() gives images that are read while training; a cache takes examples in memory"
-      )
   mesh = job.config.make_mesh()
   for role in ROLES:
     found = different(job, role)

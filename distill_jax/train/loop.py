@@ -11,6 +11,7 @@ import optax
 
 from distill_jax import data, hosts, sharding
 from distill_jax.cache import Cache
+from distill_jax.cache.checks import check_weights
 from distill_jax.fingerprint import fingerprint
 from distill_jax.train.inputs import (
   batches_of,
@@ -128,8 +129,8 @@ def fit(
     `Fitted`; its arrays lie as they did in training.
 
   Raises:
-    ValueError: what does not fit: networks, objective, labels, batch and devices, arrays and rules, or a folder of
-      another run.
+    ValueError: what does not fit: networks and their weights, objective, labels, batch and devices, arrays and rules,
+      a folder of another run, or what other processes were given.
     NonFiniteError: see `max_skips`; the folder keeps its last checkpoint.
     RuntimeError: the frozen teacher's weights changed while it taught.
     LeaseError: another process trains in the folder.
@@ -152,13 +153,15 @@ def fit(
       cached.check_weights(teacher_variables)
       teacher_variables = None
     shown = source if isinstance(source, data.Source) else next(iter(source(0)))
-    cached.check(shown, augment=augment, views=views, mix=mix)
-  taught_by = frozen(teacher, teacher_variables, mesh, teacher_rules)
-  teacher_print = fingerprint(taught_by)
+    cached.check(shown, augment=augment, views=getattr(source, "views", views), mix=mix)
   example = next(iter(batches_of(source, batch_size, seed, views, None, ignore_label, cached, rows)(0)), None)
   if example is None:
     raise ValueError("the source gives no batch")
   example = {name: np.resize(x, (batch_size, *x.shape[1:])) for name, x in example.items()}
+  if teacher_variables is not None and teacher is not None:
+    check_weights(teacher, Variables(*teacher_variables), example)
+  taught_by = frozen(teacher, teacher_variables, mesh, teacher_rules)
+  teacher_print = fingerprint(taught_by)
   with spacious(mesh):
     state = make_init(student, teacher, objective, optimizer)(jax.random.key(seed), example)
   classes = classes_of(student, state, example)

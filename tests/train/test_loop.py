@@ -211,6 +211,12 @@ def test_batches_that_do_not_divide_over_the_devices_name_the_nearest_sizes():
   assert int(run(batch_size=20, mesh=sharding.data_mesh(4), steps=2).state.step) == 2
 
 
+def test_another_networks_weights_in_the_teachers_place_are_refused():
+  wide = from_apply(lambda key, x: jnp.zeros((WIDTH, 2 * CLASSES)), lambda w, x: x @ w[:, :CLASSES])
+  with pytest.raises(ValueError, match=r"has shape \(4, 3\), the teacher's has \(4, 6\): .*another network's"):
+    run(teacher=wide, teacher_variables=Variables(np.eye(WIDTH, CLASSES, dtype=np.float32), {}))
+
+
 def test_a_teacher_without_weights_is_refused():
   with pytest.raises(ValueError, match="teacher_variables"):
     run(teacher=linear())
