@@ -213,7 +213,9 @@ def test_batches_that_do_not_divide_over_the_devices_name_the_nearest_sizes():
 
 def test_another_networks_weights_in_the_teachers_place_are_refused():
   wide = from_apply(lambda key, x: jnp.zeros((WIDTH, 2 * CLASSES)), lambda w, x: x @ w[:, :CLASSES])
-  with pytest.raises(ValueError, match=r"has shape \(4, 3\), the teacher's has \(4, 6\): .*another network's"):
+  with pytest.raises(
+    ValueError, match=r"has shape \(4, 3\), the teacher's has \(4, 6\): .*another network's"
+  ):
     run(teacher=wide, teacher_variables=Variables(np.eye(WIDTH, CLASSES, dtype=np.float32), {}))
 
 
