@@ -17,7 +17,9 @@ def rematerialised(block: Callable[..., Any], policy: str) -> Callable[..., Any]
       for block in self.blocks:
         x = rematerialised(Block.__call__, self.remat)(block, x)
 
-  On a CPU it costs the time and frees nothing: XLA keeps there what it would have kept (jax 0.10.2).
+  Compiled for v5e, WRN-16-4 in bfloat16 with 1,024 images of 32 x 32 takes 949 MiB of temporaries with
+  'nothing_saveable' in place of 1,181, for 2.53e12 FLOPs in place of 2.23e12. On a CPU it costs the time and
+  frees nothing: XLA keeps there what it would have kept (jax 0.10.2).
 
   Args:
     block: `(nnx module, *arrays) -> arrays`, such as the method of a class.
