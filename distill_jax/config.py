@@ -159,6 +159,8 @@ class Config:
     devices: how many devices to use, of one process; 0: all of all processes.
     mesh: how they are arranged.
     teacher_seed: of the teacher's training; `--seeds` are the students'.
+    teacher_dtype: what a teacher's weights are kept in while it teaches: 'bfloat16', half the memory; empty: as they
+      are.
     init_from: 'baseline': a distilled student starts from the weights of the one trained alone with its seed;
       empty: from random ones.
     generations: students distilled one after the other; from the second on each has the one before it as its
@@ -180,6 +182,7 @@ class Config:
   devices: int = 0
   mesh: MeshSizes = dataclasses.field(default_factory=MeshSizes)
   teacher_seed: int = 0
+  teacher_dtype: str = ""
   init_from: str = ""
   generations: int = 1
   cache: str = ""
@@ -298,6 +301,10 @@ class Config:
     self._validate_cache()
     if self.init_from not in ("", "baseline"):
       raise ConfigError(f"init_from: expected 'baseline' or nothing, got {self.init_from!r}")
+    if self.teacher_dtype not in ("", "bfloat16", "float16", "float32"):
+      raise ConfigError(
+        f"teacher_dtype: expected 'bfloat16', 'float16', 'float32' or nothing, got {self.teacher_dtype!r}"
+      )
     if self.best[1] not in ("max", "min"):
       raise ConfigError(f"best: expected a score and 'max' or 'min', got {self.best}")
     if self.best[0] not in SCORES:

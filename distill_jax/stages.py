@@ -25,6 +25,7 @@ from distill_jax.jobs import (
   networks,
   trained_on,
 )
+from distill_jax.models import cast
 from distill_jax.train import fit
 from distill_jax.train.placing import spacious
 from distill_jax.types import Model, Variables
@@ -140,10 +141,15 @@ def _started(job: Job, network: Network) -> Model:
 
 
 def _teacher_variables(job: Job, network: Network) -> Variables | None:
-  """The weights of a frozen teacher that was trained in this run."""
-  if network.teacher is None or network.teacher_folder is None:
+  """The weights of a frozen teacher that was trained in this run, or is to have another dtype than its own."""
+  if network.teacher is None or network.teacher.follow is not None:
     return None
-  return _trained(job, network, network.teacher_folder, network.teacher)
+  found, dtype = None, job.config.teacher_dtype
+  if network.teacher_folder is not None:
+    found = _trained(job, network, network.teacher_folder, network.teacher)
+  elif dtype:
+    found = network.teacher.variables
+  return cast(found, jnp.dtype(dtype)) if dtype and found is not None else found
 
 
 def _taught(network: Network, trained: Variables | None, train: Examples) -> Taught | None:

@@ -97,6 +97,23 @@ def test_bad_commands_exit_with_2_and_say_what_is_wrong(tmp_path, capsys, argume
   assert message in capsys.readouterr().err
 
 
+def test_a_teacher_may_teach_with_narrower_weights(tmp_path, monkeypatch):
+  seen = []
+
+  def fit(student, teacher, *arguments, **settings):
+    if settings["teacher_variables"] is not None:
+      seen.extend(str(leaf.dtype) for leaf in jax.tree.leaves(settings["teacher_variables"].params))
+    return real(student, teacher, *arguments, **settings)
+
+  real = stages.fit
+  monkeypatch.setattr(stages, "fit", fit)
+  command = [*SMALL, f"--workdir={tmp_path}", "--stages=teacher,student"]
+  main([*command, "--config.teacher_dtype=bfloat16"])
+  assert set(seen) == {"bfloat16"}
+  with pytest.raises(ValueError, match="teacher_dtype: expected 'bfloat16'.*got 'bf16'"):
+    main([*command, "--config.teacher_dtype=bf16"])
+
+
 def test_a_value_may_stand_apart_from_its_field(tmp_path, capsys):
   main([*SMALL, "--config.student_widths", "(8,)", f"--workdir={tmp_path}", "--dry_run"])
   assert "student: 610 parameters" in capsys.readouterr().out

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from distill_jax import examples
 from distill_jax.ahead.analysis import Analysis
 from distill_jax.ahead.steps import compile_for
 from distill_jax.config import Config, ConfigError, Training
+from distill_jax.models import cast
 from distill_jax.types import Batch, Model, Objective
 
 ROLES = ("student", "baseline", "teacher")
@@ -79,7 +81,7 @@ def describe(config: Config, topology: str, *, role: str = "student") -> str:
 def _network(config: Config, role: str) -> tuple[Model, Model | None, Objective, Training]:
   if role == "student":
     objective = config.variant_objective(config.variants()[0])
-    return config.learner(), config.teacher(), objective, config.student_training
+    return config.learner(), _kept(config, config.teacher()), objective, config.student_training
   if role == "baseline":
     return config.student(), None, config.plain_objective(), config.student_training
   if role != "teacher":
@@ -90,6 +92,16 @@ def _network(config: Config, role: str) -> tuple[Model, Model | None, Objective,
       "teacher: this config trains none: there is none, it has its weights, or it follows the student"
     )
   return teacher, None, config.plain_objective(), config.teacher_training
+
+
+def _kept(config: Config, teacher: Model | None) -> Model | None:
+  """The teacher, with weights of the dtype that it teaches with."""
+  if teacher is None or teacher.follow is not None or not config.teacher_dtype:
+    return teacher
+  dtype, make, own = jnp.dtype(config.teacher_dtype), teacher.init, teacher.variables
+  return teacher._replace(
+    init=lambda key, batch: cast(make(key, batch), dtype), variables=None if own is None else cast(own, dtype)
+  )
 
 
 def _field(role: str) -> str:

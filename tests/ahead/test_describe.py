@@ -35,6 +35,15 @@ def test_the_mesh_and_the_rules_are_the_configs(monkeypatch):
     compile_config("cpu", config)
 
 
+def test_the_teacher_has_the_dtype_that_it_teaches_with():
+  wide, narrow = (
+    compile_config("cpu", loading.load(DIGITS, ["student_training.batch_size=64", f"teacher_dtype={dtype}"]))
+    for dtype in ("", "bfloat16")
+  )
+  assert 2 * narrow.sizes["teacher"] == wide.sizes["teacher"]
+  assert narrow.sizes["train state"] == wide.sizes["train state"]
+
+
 def test_each_network_can_be_asked_for(config):
   teacher, alone = (compile_config("cpu", config, role=role) for role in ("teacher", "baseline"))
   assert teacher.items == (config.teacher_training.batch_size, "images")
