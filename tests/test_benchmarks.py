@@ -15,6 +15,7 @@ def importable(monkeypatch):
   monkeypatch.syspath_prepend(FOLDER)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_row_for_every_name():
   names = [
     "step-cnn",

@@ -9,6 +9,7 @@ from distill_jax.cache import writer
 FOLDER = pathlib.Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_two_processes_write_and_read_what_one_does(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(FOLDER.parent / "hosts")
   import on_hosts

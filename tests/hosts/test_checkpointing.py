@@ -13,6 +13,8 @@ from distill_jax.fingerprint import fingerprint
 
 SCRIPT = Path(__file__).with_name("checkpointing.py")
 
+pytestmark = pytest.mark.slow
+
 
 def run(count, action, *arguments):
   """What the processes said; all but their messages about one folder must agree."""

@@ -35,6 +35,7 @@ def applied(model, variables):
   return model.apply(*variables, BATCH, train=False, key=None)[0]["logits"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_narrow_weights_cost_no_more_than_narrow_arithmetic(name, rng):
   model, exact = (from_nnx(lambda rngs, d=d: NETWORKS[name](rngs, dtype=d)) for d in (jnp.bfloat16, None))

@@ -89,6 +89,7 @@ def convolutions(name, remat):
   return text.count(" = conv_general_dilated[")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_less_is_kept_and_dots_saveable_computes_no_convolution_again(name):
   none, dots, nothing = (kept(name, policy) for policy in ("", "dots_saveable", "nothing_saveable"))
