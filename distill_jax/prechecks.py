@@ -60,9 +60,8 @@ def _check_objectives(job: Job, students: Collection[Network]) -> None:
   key, batch = jax.random.key(0), examples.first(job.config, job.splits.train)
   student = _outputs(network.learner, jax.eval_shape(network.learner.init, key, batch), batch)
   taught: Outputs = {}
-  teacher = caching.stand_in(network.teacher, job.config.kept()) if job.config.cache else network.teacher
+  teacher, start = _teacher(job, network, key, batch)
   if teacher is not None:
-    start = teacher.variables or jax.eval_shape(teacher.init, key, batch)
     taught = _outputs(teacher, start, batch)
   for network in students:
     with prefixed(f"objective of {network.variant!r}" if network.variant else "objective"):
@@ -76,17 +75,23 @@ def _check_rules(job: Job, network: Network, mesh: jax.sharding.Mesh) -> None:
   if not rules and not teacher_rules:
     return
   key, batch = jax.random.key(0), examples.first(config, job.splits.train)
-  teacher, start = network.teacher, None
-  if network.reads_cache(config) and teacher is not None:
-    teacher = caching.stand_in(teacher, config.kept())
-  if teacher is not None:
-    start = teacher.variables or jax.eval_shape(teacher.init, key, batch)
+  teacher, start = _teacher(job, network, key, batch)
   init = make_init(network.learner, teacher, network.objective(None), training.optimizer())
   with prefixed(f"rules({network.role!r})"):
     sharding.state_specs(jax.eval_shape(init, key, batch), mesh, rules)
   if jax.tree.leaves(start):
     with prefixed("teacher_rules"):
       sharding.specs(start, mesh, teacher_rules)
+
+
+def _teacher(job: Job, network: Network, key, batch: Batch) -> tuple[Model | None, Variables]:
+  """Who teaches a network of the first generation, as its cache would where there is one, and the weights' shapes."""
+  teacher = network.teacher
+  if network.reads_cache(job.config):
+    teacher = caching.stand_in(teacher, job.config.kept())
+  if teacher is None:
+    return None, Variables({}, {})
+  return teacher, teacher.variables or jax.eval_shape(teacher.init, key, batch)
 
 
 def _outputs(model: Model, variables: Variables, batch: Batch) -> Outputs:

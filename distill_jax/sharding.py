@@ -174,12 +174,15 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def gathered(tree: Any) -> Any:
-  """The tree with whole arrays in every process: those of which it holds a part only, as numpy arrays."""
+  """The tree with whole arrays that each process can use alone: those that lie over several hosts, as numpy arrays.
+
+  All processes call it at once.
+  """
 
   def gather(x):
-    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
-      return multihost_utils.process_allgather(x, tiled=True)
-    return x
+    if getattr(x, "is_fully_addressable", True):
+      return x
+    return multihost_utils.process_allgather(x, tiled=True)
 
   return jax.tree.map(gather, tree)
 

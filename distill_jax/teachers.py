@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.models.cohort import cohort
+from distill_jax.models.precision import cast
 from distill_jax.types import Model, Variables
 
 CACHED = "teacher/"
@@ -37,16 +38,13 @@ def live(model: Model, *, dtype) -> Model:
   if model.follow is not None:
     raise ValueError("live: a moving average lives in the train state: pass it to the step as it is")
 
-  def cast(tree):
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
-
   def init(key, batch):
-    return Variables(*cast(tuple(model.init(key, batch))))
+    return Variables(*cast(tuple(model.init(key, batch)), dtype))
 
   def apply(params, state, batch, *, train, key):
-    return model.apply(params, state, cast(dict(batch)), train=train, key=key)
+    return model.apply(params, state, cast(dict(batch), dtype), train=train, key=key)
 
-  return Model(init, apply, model.variables and Variables(*cast(tuple(model.variables))))
+  return Model(init, apply, model.variables and Variables(*cast(tuple(model.variables), dtype)))
 
 
 def cached() -> Model:

@@ -11,7 +11,7 @@ from distill_jax import losses, sharding
 from distill_jax.cache.checks import check_count, check_teacher, check_weights
 from distill_jax.cache.codecs import Codec
 from distill_jax.cache.examples import examples_of
-from distill_jax.cache.predictor import make_answers, on_this_host
+from distill_jax.cache.predictor import make_answers
 from distill_jax.cache.reader import Cache
 from distill_jax.cache.sparse import Samples, TopK
 from distill_jax.data import Source
@@ -65,7 +65,7 @@ def verify(
     Damaged: a row was changed; shard and example are named.
   """
   examples = examples_of(source, crop)
-  variables = on_this_host(check_teacher(teacher, teacher_variables))
+  variables = sharding.gathered(check_teacher(teacher, teacher_variables))
   mesh = mesh or sharding.data_mesh()
   sharding.check_divisible(check_count("batch_size", batch_size), mesh)
   check_weights(teacher, variables, examples.shapes)

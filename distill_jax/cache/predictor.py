@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import jax
-from jax.experimental import multihost_utils
 
 from distill_jax import sharding
 from distill_jax.cache.codecs import Codec
@@ -69,16 +68,3 @@ def make_answers(
     return {name: said[name] for name in outputs}, batch
 
   return answers
-
-
-def on_this_host(variables: Variables) -> Variables:
-  """Weights that this process alone can use; those that lie over several hosts are gathered.
-
-  All processes call it at once.
-  """
-  return jax.tree.map(
-    lambda x: (
-      x if getattr(x, "is_fully_addressable", True) else multihost_utils.process_allgather(x, tiled=True)
-    ),
-    variables,
-  )

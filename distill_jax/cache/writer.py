@@ -17,7 +17,7 @@ from distill_jax.cache.codecs import Codec
 from distill_jax.cache.examples import BAD, Examples, Streamed, examples_of
 from distill_jax.cache.format import Column
 from distill_jax.cache.manifest import Manifest
-from distill_jax.cache.predictor import Predictor, make_predictor, on_this_host
+from distill_jax.cache.predictor import Predictor, make_predictor
 from distill_jax.cache.reader import Cache, open_cache
 from distill_jax.cache.rows import Rows, share
 from distill_jax.cache.store import Store, open_store
@@ -78,7 +78,7 @@ def write_cache(
     OSError: the place cannot be written, or is full; the shards before stay, and the same call goes on from there.
   """
   store, examples = open_store(url), examples_of(source, crop)
-  variables, kept = on_this_host(check_teacher(teacher, teacher_variables)), check_outputs(outputs)
+  variables, kept = sharding.gathered(check_teacher(teacher, teacher_variables)), check_outputs(outputs)
   check_part(part)
   _check_views(views, examples, augment)
   mesh = mesh or sharding.data_mesh()

@@ -44,7 +44,7 @@ class Plan(NamedTuple):
   """What is decided before tracing.
 
   Attributes:
-    divergence: of a dense teacher, a key of `_divergences.DIVERGENCES`; or what stands for a sparse teacher's tail,
+    divergence: of a dense teacher, a key of `_token_values.DIVERGENCES`; or what stands for a sparse teacher's tail,
       'bucket', 'conditional' or 'sampled'; None: labels alone.
     size: how many classes, or tokens, are computed at a time.
     axis_name: the mesh axis that the vocabulary is spread over.

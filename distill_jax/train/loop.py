@@ -157,7 +157,8 @@ def fit(
   example = next(iter(batches_of(source, batch_size, seed, views, None, ignore_label, cached, rows)(0)), None)
   if example is None:
     raise ValueError("the source gives no batch")
-  example = {name: np.resize(x, (batch_size, *x.shape[1:])) for name, x in example.items()}
+  if rows is not None:
+    example = {name: np.resize(x, (batch_size, *x.shape[1:])) for name, x in example.items()}
   if teacher_variables is not None and teacher is not None:
     check_weights(teacher, Variables(*teacher_variables), example)
   taught_by = frozen(teacher, teacher_variables, mesh, teacher_rules)
