@@ -87,10 +87,7 @@ def inject(
   """
   layers = {"": ""} if layers is None else layers
   own, theirs = dict(named_leaves(student)), dict(named_leaves(teacher))
-  sources = {name: _source(name, layers) for name in own}
-  unused = [p for p in layers if not any(re.search(p, name) for name in own)]
-  if unused:
-    raise ValueError(f"layers: {unused[0]!r} fits no leaf of the student; some are {', '.join([*own][:8])}")
+  sources = _sources(own, layers)
   values, origins, lines = {}, {}, []
   for name, leaf in own.items():
     source = sources[name]
@@ -159,6 +156,18 @@ def inject_factors(
       origins[name] = Origin(tuple(own[name].shape), source, tuple(kernel.shape), "factorised")
   _raise(lines)
   return jax.tree.unflatten(jax.tree.structure(student), list(values.values())), origins
+
+
+def _sources(own: Iterable[str], layers: Mapping[str, str]) -> dict[str, str | None]:
+  """The path in the teacher for each of the student's."""
+  for pattern, replacement in layers.items():
+    try:
+      found = [re.sub(pattern, replacement, name, count=1) for name in own if re.search(pattern, name)]
+    except (re.error, IndexError) as error:
+      raise ValueError(f"layers: {pattern!r} to {replacement!r} is no substitution: {error}") from error
+    if not found:
+      raise ValueError(f"layers: {pattern!r} fits no leaf of the student; some are {', '.join([*own][:8])}")
+  return {name: _source(name, layers) for name in own}
 
 
 def _source(name: str, layers: Mapping[str, str]) -> str | None:

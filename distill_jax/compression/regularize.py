@@ -68,7 +68,7 @@ def group_lasso(tree: Tree, *, axes: Axes = OUTPUTS) -> jax.Array:
 
 def l1_linf(tree: Tree, *, axes: Axes = OUTPUTS) -> jax.Array:
   """The sum over groups of the group's largest |w| (Turlach et al. 2005). Arguments and errors as `group_lasso`."""
-  return _sum(lambda w: jnp.abs(w).max(_within(w, axes)), tree)
+  return _sum(lambda w: jnp.abs(w).max(within(w, axes)), tree)
 
 
 def hoyer_square(tree: Tree, *, axes: Axes | None = None) -> jax.Array:
@@ -194,19 +194,19 @@ def _checked(w: jax.Array, axes: Axes) -> Axes:
   return axes
 
 
-def _within(w: jax.Array, axes: Axes) -> Axes:
-  """The axes inside a group."""
+def within(w: jax.Array, axes: Axes) -> Axes:
+  """The axes inside a group. Raises a ValueError where w has not these axes."""
   return tuple(set(range(w.ndim)) - {axis % w.ndim for axis in _checked(w, axes)})
 
 
 def _norms(w: jax.Array, axes: Axes) -> jax.Array:
   """2-norms of the groups, of rank w.ndim; the gradient of a norm that is 0 is 0, where a root's is NaN."""
-  squares = (w * w).sum(_within(w, axes), keepdims=True)
+  squares = (w * w).sum(within(w, axes), keepdims=True)
   return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 
 def _weight(w: jax.Array, axes: Axes) -> float:
-  return math.sqrt(math.prod(w.shape[axis] for axis in _within(w, axes)))
+  return math.sqrt(math.prod(w.shape[axis] for axis in within(w, axes)))
 
 
 def _check_strength(strength: Strength) -> None:

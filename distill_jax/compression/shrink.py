@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.compression.groups import Groups, Slot, widths
+from distill_jax.errors import suggest
 from distill_jax.fingerprint import named_leaves
 from distill_jax.types import Tree, Variables
 
@@ -44,9 +45,9 @@ def shrink(variables: Variables, groups: Groups) -> Variables:
   Raises:
     ValueError: groups that are not the network's.
   """
-  kept = {name: _indices(mask) for name, mask in alive(variables.params, groups).items()}
-  params = _cut(variables.params, {n: (*g.writers, *g.readers) for n, g in groups.items()}, kept)
-  return Variables(params, _cut(variables.state, {n: g.state for n, g in groups.items()}, kept))
+  living = alive(variables.params, groups)
+  params = _cut(variables.params, {n: (*g.writers, *g.readers) for n, g in groups.items()}, living)
+  return Variables(params, _cut(variables.state, {n: g.state for n, g in groups.items()}, living))
 
 
 def _indices(mask: np.ndarray) -> np.ndarray:
@@ -54,11 +55,16 @@ def _indices(mask: np.ndarray) -> np.ndarray:
   return found if found.size else np.zeros(1, int)
 
 
-def _cut(tree: Tree, slots: Mapping[str, tuple[Slot, ...]], kept: Mapping[str, np.ndarray]) -> Tree:
+def _cut(tree: Tree, slots: Mapping[str, tuple[Slot, ...]], living: Mapping[str, np.ndarray]) -> Tree:
   leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(tree)}
   for group, found in slots.items():
     for name, axis in found:
       if name not in leaves:
-        raise ValueError(f"group {group!r}: there is no {name!r}; some are {', '.join([*leaves][:8])}")
-      leaves[name] = leaves[name].take(kept[group], axis)
+        raise ValueError(f"group {group!r}: there is no {name!r}{suggest(name, leaves)}")
+      shape, width = leaves[name].shape, living[group].size
+      if not -len(shape) <= axis < len(shape) or shape[axis] != width:
+        raise ValueError(
+          f"group {group!r}: expected {width} channels along axis {axis} of {name} {list(shape)}"
+        )
+      leaves[name] = leaves[name].take(_indices(living[group]), axis)
   return jax.tree.unflatten(jax.tree.structure(tree), list(map(jnp.asarray, leaves.values())))

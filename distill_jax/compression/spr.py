@@ -13,7 +13,7 @@ import numpy as np
 
 from distill_jax.compression.paths import chosen
 from distill_jax.compression.prune import KERNELS
-from distill_jax.compression.regularize import OUTPUTS, Axes
+from distill_jax.compression.regularize import OUTPUTS, Axes, within
 from distill_jax.fingerprint import named_leaves
 from distill_jax.types import Tree
 
@@ -56,8 +56,8 @@ def search_thresholds(
     axes: which number a layer's groups, see `regularize`; None: single numbers. One group of each layer stays.
 
   Raises:
-    ValueError: the budget cannot be met: the score is below `minimum` before anything is cut; or a pattern that fits
-      nothing.
+    ValueError: the budget cannot be met: the score is below `minimum` before anything is cut; a pattern that fits
+      nothing; or an array that has not these axes.
   """
   layers = sorted(chosen(params, pattern).items(), key=lambda item: -item[1].size)
   leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(params)}
@@ -96,5 +96,4 @@ def _sizes(w: np.ndarray, axes: Axes | None) -> np.ndarray:
   w = w.astype(np.float64)
   if axes is None:
     return np.abs(w)
-  inside = tuple(set(range(w.ndim)) - {axis % w.ndim for axis in axes})
-  return np.sqrt((w**2).mean(inside, keepdims=True))
+  return np.sqrt((w**2).mean(within(w, axes), keepdims=True))

@@ -216,3 +216,6 @@ def test_what_cannot_be_is_refused(rng):
     shrink(variables, {})
   with pytest.raises(ValueError, match="there is no 'norm/mean'"):
     shrink(variables, {"g": Group((("hidden/0/bias", 0),), (), (("norm/mean", 0),))})
+  statistics = Variables(params, {"mean": jnp.ones(15)})
+  with pytest.raises(ValueError, match=r"expected 16 channels along axis 0 of mean \[15\]"):
+    shrink(statistics, {"g": Group((("hidden/0/bias", 0),), (), (("mean", 0),))})

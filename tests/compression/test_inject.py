@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax.compression.inject import Origin, inject, inject_factors, sliced
 from distill_jax.compression.paths import matching
@@ -90,6 +91,9 @@ def test_errors_show_every_leaf_that_fits_nowhere(rng):
   student, teacher = layers(rng, 2, 4), layers(rng, 2, 8)
   with pytest.raises(ValueError, match=r"'\^encoder' fits no leaf of the student; some are layers/0/kernel"):
     inject(student, teacher, {"^encoder": "layers"})
+  for pattern, replacement in (("(", ""), ("layers", r"\1")):
+    with pytest.raises(ValueError, match="is no substitution"):
+      inject(student, teacher, {pattern: replacement})
   with pytest.raises(ValueError) as caught:
     inject(student, teacher, {"layers/0": "layers/9", "layers/1": "layers/1"})
   assert "layers/0/kernel: the teacher has no 'layers/9/kernel'; did you mean" in str(caught.value)
@@ -103,3 +107,15 @@ def test_errors_show_every_leaf_that_fits_nowhere(rng):
     inject_factors({"a": np.ones((4, 3)), "b": np.ones((2, 4))}, {"w": np.ones((4, 4))}, {("a", "b"): "w"})
   with pytest.raises(ValueError, match="the student has no 'x'"):
     inject_factors({"a": np.ones((4, 3))}, {"w": np.ones((4, 4))}, {("a", "x"): "w"})
+
+
+def test_a_sharded_teacher_gives_the_same_weights(rng, mesh):
+  student, teacher = {"w": jnp.zeros((4, 8))}, {"w": rng.normal(size=(8, 16)).astype(np.float32)}
+  placed = jax.device_put(teacher, NamedSharding(mesh, PartitionSpec("data")))
+  factors = {"a": jnp.zeros((8, 2)), "b": jnp.zeros((2, 16))}
+  for one, many in (
+    (inject(student, teacher, fit=sliced), inject(student, placed, fit=sliced)),
+    (inject_factors(factors, teacher, {("a", "b"): "w"}), inject_factors(factors, placed, {("a", "b"): "w"})),
+  ):
+    jax.tree.map(np.testing.assert_array_equal, one[0], many[0])
+    assert one[1] == many[1]

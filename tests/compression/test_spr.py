@@ -1,6 +1,8 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax.compression.spr import search_thresholds
 
@@ -60,3 +62,18 @@ def test_a_budget_that_cannot_be_met_is_an_error(rng):
     search_thresholds(tree(rng), lambda params: float("nan"), minimum=0.9)
   with pytest.raises(ValueError, match="fits no leaf"):
     search_thresholds(tree(rng), lambda params: 0.85, minimum=0.5, pattern="conv")
+  with pytest.raises(ValueError, match="axes: expected different axes of an array"):
+    search_thresholds(tree(rng), lambda params: 0.85, minimum=0.5, axes=(3,))
+
+
+def test_a_sharded_network_is_cut_alike(rng, mesh):
+  params = {"kernel": jnp.asarray(rng.normal(size=(16, 24)), jnp.float32)}
+
+  def evaluate(params):
+    return -float((params["kernel"] == 0).sum())
+
+  one = search_thresholds(params, evaluate, minimum=-200)
+  placed = jax.device_put(params, NamedSharding(mesh, PartitionSpec("data")))
+  many = search_thresholds(placed, evaluate, minimum=-200)
+  assert one.thresholds == many.thresholds and one.sparsity == {"kernel": 0.5}
+  np.testing.assert_array_equal(one.params["kernel"], many.params["kernel"])
