@@ -1,7 +1,7 @@
 """How good a model is, as sums that merge across batches, hosts and devices, and what it costs to run."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -117,7 +117,14 @@ def reliability(counts: Mapping[str, Any]) -> dict[str, np.ndarray]:
   return {"edges": edges, "number": number, "confidence": confidence / filled, "accuracy": right / filled}
 
 
-def cost(model_apply, variables: Variables, batch: Batch, *, repeats: int = 20) -> dict[str, float]:
+def cost(
+  model_apply,
+  variables: Variables,
+  batch: Batch,
+  *,
+  repeats: int = 20,
+  batch_sizes: Sequence[int] = (),
+) -> dict[str, float]:
   """What it costs to run a model: its size, its arithmetic and its speed on the default device.
 
   The compiled program computes the logits (all outputs of a model that has none) in evaluation mode, so
@@ -128,17 +135,21 @@ def cost(model_apply, variables: Variables, batch: Batch, *, repeats: int = 20) 
     variables: its weights.
     batch: real or zero inputs; the first row is the one example.
     repeats: runs timed, after one that is not.
+    batch_sizes: numbers of rows to be timed as well, made of the batch's rows over and over.
 
   Returns:
     'parameters': trained numbers; 'bytes': of params and state as they lie in memory; 'flops': of one
     example by XLA's count, which takes the body of a loop (`lax.scan`) once and a Pallas call as nothing;
-    'latency_ms': median for one example; 'throughput': examples/s at the batch's size.
+    'latency_ms': median for one example; 'throughput': examples/s at the batch's size; 'throughput_128', ... at each
+    of the `batch_sizes`.
 
   Raises:
-    ValueError: `repeats` is less than 1.
+    ValueError: `repeats` or a batch size is less than 1.
   """
   if repeats < 1:
     raise ValueError(f"repeats must be at least 1, got {repeats}")
+  if any(size < 1 for size in batch_sizes):
+    raise ValueError(f"batch_sizes must be at least 1 each, got {list(batch_sizes)}")
 
   @jax.jit
   def predict(params, state, batch):
@@ -148,6 +159,7 @@ def cost(model_apply, variables: Variables, batch: Batch, *, repeats: int = 20) 
   many = {name: np.asarray(values) for name, values in batch.items()}
   rows = len(next(iter(many.values())))
   one = {name: values[:1] for name, values in many.items()}
+  sizes = {size: {n: v[np.arange(size) % rows] for n, v in many.items()} for size in batch_sizes}
   analysis = predict.lower(*variables, one).compile().cost_analysis() or {}
   return {
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables.params)),
@@ -155,6 +167,7 @@ def cost(model_apply, variables: Variables, batch: Batch, *, repeats: int = 20) 
     "flops": float(analysis.get("flops", np.nan)),
     "latency_ms": 1e3 * _seconds(predict, variables, one, repeats),
     "throughput": rows / _seconds(predict, variables, many, repeats),
+    **{f"throughput_{n}": n / _seconds(predict, variables, b, repeats) for n, b in sizes.items()},
   }
 
 
