@@ -242,6 +242,30 @@ def test_a_model_without_logits_is_measured_by_all_its_outputs():
   np.testing.assert_allclose(cost["flops"], 2 * 16 * 8, rtol=0.02)
 
 
+def test_other_batch_sizes_are_timed_with_as_many_rows(monkeypatch):
+  timed = []
+
+  def seconds(predict, variables, batch, repeats):
+    timed.append(batch["image"].copy())
+    return 0.5
+
+  monkeypatch.setattr(metrics, "_seconds", seconds)
+  batch = {"image": np.arange(3 * 64, dtype=np.float32).reshape(3, 64)}
+  variables = Variables({"kernel": np.ones((64, 10), np.float32)}, ())
+  cost = metrics.cost(dense, variables, batch, batch_sizes=(1, 8))
+  assert (cost["latency_ms"], cost["throughput"], cost["throughput_1"], cost["throughput_8"]) == (
+    500,
+    6,
+    2,
+    16,
+  )
+  assert [len(images) for images in timed] == [1, 3, 1, 8]
+  np.testing.assert_array_equal(timed[-1], np.concatenate([batch["image"]] * 3)[:8])
+  assert metrics.cost(dense, variables, batch).keys() == cost.keys() - {"throughput_1", "throughput_8"}
+
+
 def test_no_repeats_are_refused():
   with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
     metrics.cost(dense, Variables({}, {}), {}, repeats=0)
+  with pytest.raises(ValueError, match=r"batch_sizes must be at least 1 each, got \[1, 0\]"):
+    metrics.cost(dense, Variables({}, {}), {}, batch_sizes=(1, 0))

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from distill_jax.compression.paths import chosen, matching
@@ -188,13 +189,13 @@ def _sum(one, tree) -> jax.Array:
   return jnp.stack([one(w).sum() for w in leaves]).sum()
 
 
-def _checked(w: jax.Array, axes: Axes) -> Axes:
+def _checked(w: jax.Array | np.ndarray, axes: Axes) -> Axes:
   if len({axis % w.ndim for axis in axes if -w.ndim <= axis < w.ndim}) < len(axes):
     raise ValueError(f"axes: expected different axes of an array {w.shape}, got {axes}")
   return axes
 
 
-def within(w: jax.Array, axes: Axes) -> Axes:
+def within(w: jax.Array | np.ndarray, axes: Axes) -> Axes:
   """The axes inside a group. Raises a ValueError where w has not these axes."""
   return tuple(set(range(w.ndim)) - {axis % w.ndim for axis in _checked(w, axes)})
 
