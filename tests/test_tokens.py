@@ -84,9 +84,29 @@ def test_terms_are_the_unfused_means_over_the_labelled_tokens(rng):
   )
 
 
-@pytest.mark.parametrize("how", ["microbatches", "shards", "mapped", "padding"])
-def test_the_mean_does_not_depend_on_accumulation_sharding_or_padding(rng, mesh, how):
-  b, goal = batch(rng), objectives.weighted(soft=(1.0, objectives.tokens(label_weight=0.5)))
+BY_TOKENS, BY_CLASSES = 2**26, 1  # bytes of memory that lead to each
+
+
+@pytest.mark.parametrize(
+  "how, memory",
+  [
+    ("microbatches", BY_TOKENS),
+    ("shards", BY_TOKENS),
+    ("padding", BY_TOKENS),
+    ("pmap", BY_TOKENS),
+    ("checked", BY_TOKENS),
+    ("unchecked", BY_TOKENS),
+    ("microbatches", BY_CLASSES),
+    ("checked", BY_CLASSES),
+    ("unchecked", BY_CLASSES),
+  ],
+)
+def test_the_mean_does_not_depend_on_accumulation_sharding_or_padding(rng, mesh, how, memory):
+  b = {**batch(rng), "sampled": np.arange(16) % 3 == 1}
+  goal = objectives.weighted(
+    soft=(1.0, objectives.tokens(label_weight=0.5, memory=memory)),
+    hard=(0.5, objectives.next_tokens(memory=memory)),
+  )
   _, _, taught, init, step = setup(goal)
   state = init(jax.random.key(0), b)
   expected, measured = jax.jit(step)(state, taught, b)
@@ -98,13 +118,113 @@ def test_the_mean_does_not_depend_on_accumulation_sharding_or_padding(rng, mesh,
     pads = {"tokens": 0, "label": -1}
     b = {n: np.pad(x, ((0, 0), (0, 4)), constant_values=pads[n]) if n in pads else x for n, x in b.items()}
   else:
-    mapped = setup(goal, axis_name="data")[4]
-    step = jax.shard_map(mapped, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=P(), check_vma=True)
-  found, again = jax.jit(step)(state, taught, b)
-  np.testing.assert_allclose(*(reduce.value(m["loss"]) for m in (measured, again)), rtol=1e-5)
+    step = setup(goal, axis_name="data")[4]
+  if how == "pmap":
+    b = {n: x.reshape(8, 2, *x.shape[1:]) for n, x in b.items()}
+    found, again = jax.pmap(step, "data", in_axes=(None, None, 0), out_axes=None)(state, taught, b)
+  else:
+    if how in ("checked", "unchecked"):
+      specs = {"in_specs": (P(), P(), P("data")), "out_specs": P()}
+      step = jax.shard_map(step, mesh=mesh, check_vma=how == "checked", **specs)
+    found, again = jax.jit(step)(state, taught, b)
+  for name in ("loss", "soft", "hard"):
+    np.testing.assert_allclose(*(reduce.value(m[name]) for m in (measured, again)), rtol=1e-5, err_msg=name)
   jax.tree.map(
     lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-6), found.params, expected.params
   )
+
+
+def test_the_mean_does_not_depend_on_packing(rng):
+  """Documents one a row and filled up, and the same ones packed, some of them by the student."""
+  documents = [rng.integers(0, VOCABULARY, n + 1) for n in (7, 5, 4, 8)]
+  arrays = {
+    name: np.full((4, LENGTH), fill) for name, fill in (("tokens", 0), ("label", -1), ("segments", -1))
+  }
+  packed = {name: x[:2].copy() for name, x in arrays.items()}
+  for i, document in enumerate(documents):
+    n, start = len(document) - 1, i % 2 * (LENGTH - len(documents[i]) + 1)
+    for rows, row, place in ((arrays, i, 0), (packed, i // 2, start)):
+      parts = {"tokens": document[:-1], "label": document[1:], "segments": np.full(n, i)}
+      for name, part in parts.items():
+        rows[name][row, place : place + n] = part
+  sampled = np.array([True, True, False, False])
+  batches = ({**arrays, "sampled": sampled}, {**packed, "sampled": sampled[::2]})
+
+  def decoder(width):
+    return from_nnx(lambda rngs: Decoder(VOCABULARY, width, 1, 2, rngs=rngs), inputs=("tokens", "segments"))
+
+  goal = objectives.weighted(
+    soft=(1.0, objectives.tokens(label_weight=0.5)), hard=(0.5, objectives.next_tokens())
+  )
+  student, teacher = decoder(16), decoder(32)
+  parts = student, teacher, goal, optax.sgd(0.5)
+  state, taught = make_init(*parts)(jax.random.key(0), batches[0]), teacher.init(jax.random.key(1), {})
+  step = jax.jit(make_train_step(*parts))
+  (one, expected), (other, found) = (step(state, taught, b) for b in batches)
+  for name in ("loss", "soft", "hard"):
+    np.testing.assert_allclose(*(reduce.value(m[name]) for m in (expected, found)), rtol=1e-5, err_msg=name)
+  jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-6), other.params, one.params)
+
+
+def test_sampled_rows_count_in_the_divergence_alone(rng):
+  b = {**batch(rng), "sampled": rng.random(16) > 0.5}
+  student, teacher, taught, _, _ = setup(objectives.weighted(soft=(1.0, objectives.tokens())))
+  params = student.init(jax.random.key(0), b).params
+  outputs = student.apply(params, {}, b, train=True, key=None)[0]
+  t = teacher.apply(*taught, b, train=False, key=None)[0]
+
+  def mean(term, batch):
+    (values, where), _ = term.apply({}, {}, outputs, t, batch, step=0, key=None, axis_name=None)
+    return reduce.mean(values, where)
+
+  known = (b["label"] >= 0) & b["where"][:, None]
+  true = known & ~b["sampled"][:, None]
+  log_q, log_p = (np.float64(jax.nn.log_softmax(logits_of(x))) for x in (outputs, t))
+  kl = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+  hard = -np.take_along_axis(log_q, np.maximum(b["label"], 0)[..., None], -1)[..., 0]
+  expected = (kl * known + 0.5 * hard * true).sum() / known.sum()
+  np.testing.assert_allclose(mean(objectives.tokens(label_weight=0.5), b), expected, rtol=1e-5)
+  np.testing.assert_allclose(mean(objectives.next_tokens(), b), hard[true].mean(), rtol=1e-5)
+  for wrong in (b["sampled"].astype(np.int32), known):
+    with pytest.raises(ValueError, match=r"sampled: expected rows, bool \(16,\), got"):
+      mean(objectives.next_tokens(), {**b, "sampled": wrong})
+
+
+@pytest.mark.parametrize("memory", [BY_TOKENS, BY_CLASSES])
+@pytest.mark.parametrize("nothing", ["label", "where", "sampled"])
+def test_nothing_that_counts_is_an_empty_term_of_value_0(rng, memory, nothing):
+  rows = {
+    "label": np.full((16, LENGTH), -1, np.int32),
+    "where": np.zeros(16, bool),
+    "sampled": np.ones(16, bool),
+  }
+  b = {**batch(rng), nothing: rows[nothing]}
+  terms = {"hard": (0.5, objectives.next_tokens(memory=memory))}
+  if nothing != "sampled":
+    terms["soft"] = 1.0, objectives.tokens(label_weight=0.5, memory=memory)
+  _, _, taught, init, step = setup(objectives.weighted(**terms))
+  state = init(jax.random.key(0), b)
+  new, measured = jax.jit(step)(state, taught, b)
+  assert measured["empty"][0] == 1 and measured["nonfinite"][0] == 0
+  assert all(reduce.value(measured[name]) == 0 for name in ("loss", *terms))
+  jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
+
+
+def test_rows_without_labels_may_hold_anything(rng):
+  b = batch(rng)
+  b["label"][5] = -1
+  student, teacher, taught, _, _ = setup(objectives.weighted(soft=(1.0, objectives.tokens())))
+  params = student.init(jax.random.key(0), b).params
+  t = dict(teacher.apply(*taught, b, train=False, key=None)[0])
+  bad = {**t, "hidden": t["hidden"].at[5].set(jnp.nan)}
+
+  def loss(params, t):
+    outputs = student.apply(params, {}, b, train=True, key=None)[0]
+    term = objectives.tokens(label_weight=0.5)
+    return reduce.mean(*term.apply({}, {}, outputs, t, b, step=0, key=None, axis_name=None)[0])
+
+  good, found = (jax.value_and_grad(loss)(params, x) for x in (t, bad))
+  jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-7), found, good)
 
 
 def test_targets_of_a_few_tokens_are_learned_from(rng):

@@ -27,7 +27,8 @@ def tokens(
 
   The batch's 'label' is the next token, int [B, L]; where it is negative (padding, the end of a document) a token
   counts in neither. The mean is over the tokens that count in the whole batch, however they are padded, packed,
-  sharded or accumulated.
+  sharded or accumulated; it is 0 where none does. Rows that the batch calls 'sampled' (bool [B]: the student wrote
+  them, `models.on_policy`) have no true labels: there the cross entropy is 0, in the same mean.
 
   Args:
     divergence: 'kl', 'reverse_kl', 'jensen_shannon', 'skew_kl' or 'skew_reverse_kl' (`losses.linear_kl`) of a live
@@ -44,10 +45,10 @@ def tokens(
     raise ValueError(f"label_weight: expected a number >= 0, got {label_weight}")
   extras = {"memory": memory, **options}
 
-  def value(student, teacher, label, valid):
+  def value(student, teacher, label, valid, true):
     hidden, (kernel, bias, softcap) = _flat(student, "student")
     if label_weight:
-      extra = {"labels": jnp.maximum(label, 0).reshape(-1), "label_weights": label_weight * valid}
+      extra = {"labels": jnp.maximum(label, 0).reshape(-1), "label_weights": label_weight * true}
     else:
       extra = {}
     kept = teacher.get("logits")
@@ -86,13 +87,14 @@ def tokens(
       any_output_of(teacher, "hidden", "teacher")
     used = [{name: x[name] for name in (*STATES, "logits") if name in x} for x in (student, teacher)]
     label = jax.ShapeDtypeStruct(outputs_of(student, "hidden", "student").shape[:2], jnp.int32)
-    jax.eval_shape(lambda s, t, y: value(s, t, y, jnp.ones(y.size)), *used, label)
+    jax.eval_shape(lambda s, t, y: value(s, t, y, jnp.ones(y.size), jnp.ones(y.size)), *used, label)
     return Variables({}, {})
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name):
     del params, step, key, axis_name
     label, where = _counted(batch)
-    return _mean(value(student, teacher, label, where.reshape(-1).astype(jnp.float32)), where), state
+    weights = (x.reshape(-1).astype(jnp.float32) for x in (where, _true(batch, where)))
+    return _mean(value(student, teacher, label, *weights), where), state
 
   return Term(init, apply)
 
@@ -100,7 +102,7 @@ def tokens(
 def next_tokens(*, memory: int | None = None) -> Term:
   """Cross entropy of the student with the next tokens: a language model alone.
 
-  Outputs, labels, mean and `memory` as in `tokens`.
+  Outputs, labels, mean and `memory` as in `tokens`; rows that are 'sampled' do not count.
 
   Raises:
     ValueError: in init, hidden states or a head that are missing.
@@ -115,6 +117,7 @@ def next_tokens(*, memory: int | None = None) -> Term:
   def apply(params, state, student, teacher, batch, *, step, key, axis_name):
     del params, teacher, step, key, axis_name
     label, where = _counted(batch)
+    where = _true(batch, where)
     hidden, (kernel, bias, softcap) = _flat(student, "student")
     weights, label = where.reshape(-1).astype(jnp.float32), jnp.maximum(label, 0).reshape(-1)
     total = losses.linear_cross_entropy(
@@ -139,6 +142,16 @@ def _counted(batch: Batch):
   if label.ndim != 2 or not jnp.issubdtype(label.dtype, jnp.integer):
     raise ValueError(f"label: expected the next tokens, int [rows, tokens], got {label.dtype} {label.shape}")
   return label, valid_rows(batch, label >= 0)
+
+
+def _true(batch: Batch, where):
+  """Of the tokens that count, those whose label is true: the student did not write it."""
+  if "sampled" not in batch:
+    return where
+  sampled = jnp.asarray(batch["sampled"])
+  if sampled.dtype != jnp.bool_ or sampled.shape != where.shape[:1]:
+    raise ValueError(f"sampled: expected rows, bool {where.shape[:1]}, got {sampled.dtype} {sampled.shape}")
+  return where & ~sampled[:, None]
 
 
 def _mean(total, where):
