@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import losses, sharding
+from distill_jax.cache import headed
 from distill_jax.cache.checks import check_count, check_teacher, check_weights
-from distill_jax.cache.codecs import Codec
+from distill_jax.cache.codecs import Codec, Dense, output_of
 from distill_jax.cache.examples import examples_of
+from distill_jax.cache.headed import Headed
 from distill_jax.cache.predictor import make_answers
 from distill_jax.cache.reader import Cache
 from distill_jax.cache.sparse import Samples, TopK
@@ -85,7 +87,7 @@ def verify(
     taught, _ = answers(variables, batch)
     kept = cache.model.apply({}, {}, batch, train=False, key=None)[0]
     return {
-      name: _compare(codec, kept[name], taught[name], batch, name == "logits")
+      name: _compare(codec, kept[name], taught[name], batch, output_of(name) == "logits")
       for name, (codec, _) in cache.outputs.items()
     }
 
@@ -103,8 +105,21 @@ def verify(
 def _compare(codec: Codec, kept, taught, batch: Batch, is_logits: bool) -> dict[str, jax.Array]:
   """Per row [B]: 'difference', and of logits 'kl' and 'top1'."""
   if isinstance(codec, Samples):
-    again = codec.decode(codec.encode(taught, batch), taught)
+    again = codec.decode(headed.encode(codec, taught, batch)[0], taught)
     return {"difference": _per_row(jnp.mean, kept.indices != again.indices)}
+  if not isinstance(taught, Headed):
+    return _compare_arrays(codec, kept, taught, is_logits)
+
+  def of_tokens(logits, first, kept):
+    del first
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (kept, logits))
+    return {name: x.reshape(logits.shape[:2]) for name, x in _compare_arrays(codec, *flat, is_logits).items()}
+
+  found = headed.by_tokens(of_tokens, taught, kept)
+  return {name: _per_row(jnp.max if name == "difference" else jnp.mean, x) for name, x in found.items()}
+
+
+def _compare_arrays(codec: Dense | TopK, kept, taught, is_logits: bool) -> dict[str, jax.Array]:
   taught = taught.astype(jnp.float32)
   if isinstance(codec, TopK):
     log_p = jax.nn.log_softmax(taught / codec.temperature)

@@ -1,6 +1,7 @@
 """Arguments that do not fit, refused before anything is computed."""
 
 import operator
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,7 +59,11 @@ def check_weights(teacher: Model, variables: Variables, arrays: Mapping[str, Any
 
 
 def check_outputs(outputs: Any) -> dict[str, Codec]:
-  """The outputs to keep: one at least, each with its codec; None stands for float16 logits."""
+  """The outputs to keep: one at least, each with its codec; None stands for float16 logits.
+
+  Raises:
+    ValueError: none, no mapping, no codec, or a name that cannot be kept.
+  """
   if outputs is None:
     return {"logits": Dense()}
   example = "such as {'logits': Dense('float16')}"
@@ -71,6 +76,10 @@ def check_outputs(outputs: Any) -> dict[str, Codec]:
   for name, codec in outputs.items():
     if not isinstance(codec, Codec):
       raise ValueError(f"outputs[{name!r}]: expected Dense, TopK or Samples, got {codec!r}")
+    if "@" in name and not re.fullmatch(r"[^@]+@[\w-]+", name):
+      raise ValueError(
+        f"outputs[{name!r}]: expected letters, digits, '_' or '-' after the one '@', as in 'logits@top8'"
+      )
   return dict(outputs)
 
 

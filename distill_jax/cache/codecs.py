@@ -49,9 +49,9 @@ class Dense:
     layout = {"values": (np.dtype(DENSE[self.dtype]), rows)}
     return layout | ({"scale": (np.dtype(np.float32), rows[:-1])} if self.dtype == "int8" else {})
 
-  def encode(self, output, batch: Batch) -> dict[str, jax.Array]:
+  def encode(self, output, batch: Batch, *, first=0) -> dict[str, jax.Array]:
     """The columns, each [B, ...]."""
-    del batch
+    del batch, first
     if self.dtype == "int8":
       x = output.astype(jnp.float32)
       exists = x > -jnp.inf
@@ -79,6 +79,15 @@ class Dense:
 
 
 Codec = Dense | TopK | Samples
+
+
+def output_of(name: str) -> str:
+  """The teacher's output that is kept under a name: what stands before '@', so that one may be kept in several ways.
+
+  >>> output_of("logits@top8")
+  'logits'
+  """
+  return name.partition("@")[0]
 
 
 def spec(codec: Codec) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import PIL.Image
 
+from distill_jax.cache.codecs import output_of
 from distill_jax.data.crops import Crop
 from distill_jax.fingerprint import fingerprint
 from distill_jax.teachers import CACHED
@@ -84,10 +85,16 @@ def teacher(
     arrays: examples [N, ...]; only shapes and dtypes are used.
     description: plain values that json can hold, for what neither weights nor answers show.
   """
-  chosen = sorted(outputs)
   batch = _probe_batch(arrays)
-  said = jax.jit(lambda v, b: model.apply(*v, b, train=False, key=None)[0])(tuple(variables), batch)
-  answers = _numbers({"id": batch["id"]} | {name: said[name] for name in chosen if name in said})
+
+  @jax.jit
+  def answer(variables, batch):
+    said = model.apply(*variables, batch, train=False, key=None)[0]
+    # Hidden states stand for logits that are not given: those of all probes may not fit.
+    chosen = {name if name in said else "hidden" for name in map(output_of, outputs)}
+    return {name: said[name] for name in chosen if name in said}
+
+  answers = _numbers({"id": batch["id"]} | answer(tuple(variables), batch))
   return {"weights": fingerprint(tuple(variables)), "answers": answers, **dict(description or {})}
 
 

@@ -4,9 +4,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from distill_jax import sharding
-from distill_jax.cache.codecs import Codec
+from distill_jax.cache import headed
+from distill_jax.cache.codecs import Codec, output_of
+from distill_jax.cache.headed import Headed
 from distill_jax.errors import suggest
 from distill_jax.types import Batch, Model, Outputs, Variables
 
@@ -37,12 +40,9 @@ def make_predictor(
 
   def predict(variables, batch):
     said, batch = answers(variables, batch)
-    columns = {
-      f"{name}.{part}": x
-      for name, codec in outputs.items()
-      for part, x in codec.encode(said[name], batch).items()
-    }
-    return columns, {name: codec.faults(said[name]) for name, codec in outputs.items()}
+    kept = {name: headed.encode(codec, said[name], batch) for name, codec in outputs.items()}
+    columns = {f"{name}.{part}": x for name, (parts, _) in kept.items() for part, x in parts.items()}
+    return columns, {name: found for name, (_, found) in kept.items()}
 
   compiled = jax.jit(
     predict, in_shardings=(None, sharding.by_rows(mesh)), out_shardings=sharding.by_rows(mesh)
@@ -50,21 +50,58 @@ def make_predictor(
   placed = sharding.replicate(variables, mesh)
   return Predictor(
     lambda batch: compiled(placed, jax.device_put(batch, sharding.by_rows(mesh))),
-    lambda batch: jax.eval_shape(lambda b: answers(variables, b)[0], batch),
+    lambda batch: {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype)
+      for name, x in jax.eval_shape(lambda b: answers(variables, b)[0], batch).items()
+    },
   )
 
 
 def make_answers(
   teacher: Model, outputs: Iterable[str], augment: Augment | None
 ) -> Callable[[Variables, Batch], tuple[Outputs, Batch]]:
-  """`(variables, batch) -> (what the teacher says under these names, the batch as it saw it)`."""
+  """`(variables, batch) -> (what the teacher says under these names, the batch as it saw it)`.
+
+  The names are those of the outputs, or 'output@anything'. Logits of a teacher that gives hidden states and a head are
+  `Headed`.
+  """
 
   def answers(variables, batch):
     batch = batch if augment is None else augment(batch)
     said = teacher.apply(*variables, batch, train=False, key=None)[0]
-    for name in outputs:
-      if name not in said:
-        raise ValueError(f"outputs: the teacher gives no {name!r}{suggest(name, said)}")
-    return {name: said[name] for name in outputs}, batch
+    return {name: named(said, name) for name in outputs}, batch
 
   return answers
+
+
+def named(said: Outputs, name: str):
+  """What of a teacher's outputs is kept under a name.
+
+  Raises:
+    ValueError: it does not give that.
+  """
+  output = output_of(name)
+  if output in said:
+    return said[output]
+  if output == "logits" and "hidden" in said and "head" in said:
+    return Headed(said["hidden"], said["head"])
+  raise ValueError(f"outputs: the teacher gives no {output!r}{suggest(output, said)}")
+
+
+def as_kept(teacher: Model, outputs: Mapping[str, Codec]) -> Model:
+  """The live teacher with its outputs as a cache gives them, to compare shapes before there is one.
+
+  Raises (in apply):
+    ValueError: the teacher does not give what is to be kept.
+  """
+
+  def apply(params, state, batch, *, train, key):
+    said, state = teacher.apply(params, state, batch, train=train, key=key)
+    whole = {"view": jnp.zeros(len(batch["id"]), jnp.int32), **batch}
+    kept = {}
+    for name, codec in outputs.items():
+      output = named(said, name)
+      kept[name] = codec.decode(headed.encode(codec, output, whole)[0], output)
+    return kept, state
+
+  return teacher._replace(apply=apply)

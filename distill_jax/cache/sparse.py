@@ -68,8 +68,9 @@ class TopK:
       name: (np.dtype(np.float32), tokens) for name in ("log_odds", "label_log_prob")
     }
 
-  def encode(self, output, batch: Batch) -> dict[str, jax.Array]:
+  def encode(self, output, batch: Batch, *, first=0) -> dict[str, jax.Array]:
     """The columns, each [B, ...]. The batch's 'label', integers [B, ...], is optional."""
+    del first
     classes, _ = self._check(output)
     kept = losses.top_k(output, self.k, temperature=self.temperature)
     log_mass = jax.nn.logsumexp(kept.log_probs, -1)
@@ -128,9 +129,9 @@ class TopK:
 class Samples:
   """k draws with replacement from the teacher, as `losses.sample_k`: logits [B, ..., V] -> `SparseTargets` of K = k.
 
-  The draws of an example are a function of (seed, id, view), so that they can be made again (Threefry; another kind of
-  device may round a probability differently and so, rarely, draw the neighbour). The one column, 'indices', is packed
-  to the bits that V needs: 12 draws of 128,000 classes are 28 bytes.
+  The draws of an example are a function of (seed, id, view), and of the token's place where it has tokens, so that they
+  can be made again (Threefry; another kind of device may round a probability differently and so, rarely, draw the
+  neighbour). The one column, 'indices', is packed to the bits that V needs: 12 draws of 128,000 classes are 28 bytes.
 
   Attributes:
     k: draws, at least 1; about 50 for a language model (Anshumann et al. 2025, arXiv:2503.16870).
@@ -155,8 +156,8 @@ class Samples:
     words = bits.words_of(self.k, bits.width_of(output.shape[-1]))
     return {"indices": (np.dtype(np.uint32), (*output.shape[1:-1], words))}
 
-  def encode(self, output, batch: Batch) -> dict[str, jax.Array]:
-    """The column [B, ...]. The batch has 'id' and 'view', integers [B]."""
+  def encode(self, output, batch: Batch, *, first=0) -> dict[str, jax.Array]:
+    """The column [B, ...]. The batch has 'id' and 'view', integers [B]; `first` is the place of the first token."""
     faults.check_output(output, axes=2)
     missing = sorted({"id", "view"} - set(batch))
     if missing:
@@ -164,9 +165,16 @@ class Samples:
     # No id is so large: a key that augmentation with the same seed never folds to.
     base = jax.random.fold_in(jax.random.key(self.seed, impl="threefry2x32"), 2**32 - 1)
 
+    def draw(key, logits):
+      return losses.sample_k(key, logits, self.k, temperature=self.temperature).indices
+
     def one(logits, id, view):
       key = jax.random.fold_in(jax.random.fold_in(base, id), view)
-      return losses.sample_k(key, logits, self.k, temperature=self.temperature).indices
+      if logits.ndim == 1:
+        return draw(key, logits)
+      tokens = logits.reshape(-1, logits.shape[-1])
+      keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(len(tokens)))
+      return jax.vmap(draw)(keys, tokens).reshape(*logits.shape[:-1], self.k)
 
     drawn = jax.vmap(one)(output, batch["id"], batch["view"])
     return {"indices": bits.pack(drawn, bits.width_of(output.shape[-1]))}

@@ -1,0 +1,78 @@
+"""Logits of a language model that gives hidden states and a head: made a few tokens at a time, never held whole."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.cache.codecs import Codec
+from distill_jax.models import decoder
+from distill_jax.types import Batch
+
+MEMORY = 2**26  # bytes of logits at a time, over all devices; one token of each row at least
+
+
+class Headed(NamedTuple):
+  """Logits [B, L, V] that are not made: 'hidden' [B, L, W] and 'head' = (kernel [W, V], bias, softcap)."""
+
+  hidden: jax.Array
+  head: tuple[jax.Array, Any, Any]
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return (*self.hidden.shape[:-1], self.head[0].shape[-1])
+
+  @property
+  def dtype(self) -> jnp.dtype:
+    return jnp.dtype(jnp.float32)
+
+
+def encode(codec: Codec, output, batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
+  """A codec's columns [B, ...] and faults [B] of an output, or of what is `Headed`: equal to those of its logits."""
+  if not isinstance(output, Headed):
+    return codec.encode(output, batch), codec.faults(output)
+  label = batch.get("label")
+  known = {} if label is None or label.shape != output.shape[:2] else {"label": label}
+
+  def part(logits, first, known):
+    columns = codec.encode(logits, {**batch, "label": None, **known}, first=first)
+    per_token = codec.faults(logits.reshape(-1, 1, logits.shape[-1]))
+    return columns, per_token.reshape(logits.shape[:2])
+
+  columns, found = by_tokens(part, output, known)
+  # Of several faults the one that comes first, as `faults` has them.
+  least = jnp.where(found > 0, found, 255).min(1)
+  return columns, jnp.where(least < 255, least, 0).astype(jnp.uint8)
+
+
+def by_tokens(part: Callable[..., Any], output: Headed, *trees):
+  """`part(logits [B, N, V], first, *trees)` of N tokens of each row at a time, `first` being the first one's place.
+
+  Args:
+    part: gives a tree of arrays [B, N, ...].
+    output: of L tokens a row.
+    trees: of arrays [B, L, ...]; `part` gets its N of them.
+
+  Returns:
+    What `part` gives for all tokens, [B, L, ...].
+  """
+  rows, length, classes = output.shape
+  size = min(max(1, MEMORY // (4 * rows * classes)), length)
+  count = -(-length // size)
+
+  # Along tokens: rows are spread over devices.
+  def split(x):
+    padded = jnp.pad(x, [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(padded.reshape(rows, count, size, *x.shape[2:]), 1, 0)
+
+  def one(piece):
+    first, hidden, own = piece
+    with jax.default_matmul_precision("highest"):  # as in the losses
+      logits = decoder.logits({"hidden": hidden, "head": output.head})
+    return part(logits, first, *own)
+
+  pieces = jax.lax.map(one, (size * jnp.arange(count), *jax.tree.map(split, (output.hidden, trees))))
+  return jax.tree.map(
+    lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, count * size, *x.shape[3:])[:, :length], pieces
+  )
