@@ -24,7 +24,7 @@ def generate(
     lengths: int [B]: of the prompts, in [1, S].
     most: how many tokens to add to a row at most, a scalar that may be traced; rows are full at S.
     temperature: a scalar >= 0, may be traced; 0 takes the most probable token.
-    key: a PRNG key; None only at temperature 0.
+    key: a PRNG key, or one for each row [B], whose draws then depend on no other row; None only at temperature 0.
     stop: the token after which a row ends, or None.
 
   Returns:
@@ -32,6 +32,8 @@ def generate(
   """
   rows, size = tokens.shape
   key = jax.random.key(0) if key is None else key
+  one_a_row = key.ndim == 1 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+  keys = key if one_a_row else jax.random.split(key, rows)
   places = jnp.arange(size)
   tokens = jnp.where(places < lengths[:, None], tokens, 0).astype(jnp.int32)
   out, cache = decoder.extend(tokens, jnp.zeros(rows, jnp.int32), decoder.empty_cache(rows, size))
@@ -43,7 +45,7 @@ def generate(
 
   def add(state):
     i, tokens, lengths, z, done, cache = state
-    new = _draw(jax.random.fold_in(key, i), z, temperature)
+    new = _draw(jax.vmap(jax.random.fold_in, (0, None))(keys, i), z, temperature)
     tokens = jnp.where((places == lengths[:, None]) & ~done[:, None], new[:, None], tokens)
     ended = done if stop is None else done | (new == stop)
     out, cache = decoder.extend(new[:, None], jnp.minimum(lengths, size - 1), cache)
@@ -55,8 +57,8 @@ def generate(
   return tokens, lengths
 
 
-def _draw(key, z, temperature) -> jax.Array:
-  drawn = jax.random.categorical(key, z / jnp.where(temperature > 0, temperature, 1))
+def _draw(keys, z, temperature) -> jax.Array:
+  drawn = jax.vmap(jax.random.categorical)(keys, z / jnp.where(temperature > 0, temperature, 1))
   return jnp.where(temperature > 0, drawn, z.argmax(-1)).astype(jnp.int32)
 
 

@@ -28,7 +28,7 @@ from distill_jax.train.keeper import Keeper, student_of
 from distill_jax.train.log import Log, fetch
 from distill_jax.train.placing import compiled, evaluator, frozen, spacious
 from distill_jax.train.profile import Profile
-from distill_jax.train.step import make_init, make_train_step
+from distill_jax.train.step import check_live, make_init, make_train_step
 from distill_jax.types import Batch, Model, Objective, TrainState, Variables
 
 
@@ -79,6 +79,7 @@ def fit(
   views: int = 0,
   augment: Callable[[Batch], Batch] | None = None,
   mix: Callable[[jax.Array, Batch], Batch] | None = None,
+  on_policy: Callable[[Variables, jax.Array, Batch], Batch] | None = None,
   microbatches: int = 1,
   max_skips: int = 10,
   ignore_label: int | None = None,
@@ -94,8 +95,8 @@ def fit(
   Where several processes train together (`hosts.join`), each makes the same call.
 
   Args:
-    student, teacher, objective, optimizer, augment, mix, microbatches: as in `make_train_step`. A teacher may also be
-      a `cache.Cache` of the same examples, augmentation and views: its outputs join the batches.
+    student, teacher, objective, optimizer, augment, mix, on_policy, microbatches: as in `make_train_step`. A teacher
+      may also be a `cache.Cache` of the same examples, augmentation and views: its outputs join the batches.
     source: the training examples; or your own pipeline, a function `start step -> iterable of batches` (dicts
       of host arrays of `batch_size` rows), which must give the same batches again to a run that resumes. Where
       several processes share a batch, it gives the rows that `sharding.local_rows` names, and so does a `validation`
@@ -157,6 +158,8 @@ def fit(
   example = next(iter(batches_of(source, batch_size, seed, views, None, ignore_label, cached, rows)(0)), None)
   if example is None:
     raise ValueError("the source gives no batch")
+  if on_policy is not None:
+    check_live(example)
   if rows is not None:
     example = {name: np.resize(x, (batch_size, *x.shape[1:])) for name, x in example.items()}
   if teacher_variables is not None and teacher is not None:
@@ -174,7 +177,14 @@ def fit(
   state = sharding.place(state, mesh, placement)
   step_fn = compiled(
     make_train_step(
-      student, teacher, objective, optimizer, microbatches=microbatches, augment=augment, mix=mix
+      student,
+      teacher,
+      objective,
+      optimizer,
+      microbatches=microbatches,
+      augment=augment,
+      mix=mix,
+      on_policy=on_policy,
     ),
     mesh,
     placement,

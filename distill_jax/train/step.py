@@ -58,6 +58,7 @@ def make_train_step(
   microbatches: int = 1,
   augment: Callable[[Batch], Batch] | None = None,
   mix: Callable[[jax.Array, Batch], Batch] | None = None,
+  on_policy: Callable[[Variables, jax.Array, Batch], Batch] | None = None,
 ) -> Step:
   """A pure step `(state, teacher_variables, batch) -> (state, metrics)`; jit it, donating the state.
 
@@ -74,6 +75,9 @@ def make_train_step(
     augment: `batch -> batch`, a function of ids and views (`data.augmentation`); applied first, so teacher and
       student see the same view.
     mix: `(key, batch) -> batch`, mixes rows (`data.mixup`); applied after `augment`.
+    on_policy: `(student Variables, key, batch) -> batch`, puts the student's own samples in the place of some rows
+      (`models.on_policy.resample`), for the teacher to judge; applied to the whole batch, after `mix`, and not
+      differentiated. The key is the same on all devices: rows are told apart by their ids.
 
   The step's arguments:
     state: from `make_init`.
@@ -88,6 +92,8 @@ def make_train_step(
   """
   if microbatches < 1:
     raise ValueError(f"microbatches: expected an integer >= 1, got {microbatches}")
+  if on_policy is not None and teacher is None:
+    raise ValueError("on_policy: there is no teacher to judge what the student samples")
 
   def teach(state: TrainState, teacher_variables, batch: Batch) -> Outputs:
     if teacher is None:
@@ -142,7 +148,8 @@ def make_train_step(
 
   def step(state: TrainState, teacher_variables, batch: Batch):
     _check_rows(batch, microbatches)
-    mix_key, student_key, objective_key = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
+    step_key = jax.random.fold_in(state.key, state.step)
+    mix_key, student_key, objective_key = jax.random.split(step_key, 3)
     if axis_name is not None:
       # Devices draw different dropout masks; what the objective draws (negatives, masks) is the same on all.
       mix_key, student_key = (
@@ -154,6 +161,10 @@ def make_train_step(
       batch = augment(batch)
     if mix is not None:
       batch = mix(mix_key, batch)
+    if on_policy is not None:
+      check_live(batch)
+      variables = Variables(state.params["student"], state.model_state["student"])
+      batch = on_policy(variables, jax.random.fold_in(step_key, 3), batch)
     params = state.params
     if axis_name is not None:
       # Or shard_map would sum their gradients over devices behind our back when it checks replication.
@@ -202,6 +213,16 @@ def make_train_step(
     return TrainState(state.step + 1, state.key, params, model_state, opt_state, average, skips), measured
 
   return step
+
+
+def check_live(batch: Batch) -> None:
+  """Refuses what a cached teacher said as the judgement of sequences that are sampled in the step."""
+  cached = sorted(name for name in batch if name.startswith("teacher/"))
+  if cached:
+    raise ValueError(
+      f"on_policy: {cached[0]!r} holds what the teacher said about the batch's own sequences, not about the student's "
+      "samples: use a live teacher"
+    )
 
 
 def make_eval_step(student: Model, teacher: Model | None = None) -> Callable[..., dict[str, Any]]:

@@ -1,0 +1,245 @@
+"""Rows that the student samples, against the uncached network and a row-by-row reading of the rules; and in a step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from distill_jax import data, losses, objectives, reduce
+from distill_jax.data import text
+from distill_jax.models import from_nnx
+from distill_jax.models.decoder import Decoder, logits
+from distill_jax.models.on_policy import resample
+from distill_jax.train import fit, make_init, make_train_step
+from distill_jax.types import Variables
+
+VOCABULARY, LENGTH, END = 16, 12, 15
+INPUTS = ("tokens", "segments", "positions")
+
+
+def make(rngs, width=8, **options):
+  return Decoder(VOCABULARY, width, 1, 2, length=LENGTH, **options, rngs=rngs)
+
+
+STUDENT = from_nnx(make, inputs=INPUTS)
+TEACHER = from_nnx(lambda rngs: make(rngs, 16), inputs=INPUTS)
+
+
+def far(model, seed):
+  """Weights far from their small beginnings: every token has its own probabilities."""
+  leaves, structure = jax.tree.flatten(model.init(jax.random.key(seed), {}))
+  keys = jax.random.split(jax.random.key(seed), len(leaves))
+  return jax.tree.unflatten(structure, [x + jax.random.normal(k, x.shape) / 2 for k, x in zip(keys, leaves)])
+
+
+def packed(rows=16, seed=0):
+  """Documents of 2 to 20 tokens in rows of 12; the last row is filled up."""
+  rng = np.random.default_rng(seed)
+  documents = [rng.integers(0, END, rng.integers(2, 21)) for _ in range(2 * rows)]
+  tokenizer = text.BYTES._replace(size=VOCABULARY, end=END)
+  source = text.pack(documents, length=LENGTH, tokenizer=tokenizer)
+  return {name: x[-rows:].copy() for name, x in source.arrays.items()}
+
+
+def by_hand(student, batch, new, prompt, stop):
+  """What the rules say of the row, told from its tokens: segments, positions, labels; and that they are greedy."""
+  tokens, segments = new["tokens"], batch["segments"]
+  kept = min(prompt, next((i for i, s in enumerate(segments) if s != segments[0]), LENGTH))
+  np.testing.assert_array_equal(tokens[:kept], batch["tokens"][:kept])
+  end = next((i + 1 for i in range(kept, LENGTH) if tokens[i] == stop), LENGTH)
+  whole = {
+    "tokens": tokens[None, :end],
+    "segments": np.zeros((1, end), int),
+    "positions": np.arange(end)[None],
+  }
+  outputs = STUDENT.apply(*student, whole, train=False, key=None)[0]
+  greedy = np.asarray(logits(outputs)[0]).argmax(-1)
+  np.testing.assert_array_equal(tokens[kept:end], greedy[kept - 1 : end - 1])
+  label = [-1] * (kept - 1) + list(tokens[kept:end]) + [-1] * (LENGTH - end + 1)
+  np.testing.assert_array_equal(new["label"], label)
+  np.testing.assert_array_equal(new["segments"], [segments[0]] * end + [-1] * (LENGTH - end))
+  np.testing.assert_array_equal(new["positions"], [*range(end)] + [0] * (LENGTH - end))
+  return end
+
+
+@pytest.mark.parametrize("prompt", [1, 0.5])
+def test_rows_are_those_that_the_rules_tell(prompt):
+  student, batch = far(STUDENT, 3), packed()
+  on_policy = resample(make, share=0.75, prompt=prompt, temperature=0, stop=4)
+  new = jax.device_get(jax.jit(on_policy)(student, jax.random.key(0), batch))
+  assert new["sampled"].sum() == 12 and set(new) == {*batch, "sampled"}
+  ends = []
+  for i in range(16):
+    old, now = ({n: x[i] for n, x in rows.items()} for rows in (batch, new))
+    if new["sampled"][i]:
+      ends.append(by_hand(student, old, now, 1 if prompt == 1 else LENGTH // 2, stop=4))
+    else:
+      jax.tree.map(np.testing.assert_array_equal, old, {n: now[n] for n in old})
+  assert min(ends) < LENGTH == max(ends)
+
+
+def test_tokens_follow_the_student_and_the_key():
+  student, rows = far(STUDENT, 3), 4096
+  batch = {
+    "id": np.arange(rows),
+    "tokens": np.full((rows, 3), 7, np.int32),
+    "label": np.zeros((rows, 3), int),
+  }
+  on_policy = jax.jit(resample(make, share=1, prompt=2, temperature=2.0))
+  new = on_policy(student, jax.random.key(0), batch)
+  segments = {"segments": np.zeros((1, 2), int), "positions": np.arange(2)[None]}
+  outputs = STUDENT.apply(*student, {"tokens": np.full((1, 2), 7), **segments}, train=False, key=None)[0]
+  expected = jax.nn.softmax(logits(outputs)[0, -1] / 2)
+  share = np.bincount(new["tokens"][:, 2], minlength=VOCABULARY) / rows
+  np.testing.assert_allclose(share, expected, atol=4 * np.sqrt(0.25 / rows))
+  order = np.random.default_rng(0).permutation(rows)
+  shuffled = on_policy(student, jax.random.key(0), {n: x[order] for n, x in batch.items()})
+  np.testing.assert_array_equal(shuffled["tokens"], new["tokens"][order])  # drawn by id
+  other = on_policy(student, jax.random.key(1), batch)
+  assert (other["tokens"] != new["tokens"]).any()
+
+
+def test_every_row_is_chosen_as_often_as_the_share_says():
+  batch, chosen = packed(6), jnp.zeros(6)
+  on_policy = jax.jit(resample(make, share=1 / 3, prompt=1))
+  student = far(STUDENT, 3)
+  for i in range(200):
+    chosen += on_policy(student, jax.random.key(i), batch)["sampled"]
+  assert chosen.sum() == 400
+  np.testing.assert_allclose(chosen / 200, 1 / 3, atol=4 * np.sqrt(2 / 9 / 200))
+
+
+def test_rows_without_a_document_and_a_share_of_none_stay_as_they_are():
+  student, batch = far(STUDENT, 3), packed()
+  batch["segments"][[2, 5]] = -1
+  new = resample(make, share=1.0, prompt=3)(student, jax.random.key(0), batch)
+  np.testing.assert_array_equal(np.flatnonzero(~new["sampled"]), [2, 5])
+  np.testing.assert_array_equal(new["tokens"][jnp.array([2, 5])], batch["tokens"][[2, 5]])
+  none = resample(make, share=0, prompt=3)(student, jax.random.key(0), batch)
+  assert not none.pop("sampled").any()
+  jax.tree.map(np.testing.assert_array_equal, none, batch)
+
+
+def setup(**kwargs):
+  student, taught = far(STUDENT, 3), far(TEACHER, 4)
+  goal = objectives.weighted(
+    soft=(1.0, objectives.tokens("jensen_shannon", label_weight=0.3)), own=(0.5, objectives.next_tokens())
+  )
+  on_policy = resample(make, share=0.5, prompt=4, stop=END)
+  parts = STUDENT, TEACHER, goal, optax.sgd(0.1)
+  state = make_init(*parts)(jax.random.key(0), packed())
+  state = state._replace(params={**state.params, "student": student.params})
+  return state, taught, make_train_step(*parts, on_policy=on_policy, **kwargs), on_policy
+
+
+def same(a, b, tolerance=1e-5):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+
+
+@pytest.fixture(scope="module")
+def one():
+  """A step on one device."""
+  state, taught, step, _ = setup()
+  return jax.jit(step)(state, taught, packed())
+
+
+def test_the_step_is_gkd_and_labels_of_samples_do_not_count(one):
+  state, taught, _, on_policy = setup()
+  student = Variables(state.params["student"], {})
+  key = jax.random.fold_in(jax.random.fold_in(state.key, 0), 3)
+  batch = on_policy(student, key, packed())
+  known, true = batch["label"] >= 0, ~batch["sampled"][:, None]
+
+  def loss(params):
+    z = logits(STUDENT.apply(params, {}, batch, train=True, key=None)[0])
+    t = logits(TEACHER.apply(*taught, batch, train=False, key=None)[0])
+    soft = losses.jensen_shannon(z, t)
+    hard = optax.softmax_cross_entropy_with_integer_labels(z, jnp.maximum(batch["label"], 0))
+    both = jnp.where(known, soft + 0.3 * jnp.where(true, hard, 0), 0).sum() / known.sum()
+    return both + 0.5 * jnp.where(known & true, hard, 0).sum() / (known & true).sum()
+
+  expected, grads = jax.value_and_grad(loss)(student.params)
+  new, measured = one
+  np.testing.assert_allclose(reduce.value(measured["loss"]), expected, rtol=1e-5)
+  same(new.params["student"], jax.tree.map(lambda p, g: p - 0.1 * g, student.params, grads))
+
+
+@pytest.mark.parametrize("how", ["sharded", "shard_map", "microbatches"])
+def test_devices_and_microbatches_sample_the_same(one, mesh, how):
+  state, taught, step, _ = setup()
+  batch = packed()
+  if how == "sharded":
+    batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+  elif how == "shard_map":
+    whole, rows = PartitionSpec(), PartitionSpec("data")
+    step = jax.shard_map(
+      setup(axis_name="data")[2], mesh=mesh, in_specs=(whole, whole, rows), out_specs=whole, check_vma=True
+    )
+  else:
+    step = setup(microbatches=2)[2]
+  found, again = jax.jit(step)(state, taught, batch)
+  same(found.params, one[0].params)
+  same(*(reduce.value(m["loss"]) for m in (again, one[1])))
+
+
+def train(folder=None, steps=4, **arrays):
+  arrays = {**packed(32), "id": np.arange(32), **arrays}
+  return fit(
+    STUDENT,
+    TEACHER,
+    objectives.weighted(soft=(1.0, objectives.tokens("reverse_kl"))),
+    optax.adam(1e-2),
+    data.Source(arrays, VOCABULARY, name="text", ignore_label=data.UNLABELLED),
+    steps=steps,
+    batch_size=16,
+    teacher_variables=far(TEACHER, 4),
+    on_policy=resample(make, share=0.5, prompt=4, stop=END),
+    folder=folder,
+    eval_every=2,
+    progress=False,
+  )
+
+
+def test_a_run_that_is_resumed_samples_what_it_would_have(tmp_path):
+  whole = train()
+  train(tmp_path, steps=2)
+  same(train(tmp_path).state.params, whole.state.params, 0)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"share": 1.5}, r"share: expected a number in \[0, 1\], got 1.5; nearest is 1"),
+    ({"share": float("nan")}, "share: .*got nan"),
+    ({"share": 0.02}, "share: 0.02 of 16 rows is not one row; nearest is 0.0625"),
+    ({"prompt": 0}, "prompt: expected at least 1 token"),
+    ({"prompt": 12}, "prompt: 12 tokens leave nothing to sample of rows of 12; at most 11"),
+    ({"prompt": 1.0}, r"prompt: a float is a share of the row, in \(0, 1\), got 1.0"),
+    ({"temperature": -1.0}, "temperature: expected a number >= 0, got -1.0"),
+    ({"stop": 16}, "stop: token 16 is outside the vocabulary of 16"),
+    ({"make": lambda rngs: nnx.Linear(2, 3, rngs=rngs)}, "make: .* Decoder, got a Linear"),
+    ({"make": lambda rngs: Decoder(16, 8, 1, 2, length=8, rngs=rngs)}, "longer than the model's length=8"),
+  ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+  settings = {"make": make, "share": 0.5, "prompt": 4, **change}
+  with pytest.raises(ValueError, match=message):
+    resample(settings.pop("make"), **settings)(far(STUDENT, 3), jax.random.key(0), packed())
+
+
+def test_batches_that_lack_entries_or_have_a_cached_teachers_are_refused():
+  state, taught, step, on_policy = setup()
+  batch = packed()
+  with pytest.raises(ValueError, match="no entry 'id'"):
+    on_policy(far(STUDENT, 3), jax.random.key(0), {n: x for n, x in batch.items() if n != "id"})
+  with pytest.raises(ValueError, match="entries of one shape"):
+    on_policy(far(STUDENT, 3), jax.random.key(0), {**batch, "label": batch["label"][:, 0]})
+  with pytest.raises(ValueError, match="'teacher/logits' holds what the teacher said .*use a live teacher"):
+    step(state, taught, {**batch, "teacher/logits": np.zeros((16, LENGTH, 3))})
+  with pytest.raises(ValueError, match="no teacher to judge"):
+    make_train_step(STUDENT, None, objectives.next_tokens(), optax.sgd(1), on_policy=on_policy)
+  with pytest.raises(ValueError, match="use a live teacher"):
+    train(**{"teacher/logits": np.zeros((32, LENGTH, 3), np.float32)})
