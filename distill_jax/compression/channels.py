@@ -1,14 +1,14 @@
-"""Pruning of whole channels while training: as `prune`, with one mask for all arrays of a group.
+"""Pruning of whole channels, neurons or heads while training: as `prune`, with one mask for all arrays of a group.
 
     def groups(params):
       return under("student", groups_of(params["student"]))
 
     prune_channels(optax.adamw(1e-3), groups, PolynomialSchedule(1000, 5000, 500), sparsity=0.5)
 
-`shrink` then removes the channels from the network.
+`shrink` then removes them from the network; `layers` does the same with whole residual blocks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ SCOPES = ("uniform", "global")
 def norm(params: Leaves, gradients: Leaves, group: Group) -> jax.Array:
   """The root mean square of a channel's kernels (Li et al. 2017, with the 2-norm; the mean makes widths comparable)."""
   del gradients
-  kernels = [_rows(params, slot) for slot in group.writers if params[slot[0]].ndim > 1]
+  kernels = [_rows(params, slot, group) for slot in group.writers if params[slot[0]].ndim > 1]
   return jnp.sqrt((jnp.concatenate(kernels, 1) ** 2).mean(1))
 
 
@@ -39,7 +39,7 @@ def scale(params: Leaves, gradients: Leaves, group: Group) -> jax.Array:
     ValueError: the group has none.
   """
   del gradients
-  scales = [_rows(params, slot) for slot in group.writers if slot[0].endswith("/scale")]
+  scales = [_rows(params, slot, group) for slot in group.writers if slot[0].endswith("/scale")]
   if not scales:
     raise ValueError(f"score: no batch norm writes the group, only {[name for name, _ in group.writers]}")
   return jnp.abs(jnp.concatenate(scales, 1)).mean(1)
@@ -51,7 +51,7 @@ def taylor(params: Leaves, gradients: Leaves, group: Group) -> jax.Array:
   Molchanov et al. 2019, equation 8, before the square. Batch norm makes a kernel's share 0, as the loss does not depend
   on the kernel's size, and leaves its own scale's and bias'.
   """
-  products = [_rows(params, slot) * _rows(gradients, slot) for slot in group.writers]
+  products = [_rows(params, slot, group) * _rows(gradients, slot, group) for slot in group.writers]
   return jnp.abs(jnp.concatenate(products, 1).sum(1))
 
 
@@ -109,26 +109,27 @@ def prune_channels(
     return tuple(jnp.split(whole, np.cumsum(sizes)[:-1].tolist()))
 
   def spread(masks, params):
-    return _spread(masks, params, of(params))
+    return spread_over(masks, params, of(params))
 
   return masked(inner, schedule, start=start, remake=remake, spread=spread)
 
 
-def _rows(leaves: Leaves, slot: Slot) -> jax.Array:
+def _rows(leaves: Leaves, slot: Slot, group: Group) -> jax.Array:
   """[channels, the rest of the array], float32."""
   name, axis = slot
   leaf = jnp.moveaxis(leaves[name], axis, 0)
-  return leaf.reshape(leaf.shape[0], -1).astype(jnp.promote_types(leaf.dtype, jnp.float32))
+  return leaf.reshape(group.parts or leaf.shape[0], -1).astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
-def _spread(masks: Tree, params: Tree, groups: Groups) -> Tree:
+def spread_over(masks: Iterable[jax.Array], params: Tree, groups: Groups) -> Tree:
+  """A mask for each group as masks that broadcast against the params; `optax.MaskedNode()` for those of no group."""
   found: dict[str, jax.Array] = {}
   leaves = dict(named_leaves(params))
   for mask, group in zip(masks, groups.values(), strict=True):
     for name, axis in group.writers:
       shape = [1] * leaves[name].ndim
       shape[axis] = -1
-      own = mask.reshape(shape)
+      own = mask.repeat(leaves[name].shape[axis] // mask.size).reshape(shape)
       found[name] = found[name] & own if name in found else own
   masked_leaves = [found.get(name, optax.MaskedNode()) for name in leaves]
   return jax.tree.unflatten(jax.tree.structure(params), masked_leaves)

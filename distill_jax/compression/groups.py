@@ -1,4 +1,4 @@
-"""Which axes of which parameters belong to the same channels, so that channels can be pruned and removed."""
+"""Which axes of which parameters belong to the same channels, neurons or heads: to be pruned, and removed."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,45 +13,55 @@ Slot = tuple[str, int]
 
 
 class Group(NamedTuple):
-  """Channels (or neurons) of one width.
+  """Channels (or neurons, or heads) of one width.
 
   Attributes:
     writers: parameters that make them. A channel is dead, zero for every input, if all of its slices of these are
       zero: kernels, biases, and the scales and biases of batch norm before a ReLU or a sum with channels of the group.
     readers: parameters that are multiplied with them.
     state: what else has a number for each of them: running statistics, in the tree of the model's state.
+    parts: how many there are where an array has several neighbouring numbers for each, as heads have; an axis is
+      divided into so many equal parts. None: one number for each.
   """
 
   writers: tuple[Slot, ...]
   readers: tuple[Slot, ...]
   state: tuple[Slot, ...] = ()
+  parts: int | None = None
 
 
 Groups = Mapping[str, Group]
 
 
-def groups_of(params: Tree) -> dict[str, Group]:
-  """The groups of our `MLP`, `CNN`, `VGG` and `ResNet`, by the layer that makes the channels.
+def groups_of(params: Tree, *, head_width: int | None = None) -> dict[str, Group]:
+  """The groups of our networks, by the layer that makes the channels.
 
   In a `ResNet` the channels between the two convolutions of a block are a group, and so is the sum that blocks of one
   width add to, with all that writes it and reads it. (The mean over the map, pooling and dropout keep zeros.)
 
+  In a `Decoder` and a `ViT` the heads of each block are a group, a head of keys and values with all the queries that
+  look at it, and the inner neurons another. The width that blocks add to is none: norms divide by it, zeros or not.
+  Blocks as a whole are `layers.layers_of`.
+
   Args:
     params: of the network: arrays, or `ShapeDtypeStruct`s.
+    head_width: of a transformer, numbers of a head: its arrays do not tell.
 
   Raises:
-    ValueError: another network; then write its groups down.
+    ValueError: another network; then write its groups down. Or a head_width that is missing or does not divide.
   """
   names = [name for name, _ in named_leaves(params)]
+  if "blocks/0/query/kernel" in names:
+    return _transformer(params, head_width)
   if "stem/kernel" in names and not any(re.search(r"shortcut/kernel$", name) for name in names):
     return _residual(names)
   kernels = sorted(
-    (n for n in names if re.fullmatch(r"(blocks|hidden)/[\d/]+(conv/)?kernel", n)), key=_natural
+    (n for n in names if re.fullmatch(r"(blocks|hidden)/[\d/]+(conv/)?kernel", n)), key=natural
   )
   if not kernels or "head/kernel" not in names:
     raise ValueError(
-      "groups_of knows MLP, CNN, VGG and ResNet; give a Group for each width of another network. Its leaves are "
-      f"{', '.join(names[:8])}, ..."
+      "groups_of knows MLP, CNN, VGG, ResNet, Decoder and ViT; give a Group for each width of another network. Its "
+      f"leaves are {', '.join(names[:8])}, ..."
     )
   layers = [kernel.removesuffix("/kernel") for kernel in kernels]
   return {
@@ -66,7 +76,7 @@ def under(prefix: str, groups: Groups) -> dict[str, Group]:
   def moved(slots: Iterable[Slot]) -> tuple[Slot, ...]:
     return tuple((f"{prefix}/{name}", axis) for name, axis in slots)
 
-  return {name: Group(moved(g.writers), moved(g.readers), moved(g.state)) for name, g in groups.items()}
+  return {n: Group(moved(g.writers), moved(g.readers), moved(g.state), g.parts) for n, g in groups.items()}
 
 
 def widths(groups: Groups, params: Tree) -> dict[str, int]:
@@ -74,30 +84,58 @@ def widths(groups: Groups, params: Tree) -> dict[str, int]:
 
   Raises:
     ValueError: there are no groups, a group names no writer, an array or an axis that is not there, or arrays that
-      differ in their number of channels.
+      differ in their number of channels, or do not divide into `parts`.
   """
   if not groups:
     raise ValueError("groups: expected at least one")
   shapes = {name: leaf.shape for name, leaf in named_leaves(params)}
   found = {}
-  for group, (writers, readers, _) in groups.items():
+  for name, group in groups.items():
     sizes = {}
-    for name, axis in (*writers, *readers):
-      if name not in shapes:
-        raise ValueError(f"group {group!r}: there is no {name!r}{suggest(name, shapes)}")
-      if not -len(shapes[name]) <= axis < len(shapes[name]):
-        raise ValueError(f"group {group!r}: {name} {list(shapes[name])} has no axis {axis}")
-      sizes[f"{name}, axis {axis}"] = shapes[name][axis]
-    if not writers or len(set(sizes.values())) > 1:
+    for path, axis in (*group.writers, *group.readers):
+      if path not in shapes:
+        raise ValueError(f"group {name!r}: there is no {path!r}{suggest(path, shapes)}")
+      if not -len(shapes[path]) <= axis < len(shapes[path]):
+        raise ValueError(f"group {name!r}: {path} {list(shapes[path])} has no axis {axis}")
+      sizes[f"{path}, axis {axis}"] = shapes[path][axis]
+    if group.parts is not None:
+      _check_parts(name, group.parts, sizes)
+    elif not group.writers or len(set(sizes.values())) > 1:
       raise ValueError(
-        f"group {group!r}: expected writers, and arrays with as many channels each, got {sizes}"
+        f"group {name!r}: expected writers, and arrays with as many channels each, got {sizes}"
       )
-    found[group] = next(iter(sizes.values()))
+    found[name] = group.parts or next(iter(sizes.values()))
   return found
 
 
+def _check_parts(name: str, parts: int, sizes: Mapping[str, int]) -> None:
+  if parts < 1 or not sizes or any(size % parts for size in sizes.values()):
+    raise ValueError(
+      f"group {name!r}: expected arrays that divide into parts={parts} equal parts, got {sizes}"
+    )
+
+
+def _transformer(params: Tree, head_width: int | None) -> dict[str, Group]:
+  shapes = {name: leaf.shape for name, leaf in named_leaves(params)}
+  blocks = sorted({m[0] for n in shapes if (m := re.match(r"blocks/\d+", n))}, key=natural)
+  groups = {}
+  for block in blocks:
+    size = shapes[f"{block}/key/kernel"][-1]
+    if head_width is None or head_width < 1 or size % head_width:
+      raise ValueError(
+        f"head_width: expected the numbers of a head, a divisor of the {size} of {block}/key/kernel, got {head_width}"
+      )
+    heads, neurons = (f"{block}/{part}" for part in ("attention", "inner"))
+    attention = _group(
+      [*shapes], [f"{block}/{part}" for part in ("query", "key", "value")], [f"{block}/output"]
+    )
+    groups[heads] = attention._replace(parts=size // head_width)
+    groups[neurons] = _group([*shapes], [f"{block}/{part}" for part in ("gate", "up")], [f"{block}/down"])
+  return groups
+
+
 def _residual(names: Sequence[str]) -> dict[str, Group]:
-  blocks = sorted({m[0] for n in names if (m := re.match(r"stages/\d+/\d+", n))}, key=_natural)
+  blocks = sorted({m[0] for n in names if (m := re.match(r"stages/\d+/\d+", n))}, key=natural)
   groups, stream, writers, readers = {}, "stem", ["stem", "norm"], []
   for block in blocks:
     readers.append(f"{block}/conv1")
@@ -124,5 +162,6 @@ def _group(names: Sequence[str], layers: Sequence[str], readers: Sequence[str]) 
   )
 
 
-def _natural(name: str) -> list[int]:
+def natural(name: str) -> list[int]:
+  """The numbers in a path, a key to sort by."""
   return [int(number) for number in re.findall(r"\d+", name)]

@@ -1,16 +1,17 @@
-"""Channels that are dead, removed from a network: smaller arrays, the same outputs.
+"""Channels, neurons and heads that are dead, removed from a network: smaller arrays, the same outputs.
 
-A network of Flax NNX computes with arrays of any width: `model.apply(*shrink(variables, groups), batch, ...)` runs as
-it is, and so does an export. To build the smaller network, take the widths of its arrays: `groups.widths`.
+A convolutional network of Flax NNX computes with arrays of any width: `model.apply(*shrink(variables, groups), batch,
+...)` runs as it is, and so does an export. To build the smaller network, as a transformer with fewer heads must be:
+`rebuild.arguments_of`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.compression.groups import Groups, Slot, widths
+from distill_jax.compression.groups import Groups, widths
 from distill_jax.errors import suggest
 from distill_jax.fingerprint import named_leaves
 from distill_jax.types import Tree, Variables
@@ -27,7 +28,7 @@ def alive(params: Tree, groups: Groups) -> dict[str, np.ndarray]:
   for name, group in groups.items():
     for path, axis in group.writers:
       rows = np.moveaxis(np.asarray(jax.device_get(leaves[path])), axis, 0)
-      found[name] |= (rows != 0).reshape(len(rows), -1).any(1)
+      found[name] |= (rows != 0).reshape(len(found[name]), -1).any(1)
   return found
 
 
@@ -46,25 +47,22 @@ def shrink(variables: Variables, groups: Groups) -> Variables:
     ValueError: groups that are not the network's.
   """
   living = alive(variables.params, groups)
-  params = _cut(variables.params, {n: (*g.writers, *g.readers) for n, g in groups.items()}, living)
-  return Variables(params, _cut(variables.state, {n: g.state for n, g in groups.items()}, living))
+  params = _cut(variables.params, groups, living, lambda group: (*group.writers, *group.readers))
+  return Variables(params, _cut(variables.state, groups, living, lambda group: group.state))
 
 
-def _indices(mask: np.ndarray) -> np.ndarray:
-  found = np.flatnonzero(mask)
-  return found if found.size else np.zeros(1, int)
-
-
-def _cut(tree: Tree, slots: Mapping[str, tuple[Slot, ...]], living: Mapping[str, np.ndarray]) -> Tree:
+def _cut(tree: Tree, groups: Groups, living: Mapping[str, np.ndarray], slots: Callable) -> Tree:
   leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(tree)}
-  for group, found in slots.items():
-    for name, axis in found:
-      if name not in leaves:
-        raise ValueError(f"group {group!r}: there is no {name!r}{suggest(name, leaves)}")
-      shape, width = leaves[name].shape, living[group].size
-      if not -len(shape) <= axis < len(shape) or shape[axis] != width:
+  for name, group in groups.items():
+    mask = living[name] if living[name].any() else np.arange(living[name].size) == 0
+    for path, axis in slots(group):
+      if path not in leaves:
+        raise ValueError(f"group {name!r}: there is no {path!r}{suggest(path, leaves)}")
+      leaf = leaves[path]
+      size = leaf.shape[axis] if -leaf.ndim <= axis < leaf.ndim else 0
+      if not size or size % mask.size or (group.parts is None and size != mask.size):
         raise ValueError(
-          f"group {group!r}: expected {width} channels along axis {axis} of {name} {list(shape)}"
+          f"group {name!r}: expected {mask.size} channels along axis {axis} of {path} {list(leaf.shape)}"
         )
-      leaves[name] = leaves[name].take(_indices(living[group]), axis)
+      leaves[path] = leaf.compress(mask.repeat(size // mask.size), axis)
   return jax.tree.unflatten(jax.tree.structure(tree), list(map(jnp.asarray, leaves.values())))

@@ -203,9 +203,9 @@ def test_what_cannot_be_is_refused(rng):
     ValueError, match="there is no 'student/hidden/0/kernel'; did you mean 'hidden/0/kernel'"
   ):
     pruned(params, under("student", groups), sparsity=0.5)
-  with pytest.raises(ValueError, match="knows MLP, CNN, VGG and ResNet"):
+  with pytest.raises(ValueError, match="knows MLP, CNN, VGG, ResNet, Decoder and ViT"):
     groups_of({"a": jnp.ones(2)})
-  with pytest.raises(ValueError, match="knows MLP, CNN, VGG and ResNet"):
+  with pytest.raises(ValueError, match="knows MLP, CNN, VGG, ResNet, Decoder and ViT"):
     groups_of(from_nnx(lambda rngs: WideResNet(1, 10, 1, 10, rngs=rngs)).init(jax.random.key(0), {}).params)
   wrong = {"g": Group((("hidden/0/kernel", -1),), (("head/kernel", 0),))}
   with pytest.raises(ValueError, match="'hidden/0/kernel, axis -1': 16, 'head/kernel, axis 0': 12"):

@@ -1,0 +1,233 @@
+"""Pruned, shrunk, exported, loaded into a network built anew: the same outputs."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from distill_jax.compression.channels import prune_channels, taylor
+from distill_jax.compression.groups import Group, groups_of, under, widths
+from distill_jax.compression.layers import drop_layers, layers_of, prune_layers
+from distill_jax.compression.masks import PolynomialSchedule
+from distill_jax.compression.rebuild import arguments_of
+from distill_jax.compression.shrink import alive, shrink
+from distill_jax.deploy import export_stablehlo, load_stablehlo
+from distill_jax.export import export_student, load_student
+from distill_jax.models import from_nnx
+from distill_jax.models.cnn import CNN
+from distill_jax.models.decoder import Decoder
+from distill_jax.models.mlp import MLP
+from distill_jax.models.vgg import VGG
+from distill_jax.models.vit import ViT
+from distill_jax.types import Variables
+
+ONCE = PolynomialSchedule(0, 0)
+DECODER = {"kv_heads": 4, "head_width": 6, "inner": 20, "projection_bias": True, "projection_norm": True}
+DENSE = {
+  "mlp": lambda rngs: MLP(64, (16, 12), 10, rngs=rngs),
+  "cnn": lambda rngs: CNN(1, (8, 12, 16), 10, rngs=rngs),
+  "vgg": lambda rngs: VGG(1, 11, 10, width=0.125, rngs=rngs),
+  "decoder": lambda rngs: Decoder(32, 16, 2, 8, **DECODER, rngs=rngs),
+  "vit": lambda rngs: ViT(1, 8, 10, 24, 2, 4, distilled=True, rngs=rngs),
+}
+SMALL = {
+  "mlp": lambda rngs, **found: MLP(**found, rngs=rngs),
+  "cnn": lambda rngs, **found: CNN(**found, rngs=rngs),
+  "vgg": lambda rngs, **found: VGG(**found, rngs=rngs),
+  "decoder": lambda rngs, **found: Decoder(**found, rngs=rngs),
+  "vit": lambda rngs, **found: ViT(channels=1, size=8, **found, rngs=rngs),
+}
+HEADS = {"decoder": 6, "vit": 6}
+
+
+def model_of(name, make):
+  return from_nnx(make, inputs="tokens" if name == "decoder" else "image")
+
+
+def network(name, rng):
+  """The model, and variables in which no number has the value that a fresh network has."""
+  model = model_of(name, DENSE[name])
+  shapes = jax.eval_shape(model.init, jax.random.key(0), {})
+
+  def value(path, leaf):
+    last = jax.tree_util.keystr(path[-1:], simple=True)
+    new = rng.normal(size=leaf.shape) * 0.3 + (last in ("scale", "var"))
+    return jnp.asarray(np.abs(new) if last == "var" else new, leaf.dtype)
+
+  return model, jax.tree_util.tree_map_with_path(value, shapes)
+
+
+def batch_of(name, rng):
+  if name == "decoder":
+    return {"tokens": jnp.asarray(rng.integers(0, 32, (3, 7)))}
+  return {"image": jnp.asarray(rng.normal(size=(3, 8, 8, 1)), jnp.float32)}
+
+
+def groups_for(name, params):
+  """All that we can remove; of the ViT the neurons, as its class has heads of the whole width alone."""
+  groups = groups_of(params, head_width=HEADS.get(name))
+  return {n: g for n, g in groups.items() if name != "vit" or n.endswith("inner")}
+
+
+def apply_masks(step, params, gradients=None):
+  @jax.jit
+  def run(params, gradients):
+    updates, _ = step.update(gradients, step.init(params), params)
+    return optax.apply_updates(params, updates)
+
+  return run(params, params if gradients is None else gradients)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_a_shrunk_network_is_exported_and_built_again(rng, tmp_path, name):
+  model, variables = network(name, rng)
+  params, groups = variables.params, groups_for(name, variables.params)
+  masked = Variables(
+    apply_masks(prune_channels(optax.sgd(0.0), groups, ONCE, sparsity=0.5), params), variables.state
+  )
+  if name in HEADS:
+    step = prune_layers(optax.sgd(0.0), layers_of, ONCE, sparsity=0.5)
+    masked = Variables(apply_masks(step, masked.params), masked.state)
+    fewer = drop_layers(masked, layers_of(masked.params))
+    small = shrink(fewer, groups_for(name, fewer.params))
+  else:
+    small = shrink(masked, groups)
+  assert sum(w.size for w in jax.tree.leaves(small)) < 0.6 * sum(w.size for w in jax.tree.leaves(variables))
+
+  arguments = arguments_of(small.params, head_width=HEADS.get(name))
+  folder = export_student(tmp_path, small, description={"arguments": arguments})
+  read = json.loads((folder / "model.json").read_text())["description"]["arguments"]
+  again = model_of(name, lambda rngs: SMALL[name](rngs, **read))
+  batch = batch_of(name, rng)
+  loaded = load_student(folder, again, batch)
+  output = "hidden" if name == "decoder" else "logits"
+
+  def said(model, variables):
+    return jax.jit(lambda v: model.apply(*v, batch, train=False, key=None)[0][output])(variables)
+
+  large = said(model, masked)
+  assert np.abs(large - said(model, variables)).max() > 0.1
+  np.testing.assert_allclose(said(again, loaded), large, rtol=1e-5, atol=1e-5)
+  if name == "vit":
+    return  # it takes the size of a batch for a number
+  export_stablehlo(folder, again, loaded, batch, outputs=[output], platforms=["cpu"])
+  np.testing.assert_allclose(load_stablehlo(folder)(batch)[output], large, rtol=1e-5, atol=1e-5)
+
+
+def test_heads_are_groups_with_the_queries_that_look_at_them(rng):
+  _, variables = network("decoder", rng)
+  groups = groups_of(variables.params, head_width=6)
+  assert widths(groups, variables.params) == {
+    f"blocks/{b}/{part}": width for b in range(2) for part, width in (("attention", 4), ("inner", 20))
+  }
+  masked = apply_masks(prune_channels(optax.sgd(0.0), groups, ONCE, sparsity=0.5), variables.params)
+  block, dead = masked["blocks"][1], ~alive(masked, groups)["blocks/1/attention"]
+  # The two of the four heads with the smallest root mean square, keys and values of 6 numbers, queries of 2 * 6.
+  own = [
+    np.asarray(variables.params["blocks"][1][n]["kernel"], np.float64) for n in ("query", "key", "value")
+  ]
+  parts = [np.concatenate([np.split(w, 4, axis=1)[head].ravel() for w in own]) for head in range(4)]
+  assert set(np.flatnonzero(dead)) == set(np.argsort([(part**2).mean() for part in parts])[:2])
+  for name, size in (("query", 12), ("key", 6), ("value", 6)):
+    for part in ("kernel", "bias"):
+      zero = (np.asarray(block[name][part]).reshape(-1, 4 * size) == 0).all(0)
+      np.testing.assert_array_equal(zero, np.repeat(dead, size))
+
+
+def test_blocks_are_pruned_by_what_the_loss_would_change_by_and_stay_dead(rng, mesh):
+  tree = {"student": {"blocks": {}}}
+  for block in range(4):
+    kernels = {n: {"kernel": rng.normal(size=(4, 8)).astype(np.float32)} for n in ("output", "down", "up")}
+    tree["student"]["blocks"][block] = kernels
+  tree = jax.tree.map(jnp.asarray, tree)
+  gradients = jax.tree.map(lambda w: jnp.asarray(rng.normal(size=w.shape), jnp.float32), tree)
+
+  def of(params):
+    return under("student", layers_of(params["student"]))
+
+  step = prune_layers(optax.adam(1e-2), of, PolynomialSchedule(0, 2), sparsity=0.75, score=taylor)
+
+  @jax.jit
+  def update(params, state):
+    updates, state = step.update(gradients, state, params)
+    return optax.apply_updates(params, updates), state
+
+  def run(params):
+    state, history = jax.jit(step.init)(params), []
+    for _ in range(4):
+      params, state = update(params, state)
+      history.append([bool(mask.any()) for mask in alive(params, of(params)).values()])
+    return params, state, history
+
+  one, state, history = run(tree)
+  assert [sum(row) for row in history] == [4, 1, 1, 1]
+  sums = []
+  stepped, _ = update(tree, jax.jit(step.init)(tree))
+  for block, theirs in zip(
+    stepped["student"]["blocks"].values(), gradients["student"]["blocks"].values(), strict=True
+  ):
+    pairs = [(block[n]["kernel"], theirs[n]["kernel"]) for n in ("output", "down")]
+    sums.append(abs(sum((np.asarray(w, np.float64) * np.asarray(g, np.float64)).sum() for w, g in pairs)))
+  assert history[1].index(True) == int(np.argmax(sums))
+  many, many_state, many_history = run(jax.device_put(tree, jax.NamedSharding(mesh, jax.P(None, "data"))))
+  assert history == many_history
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), (one, state.masks), (many, many_state.masks)
+  )
+
+
+def test_blocks_that_are_left_are_numbered_anew():
+  params = {"stem": jnp.ones(2), "blocks": [{"w": jnp.full(2, float(i))} for i in range(4)]}
+  layers = {f"blocks/{i}": Group(((f"blocks/{i}/w", 0),), (), parts=1) for i in range(4)}
+  params["blocks"][2]["w"] *= 0
+  state = {"blocks": {i: jnp.asarray(i) for i in range(4)}}
+  small = drop_layers(Variables(params, state), layers)
+  assert [float(block["w"][0]) for block in small.params["blocks"]] == [1.0, 3.0]
+  assert small.state == {"blocks": {0: 1, 1: 3}}
+  for block in params["blocks"]:
+    block["w"] *= 0
+  assert len(drop_layers(Variables(params, {}), layers).params["blocks"]) == 1
+  with pytest.raises(ValueError, match="expected paths of blocks such as 'blocks/3', got 'b0'"):
+    drop_layers(Variables(params, {}), {"b0": layers["blocks/0"]})
+
+
+@pytest.mark.parametrize("widths", [(1, 2, 3, 6, 6), (64, 128, 256, 512, 512), (21, 43, 85, 171, 171)])
+def test_the_width_of_a_vgg_is_found(widths):
+  width = widths[-1] / 512
+  model = from_nnx(lambda rngs: VGG(1, 13, 10, width=width, rngs=rngs))
+  params = jax.eval_shape(model.init, jax.random.key(0), {}).params
+  arguments = arguments_of(params)
+  assert (arguments["depth"], arguments["channels"], arguments["classes"]) == (13, 1, 10)
+  again = from_nnx(lambda rngs: VGG(**arguments, rngs=rngs))
+  assert jax.eval_shape(again.init, jax.random.key(0), {}).params == params
+
+
+def test_what_cannot_be_is_refused(rng):
+  _, variables = network("vit", rng)
+  params = variables.params
+  for width in (None, 0, 7):
+    with pytest.raises(ValueError, match=f"divisor of the 24 of blocks/0/key/kernel, got {width}"):
+      groups_of(params, head_width=width)
+  kernel = params["blocks"][1]["up"]["kernel"]
+  params["blocks"][1]["up"]["kernel"] = kernel[:, :-1]
+  with pytest.raises(ValueError, match=r"up has \[96, 95\] outputs, block by block"):
+    arguments_of(params, head_width=6)
+  with pytest.raises(ValueError, match="heads of width=24 numbers together, and not 12"):
+    few = {n: leaf for n, leaf in params.items() if n != "blocks"}
+    block = params["blocks"][0] | {n: {"kernel": jnp.ones((24, 12))} for n in ("query", "key", "value")}
+    arguments_of(few | {"blocks": {0: block}}, head_width=6)
+  _, other = network("vgg", rng)
+  other.params["blocks"][0][0]["conv"]["kernel"] = jnp.ones((3, 3, 1, 5))
+  with pytest.raises(ValueError, match=r"times one width as channels of its blocks, and not \[\[5\], \[16\]"):
+    arguments_of(other.params)
+  with pytest.raises(ValueError, match="equal parts, got {'a, axis 0': 5}"):
+    widths({"g": Group((("a", 0),), (), parts=2)}, {"a": jnp.ones(5)})
+  with pytest.raises(ValueError, match=r"sparsity: expected a share in \[0, 1\), got 1"):
+    prune_layers(optax.sgd(0.0), layers_of, ONCE, sparsity=1)
+  with pytest.raises(ValueError, match="expected groups with parts=1"):
+    prune_layers(optax.sgd(0.0), groups_of, ONCE, sparsity=0.5).init(network("mlp", rng)[1].params)
+  with pytest.raises(ValueError, match="layers_of knows Decoder and ViT"):
+    layers_of(other.params)
