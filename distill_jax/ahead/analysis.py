@@ -1,5 +1,6 @@
 """What a compiled train step costs, in numbers and as a table."""
 
+import collections
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
@@ -95,13 +96,19 @@ class Analysis:
 def floors(compiled: Compiled, chip: Chip | None) -> dict[str, float]:
   """Seconds that a program takes at least on a chip, by each of its peaks.
 
-  'compute': all its FLOPs, at the peak in bfloat16. 'memory': every argument read and every result written once, at
-  the bandwidth of the HBM. Empty where no peaks are known, or the program does not fit.
+  'compute': all its FLOPs (`work`), at the peak in bfloat16. 'memory': every argument read and every result
+  written once, at the bandwidth of the HBM. Empty where no peaks are known, or the program does not fit.
   """
   if chip is None or compiled.memory is None:
     return {}
   once = compiled.memory.arguments + compiled.memory.outputs
-  return {"compute": (compiled.flops or 0.0) / chip.flops, "memory": once / chip.bandwidth}
+  return {"compute": work(compiled) / chip.flops, "memory": once / chip.bandwidth}
+
+
+def work(compiled: Compiled) -> float:
+  """FLOPs of a program on one device: XLA's count; but where it counts loops once, at least all their products."""
+  counted = compiled.flops or 0.0
+  return max(counted, compiled.products or 0.0) if hidden_loops(compiled) else counted
 
 
 def hidden_loops(compiled: Compiled) -> list[int | None]:
@@ -147,10 +154,12 @@ def _work(analysis: Analysis) -> Iterator[str]:
     yield f"               {ratio}{both}"
   yield f"  bytes        {step.accessed or 0:.4g}"
   if hidden := hidden_loops(step):
-    trips = ", ".join(str(trips or "an unknown number of") for trips in hidden)
+    yield f"  products     {step.products or 0:.4g}: FLOPs before compilation, loops as often as they run"
+    numbers = collections.Counter(hidden).most_common()
+    trips = ", ".join(f"{number} x {trips or 'an unknown number of'}" for trips, number in numbers)
     yield (
-      f"  NOTE         {len(hidden)} loops with matrix products or convolutions run {trips} times, and XLA counts one: "
-      "FLOPs, bytes and all that follows from them are too low"
+      f"  NOTE         loops with matrix products or convolutions ({trips} trips), of which XLA counts one trip: "
+      "FLOPs, bytes and traffic are too low; the floor takes the products"
     )
 
 

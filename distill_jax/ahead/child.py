@@ -57,7 +57,7 @@ def compile_for_tpu(topology: str, axes: Mapping[str, int], programs: Sequence[P
     folder = Path(name)
     for number, program in enumerate(programs):
       (folder / f"{number}.program").write_bytes(program.exported)
-    job = {"topology": topology, "axes": dict(axes), "donated": [p.donated for p in programs]}
+    job = {"topology": topology, "axes": dict(axes), "programs": [(p.donated, p.products) for p in programs]}
     (folder / _JOB).write_text(json.dumps(job))
     environment = {name: value for name, value in os.environ.items() if name not in _DROPPED} | _ENVIRONMENT
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
@@ -85,8 +85,8 @@ def _main(folder: Path) -> None:
   axes = job["axes"]
   mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), (AxisType.Auto,) * len(axes), devices=devices)
   compiled = []
-  for number, donated in enumerate(job["donated"]):
-    program = Program((folder / f"{number}.program").read_bytes(), donated)
+  for number, (donated, products) in enumerate(job["programs"]):
+    program = Program((folder / f"{number}.program").read_bytes(), donated, products)
     compiled.append(plain(compile_on(program, mesh)))
   (folder / _RESULT).write_text(json.dumps({"compiled": compiled}))
 

@@ -13,6 +13,7 @@ import jax.export
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from distill_jax.ahead.chips import GIB
+from distill_jax.ahead.flops import product_flops
 from distill_jax.ahead.hlo import Collective, Loop, collectives, loops
 from distill_jax.train import step as train_step
 
@@ -31,10 +32,12 @@ class Program(NamedTuple):
   Attributes:
     exported: what `jax.export` serialises.
     donated: how many of its arguments, from the first, are donated.
+    products: FLOPs of its matrix products and convolutions, over all devices (`product_flops`).
   """
 
   exported: bytes
   donated: int
+  products: float
 
 
 class Memory(NamedTuple):
@@ -65,6 +68,8 @@ class Compiled(NamedTuple):
     flops: as XLA counts them: those in a loop once.
     accessed: bytes read and written, as XLA counts them: also between memories of the chip.
     collectives, loops: from the text of the program.
+    products: FLOPs of matrix products and convolutions before compilation, in a loop as often as it runs, spread evenly
+      over the devices.
   """
 
   seconds: float
@@ -75,6 +80,7 @@ class Compiled(NamedTuple):
   accessed: float | None = None
   collectives: tuple[Collective, ...] = ()
   loops: tuple[Loop, ...] = ()
+  products: float | None = None
 
 
 def lower(
@@ -114,8 +120,10 @@ def lower(
       in_shardings=shardings(tuple(specs), tuple(arguments)),
       out_shardings=shardings(out_specs, outputs),
     )
+    products = product_flops(jitted.trace(*leaves).jaxpr)
     exported = jax.export.export(jitted, platforms=[platform])(*leaves)
-  return Program(bytes(exported.serialize()), len(jax.tree.leaves(arguments[0])) if donate else 0)
+  donated = len(jax.tree.leaves(arguments[0])) if donate else 0
+  return Program(bytes(exported.serialize()), donated, products)
 
 
 def compile_on(program: Program, mesh: Mesh) -> Compiled:
@@ -149,7 +157,8 @@ def compile_on(program: Program, mesh: Mesh) -> Compiled:
   needed = memory.arguments + memory.outputs - memory.aliased + memory.temporaries + memory.code
   cost: Any = compiled.cost_analysis() or {}
   counted = cost.get("flops"), cost.get("bytes accessed")
-  return Compiled(seconds, needed, None, memory, *counted, collectives(text), loops(text))
+  found = collectives(text), loops(text), program.products / mesh.size
+  return Compiled(seconds, needed, None, memory, *counted, *found)
 
 
 def refusal(message: str) -> tuple[int, int]:

@@ -11,7 +11,9 @@ from networks import ROWS, job, parameters
 
 from distill_jax import ahead, data, objectives
 from distill_jax.ahead import compile_for
+from distill_jax.ahead.analysis import work
 from distill_jax.ahead.compiling import Compiled, Memory, from_plain, plain, refusal
+from distill_jax.ahead.flops import product_flops
 from distill_jax.models import cast, from_apply
 from distill_jax.teachers import moving_average
 
@@ -137,12 +139,43 @@ def scanned(w, x):
   return h[:, :10]
 
 
-def test_loops_with_products_are_told(capsys):
+def test_loops_with_products_are_told():
   deep = from_apply(lambda key, x: jnp.zeros((6, 3072, 3072)), scanned)
   _, teacher, objective, optimizer, rows = job()
   step = compile_for("cpu", deep, teacher, objective, optimizer, rows, parts=True)
   assert sorted(loop.trips for loop in step.step.loops if loop.products) == [6, 6]
-  assert step.ratio is None and "NOTE         2 loops with matrix products" in str(step)
+  assert (
+    step.ratio is None
+    and "NOTE         loops with matrix products or convolutions (2 x 6 trips)" in str(step)
+  )
+  # Of 2 images: six layers forward, and backward for weights and inputs; the teacher's convolutions and head.
+  layers, taught = 3 * 6 * 3072**2, 32 * 32 * 9 * (3 * 16 + 16 * 16) + 16 * 10
+  assert step.step.products == 2 * 2 * (layers + taught)
+  assert work(step.step) == step.step.flops > step.step.products  # Adam's, of 57 million parameters
+  assert work(step.step._replace(flops=1.0)) == step.step.products
+
+
+def test_without_loops_the_compilers_count_is_taken(distilled):
+  assert work(distilled.step) == distilled.step.flops
+  # Before compilation taps on the border count too; what is no product does not.
+  assert 0.95 < distilled.step.products / distilled.step.flops < 1.05
+
+
+def test_products_are_counted_as_often_as_they_run():
+  x, w = jnp.ones((8, 16)), jnp.ones((3, 16, 16))
+
+  def net(w, x):
+    x @ x.T  # nobody uses it
+    layer = jax.checkpoint(lambda h, w: (jnp.tanh(h @ w), None))
+    return (jax.lax.scan(layer, x, w)[0] ** 2).sum()
+
+  def chosen(x):
+    return jax.lax.cond(x[0, 0] > 0, lambda: x @ x.T, lambda: jnp.zeros((8, 8)))
+
+  forward = 3 * 2 * 8 * 16 * 16
+  assert product_flops(jax.make_jaxpr(jax.jit(net))(w, x)) == forward
+  assert product_flops(jax.make_jaxpr(jax.grad(net, (0, 1)))(w, x)) == 4 * forward  # computed again once
+  assert product_flops(jax.make_jaxpr(chosen)(x)) == 2 * 8 * 8 * 16
 
 
 @pytest.mark.parametrize(
