@@ -1,6 +1,7 @@
 """Released weights, from .safetensors or .npz files, for a network of ours. Pickled files are never opened."""
 
 import fnmatch
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from distill_jax.errors import suggest
 from distill_jax.fingerprint import named_leaves
 from distill_jax.types import Batch, Model, Tree, Variables
 
+_INDEX = ".safetensors.index.json"
 Origin = str | tuple[str, Callable[[np.ndarray], np.ndarray]]
 Names = Mapping[str, Origin] | Callable[[str], Origin]
 
@@ -30,7 +32,7 @@ def load_weights(
   """The arrays of a file in the tree of a network.
 
   Args:
-    path: a .safetensors or an .npz file.
+    path: a .safetensors or an .npz file; or, of a checkpoint in several files, its model.safetensors.index.json.
     like: the tree to fill: `Variables`, or any tree of arrays or `ShapeDtypeStruct`s.
     names: where each leaf comes from: `{our name: theirs}`, or a function from our name to theirs. Ours are paths,
       'params/head/kernel'. In place of their name there may be `(their name, function)`: the function turns their
@@ -43,8 +45,8 @@ def load_weights(
     A tree of the structure of `like`, of new arrays.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it is none of the two kinds, or is damaged; `names` names no leaf of ours; or entries do not fit:
+    FileNotFoundError: there is no such file, or none that the index names.
+    ValueError: it is of another kind, or is damaged; `names` names no leaf of ours; or entries do not fit:
       each that is missing, unexpected, or of another shape or dtype has a line.
 
   >>> load_weights(path, like, names={"params/head/kernel": ("fc.weight", torch_kernel)})  # doctest: +SKIP
@@ -164,6 +166,8 @@ def _floating(dtype) -> bool:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
+  if path.name.endswith(_INDEX) and path.is_file():
+    return _read_parts(path)
   if path.suffix not in (".safetensors", ".npz"):
     raise ValueError(f"{path} is no .safetensors or .npz file; pickled weights are never opened")
   if not path.is_file():
@@ -176,6 +180,22 @@ def _read(path: Path) -> dict[str, np.ndarray]:
       return {name: file.get_tensor(name) for name in file.keys()}
   except Exception as error:  # zipfile, numpy and the Rust parser raise many kinds
     raise ValueError(f"{path} is damaged, or holds more than plain arrays: {error}") from error
+
+
+def _read_parts(index: Path) -> dict[str, np.ndarray]:
+  """The arrays of all the files beside an index that it names."""
+  try:
+    files = json.loads(index.read_text())["weight_map"]
+    names = sorted(set(files.values()))
+    if any(Path(name).name != name for name in names):
+      raise ValueError("it names files that do not lie beside it")
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f"{index} is damaged: {error!r}") from error
+  parts = {file: _read(index.parent / file) for file in names}
+  for name, file in files.items():
+    if name not in parts[file]:
+      raise ValueError(f"{index}: {file} has no {name}")
+  return {name: value for part in parts.values() for name, value in part.items()}
 
 
 def _show(leaf: Any) -> str:

@@ -1,5 +1,6 @@
 """Weights from files: names, shapes and dtypes by hand, layouts against scipy, and one released model."""
 
+import json
 import pathlib
 import pickle
 
@@ -256,3 +257,24 @@ def test_the_released_model_teaches(teacher):
     state, metrics = step(state, teacher.variables, batch)
     measured.append(float(reduce.value(metrics["soft"])))
   assert measured[-1] < 0.6 * measured[0]
+
+
+def test_a_checkpoint_in_several_files(rng, tmp_path):
+  arrays = theirs(rng)
+  parts = {"fc.weight": "a.safetensors", "fc.bias": "b.safetensors", "mean": "b.safetensors"}
+  for file in set(parts.values()):
+    write(tmp_path / file, {name: arrays[name] for name in parts if parts[name] == file})
+  index = tmp_path / "model.safetensors.index.json"
+  index.write_text(json.dumps({"metadata": {}, "weight_map": parts}))
+  write(tmp_path / "whole.safetensors", arrays)
+  got, whole = (load_weights(file, LIKE, names=NAMES) for file in (index, tmp_path / "whole.safetensors"))
+  jax.tree.map(np.testing.assert_array_equal, got, whole)
+  for broken, error, message in (
+    ({"weight_map": parts | {"mean": "a.safetensors"}}, ValueError, "a.safetensors has no mean"),
+    ({"weight_map": parts | {"mean": "../a.safetensors"}}, ValueError, "is damaged.*do not lie beside it"),
+    ({"weight_map": parts | {"mean": "c.safetensors"}}, FileNotFoundError, "no file .*c.safetensors"),
+    ([], ValueError, "is damaged"),
+  ):
+    index.write_text(json.dumps(broken))
+    with pytest.raises(error, match=message):
+      load_weights(index, LIKE, names=NAMES)
