@@ -157,8 +157,8 @@ def compile_on(program: Program, mesh: Mesh) -> Compiled:
   needed = memory.arguments + memory.outputs - memory.aliased + memory.temporaries + memory.code
   cost: Any = compiled.cost_analysis() or {}
   counted = cost.get("flops"), cost.get("bytes accessed")
-  found = collectives(text), loops(text), program.products / mesh.size
-  return Compiled(seconds, needed, None, memory, *counted, *found)
+  products = program.products / mesh.size
+  return Compiled(seconds, needed, None, memory, *counted, collectives(text), loops(text), products)
 
 
 def refusal(message: str) -> tuple[int, int]:

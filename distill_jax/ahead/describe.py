@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from distill_jax import examples
 from distill_jax.ahead.analysis import Analysis
+from distill_jax.ahead.cached import from_cache
 from distill_jax.ahead.steps import compile_for
 from distill_jax.config import Config, ConfigError, Training
 from distill_jax.models import cast
@@ -32,22 +33,27 @@ def compile_config(
     axes: of the mesh; None: the config's.
     config: its `abstract_batch(rows)` gives the shapes of a batch, if it has one; otherwise they are read off its
       data.
-    role: 'student', the one that is distilled, by its first variant; 'baseline', the student alone; or 'teacher'.
+    role: 'student', the one that is distilled, by its first variant, from the cache where the config has one;
+      'baseline', the student alone; or 'teacher'.
 
   Raises:
     ValueError, ImportError, RuntimeError: as `compile_for`; or there is no such network to train.
   """
   learner, teacher, objective, training = _network(config, role)
+  batch = _batch(config, role, training.batch_size)
+  cached = _reads_cache(config, role)
+  if cached and teacher is not None:
+    teacher, batch = from_cache(teacher, config.kept(), batch)
   return compile_for(
     topology,
     learner,
     teacher,
     objective,
     training.optimizer(),
-    _batch(config, role, training.batch_size),
+    batch,
     axes=dataclasses.asdict(config.mesh) if axes is None else axes,
     rules=config.rules(role),
-    teacher_rules=config.teacher_rules(),
+    teacher_rules=() if cached else config.teacher_rules(),
     microbatches=training.microbatches,
     augment=config.augment(),
     mix=config.mix(),
@@ -63,15 +69,14 @@ def describe(config: Config, topology: str, *, role: str = "student") -> str:
   """
   training = _network(config, role)[3]
   analysis = compile_config(topology, config, role=role)
-  lines = [f"{role}: {training.steps:,} steps of {training.batch_size:,} rows on {analysis}"]
+  how = ", from the cache" if _reads_cache(config, role) else ""
+  lines = [f"{role}{how}: {training.steps:,} steps of {training.batch_size:,} rows on {analysis}"]
   hours = analysis.hours(training.steps)
   if hours is not None:
     lines.append(
       f"  all steps    {hours:,.2f} hours at the floor, {hours * analysis.chips:,.0f} hours of a chip; nothing "
       "reaches the floor"
     )
-  if role == "student" and config.cache:
-    lines.append("NOTE: this step has a live teacher; with a cache its forward pass is done once, beforehand")
   if not analysis.fits:
     smaller = f"--config.{_field(role)}.microbatches={2 * training.microbatches}"
     lines.append(f"what may help: more chips, {smaller}, networks that compute in bfloat16")
@@ -80,8 +85,10 @@ def describe(config: Config, topology: str, *, role: str = "student") -> str:
 
 def _network(config: Config, role: str) -> tuple[Model, Model | None, Objective, Training]:
   if role == "student":
-    objective = config.variant_objective(config.variants()[0])
-    return config.learner(), _kept(config, config.teacher()), objective, config.student_training
+    variant = config.variants()[0]
+    recipe, objective = config.recipe(variant), config.variant_objective(variant)
+    teacher = _kept(config, config.teacher()) if recipe.teacher else None
+    return recipe.learner or recipe.student, teacher, objective, recipe.training
   if role == "baseline":
     return config.student(), None, config.plain_objective(), config.student_training
   if role != "teacher":
@@ -102,6 +109,11 @@ def _kept(config: Config, teacher: Model | None) -> Model | None:
   return teacher._replace(
     init=lambda key, batch: cast(make(key, batch), dtype), variables=None if own is None else cast(own, dtype)
   )
+
+
+def _reads_cache(config: Config, role: str) -> bool:
+  recipe = config.recipe(config.variants()[0])
+  return bool(config.cache) and role == "student" and recipe.cached and recipe.teacher == "teacher"
 
 
 def _field(role: str) -> str:

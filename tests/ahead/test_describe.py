@@ -55,3 +55,16 @@ def test_each_network_can_be_asked_for(config):
 def test_no_teacher_is_trained_where_there_is_none():
   with pytest.raises(ConfigError, match="this config trains none"):
     compile_config("cpu", loading.load("configs/digits_mutual.py"), role="teacher")
+
+
+def test_a_student_of_a_cache_needs_no_teacher():
+  settings = ["student_training.batch_size=64", "codec=top_k"]
+  live = compile_config("cpu", loading.load(DIGITS, settings[:1]))
+  config = loading.load("configs/digits_cached.py", settings)
+  cached = compile_config("cpu", config)
+  assert cached.sizes["teacher"] == 0 < live.sizes["teacher"]
+  # Three of ten classes: 12 and 24 bits, a word each; what is left out, and the label's own.
+  assert cached.sizes["batch"] == live.sizes["batch"] + 64 * (4 + 4 + 4 + 4)
+  assert cached.step.products < live.step.products
+  assert describe(config, "cpu").startswith("student, from the cache: ")
+  assert compile_config("cpu", config, role="baseline").sizes["batch"] == live.sizes["batch"]

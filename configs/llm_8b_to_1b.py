@@ -1,0 +1,142 @@
+"""Llama 3 8B teaches a student of the shape of Llama 3.2 1B, on sequences of 8,192 tokens.
+
+draft
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from distill_jax import data, objectives
+from distill_jax.cache import TopK
+from distill_jax.config import Config, ConfigError, MeshSizes, Splits, Training, check
+from distill_jax.data import text
+from distill_jax.errors import suggest
+from distill_jax.models import cast, from_nnx, pretrained
+from distill_jax.models.decoder import Decoder, RopeScaling
+from distill_jax.models.decoder_weights import decoder_arguments, decoder_name
+from distill_jax.models.remat import POLICIES
+from distill_jax.types import Model
+
+STRETCHED = RopeScaling(32.0, 1.0, 4.0, 8192)
+LLAMA = {"rope_base": 500_000.0, "epsilon": 1e-5}
+
+
+@dataclasses.dataclass
+class Shape:
+  """Of a Llama: arguments of `models.decoder.Decoder`."""
+
+  width: int
+  depth: int
+  inner: int
+  heads: int = 32
+  kv_heads: int = 8
+
+
+@dataclasses.dataclass
+class Llama(Config):
+  """See `Config` for the fields that all jobs have.
+
+  Attributes:
+    teacher_folder: a released checkpoint: config.json, and model.safetensors or its parts with their index. Needed to
+      train, not for --compile_for.
+    text: a folder of .txt files, each a document. It is held in memory, 16 bytes a token.
+    tokenizer: the checkpoint's tokenizer.json; empty: the one in teacher_folder.
+    end: its token between documents.
+    length: tokens of a sequence.
+    k: classes of a token that the cache keeps.
+    vocabulary: number of tokens, where there is no teacher_folder.
+    teacher_shape, student_shape: of the networks; the first where there is no teacher_folder.
+    remat: what a block of the student keeps for the backward pass (`models.remat`).
+  """
+
+  teacher_folder: str = ""
+  text: str = ""
+  tokenizer: str = ""
+  end: str = "<|end_of_text|>"
+  length: int = 8192
+  k: int = 64
+  vocabulary: int = 128_256
+  teacher_shape: Shape = dataclasses.field(default_factory=lambda: Shape(4096, 32, 14_336))
+  student_shape: Shape = dataclasses.field(default_factory=lambda: Shape(2048, 16, 8192))
+  remat: str = "nothing_saveable"
+  teacher_dtype: str = "bfloat16"
+  best: tuple[str, str] = ("perplexity", "min")
+  mesh: MeshSizes = dataclasses.field(default_factory=lambda: MeshSizes(data=1, fsdp=-1))
+  student_training: Training = dataclasses.field(
+    default_factory=lambda: Training(
+      steps=2500, batch_size=512, learning_rate=3e-4, warmup_steps=250, weight_decay=0.1
+    )
+  )
+
+  def data(self) -> Splits:
+    if not self.text or not self.teacher_folder:
+      raise ConfigError(
+        "teacher_folder, text: expected the folders of a checkpoint and of .txt files, got "
+        f"{self.teacher_folder!r} and {self.text!r}; without them there is --compile_for"
+      )
+    tokenizer = self.tokenizer or Path(self.teacher_folder, "tokenizer.json")
+    rows = text.load(self.text, length=self.length, tokenizer=text.bpe(tokenizer, end=self.end))
+    train, held_out = data.split(rows, 0.02)
+    return Splits(train, *data.split(held_out, 0.5, seed=1))
+
+  def abstract_batch(self, rows: int):
+    """The shapes of a batch, known without the data."""
+    number = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((rows, self.length), jnp.int32)
+    return {"id": number, "view": number} | dict.fromkeys(
+      ("tokens", "label", "segments", "positions"), tokens
+    )
+
+  def teacher(self):
+    if not self.teacher_folder:
+      return self._network(self._arguments(self.teacher_shape))
+    folder = Path(self.teacher_folder)
+    model = self._network(decoder_arguments(json.loads((folder / "config.json").read_text())))
+    narrow = cast(jax.eval_shape(model.init, jax.random.key(0), self.abstract_batch(1)), jnp.bfloat16)
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    path = whole if whole.exists() else index
+    return pretrained(model._replace(variables=narrow), path, names=decoder_name, cast=True)
+
+  def student(self):
+    arguments = self._arguments(self.student_shape) | {"tied": True, "rope_scaling": STRETCHED}
+    return self._network(arguments | {"remat": self.remat})
+
+  def objective(self):
+    return objectives.weighted(soft=(1.0, objectives.tokens("bucket" if self.cache else "kl")))
+
+  def plain_objective(self):
+    return objectives.weighted(hard=(1.0, objectives.next_tokens()))
+
+  def kept(self):
+    return {"logits": TopK(self.k)}
+
+  # Every chip has the whole heads: the losses read them some classes at a time, and would gather them each time.
+  def rules(self, role):
+    return [("params/.*head$" if role == "teacher" else "embed/embedding$", PartitionSpec())]
+
+  def teacher_rules(self):
+    return () if self.cache else self.rules("teacher")
+
+  def validate(self) -> None:
+    super().validate()
+    check(self, "length", least=2)
+    check(self, "k", least=1, most=self.vocabulary)
+    if self.remat not in ("", *POLICIES):
+      raise ConfigError(f"remat: there is no policy {self.remat!r}{suggest(self.remat, POLICIES)}")
+
+  def _arguments(self, shape: Shape) -> dict:
+    return LLAMA | {"vocabulary": self.vocabulary} | dataclasses.asdict(shape)
+
+  def _network(self, arguments: dict) -> Model:
+    arguments = arguments | {"length": self.length, "dtype": jnp.bfloat16}
+    inputs = ("tokens", "segments", "positions")
+    return from_nnx(lambda rngs: Decoder(**arguments, rngs=rngs), inputs=inputs)
+
+
+def get_config():
+  return Llama()
