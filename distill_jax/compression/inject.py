@@ -3,42 +3,24 @@
     every_other = {rf"^layers/{i}/": f"layers/{2 * i}/" for i in range(6)}
     params, origins = inject(student, teacher, every_other | {r"^head/": "head/"})
 
-takes every other layer (DistilBERT, Sanh et al. 2019, section 2). Trees may be `Variables`, so that the running
+takes every other layer (DistilBERT, Sanh et al. 2019, section 2). `merge` averages units in place of slices, and
+`print(provenance.describe(origins))` says which array came from where. Trees may be `Variables`, so that the running
 statistics of batch norm come along. To hold what was injected: `optax.freeze(lambda p: paths.matching(p, pattern))`.
 """
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill_jax.compression.provenance import Origin, Provenance
 from distill_jax.errors import suggest
 from distill_jax.fingerprint import named_leaves
 from distill_jax.types import Tree
 
 Fit = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
-
-
-class Origin(NamedTuple):
-  """Where a leaf of the student came from.
-
-  Attributes:
-    shape: of the student's leaf.
-    source: path in the teacher; None: the student's own.
-    source_shape: of the teacher's leaf; None: the student's own.
-    how: 'copied', 'sliced', 'factorised', ... by the name of the function; '' for the student's own.
-  """
-
-  shape: tuple[int, ...]
-  source: str | None = None
-  source_shape: tuple[int, ...] | None = None
-  how: str = ""
-
-
-Provenance = dict[str, Origin]
 
 
 def copied(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -64,6 +46,50 @@ def sliced(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
   if array.ndim != len(shape) or any(m > n for m, n in zip(shape, array.shape, strict=True)):
     raise ValueError(f"cannot be sliced from the teacher's {list(array.shape)}: no axis may be longer there")
   return array[np.ix_(*(_evenly(n, m) for n, m in zip(array.shape, shape, strict=True)))]
+
+
+def projected(embedding: np.ndarray, width: int) -> Fit:
+  """Fits arrays to a narrower network by the principal directions of the teacher's embedding, the same for all.
+
+      narrow = projected(teacher["embed"]["embedding"], 128)
+      inject(student, teacher, {"^embed/": "embed/", "^head$": "head"}, fit=narrow)
+
+  gives the embedding whose inner products are nearest to the teacher's (Eckart & Young 1936), and the head that reads
+  hidden states in the same directions.
+
+  Args:
+    embedding: [vocabulary, the teacher's width].
+    width: of the student.
+
+  Returns:
+    For `inject`: it projects the axes that differ, from the teacher's width to the student's.
+
+  Raises:
+    ValueError: the embedding is no matrix, or has fewer directions than `width`.
+  """
+  if np.ndim(embedding) != 2 or not 1 <= width <= min(np.shape(embedding)):
+    raise ValueError(
+      f"embedding, width: expected [vocabulary, teacher's width] with at least width={width} of each, got "
+      f"{list(np.shape(embedding))}"
+    )
+  directions = np.linalg.svd(np.asarray(embedding, np.float64), full_matrices=False)[2][:width]
+  # The sign of a singular vector is the library's choice.
+  largest = np.abs(directions).argmax(1)[:, None]
+  directions = directions * np.sign(np.take_along_axis(directions, largest, 1))
+
+  def fit(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    differ = [axis for axis, (n, m) in enumerate(zip(array.shape, shape)) if n != m]
+    if array.ndim != len(shape) or any((shape[a], array.shape[a]) != directions.shape for a in differ):
+      raise ValueError(
+        f"cannot be projected from the teacher's {list(array.shape)}: axes may differ as {directions.shape[1]} "
+        f"there and {width} here"
+      )
+    for axis in differ:
+      array = np.moveaxis(np.tensordot(array, directions, (axis, 1)), -1, axis)
+    return array
+
+  fit.__name__ = "projected"
+  return fit
 
 
 def inject(

@@ -18,8 +18,8 @@ other programs used too, with jax 0.10.2:
 | VGG-11, a quarter | 1 | 3.20 | 1.99 | 3,821 | 7,594 |
 | VGG-11, a quarter | 128 | 1.85 | 2.17 | 4,564 | 9,896 |
 
-A shrunk network of 8, 16, 32 channels has a fourth of the multiplications and hardly gains: what is left is pooling, norms
-and calls. From 32, 64, 128 channels on the goal of 1.4 is reached, at batch 1 as well.
+A shrunk network of 8, 16, 32 channels has about a fourth of the multiplications and hardly gains: what is left is
+pooling, norms and calls. From 32, 64, 128 channels on the goal of 1.4 is reached, at batch 1 as well.
 """
 
 import argparse

@@ -5,8 +5,9 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from distill_jax.compression.inject import Origin, inject, inject_factors, sliced
+from distill_jax.compression.inject import Origin, inject, inject_factors, projected, sliced
 from distill_jax.compression.paths import matching
+from distill_jax.compression.provenance import describe, joined
 from distill_jax.models import from_nnx
 from distill_jax.models.cnn import CNN
 
@@ -119,3 +120,42 @@ def test_a_sharded_teacher_gives_the_same_weights(rng, mesh):
   ):
     jax.tree.map(np.testing.assert_array_equal, one[0], many[0])
     assert one[1] == many[1]
+
+
+def test_a_projected_embedding_keeps_inner_products_best(rng):
+  table, head = (rng.normal(size=shape).astype(np.float32) for shape in ((20, 8), (8, 20)))
+  student = {"embed": jnp.zeros((20, 3)), "head": jnp.zeros((3, 20)), "own": jnp.ones(1)}
+  teacher = {"embed": table, "head": head, "own": np.zeros(1)}
+  params, origins = inject(student, teacher, {"^embed$": "embed", "^head$": "head"}, fit=projected(table, 3))
+  left = np.asarray(params["embed"] @ params["embed"].T, np.float64) - table.astype(np.float64) @ table.T
+  values = np.linalg.eigvalsh(table.astype(np.float64) @ table.T)[::-1]
+  np.testing.assert_allclose(np.linalg.norm(left), np.sqrt((values[3:8] ** 2).sum()), rtol=1e-5)
+  assert origins["head"] == Origin((3, 20), "head", (8, 20), "projected") and origins["own"] == Origin((1,))
+  # A teacher of rank 3 loses nothing: its states in the directions of the embedding are read as before.
+  low = (table[:, :3] @ table[:3]).astype(np.float32)
+  params, _ = inject(
+    student, teacher | {"embed": low}, {"^embed$": "embed", "^head$": "head"}, fit=projected(low, 3)
+  )
+  np.testing.assert_allclose(params["embed"] @ params["head"], low @ head, atol=1e-4)
+
+
+def test_what_cannot_be_projected_is_refused(rng):
+  table = rng.normal(size=(20, 8))
+  for embedding, width in ((table, 9), (table, 0), (table[0], 2), (table[:4], 5)):
+    with pytest.raises(ValueError, match=f"with at least width={width} of each"):
+      projected(embedding, width)
+  with pytest.raises(ValueError, match="cannot be projected from the teacher's .* as 8 there and 3 here"):
+    inject({"w": jnp.zeros((20, 4))}, {"w": table}, fit=projected(table, 3))
+
+
+def test_the_report_says_where_each_array_came_from(rng):
+  student, teacher = layers(rng, 2, 2) | {"own": jnp.ones(2)}, layers(rng, 2, 4)
+  params, first = inject(student, teacher, {"^layers/0": "layers/1"}, fit=sliced)
+  _, second = inject(params, layers(rng, 2, 2), {"^layers/1": "layers/1"})
+  assert describe(joined(first, second)).splitlines() == [
+    "2 of 3 arrays and 8 of 10 numbers (80.0 %) come from the teacher",
+    "  layers/0/kernel [2, 2]  sliced from layers/1/kernel [4, 4]",
+    "  layers/1/kernel [2, 2]  copied from layers/1/kernel [2, 2]",
+    "  own [2]                 its own",
+  ]
+  assert describe({}) == "0 of 0 arrays and 0 of 0 numbers (0.0 %) come from the teacher"
