@@ -33,11 +33,12 @@ class Mutual(Digits):
   def teacher(self):
     return None
 
-  def learner(self):
-    return cohort([self.student()] * self.students)
-
-  def exported(self, learned):
-    return member(learned, 0)
+  def recipe(self, variant):
+    return (
+      super()
+      .recipe(variant)
+      ._replace(learner=cohort([self.student()] * self.students), exported=lambda learned: member(learned, 0))
+    )
 
   def objective(self):
     hard = {f"hard{i}": (1.0, objectives.labels(output=f"{i}/logits")) for i in range(self.students)}

@@ -52,7 +52,11 @@ class FewLabels(FashionMnist):
       train = data.leave_out_classes(train, [self.left_out])
     return data.label_fraction(train, self.label_fraction)
 
-  def exported(self, variables):
+  def recipe(self, variant):
+    return super().recipe(variant)._replace(exported=self.corrected)
+
+  def corrected(self, variables):
+    """The student's weights, with the bias that suits the validation examples."""
     if self.left_out < 0 or not self.correct_bias:
       return variables
     validation = self.data().validation

@@ -1,7 +1,6 @@
 """The stages of a job that keep what its teacher says: written once, read by every student."""
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,9 +8,10 @@ import numpy as np
 
 from distill_jax import hosts, sharding
 from distill_jax.cache import Cache, Incomplete, describe, estimate, open_cache, verify, write_cache
-from distill_jax.cache.codecs import Codec
+from distill_jax.cache.codecs import output_of
 from distill_jax.cache.estimates import row_bytes, table
 from distill_jax.cache.examples import Examples, Streamed, examples_of
+from distill_jax.cache.headed import Headed
 from distill_jax.cache.identity import varies
 from distill_jax.cache.predictor import make_answers
 from distill_jax.cache.shards import open_complete
@@ -22,7 +22,7 @@ from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.jobs import Job, trained_on
 from distill_jax.loading import settings
-from distill_jax.types import Model
+from distill_jax.models import decoder
 
 AGREED = 0.98  # of the first classes; rounding on another device moves few
 VERIFIED = 256  # rows that are asked for again
@@ -144,31 +144,20 @@ def weigh(job: Job, taught: Taught) -> None:
     f"({', '.join(kept)}), the others ids, checksums and padding; {len(planned.rows):,} rows, {planned.size:,} bytes "
     f"in {len(planned.plan)} shards; about {seconds * len(planned.rows):.0f} s"
   )
-  if "logits" in outputs:
-    temperature = getattr(kept["logits"], "temperature", 1.0)
+  for name, output in outputs.items():
+    if output_of(name) != "logits":
+      continue
+    temperature = getattr(kept[name], "temperature", 1.0)
+    shown = f"{len(ids)} examples"
+    if isinstance(output, Headed):
+      tokens = output.hidden.reshape(-1, output.hidden.shape[-1])[:SAMPLED]
+      output, shown = decoder.logits({"hidden": tokens, "head": output.head}), f"{len(tokens)} tokens"
     print(
-      f"  on {len(ids)} examples, gradients at a student that knows nothing, temperature {temperature:g}:\n"
-      + table(estimate(outputs["logits"], temperature=temperature)),
+      f"  {name}: on {shown}, gradients at a student that knows nothing, temperature {temperature:g}:\n"
+      + table(estimate(output, temperature=temperature)),
       flush=True,
     )
-
-
-def stand_in(teacher: Model | None, kept: Mapping[str, Codec]) -> Model | None:
-  """The live teacher with outputs as its cache gives them, to compare shapes before there is a cache."""
-  if teacher is None:
-    return None
-
-  def apply(params, state, batch, *, train, key):
-    outputs, state = teacher.apply(params, state, batch, train=train, key=key)
-    unknown = sorted(set(kept) - set(outputs))
-    if unknown:
-      raise ConfigError(f"kept: the teacher gives no {unknown[0]!r}; it gives {sorted(outputs)}")
-    whole = {"view": np.zeros(len(batch["id"]), np.int32), **batch}
-    return {
-      name: codec.decode(codec.encode(outputs[name], whole), outputs[name]) for name, codec in kept.items()
-    }, state
-
-  return teacher._replace(apply=apply)
+    break  # the others keep the same logits
 
 
 def _examples(job: Job) -> Examples:

@@ -36,28 +36,41 @@ def write_report(job: Job) -> Path:
 
 
 def _entries(job: Job, trained: list[Network]) -> list[report.Entry]:
-  config, entries = job.config, []
-  test = examples.evaluation(config, job.splits.test)
+  config = job.config
   batch, example = examples.first(config, job.splits.test, 256), examples.first(config, job.splits.train)
-  teacher = config.teacher()
+  teacher, taught_by = config.teacher(), None
+  entries: list[report.Entry] = []
   if teacher is not None and teacher.variables is not None:  # it came with its weights
-    logits, cost = (
-      examples.predict(teacher, teacher.variables, test),
-      _cost(teacher, teacher.variables, batch),
-    )
-    entries.append(report.Entry("teacher", config.teacher_seed, logits, cost, []))
+    taught_by = teacher, teacher.variables
+    cost = _cost(*taught_by, batch)
+    entries.append(_entry(job, "teacher", config.teacher_seed, taught_by, None, cost, []))
   ratios = step_times(job) if any(n.role == "student" for n in trained) else {}
   costs: dict[str, dict[str, float]] = {}  # of networks that differ in their weights only, once
   for network in trained:
-    variables = load_student(network.folder, network.model, example)
-    shapes = str(jax.tree.map(jnp.shape, variables))
-    costs[shapes] = costs.get(shapes) or _cost(network.model, variables, batch)
+    own = network.model, load_student(network.folder, network.model, example)
+    shapes = str(jax.tree.map(jnp.shape, own[1]))
+    costs[shapes] = costs.get(shapes) or _cost(*own, batch)
     timed = (network.role, network.variant)
     cost = costs[shapes] | ({"step_ratio": ratios[timed]} if timed in ratios else {})
     history = [json.loads(line) for line in (network.folder / "metrics.jsonl").read_text().splitlines()]
-    logits = examples.predict(network.model, variables, test)
-    entries.append(report.Entry(network.role, network.seed, logits, cost, history, _variant(job, network)))
+    entry = _entry(job, network.role, network.seed, own, taught_by, cost, history)
+    entries.append(entry._replace(variant=_variant(job, network)))
+    if network.role == "teacher":
+      taught_by = own
   return entries
+
+
+def _entry(
+  job: Job, role: str, seed: int, network: examples.Trained, teacher: examples.Trained | None, cost, history
+) -> report.Entry:
+  """What a network says about the test split; a language model beside its teacher."""
+  config, test = job.config, examples.evaluation(job.config, job.splits.test)
+  logits = counts = None
+  if examples.is_language(network, examples.first(config, job.splits.test)):
+    counts = examples.token_scores(network, test, teacher)
+  else:
+    logits = examples.predict(*network, test)
+  return report.Entry(role, seed, logits, cost, history, counts=counts, text=config.shown(*network))
 
 
 def _variant(job: Job, network: Network) -> str:

@@ -76,6 +76,35 @@ class Taught(NamedTuple):
   train: Any
 
 
+class Recipe(NamedTuple):
+  """How the student of one variant comes about.
+
+  Attributes:
+    student: what is exported, evaluated and compared.
+    training: how it is trained.
+    learner: what distillation trains, where it is more than the student: a cohort that it is a member of, or the
+      network that it will be cut out of. None: the student.
+    exported: the student's weights out of the learner's. None: they are the same.
+    teacher: who teaches it: 'teacher', an earlier variant with the same seed (an assistant), or '', nobody.
+    start: whose exported weights it starts from: 'baseline' or an earlier variant, with the same seed; '': random
+      ones.
+    inject: `(own first weights, Taught) -> first weights`, both `Variables` of the learner; None: as they are. The
+      optimiser's learned parts start anew in any case.
+    cached: whether it reads the cache, where the config has one; otherwise the teacher is live.
+    on_policy: `(student Variables, key, batch) -> batch`, as `train.fit` takes it; None: the data's own sequences.
+  """
+
+  student: Model
+  training: "Training"
+  learner: Model | None = None
+  exported: Callable[[Variables], Variables] | None = None
+  teacher: str = "teacher"
+  start: str = ""
+  inject: Callable[[Variables, Taught], Variables] | None = None
+  cached: bool = True
+  on_policy: Callable[[Variables, jax.Array, Batch], Batch] | None = None
+
+
 @dataclasses.dataclass
 class Training:
   """How one network is trained: AdamW under a learning rate that warms up linearly and decays along a cosine.
@@ -161,8 +190,8 @@ class Config:
     teacher_seed: of the teacher's training; `--seeds` are the students'.
     teacher_dtype: what a teacher's weights are kept in while it teaches: 'bfloat16', half the memory; empty: as they
       are.
-    init_from: 'baseline': a distilled student starts from the weights of the one trained alone with its seed;
-      empty: from random ones.
+    init_from: 'baseline': a distilled student starts from the weights of the one trained alone with its seed, where its
+      recipe names no other; empty: from random ones.
     generations: students distilled one after the other; from the second on each has the one before it as its
       teacher, and the last is the one reported (born-again networks, Furlanello et al. 2018).
     cache: folder or URL (`gs://`, `s3://`) where the teacher's outputs are kept, and the students read them. Empty:
@@ -216,16 +245,8 @@ class Config:
     raise NotImplementedError
 
   def student(self) -> Model:
-    """The one network that is exported, evaluated and compared, and that the baseline trains alone."""
+    """The network that the baseline trains alone, and that distillation trains where no `recipe` says otherwise."""
     raise NotImplementedError
-
-  def learner(self) -> Model:
-    """What distillation trains: the student, or more than it, such as the cohort that it is a member of."""
-    return self.student()
-
-  def exported(self, learned: Variables) -> Variables:
-    """The student's weights out of the learner's."""
-    return learned
 
   def objective(self) -> Objective:
     """What the distilled student minimises."""
@@ -252,6 +273,11 @@ class Config:
     """Names of the distilled students of one run, which differ in their objectives; one without a name."""
     return ("",)
 
+  def recipe(self, variant: str) -> Recipe:
+    """How the student of this name comes about: `super().recipe(variant)._replace(...)`."""
+    del variant
+    return Recipe(self.student(), self.student_training, start=self.init_from)
+
   def variant_objective(self, variant: str, taught: Taught | None = None) -> Objective:
     """What the student of this name minimises.
 
@@ -262,6 +288,11 @@ class Config:
     """
     del variant, taught
     return self.objective()
+
+  def shown(self, model: Model, variables: Variables) -> str:
+    """What the report prints of a network beside its scores, such as text that it writes; empty: nothing."""
+    del model, variables
+    return ""
 
   def plain_objective(self) -> Objective:
     """What the teacher, and the student trained alone, minimise."""
@@ -337,6 +368,10 @@ class Config:
   def _validate_variants(self) -> None:
     variants = tuple(self.variants())
     for name in variants:
+      if name in ("teacher", "baseline"):
+        raise ConfigError(
+          f"variants: expected names of distilled students, got {name!r}: it names another role"
+        )
       if variants != ("",) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+]{0,23}", name):
         raise ConfigError(
           f"variants: expected names of 1 to 24 letters, digits, '_', '.' and '+', got {name!r}: they name folders"
@@ -352,6 +387,37 @@ class Config:
       raise ConfigError(
         f"reference: there is no variant {self.reference!r}{suggest(self.reference, variants)}"
       )
+
+  def recipes(self) -> dict[str, Recipe]:
+    """The recipe of each variant.
+
+    Raises:
+      ConfigError: one that cannot be followed; the variant and the field are named.
+    """
+    found: dict[str, Recipe] = {}
+    for variant in self.variants():
+      with prefixed(f"recipe of {variant!r}" if variant else "recipe"):
+        recipe = self.recipe(variant)
+        self._check_recipe(recipe, tuple(found))
+        found[variant] = recipe
+    if self.cache and not any(recipe.cached for recipe in found.values()):
+      raise ConfigError("cache: expected none: no variant's recipe reads it")
+    return found
+
+  def _check_recipe(self, recipe: Recipe, earlier: tuple[str, ...]) -> None:
+    for field, other in (("teacher", "teacher"), ("start", "baseline")):
+      name, known = getattr(recipe, field), (other, *earlier)
+      if name and name not in known:
+        raise ConfigError(f"{field}: expected one of {known} or nothing, got {name!r}{suggest(name, known)}")
+    if recipe.teacher != "teacher" and self.generations > 1:
+      raise ConfigError("teacher: expected 'teacher': a later generation's is the student before it")
+    if self.cache and recipe.cached and recipe.teacher == "teacher" and recipe.on_policy:
+      raise ConfigError(
+        "on_policy: a cache holds what the teacher said about other sequences: expected cached=False"
+      )
+    if recipe.training is not self.student_training:
+      with prefixed("training"):
+        recipe.training.validate()
 
 
 def check(

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from distill_jax import caching, examples, metrics
+from distill_jax import examples, metrics
+from distill_jax.cache.predictor import as_kept
 from distill_jax.config import Examples, Splits, prefixed
 from distill_jax.data import Source
 from distill_jax.jobs import ROLES, Job, Network, different, trained_on
@@ -17,15 +18,21 @@ def describe(job: Job) -> None:
   print("data: " + ", ".join(f"{n} {len(s)}" for n, s in zip(Splits._fields, job.splits)))
   for role in ROLES:
     found = different(job, role)
-    for network in found[:1]:
-      _describe_model(job, network)
+    shown: set[str] = set()
+    for network in found:
+      shown |= _describe_model(job, network, shown)
+    if found:
       _describe_examples(trained_on(job, role))
     for network in found:
       _describe_step(job, network)
 
 
-def _describe_model(job: Job, network: Network) -> None:
+def _describe_model(job: Job, network: Network, shown: set[str]) -> set[str]:
+  """Describes a network unless one of its shapes was `shown`; returns its shapes."""
   key, example = jax.random.key(0), examples.first(job.config, job.splits.train)
+  shapes = str(jax.tree.map(lambda x: x.shape, jax.eval_shape(network.model.init, key, example)))
+  if shapes in shown:
+    return set()
   variables = network.model.init(key, example)
   cost = metrics.cost(network.model.apply, variables, example, repeats=1)
   outputs = jax.eval_shape(lambda v: network.model.apply(*v, example, train=False, key=None)[0], variables)
@@ -34,7 +41,11 @@ def _describe_model(job: Job, network: Network) -> None:
     f"{cost['flops']:,.0f} FLOPs per example"
   )
   for name, output in outputs.items():
-    print(f"  {name}: {('batch', *output.shape[1:])} {output.dtype}")
+    if name == "head":  # of no example
+      print(f"  head: {output[0].shape} {output[0].dtype}")
+    else:
+      print(f"  {name}: {('batch', *output.shape[1:])} {output.dtype}")
+  return {shapes}
 
 
 def _describe_examples(train: Examples) -> None:
@@ -46,8 +57,8 @@ def _describe_step(job: Job, network: Network) -> None:
   config, training, teacher, key = job.config, network.training, network.teacher, jax.random.key(0)
   batch = next(examples.training_batches(config, trained_on(job, network.role), training.batch_size))
   taught_by = jax.eval_shape(teacher.init, key, batch) if teacher and not teacher.follow else ()
-  if network.reads_cache(config):
-    teacher = caching.stand_in(teacher, config.kept())
+  if network.cached and teacher is not None:
+    teacher = as_kept(teacher, config.kept())
   objective = network.objective(None)
   with prefixed(f"{network.role} and its objective"):
     state = make_init(network.learner, teacher, objective, training.optimizer())(key, batch)
@@ -59,6 +70,7 @@ def _describe_step(job: Job, network: Network) -> None:
     microbatches=training.microbatches,
     augment=config.augment(),
     mix=config.mix(),
+    on_policy=network.recipe.on_policy,
   )
   compiled = jax.jit(step, donate_argnums=0).lower(state, taught_by, batch).compile()
   memory: Any = compiled.memory_analysis()

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from distill_jax import data
+from distill_jax import data, metrics, reduce
 from distill_jax.config import Config, Examples
 from distill_jax.data import Source
 from distill_jax.data.batches import HostBatch
 from distill_jax.types import Batch, Model, Variables
 
+Trained = tuple[Model, Variables]
 Batches = Source | Iterable[HostBatch]
 """As `fit` takes them for validation."""
 SHOWN = 2**29  # bytes of decoded images that are kept for a report's pictures
@@ -62,6 +63,33 @@ def predict(model: Model, variables: Variables, examples: Batches, batch_size: i
   return np.concatenate(
     [np.asarray(logits(variables, batch))[batch["where"]] for batch in _batches(examples, batch_size)]
   )
+
+
+def is_language(network: Trained, batch: Batch) -> bool:
+  """Whether a model gives hidden states and a head in the place of logits."""
+  model, variables = network
+  outputs = jax.eval_shape(lambda v: model.apply(*v, batch, train=False, key=None)[0], variables)
+  return "logits" not in outputs and "head" in outputs
+
+
+def token_scores(
+  network: Trained, examples: Batches, teacher: Trained | None = None, batch_size: int = 64
+) -> dict[str, Any]:
+  """`metrics.token_scores` of all examples, beside the teacher's."""
+
+  def said(model, variables, batch):
+    outputs = model.apply(*variables, batch, train=False, key=None)[0]
+    return outputs["hidden"], outputs["head"]
+
+  @jax.jit
+  def scores(variables, taught_by, batch):
+    taught = None if teacher is None else said(teacher[0], taught_by, batch)
+    hidden, head = said(network[0], variables, batch)
+    return metrics.token_scores(hidden, head, batch["label"], batch["where"], teacher=taught)
+
+  taught_by = () if teacher is None else teacher[1]
+  found = [scores(network[1], taught_by, batch) for batch in _batches(examples, batch_size)]
+  return jax.device_get(reduce.merge(*found))
 
 
 def known(examples: Batches) -> Known:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from distill_jax.config import Config, Examples, Splits, Taught, Training
+from distill_jax.config import Config, Examples, Recipe, Splits, Taught, Training
 from distill_jax.export import DESCRIPTION, WEIGHTS
 from distill_jax.types import Model, Objective
 
@@ -41,26 +41,41 @@ class Network(NamedTuple):
   """One network to train: where, how, and taught by whom.
 
   Attributes:
-    model: what is exported, evaluated and compared.
-    learner: what is trained: `model`, or for a student what the config says.
+    recipe: how it comes about.
     objective: what it minimises, given the trained teacher, or None while there is none.
     teacher: None for a network that has none.
     teacher_folder: where the teacher's weights are, if it does not carry them.
+    start_folder: where the weights are that it starts from, if it does not make its own.
     generation: of a student, from 1; each is initialised anew.
     variant: of a student: `Config.variants`.
+    cached: whether it learns from what the teacher said earlier.
   """
 
   role: str
   seed: int
   folder: Path
-  model: Model
-  learner: Model
-  training: Training
+  recipe: Recipe
   objective: Callable[[Taught | None], Objective]
   teacher: Model | None = None
   teacher_folder: Path | None = None
+  start_folder: Path | None = None
   generation: int = 1
   variant: str = ""
+  cached: bool = False
+
+  @property
+  def model(self) -> Model:
+    """What is exported, evaluated and compared."""
+    return self.recipe.student
+
+  @property
+  def learner(self) -> Model:
+    """What is trained."""
+    return self.recipe.learner or self.recipe.student
+
+  @property
+  def training(self) -> Training:
+    return self.recipe.training
 
   @property
   def name(self) -> str:
@@ -72,10 +87,6 @@ class Network(NamedTuple):
     if self.generation == 1:
       return self.seed
     return int(np.random.SeedSequence([self.seed, self.generation]).generate_state(1)[0])
-
-  def reads_cache(self, config: Config) -> bool:
-    """Whether it learns from what a teacher said earlier; a later generation's teacher is the student before it."""
-    return bool(config.cache) and self.role == "student" and self.generation == 1
 
   @property
   def complete(self) -> bool:
@@ -116,34 +127,50 @@ def is_complete(folder: Path) -> bool:
 
 def _untaught(job: Job, role: str, model: Model, training: Training) -> Network:
   objective = job.config.plain_objective()
-  seed = job.config.teacher_seed
-  return Network(role, seed, job.folder / role, model, model, training, lambda taught: objective)
+  recipe = Recipe(model, training, teacher="")
+  return Network(role, job.config.teacher_seed, job.folder / role, recipe, lambda taught: objective)
 
 
 def _students(job: Job) -> list[Network]:
   config, teacher = job.config, job.config.teacher()
-  model, learner = config.student(), config.learner()
+  recipes = config.recipes()
+
+  def folder(name: str, seed: int, generation: int = 1) -> Path:
+    """Of 'teacher', 'baseline' or a variant."""
+    if name == "teacher":
+      return job.folder / name
+    first = (
+      f"{name}-{seed}" if name == "baseline" else f"student-{name}-{seed}" if name else f"student-{seed}"
+    )
+    return job.folder / (first if generation == 1 else f"{first}-gen{generation}")
+
+  def taught_by(generation: int, seed: int, variant: str) -> tuple[Model | None, Path | None]:
+    name = recipes[variant].teacher
+    if generation > 1:
+      return recipes[variant].student, folder(variant, seed, generation - 1)
+    if not name:
+      return None, None
+    if name in recipes:
+      return recipes[name].student, folder(name, seed)
+    return teacher, folder(name, seed) if _to_be_trained(teacher) else None
 
   def student(generation: int, seed: int, variant: str) -> Network:
-    first = f"student-{variant}-{seed}" if variant else f"student-{seed}"
-    names = ["teacher", first, *(f"{first}-gen{number}" for number in range(2, generation + 1))]
-    trained_here = generation > 1 or _to_be_trained(teacher)
+    recipe = recipes[variant]
     return Network(
       "student",
       seed,
-      job.folder / names[generation],
-      model,
-      learner,
-      config.student_training,
+      folder(variant, seed, generation),
+      recipe,
       functools.partial(config.variant_objective, variant),
-      teacher if generation == 1 else model,
-      job.folder / names[generation - 1] if trained_here else None,
+      *taught_by(generation, seed, variant),
+      folder(recipe.start, seed) if recipe.start else None,
       generation,
       variant,
+      bool(config.cache) and recipe.cached and recipe.teacher == "teacher" and generation == 1,
     )
 
   generations = range(1, config.generations + 1)
-  return [student(g, seed, name) for g in generations for seed in job.seeds for name in config.variants()]
+  return [student(g, seed, name) for g in generations for seed in job.seeds for name in recipes]
 
 
 def _to_be_trained(teacher: Model | None) -> TypeGuard[Model]:

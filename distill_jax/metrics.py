@@ -10,6 +10,7 @@ import numpy as np
 
 from distill_jax import reduce
 from distill_jax.losses import kl_divergence, linear_cross_entropy
+from distill_jax.models.decoder import logits as logits_of
 from distill_jax.types import Batch, Variables
 
 
@@ -44,23 +45,11 @@ def counts(
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   rows, classes = logits.shape
   real = jnp.ones(rows, bool) if where is None else where
-  labelled = real & (labels >= 0)
   label = jnp.where(labels >= 0, labels, 0)
-  predicted = logits.argmax(-1)
-  right = predicted == label
-  log_probs = jax.nn.log_softmax(logits)
-  nll = -jnp.take_along_axis(log_probs, label[:, None], -1)[:, 0]
-  result: dict[str, Any] = {
-    "accuracy": reduce.total(right, labelled),
-    "nll": reduce.total(nll, labelled),
-    "confusion": jnp.zeros((classes, classes), jnp.int32).at[label, predicted].add(labelled),
-    "calibration": _calibration(jnp.exp(log_probs.max(-1)), right, labelled, bins),
-  }
+  confusion = jnp.zeros((classes, classes), jnp.int32).at[label, logits.argmax(-1)].add(real & (labels >= 0))
+  result = _scores(logits, labels, real, teacher_logits, bins) | {"confusion": confusion}
   if classes > 5:
-    result["top5"] = reduce.total(_rank(logits, label) < 5, labelled)
-  if teacher_logits is not None:
-    result["agreement"] = reduce.total(predicted == teacher_logits.argmax(-1), real)
-    result["teacher_kl"] = reduce.total(kl_divergence(logits, teacher_logits), real)
+    result["top5"] = reduce.total(_rank(logits, label) < 5, real & (labels >= 0))
   return result
 
 
@@ -87,6 +76,53 @@ def token_counts(
   return {"nll": (total, weights.sum())}
 
 
+def token_scores(
+  hidden: jax.Array,
+  head,
+  labels: jax.Array,
+  where: jax.Array | None = None,
+  *,
+  teacher=None,
+  bins: int = 15,
+  memory: int = 2**26,
+) -> dict[str, Any]:
+  """As `counts`, of a language model's tokens that have a label; logits are made of some tokens at a time.
+
+  Args:
+    hidden, head, labels, where: as in `token_counts`.
+    teacher: (hidden, head) of the teacher on the same tokens, to compare with; its vocabulary is the same.
+    bins: of the reliability diagram.
+    memory: bytes that one network's logits may take at once.
+
+  Returns:
+    Pairs 'accuracy', 'nll' and, with a teacher, 'agreement' and 'teacher_kl'; 'calibration'.
+
+  Raises:
+    ValueError: the vocabularies differ.
+  """
+  vocabulary = head[0].shape[1]
+  if teacher is not None and teacher[1][0].shape[1] != vocabulary:
+    raise ValueError(
+      f"the teacher's vocabulary has {teacher[1][0].shape[1]} tokens, the student's {vocabulary}: expected the same"
+    )
+  known = labels >= 0 if where is None else (labels >= 0) & where[:, None]
+  tokens = known.size
+  chunk = min(tokens, max(1, memory // (4 * vocabulary)))
+
+  def chunks(x):
+    x = x.reshape(tokens, *x.shape[2:])
+    return jnp.pad(x, ((0, -tokens % chunk),) + ((0, 0),) * (x.ndim - 1)).reshape(-1, chunk, *x.shape[1:])
+
+  def score(part):
+    own, taught, label, real = part
+    logits = logits_of({"hidden": own, "head": head})
+    teacher_logits = None if taught is None else logits_of({"hidden": taught, "head": teacher[1]})
+    return _scores(logits, label, real, teacher_logits, bins)
+
+  parts = chunks(hidden), None if teacher is None else chunks(teacher[0]), chunks(labels), chunks(known)
+  return jax.tree.map(lambda x: x.sum(0), jax.lax.map(score, parts))
+
+
 def summary(counts: Mapping[str, Any]) -> dict[str, float]:
   """Scores from (merged) `counts`, as Python floats.
 
@@ -95,13 +131,15 @@ def summary(counts: Mapping[str, Any]) -> dict[str, float]:
     'precision', 'recall', 'f1': macro averages over the classes that occur as label or prediction, 0 for a
     class where the ratio has no denominator (scikit-learn's average='macro', zero_division=0);
     'ece': expected calibration error (Guo et al. 2017, equation 3). 0 where nothing was counted.
-    Of `token_counts`, 'nll' and 'perplexity', its exponential.
+    Of tokens, which have no confusion matrix, 'perplexity', the exponential of 'nll', in the place of the averages.
   """
   counts = jax.device_get(dict(counts))
   scores = {name: float(reduce.value(pair)) for name, pair in counts.items() if isinstance(pair, tuple)}
+  if "calibration" in counts:
+    scores["ece"] = _calibration_error(counts["calibration"])
   if "confusion" not in counts:
     return scores | {"perplexity": float(np.exp(scores["nll"]))}
-  return scores | _macro(counts["confusion"]) | {"ece": _calibration_error(counts["calibration"])}
+  return scores | _macro(counts["confusion"])
 
 
 def reliability(counts: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -184,6 +222,25 @@ def _check(logits, labels, where, teacher_logits, bins):
     raise ValueError(f"the teacher's logits are {shapes}: expected the same shape")
   if bins < 1:
     raise ValueError(f"bins must be at least 1, got {bins}")
+
+
+def _scores(logits, labels, real, teacher_logits, bins) -> dict[str, Any]:
+  """What `counts` and `token_scores` have in common, of logits [rows, classes] in float32 or wider."""
+  labelled = real & (labels >= 0)
+  label = jnp.where(labels >= 0, labels, 0)
+  predicted = logits.argmax(-1)
+  right = predicted == label
+  log_probs = jax.nn.log_softmax(logits)
+  nll = -jnp.take_along_axis(log_probs, label[:, None], -1)[:, 0]
+  result: dict[str, Any] = {
+    "accuracy": reduce.total(right, labelled),
+    "nll": reduce.total(nll, labelled),
+    "calibration": _calibration(jnp.exp(log_probs.max(-1)), right, labelled, bins),
+  }
+  if teacher_logits is not None:
+    result["agreement"] = reduce.total(predicted == teacher_logits.argmax(-1), real)
+    result["teacher_kl"] = reduce.total(kl_divergence(logits, teacher_logits), real)
+  return result
 
 
 def _rank(logits, label):

@@ -4,7 +4,8 @@ from collections.abc import Collection
 
 import jax
 
-from distill_jax import caching, examples, sharding
+from distill_jax import examples, sharding
+from distill_jax.cache.predictor import as_kept
 from distill_jax.cache.store import open_store
 from distill_jax.config import ConfigError, prefixed
 from distill_jax.data import Source
@@ -30,9 +31,9 @@ def check(job: Job, stages: Collection[str]) -> None:
   mesh = job.config.make_mesh()
   for role in ROLES:
     found = different(job, role)
-    for network in found[:1]:
+    for network in found:
       training, number = network.training, len(trained_on(job, role))
-      with prefixed("teacher_training" if role == "teacher" else "student_training"):
+      with prefixed(_training_of(job, network)):
         sharding.check_divisible(training.batch_size, mesh, microbatches=training.microbatches)
         if training.batch_size > number:
           raise ConfigError(f"batch_size: expected at most the {number} examples, got {training.batch_size}")
@@ -54,17 +55,21 @@ def _check_labelled(job: Job, stages: Collection[str]) -> None:
       )
 
 
+def _training_of(job: Job, network: Network) -> str:
+  """The name of a network's settings, for messages."""
+  if network.role == "teacher":
+    return "teacher_training"
+  return "student_training" if network.training is job.config.student_training else network.name
+
+
 def _check_objectives(job: Job, students: Collection[Network]) -> None:
   """All variants against the shapes of the networks' outputs: the last one would be refused hours later."""
-  network = next(iter(students))
   key, batch = jax.random.key(0), examples.first(job.config, job.splits.train)
-  student = _outputs(network.learner, jax.eval_shape(network.learner.init, key, batch), batch)
-  taught: Outputs = {}
-  teacher, start = _teacher(job, network, key, batch)
-  if teacher is not None:
-    taught = _outputs(teacher, start, batch)
   for network in students:
     with prefixed(f"objective of {network.variant!r}" if network.variant else "objective"):
+      student = _outputs(network.learner, jax.eval_shape(network.learner.init, key, batch), batch)
+      teacher, start = _teacher(job, network, key, batch)
+      taught = {} if teacher is None else _outputs(teacher, start, batch)
       jax.eval_shape(network.objective(None).init, key, student, taught)
 
 
@@ -87,8 +92,8 @@ def _check_rules(job: Job, network: Network, mesh: jax.sharding.Mesh) -> None:
 def _teacher(job: Job, network: Network, key, batch: Batch) -> tuple[Model | None, Variables]:
   """Who teaches a network of the first generation, as its cache would where there is one, and the weights' shapes."""
   teacher = network.teacher
-  if network.reads_cache(job.config):
-    teacher = caching.stand_in(teacher, job.config.kept())
+  if network.cached and teacher is not None:
+    teacher = as_kept(teacher, job.config.kept())
   if teacher is None:
     return None, Variables({}, {})
   return teacher, teacher.variables or jax.eval_shape(teacher.init, key, batch)

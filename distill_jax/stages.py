@@ -26,6 +26,7 @@ from distill_jax.jobs import (
   trained_on,
 )
 from distill_jax.models import cast
+from distill_jax.models.decoder import with_logits
 from distill_jax.train import fit
 from distill_jax.train.placing import spacious
 from distill_jax.types import Model, Variables
@@ -57,7 +58,8 @@ def _keep(job: Job, stage: str) -> None:
   if stage == "cache_inspect":
     caching.inspect(job)
     return
-  student = networks(job, "student")[0]
+  students = networks(job, "student")
+  student = next((network for network in students if network.cached), students[0])
   taught = _taught(student, _teacher_variables(job, student), trained_on(job, "student"))
   if taught is None:
     raise ConfigError("cache: expected none: the config has no teacher whose outputs could be kept")
@@ -74,9 +76,9 @@ def train(job: Job, network: Network) -> None:
   config, training, started = job.config, network.training, time.time()
   train_set, teacher_variables = trained_on(job, network.role), _teacher_variables(job, network)
   taught = _taught(network, teacher_variables, train_set)
-  cached = caching.opened(job, taught) if network.reads_cache(config) else None
+  cached = caching.opened(job, taught) if network.cached else None
   fitted = fit(
-    _started(job, network),
+    _started(job, network, taught),
     cached or network.teacher,
     network.objective(taught),
     training.optimizer(),
@@ -94,6 +96,7 @@ def train(job: Job, network: Network) -> None:
     views=config.views,
     augment=config.augment(),
     mix=config.mix(),
+    on_policy=network.recipe.on_policy,
     microbatches=training.microbatches,
     max_skips=config.max_skips,
     mesh=config.make_mesh(),
@@ -102,8 +105,9 @@ def train(job: Job, network: Network) -> None:
     profile_steps=job.profile_steps,
     title=network.name,
   )
-  exported = config.exported(fitted.variables) if network.role == "student" else fitted.variables
-  exported = sharding.gathered(exported)
+  exported = sharding.gathered(fitted.variables)
+  if network.recipe.exported is not None:
+    exported = network.recipe.exported(exported)
   hosts.first(lambda: _finish(job, network, exported, fitted.history, time.time() - started))
 
 
@@ -125,19 +129,32 @@ def _finish(job: Job, network: Network, exported: Variables, history, seconds: f
 def _export_program(job: Job, network: Network, variables: Variables) -> None:
   try:
     example = examples.first(job.config, job.splits.train)
-    export_stablehlo(network.folder, network.model, variables, example)
+    is_language = examples.is_language((network.model, variables), example)
+    model = with_logits(network.model) if is_language else network.model
+    export_stablehlo(network.folder, model, variables, example)
   except (
     ValueError
   ) as error:  # the weights are safe; a network that fixes its batch size is no reason to stop
     warnings.warn(f"{network.name}: no StableHLO program was written: {error}", stacklevel=2)
 
 
-def _started(job: Job, network: Network) -> Model:
-  """What is trained: a student starts from its baseline's weights where the config says so."""
-  if network.role != "student" or not job.config.init_from:
-    return network.learner
-  start = _trained(job, network, job.folder / f"baseline-{network.seed}", network.learner)
-  return network.learner._replace(init=lambda key, batch: Variables(*jax.tree.map(jnp.copy, tuple(start))))
+def _started(job: Job, network: Network, taught: Taught | None) -> Model:
+  """What is trained: it starts from another network's weights, and from its teacher's, where its recipe says so."""
+  learner, inject = network.learner, network.recipe.inject
+  init = learner.init
+  if network.start_folder is not None:
+    start = _trained(job, network, network.start_folder, learner)
+
+    def init(key, batch):
+      return Variables(*jax.tree.map(jnp.copy, tuple(start)))
+
+  if inject is None:
+    return learner._replace(init=init)
+  if taught is None:
+    raise ConfigError(
+      f"recipe of {network.variant!r}: inject: there is no teacher whose weights could be given"
+    )
+  return learner._replace(init=lambda key, batch: inject(init(key, batch), taught))
 
 
 def _teacher_variables(job: Job, network: Network) -> Variables | None:

@@ -54,7 +54,11 @@ def _steps(job: Job, network: Network) -> Run:
   batches = examples.training_batches(config, trained_on(job, network.role), training.batch_size)
   batch = jax.device_put(next(batches))
   parts = network.learner, teacher, network.objective(None), training.optimizer()
-  options: dict[str, Any] = {"augment": config.augment(), "mix": config.mix()}
+  options: dict[str, Any] = {
+    "augment": config.augment(),
+    "mix": config.mix(),
+    "on_policy": network.recipe.on_policy,
+  }
   step = make_train_step(*parts, microbatches=training.microbatches, **options)
   state = make_init(*parts)(key, batch)
   taught_by: Any = ()

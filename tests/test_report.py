@@ -328,16 +328,16 @@ def test_several_distilled_students_differ_in_every_picture():
   assert len({look.color for look in known.values()}) == len({look.marker for look in known.values()}) == 7
   titles = ["Teacher", "Student alone", *(f"Distilled: {name}" for name in "abcde")]
   chosen = results.examples(measured)
-  for picture in (plots.learning_curves(entries), plots.accuracy_against_parameters(measured)):
+  for picture in (plots.learning_curves(entries), plots.score_against_parameters(measured)):
     (legend,) = picture.legends
     assert [text.get_text().split(": 1,0")[0].split(": 8,")[0] for text in legend.get_texts()] == titles
   for picture in (plots.reliability(chosen), plots.confusion(chosen, list("wxyz"))):
     shown = [axes.get_title() for axes in picture.axes if axes.get_title()]
     assert [title.split(",")[0] for title in shown] == titles
-  places = plots.accuracy_against_parameters(measured).axes[0].containers
+  places = plots.score_against_parameters(measured).axes[0].containers
   assert len({place.lines[0].get_xdata()[0] for place in places}) == 7
   with style.context():
-    for picture in (plots.reliability(chosen), plots.accuracy_against_parameters(measured)):
+    for picture in (plots.reliability(chosen), plots.score_against_parameters(measured)):
       picture.draw_without_rendering()
 
 
@@ -574,7 +574,7 @@ def test_reliability_diagram_shows_accuracy_at_the_mean_confidence():
 def test_accuracy_stands_at_the_number_of_parameters():
   labels = make_labels()
   measured = results.measure(make_entries(labels, history=False), labels)
-  (axes,) = plots.accuracy_against_parameters(measured).axes
+  (axes,) = plots.score_against_parameters(measured).axes
   assert axes.get_xscale() == "log"
   means = [container.lines[0].get_xydata()[0] for container in axes.containers]
   np.testing.assert_allclose([m[0] for m in means], [8000, 1000, 1000], rtol=0.06)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from distill_jax.models.remat import check_policy, rematerialised
-from distill_jax.types import Outputs
+from distill_jax.types import Model, Outputs
 
 
 class RopeScaling(NamedTuple):
@@ -260,6 +260,16 @@ def logits(outputs: Outputs) -> jax.Array:
   z = jnp.matmul(outputs["hidden"], kernel, preferred_element_type=jnp.float32)
   z = z if bias is None else z + bias
   return z if softcap is None else softcap * jnp.tanh(z / softcap)
+
+
+def with_logits(model: Model) -> Model:
+  """A language model that gives 'logits' [B, L, vocabulary] alone, as a program that is handed on does."""
+
+  def apply(params, state, batch, *, train, key):
+    outputs, state = model.apply(params, state, batch, train=train, key=key)
+    return {"logits": logits(outputs)}, state
+
+  return model._replace(apply=apply)
 
 
 def _norm(width, epsilon, dtype, rngs) -> nnx.RMSNorm:

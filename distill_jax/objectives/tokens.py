@@ -18,12 +18,13 @@ def tokens(
   label_weight: float = 0.0,
   temperature: float = 1.0,
   memory: int | None = None,
+  targets: str = "logits",
   **options,
 ) -> Term:
   """The divergence between student and teacher at every token that has a label, and the labels' own cross entropy.
 
   Both networks give 'hidden' [B, L, width] and 'head' = (kernel [width, V], bias, softcap) (`models.decoder`). A
-  cached teacher may give 'logits' kept as `SparseTargets` instead, [B, L, K].
+  cached teacher may give `targets` kept as `SparseTargets` instead, [B, L, K].
 
   The batch's 'label' is the next token, int [B, L]; where it is negative (padding, the end of a document) a token
   counts in neither. The mean is over the tokens that count in the whole batch, however they are padded, packed,
@@ -36,6 +37,7 @@ def tokens(
     label_weight: of the cross entropy, added in the same pass over the vocabulary.
     temperature: of a live teacher.
     memory: bytes that temporaries may take.
+    targets: the name of a cached teacher's output, 'logits' or such as 'logits@top8' where a cache keeps several.
     **options: passed to the loss.
 
   Raises:
@@ -51,11 +53,11 @@ def tokens(
       extra = {"labels": jnp.maximum(label, 0).reshape(-1), "label_weights": label_weight * true}
     else:
       extra = {}
-    kept = teacher.get("logits")
+    kept = teacher.get(targets)
     if isinstance(kept, SparseTargets):
-      targets = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept)
+      flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept)
       given = losses.linear_sparse_kl(
-        hidden, kernel, targets, weights=valid, tail=divergence, bias=bias, softcap=softcap, **extra, **extras
+        hidden, kernel, flat, weights=valid, tail=divergence, bias=bias, softcap=softcap, **extra, **extras
       )
     else:
       taught, (teacher_kernel, teacher_bias, teacher_softcap) = _flat(teacher, "teacher")
@@ -83,9 +85,9 @@ def tokens(
 
   def init(key, student, teacher):
     del key
-    if "logits" not in teacher:
-      any_output_of(teacher, "hidden", "teacher")
-    used = [{name: x[name] for name in (*STATES, "logits") if name in x} for x in (student, teacher)]
+    if targets not in teacher:
+      any_output_of(teacher, "hidden" if targets == "logits" else targets, "teacher")
+    used = [{name: x[name] for name in (*STATES, targets) if name in x} for x in (student, teacher)]
     label = jax.ShapeDtypeStruct(outputs_of(student, "hidden", "student").shape[:2], jnp.int32)
     jax.eval_shape(lambda s, t, y: value(s, t, y, jnp.ones(y.size), jnp.ones(y.size)), *used, label)
     return Variables({}, {})

@@ -50,7 +50,7 @@ def by_class(measured: Sequence[Measured], class_names: Sequence[str]) -> list[C
 
 def compared(scores: Sequence[ClassScores]) -> list[Group]:
   """The distilled students that have gains; the last one orders the classes of the picture."""
-  return list(scores[0].gain)
+  return list(scores[0].gain) if scores else []
 
 
 def words(scores: Sequence[ClassScores], group: Group) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from distill_jax.report.document import Table
+from distill_jax.report.headline import ACCURACY, Headline, headline
 from distill_jax.report.numbers import (
   MISSING,
   Show,
@@ -36,6 +37,7 @@ class _Row(NamedTuple):
 
 
 _QUALITY = (
+  _Row("perplexity", "Test perplexity ↓", thousandths),
   _Row("accuracy", "Test accuracy, % ↑", percent),
   _Row("top5", "Top-5 accuracy, % ↑", percent),
   _Row("precision", "Macro precision, % ↑", percent),
@@ -82,15 +84,15 @@ def verdicts(measured: Sequence[Measured], examples: int) -> list[str]:
 
 def _verdict(measured: Sequence[Measured], group: Group, examples: int) -> str:
   name = f"the student distilled ({group.variant})" if group.variant else "the student distilled"
-  change = gain(measured, group, "accuracy")
+  main = headline(measured)
+  change = gain(measured, group, main.score)
   if change is None:
     return (
       f"{name[0].upper()}{name[1:]} and the student alone share no seed, so there is no paired difference."
     )
-  amount = (
-    f"{name} differs from the student alone by {signed(percent, change.mean)} points of test accuracy (one of "
-    f"the {examples} test examples is {100 / examples:.2f} points)"
-  )
+  amount = f"{name} differs from the student alone by {_amount(main, change.mean)}"
+  if main == ACCURACY:
+    amount += f" (one of the {examples} test examples is {100 / examples:.2f} points)"
   if change.deviation is None:
     return (
       f"With one seed, {amount}. One seed has no spread: "
@@ -98,12 +100,16 @@ def _verdict(measured: Sequence[Measured], group: Group, examples: int) -> str:
     )
   start = (
     f"Over {change.number} seeds, {amount}, with a sample standard deviation of "
-    f"{percent(change.deviation)} points over the seeds. "
+    f"{' '.join(filter(None, [main.show(change.deviation), main.unit]))} over the seeds. "
   )
   if abs(change.mean) <= change.deviation:
     return start + "The difference is within its spread: this run does not show that distillation matters."
-  effect = "helped" if change.mean > 0 else "harmed"
+  effect = "helped" if (change.mean > 0) == main.more else "harmed"
   return start + f"The difference is larger than its spread: distillation {effect} this student."
+
+
+def _amount(main: Headline, change: float) -> str:
+  return f"{signed(main.show, change)} {f'{main.unit} of' if main.unit else 'in'} test {main.name}"
 
 
 def _scores(measured: Sequence[Measured], rows: Sequence[_Row]) -> Table:

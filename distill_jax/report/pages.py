@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 
 from distill_jax import files
 from distill_jax.report import classes, comparison, plots, style, variants
-from distill_jax.report.document import Block, Heading, Picture, Text, to_html, to_markdown
+from distill_jax.report.document import Block, Code, Heading, Picture, Text, to_html, to_markdown
 from distill_jax.report.gallery import SHOWN, compare, gallery
+from distill_jax.report.headline import headline
 from distill_jax.report.provenance import provenance
 from distill_jax.report.results import Entry, Measured, check, examples, groups, measure, pairs, students
 from distill_jax.report.stored import as_json
@@ -26,7 +27,7 @@ def write(
     folder: made where it is missing; files of an earlier report are replaced.
     entries: the networks of the run, one per role, variant and seed; any role may be missing.
     labels: int [N], of the test split; negative: unlabelled, left out of all but the comparison with the
-      teacher.
+      teacher. Of a language model's rows, [N, L].
     images: [N, H, W, C], or None for examples that are no images.
     ids: [N], of the test split, shown with the images.
     class_names: one per class, any text.
@@ -44,13 +45,15 @@ def write(
   check(entries, labels, images, ids, class_names)
   measured = measure(entries, labels)
   few = variants.few(measured)
-  scores = classes.by_class(few, class_names)
+  language = any("confusion" not in m.counts for m in measured)
+  scores = [] if language else classes.by_class(few, class_names)
   with style.context():
     blocks = [
       *_comparison(measured, scores, int((labels >= 0).sum()), len(class_names), run),
       *_pictures([m.entry for m in few], few, class_names),
       *_by_class(scores, class_names),
-      *_disagreements(few, images, ids, labels, class_names),
+      *([] if language else _disagreements(few, images, ids, labels, class_names)),
+      *_written(few),
       *provenance(run),
     ]
   folder = Path(folder)
@@ -59,7 +62,7 @@ def write(
   for block in blocks:
     if isinstance(block, Picture):
       files.write(folder / block.file, block.png)
-  by_class = classes.by_class(measured, class_names)
+  by_class = [] if language else classes.by_class(measured, class_names)
   numbers = json.dumps(as_json(measured, by_class, run), indent=2, ensure_ascii=False, allow_nan=False)
   files.write(folder / "results.json", numbers)
   files.write(folder / "report.md", to_markdown(title, blocks))
@@ -96,7 +99,8 @@ def _pictures(
 ) -> list[Block]:
   chosen = examples(measured)
   blocks: list[Block] = []
-  curves = plots.learning_curves(entries)
+  main = headline(measured)
+  curves = plots.learning_curves(entries, main)
   if curves:
     blocks += [
       Heading("Learning curves"),
@@ -104,21 +108,22 @@ def _pictures(
         "curves",
         "Learning curves",
         "Left: the training loss; what it sums differs with the objective, so its level compares runs of one "
-        "role only. Right: accuracy on the validation split. Line: mean over seeds; band: ± one sample "
+        f"role only. Right: {main.name} on the validation split. Line: mean over seeds; band: ± one sample "
         "standard deviation.",
         curves,
       ),
     ]
-  blocks += [
-    Heading("Confusion matrices"),
-    _picture(
+  if all("confusion" in m.counts for m in measured):
+    confusion = _picture(
       "confusion",
       "Confusion matrices",
       "Rows are true classes, columns predictions; the colour is the share of the row's examples"
       + (", the number their count." if len(class_names) <= plots.ANNOTATED else ".")
       + _unseen(next(iter(chosen.values())), class_names),
       plots.confusion(chosen, class_names),
-    ),
+    )
+    blocks += [Heading("Confusion matrices"), confusion]
+  blocks += [
     Heading("Calibration"),
     _picture(
       "reliability",
@@ -129,15 +134,15 @@ def _pictures(
       plots.reliability(chosen),
     ),
   ]
-  size = plots.accuracy_against_parameters(measured)
+  size = plots.score_against_parameters(measured)
   if size:
     caption = (
       "Large markers: means over seeds, with one sample standard deviation; small ones: seeds. Student alone "
       "and distilled are the same size and drawn side by side."
     )
     blocks += [
-      Heading("Accuracy against size"),
-      _picture("parameters", "Test accuracy against parameters", caption, size),
+      Heading(f"{main.name.capitalize()} against size"),
+      _picture("parameters", f"Test {main.name} against parameters", caption, size),
     ]
   return blocks
 
@@ -180,6 +185,15 @@ def _disagreements(measured, images, ids, labels, class_names) -> list[Block]:
     )
     blocks.append(_picture("disagreements", "Right when distilled, wrong alone", caption, picture))
   return [Heading("Where the distilled student is right and the plain one wrong"), *blocks] if blocks else []
+
+
+def _written(measured: Sequence[Measured]) -> list[Block]:
+  """What the networks have to show, of one seed each."""
+  shown = [(group, m.entry) for group, m in examples(measured).items() if m.entry.text]
+  blocks: list[Block] = [Heading("What the networks write")] if shown else []
+  for group, entry in shown:
+    blocks += [Text(f"{group.title}, seed {entry.seed}:"), Code(entry.text)]
+  return blocks
 
 
 def _picture(name: str, title: str, caption: str, picture: Figure) -> Picture:

@@ -9,31 +9,32 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from distill_jax import metrics
+from distill_jax.report.headline import ACCURACY, Headline, headline
 from distill_jax.report.results import Entry, Group, Measured, groups, over_seeds
 from distill_jax.report.style import Look, class_labels, figure, looks
 
 ANNOTATED = 20  # classes up to which a confusion matrix shows its counts
 
 
-def learning_curves(entries: Sequence[Entry]) -> Figure | None:
-  """Training loss and validation accuracy against the step; None where no history holds either.
+def learning_curves(entries: Sequence[Entry], main: Headline = ACCURACY) -> Figure | None:
+  """Training loss and the headline score of the validation split against the step; None where no history holds either.
 
   Per group the mean over seeds and a band of one sample standard deviation, over the steps that every seed
   reached; between two logged steps the line is straight.
   """
-  panels = (("train", "loss", "Training loss"), ("validation", "accuracy", "Validation accuracy"))
+  panels = (("train", "loss", "Training loss"), ("validation", main.score, f"Validation {main.name}"))
   picture = figure(10, 3.6)
   legend: dict[str, Line2D] = {}
   style = looks(groups(entries))
   for axes, (phase, key, title) in zip(picture.subplots(1, 2), panels):
-    percent = key == "accuracy"
+    label, factor = main.axis if key == main.score else (key, 1)
     for order, (group, look) in enumerate(style.items()):
       curves = [_curve(entry.history, phase, key) for entry in entries if entry.group == group]
-      curves = [(steps, values * (100 if percent else 1)) for steps, values in curves if len(steps)]
+      curves = [(steps, values * factor) for steps, values in curves if len(steps)]
       if curves:
         # Dots over dashes over a full line: where curves agree, all are seen.
         legend[group.title] = _band(axes, look, 5 - order / len(style), *_common(curves))
-    axes.set(title=title, xlabel="optimiser step", ylabel=f"{key}, %" if percent else key)
+    axes.set(title=title, xlabel="optimiser step", ylabel=label)
   picture.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=3)
   return picture if legend else None
 
@@ -86,19 +87,21 @@ def reliability(chosen: Mapping[Group, Measured]) -> Figure:
   return picture
 
 
-def accuracy_against_parameters(measured: Sequence[Measured]) -> Figure | None:
+def score_against_parameters(measured: Sequence[Measured]) -> Figure | None:
   """One small marker per seed and a large one for the mean; None where no cost holds the parameters."""
   known = [m for m in measured if m.scores.get("parameters")]
   if not known:
     return None
   sizes = [m.scores["parameters"] for m in known]
   low, high = min(sizes) / 2, max(sizes) * 2
+  main = headline(measured)
+  label, factor = main.axis
   picture = figure(6.5, 4)
   axes = picture.subplots()
   style = looks(groups(m.entry for m in known))
   beside = [group for group in style if group.role != "teacher"]
   for group, look in style.items():
-    mean = over_seeds(known, group, "accuracy")
+    mean = over_seeds(known, group, main.score)
     if mean is None:
       continue
     # Students alone and distilled are equally large: they stand side by side, 2 % of the width apart.
@@ -106,15 +109,16 @@ def accuracy_against_parameters(measured: Sequence[Measured]) -> Figure | None:
     aside = (high / low) ** (0.02 * place)
     own = [m.scores for m in known if m.entry.group == group]
     size = sum(s["parameters"] for s in own) / len(own)
-    points = [s["parameters"] * aside for s in own], [100 * s["accuracy"] for s in own]
+    points = [s["parameters"] * aside for s in own], [factor * s[main.score] for s in own]
     axes.plot(*points, **look.points, markersize=4, alpha=0.5)
-    bar = None if mean.deviation is None else 100 * mean.deviation
-    label = f"{group.title}: {size:,.0f}"
-    axes.errorbar(size * aside, 100 * mean.mean, bar, label=label, **look.points, markersize=8, capsize=4)
-  axes.set(xscale="log", xlim=(low, high), xlabel="parameters", ylabel="test accuracy, %")
-  axes.set_title("Test accuracy against number of parameters")
+    bar = None if mean.deviation is None else factor * mean.deviation
+    named = f"{group.title}: {size:,.0f}"
+    axes.errorbar(size * aside, factor * mean.mean, bar, label=named, **look.points, markersize=8, capsize=4)
+  axes.set(xscale="log", xlim=(low, high), xlabel="parameters", ylabel=f"test {label}")
+  axes.set_title(f"Test {main.name} against number of parameters")
   axes.margins(y=0.15)
-  axes.set_ylim(top=min(101, axes.get_ylim()[1]))
+  if main == ACCURACY:
+    axes.set_ylim(top=min(101, axes.get_ylim()[1]))
   picture.legend(loc="outside lower center", ncols=3 if len(style) <= 3 else 2)
   return picture
 

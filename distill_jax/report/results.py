@@ -36,21 +36,25 @@ class Entry(NamedTuple):
   Attributes:
     role: 'teacher', 'baseline' (the student trained without the teacher) or 'student' (distilled).
     seed: of its training; baseline and student are compared seed by seed.
-    logits: [N, C], of the test split.
+    logits: [N, C], of the test split; None of a language model, which has `counts`.
     cost: 'parameters', 'bytes', 'flops', 'latency_ms', 'throughput' (`metrics.cost`), and 'step_ratio', the time of a
       train step over that of the run's reference; any may be missing.
     history: lines of metrics.jsonl: {'step', 'phase': 'train' | 'validation', 'loss', 'accuracy', ...};
       may be empty.
     variant: tells several distilled students of one seed apart ('generation 1'); of a 'student' only. They are
       shown in the order in which they first come; where there is room for one, it is the last.
+    counts: of a language model, `metrics.token_scores` of the test split.
+    text: what the report prints of the network, such as text that it wrote; may be empty.
   """
 
   role: str
   seed: int
-  logits: np.ndarray
+  logits: np.ndarray | None
   cost: Mapping[str, float]
   history: Sequence[Mapping[str, Any]]
   variant: str = ""
+  counts: Mapping[str, Any] | None = None
+  text: str = ""
 
   @property
   def group(self) -> Group:
@@ -83,11 +87,12 @@ def check(entries: Sequence[Entry], labels, images, ids, class_names) -> None:
     if entry.role not in ROLES:
       raise ValueError(f"{where}: unknown role{suggest(entry.role, ROLES)}")
     _check_variant(entry, where)
-    if entry.logits.shape != (rows, classes):
+    shape = None if entry.logits is None else entry.logits.shape
+    if entry.counts is None and shape != (rows, classes):
       raise ValueError(
-        f"{where}: logits {entry.logits.shape}, expected (labels, class_names) {rows, classes}"
+        f"{where}: logits {shape}, expected (labels, class_names) {rows, classes}"
       )
-  if not (np.asarray(labels) >= 0).any():
+  if any(entry.counts is None for entry in entries) and not (np.asarray(labels) >= 0).any():
     raise ValueError("labels holds no label >= 0: there is nothing to score")
   keys = Counter((entry.group, entry.seed) for entry in entries)
   for (group, seed), number in keys.items():
@@ -118,12 +123,14 @@ def measure(entries: Sequence[Entry], labels) -> list[Measured]:
   for entry in entries:
     same_seed = [teacher for teacher in teachers if teacher.seed == entry.seed]
     teacher = (same_seed + teachers + [None])[0] if entry.role != "teacher" else None
-    counts = metrics.counts(
-      jnp.asarray(entry.logits),
-      jnp.asarray(labels),
-      teacher_logits=None if teacher is None else jnp.asarray(teacher.logits),
-    )
-    counts = jax.device_get(counts)
+    counts = entry.counts
+    if counts is None:
+      counts = metrics.counts(
+        jnp.asarray(entry.logits),
+        jnp.asarray(labels),
+        teacher_logits=None if teacher is None else jnp.asarray(teacher.logits),
+      )
+    counts = jax.device_get(dict(counts))
     measured.append(Measured(entry, metrics.summary(counts) | dict(entry.cost), counts))
   return measured
 

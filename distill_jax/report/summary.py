@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from distill_jax.report import style, variants
 from distill_jax.report.document import Block, Heading, Picture, Table, Text
-from distill_jax.report.numbers import MISSING, difference, mean, percent, whole
+from distill_jax.report.headline import ACCURACY, Headline, headline
+from distill_jax.report.numbers import MISSING, difference, mean, whole
 from distill_jax.report.results import Group, Spread, gain, groups, over_seeds, students
 from distill_jax.report.runs import Run, Series, series
 
@@ -42,22 +43,24 @@ def section(runs: Sequence[Run]) -> list[Block]:
 
 
 def curve(varied: Series) -> Figure:
-  """Test accuracy against the field: the teacher, the student alone, each distilled student."""
+  """The headline score against the field: the teacher, the student alone, each distilled student."""
   shown = _groups(varied.runs)
   low, high = min(varied.values), max(varied.values)
   log = low > 0 and high >= 10 * low
   picture = style.figure(6.5, 4)
   axes = picture.subplots()
+  main = _headline(varied.runs)
+  label, factor = main.axis
   beside = [group for group in shown if group != _TEACHER]
   for group, look in style.looks(shown).items():
-    points = zip(varied.values, (over_seeds(run.measured, group, "accuracy") for run in varied.runs))
+    points = zip(varied.values, (over_seeds(run.measured, group, main.score) for run in varied.runs))
     known = [(value, spread) for value, spread in points if spread is not None]
     # Error bars stand side by side, 1 % of the width apart.
     aside = 0.01 * (beside.index(group) - (len(beside) - 1) / 2) if group in beside else 0
     axes.errorbar(
       [value * (high / low) ** aside if log else value + (high - low) * aside for value, _ in known],
-      [100 * spread.mean for _, spread in known],
-      [math.nan if spread.deviation is None else 100 * spread.deviation for _, spread in known],
+      [factor * spread.mean for _, spread in known],
+      [math.nan if spread.deviation is None else factor * spread.deviation for _, spread in known],
       label=group.title,
       color=look.color,
       linestyle=look.line,
@@ -71,8 +74,9 @@ def curve(varied: Series) -> Figure:
     axes.set_xticks(different, [f"{value:g}" for value in different])
     axes.set_xticks([], minor=True)
   axes.margins(0.08)
-  axes.set_ylim(top=min(101, axes.get_ylim()[1]))
-  axes.set(ylabel="test accuracy, %")
+  if main == ACCURACY:
+    axes.set_ylim(top=min(101, axes.get_ylim()[1]))
+  axes.set(ylabel=f"test {label}")
   axes.set_xlabel(varied.field, parse_math=False)
   axes.set_title(_title(varied), parse_math=False)
   picture.legend(loc="outside lower center", ncols=3 if len(shown) <= 3 else 2)
@@ -109,8 +113,8 @@ def _row(run: Run, group: Group) -> list[str]:
   facts = run.facts
   name = f"{run.name}: {group.variant}" if group.variant else run.name
   overrides = ", ".join(facts.get("overrides") or [])
-  scores = [_accuracy(run, g) for g in (_TEACHER, _ALONE, group)]
-  change = difference(percent, gain(run.measured, group, "accuracy"))
+  scores = [_score(run, g) for g in (_TEACHER, _ALONE, group)]
+  change = _change(run, group)
   origin = [_seeds([run]) or MISSING, _time([run]), facts.get("device") or "", _revision(run)]
   return [name, overrides, *scores, change, *origin]
 
@@ -122,8 +126,8 @@ def _series(varied: Series) -> Table:
   rows = [
     [
       f"{value:g}",
-      *(_accuracy(run, group) for group in shown),
-      *(difference(percent, gain(run.measured, group, "accuracy")) for group in distilled),
+      *(_score(run, group) for group in shown),
+      *(_change(run, group) for group in distilled),
     ]
     for value, run in zip(varied.values, varied.runs)
   ]
@@ -144,7 +148,8 @@ def _picture(varied: Series, before: Sequence[Block]) -> Picture:
 def _title(varied: Series) -> str:
   first, *rest = [run.facts.get("overrides") or [] for run in varied.runs]
   same = [text for text in first if all(text in others for others in rest)]
-  return f"{varied.runs[0].name}{''.join(f', {text}' for text in same)}: test accuracy against {varied.field}"
+  name = f"{varied.runs[0].name}{''.join(f', {text}' for text in same)}"
+  return f"{name}: test {_headline(varied.runs).name} against {varied.field}"
 
 
 def _note(runs: Sequence[Run]) -> str:
@@ -155,7 +160,7 @@ def _note(runs: Sequence[Run]) -> str:
   spread = f"mean ± sample standard deviation over {over}, the difference paired by seed"
   if seeds == "1":
     spread = "one seed, so there is no spread"
-  words = f"Test accuracy in %{examples}: {spread}."
+  words = f"{_headline(runs).title.replace(',', ' in')}{examples}: {spread}."
   sizes = [(name, _sizes(runs, role)) for name, role in (("teacher", "teacher"), ("student", "student"))]
   known = [f"{name} {whole(size.pop())}" for name, size in sizes if len(size) == 1]
   return f"{words} Parameters: {', '.join(known)}." if known else words
@@ -173,14 +178,24 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
   return groups(m.entry for run in runs for m in run.measured)
 
 
-def _accuracy(run: Run, group: Group) -> str:
-  return mean(percent, over_seeds(run.measured, group, "accuracy"))
+def _score(run: Run, group: Group) -> str:
+  main = headline(run.measured)
+  return mean(main.show, over_seeds(run.measured, group, main.score))
+
+
+def _change(run: Run, group: Group) -> str:
+  main = headline(run.measured)
+  return difference(main.show, gain(run.measured, group, main.score))
+
+
+def _headline(runs: Sequence[Run]) -> Headline:
+  return headline([m for run in runs for m in run.measured])
 
 
 def _seeds(runs: Sequence[Run]) -> str | None:
   """How often each student was trained; None where that differs or none was."""
   counts = {
-    _number(over_seeds(run.measured, group, "accuracy"))
+    _number(over_seeds(run.measured, group, headline(run.measured).score))
     for run in runs
     for group in run.groups
     if group != _TEACHER

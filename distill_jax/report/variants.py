@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill_jax.report.document import Table
+from distill_jax.report.headline import headline
 from distill_jax.report.numbers import MISSING, Show, difference, mean, nats, percent
 from distill_jax.report.results import Group, Measured, gain, groups, over_seeds, students
 from distill_jax.report.style import STUDENTS
 
 _SCORES: Sequence[tuple[str, str, Show]] = (
+  ("accuracy", "Test accuracy, % ↑", percent),
   ("nll", "NLL, nats ↓", nats),
   ("ece", "ECE, % ↓", percent),
   ("agreement", "Agreement with the teacher, % ↑", percent),
@@ -22,18 +24,20 @@ def in_rows(measured: Sequence[Measured]) -> bool:
 
 
 def table(measured: Sequence[Measured], run: Mapping[str, Any], *, brief: bool = False) -> Table:
-  """A row per group: accuracy, its paired difference to the student alone, further scores unless `brief`, and the time
-  of a train step over that of the run's reference, where it was measured."""
-  scores = [] if brief else [row for row in _SCORES if any(row[0] in m.scores for m in measured)]
-  header = ["Method", "Test accuracy, % ↑", "− alone", *(title for _, title, _ in scores)]
+  """A row per group: the headline score, its paired difference to the student alone, further scores unless `brief`,
+  and the time of a train step over that of the run's reference, where it was measured."""
+  main = headline(measured)
+  further = [row for row in _SCORES if row[0] != main.score and any(row[0] in m.scores for m in measured)]
+  scores = [] if brief else further
+  header = ["Method", f"{main.title} {main.arrow}", "− alone", *(title for _, title, _ in scores)]
   timed = _is_timed(measured)
   if timed:
     header.append(f"Step time / {run.get('settings', {}).get('reference') or 'reference'} ↓")
   rows = []
   for group in groups(m.entry for m in measured):
-    change = gain(measured, group, "accuracy") if group.role == "student" else None
-    row = [group.variant or group.title, mean(percent, over_seeds(measured, group, "accuracy"))]
-    row.append(difference(percent, change) if group.role == "student" else "")
+    change = gain(measured, group, main.score) if group.role == "student" else None
+    row = [group.variant or group.title, mean(main.show, over_seeds(measured, group, main.score))]
+    row.append(difference(main.show, change) if group.role == "student" else "")
     row += [mean(show, over_seeds(measured, group, score)) for score, _, show in scores]
     rows.append([*row, _step_ratio(measured, group)] if timed else row)
   return Table(header, rows)
@@ -54,8 +58,13 @@ def few(measured: Sequence[Measured]) -> list[Measured]:
 
 def verdict(measured: Sequence[Measured]) -> str:
   """How many students distillation helped and harmed, beyond the spread over seeds."""
-  changes = [gain(measured, group, "accuracy") for group in students(measured)]
-  known = [(c.mean, c.deviation) for c in changes if c is not None and c.deviation is not None]
+  main = headline(measured)
+  changes = [gain(measured, group, main.score) for group in students(measured)]
+  known = [
+    (c.mean if main.more else -c.mean, c.deviation)
+    for c in changes
+    if c is not None and c.deviation is not None
+  ]
   if len(known) < len(changes):
     return f"{len(changes)} students were distilled; not all share two seeds with the student alone."
   better = sum(change > deviation for change, deviation in known)

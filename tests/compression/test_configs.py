@@ -87,7 +87,10 @@ def test_the_teachers_convolutions_are_in_the_student(monkeypatch, teacher_folde
   from fashion_mnist_inject import Injected
 
   config = Injected(teacher_folder=str(teacher_folder), teacher_width=0.03125, student_widths=(2, 3))
-  student, teacher = jax.jit(config.learner().init)(jax.random.key(0), {}), config.teacher().variables
+  student, teacher = (
+    jax.jit(config.recipe("").learner.init)(jax.random.key(0), {}),
+    config.teacher().variables,
+  )
   ours, theirs = student.params["blocks"], teacher.params["blocks"]
   np.testing.assert_array_equal(ours[0]["conv"]["kernel"], theirs[0][0]["conv"]["kernel"])
   np.testing.assert_array_equal(ours[1]["conv"]["kernel"], theirs[1][0]["conv"]["kernel"][..., [0, 2, 3]])

