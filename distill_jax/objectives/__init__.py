@@ -7,10 +7,13 @@ objective = weighted(
 )
 
 A loss of arrays alone goes through `logits` or `features`, one of a few of the teacher's classes through `sparse`,
-language models through `tokens`. A method that learns or remembers something of its own is a term here, under the
-name of its loss: `vid`, `mgd`, `crd`, ...; `learned` makes others.
+language models through `tokens`, layers of transformers through `layers`, `attention` and `relations`. A method that
+learns or remembers something of its own is a term here, under the name of its loss: `vid`, `mgd`, `crd`, ...;
+`learned` makes others.
 """
 
+from distill_jax.objectives.layer_maps import layer_map
+from distill_jax.objectives.layers import attention, layers, relations
 from distill_jax.objectives.learned import (
   activation_boundary,
   learned,
@@ -36,6 +39,7 @@ from distill_jax.objectives.tokens import next_tokens, tokens
 __all__ = [
   "Term",
   "activation_boundary",
+  "attention",
   "crd",
   "dino",
   "factor_transfer",
@@ -43,6 +47,8 @@ __all__ = [
   "fgd",
   "labels",
   "layer_attention",
+  "layer_map",
+  "layers",
   "learned",
   "logits",
   "mgd",
@@ -52,6 +58,7 @@ __all__ = [
   "ofd_margin_at",
   "paraphraser",
   "queue_similarity",
+  "relations",
   "review_kd",
   "sparse",
   "srd",
