@@ -29,7 +29,7 @@ class Agreement(NamedTuple):
     rows: how many were compared.
     difference: the largest between numbers: of a dense output itself, of kept log-probabilities in nats; of draws the
       share that is another class.
-    kl: from teacher to cache, nats, mean over rows; None where the output is no logits.
+    kl: from teacher to cache, nats, mean over rows; of hidden states that of their logits; None where there are none.
     top1: the share of rows with the same first class; None likewise, and for draws.
   """
 
@@ -81,41 +81,55 @@ def verify(
   ids = cache.manifest.rows.ids[held[at]]
   shown = cache.shown(ids, views)
   ids, views = ids[shown], views[shown]
-  answers = make_answers(teacher, cache.outputs, augment)
+  head = () if cache.head is None else ("head",)
+  answers = make_answers(teacher, [*cache.outputs, *head], augment)
+  said = cache.model
 
-  def compared(variables, batch):
+  def compared(variables, held, batch):
     taught, _ = answers(variables, batch)
-    kept = cache.model.apply({}, {}, batch, train=False, key=None)[0]
-    return {
-      name: _compare(codec, kept[name], taught[name], batch, output_of(name) == "logits")
-      for name, (codec, _) in cache.outputs.items()
-    }
+    kept = said.apply(*held, batch, train=False, key=None)[0]
+    return {name: _compare(name, codec, kept, taught, batch) for name, (codec, _) in cache.outputs.items()}
 
-  run = jax.jit(compared, in_shardings=(None, sharding.by_rows(mesh)))
-  placed, parts = sharding.replicate(variables, mesh), []
+  run = jax.jit(compared, in_shardings=(None, None, sharding.by_rows(mesh)))
+  placed, parts = sharding.replicate((variables, said.variables), mesh), []
   for first in range(0, len(ids), batch_size):
     rows = np.minimum(np.arange(first, first + batch_size), len(ids) - 1)
     batch = cache.join(examples.batch(ids[rows], views[rows]))
-    found = run(placed, jax.device_put(batch, sharding.by_rows(mesh)))
+    found = run(*placed, jax.device_put(batch, sharding.by_rows(mesh)))
     parts.append(jax.device_get(found))
   joined = jax.tree.map(lambda *x: np.concatenate(x)[: len(ids)], *parts)
   return {name: _agreement(cache.outputs[name][0], values) for name, values in joined.items()}
 
 
-def _compare(codec: Codec, kept, taught, batch: Batch, is_logits: bool) -> dict[str, jax.Array]:
-  """Per row [B]: 'difference', and of logits 'kl' and 'top1'."""
+def _compare(name: str, codec: Codec, kept, taught, batch: Batch) -> dict[str, jax.Array]:
+  """Per row [B]: 'difference', and of logits, or of hidden states with a head, 'kl' and 'top1'."""
+  output, own, asked = output_of(name), kept[name], taught[name]
   if isinstance(codec, Samples):
-    again = codec.decode(headed.encode(codec, taught, batch)[0], taught)
-    return {"difference": _per_row(jnp.mean, kept.indices != again.indices)}
-  if not isinstance(taught, Headed):
-    return _compare_arrays(codec, kept, taught, is_logits)
+    again = codec.decode(headed.encode(codec, asked, batch)[0], asked)
+    return {"difference": _per_row(jnp.mean, own.indices != again.indices)}
+  if isinstance(asked, Headed):
+    return _by_tokens(asked, own, lambda logits, own: _compare_arrays(codec, own, logits, True))
+  found = _compare_arrays(codec, own, asked, output == "logits")
+  if output == "hidden" and "head" in kept:
+    asked = Headed(asked, taught["head"])
+    of_logits = _by_tokens(
+      asked,
+      own,
+      lambda logits, own: _compare_arrays(codec, headed.logits(own, kept["head"]), logits, True),
+    )
+    found |= {name: of_logits[name] for name in ("kl", "top1")}
+  return found
 
-  def of_tokens(logits, first, kept):
+
+def _by_tokens(asked: Headed, own, compare) -> dict[str, jax.Array]:
+  """`compare(logits [N, V], own [N, ...]) -> arrays [N]` of all tokens, a few at a time; per row [B]."""
+
+  def part(logits, first, own):
     del first
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (kept, logits))
-    return {name: x.reshape(logits.shape[:2]) for name, x in _compare_arrays(codec, *flat, is_logits).items()}
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (logits, own))
+    return {name: x.reshape(logits.shape[:2]) for name, x in compare(*flat).items()}
 
-  found = headed.by_tokens(of_tokens, taught, kept)
+  found = headed.by_tokens(part, asked, own)
   return {name: _per_row(jnp.max if name == "difference" else jnp.mean, x) for name, x in found.items()}
 
 

@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import losses
-from distill_jax.cache import faults
+from distill_jax.cache import faults, headed
 from distill_jax.cache.codecs import Codec, Dense, Samples, TopK
+from distill_jax.cache.headed import Headed
+
+TOKENS = 512  # that are taken of many
 
 LOSSES: dict[type, list[Callable[..., jax.Array]]] = {  # the default first
   Dense: [losses.kl_divergence],
@@ -62,7 +65,7 @@ def estimate(
   """Measures codecs on a sample.
 
   Args:
-    teacher: logits [N, ..., V] of some hundred examples.
+    teacher: logits [N, ..., V] of some hundred examples; of what is `Headed`, some of the tokens are taken.
     student: logits of the same shape, at which the gradients are taken; None: 0, a student that knows nothing.
     temperature: of the loss, and of `choices`; codecs with their own are compared with the full KL at that.
     codecs: to measure; None: `choices`.
@@ -70,7 +73,7 @@ def estimate(
   Raises:
     ValueError: the logits are none or not finite, the shapes differ, or a codec cannot keep such logits.
   """
-  teacher = jnp.asarray(teacher)
+  teacher = _some(teacher) if isinstance(teacher, Headed) else jnp.asarray(teacher)
   _check_logits(teacher)
   student = jnp.zeros_like(teacher) if student is None else jnp.asarray(student)
   if not (math.isfinite(temperature) and temperature > 0):
@@ -83,6 +86,12 @@ def estimate(
 def table(estimates: Sequence[Estimate]) -> str:
   """The estimates in Markdown, a line each; the cosine of the default loss of a codec comes first."""
   return "\n".join([_line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, map(_cells, estimates))])
+
+
+def _some(output: Headed) -> jax.Array:
+  """Logits of tokens that lie evenly."""
+  hidden = output.hidden.reshape(-1, output.hidden.shape[-1])
+  return headed.logits(hidden[:: -(-len(hidden) // TOKENS)], output.head)
 
 
 def _check_logits(logits) -> None:

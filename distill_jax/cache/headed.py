@@ -46,6 +46,12 @@ def encode(codec: Codec, output, batch: Batch) -> tuple[dict[str, jax.Array], ja
   return columns, jnp.where(least < 255, least, 0).astype(jnp.uint8)
 
 
+def logits(hidden: jax.Array, head: tuple[jax.Array, Any, Any]) -> jax.Array:
+  """Made whole, float32 [..., V]."""
+  with jax.default_matmul_precision("highest"):  # as in the losses
+    return decoder.logits({"hidden": hidden, "head": head})
+
+
 def by_tokens(part: Callable[..., Any], output: Headed, *trees):
   """`part(logits [B, N, V], first, *trees)` of N tokens of each row at a time, `first` being the first one's place.
 
@@ -68,9 +74,7 @@ def by_tokens(part: Callable[..., Any], output: Headed, *trees):
 
   def one(piece):
     first, hidden, own = piece
-    with jax.default_matmul_precision("highest"):  # as in the losses
-      logits = decoder.logits({"hidden": hidden, "head": output.head})
-    return part(logits, first, *own)
+    return part(logits(hidden, output.head), first, *own)
 
   pieces = jax.lax.map(one, (size * jnp.arange(count), *jax.tree.map(split, (output.hidden, trees))))
   return jax.tree.map(

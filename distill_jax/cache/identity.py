@@ -1,6 +1,7 @@
 """What a cache was made from, as plain values that can be compared and shown: a run that differs is refused.
 
-    teacher       fingerprint of the weights, its answers to made-up examples, what the caller says of it (its config)
+    teacher       fingerprint of the weights, its answers to made-up examples, its head where hidden states are kept
+                  (`heads`), what the caller says of it (its config)
     data          name of the set, dtypes and shapes of its inputs, digests over the classes' names (a tokenizer's
                   words) and over every example's id and checksum; of streamed images also what their files are, how
                   they are cropped, and what that makes of a made-up image
@@ -20,6 +21,7 @@ import jax
 import numpy as np
 import PIL.Image
 
+from distill_jax.cache import heads
 from distill_jax.cache.codecs import output_of
 from distill_jax.data.crops import Crop
 from distill_jax.fingerprint import fingerprint
@@ -95,7 +97,9 @@ def teacher(
     return {name: said[name] for name in chosen if name in said}
 
   answers = _numbers({"id": batch["id"]} | answer(tuple(variables), batch))
-  return {"weights": fingerprint(tuple(variables)), "answers": answers, **dict(description or {})}
+  head = heads.head_of(model, variables, outputs, arrays)
+  known = {} if head is None else {"head": heads.about(head)}
+  return {"weights": fingerprint(tuple(variables)), "answers": answers, **known, **dict(description or {})}
 
 
 def augmentation(augment: Augment | None, arrays: Mapping[str, Any]) -> dict[str, Any]:

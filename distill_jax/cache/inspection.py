@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill_jax.cache.codecs import output_of
 from distill_jax.cache.examples import InMemory
 from distill_jax.cache.reader import Cache
 from distill_jax.cache.sparse import Samples, TopK
@@ -20,19 +21,21 @@ def describe(cache: Cache, source: Source | None = None) -> str:
   """
   lines = [repr(cache)]
   lines += [f"  (written) {name}: {value}" for name, value in cache.manifest.provenance.items()]
-  if "logits" in cache.outputs:
-    lines += _confidence(cache, source)
+  names = [name for name in cache.outputs if output_of(name) == "logits"]
+  if names:
+    drawn = [name for name in names if isinstance(cache.outputs[name][0], Samples)]
+    lines += _confidence(cache, ([name for name in names if name not in drawn] or drawn)[0], source)
   return "\n".join(lines)
 
 
-def _confidence(cache: Cache, source: Source | None) -> list[str]:
+def _confidence(cache: Cache, name: str, source: Source | None) -> list[str]:
   """A histogram of the teacher's largest probability over the first view, and how right it is there."""
-  codec, _ = cache.outputs["logits"]
+  codec, _ = cache.outputs[name]
   if isinstance(codec, Samples):
     return ["  the teacher's confidence is not known: draws were kept"]
   ids = cache.manifest.rows.ids
   ids = ids[cache.shown(ids, np.zeros(len(ids), np.int32))]
-  sure, said, own = _first_view(cache, ids)
+  sure, said, own = _first_view(cache, name, ids)
   counts, edges = np.histogram(sure, bins=10, range=(0, 1))
   at = f" at temperature {codec.temperature:g}" if isinstance(codec, TopK) else ""
   lines = [f"  the teacher's largest probability{at}, mean {sure.mean():.3f}:"]
@@ -54,15 +57,15 @@ def _confidence(cache: Cache, source: Source | None) -> list[str]:
   return lines
 
 
-def _first_view(cache: Cache, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def _first_view(cache: Cache, name: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
   """Of each example's logits the largest probability, its class, and the label's log-probability where it was kept."""
-  codec, _ = cache.outputs["logits"]
+  codec, _ = cache.outputs[name]
 
   @jax.jit
   def top(columns):
-    kept = cache.model.apply({}, {}, columns, train=False, key=None)[0]["logits"]
+    kept = cache.decoded(name, columns)
     if isinstance(codec, TopK):
-      return jnp.exp(kept.log_probs[..., 0]), kept.indices[..., 0], columns[f"{CACHED}logits.label_log_prob"]
+      return jnp.exp(kept.log_probs[..., 0]), kept.indices[..., 0], columns[f"{CACHED}{name}.label_log_prob"]
     return jax.nn.softmax(kept.astype(jnp.float32)).max(-1), kept.argmax(-1), None
 
   batch, parts = min(1024, len(ids)), []

@@ -102,6 +102,8 @@ def as_kept(teacher: Model, outputs: Mapping[str, Codec]) -> Model:
     for name, codec in outputs.items():
       output = named(said, name)
       kept[name] = codec.decode(headed.encode(codec, output, whole)[0], output)
+    if "hidden" in map(output_of, outputs) and "head" in said:
+      kept["head"] = said["head"]
     return kept, state
 
   return teacher._replace(apply=apply)

@@ -1,5 +1,6 @@
 """A finished cache: what it holds, its rows by example, and the teacher that it stands for."""
 
+import functools
 import hashlib
 import json
 import os
@@ -10,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.cache import codecs, identity, manifest
+from distill_jax.cache import codecs, heads, identity, manifest
 from distill_jax.cache.codecs import Codec
 from distill_jax.cache.examples import BAD, examples_of
+from distill_jax.cache.heads import Head
 from distill_jax.cache.manifest import Manifest, Mismatch
 from distill_jax.cache.runs import check_examples, check_fields
 from distill_jax.cache.shards import complete, open_complete
@@ -48,7 +50,7 @@ class Cache:
       )
       self.outputs[name] = codec, jax.ShapeDtypeStruct(tuple(kept["shape"]), jnp.dtype(kept["of"]))
     self.views = made.rows.views
-    self._streamed = "crop" in made.identity["data"]
+    self._streamed, self._head = "crop" in made.identity["data"], made.identity["teacher"].get("head")
     self._names = [(column.name, CACHED + column.name) for column in made.columns]
 
   def __len__(self) -> int:
@@ -63,6 +65,8 @@ class Cache:
       f"  {len(self):,} rows: {self.examples:,} examples x {self.views} views, {record:,} bytes a row, {size:,} bytes "
       f"in {len(made.plan)} shards",
     ]
+    if self._head is not None:
+      lines.append(f"  and the teacher's head, {heads.size(self._head):,} bytes")
     return "\n".join(
       lines + [f"  {name}: {_short(value)}" for name, value in manifest.flat(made.identity).items()]
     )
@@ -72,17 +76,40 @@ class Cache:
     """How many examples it holds views of."""
     return len(self.manifest.rows.ids)
 
+  @functools.cached_property
+  def head(self) -> Head | None:
+    """The teacher's, where its hidden states are kept.
+
+    Raises:
+      Incomplete, Damaged: it is not there, or was changed.
+    """
+    return None if self._head is None else heads.read(self.store, self._head)
+
   @property
   def model(self) -> Model:
-    """A teacher without weights: it decodes the 'teacher/...' columns of a batch."""
+    """A teacher that decodes the 'teacher/...' columns of a batch; its weights are the head, if there is one."""
+    head = self.head
+    variables = Variables({} if head is None else {"head": head.arrays}, {})
 
     def apply(params, state, batch, *, train, key):
-      del params, train, key
-      return {name: self._decoded(name, batch) for name in self.outputs}, state
+      del train, key
+      outputs: dict[str, Any] = {name: self.decoded(name, batch) for name in self.outputs}
+      if head is not None:
+        if "head" not in params:
+          raise ValueError(
+            "the head of this cache's teacher is among its weights: pass `Cache.model.variables`"
+          )
+        outputs["head"] = params["head"]["kernel"], params["head"].get("bias"), head.softcap
+      return outputs, state
 
-    return Model(lambda key, batch: Variables({}, {}), apply, Variables({}, {}))
+    return Model(lambda key, batch: variables, apply, variables)
 
-  def _decoded(self, name: str, batch: Batch):
+  def decoded(self, name: str, batch: Batch):
+    """The output kept under a name, of a batch with its columns.
+
+    Raises:
+      ValueError: it has none.
+    """
     prefix = f"{CACHED}{name}."
     columns = {entry.removeprefix(prefix): x for entry, x in batch.items() if entry.startswith(prefix)}
     if not columns:
@@ -139,7 +166,7 @@ class Cache:
     return values
 
   def scan(self) -> dict[str, Any]:
-    """Reads every byte again and compares all checksums.
+    """Reads every byte again and compares all checksums, the head's too.
 
     Returns:
       'rows', 'bytes', 'sha256' of the shards, 'manifest'.
@@ -147,7 +174,10 @@ class Cache:
     Raises:
       Incomplete, Damaged: shard and example are named.
     """
-    return complete(self.store, self.manifest)
+    record = complete(self.store, self.manifest)
+    if self._head is not None:
+      heads.read(self.store, self._head)
+    return record
 
   @property
   def augmented(self) -> bool:
@@ -268,4 +298,8 @@ def open_cache(url: str | os.PathLike[str], *, memory: int = MEMORY) -> Cache:
     OSError: the store cannot be read.
   """
   store = open_store(url)
-  return Cache(store, open_complete(store), memory)
+  made = open_complete(store)
+  described = made.identity["teacher"].get("head")
+  if described is not None:
+    heads.check_there(store, described)
+  return Cache(store, made, memory)

@@ -5,6 +5,7 @@ A folder holds
     manifest.json       what the cache is; created by whoever comes first
     ids-DIGEST          ids of the N examples, in the order of their rows, int64, little-endian
     shard-00000000 ...  rows as `format` has them
+    head-DIGEST         of a language model's hidden states, the head that makes logits of them (`heads`)
     complete.json       written last, after every shard was read back: how many bytes the shards have, and the sha256
                         of all of them one after the other (`cat shard-* | sha256sum`)
 
@@ -105,7 +106,7 @@ def open_shard(store: Store, manifest: Manifest, shard: int) -> Shard:
   """
   key = manifest.plan.key(shard)
   path = store.path(key)
-  return shard_of(store, manifest, shard, store.read(key) if path is None else _mapped(path))
+  return shard_of(store, manifest, shard, store.read(key) if path is None else mapped(path))
 
 
 def shard_of(store: Store, manifest: Manifest, shard: int, data: bytes | mmap.mmap | None) -> Shard:
@@ -196,7 +197,8 @@ def _record(store, manifest) -> dict[str, Any]:
   return record
 
 
-def _mapped(path: Path) -> mmap.mmap | bytes | None:
+def mapped(path: Path) -> mmap.mmap | bytes | None:
+  """A file's bytes, mapped into memory; None where there is none."""
   try:
     with open(path, "rb") as file:
       # An empty file cannot be mapped.

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from distill_jax import sharding
-from distill_jax.cache import codecs, faults, identity, shards
+from distill_jax.cache import codecs, faults, heads, identity, shards
 from distill_jax.cache.checks import check_count, check_outputs, check_part, check_teacher, check_weights
 from distill_jax.cache.codecs import Codec
 from distill_jax.cache.examples import BAD, Examples, Streamed, examples_of
@@ -56,7 +56,9 @@ def write_cache(
     url: a folder, or `gs://`, `s3://`, `file://`, `memory://` (`store.open_store`).
     teacher: a frozen Model.
     source: the examples that students may see later, labelled or not; `Images` are read and cropped on the way.
-    outputs: the teacher's outputs to keep, and how; None: `{"logits": Dense("float16")}`.
+    outputs: the teacher's outputs to keep, and how; None: `{"logits": Dense("float16")}`. 'logits@top8' keeps 'logits'
+      under a name of its own, beside others. Of a language model that gives 'hidden' and 'head' in the place of logits:
+      'logits' with `TopK` or `Samples`, or 'hidden' with `Dense`, and then the head is kept too, once (`heads`).
     teacher_variables: its weights, if the Model does not carry them.
     description: what else tells this teacher from others, plain values; part of the cache's identity. Of a language
       model `{"vocabulary": cache.vocabulary(words)}`: kept classes are numbers of its tokenizer's words.
@@ -103,6 +105,11 @@ def write_cache(
     _provenance(batch_size),
   )
   found = shards.begin(store, wanted, identity.same)
+  described = found.identity["teacher"].get("head")
+  if described is not None and not heads.is_there(store, described):
+    head = heads.head_of(teacher, variables, kept, examples.shapes)
+    assert head is not None  # it has been described
+    heads.write(store, head, described)
   left = shards.missing(store, found)
   if left:
     store.probe_writable(sum(found.header(shard).size for shard in left))

@@ -121,7 +121,8 @@ def fit(
     max_skips: abort after this many updates in a row that were not finite.
     ignore_label: the label that marks examples without one in your own pipeline (a `Source` knows its own).
     mesh: `sharding.make_mesh(...)`; None: all devices along `data`.
-    rules, teacher_rules: where the arrays of the train state, and of the teacher, lie on the mesh (`sharding.Rules`).
+    rules, teacher_rules: where the arrays of the train state, and of a live teacher, lie on the mesh
+      (`sharding.Rules`).
       Without a rule what is large is spread over `fsdp`, and all else is on every device.
     profile_steps: the numbers of steps to be traced into `folder`/profile, for xprof.
     title, progress: a progress bar with this title on a terminal, a line per evaluation elsewhere.
@@ -164,7 +165,7 @@ def fit(
     example = {name: np.resize(x, (batch_size, *x.shape[1:])) for name, x in example.items()}
   if teacher_variables is not None and teacher is not None:
     check_weights(teacher, Variables(*teacher_variables), example)
-  taught_by = frozen(teacher, teacher_variables, mesh, teacher_rules)
+  taught_by = frozen(teacher, teacher_variables, mesh, () if cached is not None else teacher_rules)
   teacher_print = fingerprint(taught_by)
   with spacious(mesh):
     state = make_init(student, teacher, objective, optimizer)(jax.random.key(seed), example)
