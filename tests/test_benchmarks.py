@@ -1,5 +1,6 @@
 """The benchmarks run, and compare only what is equal. No time is asserted."""
 
+import importlib.util
 import os
 import pathlib
 import subprocess
@@ -77,3 +78,44 @@ def test_a_loop_is_measured_between_its_reports():
   assert list(between(iter(range(11)), turns.append, every=2, times=times)) == list(range(11))
   assert len(times.ours) == len(times.theirs) == 4  # after 4, 6, 8 and 10; the first two compile
   assert turns == [2] * 5
+
+
+def cells(printed):
+  """The rows of a table, without its header."""
+  return [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.strip().splitlines()[2:]]
+
+
+@pytest.mark.parametrize("teacher", [[], ["--teacher"]])
+def test_the_fused_losses_are_compared_with_the_unfused_one(capsys, teacher):
+  import linear
+
+  linear.main(["--quick", "--pairs", "2", *teacher])
+  ((tokens, classes, *numbers),) = cells(capsys.readouterr().out)
+  assert (tokens, classes) == ("128", "640")
+  assert all(float(number.split()[0].replace(",", "")) >= 0 for number in numbers) and len(numbers) == 5
+
+
+def test_a_fused_loss_that_is_another_one_is_refused(monkeypatch):
+  import linear
+
+  monkeypatch.setattr(linear, "unfused_cached", lambda *arrays: 2 * linear.losses.linear_sparse_kl(*arrays))
+  with pytest.raises(AssertionError, match="Not equal to tolerance"):
+    linear.main(["--quick", "--pairs", "2"])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: `tpu`")
+@pytest.mark.slow
+def test_what_the_fused_losses_hold_on_a_chip(capsys):
+  import linear
+
+  linear.main(["--compile_for", "v5e:1x1"])
+  for name, _, held, work, _, fast in cells(capsys.readouterr().out):
+    assert float(held.replace(",", "")) <= 2000
+    assert float(work) <= (1.51 if name == "live teacher" else 1.35) and float(fast) <= 1.02
+
+
+def test_sizes_are_told_by_name(capsys):
+  import linear
+
+  linear.main(["--sizes", "32x256", "48x384", "--most", "0"])
+  assert [row[:2] for row in cells(capsys.readouterr().out)] == [["32", "256"], ["48", "384"]]
