@@ -38,11 +38,13 @@ again when it skips an update; `asarray` makes the weakly typed counter of batch
 can hold.
 
 `pretrained` gives any of them weights from a .safetensors or .npz file; `cast` halves the memory that a teacher's
-weights take; `rematerialised` lets a block of your own network keep less for the backward pass.
+weights take; `with_weights` puts them among the outputs; `rematerialised` lets a block of your own network keep less
+for the backward pass.
 """
 
 from distill_jax.models.adapters import from_apply, from_linen, from_nnx
 from distill_jax.models.cohort import cohort, member
+from distill_jax.models.own_weights import with_weights
 from distill_jax.models.precision import cast
 from distill_jax.models.remat import rematerialised
 from distill_jax.models.weights import load_weights, pretrained, torch_kernel
@@ -60,6 +62,7 @@ __all__ = [
   "rematerialised",
   "to_keras",
   "torch_kernel",
+  "with_weights",
 ]
 
 

@@ -35,6 +35,7 @@ from distill_jax.objectives.memories import crd, dino, queue_similarity
 from distill_jax.objectives.sparse import sparse
 from distill_jax.objectives.terms import Term, features, labels, logits, mutual, weighted
 from distill_jax.objectives.tokens import next_tokens, tokens
+from distill_jax.objectives.weights import weights
 
 __all__ = [
   "Term",
@@ -66,4 +67,5 @@ __all__ = [
   "vid",
   "vkd",
   "weighted",
+  "weights",
 ]

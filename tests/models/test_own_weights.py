@@ -1,0 +1,116 @@
+"""Weights as outputs, and the term that compares them with a frozen teacher's: values, steps, devices, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from distill_jax import objectives, reduce
+from distill_jax.models import from_nnx, with_weights
+from distill_jax.models.vit import ViT
+from distill_jax.objectives import layer_map, weighted, weights
+from distill_jax.train import make_init, make_train_step
+
+KERNELS = r"(query|key|value)/kernel$"
+BLOCKS = {rf"^blocks/{s - 1}/": f"blocks/{t - 1}/" for s, t in layer_map(2, 4)}
+
+
+def vit(depth, width=8):
+  return from_nnx(lambda rngs: ViT(1, 8, 3, width, depth, 2, rngs=rngs))
+
+
+def batch(rng):
+  images = rng.normal(size=(16, 8, 8, 1)).astype(np.float32)
+  return {"image": images, "label": rng.integers(0, 3, 16).astype(np.int32)}
+
+
+def test_the_parameters_that_fit_are_outputs_and_all_else_is_as_before(rng):
+  plain, b = vit(2), batch(rng)
+  model = with_weights(plain, KERNELS)
+  variables = model.init(jax.random.key(0), b)
+  jax.tree.map(np.testing.assert_array_equal, variables, plain.init(jax.random.key(0), b))
+  before, _ = plain.apply(*variables, b, train=True, key=None)
+  after, _ = model.apply(*variables, b, train=True, key=None)
+  found = after.pop("weights")
+  jax.tree.map(np.testing.assert_array_equal, after, before)
+  assert set(found) == {f"blocks/{k}/{name}/kernel" for k in range(2) for name in ("query", "key", "value")}
+  np.testing.assert_array_equal(found["blocks/1/key/kernel"], variables.params["blocks"][1]["key"]["kernel"])
+  with pytest.raises(ValueError, match="'kernle' fits no leaf"):
+    with_weights(plain, "kernle").apply(*variables, b, train=True, key=None)
+
+
+@pytest.mark.parametrize("how", ["whole", "microbatches", "mapped"])
+def test_a_step_pulls_the_students_weights_to_their_counterparts(rng, mesh, how):
+  """Against the gradient in numpy: 2 (W_s - W_t) / size, over the number of matrices."""
+  student, teacher = with_weights(vit(2), KERNELS), with_weights(vit(4), KERNELS)
+  parts = student, teacher, weighted(same=(0.5, weights(layers=BLOCKS))), optax.sgd(10.0)
+  b, options = batch(rng), {"microbatches": {"microbatches": 2}, "mapped": {"axis_name": "data"}}
+  state, taught = make_init(*parts)(jax.random.key(0), b), teacher.init(jax.random.key(1), b)
+  step = make_train_step(*parts, **options.get(how, {}))
+  if how == "mapped":
+    whole, rows = PartitionSpec(), PartitionSpec("data")
+    step = jax.shard_map(step, mesh=mesh, in_specs=(whole, whole, rows), out_specs=whole)
+  new, measured = jax.jit(step)(state, taught, b)
+  expected, values = jax.tree.map(np.asarray, state.params["student"]), []
+  for s, t in ((0, 1), (1, 3)):
+    for name in ("query", "key", "value"):
+      gap = np.float64(expected["blocks"][s][name]["kernel"]) - taught.params["blocks"][t][name]["kernel"]
+      values.append((gap**2).mean())
+      expected["blocks"][s][name]["kernel"] = expected["blocks"][s][name]["kernel"] - 5 * 2 * gap / 64 / 6
+  np.testing.assert_allclose(reduce.value(measured["same"]), np.mean(values), rtol=1e-5)
+  jax.tree.map(
+    lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-6), new.params["student"], expected
+  )
+
+
+def test_features_and_weights_are_aligned_at_every_stage(rng):
+  """All of it at once: the terms of a transformer's stages beside the labels."""
+  student, teacher = with_weights(vit(2), KERNELS), with_weights(vit(4), KERNELS)
+  pairs, maps = layer_map(2, 4), [tuple(f"map{k}" for k in range(1, n + 1)) for n in (2, 4)]
+  goal = weighted(
+    hard=(0.1, objectives.labels()),
+    looks=(1.0, objectives.attention(pairs)),
+    related=(1.0, objectives.relations(pairs, relation_heads=2, names=("values",))),
+    stages=(1.0, objectives.layer_attention(*maps, width=4)),
+    same=(1.0, weights(layers=BLOCKS)),
+  )
+  parts, b = (student, teacher, goal, optax.adam(3e-3)), batch(rng)
+  state, taught = make_init(*parts)(jax.random.key(0), b), teacher.init(jax.random.key(1), b)
+  step, seen = jax.jit(make_train_step(*parts)), []
+  for _ in range(20):
+    state, measured = step(state, taught, b)
+    seen.append(
+      {name: float(reduce.value(measured[name])) for name in ("looks", "related", "stages", "same")}
+    )
+  assert all(seen[-1][name] < seen[0][name] for name in seen[0]), (seen[0], seen[-1])
+
+
+def shaped(**arrays):
+  return {"weights": {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in arrays.items()}}
+
+
+@pytest.mark.parametrize(
+  "student, teacher, layers, message",
+  [
+    ({}, {"key": (2, 2)}, None, "the student has no output 'weights'|no student"),
+    (
+      {"key": (2, 2)},
+      {"keys": (2, 2)},
+      None,
+      "no weights 'key' for the student's 'key'; did you mean 'keys'",
+    ),
+    ({"a/key": (2, 2)}, {"b/key": (2, 2)}, {"^a": "c"}, "no weights 'c/key' for the student's 'a/key'"),
+    (
+      {"key": (2, 2)},
+      {"key": (3, 2)},
+      None,
+      r"'key' \(2, 2\) and teacher 'key' \(3, 2\): expected one shape",
+    ),
+  ],
+)
+def test_weights_without_a_counterpart_are_refused_in_init(student, teacher, layers, message):
+  own = shaped(**student) if student else {"logits": jnp.zeros(2)}
+  with pytest.raises(ValueError, match=message):
+    weights(layers=layers).init(jax.random.key(0), own, shaped(**teacher))
