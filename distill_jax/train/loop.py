@@ -28,6 +28,7 @@ from distill_jax.train.keeper import Keeper, student_of
 from distill_jax.train.log import Log, fetch
 from distill_jax.train.placing import compiled, evaluator, frozen, spacious
 from distill_jax.train.profile import Profile
+from distill_jax.train.replay import OnPolicy, Replay
 from distill_jax.train.step import check_live, make_init, make_train_step
 from distill_jax.types import Batch, Model, Objective, TrainState, Variables
 
@@ -79,7 +80,7 @@ def fit(
   views: int = 0,
   augment: Callable[[Batch], Batch] | None = None,
   mix: Callable[[jax.Array, Batch], Batch] | None = None,
-  on_policy: Callable[[Variables, jax.Array, Batch], Batch] | None = None,
+  on_policy: OnPolicy | Replay | None = None,
   microbatches: int = 1,
   max_skips: int = 10,
   ignore_label: int | None = None,
@@ -168,7 +169,8 @@ def fit(
   taught_by = frozen(teacher, teacher_variables, mesh, () if cached is not None else teacher_rules)
   teacher_print = fingerprint(taught_by)
   with spacious(mesh):
-    state = make_init(student, teacher, objective, optimizer)(jax.random.key(seed), example)
+    init = make_init(student, teacher, objective, optimizer, on_policy=on_policy)
+    state = init(jax.random.key(seed), example)
   classes = classes_of(student, state, example)
   check_classes(classes, source)
   stream = batches_of(source, batch_size, seed, views, classes, ignore_label, cached, rows)

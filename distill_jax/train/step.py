@@ -8,13 +8,19 @@ import jax.numpy as jnp
 import optax
 
 from distill_jax import metrics, reduce
+from distill_jax.train.replay import OnPolicy, Replay
 from distill_jax.types import Batch, Model, Objective, Outputs, Skips, TrainState, Variables
 
 Step = Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Any]]]
 
 
 def make_init(
-  student: Model, teacher: Model | None, objective: Objective, optimizer: optax.GradientTransformation
+  student: Model,
+  teacher: Model | None,
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  *,
+  on_policy: OnPolicy | Replay | None = None,
 ) -> Callable[[jax.Array, Batch], TrainState]:
   """`init(key, batch) -> TrainState`; of the batch only shapes are used, and of the teacher only its outputs'.
 
@@ -34,12 +40,13 @@ def make_init(
     follows = teacher is not None and teacher.follow is not None
     # A copy: the average and the student are donated together, and a shared buffer cannot be donated twice.
     average = Variables(*jax.tree.map(_copy_wide, tuple(variables))) if follows else ()
+    replay = {"replay": on_policy.init(batch)} if isinstance(on_policy, Replay) else {}
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
       step=zero,
       key=jax.random.fold_in(key, 2),
       params=params,
-      model_state=_strong({"student": variables.state, "objective": learned.state}),
+      model_state=_strong({"student": variables.state, "objective": learned.state}) | replay,
       opt_state=optimizer.init(params),
       average=average,
       skips=Skips(zero + 0, zero + 0, zero + 0),
@@ -58,7 +65,7 @@ def make_train_step(
   microbatches: int = 1,
   augment: Callable[[Batch], Batch] | None = None,
   mix: Callable[[jax.Array, Batch], Batch] | None = None,
-  on_policy: Callable[[Variables, jax.Array, Batch], Batch] | None = None,
+  on_policy: OnPolicy | Replay | None = None,
 ) -> Step:
   """A pure step `(state, teacher_variables, batch) -> (state, metrics)`; jit it, donating the state.
 
@@ -77,7 +84,8 @@ def make_train_step(
     mix: `(key, batch) -> batch`, mixes rows (`data.mixup`); applied after `augment`.
     on_policy: `(student Variables, key, batch) -> batch`, puts the student's own samples in the place of some rows
       (`models.on_policy.resample`), for the teacher to judge; applied to the whole batch, after `mix`, and not
-      differentiated. The key is the same on all devices: rows are told apart by their ids.
+      differentiated. The key is the same on all devices: rows are told apart by their ids. Or a `Replay`, which
+      `make_init` must get too.
 
   The step's arguments:
     state: from `make_init`.
@@ -94,6 +102,10 @@ def make_train_step(
     raise ValueError(f"microbatches: expected an integer >= 1, got {microbatches}")
   if on_policy is not None and teacher is None:
     raise ValueError("on_policy: there is no teacher to judge what the student samples")
+  if isinstance(on_policy, Replay) and axis_name is not None:
+    raise ValueError(
+      f"on_policy: what is replayed is not shared over axis_name {axis_name!r}: jit over a mesh"
+    )
 
   def teach(state: TrainState, teacher_variables, batch: Batch) -> Outputs:
     if teacher is None:
@@ -125,7 +137,7 @@ def make_train_step(
     (loss, (pairs, new_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     return (loss, pairs, grads), new_state
 
-  def accumulated(params, state: TrainState, teacher_variables, batch: Batch, key):
+  def accumulated(params, model_state, state: TrainState, teacher_variables, batch: Batch, key):
     parts = (
       jax.tree.map(lambda x: _interleave(x, microbatches), dict(batch)),
       tuple(jax.random.split(k, microbatches) for k in key),
@@ -135,7 +147,7 @@ def make_train_step(
       # Only the masks' sums are used: the compiler removes what they do not need of this forward pass.
       rows, own_key = part
       taught = teach(state, teacher_variables, rows)
-      return _counts(forward(params, state.model_state, taught, rows, own_key, state.step)[1]), carry
+      return _counts(forward(params, model_state, taught, rows, own_key, state.step)[1]), carry
 
     counts, _ = _sum_over(count, (), parts)
 
@@ -144,7 +156,19 @@ def make_train_step(
       taught = teach(state, teacher_variables, rows)
       return gradients(params, model_state, taught, rows, own_key, state.step, counts)
 
-    return _sum_over(differentiate, state.model_state, parts)
+    return _sum_over(differentiate, model_state, parts)
+
+  def sampled(state: TrainState, key, batch: Batch) -> tuple[Batch, dict[str, Any]]:
+    if on_policy is None:
+      return batch, {}
+    check_live(batch)
+    variables = Variables(state.params["student"], state.model_state["student"])
+    if not isinstance(on_policy, Replay):
+      return on_policy(variables, key, batch), {}
+    if "replay" not in state.model_state:
+      raise ValueError("the train state has no samples to replay: give make_init the same on_policy")
+    batch, buffer = on_policy.apply(variables, state.model_state["replay"], state.step, key, batch)
+    return batch, {"replay": buffer}
 
   def step(state: TrainState, teacher_variables, batch: Batch):
     _check_rows(batch, microbatches)
@@ -161,24 +185,21 @@ def make_train_step(
       batch = augment(batch)
     if mix is not None:
       batch = mix(mix_key, batch)
-    if on_policy is not None:
-      check_live(batch)
-      variables = Variables(state.params["student"], state.model_state["student"])
-      batch = on_policy(variables, jax.random.fold_in(step_key, 3), batch)
-    params = state.params
+    batch, replay = sampled(state, jax.random.fold_in(step_key, 3), batch)
+    params, model_state = state.params, {n: state.model_state[n] for n in ("student", "objective")}
     if axis_name is not None:
       # Or shard_map would sum their gradients over devices behind our back when it checks replication.
       params = jax.lax.pcast(params, axis_name, to="varying")
     if microbatches == 1:
       taught = teach(state, teacher_variables, batch)
-      sums, model_state = gradients(params, state.model_state, taught, batch, key, state.step, None)
+      sums, model_state = gradients(params, model_state, taught, batch, key, state.step, None)
     else:
-      sums, model_state = accumulated(params, state, teacher_variables, batch, key)
+      sums, model_state = accumulated(params, model_state, state, teacher_variables, batch, key)
     loss, pairs, grads = sums
     if axis_name is not None:
       loss, grads = jax.lax.pmean((loss, grads), axis_name)
       pairs, model_state = jax.lax.psum(pairs, axis_name), _agree(model_state, axis_name)
-    return _update(state, loss, pairs, grads, model_state)
+    return _update(state, loss, pairs, grads, model_state | replay)
 
   def _update(state: TrainState, loss, pairs, grads, model_state):
     norm = optax.tree.norm(grads)

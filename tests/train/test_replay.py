@@ -1,0 +1,137 @@
+"""Samples that are used again, against a buffer kept by hand; small rows whose tokens say when they were sampled."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from distill_jax import data, losses, objectives, sharding
+from distill_jax.models import from_apply
+from distill_jax.train import fit, make_init, make_train_step, replayed
+from distill_jax.types import Variables
+
+ROWS, EVERY, KEPT = 8, 3, 10
+
+
+def batch(step):
+  """Rows of their own in every step."""
+  ids = np.arange(ROWS) + ROWS * step
+  return {"id": ids, "tokens": np.repeat(ids[:, None], 4, 1).astype(np.int32), "where": ids % 7 > 0}
+
+
+def stamped(student, key, batch):
+  """Every other row, 'sampled' by adding the student's number."""
+  del key
+  sampled = jnp.arange(len(batch["id"])) % 2 == 0
+  tokens = jnp.where(sampled[:, None], batch["tokens"] + student.params["number"], batch["tokens"])
+  return {**batch, "tokens": tokens, "sampled": sampled}
+
+
+REPLAY = replayed(stamped, every=EVERY, kept=KEPT)
+APPLY = jax.jit(REPLAY.apply)
+
+
+def run(steps, key=0):
+  buffer, taken = REPLAY.init(batch(0)), []
+  for step in range(steps):
+    student = Variables({"number": jnp.int32(1000 * (step + 1))}, {})
+    new, buffer = APPLY(student, buffer, step, jax.random.fold_in(jax.random.key(key), step), batch(step))
+    taken.append(jax.device_get(new))
+  return taken
+
+
+def test_rows_are_new_every_third_step_and_the_latest_ones_between():
+  kept, seen = [], set()
+  for step, new in enumerate(run(30)):
+    old, sampled = batch(step), new["sampled"]
+    if step % EVERY == 0:
+      np.testing.assert_array_equal(new["tokens"][::2], old["tokens"][::2] + 1000 * (step + 1))
+      valid = sampled & old["where"]
+      kept = (kept + [tuple(row) for row in new["tokens"][valid]])[-KEPT:]
+      number = valid.sum()
+    else:
+      assert sampled.sum() == number
+      assert {tuple(row) for row in new["tokens"][sampled]} <= set(kept)
+      np.testing.assert_array_equal(new["tokens"][sampled, 0] % 1000, new["id"][sampled])
+      assert new["where"][sampled].all()
+      seen |= {*np.flatnonzero(sampled)}
+      np.testing.assert_array_equal(new["tokens"][~sampled], old["tokens"][~sampled])
+  assert seen == {*range(ROWS)}
+
+
+def test_what_is_replayed_is_drawn_evenly_by_key_and_id():
+  rows = [new["tokens"][new["sampled"], 0] for key in range(200) for new in run(2, key)[1:]]
+  values, counts = np.unique(np.concatenate(rows), return_counts=True)
+  np.testing.assert_array_equal(values, 1000 + np.array([2, 4, 6]))  # row 0 is not valid
+  total = counts.sum()
+  np.testing.assert_allclose(counts / total, 1 / 3, atol=4 * np.sqrt(2 / 9 / total))
+
+
+def network():
+  def apply(w, tokens):
+    return {"logits": jax.nn.one_hot(tokens[:, 0] % 5, 5) @ w["w"]}
+
+  return from_apply(lambda key, tokens: {"w": jax.random.normal(key, (5, 5))}, apply, inputs="tokens")
+
+
+def counted(student, key, batch):
+  """Rows that are drawn with the student's weights."""
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["id"])
+  drawn = jax.vmap(jax.random.categorical, (0, None))(keys, student.params["w"][0])
+  sampled = batch["id"] % 2 == 0
+  tokens = jnp.where(sampled[:, None], drawn[:, None].astype(jnp.int32), batch["tokens"])
+  return {**batch, "tokens": tokens, "sampled": sampled}
+
+
+def train(folder=None, steps=6, devices=8):
+  rng = np.random.default_rng(0)
+  arrays = {"id": np.arange(64), "tokens": rng.integers(0, 5, (64, 2)), "label": np.zeros(64, np.int32)}
+  return fit(
+    network(),
+    network(),
+    objectives.weighted(soft=(1.0, objectives.logits(losses.kl_divergence))),
+    optax.sgd(0.5),
+    data.Source(arrays, 5, name="rows"),
+    steps=steps,
+    batch_size=16,
+    teacher_variables=network().init(jax.random.key(9), {"tokens": arrays["tokens"]}),
+    on_policy=replayed(counted, every=3, kept=32),
+    mesh=sharding.make_mesh(devices=jax.devices()[:devices]),
+    folder=folder,
+    eval_every=4,
+    progress=False,
+  )
+
+
+def test_a_run_resumes_with_its_buffer_and_devices_do_not_matter(tmp_path):
+  whole = train()
+  train(tmp_path, steps=4)
+  resumed = train(tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, resumed.state.params, whole.state.params)
+  jax.tree.map(np.testing.assert_array_equal, resumed.state.model_state, whole.state.model_state)
+  one = train(devices=1)
+  for a, b in zip(*(jax.tree.leaves((f.state.params, f.state.model_state)) for f in (one, whole))):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_skipped_update_does_not_leave_nothing_to_replay():
+  student = Variables({"number": jnp.int32(1000)}, {})
+  new, buffer = APPLY(student, REPLAY.init(batch(1)), 1, jax.random.key(0), batch(1))
+  np.testing.assert_array_equal(new["tokens"][::2], batch(1)["tokens"][::2] + 1000)
+  assert buffer["filled"] == (new["sampled"] & new["where"]).sum()
+
+
+def test_what_does_not_fit_is_refused():
+  with pytest.raises(ValueError, match="every: expected at least 2 steps, got 1"):
+    replayed(stamped, every=1, kept=8)
+  with pytest.raises(ValueError, match="kept: 7 samples are fewer than the 8 rows of a batch; at least 8"):
+    replayed(stamped, every=2, kept=7).init(batch(0))
+  replay, net = replayed(counted, every=2, kept=8), network()
+  parts = net, net, objectives.weighted(hard=(1.0, objectives.labels())), optax.sgd(0.1)
+  with pytest.raises(ValueError, match="not shared over axis_name 'data'"):
+    make_train_step(*parts, on_policy=replay, axis_name="data")
+  rows = {**batch(0), "label": np.zeros(ROWS, np.int32)}
+  state = make_init(*parts)(jax.random.key(0), rows)
+  with pytest.raises(ValueError, match="no samples to replay: give make_init the same on_policy"):
+    make_train_step(*parts, on_policy=replay)(state, net.init(jax.random.key(0), rows), rows)
