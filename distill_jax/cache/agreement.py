@@ -13,7 +13,7 @@ from distill_jax.cache.checks import check_count, check_teacher, check_weights
 from distill_jax.cache.codecs import Codec, Dense, output_of
 from distill_jax.cache.examples import examples_of
 from distill_jax.cache.headed import Headed
-from distill_jax.cache.predictor import make_answers
+from distill_jax.cache.predictor import make_answers, words_of
 from distill_jax.cache.reader import Cache
 from distill_jax.cache.sparse import Samples, TopK
 from distill_jax.data import Source
@@ -82,7 +82,7 @@ def verify(
   shown = cache.shown(ids, views)
   ids, views = ids[shown], views[shown]
   head = () if cache.head is None else ("head",)
-  answers = make_answers(teacher, [*cache.outputs, *head], augment)
+  answers = make_answers(teacher, [*cache.outputs, *head], augment, words_of(source))
   said = cache.model
 
   def compared(variables, held, batch):
@@ -105,7 +105,8 @@ def _compare(name: str, codec: Codec, kept, taught, batch: Batch) -> dict[str, j
   """Per row [B]: 'difference', and of logits, or of hidden states with a head, 'kl' and 'top1'."""
   output, own, asked = output_of(name), kept[name], taught[name]
   if isinstance(codec, Samples):
-    again = codec.decode(headed.encode(codec, asked, batch)[0], asked)
+    columns, _ = headed.encode({name: codec}, asked, batch)[name]
+    again = codec.decode(columns, asked)
     return {"difference": _per_row(jnp.mean, own.indices != again.indices)}
   if isinstance(asked, Headed):
     return _by_tokens(asked, own, lambda logits, own: _compare_arrays(codec, own, logits, True))
@@ -115,7 +116,7 @@ def _compare(name: str, codec: Codec, kept, taught, batch: Batch) -> dict[str, j
     of_logits = _by_tokens(
       asked,
       own,
-      lambda logits, own: _compare_arrays(codec, headed.logits(own, kept["head"]), logits, True),
+      lambda logits, own: _compare_arrays(codec, headed.logits(Headed(own, kept["head"])), logits, True),
     )
     found |= {name: of_logits[name] for name in ("kl", "top1")}
   return found

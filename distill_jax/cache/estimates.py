@@ -91,7 +91,7 @@ def table(estimates: Sequence[Estimate]) -> str:
 def _some(output: Headed) -> jax.Array:
   """Logits of tokens that lie evenly."""
   hidden = output.hidden.reshape(-1, output.hidden.shape[-1])
-  return headed.logits(hidden[:: -(-len(hidden) // TOKENS)], output.head)
+  return headed.logits(output._replace(hidden=hidden[:: -(-len(hidden) // TOKENS)]))
 
 
 def _check_logits(logits) -> None:

@@ -32,7 +32,8 @@ class InMemory:
 
   def about(self) -> dict[str, Any]:
     """What tells them from others; the identity's `data`."""
-    return {
+    known = {"vocabulary": self.source.vocabulary} if self.source.vocabulary else {}
+    return known | {
       "inputs": identity.inputs(self.shapes),
       "name": self.source.name,
       "examples": identity.digest(self.source.ids, self._checksums),

@@ -1,6 +1,6 @@
 """Logits of a language model that gives hidden states and a head: made a few tokens at a time, never held whole."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +14,17 @@ MEMORY = 2**26  # bytes of logits at a time, over all devices; one token of each
 
 
 class Headed(NamedTuple):
-  """Logits [B, L, V] that are not made: 'hidden' [B, L, W] and 'head' = (kernel [W, V], bias, softcap)."""
+  """Logits [B, L, V] that are not made.
+
+  Attributes:
+    hidden: [B, L, W].
+    head: (kernel [W, V], bias [V] or None, softcap or None).
+    classes: how many of V exist, the first ones; None: all.
+  """
 
   hidden: jax.Array
   head: tuple[jax.Array, Any, Any]
+  classes: Any = None
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -28,28 +35,42 @@ class Headed(NamedTuple):
     return jnp.dtype(jnp.float32)
 
 
-def encode(codec: Codec, output, batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
-  """A codec's columns [B, ...] and faults [B] of an output, or of what is `Headed`: equal to those of its logits."""
+def encode(
+  codecs: Mapping[str, Codec], output, batch: Batch
+) -> dict[str, tuple[dict[str, jax.Array], jax.Array]]:
+  """By name, a codec's columns [B, ...] and faults [B] of an output; of what is `Headed`, those of its logits."""
   if not isinstance(output, Headed):
-    return codec.encode(output, batch), codec.faults(output)
+    return {name: (codec.encode(output, batch), codec.faults(output)) for name, codec in codecs.items()}
   label = batch.get("label")
   known = {} if label is None or label.shape != output.shape[:2] else {"label": label}
 
   def part(logits, first, known):
-    columns = codec.encode(logits, {**batch, "label": None, **known}, first=first)
-    per_token = codec.faults(logits.reshape(-1, 1, logits.shape[-1]))
-    return columns, per_token.reshape(logits.shape[:2])
+    rows, flat = {**batch, "label": None, **known}, logits.reshape(-1, 1, logits.shape[-1])
+    return {
+      name: (codec.encode(logits, rows, first=first), codec.faults(flat).reshape(logits.shape[:2]))
+      for name, codec in codecs.items()
+    }
 
-  columns, found = by_tokens(part, output, known)
-  # Of several faults the one that comes first, as `faults` has them.
+  kept = by_tokens(part, output, known)
+  return {name: (columns, _worst(found)) for name, (columns, found) in kept.items()}
+
+
+def _worst(found: jax.Array) -> jax.Array:
+  """Of the faults of an example's tokens [B, L] the one that comes first, as `faults` has them."""
   least = jnp.where(found > 0, found, 255).min(1)
-  return columns, jnp.where(least < 255, least, 0).astype(jnp.uint8)
+  return jnp.where(least < 255, least, 0).astype(jnp.uint8)
 
 
-def logits(hidden: jax.Array, head: tuple[jax.Array, Any, Any]) -> jax.Array:
+def logits(output: Headed) -> jax.Array:
   """Made whole, float32 [..., V]."""
   with jax.default_matmul_precision("highest"):  # as in the losses
-    return decoder.logits({"hidden": hidden, "head": head})
+    made = decoder.logits({"hidden": output.hidden, "head": output.head})
+  return existing(made, output.classes)
+
+
+def existing(logits: jax.Array, classes) -> jax.Array:
+  """Logits [..., V], -inf from number `classes` on; None: as they are."""
+  return logits if classes is None else jnp.where(jnp.arange(logits.shape[-1]) < classes, logits, -jnp.inf)
 
 
 def by_tokens(part: Callable[..., Any], output: Headed, *trees):
@@ -74,7 +95,7 @@ def by_tokens(part: Callable[..., Any], output: Headed, *trees):
 
   def one(piece):
     first, hidden, own = piece
-    return part(logits(hidden, output.head), first, *own)
+    return part(logits(output._replace(hidden=hidden)), first, *own)
 
   pieces = jax.lax.map(one, (size * jnp.arange(count), *jax.tree.map(split, (output.hidden, trees))))
   return jax.tree.map(

@@ -4,7 +4,7 @@
                   (`heads`), what the caller says of it (its config)
     data          name of the set, dtypes and shapes of its inputs, digests over the classes' names (a tokenizer's
                   words) and over every example's id and checksum; of streamed images also what their files are, how
-                  they are cropped, and what that makes of a made-up image
+                  they are cropped, and what that makes of a made-up image; of text its tokenizer
     augmentation  what it is, and what it makes of made-up examples: a changed random generator is noticed
     outputs       per output: its codec, shape and dtype
 

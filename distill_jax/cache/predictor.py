@@ -1,7 +1,7 @@
 """A teacher as it is asked for what a cache keeps: jitted with its codecs, its rows spread over the devices."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +34,13 @@ def make_predictor(
   outputs: Mapping[str, Codec],
   augment: Augment | None,
   mesh: jax.sharding.Mesh,
+  classes: int | None = None,
 ) -> Predictor:
-  """The teacher with its codecs, so that only their columns leave the devices."""
-  answers = make_answers(teacher, outputs, augment)
+  """The teacher with its codecs, so that only their columns leave the devices; arguments as for `make_answers`."""
+  answers = make_answers(teacher, outputs, augment, classes)
 
   def predict(variables, batch):
-    said, batch = answers(variables, batch)
-    kept = {name: headed.encode(codec, said[name], batch) for name, codec in outputs.items()}
+    kept = _encoded(outputs, *answers(variables, batch))
     columns = {f"{name}.{part}": x for name, (parts, _) in kept.items() for part, x in parts.items()}
     return columns, {name: found for name, (_, found) in kept.items()}
 
@@ -58,33 +58,40 @@ def make_predictor(
 
 
 def make_answers(
-  teacher: Model, outputs: Iterable[str], augment: Augment | None
+  teacher: Model, outputs: Iterable[str], augment: Augment | None, classes: int | None = None
 ) -> Callable[[Variables, Batch], tuple[Outputs, Batch]]:
   """`(variables, batch) -> (what the teacher says under these names, the batch as it saw it)`.
 
   The names are those of the outputs, or 'output@anything'. Logits of a teacher that gives hidden states and a head are
-  `Headed`.
+  `Headed`. Logits from number `classes` on, entries of a padded vocabulary, are -inf; None: there are none.
   """
 
   def answers(variables, batch):
     batch = batch if augment is None else augment(batch)
     said = teacher.apply(*variables, batch, train=False, key=None)[0]
-    return {name: named(said, name) for name in outputs}, batch
+    return {name: named(said, name, classes) for name in outputs}, batch
 
   return answers
 
 
-def named(said: Outputs, name: str):
-  """What of a teacher's outputs is kept under a name.
+def words_of(source: Any) -> int | None:
+  """How many words the tokenizer of a text has; None of other examples."""
+  return source.classes if getattr(source, "vocabulary", "") else None
+
+
+def named(said: Outputs, name: str, classes: int | None = None):
+  """What of a teacher's outputs is kept under a name; arguments as for `make_answers`.
 
   Raises:
     ValueError: it does not give that.
   """
   output = output_of(name)
+  if output == "logits" and "logits" in said:
+    return headed.existing(said["logits"], classes)
   if output in said:
     return said[output]
   if output == "logits" and "hidden" in said and "head" in said:
-    return Headed(said["hidden"], said["head"])
+    return Headed(said["hidden"], said["head"], classes)
   raise ValueError(f"outputs: the teacher gives no {output!r}{suggest(output, said)}")
 
 
@@ -98,12 +105,20 @@ def as_kept(teacher: Model, outputs: Mapping[str, Codec]) -> Model:
   def apply(params, state, batch, *, train, key):
     said, state = teacher.apply(params, state, batch, train=train, key=key)
     whole = {"view": jnp.zeros(len(batch["id"]), jnp.int32), **batch}
-    kept = {}
-    for name, codec in outputs.items():
-      output = named(said, name)
-      kept[name] = codec.decode(headed.encode(codec, output, whole)[0], output)
+    given = {name: named(said, name) for name in outputs}
+    encoded = _encoded(outputs, given, whole)
+    kept = {name: codec.decode(encoded[name][0], given[name]) for name, codec in outputs.items()}
     if "hidden" in map(output_of, outputs) and "head" in said:
       kept["head"] = said["head"]
     return kept, state
 
   return teacher._replace(apply=apply)
+
+
+def _encoded(outputs: Mapping[str, Codec], said: Mapping[str, Any], batch: Batch):
+  """By name, columns and faults; what is made of one output is made of it at once."""
+  kept: dict[str, tuple[dict[str, jax.Array], jax.Array]] = {}
+  for output in dict.fromkeys(map(output_of, outputs)):
+    codecs = {name: codec for name, codec in outputs.items() if output_of(name) == output}
+    kept |= headed.encode(codecs, said[next(iter(codecs))], batch)
+  return kept

@@ -30,6 +30,8 @@ def check_fields(
   found: dict[str, Any] = {"inputs": {name: mine.get(name, "(absent)") for name in held["inputs"]}}
   if not isinstance(source, Mapping):
     found |= {"name": source.name, "classes": identity.vocabulary(source.class_names)}
+  if isinstance(source, Source) and (source.vocabulary or "vocabulary" in held):
+    found["vocabulary"] = source.vocabulary or "(absent)"
   if isinstance(source, Images) and crop is not None:
     found |= {"content": source.content, "crop": identity.cropping(crop, source.channels)}
   of_cache = {field: held.get(field, "(absent)") for field in found}

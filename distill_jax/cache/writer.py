@@ -17,7 +17,7 @@ from distill_jax.cache.codecs import Codec
 from distill_jax.cache.examples import BAD, Examples, Streamed, examples_of
 from distill_jax.cache.format import Column
 from distill_jax.cache.manifest import Manifest
-from distill_jax.cache.predictor import Predictor, make_predictor
+from distill_jax.cache.predictor import Predictor, make_predictor, words_of
 from distill_jax.cache.reader import Cache, open_cache
 from distill_jax.cache.rows import Rows, share
 from distill_jax.cache.store import Store, open_store
@@ -86,7 +86,7 @@ def write_cache(
   mesh = mesh or sharding.data_mesh()
   sharding.check_divisible(check_count("batch_size", batch_size), mesh)
   check_weights(teacher, variables, examples.shapes)
-  predictor = make_predictor(teacher, variables, kept, augment, mesh)
+  predictor = make_predictor(teacher, variables, kept, augment, mesh, words_of(source))
   given = output_shapes(predictor, examples)
   planned = plan(kept, given, examples, views, batch_size)
   wanted = Manifest(

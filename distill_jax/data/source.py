@@ -24,6 +24,7 @@ class Source:
     name: what the ids index, e.g. 'digits'.
     ignore_label: the label that marks examples without one, None if all have one. Whatever was declared
       (-100, 255), labels hold `UNLABELLED` afterwards, and so does this field.
+    vocabulary: of text, the identity of the tokenizer whose words the classes are.
 
   Raises:
     ValueError: 'label' is missing; an array is empty or of another length; ids are not integers 0 to 2^31 - 1 or
@@ -35,6 +36,7 @@ class Source:
   class_names: tuple[str, ...] = dataclasses.field(default=(), repr=False)
   name: str = "custom"
   ignore_label: int | None = None
+  vocabulary: str = ""
 
   def __post_init__(self):
     arrays = {name: np.asarray(values) for name, values in self.arrays.items()}

@@ -102,7 +102,8 @@ def pack(
       label: the document's next token, also where it stands in the next row; `UNLABELLED` where the row is filled up.
       segments: the number of the document; -1 where the row is filled up.
       positions: in the part of the document that lies in this row, from 0.
-    Ids number the rows: they change with the documents, the tokenizer and the length.
+    Ids number the rows: they change with the documents, the tokenizer and the length. `vocabulary` is the tokenizer's
+    identity, so that a cache of what a teacher said of other tokens is refused.
 
   Raises:
     ValueError: no documents, length < 2, or a token outside the vocabulary.
@@ -131,7 +132,21 @@ def pack(
       "positions": positions,
     }.items()
   }
-  return Source(arrays, tokenizer.size, name=name, ignore_label=UNLABELLED)
+  return Source(arrays, tokenizer.size, name=name, ignore_label=UNLABELLED, vocabulary=tokenizer.identity)
+
+
+def check_same(teacher: Tokenizer, student: Tokenizer) -> None:
+  """Refuses tokenizers that differ: a token of the one is then none of the other.
+
+  Raises:
+    ValueError: they do; `losses.uld` compares distributions over different vocabularies.
+  """
+  if teacher.identity != student.identity:
+    raise ValueError(
+      f"tokenizers: the teacher's is {teacher.identity!r} ({teacher.size:,} tokens), the student's "
+      f"{student.identity!r} ({student.size:,} tokens): probabilities can be compared token by token only where both "
+      "read with the same one; losses.uld compares sorted ones and needs no equal vocabularies"
+    )
 
 
 def train_bpe(path: str | Path, *, size: int, suffix: str = ".txt"):

@@ -76,7 +76,8 @@ def test_several_ways_to_keep_one_output_lie_side_by_side(tmp_path, source, chun
   teacher = speaker(2)
   cached = written(tmp_path, teacher, source, KEPT)
   batch = cached.join({"id": source.ids[:8]})
-  said = open_cache(tmp_path).model.apply({}, {}, batch, train=False, key=None)[0]
+  model = open_cache(tmp_path).model
+  said = model.apply(*model.variables, batch, train=False, key=None)[0]
   assert set(KEPT) <= set(said)
   outputs = teacher.apply(*teacher.variables, {"tokens": source.arrays["tokens"][:8]}, train=False, key=None)[
     0
@@ -151,8 +152,8 @@ def test_the_logits_are_never_held_at_once():
   # 8 rows of 64 tokens of 32,768 classes: 64 MiB of logits in float32 for each token of a row.
   shapes = jax.ShapeDtypeStruct((8, 512, 16), jnp.float32), jax.ShapeDtypeStruct((16, 32_768), jnp.float32)
   batch = {name: jax.ShapeDtypeStruct((8,), jnp.int32) for name in ("id", "view")}
-  for codec in (TopK(8), Samples(8)):
-    program = jax.jit(lambda h, w, b, codec=codec: headed.encode(codec, Headed(h, (w, None, None)), b))
+  for codecs in ({"top": TopK(8)}, {"top": TopK(8), "more": TopK(64), "drawn": Samples(8)}):
+    program = jax.jit(lambda h, w, b, codecs=codecs: headed.encode(codecs, Headed(h, (w, None, None)), b))
     taken = program.lower(*shapes, batch).compile().memory_analysis().temp_size_in_bytes
-    print(codec, f"{taken:,}")
-    assert taken < 5 * headed.MEMORY < 4 * 8 * 512 * 32_768 / 1.5
+    print(list(codecs), f"{taken:,}")
+    assert taken < 6 * headed.MEMORY < 0.8 * 4 * 8 * 512 * 32_768

@@ -1,0 +1,137 @@
+"""Whose tokens these are: other tokenizers are refused, padded entries are never kept and never count."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy.special import log_softmax, softmax
+
+from distill_jax import losses, objectives
+from distill_jax.cache import Dense, Mismatch, Samples, TopK, open_cache, verify, write_cache
+from distill_jax.data import text
+from distill_jax.models import from_apply
+from distill_jax.train import fit
+from distill_jax.types import Variables
+
+SIZE, WIDTH, PADDED = 257, 4, 272
+DOCUMENTS = [text.BYTES.encode(b"of the people"), text.BYTES.encode(b"by the people, for the people")]
+EXISTS = np.arange(PADDED) < SIZE
+
+
+def padded_teacher(seed=0, logits=False):
+  """Whose padded entries are the most probable."""
+  keys = jax.random.split(jax.random.key(seed), 2)
+  weights = {
+    "embed": jax.random.normal(keys[0], (SIZE, WIDTH)),
+    "head": jax.random.normal(keys[1], (WIDTH, PADDED)),
+  }
+  weights["bias"] = jnp.where(EXISTS, 0.0, 9.0)
+
+  def apply(w, tokens):
+    head = w["head"], w["bias"], None
+    hidden = w["embed"][tokens]
+    return {"logits": hidden @ head[0] + head[1]} if logits else {"hidden": hidden, "head": head}
+
+  return from_apply(lambda key, tokens: weights, apply, inputs="tokens")._replace(
+    variables=Variables(weights, {})
+  )
+
+
+def other(tokenizer):
+  return tokenizer._replace(identity="bytes:other")
+
+
+def written(folder, source, teacher=None, **kept):
+  kept = kept or {"logits": TopK(4)}
+  return write_cache(folder, teacher or padded_teacher(), source, kept, batch_size=8, progress=False)
+
+
+def test_a_cache_of_another_tokenizer_s_text_is_refused_and_says_so(tmp_path):
+  own = text.pack(DOCUMENTS, length=8)
+  changed = text.pack(DOCUMENTS, length=8, tokenizer=other(text.BYTES))
+  assert own.vocabulary == own.take(slice(2)).vocabulary == "bytes"
+  cached = written(tmp_path, own)
+  cached.check(own.take(slice(2)))
+  message = "data.vocabulary: 'bytes' in the cache, 'bytes:other' wanted"
+  with pytest.raises(Mismatch, match=message):
+    cached.check(changed)
+  with pytest.raises(Mismatch, match=message):
+    written(tmp_path, changed)
+  goal = objectives.weighted(soft=(1.0, objectives.tokens("bucket")))
+  with pytest.raises(Mismatch, match=message):
+    fit(padded_teacher(), cached, goal, optax.sgd(0.1), changed, steps=1, batch_size=8, progress=False)
+  unknown = text.pack(DOCUMENTS, length=8, tokenizer=text.BYTES._replace(identity=""))
+  with pytest.raises(Mismatch, match=r"data.vocabulary: 'bytes' in the cache, '\(absent\)' wanted"):
+    cached.check(unknown)
+
+
+def test_tokenizers_that_differ_are_refused():
+  text.check_same(text.BYTES, text.BYTES._replace(decode=lambda tokens: ""))
+  with pytest.raises(
+    ValueError, match=r"the teacher's is 'bytes' \(257 tokens\), the student's 'bytes:other'.*losses.uld"
+  ):
+    text.check_same(text.BYTES, other(text.BYTES))
+  assert callable(losses.uld)
+
+
+@pytest.mark.parametrize("logits", [False, True])
+def test_no_padded_entry_is_ever_kept(tmp_path, logits):
+  source, teacher = text.pack(DOCUMENTS, length=8), padded_teacher(logits=logits)
+  kept = {"logits@top": TopK(5, bits=16), "logits@drawn": Samples(20), "logits@whole": Dense("float32")}
+  cached = written(tmp_path, source, teacher, **kept)
+  batch = cached.join({"id": source.ids})
+  said = open_cache(tmp_path).model.apply({}, {}, batch, train=False, key=None)[0]
+  w = jax.tree.map(np.float64, teacher.variables.params)
+  log_p = log_softmax((w["embed"][source.arrays["tokens"]] @ w["head"])[..., :SIZE], -1)
+  top = said["logits@top"]
+  np.testing.assert_array_equal(top.indices, np.argsort(-log_p, -1)[..., :5])
+  np.testing.assert_allclose(top.log_probs, -np.sort(-log_p, -1)[..., :5], atol=1e-3)
+  np.testing.assert_allclose(top.log_tail, np.log(np.sort(np.exp(log_p), -1)[..., :-5].sum(-1)), rtol=1e-4)
+  assert (said["logits@drawn"].indices < SIZE).all()
+  assert (said["logits@whole"][..., SIZE:] == -np.inf).all() and np.isfinite(
+    said["logits@whole"][..., :SIZE]
+  ).all()
+  found = verify(cached, teacher, source, batch_size=8)
+  assert found["logits@top"].top1 == 1 and found["logits@drawn"].difference == 0
+  assert found["logits@whole"].difference < 1e-5
+
+
+def value(term, student, teacher, label):
+  batch = {"label": label}
+  apply = jax.jit(functools.partial(term.apply, step=0, key=None, axis_name=None))
+  values, where = apply({}, {}, student, teacher, batch)[0]
+  return jnp.sum(jnp.where(where, values, 0)) / where.sum()
+
+
+def test_a_class_mask_reaches_the_loss_of_live_and_of_sparse_teachers(rng):
+  teacher = padded_teacher()
+  tokens = rng.integers(0, SIZE, (3, 8))
+  label = rng.integers(0, SIZE, (3, 8))
+  outputs = teacher.apply(*teacher.variables, {"tokens": tokens}, train=False, key=None)[0]
+  student = {"hidden": jnp.asarray(rng.normal(size=(3, 8, 6)), jnp.float32)}
+  student["head"] = jnp.asarray(rng.normal(size=(6, PADDED)), jnp.float32), None, None
+  z = np.float64(student["hidden"]) @ np.float64(student["head"][0])
+  t = np.float64(outputs["hidden"]) @ np.float64(outputs["head"][0]) + np.float64(outputs["head"][1])
+  log_q, log_p = (log_softmax(x[..., :SIZE], -1) for x in (z, t))
+  options = {"class_mask": jnp.asarray(EXISTS), "label_weight": 0.5}
+  hard = -np.take_along_axis(log_q, label[..., None], -1).mean()
+  live = value(objectives.tokens("kl", **options), student, outputs, label)
+  exact = (np.exp(log_p) * (log_p - log_q)).sum(-1).mean()
+  np.testing.assert_allclose(live, exact + 0.5 * hard, rtol=1e-5)
+  assert abs(value(objectives.tokens("kl", label_weight=0.5), student, outputs, label) - live) > 0.1
+  masked = jnp.where(EXISTS, jnp.asarray(t, jnp.float32), -jnp.inf)
+  kept = {"logits": losses.top_k(masked, 5)}
+  sparse = value(objectives.tokens("conditional", **options), student, kept, label)
+  order = np.argsort(-log_p, -1)[..., :5]
+  p, q = (softmax(np.take_along_axis(x, order, -1), -1) for x in (log_p, log_q))
+  np.testing.assert_allclose(sparse, (p * np.log(p / q)).sum(-1).mean() + 0.5 * hard, rtol=1e-5)
+
+  def loss(kernel):
+    outputs = student | {"head": (kernel, None, None)}
+    return value(objectives.tokens("bucket", **options), outputs, kept, label)
+
+  grads = jax.grad(loss)(student["head"][0])
+  assert (grads[:, SIZE:] == 0).all() and jnp.abs(grads[:, :SIZE]).max() > 1e-3
