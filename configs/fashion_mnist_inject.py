@@ -1,30 +1,34 @@
 """Fashion-MNIST, the student's convolutions start as those of its teacher.
 
-python -m distill_jax --config=configs/fashion_mnist.py --stages=teacher --workdir=RUN
-python -m distill_jax --config=configs/fashion_mnist_inject.py --config.teacher_folder=RUN/teacher --seeds=0,1,2
+python -m distill_jax --config=configs/fashion_mnist_inject.py --seeds=0,1,2
 
-The student's three blocks have the widths of the first convolutions of the teacher's first three blocks; where they are
-other ones, evenly spaced slices are taken (weight selection, Xu et al. 2024). The head starts at random: the teacher's
-reads a layer that the student does not have. The student trained alone starts at random as a whole.
+All students are as in fashion_mnist_10k.py; kd and the student alone start at random. The student's three blocks have
+the widths of the first convolutions of the teacher's first three blocks; where they are other ones, evenly spaced
+slices are taken (weight selection, Xu et al. 2024). The head starts at random: the teacher's reads a layer that the
+student does not have.
+
+- injected: the three convolutions and their norms;
+- injected.one: the first block alone;
+- injected.frozen: the first block, which stays as it is;
+- injected.alone: the three, and the labels teach it, not the teacher.
 
 Not yet run.
 """
 
 import dataclasses
+import functools
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
-from fashion_mnist import FashionMnist
+from fashion_mnist_10k import FashionMnist10k
 
-from distill_jax.checkpoint import load_student
 from distill_jax.compression.inject import inject, sliced
 from distill_jax.compression.paths import matching
-from distill_jax.config import ConfigError, Training
-from distill_jax.types import Model, Variables
+from distill_jax.compression.provenance import Provenance
+from distill_jax.config import Training
+from distill_jax.types import Variables
 
 LAYERS = {r"^(params|state)/blocks/(\d)/": r"\1/blocks/\2/0/"}
+FIRST = {r"^(params|state)/blocks/(0)/": r"\1/blocks/\2/0/"}
 
 
 @dataclasses.dataclass
@@ -32,7 +36,7 @@ class FrozenTraining(Training):
   """As `Training`.
 
   Attributes:
-    frozen: parameters that stay as they start, a regular expression such as '^student/blocks/0/'; empty: none.
+    frozen: parameters that stay as they start, a regular expression; empty: none.
   """
 
   frozen: str = ""
@@ -44,39 +48,40 @@ class FrozenTraining(Training):
 
 
 @dataclasses.dataclass
-class Injected(FashionMnist):
-  """As `FashionMnist`, with a teacher that another run has trained.
+class Injected(FashionMnist10k):
+  """As `FashionMnist10k`.
 
   Attributes:
-    teacher_folder: of the trained teacher, with the same `teacher_width`.
+    frozen_training: of the student whose first block stays.
   """
 
-  teacher_folder: str = ""
-  student_training: FrozenTraining = dataclasses.field(
-    default_factory=lambda: FrozenTraining(steps=3000, batch_size=128, learning_rate=5e-3, weight_decay=1e-3)
+  frozen_training: FrozenTraining = dataclasses.field(
+    default_factory=lambda: FrozenTraining(
+      steps=390, batch_size=128, learning_rate=5e-3, weight_decay=1e-3, frozen="^student/blocks/0/"
+    )
   )
 
-  def teacher(self) -> Model:
-    model = super().teacher()
-    image = {"image": jax.ShapeDtypeStruct((1, 28, 28, 1), np.float32)}
-    return model._replace(variables=load_student(self.teacher_folder, model, image))
+  def variants(self):
+    return ("kd", "injected", "injected.one", "injected.frozen", "injected.alone")
 
-  def learner(self) -> Model:
-    student, teacher = self.student(), self.teacher().variables
+  def recipe(self, variant):
+    made, first = super().recipe(variant), functools.partial(inject_convolutions, layers=FIRST)
+    match variant:
+      case "injected" | "injected.alone":
+        return made._replace(inject=inject_convolutions)
+      case "injected.one":
+        return made._replace(inject=first)
+      case "injected.frozen":
+        return made._replace(inject=first, training=self.frozen_training)
+    return made
 
-    def init(key, batch):
-      found, _ = inject(student.init(key, batch), teacher, LAYERS, fit=sliced)
-      return Variables(*jax.tree.map(jnp.copy, tuple(found)))
+  def variant_objective(self, variant, taught=None):
+    return self.plain_objective() if variant == "injected.alone" else self.objective()
 
-    return student._replace(init=init)
 
-  def validate(self) -> None:
-    super().validate()
-    if not self.teacher_folder:
-      raise ConfigError(
-        "teacher_folder: expected the folder of a trained teacher: --stages=teacher with configs/fashion_mnist.py "
-        "leaves one"
-      )
+def inject_convolutions(own: Variables, taught, layers=LAYERS) -> tuple[Variables, Provenance]:
+  """The student's first weights, with the teacher's convolutions; and where each came from."""
+  return inject(own, taught.variables, layers, fit=sliced)
 
 
 def get_config():

@@ -1,11 +1,14 @@
-"""Fashion-MNIST, pruned while distilled: half of the student's channels or weights, or two weights of four, are zero.
+"""Fashion-MNIST, pruned while distilled: channels, weights, or two weights of four are zero in the end.
 
 python -m distill_jax --config=configs/fashion_mnist_prune.py --seeds=0,1,2
-python -m distill_jax --config=configs/fashion_mnist_prune.py --config.student_training.kind=weights \
-    --config.student_training.sparsity=0.9
 
-The student trained alone is pruned as well. The zeros grow from `begin` to `end` along a cubic (Zhu & Gupta 2018), and
-no weights from before `end` are evaluated, or the best ones would be dense.
+All students are as in fashion_mnist_10k.py; kd is dense. Zeros grow from `begin` to `end` along a cubic (Zhu & Gupta
+2018).
+
+- channels: half of each layer's channels, by the norm of their kernels, and the student really becomes smaller;
+- channels.tuned: the small student, distilled further;
+- weights: nine tenths of each kernel's weights, by magnitude;
+- two.of.four: two of four neighbouring weights, all at once at `end`.
 
 Not yet run.
 """
@@ -13,16 +16,17 @@ Not yet run.
 import dataclasses
 
 import optax
-from fashion_mnist import FashionMnist
+from fashion_mnist_10k import FashionMnist10k
 
 from distill_jax.compression.channels import prune_channels
 from distill_jax.compression.groups import groups_of, under
 from distill_jax.compression.masks import PolynomialSchedule
 from distill_jax.compression.prune import prune, prune_n_by_m
-from distill_jax.config import ConfigError, Training, check, prefixed
+from distill_jax.compression.shrink import shrink
+from distill_jax.config import ConfigError, Training, prefixed
 from distill_jax.errors import suggest
 
-KINDS = ("channels", "weights", "2:4")
+KINDS = ("channels", "weights", "two.of.four")
 WEIGHTS = r"^student/.*kernel$"
 
 
@@ -31,18 +35,22 @@ class PrunedTraining(Training):
   """As `Training`, with masks.
 
   Attributes:
-    kind: what is pruned: 'channels', by the norm of their kernels; 'weights', by magnitude; '2:4', at `end`.
-    sparsity: the share of zeros at `end`; 2:4 needs none.
+    kind: what is pruned, see above.
+    sparsity: the share of zeros at `end`; two.of.four needs none.
     distribution: of the zeros over the layers, 'uniform' or 'global', of weights 'erk' too.
     begin, end, every: steps at which masks are made.
   """
 
+  steps: int = 390
+  batch_size: int = 128
+  learning_rate: float = 5e-3
+  weight_decay: float = 1e-3
   kind: str = "channels"
   sparsity: float = 0.5
   distribution: str = "uniform"
-  begin: int = 300
-  end: int = 1400
-  every: int = 100
+  begin: int = 60
+  end: int = 260
+  every: int = 20
 
   def optimizer(self) -> optax.GradientTransformation:
     inner, schedule = super().optimizer(), PolynomialSchedule(self.begin, self.end, self.every)
@@ -57,26 +65,53 @@ class PrunedTraining(Training):
     super().validate()
     if self.kind not in KINDS:
       raise ConfigError(f"kind: expected one of {KINDS}, got {self.kind!r}{suggest(self.kind, KINDS)}")
+    if self.end >= self.steps:
+      raise ConfigError(f"end: expected less than steps={self.steps}, got {self.end}")
     with prefixed("sparsity, distribution, begin, end and every"):
       self.optimizer()
 
 
 @dataclasses.dataclass
-class Pruned(FashionMnist):
-  """As `FashionMnist`, with a student that is pruned."""
+class Pruned(FashionMnist10k):
+  """As `FashionMnist10k`, with students that are pruned.
 
-  eval_every: int = 1500
-  student_training: PrunedTraining = dataclasses.field(
-    default_factory=lambda: PrunedTraining(steps=3000, batch_size=128, learning_rate=5e-3, weight_decay=1e-3)
+  Attributes:
+    channels, weights, two_of_four, tuning: how they are trained.
+  """
+
+  channels: PrunedTraining = dataclasses.field(default_factory=PrunedTraining)
+  weights: PrunedTraining = dataclasses.field(
+    default_factory=lambda: PrunedTraining(kind="weights", sparsity=0.9)
+  )
+  two_of_four: PrunedTraining = dataclasses.field(default_factory=lambda: PrunedTraining(kind="two.of.four"))
+  tuning: Training = dataclasses.field(
+    default_factory=lambda: Training(steps=195, batch_size=128, learning_rate=1e-3, weight_decay=1e-3)
   )
 
-  def validate(self) -> None:
-    super().validate()
-    check(self, "eval_every", above=self.student_training.end)
+  def variants(self):
+    return ("kd", "channels", "channels.tuned", "weights", "two.of.four")
+
+  def recipe(self, variant):
+    made = super().recipe(variant)
+    match variant:
+      case "channels":
+        return made._replace(training=self.channels, exported=small, cut=True)
+      case "channels.tuned":
+        return made._replace(training=self.tuning, start="channels", cut=True)
+      case "weights":
+        return made._replace(training=self.weights)
+      case "two.of.four":
+        return made._replace(training=self.two_of_four)
+    return made
 
 
 def _groups(params):
   return under("student", groups_of(params["student"]))
+
+
+def small(variables):
+  """The network without the channels that are zero."""
+  return shrink(variables, groups_of(variables.params))
 
 
 def get_config():

@@ -66,7 +66,7 @@ class Llama(Config):
   remat: str = "nothing_saveable"
   teacher_dtype: str = "bfloat16"
   best: tuple[str, str] = ("perplexity", "min")
-  mesh: MeshSizes = dataclasses.field(default_factory=lambda: MeshSizes(data=1, fsdp=-1))
+  mesh: MeshSizes = dataclasses.field(default_factory=lambda: MeshSizes(data=-1, fsdp=8))
   student_training: Training = dataclasses.field(
     default_factory=lambda: Training(
       steps=2500, batch_size=512, learning_rate=3e-4, warmup_steps=250, weight_decay=0.1

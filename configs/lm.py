@@ -55,7 +55,7 @@ class LanguageModel(Config):
   text: str = "runs/corpora"
   vocabulary: int = 1024
   length: int = 128
-  rows: int = 6400
+  rows: int = 4800
   teacher_width: int = 160
   teacher_depth: int = 4
   student_width: int = 80
@@ -64,15 +64,15 @@ class LanguageModel(Config):
   label_weight: float = 0.25
   share: float = 0.25
   prompt: int = 32
-  eval_every: int = 200
+  eval_every: int = 100
   cache: str = "runs/lm/cache"
   cache_batch_size: int = 64
   best: tuple[str, str] = ("perplexity", "min")
   teacher_training: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=1000, batch_size=16, learning_rate=2e-3, warmup_steps=100)
+    default_factory=lambda: Training(steps=800, batch_size=16, learning_rate=2e-3, warmup_steps=100)
   )
   student_training: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=400, batch_size=16, learning_rate=4e-3, warmup_steps=50)
+    default_factory=lambda: Training(steps=300, batch_size=16, learning_rate=4e-3, warmup_steps=50)
   )
 
   def data(self):

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from distill_jax import examples, metrics, report
 from distill_jax.checkpoint import load_student
+from distill_jax.compression.sizes import disk_bytes, layer_zeros
 from distill_jax.config import ConfigError, Splits
-from distill_jax.jobs import RESULT, ROLES, Job, Network, networks
+from distill_jax.jobs import ORIGINS, RESULT, ROLES, Job, Network, networks
 from distill_jax.step_times import step_times
 from distill_jax.types import Batch, Model, Variables
 
@@ -47,14 +48,15 @@ def _entries(job: Job, trained: list[Network]) -> list[report.Entry]:
   ratios = step_times(job) if any(n.role == "student" for n in trained) else {}
   costs: dict[str, dict[str, float]] = {}  # of networks that differ in their weights only, once
   for network in trained:
-    own = network.model, load_student(network.folder, network.model, example)
+    own = network.model, load_student(network.folder, network.model, example, cut=network.recipe.cut)
     shapes = str(jax.tree.map(jnp.shape, own[1]))
     costs[shapes] = costs.get(shapes) or _cost(*own, batch)
     timed = (network.role, network.variant)
     cost = costs[shapes] | ({"step_ratio": ratios[timed]} if timed in ratios else {})
     history = [json.loads(line) for line in (network.folder / "metrics.jsonl").read_text().splitlines()]
     entry = _entry(job, network.role, network.seed, own, taught_by, cost, history)
-    entries.append(entry._replace(variant=_variant(job, network)))
+    text = "\n\n".join(filter(None, [entry.text, _origins(network)]))
+    entries.append(entry._replace(variant=_variant(job, network), text=text))
     if network.role == "teacher":
       taught_by = own
   return entries
@@ -70,7 +72,22 @@ def _entry(
     counts = examples.token_scores(network, test, teacher)
   else:
     logits = examples.predict(*network, test)
-  return report.Entry(role, seed, logits, cost, history, counts=counts, text=config.shown(*network))
+  zeros = layer_zeros(network[1].params)
+  disk = disk_bytes(network[1])
+  size = {
+    "nonzeros": sum(layer.parameters - layer.zeros for layer in zeros),
+    "disk": disk.dense,
+    "compressed": disk.compressed,
+  }
+  return report.Entry(
+    role, seed, logits, cost | size, history, counts=counts, text=config.shown(*network), layers=zeros
+  )
+
+
+def _origins(network: Network) -> str:
+  """Which of its first weights came from where, if some came from the teacher."""
+  path = network.folder / ORIGINS
+  return f"First weights: {path.read_text().rstrip()}" if path.exists() else ""
 
 
 def _variant(job: Job, network: Network) -> str:
@@ -79,7 +96,7 @@ def _variant(job: Job, network: Network) -> str:
 
 
 def _cost(model: Model, variables: Variables, batch: Batch) -> dict[str, float]:
-  return metrics.cost(model.apply, variables, batch)
+  return metrics.cost(model.apply, variables, batch, batch_sizes=(report.BATCH,))
 
 
 def _seconds(trained: list[Network]) -> dict[str, float]:

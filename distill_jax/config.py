@@ -21,6 +21,7 @@ import optax
 
 from distill_jax import objectives, sharding
 from distill_jax.cache.codecs import Codec, Dense
+from distill_jax.compression.provenance import Provenance
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
@@ -85,11 +86,12 @@ class Recipe(NamedTuple):
     learner: what distillation trains, where it is more than the student: a cohort that it is a member of, or the
       network that it will be cut out of. None: the student.
     exported: the student's weights out of the learner's. None: they are the same.
+    cut: whether the exported arrays may be smaller than the student's (`compression.shrink`).
     teacher: who teaches it: 'teacher', an earlier variant with the same seed (an assistant), or '', nobody.
     start: whose exported weights it starts from: 'baseline' or an earlier variant, with the same seed; '': random
       ones.
-    inject: `(own first weights, Taught) -> first weights`, both `Variables` of the learner; None: as they are. The
-      optimiser's learned parts start anew in any case.
+    inject: `(own first weights, Taught) -> (first weights, where each came from)`, as `compression.inject` gives them;
+      both weights are `Variables` of the learner. None: they stay as they are.
     cached: whether it reads the cache, where the config has one; otherwise the teacher is live.
     on_policy: `(student Variables, key, batch) -> batch`, as `train.fit` takes it; None: the data's own sequences.
   """
@@ -98,9 +100,10 @@ class Recipe(NamedTuple):
   training: "Training"
   learner: Model | None = None
   exported: Callable[[Variables], Variables] | None = None
+  cut: bool = False
   teacher: str = "teacher"
   start: str = ""
-  inject: Callable[[Variables, Taught], Variables] | None = None
+  inject: Callable[[Variables, Taught], tuple[Variables, Provenance]] | None = None
   cached: bool = True
   on_policy: Callable[[Variables, jax.Array, Batch], Batch] | None = None
 

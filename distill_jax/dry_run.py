@@ -41,10 +41,10 @@ def _describe_model(job: Job, network: Network, shown: set[str]) -> set[str]:
     f"{cost['flops']:,.0f} FLOPs per example"
   )
   for name, output in outputs.items():
-    if name == "head":  # of no example
-      print(f"  head: {output[0].shape} {output[0].dtype}")
-    else:
+    if hasattr(output, "shape"):
       print(f"  {name}: {('batch', *output.shape[1:])} {output.dtype}")
+    else:  # of no example: a head, weights
+      print(f"  {name}: {[leaf.shape for leaf in jax.tree.leaves(output)]}")
   return {shapes}
 
 

@@ -67,7 +67,9 @@ def export_student(
   return folder
 
 
-def load_student(path: str | os.PathLike, model: Model, batch: Batch | None = None) -> Variables:
+def load_student(
+  path: str | os.PathLike, model: Model, batch: Batch | None = None, *, cut: bool = False
+) -> Variables:
   """The weights that `export_student` wrote, in the model's own tree.
 
   Args:
@@ -75,6 +77,7 @@ def load_student(path: str | os.PathLike, model: Model, batch: Batch | None = No
     model: decides the names, shapes and dtypes: `model.variables`, or what `model.init` would make.
     batch: an example batch for `model.init` (arrays or `ShapeDtypeStruct`s); not needed where the model has
       `variables`.
+    cut: the arrays may have other sizes than the model's (`compression.shrink`), not other names or ranks.
 
   Raises:
     FileNotFoundError: one of the two files is missing.
@@ -92,6 +95,8 @@ def load_student(path: str | os.PathLike, model: Model, batch: Batch | None = No
   except Exception as error:  # the Rust parser raises SafetensorError, the wrapper KeyError and ValueError
     raise ValueError(f"{weights} is damaged or no safetensors file: {error}") from error
   own = _own_tree(model, batch)
+  if cut:
+    own = _with_sizes(own, found)
   try:
     seal.check_fit(seal.layout(own), seal.layout(found))
   except ValueError as error:
@@ -104,6 +109,17 @@ def load_student(path: str | os.PathLike, model: Model, batch: Batch | None = No
       f" {fingerprint(variables)}, {DESCRIPTION} says {expected}. Export it again."
     )
   return variables
+
+
+def _with_sizes(own: Variables, found: Mapping[str, Any]) -> Variables:
+  """The tree's shapes, with the sizes of arrays of the same name and rank."""
+
+  def shape(name, leaf):
+    same = name in found and found[name].ndim == leaf.ndim
+    return jax.ShapeDtypeStruct(found[name].shape if same else leaf.shape, leaf.dtype)
+
+  leaves = [shape(name, leaf) for name, leaf in named_leaves(own)]
+  return jax.tree.unflatten(jax.tree.structure(own), leaves)
 
 
 def _own_tree(model: Model, batch: Batch | None) -> Variables:

@@ -15,6 +15,7 @@ ROLES = ("teacher", "baseline", "student")  # a student may start from its basel
 STAGES = ("teacher", "cache", "baseline", "student", "report")
 EXTRA_STAGES = ("cache_estimate", "cache_inspect", "cache_verify")  # run when they are asked for
 RESULT = "result.json"
+ORIGINS = "origins.txt"  # of the first weights, where some came from the teacher
 
 
 class Job(NamedTuple):

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 from distill_jax import caching, examples, files, hosts, sharding
 from distill_jax.checkpoint import export_student, load_student
 from distill_jax.comparing import write_report
+from distill_jax.compression.provenance import describe
 from distill_jax.config import ConfigError, Examples, Taught
 from distill_jax.deploy import export_stablehlo
 from distill_jax.jobs import (
   EXTRA_STAGES,
+  ORIGINS,
   RESULT,
   ROLES,
   STAGES,
@@ -154,7 +156,15 @@ def _started(job: Job, network: Network, taught: Taught | None) -> Model:
     raise ConfigError(
       f"recipe of {network.variant!r}: inject: there is no teacher whose weights could be given"
     )
-  return learner._replace(init=lambda key, batch: inject(init(key, batch), taught))
+
+  def injected(key, batch):
+    variables, origins = inject(init(key, batch), taught)
+    if hosts.is_first():
+      network.folder.mkdir(parents=True, exist_ok=True)
+      files.write(network.folder / ORIGINS, describe(origins) + "\n")
+    return variables
+
+  return learner._replace(init=injected)
 
 
 def _teacher_variables(job: Job, network: Network) -> Variables | None:
@@ -183,5 +193,6 @@ def _trained(job: Job, network: Network, folder: Path, model: Model) -> Variable
     raise ConfigError(
       f"--stages: {network.name} needs its {stage}, and {folder} holds no finished one: add {stage!r}"
     )
+  cut = any(other.recipe.cut for other in networks(job, "student") if other.folder == folder)
   with spacious(job.config.make_mesh()):
-    return load_student(folder, model, examples.first(job.config, job.splits.train))
+    return load_student(folder, model, examples.first(job.config, job.splits.train), cut=cut)

@@ -17,7 +17,7 @@ from distill_jax.report.document import Code, Table, Text, to_html, to_markdown
 ALONE, STUDENT = results.Group("baseline"), results.Group("student")
 CLASSES, ROWS = 4, 80
 SKILL = {"teacher": 3.0, "baseline": 0.8, "student": 1.6}
-COST = {"parameters": 1000.0, "bytes": 4000, "flops": 2.5e6, "latency_ms": 0.25, "throughput": 12345.6}
+COST = {"parameters": 1000.0, "bytes": 4000, "flops": 2.5e6, "latency_ms": 0.25, "throughput_128": 12345.6}
 
 
 def make_entries(labels, *, seeds=(0, 1, 2), roles=tuple(SKILL), classes=CLASSES, history=True, cost=COST):
@@ -158,7 +158,7 @@ def test_table_holds_the_cost(written):
   assert table["Size, bytes"]["Student alone"] == "4 k"
   assert table["FLOPs per example"]["Student distilled"] == "2.5 M"
   assert table["Latency of one example, ms"]["Teacher"] == "0.250"
-  assert table["Throughput, examples/s"]["Teacher"] == "12,346"
+  assert table["Throughput at batch 128, examples/s"]["Teacher"] == "12,346"
 
 
 def test_json_holds_what_the_table_shows(written):
@@ -255,8 +255,8 @@ def test_one_network_a_role_has_a_ratio_and_no_spread(tmp_path):
   _, markdown, _ = write(tmp_path, entries, np.zeros(100, int))
   assert "one seed, so there is no spread" in markdown
   assert cells(markdown)["Test accuracy, % ↑"]["Distilled / teacher"] == "0.889"
-  fast = [entry("teacher", 0, 90)._replace(cost={"throughput": 2.0}), entry("student", 5, 80)]
-  fast[1] = fast[1]._replace(cost={"throughput": 2469.0})
+  fast = [entry("teacher", 0, 90)._replace(cost={"throughput_128": 2.0}), entry("student", 5, 80)]
+  fast[1] = fast[1]._replace(cost={"throughput_128": 2469.0})
   (table,) = comparison.tables(results.measure(fast, np.zeros(100, int)), 2)
   assert table.rows[-1][-1] == "1,234"
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill_jax.compression.groups import Groups, widths
 from distill_jax.compression.paths import chosen
 from distill_jax.compression.prune import KERNELS
 from distill_jax.compression.regularize import OUTPUTS, Axes, within
@@ -89,6 +90,28 @@ def search_thresholds(
     thresholds[name] = float(levels[good]) if good >= 0 else 0.0
     sparsity[name] = float((sizes <= thresholds[name]).mean())
   return Cut(rebuilt(leaves), thresholds, sparsity, score)
+
+
+def cleared(params: Tree, groups: Groups) -> Tree:
+  """With channels whose kernels are zero dead as a whole: their biases, and batch norm's, become zero as well.
+
+  What such a channel said, its bias, was the same for every input; `shrink` removes it only where it says nothing.
+
+  Raises:
+    ValueError: groups that are not the tree's (`groups.widths`).
+  """
+  leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(params)}
+  for name, width in widths(groups, params).items():
+    living = np.zeros(width, bool)
+    for path, axis in groups[name].writers:
+      if leaves[path].ndim > 1:
+        living |= (np.moveaxis(leaves[path], axis, 0).reshape(width, -1) != 0).any(1)
+    for path, axis in groups[name].writers:
+      shape = [1] * leaves[path].ndim
+      shape[axis] = -1
+      own = living.repeat(leaves[path].shape[axis] // width).reshape(shape)
+      leaves[path] = np.where(own, leaves[path], 0).astype(leaves[path].dtype)
+  return jax.tree.unflatten(jax.tree.structure(params), list(map(jnp.asarray, leaves.values())))
 
 
 def _sizes(w: np.ndarray, axes: Axes | None) -> np.ndarray:

@@ -4,6 +4,6 @@
 """
 
 from distill_jax.report.pages import write
-from distill_jax.report.results import Entry
+from distill_jax.report.results import BATCH, Entry
 
-__all__ = ["Entry", "write"]
+__all__ = ["BATCH", "Entry", "write"]

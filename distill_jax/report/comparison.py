@@ -18,6 +18,7 @@ from distill_jax.report.numbers import (
   whole,
 )
 from distill_jax.report.results import (
+  BATCH,
   Group,
   Measured,
   Spread,
@@ -50,10 +51,13 @@ _QUALITY = (
 )
 _COST = (
   _Row("parameters", "Parameters", whole, varies=False),
+  _Row("nonzeros", "Parameters that are not zero", whole),
   _Row("bytes", "Size, bytes", prefixed, varies=False),
+  _Row("disk", "On disk, bytes", prefixed, varies=False),
+  _Row("compressed", "On disk, compressed, bytes", prefixed),
   _Row("flops", "FLOPs per example", prefixed, varies=False),
   _Row("latency_ms", "Latency of one example, ms", thousandths),
-  _Row("throughput", "Throughput, examples/s", whole),
+  _Row(f"throughput_{BATCH}", f"Throughput at batch {BATCH}, examples/s", whole),
 )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from distill_jax import files
-from distill_jax.report import classes, comparison, plots, style, variants
+from distill_jax.report import classes, comparison, plots, sparsity, style, variants
 from distill_jax.report.document import Block, Code, Heading, Picture, Text, to_html, to_markdown
 from distill_jax.report.gallery import SHOWN, compare, gallery
 from distill_jax.report.headline import headline
@@ -51,6 +51,7 @@ def write(
     blocks = [
       *_comparison(measured, scores, int((labels >= 0).sum()), len(class_names), run),
       *_pictures([m.entry for m in few], few, class_names),
+      *_small(measured),
       *_by_class(scores, class_names),
       *([] if language else _disagreements(few, images, ids, labels, class_names)),
       *_written(few),
@@ -147,6 +148,27 @@ def _pictures(
   return blocks
 
 
+def _small(measured: Sequence[Measured]) -> list[Block]:
+  """Where some students are smaller or sparser than others."""
+  if not variants.differ_in_size(measured):
+    return []
+  layers, costs = sparsity.table(measured), sparsity.score_against_costs(measured)
+  main = headline(measured).name
+  blocks: list[Block] = []
+  if costs is not None:
+    caption = (
+      "Means over seeds, with one sample standard deviation of the score; costs on a logarithmic axis."
+    )
+    blocks += [
+      Heading(f"{main.capitalize()} against cost"),
+      _picture("costs", f"Test {main} against what each network costs", caption, costs),
+    ]
+  if layers is not None:
+    text = "Of each array, of one seed: numbers that are not zero, and the share that is."
+    blocks += [Heading("Sparsity by layer"), Text(text), layers]
+  return blocks
+
+
 def _by_class(scores: Sequence[classes.ClassScores], class_names: Sequence[str]) -> list[Block]:
   compared = classes.compared(scores)
   if not compared:
@@ -190,7 +212,7 @@ def _disagreements(measured, images, ids, labels, class_names) -> list[Block]:
 def _written(measured: Sequence[Measured]) -> list[Block]:
   """What the networks have to show, of one seed each."""
   shown = [(group, m.entry) for group, m in examples(measured).items() if m.entry.text]
-  blocks: list[Block] = [Heading("What the networks write")] if shown else []
+  blocks: list[Block] = [Heading("In the networks' own words")] if shown else []
   for group, entry in shown:
     blocks += [Text(f"{group.title}, seed {entry.seed}:"), Code(entry.text)]
   return blocks

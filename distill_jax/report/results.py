@@ -12,6 +12,7 @@ from distill_jax import metrics
 from distill_jax.errors import suggest
 
 ROLES = {"teacher": "Teacher", "baseline": "Student alone", "student": "Student distilled"}
+BATCH = 128  # examples at once, where the speed of a network is measured
 VARIANT = 24  # characters of a variant's name at most: it stands in headers and legends
 
 
@@ -37,13 +38,15 @@ class Entry(NamedTuple):
     role: 'teacher', 'baseline' (the student trained without the teacher) or 'student' (distilled).
     seed: of its training; baseline and student are compared seed by seed.
     logits: [N, C], of the test split; None of a language model, which has `counts`.
-    cost: 'parameters', 'bytes', 'flops', 'latency_ms', 'throughput' (`metrics.cost`), and 'step_ratio', the time of a
-      train step over that of the run's reference; any may be missing.
+    cost: 'parameters', 'bytes', 'flops', 'latency_ms', 'throughput_128' (`metrics.cost`), 'nonzeros', 'disk' and
+      'compressed' (`compression.sizes`), and 'step_ratio', the time of a train step over that of the run's reference;
+      any may be missing.
     history: lines of metrics.jsonl: {'step', 'phase': 'train' | 'validation', 'loss', 'accuracy', ...};
       may be empty.
     variant: tells several distilled students of one seed apart ('generation 1'); of a 'student' only. They are
       shown in the order in which they first come; where there is room for one, it is the last.
     counts: of a language model, `metrics.token_scores` of the test split.
+    layers: zeros of each array (`compression.sizes.layer_zeros`); may be empty.
     text: what the report prints of the network, such as text that it wrote; may be empty.
   """
 
@@ -55,6 +58,7 @@ class Entry(NamedTuple):
   variant: str = ""
   counts: Mapping[str, Any] | None = None
   text: str = ""
+  layers: Sequence[Any] = ()
 
   @property
   def group(self) -> Group:
@@ -89,9 +93,7 @@ def check(entries: Sequence[Entry], labels, images, ids, class_names) -> None:
     _check_variant(entry, where)
     shape = None if entry.logits is None else entry.logits.shape
     if entry.counts is None and shape != (rows, classes):
-      raise ValueError(
-        f"{where}: logits {shape}, expected (labels, class_names) {rows, classes}"
-      )
+      raise ValueError(f"{where}: logits {shape}, expected (labels, class_names) {rows, classes}")
   if any(entry.counts is None for entry in entries) and not (np.asarray(labels) >= 0).any():
     raise ValueError("labels holds no label >= 0: there is nothing to score")
   keys = Counter((entry.group, entry.seed) for entry in entries)

@@ -5,8 +5,18 @@ from typing import Any
 
 from distill_jax.report.document import Table
 from distill_jax.report.headline import headline
-from distill_jax.report.numbers import MISSING, Show, difference, mean, nats, percent
-from distill_jax.report.results import Group, Measured, gain, groups, over_seeds, students
+from distill_jax.report.numbers import (
+  MISSING,
+  Show,
+  difference,
+  mean,
+  nats,
+  percent,
+  prefixed,
+  thousandths,
+  whole,
+)
+from distill_jax.report.results import BATCH, Group, Measured, gain, groups, over_seeds, students
 from distill_jax.report.style import STUDENTS
 
 _SCORES: Sequence[tuple[str, str, Show]] = (
@@ -15,6 +25,14 @@ _SCORES: Sequence[tuple[str, str, Show]] = (
   ("ece", "ECE, % ↓", percent),
   ("agreement", "Agreement with the teacher, % ↑", percent),
   ("teacher_kl", "KL(teacher ‖ student), nats ↓", nats),
+)
+_COSTS: Sequence[tuple[str, str, Show]] = (
+  ("parameters", "Parameters ↓", whole),
+  ("nonzeros", "Not zero ↓", whole),
+  ("compressed", "On disk, compressed, bytes ↓", prefixed),
+  ("flops", "FLOPs ↓", prefixed),
+  ("latency_ms", "Latency, ms ↓", thousandths),
+  (f"throughput_{BATCH}", f"Examples/s at batch {BATCH} ↑", whole),
 )
 
 
@@ -28,7 +46,7 @@ def table(measured: Sequence[Measured], run: Mapping[str, Any], *, brief: bool =
   and the time of a train step over that of the run's reference, where it was measured."""
   main = headline(measured)
   further = [row for row in _SCORES if row[0] != main.score and any(row[0] in m.scores for m in measured)]
-  scores = [] if brief else further
+  scores = [] if brief else [*further, *(_COSTS if differ_in_size(measured) else ())]
   header = ["Method", f"{main.title} {main.arrow}", "− alone", *(title for _, title, _ in scores)]
   timed = _is_timed(measured)
   if timed:
@@ -41,6 +59,12 @@ def table(measured: Sequence[Measured], run: Mapping[str, Any], *, brief: bool =
     row += [mean(show, over_seeds(measured, group, score)) for score, _, show in scores]
     rows.append([*row, _step_ratio(measured, group)] if timed else row)
   return Table(header, rows)
+
+
+def differ_in_size(measured: Sequence[Measured]) -> bool:
+  """Whether some students are smaller than others, or sparser by more than the zeros that chance makes."""
+  sizes = [m.scores["nonzeros"] for m in measured if m.entry.role != "teacher" and "nonzeros" in m.scores]
+  return bool(sizes) and min(sizes) < 0.99 * max(sizes)
 
 
 def about_time(measured: Sequence[Measured]) -> str:

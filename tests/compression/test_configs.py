@@ -4,38 +4,56 @@ import optax
 import pytest
 
 from distill_jax import data
-from distill_jax.checkpoint import export_student
 from distill_jax.compression.prune import layer_sparsity
 from distill_jax.data import tfds
 from distill_jax.main import main
 from distill_jax.models import from_nnx
 from distill_jax.models.vgg import VGG
 
-SMALL = ["--config.teacher_width=0.03125", "--config.student_widths=(2,4)", "--config.devices=1", "--dry_run"]
-BATCH = [f"--config.{role}_training.batch_size=8" for role in ("teacher", "student")]
+NAMES = ("prune", "spr", "inject", "attention", "vit", "assistant")
+SMALL = ["--config.images=24", "--config.teacher_training.batch_size=8", "--config.devices=1"]
+CNNS = ["--config.teacher_width=0.03125", "--config.student_widths=(2,4,6)"]
+TRAINED = {
+  "prune": ("channels", "weights", "two_of_four"),
+  "spr": ("channels", "weights"),
+  "inject": ("frozen_training",),
+  "assistant": ("hint_training", "pruned_training", "tuning"),
+}
 
 
 @pytest.fixture
-def dry_run(monkeypatch, tmp_path, rng, capsys):
-  """Describes a config on random images; gives what was printed."""
-  arrays = {"image": rng.random((40, 28, 28, 1), np.float32), "label": rng.integers(0, 10, 40)}
+def images(monkeypatch, rng):
+  """Random images in the place of the set."""
+  arrays = {"image": rng.random((80, 28, 28, 1), np.float32), "label": rng.integers(0, 10, 80)}
   source = data.Source(arrays, 10, name="fashion_mnist")
   monkeypatch.setattr(tfds, "load", lambda *args, **settings: {"train": source, "test": source})
 
-  def run(name, *arguments):
-    main([f"--config=configs/{name}.py", *SMALL, *BATCH, f"--workdir={tmp_path / 'run'}", *arguments])
-    return capsys.readouterr().out
 
-  return run
+def options(name):
+  """Overrides that make a job as small as it can be."""
+  made = [*SMALL, *([] if name == "vit" else CNNS)]
+  for training in ("student_training", *TRAINED.get(name, ())):
+    made += [f"--config.{training}.{field}" for field in ("batch_size=8", "steps=3", "warmup_steps=0")]
+  for training in (
+    TRAINED["prune"] if name == "prune" else ("pruned_training",) if name == "assistant" else ()
+  ):
+    made += [f"--config.{training}.{field}" for field in ("begin=1", "end=1", "every=1")]
+  if name in ("prune", "spr"):
+    made += [f"--config.tuning.{field}" for field in ("batch_size=8", "steps=2")]
+  if name == "spr":
+    made += ["--config.judges=4"]
+  return [*made, "--config.teacher_training.steps=2", "--config.teacher_training.warmup_steps=0"]
 
 
 @pytest.mark.slow
-def test_a_student_can_be_pruned(dry_run):
-  out = dry_run("fashion_mnist_prune")
-  assert "student:" in out and "one step of batch 8" in out
+@pytest.mark.parametrize("name", NAMES)
+def test_every_job_runs_and_is_reported(images, tmp_path, name):
+  main([f"--config=configs/fashion_mnist_{name}.py", *options(name), f"--workdir={tmp_path}"])
+  report = (tmp_path / "report" / "report.md").read_text()
+  assert "kd" in report and "Parameters" in report
 
 
-@pytest.mark.parametrize("kind", ["channels", "weights", "2:4"])
+@pytest.mark.parametrize("kind", ["channels", "weights", "two.of.four"])
 def test_every_kind_prunes_the_student(monkeypatch, kind):
   monkeypatch.syspath_prepend("configs")
   from fashion_mnist_prune import Pruned, PrunedTraining
@@ -54,45 +72,33 @@ def test_every_kind_prunes_the_student(monkeypatch, kind):
   np.testing.assert_allclose(pair[0] / pair[1], 0.5)
 
 
-def test_what_cannot_be_pruned_is_said(dry_run):
+def test_what_cannot_be_pruned_is_said(images):
   for option, message in (
-    ("student_training.kind=chanels", "did you mean 'channels'"),
-    ("student_training.sparsity=1.0", r"sparsity: expected a share in \[0, 1\)"),
-    ("student_training.every=7", "nearest: 1399 or 1406"),
-    ("eval_every=100", "eval_every: expected a finite number > 1400"),
+    ("channels.kind=chanels", "did you mean 'channels'"),
+    ("weights.sparsity=1.0", r"sparsity: expected a share in \[0, 1\)"),
+    ("channels.every=7", "every"),
+    ("channels.end=390", "end: expected less than steps=390"),
   ):
     with pytest.raises(ValueError, match=message):
-      dry_run("fashion_mnist_prune", f"--config.{option}")
+      main(["--config=configs/fashion_mnist_prune.py", f"--config.{option}", "--dry_run"])
 
 
-@pytest.fixture
-def teacher_folder(tmp_path):
-  model = from_nnx(lambda rngs: VGG(1, 11, 10, width=0.03125, rngs=rngs))
-  export_student(tmp_path / "teacher", jax.jit(model.init)(jax.random.key(0), {}), description={})
-  return tmp_path / "teacher"
-
-
-@pytest.mark.slow
-def test_a_student_can_start_from_its_teacher(dry_run, teacher_folder):
-  out = dry_run(
-    "fashion_mnist_inject",
-    f"--config.teacher_folder={teacher_folder}",
-    "--config.student_training.frozen=^student/blocks/0/",
-  )
-  assert "student:" in out and "one step of batch 8" in out
-
-
-def test_the_teachers_convolutions_are_in_the_student(monkeypatch, teacher_folder, dry_run):
+def test_the_teachers_convolutions_are_in_the_student(monkeypatch):
   monkeypatch.syspath_prepend("configs")
-  from fashion_mnist_inject import Injected
+  from fashion_mnist_inject import FIRST, Injected, inject_convolutions
 
-  config = Injected(teacher_folder=str(teacher_folder), teacher_width=0.03125, student_widths=(2, 3))
-  student, teacher = (
-    jax.jit(config.recipe("").learner.init)(jax.random.key(0), {}),
-    config.teacher().variables,
-  )
-  ours, theirs = student.params["blocks"], teacher.params["blocks"]
+  from distill_jax.config import Taught
+
+  config = Injected(teacher_width=0.03125, student_widths=(2, 3))
+  teacher = from_nnx(lambda rngs: VGG(1, 11, 10, width=0.03125, rngs=rngs))
+  taught = Taught(teacher, jax.jit(teacher.init)(jax.random.key(0), {}), None)
+  own = jax.jit(config.student().init)(jax.random.key(1), {})
+  student, origins = inject_convolutions(own, taught)
+  ours, theirs = student.params["blocks"], taught.variables.params["blocks"]
   np.testing.assert_array_equal(ours[0]["conv"]["kernel"], theirs[0][0]["conv"]["kernel"])
   np.testing.assert_array_equal(ours[1]["conv"]["kernel"], theirs[1][0]["conv"]["kernel"][..., [0, 2, 3]])
-  with pytest.raises(ValueError, match="teacher_folder: expected the folder"):
-    dry_run("fashion_mnist_inject")
+  assert origins["params/head/kernel"].source is None
+  first, _ = inject_convolutions(own, taught, FIRST)
+  np.testing.assert_array_equal(
+    first.params["blocks"][1]["conv"]["kernel"], own.params["blocks"][1]["conv"]["kernel"]
+  )

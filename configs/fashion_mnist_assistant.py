@@ -1,0 +1,103 @@
+"""Fashion-MNIST in stages: by way of an assistant, features before logits, and everything together.
+
+python -m distill_jax --config=configs/fashion_mnist_assistant.py --seeds=0,1,2
+
+All students are as in fashion_mnist_10k.py.
+
+- assistant: a network of a size between teacher and student, distilled (Mirzadeh et al. 2020);
+- via.assistant: the student, which the assistant teaches;
+- hints: the student's middle, which follows the teacher's (FitNets' first stage, Romero et al. 2015);
+- hints.then.kd: which starts from there (the second stage);
+- together: injected convolutions, attention transfer and soft targets at once;
+- together.pruned: that student, half of whose channels are pruned away while it is distilled further;
+- together.tuned: that smaller one, fine-tuned with the labels and the teacher.
+
+Not yet run.
+"""
+
+import dataclasses
+
+from fashion_mnist_10k import FashionMnist10k
+from fashion_mnist_inject import inject_convolutions
+from fashion_mnist_prune import PrunedTraining, small
+
+from distill_jax import losses, objectives
+from distill_jax.config import Training, check
+from distill_jax.models import from_nnx
+from distill_jax.models.cnn import CNN
+
+
+@dataclasses.dataclass
+class Staged(FashionMnist10k):
+  """As `FashionMnist10k`.
+
+  Attributes:
+    assistant_widths: channels of the assistant's blocks.
+    hint_training, pruned_training, tuning: of the stages.
+    attention_weight: of attention transfer, beside the labels and soft targets, whose weights sum to 1.
+  """
+
+  assistant_widths: tuple[int, ...] = (16, 32, 64, 128)
+  hint_training: Training = dataclasses.field(
+    default_factory=lambda: Training(steps=195, batch_size=128, learning_rate=5e-3, weight_decay=1e-3)
+  )
+  pruned_training: PrunedTraining = dataclasses.field(
+    default_factory=lambda: PrunedTraining(steps=195, learning_rate=2.5e-3, begin=20, end=120, every=20)
+  )
+  tuning: Training = dataclasses.field(
+    default_factory=lambda: Training(steps=195, batch_size=128, learning_rate=1e-3, weight_decay=1e-3)
+  )
+  attention_weight: float = 250.0
+
+  def variants(self):
+    return (
+      "kd",
+      "assistant",
+      "via.assistant",
+      "hints",
+      "hints.then.kd",
+      "together",
+      "together.pruned",
+      "together.tuned",
+    )
+
+  def recipe(self, variant):
+    made = super().recipe(variant)
+    match variant:
+      case "assistant":
+        return made._replace(student=from_nnx(lambda rngs: CNN(1, self.assistant_widths, 10, rngs=rngs)))
+      case "via.assistant":
+        return made._replace(teacher="assistant")
+      case "hints":
+        return made._replace(training=self.hint_training)
+      case "hints.then.kd":
+        return made._replace(start="hints")
+      case "together":
+        return made._replace(inject=inject_convolutions)
+      case "together.pruned":
+        return made._replace(start="together", training=self.pruned_training, exported=small, cut=True)
+      case "together.tuned":
+        return made._replace(start="together.pruned", training=self.tuning, cut=True)
+    return made
+
+  def variant_objective(self, variant, taught=None):
+    if variant == "hints":
+      return objectives.weighted(hint=(1.0, objectives.features("block2", "block2", losses.hint)))
+    if not variant.startswith("together"):
+      return self.objective()
+    at = [
+      objectives.features(f"block{k}", f"block{k}", losses.attention_transfer, project=False) for k in (1, 2)
+    ]
+    return objectives.weighted(
+      hard=(self.hard_weight, objectives.labels()),
+      soft=(1 - self.hard_weight, objectives.logits(losses.kl_divergence, temperature=self.temperature)),
+      **{f"attention{k}": (self.attention_weight, term) for k, term in enumerate(at, 1)},
+    )
+
+  def validate(self) -> None:
+    super().validate()
+    check(self, "attention_weight", least=0)
+
+
+def get_config():
+  return Staged()

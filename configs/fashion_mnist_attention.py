@@ -1,0 +1,82 @@
+"""Fashion-MNIST, a small convolutional network follows a VGG-11's attention, features and weights at every stage.
+
+python -m distill_jax --config=configs/fashion_mnist_attention.py --seeds=0,1,2
+
+All students are as in fashion_mnist_10k.py. Beside the labels and the soft targets stand
+
+- at: attention transfer (Zagoruyko & Komodakis 2017) on the first two blocks, where the maps have one size;
+- afd: attention that learns which of the teacher's five blocks each of the student's three follows (Ji et al. 2021);
+- weights: the kernels of the three blocks, as those of the first convolutions of the teacher's first three;
+- at.afd.weights: all of them.
+
+Transformers: fashion_mnist_vit.py.
+
+Not yet run.
+"""
+
+import dataclasses
+
+from fashion_mnist_10k import FashionMnist10k
+
+from distill_jax import losses, objectives
+from distill_jax.config import check
+from distill_jax.models import with_weights
+
+KERNELS = r"^blocks/\d/(0/)?conv/kernel$"
+
+
+@dataclasses.dataclass
+class Attentive(FashionMnist10k):
+  """As `FashionMnist10k`.
+
+  Attributes:
+    at_weight, afd_weight, alignment_weight: beside the labels and soft targets, whose weights sum to 1.
+  """
+
+  at_weight: float = 250.0
+  afd_weight: float = 50.0
+  alignment_weight: float = 1.0
+
+  def teacher(self):
+    return with_weights(super().teacher(), KERNELS)
+
+  def student(self):
+    return with_weights(super().student(), KERNELS)
+
+  def variants(self):
+    return ("kd", "at", "afd", "weights", "at.afd.weights")
+
+  def variant_objective(self, variant, taught=None):
+    beside = {
+      "at": lambda: {
+        f"at{k}": (
+          self.at_weight,
+          objectives.features(f"block{k}", f"block{k}", losses.attention_transfer, project=False),
+        )
+        for k in (1, 2)
+      },
+      "afd": lambda: {
+        "afd": (
+          self.afd_weight,
+          objectives.layer_attention(("block1", "block2", "block3"), tuple(f"block{k}" for k in range(1, 6))),
+        )
+      },
+      "weights": lambda: {
+        "weights": (self.alignment_weight, objectives.weights(layers={r"^(blocks/\d/)": r"\g<1>0/"}))
+      },
+    }
+    chosen = [beside[name]() for name in variant.split(".") if name in beside]
+    return objectives.weighted(
+      hard=(self.hard_weight, objectives.labels()),
+      soft=(1 - self.hard_weight, objectives.logits(losses.kl_divergence, temperature=self.temperature)),
+      **{name: term for terms in chosen for name, term in terms.items()},
+    )
+
+  def validate(self) -> None:
+    super().validate()
+    for name in ("at_weight", "afd_weight", "alignment_weight"):
+      check(self, name, least=0)
+
+
+def get_config():
+  return Attentive()

