@@ -19,6 +19,7 @@ from distill_jax.cache.sparse import Samples, TopK
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
+from distill_jax.data.tokenised import PackedText
 from distill_jax.types import Batch, Model, Variables
 
 
@@ -42,7 +43,7 @@ class Agreement(NamedTuple):
 def verify(
   cache: Cache,
   teacher: Model,
-  source: Source | Images,
+  source: Source | Images | PackedText,
   n: int = 256,
   *,
   teacher_variables: Variables | None = None,

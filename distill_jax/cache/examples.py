@@ -12,6 +12,7 @@ from distill_jax.cache import identity
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
+from distill_jax.data.tokenised import PackedText
 
 THREADS = 16  # that read, decode and crop
 BAD = 0  # source_crc of an image that could not be decoded
@@ -118,11 +119,43 @@ class Streamed:
     return (None if image is None else self.crop(image, id, view)), label
 
 
-Examples = InMemory | Streamed
+class Packed:
+  """The rows of a text that is read from a file; as a cache sees them, those of the `Source` that `text.load` makes.
+
+  Attributes:
+    source: where they are.
+    shapes: name -> `ShapeDtypeStruct` [N, ...] of their arrays.
+  """
+
+  def __init__(self, text: PackedText):
+    self.source, self.shapes = text, text.shapes
+
+  def about(self) -> dict[str, Any]:
+    """What tells them from others; the identity's `data`. Reads all of them."""
+    text, size = self.source, 4096
+    parts = (text.rows(text.ids[first : first + size]) for first in range(0, len(text), size))
+    return {
+      "vocabulary": text.vocabulary,
+      "inputs": identity.inputs(self.shapes),
+      "name": text.name,
+      "examples": identity.digest(text.ids, np.concatenate([self.checksums(part) for part in parts])),
+      "classes": identity.vocabulary(text.class_names),
+    }
+
+  def batch(self, ids: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
+    """The examples of these ids (they are known), with their views."""
+    return self.source.rows(ids) | {"view": np.asarray(views, np.int32)}
+
+  def checksums(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Of a batch's inputs, uint32 [B]."""
+    return identity.source_checksums(batch, identity.inputs(self.shapes))
+
+
+Examples = InMemory | Streamed | Packed
 
 
 def examples_of(source: Any, crop: Crop | None) -> Examples:
-  """The examples of a `Source`, or of `Images` and a crop.
+  """The examples of a `Source`, of `Images` and a crop, or of a `PackedText`.
 
   Raises:
     ValueError: it is neither, or a crop is missing, or not needed.
@@ -138,7 +171,9 @@ def examples_of(source: Any, crop: Crop | None) -> Examples:
         "data.crops.random_resized_crop(224, seed=0), as the student's data.Stream has it"
       )
     return Streamed(source, crop)
+  if isinstance(source, PackedText):
+    return Packed(source)
   raise ValueError(
-    f"source: expected a data.Source or data.images.Images, got {type(source).__name__}: data.Source(arrays, classes) "
-    "makes one"
+    "source: expected a data.Source, data.images.Images or data.tokenised.PackedText, got "
+    f"{type(source).__name__}: data.Source(arrays, classes) makes one"
   )

@@ -16,13 +16,14 @@ from distill_jax.cache.codecs import Codec
 from distill_jax.cache.examples import BAD, examples_of
 from distill_jax.cache.heads import Head
 from distill_jax.cache.manifest import Manifest, Mismatch
-from distill_jax.cache.runs import check_examples, check_fields
+from distill_jax.cache.runs import CHUNK, check_examples, check_fields
 from distill_jax.cache.shards import complete, open_complete
 from distill_jax.cache.store import Store, open_store
 from distill_jax.cache.table import MEMORY, Table
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
+from distill_jax.data.tokenised import PackedText
 from distill_jax.fingerprint import fingerprint
 from distill_jax.teachers import CACHED
 from distill_jax.types import Batch, Model, Variables
@@ -194,7 +195,7 @@ class Cache:
 
   def check(
     self,
-    source: Source | Images | Mapping[str, np.ndarray],
+    source: Source | Images | PackedText | Mapping[str, np.ndarray],
     *,
     crop: Crop | None = None,
     augment: Callable[[Batch], Batch] | None = None,
@@ -223,6 +224,9 @@ class Cache:
     check_fields(self.table, source, crop, arrays)
     if isinstance(source, Images):
       self.manifest.rows.numbers(source.ids, np.zeros(len(source), np.int32))
+    elif isinstance(source, PackedText):
+      for first in range(0, len(source), CHUNK):
+        self._check_examples(source.rows(source.ids[first : first + CHUNK]))
     else:
       self._check_examples(source.arrays if isinstance(source, Source) else source)
     self._compare({"augmentation": identity.augmentation(augment, arrays)})

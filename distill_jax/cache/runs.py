@@ -11,13 +11,14 @@ from distill_jax.cache.table import Table
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
+from distill_jax.data.tokenised import PackedText
 
 CHUNK = 4096
 
 
 def check_fields(
   table: Table,
-  source: Source | Images | Mapping[str, np.ndarray],
+  source: Source | Images | PackedText | Mapping[str, np.ndarray],
   crop: Crop | None,
   arrays: Mapping[str, Any],
 ) -> None:
@@ -30,7 +31,7 @@ def check_fields(
   found: dict[str, Any] = {"inputs": {name: mine.get(name, "(absent)") for name in held["inputs"]}}
   if not isinstance(source, Mapping):
     found |= {"name": source.name, "classes": identity.vocabulary(source.class_names)}
-  if isinstance(source, Source) and (source.vocabulary or "vocabulary" in held):
+  if isinstance(source, Source | PackedText) and (source.vocabulary or "vocabulary" in held):
     found["vocabulary"] = source.vocabulary or "(absent)"
   if isinstance(source, Images) and crop is not None:
     found |= {"content": source.content, "crop": identity.cropping(crop, source.channels)}

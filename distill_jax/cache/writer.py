@@ -24,6 +24,7 @@ from distill_jax.cache.store import Store, open_store
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
+from distill_jax.data.tokenised import PackedText
 from distill_jax.types import Batch, Model, Variables
 
 SHARD_BYTES = 2**25
@@ -33,7 +34,7 @@ SHARD_BATCHES = 256  # what a killed writer loses at most
 def write_cache(
   url: str | os.PathLike[str],
   teacher: Model,
-  source: Source | Images,
+  source: Source | Images | PackedText,
   outputs: Mapping[str, Codec] | None = None,
   *,
   teacher_variables: Variables | None = None,
@@ -55,7 +56,8 @@ def write_cache(
   Args:
     url: a folder, or `gs://`, `s3://`, `file://`, `memory://` (`store.open_store`).
     teacher: a frozen Model.
-    source: the examples that students may see later, labelled or not; `Images` are read and cropped on the way.
+    source: the examples that students may see later, labelled or not; `Images` are read and cropped on the way, and a
+      `PackedText` is read.
     outputs: the teacher's outputs to keep, and how; None: `{"logits": Dense("float16")}`. 'logits@top8' keeps 'logits'
       under a name of its own, beside others. Of a language model that gives 'hidden' and 'head' in the place of logits:
       'logits' with `TopK` or `Samples`, or 'hidden' with `Dense`, and then the head is kept too, once (`heads`).

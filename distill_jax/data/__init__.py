@@ -2,7 +2,8 @@
 
 Data sets are modules with a `load()`, e.g. `from distill_jax.data import digits`: `digits` (embedded), `tfds` (by
 name), `folder` (a subfolder per class). `tfds.images` and `folder.images` leave images encoded; `stream.Stream`
-makes batches of them with the crops of `crops`. `text` packs documents into rows of tokens.
+makes batches of them with the crops of `crops`. `text` packs documents into rows of tokens;
+`tokenised` and `text_stream` do so for text beyond memory.
 """
 
 from distill_jax.data.augment import augmentation, cutmix, flip, mixup, shift_crop

@@ -4,11 +4,11 @@
 
 A row holds `length` tokens of one document after another. Every document begins with the token `end`, and its last
 label is `end`, so that each of its tokens is predicted once; a document that a row cuts goes on in the next row, with
-positions from 0.
+positions from 0. For text beyond memory see `tokenised` and `text_stream`.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from distill_jax.data.checks import UNLABELLED
 from distill_jax.data.source import Source
 
 END = "<|end|>"
+BLOCK = 2**24  # bytes of a file that are read at once
 
 
 class Tokenizer(NamedTuple):
@@ -68,17 +69,26 @@ def load(
     FileNotFoundError: there is no such file or folder.
     ValueError: no files, no text, a document that the tokenizer cannot read (the file is named), or length < 2.
   """
-  root, documents = Path(path), []
-  for file in _files(root, suffix):
-    text = file.read_bytes()
-    parts = [text] if separator is None else [part for part in text.split(separator.encode()) if part]
-    try:
-      documents += [tokenizer.encode(part) for part in parts]
-    except ValueError as error:
-      raise ValueError(f"{file}: {error}") from error
+  root = Path(path)
+  documents = [d for d in documents_of(root, tokenizer, suffix, separator) if d is not None]
   if not any(map(len, documents)):
     raise ValueError(f"{root} holds no text")
   return pack(documents, length=length, tokenizer=tokenizer, name=root.resolve().stem)
+
+
+def documents_of(
+  root: Path, tokenizer: Tokenizer, suffix: str, separator: str | None
+) -> Iterator[np.ndarray | None]:
+  """The tokens of one document after another, without `end`; None where nothing lies between two separators.
+
+  Arguments and errors as for `load`. One document, and `BLOCK` bytes, are held at once.
+  """
+  for file in files_of(root, suffix):
+    for part in _parts(file, separator):
+      try:
+        yield None if separator is not None and not part else tokenizer.encode(part)
+      except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def pack(
@@ -116,7 +126,7 @@ def pack(
   tokens = np.full(sizes.sum(), tokenizer.end, np.int32)
   labels, starts = tokens.copy(), np.cumsum(sizes) - sizes
   for number, (start, document) in enumerate(zip(starts, documents)):
-    _check(document, tokenizer.size, number)
+    check_document(document, tokenizer.size, number)
     tokens[start + 1 : start + 1 + len(document)] = labels[start : start + len(document)] = document
   segments = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
   # A document begins where it begins, or where the row does.
@@ -176,7 +186,7 @@ def train_bpe(path: str | Path, *, size: int, suffix: str = ".txt"):
     vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
   )
   made.train_from_iterator(
-    (_utf8(file.read_bytes(), f"{file}: ") for file in _files(Path(path), suffix)), trainer
+    (_utf8(file.read_bytes(), f"{file}: ") for file in files_of(Path(path), suffix)), trainer
   )
   return made
 
@@ -217,7 +227,8 @@ def bpe(source, *, end: str = END) -> Tokenizer:
   return Tokenizer(encode, decode, made.get_vocab_size(), last, f"bpe:{identity}")
 
 
-def _files(root: Path, suffix: str) -> list[Path]:
+def files_of(root: Path, suffix: str) -> list[Path]:
+  """A file, or those of a folder, at any depth, in the order of their paths; errors as for `load`."""
   if root.is_file():
     return [root]
   if not root.is_dir():
@@ -237,7 +248,21 @@ def _utf8(text: bytes, prefix: str = "") -> str:
     ) from error
 
 
-def _check(document, size: int, number: int) -> None:
+def _parts(file: Path, separator: str | None) -> Iterator[bytes]:
+  """What lies between separators; without one the whole file."""
+  if separator is None:
+    yield file.read_bytes()
+    return
+  rest, mark = b"", separator.encode()
+  with open(file, "rb") as opened:
+    while block := opened.read(BLOCK):
+      *parts, rest = (rest + block).split(mark)
+      yield from parts
+  yield rest
+
+
+def check_document(document, size: int, number: int) -> None:
+  """Raises ValueError for tokens outside a vocabulary; the document is named by its number."""
   values = np.asarray(document)
   if values.size and not (
     np.issubdtype(values.dtype, np.integer) and 0 <= values.min() and values.max() < size

@@ -40,7 +40,7 @@ def cached(tmp_path, source):
     (dict(part=(-1, 2)), r"part: .* got \(-1, 2\)"),
     (
       dict(source={"image": np.zeros((4, 2))}),
-      "source: expected a data.Source or data.images.Images, got dict",
+      "source: expected a data.Source, .* or data.tokenised.PackedText, got dict",
     ),
     (dict(teacher=lambda x: x), "teacher: expected a Model, got function: wrap it with from_nnx"),
   ],
