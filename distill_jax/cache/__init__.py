@@ -8,9 +8,9 @@ place of the teacher:
 
 `Dense` keeps an output whole, `TopK` the most probable of many classes, `Samples` draws from them (`codecs`); a name
 such as 'logits@top8' keeps 'logits' in one way of several. Of a language model that gives hidden states and a head,
-`Dense` keeps 'hidden', and the head once (`heads`, with the bytes that a token takes); `TopK` and `Samples` keep 'logits'
-without ever holding them (`headed`). The bytes on disk are specified in `format` and `shards`, what a cache is compared
-by in `identity`.
+`Dense` keeps 'hidden', and the head once (`heads`, with the bytes that a token takes); `TopK` and `Samples` keep
+'logits' without ever holding them (`headed`). The bytes on disk are specified in `format` and `shards`, what a cache is
+compared by in `identity`.
 
 `estimate` measures what each codec costs and loses before anything is written, `describe` says what a cache holds, and
 `verify` asks the teacher again.

@@ -84,7 +84,7 @@ def test_verify_asks_about_a_part_of_the_examples(cached, source):
     (dict(batch_size=0), "batch_size: expected a whole number from 1, got 0"),
     (dict(n=0), "n: expected a whole number from 1, got 0"),
     (dict(teacher={}), "teacher: expected a Model, got dict"),
-    (dict(source={}), "source: expected a data.Source or data.images.Images, got dict"),
+    (dict(source={}), "source: expected a data.Source, .* or data.tokenised.PackedText, got dict"),
     (
       dict(teacher=linear()._replace(apply=lambda *a, **k: ({"logit": 0}, {}))),
       "gives no 'logits'; did you mean",
