@@ -1,5 +1,7 @@
 """Rows that the student samples, against the uncached network and a row-by-row reading of the rules; and in a step."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,9 +30,10 @@ STUDENT = from_nnx(make, inputs=INPUTS)
 TEACHER = from_nnx(lambda rngs: make(rngs, 16), inputs=INPUTS)
 
 
+@functools.cache
 def far(model, seed):
   """Weights far from their small beginnings: every token has its own probabilities."""
-  leaves, structure = jax.tree.flatten(model.init(jax.random.key(seed), {}))
+  leaves, structure = jax.tree.flatten(jax.jit(model.init)(jax.random.key(seed), {}))
   keys = jax.random.split(jax.random.key(seed), len(leaves))
   return jax.tree.unflatten(structure, [x + jax.random.normal(k, x.shape) / 2 for k, x in zip(keys, leaves)])
 
@@ -44,19 +47,20 @@ def packed(rows=16, seed=0):
   return {name: x[-rows:].copy() for name, x in source.arrays.items()}
 
 
+@jax.jit
+def uncached(student, batch):
+  return logits(STUDENT.apply(*student, batch, train=False, key=None)[0])
+
+
 def by_hand(student, batch, new, prompt, stop):
   """What the rules say of the row, told from its tokens: segments, positions, labels; and that they are greedy."""
   tokens, segments = new["tokens"], batch["segments"]
   kept = min(prompt, next((i for i, s in enumerate(segments) if s != segments[0]), LENGTH))
   np.testing.assert_array_equal(tokens[:kept], batch["tokens"][:kept])
   end = next((i + 1 for i in range(kept, LENGTH) if tokens[i] == stop), LENGTH)
-  whole = {
-    "tokens": tokens[None, :end],
-    "segments": np.zeros((1, end), int),
-    "positions": np.arange(end)[None],
-  }
-  outputs = STUDENT.apply(*student, whole, train=False, key=None)[0]
-  greedy = np.asarray(logits(outputs)[0]).argmax(-1)
+  places = np.arange(LENGTH)[None]
+  whole = {"tokens": tokens[None], "segments": np.zeros((1, LENGTH), int), "positions": places}
+  greedy = np.asarray(uncached(student, whole))[0].argmax(-1)
   np.testing.assert_array_equal(tokens[kept:end], greedy[kept - 1 : end - 1])
   label = [-1] * (kept - 1) + list(tokens[kept:end]) + [-1] * (LENGTH - end + 1)
   np.testing.assert_array_equal(new["label"], label)
@@ -91,8 +95,7 @@ def test_tokens_follow_the_student_and_the_key():
   on_policy = jax.jit(resample(make, share=1, prompt=2, temperature=2.0))
   new = on_policy(student, jax.random.key(0), batch)
   segments = {"segments": np.zeros((1, 2), int), "positions": np.arange(2)[None]}
-  outputs = STUDENT.apply(*student, {"tokens": np.full((1, 2), 7), **segments}, train=False, key=None)[0]
-  expected = jax.nn.softmax(logits(outputs)[0, -1] / 2)
+  expected = jax.nn.softmax(uncached(student, {"tokens": np.full((1, 2), 7), **segments})[0, -1] / 2)
   share = np.bincount(new["tokens"][:, 2], minlength=VOCABULARY) / rows
   np.testing.assert_allclose(share, expected, atol=4 * np.sqrt(0.25 / rows))
   order = np.random.default_rng(0).permutation(rows)
@@ -115,7 +118,7 @@ def test_every_row_is_chosen_as_often_as_the_share_says():
 def test_rows_without_a_document_and_a_share_of_none_stay_as_they_are():
   student, batch = far(STUDENT, 3), packed()
   batch["segments"][[2, 5]] = -1
-  new = resample(make, share=1.0, prompt=3)(student, jax.random.key(0), batch)
+  new = jax.jit(resample(make, share=1.0, prompt=3))(student, jax.random.key(0), batch)
   np.testing.assert_array_equal(np.flatnonzero(~new["sampled"]), [2, 5])
   np.testing.assert_array_equal(new["tokens"][jnp.array([2, 5])], batch["tokens"][[2, 5]])
   none = resample(make, share=0, prompt=3)(student, jax.random.key(0), batch)
@@ -123,34 +126,40 @@ def test_rows_without_a_document_and_a_share_of_none_stay_as_they_are():
   jax.tree.map(np.testing.assert_array_equal, none, batch)
 
 
-def setup(**kwargs):
-  student, taught = far(STUDENT, 3), far(TEACHER, 4)
+def parts():
   goal = objectives.weighted(
     soft=(1.0, objectives.tokens("jensen_shannon", label_weight=0.3)), own=(0.5, objectives.next_tokens())
   )
+  return STUDENT, TEACHER, goal, optax.sgd(0.1)
+
+
+def setup(**kwargs):
+  student, taught = far(STUDENT, 3), far(TEACHER, 4)
   on_policy = resample(make, share=0.5, prompt=4, stop=END)
-  parts = STUDENT, TEACHER, goal, optax.sgd(0.1)
-  state = make_init(*parts)(jax.random.key(0), packed())
+  state = make_init(*parts())(jax.random.key(0), packed())
   state = state._replace(params={**state.params, "student": student.params})
-  return state, taught, make_train_step(*parts, on_policy=on_policy, **kwargs), on_policy
+  return state, taught, make_train_step(*parts(), on_policy=on_policy, **kwargs), on_policy
 
 
 def same(a, b, tolerance=1e-5):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
 
 
+STEP = jax.jit(setup()[2])
+
+
 @pytest.fixture(scope="module")
 def one():
   """A step on one device."""
-  state, taught, step, _ = setup()
-  return jax.jit(step)(state, taught, packed())
+  state, taught, *_ = setup()
+  return STEP(state, taught, packed())
 
 
 def test_the_step_is_gkd_and_labels_of_samples_do_not_count(one):
   state, taught, _, on_policy = setup()
   student = Variables(state.params["student"], {})
   key = jax.random.fold_in(jax.random.fold_in(state.key, 0), 3)
-  batch = on_policy(student, key, packed())
+  batch = jax.jit(on_policy)(student, key, packed())
   known, true = batch["label"] >= 0, ~batch["sampled"][:, None]
 
   def loss(params):
@@ -161,7 +170,7 @@ def test_the_step_is_gkd_and_labels_of_samples_do_not_count(one):
     both = jnp.where(known, soft + 0.3 * jnp.where(true, hard, 0), 0).sum() / known.sum()
     return both + 0.5 * jnp.where(known & true, hard, 0).sum() / (known & true).sum()
 
-  expected, grads = jax.value_and_grad(loss)(student.params)
+  expected, grads = jax.jit(jax.value_and_grad(loss))(student.params)
   new, measured = one
   np.testing.assert_allclose(reduce.value(measured["loss"]), expected, rtol=1e-5)
   same(new.params["student"], jax.tree.map(lambda p, g: p - 0.1 * g, student.params, grads))
@@ -185,28 +194,23 @@ def test_devices_and_microbatches_sample_the_same(one, mesh, how):
   same(*(reduce.value(m["loss"]) for m in (again, one[1])))
 
 
-def train(folder=None, steps=4, **arrays):
-  arrays = {**packed(32), "id": np.arange(32), **arrays}
-  return fit(
-    STUDENT,
-    TEACHER,
-    objectives.weighted(soft=(1.0, objectives.tokens("reverse_kl"))),
-    optax.adam(1e-2),
-    data.Source(arrays, VOCABULARY, name="text", ignore_label=data.UNLABELLED),
-    steps=steps,
-    batch_size=16,
-    teacher_variables=far(TEACHER, 4),
-    on_policy=resample(make, share=0.5, prompt=4, stop=END),
-    folder=folder,
-    eval_every=2,
-    progress=False,
+def train(folder=None, steps=2, **arrays):
+  source = data.Source(
+    {**packed(32), "id": np.arange(32), **arrays}, VOCABULARY, name="text", ignore_label=data.UNLABELLED
   )
+  settings = {"steps": steps, "batch_size": 16, "eval_every": 1, "progress": False, "folder": folder}
+  on_policy = resample(make, share=0.5, prompt=4, stop=END)
+  return fit(*parts(), source, teacher_variables=far(TEACHER, 4), on_policy=on_policy, **settings), source
 
 
-def test_a_run_that_is_resumed_samples_what_it_would_have(tmp_path):
-  whole = train()
-  train(tmp_path, steps=2)
-  same(train(tmp_path).state.params, whole.state.params, 0)
+def test_a_run_that_is_resumed_samples_what_one_device_would_have(tmp_path):
+  train(tmp_path, steps=1)
+  fitted, source = train(tmp_path)
+  batches = data.batches(source, 16, seed=0)
+  state = make_init(*parts())(jax.random.key(0), next(batches))
+  for batch, _ in zip(data.batches(source, 16, seed=0), range(2)):
+    state, _ = STEP(state, far(TEACHER, 4), {n: x for n, x in batch.items() if n != "view"})
+  same(fitted.state.params, state.params)
 
 
 @pytest.mark.parametrize(
