@@ -1,4 +1,4 @@
-"""Fashion-MNIST, 10,000 images and 5 epochs for the student: what the jobs on pruning, injection and attention share.
+"""Fashion-MNIST, 10,000 images and 300 steps for the student: what the jobs on pruning, injection and attention share.
 
 python -m distill_jax --config=configs/fashion_mnist_10k.py --seeds=0,1,2
 
@@ -30,7 +30,7 @@ class FashionMnist10k(FashionMnist):
     default_factory=lambda: Training(steps=800, batch_size=128, learning_rate=2e-3, weight_decay=1e-2)
   )
   student_training: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=390, batch_size=128, learning_rate=5e-3, weight_decay=1e-3)
+    default_factory=lambda: Training(steps=300, batch_size=128, learning_rate=5e-3, weight_decay=1e-3)
   )
 
   def student_train(self, train):

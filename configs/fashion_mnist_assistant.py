@@ -39,13 +39,13 @@ class Staged(FashionMnist10k):
 
   assistant_widths: tuple[int, ...] = (16, 32, 64, 128)
   hint_training: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=195, batch_size=128, learning_rate=5e-3, weight_decay=1e-3)
+    default_factory=lambda: Training(steps=150, batch_size=128, learning_rate=5e-3, weight_decay=1e-3)
   )
   pruned_training: PrunedTraining = dataclasses.field(
-    default_factory=lambda: PrunedTraining(steps=195, learning_rate=2.5e-3, begin=20, end=120, every=20)
+    default_factory=lambda: PrunedTraining(steps=150, learning_rate=2.5e-3, begin=20, end=100, every=20)
   )
   tuning: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=195, batch_size=128, learning_rate=1e-3, weight_decay=1e-3)
+    default_factory=lambda: Training(steps=150, batch_size=128, learning_rate=1e-3, weight_decay=1e-3)
   )
   attention_weight: float = 250.0
 

@@ -57,7 +57,7 @@ class Injected(FashionMnist10k):
 
   frozen_training: FrozenTraining = dataclasses.field(
     default_factory=lambda: FrozenTraining(
-      steps=390, batch_size=128, learning_rate=5e-3, weight_decay=1e-3, frozen="^student/blocks/0/"
+      steps=300, batch_size=128, learning_rate=5e-3, weight_decay=1e-3, frozen="^student/blocks/0/"
     )
   )
 

@@ -41,7 +41,7 @@ class PrunedTraining(Training):
     begin, end, every: steps at which masks are made.
   """
 
-  steps: int = 390
+  steps: int = 300
   batch_size: int = 128
   learning_rate: float = 5e-3
   weight_decay: float = 1e-3
@@ -49,7 +49,7 @@ class PrunedTraining(Training):
   sparsity: float = 0.5
   distribution: str = "uniform"
   begin: int = 60
-  end: int = 260
+  end: int = 200
   every: int = 20
 
   def optimizer(self) -> optax.GradientTransformation:
@@ -85,7 +85,7 @@ class Pruned(FashionMnist10k):
   )
   two_of_four: PrunedTraining = dataclasses.field(default_factory=lambda: PrunedTraining(kind="two.of.four"))
   tuning: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=195, batch_size=128, learning_rate=1e-3, weight_decay=1e-3)
+    default_factory=lambda: Training(steps=150, batch_size=128, learning_rate=1e-3, weight_decay=1e-3)
   )
 
   def variants(self):

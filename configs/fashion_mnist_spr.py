@@ -29,7 +29,7 @@ from distill_jax.examples import predict
 from distill_jax.types import Variables
 
 CONVOLUTIONS = r"blocks/.*kernel$"
-KERNELS = r"kernel$"
+KERNELS = r".*kernel$"
 
 
 @dataclasses.dataclass
@@ -41,7 +41,7 @@ class SparseTraining(Training):
     groups: 'channels' or 'weights'.
   """
 
-  steps: int = 390
+  steps: int = 300
   batch_size: int = 128
   learning_rate: float = 5e-3
   weight_decay: float = 1e-3
@@ -77,7 +77,7 @@ class Sparse(FashionMnist10k):
     default_factory=lambda: SparseTraining(groups="weights", strength=5e-5)
   )
   tuning: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=195, batch_size=128, learning_rate=1e-3, weight_decay=1e-3)
+    default_factory=lambda: Training(steps=150, batch_size=128, learning_rate=1e-3, weight_decay=1e-3)
   )
   budget: float = 0.01
   judges: int = 2000

@@ -50,7 +50,7 @@ class Transformers(FashionMnist10k):
   )
   student_training: Training = dataclasses.field(
     default_factory=lambda: Training(
-      steps=390, batch_size=128, learning_rate=2e-3, weight_decay=5e-2, warmup_steps=40
+      steps=300, batch_size=128, learning_rate=2e-3, weight_decay=5e-2, warmup_steps=40
     )
   )
 

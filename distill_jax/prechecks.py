@@ -11,7 +11,7 @@ from distill_jax.config import ConfigError, prefixed
 from distill_jax.data import Source
 from distill_jax.jobs import ROLES, Job, Network, different, trained_on
 from distill_jax.train import make_init
-from distill_jax.types import Batch, Model, Outputs, Variables
+from distill_jax.types import Batch, Model, Variables
 
 
 def check(job: Job, stages: Collection[str]) -> None:
@@ -63,14 +63,14 @@ def _training_of(job: Job, network: Network) -> str:
 
 
 def _check_objectives(job: Job, students: Collection[Network]) -> None:
-  """All variants against the shapes of the networks' outputs: the last one would be refused hours later."""
+  """All variants against the shapes of the networks' outputs, and their optimisers against those of the parameters: the
+  last one would be refused hours later."""
   key, batch = jax.random.key(0), examples.first(job.config, job.splits.train)
   for network in students:
     with prefixed(f"objective of {network.variant!r}" if network.variant else "objective"):
-      student = _outputs(network.learner, jax.eval_shape(network.learner.init, key, batch), batch)
-      teacher, start = _teacher(job, network, key, batch)
-      taught = {} if teacher is None else _outputs(teacher, start, batch)
-      jax.eval_shape(network.objective(None).init, key, student, taught)
+      teacher, _ = _teacher(job, network, key, batch)
+      optimizer = network.training.optimizer()
+      jax.eval_shape(make_init(network.learner, teacher, network.objective(None), optimizer), key, batch)
 
 
 def _check_rules(job: Job, network: Network, mesh: jax.sharding.Mesh) -> None:
@@ -97,7 +97,3 @@ def _teacher(job: Job, network: Network, key, batch: Batch) -> tuple[Model | Non
   if teacher is None:
     return None, Variables({}, {})
   return teacher, teacher.variables or jax.eval_shape(teacher.init, key, batch)
-
-
-def _outputs(model: Model, variables: Variables, batch: Batch) -> Outputs:
-  return jax.eval_shape(lambda v: model.apply(*v, batch, train=False, key=None)[0], variables)

@@ -106,7 +106,7 @@ class ViT(nnx.Module):
     for k, block in enumerate(self.blocks, 1):
       x, named = block(x)
       outputs |= {f"{name}{k}": value for name, value in named.items()} | {f"block{k}": x}
-      outputs[f"map{k}"] = x[:, own:].reshape(len(x), side, side, -1)
+      outputs[f"map{k}"] = x[:, own:].reshape(x.shape[0], side, side, -1)
     x = self.norm(x[:, :own])
     logits = self.head(x[:, 0])
     if self.distilled is not None:
@@ -117,9 +117,9 @@ class ViT(nnx.Module):
   def _embedded(self, x):
     """Tokens [B, L, width] of images; a linear map of each patch is a convolution whose stride is its size."""
     side, patch = self.size // self.patch, self.patch
-    patches = x.reshape(len(x), side, patch, side, patch, -1).swapaxes(2, 3).reshape(len(x), side**2, -1)
+    patches = x.reshape(x.shape[0], side, patch, side, patch, -1).swapaxes(2, 3).reshape(x.shape[0], side**2, -1)
     x = self.embed(patches)
-    tokens = jnp.broadcast_to(self.tokens[...].astype(x.dtype), (len(x), *self.tokens.shape))
+    tokens = jnp.broadcast_to(self.tokens[...].astype(x.dtype), (x.shape[0], *self.tokens.shape))
     return jnp.concatenate([tokens, x], 1) + self.positions[...].astype(x.dtype)
 
 

@@ -91,13 +91,28 @@ def _by_data(runs: Iterable[Run]) -> dict[tuple[str, int | None], list[Run]]:
 
 
 def _tables(runs: Sequence[Run]) -> list[Block]:
-  """One table of the runs that distil few students, and one of each that distils many."""
-  few = [run for run in runs if not variants.in_rows(run.measured)]
-  blocks: list[Block] = [_table(few), Text(_note(few))] if few else []
+  """One table of the runs that distil few students; those that distil many have a row for each."""
+  many = [run for run in runs if variants.in_rows(run.measured)]
+  if many and all(group.variant for run in runs for group in students(run.measured)):
+    many = list(runs)
+  few = [run for run in runs if not any(run is other for other in many)]
+  return [*([_table(few), Text(_note(few))] if few else []), *_rows(many)]
+
+
+def _rows(runs: Sequence[Run]) -> list[Block]:
+  """A table of all students of the runs, whose common rows (the teacher, the student alone) stand there once."""
+  costs = any(variants.differ_in_size(run.measured) for run in runs)
+  tables: dict[tuple[str, ...], tuple[dict[tuple[str, ...], Sequence[str]], list[Run]]] = {}
   for run in runs:
-    if variants.in_rows(run.measured):
-      words = [_note([run]), variants.about_time(run.measured), _origin([run])]
-      blocks += [variants.table(run.measured, run.facts, brief=True), Text(" ".join(filter(None, words)))]
+    own = variants.table(run.measured, run.facts, brief=True, costs=costs)
+    rows, of = tables.setdefault(tuple(own.header), ({}, []))
+    of.append(run)
+    for row in own.rows:
+      rows.setdefault(tuple(row[:3]), row)  # measured costs differ from run to run
+  blocks: list[Block] = []
+  for header, (rows, of) in tables.items():
+    words = [_note(of), *dict.fromkeys(variants.about_time(run.measured) for run in of), _origin(of)]
+    blocks += [Table(header, list(rows.values())), Text(" ".join(filter(None, words)))]
   return blocks
 
 

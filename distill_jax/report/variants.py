@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill_jax.report.document import Table
-from distill_jax.report.headline import headline
+from distill_jax.report.headline import PERPLEXITY, headline
 from distill_jax.report.numbers import (
   MISSING,
   Show,
@@ -37,16 +37,21 @@ _COSTS: Sequence[tuple[str, str, Show]] = (
 
 
 def in_rows(measured: Sequence[Measured]) -> bool:
-  """Whether a run's students stand in rows: those whose steps were timed, or more than pictures can tell apart."""
-  return _is_timed(measured) or len(students(measured)) > STUDENTS
+  """Whether a run's students stand in rows: those whose steps were timed, that differ in size, or that are more than
+  pictures can tell apart."""
+  return _is_timed(measured) or differ_in_size(measured) or len(students(measured)) > STUDENTS
 
 
-def table(measured: Sequence[Measured], run: Mapping[str, Any], *, brief: bool = False) -> Table:
-  """A row per group: the headline score, its paired difference to the student alone, further scores unless `brief`,
-  and the time of a train step over that of the run's reference, where it was measured."""
+def table(
+  measured: Sequence[Measured], run: Mapping[str, Any], *, brief: bool = False, costs: bool | None = None
+) -> Table:
+  """A row per group: the headline score, its paired difference to the student alone, further scores (`brief`: of a
+  language model the calibration alone), what it costs (`costs`: whether; None: where students differ in size), and the
+  time of a train step over that of the run's reference, where it was measured."""
   main = headline(measured)
   further = [row for row in _SCORES if row[0] != main.score and any(row[0] in m.scores for m in measured)]
-  scores = [] if brief else [*further, *(_COSTS if differ_in_size(measured) else ())]
+  scores = [row for row in further if not brief or (main == PERPLEXITY and row[0] == "ece")]
+  scores += _COSTS if (differ_in_size(measured) if costs is None else costs) else ()
   header = ["Method", f"{main.title} {main.arrow}", "− alone", *(title for _, title, _ in scores)]
   timed = _is_timed(measured)
   if timed:
