@@ -14,7 +14,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax import losses, objectives, reduce
 from distill_jax.checkpoint import Checkpoints
-from distill_jax.models import from_apply
+from distill_jax.models import from_apply, from_nnx
+from distill_jax.models.cnn import CNN
+from distill_jax.models.vgg import VGG
+from distill_jax.models.vit import ViT
 from distill_jax.objectives import weighted
 from distill_jax.train import make_init, make_train_step
 from distill_jax.types import Variables
@@ -303,6 +306,46 @@ def test_features_in_bfloat16_are_compared_in_float32(name):
 
 
 # What is remembered
+
+
+@pytest.mark.parametrize("kind", ["vgg to cnn", "vit to vit"])
+def test_attention_over_layers_learns_which_stages_to_follow(kind):
+  """On real networks, whose maps may be larger or smaller than the teacher's; one teacher map is the student's own."""
+  rng = np.random.default_rng(0)
+  image = rng.normal(size=(8, 8, 8, 1)).astype(np.float32)
+  if kind == "vgg to cnn":
+    teacher = from_nnx(lambda rngs: VGG(1, 11, 3, width=1 / 16, rngs=rngs))
+    student = from_nnx(lambda rngs: CNN(1, (4, 6), 3, rngs=rngs))
+    names = ("block1", "block2"), tuple(f"block{k}" for k in range(1, 6))
+  else:
+    teacher = from_nnx(lambda rngs: ViT(1, 8, 3, 12, 3, 2, patch=2, rngs=rngs))
+    student = from_nnx(lambda rngs: ViT(1, 8, 3, 8, 2, 2, patch=2, distilled=True, rngs=rngs))
+    names = ("map1", "map2"), ("map1", "map2", "map3")
+  run = {"train": False, "key": None}
+  s, t = (
+    jax.jit(lambda key, m=model: m.apply(*m.init(key, {}), {"image": image}, **run)[0])(jax.random.key(i))
+    for i, model in enumerate((student, teacher))
+  )
+  t[names[1][-1]] = s[names[0][1]]
+  term = objectives.layer_attention(*names, width=4)
+  params = term.init(KEY, s, t).params
+
+  def mean(params, term=term):
+    return reduce.mean(*term.apply(params, {}, s, t, {}, step=0, key=KEY, axis_name=None)[0])
+
+  evaluate, values = jax.jit(jax.value_and_grad(mean)), []
+  for _ in range(60):
+    value, gradients = evaluate(params)
+    values.append(float(value))
+    params = jax.tree.map(lambda x, g: x - 0.3 * np.sign(g) * (np.abs(g) > 0), params, gradients)
+  assert values[-1] < values[0]
+  # What it chose for the teacher's last map is the map itself.
+  alone = objectives.layer_attention(names[0], names[1][-1:], width=4)
+  last = {name: getattr(params, name)[-1:] for name in ("queries", "bilinear", "teacher_position")}
+  params = params._replace(**last)
+  compare = jax.jit(functools.partial(mean, term=alone))
+  chosen, evenly = compare(params), compare(jax.tree.map(jnp.zeros_like, params))
+  assert chosen < 0.1 * evenly
 
 
 def test_a_long_batch_leaves_its_last_rows_in_the_queue():
