@@ -15,7 +15,7 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).parent.parent
-PICTURES = {"quickstart": 4, "bring_your_own_model": 2, "losses": 5}
+PICTURES = {"quickstart": 4, "bring_your_own_model": 2, "losses": 5, "language": 2}
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "colabs").glob("*.ipynb"))
 
 
@@ -86,8 +86,9 @@ def test_only_colab_installs(name, on_colab, monkeypatch):
     assert magic == "pip" and asked and set(asked[1].split(",")) <= set(offered)
 
 
-def test_the_core_is_short():
-  (core,) = [cell for cell in code(read("bring_your_own_model")) if cell.id == "distil"]
+@pytest.mark.parametrize("name", ["bring_your_own_model", "language"])
+def test_the_core_is_short(name):
+  (core,) = [cell for cell in code(read(name)) if cell.id == "distil"]
   assert len(core.source.splitlines()) < 15
 
 
@@ -100,7 +101,21 @@ def test_it_runs(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_teacher_helps_to_read(tmp_path):
+  book = execute("language", tmp_path)
+  check_outputs("language", book)
+  (table,) = outputs(book, "text/markdown")
+  rows = re.findall(r"\| (\w.+?) \| [\d,]+ \| [\d.]+% \| ([\d.]+) \|", table)
+  perplexity = {name: float(value) for name, value in rows}
+  teacher, alone, unlabelled, distilled = (
+    perplexity[name]
+    for name in ("teacher", "student, alone", "student, top 16 without labels", "student, top 16 and labels")
+  )
+  assert teacher < distilled < alone < unlabelled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name != "language"])
 def test_the_teacher_helps(name, tmp_path):
   book = execute(name, tmp_path)
   check_outputs(name, book)
