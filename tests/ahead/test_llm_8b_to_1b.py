@@ -66,12 +66,6 @@ def test_its_products_are_those_of_the_networks(steps):
     assert steps[how].step.products * 8 == expected
 
 
-def test_rows_stay_where_they_are(steps):
-  for step in steps.values():
-    # Of the vocabulary no logits, and no whole head at every turn, are sent: they would be more.
-    assert sum(c.bytes for c in step.step.collectives) < 40 * parameters(**STUDENT) * 4
-
-
 @pytest.fixture
 def folder(rng, tmp_path):
   config = {
@@ -130,3 +124,5 @@ def test_what_cannot_be_run_is_refused(override, message):
 def test_the_whole_fits_on_eight_chips(how):
   step = compile_config("v5p:2x2x2", loading.load(PATH, ["student_training.batch_size=8", f"cache={how}"]))
   assert step.fits and step.step.needed < 40 * 2**30 and step.parameters == 1_235_814_400
+  # Weights are sent, three times; heads that are gathered for each part of the vocabulary are 3.7e12 bytes.
+  assert sum(c.bytes for c in step.step.collectives) < 6e10
