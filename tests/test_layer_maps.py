@@ -157,7 +157,7 @@ def test_attention_over_the_keys_of_the_same_document(rng, loss, causal):
 
 def test_other_numbers_of_heads_are_compared_by_their_mean_map(rng):
   s, t = drawn(rng, heads=(2, 3))
-  each = []
+  each, squares = [], []
   for b, q in tokens_that_count():
     keys = [k for k in related(b, q) if k <= q]
     own, other = (
@@ -165,8 +165,11 @@ def test_other_numbers_of_heads_are_compared_by_their_mean_map(rng):
       for x, n in ((s["attention2"], 2), (t["attention4"], 3))
     )
     each.append(kl(other, own))
+    squares.append(((own - other) ** 2).mean())
   term = attention([(2, 4)])
   np.testing.assert_allclose(evaluate(term, s, t), np.mean(each), rtol=1e-5)
+  squared = attention([(2, 4)], losses.attention_scores_mse)
+  np.testing.assert_allclose(evaluate(squared, s, t), np.mean(squares), rtol=1e-5)
 
   def of(scores):
     return evaluate(term, {**s, "attention2": scores}, t)
