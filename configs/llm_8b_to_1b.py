@@ -5,7 +5,7 @@ python -m distill_jax --config=configs/llm_8b_to_1b.py --stages=student,report \
 
 The student starts from random weights and minimises the divergence from the teacher's next-token probabilities; no
 logits are held. With --config.cache=gs://bucket/cache and the stage `cache` before `student`, the 64 most probable of
-128,256 tokens are kept once, 208 bytes and two numbers a token, and the student learns from them with all others as
+128,256 tokens are kept once, 208 bytes a token, and the student learns from them with all others as
 one class more. A teacher's weights are those that Meta released, as `safetensors` with their config.json and
 tokenizer.json. Steps and rates are where a search may begin: this has never been trained, and never run on a TPU.
 
