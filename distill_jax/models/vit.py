@@ -117,7 +117,9 @@ class ViT(nnx.Module):
   def _embedded(self, x):
     """Tokens [B, L, width] of images; a linear map of each patch is a convolution whose stride is its size."""
     side, patch = self.size // self.patch, self.patch
-    patches = x.reshape(x.shape[0], side, patch, side, patch, -1).swapaxes(2, 3).reshape(x.shape[0], side**2, -1)
+    patches = (
+      x.reshape(x.shape[0], side, patch, side, patch, -1).swapaxes(2, 3).reshape(x.shape[0], side**2, -1)
+    )
     x = self.embed(patches)
     tokens = jnp.broadcast_to(self.tokens[...].astype(x.dtype), (x.shape[0], *self.tokens.shape))
     return jnp.concatenate([tokens, x], 1) + self.positions[...].astype(x.dtype)
