@@ -68,7 +68,7 @@ def predict(model: Model, variables: Variables, examples: Batches, batch_size: i
 def is_language(network: Trained, batch: Batch) -> bool:
   """Whether a model gives hidden states and a head in the place of logits."""
   model, variables = network
-  outputs = jax.eval_shape(lambda v: model.apply(*v, batch, train=False, key=None)[0], variables)
+  outputs = jax.eval_shape(lambda v, b: model.apply(*v, b, train=False, key=None)[0], variables, batch)
   return "logits" not in outputs and "head" in outputs
 
 

@@ -108,8 +108,21 @@ def _verdict(measured: Sequence[Measured], group: Group, examples: int) -> str:
   )
   if abs(change.mean) <= change.deviation:
     return start + "The difference is within its spread: this run does not show that distillation matters."
-  effect = "helped" if (change.mean > 0) == main.more else "harmed"
+  better = (change.mean > 0) == main.more
+  left = _size(measured, group)
+  if left is not None and left < 0.99:
+    return (
+      f"{start}The difference is larger than its spread: this student, which has {100 * left:.0f} % of the numbers, is "
+      f"{'better' if better else 'worse'}."
+    )
+  effect = "helped" if better else "harmed"
   return start + f"The difference is larger than its spread: distillation {effect} this student."
+
+
+def _size(measured: Sequence[Measured], group: Group) -> float | None:
+  """The student's numbers that are not zero, over those of the student alone."""
+  own, alone = (over_seeds(measured, g, "nonzeros") for g in (group, Group("baseline")))
+  return None if own is None or alone is None or not alone.mean else own.mean / alone.mean
 
 
 def _amount(main: Headline, change: float) -> str:

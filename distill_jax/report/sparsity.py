@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from distill_jax.report.document import Table
 from distill_jax.report.headline import headline
@@ -54,6 +55,9 @@ def score_against_costs(measured: Sequence[Measured]) -> Figure | None:
       )
     axes.set(xscale="log", xlabel=title)
     axes.margins(0.12)
+    low, high = axes.get_xlim()
+    if any(low <= tick <= high for tick in axes.get_xticks()):
+      axes.xaxis.set_minor_formatter(NullFormatter())
   for axes in list(grid)[len(known) :]:
     axes.set_axis_off()
   for axes in picture.axes[::3]:

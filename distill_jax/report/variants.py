@@ -51,8 +51,8 @@ def table(
   main = headline(measured)
   further = [row for row in _SCORES if row[0] != main.score and any(row[0] in m.scores for m in measured)]
   scores = [row for row in further if not brief or (main == PERPLEXITY and row[0] == "ece")]
-  scores += _COSTS if (differ_in_size(measured) if costs is None else costs) else ()
-  header = ["Method", f"{main.title} {main.arrow}", "− alone", *(title for _, title, _ in scores)]
+  priced = _COSTS if (differ_in_size(measured) if costs is None else costs) else ()
+  header = ["Method", f"{main.title} {main.arrow}", "− alone", *(title for _, title, _ in (*scores, *priced))]
   timed = _is_timed(measured)
   if timed:
     header.append(f"Step time / {run.get('settings', {}).get('reference') or 'reference'} ↓")
@@ -62,6 +62,8 @@ def table(
     row = [group.variant or group.title, mean(main.show, over_seeds(measured, group, main.score))]
     row.append(difference(main.show, change) if group.role == "student" else "")
     row += [mean(show, over_seeds(measured, group, score)) for score, _, show in scores]
+    found = [(over_seeds(measured, group, cost), show) for cost, _, show in priced]
+    row += [MISSING if spread is None else show(spread.mean) for spread, show in found]
     rows.append([*row, _step_ratio(measured, group)] if timed else row)
   return Table(header, rows)
 

@@ -47,11 +47,14 @@ def options(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+  "name", [*NAMES, pytest.param("int8", marks=pytest.mark.filterwarnings("ignore"))]
+)  # qwix's
 def test_every_job_runs_and_is_reported(images, tmp_path, name):
   main([f"--config=configs/fashion_mnist_{name}.py", *options(name), f"--workdir={tmp_path}"])
   report = (tmp_path / "report" / "report.md").read_text()
   assert "kd" in report and "Parameters" in report
+  assert all((folder / "model.stablehlo").exists() for folder in tmp_path.glob("student-*"))
 
 
 @pytest.mark.parametrize("kind", ["channels", "weights", "two.of.four"])
