@@ -1,0 +1,49 @@
+"""Fashion-MNIST, a student that computes with int8 weights, distilled from a float teacher.
+
+python -m distill_jax --config=configs/fashion_mnist_int8.py --seeds=0,1,2
+
+All students are as in fashion_mnist_10k.py; kd stays float. Needs the extra `quantize`.
+
+- rounded: distilled in float, and rounded to int8 afterwards;
+- int8: distilled with the rounding that it will have (quantisation-aware).
+
+Not yet run.
+"""
+
+import dataclasses
+
+import numpy as np
+from fashion_mnist_10k import FashionMnist10k
+from flax import nnx
+
+from distill_jax.compression.quantize import fake_quantized, quantized
+from distill_jax.models import from_nnx
+from distill_jax.models.cnn import CNN
+
+IMAGE = np.zeros((1, 28, 28, 1), np.float32)
+
+
+@dataclasses.dataclass
+class Int8(FashionMnist10k):
+  """As `FashionMnist10k`, with students that are served in int8."""
+
+  def variants(self):
+    return ("kd", "rounded", "int8")
+
+  def recipe(self, variant):
+    made = super().recipe(variant)
+    if variant == "kd":
+      return made
+    learner = self.student() if variant == "rounded" else from_nnx(fake_quantized(self._make))
+    served = from_nnx(quantized(self._make, from_nnx(self._make(nnx.Rngs(0))).variables, IMAGE))
+    return made._replace(student=served, learner=learner, exported=self._served)
+
+  def _make(self, rngs):
+    return CNN(1, self.student_widths, 10, rngs=rngs)
+
+  def _served(self, variables):
+    return from_nnx(quantized(self._make, variables, IMAGE)).variables
+
+
+def get_config():
+  return Int8()
