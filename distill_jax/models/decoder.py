@@ -29,10 +29,10 @@ class RopeScaling(NamedTuple):
 
 
 class Cache(NamedTuple):
-  """Keys (rotated) and values of every block at the positions seen, [blocks, B, S, kv_heads, head_width]."""
+  """Keys (rotated) and values at the positions seen, of every block [B, S, kv_heads, head_width]."""
 
-  keys: jax.Array
-  values: jax.Array
+  keys: tuple[jax.Array, ...]  # an array a block: of one for all, each token would copy all
+  values: tuple[jax.Array, ...]
 
 
 class Decoder(nnx.Module):
@@ -160,12 +160,12 @@ class Decoder(nnx.Module):
       'hidden' [B, N, width] and 'head', and the cache.
     """
     positions = starts[:, None] + jnp.arange(tokens.shape[1])
-    visible = jnp.arange(cache.keys.shape[2]) <= positions[:, :, None]
+    visible = jnp.arange(cache.keys[0].shape[1]) <= positions[:, :, None]
     x, rotation, new = self._embedded(tokens), self._rotation(positions), []
     for i, block in enumerate(self.blocks):
       x, _, kept = block(x, rotation, visible, (cache.keys[i], cache.values[i], starts))
       new.append(kept)
-    keys, values = (jnp.stack(part) for part in zip(*new))
+    keys, values = zip(*new)
     return {"hidden": self.norm(x), "head": self._head()}, Cache(keys, values)
 
   def empty_cache(self, rows: int, length: int) -> Cache:
@@ -173,8 +173,9 @@ class Decoder(nnx.Module):
     if length > self.length:
       raise ValueError(f"a cache of {length} positions is longer than the model's length={self.length}")
     attention = self.blocks[0]
-    shape = (len(self.blocks), rows, length, attention.kv_heads, attention.head_width)
-    return Cache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+    shape = (rows, length, attention.kv_heads, attention.head_width)
+    keys, values = (tuple(jnp.zeros(shape, self.dtype) for _ in self.blocks) for _ in range(2))
+    return Cache(keys, values)
 
   def _embedded(self, tokens):
     vocabulary = self.embed.num_embeddings
