@@ -32,7 +32,7 @@ def images(monkeypatch, rng):
 def options(name):
   """Overrides that make a job as small as it can be."""
   widths = f"--config.student_widths={WIDTHS.get(name, '(2,4,6)')}"
-  made = [*SMALL, *([] if name == "vit" else ["--config.teacher_width=0.03125", widths])]
+  made = [*SMALL, *([] if name in ("vit", "int8") else ["--config.teacher_width=0.03125", widths])]
   for training in ("student_training", *TRAINED.get(name, ())):
     made += [f"--config.{training}.{field}" for field in ("batch_size=8", "steps=3", "warmup_steps=0")]
   for training in (
