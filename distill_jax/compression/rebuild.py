@@ -98,13 +98,12 @@ def _decoder(shapes: Shapes, head_width: int) -> dict[str, Any]:
 def _vit(shapes: Shapes, head_width: int) -> dict[str, Any]:
   width, classes = shapes["head/kernel"]
   sizes = _block(shapes)
-  if sizes["query"] != width:
-    raise ValueError(f"ViT has heads of width={width} numbers together, and not {sizes['query']}")
   return {
     "classes": classes,
     "width": width,
     "depth": sizes["depth"],
-    "heads": width // head_width,
+    "heads": sizes["query"] // head_width,
+    "head_width": head_width,
     "ratio": sizes["up"] / width,
     "distilled": "distilled/kernel" in shapes,
   }

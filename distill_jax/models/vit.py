@@ -23,7 +23,7 @@ class ViT(nnx.Module):
     embedded: [B, L, width].
     block{k}: [B, L, width]: the sum that ends the block.
     map{k}: [B, size / patch, size / patch, width]: the patches of block{k}, in their places.
-    queries{k}, keys{k}, values{k}: [B, L, width], all heads side by side.
+    queries{k}, keys{k}, values{k}: [B, L, heads * head_width], all heads side by side.
     attention{k}: [B, heads, L, L]: scores before the softmax, float32.
     embedding: [B, width]: the class token after the last norm.
     logits: [B, classes]: in training the class token's. In evaluation, with a distillation token, the mean of both
@@ -40,6 +40,7 @@ class ViT(nnx.Module):
     depth: int,
     heads: int,
     *,
+    head_width: int | None = None,
     patch: int = 4,
     ratio: float = 4.0,
     distilled: bool = False,
@@ -54,7 +55,8 @@ class ViT(nnx.Module):
       classes: number of logits.
       width: of the tokens.
       depth: number of blocks.
-      heads: of the attention, a divisor of width.
+      heads: of the attention.
+      head_width: None: width / heads.
       patch: height and width of the patches, a divisor of size.
       ratio: width inside the perceptrons, over width.
       distilled: add the distillation token and its head.
@@ -65,8 +67,11 @@ class ViT(nnx.Module):
     Raises:
       ValueError: heads or patches that do not divide.
     """
-    if width % heads:
-      raise ValueError(f"heads={heads} must divide width={width}; the nearest: {_divisor(width, heads)}")
+    if head_width is None and width % heads:
+      raise ValueError(
+        f"heads={heads} must divide width={width}; the nearest: {_divisor(width, heads)}; or give head_width"
+      )
+    head_width = head_width or width // heads
     if size % patch:
       raise ValueError(f"patch={patch} must divide size={size}; the nearest: {_divisor(size, patch)}")
 
@@ -80,7 +85,7 @@ class ViT(nnx.Module):
     self.positions = nnx.Param(normal(rngs.params(), (own + (size // patch) ** 2, width), jnp.float32))
     self.embed = linear(channels * patch**2, width)
     self.blocks = nnx.List(
-      _Block(width, heads, round(ratio * width), linear, dtype, rngs) for _ in range(depth)
+      _Block(width, heads, head_width, round(ratio * width), linear, dtype, rngs) for _ in range(depth)
     )
     self.norm = _norm(width, dtype, rngs)
     self.head = linear(width, classes)
@@ -128,21 +133,22 @@ class ViT(nnx.Module):
 class _Block(nnx.Module):
   """Attention and a perceptron with GELU, each on a normalised input and added to it."""
 
-  def __init__(self, width, heads, inner, linear, dtype, rngs):
-    self.heads = heads
+  def __init__(self, width, heads, head_width, inner, linear, dtype, rngs):
+    self.head_width = head_width
     self.attention_norm, self.inner_norm = _norm(width, dtype, rngs), _norm(width, dtype, rngs)
-    self.query, self.key, self.value, self.output = (linear(width, width) for _ in range(4))
+    self.query, self.key, self.value = (linear(width, heads * head_width) for _ in range(3))
+    self.output = linear(heads * head_width, width)
     self.up, self.down = linear(width, inner), linear(inner, width)
 
   def __call__(self, x):
     """x [B, L, width] -> the same shape, and what is named."""
     normed = self.attention_norm(x)
     flat = {"queries": self.query(normed), "keys": self.key(normed), "values": self.value(normed)}
-    q, k, v = (part.reshape(*x.shape[:2], self.heads, -1) for part in flat.values())
+    q, k, v = (part.reshape(*x.shape[:2], -1, self.head_width) for part in flat.values())
     wide = jnp.promote_types(x.dtype, jnp.float32)
     scores = jnp.einsum("blhd,bshd->bhls", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
     shares = jax.nn.softmax(scores).astype(x.dtype)
-    x = x + self.output(jnp.einsum("bhls,bshd->blhd", shares, v).reshape(x.shape))
+    x = x + self.output(jnp.einsum("bhls,bshd->blhd", shares, v).reshape(*x.shape[:2], -1))
     x = x + self.down(jax.nn.gelu(self.up(self.inner_norm(x)), approximate=False))
     return x, {**flat, "attention": scores}
 

@@ -67,9 +67,8 @@ def batch_of(name, rng):
 
 
 def groups_for(name, params):
-  """All that we can remove; of the ViT the neurons, as its class has heads of the whole width alone."""
-  groups = groups_of(params, head_width=HEADS.get(name))
-  return {n: g for n, g in groups.items() if name != "vit" or n.endswith("inner")}
+  """All channels, neurons and heads."""
+  return groups_of(params, head_width=HEADS.get(name))
 
 
 def apply_masks(step, params, gradients=None):
@@ -213,10 +212,6 @@ def test_what_cannot_be_is_refused(rng):
   params["blocks"][1]["up"]["kernel"] = kernel[:, :-1]
   with pytest.raises(ValueError, match=r"up has \[96, 95\] outputs, block by block"):
     arguments_of(params, head_width=6)
-  with pytest.raises(ValueError, match="heads of width=24 numbers together, and not 12"):
-    few = {n: leaf for n, leaf in params.items() if n != "blocks"}
-    block = params["blocks"][0] | {n: {"kernel": jnp.ones((24, 12))} for n in ("query", "key", "value")}
-    arguments_of(few | {"blocks": {0: block}}, head_width=6)
   _, other = network("vgg", rng)
   other.params["blocks"][0][0]["conv"]["kernel"] = jnp.ones((3, 3, 1, 5))
   with pytest.raises(ValueError, match=r"times one width as channels of its blocks, and not \[\[5\], \[16\]"):
