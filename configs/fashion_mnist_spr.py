@@ -45,7 +45,7 @@ class SparseTraining(Training):
   batch_size: int = 128
   learning_rate: float = 5e-3
   weight_decay: float = 1e-3
-  strength: float = 2e-4
+  strength: float = 1e-3
   groups: str = "channels"
 
   def optimizer(self) -> optax.GradientTransformation:

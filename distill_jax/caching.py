@@ -128,7 +128,8 @@ def check(job: Job, taught: Taught) -> None:
 def weigh(job: Job, taught: Taught) -> None:
   """Prints, and writes nothing, what the cache would cost, and what each way of keeping logits would lose."""
   config, examples, kept = job.config, _examples(job), job.config.kept()
-  ids = np.sort(examples.source.ids)[:SAMPLED]
+  rows = min(SAMPLED, config.cache_batch_size) if "tokens" in examples.shapes else SAMPLED
+  ids = np.sort(examples.source.ids)[:rows]
   said = jax.jit(
     lambda variables, batch: make_answers(taught.teacher, kept, config.augment())(variables, batch)[0]
   )
