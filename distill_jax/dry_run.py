@@ -35,7 +35,9 @@ def _describe_model(job: Job, network: Network, shown: set[str]) -> set[str]:
     return set()
   variables = network.model.init(key, example)
   cost = metrics.cost(network.model.apply, variables, example, repeats=1)
-  outputs = jax.eval_shape(lambda v, b: network.model.apply(*v, b, train=False, key=None)[0], variables, example)
+  outputs = jax.eval_shape(
+    lambda v, b: network.model.apply(*v, b, train=False, key=None)[0], variables, example
+  )
   print(
     f"{network.role}: {cost['parameters']:,.0f} parameters, {cost['bytes']:,.0f} bytes, "
     f"{cost['flops']:,.0f} FLOPs per example"

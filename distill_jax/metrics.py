@@ -1,5 +1,6 @@
 """How good a model is, as sums that merge across batches, hosts and devices, and what it costs to run."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -138,7 +139,8 @@ def summary(counts: Mapping[str, Any]) -> dict[str, float]:
   if "calibration" in counts:
     scores["ece"] = _calibration_error(counts["calibration"])
   if "confusion" not in counts:
-    return scores | {"perplexity": float(np.exp(scores["nll"]))}
+    # Without a token there is no perplexity; 1 would be the best of all.
+    return scores | {"perplexity": float(np.exp(scores["nll"])) if counts["nll"][1] > 0 else math.nan}
   return scores | _macro(counts["confusion"])
 
 

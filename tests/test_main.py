@@ -206,7 +206,10 @@ def test_of_students_that_teach_one_another_one_is_exported(tmp_path, fitted):
   job = loading.load("configs/digits_mutual.py")
   variables, validation, _ = load(job, tmp_path / "student-0")
   both = fitted["student-0"][3].variables
-  assert fingerprint(variables) == fingerprint(job.recipe("").exported(both)) and set(both.params) == {"0", "1"}
+  assert fingerprint(variables) == fingerprint(job.recipe("").exported(both)) and set(both.params) == {
+    "0",
+    "1",
+  }
   accuracy = (
     examples.predict(job.student(), variables, validation).argmax(-1) == validation.arrays["label"]
   ).mean()

@@ -110,3 +110,10 @@ def test_counts_of_batches_add_up(said):
   merged = reduce.merge(*parts)
   np.testing.assert_allclose(merged["nll"][0], whole["nll"][0], rtol=1e-6)
   np.testing.assert_array_equal(merged["calibration"][:, 0], whole["calibration"][:, 0])
+
+
+def test_without_a_token_there_is_no_perplexity(said):
+  hidden, head, _, label, _ = said
+  none = np.full_like(label, -1)
+  for counted in (metrics.token_scores, metrics.token_counts):
+    assert np.isnan(metrics.summary(counted(jnp.asarray(hidden), head, jnp.asarray(none)))["perplexity"])

@@ -289,3 +289,29 @@ def test_vocabularies_that_differ_are_refused(rng):
     objectives.tokens().init(jax.random.key(0), outputs, {"block1": outputs["hidden"]})
   with pytest.raises(ValueError, match="label_weight"):
     objectives.tokens(label_weight=-1)
+
+
+def test_what_no_teacher_has_is_refused_at_once():
+  for options, message in (
+    ({"divergence": "reverse_kll"}, "there is no 'reverse_kll'; did you mean 'reverse_kl'"),
+    ({"label_weight": float("nan")}, "label_weight: expected a finite number"),
+    ({"memory": 0}, "memory: expected a number of bytes >= 1, got 0"),
+    ({"clas_mask": None}, "clas_mask: neither .* did you mean 'class_mask'"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      objectives.tokens(**options)
+
+
+def test_a_cached_teachers_temperature_and_kind_are_its_own(rng):
+  hidden, kernel = rng.standard_normal((2, 3, 4), np.float32), rng.standard_normal((4, 9), np.float32)
+  student = {"hidden": jnp.asarray(hidden), "head": (jnp.asarray(kernel), None, None)}
+  kept = losses.top_k(jnp.asarray(hidden @ kernel), 2, temperature=2.0)
+  drawn = losses.sample_k(jax.random.key(0), jnp.asarray(hidden @ kernel), 2, temperature=2.0)
+  key = jax.random.key(0)
+  objectives.tokens("bucket", temperature=2.0).init(key, student, {"logits": kept})
+  with pytest.raises(ValueError, match="temperature: the cached teacher's 'logits' has 2.0, got 4.0"):
+    objectives.tokens("bucket", temperature=4.0).init(key, student, {"logits": kept})
+  with pytest.raises(ValueError, match=r"draws \(sample_k\): expected 'sampled', got 'bucket'"):
+    objectives.tokens("bucket").init(key, student, {"logits": drawn})
+  with pytest.raises(ValueError, match=r"\(top_k\): expected 'bucket' or 'conditional', got 'sampled'"):
+    objectives.tokens("sampled").init(key, student, {"logits": kept})

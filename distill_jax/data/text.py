@@ -204,15 +204,15 @@ def bpe(source, *, end: str = END) -> Tokenizer:
   """
   import tokenizers  # optional: bytes need no package
 
-  if isinstance(source, tokenizers.Tokenizer):
-    made = source
-  else:
-    try:
-      made = tokenizers.Tokenizer.from_str(Path(source).read_text())
-    except OSError:
-      raise
-    except Exception as error:  # the Rust parser raises a bare Exception
-      raise ValueError(f"{source} is no tokenizer.json: {error}") from error
+  given = source.to_str() if isinstance(source, tokenizers.Tokenizer) else Path(source).read_text()
+  try:
+    made = tokenizers.Tokenizer.from_str(given)
+  except Exception as error:  # the Rust parser raises a bare Exception
+    raise ValueError(f"{source} is no tokenizer.json: {error}") from error
+  # Whole documents, in which the name of `end` is text.
+  made.no_truncation()
+  made.no_padding()
+  made.encode_special_tokens = True
   last = made.token_to_id(end)
   if last is None:
     raise ValueError(f"the tokenizer has no entry {end!r}: give end=")

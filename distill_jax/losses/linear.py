@@ -147,8 +147,9 @@ def linear_sparse_kl(
     Nats, a scalar; with labels `(scalar, (divergence, cross entropy))`, the sum and its parts (constants, to log).
 
   Raises:
-    ValueError: shapes that do not fit, K > V unless sampled, an option outside its range, indices or labels outside
-      the vocabulary (NaN under jit), or an axis_name that the kernel is not spread over.
+    ValueError: shapes that do not fit, K > V unless sampled, a tail that is not for such targets, an option outside
+      its range, indices or labels outside the vocabulary (NaN under jit), or an axis_name that the kernel is not spread
+      over.
 
   Compares: class probabilities of stored targets, without logits
   Shapes: [T, H], [H, V], targets [T, K] -> scalar
@@ -162,6 +163,13 @@ def linear_sparse_kl(
   """
   if tail not in TAILS:
     raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {tail!r}")
+  if targets.drawn is not None and targets.drawn != (tail == "sampled"):
+    kind, fit = (
+      ("draws (sample_k)", "'sampled'")
+      if targets.drawn
+      else ("the most probable classes (top_k)", "'bucket' or 'conditional'")
+    )
+    raise ValueError(f"tail: the targets are {kind}: expected {fit}, got {tail!r}")
   student = side("student_", student_hidden, student_kernel, bias, softcap)
   tokens, k = len(student[0]), jnp.shape(targets.log_probs)[-1]
   if jnp.shape(targets.log_probs) != (tokens, k) or jnp.shape(targets.log_tail) != (tokens,):

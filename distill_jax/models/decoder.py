@@ -263,6 +263,26 @@ def logits(outputs: Outputs) -> jax.Array:
   return z if softcap is None else softcap * jnp.tanh(z / softcap)
 
 
+def with_vocabulary(model: Model, size: int) -> Model:
+  """A language model whose head is wider than its tokenizer: tokens from `size` on have probability 0, everywhere.
+
+  Raises (in apply):
+    ValueError: the head has fewer tokens, or caps its logits, which would bring them back.
+  """
+
+  def apply(params, state, batch, *, train, key):
+    outputs, state = model.apply(params, state, batch, train=train, key=key)
+    kernel, bias, softcap = outputs["head"]
+    if not 1 <= size <= kernel.shape[1]:
+      raise ValueError(f"size: expected 1 to {kernel.shape[1]}, the width of the head, got {size}")
+    if softcap is not None:
+      raise ValueError("with_vocabulary: a head that caps its logits cannot leave tokens out by its bias")
+    bias = jnp.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
+    return {**outputs, "head": (kernel, jnp.where(jnp.arange(len(bias)) < size, bias, -jnp.inf), None)}, state
+
+  return model._replace(apply=apply)
+
+
 def with_logits(model: Model) -> Model:
   """A language model that gives 'logits' [B, L, vocabulary] alone, as a program that is handed on does."""
 

@@ -1,9 +1,13 @@
 """Terms for language models, from hidden states and heads: no array of [tokens, vocabulary] is made."""
 
+import inspect
+import math
+
 import jax
 import jax.numpy as jnp
 
 from distill_jax import losses
+from distill_jax.errors import suggest
 from distill_jax.losses import SparseTargets
 from distill_jax.objectives.calls import any_output_of, label_of, outputs_of, valid_rows
 from distill_jax.objectives.terms import Term
@@ -16,7 +20,7 @@ def tokens(
   divergence: str = "kl",
   *,
   label_weight: float = 0.0,
-  temperature: float = 1.0,
+  temperature: float | None = None,
   memory: int | None = None,
   targets: str = "logits",
   **options,
@@ -35,16 +39,22 @@ def tokens(
     divergence: 'kl', 'reverse_kl', 'jensen_shannon', 'skew_kl' or 'skew_reverse_kl' (`losses.linear_kl`) of a live
       teacher; 'bucket', 'conditional' or 'sampled' (`losses.linear_sparse_kl`'s tail) of a cached one.
     label_weight: of the cross entropy, added in the same pass over the vocabulary.
-    temperature: of a live teacher.
+    temperature: of a live teacher, None is 1; of a cached one None is its own.
     memory: bytes that temporaries may take.
     targets: the name of a cached teacher's output, 'logits' or such as 'logits@top8' where a cache keeps several.
     **options: passed to the loss.
 
   Raises:
-    ValueError: in init, hidden states, heads or targets that are missing or do not fit; vocabularies that differ.
+    ValueError: at once, a divergence or an option that there is not, or a number outside its range; in init, hidden
+      states, heads or targets that are missing or do not fit, a divergence that is not for such a teacher, another
+      temperature than a cached teacher's; vocabularies that differ.
   """
-  if label_weight < 0:
-    raise ValueError(f"label_weight: expected a number >= 0, got {label_weight}")
+  if not (math.isfinite(label_weight) and label_weight >= 0):
+    raise ValueError(f"label_weight: expected a finite number >= 0, got {label_weight}")
+  if divergence not in (*losses.linear.DIVERGENCES, *losses.linear.TAILS):
+    known = (*losses.linear.DIVERGENCES, *losses.linear.TAILS)
+    raise ValueError(f"divergence: there is no {divergence!r}{suggest(divergence, known)}")
+  _check_options(memory, options)
   extras = {"memory": memory, **options}
 
   def value(student, teacher, label, valid, true):
@@ -55,6 +65,10 @@ def tokens(
       extra = {}
     kept = teacher.get(targets)
     if isinstance(kept, SparseTargets):
+      if temperature not in (None, kept.temperature):
+        raise ValueError(
+          f"temperature: the cached teacher's {targets!r} has {kept.temperature}, got {temperature}: leave it out"
+        )
       flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept)
       given = losses.linear_sparse_kl(
         hidden, kernel, flat, weights=valid, tail=divergence, bias=bias, softcap=softcap, **extra, **extras
@@ -73,7 +87,7 @@ def tokens(
         teacher_kernel,
         weights=valid,
         divergence=divergence,
-        temperature=temperature,
+        temperature=1.0 if temperature is None else temperature,
         student_bias=bias,
         teacher_bias=teacher_bias,
         student_softcap=softcap,
@@ -128,6 +142,18 @@ def next_tokens(*, memory: int | None = None) -> Term:
     return _mean(total, where), state
 
   return Term(init, apply)
+
+
+def _check_options(memory: int | None, options) -> None:
+  if memory is not None and memory < 1:
+    raise ValueError(f"memory: expected a number of bytes >= 1, got {memory}")
+  known = {
+    *inspect.signature(losses.linear_kl).parameters,
+    *inspect.signature(losses.linear_sparse_kl).parameters,
+  }
+  for name in options:
+    if name not in known:
+      raise ValueError(f"{name}: neither linear_kl nor linear_sparse_kl has it{suggest(name, known)}")
 
 
 def _flat(outputs, whose: str):

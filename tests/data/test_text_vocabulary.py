@@ -135,3 +135,15 @@ def test_a_class_mask_reaches_the_loss_of_live_and_of_sparse_teachers(rng):
 
   grads = jax.grad(loss)(student["head"][0])
   assert (grads[:, SIZE:] == 0).all() and jnp.abs(grads[:, :SIZE]).max() > 1e-3
+
+
+def test_a_released_tokenizer_reads_whole_documents(tmp_path):
+  (tmp_path / "a.txt").write_text("some words of a document. " * 50)
+  made = text.train_bpe(tmp_path, size=300)
+  made.enable_truncation(16)
+  made.enable_padding(length=32)
+  tokenizer = text.bpe(made)
+  tokens = tokenizer.encode(b"some words of a document. " * 50)
+  assert len(tokens) > 100 and tokenizer.end not in tokens
+  named = tokenizer.encode(b"a<|end|>b")
+  assert tokenizer.end not in named and tokenizer.decode(named) == "a<|end|>b"
