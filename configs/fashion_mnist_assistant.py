@@ -69,13 +69,15 @@ class Staged(FashionMnist10k):
       case "via.assistant":
         return made._replace(teacher="assistant")
       case "hints":
-        return made._replace(training=self.hint_training)
+        return made._replace(training=self.hint_training, last=True)
       case "hints.then.kd":
         return made._replace(start="hints")
       case "together":
         return made._replace(inject=inject_convolutions)
       case "together.pruned":
-        return made._replace(start="together", training=self.pruned_training, exported=small, cut=True)
+        return made._replace(
+          start="together", training=self.pruned_training, exported=small, cut=True, last=True
+        )
       case "together.tuned":
         return made._replace(start="together.pruned", training=self.tuning, cut=True)
     return made

@@ -9,7 +9,7 @@ student does not have.
 
 - injected: the three convolutions and their norms;
 - injected.one: the first block alone;
-- injected.frozen: the first block, which stays as it is;
+- injected.frozen: the first block, whose parameters stay as they are;
 - injected.alone: the three, and the labels teach it, not the teacher.
 
 Not yet run.

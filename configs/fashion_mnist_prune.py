@@ -95,13 +95,13 @@ class Pruned(FashionMnist10k):
     made = super().recipe(variant)
     match variant:
       case "channels":
-        return made._replace(training=self.channels, exported=small, cut=True)
+        return made._replace(training=self.channels, exported=small, cut=True, last=True)
       case "channels.tuned":
         return made._replace(training=self.tuning, start="channels", cut=True)
       case "weights":
-        return made._replace(training=self.weights)
+        return made._replace(training=self.weights, last=True)
       case "two.of.four":
-        return made._replace(training=self.two_of_four)
+        return made._replace(training=self.two_of_four, last=True)
     return made
 
 

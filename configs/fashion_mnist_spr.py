@@ -89,11 +89,11 @@ class Sparse(FashionMnist10k):
     made = super().recipe(variant)
     match variant:
       case "spr" | "spr.alone":
-        return made._replace(training=self.channels, exported=self._without_channels, cut=True)
+        return made._replace(training=self.channels, exported=self._without_channels, cut=True, last=True)
       case "spr.tuned":
         return made._replace(training=self.tuning, start="spr", cut=True)
       case "l1":
-        return made._replace(training=self.weights, exported=self._without_weights)
+        return made._replace(training=self.weights, exported=self._without_weights, last=True)
     return made
 
   def variant_objective(self, variant, taught=None):

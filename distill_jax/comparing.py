@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from distill_jax import examples, metrics, report
 from distill_jax.checkpoint import load_student
@@ -49,10 +48,10 @@ def _entries(job: Job, trained: list[Network]) -> list[report.Entry]:
   costs: dict[str, dict[str, float]] = {}  # of networks that differ in their weights only, once
   for network in trained:
     own = network.model, load_student(network.folder, network.model, example, cut=network.recipe.cut)
-    shapes = str(jax.tree.map(jnp.shape, own[1]))
-    costs[shapes] = costs.get(shapes) or _cost(*own, batch)
+    program = _program(*own, batch)
+    costs[program] = costs.get(program) or _cost(*own, batch)
     timed = (network.role, network.variant)
-    cost = costs[shapes] | ({"step_ratio": ratios[timed]} if timed in ratios else {})
+    cost = costs[program] | ({"step_ratio": ratios[timed]} if timed in ratios else {})
     history = [json.loads(line) for line in (network.folder / "metrics.jsonl").read_text().splitlines()]
     entry = _entry(job, network.role, network.seed, own, taught_by, cost, history)
     text = "\n\n".join(filter(None, [entry.text, _origins(network)]))
@@ -93,6 +92,11 @@ def _origins(network: Network) -> str:
 def _variant(job: Job, network: Network) -> str:
   several = network.role == "student" and job.config.generations > 1
   return f"generation {network.generation}" if several else network.variant
+
+
+def _program(model: Model, variables: Variables, batch: Batch) -> str:
+  """What the network computes: equal programs cost as much."""
+  return str(jax.make_jaxpr(lambda v, b: model.apply(*v, b, train=False, key=None)[0])(variables, batch))
 
 
 def _cost(model: Model, variables: Variables, batch: Batch) -> dict[str, float]:

@@ -86,6 +86,8 @@ class Recipe(NamedTuple):
     learner: what distillation trains, where it is more than the student: a cohort that it is a member of, or the
       network that it will be cut out of. None: the student.
     exported: the student's weights out of the learner's. None: they are the same.
+    last: the weights of the last step count, not those of the best evaluation: where they are pruned on the way,
+      earlier ones are not yet, and where no label is in the objective no evaluation tells.
     cut: whether the exported arrays may be smaller than the student's (`compression.shrink`).
     teacher: who teaches it: 'teacher', an earlier variant with the same seed (an assistant), or '', nobody.
     start: whose exported weights it starts from: 'baseline' or an earlier variant, with the same seed; '': random
@@ -100,6 +102,7 @@ class Recipe(NamedTuple):
   training: "Training"
   learner: Model | None = None
   exported: Callable[[Variables], Variables] | None = None
+  last: bool = False
   cut: bool = False
   teacher: str = "teacher"
   start: str = ""
@@ -401,17 +404,27 @@ class Config:
     for variant in self.variants():
       with prefixed(f"recipe of {variant!r}" if variant else "recipe"):
         recipe = self.recipe(variant)
-        self._check_recipe(recipe, tuple(found))
+        self._check_recipe(recipe, found)
         found[variant] = recipe
     if self.cache and not any(recipe.cached for recipe in found.values()):
       raise ConfigError("cache: expected none: no variant's recipe reads it")
     return found
 
-  def _check_recipe(self, recipe: Recipe, earlier: tuple[str, ...]) -> None:
+  def _check_recipe(self, recipe: Recipe, earlier: Mapping[str, Recipe]) -> None:
     for field, other in (("teacher", "teacher"), ("start", "baseline")):
       name, known = getattr(recipe, field), (other, *earlier)
       if name and name not in known:
         raise ConfigError(f"{field}: expected one of {known} or nothing, got {name!r}{suggest(name, known)}")
+    if recipe.teacher in earlier and earlier[recipe.teacher].cut:
+      raise ConfigError(
+        f"teacher: {recipe.teacher!r} is cut, and no network of its shape can be checked against it"
+      )
+    if recipe.start in earlier and earlier[recipe.start].cut and not recipe.cut:
+      raise ConfigError(f"cut: expected True, as that of {recipe.start!r}, whose weights it starts from")
+    if recipe.inject is not None and not recipe.teacher:
+      raise ConfigError("inject: there is no teacher whose weights could be given")
+    if recipe.cut and self.generations > 1:
+      raise ConfigError("cut: expected False: a student that is cut cannot teach the next generation")
     if recipe.teacher != "teacher" and self.generations > 1:
       raise ConfigError("teacher: expected 'teacher': a later generation's is the student before it")
     if self.cache and recipe.cached and recipe.teacher == "teacher" and recipe.on_policy:

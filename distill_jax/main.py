@@ -175,12 +175,23 @@ def _identity(config: Config, name: str, path: str, overrides: list[str], argv) 
 
 
 def _code_hash(path: Path) -> str:
-  """Of what a config file does: comments, layout and docstrings may change."""
-  tree = ast.parse(path.read_text())
-  for node in ast.walk(tree):
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-      node.body = node.body[1:]
-  return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+  """Of what a config file does, and those beside it that it imports: comments, layout and docstrings may change."""
+  code, waiting = {}, [path]
+  while waiting:
+    file = waiting.pop()
+    if file.name in code or not file.is_file():
+      continue
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+      if (
+        isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None
+      ):
+        node.body = node.body[1:]
+      names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+      names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+      waiting += [path.parent / f"{name.partition('.')[0]}.py" for name in names]
+    code[file.name] = ast.dump(tree)
+  return hashlib.sha256("".join(code[name] for name in sorted(code)).encode()).hexdigest()[:16]
 
 
 def _versions() -> dict[str, str]:

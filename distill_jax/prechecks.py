@@ -3,11 +3,12 @@
 from collections.abc import Collection
 
 import jax
+import numpy as np
 
-from distill_jax import examples, sharding
+from distill_jax import examples, seal, sharding
 from distill_jax.cache.predictor import as_kept
 from distill_jax.cache.store import open_store
-from distill_jax.config import ConfigError, prefixed
+from distill_jax.config import ConfigError, Taught, prefixed
 from distill_jax.data import Source
 from distill_jax.jobs import ROLES, Job, Network, different, trained_on
 from distill_jax.train import make_init
@@ -39,6 +40,7 @@ def check(job: Job, stages: Collection[str]) -> None:
           raise ConfigError(f"batch_size: expected at most the {number} examples, got {training.batch_size}")
     if role == "student" and role in stages:
       _check_objectives(job, found)
+      _check_starts(job, found)
     if role in stages and found:
       _check_rules(job, found[0], mesh)
 
@@ -71,6 +73,28 @@ def _check_objectives(job: Job, students: Collection[Network]) -> None:
       teacher, _ = _teacher(job, network, key, batch)
       optimizer = network.training.optimizer()
       jax.eval_shape(make_init(network.learner, teacher, network.objective(None), optimizer), key, batch)
+
+
+def _check_starts(job: Job, students: Collection[Network]) -> None:
+  """Weights that a student starts from against its own: by shapes, on zeros that take no memory until they are read."""
+  key, batch = jax.random.key(0), examples.first(job.config, job.splits.train)
+  recipes = {n.variant: n.recipe for n in students}
+  for network in students:
+    recipe, start = network.recipe, network.recipe.start
+    with prefixed(f"recipe of {network.variant!r}" if network.variant else "recipe"):
+      own = jax.eval_shape(network.learner.init, key, batch)
+      if start and not (start in recipes and recipes[start].cut):
+        source = recipes[start].student if start in recipes else job.config.student()
+        with prefixed(f"start: {start!r} is another network"):
+          seal.check_fit(seal.layout(own), seal.layout(jax.eval_shape(source.init, key, batch)))
+      if recipe.inject is not None and network.teacher is not None and not recipe.cut:
+        theirs = network.teacher.variables or jax.eval_shape(network.teacher.init, key, batch)
+        with prefixed("inject"):
+          recipe.inject(_zeros(own), Taught(network.teacher, _zeros(theirs), trained_on(job, "student")))
+
+
+def _zeros(tree: Variables) -> Variables:
+  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
 
 
 def _check_rules(job: Job, network: Network, mesh: jax.sharding.Mesh) -> None:

@@ -30,6 +30,7 @@ from distill_jax.jobs import (
 from distill_jax.models import cast
 from distill_jax.models.decoder import with_logits
 from distill_jax.train import fit
+from distill_jax.train.keeper import student_of
 from distill_jax.train.placing import spacious
 from distill_jax.types import Model, Variables
 
@@ -80,7 +81,7 @@ def train(job: Job, network: Network) -> None:
   taught = _taught(network, teacher_variables, train_set)
   cached = caching.opened(job, taught) if network.cached else None
   fitted = fit(
-    _started(job, network, taught),
+    _started(job, network, train_set),
     cached or network.teacher,
     network.objective(taught),
     training.optimizer(),
@@ -107,7 +108,8 @@ def train(job: Job, network: Network) -> None:
     profile_steps=job.profile_steps,
     title=network.name,
   )
-  exported = sharding.gathered(fitted.variables)
+  counting = student_of(fitted.state) if network.recipe.last else fitted.variables
+  exported = sharding.gathered(counting)
   if network.recipe.exported is not None:
     exported = network.recipe.exported(exported)
   hosts.first(lambda: _finish(job, network, exported, fitted.history, time.time() - started))
@@ -122,10 +124,12 @@ def _finish(job: Job, network: Network, exported: Variables, history, seconds: f
   _export_program(job, network, exported)
   name, direction = job.config.best
   scores = [line for line in history if line["phase"] == "validation"]
-  chosen = (max if direction == "max" else min)(scores, key=lambda line: line[name])
+  best = max if direction == "max" else min
+  chosen = scores[-1] if network.recipe.last else best(scores, key=lambda line: line[name])
   result = {"seconds": seconds, "steps": network.training.steps, "validation": chosen}
   files.write(network.folder / RESULT, json.dumps(result, indent=2) + "\n")
-  print(f"{network.name}: {name} {chosen[name]:.4f} on validation, {seconds:.0f} s", flush=True)
+  before = " before it was exported" if network.recipe.exported else ""
+  print(f"{network.name}: {name} {chosen[name]:.4f} on validation{before}, {seconds:.0f} s", flush=True)
 
 
 def _export_program(job: Job, network: Network, variables: Variables) -> None:
@@ -140,7 +144,7 @@ def _export_program(job: Job, network: Network, variables: Variables) -> None:
     warnings.warn(f"{network.name}: no StableHLO program was written: {error}", stacklevel=2)
 
 
-def _started(job: Job, network: Network, taught: Taught | None) -> Model:
+def _started(job: Job, network: Network, train: Examples) -> Model:
   """What is trained: it starts from another network's weights, and from its teacher's, where its recipe says so."""
   learner, inject = network.learner, network.recipe.inject
   init = learner.init
@@ -152,10 +156,9 @@ def _started(job: Job, network: Network, taught: Taught | None) -> Model:
 
   if inject is None:
     return learner._replace(init=init)
+  taught = _taught(network, _own_variables(job, network), train)
   if taught is None:
-    raise ConfigError(
-      f"recipe of {network.variant!r}: inject: there is no teacher whose weights could be given"
-    )
+    raise ConfigError(f"recipe of {network.variant!r}: inject: the teacher has no weights that could be given")
 
   def injected(key, batch):
     variables, origins = inject(init(key, batch), taught)
@@ -169,14 +172,17 @@ def _started(job: Job, network: Network, taught: Taught | None) -> Model:
 
 def _teacher_variables(job: Job, network: Network) -> Variables | None:
   """The weights of a frozen teacher that was trained in this run, or is to have another dtype than its own."""
-  if network.teacher is None or network.teacher.follow is not None:
-    return None
-  found, dtype = None, job.config.teacher_dtype
-  if network.teacher_folder is not None:
-    found = _trained(job, network, network.teacher_folder, network.teacher)
-  elif dtype:
+  found, dtype = _own_variables(job, network), job.config.teacher_dtype
+  if dtype and found is None and network.teacher is not None and network.teacher.follow is None:
     found = network.teacher.variables
   return cast(found, jnp.dtype(dtype)) if dtype and found is not None else found
+
+
+def _own_variables(job: Job, network: Network) -> Variables | None:
+  """The weights of a frozen teacher that was trained in this run, as they were left."""
+  if network.teacher is None or network.teacher.follow is not None or network.teacher_folder is None:
+    return None
+  return _trained(job, network, network.teacher_folder, network.teacher)
 
 
 def _taught(network: Network, trained: Variables | None, train: Examples) -> Taught | None:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import textwrap
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from distill_jax import jobs, loading, stages
 from distill_jax.checkpoint import load_student
 from distill_jax.config import ConfigError
-from distill_jax.main import main
+from distill_jax.main import _code_hash, main
 
 JOB = textwrap.dedent("""
   import dataclasses
@@ -39,12 +40,13 @@ JOB = textwrap.dedent("""
     pruned: Pruned = dataclasses.field(default_factory=Pruned)
     teacher_of_last: str = "assistant"
     start_of_last: str = ""
+    width: int = 4
 
     def teacher(self):
       return from_nnx(lambda rngs: CNN(1, (8, 8), 10, rngs=rngs))
 
     def student(self):
-      return from_nnx(lambda rngs: CNN(1, (4, 4), 10, rngs=rngs))
+      return from_nnx(lambda rngs: CNN(1, (self.width, 4), 10, rngs=rngs))
 
     def kept(self):
       return {"logits": Dense("float32")}
@@ -63,7 +65,7 @@ JOB = textwrap.dedent("""
           return made._replace(inject=lambda own, taught: inject(own, taught.variables, fit=sliced))
         case "pruned":
           small = lambda v: shrink(v, groups_of(v.params))
-          return made._replace(training=self.pruned, start="injected", exported=small, cut=True)
+          return made._replace(training=self.pruned, start="injected", exported=small, cut=True, last=True)
         case "tuned":
           return made._replace(start="pruned", cut=True, teacher="")
         case "last":
@@ -147,10 +149,45 @@ def test_a_recipe_that_cannot_be_followed_is_refused(job):
     ("teacher_of_last=asistant", "recipe of 'last'.*teacher: expected one of.*did you mean 'assistant'"),
     ("start_of_last=last", "start: expected one of .*'tuned'"),
     ("pruned.steps=0", "recipe of 'pruned'.*training.*steps: expected"),
+    ("teacher_of_last=tuned", "teacher: 'tuned' is cut"),
+    ("start_of_last=pruned", "cut: expected True, as that of 'pruned'"),
   ):
     config = loading.load(job, [option])
     with pytest.raises(ConfigError, match=message):
       config.recipes()
+
+
+@pytest.mark.parametrize(
+  "option, message",
+  [
+    ("start_of_last=assistant", "recipe of 'last'.*start: 'assistant' is another network.*differs: "),
+    ("width=12", "recipe of 'injected'.*inject: .*cannot be sliced|recipe of 'injected'.*inject: "),
+  ],
+)
+def test_weights_that_do_not_fit_are_refused_before_anything_is_trained(job, tmp_path, option, message):
+  with pytest.raises(ConfigError, match=re.compile(message, re.DOTALL)):
+    main([f"--config={job}", *SMALL, f"--config.{option}", "--dry_run", f"--workdir={tmp_path / 'run'}"])
+
+
+def test_the_last_weights_count_where_earlier_ones_are_not_pruned(run):
+  folder, fitted, _ = run
+  options = fitted["student-pruned-0"][2]
+  assert options["eval_every"] == 2
+  exported = load_student(folder / "student-pruned-0", loading.load(run[2]).student(), BATCH, cut=True)
+  state = fitted["student-pruned-0"][3].state.params["student"]
+  living = np.flatnonzero(np.abs(np.asarray(state["blocks"][0]["conv"]["kernel"])).sum((0, 1, 2)))
+  np.testing.assert_array_equal(
+    kernel(exported), np.asarray(state["blocks"][0]["conv"]["kernel"])[..., living]
+  )
+
+
+def test_what_a_config_imports_beside_it_is_a_part_of_the_run(job, tmp_path):
+  before = _code_hash(pathlib.Path(job))
+  file = tmp_path / "digits.py"
+  file.write_text(file.read_text().replace('"""', '"""Other words. ', 1))
+  assert _code_hash(pathlib.Path(job)) == before
+  file.write_text(file.read_text() + "\nMORE = 1\n")
+  assert _code_hash(pathlib.Path(job)) != before
 
 
 def test_a_cache_that_nobody_reads_is_refused(job, tmp_path):

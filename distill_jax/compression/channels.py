@@ -102,8 +102,10 @@ def prune_channels(
     if distribution == "uniform":
       kept = [jnp.asarray(schedule.kept(size, sparsity))[which] for size in sizes]
       return tuple(map(keep_highest, scores, masks, kept))
-    # The best of each group comes first: a group without channels would cut the network in two.
-    scores = [jnp.where(s == jnp.where(m, s, -jnp.inf).max(), jnp.inf, s) for s, m in zip(scores, masks)]
+    # The best of each group comes first: a group without channels would cut the network in two. One alone: where all
+    # are equal, as scales are at the start, the first group would take what is kept.
+    best = [jnp.where(m, s, -jnp.inf).argmax() for s, m in zip(scores, masks)]
+    scores = [s.at[index].set(jnp.inf) for s, index in zip(scores, best)]
     total = np.maximum(len(sizes), schedule.kept(sum(sizes), sparsity))
     whole = keep_highest(jnp.concatenate(scores), jnp.concatenate(masks), jnp.asarray(total)[which])
     return tuple(jnp.split(whole, np.cumsum(sizes)[:-1].tolist()))

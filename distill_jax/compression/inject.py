@@ -6,6 +6,7 @@
 takes every other layer (DistilBERT, Sanh et al. 2019, section 2). `merge` averages units in place of slices, and
 `print(provenance.describe(origins))` says which array came from where. Trees may be `Variables`, so that the running
 statistics of batch norm come along. To hold what was injected: `optax.freeze(lambda p: paths.matching(p, pattern))`.
+That holds parameters alone: the running statistics of batch norm are state, and go on moving to the student's batches.
 """
 
 import re

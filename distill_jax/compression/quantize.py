@@ -28,6 +28,8 @@ from flax import nnx
 from distill_jax.types import Variables
 
 _LAYERS = ("dot_general", "conv_general_dilated")
+_CONVOLUTIONS = (nnx.Conv, nnx.ConvTranspose)
+_KERNELS = (nnx.Linear, nnx.LinearGeneral, *_CONVOLUTIONS)
 Maker = Callable[[nnx.Rngs], nnx.Module]
 
 
@@ -36,12 +38,12 @@ def fake_quantized(make: Maker, *, pattern: str = "", activations: bool = True) 
 
   Args:
     make: `nnx.Rngs -> module`. Its parameters keep their names and shapes, so that weights of a float student fit.
-    pattern: which layers, by a regular expression found in their paths, such as 'blocks/'; "" is found in all.
+    pattern: which layers, by a regular expression found in their own paths, such as 'blocks/'; "" is found in all.
     activations: what kernels are multiplied with is int8 too; without, only kernels are.
 
   Raises:
     ImportError: qwix is not installed.
-    ValueError: when a module is made, a pattern that fits no layer.
+    ValueError: when a module is made, a pattern that fits no linear layer or convolution.
   """
   qwix = _qwix()
 
@@ -71,12 +73,12 @@ def quantized(
 
   Raises:
     ImportError: qwix is not installed.
-    ValueError: a pattern that fits no layer, or convolutions without activations.
+    ValueError: a pattern that fits no linear layer or convolution, or convolutions without activations.
   """
   qwix = _qwix()
   module = make(nnx.Rngs(0))
   layers = _check(module, pattern)
-  convolutions = [path for path, layer in layers.items() if isinstance(layer, (nnx.Conv, nnx.ConvTranspose))]
+  convolutions = [path for path, layer in layers.items() if isinstance(layer, _CONVOLUTIONS)]
   if convolutions and not activations:
     raise ValueError(
       f"activations: int8 kernels alone are for linear layers, and {convolutions[0]} is a convolution; give "
@@ -104,10 +106,11 @@ def _rules(qwix, pattern: str, activations: bool) -> list:
 
 
 def _check(module: nnx.Module, pattern: str) -> dict[str, nnx.Module]:
-  """The modules in whose paths the pattern is found."""
-  paths = {"/".join(map(str, path)): layer for path, layer in nnx.iter_modules(module)}
+  """The layers with a kernel in whose paths the pattern is found: a norm or a container alone has nothing to round."""
+  paths = {"/".join(map(str, p)): m for p, m in nnx.iter_modules(module) if isinstance(m, _KERNELS)}
   found = {path: layer for path, layer in paths.items() if re.search(pattern, path)}
   if not found:
-    some = ", ".join(path for path in [*paths][:8] if path)
-    raise ValueError(f"pattern {pattern!r} fits no layer; some are {some}")
+    raise ValueError(
+      f"pattern {pattern!r} fits no layer that can be int8, linear or a convolution; some are {', '.join([*paths][:8])}"
+    )
   return found

@@ -110,7 +110,7 @@ def _verdict(measured: Sequence[Measured], group: Group, examples: int) -> str:
     return start + "The difference is within its spread: this run does not show that distillation matters."
   better = (change.mean > 0) == main.more
   left = _size(measured, group)
-  if left is not None and left < 0.99:
+  if left is not None and abs(left - 1) > 0.01:
     return (
       f"{start}The difference is larger than its spread: this student, which has {100 * left:.0f} % of the numbers, is "
       f"{'better' if better else 'worse'}."
@@ -163,8 +163,8 @@ def _short(group: Group) -> str:
 
 
 def _cell(row: _Row, spread: Spread | None) -> str:
-  if spread is not None and not row.varies:
-    return row.show(spread.mean)
+  if spread is not None and (not row.varies or (row in _COST and not spread.deviation)):
+    return row.show(spread.mean)  # of equal networks it was measured once
   return mean(row.show, spread)
 
 

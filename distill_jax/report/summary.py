@@ -96,7 +96,8 @@ def _tables(runs: Sequence[Run]) -> list[Block]:
   if many and all(group.variant for run in runs for group in students(run.measured)):
     many = list(runs)
   few = [run for run in runs if not any(run is other for other in many)]
-  return [*([_table(few), Text(_note(few))] if few else []), *_rows(many)]
+  blocks: list[Block] = [_table(few), Text(_note(few))] if few else []
+  return [*blocks, *_rows(many)]
 
 
 def _rows(runs: Sequence[Run]) -> list[Block]:

@@ -135,6 +135,16 @@ def test_global_pruning_leaves_every_group_a_channel(rng):
   assert [int(mask.sum()) for mask in alive(masked, groups).values()] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("score", [channels.scale, channels.taylor])
+@pytest.mark.parametrize("share, kept", [(0.5, 4), (0.9, 2)])
+def test_where_all_scores_are_equal_every_group_keeps_a_channel(score, share, kept):
+  params = {name: {"kernel": jnp.ones((3, 4)), "scale": jnp.ones(4)} for name in "ab"}
+  groups = {name: Group(((f"{name}/kernel", 1), (f"{name}/scale", 0)), ()) for name in "ab"}
+  gradients = jax.tree.map(jnp.zeros_like, params)
+  _, state = pruned(params, groups, gradients, sparsity=share, score=score, distribution="global")
+  assert all(mask.any() for mask in state.masks) and sum(int(mask.sum()) for mask in state.masks) == kept
+
+
 def test_a_train_state_is_pruned_gradually_and_alike_on_eight_devices(rng, mesh):
   _, variables = network("cnn", rng)
   tree = {"student": variables.params, "objective": {"kernel": jnp.ones((2, 2))}}

@@ -151,8 +151,9 @@ def test_what_cannot_be_is_refused(rng, monkeypatch):
   variables, x = from_nnx(net).init(jax.random.key(0), {}), images(rng)["image"]
   with pytest.raises(ValueError, match="'block/' fits no layer; some are .*conv"):
     from_nnx(fake_quantized(net, pattern="block/"))
-  with pytest.raises(ValueError, match="'block/' fits no layer"):
-    quantized(net, variables, x, pattern="block/")
+  for pattern in ("block/", "^norm$", "^$"):  # "^$" is found in the path of the whole module alone
+    with pytest.raises(ValueError, match="fits no layer that can be int8, .*; some are conv, head"):
+      quantized(net, variables, x, pattern=pattern)
   with pytest.raises(ValueError, match="conv is a convolution"):
     quantized(net, variables, x, activations=False)
   monkeypatch.setitem(sys.modules, "qwix", None)
