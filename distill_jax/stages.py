@@ -158,7 +158,9 @@ def _started(job: Job, network: Network, train: Examples) -> Model:
     return learner._replace(init=init)
   taught = _taught(network, _own_variables(job, network), train)
   if taught is None:
-    raise ConfigError(f"recipe of {network.variant!r}: inject: the teacher has no weights that could be given")
+    raise ConfigError(
+      f"recipe of {network.variant!r}: inject: the teacher has no weights that could be given"
+    )
 
   def injected(key, batch):
     variables, origins = inject(init(key, batch), taught)

@@ -181,6 +181,12 @@ def test_the_last_weights_count_where_earlier_ones_are_not_pruned(run):
   )
 
 
+def test_zeros_are_among_the_scores_where_there_are_any(run):
+  history = {name: parts[-1].history[-1] for name, parts in run[1].items()}
+  assert 0.2 < history["student-pruned-0"]["sparsity"] < 0.9
+  assert "sparsity" not in history["student-injected-0"]
+
+
 def test_what_a_config_imports_beside_it_is_a_part_of_the_run(job, tmp_path):
   before = _code_hash(pathlib.Path(job))
   file = tmp_path / "digits.py"

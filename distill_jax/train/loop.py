@@ -26,7 +26,7 @@ from distill_jax.train.inputs import (
 from distill_jax.train.interruption import Interrupted, Interruption
 from distill_jax.train.keeper import Keeper, student_of
 from distill_jax.train.log import Log, fetch
-from distill_jax.train.placing import compiled, evaluator, frozen, spacious
+from distill_jax.train.placing import compiled, evaluator, frozen, spacious, sparsity_of
 from distill_jax.train.profile import Profile
 from distill_jax.train.replay import OnPolicy, Replay
 from distill_jax.train.step import check_live, make_init, make_train_step
@@ -241,7 +241,7 @@ def fit(
         scores = None
         if evaluate is not None and evaluating:
           with waiting("evaluation"):
-            scores = evaluate(student_of(state))
+            scores = evaluate(student_of(state)) | sparsity_of(state)
           log.validation(step, scores)
         if saving:
           with waiting("checkpoint"):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -90,3 +91,15 @@ def evaluator(student: Model, mesh: Mesh, validation, batch_size: int, rows: np.
     return metrics.summary(reduce.merge(*jax.device_get(counts)))
 
   return evaluate
+
+
+def sparsity_of(state: TrainState) -> dict[str, float]:
+  """'sparsity', the share of zeros among the student's weights (arrays of two axes and more), where there are any."""
+  zeros, number = map(float, _zeros(state.params["student"]))
+  return {"sparsity": zeros / number} if zeros else {}
+
+
+@jax.jit
+def _zeros(params):
+  kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
+  return sum(jnp.sum(leaf == 0) for leaf in kernels), sum(leaf.size for leaf in kernels)
