@@ -6,8 +6,8 @@ All students are as in fashion_mnist_10k.py. Beside the labels and the soft targ
 
 - at: attention transfer (Zagoruyko & Komodakis 2017) on the first two blocks, where the maps have one size;
 - afd: attention that learns which of the teacher's five blocks each of the student's three follows (Ji et al. 2021);
-- weights: the kernels of the three blocks, as those of the first convolutions of the teacher's first three;
-- at.afd.weights: all of them.
+- aligned: the kernels of the three blocks, as those of the first convolutions of the teacher's first three;
+- at.afd.aligned: all of them.
 
 Transformers: fashion_mnist_vit.py.
 
@@ -44,7 +44,7 @@ class Attentive(FashionMnist10k):
     return with_weights(super().student(), KERNELS)
 
   def variants(self):
-    return ("kd", "at", "afd", "weights", "at.afd.weights")
+    return ("kd", "at", "afd", "aligned", "at.afd.aligned")
 
   def variant_objective(self, variant, taught=None):
     beside = {
@@ -61,8 +61,8 @@ class Attentive(FashionMnist10k):
           objectives.layer_attention(("block1", "block2", "block3"), tuple(f"block{k}" for k in range(1, 6))),
         )
       },
-      "weights": lambda: {
-        "weights": (self.alignment_weight, objectives.weights(layers={r"^(blocks/\d/)": r"\g<1>0/"}))
+      "aligned": lambda: {
+        "aligned": (self.alignment_weight, objectives.weights(layers={r"^(blocks/\d/)": r"\g<1>0/"}))
       },
     }
     chosen = [beside[name]() for name in variant.split(".") if name in beside]

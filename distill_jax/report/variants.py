@@ -34,6 +34,7 @@ _COSTS: Sequence[tuple[str, str, Show]] = (
   ("latency_ms", "Latency, ms ↓", thousandths),
   (f"throughput_{BATCH}", f"Examples/s at batch {BATCH} ↑", whole),
 )
+_TIMES = ("latency_ms", f"throughput_{BATCH}")
 
 
 def in_rows(measured: Sequence[Measured]) -> bool:
@@ -46,12 +47,14 @@ def table(
   measured: Sequence[Measured], run: Mapping[str, Any], *, brief: bool = False, costs: bool | None = None
 ) -> Table:
   """A row per group: the headline score, its paired difference to the student alone, further scores (`brief`: of a
-  language model the calibration alone), what it costs (`costs`: whether; None: where students differ in size), and the
-  time of a train step over that of the run's reference, where it was measured."""
+  language model the calibration alone), what it costs (`costs`: whether; None: where students differ in size; `brief`:
+  without times), and the time of a train step over that of the run's reference, where it was measured."""
   main = headline(measured)
   further = [row for row in _SCORES if row[0] != main.score and any(row[0] in m.scores for m in measured)]
   scores = [row for row in further if not brief or (main == PERPLEXITY and row[0] == "ece")]
   priced = _COSTS if (differ_in_size(measured) if costs is None else costs) else ()
+  if brief:  # runs of one table were timed at other times, beside other programs
+    priced = [row for row in priced if row[0] not in _TIMES]
   header = ["Method", f"{main.title} {main.arrow}", "− alone", *(title for _, title, _ in (*scores, *priced))]
   timed = _is_timed(measured)
   if timed:
