@@ -12,7 +12,8 @@ student does not have.
 - injected.frozen: the first block, whose parameters stay as they are;
 - injected.alone: the three, and the labels teach it, not the teacher.
 
-Not yet run.
+Measured on 2 busy CPU cores: 15 minutes. Test accuracy in %, 3 seeds: teacher 88.47; student alone
+82.12 +- 0.10, kd 82.17 +- 0.19, injected 82.86 +- 0.10, one 82.43 +- 0.30, frozen 82.30 +- 0.31, alone 82.69 +- 0.11.
 """
 
 import dataclasses
