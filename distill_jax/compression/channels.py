@@ -28,7 +28,7 @@ SCOPES = ("uniform", "global")
 def norm(params: Leaves, gradients: Leaves, group: Group) -> jax.Array:
   """The root mean square of a channel's kernels (Li et al. 2017, with the 2-norm; the mean makes widths comparable)."""
   del gradients
-  kernels = [_rows(params, slot, group) for slot in group.writers if params[slot[0]].ndim > 1]
+  kernels = [rows(params, slot, group) for slot in group.writers if params[slot[0]].ndim > 1]
   return jnp.sqrt((jnp.concatenate(kernels, 1) ** 2).mean(1))
 
 
@@ -39,7 +39,7 @@ def scale(params: Leaves, gradients: Leaves, group: Group) -> jax.Array:
     ValueError: the group has none.
   """
   del gradients
-  scales = [_rows(params, slot, group) for slot in group.writers if slot[0].endswith("/scale")]
+  scales = [rows(params, slot, group) for slot in group.writers if slot[0].endswith("/scale")]
   if not scales:
     raise ValueError(f"score: no batch norm writes the group, only {[name for name, _ in group.writers]}")
   return jnp.abs(jnp.concatenate(scales, 1)).mean(1)
@@ -51,7 +51,7 @@ def taylor(params: Leaves, gradients: Leaves, group: Group) -> jax.Array:
   Molchanov et al. 2019, equation 8, before the square. Batch norm makes a kernel's share 0, as the loss does not depend
   on the kernel's size, and leaves its own scale's and bias'.
   """
-  products = [_rows(params, slot, group) * _rows(gradients, slot, group) for slot in group.writers]
+  products = [rows(params, slot, group) * rows(gradients, slot, group) for slot in group.writers]
   return jnp.abs(jnp.concatenate(products, 1).sum(1))
 
 
@@ -116,8 +116,8 @@ def prune_channels(
   return masked(inner, schedule, start=start, remake=remake, spread=spread)
 
 
-def _rows(leaves: Leaves, slot: Slot, group: Group) -> jax.Array:
-  """[channels, the rest of the array], float32."""
+def rows(leaves: Leaves, slot: Slot, group: Group) -> jax.Array:
+  """A channel's numbers in an array of its group, [channels, the rest of the array], float32."""
   name, axis = slot
   leaf = jnp.moveaxis(leaves[name], axis, 0)
   return leaf.reshape(group.parts or leaf.shape[0], -1).astype(jnp.promote_types(leaf.dtype, jnp.float32))

@@ -90,7 +90,7 @@ def masked(
   Args:
     inner: the optimiser; it gets the whole gradient.
     schedule: when the masks are made anew.
-    start: `params -> masks`, all True; it raises where they cannot be.
+    start: `params -> masks`; it raises where they cannot be.
     remake: `(which update, masks, params, gradients) -> masks`; params and gradients from before the update.
     spread: `(masks, params) -> a tree like params` of bools that broadcast, and `optax.MaskedNode()` for leaves
       without a mask.

@@ -137,6 +137,38 @@ def prune_n_by_m(
   return masked(inner, PolynomialSchedule(step, step), start=start, remake=remake, spread=_as_they_are)
 
 
+def hold_zeros(
+  inner: optax.GradientTransformation, pattern: str = KERNELS
+) -> optax.GradientTransformationExtraArgs:
+  """Weights that are zero at the start stay zero, exactly: to fine-tune a student whose single weights were pruned.
+
+      student = student._replace(init=lambda key, batch: pruned)      # the pruned Variables
+      fit(student, teacher, objective, hold_zeros(optax.adamw(1e-4), r"^student/.*kernel$"), source, ...)
+
+  Args:
+    inner: the optimiser; it gets the whole gradient.
+    pattern: which leaves, see `paths.matching`; biases begin at zero without having been pruned.
+
+  Returns:
+    A transformation whose init makes the masks of the parameters it gets; they are in its state, as `prune`'s are.
+
+  Raises:
+    ValueError: in init, a pattern that fits nothing.
+  """
+
+  def start(params):
+    def one(w, fits):
+      return w != 0 if fits else optax.MaskedNode()
+
+    return jax.tree.map(one, params, matching(params, pattern))
+
+  def same(which, masks, params, gradients):
+    del which, params, gradients
+    return masks
+
+  return masked(inner, PolynomialSchedule(0, 0), start=start, remake=same, spread=_as_they_are)
+
+
 def uniform(shapes: Shapes, sparsity: float) -> dict[str, float]:
   """The same sparsity for every array."""
   return dict.fromkeys(shapes, sparsity)

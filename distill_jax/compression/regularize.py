@@ -12,7 +12,7 @@ one step subtracts; for the penalty's weight times the learning rate write `lamb
 
 Groups are given by the axes that number them, and all else of an array is one group. In kernels [*window, inputs,
 outputs] those are `OUTPUTS` (channels, neurons), `INPUTS`, and in attention's kernels [inputs, heads, size] the axis 1;
-no axis, `()`, makes the whole array one group: a layer.
+no axis, `()`, makes the whole array one group: a layer. Groups of several arrays, as heads are: `group_prox`.
 """
 
 import functools
@@ -137,17 +137,17 @@ def add_penalty(
   Raises:
     ValueError: at once, a strength that is negative or not finite; in init, a pattern that fits nothing.
   """
-  _check_strength(strength)
+  check_strength(strength)
 
   def update(updates, state, params=None):
-    params = _given(params)
+    params = given(params)
     own = jax.grad(lambda leaves: penalty(leaves, **options))(chosen(params, pattern))
-    amount, gradients = _at(strength, state.step), iter(own.values())
+    amount, gradients = at(strength, state.step), iter(own.values())
 
     def add(u, fits):
       return (u + amount * next(gradients)).astype(u.dtype) if fits else u
 
-    return jax.tree.map(add, updates, matching(params, pattern)), _next(state)
+    return jax.tree.map(add, updates, matching(params, pattern)), following(state)
 
   return optax.GradientTransformation(_init(pattern), update)
 
@@ -167,10 +167,10 @@ def proximal(
   Raises:
     ValueError: as `add_penalty`.
   """
-  _check_strength(strength)
+  check_strength(strength)
 
   def update(updates, state, params=None):
-    params, amount = _given(params), _at(strength, state.step)
+    params, amount = given(params), at(strength, state.step)
 
     def step(u, p, fits):
       if not fits:
@@ -179,7 +179,7 @@ def proximal(
       # p + (0 - p) is 0 in floating point.
       return (prox((p + u).astype(wide), amount, **options) - p).astype(u.dtype)
 
-    return jax.tree.map(step, updates, params, matching(params, pattern)), _next(state)
+    return jax.tree.map(step, updates, params, matching(params, pattern)), following(state)
 
   return optax.GradientTransformation(_init(pattern), update)
 
@@ -210,14 +210,16 @@ def _weight(w: jax.Array, axes: Axes) -> float:
   return math.sqrt(math.prod(w.shape[axis] for axis in within(w, axes)))
 
 
-def _check_strength(strength: Strength) -> None:
+def check_strength(strength: Strength) -> None:
+  """Raises a ValueError unless it is a schedule or a finite number >= 0."""
   if callable(strength):
     return
   if not isinstance(strength, numbers.Real) or not (math.isfinite(strength) and strength >= 0):
     raise ValueError(f"strength: expected a finite number >= 0 or a schedule, got {strength!r}")
 
 
-def _at(strength: Strength, step: jax.Array):
+def at(strength: Strength, step: jax.Array):
+  """The strength at an update."""
   return strength(step) if callable(strength) else strength
 
 
@@ -229,11 +231,13 @@ def _init(pattern: str):
   return init
 
 
-def _next(state: StrengthState) -> StrengthState:
+def following(state: StrengthState) -> StrengthState:
+  """The state of the next update."""
   return StrengthState(optax.safe_increment(state.step))
 
 
-def _given(params):
+def given(params):
+  """The parameters, or a ValueError: optax allows an update without them."""
   if params is None:
     raise ValueError("update needs the parameters: update(updates, state, params)")
   return params
