@@ -11,6 +11,7 @@ from distill_jax import reduce
 from distill_jax.compression.masks import PolynomialSchedule
 from distill_jax.compression.prune import (
   erk,
+  hold_zeros,
   layer_sparsity,
   magnitude,
   prune,
@@ -182,6 +183,25 @@ def test_eight_devices_equal_one(rng, mesh, distribution):
     jax.tree.leaves((one, state.masks)), jax.tree.leaves((many, many_state.masks)), strict=True
   ):
     np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_weights_that_start_at_zero_stay_there(rng, dtype):
+  params = jax.tree.map(lambda w: jnp.maximum(w, 0).astype(dtype), network(rng))
+  step = hold_zeros(optax.adamw(0.1), "kernel$")
+  new, state = params, jax.jit(step.init)(params)
+  update = jax.jit(step.update)
+  # Gradients that push every weight for a while, and then none: momentum alone goes on.
+  for gradient in (1.0, -2.0, 3.0, 0.0, 0.0):
+    updates, state = update(optax.tree.full_like(params, gradient), state, new)
+    new = optax.apply_updates(new, updates)
+  for name, leaves in params.items():
+    zero = leaves["kernel"] == 0
+    assert 0.3 < zero.mean() < 0.7 and (new[name]["kernel"][zero] == 0).all()
+    assert (new[name]["kernel"] != leaves["kernel"])[~zero].mean() > 0.99
+    assert (new[name]["bias"] != 0).all() and new[name]["kernel"].dtype == dtype
+  with pytest.raises(ValueError, match="fits no leaf"):
+    hold_zeros(optax.sgd(0.1), "x$").init(params)
 
 
 def test_a_schedule_knows_its_updates():
