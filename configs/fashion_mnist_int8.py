@@ -15,9 +15,9 @@ of 330, and on this CPU 1.2 times as long.
 
 import dataclasses
 
+import jax
 import numpy as np
 from fashion_mnist_vit import Transformers
-from flax import nnx
 
 from distill_jax.compression.quantize import fake_quantized, quantized
 from distill_jax.models import from_nnx
@@ -38,14 +38,17 @@ class Int8(Transformers):
     if variant == "kd":
       return made
     learner = self.student() if variant == "rounded" else from_nnx(fake_quantized(self._make))
-    served = from_nnx(quantized(self._make, from_nnx(self._make(nnx.Rngs(0))).variables, IMAGE))
-    return made._replace(student=served, learner=learner, exported=self._served)
+    any_weights = self.student().init(jax.random.key(0), {"image": IMAGE})
+    return made._replace(student=self._served(any_weights), learner=learner, exported=self._weights)
 
   def _make(self, rngs):
     return ViT(1, 28, 10, self.student_width, self.student_depth, 4, patch=7, rngs=rngs)
 
   def _served(self, variables):
-    return from_nnx(quantized(self._make, variables, IMAGE)).variables
+    return from_nnx(quantized(self._make, variables, IMAGE))
+
+  def _weights(self, variables):
+    return self._served(variables).variables
 
 
 def get_config():
