@@ -7,7 +7,13 @@ import flax.linen as linen
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
+
+from distill_jax import objectives
+from distill_jax.models import from_nnx
+from distill_jax.models.decoder import Decoder
+from distill_jax.train import fit
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -59,7 +65,21 @@ def test_your_own_model_live_and_from_a_cache(rng, tmp_path, monkeypatch):
     "test_images": images[:32],
     "test_labels": rng.integers(0, 10, 32),
   }
-  for block, steps in ("\n".join(lines), 20), (BLOCKS[2], 10), (BLOCKS[3], 5):
+  for block, steps in ("\n".join(lines), 20), (BLOCKS[2], 10), (BLOCKS[4], 5):
     exec(block.replace("steps=3000", f"steps={steps}, progress=False"), names)
     assert names["fitted"].history[-1]["step"] == steps
   assert names["outputs"].views == 8
+
+
+def test_language_models(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "corpus").mkdir()
+  (tmp_path / "corpus" / "a.txt").write_text("a few words of text. " * 40)
+  small = BLOCKS[3].replace("512, 8, 8", "16, 1, 2").replace("length=1024", "length=16")
+  names = {"from_nnx": from_nnx, "objectives": objectives, "optax": optax, "fit": fit}
+  decoder = from_nnx(
+    lambda rngs: Decoder(257, 16, 1, 2, rngs=rngs), inputs=("tokens", "segments", "positions")
+  )
+  names["teacher"] = decoder._replace(variables=decoder.init(jax.random.key(1), {}))
+  exec(small.replace("steps=10_000", "steps=2, progress=False"), names)
+  assert names["fitted"].history[-1]["step"] == 2

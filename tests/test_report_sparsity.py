@@ -50,7 +50,7 @@ def test_zeros_are_shown_layer_by_layer(entries, tmp_path):
   lines = [line for line in text.splitlines() if line.startswith("| a/kernel")]
   assert [line.split(" | ")[1:] for line in lines] == [["100 · 0 %", "100 · 0 %", "25 · 75 % |"]]
   assert (tmp_path / "costs.png").stat().st_size > 1000
-  assert "Parameters that are not zero" in text and "On disk, compressed, bytes" in text
+  assert "| Not zero ↓ | On disk, compressed, bytes ↓ |" in text
 
 
 def test_of_students_of_one_size_nothing_is_said(entries):

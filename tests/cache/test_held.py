@@ -110,7 +110,13 @@ def test_a_shard_that_has_gone_or_was_changed_is_refused_when_it_is_read(tmp_pat
 def test_an_opened_cache_takes_the_bound(tmp_path):
   url = f"memory://{tmp_path}"
   store, plan = sweeps.make(
-    url, examples=EXAMPLES, per_shard=PER_SHARD, outputs={}, augmentation={"name": "none"}, data={}
+    url,
+    examples=EXAMPLES,
+    per_shard=PER_SHARD,
+    outputs={},
+    augmentation={"name": "none"},
+    data={},
+    teacher={},
   )
   assert open_cache(url, memory=3 * plan.header(0).size).table._shards._most == 3
 
