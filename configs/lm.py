@@ -134,11 +134,10 @@ class LanguageModel(Config):
 
   def shown(self, model, variables):
     tokenizer, _ = _read(self.text, self.vocabulary)
-    is_student = variables.params["embed"]["embedding"].shape[1] == self.student_width
-    make = self._make_student() if is_student else self._decoder(self.teacher_width, self.teacher_depth)
+    width, depth = variables.params["embed"]["embedding"].shape[1], len(variables.params["blocks"])
     given = ([tokenizer.end, *map(int, tokenizer.encode(prompt.encode()))] for prompt in PROMPTS)
     prompts = [prompt[: self.length // 2] for prompt in given]
-    rows = Generator(make, stop=tokenizer.end)(
+    rows = Generator(self._decoder(width, depth), stop=tokenizer.end)(
       variables.params, prompts, self.length // 2, temperature=0.8, key=jax.random.key(0)
     )
     return "\n\n".join(tokenizer.decode(row[1:]) for row in rows)
