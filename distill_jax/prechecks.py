@@ -81,6 +81,8 @@ def _check_starts(job: Job, students: Collection[Network]) -> None:
   recipes = {n.variant: n.recipe for n in students}
   for network in students:
     recipe, start = network.recipe, network.recipe.start
+    if not start and recipe.inject is None:
+      continue
     with prefixed(f"recipe of {network.variant!r}" if network.variant else "recipe"):
       own = jax.eval_shape(network.learner.init, key, batch)
       if start and not (start in recipes and recipes[start].cut):
