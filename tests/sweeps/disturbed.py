@@ -50,12 +50,16 @@ class Runs:
     steps = [path.name for path in (self.run / "checkpoints").glob("*") if path.name.isdecimal()]
     return max(map(int, steps), default=0)
 
-  def under_way(self, processes):
-    """Waits until a run that was started writes a checkpoint. Returns: whether half of it is still to come."""
+  def reaches(self, step, processes):
+    """Waits until a run that was started has checkpoints of its own up to a step.
+
+    Returns:
+      Whether at least a third of it is still to come: a clock would let a fast machine end it before the signal.
+    """
     before = self.latest()
-    while self.latest() == before and all(process.poll() is None for process in processes):
+    while self.latest() < max(step, before + 1) and all(process.poll() is None for process in processes):
       time.sleep(0.01)
-    return self.latest() < self.steps // 2
+    return self.latest() < self.steps * 2 // 3
 
 
 def outcome(run):
@@ -108,7 +112,7 @@ def sweep_losses(folder, count, seed):
 
 def disturbed(folder, count, seed):
   """`count` times the runs as they are, and at last their ends."""
-  runs, draw = Runs(folder, 2, steps=600), random.Random(seed)
+  runs, draw = Runs(folder, 2, steps=1500), random.Random(seed)
   for _ in range(count):
     yield runs, draw
   runs.complete()
@@ -117,11 +121,11 @@ def disturbed(folder, count, seed):
 def disturb(runs, draw, number):
   """Starts a run and disturbs it while it trains. Returns: the seconds from the signal to the end of both."""
   processes = runs.start()
-  while not runs.under_way(processes):
+  while not runs.reaches(draw.randrange(runs.steps // 2), processes):
     finish(processes)
     runs.complete()
     processes = runs.start()
-  time.sleep(draw.uniform(0, 1))
+  time.sleep(draw.uniform(0, 0.1))  # not always right after a checkpoint
   processes[draw.randrange(2)].send_signal(number)
   began = time.monotonic()
   if number == signal.SIGTERM:
