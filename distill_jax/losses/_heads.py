@@ -46,13 +46,15 @@ class Plan(NamedTuple):
   Attributes:
     divergence: of a dense teacher, a key of `_token_values.DIVERGENCES`; or what stands for a sparse teacher's tail,
       'bucket', 'conditional' or 'sampled'; None: labels alone.
-    size: how many classes, or tokens, are computed at a time.
+    classes: how many are computed at a time.
+    tokens: how many are computed at a time, all classes of them; None: all, and their logits are not held.
     axis_name: the mesh axis that the vocabulary is spread over.
     one_temperature: the temperature is the number 1, so that one normaliser serves both terms.
   """
 
   divergence: str | None
-  size: int
+  classes: int
+  tokens: int | None
   axis_name: str | None
   one_temperature: bool
 
@@ -69,9 +71,18 @@ def multiply(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array
   )
 
 
-def raw_logits(hidden: jax.Array, head: Head) -> jax.Array:
-  """hidden @ kernel, [T, V]."""
-  return multiply(hidden, head.kernel, (1, 0))
+class Products(NamedTuple):
+  """hidden @ kernel of both sides, [T, V]; None where there is no teacher."""
+
+  student: Any
+  teacher: Any
+
+
+def products(rows: Rows, shared: Shared) -> Products:
+  student = multiply(rows.student, shared.student.kernel, (1, 0))
+  return Products(
+    student, None if rows.teacher is None else multiply(rows.teacher, shared.teacher.kernel, (1, 0))
+  )
 
 
 def hidden_gradient(dz: jax.Array, hidden: jax.Array, head: Head) -> jax.Array:

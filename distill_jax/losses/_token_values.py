@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.losses import _softmax
-from distill_jax.losses._heads import Plan, Rows, Shared, logits, raw_logits
+from distill_jax.losses._heads import Plan, Rows, Shared
 
 
 class Statistics(NamedTuple):
@@ -56,24 +56,11 @@ def totals(plan: Plan, found: Statistics, rows: Rows, shared: Shared):
   return divergence + cross_entropy, (divergence, cross_entropy)
 
 
-def whole(plan: Plan, raw: jax.Array, rows: Rows, shared: Shared) -> Statistics:
-  """Of products hidden @ kernel of all classes, [T, V]; differentiable."""
-  classes = raw.shape[-1]
-  plain = logits(raw, shared.student, shared.class_mask)
-  z = tempered(plan, plain, shared)
-  found = {}
-  if plan.divergence in DIVERGENCES:
-    log_p = _softmax.log_softmax(teacher_logits(plan, rows, shared))
-    found["divergence"] = DIVERGENCES[plan.divergence](log_p, _softmax.log_softmax(z), shared.mix)
-  if rows.kept is not None:
-    found["kept"] = known(at(z, rows.kept), rows.kept, classes)
-  if collects_log_sum(plan):
-    found["log_sum"] = _softmax.log_sum(put(z, rows.kept, -jnp.inf) if plan.divergence == "bucket" else z)
-  if rows.labels is not None:
-    found["label"] = known(jnp.where(is_label(rows.labels, classes), plain, 0).sum(-1), rows.labels, classes)
-  if collects_label_log_sum(plan, rows):
-    found["label_log_sum"] = _softmax.log_sum(plain)
-  return Statistics(**found)
+def classified(found: Statistics, rows: Rows, classes: int) -> Statistics:
+  """NaN where an index is no class."""
+  kept = None if rows.kept is None else known(found.kept, rows.kept, classes)
+  label = None if rows.labels is None else known(found.label, rows.labels, classes)
+  return found._replace(kept=kept, label=label)
 
 
 def collects_log_sum(plan: Plan) -> bool:
@@ -86,12 +73,6 @@ def collects_label_log_sum(plan: Plan, rows: Rows) -> bool:
 
 def tempered(plan: Plan, z: jax.Array, shared: Shared) -> jax.Array:
   return z if plan.one_temperature else z / shared.temperature
-
-
-def teacher_logits(plan: Plan, rows: Rows, shared: Shared) -> jax.Array:
-  """At the temperature."""
-  z = logits(raw_logits(rows.teacher, shared.teacher), shared.teacher, shared.class_mask)
-  return tempered(plan, z, shared)
 
 
 def at(z: jax.Array, places: jax.Array) -> jax.Array:

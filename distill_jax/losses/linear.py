@@ -5,8 +5,8 @@ and its gradients for the student's hidden states, kernel and bias; whatever els
 
 `memory` decides how. By classes: the vocabulary some classes at a time, once for the sums of exponentials and once
 more, backward, for the gradients; temporaries of a few tens of megabytes for a third more work (divergences to a
-mixture read the vocabulary three times). By tokens: some tokens at a time with gradients on the way forward, which is
-as much work as the unfused loss, but the kernel's gradient is read and written once a chunk.
+mixture read the vocabulary three times). By tokens: the logits of some tokens at a time, held until their gradients are
+known, on the way forward; as much work as the unfused loss, but the kernel's gradient is read and written once a chunk.
 """
 
 import operator
@@ -19,12 +19,13 @@ from distill_jax.losses._by_classes import by_classes
 from distill_jax.losses._by_tokens import by_tokens
 from distill_jax.losses._heads import Plan, Rows, Shared
 from distill_jax.losses._prepared import prepare, side, vocabulary
-from distill_jax.losses._token_values import DIVERGENCES, TAILS, totals
+from distill_jax.losses._token_values import DIVERGENCES, TAILS
 from distill_jax.losses.sparse import SparseTargets
 
 MEMORY = 2**26  # bytes
 LEAST_TOKENS = 256  # by tokens: each chunk reads and writes an array of the kernel's size
 LEAST_CLASSES = 128  # by classes: the lanes of a TPU
+PART = 2048  # classes by tokens: what is computed of so many stays in the processor's cache
 
 
 def linear_kl(
@@ -235,40 +236,37 @@ def linear_cross_entropy(
 
 def _loss(divergence: str | None, rows: Rows, shared: Shared, axis_name: str | None, memory: int | None):
   rows, shared, one_temperature = prepare(divergence, rows, shared, axis_name)
-  fast, size = _choose(divergence, rows, shared, axis_name, memory)
-  plan = Plan(divergence, size, axis_name, one_temperature)
-  if fast:
-    loss, parts = by_tokens(plan, rows, shared)
-  else:
-    loss, parts = totals(plan, by_classes(plan, rows, shared), rows, shared)
+  classes, tokens = _choose(divergence, rows, shared, axis_name, memory)
+  plan = Plan(divergence, classes, tokens, axis_name, one_temperature)
+  loss, parts = (by_classes if tokens is None else by_tokens)(plan, rows, shared)
   return loss if rows.labels is None else (loss, jax.lax.stop_gradient(parts))
 
 
 def _choose(
   divergence: str | None, rows: Rows, shared: Shared, axis_name: str | None, memory: int | None
-) -> tuple[bool, int]:
-  """Whether by tokens, and how many tokens or classes at a time."""
+) -> tuple[int, int | None]:
+  """How many classes, and tokens, at a time; None: all tokens, none of whose logits are held."""
   memory = MEMORY if memory is None else operator.index(memory)
   if memory <= 0:
     raise ValueError(f"memory must be a number of bytes > 0, got {memory}")
   (tokens, _), kernel, number = rows.student.shape, shared.student.kernel, rows.weights.dtype
-  by_classes, by_tokens = _copies(divergence)
-  classes = kernel.shape[1]
+  classes, copies = kernel.shape[1], _copies(divergence)
   # The kernel's gradient is added up in its place where that has the precision.
-  held = 0 if kernel.dtype == number else kernel.size * number.itemsize
-  at_once = (memory - held) // (by_tokens * number.itemsize * classes)
+  left = memory - (0 if kernel.dtype == number else kernel.size * number.itemsize)
+  sides = 1 if rows.teacher is None else 2
+  at_once = left // (number.itemsize * (sides * classes + copies * min(PART, classes)))
   if axis_name is None and at_once >= min(tokens, LEAST_TOKENS):
-    return True, _even(tokens, at_once)
-  at_once = max(memory // (by_classes * number.itemsize * tokens), LEAST_CLASSES)
+    return min(PART, classes), _even(tokens, at_once)
+  at_once = max(memory // (copies * number.itemsize * tokens), LEAST_CLASSES)
   size = _even(classes, at_once) if at_once < classes else classes
-  return False, min(-(-size // LEAST_CLASSES) * LEAST_CLASSES, classes)
+  return min(-(-size // LEAST_CLASSES) * LEAST_CLASSES, classes), None
 
 
-def _copies(divergence: str | None) -> tuple[int, int]:
-  """How many arrays of a chunk's logits XLA holds at once (on CPUs, as compiled), by classes and by tokens."""
+def _copies(divergence: str | None) -> int:
+  """How many arrays of the logits of some classes XLA holds at once (on CPUs, as compiled)."""
   if divergence in ("kl", "reverse_kl"):
-    return 4, 6
-  return (10, 10) if divergence in DIVERGENCES else (2, 3)
+    return 4
+  return 10 if divergence in DIVERGENCES else 2
 
 
 def _even(total: int, most: int) -> int:

@@ -81,7 +81,8 @@ def row(tokens: int, classes: int, given: argparse.Namespace) -> str:
   cells = [f"{tokens:,}", f"{classes:,}", f"{full / MIB:,.0f}"]
   arrays = problem(tokens, classes) if full <= given.most * MIB else None
   own = losses.linear_kl if given.teacher else losses.linear_sparse_kl
-  least = 4 * classes * losses.linear.LEAST_TOKENS * (6 if given.teacher else 3)
+  sides = 2 if given.teacher else 1
+  least = 4 * losses.linear.LEAST_TOKENS * sides * (classes + 2 * losses.linear.PART)
   share = given.memory * MIB if given.memory else max(int(full // 8), least)
   for memory in (None, share):
     fused = step(functools.partial(own, memory=memory))
