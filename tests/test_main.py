@@ -1,19 +1,19 @@
 """The command line: stages, skipping, refusing, reporting."""
 
 import json
-import pathlib
 import sys
 
 import jax
 import numpy as np
 import pytest
+import small_digits
 
 from distill_jax import data, examples, jobs, loading, prechecks, stages
 from distill_jax.checkpoint import load_student
 from distill_jax.fingerprint import fingerprint
 from distill_jax.main import main, run
 
-SMALL = [
+DIGITS = [
   "--config=configs/digits.py",
   "--config.teacher_width=0.03125",
   "--config.teacher_training.steps=4",
@@ -21,11 +21,25 @@ SMALL = [
   "--config.eval_every=2",
   "--config.devices=1",
 ]
-QUICK = SMALL[2:]  # for the configs that build on it
+QUICK = DIGITS[2:]  # for the configs that build on it
 
 
-def test_all_stages_then_nothing_left_to_do(tmp_path, capsys):
-  command = [*SMALL, f"--workdir={tmp_path}", "--seeds=0,1"]
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+  """A folder with quick_digits.py and configs/digits_transfer.py built on it."""
+  folder = tmp_path_factory.mktemp("configs")
+  small_digits.write(folder, "digits_transfer.py")
+  return folder
+
+
+@pytest.fixture
+def small(configs):
+  """A command of a few steps."""
+  return [f"--config={configs / 'quick_digits.py'}", *DIGITS[1:]]
+
+
+def test_all_stages_then_nothing_left_to_do(tmp_path, capsys, small):
+  command = [*small, f"--workdir={tmp_path}", "--seeds=0,1"]
   main(command)
   first = capsys.readouterr().out
   for name in ("teacher", "student-0", "student-1", "baseline-0", "baseline-1"):
@@ -33,50 +47,50 @@ def test_all_stages_then_nothing_left_to_do(tmp_path, capsys):
     assert (tmp_path / name / "model.stablehlo").exists()
     assert f"{name}: accuracy" in first
   report = (tmp_path / "report" / "report.md").read_text()
-  assert "Student alone" in report and "configs/digits.py" in report
+  assert "Student alone" in report and small[0].removeprefix("--config=") in report
   main(command)
   assert capsys.readouterr().out.count("complete, skipped") == 5
   written = json.loads((tmp_path / "run.json").read_text())
   assert written["settings"]["student_training"]["steps"] == 6
   assert {"jax", "flax", "optax"} <= set(written["versions"])
   assert "--config.student_training.steps=6" in written["command"]
-  assert written["overrides"] == [o.removeprefix("--config.") for o in SMALL[1:]]
+  assert written["overrides"] == [o.removeprefix("--config.") for o in DIGITS[1:]]
   with pytest.raises(ValueError, match="other settings.*\n  temperature: 4.0 -> 2.0"):
     main([*command, "--config.temperature=2"])
 
 
 def test_dry_run_describes_and_writes_nothing(tmp_path, capsys):
-  main([*SMALL, f"--workdir={tmp_path / 'run'}", "--dry_run"])
+  main([*DIGITS, f"--workdir={tmp_path / 'run'}", "--dry_run"])
   out = capsys.readouterr().out
   assert "student: 2,410 parameters, 9,640 bytes" in out
   assert "logits: ('batch', 10) float32" in out and "temporaries" in out
   assert not (tmp_path / "run").exists()
 
 
-def test_a_run_of_an_older_version_goes_on(tmp_path):
-  main([*SMALL, f"--workdir={tmp_path}", "--stages=teacher"])
+def test_a_run_of_an_older_version_goes_on(tmp_path, small):
+  main([*small, f"--workdir={tmp_path}", "--stages=teacher"])
   path = tmp_path / "run.json"
   run = json.loads(path.read_text())
   del run["settings"]["cache_batch_size"], run["settings"]["student_training"]["microbatches"]
   path.write_text(json.dumps(run))
   with pytest.raises(ValueError, match="student_training.microbatches: 1 -> 2"):
-    main([*SMALL, f"--workdir={tmp_path}", "--stages=teacher", "--config.student_training.microbatches=2"])
-  main([*SMALL, f"--workdir={tmp_path}", "--stages=teacher"])
+    main([*small, f"--workdir={tmp_path}", "--stages=teacher", "--config.student_training.microbatches=2"])
+  main([*small, f"--workdir={tmp_path}", "--stages=teacher"])
   assert json.loads(path.read_text())["settings"]["cache_batch_size"] == 256
 
 
 def test_what_a_step_costs_is_said_ahead_of_time(tmp_path, capsys):
-  main([*SMALL, f"--workdir={tmp_path / 'run'}", "--compile_for=cpu"])
+  main([*DIGITS, f"--workdir={tmp_path / 'run'}", "--compile_for=cpu"])
   out = capsys.readouterr().out
   assert "student: 6 steps of 64 rows on" in out and "FLOPs" in out
   assert not (tmp_path / "run").exists()
 
 
-def test_the_student_needs_its_teacher(tmp_path):
+def test_the_student_needs_its_teacher(tmp_path, small):
   with pytest.raises(ValueError, match="needs its teacher"):
-    main([*SMALL, f"--workdir={tmp_path}", "--stages=student"])
+    main([*small, f"--workdir={tmp_path}", "--stages=student"])
   with pytest.raises(ValueError, match="nothing to report"):
-    main([*SMALL, f"--workdir={tmp_path}", "--stages=report"])
+    main([*small, f"--workdir={tmp_path}", "--stages=report"])
 
 
 @pytest.mark.parametrize(
@@ -90,14 +104,14 @@ def test_the_student_needs_its_teacher(tmp_path):
     ("--config.devices=99", "devices: expected 1 to 8"),
   ],
 )
-def test_bad_commands_exit_with_2_and_say_what_is_wrong(tmp_path, capsys, argument, message):
+def test_bad_commands_exit_with_2_and_say_what_is_wrong(tmp_path, capsys, argument, message, small):
   with pytest.raises(SystemExit) as exit_:
-    run([*SMALL, f"--workdir={tmp_path / 'run'}", argument])
+    run([*small, f"--workdir={tmp_path / 'run'}", argument])
   assert exit_.value.code == 2
   assert message in capsys.readouterr().err
 
 
-def test_a_teacher_may_teach_with_narrower_weights(tmp_path, monkeypatch):
+def test_a_teacher_may_teach_with_narrower_weights(tmp_path, monkeypatch, small):
   seen = []
 
   def fit(student, teacher, *arguments, **settings):
@@ -107,28 +121,30 @@ def test_a_teacher_may_teach_with_narrower_weights(tmp_path, monkeypatch):
 
   real = stages.fit
   monkeypatch.setattr(stages, "fit", fit)
-  command = [*SMALL, f"--workdir={tmp_path}", "--stages=teacher,student"]
+  command = [*small, f"--workdir={tmp_path}", "--stages=teacher,student"]
   main([*command, "--config.teacher_dtype=bfloat16"])
   assert set(seen) == {"bfloat16"}
   with pytest.raises(ValueError, match="teacher_dtype: expected 'bfloat16'.*got 'bf16'"):
     main([*command, "--config.teacher_dtype=bf16"])
 
 
-def test_a_value_may_stand_apart_from_its_field(tmp_path, capsys):
-  main([*SMALL, "--config.student_widths", "(8,)", f"--workdir={tmp_path}", "--dry_run"])
-  assert "student: 610 parameters" in capsys.readouterr().out
+def test_a_value_may_stand_apart_from_its_field(tmp_path, monkeypatch, small):
+  found = []
+  monkeypatch.setattr("distill_jax.main.describe", lambda job: found.append(job.config.student_widths))
+  main([*small, "--config.student_widths", "(8,)", f"--workdir={tmp_path}", "--dry_run"])
+  assert found == [(8,)]
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, small):
   (tmp_path / "file").write_text("")
   with pytest.raises(OSError, match="the folder .*file/run cannot be written"):
-    main([*SMALL, f"--workdir={tmp_path / 'file' / 'run'}"])
+    main([*small, f"--workdir={tmp_path / 'file' / 'run'}"])
 
 
-def test_a_missing_data_set_is_said_before_anything_is_compiled(tmp_path, monkeypatch):
+def test_a_missing_data_set_is_said_before_anything_is_compiled(tmp_path, monkeypatch, small):
   monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
   with pytest.raises((ImportError, ValueError), match="train"):
-    main([*SMALL, f"--workdir={tmp_path / 'run'}"])
+    main([*small, f"--workdir={tmp_path / 'run'}"])
   assert not (tmp_path / "run").exists()
 
 
@@ -153,8 +169,8 @@ def load(job, folder):
   return load_student(folder, job.student(), batch), validation, batch
 
 
-def test_a_student_may_start_from_its_baseline(tmp_path, fitted):
-  command = [*SMALL, f"--workdir={tmp_path}", "--config.init_from=baseline"]
+def test_a_student_may_start_from_its_baseline(tmp_path, fitted, small):
+  command = [*small, f"--workdir={tmp_path}", "--config.init_from=baseline"]
   with pytest.raises(
     ValueError, match="student-0 needs its baseline, and .*baseline-0 holds .*add 'baseline'"
   ):
@@ -166,7 +182,7 @@ def test_a_student_may_start_from_its_baseline(tmp_path, fitted):
 
 
 def test_each_generation_is_taught_by_the_one_before(tmp_path, fitted):
-  overrides = ["widths=(2,2)", "generations=2"]
+  overrides = ["widths=(2,)", "generations=2"]
   command = ["--config=configs/digits_born_again.py", *QUICK, *[f"--config.{o}" for o in overrides]]
   main([*command, f"--workdir={tmp_path}", "--stages=teacher,student,report"])
   job = loading.load("configs/digits_born_again.py", overrides)
@@ -220,8 +236,8 @@ def test_of_students_that_teach_one_another_one_is_exported(tmp_path, fitted):
   assert costs == {"baseline": 2410, "student": 2410}
 
 
-def test_a_transfer_set_is_not_the_teachers_and_needs_no_labels(tmp_path, fitted):
-  command = ["--config=configs/digits_transfer.py", *SMALL[1:], f"--workdir={tmp_path}"]
+def test_a_transfer_set_is_not_the_teachers_and_needs_no_labels(configs, tmp_path, fitted):
+  command = [f"--config={configs / 'digits_transfer.py'}", *DIGITS[1:], f"--workdir={tmp_path}"]
   main(command)
   teacher, baseline, student = (fitted[name][1] for name in ("teacher", "baseline-0", "student-0"))
   assert not set(teacher.ids) & set(student.ids)
@@ -245,7 +261,7 @@ def test_labels_that_are_not_there_are_missed_before_anything_is_trained(tmp_pat
     stages.run_stages(job, ["student"])
 
 
-def test_what_would_fail_in_a_later_stage_is_refused_at_once(tmp_path):
+def test_what_would_fail_in_a_later_stage_is_refused_at_once(tmp_path, small):
   for argument, message in (
     ("--config.student_training.batch_size=5000", "student_training.batch_size: expected at most"),
     ("--config.student_training.microbatches=5", "student_training: batch_size 64 does not divide"),
@@ -253,14 +269,13 @@ def test_what_would_fail_in_a_later_stage_is_refused_at_once(tmp_path):
   ):
     for more in ([], ["--dry_run"]):
       with pytest.raises(ValueError, match=message):
-        main([*SMALL, f"--workdir={tmp_path}", argument, *more])
+        main([*small, f"--workdir={tmp_path}", argument, *more])
 
 
 def test_a_config_whose_code_changed_is_another_run(tmp_path):
-  path = tmp_path / "job.py"
-  text = pathlib.Path("configs/digits.py").read_text()
-  path.write_text(text)
-  command = [f"--config={path}", *SMALL[1:], f"--workdir={tmp_path / 'run'}", "--stages=teacher"]
+  path = small_digits.write(tmp_path)
+  text = path.read_text()
+  command = [f"--config={path}", *DIGITS[1:], f"--workdir={tmp_path / 'run'}", "--stages=teacher"]
   main(command)
   path.write_text(text.replace("a small VGG teaches", "a VGG teaches") + "# a comment\n")
   main(command)
@@ -272,8 +287,8 @@ def test_a_config_whose_code_changed_is_another_run(tmp_path):
     main(command)
 
 
-def test_lost_files_of_a_finished_network_are_written_again(tmp_path, capsys):
-  command = [*SMALL, f"--workdir={tmp_path}", "--stages=teacher"]
+def test_lost_files_of_a_finished_network_are_written_again(tmp_path, capsys, small):
+  command = [*small, f"--workdir={tmp_path}", "--stages=teacher"]
   main(command)
   weights = (tmp_path / "teacher" / "model.safetensors").read_bytes()
   (tmp_path / "teacher" / "model.json").unlink()
@@ -285,7 +300,7 @@ def test_lost_files_of_a_finished_network_are_written_again(tmp_path, capsys):
 
 
 def test_a_report_is_told_with_the_command_that_trained(tmp_path):
-  main([*SMALL, f"--workdir={tmp_path}", "--stages=teacher"])
-  main([*SMALL, f"--workdir={tmp_path}", "--stages=report"])
+  main([*DIGITS, f"--workdir={tmp_path}", "--stages=teacher,student"])
+  main([*DIGITS, f"--workdir={tmp_path}", "--stages=report"])
   command = json.loads((tmp_path / "run.json").read_text())["command"]
-  assert "--stages=teacher" in command
+  assert "--stages=teacher,student" in command

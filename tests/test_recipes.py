@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from distill_jax import jobs, loading, stages
+from distill_jax import comparing, jobs, loading, stages
 from distill_jax.checkpoint import load_student
 from distill_jax.config import ConfigError
 from distill_jax.main import _code_hash, main
@@ -41,24 +41,25 @@ JOB = textwrap.dedent("""
     teacher_of_last: str = "assistant"
     start_of_last: str = ""
     width: int = 4
+    names: tuple[str, ...] = ("assistant", "via", "injected", "pruned", "tuned", "last")
 
     def teacher(self):
-      return from_nnx(lambda rngs: CNN(1, (8, 8), 10, rngs=rngs))
+      return from_nnx(lambda rngs: CNN(1, (8,), 10, rngs=rngs))
 
     def student(self):
-      return from_nnx(lambda rngs: CNN(1, (self.width, 4), 10, rngs=rngs))
+      return from_nnx(lambda rngs: CNN(1, (self.width,), 10, rngs=rngs))
 
     def kept(self):
       return {"logits": Dense("float32")}
 
     def variants(self):
-      return ("assistant", "via", "injected", "pruned", "tuned", "last")
+      return self.names
 
     def recipe(self, variant):
       made = super().recipe(variant)
       match variant:
         case "assistant":
-          return made._replace(student=from_nnx(lambda rngs: CNN(1, (6, 6), 10, rngs=rngs)), cached=False)
+          return made._replace(student=from_nnx(lambda rngs: CNN(1, (6,), 10, rngs=rngs)), cached=False)
         case "via":
           return made._replace(teacher="assistant")
         case "injected":
@@ -87,14 +88,21 @@ SMALL = [
 
 @pytest.fixture
 def job(tmp_path):
-  (tmp_path / "digits.py").write_text(pathlib.Path("configs/digits.py").read_text())
-  (tmp_path / "job.py").write_text(JOB)
-  return str(tmp_path / "job.py")
+  return written(tmp_path)
 
 
-@pytest.fixture
-def run(job, tmp_path, monkeypatch):
-  """A finished run: its folder, and what `fit` was given and gave by title."""
+def written(folder):
+  """The path of the config in a folder."""
+  (folder / "digits.py").write_text(pathlib.Path("configs/digits.py").read_text())
+  (folder / "job.py").write_text(JOB)
+  return str(folder / "job.py")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A finished run: its folder, what `fit` was given and gave by title, and its config."""
+  folder = tmp_path_factory.mktemp("recipes")
+  job = written(folder)
   fitted, fit = {}, stages.fit
 
   def recorded(student, teacher, objective, *rest, **options):
@@ -107,10 +115,13 @@ def run(job, tmp_path, monkeypatch):
     )
     return fitted[options["title"]][-1]
 
-  monkeypatch.setattr(stages, "fit", recorded)
-  cache = f"--config.cache={tmp_path / 'cache'}"
-  main([f"--config={job}", *SMALL, cache, f"--workdir={tmp_path / 'run'}"])
-  return tmp_path / "run", fitted, job
+  without = ["--config.names=assistant,via,injected,pruned,tuned", "--stages=teacher,cache,student,report"]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(stages, "fit", recorded)
+    patch.setattr(comparing, "step_times", lambda job: {})  # it would compile every step once more
+    cache = f"--config.cache={folder / 'cache'}"
+    main([f"--config={job}", *SMALL, *without, cache, f"--workdir={folder / 'run'}"])
+  return folder / "run", fitted, job
 
 
 def test_students_come_about_as_their_recipes_say(run):
@@ -118,9 +129,9 @@ def test_students_come_about_as_their_recipes_say(run):
   config = loading.load(job)
   load = {
     name: load_student(folder / f"student-{name}-0", config.recipe(name).student, BATCH, cut=True)
-    for name in config.variants()
+    for name in config.names[:-1]
   }
-  given = {name: fitted[f"student-{name}-0"] for name in config.variants()}
+  given = {name: fitted[f"student-{name}-0"] for name in load}
   # Teachers: the live one with its weights, the cache without, the assistant with its own.
   assert type(given["injected"][1]).__name__ == "Cache" and given["injected"][2]["teacher_variables"] is None
   assert kernel(given["assistant"][2]["teacher_variables"]).shape[-1] == 8

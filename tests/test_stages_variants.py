@@ -1,11 +1,11 @@
 """One run that distils several students, each with its own objective."""
 
 import json
-import pathlib
 import textwrap
 
 import numpy as np
 import pytest
+import small_digits
 
 from distill_jax import jobs, loading, stages, step_times
 from distill_jax.config import ConfigError
@@ -14,7 +14,7 @@ from distill_jax.main import main
 
 JOB = textwrap.dedent("""
   import dataclasses
-  from digits import Digits
+  from quick_digits import Digits
   from distill_jax import losses, objectives
 
   SEEN = {}
@@ -51,7 +51,7 @@ SMALL = [
 @pytest.fixture
 def job(tmp_path):
   """The path of a config with three variants."""
-  (tmp_path / "digits.py").write_text(pathlib.Path("configs/digits.py").read_text())
+  small_digits.write(tmp_path)
   (tmp_path / "job.py").write_text(JOB)
   return str(tmp_path / "job.py")
 
