@@ -17,6 +17,7 @@ FLOORS = [
   ["objectives", "models", "teachers", "compression", "data", "cache", "metrics", "sharding"],
   ["train", "checkpoint", "export", "seal", "deploy", "report"],
   [
+    "recipes",
     "config",
     "loading",
     "examples",
