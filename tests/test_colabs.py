@@ -33,9 +33,13 @@ def outputs(book, kind):
   return [output.data[kind] for output in found if kind in output.get("data", {})]
 
 
-def execute(name, folder, **settings):
+def execute(name, folder, quick=False, **settings):
   """The notebook after a run in a kernel of its own, on one device as on a reader's machine."""
   book = read(name)
+  if quick and name == "language":
+    (cell,) = [cell for cell in code(book) if cell.id == "text"]
+    assert "topics.items()" in cell.source
+    cell.source = cell.source.replace("topics.items()", "list(topics.items())[:20]")
   env = {k: v for k, v in os.environ.items() if k not in ("MPLBACKEND", "XLA_FLAGS", "DISTILL_JAX_QUICK")}
   env |= {"IPYTHONDIR": str(folder / "ipython"), **settings}
   client = nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": str(folder)}})
@@ -95,7 +99,7 @@ def test_the_core_is_short(name):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_it_runs(name, tmp_path):
   cheap = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-  book = execute(name, tmp_path, DISTILL_JAX_QUICK="1", XLA_FLAGS=cheap)
+  book = execute(name, tmp_path, quick=True, DISTILL_JAX_QUICK="1", XLA_FLAGS=cheap)
   check_outputs(name, book)
   assert len(accuracies(book)) >= 3
 
