@@ -2,8 +2,8 @@
 
 python -m distill_jax --config=configs/fashion_mnist_int8.py --seeds=0,1,2
 
-Networks and training are those of fashion_mnist_vit.py; kd stays float. Needs the extra `quantize`. (Not with the
-convolutional student: max pooling after int8 convolutions has no gradient yet, see compression/quantize.py.)
+Networks and training are those of fashion_mnist_vit.py; kd stays float. Needs the extra `quantize`. The
+convolutional student is in fashion_mnist_int8_cnn.py.
 
 - rounded: distilled in float, and rounded to int8 afterwards;
 - int8: distilled with the rounding that it will have (quantisation-aware).
@@ -17,7 +17,9 @@ import dataclasses
 
 import jax
 import numpy as np
+from fashion_mnist_10k import FashionMnist10k
 from fashion_mnist_vit import Transformers
+from flax import nnx
 
 from distill_jax.compression.quantize import fake_quantized, quantized
 from distill_jax.models import from_nnx
@@ -27,8 +29,8 @@ IMAGE = np.zeros((1, 28, 28, 1), np.float32)
 
 
 @dataclasses.dataclass
-class Int8(Transformers):
-  """As `Transformers`, with students that are served in int8."""
+class Int8Students(FashionMnist10k):
+  """As `FashionMnist10k`, with students that are served in int8."""
 
   def variants(self):
     return ("kd", "rounded", "int8")
@@ -37,18 +39,27 @@ class Int8(Transformers):
     made = super().recipe(variant)
     if variant == "kd":
       return made
-    learner = self.student() if variant == "rounded" else from_nnx(fake_quantized(self._make))
+    learner = self.student() if variant == "rounded" else from_nnx(fake_quantized(self.module))
     any_weights = self.student().init(jax.random.key(0), {"image": IMAGE})
     return made._replace(student=self._served(any_weights), learner=learner, exported=self._weights)
 
-  def _make(self, rngs):
-    return ViT(1, 28, 10, self.student_width, self.student_depth, 4, patch=7, rngs=rngs)
+  def module(self, rngs: nnx.Rngs) -> nnx.Module:
+    """The student's network."""
+    raise NotImplementedError
 
   def _served(self, variables):
-    return from_nnx(quantized(self._make, variables, IMAGE))
+    return from_nnx(quantized(self.module, variables, IMAGE))
 
   def _weights(self, variables):
     return self._served(variables).variables
+
+
+@dataclasses.dataclass
+class Int8(Int8Students, Transformers):
+  """As `Transformers`, with students that are served in int8."""
+
+  def module(self, rngs):
+    return ViT(1, 28, 10, self.student_width, self.student_depth, 4, patch=7, rngs=rngs)
 
 
 def get_config():

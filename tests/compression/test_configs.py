@@ -48,7 +48,11 @@ def options(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "name", [*NAMES, pytest.param("int8", marks=pytest.mark.filterwarnings("ignore"))]
+  "name",
+  [
+    *NAMES,
+    *(pytest.param(name, marks=pytest.mark.filterwarnings("ignore")) for name in ("int8", "int8_cnn")),
+  ],
 )  # qwix's
 def test_every_job_runs_and_is_reported(images, tmp_path, name):
   main([f"--config=configs/fashion_mnist_{name}.py", *options(name), f"--workdir={tmp_path}"])

@@ -1,0 +1,25 @@
+"""Fashion-MNIST, a small convolutional network that computes with int8 weights, distilled from a float teacher.
+
+python -m distill_jax --config=configs/fashion_mnist_int8_cnn.py --seeds=0,1,2
+
+Networks and training are those of fashion_mnist_10k.py; the variants are those of fashion_mnist_int8.py. Needs the
+extra `quantize`.
+"""
+
+import dataclasses
+
+from fashion_mnist_int8 import Int8Students
+
+from distill_jax.models.cnn import CNN
+
+
+@dataclasses.dataclass
+class Int8Convolutions(Int8Students):
+  """As `FashionMnist10k`, with students that are served in int8."""
+
+  def module(self, rngs):
+    return CNN(1, self.student_widths, 10, rngs=rngs)
+
+
+def get_config():
+  return Int8Convolutions()
