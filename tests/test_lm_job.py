@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from distill_jax import loading
+from distill_jax.cache import TopK, estimates
 from distill_jax.config import ConfigError
 from distill_jax.main import main
 
@@ -14,7 +15,7 @@ SMALL = [
   "--config.length=16",
   "--config.rows=0",
   "--config.teacher_width=20",
-  "--config.teacher_depth=2",
+  "--config.teacher_depth=1",
   "--config.student_width=20",
   "--config.student_depth=1",
   "--config.ks=2",
@@ -39,7 +40,8 @@ def text(tmp_path):
   return str(folder)
 
 
-def test_from_text_to_table(text, tmp_path, capsys):
+def test_from_text_to_table(text, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(estimates, "choices", lambda classes, **_: [TopK(2)])  # each compiles for half a second
   run = tmp_path / "run"
   stages = "--stages=teacher,cache,baseline,student,report,cache_inspect,cache_estimate,cache_verify"
   own = [f"--config.text={text}", f"--config.cache={tmp_path / 'cache'}", f"--workdir={run}", stages]
@@ -54,7 +56,7 @@ def test_from_text_to_table(text, tmp_path, capsys):
   assert "Test perplexity ↓" in report and "And the" in report
   assert (run / "student-online-0" / "model.stablehlo").exists()
   out = capsys.readouterr().out
-  assert "logits@top2" in out and "every checksum holds" in out
+  assert "logits@top2" in out and "| TopK(2) |" in out and "every checksum holds" in out
 
 
 def test_without_the_programs_the_text_is_asked_for(tmp_path, monkeypatch):
