@@ -14,8 +14,9 @@ Bengio et al. 2013); kernels, moments and gradients are float while training. By
 Linear layers and convolutions compute so. Norms and biases stay as they were, einsums (the products of attention) too,
 and what a module does with a parameter by itself: in a `Decoder` the embedding, and the head, which the loss applies.
 
-A `CNN` or `VGG` cannot be trained so yet: XLA on CPU computes what `max_pool` compares twice, after int8 products not
-always with the same rounding, and its gradient is then wrong or NaN. Serving them in int8 is right.
+A module that pools by maxima does so by `models.pooling.max_pool`, as `CNN` and `VGG` do: the gradient of `x.max(axis)`
+can be wrong or NaN here, because XLA on CPU computes what it compares twice, after int8 products not always with the
+same rounding.
 """
 
 import re

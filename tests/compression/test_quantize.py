@@ -14,7 +14,8 @@ from distill_jax.compression.sizes import disk_bytes
 from distill_jax.deploy import export_stablehlo, load_stablehlo
 from distill_jax.export import export_student, load_student
 from distill_jax.fingerprint import named_leaves
-from distill_jax.models import from_nnx
+from distill_jax.models import cnn, from_nnx
+from distill_jax.models.cnn import CNN
 from distill_jax.models.mlp import MLP
 from distill_jax.train import fit
 
@@ -145,6 +146,28 @@ def test_gradients_pass_the_rounding_and_eight_devices_equal_one(rng, mesh):
     assert np.abs(a).max() > 0
     # A number that lies on the edge of two int8 values goes either way.
     np.testing.assert_allclose(b, a, atol=0.02 * np.abs(a).max())
+
+
+def test_gradients_pass_max_pooling_as_they_do_select_and_scatter(rng, monkeypatch):
+  def make(rngs):
+    return CNN(1, (8, 16), 10, rngs=rngs)
+
+  model, batch = from_nnx(fake_quantized(make)), images(rng)
+  variables = model.init(jax.random.key(0), {})
+  target = jnp.asarray(rng.normal(size=(8, 10)), jnp.float32)
+
+  def gradient():
+    def loss(params):
+      logits = model.apply(params, variables.state, batch, train=True, key=None)[0]["logits"]
+      return losses.kl_divergence(logits, target).mean()
+
+    return jax.jit(jax.grad(loss))(variables.params)
+
+  got = gradient()
+  monkeypatch.setattr(cnn, "max_pool", lambda x: nnx.max_pool(x, (2, 2), (2, 2)))
+  for (name, a), (_, b) in zip(named_leaves(got), named_leaves(gradient()), strict=True):
+    assert np.abs(b).max() > 0
+    np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max(), err_msg=name)
 
 
 def test_what_cannot_be_is_refused(rng, monkeypatch):
