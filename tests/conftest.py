@@ -1,6 +1,9 @@
 """Tests run on 8 virtual CPU devices; `--slow` adds the ones that take minutes."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # The tests compile a lot and compute little: without LLVM's slow passes they take two thirds of the time.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -12,6 +15,12 @@ os.environ["XLA_FLAGS"] = " ".join(
   ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Many tests compile the same programs, in several workers and the processes that they start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="distill_jax_programs_")
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+  atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
 

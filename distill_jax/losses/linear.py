@@ -251,10 +251,12 @@ def _choose(
     raise ValueError(f"memory must be a number of bytes > 0, got {memory}")
   (tokens, _), kernel, number = rows.student.shape, shared.student.kernel, rows.weights.dtype
   classes, copies = kernel.shape[1], _copies(divergence)
-  # The kernel's gradient is added up in its place where that has the precision.
-  left = memory - (0 if kernel.dtype == number else kernel.size * number.itemsize)
-  sides = 1 if rows.teacher is None else 2
-  at_once = left // (number.itemsize * (sides * classes + copies * min(PART, classes)))
+  sides, held = 1 if rows.teacher is None else 2, 0
+  if (
+    kernel.dtype != number
+  ):  # its gradient is not added up in its place, and XLA on TPUs makes room for logits twice
+    sides, held = 2 * sides, kernel.size * number.itemsize
+  at_once = (memory - held) // (number.itemsize * (sides * classes + copies * min(PART, classes)))
   if axis_name is None and at_once >= min(tokens, LEAST_TOKENS):
     return min(PART, classes), _even(tokens, at_once)
   at_once = max(memory // (copies * number.itemsize * tokens), LEAST_CLASSES)
