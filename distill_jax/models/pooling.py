@@ -9,8 +9,7 @@ def max_pool(x: jax.Array) -> jax.Array:
 
   Reshape and maximum, because the gradient of `nnx.max_pool` (select-and-scatter) is slow on CPU. The values
   are those of `nnx.max_pool(x, (2, 2), (2, 2))`, and so are the gradients, except that equal maxima of a
-  patch share theirs where `nnx.max_pool` gives it to the first: by halves, first between the columns of a
-  row and then between the rows.
+  patch share theirs where `nnx.max_pool` gives it to the first.
 
   An odd last row or column is dropped (padding "VALID"). An axis of length 1 stays as it is, so no map
   vanishes.
@@ -32,19 +31,19 @@ def _largest(patches: jax.Array) -> jax.Array:
 
 
 # The derivative of `max` compares each number with the maximum and divides by how many are equal. XLA on CPU may
-# compute the two sides apart, fused with what came before and rounded differently: then none is equal. Shares of pairs
-# add up to 1 however their numbers are rounded.
+# compute the two sides apart, fused with what came before and rounded differently: then none is equal. Of a pair, at
+# least one is not smaller however both are rounded.
 @_largest.defjvp
 def _largest_jvp(primals, tangents):
   (patches,), (tangent,) = primals, tangents
-  shares = _shares(patches, 4) * _shares(patches.max(4, keepdims=True), 2)
-  return _largest(patches), (shares * tangent).sum((2, 4))
+  chosen = _not_smaller(patches, 4) & _not_smaller(patches.max(4, keepdims=True), 2)
+  chosen = chosen.astype(patches.dtype)
+  return _largest(patches), (chosen * tangent).sum((2, 4)) / chosen.sum((2, 4))
 
 
-def _shares(x: jax.Array, axis: int) -> jax.Array:
-  """What each number of a pair along an axis contributes to the larger: 1, 0, or 1/2 of two that are equal."""
+def _not_smaller(x: jax.Array, axis: int) -> jax.Array:
+  """Which of a pair along an axis is the larger: both where they are equal or one is NaN."""
   if x.shape[axis] == 1:
-    return jnp.ones_like(x)
+    return jnp.ones_like(x, bool)
   first, second = jnp.split(x, 2, axis)
-  share = jnp.where(first > second, 1, jnp.where(first < second, 0, 0.5)).astype(x.dtype)
-  return jnp.concatenate([share, 1 - share], axis)
+  return jnp.concatenate([~(first < second), ~(first > second)], axis)
