@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from distill_jax import files
-from distill_jax.report import classes, comparison, plots, sparsity, style, variants
+from distill_jax.report import classes, comparison, plots, series, sparsity, style, variants
 from distill_jax.report.document import Block, Code, Heading, Picture, Text, to_html, to_markdown
 from distill_jax.report.gallery import SHOWN, compare, gallery
 from distill_jax.report.headline import headline
@@ -51,6 +51,7 @@ def write(
     blocks = [
       *_comparison(measured, scores, int((labels >= 0).sum()), len(class_names), run),
       *_pictures([m.entry for m in few], few, class_names),
+      *_series(measured),
       *_small(measured),
       *_by_class(scores, class_names),
       *([] if language else _disagreements(few, images, ids, labels, class_names)),
@@ -146,6 +147,20 @@ def _pictures(
       _picture("parameters", f"Test {main.name} against parameters", caption, size),
     ]
   return blocks
+
+
+def _series(measured: Sequence[Measured]) -> list[Block]:
+  """Where students differ in a number alone."""
+  picture = series.score_against_number(measured)
+  if picture is None:
+    return []
+  main = headline(measured).name
+  caption = (
+    "Students whose names end in a number, against it: means over seeds with one sample standard deviation. Level "
+    "lines: networks without one."
+  )
+  title = f"Test {main} and calibration against the number"
+  return [Heading(f"{main.capitalize()} against the number"), _picture("series", title, caption, picture)]
 
 
 def _small(measured: Sequence[Measured]) -> list[Block]:
