@@ -36,14 +36,16 @@ def _largest(patches: jax.Array) -> jax.Array:
 @_largest.defjvp
 def _largest_jvp(primals, tangents):
   (patches,), (tangent,) = primals, tangents
-  chosen = _not_smaller(patches, 4) & _not_smaller(patches.max(4, keepdims=True), 2)
-  chosen = chosen.astype(patches.dtype)
-  return _largest(patches), (chosen * tangent).sum((2, 4)) / chosen.sum((2, 4))
+  in_row, count = _maxima(patches, jnp.ones_like(patches), 4)
+  rows, count = _maxima(patches.max(4, keepdims=True), count, 2)
+  return _largest(patches), jnp.where(in_row & rows, tangent, 0).sum((2, 4)) / count.squeeze((2, 4))
 
 
-def _not_smaller(x: jax.Array, axis: int) -> jax.Array:
-  """Which of a pair along an axis is the larger: both where they are equal or one is NaN."""
+def _maxima(x: jax.Array, counts: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+  """Which of a pair along an axis are the larger (both where equal or one is NaN), and the sum of their counts."""
   if x.shape[axis] == 1:
-    return jnp.ones_like(x, bool)
+    return jnp.ones_like(x, bool), counts
   first, second = jnp.split(x, 2, axis)
-  return jnp.concatenate([~(first < second), ~(first > second)], axis)
+  one, other = jnp.split(counts, 2, axis)
+  count = jnp.where(first > second, one, jnp.where(first < second, other, one + other))
+  return jnp.concatenate([~(first < second), ~(first > second)], axis), count
