@@ -58,7 +58,7 @@ def conv_norm_relu(params, stats, x, train):
 
 
 def max_pool(x):
-  """2x2; by reshaping, which is the fast way and the library's too."""
+  """2x2; by reshaping, the fast way."""
   n, h, w, c = x.shape
   high, wide = min(2, h), min(2, w)
   rows, columns = h // high, w // wide
