@@ -8,6 +8,7 @@ from distill_jax.report import series
 from distill_jax.report.results import measure
 
 RIGHT = {"online": 32, "top.4": 33, "top.16": 35, "top.1": 31, "draws.1": 30, "draws.2": 29, "other.x": 28}
+RIGHT |= {"v0.25": 28, "v0.5": 29, "v0.75": 30}
 
 
 def entry(role, seed, right, variant=""):

@@ -1,6 +1,7 @@
 """The loss some tokens at a time, whose logits are computed once and held, with gradients on the way forward.
 
-What follows the logits goes some classes at a time, so that nothing else is as large.
+What follows the logits goes some classes at a time, so that nothing else is as large. A factor of the loss comes in
+last: it does not save gradients that are too small for hidden states in float16.
 """
 
 import functools

@@ -79,10 +79,12 @@ class Products(NamedTuple):
 
 
 def products(rows: Rows, shared: Shared) -> Products:
-  student = multiply(rows.student, shared.student.kernel, (1, 0))
-  return Products(
-    student, None if rows.teacher is None else multiply(rows.teacher, shared.teacher.kernel, (1, 0))
-  )
+  """In the dtype of all that the loss adds up, the widest of its inputs'."""
+
+  def product(hidden, head):
+    return None if hidden is None else multiply(hidden, head.kernel, (1, 0)).astype(rows.weights.dtype)
+
+  return Products(product(rows.student, shared.student), product(rows.teacher, shared.teacher))
 
 
 def hidden_gradient(dz: jax.Array, hidden: jax.Array, head: Head) -> jax.Array:

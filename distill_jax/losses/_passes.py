@@ -62,7 +62,7 @@ def gradients(
   """Of the hidden states, [T, H] in float32 or wider, and the head's, which `write(d_head, part, start)` takes up."""
   hidden = rows.student
   names = _heads.axes((rows, shared))
-  zeros = jnp.zeros(hidden.shape, jnp.promote_types(hidden.dtype, jnp.float32))
+  zeros = jnp.zeros(hidden.shape, rows.weights.dtype)
   carry, cotangent = _heads.vary(((zeros, d_head), cotangent), names)
 
   def body(carry, start, size):

@@ -74,7 +74,8 @@ def linear_kl(
     axis_name: the mesh axis of `shard_map` (with check_vma) that the vocabulary is spread over: kernels, biases and
       class_mask hold this device's classes; hidden states are the same along it.
     memory: bytes that temporaries may take, roughly; None: 64 MiB. By tokens where that suffices for it and axis_name
-      is None, else by classes, 128 at least.
+      is None, else by classes, 128 at least. CPUs widen a whole kernel in bfloat16 besides, and so does a product with
+      hidden states that are wider.
 
   Returns:
     Nats, a scalar; with labels `(scalar, (divergence, cross entropy))`, the sum and its parts (constants, to log).
@@ -251,12 +252,15 @@ def _choose(
     raise ValueError(f"memory must be a number of bytes > 0, got {memory}")
   (tokens, _), kernel, number = rows.student.shape, shared.student.kernel, rows.weights.dtype
   classes, copies = kernel.shape[1], _copies(divergence)
-  sides, held = 1 if rows.teacher is None else 2, 0
-  if (
-    kernel.dtype != number
-  ):  # its gradient is not added up in its place, and XLA on TPUs makes room for logits twice
-    sides, held = 2 * sides, kernel.size * number.itemsize
-  at_once = (memory - held) // (number.itemsize * (sides * classes + copies * min(PART, classes)))
+  sides, held = (
+    1 if rows.teacher is None else 2,
+    2 * rows.student.size,
+  )  # its gradient, in chunks and in order
+  # Of another dtype, the kernel's gradient is not added up in its place, and TPUs make room for the logits twice.
+  if kernel.dtype != number:
+    sides, held = 2 * sides, held + kernel.size
+  # The last part, smaller than the others, shares no memory with them.
+  at_once = (memory // number.itemsize - held) // (sides * classes + copies * min(2 * PART, classes))
   if axis_name is None and at_once >= min(tokens, LEAST_TOKENS):
     return min(PART, classes), _even(tokens, at_once)
   at_once = max(memory // (copies * number.itemsize * tokens), LEAST_CLASSES)

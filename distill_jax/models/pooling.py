@@ -9,7 +9,7 @@ def max_pool(x: jax.Array) -> jax.Array:
 
   Reshape and maximum, because the gradient of `nnx.max_pool` (select-and-scatter) is slow on CPU. The values
   are those of `nnx.max_pool(x, (2, 2), (2, 2))`, and so are the gradients, except that equal maxima of a
-  patch share theirs where `nnx.max_pool` gives it to the first.
+  patch share theirs where `nnx.max_pool` gives it to the first. NaN counts as equal to all; the value is NaN then.
 
   An odd last row or column is dropped (padding "VALID"). An axis of length 1 stays as it is, so no map
   vanishes.

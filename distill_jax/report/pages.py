@@ -157,7 +157,7 @@ def _series(measured: Sequence[Measured]) -> list[Block]:
   main = headline(measured).name
   caption = (
     "Students whose names end in a number, against it: means over seeds with one sample standard deviation. Level "
-    "lines: networks without one."
+    "lines: the teacher, the student alone and the first distilled one whose name does not."
   )
   title = f"Test {main} and calibration against the number"
   return [Heading(f"{main.capitalize()} against the number"), _picture("series", title, caption, picture)]

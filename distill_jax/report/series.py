@@ -1,7 +1,7 @@
 """Students that differ in one number, which ends their names (top.1, top.4, top.16): what that number buys."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
@@ -10,27 +10,28 @@ from distill_jax.report.results import Group, Measured, groups, over_seeds, stud
 from distill_jax.report.style import figure, looks
 
 LEAST = 3  # numbers that make a curve
+_NAME = re.compile(r"(.*[^\d.])\.([1-9][0-9]{0,14})", re.ASCII)  # 0.25 at the end of a name is one number
 
 
 def series(measured: Sequence[Measured]) -> dict[str, dict[int, Group]]:
   """The distilled students of each name, by their number; names with fewer than three are left out."""
   found: dict[str, dict[int, Group]] = {}
   for group in students(measured):
-    named = re.fullmatch(r"(.+)\.(\d+)", group.variant)
-    if named and int(named[2]) > 0:
+    named = _NAME.fullmatch(group.variant)
+    if named:
       found.setdefault(named[1], {})[int(named[2])] = group
   return {name: dict(sorted(known.items())) for name, known in found.items() if len(known) >= LEAST}
 
 
 def score_against_number(measured: Sequence[Measured]) -> Figure | None:
   """The headline score and the calibration error against the number; networks without one are level lines: the teacher,
-  the student alone and the first distilled one."""
+  the student alone and the first distilled one without."""
   curves = series(measured)
   if not curves:
     return None
   main = headline(measured)
   label, factor = main.axis
-  levels = _levels(measured, curves)
+  levels = _levels(measured)
   style = looks([*levels, *(next(iter(numbers.values())) for numbers in curves.values())])
   picture = figure(10, 3.8)
   panels = ((main.score, f"test {label}", factor), ("ece", "calibration error, %", 100))
@@ -52,12 +53,12 @@ def score_against_number(measured: Sequence[Measured]) -> Figure | None:
     axes.set(xscale="log", xlabel="number", ylabel=name)
     axes.set_xticks(ticks, [f"{number:,}" for number in ticks])
     axes.minorticks_off()
-  picture.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+  known = {name: line for axes in picture.axes for line, name in zip(*axes.get_legend_handles_labels())}
+  picture.legend(list(known.values()), list(known), loc="outside lower center", ncols=4)
   return picture
 
 
-def _levels(measured: Sequence[Measured], curves: Mapping[str, Mapping[int, Group]]) -> list[Group]:
-  numbered = {group for numbers in curves.values() for group in numbers.values()}
-  others = [group for group in groups(m.entry for m in measured) if group not in numbered]
+def _levels(measured: Sequence[Measured]) -> list[Group]:
+  others = [group for group in groups(m.entry for m in measured) if not _NAME.fullmatch(group.variant)]
   first = [group for group in others if group.role == "student"][:1]
   return [group for group in others if group.role != "student" or group in first]

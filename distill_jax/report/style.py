@@ -1,4 +1,7 @@
-"""How pictures look: one colour, line and marker per role and variant in all of them, and text that can be drawn."""
+"""How pictures look: one colour, line and marker per role and variant, and text that can be drawn.
+
+They are the same in all pictures but those of `series`, where a curve is of several variants.
+"""
 
 import io
 from collections import Counter

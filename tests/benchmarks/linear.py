@@ -82,7 +82,7 @@ def row(tokens: int, classes: int, given: argparse.Namespace) -> str:
   arrays = problem(tokens, classes) if full <= given.most * MIB else None
   own = losses.linear_kl if given.teacher else losses.linear_sparse_kl
   sides = 2 if given.teacher else 1
-  least = 4 * losses.linear.LEAST_TOKENS * sides * (classes + 2 * losses.linear.PART)
+  least = 4 * (losses.linear.LEAST_TOKENS * sides * (classes + 4 * losses.linear.PART) + 2 * tokens * WIDTH)
   share = given.memory * MIB if given.memory else max(int(full // 8), least)
   for memory in (None, share):
     fused = step(functools.partial(own, memory=memory))

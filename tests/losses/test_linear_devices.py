@@ -15,6 +15,11 @@ TOKENS, CLASSES = 16, 640
 BY_CLASSES, BY_TOKENS = 1, 2**26
 
 
+@pytest.fixture(autouse=True)
+def parts_by_tokens_too(monkeypatch):
+  monkeypatch.setattr("distill_jax.losses.linear.PART", 128)
+
+
 @pytest.fixture(scope="module")
 def grid():
   return jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
@@ -112,7 +117,7 @@ def test_tokens_spread_over_devices(memory, check_vma, arrays, mesh):
   check(graded(arrays["student"], arrays), alone("kl", arrays))
 
 
-@pytest.mark.parametrize("memory", [BY_CLASSES, 4 * 3 * 640 * 8])
+@pytest.mark.parametrize("memory", [BY_CLASSES, 4 * (8 * (640 + 2 * 256) + 2 * 16 * 5)])
 def test_under_jit_tokens_stay_on_their_device(memory, arrays, mesh, monkeypatch):
   monkeypatch.setattr("distill_jax.losses.linear.LEAST_TOKENS", 8)  # two chunks of tokens
   placed = jax.tree.map(

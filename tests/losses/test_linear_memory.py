@@ -37,6 +37,20 @@ def test_top_k_targets(memory, share, most):
   assert held <= most and held <= unfused / share
 
 
+@pytest.mark.parametrize("tokens, classes, memory", [(2048, 4096, 32), (4096, 6143, 64), (8192, 32_000, 256)])
+def test_budgets_are_kept(tokens, classes, memory):
+  hidden, kernel = shaped(tokens, WIDTH), shaped(WIDTH, classes)
+
+  def labelled(h, w, labels):
+    return losses.linear_cross_entropy(h, w, labels, memory=memory * MIB)
+
+  def live(h, w, g, u):
+    return losses.linear_kl(h, w, g, u, memory=memory * MIB)
+
+  assert temporaries(labelled, hidden, kernel, shaped(tokens, dtype=jnp.int32)) <= 1.1 * memory
+  assert temporaries(live, hidden, kernel, hidden, kernel) <= 1.1 * memory
+
+
 @pytest.mark.parametrize("divergence", ["kl", "jensen_shannon"])
 def test_a_live_teacher(divergence):
   def fused(h, w, g, u):
