@@ -3,16 +3,21 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 
 os.environ["XLA_FLAGS"] = " ".join(
   [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 )
 # The tests compile a lot and compute little: without LLVM's slow passes, and with the code generator that compiles
-# faster, they take half of the time. `.ci/run` has some of them compiled as users do.
+# faster, they take half of the time. `.ci/run` has some of them compiled as users do. Not the slow ones: with that
+# generator a teacher within a step rounds otherwise than one alone, and runs that must end alike do not.
 if "DISTILL_JAX_COMPILED_AS_USERS_DO" not in os.environ:
+  os.environ.setdefault(
+    "DISTILL_JAX_QUICK", "" if "--slow" in sys.argv else "--xla_cpu_use_fusion_emitters=false"
+  )
   os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-  os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+  os.environ["XLA_FLAGS"] += f" {os.environ['DISTILL_JAX_QUICK']}"  # the controller's, in its workers too
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Many tests compile the same programs, in several workers and the processes that they start.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
