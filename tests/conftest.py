@@ -13,11 +13,11 @@ os.environ["XLA_FLAGS"] = " ".join(
 # faster, they take half of the time. `.ci/run` has some of them compiled as users do. Not the slow ones: with that
 # generator a teacher within a step rounds otherwise than one alone, and runs that must end alike do not.
 if "DISTILL_JAX_COMPILED_AS_USERS_DO" not in os.environ:
-  os.environ.setdefault(
-    "DISTILL_JAX_QUICK", "" if "--slow" in sys.argv else "--xla_cpu_use_fusion_emitters=false"
-  )
-  os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-  os.environ["XLA_FLAGS"] += f" {os.environ['DISTILL_JAX_QUICK']}"  # the controller's, in its workers too
+  # The controller chooses: its workers do not see its arguments.
+  codegen = "" if "--slow" in sys.argv else "--xla_cpu_use_fusion_emitters=false"
+  os.environ.setdefault("DISTILL_JAX_TEST_CODEGEN", codegen)
+  os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+  os.environ["XLA_FLAGS"] += os.environ["DISTILL_JAX_TEST_CODEGEN"]
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Many tests compile the same programs, in several workers and the processes that they start.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
