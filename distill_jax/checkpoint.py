@@ -254,6 +254,9 @@ class Checkpoints:
     context = ocp.Context()
     context.array.saving.use_compression = False  # weights hardly shrink, and reads take half the time
     self._writer = ocp.training.Checkpointer(self.folder, context=context, cleanup_tmp_directories=True)
+    # Orbax asks jax whether to stop at this step, from its threads too. jax agrees on the number after the last one
+    # that it was asked for: where `Interruption` counts otherwise, a SIGTERM during a save would be lost.
+    self._writer._manager.reached_preemption = lambda step: False
 
   @contextlib.contextmanager
   def _writes(self):

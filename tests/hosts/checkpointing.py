@@ -2,7 +2,10 @@
 
 import functools
 import json
+import os
+import signal
 import sys
+import time
 import warnings
 
 import jax
@@ -13,6 +16,7 @@ from spawning import join
 from distill_jax import checkpoint, hosts
 from distill_jax.checkpoint import Checkpoints
 from distill_jax.fingerprint import fingerprint
+from distill_jax.train.interruption import Interrupted, Interruption
 from distill_jax.train.keeper import Keeper
 from distill_jax.types import Skips, TrainState, Variables
 
@@ -110,9 +114,29 @@ def best_in_memory():
   return {"best in memory": fingerprint(best) == fingerprint(Variables(expected.params["student"], {}))}
 
 
+def interrupted(folder):
+  """After which question both stop, where SIGTERM comes between a save and the next question of a resumed run."""
+  stopped = None
+  try:
+    with Interruption() as interruption, Checkpoints(folder) as checkpoints:
+      assert not interruption.at()
+      checkpoints.save(make_state(1000, jax.devices()))
+      if jax.process_index() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(3)  # jax looks for it once a second, and the processes agree on a number at once
+      for number in range(2, 60):
+        if interruption.at():
+          stopped = number
+          break
+        time.sleep(0.1)
+  except Interrupted:
+    pass
+  return {"stopped": stopped, "saved": Checkpoints(folder, read_only=True).steps()}
+
+
 if __name__ == "__main__":
   join()
   hosts.SEEN = 0.1
-  told = {"save": save, "restore": restored}[sys.argv[1]](*sys.argv[2:])
+  told = {"save": save, "restore": restored, "interrupted": interrupted}[sys.argv[1]](*sys.argv[2:])
   hosts.every(lambda: None)
   print("told", json.dumps(told))

@@ -69,3 +69,8 @@ def test_what_eight_devices_saved_fewer_restore(saved, devices):
 def test_what_two_processes_saved_four_restore(saved):
   for each in run(4, "restore", saved[0]):
     assert each == saved[2][0]["newest"]
+
+
+def test_sigterm_while_a_late_step_is_saved_stops_both(tmp_path):
+  for each in run(2, "interrupted", tmp_path):
+    assert each == {"stopped": 2, "saved": [1000]}
