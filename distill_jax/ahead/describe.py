@@ -13,6 +13,7 @@ from distill_jax.ahead.cached import from_cache
 from distill_jax.ahead.steps import compile_for
 from distill_jax.config import Config, ConfigError, Training
 from distill_jax.models import cast
+from distill_jax.recipes import Recipe
 from distill_jax.types import Batch, Model, Objective
 
 ROLES = ("student", "baseline", "teacher")
@@ -57,6 +58,7 @@ def compile_config(
     microbatches=training.microbatches,
     augment=config.augment(),
     mix=config.mix(),
+    on_policy=_recipe(config).on_policy if role == "student" else None,
     parts=parts,
   )
 
@@ -85,8 +87,7 @@ def describe(config: Config, topology: str, *, role: str = "student") -> str:
 
 def _network(config: Config, role: str) -> tuple[Model, Model | None, Objective, Training]:
   if role == "student":
-    variant = config.variants()[0]
-    recipe, objective = config.recipe(variant), config.variant_objective(variant)
+    recipe, objective = _recipe(config), config.variant_objective(config.variants()[0])
     teacher = _kept(config, config.teacher()) if recipe.teacher else None
     return recipe.learner or recipe.student, teacher, objective, recipe.training
   if role == "baseline":
@@ -111,8 +112,12 @@ def _kept(config: Config, teacher: Model | None) -> Model | None:
   )
 
 
+def _recipe(config: Config) -> Recipe:
+  return config.recipe(config.variants()[0])
+
+
 def _reads_cache(config: Config, role: str) -> bool:
-  recipe = config.recipe(config.variants()[0])
+  recipe = _recipe(config)
   return bool(config.cache) and role == "student" and recipe.cached and recipe.teacher == "teacher"
 
 

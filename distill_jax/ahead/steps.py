@@ -16,6 +16,7 @@ from distill_jax.ahead.chips import slice_of
 from distill_jax.ahead.compiling import compile_on, lower, shapes_of
 from distill_jax.ahead.parts import make_parts
 from distill_jax.train import make_init, make_train_step
+from distill_jax.train.replay import OnPolicy, Replay
 from distill_jax.types import Batch, Model, Objective, TrainState
 
 
@@ -33,6 +34,7 @@ def compile_for(
   microbatches: int = 1,
   augment: Callable[[Batch], Batch] | None = None,
   mix: Callable[[jax.Array, Batch], Batch] | None = None,
+  on_policy: OnPolicy | Replay | None = None,
   parts: bool = False,
 ) -> Analysis:
   """Compiles the train step for a slice of TPU chips, on a machine that needs none, or for this machine's CPU.
@@ -44,8 +46,8 @@ def compile_for(
 
   Args:
     topology: 'v4:2x2x1', 'v5e:4x4', 'v5p:8x8x8', 'v6e:16x16' and so on; or 'cpu', all CPU devices that jax has here.
-    student, teacher, objective, optimizer, microbatches, augment, mix: as in `make_train_step`. Models need no
-      weights.
+    student, teacher, objective, optimizer, microbatches, augment, mix, on_policy: as in `make_train_step`. Models
+      need no weights. Of what the student samples on policy all memory counts, but the FLOPs of one token only.
     batch: of a whole step, arrays or `ShapeDtypeStruct`s.
     axes: of the mesh, with their sizes, of which one may be -1: what is left (`sharding.make_mesh`). None: all chips
       along 'data'.
@@ -66,7 +68,7 @@ def compile_for(
   batch = shapes_of(dict(batch))
   for entry in batch.values():
     sharding.check_divisible(entry.shape[0], mesh, microbatches=microbatches)
-  arguments = _arguments(student, teacher, objective, optimizer, batch)
+  arguments = _arguments(student, teacher, objective, optimizer, batch, on_policy)
   specs = (
     sharding.state_specs(arguments[0], mesh, rules),
     sharding.specs(arguments[1], mesh, teacher_rules if arguments[1] else ()),
@@ -74,7 +76,14 @@ def compile_for(
   )
   make = functools.partial(lower, mesh=mesh, platform="cpu" if here else "tpu")
   step = make_train_step(
-    student, teacher, objective, optimizer, microbatches=microbatches, augment=augment, mix=mix
+    student,
+    teacher,
+    objective,
+    optimizer,
+    microbatches=microbatches,
+    augment=augment,
+    mix=mix,
+    on_policy=on_policy,
   )
   programs = [make(step, arguments, specs, (specs[0], PartitionSpec()), donate=True)]
   if parts and teacher is not None:
@@ -97,10 +106,11 @@ def compile_for(
   )
 
 
-def _arguments(student, teacher, objective, optimizer, batch) -> tuple[TrainState, Any, Batch]:
+def _arguments(student, teacher, objective, optimizer, batch, on_policy) -> tuple[TrainState, Any, Batch]:
   """Shapes of the train step's arguments."""
   key = jax.eval_shape(lambda: jax.random.key(0))
-  state = jax.eval_shape(make_init(student, teacher, objective, optimizer), key, batch)
+  init = make_init(student, teacher, objective, optimizer, on_policy=on_policy)
+  state = jax.eval_shape(init, key, batch)
   if teacher is None or teacher.follow is not None:
     return state, (), batch
   if teacher.variables is not None:

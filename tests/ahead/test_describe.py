@@ -68,3 +68,18 @@ def test_a_student_of_a_cache_needs_no_teacher():
   assert cached.step.products < live.step.products
   assert describe(config, "cpu").startswith("student, from the cache: ")
   assert compile_config("cpu", config, role="baseline").sizes["batch"] == live.sizes["batch"]
+
+
+def test_what_the_student_samples_is_compiled_too(config, monkeypatch):
+  recipe, shapes = type(config).recipe, []
+
+  def resampled(variables, key, batch):
+    shapes.append(batch["image"].shape)
+    return batch
+
+  monkeypatch.setattr(
+    type(config), "recipe", lambda self, variant: recipe(self, variant)._replace(on_policy=resampled)
+  )
+  compile_config("cpu", config)
+  compile_config("cpu", config, role="baseline")
+  assert set(shapes) == {(64, 8, 8, 1)}
