@@ -36,26 +36,31 @@ def score_against_number(measured: Sequence[Measured]) -> Figure | None:
   picture = figure(10, 3.8)
   panels = ((main.score, f"test {label}", factor), ("ece", "calibration error, %", 100))
   for axes, (score, name, scale) in zip(picture.subplots(1, 2), panels):
-    for group in levels:
-      mean, look = over_seeds(measured, group, score), style[group]
-      if mean is not None:
-        known_as = group.variant or group.title
-        axes.axhline(scale * mean.mean, color=look.color, linestyle=look.line, label=known_as)
-    for family, numbers in curves.items():
-      look = style[next(iter(numbers.values()))]
-      found = {number: over_seeds(measured, group, score) for number, group in numbers.items()}
-      spreads = {number: spread for number, spread in found.items() if spread is not None}
-      bars = [0 if spread.deviation is None else scale * spread.deviation for spread in spreads.values()]
-      keywords = {"color": look.color, "marker": look.marker, "linestyle": look.line, "capsize": 3}
-      means = [scale * spread.mean for spread in spreads.values()]
-      axes.errorbar([*spreads], means, bars, label=family, **keywords)
-    ticks = sorted({number for numbers in curves.values() for number in numbers})
-    axes.set(xscale="log", xlabel="number", ylabel=name)
-    axes.set_xticks(ticks, [f"{number:,}" for number in ticks])
-    axes.minorticks_off()
+    _draw(axes, measured, score, scale, levels, curves, style)
+    axes.set(ylabel=name)
   known = {name: line for axes in picture.axes for line, name in zip(*axes.get_legend_handles_labels())}
   picture.legend(list(known.values()), list(known), loc="outside lower center", ncols=4)
   return picture
+
+
+def _draw(axes, measured, score, scale, levels, curves, style) -> None:
+  for group in levels:
+    mean, look = over_seeds(measured, group, score), style[group]
+    if mean is not None:
+      known_as = group.variant or group.title
+      axes.axhline(scale * mean.mean, color=look.color, linestyle=look.line, label=known_as)
+  for family, numbers in curves.items():
+    look = style[next(iter(numbers.values()))]
+    found = {number: over_seeds(measured, group, score) for number, group in numbers.items()}
+    spreads = {number: spread for number, spread in found.items() if spread is not None}
+    bars = [0 if spread.deviation is None else scale * spread.deviation for spread in spreads.values()]
+    means = [scale * spread.mean for spread in spreads.values()]
+    keywords = {"color": look.color, "marker": look.marker, "linestyle": look.line, "capsize": 3}
+    axes.errorbar([*spreads], means, bars, label=family, **keywords)
+  ticks = sorted({number for numbers in curves.values() for number in numbers})
+  axes.set(xscale="log", xlabel="number")
+  axes.set_xticks(ticks, [f"{number:,}" for number in ticks])
+  axes.minorticks_off()
 
 
 def _levels(measured: Sequence[Measured]) -> list[Group]:
