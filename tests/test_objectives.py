@@ -88,6 +88,16 @@ def test_rows_count_that_are_labelled_and_valid(rng):
   assert nothing == 0
 
 
+@pytest.mark.parametrize("shape", [(6,), (6, 3)])
+def test_labels_of_what_the_student_wrote_do_not_count(rng, shape):
+  z, y = draw(rng, *shape, 4), rng.integers(0, 4, shape).astype(np.int32)
+  batch = {"label": y, "where": np.arange(6) != 5, "sampled": np.arange(6) % 3 == 1}
+  _, mean = evaluate(labels(), {"logits": z}, {}, batch)
+  true = [0, 2, 3]
+  expected = -np.log(np.take_along_axis(softmax64(z[true]), y[true][..., None], -1)).mean()
+  np.testing.assert_allclose(mean, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("masked", ["rows", "tokens"])
 def test_masks_of_rows_and_of_tokens(rng, masked):
   z, y = draw(rng, 4, 3, 5), rng.integers(0, 5, (4, 3)).astype(np.int32)

@@ -143,6 +143,16 @@ def valid_rows(batch: Batch, known=None):
   return where & known
 
 
+def truly_labelled(batch: Batch, known):
+  """Of what is `known` (bool, rows first), that whose label is true: the student did not write the row."""
+  if "sampled" not in batch:
+    return known
+  sampled = jnp.asarray(batch["sampled"])
+  if sampled.dtype != jnp.bool_ or sampled.shape != known.shape[:1]:
+    raise ValueError(f"sampled: expected rows, bool {known.shape[:1]}, got {sampled.dtype} {sampled.shape}")
+  return known & ~sampled.reshape(sampled.shape + (1,) * (known.ndim - 1))
+
+
 def batch_entry(batch: Mapping[str, Any], name: str):
   if name not in batch:
     raise ValueError(f"the batch has no {name!r}{suggest(name, batch)}")
