@@ -70,13 +70,18 @@ def _plain(value: Any) -> Any:
 def _read(path: str) -> Config:
   spec: Any = importlib.util.spec_from_file_location(Path(path).stem, path)
   module = importlib.util.module_from_spec(spec)
+  folder, before = Path(path).resolve().parent, dict(sys.modules)
   sys.modules[spec.name] = module  # dataclasses look their module up
-  sys.path.insert(0, str(Path(path).resolve().parent))
+  sys.path.insert(0, str(folder))
   try:
     spec.loader.exec_module(module)
   finally:
     sys.path.pop(0)
-    del sys.modules[spec.name]
+    # A config of another folder may import files of the same names.
+    new = [name for name, m in sys.modules.items() if m is not before.get(name) and _folder(m) == folder]
+    for name in new:
+      del sys.modules[name]
+    sys.modules.update({name: before[name] for name in new if name in before})
   if not hasattr(module, "get_config"):
     raise ConfigError(f"{path} defines no get_config()")
   config = module.get_config()
@@ -85,6 +90,10 @@ def _read(path: str) -> Config:
       f"{path}: get_config() must return a distill_jax.config.Config, got {type(config).__name__}"
     )
   return config
+
+
+def _folder(module: types.ModuleType) -> Path:
+  return Path(getattr(module, "__file__", None) or "").resolve().parent
 
 
 def _override(config: Config, arguments: list[str]) -> Config:

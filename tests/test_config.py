@@ -1,7 +1,9 @@
 """Configs: overrides, types, suggestions, ranges; every refusal names the field, what came and what was expected."""
 
+import sys
 import textwrap
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -126,6 +128,19 @@ def test_a_config_may_build_on_one_beside_it(job, tmp_path):
   path = tmp_path / "colder.py"
   path.write_text("from job import Job\n\ndef get_config():\n  return Job(temperature=1.0)\n")
   assert loading.load(str(path), ["weight=0.25"]).temperature == 1.0
+
+
+def test_configs_of_two_folders_may_build_on_files_of_one_name(job, tmp_path):
+  text = Path(job).read_text()
+  for folder, temperature in (("a", 1.0), ("b", 2.0)):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "shared.py").write_text(text + f"\nTEMPERATURE = {temperature}\n")
+    (tmp_path / folder / "mine.py").write_text(
+      "from shared import TEMPERATURE, Job\n\ndef get_config():\n  return Job(temperature=TEMPERATURE)\n"
+    )
+  before = {*sys.modules}
+  found = [loading.load(str(tmp_path / folder / "mine.py")).temperature for folder in "ab"]
+  assert found == [1.0, 2.0] and not {"shared", "mine"} & ({*sys.modules} - before)
 
 
 def test_differences_name_fields_old_and_new():
