@@ -31,10 +31,7 @@ FINITE = [kind for kind in DENSE if kind != "reverse_kl"]  # where the teacher h
 BY_CLASSES, BY_TOKENS = 1, 2**26
 MODES = pytest.mark.parametrize("memory", [BY_CLASSES, BY_TOKENS], ids=["classes", "tokens"])
 
-
-@pytest.fixture(autouse=True)
-def parts_by_tokens_too(monkeypatch):
-  monkeypatch.setattr("distill_jax.losses.linear.PART", 128)
+pytestmark = pytest.mark.usefixtures("parts_by_tokens_too")
 
 
 def problem(tokens=7, width=5, dtype=np.float64, seed=0):

@@ -14,10 +14,7 @@ from distill_jax import losses
 TOKENS, CLASSES = 16, 640
 BY_CLASSES, BY_TOKENS = 1, 2**26
 
-
-@pytest.fixture(autouse=True)
-def parts_by_tokens_too(monkeypatch):
-  monkeypatch.setattr("distill_jax.losses.linear.PART", 128)
+pytestmark = pytest.mark.usefixtures("parts_by_tokens_too")
 
 
 @pytest.fixture(scope="module")

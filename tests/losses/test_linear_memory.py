@@ -51,6 +51,14 @@ def test_budgets_are_kept(tokens, classes, memory):
   assert temporaries(live, hidden, kernel, hidden, kernel) <= 1.1 * memory
 
 
+def test_the_gradient_of_many_hidden_states_is_a_part_of_the_budget():
+  def labelled(h, w, labels):
+    return losses.linear_cross_entropy(h, w, labels, memory=80 * MIB)
+
+  shapes = shaped(16_384, WIDTH), shaped(WIDTH, 2048), shaped(16_384, dtype=jnp.int32)
+  assert temporaries(labelled, *shapes) <= 80
+
+
 @pytest.mark.parametrize("divergence", ["kl", "jensen_shannon"])
 def test_a_live_teacher(divergence):
   def fused(h, w, g, u):
