@@ -14,51 +14,50 @@ of 330, and on this CPU 1.2 times as long.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import numpy as np
-from fashion_mnist_10k import FashionMnist10k
 from fashion_mnist_vit import Transformers
 from flax import nnx
 
 from distill_jax.compression.quantize import fake_quantized, quantized
 from distill_jax.models import from_nnx
 from distill_jax.models.vit import ViT
+from distill_jax.recipes import Recipe
+from distill_jax.types import Model, Variables
 
+VARIANTS = ("kd", "rounded", "int8")
 IMAGE = np.zeros((1, 28, 28, 1), np.float32)
 
 
-@dataclasses.dataclass
-class Int8Students(FashionMnist10k):
-  """As `FashionMnist10k`, with students that are served in int8."""
+def in_int8(recipe: Recipe, variant: str, make_module: Callable[[nnx.Rngs], nnx.Module]) -> Recipe:
+  """The recipe of one of `VARIANTS`, from that of the student in float, whose network `make_module` makes."""
+  if variant == "kd":
+    return recipe
 
-  def variants(self):
-    return ("kd", "rounded", "int8")
+  def served(variables: Variables) -> Model:
+    return from_nnx(quantized(make_module, variables, IMAGE))
 
-  def recipe(self, variant):
-    made = super().recipe(variant)
-    if variant == "kd":
-      return made
-    learner = self.student() if variant == "rounded" else from_nnx(fake_quantized(self.module))
-    any_weights = self.student().init(jax.random.key(0), {"image": IMAGE})
-    return made._replace(student=self._served(any_weights), learner=learner, exported=self._weights)
+  def weights(variables):
+    return served(variables).variables
 
-  def module(self, rngs: nnx.Rngs) -> nnx.Module:
-    """The student's network."""
-    raise NotImplementedError
-
-  def _served(self, variables):
-    return from_nnx(quantized(self.module, variables, IMAGE))
-
-  def _weights(self, variables):
-    return self._served(variables).variables
+  any_weights = recipe.student.init(jax.random.key(0), {"image": IMAGE})
+  learner = recipe.student if variant == "rounded" else from_nnx(fake_quantized(make_module))
+  return recipe._replace(student=served(any_weights), learner=learner, exported=weights)
 
 
 @dataclasses.dataclass
-class Int8(Int8Students, Transformers):
+class Int8(Transformers):
   """As `Transformers`, with students that are served in int8."""
 
-  def module(self, rngs):
+  def variants(self):
+    return VARIANTS
+
+  def recipe(self, variant):
+    return in_int8(super().recipe(variant), variant, self._module)
+
+  def _module(self, rngs):
     return ViT(1, 28, 10, self.student_width, self.student_depth, 4, patch=7, rngs=rngs)
 
 

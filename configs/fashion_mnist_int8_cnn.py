@@ -13,16 +13,23 @@ teacher, of the same settings, has 88.47: since then max pooling has another der
 
 import dataclasses
 
-from fashion_mnist_int8 import Int8Students
+from fashion_mnist_10k import FashionMnist10k
+from fashion_mnist_int8 import VARIANTS, in_int8
 
 from distill_jax.models.cnn import CNN
 
 
 @dataclasses.dataclass
-class Int8Convolutions(Int8Students):
+class Int8Convolutions(FashionMnist10k):
   """As `FashionMnist10k`, with students that are served in int8."""
 
-  def module(self, rngs):
+  def variants(self):
+    return VARIANTS
+
+  def recipe(self, variant):
+    return in_int8(super().recipe(variant), variant, self._module)
+
+  def _module(self, rngs):
     return CNN(1, self.student_widths, 10, rngs=rngs)
 
 

@@ -89,7 +89,28 @@ def _read(path: str) -> Config:
     raise ConfigError(
       f"{path}: get_config() must return a distill_jax.config.Config, got {type(config).__name__}"
     )
+  _check_defaults(type(config))
   return config
+
+
+def _check_defaults(made: type[Config]) -> None:
+  """Refuses fields whose new default Python would leave out without a word."""
+  for field in dataclasses.fields(made):
+    name = field.name
+    owner = next(c for c in made.__mro__ if name in {**c.__dict__, **c.__dict__.get("__annotations__", {})})
+    own_fields = owner.__dict__.get("__dataclass_fields__", {})
+    if name not in owner.__dict__.get("__annotations__", {}):
+      why = f"without its type: write `{name}: TYPE = ...`"
+    elif name not in own_fields:
+      why = "but is no dataclass: put @dataclasses.dataclass before it"
+    elif made.__dataclass_fields__[name] is not own_fields[name]:
+      why = (
+        "but of several bases a dataclass takes the first one's, even where that one only inherits it: derive from one "
+        "config, and share functions"
+      )
+    else:
+      continue
+    raise ConfigError(f"{made.__name__}.{name}: {owner.__name__} sets it, {why}")
 
 
 def _folder(module: types.ModuleType) -> Path:

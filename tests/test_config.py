@@ -130,6 +130,47 @@ def test_a_config_may_build_on_one_beside_it(job, tmp_path):
   assert loading.load(str(path), ["weight=0.25"]).temperature == 1.0
 
 
+@pytest.mark.parametrize(
+  ("mine", "message"),
+  [
+    (
+      "@dataclass\nclass Mine(Job):\n  temperature = 2.0",
+      "Mine.temperature: Mine sets it, without its type: write `temperature: ",
+    ),
+    ("class Mine(Job):\n  temperature: float = 2.0", "sets it, but is no dataclass"),
+    (
+      "@dataclass\nclass Mine(Same, Colder):\n  pass",
+      "Mine.temperature: Colder sets it, but of several bases",
+    ),
+    ("@dataclass\nclass Mine(Colder, Same):\n  pass", None),
+    ("@dataclass\nclass Mine(Colder):\n  flag: bool = True", None),
+  ],
+)
+def test_a_default_that_would_be_left_out_is_refused(job, tmp_path, mine, message):
+  path = tmp_path / "mine.py"
+  path.write_text(
+    textwrap.dedent("""
+      from dataclasses import dataclass
+      from job import Job
+
+      @dataclass
+      class Colder(Job):
+        temperature: float = 1.0
+
+      @dataclass
+      class Same(Job):
+        pass
+
+    """)
+    + f"{mine}\n\ndef get_config():\n  return Mine()\n"
+  )
+  if message is None:
+    assert loading.load(str(path)).temperature == 1.0
+  else:
+    with pytest.raises(ConfigError, match=message):
+      loading.load(str(path))
+
+
 def test_configs_of_two_folders_may_build_on_files_of_one_name(job, tmp_path):
   text = Path(job).read_text()
   for folder, temperature in (("a", 1.0), ("b", 2.0)):
