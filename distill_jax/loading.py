@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import re
 import sys
 import types
@@ -15,6 +16,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from distill_jax.config import Config, ConfigError, prefixed
+
+_BESIDE: list[str] = []  # modules that the last config imported from its own folder
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> Config:
@@ -70,6 +73,9 @@ def _plain(value: Any) -> Any:
 def _read(path: str) -> Config:
   spec: Any = importlib.util.spec_from_file_location(Path(path).stem, path)
   module = importlib.util.module_from_spec(spec)
+  # Another folder may have files of these names. They stay until now: functions of the last config may import them.
+  while _BESIDE:
+    sys.modules.pop(_BESIDE.pop(), None)
   folder, before = Path(path).resolve().parent, dict(sys.modules)
   sys.modules[spec.name] = module  # dataclasses look their module up
   sys.path.insert(0, str(folder))
@@ -77,11 +83,10 @@ def _read(path: str) -> Config:
     spec.loader.exec_module(module)
   finally:
     sys.path.pop(0)
-    # A config of another folder may import files of the same names.
-    new = [name for name, m in sys.modules.items() if m is not before.get(name) and _folder(m) == folder]
-    for name in new:
-      del sys.modules[name]
-    sys.modules.update({name: before[name] for name in new if name in before})
+    del sys.modules[spec.name]
+    if spec.name in before:
+      sys.modules[spec.name] = before[spec.name]
+    _BESIDE.extend(name for name in sys.modules.keys() - before.keys() if _lies_in(folder, sys.modules[name]))
   if not hasattr(module, "get_config"):
     raise ConfigError(f"{path} defines no get_config()")
   config = module.get_config()
@@ -89,32 +94,43 @@ def _read(path: str) -> Config:
     raise ConfigError(
       f"{path}: get_config() must return a distill_jax.config.Config, got {type(config).__name__}"
     )
-  _check_defaults(type(config))
+  _check_defaults(config)
   return config
 
 
-def _check_defaults(made: type[Config]) -> None:
-  """Refuses fields whose new default Python would leave out without a word."""
+def _lies_in(folder: Path, module: types.ModuleType) -> bool:
+  file = getattr(module, "__file__", None)
+  return file is not None and "." not in module.__name__ and Path(file).resolve().parent == folder
+
+
+def _check_defaults(value: Any) -> None:
+  """Refuses fields of a dataclass, and of those in it, whose new default Python would leave out without a word."""
+  made = type(value)
   for field in dataclasses.fields(made):
     name = field.name
-    owner = next(c for c in made.__mro__ if name in {**c.__dict__, **c.__dict__.get("__annotations__", {})})
-    own_fields = owner.__dict__.get("__dataclass_fields__", {})
-    if name not in owner.__dict__.get("__annotations__", {}):
+    owner = next(c for c in made.__mro__ if _gives(c, name))
+    own = owner.__dict__.get("__dataclass_fields__", {})
+    if name not in inspect.get_annotations(owner):
       why = f"without its type: write `{name}: TYPE = ...`"
-    elif name not in own_fields:
+    elif name not in own:
       why = "but is no dataclass: put @dataclasses.dataclass before it"
-    elif made.__dataclass_fields__[name] is not own_fields[name]:
+    elif made.__dataclass_fields__[name] is not own[name]:
       why = (
         "but of several bases a dataclass takes the first one's, even where that one only inherits it: derive from one "
         "config, and share functions"
       )
     else:
+      if dataclasses.is_dataclass(getattr(value, name)):
+        _check_defaults(getattr(value, name))
       continue
     raise ConfigError(f"{made.__name__}.{name}: {owner.__name__} sets it, {why}")
 
 
-def _folder(module: types.ModuleType) -> Path:
-  return Path(getattr(module, "__file__", None) or "").resolve().parent
+def _gives(owner: type, name: str) -> bool:
+  """Whether a class itself gives a default, or a field: slots and properties of the name are neither."""
+  value = owner.__dict__.get(name)
+  is_field = name in inspect.get_annotations(owner) and name in owner.__dict__.get("__dataclass_fields__", {})
+  return is_field or (name in owner.__dict__ and not hasattr(value, "__set__"))
 
 
 def _override(config: Config, arguments: list[str]) -> Config:
