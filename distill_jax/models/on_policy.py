@@ -47,8 +47,8 @@ def resample(
       tokens: prompt, sample, then 0.
       label: the next token, where it is sampled; else `UNLABELLED`. The last token's is not known.
       segments, positions (if the batch has them): those of one document; the segment is -1 behind its end.
-      sampled: bool [B], new: the rows that were replaced. Their labels are no truth, and the hard-label parts of
-        `objectives.tokens` and `next_tokens` leave them out.
+      sampled: bool [B], new: the rows that were replaced. Their labels are no truth: accuracy, `objectives.labels`,
+        `next_tokens` and the hard-label part of `tokens` leave them out. Divergences that take labels (DKD) do not.
     A row whose first segment is -1 has no document to go on with, and stays as it is.
 
   Raises:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from distill_jax import metrics, reduce
+from distill_jax.objectives.calls import truly_labelled, valid_rows
 from distill_jax.train.replay import OnPolicy, Replay
 from distill_jax.types import Batch, Model, Objective, Outputs, Skips, TrainState, Variables
 
@@ -310,9 +311,7 @@ def _accuracy(outputs: Outputs, batch: Batch) -> dict[str, reduce.Pair]:
   logits, label = outputs.get("logits"), batch.get("label")
   if logits is None or label is None or not jnp.issubdtype(label.dtype, jnp.integer):
     return {}
-  where = label >= 0
-  if "where" in batch:
-    where &= batch["where"].reshape(batch["where"].shape + (1,) * (label.ndim - batch["where"].ndim))
+  where = valid_rows(batch, truly_labelled(batch, label >= 0))
   return {"accuracy": reduce.total(logits.argmax(-1) == label, where)}
 
 

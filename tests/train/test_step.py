@@ -323,6 +323,21 @@ def test_dropout_differs_from_step_to_step_and_repeats_with_the_key(rng):
   assert reduce.value(first["loss"]) == reduce.value(again["loss"])
 
 
+def test_accuracy_leaves_out_what_the_student_wrote(rng):
+  student = from_nnx(Student(nnx.Rngs(0)))
+
+  def own_labels(variables, key, batch):
+    logits = student.apply(*variables, batch, train=False, key=None)[0]["logits"]
+    sampled = jnp.arange(16) % 2 == 0
+    label = jnp.where(sampled, logits.argmax(-1), logits.argmin(-1))  # its own are right, the others wrong
+    return {**batch, "label": label, "sampled": sampled}
+
+  state, step, taught = setup(rng, student, on_policy=own_labels)
+  b = batch(rng)
+  measured = step(state, taught, b)[1]["accuracy"]
+  assert measured == (0, (b["where"] & (b["id"] % 2 == 1)).sum())
+
+
 def test_training_without_a_teacher_is_the_same_step(rng):
   student = from_nnx(Student(nnx.Rngs(0)))
   goal = objectives.weighted(hard=(1.0, objectives.labels()))
