@@ -63,7 +63,10 @@ def _describe_step(job: Job, network: Network) -> None:
     teacher = as_kept(teacher, config.kept())
   objective = network.objective(None)
   with prefixed(f"{network.role} and its objective"):
-    state = make_init(network.learner, teacher, objective, training.optimizer())(key, batch)
+    init = make_init(
+      network.learner, teacher, objective, training.optimizer(), on_policy=network.recipe.on_policy
+    )
+    state = init(key, batch)
   step = make_train_step(
     network.learner,
     teacher,

@@ -60,7 +60,7 @@ def _steps(job: Job, network: Network) -> Run:
     "on_policy": network.recipe.on_policy,
   }
   step = make_train_step(*parts, microbatches=training.microbatches, **options)
-  state = make_init(*parts)(key, batch)
+  state = make_init(*parts, on_policy=network.recipe.on_policy)(key, batch)
   taught_by: Any = ()
   if teacher is not None and teacher.follow is None:
     taught_by = teacher.variables or teacher.init(key, batch)
