@@ -5,9 +5,11 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from distill_jax import hosts
 
+ROOT = Path(__file__).parents[2]
 _PLACE = "DISTILL_JAX_TEST_HOST"
 
 
@@ -22,6 +24,8 @@ def spawn(count, script, *arguments, devices=8):
     "--xla_llvm_disable_expensive_passes=true",
   ]
   environment = {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
+  # A script's own folder is where Python looks first: these tests are of the tree that they lie in.
+  environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
   return [
     subprocess.Popen(
       [sys.executable, str(script), *map(str, arguments)],
