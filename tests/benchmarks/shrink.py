@@ -4,22 +4,23 @@ python tests/benchmarks/shrink.py [--quick] [--pairs N]
 
 Prints a Markdown table for networks of these widths on 28x28 images, evaluation, float32: the pruned network says what
 the masked one says to 1e-5, and both are timed by turns. Ratios are of medians, by this process' processor time, which
-others on the machine move less than the clock on the wall, and by that clock. What --pairs 25 printed on two cores that
-other programs used too, with jax 0.10.2:
+others on the machine move less than the clock on the wall, and by that clock. What --pairs 25 printed on two quiet
+cores, with jax 0.10.2:
 
 | network | batch | processor time | wall | dense, examples/s | shrunk |
 |---|---|---|---|---|---|
-| CNN 16, 32, 64 | 1 | 1.15 | 1.17 | 5,013 | 5,848 |
-| CNN 16, 32, 64 | 128 | 1.12 | 1.23 | 8,453 | 10,435 |
-| CNN 32, 64, 128 | 1 | 1.46 | 1.45 | 2,172 | 3,155 |
-| CNN 32, 64, 128 | 128 | 1.64 | 1.66 | 3,587 | 5,966 |
-| CNN 64, 128, 256 | 1 | 3.34 | 2.45 | 1,223 | 2,994 |
-| CNN 64, 128, 256 | 128 | 3.61 | 3.00 | 884 | 2,648 |
-| VGG-11, a quarter | 1 | 3.20 | 1.99 | 3,821 | 7,594 |
-| VGG-11, a quarter | 128 | 1.85 | 2.17 | 4,564 | 9,896 |
+| CNN 16, 32, 64 | 1 | 1.08 | 1.11 | 9,939 | 11,020 |
+| CNN 16, 32, 64 | 128 | 1.22 | 1.20 | 35,999 | 43,303 |
+| CNN 32, 64, 128 | 1 | 1.32 | 1.38 | 6,984 | 9,659 |
+| CNN 32, 64, 128 | 128 | 1.67 | 1.67 | 21,034 | 35,024 |
+| CNN 64, 128, 256 | 1 | 3.22 | 2.57 | 2,764 | 7,100 |
+| CNN 64, 128, 256 | 128 | 3.66 | 3.61 | 5,984 | 21,587 |
+| VGG-11, a quarter | 1 | 2.17 | 1.75 | 4,045 | 7,085 |
+| VGG-11, a quarter | 128 | 1.94 | 1.96 | 17,047 | 33,341 |
 
 A shrunk network of 8, 16, 32 channels has about a fourth of the multiplications and hardly gains: what is left is
-pooling, norms and calls. From 32, 64, 128 channels on the goal of 1.4 is reached, at batch 1 as well.
+pooling, norms and calls. From 32, 64, 128 channels on the goal of 1.4 is reached at batch 128, and at batch 1 from
+twice as many on.
 """
 
 import argparse
