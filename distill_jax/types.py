@@ -8,7 +8,8 @@ import jax
 Tree = Any  # a pytree of arrays
 Batch = Mapping[str, Any]
 """Arrays of one batch, rows first: 'id' (row in the full named split), 'view', 'image' or 'tokens',
-'label' (int [B], or rows of probabilities [B, C]), 'where' (valid rows, bool [B]), 'teacher/...'."""
+'label' (int [B], or rows of probabilities [B, C]), 'where' (valid rows, bool [B]), 'sampled' (rows that the student
+wrote, bool [B]), 'teacher/...'."""
 
 Outputs = Mapping[str, Any]
 """What a model says about a batch: 'logits' [B, C] and every named feature that anyone may distil."""
