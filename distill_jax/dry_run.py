@@ -61,21 +61,16 @@ def _describe_step(job: Job, network: Network) -> None:
   taught_by = jax.eval_shape(teacher.init, key, batch) if teacher and not teacher.follow else ()
   if network.cached and teacher is not None:
     teacher = as_kept(teacher, config.kept())
-  objective = network.objective(None)
+  parts = network.learner, teacher, network.objective(None), training.optimizer()
+  on_policy = network.recipe.on_policy
   with prefixed(f"{network.role} and its objective"):
-    init = make_init(
-      network.learner, teacher, objective, training.optimizer(), on_policy=network.recipe.on_policy
-    )
-    state = init(key, batch)
+    state = make_init(*parts, on_policy=on_policy)(key, batch)
   step = make_train_step(
-    network.learner,
-    teacher,
-    objective,
-    training.optimizer(),
+    *parts,
     microbatches=training.microbatches,
     augment=config.augment(),
     mix=config.mix(),
-    on_policy=network.recipe.on_policy,
+    on_policy=on_policy,
   )
   compiled = jax.jit(step, donate_argnums=0).lower(state, taught_by, batch).compile()
   memory: Any = compiled.memory_analysis()

@@ -107,23 +107,28 @@ def _check_defaults(value: Any) -> None:
   """Refuses fields of a dataclass, and of those in it, whose new default Python would leave out without a word."""
   made = type(value)
   for field in dataclasses.fields(made):
-    name = field.name
-    owner = next(c for c in made.__mro__ if _gives(c, name))
-    own = owner.__dict__.get("__dataclass_fields__", {})
-    if name not in inspect.get_annotations(owner):
-      why = f"without its type: write `{name}: TYPE = ...`"
-    elif name not in own:
-      why = "but is no dataclass: put @dataclasses.dataclass before it"
-    elif made.__dataclass_fields__[name] is not own[name]:
-      why = (
-        "but of several bases a dataclass takes the first one's, even where that one only inherits it: derive from one "
-        "config, and share functions"
-      )
-    else:
-      if dataclasses.is_dataclass(getattr(value, name)):
-        _check_defaults(getattr(value, name))
-      continue
-    raise ConfigError(f"{made.__name__}.{name}: {owner.__name__} sets it, {why}")
+    owner = next(c for c in made.__mro__ if _gives(c, field.name))
+    why = _why_lost(field, owner)
+    if why:
+      raise ConfigError(f"{made.__name__}.{field.name}: {owner.__name__} sets it, {why}")
+    inner = getattr(value, field.name)
+    if dataclasses.is_dataclass(inner):
+      _check_defaults(inner)
+
+
+def _why_lost(field: dataclasses.Field, owner: type) -> str:
+  """Why a field of a dataclass is not the one that a class gives; empty if it is."""
+  name, fields = field.name, owner.__dict__.get("__dataclass_fields__", {})
+  if name not in inspect.get_annotations(owner):
+    return f"without its type: write `{name}: TYPE = ...`"
+  if name not in fields:
+    return "but is no dataclass: put @dataclasses.dataclass before it"
+  if field is not fields[name]:
+    return (
+      "but of several bases a dataclass takes the first one's, even where that one only inherits it: derive from one "
+      "config, and share functions"
+    )
+  return ""
 
 
 def _gives(owner: type, name: str) -> bool:

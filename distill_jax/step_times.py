@@ -54,13 +54,15 @@ def _steps(job: Job, network: Network) -> Run:
   batches = examples.training_batches(config, trained_on(job, network.role), training.batch_size)
   batch = jax.device_put(next(batches))
   parts = network.learner, teacher, network.objective(None), training.optimizer()
-  options: dict[str, Any] = {
-    "augment": config.augment(),
-    "mix": config.mix(),
-    "on_policy": network.recipe.on_policy,
-  }
-  step = make_train_step(*parts, microbatches=training.microbatches, **options)
-  state = make_init(*parts, on_policy=network.recipe.on_policy)(key, batch)
+  on_policy = network.recipe.on_policy
+  step = make_train_step(
+    *parts,
+    microbatches=training.microbatches,
+    augment=config.augment(),
+    mix=config.mix(),
+    on_policy=on_policy,
+  )
+  state = make_init(*parts, on_policy=on_policy)(key, batch)
   taught_by: Any = ()
   if teacher is not None and teacher.follow is None:
     taught_by = teacher.variables or teacher.init(key, batch)

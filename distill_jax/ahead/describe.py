@@ -14,6 +14,7 @@ from distill_jax.ahead.steps import compile_for
 from distill_jax.config import Config, ConfigError, Training
 from distill_jax.models import cast
 from distill_jax.recipes import Recipe
+from distill_jax.train.replay import OnPolicy
 from distill_jax.types import Batch, Model, Objective
 
 ROLES = ("student", "baseline", "teacher")
@@ -40,7 +41,7 @@ def compile_config(
   Raises:
     ValueError, ImportError, RuntimeError: as `compile_for`; or there is no such network to train.
   """
-  learner, teacher, objective, training = _network(config, role)
+  learner, teacher, objective, training, on_policy = _network(config, role)
   batch = _batch(config, role, training.batch_size)
   cached = _reads_cache(config, role)
   if cached and teacher is not None:
@@ -58,7 +59,7 @@ def compile_config(
     microbatches=training.microbatches,
     augment=config.augment(),
     mix=config.mix(),
-    on_policy=_recipe(config).on_policy if role == "student" else None,
+    on_policy=on_policy,
     parts=parts,
   )
 
@@ -85,13 +86,13 @@ def describe(config: Config, topology: str, *, role: str = "student") -> str:
   return "\n".join(lines)
 
 
-def _network(config: Config, role: str) -> tuple[Model, Model | None, Objective, Training]:
+def _network(config: Config, role: str) -> tuple[Model, Model | None, Objective, Training, OnPolicy | None]:
   if role == "student":
     recipe, objective = _recipe(config), config.variant_objective(config.variants()[0])
     teacher = _kept(config, config.teacher()) if recipe.teacher else None
-    return recipe.learner or recipe.student, teacher, objective, recipe.training
+    return recipe.learner or recipe.student, teacher, objective, recipe.training, recipe.on_policy
   if role == "baseline":
-    return config.student(), None, config.plain_objective(), config.student_training
+    return config.student(), None, config.plain_objective(), config.student_training, None
   if role != "teacher":
     raise ValueError(f"role: expected one of {ROLES}, got {role!r}")
   teacher = config.teacher()
@@ -99,7 +100,7 @@ def _network(config: Config, role: str) -> tuple[Model, Model | None, Objective,
     raise ConfigError(
       "teacher: this config trains none: there is none, it has its weights, or it follows the student"
     )
-  return teacher, None, config.plain_objective(), config.teacher_training
+  return teacher, None, config.plain_objective(), config.teacher_training, None
 
 
 def _kept(config: Config, teacher: Model | None) -> Model | None:
