@@ -10,7 +10,7 @@ __all__ = ["__version__", "load_student"]
 
 def __getattr__(name):
   if name == "load_student":  # lazy: it needs safetensors, which `losses` does not
-    from distill_jax.export import load_student
+    from distill_jax.storage.student import load_student
 
     return load_student
   raise AttributeError(f"module 'distill_jax' has no attribute {name!r}")

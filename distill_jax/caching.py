@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from distill_jax import hosts, sharding
 from distill_jax.cache import Cache, Incomplete, describe, estimate, open_cache, verify, write_cache
 from distill_jax.cache.codecs import output_of
 from distill_jax.cache.estimates import row_bytes, table
@@ -20,6 +19,7 @@ from distill_jax.cache.writer import plan
 from distill_jax.config import ConfigError, Taught
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
+from distill_jax.distributed import hosts, sharding
 from distill_jax.jobs import Job, trained_on
 from distill_jax.loading import settings
 from distill_jax.models import decoder

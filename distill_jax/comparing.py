@@ -6,11 +6,11 @@ from pathlib import Path
 import jax
 
 from distill_jax import examples, metrics, report
-from distill_jax.checkpoint import load_student
 from distill_jax.compression.sizes import disk_bytes, layer_zeros
 from distill_jax.config import ConfigError, Splits
 from distill_jax.jobs import ORIGINS, RESULT, ROLES, Job, Network, networks
 from distill_jax.step_times import step_times
+from distill_jax.storage.checkpoint import load_student
 from distill_jax.types import Batch, Model, Variables
 
 

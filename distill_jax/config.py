@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from distill_jax import objectives, sharding
+from distill_jax import objectives
 from distill_jax.cache.codecs import Codec, Dense
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
+from distill_jax.distributed import sharding
 from distill_jax.errors import suggest
 from distill_jax.recipes import ConfigError, Recipe, Taught, Training, check, check_recipe, prefixed
 from distill_jax.types import Batch, Model, Objective, Variables

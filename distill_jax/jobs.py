@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from distill_jax.config import Config, Examples, Recipe, Splits, Taught, Training
-from distill_jax.export import DESCRIPTION, WEIGHTS
+from distill_jax.storage.student import DESCRIPTION, WEIGHTS
 from distill_jax.types import Model, Objective
 
 ROLES = ("teacher", "baseline", "student")  # a student may start from its baseline

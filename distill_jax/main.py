@@ -16,17 +16,19 @@ from typing import Any
 
 import jax
 
-from distill_jax import ahead, files, hosts, loading
-from distill_jax.compilation import keep_programs
+from distill_jax import ahead, loading
 from distill_jax.config import Config, ConfigError
+from distill_jax.distributed import hosts
+from distill_jax.distributed.compilation import keep_programs
+from distill_jax.distributed.interruption import Interrupted
 from distill_jax.dry_run import describe
 from distill_jax.errors import suggest
 from distill_jax.jobs import EXTRA_STAGES, STAGES, Job
-from distill_jax.lease import Lease
 from distill_jax.prechecks import check
 from distill_jax.stages import run_stages
+from distill_jax.storage import files
+from distill_jax.storage.lease import Lease
 from distill_jax.train import NonFiniteError
-from distill_jax.train.interruption import Interrupted
 from distill_jax.train.profile import parse_steps
 from distill_jax.version import __version__
 

@@ -5,12 +5,14 @@ from collections.abc import Collection
 import jax
 import numpy as np
 
-from distill_jax import examples, seal, sharding
+from distill_jax import examples
 from distill_jax.cache.predictor import as_kept
 from distill_jax.cache.store import open_store
 from distill_jax.config import ConfigError, Taught, prefixed
 from distill_jax.data import Source
+from distill_jax.distributed import sharding
 from distill_jax.jobs import ROLES, Job, Network, different, trained_on
+from distill_jax.storage import seal
 from distill_jax.train import make_init
 from distill_jax.types import Batch, Model, Variables
 

@@ -9,12 +9,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from distill_jax import caching, examples, files, hosts, sharding
-from distill_jax.checkpoint import export_student, load_student
+from distill_jax import caching, examples
 from distill_jax.comparing import write_report
 from distill_jax.compression.provenance import describe
 from distill_jax.config import ConfigError, Examples, Taught
-from distill_jax.deploy import export_stablehlo
+from distill_jax.distributed import hosts, sharding
 from distill_jax.jobs import (
   EXTRA_STAGES,
   ORIGINS,
@@ -29,6 +28,9 @@ from distill_jax.jobs import (
 )
 from distill_jax.models import cast
 from distill_jax.models.decoder import with_logits
+from distill_jax.storage import files
+from distill_jax.storage.checkpoint import export_student, load_student
+from distill_jax.storage.stablehlo import export_stablehlo
 from distill_jax.train import fit
 from distill_jax.train.keeper import student_of
 from distill_jax.train.placing import spacious

@@ -17,9 +17,9 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from distill_jax import seal
-from distill_jax.checkpoint import Checkpoints
-from distill_jax.fingerprint import named_leaves
+from distill_jax.storage import seal
+from distill_jax.storage.checkpoint import Checkpoints
+from distill_jax.storage.fingerprint import named_leaves
 from distill_jax.types import Skips, TrainState, Variables
 
 

@@ -6,7 +6,7 @@ import sys
 
 CODE = """
 import sys, jax, jax.numpy as jnp
-from distill_jax.compilation import keep_programs
+from distill_jax.distributed.compilation import keep_programs
 events = []
 jax.monitoring.register_event_listener(lambda name, **kwargs: events.append(name))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

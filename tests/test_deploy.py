@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax.deploy import export_stablehlo, load_stablehlo
-from distill_jax.export import export_student
 from distill_jax.models import from_apply, from_linen, from_nnx
 from distill_jax.models.cnn import CNN
 from distill_jax.models.mlp import MLP
+from distill_jax.storage.stablehlo import export_stablehlo, load_stablehlo
+from distill_jax.storage.student import export_student
 
 MODEL = from_nnx(lambda rngs: CNN(1, (4, 6), 3, rngs=rngs))
 KEY = jax.random.key(0)

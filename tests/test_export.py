@@ -8,7 +8,7 @@ import pytest
 import safetensors
 
 import distill_jax
-from distill_jax.export import export_student, load_student
+from distill_jax.storage.student import export_student, load_student
 from distill_jax.types import Model, Variables
 
 

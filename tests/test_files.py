@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from distill_jax import files
+from distill_jax.storage import files
 
 
 def test_text_and_bytes_replace_what_was_there(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from distill_jax.fingerprint import checksums, fingerprint
+from distill_jax.storage.fingerprint import checksums, fingerprint
 
 
 def tree():

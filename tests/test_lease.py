@@ -11,12 +11,12 @@ import threading
 
 import pytest
 
-from distill_jax import lease
-from distill_jax.lease import NAME, Lease, LeaseError
+from distill_jax.storage import lease
+from distill_jax.storage.lease import NAME, Lease, LeaseError
 
 CHILD = """
 import sys
-from distill_jax import lease
+from distill_jax.storage import lease
 lease._kernel = lambda: sys.argv[2]
 holding = lease.Lease(sys.argv[1], renew_every=0.05)
 with holding:

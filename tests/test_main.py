@@ -9,9 +9,9 @@ import pytest
 import small_digits
 
 from distill_jax import data, examples, jobs, loading, prechecks, stages
-from distill_jax.checkpoint import load_student
-from distill_jax.fingerprint import fingerprint
 from distill_jax.main import main, run
+from distill_jax.storage.checkpoint import load_student
+from distill_jax.storage.fingerprint import fingerprint
 
 DIGITS = [
   "--config=configs/digits.py",

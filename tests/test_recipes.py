@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from distill_jax import comparing, jobs, loading, stages
-from distill_jax.checkpoint import load_student
 from distill_jax.config import ConfigError
 from distill_jax.main import _code_hash, main
+from distill_jax.storage.checkpoint import load_student
 
 JOB = textwrap.dedent("""
   import dataclasses

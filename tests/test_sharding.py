@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from distill_jax import sharding
+from distill_jax.distributed import sharding
 from distill_jax.types import Skips, TrainState, Variables
 
 

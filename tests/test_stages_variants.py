@@ -9,8 +9,8 @@ import small_digits
 
 from distill_jax import jobs, loading, stages, step_times
 from distill_jax.config import ConfigError
-from distill_jax.fingerprint import fingerprint
 from distill_jax.main import main
+from distill_jax.storage.fingerprint import fingerprint
 
 JOB = textwrap.dedent("""
   import dataclasses

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from distill_jax import teachers
-from distill_jax.fingerprint import fingerprint
 from distill_jax.models import from_apply, from_linen, from_nnx
+from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.types import Model, Variables
 
 KEY = jax.random.key(0)

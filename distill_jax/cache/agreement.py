@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax import losses, sharding
+from distill_jax import losses
 from distill_jax.cache import headed
 from distill_jax.cache.checks import check_count, check_teacher, check_weights
 from distill_jax.cache.codecs import Codec, Dense, output_of
@@ -20,6 +20,7 @@ from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
 from distill_jax.data.tokenised import PackedText
+from distill_jax.distributed import sharding
 from distill_jax.types import Batch, Model, Variables
 
 

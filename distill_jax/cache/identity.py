@@ -24,7 +24,7 @@ import PIL.Image
 from distill_jax.cache import heads
 from distill_jax.cache.codecs import output_of
 from distill_jax.data.crops import Crop
-from distill_jax.fingerprint import fingerprint
+from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.teachers import CACHED
 from distill_jax.types import Batch, Model, Variables
 

@@ -24,7 +24,7 @@ from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
 from distill_jax.data.tokenised import PackedText
-from distill_jax.fingerprint import fingerprint
+from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.teachers import CACHED
 from distill_jax.types import Batch, Model, Variables
 

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from distill_jax import sharding
 from distill_jax.cache import codecs, faults, heads, identity, shards
 from distill_jax.cache.checks import check_count, check_outputs, check_part, check_teacher, check_weights
 from distill_jax.cache.codecs import Codec
@@ -25,6 +24,7 @@ from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
 from distill_jax.data.tokenised import PackedText
+from distill_jax.distributed import sharding
 from distill_jax.types import Batch, Model, Variables
 
 SHARD_BYTES = 2**25

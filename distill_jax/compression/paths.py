@@ -4,7 +4,7 @@ import re
 
 import jax
 
-from distill_jax.fingerprint import named_leaves
+from distill_jax.storage.fingerprint import named_leaves
 from distill_jax.types import Tree
 
 

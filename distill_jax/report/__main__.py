@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill_jax import files
 from distill_jax.errors import suggest
 from distill_jax.report import summary
 from distill_jax.report.document import Block, Code, Heading, Picture, fragment, to_markdown
 from distill_jax.report.runs import read
+from distill_jax.storage import files
 
 _START, _END = "<!-- results: {} -->", "<!-- end -->"
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from distill_jax import files
 from distill_jax.report import classes, comparison, plots, series, sparsity, style, variants
 from distill_jax.report.document import Block, Code, Heading, Picture, Text, to_html, to_markdown
 from distill_jax.report.gallery import SHOWN, compare, gallery
@@ -16,6 +15,7 @@ from distill_jax.report.headline import headline
 from distill_jax.report.provenance import provenance
 from distill_jax.report.results import Entry, Measured, check, examples, groups, measure, pairs, students
 from distill_jax.report.stored import as_json
+from distill_jax.storage import files
 
 
 def write(

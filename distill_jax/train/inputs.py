@@ -10,7 +10,7 @@ import numpy as np
 from distill_jax import data, metrics
 from distill_jax.cache import Cache
 from distill_jax.errors import suggest
-from distill_jax.fingerprint import fingerprint
+from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.keeper import student_of
 from distill_jax.train.step import make_eval_step
 from distill_jax.types import Batch, Model, Objective, TrainState

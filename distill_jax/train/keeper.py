@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from distill_jax.checkpoint import Checkpoints
-from distill_jax.lease import Lease
+from distill_jax.storage.checkpoint import Checkpoints
+from distill_jax.storage.lease import Lease
 from distill_jax.types import TrainState, Variables
 
 

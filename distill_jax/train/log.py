@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from distill_jax import files
+from distill_jax.storage import files
 from distill_jax.train.clock import Clock
 
 

@@ -9,10 +9,12 @@ import jax
 import numpy as np
 import optax
 
-from distill_jax import data, hosts, sharding
+from distill_jax import data
 from distill_jax.cache import Cache
 from distill_jax.cache.checks import check_weights
-from distill_jax.fingerprint import fingerprint
+from distill_jax.distributed import hosts, sharding
+from distill_jax.distributed.interruption import Interrupted, Interruption
+from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.inputs import (
   batches_of,
   check_classes,
@@ -23,7 +25,6 @@ from distill_jax.train.inputs import (
   describe,
   following,
 )
-from distill_jax.train.interruption import Interrupted, Interruption
 from distill_jax.train.keeper import Keeper, student_of
 from distill_jax.train.log import Log, fetch
 from distill_jax.train.placing import compiled, evaluator, frozen, spacious, sparsity_of

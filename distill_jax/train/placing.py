@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from distill_jax import data, metrics, reduce, sharding
+from distill_jax import data, metrics, reduce
+from distill_jax.distributed import sharding
 from distill_jax.train.inputs import evaluation_batches
 from distill_jax.train.log import pack
 from distill_jax.train.step import Step, make_eval_step

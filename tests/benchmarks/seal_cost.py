@@ -11,7 +11,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from distill_jax import seal
+from distill_jax.storage import seal
 from distill_jax.types import Skips, TrainState
 
 

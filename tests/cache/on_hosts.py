@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec
 from spawning import join
 from toys import AUGMENT, images, linear, student, written
 
-from distill_jax import losses, objectives, sharding
+from distill_jax import losses, objectives
 from distill_jax.cache import writer
+from distill_jax.distributed import sharding
 from distill_jax.train import fit
 from distill_jax.types import Variables
 

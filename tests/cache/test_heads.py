@@ -11,7 +11,7 @@ import optax
 import pytest
 from speaking import LENGTH, VOCABULARY, made, rows, speaker
 
-from distill_jax import objectives, sharding, teachers
+from distill_jax import objectives, teachers
 from distill_jax.cache import (
   Damaged,
   Dense,
@@ -28,6 +28,7 @@ from distill_jax.cache import (
 )
 from distill_jax.cache.headed import Headed
 from distill_jax.cache.predictor import as_kept
+from distill_jax.distributed import sharding
 from distill_jax.train import fit, make_init, make_train_step
 
 GOAL = objectives.weighted(soft=(1.0, objectives.tokens("kl", temperature=2.0)))

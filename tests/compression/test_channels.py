@@ -10,12 +10,12 @@ from distill_jax.compression.channels import prune_channels
 from distill_jax.compression.groups import Group, groups_of, under, widths
 from distill_jax.compression.masks import PolynomialSchedule
 from distill_jax.compression.shrink import alive, shrink
-from distill_jax.fingerprint import named_leaves
 from distill_jax.models import from_nnx
 from distill_jax.models.cnn import CNN
 from distill_jax.models.mlp import MLP
 from distill_jax.models.resnet import ResNet, WideResNet
 from distill_jax.models.vgg import VGG
+from distill_jax.storage.fingerprint import named_leaves
 from distill_jax.types import Variables
 
 ONCE = PolynomialSchedule(0, 0)

@@ -14,14 +14,14 @@ from distill_jax.compression.layers import drop_layers, layers_of, prune_layers
 from distill_jax.compression.masks import PolynomialSchedule
 from distill_jax.compression.rebuild import arguments_of
 from distill_jax.compression.shrink import alive, shrink
-from distill_jax.deploy import export_stablehlo, load_stablehlo
-from distill_jax.export import export_student, load_student
 from distill_jax.models import from_nnx
 from distill_jax.models.cnn import CNN
 from distill_jax.models.decoder import Decoder
 from distill_jax.models.mlp import MLP
 from distill_jax.models.vgg import VGG
 from distill_jax.models.vit import ViT
+from distill_jax.storage.stablehlo import export_stablehlo, load_stablehlo
+from distill_jax.storage.student import export_student, load_student
 from distill_jax.types import Variables
 
 ONCE = PolynomialSchedule(0, 0)

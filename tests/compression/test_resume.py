@@ -7,7 +7,6 @@ import optax
 import pytest
 
 from distill_jax import objectives
-from distill_jax.checkpoint import Checkpoints
 from distill_jax.compression.channels import prune_channels
 from distill_jax.compression.group_prox import proximal_groups
 from distill_jax.compression.groups import groups_of, under
@@ -15,6 +14,7 @@ from distill_jax.compression.masks import PolynomialSchedule
 from distill_jax.compression.prune import hold_zeros, prune, prune_n_by_m
 from distill_jax.models import from_nnx
 from distill_jax.models.mlp import MLP
+from distill_jax.storage.checkpoint import Checkpoints
 from distill_jax.train import make_init, make_train_step
 
 STUDENT = from_nnx(lambda rngs: MLP(16, (16, 8), 4, rngs=rngs))

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax.compression.sizes import Layer, disk_bytes, layer_zeros, nonzeros
-from distill_jax.export import export_student
+from distill_jax.storage.student import export_student
 from distill_jax.types import Variables
 
 

@@ -11,10 +11,10 @@ import pytest
 from pictures import write_classes
 
 from distill_jax import config, examples, jobs, loading
-from distill_jax.checkpoint import load_student
 from distill_jax.data import folder
 from distill_jax.main import main, run
 from distill_jax.models import from_apply
+from distill_jax.storage.checkpoint import load_student
 
 SIZE = 8
 COUNTS = {"train": {"cat": 20, "dog": 20}, "test": {"cat": 5, "dog": 4}}

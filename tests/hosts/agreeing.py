@@ -9,10 +9,10 @@ import numpy as np
 from checkpointing import make_state
 from spawning import join
 
-from distill_jax import hosts
-from distill_jax.checkpoint import Checkpoints
-from distill_jax.lease import Lease
-from distill_jax.train.interruption import Interrupted, Interruption
+from distill_jax.distributed import hosts
+from distill_jax.distributed.interruption import Interrupted, Interruption
+from distill_jax.storage.checkpoint import Checkpoints
+from distill_jax.storage.lease import Lease
 from distill_jax.types import Skips, TrainState
 
 

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from spawning import join
 
-from distill_jax import checkpoint, hosts
-from distill_jax.checkpoint import Checkpoints
-from distill_jax.fingerprint import fingerprint
-from distill_jax.train.interruption import Interrupted, Interruption
+from distill_jax.distributed import hosts
+from distill_jax.distributed.interruption import Interrupted, Interruption
+from distill_jax.storage import checkpoint
+from distill_jax.storage.checkpoint import Checkpoints
+from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.keeper import Keeper
 from distill_jax.types import Skips, TrainState, Variables
 

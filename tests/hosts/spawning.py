@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from distill_jax import hosts
+from distill_jax.distributed import hosts
 
 ROOT = Path(__file__).parents[2]
 _PLACE = "DISTILL_JAX_TEST_HOST"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from spawning import finish, said, spawn
 
-from distill_jax.checkpoint import Checkpoints
+from distill_jax.storage.checkpoint import Checkpoints
 
 SCRIPT = Path(__file__).with_name("agreeing.py")
 

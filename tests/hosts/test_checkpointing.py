@@ -8,8 +8,8 @@ import pytest
 from checkpointing import make_state
 from spawning import finish, said, spawn
 
-from distill_jax.checkpoint import Checkpoints
-from distill_jax.fingerprint import fingerprint
+from distill_jax.storage.checkpoint import Checkpoints
+from distill_jax.storage.fingerprint import fingerprint
 
 SCRIPT = Path(__file__).with_name("checkpointing.py")
 

@@ -9,7 +9,8 @@ import optax
 from jax.sharding import PartitionSpec
 from spawning import join
 
-from distill_jax import data, hosts, losses, objectives, sharding
+from distill_jax import data, losses, objectives
+from distill_jax.distributed import hosts, sharding
 from distill_jax.models import from_apply
 from distill_jax.train import fit
 from distill_jax.types import Variables

@@ -14,8 +14,8 @@ import pytest
 from flax import nnx
 
 from distill_jax import losses, objectives, reduce
-from distill_jax.checkpoint import Checkpoints, export_student, load_student
 from distill_jax.models import from_apply, from_keras, from_linen, from_nnx
+from distill_jax.storage.checkpoint import Checkpoints, export_student, load_student
 from distill_jax.train import make_init, make_train_step
 from distill_jax.types import Variables
 

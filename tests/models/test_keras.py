@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax.fingerprint import named_leaves
 from distill_jax.models import from_keras, to_keras
+from distill_jax.storage.fingerprint import named_leaves
 from distill_jax.types import Variables
 
 keras = pytest.importorskip("keras")

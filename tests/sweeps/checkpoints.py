@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from test_checkpoint import flip, make_state, same, saved
 
-from distill_jax.checkpoint import Checkpoints
+from distill_jax.storage.checkpoint import Checkpoints
 
 SAVED = [(1, 1), (2, 2), (2, 9)]
 """Step and seed: what is there, what is saved next, and what replaces it (as after a resumption elsewhere)."""

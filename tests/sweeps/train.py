@@ -11,9 +11,10 @@ import optax
 from spawning import join
 from training import network, source
 
-from distill_jax import hosts, losses, objectives
+from distill_jax import losses, objectives
+from distill_jax.distributed import hosts
+from distill_jax.distributed.interruption import Interrupted
 from distill_jax.train import fit
-from distill_jax.train.interruption import Interrupted
 from distill_jax.types import Variables
 
 EVERY = 20

@@ -12,11 +12,12 @@ import pytest
 from test_keeper import make_state
 from test_loop import assert_identical, linear, run, source
 
-from distill_jax import data, losses, main, objectives, seal
-from distill_jax.lease import LeaseError
+from distill_jax import data, losses, main, objectives
+from distill_jax.distributed.interruption import Interrupted
 from distill_jax.models import from_apply
+from distill_jax.storage import seal
+from distill_jax.storage.lease import LeaseError
 from distill_jax.train import make_init, make_train_step
-from distill_jax.train.interruption import Interrupted
 from distill_jax.train.keeper import Keeper
 from distill_jax.types import Variables
 

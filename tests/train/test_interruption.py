@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from distill_jax.train.interruption import Interrupted, Interruption
+from distill_jax.distributed.interruption import Interrupted, Interruption
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_in_another_thread_the_signal_keeps_its_handler(handler):
 
 SCRIPT = """
 import itertools
-from distill_jax.train.interruption import Interrupted, Interruption
+from distill_jax.distributed.interruption import Interrupted, Interruption
 with Interruption() as interruption:
   for step in itertools.count():
     print(step, flush=True)

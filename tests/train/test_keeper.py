@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from distill_jax.lease import NAME, LeaseError
+from distill_jax.storage.lease import NAME, LeaseError
 from distill_jax.train.keeper import Keeper
 from distill_jax.types import Skips, TrainState
 

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from distill_jax import data, losses, objectives, sharding, teachers
+from distill_jax import data, losses, objectives, teachers
+from distill_jax.distributed import sharding
 from distill_jax.models import from_apply
 from distill_jax.train import NonFiniteError, fit, loop, placing
 from distill_jax.types import Variables

@@ -6,7 +6,8 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from distill_jax import data, losses, objectives, sharding, teachers
+from distill_jax import data, losses, objectives, teachers
+from distill_jax.distributed import sharding
 from distill_jax.models import from_apply
 from distill_jax.train import fit
 from distill_jax.types import Variables

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from distill_jax import data, losses, objectives, sharding
+from distill_jax import data, losses, objectives
+from distill_jax.distributed import sharding
 from distill_jax.models import from_apply
 from distill_jax.train import fit, make_init, make_train_step, replayed
 from distill_jax.types import Variables

@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_jax import files, hosts
+from distill_jax.distributed import hosts
+from distill_jax.storage import files
 
 NAME = ".lease"
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import safetensors
 import safetensors.flax
 
-from distill_jax import files, seal
-from distill_jax.fingerprint import fingerprint, named_leaves
+from distill_jax.storage import files, seal
+from distill_jax.storage.fingerprint import fingerprint, named_leaves
 from distill_jax.types import Batch, Model, Variables
 from distill_jax.version import __version__
 

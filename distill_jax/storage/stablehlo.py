@@ -19,10 +19,10 @@ import jax
 import jax.export
 import safetensors.flax
 
-from distill_jax import files
 from distill_jax.errors import suggest
-from distill_jax.export import WEIGHTS
-from distill_jax.fingerprint import fingerprint, named_leaves
+from distill_jax.storage import files
+from distill_jax.storage.fingerprint import fingerprint, named_leaves
+from distill_jax.storage.student import WEIGHTS
 from distill_jax.types import Batch, Model, Outputs, Variables
 
 PROGRAM, SIGNATURE = "model.stablehlo", "model.stablehlo.json"

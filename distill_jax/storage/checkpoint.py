@@ -19,8 +19,9 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from distill_jax import hosts, seal
-from distill_jax.export import export_student, load_student
+from distill_jax.distributed import hosts
+from distill_jax.storage import seal
+from distill_jax.storage.student import export_student, load_student
 from distill_jax.types import TrainState
 
 __all__ = ["Checkpoints", "export_student", "load_student"]

@@ -1,0 +1,1 @@
+"""Where arrays and processes are: meshes and placement, agreement between processes, compiled programs, SIGTERM."""
