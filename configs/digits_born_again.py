@@ -15,7 +15,7 @@ import dataclasses
 
 from digits import Digits
 
-from distill_jax.config import Training
+from distill_jax.jobs.config import Training
 from distill_jax.models import from_nnx
 from distill_jax.models.cnn import CNN
 

@@ -30,8 +30,8 @@ from digits import Digits
 
 from distill_jax import losses, objectives
 from distill_jax.cache import Dense, Samples, TopK
-from distill_jax.config import ConfigError
 from distill_jax.errors import suggest
+from distill_jax.jobs.config import ConfigError
 
 CODECS = ("dense", "top_k", "samples")
 

@@ -13,7 +13,7 @@ import dataclasses
 from digits import Digits
 
 from distill_jax import losses, objectives
-from distill_jax.config import check
+from distill_jax.jobs.config import check
 from distill_jax.models import cohort, member
 
 

@@ -16,7 +16,7 @@ import dataclasses
 from digits import Digits
 
 from distill_jax import data, losses, objectives
-from distill_jax.config import check
+from distill_jax.jobs.config import check
 
 
 @dataclasses.dataclass

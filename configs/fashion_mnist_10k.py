@@ -11,7 +11,7 @@ import dataclasses
 from fashion_mnist import FashionMnist
 
 from distill_jax import data
-from distill_jax.config import Training, check
+from distill_jax.jobs.config import Training, check
 
 
 @dataclasses.dataclass

@@ -21,7 +21,7 @@ import dataclasses
 from fashion_mnist_10k import FashionMnist10k
 
 from distill_jax import losses, objectives
-from distill_jax.config import check
+from distill_jax.jobs.config import check
 from distill_jax.models import with_weights
 
 KERNELS = r"^blocks/\d/(0/)?conv/kernel$"

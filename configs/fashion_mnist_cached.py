@@ -25,7 +25,7 @@ from digits_cached import check_codec, kept, soft_targets
 from fashion_mnist import FashionMnist
 
 from distill_jax import objectives
-from distill_jax.config import Training
+from distill_jax.jobs.config import Training
 
 
 @dataclasses.dataclass

@@ -25,8 +25,8 @@ import numpy as np
 from fashion_mnist import FashionMnist
 
 from distill_jax import data
-from distill_jax.config import Training, check
-from distill_jax.examples import predict
+from distill_jax.jobs.config import Training, check
+from distill_jax.jobs.data import predict
 
 OFFSETS = np.arange(0, 12, 0.25)
 

@@ -15,7 +15,7 @@ import optax
 from fashion_mnist import FashionMnist
 
 from distill_jax import losses, objectives
-from distill_jax.config import ConfigError
+from distill_jax.jobs.config import ConfigError
 
 
 @dataclasses.dataclass

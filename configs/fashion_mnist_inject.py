@@ -24,9 +24,9 @@ import optax
 from fashion_mnist_10k import FashionMnist10k
 
 from distill_jax.compression.inject import inject, sliced
-from distill_jax.compression.paths import matching
 from distill_jax.compression.provenance import Provenance
-from distill_jax.config import Training
+from distill_jax.jobs.config import Training
+from distill_jax.trees import matching
 from distill_jax.types import Variables
 
 LAYERS = {r"^(params|state)/blocks/(\d)/": r"\1/blocks/\2/0/"}

@@ -46,9 +46,9 @@ import optax
 from fashion_mnist import FashionMnist
 
 from distill_jax import losses, objectives
-from distill_jax.config import ConfigError, Taught, Training, check
 from distill_jax.distributed import sharding
 from distill_jax.errors import suggest
+from distill_jax.jobs.config import ConfigError, Taught, Training, check
 from distill_jax.models import from_nnx
 from distill_jax.models.cnn import CNN
 from distill_jax.models.pooling import max_pool

@@ -25,8 +25,8 @@ from distill_jax.compression.groups import groups_of, under
 from distill_jax.compression.masks import PolynomialSchedule
 from distill_jax.compression.prune import prune, prune_n_by_m
 from distill_jax.compression.shrink import shrink
-from distill_jax.config import ConfigError, Training, prefixed
 from distill_jax.errors import suggest
+from distill_jax.jobs.config import ConfigError, Training, prefixed
 
 KINDS = ("channels", "weights", "two.of.four")
 WEIGHTS = r"^student/.*kernel$"

@@ -14,7 +14,7 @@ import optax
 from fashion_mnist import FashionMnist
 
 from distill_jax import losses, objectives, teachers
-from distill_jax.config import check
+from distill_jax.jobs.config import check
 
 
 @dataclasses.dataclass

@@ -27,8 +27,8 @@ from distill_jax.compression.groups import groups_of
 from distill_jax.compression.regularize import OUTPUTS, group_soft_threshold, proximal, soft_threshold
 from distill_jax.compression.shrink import shrink
 from distill_jax.compression.spr import cleared, search_thresholds
-from distill_jax.config import ConfigError, Training, check
-from distill_jax.examples import predict
+from distill_jax.jobs.config import ConfigError, Training, check
+from distill_jax.jobs.data import predict
 from distill_jax.types import Variables
 
 CONVOLUTIONS = r"blocks/.*kernel$"

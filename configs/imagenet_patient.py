@@ -34,14 +34,14 @@ import jax.numpy as jnp
 import optax
 
 from distill_jax import data, losses, objectives
-from distill_jax.config import Config, ConfigError, Crops, Splits, Training, check
 from distill_jax.data import tfds
 from distill_jax.data.crops import centre_crop, random_resized_crop
 from distill_jax.errors import suggest
+from distill_jax.jobs.config import Config, ConfigError, Crops, Splits, Training, check
 from distill_jax.models import from_nnx, pretrained
 from distill_jax.models.bit import BiT, released_name
 from distill_jax.models.remat import POLICIES
-from distill_jax.storage.fingerprint import named_leaves
+from distill_jax.trees import named_leaves
 
 CLASSES = 1000
 HELD_OUT = 0.02  # of the training images: what the authors keep for tuning

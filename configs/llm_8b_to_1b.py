@@ -38,9 +38,9 @@ from jax.sharding import PartitionSpec
 
 from distill_jax import data, objectives
 from distill_jax.cache import TopK
-from distill_jax.config import Config, ConfigError, MeshSizes, Splits, Training, check
 from distill_jax.data import text
 from distill_jax.errors import suggest
+from distill_jax.jobs.config import Config, ConfigError, MeshSizes, Splits, Training, check
 from distill_jax.models import cast, from_nnx, pretrained
 from distill_jax.models.decoder import Decoder, RopeScaling
 from distill_jax.models.decoder_weights import decoder_arguments, decoder_name

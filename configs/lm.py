@@ -28,8 +28,8 @@ from flax import nnx
 
 from distill_jax import objectives
 from distill_jax.cache import Samples, TopK
-from distill_jax.config import Config, ConfigError, Splits, Training, check
 from distill_jax.data import corpora, text
+from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check
 from distill_jax.models import from_nnx
 from distill_jax.models.decoder import Decoder
 from distill_jax.models.on_policy import resample

@@ -1,3 +1,3 @@
-from distill_jax.main import run
+from distill_jax.jobs.cli import run
 
 run()

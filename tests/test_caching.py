@@ -13,13 +13,16 @@ import pytest
 import safetensors.numpy
 import small_digits
 
-from distill_jax import caching, data, examples, loading
+from distill_jax import data
 from distill_jax.cache import TopK, estimates
-from distill_jax.config import Splits, Taught
 from distill_jax.data import digits, tfds
 from distill_jax.data.images import Images
-from distill_jax.jobs import Job
-from distill_jax.main import main
+from distill_jax.jobs import cache_stages
+from distill_jax.jobs import data as job_data
+from distill_jax.jobs.cli import main
+from distill_jax.jobs.config import Splits, Taught
+from distill_jax.jobs.overrides import load_config
+from distill_jax.jobs.plan import Job
 from distill_jax.models import from_apply, from_nnx
 from distill_jax.models.mlp import MLP
 from distill_jax.train import fit
@@ -202,27 +205,27 @@ def test_images_that_are_read_while_training_have_a_cache_too(tmp_path, capsys, 
   def job(views=2, images=None, **changed):
     images = images or pictures()
     settings = [f"{name}={value}" for name, value in {"views": views, **changed}.items()]
-    config = loading.load("configs/folder.py", [*folders, *small, *settings])
+    config = load_config("configs/folder.py", [*folders, *small, *settings])
     return Job(config, tmp_path, (0,), Splits(images, images, images), {})
 
   kernel = jnp.asarray(np.random.default_rng(1).normal(size=(8 * 8 * 3, 2)), jnp.float32)
   teacher = from_apply(None, lambda w, x: (x.reshape(len(x), -1) @ w, {}), variables=kernel)
   taught = Taught(teacher, teacher.variables, None)
   monkeypatch.setattr(estimates, "choices", lambda classes, **_: [TopK(1)])
-  caching.weigh(job(), taught)
+  cache_stages.weigh(job(), taught)
   assert "48 rows, " in capsys.readouterr().out and not (tmp_path / "cache").exists()
-  caching.write(job(), taught)
-  caching.write(job(), taught)
+  cache_stages.write(job(), taught)
+  cache_stages.write(job(), taught)
   out = capsys.readouterr().out
   assert out.count("cache: 48 rows in") == 2 and out.endswith("\n") and "reused, written 20" in out
-  caching.inspect(job())
-  caching.check(job(), taught)
+  cache_stages.inspect(job())
+  cache_stages.check(job(), taught)
   out = capsys.readouterr().out
   assert "data.crop.name: random_resized_crop(" in out and "cache_verify: logits: 46 rows" in out
-  cached, found = caching.opened(job(), taught), {}
+  cached, found = cache_stages.opened(job(), taught), {}
   for name, from_teacher in (("cached", cached), ("live", teacher)):
     config, images = job().config, pictures()
-    source = examples.training(config, images, 8, 0)
+    source = job_data.training(config, images, 8, 0)
     student = from_nnx(lambda rngs: MLP(8 * 8 * 3, (4,), 2, rngs=rngs))
     settings = dict(steps=7, batch_size=8, augment=config.augment(), views=2, progress=False)
     fitted = fit(student, from_teacher, config.objective(), optax.sgd(0.1), source, **settings)
@@ -230,15 +233,15 @@ def test_images_that_are_read_while_training_have_a_cache_too(tmp_path, capsys, 
   for kept, live in zip(found["cached"], found["live"]):
     np.testing.assert_allclose(kept, live, atol=1e-3)  # float16
   with pytest.raises(ValueError, match="data.crop.name"):
-    caching.opened(job(least_area=0.5), taught)
+    cache_stages.opened(job(least_area=0.5), taught)
   with pytest.raises(ValueError, match="data.content: 'a' in the cache, 'b' wanted"):
-    caching.opened(job(images=pictures(content="b")), taught)
+    cache_stages.opened(job(images=pictures(content="b")), taught)
   with pytest.raises(ValueError, match="views: the cache in .* holds 2 of each example, the run asks for 3"):
-    caching.opened(job(views=3), taught)
+    cache_stages.opened(job(views=3), taught)
   endless = job()
   endless.config.views = 0
   with pytest.raises(ValueError, match="views: expected at least 1, got 0 .a new view each epoch."):
-    caching.write(endless, taught)
+    cache_stages.write(endless, taught)
 
 
 FASHION = [
@@ -285,7 +288,7 @@ def test_the_fashion_mnist_config_writes_its_cache_and_then_reuses_it(fashion, t
 @pytest.mark.parametrize("codec", ["top_k", "samples"])
 def test_the_fashion_mnist_config_fits_its_networks_with_every_codec(fashion, tmp_path, codec, monkeypatch):
   checked = []  # before a step is compiled
-  monkeypatch.setattr("distill_jax.main.describe", lambda job: checked.append(job.config.codec))
+  monkeypatch.setattr("distill_jax.jobs.cli.describe", lambda job: checked.append(job.config.codec))
   fashion(f"--config.codec={codec}", "--dry_run")
   assert checked == [codec] and not (tmp_path / "cache").exists()
   with pytest.raises(ValueError, match="codec: there is no 'top_kk'; did you mean 'top_k'"):

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax.storage import seal
 from distill_jax.storage.checkpoint import Checkpoints
-from distill_jax.storage.fingerprint import named_leaves
+from distill_jax.trees import named_leaves
 from distill_jax.types import Skips, TrainState, Variables
 
 

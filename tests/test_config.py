@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from distill_jax import loading
-from distill_jax.config import ConfigError, Training
+from distill_jax.jobs.config import ConfigError, Training
+from distill_jax.jobs.overrides import differences, load_config, settings_of
 
 DIGITS = "configs/digits.py"
 
@@ -19,7 +19,7 @@ def job(tmp_path):
     textwrap.dedent("""
       import dataclasses
       from distill_jax import losses, objectives
-      from distill_jax.config import Config
+      from distill_jax.jobs.config import Config
 
       @dataclasses.dataclass
       class Job(Config):
@@ -57,13 +57,13 @@ def job(tmp_path):
   ],
 )
 def test_overrides_have_the_type_of_their_field(job, override, field, value):
-  got = getattr(loading.load(job, [override]), field)
+  got = getattr(load_config(job, [override]), field)
   assert got == value and type(got) is type(value)
 
 
 def test_nested_overrides_and_fresh_defaults(job):
-  assert loading.load(job, ["student_training.steps=7"]).student_training.steps == 7
-  assert loading.load(job).student_training.steps == 1000
+  assert load_config(job, ["student_training.steps=7"]).student_training.steps == 7
+  assert load_config(job).student_training.steps == 1000
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_nested_overrides_and_fresh_defaults(job):
 )
 def test_what_cannot_be_run_is_refused(job, override, message):
   with pytest.raises(ConfigError, match=message):
-    loading.load(job, [override])
+    load_config(job, [override])
 
 
 def test_training_past_the_end_of_the_schedule_warns():
@@ -113,20 +113,20 @@ def test_the_schedule_warms_up_and_decays():
 
 def test_a_missing_file_names_its_neighbour(job):
   with pytest.raises(ConfigError, match="no file .*jbo.py; did you mean .*job.py"):
-    loading.load(job.replace("job.py", "jbo.py"))
+    load_config(job.replace("job.py", "jbo.py"))
 
 
 def test_a_file_that_gives_something_else_is_refused(tmp_path):
   path = tmp_path / "other.py"
   path.write_text("def get_config():\n  return {}\n")
-  with pytest.raises(ConfigError, match="must return a distill_jax.config.Config, got dict"):
-    loading.load(str(path))
+  with pytest.raises(ConfigError, match="must return a distill_jax.jobs.config.Config, got dict"):
+    load_config(str(path))
 
 
 def test_a_config_may_build_on_one_beside_it(job, tmp_path):
   path = tmp_path / "colder.py"
   path.write_text("from job import Job\n\ndef get_config():\n  return Job(temperature=1.0)\n")
-  assert loading.load(str(path), ["weight=0.25"]).temperature == 1.0
+  assert load_config(str(path), ["weight=0.25"]).temperature == 1.0
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_default_that_would_be_left_out_is_refused(job, tmp_path, mine, messag
   path.write_text(
     textwrap.dedent("""
       from dataclasses import dataclass, field
-      from distill_jax.config import Training
+      from distill_jax.jobs.config import Training
       from job import Job
 
       @dataclass
@@ -173,10 +173,10 @@ def test_a_default_that_would_be_left_out_is_refused(job, tmp_path, mine, messag
     + f"{mine}\n\ndef get_config():\n  return Mine()\n"
   )
   if message is None:
-    assert loading.load(str(path)).temperature == 1.0
+    assert load_config(str(path)).temperature == 1.0
   else:
     with pytest.raises(ConfigError, match=message):
-      loading.load(str(path))
+      load_config(str(path))
 
 
 def test_configs_of_two_folders_may_build_on_files_of_one_name(job, tmp_path):
@@ -188,21 +188,21 @@ def test_configs_of_two_folders_may_build_on_files_of_one_name(job, tmp_path):
       "    return TEMPERATURE\n\ndef get_config():\n  return Mine()\n"
     )
   for folder, temperature in (("a", 1.0), ("b", 2.0), ("a", 1.0)):
-    assert loading.load(str(tmp_path / folder / "mine.py")).student() == temperature
+    assert load_config(str(tmp_path / folder / "mine.py")).student() == temperature
 
 
 def test_differences_name_fields_old_and_new():
   old, new = {"a": 1, "b": {"c": 2, "d": [3]}}, {"a": 1, "b": {"c": 4, "d": [3]}, "e": 5}
-  assert loading.differences(old, new) == ["b.c: 2 -> 4", "e: None -> 5"]
+  assert differences(old, new) == ["b.c: 2 -> 4", "e: None -> 5"]
 
 
 def test_settings_are_plain_values(job):
-  plain = loading.settings(loading.load(job))
+  plain = settings_of(load_config(job))
   assert plain["widths"] == [1, 2] and plain["student_training"]["steps"] == 1000
 
 
 def test_the_digits_config_builds_everything_after_the_overrides():
-  job = loading.load(DIGITS, ["temperature=2", "label_fraction=0.1"])
+  job = load_config(DIGITS, ["temperature=2", "label_fraction=0.1"])
   train, validation, test = job.data()
   ids = [set(s.arrays["id"].tolist()) for s in (train, validation, test)]
   assert sum(map(len, ids)) == len(set.union(*ids)) == 1797

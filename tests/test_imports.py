@@ -12,27 +12,14 @@ import distill_jax
 
 ROOT = pathlib.Path(distill_jax.__file__).parent
 FLOORS = [
-  ["types", "reduce", "fingerprint", "version", "errors", "files", "hosts", "lease"],
-  ["losses"],
-  ["objectives", "models", "teachers", "compression", "data", "cache", "metrics", "sharding"],
-  ["train", "checkpoint", "export", "seal", "deploy", "report"],
-  [
-    "recipes",
-    "config",
-    "loading",
-    "examples",
-    "jobs",
-    "caching",
-    "ahead",
-    "prechecks",
-    "dry_run",
-    "step_times",
-    "comparing",
-    "stages",
-    "compilation",
-    "main",
-    "__main__",
-  ],
+  ["types", "reduce", "trees", "errors", "version"],
+  ["losses", "distributed"],
+  ["storage", "objectives", "data"],
+  ["models", "compression", "teachers", "report", "metrics"],
+  ["tasks", "cache"],
+  ["train"],
+  ["cost"],
+  ["jobs", "__main__"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 HEAVY = "flax optax orbax grain tensorflow_datasets tensorflow sklearn matplotlib absl ml_collections keras"

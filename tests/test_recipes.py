@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from distill_jax import comparing, jobs, loading, stages
-from distill_jax.config import ConfigError
-from distill_jax.main import _code_hash, main
+from distill_jax.jobs import plan, report_stage, stages
+from distill_jax.jobs.cli import _code_hash, main
+from distill_jax.jobs.config import ConfigError
+from distill_jax.jobs.overrides import load_config
 from distill_jax.storage.checkpoint import load_student
 
 JOB = textwrap.dedent("""
@@ -24,7 +25,7 @@ JOB = textwrap.dedent("""
   from distill_jax.compression.inject import inject, sliced
   from distill_jax.compression.masks import PolynomialSchedule
   from distill_jax.compression.shrink import shrink
-  from distill_jax.config import Training
+  from distill_jax.jobs.config import Training
   from distill_jax.models import from_nnx
   from distill_jax.models.cnn import CNN
 
@@ -119,7 +120,7 @@ def run(tmp_path_factory):
   without = ["--config.names=assistant,via,injected,pruned,tuned", "--stages=teacher,cache,student,report"]
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(stages, "fit", recorded)
-    patch.setattr(comparing, "step_times", lambda job: {})  # it would compile every step once more
+    patch.setattr(report_stage, "step_times", lambda job: {})  # it would compile every step once more
     cache = f"--config.cache={folder / 'cache'}"
     main([f"--config={job}", *SMALL, *without, cache, f"--workdir={folder / 'run'}"])
   return folder / "run", fitted, job
@@ -127,7 +128,7 @@ def run(tmp_path_factory):
 
 def test_students_come_about_as_their_recipes_say(run):
   folder, fitted, job = run
-  config = loading.load(job)
+  config = load_config(job)
   load = {
     name: load_student(folder / f"student-{name}-0", config.recipe(name).student, BATCH, cut=True)
     for name in config.names[:-1]
@@ -164,7 +165,7 @@ def test_a_recipe_that_cannot_be_followed_is_refused(job):
     ("teacher_of_last=tuned", "teacher: 'tuned' is cut"),
     ("start_of_last=pruned", "cut: expected True, as that of 'pruned'"),
   ):
-    config = loading.load(job, [option])
+    config = load_config(job, [option])
     with pytest.raises(ConfigError, match=message):
       config.recipes()
 
@@ -183,7 +184,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_trained(job, tmp
 
 def test_the_last_weights_count_where_earlier_ones_are_not_pruned(run):
   folder, fitted, _ = run
-  exported = load_student(folder / "student-pruned-0", loading.load(run[2]).student(), BATCH, cut=True)
+  exported = load_student(folder / "student-pruned-0", load_config(run[2]).student(), BATCH, cut=True)
   result = fitted["student-pruned-0"][3]
   state, chosen = result.state.params["student"], result.variables
   last, best = (np.asarray(p["blocks"][0]["conv"]["kernel"]) for p in (state, chosen.params))
@@ -207,7 +208,7 @@ def test_what_a_config_imports_beside_it_is_a_part_of_the_run(job, tmp_path):
 
 
 def test_a_cache_that_nobody_reads_is_refused(job, tmp_path):
-  config = loading.load(job, [f"cache={tmp_path}"])
+  config = load_config(job, [f"cache={tmp_path}"])
   known = config.recipe
   config.recipe = lambda variant: known(variant)._replace(cached=False)
   with pytest.raises(ConfigError, match="no variant's recipe reads it"):
@@ -215,8 +216,8 @@ def test_a_cache_that_nobody_reads_is_refused(job, tmp_path):
 
 
 def test_an_assistant_is_never_read_from_the_cache(job, tmp_path):
-  config = loading.load(job, [f"cache={tmp_path}", "student_training.steps=2"])
-  made = jobs.networks(jobs.Job(config, tmp_path, (0, 1), None, {}), "student")
+  config = load_config(job, [f"cache={tmp_path}", "student_training.steps=2"])
+  made = plan.networks(plan.Job(config, tmp_path, (0, 1), None, {}), "student")
   cached = {network.name: network.cached for network in made}
   assert cached["student-injected-1"] and not cached["student-via-1"] and not cached["student-assistant-1"]
   assert {n.teacher_folder.name for n in made if n.variant == "via"} == {

@@ -7,7 +7,8 @@ import shlex
 import pytest
 
 import distill_jax
-from distill_jax import loading, main
+from distill_jax.jobs import cli
+from distill_jax.jobs.overrides import load_config
 from distill_jax.train.profile import parse_steps
 
 TEXT = (pathlib.Path(distill_jax.__file__).parent / "RUNNING_ON_TPU.md").read_text()
@@ -23,13 +24,13 @@ def test_commands_were_found():
 
 @pytest.mark.parametrize("command", sorted({c for c in COMMANDS if "--config=" in c}))
 def test_flags_files_and_fields_exist(command):
-  flags, overrides = main._parse(shlex.split(command))
-  loading.load(flags.config, overrides)
+  flags, overrides = cli._parse(shlex.split(command))
+  load_config(flags.config, overrides)
 
 
 @pytest.mark.parametrize("override", sorted(set(re.findall(r"--config\.([\w.]+=[\w/-]+)", TEXT))))
 def test_fields_exist(override):
-  loading.load("configs/imagenet_patient.py", [override])
+  load_config("configs/imagenet_patient.py", [override])
 
 
 def test_profile_steps_are_read():

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from distill_jax import data, examples, jobs, loading, objectives, prechecks
-from distill_jax.config import ConfigError, Splits, Taught
+from distill_jax import data, objectives
 from distill_jax.data import Source
+from distill_jax.jobs import checks, plan
+from distill_jax.jobs import data as job_data
+from distill_jax.jobs.config import ConfigError, Splits, Taught
+from distill_jax.jobs.overrides import load_config
 from distill_jax.objectives import parts
 
 PATH = "configs/fashion_mnist_methods.py"
@@ -21,12 +24,12 @@ ROWS = 8
 def job(tmp_path_factory):
   """The whole config on random images."""
   training = [f"{role}_training.batch_size={ROWS}" for role in ("student", "teacher")]
-  config = loading.load(PATH, [*training, "student_training.steps=5", "images=24", "devices=1"])
+  config = load_config(PATH, [*training, "student_training.steps=5", "images=24", "devices=1"])
   rng = np.random.default_rng(0)
   arrays = {"image": rng.random((32, 28, 28, 1), np.float32), "label": rng.integers(0, 10, 32)}
   source = Source(arrays, 10)
   folder = tmp_path_factory.mktemp("methods")
-  return jobs.Job(config, folder, (0,), Splits(source, source, source), {"config": PATH})
+  return plan.Job(config, folder, (0,), Splits(source, source, source), {"config": PATH})
 
 
 def leaves(tree):
@@ -35,10 +38,10 @@ def leaves(tree):
 
 
 def test_every_method_fits_the_networks_and_keeps_the_types_of_its_state(job):
-  prechecks.check(job, ["student"])
-  students = jobs.different(job, "student")
+  checks.check(job, ["student"])
+  students = plan.different(job, "student")
   assert len(students) == 40 and students[0].variant == job.config.reference
-  train = jobs.trained_on(job, "student")
+  train = plan.trained_on(job, "student")
   assert train.ids.tolist() == list(range(24))
   batch, key = next(data.batches(train, ROWS, seed=0)), jax.random.key(0)
   student, teacher = (
@@ -62,7 +65,7 @@ def test_every_method_fits_the_networks_and_keeps_the_types_of_its_state(job):
 @pytest.fixture(scope="module")
 def outputs(job):
   """A batch, the outputs of the untrained student and teacher on it, and the teacher's weights."""
-  key, batch = jax.random.key(1), examples.first(job.config, jobs.trained_on(job, "student"), ROWS)
+  key, batch = jax.random.key(1), job_data.first(job.config, plan.trained_on(job, "student"), ROWS)
   found = []
   for model in (job.config.student(), job.config.teacher()):
     variables = jax.jit(model.init)(key, batch)
@@ -95,7 +98,7 @@ def test_what_the_config_puts_together_has_finite_gradients(job, outputs, name):
 def test_what_must_know_the_trained_teacher_gets_it(job, outputs):
   config, key = job.config, jax.random.key(2)
   batch, student, teacher, variables = outputs
-  taught = Taught(config.teacher(), variables, jobs.trained_on(job, "student"))
+  taught = Taught(config.teacher(), variables, plan.trained_on(job, "student"))
   memory = config.variant_objective("crd", taught).init(key, student, teacher).state["embedding"]
   assert memory.student.shape[0] == 24
 
@@ -133,4 +136,4 @@ def test_what_must_know_the_trained_teacher_gets_it(job, outputs):
 )
 def test_what_cannot_be_run_is_refused(override, message):
   with pytest.raises(ConfigError, match=message):
-    loading.load(PATH, [override])
+    load_config(PATH, [override])

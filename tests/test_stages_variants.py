@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import small_digits
 
-from distill_jax import jobs, loading, stages, step_times
-from distill_jax.config import ConfigError
-from distill_jax.main import main
+from distill_jax.jobs import plan, stages, step_times
+from distill_jax.jobs.cli import main
+from distill_jax.jobs.config import ConfigError
+from distill_jax.jobs.overrides import load_config
 from distill_jax.storage.fingerprint import fingerprint
 
 JOB = textwrap.dedent("""
@@ -93,16 +94,16 @@ def test_each_variant_is_trained_reported_and_resumed(job, tmp_path, monkeypatch
 
 
 def test_an_objective_may_know_the_trained_teacher_and_the_examples(job, tmp_path):
-  config = loading.load(job, ["names=kd", "label_fraction=0.5"])
+  config = load_config(job, ["names=kd", "label_fraction=0.5"])
   splits = config.data()
   seen = []
   monkey = type("Watched", (type(config),), {"variant_objective": lambda self, *args: seen.append(args)})
   config.__class__ = monkey
-  job_ = jobs.Job(config, tmp_path, (3,), splits, {})
-  (network,) = jobs.networks(job_, "student")
+  job_ = plan.Job(config, tmp_path, (3,), splits, {})
+  (network,) = plan.networks(job_, "student")
   assert network.name == "student-kd-3" and network.variant == "kd"
   variables = object()
-  train = jobs.trained_on(job_, "student")
+  train = plan.trained_on(job_, "student")
   network.objective(stages._taught(network, variables, train))
   ((variant, taught),) = seen
   assert variant == "kd" and taught.variables is variables and taught.teacher is network.teacher
@@ -110,13 +111,13 @@ def test_an_objective_may_know_the_trained_teacher_and_the_examples(job, tmp_pat
 
 
 def test_networks_of_all_seeds_and_variants(job, tmp_path):
-  config = loading.load(job)
-  job_ = jobs.Job(config, tmp_path, (0, 7), config.data(), {})
-  assert [n.name for n in jobs.networks(job_, "student")] == [
+  config = load_config(job)
+  job_ = plan.Job(config, tmp_path, (0, 7), config.data(), {})
+  assert [n.name for n in plan.networks(job_, "student")] == [
     *(f"student-{name}-0" for name in config.names),
     *(f"student-{name}-7" for name in config.names),
   ]
-  assert [n.name for n in jobs.different(job_, "student")] == [f"student-{name}-0" for name in config.names]
+  assert [n.name for n in plan.different(job_, "student")] == [f"student-{name}-0" for name in config.names]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_networks_of_all_seeds_and_variants(job, tmp_path):
 )
 def test_what_cannot_be_distilled_is_refused_when_the_config_is_read(job, overrides, message):
   with pytest.raises(ConfigError, match=message):
-    loading.load(job, overrides)
+    load_config(job, overrides)
 
 
 def test_an_objective_that_does_not_fit_the_networks_is_refused_before_training(job, tmp_path):

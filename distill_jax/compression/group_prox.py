@@ -18,7 +18,7 @@ import optax
 from distill_jax.compression.channels import rows
 from distill_jax.compression.groups import Group, Groups, Slot, widths
 from distill_jax.compression.regularize import Strength, StrengthState, at, check_strength, following, given
-from distill_jax.storage.fingerprint import named_leaves
+from distill_jax.trees import named_leaves
 from distill_jax.types import Tree
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from distill_jax.compression.provenance import Origin, Provenance
 from distill_jax.errors import suggest
-from distill_jax.storage.fingerprint import named_leaves
+from distill_jax.trees import named_leaves
 from distill_jax.types import Tree
 
 Fit = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]

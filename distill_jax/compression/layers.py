@@ -21,7 +21,7 @@ from distill_jax.compression.groups import Group, Groups, widths
 from distill_jax.compression.masks import PolynomialSchedule, check_sparsity, keep_highest, masked
 from distill_jax.compression.shrink import alive
 from distill_jax.errors import suggest
-from distill_jax.storage.fingerprint import named_leaves
+from distill_jax.trees import named_leaves
 from distill_jax.types import Tree, Variables
 
 

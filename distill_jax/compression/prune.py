@@ -18,8 +18,8 @@ import optax
 
 from distill_jax import reduce
 from distill_jax.compression.masks import PolynomialSchedule, check_sparsity, keep_highest, masked
-from distill_jax.compression.paths import chosen, matching
 from distill_jax.errors import suggest
+from distill_jax.trees import chosen, matching
 from distill_jax.types import Tree
 
 Score = Callable[[jax.Array, jax.Array], jax.Array]

@@ -20,7 +20,7 @@ import re
 from typing import Any
 
 from distill_jax.compression.groups import groups_of, natural
-from distill_jax.storage.fingerprint import named_leaves
+from distill_jax.trees import named_leaves
 from distill_jax.types import Tree
 
 _VGG = (64, 128, 256, 512, 512)  # channels of the blocks at width 1

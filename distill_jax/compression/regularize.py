@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from distill_jax.compression.paths import chosen, matching
+from distill_jax.trees import chosen, matching
 from distill_jax.types import Tree
 
 Strength = float | Callable[[jax.Array], Any]

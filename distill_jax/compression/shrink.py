@@ -13,7 +13,7 @@ import numpy as np
 
 from distill_jax.compression.groups import Groups, widths
 from distill_jax.errors import suggest
-from distill_jax.storage.fingerprint import named_leaves
+from distill_jax.trees import named_leaves
 from distill_jax.types import Tree, Variables
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.flax
 
-from distill_jax.storage.fingerprint import named_leaves
+from distill_jax.trees import named_leaves
 from distill_jax.types import Tree
 
 _CHUNK = 1 << 22

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.compression.groups import Groups, widths
-from distill_jax.compression.paths import chosen
 from distill_jax.compression.prune import KERNELS
 from distill_jax.compression.regularize import OUTPUTS, Axes, within
-from distill_jax.storage.fingerprint import named_leaves
+from distill_jax.trees import chosen, named_leaves
 from distill_jax.types import Tree
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from distill_jax.storage.fingerprint import named_leaves
+from distill_jax.trees import named_leaves
 from distill_jax.types import Batch, TrainState
 
 AXES = ("data", "fsdp", "tensor")

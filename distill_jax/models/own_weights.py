@@ -1,6 +1,6 @@
 """Weights among a model's outputs, for terms that compare them."""
 
-from distill_jax.compression.paths import chosen
+from distill_jax.trees import chosen
 from distill_jax.types import Model
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 
 from distill_jax.errors import suggest
-from distill_jax.storage.fingerprint import named_leaves
+from distill_jax.trees import named_leaves
 from distill_jax.types import Batch, Model, Tree, Variables
 
 _INDEX = ".safetensors.index.json"

@@ -5,6 +5,7 @@ import hashlib
 import jax
 import jax.numpy as jnp
 
+from distill_jax.trees import named_leaves
 from distill_jax.types import Tree
 
 
@@ -33,12 +34,6 @@ def checksums(tree: Tree) -> dict[str, int]:
   """
   leaves = dict(named_leaves(tree))
   return {name: int(s) for name, s in jax.device_get(_checksums(leaves)).items()}
-
-
-def named_leaves(tree: Tree) -> list[tuple[str, jax.Array]]:
-  """The leaves with their paths as text: `[('layers/0/kernel', array), ...]`."""
-  with_path = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in with_path]
 
 
 @jax.jit

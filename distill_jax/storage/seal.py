@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from distill_jax.storage.fingerprint import checksums, named_leaves
+from distill_jax.storage.fingerprint import checksums
+from distill_jax.trees import named_leaves
 from distill_jax.types import TrainState, Tree
 
 Identity = Mapping[str, str | int | float]

@@ -21,8 +21,9 @@ import safetensors.flax
 
 from distill_jax.errors import suggest
 from distill_jax.storage import files
-from distill_jax.storage.fingerprint import fingerprint, named_leaves
+from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.storage.student import WEIGHTS
+from distill_jax.trees import named_leaves
 from distill_jax.types import Batch, Model, Outputs, Variables
 
 PROGRAM, SIGNATURE = "model.stablehlo", "model.stablehlo.json"

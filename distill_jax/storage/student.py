@@ -13,7 +13,8 @@ import safetensors
 import safetensors.flax
 
 from distill_jax.storage import files, seal
-from distill_jax.storage.fingerprint import fingerprint, named_leaves
+from distill_jax.storage.fingerprint import fingerprint
+from distill_jax.trees import named_leaves
 from distill_jax.types import Batch, Model, Variables
 from distill_jax.version import __version__
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from distill_jax.ahead.chips import CHIPS, slice_of, topology_options
+from distill_jax.cost.chips import CHIPS, slice_of, topology_options
 
 
 def test_peaks_are_in_the_order_of_the_generations():

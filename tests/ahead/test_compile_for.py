@@ -9,11 +9,11 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from networks import ROWS, job, parameters
 
-from distill_jax import ahead, data, objectives
-from distill_jax.ahead import compile_for
-from distill_jax.ahead.analysis import work
-from distill_jax.ahead.compiling import Compiled, Memory, from_plain, plain, refusal
-from distill_jax.ahead.flops import product_flops
+from distill_jax import cost, data, objectives
+from distill_jax.cost import compile_for
+from distill_jax.cost.analysis import work
+from distill_jax.cost.compiling import Compiled, Memory, from_plain, plain, refusal
+from distill_jax.cost.flops import product_flops
 from distill_jax.models import cast, from_apply
 from distill_jax.teachers import moving_average
 
@@ -216,18 +216,18 @@ def test_a_refusal_is_read(message, needed, available):
 
 
 def test_a_refused_step_says_by_how_much():
-  chip = ahead.CHIPS["v5e"]
+  chip = cost.CHIPS["v5e"]
   step = Compiled(1.0, 20 * 2**30, int(15.75 * 2**30))
-  refused = ahead.Analysis("v5e:4x4", chip, {"data": 16}, (64, "images"), 7, {"teacher": 2**30}, step)
+  refused = cost.Analysis("v5e:4x4", chip, {"data": 16}, (64, "images"), 7, {"teacher": 2**30}, step)
   assert not refused.fits and refused.floor is None and refused.hours(10) is None
   assert "needed       20.00 of 15.75: does not fit, 4.25 too much" in str(refused)
 
 
 def test_floors_are_what_the_peaks_allow():
-  chip = ahead.CHIPS["v5e"]
+  chip = cost.CHIPS["v5e"]
   memory = Memory(int(819e6), 0, 0, 0, 0)
   step = Compiled(1.0, 1, None, memory, 3 * 197e9, 5 * 819e6)
-  fits = ahead.Analysis("v5e:4x4", chip, {"data": 16}, (600, "images"), 7, {}, step)
+  fits = cost.Analysis("v5e:4x4", chip, {"data": 16}, (600, "images"), 7, {}, step)
   assert fits.floors == pytest.approx({"compute": 3e-3, "memory": 1e-3})
   assert (fits.floor, fits.traffic, fits.hours(1200)) == pytest.approx((3e-3, 5e-3, 1e-3))
   assert "floor        3 ms: 200,000 images/s, 12,500 a chip" in str(fits)

@@ -3,27 +3,27 @@
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from distill_jax import loading
-from distill_jax.ahead import compile_config, describe
-from distill_jax.config import ConfigError
+from distill_jax.jobs.compile_ahead import compile_config, describe_cost
+from distill_jax.jobs.config import ConfigError
+from distill_jax.jobs.overrides import load_config
 
 DIGITS = "configs/digits.py"
 
 
 @pytest.fixture(scope="module")
 def config():
-  return loading.load(DIGITS, ["student_training.batch_size=64"])
+  return load_config(DIGITS, ["student_training.batch_size=64"])
 
 
 def test_a_config_is_described_without_training(config):
-  text = describe(config, "cpu")
+  text = describe_cost(config, "cpu")
   assert text.startswith(f"student: {config.student_training.steps:,} steps of 64 rows on cpu: 8 x devices")
   assert "mesh: data 8, fsdp 1, tensor 1; 64 images a step" in text
   assert "teacher forward" not in text and "live teacher" not in text
 
 
 def test_the_mesh_and_the_rules_are_the_configs(monkeypatch):
-  config = loading.load(DIGITS, ["student_training.batch_size=64", "mesh.fsdp=4"])
+  config = load_config(DIGITS, ["student_training.batch_size=64", "mesh.fsdp=4"])
   whole = compile_config("cpu", config, axes={"data": -1})
   monkeypatch.setattr(type(config), "rules", lambda self, role="": [("kernel", P("fsdp"))])
   monkeypatch.setattr(type(config), "teacher_rules", lambda self: [("kernel", P())])
@@ -37,7 +37,7 @@ def test_the_mesh_and_the_rules_are_the_configs(monkeypatch):
 
 def test_the_teacher_has_the_dtype_that_it_teaches_with():
   wide, narrow = (
-    compile_config("cpu", loading.load(DIGITS, ["student_training.batch_size=64", f"teacher_dtype={dtype}"]))
+    compile_config("cpu", load_config(DIGITS, ["student_training.batch_size=64", f"teacher_dtype={dtype}"]))
     for dtype in ("", "bfloat16")
   )
   assert 2 * narrow.sizes["teacher"] == wide.sizes["teacher"]
@@ -54,19 +54,19 @@ def test_each_network_can_be_asked_for(config):
 
 def test_no_teacher_is_trained_where_there_is_none():
   with pytest.raises(ConfigError, match="this config trains none"):
-    compile_config("cpu", loading.load("configs/digits_mutual.py"), role="teacher")
+    compile_config("cpu", load_config("configs/digits_mutual.py"), role="teacher")
 
 
 def test_a_student_of_a_cache_needs_no_teacher():
   settings = ["student_training.batch_size=64", "codec=top_k"]
-  live = compile_config("cpu", loading.load(DIGITS, settings[:1]))
-  config = loading.load("configs/digits_cached.py", settings)
+  live = compile_config("cpu", load_config(DIGITS, settings[:1]))
+  config = load_config("configs/digits_cached.py", settings)
   cached = compile_config("cpu", config)
   assert cached.sizes["teacher"] == 0 < live.sizes["teacher"]
   # Three of ten classes: 12 and 24 bits, a word each; what is left out, and the label's own.
   assert cached.sizes["batch"] == live.sizes["batch"] + 64 * (4 + 4 + 4 + 4)
   assert cached.step.products < live.step.products
-  assert describe(config, "cpu").startswith("student, from the cache: ")
+  assert describe_cost(config, "cpu").startswith("student, from the cache: ")
   assert compile_config("cpu", config, role="baseline").sizes["batch"] == live.sizes["batch"]
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from distill_jax.ahead.hlo import Collective, Loop, collectives, loops
+from distill_jax.cost.hlo import Collective, Loop, collectives, loops
 
 
 def module(*instructions, others=""):

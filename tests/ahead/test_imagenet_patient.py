@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax import loading
-from distill_jax.config import ConfigError
+from distill_jax.jobs.config import ConfigError
+from distill_jax.jobs.overrides import load_config
 from distill_jax.train import make_init, make_train_step
 
 PATH = "configs/imagenet_patient.py"
@@ -17,7 +17,7 @@ SMALL = ["teacher_depth=26", "teacher_width=0.5", "student_depth=26", "student_w
 
 @pytest.fixture(scope="module")
 def config():
-  return loading.load(PATH, SMALL)
+  return load_config(PATH, SMALL)
 
 
 def test_the_step_is_built_without_data_or_weights(config):
@@ -35,7 +35,7 @@ def test_the_step_is_built_without_data_or_weights(config):
 
 
 def test_the_schedule_is_the_papers():
-  training = loading.load(PATH).student_training
+  training = load_config(PATH).student_training
   assert (training.batch_size, training.steps) == (4096, 1200 * 306)
   assert float(training.schedule()(5000)) == pytest.approx(0.03)
 
@@ -78,11 +78,11 @@ def test_pixels_are_stretched_to_what_the_released_networks_know(config):
 )
 def test_what_cannot_be_run_is_refused(override, message):
   with pytest.raises(ConfigError, match=message):
-    loading.load(PATH, [override])
+    load_config(PATH, [override])
 
 
 def test_the_student_alone_computes_again(config):
-  again = loading.load(PATH, [*SMALL, "remat=nothing_saveable"])
+  again = load_config(PATH, [*SMALL, "remat=nothing_saveable"])
   batch = config.abstract_batch(2)
 
   def remats(network):
@@ -95,6 +95,6 @@ def test_the_student_alone_computes_again(config):
 
 
 def test_weights_that_are_not_there_are_named(tmp_path):
-  config = loading.load(PATH, [*SMALL, f"teacher_weights={tmp_path}/R152x2_T_224.npz"])
+  config = load_config(PATH, [*SMALL, f"teacher_weights={tmp_path}/R152x2_T_224.npz"])
   with pytest.raises(FileNotFoundError, match="no file .*R152x2_T_224.npz"):
     config.teacher()

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from distill_jax import loading
-from distill_jax.ahead import compile_config
-from distill_jax.config import ConfigError
+from distill_jax.jobs.compile_ahead import compile_config
+from distill_jax.jobs.config import ConfigError
+from distill_jax.jobs.overrides import load_config
 
 PATH = "configs/llm_8b_to_1b.py"
 HEADS = {"heads": 4, "kv_heads": 2}
@@ -40,7 +40,7 @@ def forward(width, depth, inner, heads, kv_heads):
 @pytest.fixture(scope="module")
 def steps():
   return {
-    how: compile_config("cpu", loading.load(PATH, SMALL + more))
+    how: compile_config("cpu", load_config(PATH, SMALL + more))
     for how, more in {"online": [], "cached": ["cache=gs://bucket/nothing"]}.items()
   }
 
@@ -91,7 +91,7 @@ def folder(rng, tmp_path):
 
 
 def test_a_released_teacher_teaches(folder):
-  config = loading.load(PATH, [*SMALL, f"teacher_folder={folder}", "k=4", "vocabulary=40"])
+  config = load_config(PATH, [*SMALL, f"teacher_folder={folder}", "k=4", "vocabulary=40"])
   teacher = config.teacher()
   assert {x.dtype for x in jax.tree.leaves(teacher.variables)} == {jnp.dtype("bfloat16")}
   step = compile_config("cpu", config)
@@ -100,7 +100,7 @@ def test_a_released_teacher_teaches(folder):
 
 def test_without_weights_or_text_nothing_is_trained():
   with pytest.raises(ConfigError, match="teacher_folder, text: expected .*got '' and ''.*--compile_for"):
-    loading.load(PATH).data()
+    load_config(PATH).data()
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_without_weights_or_text_nothing_is_trained():
 )
 def test_what_cannot_be_run_is_refused(override, message):
   with pytest.raises(ConfigError, match=message):
-    loading.load(PATH, [override])
+    load_config(PATH, [override])
 
 
 @pytest.mark.skipif(
@@ -122,7 +122,7 @@ def test_what_cannot_be_run_is_refused(override, message):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["", "gs://bucket/nothing"])
 def test_the_whole_fits_on_eight_chips(how):
-  step = compile_config("v5p:2x2x2", loading.load(PATH, ["student_training.batch_size=8", f"cache={how}"]))
+  step = compile_config("v5p:2x2x2", load_config(PATH, ["student_training.batch_size=8", f"cache={how}"]))
   assert step.fits and step.step.needed < 40 * 2**30 and step.parameters == 1_235_814_400
   # Weights are sent, three times; heads that are gathered for each part of the vocabulary are 3.7e12 bytes.
   assert sum(c.bytes for c in step.step.collectives) < 6e10

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from networks import batch, job, parameters
 
-from distill_jax import ahead, data
-from distill_jax.ahead import child, compile_for
+from distill_jax import cost, data
+from distill_jax.cost import child, compile_for
 from distill_jax.models import cast
 
 needs_libtpu = pytest.mark.skipif(
@@ -59,7 +59,7 @@ def test_narrow_weights_of_a_teacher_stay_narrow():
 def test_what_does_not_fit_is_measured():
   *models, rows = job()
   step = compile_for("v5e:1x1", *models, batch(100_000, 128))
-  assert not step.fits and step.step.needed > step.available == ahead.CHIPS["v5e"].memory
+  assert not step.fits and step.step.needed > step.available == cost.CHIPS["v5e"].memory
   assert "does not fit" in str(step)
 
 

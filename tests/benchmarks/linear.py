@@ -27,8 +27,8 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from timing import Ratio, compare
 
 from distill_jax import losses
-from distill_jax.ahead.child import compile_for_tpu
-from distill_jax.ahead.compiling import Compiled, Program, lower
+from distill_jax.cost.child import compile_for_tpu
+from distill_jax.cost.compiling import Compiled, Program, lower
 
 WIDTH, KEPT, MIB = 512, 64, 2**20
 LIGER, FAST = (

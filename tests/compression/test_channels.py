@@ -15,7 +15,7 @@ from distill_jax.models.cnn import CNN
 from distill_jax.models.mlp import MLP
 from distill_jax.models.resnet import ResNet, WideResNet
 from distill_jax.models.vgg import VGG
-from distill_jax.storage.fingerprint import named_leaves
+from distill_jax.trees import named_leaves
 from distill_jax.types import Variables
 
 ONCE = PolynomialSchedule(0, 0)

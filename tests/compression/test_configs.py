@@ -6,7 +6,7 @@ import pytest
 from distill_jax import data
 from distill_jax.compression.prune import layer_sparsity
 from distill_jax.data import tfds
-from distill_jax.main import main
+from distill_jax.jobs.cli import main
 from distill_jax.models import from_nnx
 from distill_jax.models.vgg import VGG
 
@@ -95,7 +95,7 @@ def test_the_teachers_convolutions_are_in_the_student(monkeypatch):
   monkeypatch.syspath_prepend("configs")
   from fashion_mnist_inject import FIRST, Injected, inject_convolutions
 
-  from distill_jax.config import Taught
+  from distill_jax.jobs.config import Taught
 
   config = Injected(teacher_width=0.03125, student_widths=(2, 3))
   teacher = from_nnx(lambda rngs: VGG(1, 11, 10, width=0.03125, rngs=rngs))

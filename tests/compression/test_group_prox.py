@@ -14,7 +14,7 @@ from distill_jax.compression.shrink import alive, shrink
 from distill_jax.models import from_nnx
 from distill_jax.models.cnn import CNN
 from distill_jax.models.decoder import Decoder
-from distill_jax.storage.fingerprint import named_leaves
+from distill_jax.trees import named_leaves
 
 # 8 query heads look at 4 of keys and values.
 DECODER = from_nnx(

@@ -11,7 +11,7 @@ from distill_jax.models import from_nnx
 from distill_jax.models.cnn import CNN
 from distill_jax.models.decoder import Decoder
 from distill_jax.models.resnet import ResNet
-from distill_jax.storage.fingerprint import named_leaves
+from distill_jax.trees import named_leaves
 from distill_jax.types import Variables
 
 MODELS = {

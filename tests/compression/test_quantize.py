@@ -14,10 +14,10 @@ from distill_jax.compression.sizes import disk_bytes
 from distill_jax.models import cnn, from_nnx
 from distill_jax.models.cnn import CNN
 from distill_jax.models.mlp import MLP
-from distill_jax.storage.fingerprint import named_leaves
 from distill_jax.storage.stablehlo import export_stablehlo, load_stablehlo
 from distill_jax.storage.student import export_student, load_student
 from distill_jax.train import fit
+from distill_jax.trees import named_leaves
 
 pytest.importorskip("qwix")
 # qwix 0.1.8 asks NNX in old ways.

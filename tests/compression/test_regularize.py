@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax.compression import regularize
-from distill_jax.compression.paths import matching
 from distill_jax.compression.regularize import INPUTS, OUTPUTS
+from distill_jax.trees import matching
 
 ALL_AXES = [OUTPUTS, INPUTS, (0, -1), ()]
 

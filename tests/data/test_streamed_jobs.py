@@ -10,9 +10,11 @@ import PIL.Image
 import pytest
 from pictures import write_classes
 
-from distill_jax import config, examples, jobs, loading
 from distill_jax.data import folder
-from distill_jax.main import main, run
+from distill_jax.jobs import config, plan
+from distill_jax.jobs import data as job_data
+from distill_jax.jobs.cli import main, run
+from distill_jax.jobs.overrides import load_config
 from distill_jax.models import from_apply
 from distill_jax.storage.checkpoint import load_student
 
@@ -53,7 +55,7 @@ def test_all_stages_on_a_folder_of_images(photos, tmp_path, capsys):
   assert [entry["examples"] for entry in results["classes"]] == [4, 4]  # the broken cat is left out
   settings = loaded(photos)
   images = folder.images(photos / "test", max_bad=0.2)
-  weights = load_student(tmp_path / "student-0", settings.student(), examples.first(settings, images))
+  weights = load_student(tmp_path / "student-0", settings.student(), job_data.first(settings, images))
   apply = settings.student().apply
   right = 0
   for path, pixels in centres(photos).items():
@@ -80,7 +82,7 @@ def held_out(photos):
 
 
 def loaded(photos):
-  return loading.load("configs/folder.py", [o.removeprefix("--config.") for o in command(photos)[1:]])
+  return load_config("configs/folder.py", [o.removeprefix("--config.") for o in command(photos)[1:]])
 
 
 def test_the_dry_run_describes_a_folder_of_images(photos, tmp_path, capsys):
@@ -96,9 +98,9 @@ def test_predictions_batch_by_batch_are_those_in_memory(photos):
   settings = loaded(photos)
   images = folder.images(photos / "test", max_bad=0.2)
   model = from_apply(None, lambda w, x: x.reshape(len(x), -1)[:, :2] * w, variables=np.float32(2))
-  streamed = examples.evaluation(settings, images, 4)
-  known = examples.known(streamed)
-  logits = examples.predict(model, model.variables, streamed)
+  streamed = job_data.evaluation(settings, images, 4)
+  known = job_data.known(streamed)
+  logits = job_data.predict(model, model.variables, streamed)
   assert known.ids.tolist() == list(range(1, 9)) and known.labels.tolist() == [0] * 4 + [1] * 4
   pixels = np.stack(list(centres(photos).values()))
   assert known.images.dtype == np.uint8
@@ -107,9 +109,9 @@ def test_predictions_batch_by_batch_are_those_in_memory(photos):
 
 
 def test_images_too_many_to_show_are_left_out_of_the_report(photos, monkeypatch):
-  monkeypatch.setattr(examples, "SHOWN", 4 * SIZE * SIZE * 3)
+  monkeypatch.setattr(job_data, "SHOWN", 4 * SIZE * SIZE * 3)
   images = folder.images(photos / "test", max_bad=0.2)
-  known = examples.known(examples.evaluation(loaded(photos), images, 4))
+  known = job_data.known(job_data.evaluation(loaded(photos), images, 4))
   assert known.images is None and len(known.labels) == 8
 
 
@@ -140,13 +142,13 @@ def test_what_is_wrong_is_said_before_anything_is_trained(photos, tmp_path, caps
 def test_a_config_that_does_not_say_how_images_are_cut_is_refused(photos, tmp_path):
   settings = loaded(photos)
   settings.crops = lambda: config.Config.crops(settings)
-  job = jobs.Job(settings, tmp_path, (0,), settings.data(), {})
+  job = plan.Job(settings, tmp_path, (0,), settings.data(), {})
   with pytest.raises(config.ConfigError, match="crops: data.. gives images .* define crops"):
-    examples.first(job.config, job.splits.train)
+    job_data.first(job.config, job.splits.train)
 
 
 def test_a_batch_in_memory_and_one_that_is_read_have_one_shape(photos):
   settings = loaded(photos)
-  batch = next(examples.training_batches(settings, settings.data().train, 4))
+  batch = next(job_data.training_batches(settings, settings.data().train, 4))
   shapes = jax.tree.map(np.shape, batch)
   assert shapes == {"id": (4,), "view": (4,), "label": (4,), "image": (4, SIZE, SIZE, 3)}

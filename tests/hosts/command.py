@@ -4,7 +4,7 @@ import sys
 
 from spawning import place
 
-from distill_jax.main import run
+from distill_jax.jobs.cli import run
 
 if __name__ == "__main__":
   address, count, process = place()

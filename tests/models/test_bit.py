@@ -10,7 +10,7 @@ from flax import nnx
 
 from distill_jax.models import from_nnx, load_weights, pretrained
 from distill_jax.models.bit import BiT, released_name
-from distill_jax.storage.fingerprint import named_leaves
+from distill_jax.trees import named_leaves
 
 SMALL = dict(depth=(1, 2, 1, 1), classes=3, width=0.5)
 EXAMPLE = {"image": jax.ShapeDtypeStruct((1, 8, 8, 2), jnp.float32)}

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from distill_jax.models import from_keras, to_keras
-from distill_jax.storage.fingerprint import named_leaves
+from distill_jax.trees import named_leaves
 from distill_jax.types import Variables
 
 keras = pytest.importorskip("keras")

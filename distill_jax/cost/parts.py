@@ -7,7 +7,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from distill_jax import reduce
-from distill_jax.ahead.compiling import Program
+from distill_jax.cost.compiling import Program
 from distill_jax.types import Model, Objective, Outputs, TrainState
 
 

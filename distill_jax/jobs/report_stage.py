@@ -5,11 +5,12 @@ from pathlib import Path
 
 import jax
 
-from distill_jax import examples, metrics, report
+from distill_jax import metrics, report
 from distill_jax.compression.sizes import disk_bytes, layer_zeros
-from distill_jax.config import ConfigError, Splits
-from distill_jax.jobs import ORIGINS, RESULT, ROLES, Job, Network, networks
-from distill_jax.step_times import step_times
+from distill_jax.jobs import data
+from distill_jax.jobs.config import ConfigError, Splits
+from distill_jax.jobs.plan import ORIGINS, RESULT, ROLES, Job, Network, networks
+from distill_jax.jobs.step_times import step_times
 from distill_jax.storage.checkpoint import load_student
 from distill_jax.types import Batch, Model, Variables
 
@@ -20,7 +21,7 @@ def write_report(job: Job) -> Path:
   if not trained:
     raise ConfigError(f"--stages: nothing to report in {job.folder}: no network has been trained there yet")
   test = job.splits.test
-  known = examples.known(examples.evaluation(job.config, test))
+  known = data.known(data.evaluation(job.config, test))
   sizes = {name: len(split) for name, split in zip(Splits._fields, job.splits)}
   path = report.write(
     job.folder / "report",
@@ -37,7 +38,7 @@ def write_report(job: Job) -> Path:
 
 def _entries(job: Job, trained: list[Network]) -> list[report.Entry]:
   config = job.config
-  batch, example = examples.first(config, job.splits.test, 256), examples.first(config, job.splits.train)
+  batch, example = data.first(config, job.splits.test, 256), data.first(config, job.splits.train)
   teacher, taught_by = config.teacher(), None
   entries: list[report.Entry] = []
   if teacher is not None and teacher.variables is not None:  # it came with its weights
@@ -62,15 +63,15 @@ def _entries(job: Job, trained: list[Network]) -> list[report.Entry]:
 
 
 def _entry(
-  job: Job, role: str, seed: int, network: examples.Trained, teacher: examples.Trained | None, cost, history
+  job: Job, role: str, seed: int, network: data.Trained, teacher: data.Trained | None, cost, history
 ) -> report.Entry:
   """What a network says about the test split; a language model beside its teacher."""
-  config, test = job.config, examples.evaluation(job.config, job.splits.test)
+  config, test = job.config, data.evaluation(job.config, job.splits.test)
   logits = counts = None
-  if examples.is_language(network, examples.first(config, job.splits.test)):
-    counts = examples.token_scores(network, test, teacher)
+  if data.is_language(network, data.first(config, job.splits.test)):
+    counts = data.token_scores(network, test, teacher)
   else:
-    logits = examples.predict(*network, test)
+    logits = data.predict(*network, test)
   zeros = layer_zeros(network[1].params)
   disk = disk_bytes(network[1])
   size = {

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from distill_jax import examples
-from distill_jax.jobs import Job, Network, different, trained_on
+from distill_jax.jobs import data
+from distill_jax.jobs.plan import Job, Network, different, trained_on
 from distill_jax.train import make_init, make_train_step
 
 REPEATS, SECONDS = 15, 0.2  # turns of each side, and how long one takes at least
@@ -51,7 +51,7 @@ def ratio(run: Run, reference: Run) -> float:
 def _steps(job: Job, network: Network) -> Run:
   """Some steps of a network on one batch, compiled and warm."""
   config, training, teacher, key = job.config, network.training, network.teacher, jax.random.key(0)
-  batches = examples.training_batches(config, trained_on(job, network.role), training.batch_size)
+  batches = data.training_batches(config, trained_on(job, network.role), training.batch_size)
   batch = jax.device_put(next(batches))
   parts = network.learner, teacher, network.objective(None), training.optimizer()
   on_policy = network.recipe.on_policy

@@ -1,11 +1,16 @@
-"""Which leaves of a tree a pattern means."""
+"""Names the leaves of a tree by their paths, and selects them by pattern."""
 
 import re
 
 import jax
 
-from distill_jax.storage.fingerprint import named_leaves
 from distill_jax.types import Tree
+
+
+def named_leaves(tree: Tree) -> list[tuple[str, jax.Array]]:
+  """The leaves with their paths as text: `[('layers/0/kernel', array), ...]`."""
+  with_path = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in with_path]
 
 
 def matching(tree: Tree, pattern: str) -> Tree:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from distill_jax.ahead.chips import GIB, Chip
-from distill_jax.ahead.compiling import Compiled
+from distill_jax.cost.chips import GIB, Chip
+from distill_jax.cost.compiling import Compiled
 
 
 class Parts(NamedTuple):

@@ -1,4 +1,4 @@
-"""Compiles programs for a TPU on a machine that may have none: `python -m distill_jax.ahead.child FOLDER`.
+"""Compiles programs for a TPU on a machine that may have none: `python -m distill_jax.cost.child FOLDER`.
 
 A process of its own, because libtpu reads the environment once, when it is loaded; because it can abort; and because
 on a TPU's own host it would take the chips from whoever uses them.
@@ -17,8 +17,8 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import AxisType
 
-from distill_jax.ahead.chips import topology_options
-from distill_jax.ahead.compiling import Compiled, Program, compile_on, from_plain, plain
+from distill_jax.cost.chips import topology_options
+from distill_jax.cost.compiling import Compiled, Program, compile_on, from_plain, plain
 
 _JOB, _RESULT = "job.json", "result.json"
 # Nobody is asked for metadata, no chip is looked for, and two of these may run at once. The accelerator's type is
@@ -61,7 +61,7 @@ def compile_for_tpu(topology: str, axes: Mapping[str, int], programs: Sequence[P
     (folder / _JOB).write_text(json.dumps(job))
     environment = {name: value for name, value in os.environ.items() if name not in _DROPPED} | _ENVIRONMENT
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    command = [sys.executable, "-m", "distill_jax.ahead.child", str(folder)]
+    command = [sys.executable, "-m", "distill_jax.cost.child", str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if not (folder / _RESULT).exists():
       raise RuntimeError(

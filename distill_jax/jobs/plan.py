@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from distill_jax.config import Config, Examples, Recipe, Splits, Taught, Training
+from distill_jax.jobs.config import Config, Examples, Recipe, Splits, Taught, Training
 from distill_jax.storage.student import DESCRIPTION, WEIGHTS
 from distill_jax.types import Model, Objective
 

@@ -12,9 +12,9 @@ import jax
 import jax.export
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
-from distill_jax.ahead.chips import GIB
-from distill_jax.ahead.flops import product_flops
-from distill_jax.ahead.hlo import Collective, Loop, collectives, loops
+from distill_jax.cost.chips import GIB
+from distill_jax.cost.flops import product_flops
+from distill_jax.cost.hlo import Collective, Loop, collectives, loops
 from distill_jax.train import step as train_step
 
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}

@@ -15,12 +15,12 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from distill_jax.config import Config, ConfigError, prefixed
+from distill_jax.jobs.config import Config, ConfigError, prefixed
 
 _BESIDE: list[str] = []  # modules that the last config imported from its own folder
 
 
-def load(path: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
   """The config of a file with overrides, checked as a whole.
 
   Args:
@@ -47,7 +47,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
   return config
 
 
-def settings(config: Any) -> dict[str, Any]:
+def settings_of(config: Any) -> dict[str, Any]:
   """All fields as plain values that json can hold, nested dataclasses as dicts."""
   return _plain(dataclasses.asdict(config))
 
@@ -92,7 +92,7 @@ def _read(path: str) -> Config:
   config = module.get_config()
   if not isinstance(config, Config):
     raise ConfigError(
-      f"{path}: get_config() must return a distill_jax.config.Config, got {type(config).__name__}"
+      f"{path}: get_config() must return a distill_jax.jobs.config.Config, got {type(config).__name__}"
     )
   _check_defaults(config)
   return config

@@ -16,16 +16,17 @@ from typing import Any
 
 import jax
 
-from distill_jax import ahead, loading
-from distill_jax.config import Config, ConfigError
 from distill_jax.distributed import hosts
 from distill_jax.distributed.compilation import keep_programs
 from distill_jax.distributed.interruption import Interrupted
-from distill_jax.dry_run import describe
 from distill_jax.errors import suggest
-from distill_jax.jobs import EXTRA_STAGES, STAGES, Job
-from distill_jax.prechecks import check
-from distill_jax.stages import run_stages
+from distill_jax.jobs.checks import check
+from distill_jax.jobs.compile_ahead import describe_cost
+from distill_jax.jobs.config import Config, ConfigError
+from distill_jax.jobs.dry_run import describe
+from distill_jax.jobs.overrides import differences, load_config, settings_of
+from distill_jax.jobs.plan import EXTRA_STAGES, STAGES, Job
+from distill_jax.jobs.stages import run_stages
 from distill_jax.storage import files
 from distill_jax.storage.lease import Lease
 from distill_jax.train import NonFiniteError
@@ -60,9 +61,9 @@ def main(argv: Sequence[str]) -> None:
   """
   flags, overrides = _parse(argv)
   _join(flags)
-  config = loading.load(flags.config, overrides)
+  config = load_config(flags.config, overrides)
   if flags.compile_for:
-    print(ahead.describe(config, flags.compile_for))
+    print(describe_cost(config, flags.compile_for))
     return
   seeds, traced = _seeds(flags.seeds), _traced(flags.profile_steps)
   chosen = _stages(flags.stages)
@@ -77,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
     if hosts.is_first():
       describe(job)
     return
-  defaults = loading.settings(type(config)())
+  defaults = settings_of(type(config)())
   with Lease(folder):
     hosts.first(lambda: _write_down(folder, identity, defaults, report_only=chosen == ("report",)))
     keep_programs(folder)
@@ -165,7 +166,7 @@ def _identity(config: Config, name: str, path: str, overrides: list[str], argv) 
     "name": name,
     "command": shlex.join(["python", "-m", "distill_jax", *argv]),
     "config": path,
-    "settings": loading.settings(config),
+    "settings": settings_of(config),
     "code": _code_hash(Path(path)),
     "overrides": overrides,
     "versions": {"python": platform.python_version(), "distill_jax": __version__} | _versions(),
@@ -258,7 +259,7 @@ def _write_down(
       old["settings"] = _completed(old["settings"], defaults)
       compared = ("config", "settings", "code")
       before, now = ({name: _plain(run[name]) for name in compared} for run in (old, identity))
-      changed = loading.differences(before, now)
+      changed = differences(before, now)
       if changed:
         lines = "\n  ".join(line.removeprefix("settings.") for line in changed)
         raise ConfigError(

@@ -9,12 +9,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from distill_jax import caching, examples
-from distill_jax.comparing import write_report
 from distill_jax.compression.provenance import describe
-from distill_jax.config import ConfigError, Examples, Taught
 from distill_jax.distributed import hosts, sharding
-from distill_jax.jobs import (
+from distill_jax.jobs import cache_stages, data
+from distill_jax.jobs.config import ConfigError, Examples, Taught
+from distill_jax.jobs.plan import (
   EXTRA_STAGES,
   ORIGINS,
   RESULT,
@@ -26,6 +25,7 @@ from distill_jax.jobs import (
   networks,
   trained_on,
 )
+from distill_jax.jobs.report_stage import write_report
 from distill_jax.models import cast
 from distill_jax.models.decoder import with_logits
 from distill_jax.storage import files
@@ -40,7 +40,7 @@ from distill_jax.types import Model, Variables
 def run_stages(job: Job, stages: Collection[str]) -> None:
   """Runs the stages in order; what is complete is skipped, what was interrupted goes on."""
   if job.config.cache and "cache" in stages:
-    caching.probe(job)
+    cache_stages.probe(job)
   for stage in STAGES + EXTRA_STAGES:
     if stage not in stages:
       continue
@@ -61,14 +61,18 @@ def _keep(job: Job, stage: str) -> None:
   if stage != "cache" and not hosts.is_first():
     return
   if stage == "cache_inspect":
-    caching.inspect(job)
+    cache_stages.inspect(job)
     return
   students = networks(job, "student")
   student = next((network for network in students if network.cached), students[0])
   taught = _taught(student, _teacher_variables(job, student), trained_on(job, "student"))
   if taught is None:
     raise ConfigError("cache: expected none: the config has no teacher whose outputs could be kept")
-  run = {"cache": caching.write, "cache_estimate": caching.weigh, "cache_verify": caching.check}[stage]
+  run = {
+    "cache": cache_stages.write,
+    "cache_estimate": cache_stages.weigh,
+    "cache_verify": cache_stages.check,
+  }[stage]
   run(job, taught)
 
 
@@ -81,17 +85,17 @@ def train(job: Job, network: Network) -> None:
   config, training, started = job.config, network.training, time.time()
   train_set, teacher_variables = trained_on(job, network.role), _teacher_variables(job, network)
   taught = _taught(network, teacher_variables, train_set)
-  cached = caching.opened(job, taught) if network.cached else None
+  cached = cache_stages.opened(job, taught) if network.cached else None
   fitted = fit(
     _started(job, network, train_set),
     cached or network.teacher,
     network.objective(taught),
     training.optimizer(),
-    examples.training(config, train_set, training.batch_size, network.own_seed),
+    data.training(config, train_set, training.batch_size, network.own_seed),
     steps=training.steps,
     batch_size=training.batch_size,
     teacher_variables=None if cached else teacher_variables,
-    validation=examples.evaluation(config, job.splits.validation, training.batch_size),
+    validation=data.evaluation(config, job.splits.validation, training.batch_size),
     best=config.best,
     eval_every=config.eval_every or None,
     log_every=config.log_every,
@@ -136,8 +140,8 @@ def _finish(job: Job, network: Network, exported: Variables, history, seconds: f
 
 def _export_program(job: Job, network: Network, variables: Variables) -> None:
   try:
-    example = examples.first(job.config, job.splits.train)
-    is_language = examples.is_language((network.model, variables), example)
+    example = data.first(job.config, job.splits.train)
+    is_language = data.is_language((network.model, variables), example)
     model = with_logits(network.model) if is_language else network.model
     export_stablehlo(network.folder, model, variables, example)
   except (
@@ -205,4 +209,4 @@ def _trained(job: Job, network: Network, folder: Path, model: Model) -> Variable
     )
   cut = any(other.recipe.cut for other in networks(job, "student") if other.folder == folder)
   with spacious(job.config.make_mesh()):
-    return load_student(folder, model, examples.first(job.config, job.splits.train), cut=cut)
+    return load_student(folder, model, data.first(job.config, job.splits.train), cut=cut)

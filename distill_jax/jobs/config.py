@@ -23,7 +23,7 @@ from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
 from distill_jax.distributed import sharding
 from distill_jax.errors import suggest
-from distill_jax.recipes import ConfigError, Recipe, Taught, Training, check, check_recipe, prefixed
+from distill_jax.jobs.recipes import ConfigError, Recipe, Taught, Training, check, check_recipe, prefixed
 from distill_jax.types import Batch, Model, Objective, Variables
 
 SCORES = (

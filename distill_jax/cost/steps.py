@@ -9,11 +9,11 @@ import jax
 import optax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from distill_jax.ahead.analysis import Analysis, Parts
-from distill_jax.ahead.child import compile_for_tpu
-from distill_jax.ahead.chips import slice_of
-from distill_jax.ahead.compiling import compile_on, lower, shapes_of
-from distill_jax.ahead.parts import make_parts
+from distill_jax.cost.analysis import Analysis, Parts
+from distill_jax.cost.child import compile_for_tpu
+from distill_jax.cost.chips import slice_of
+from distill_jax.cost.compiling import compile_on, lower, shapes_of
+from distill_jax.cost.parts import make_parts
 from distill_jax.distributed import sharding
 from distill_jax.train import make_init, make_train_step
 from distill_jax.train.replay import OnPolicy, Replay

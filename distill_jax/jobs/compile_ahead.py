@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distill_jax import examples
-from distill_jax.ahead.analysis import Analysis
-from distill_jax.ahead.cached import from_cache
-from distill_jax.ahead.steps import compile_for
-from distill_jax.config import Config, ConfigError, Training
+from distill_jax.cost.analysis import Analysis
+from distill_jax.cost.cached import from_cache
+from distill_jax.cost.steps import compile_for
+from distill_jax.jobs import data
+from distill_jax.jobs.config import Config, ConfigError, Training
+from distill_jax.jobs.recipes import Recipe
 from distill_jax.models import cast
-from distill_jax.recipes import Recipe
 from distill_jax.train.replay import OnPolicy
 from distill_jax.types import Batch, Model, Objective
 
@@ -64,7 +64,7 @@ def compile_config(
   )
 
 
-def describe(config: Config, topology: str, *, role: str = "student") -> str:
+def describe_cost(config: Config, topology: str, *, role: str = "student") -> str:
   """The table of `compile_config`, and how long the configured steps take.
 
   Raises:
@@ -131,5 +131,5 @@ def _batch(config: Config, role: str, rows: int) -> Batch:
   if told is not None:
     return told(rows)
   own = {"teacher": config.teacher_train, "baseline": config.baseline_train, "student": config.student_train}
-  example = next(examples.training_batches(config, own[role](config.data().train), 1))
+  example = next(data.training_batches(config, own[role](config.data().train), 1))
   return {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in example.items()}

@@ -5,11 +5,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from distill_jax import examples, metrics
+from distill_jax import metrics
 from distill_jax.cache.predictor import as_kept
-from distill_jax.config import Examples, Splits, prefixed
 from distill_jax.data import Source
-from distill_jax.jobs import ROLES, Job, Network, different, trained_on
+from distill_jax.jobs import data
+from distill_jax.jobs.config import Examples, Splits, prefixed
+from distill_jax.jobs.plan import ROLES, Job, Network, different, trained_on
 from distill_jax.train import make_init, make_train_step
 
 
@@ -29,7 +30,7 @@ def describe(job: Job) -> None:
 
 def _describe_model(job: Job, network: Network, shown: set[str]) -> set[str]:
   """Describes a network unless one of its shapes was `shown`; returns its shapes."""
-  key, example = jax.random.key(0), examples.first(job.config, job.splits.train)
+  key, example = jax.random.key(0), data.first(job.config, job.splits.train)
   shapes = str(jax.tree.map(lambda x: x.shape, jax.eval_shape(network.model.init, key, example)))
   if shapes in shown:
     return set()
@@ -57,7 +58,7 @@ def _describe_examples(train: Examples) -> None:
 
 def _describe_step(job: Job, network: Network) -> None:
   config, training, teacher, key = job.config, network.training, network.teacher, jax.random.key(0)
-  batch = next(examples.training_batches(config, trained_on(job, network.role), training.batch_size))
+  batch = next(data.training_batches(config, trained_on(job, network.role), training.batch_size))
   taught_by = jax.eval_shape(teacher.init, key, batch) if teacher and not teacher.follow else ()
   if network.cached and teacher is not None:
     teacher = as_kept(teacher, config.kept())

@@ -16,12 +16,12 @@ from distill_jax.cache.predictor import make_answers
 from distill_jax.cache.shards import open_complete
 from distill_jax.cache.store import open_store
 from distill_jax.cache.writer import plan
-from distill_jax.config import ConfigError, Taught
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.distributed import hosts, sharding
-from distill_jax.jobs import Job, trained_on
-from distill_jax.loading import settings
+from distill_jax.jobs.config import ConfigError, Taught
+from distill_jax.jobs.overrides import settings_of
+from distill_jax.jobs.plan import Job, trained_on
 from distill_jax.models import decoder
 
 AGREED = 0.98  # of the first classes; rounding on another device moves few
@@ -180,6 +180,6 @@ def _description(job: Job) -> dict[str, Any]:
   """The teacher's own settings: what its weights do not show."""
   return {
     name: value
-    for name, value in settings(job.config).items()
+    for name, value in settings_of(job.config).items()
     if name.startswith("teacher_") and not isinstance(value, dict)
   }

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from distill_jax import data, metrics, reduce
-from distill_jax.config import Config, Examples
 from distill_jax.data import Source
 from distill_jax.data.batches import HostBatch
+from distill_jax.jobs.config import Config, Examples
 from distill_jax.types import Batch, Model, Variables
 
 Trained = tuple[Model, Variables]

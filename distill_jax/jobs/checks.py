@@ -5,13 +5,13 @@ from collections.abc import Collection
 import jax
 import numpy as np
 
-from distill_jax import examples
 from distill_jax.cache.predictor import as_kept
 from distill_jax.cache.store import open_store
-from distill_jax.config import ConfigError, Taught, prefixed
 from distill_jax.data import Source
 from distill_jax.distributed import sharding
-from distill_jax.jobs import ROLES, Job, Network, different, trained_on
+from distill_jax.jobs import data
+from distill_jax.jobs.config import ConfigError, Taught, prefixed
+from distill_jax.jobs.plan import ROLES, Job, Network, different, trained_on
 from distill_jax.storage import seal
 from distill_jax.train import make_init
 from distill_jax.types import Batch, Model, Variables
@@ -69,7 +69,7 @@ def _training_of(job: Job, network: Network) -> str:
 def _check_objectives(job: Job, students: Collection[Network]) -> None:
   """All variants against the shapes of the networks' outputs, and their optimisers against those of the parameters: the
   last one would be refused hours later."""
-  key, batch = jax.random.key(0), examples.first(job.config, job.splits.train)
+  key, batch = jax.random.key(0), data.first(job.config, job.splits.train)
   for network in students:
     with prefixed(f"objective of {network.variant!r}" if network.variant else "objective"):
       teacher, _ = _teacher(job, network, key, batch)
@@ -79,7 +79,7 @@ def _check_objectives(job: Job, students: Collection[Network]) -> None:
 
 def _check_starts(job: Job, students: Collection[Network]) -> None:
   """Weights that a student starts from against its own: by shapes, on zeros that take no memory until they are read."""
-  key, batch = jax.random.key(0), examples.first(job.config, job.splits.train)
+  key, batch = jax.random.key(0), data.first(job.config, job.splits.train)
   recipes = {n.variant: n.recipe for n in students}
   for network in students:
     recipe, start = network.recipe, network.recipe.start
@@ -107,7 +107,7 @@ def _check_rules(job: Job, network: Network, mesh: jax.sharding.Mesh) -> None:
   rules, teacher_rules = config.rules(network.role), config.teacher_rules()
   if not rules and not teacher_rules:
     return
-  key, batch = jax.random.key(0), examples.first(config, job.splits.train)
+  key, batch = jax.random.key(0), data.first(config, job.splits.train)
   teacher, start = _teacher(job, network, key, batch)
   init = make_init(network.learner, teacher, network.objective(None), training.optimizer())
   with prefixed(f"rules({network.role!r})"):

@@ -1,0 +1,1 @@
+"""Runs a config: everything that knows `Config`, from the command line to the report."""
