@@ -17,7 +17,7 @@ from distill_jax import data, losses, objectives
 from distill_jax.data import Source, tfds
 from distill_jax.jobs.config import Config, Splits, Training, check
 from distill_jax.models import from_nnx
-from distill_jax.models.resnet import ResNet
+from distill_jax.models.zoo.resnet import ResNet
 
 EPOCH = 45_000 // 64  # steps
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # of CIFAR-100's training images

@@ -12,8 +12,8 @@ from distill_jax import data, losses, objectives
 from distill_jax.data import digits
 from distill_jax.jobs.config import Config, Splits, Training, check
 from distill_jax.models import from_nnx
-from distill_jax.models.mlp import MLP
-from distill_jax.models.vgg import VGG
+from distill_jax.models.zoo.mlp import MLP
+from distill_jax.models.zoo.vgg import VGG
 
 
 @dataclasses.dataclass

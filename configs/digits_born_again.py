@@ -17,7 +17,7 @@ from digits import Digits
 
 from distill_jax.jobs.config import Training
 from distill_jax.models import from_nnx
-from distill_jax.models.cnn import CNN
+from distill_jax.models.zoo.cnn import CNN
 
 
 @dataclasses.dataclass

@@ -16,8 +16,8 @@ from distill_jax import data, losses, objectives
 from distill_jax.data import tfds
 from distill_jax.jobs.config import Config, Splits, Training, check
 from distill_jax.models import from_nnx
-from distill_jax.models.cnn import CNN
-from distill_jax.models.vgg import VGG
+from distill_jax.models.zoo.cnn import CNN
+from distill_jax.models.zoo.vgg import VGG
 
 
 @dataclasses.dataclass

@@ -27,7 +27,7 @@ from fashion_mnist_prune import PrunedTraining, small
 from distill_jax import losses, objectives
 from distill_jax.jobs.config import Training, check
 from distill_jax.models import from_nnx
-from distill_jax.models.cnn import CNN
+from distill_jax.models.zoo.cnn import CNN
 
 
 @dataclasses.dataclass

@@ -23,8 +23,8 @@ import functools
 import optax
 from fashion_mnist_10k import FashionMnist10k
 
-from distill_jax.compression.inject import inject, sliced
-from distill_jax.compression.provenance import Provenance
+from distill_jax.compression.initialization.provenance import Provenance
+from distill_jax.compression.initialization.teacher import inject, sliced
 from distill_jax.jobs.config import Training
 from distill_jax.trees import matching
 from distill_jax.types import Variables

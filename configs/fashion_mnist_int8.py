@@ -24,7 +24,7 @@ from flax import nnx
 from distill_jax.compression.quantize import fake_quantized, quantized
 from distill_jax.jobs.recipes import Recipe
 from distill_jax.models import from_nnx
-from distill_jax.models.vit import ViT
+from distill_jax.models.zoo.vit import ViT
 from distill_jax.types import Model, Variables
 
 VARIANTS = ("kd", "rounded", "int8")

@@ -16,7 +16,7 @@ import dataclasses
 from fashion_mnist_10k import FashionMnist10k
 from fashion_mnist_int8 import VARIANTS, in_int8
 
-from distill_jax.models.cnn import CNN
+from distill_jax.models.zoo.cnn import CNN
 
 
 @dataclasses.dataclass

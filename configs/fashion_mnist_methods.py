@@ -50,9 +50,9 @@ from distill_jax.distributed import sharding
 from distill_jax.errors import suggest
 from distill_jax.jobs.config import ConfigError, Taught, Training, check
 from distill_jax.models import from_nnx
-from distill_jax.models.cnn import CNN
-from distill_jax.models.pooling import max_pool
-from distill_jax.models.vgg import VGG
+from distill_jax.models.zoo.cnn import CNN
+from distill_jax.models.zoo.pooling import max_pool
+from distill_jax.models.zoo.vgg import VGG
 from distill_jax.train import fit
 from distill_jax.types import Objective, Variables
 

@@ -20,11 +20,11 @@ import dataclasses
 import optax
 from fashion_mnist_10k import FashionMnist10k
 
-from distill_jax.compression.channels import prune_channels
-from distill_jax.compression.groups import groups_of, under
-from distill_jax.compression.masks import PolynomialSchedule
-from distill_jax.compression.prune import prune, prune_n_by_m
-from distill_jax.compression.shrink import shrink
+from distill_jax.compression.pruning.channels import prune_channels
+from distill_jax.compression.pruning.groups import groups_of, under
+from distill_jax.compression.pruning.masks import PolynomialSchedule
+from distill_jax.compression.pruning.shrink import shrink
+from distill_jax.compression.pruning.weights import prune, prune_n_by_m
 from distill_jax.errors import suggest
 from distill_jax.jobs.config import ConfigError, Training, prefixed
 

@@ -23,10 +23,15 @@ import dataclasses
 import optax
 from fashion_mnist_10k import FashionMnist10k
 
-from distill_jax.compression.groups import groups_of
-from distill_jax.compression.regularize import OUTPUTS, group_soft_threshold, proximal, soft_threshold
-from distill_jax.compression.shrink import shrink
-from distill_jax.compression.spr import cleared, search_thresholds
+from distill_jax.compression.pruning.groups import groups_of
+from distill_jax.compression.pruning.shrink import shrink
+from distill_jax.compression.pruning.thresholds import cleared, search_thresholds
+from distill_jax.compression.regularizers.penalties import (
+  OUTPUTS,
+  group_soft_threshold,
+  proximal,
+  soft_threshold,
+)
 from distill_jax.jobs.config import ConfigError, Training, check
 from distill_jax.jobs.data import predict
 from distill_jax.types import Variables

@@ -23,7 +23,7 @@ from fashion_mnist_10k import FashionMnist10k
 from distill_jax import losses, objectives
 from distill_jax.jobs.config import Training, check
 from distill_jax.models import from_nnx
-from distill_jax.models.vit import ViT
+from distill_jax.models.zoo.vit import ViT
 from distill_jax.objectives import layer_map
 
 PATCHES = 16  # of an image; the student's other tokens are not the teacher's

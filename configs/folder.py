@@ -15,8 +15,8 @@ from distill_jax.data import folder
 from distill_jax.data.crops import centre_crop, random_resized_crop
 from distill_jax.jobs.config import Config, ConfigError, Crops, Splits, Training, check
 from distill_jax.models import from_nnx
-from distill_jax.models.cnn import CNN
-from distill_jax.models.vgg import VGG
+from distill_jax.models.zoo.cnn import CNN
+from distill_jax.models.zoo.vgg import VGG
 
 
 @dataclasses.dataclass

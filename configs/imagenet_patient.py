@@ -39,8 +39,8 @@ from distill_jax.data.crops import centre_crop, random_resized_crop
 from distill_jax.errors import suggest
 from distill_jax.jobs.config import Config, ConfigError, Crops, Splits, Training, check
 from distill_jax.models import from_nnx, pretrained
-from distill_jax.models.bit import BiT, released_name
 from distill_jax.models.remat import POLICIES
+from distill_jax.models.zoo.bit import BiT, released_name
 from distill_jax.trees import named_leaves
 
 CLASSES = 1000

@@ -42,8 +42,8 @@ from distill_jax.data import text
 from distill_jax.errors import suggest
 from distill_jax.jobs.config import Config, ConfigError, MeshSizes, Splits, Training, check
 from distill_jax.models import cast, from_nnx, pretrained
-from distill_jax.models.decoder import Decoder, RopeScaling
-from distill_jax.models.decoder_weights import decoder_arguments, decoder_name
+from distill_jax.models.llm.decoder import Decoder, RopeScaling
+from distill_jax.models.llm.weights import decoder_arguments, decoder_name
 from distill_jax.models.remat import POLICIES
 from distill_jax.types import Model
 

@@ -31,9 +31,9 @@ from distill_jax.cache import Samples, TopK
 from distill_jax.data import corpora, text
 from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check
 from distill_jax.models import from_nnx
-from distill_jax.models.decoder import Decoder
-from distill_jax.models.on_policy import resample
-from distill_jax.models.sampling import Generator
+from distill_jax.models.llm.decoder import Decoder
+from distill_jax.models.llm.on_policy import resample
+from distill_jax.models.llm.sampling import Generator
 
 HEAD = 20  # numbers of an attention head
 INPUTS = ("tokens", "segments", "positions")

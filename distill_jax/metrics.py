@@ -11,7 +11,7 @@ import numpy as np
 
 from distill_jax import reduce
 from distill_jax.losses import kl_divergence, linear_cross_entropy
-from distill_jax.models.decoder import logits as logits_of
+from distill_jax.models.llm.decoder import logits as logits_of
 from distill_jax.types import Batch, Variables
 
 

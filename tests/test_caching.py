@@ -24,7 +24,7 @@ from distill_jax.jobs.config import Splits, Taught
 from distill_jax.jobs.overrides import load_config
 from distill_jax.jobs.plan import Job
 from distill_jax.models import from_apply, from_nnx
-from distill_jax.models.mlp import MLP
+from distill_jax.models.zoo.mlp import MLP
 from distill_jax.train import fit
 
 CONFIG = """

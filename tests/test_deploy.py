@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from distill_jax.models import from_apply, from_linen, from_nnx
-from distill_jax.models.cnn import CNN
-from distill_jax.models.mlp import MLP
+from distill_jax.models.zoo.cnn import CNN
+from distill_jax.models.zoo.mlp import MLP
 from distill_jax.storage.stablehlo import export_stablehlo, load_stablehlo
 from distill_jax.storage.student import export_student
 

@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax import losses, objectives, reduce
 from distill_jax.models import from_nnx
-from distill_jax.models.decoder import Decoder
-from distill_jax.models.vit import ViT
+from distill_jax.models.llm.decoder import Decoder
+from distill_jax.models.zoo.vit import ViT
 from distill_jax.objectives import attention, layer_map, layers, relations, weighted
 from distill_jax.train import make_init, make_train_step
 

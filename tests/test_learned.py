@@ -14,9 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax import losses, objectives, reduce
 from distill_jax.models import from_apply, from_nnx
-from distill_jax.models.cnn import CNN
-from distill_jax.models.vgg import VGG
-from distill_jax.models.vit import ViT
+from distill_jax.models.zoo.cnn import CNN
+from distill_jax.models.zoo.vgg import VGG
+from distill_jax.models.zoo.vit import ViT
 from distill_jax.objectives import weighted
 from distill_jax.storage.checkpoint import Checkpoints
 from distill_jax.train import make_init, make_train_step

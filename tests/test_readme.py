@@ -12,7 +12,7 @@ from flax import nnx
 
 from distill_jax import objectives
 from distill_jax.models import from_nnx
-from distill_jax.models.decoder import Decoder
+from distill_jax.models.llm.decoder import Decoder
 from distill_jax.train import fit
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()

@@ -20,14 +20,14 @@ JOB = textwrap.dedent("""
   import optax
   from digits import Digits
   from distill_jax.cache import Dense
-  from distill_jax.compression.groups import groups_of, under
-  from distill_jax.compression.channels import prune_channels
-  from distill_jax.compression.inject import inject, sliced
-  from distill_jax.compression.masks import PolynomialSchedule
-  from distill_jax.compression.shrink import shrink
+  from distill_jax.compression.pruning.groups import groups_of, under
+  from distill_jax.compression.pruning.channels import prune_channels
+  from distill_jax.compression.initialization.teacher import inject, sliced
+  from distill_jax.compression.pruning.masks import PolynomialSchedule
+  from distill_jax.compression.pruning.shrink import shrink
   from distill_jax.jobs.config import Training
   from distill_jax.models import from_nnx
-  from distill_jax.models.cnn import CNN
+  from distill_jax.models.zoo.cnn import CNN
 
   @dataclasses.dataclass
   class Pruned(Training):

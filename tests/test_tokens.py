@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from distill_jax import data, losses, metrics, objectives, reduce
 from distill_jax.models import from_apply, from_nnx
-from distill_jax.models.decoder import Decoder
+from distill_jax.models.llm.decoder import Decoder
 from distill_jax.train import fit, make_init, make_train_step
 from distill_jax.types import Variables
 

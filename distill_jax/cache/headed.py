@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.cache.codecs import Codec
-from distill_jax.models import decoder
+from distill_jax.models.llm import decoder
 from distill_jax.types import Batch
 
 MEMORY = 2**26  # bytes of logits at a time, over all devices; one token of each row at least

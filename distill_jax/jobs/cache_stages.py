@@ -22,7 +22,7 @@ from distill_jax.distributed import hosts, sharding
 from distill_jax.jobs.config import ConfigError, Taught
 from distill_jax.jobs.overrides import settings_of
 from distill_jax.jobs.plan import Job, trained_on
-from distill_jax.models import decoder
+from distill_jax.models.llm import decoder
 
 AGREED = 0.98  # of the first classes; rounding on another device moves few
 VERIFIED = 256  # rows that are asked for again

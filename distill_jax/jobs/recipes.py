@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from distill_jax.compression.provenance import Provenance
+from distill_jax.compression.initialization.provenance import Provenance
 from distill_jax.errors import suggest
 from distill_jax.types import Batch, Model, Variables
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from distill_jax.compression.provenance import describe
+from distill_jax.compression.initialization.provenance import describe
 from distill_jax.distributed import hosts, sharding
 from distill_jax.jobs import cache_stages, data
 from distill_jax.jobs.config import ConfigError, Examples, Taught
@@ -27,7 +27,7 @@ from distill_jax.jobs.plan import (
 )
 from distill_jax.jobs.report_stage import write_report
 from distill_jax.models import cast
-from distill_jax.models.decoder import with_logits
+from distill_jax.models.llm.decoder import with_logits
 from distill_jax.storage import files
 from distill_jax.storage.checkpoint import export_student, load_student
 from distill_jax.storage.stablehlo import export_stablehlo

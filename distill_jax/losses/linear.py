@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.losses import _checks
-from distill_jax.losses._by_classes import by_classes
-from distill_jax.losses._by_tokens import by_tokens
-from distill_jax.losses._heads import Plan, Rows, Shared
-from distill_jax.losses._prepared import prepare, side, vocabulary
-from distill_jax.losses._token_values import DIVERGENCES, TAILS
+from distill_jax.losses._fused.by_classes import by_classes
+from distill_jax.losses._fused.by_tokens import by_tokens
+from distill_jax.losses._fused.heads import Plan, Rows, Shared
+from distill_jax.losses._fused.prepared import prepare, side, vocabulary
+from distill_jax.losses._fused.token_values import DIVERGENCES, TAILS
 from distill_jax.losses.sparse import SparseTargets
 
 MEMORY = 2**26  # bytes

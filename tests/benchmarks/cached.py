@@ -16,7 +16,7 @@ from distill_jax import data, losses, objectives
 from distill_jax.cache import Cache, Dense, TopK, write_cache
 from distill_jax.data import Source
 from distill_jax.models import from_apply, from_nnx
-from distill_jax.models.mlp import MLP
+from distill_jax.models.zoo.mlp import MLP
 from distill_jax.train import fit
 from distill_jax.types import Model, Objective
 

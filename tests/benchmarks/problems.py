@@ -11,9 +11,9 @@ import optax
 
 from distill_jax import data, losses, objectives
 from distill_jax.models import from_nnx
-from distill_jax.models.cnn import CNN
-from distill_jax.models.mlp import MLP
-from distill_jax.models.vgg import VGG
+from distill_jax.models.zoo.cnn import CNN
+from distill_jax.models.zoo.mlp import MLP
+from distill_jax.models.zoo.vgg import VGG
 from distill_jax.types import Model
 
 CLASSES = 10

@@ -33,13 +33,13 @@ import numpy as np
 import optax
 from timing import compare
 
-from distill_jax.compression.channels import prune_channels
-from distill_jax.compression.groups import groups_of
-from distill_jax.compression.masks import PolynomialSchedule
-from distill_jax.compression.shrink import shrink
+from distill_jax.compression.pruning.channels import prune_channels
+from distill_jax.compression.pruning.groups import groups_of
+from distill_jax.compression.pruning.masks import PolynomialSchedule
+from distill_jax.compression.pruning.shrink import shrink
 from distill_jax.models import from_nnx
-from distill_jax.models.cnn import CNN
-from distill_jax.models.vgg import VGG
+from distill_jax.models.zoo.cnn import CNN
+from distill_jax.models.zoo.vgg import VGG
 from distill_jax.types import Model, Variables
 
 NETWORKS = {

@@ -17,7 +17,7 @@ from distill_jax.data.crops import centre_crop, random_resized_crop
 from distill_jax.data.images import Images
 from distill_jax.data.stream import Stream
 from distill_jax.models import from_nnx
-from distill_jax.models.mlp import MLP
+from distill_jax.models.zoo.mlp import MLP
 from distill_jax.train import fit
 
 CLASSES, ROWS = 5, 24

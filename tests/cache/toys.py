@@ -6,7 +6,7 @@ import numpy as np
 from distill_jax import data
 from distill_jax.cache import Dense, write_cache
 from distill_jax.models import from_apply, from_nnx
-from distill_jax.models.mlp import MLP
+from distill_jax.models.zoo.mlp import MLP
 
 CLASSES, ROWS = 5, 60
 AUGMENT = data.augmentation(data.shift_crop(1), data.flip(), seed=3)

@@ -5,16 +5,16 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from distill_jax.compression import channels
-from distill_jax.compression.channels import prune_channels
-from distill_jax.compression.groups import Group, groups_of, under, widths
-from distill_jax.compression.masks import PolynomialSchedule
-from distill_jax.compression.shrink import alive, shrink
+from distill_jax.compression.pruning import channels
+from distill_jax.compression.pruning.channels import prune_channels
+from distill_jax.compression.pruning.groups import Group, groups_of, under, widths
+from distill_jax.compression.pruning.masks import PolynomialSchedule
+from distill_jax.compression.pruning.shrink import alive, shrink
 from distill_jax.models import from_nnx
-from distill_jax.models.cnn import CNN
-from distill_jax.models.mlp import MLP
-from distill_jax.models.resnet import ResNet, WideResNet
-from distill_jax.models.vgg import VGG
+from distill_jax.models.zoo.cnn import CNN
+from distill_jax.models.zoo.mlp import MLP
+from distill_jax.models.zoo.resnet import ResNet, WideResNet
+from distill_jax.models.zoo.vgg import VGG
 from distill_jax.trees import named_leaves
 from distill_jax.types import Variables
 

@@ -4,11 +4,11 @@ import optax
 import pytest
 
 from distill_jax import data
-from distill_jax.compression.prune import layer_sparsity
+from distill_jax.compression.pruning.weights import layer_sparsity
 from distill_jax.data import tfds
 from distill_jax.jobs.cli import main
 from distill_jax.models import from_nnx
-from distill_jax.models.vgg import VGG
+from distill_jax.models.zoo.vgg import VGG
 
 NAMES = ("prune", "spr", "inject", "attention", "vit", "assistant")
 SMALL = ["--config.images=24", "--config.teacher_training.batch_size=8", "--config.devices=1"]

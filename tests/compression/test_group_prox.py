@@ -7,13 +7,13 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from distill_jax.compression.group_prox import proximal_groups
-from distill_jax.compression.groups import Group, groups_of, under
-from distill_jax.compression.layers import drop_layers, layers_of
-from distill_jax.compression.shrink import alive, shrink
+from distill_jax.compression.pruning.groups import Group, groups_of, under
+from distill_jax.compression.pruning.layers import drop_layers, layers_of
+from distill_jax.compression.pruning.shrink import alive, shrink
+from distill_jax.compression.regularizers.groups import proximal_groups
 from distill_jax.models import from_nnx
-from distill_jax.models.cnn import CNN
-from distill_jax.models.decoder import Decoder
+from distill_jax.models.llm.decoder import Decoder
+from distill_jax.models.zoo.cnn import CNN
 from distill_jax.trees import named_leaves
 
 # 8 query heads look at 4 of keys and values.

@@ -5,10 +5,10 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from distill_jax.compression.inject import Origin, inject, inject_factors, projected, sliced
-from distill_jax.compression.provenance import describe, joined
+from distill_jax.compression.initialization.provenance import describe, joined
+from distill_jax.compression.initialization.teacher import Origin, inject, inject_factors, projected, sliced
 from distill_jax.models import from_nnx
-from distill_jax.models.cnn import CNN
+from distill_jax.models.zoo.cnn import CNN
 from distill_jax.trees import matching
 
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from distill_jax.compression.groups import Group, groups_of
-from distill_jax.compression.merge import merge
-from distill_jax.compression.provenance import describe
+from distill_jax.compression.initialization.merge import merge
+from distill_jax.compression.initialization.provenance import describe
+from distill_jax.compression.pruning.groups import Group, groups_of
 from distill_jax.models import from_nnx
-from distill_jax.models.cnn import CNN
-from distill_jax.models.decoder import Decoder
-from distill_jax.models.resnet import ResNet
+from distill_jax.models.llm.decoder import Decoder
+from distill_jax.models.zoo.cnn import CNN
+from distill_jax.models.zoo.resnet import ResNet
 from distill_jax.trees import named_leaves
 from distill_jax.types import Variables
 

@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax import reduce
-from distill_jax.compression.masks import PolynomialSchedule
-from distill_jax.compression.prune import (
+from distill_jax.compression.pruning.masks import PolynomialSchedule
+from distill_jax.compression.pruning.weights import (
   erk,
   hold_zeros,
   layer_sparsity,

@@ -11,9 +11,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from distill_jax import data, losses, objectives
 from distill_jax.compression.quantize import fake_quantized, quantized
 from distill_jax.compression.sizes import disk_bytes
-from distill_jax.models import cnn, from_nnx
-from distill_jax.models.cnn import CNN
-from distill_jax.models.mlp import MLP
+from distill_jax.models import from_nnx
+from distill_jax.models.zoo import cnn
+from distill_jax.models.zoo.cnn import CNN
+from distill_jax.models.zoo.mlp import MLP
 from distill_jax.storage.stablehlo import export_stablehlo, load_stablehlo
 from distill_jax.storage.student import export_student, load_student
 from distill_jax.train import fit

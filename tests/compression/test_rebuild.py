@@ -8,18 +8,18 @@ import numpy as np
 import optax
 import pytest
 
-from distill_jax.compression.channels import prune_channels, taylor
-from distill_jax.compression.groups import Group, groups_of, under, widths
-from distill_jax.compression.layers import drop_layers, layers_of, prune_layers
-from distill_jax.compression.masks import PolynomialSchedule
-from distill_jax.compression.rebuild import arguments_of
-from distill_jax.compression.shrink import alive, shrink
+from distill_jax.compression.pruning.channels import prune_channels, taylor
+from distill_jax.compression.pruning.groups import Group, groups_of, under, widths
+from distill_jax.compression.pruning.layers import drop_layers, layers_of, prune_layers
+from distill_jax.compression.pruning.masks import PolynomialSchedule
+from distill_jax.compression.pruning.rebuild import arguments_of
+from distill_jax.compression.pruning.shrink import alive, shrink
 from distill_jax.models import from_nnx
-from distill_jax.models.cnn import CNN
-from distill_jax.models.decoder import Decoder
-from distill_jax.models.mlp import MLP
-from distill_jax.models.vgg import VGG
-from distill_jax.models.vit import ViT
+from distill_jax.models.llm.decoder import Decoder
+from distill_jax.models.zoo.cnn import CNN
+from distill_jax.models.zoo.mlp import MLP
+from distill_jax.models.zoo.vgg import VGG
+from distill_jax.models.zoo.vit import ViT
 from distill_jax.storage.stablehlo import export_stablehlo, load_stablehlo
 from distill_jax.storage.student import export_student, load_student
 from distill_jax.types import Variables

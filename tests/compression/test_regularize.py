@@ -7,8 +7,8 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from distill_jax.compression import regularize
-from distill_jax.compression.regularize import INPUTS, OUTPUTS
+from distill_jax.compression.regularizers import penalties
+from distill_jax.compression.regularizers.penalties import INPUTS, OUTPUTS
 from distill_jax.trees import matching
 
 ALL_AXES = [OUTPUTS, INPUTS, (0, -1), ()]
@@ -66,7 +66,7 @@ def expected_prox(name, w, amount, axes):
 @pytest.mark.parametrize("name", ["group_lasso", "l1_linf", "hoyer_square"])
 def test_group_penalties_equal_numpy(rng, name, axes):
   tree = {"a": rng.normal(size=(3, 4, 5)).astype(np.float32), "b": rng.normal(size=(2, 3)).astype(np.float32)}
-  value = getattr(regularize, name)(tree, axes=axes)
+  value = getattr(penalties, name)(tree, axes=axes)
   expected = sum(expected_penalty(name, w.astype(np.float64), axes) for w in tree.values())
   np.testing.assert_allclose(value, expected, rtol=1e-6)
 
@@ -74,15 +74,13 @@ def test_group_penalties_equal_numpy(rng, name, axes):
 def test_penalties_of_single_numbers_equal_numpy(rng):
   w = rng.normal(size=(3, 4)).astype(np.float32)
   v = w.astype(np.float64)
-  np.testing.assert_allclose(regularize.l1({"w": w}), np.abs(v).sum(), rtol=1e-6)
-  np.testing.assert_allclose(regularize.l2({"w": w}), 0.5 * (v**2).sum(), rtol=1e-6)
-  np.testing.assert_allclose(
-    regularize.hoyer_square({"w": w}), np.abs(v).sum() ** 2 / (v**2).sum(), rtol=1e-6
-  )
+  np.testing.assert_allclose(penalties.l1({"w": w}), np.abs(v).sum(), rtol=1e-6)
+  np.testing.assert_allclose(penalties.l2({"w": w}), 0.5 * (v**2).sum(), rtol=1e-6)
+  np.testing.assert_allclose(penalties.hoyer_square({"w": w}), np.abs(v).sum() ** 2 / (v**2).sum(), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-  "penalty", [regularize.group_lasso, functools.partial(regularize.hoyer_square, axes=OUTPUTS)]
+  "penalty", [penalties.group_lasso, functools.partial(penalties.hoyer_square, axes=OUTPUTS)]
 )
 def test_the_gradient_at_zero_groups_is_zero(penalty):
   w = jnp.ones((3, 2)).at[:, 0].set(0)
@@ -97,7 +95,7 @@ def test_the_gradient_at_zero_groups_is_zero(penalty):
 def test_proximal_steps_equal_numpy(rng, name, axes, amount):
   w = (rng.normal(size=(3, 4, 6)) * np.linspace(0.01, 1, 6)).astype(np.float32)
   options = {} if name == "soft_threshold" else {"axes": axes}
-  step = regularize.proximal(getattr(regularize, name), amount, **options)
+  step = penalties.proximal(getattr(penalties, name), amount, **options)
   params, change = {"w": jnp.asarray(w / 4)}, {"w": jnp.asarray(w * 3 / 4)}
   updates, _ = step.update(change, step.init(params), params)
   new = np.asarray(optax.apply_updates(params, updates)["w"])
@@ -109,7 +107,7 @@ def test_proximal_steps_equal_numpy(rng, name, axes, amount):
 @pytest.mark.parametrize("name", ["group_soft_threshold", "linf_threshold"])
 def test_whole_groups_of_bfloat16_become_exactly_zero(rng, name):
   w = jnp.asarray(rng.normal(size=(8, 4)) * [0.01, 0.02, 1, 1], jnp.bfloat16)
-  step = optax.chain(optax.sgd(0.1), regularize.proximal(getattr(regularize, name), 0.2))
+  step = optax.chain(optax.sgd(0.1), penalties.proximal(getattr(penalties, name), 0.2))
   updates, _ = step.update(0.1 * w, step.init(w), w)
   new = optax.apply_updates(w, updates)
   assert new.dtype == jnp.bfloat16
@@ -118,7 +116,7 @@ def test_whole_groups_of_bfloat16_become_exactly_zero(rng, name):
 
 def test_add_penalty_is_the_gradient_and_follows_its_schedule():
   params = {"conv": {"kernel": jnp.asarray([1.0, -2.0]), "bias": jnp.asarray([3.0])}}
-  step = regularize.add_penalty(regularize.l2, lambda count: 0.5 * count, pattern="kernel$")
+  step = penalties.add_penalty(penalties.l2, lambda count: 0.5 * count, pattern="kernel$")
   state, zeros = step.init(params), jax.tree.map(jnp.zeros_like, params)
   for expected in (0.0, 0.5, 1.0):
     updates, state = step.update(zeros, state, params)
@@ -129,7 +127,7 @@ def test_add_penalty_is_the_gradient_and_follows_its_schedule():
 def test_l2_equals_optax_weight_decay(rng):
   params = {"a": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)}
   gradients = {"a": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)}
-  ours, theirs = regularize.add_penalty(regularize.l2, 0.3), optax.add_decayed_weights(0.3)
+  ours, theirs = penalties.add_penalty(penalties.l2, 0.3), optax.add_decayed_weights(0.3)
   np.testing.assert_allclose(
     ours.update(gradients, ours.init(params), params)[0]["a"],
     theirs.update(gradients, theirs.init(params), params)[0]["a"],
@@ -141,9 +139,9 @@ def test_l2_equals_optax_weight_decay(rng):
 def test_eight_devices_equal_one(rng, mesh, name):
   w = jnp.asarray(rng.normal(size=(3, 16, 8)) * [1e-4, 1e-3, 1, 1, 1, 1, 1, 1], jnp.float32)
   step = optax.chain(
-    regularize.add_penalty(regularize.group_lasso, 1e-2),
+    penalties.add_penalty(penalties.group_lasso, 1e-2),
     optax.sgd(0.1),
-    regularize.proximal(getattr(regularize, name), 0.05),
+    penalties.proximal(getattr(penalties, name), 0.05),
   )
 
   @jax.jit
@@ -168,15 +166,15 @@ def test_a_pattern_names_leaves_of_the_tree():
 
 def test_what_cannot_be_is_refused():
   with pytest.raises(ValueError, match="strength: expected a finite number >= 0 or a schedule, got -1"):
-    regularize.proximal(regularize.soft_threshold, -1)
+    penalties.proximal(penalties.soft_threshold, -1)
   with pytest.raises(ValueError, match="strength"):
-    regularize.add_penalty(regularize.l1, float("nan"))
+    penalties.add_penalty(penalties.l1, float("nan"))
   with pytest.raises(ValueError, match="fits no leaf"):
-    regularize.add_penalty(regularize.l1, 1.0, pattern="x").init({"a": jnp.ones(2)})
+    penalties.add_penalty(penalties.l1, 1.0, pattern="x").init({"a": jnp.ones(2)})
   with pytest.raises(ValueError, match="axes: expected different axes"):
-    regularize.group_lasso({"a": jnp.ones((2, 3))}, axes=(2,))
+    penalties.group_lasso({"a": jnp.ones((2, 3))}, axes=(2,))
   with pytest.raises(ValueError, match="axes"):
-    regularize.group_lasso({"a": jnp.ones((2, 3))}, axes=(1, -1))
-  step = regularize.proximal(regularize.soft_threshold, 1.0)
+    penalties.group_lasso({"a": jnp.ones((2, 3))}, axes=(1, -1))
+  step = penalties.proximal(penalties.soft_threshold, 1.0)
   with pytest.raises(ValueError, match="needs the parameters"):
     step.update(jnp.ones(2), step.init(jnp.ones(2)))

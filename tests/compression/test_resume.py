@@ -7,13 +7,13 @@ import optax
 import pytest
 
 from distill_jax import objectives
-from distill_jax.compression.channels import prune_channels
-from distill_jax.compression.group_prox import proximal_groups
-from distill_jax.compression.groups import groups_of, under
-from distill_jax.compression.masks import PolynomialSchedule
-from distill_jax.compression.prune import hold_zeros, prune, prune_n_by_m
+from distill_jax.compression.pruning.channels import prune_channels
+from distill_jax.compression.pruning.groups import groups_of, under
+from distill_jax.compression.pruning.masks import PolynomialSchedule
+from distill_jax.compression.pruning.weights import hold_zeros, prune, prune_n_by_m
+from distill_jax.compression.regularizers.groups import proximal_groups
 from distill_jax.models import from_nnx
-from distill_jax.models.mlp import MLP
+from distill_jax.models.zoo.mlp import MLP
 from distill_jax.storage.checkpoint import Checkpoints
 from distill_jax.train import make_init, make_train_step
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from distill_jax.compression.spr import search_thresholds
+from distill_jax.compression.pruning.thresholds import search_thresholds
 
 
 def tree(rng):

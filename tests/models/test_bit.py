@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from distill_jax.models import from_nnx, load_weights, pretrained
-from distill_jax.models.bit import BiT, released_name
+from distill_jax.models.zoo.bit import BiT, released_name
 from distill_jax.trees import named_leaves
 
 SMALL = dict(depth=(1, 2, 1, 1), classes=3, width=0.5)

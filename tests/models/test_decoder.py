@@ -13,9 +13,9 @@ from flax import nnx
 
 from distill_jax import losses
 from distill_jax.models import from_nnx, load_weights, pretrained
-from distill_jax.models.decoder import Decoder, RopeScaling, logits
-from distill_jax.models.decoder_weights import decoder_arguments, decoder_name
-from distill_jax.models.sampling import Generator, generate
+from distill_jax.models.llm.decoder import Decoder, RopeScaling, logits
+from distill_jax.models.llm.sampling import Generator, generate
+from distill_jax.models.llm.weights import decoder_arguments, decoder_name
 
 GOLDEN = json.loads(pathlib.Path(__file__).with_name("decoder_golden.json").read_text())
 PACKED = ("tokens", "segments", "positions")

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from distill_jax.models.cnn import CNN
-from distill_jax.models.mlp import MLP
-from distill_jax.models.pooling import max_pool
-from distill_jax.models.vgg import VGG
+from distill_jax.models.zoo.cnn import CNN
+from distill_jax.models.zoo.mlp import MLP
+from distill_jax.models.zoo.pooling import max_pool
+from distill_jax.models.zoo.vgg import VGG
 
 MODES = {
   "train": {"deterministic": False, "use_running_average": False, "raise_if_not_found": False},

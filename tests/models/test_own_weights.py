@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from distill_jax import objectives, reduce
 from distill_jax.models import from_apply, from_nnx, with_weights
-from distill_jax.models.vit import ViT
+from distill_jax.models.zoo.vit import ViT
 from distill_jax.objectives import layer_map, weighted, weights
 from distill_jax.train import make_init, make_train_step
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from distill_jax.models import cast, from_nnx
-from distill_jax.models.bit import BiT
-from distill_jax.models.resnet import ResNet
+from distill_jax.models.zoo.bit import BiT
+from distill_jax.models.zoo.resnet import ResNet
 
 NETWORKS = {
   "bit": lambda rngs, dtype=jnp.bfloat16: BiT(1, (1, 1, 1, 1), 3, width=0.5, dtype=dtype, rngs=rngs),

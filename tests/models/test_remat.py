@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from distill_jax.models import from_nnx
-from distill_jax.models.bit import BiT
 from distill_jax.models.remat import POLICIES, rematerialised
-from distill_jax.models.resnet import ResNet, WideResNet
+from distill_jax.models.zoo.bit import BiT
+from distill_jax.models.zoo.resnet import ResNet, WideResNet
 
 
 class Dropped(nnx.Module):

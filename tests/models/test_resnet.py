@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from distill_jax.models.resnet import ResNet, WideResNet
+from distill_jax.models.zoo.resnet import ResNet, WideResNet
 
 X4 = (32, 64, 128, 256)
 NETWORKS = {

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax import losses, objectives, reduce
 from distill_jax.models import from_nnx
-from distill_jax.models.vit import ViT
+from distill_jax.models.zoo.vit import ViT
 from distill_jax.train import make_init, make_train_step
 
 SMALL = {"channels": 2, "size": 8, "classes": 5, "width": 12, "depth": 2, "heads": 3, "patch": 4}

@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 
 from distill_jax import losses, metrics
-from distill_jax.models.decoder import logits, with_vocabulary
+from distill_jax.models.llm.decoder import logits, with_vocabulary
 from distill_jax.types import Model, Variables
 
 

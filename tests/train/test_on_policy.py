@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from distill_jax import data, losses, objectives, reduce
 from distill_jax.data import text
 from distill_jax.models import from_nnx
-from distill_jax.models.decoder import Decoder, logits
-from distill_jax.models.on_policy import resample
+from distill_jax.models.llm.decoder import Decoder, logits
+from distill_jax.models.llm.on_policy import resample
 from distill_jax.train import fit, make_init, make_train_step
 from distill_jax.types import Variables
 

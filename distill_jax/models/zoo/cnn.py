@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
-from distill_jax.models.pooling import max_pool
+from distill_jax.models.zoo.pooling import max_pool
 from distill_jax.types import Outputs
 
 

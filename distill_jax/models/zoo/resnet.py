@@ -7,8 +7,8 @@ stage after the first halves the map, rounded up, and 32x32 is what they were de
 import jax
 from flax import nnx
 
-from distill_jax.models.cnn import check_images
 from distill_jax.models.remat import check_policy, rematerialised
+from distill_jax.models.zoo.cnn import check_images
 from distill_jax.types import Outputs
 
 

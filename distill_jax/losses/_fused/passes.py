@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distill_jax.losses import _heads, _token_values
-from distill_jax.losses._heads import Plan, Products, Rows, Shared
-from distill_jax.losses._token_values import DIVERGENCES, Statistics, at, normalised, put
+from distill_jax.losses._fused import heads, token_values
+from distill_jax.losses._fused.heads import Plan, Products, Rows, Shared
+from distill_jax.losses._fused.token_values import DIVERGENCES, Statistics, at, normalised, put
 
 Read = Callable[[Shared, Any, int], Products]
 """`(the heads' part of some classes, the first of them, how many) -> their products`."""
@@ -61,28 +61,28 @@ def gradients(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   """Of the hidden states, [T, H] in float32 or wider, and the head's, which `write(d_head, part, start)` takes up."""
   hidden = rows.student
-  names = _heads.axes((rows, shared))
+  names = heads.axes((rows, shared))
   zeros = jnp.zeros(hidden.shape, rows.weights.dtype)
-  carry, cotangent = _heads.vary(((zeros, d_head), cotangent), names)
+  carry, cotangent = heads.vary(((zeros, d_head), cotangent), names)
 
   def body(carry, start, size):
     d_hidden, d_head = carry
-    part = _heads.columns(shared, start, size)
+    part = heads.columns(shared, start, size)
     raw = read(part, start, size)
-    plain, pull = jax.vjp(lambda raw: _heads.logits(raw, part.student, part.class_mask), raw.student)
+    plain, pull = jax.vjp(lambda raw: heads.logits(raw, part.student, part.class_mask), raw.student)
     first = _first_class(plan, shared) + start
     (dz,) = pull(_logit_gradient(plan, rows, part, known, cotangent, plain, raw, first))
-    own = _heads.hidden_gradient(dz, hidden, part.student)
-    parts = _heads.head_gradient(dz, hidden, part.student)
+    own = heads.hidden_gradient(dz, hidden, part.student)
+    parts = heads.head_gradient(dz, hidden, part.student)
     return d_hidden + own, tuple(write(old, new, start) for old, new in zip(d_head, parts, strict=True))
 
-  return _heads.in_parts(shared.student.kernel.shape[-1], plan.classes, body, carry)
+  return heads.in_parts(shared.student.kernel.shape[-1], plan.classes, body, carry)
 
 
 def _logit_gradient(plan, rows, part, known, cotangent, plain, raw, first) -> jax.Array:
   """The gradient by the chunk's logits [T, C], before bias and cap are undone."""
   found, saved = known
-  z = _token_values.tempered(plan, plain, part)
+  z = token_values.tempered(plan, plain, part)
   dz = jnp.zeros_like(z)
   if saved.student is not None:
     q = jnp.exp(normalised(z, saved.student))
@@ -99,7 +99,7 @@ def _logit_gradient(plan, rows, part, known, cotangent, plain, raw, first) -> ja
     dz = put(dz, rows.kept - first, cotangent.kept, add=plan.divergence != "bucket")
   dz = dz if plan.one_temperature else dz / part.temperature
   if rows.labels is not None:
-    chosen = _token_values.is_label(rows.labels - first, z.shape[-1])
+    chosen = token_values.is_label(rows.labels - first, z.shape[-1])
     dz = dz + jnp.where(chosen, cotangent.label[:, None], 0)
   if found.label_log_sum is not None:
     dz = dz + cotangent.label_log_sum[:, None] * jnp.exp(normalised(plain, found.label_log_sum))
@@ -112,8 +112,8 @@ def _first_pass(plan: Plan, rows: Rows, shared: Shared, read: Read) -> tuple[dic
   def body(seen, start, size):
     return _collect(plan, rows, shared, read, seen, start, size)
 
-  empty = _heads.vary(_nothing_seen(plan, rows), _heads.axes((rows, shared)))
-  sums, found = _heads.in_parts(shared.student.kernel.shape[-1], plan.classes, body, empty)
+  empty = heads.vary(_nothing_seen(plan, rows), heads.axes((rows, shared)))
+  sums, found = heads.in_parts(shared.student.kernel.shape[-1], plan.classes, body, empty)
   if plan.axis_name is not None:
     sums, found = _join(sums, plan), jax.lax.psum(found, plan.axis_name)
   return sums, found
@@ -122,12 +122,12 @@ def _first_pass(plan: Plan, rows: Rows, shared: Shared, read: Read) -> tuple[dic
 def _nothing_seen(plan: Plan, rows: Rows) -> tuple[dict, dict]:
   tokens, dtype = rows.student.shape[0], rows.weights.dtype
   empty, zeros = _Sum(jnp.full(tokens, -jnp.inf, dtype), jnp.zeros(tokens, dtype)), jnp.zeros(tokens, dtype)
-  sums: dict[str, Any] = {"student": empty} if _token_values.collects_log_sum(plan) else {}
+  sums: dict[str, Any] = {"student": empty} if token_values.collects_log_sum(plan) else {}
   if plan.divergence in DIVERGENCES:
     sums["teacher"] = empty
   if plan.divergence in ("kl", "reverse_kl"):
     sums |= {"cross": zeros, "infinite": zeros}
-  if _token_values.collects_label_log_sum(plan, rows):
+  if token_values.collects_label_log_sum(plan, rows):
     sums["plain"] = empty
   found = {} if rows.kept is None else {"kept": jnp.zeros(rows.kept.shape, dtype)}
   return sums, found | ({} if rows.labels is None else {"label": zeros})
@@ -137,14 +137,14 @@ def _collect(plan: Plan, rows: Rows, shared: Shared, read: Read, seen, start, si
   """The first pass over one chunk."""
   sums, found = seen
   new: dict[str, Any] = {}
-  part, first = _heads.columns(shared, start, size), _first_class(plan, shared) + start
+  part, first = heads.columns(shared, start, size), _first_class(plan, shared) + start
   raw = read(part, start, size)
-  plain = _heads.logits(raw.student, part.student, part.class_mask)
-  z = _token_values.tempered(plan, plain, part)
+  plain = heads.logits(raw.student, part.student, part.class_mask)
+  z = token_values.tempered(plan, plain, part)
   if "kept" in found:
     found = {**found, "kept": found["kept"] + at(z, rows.kept - first)}
   if "label" in found:
-    chosen = _token_values.is_label(rows.labels - first, size)
+    chosen = token_values.is_label(rows.labels - first, size)
     found = {**found, "label": found["label"] + jnp.where(chosen, plain, 0).sum(-1)}
   if "plain" in sums:
     new["plain"] = _grown(sums["plain"], plain)
@@ -219,10 +219,10 @@ def _second_pass(plan, rows, shared, read, log_sum, teacher_log_sum) -> tuple[ja
   """A divergence to a mixture, and its derivative by the student's log sum with the logits held."""
 
   def body(carry, start, size):
-    part = _heads.columns(shared, start, size)
+    part = heads.columns(shared, start, size)
     raw = read(part, start, size)
-    plain = _heads.logits(raw.student, part.student, part.class_mask)
-    z = _token_values.tempered(plan, plain, part)
+    plain = heads.logits(raw.student, part.student, part.class_mask)
+    z = token_values.tempered(plan, plain, part)
     log_p = normalised(_taught(plan, raw, part), teacher_log_sum)
 
     def divergence(log_sum):
@@ -231,15 +231,15 @@ def _second_pass(plan, rows, shared, read, log_sum, teacher_log_sum) -> tuple[ja
     value, pull = jax.vjp(divergence, log_sum)
     return carry[0] + value, carry[1] + pull(jnp.ones_like(value))[0]
 
-  axes = _heads.axes((rows, shared))
-  log_sum, zeros = _heads.vary((log_sum, jnp.zeros_like(log_sum)), axes)
-  found = _heads.in_parts(shared.student.kernel.shape[-1], plan.classes, body, (zeros, zeros))
+  axes = heads.axes((rows, shared))
+  log_sum, zeros = heads.vary((log_sum, jnp.zeros_like(log_sum)), axes)
+  found = heads.in_parts(shared.student.kernel.shape[-1], plan.classes, body, (zeros, zeros))
   return found if plan.axis_name is None else jax.lax.psum(found, plan.axis_name)
 
 
 def _taught(plan: Plan, raw: Products, part: Shared) -> jax.Array:
   """The teacher's logits at the temperature."""
-  return _token_values.tempered(plan, _heads.logits(raw.teacher, part.teacher, part.class_mask), part)
+  return token_values.tempered(plan, heads.logits(raw.teacher, part.teacher, part.class_mask), part)
 
 
 def _first_class(plan: Plan, shared: Shared):

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_jax.compression.channels import Leaves, norm, spread_over
-from distill_jax.compression.groups import Group, Groups, widths
-from distill_jax.compression.masks import PolynomialSchedule, check_sparsity, keep_highest, masked
-from distill_jax.compression.shrink import alive
+from distill_jax.compression.pruning.channels import Leaves, norm, spread_over
+from distill_jax.compression.pruning.groups import Group, Groups, widths
+from distill_jax.compression.pruning.masks import PolynomialSchedule, check_sparsity, keep_highest, masked
+from distill_jax.compression.pruning.shrink import alive
 from distill_jax.errors import suggest
 from distill_jax.trees import named_leaves
 from distill_jax.types import Tree, Variables

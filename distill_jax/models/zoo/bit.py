@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 
-from distill_jax.models.cnn import check_images
 from distill_jax.models.remat import check_policy, rematerialised
-from distill_jax.models.resnet import _ends
 from distill_jax.models.weights import Origin
+from distill_jax.models.zoo.cnn import check_images
+from distill_jax.models.zoo.resnet import _ends
 from distill_jax.types import Outputs
 
 UNITS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.compression.groups import Groups, widths
+from distill_jax.compression.pruning.groups import Groups, widths
 from distill_jax.errors import suggest
 from distill_jax.trees import named_leaves
 from distill_jax.types import Tree, Variables

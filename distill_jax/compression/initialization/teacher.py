@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.compression.provenance import Origin, Provenance
+from distill_jax.compression.initialization.provenance import Origin, Provenance
 from distill_jax.errors import suggest
 from distill_jax.trees import named_leaves
 from distill_jax.types import Tree

@@ -9,21 +9,21 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from distill_jax.losses import _heads
-from distill_jax.losses._heads import Plan, Products, Rows, Shared
-from distill_jax.losses._passes import gradients, statistics
-from distill_jax.losses._token_values import Statistics, classified, totals
+from distill_jax.losses._fused import heads
+from distill_jax.losses._fused.heads import Plan, Products, Rows, Shared
+from distill_jax.losses._fused.passes import gradients, statistics
+from distill_jax.losses._fused.token_values import Statistics, classified, totals
 
 
 def by_tokens(plan: Plan, rows: Rows, shared: Shared) -> tuple[jax.Array, tuple]:
   """What `_token_values.totals` gives, differentiable in the student's hidden states, kernel and bias."""
-  return _sum(plan, *_heads.vary((rows, shared), _heads.axes((rows, shared))))
+  return _sum(plan, *heads.vary((rows, shared), heads.axes((rows, shared))))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sum(plan: Plan, rows: Rows, shared: Shared):
   def add(loss, chunk):
-    found, _ = statistics(plan, chunk, shared, functools.partial(_cut, _heads.products(chunk, shared)))
+    found, _ = statistics(plan, chunk, shared, functools.partial(_cut, heads.products(chunk, shared)))
     return jax.tree.map(jnp.add, loss, _totals(plan, chunk, shared, found)), None
 
   return _over_tokens(plan, rows, add, _nothing(rows, shared))[0]
@@ -34,7 +34,7 @@ def _forward(plan: Plan, rows: Rows, shared: Shared):
 
   def add(carry, chunk):
     losses, d_head = carry
-    read = functools.partial(_cut, _heads.products(chunk, shared))
+    read = functools.partial(_cut, heads.products(chunk, shared))
     known = statistics(plan, chunk, shared, read)
     loss, cotangent = jax.value_and_grad(functools.partial(_totals, plan, chunk, shared), has_aux=True)(
       known[0]
@@ -43,7 +43,7 @@ def _forward(plan: Plan, rows: Rows, shared: Shared):
     return (jax.tree.map(jnp.add, losses, loss), d_head), d_hidden.astype(chunk.student.dtype)
 
   d_head = tuple(jnp.zeros(x.shape, rows.weights.dtype) for x in (head.kernel, head.bias) if x is not None)
-  carry = _nothing(rows, shared), _heads.vary(d_head, _heads.axes((rows, shared)))
+  carry = _nothing(rows, shared), heads.vary(d_head, heads.axes((rows, shared)))
   (loss, d_head), d_hidden = _over_tokens(plan, rows, add, carry)
   d_hidden = d_hidden.swapaxes(0, 1).reshape(-1, rows.student.shape[-1])[: rows.student.shape[0]]
   like = [jnp.zeros((), x.dtype) for x in (rows.student, head.kernel, head.bias) if x is not None]
@@ -54,7 +54,7 @@ def _backward(plan: Plan, held: tuple, cotangent):
   del plan
   own, like = held
   scale = cotangent[0]  # the parts beside the sum are there to be read
-  return _heads.cotangents(*((scale * x).astype(final.dtype) for x, final in zip(own, like, strict=True)))
+  return heads.cotangents(*((scale * x).astype(final.dtype) for x, final in zip(own, like, strict=True)))
 
 
 _sum.defvjp(_forward, _backward)
@@ -67,7 +67,7 @@ def _totals(plan: Plan, rows: Rows, shared: Shared, found: Statistics):
 def _nothing(rows: Rows, shared: Shared):
   """`totals` of no tokens."""
   zero = jnp.zeros((), rows.weights.dtype)
-  return _heads.vary((zero, (zero, zero)), _heads.axes((rows, shared)))
+  return heads.vary((zero, (zero, zero)), heads.axes((rows, shared)))
 
 
 def _cut(held: Products, part: Shared, start, size: int) -> Products:

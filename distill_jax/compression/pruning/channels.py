@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from distill_jax.compression.groups import Group, Groups, Slot, widths
-from distill_jax.compression.masks import PolynomialSchedule, check_sparsity, keep_highest, masked
+from distill_jax.compression.pruning.groups import Group, Groups, Slot, widths
+from distill_jax.compression.pruning.masks import PolynomialSchedule, check_sparsity, keep_highest, masked
 from distill_jax.errors import suggest
 from distill_jax.trees import named_leaves
 from distill_jax.types import Tree

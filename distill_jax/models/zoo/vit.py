@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from distill_jax.models.cnn import check_images
+from distill_jax.models.zoo.cnn import check_images
 from distill_jax.types import Outputs
 
 

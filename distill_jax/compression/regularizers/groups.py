@@ -15,9 +15,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_jax.compression.channels import rows
-from distill_jax.compression.groups import Group, Groups, Slot, widths
-from distill_jax.compression.regularize import Strength, StrengthState, at, check_strength, following, given
+from distill_jax.compression.pruning.channels import rows
+from distill_jax.compression.pruning.groups import Group, Groups, Slot, widths
+from distill_jax.compression.regularizers.penalties import (
+  Strength,
+  StrengthState,
+  at,
+  check_strength,
+  following,
+  given,
+)
 from distill_jax.trees import named_leaves
 from distill_jax.types import Tree
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.compression.groups import Groups, widths
-from distill_jax.compression.prune import KERNELS
-from distill_jax.compression.regularize import OUTPUTS, Axes, within
+from distill_jax.compression.pruning.groups import Groups, widths
+from distill_jax.compression.pruning.weights import KERNELS
+from distill_jax.compression.regularizers.penalties import OUTPUTS, Axes, within
 from distill_jax.trees import chosen, named_leaves
 from distill_jax.types import Tree
 

@@ -19,7 +19,7 @@ large one: `load_student(folder, model._replace(variables=small))`, where `small
 import re
 from typing import Any
 
-from distill_jax.compression.groups import groups_of, natural
+from distill_jax.compression.pruning.groups import groups_of, natural
 from distill_jax.trees import named_leaves
 from distill_jax.types import Tree
 

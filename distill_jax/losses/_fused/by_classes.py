@@ -10,10 +10,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from distill_jax.losses import _heads
-from distill_jax.losses._heads import Plan, Products, Rows, Shared
-from distill_jax.losses._passes import gradients, statistics
-from distill_jax.losses._token_values import Statistics, classified, totals
+from distill_jax.losses._fused import heads
+from distill_jax.losses._fused.heads import Plan, Products, Rows, Shared
+from distill_jax.losses._fused.passes import gradients, statistics
+from distill_jax.losses._fused.token_values import Statistics, classified, totals
 
 
 def by_classes(plan: Plan, rows: Rows, shared: Shared):
@@ -22,7 +22,7 @@ def by_classes(plan: Plan, rows: Rows, shared: Shared):
   Under `shard_map` all inputs are made to differ along the mapped axes, so that their gradients are summed over the
   axes along which they do not.
   """
-  found = _read(plan, *_heads.vary((rows, shared), _heads.axes((rows, shared))))
+  found = _read(plan, *heads.vary((rows, shared), heads.axes((rows, shared))))
   classes = shared.student.kernel.shape[-1]
   classes *= 1 if plan.axis_name is None else jax.lax.axis_size(plan.axis_name)
   return totals(plan, classified(found, rows, classes), rows, shared)
@@ -44,7 +44,7 @@ def _backward(plan: Plan, held: tuple, cotangent: Statistics):
   zeros = tuple(jnp.zeros_like(x) for x in (head.kernel, head.bias) if x is not None)
   read = functools.partial(_computed, rows)
   d_hidden, d_head = gradients(plan, rows, shared, read, known, cotangent, zeros, _replaced)
-  return _heads.cotangents(d_hidden.astype(rows.student.dtype), *d_head)
+  return heads.cotangents(d_hidden.astype(rows.student.dtype), *d_head)
 
 
 _read.defvjp(_forward, _backward)
@@ -52,7 +52,7 @@ _read.defvjp(_forward, _backward)
 
 def _computed(rows: Rows, part: Shared, start, size: int) -> Products:
   del start, size
-  return _heads.products(rows, part)
+  return heads.products(rows, part)
 
 
 def _replaced(whole: jax.Array, part: jax.Array, start) -> jax.Array:

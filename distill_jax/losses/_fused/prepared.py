@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.losses import _checks, _heads
-from distill_jax.losses._heads import Head, Rows, Shared
+from distill_jax.losses import _checks
+from distill_jax.losses._fused import heads
+from distill_jax.losses._fused.heads import Head, Rows, Shared
 
 
 def prepare(
@@ -67,7 +68,7 @@ def vocabulary(kernel: jax.Array, axis_name: str | None) -> int:
   """Of the whole vocabulary."""
   if axis_name is None:
     return kernel.shape[1]
-  if axis_name not in _heads.axes(kernel):
+  if axis_name not in heads.axes(kernel):
     raise ValueError(
       f"axis_name={axis_name!r}, but the kernel does not differ along it: call under shard_map with check_vma=True and "
       f"a kernel of P(None, {axis_name!r})"

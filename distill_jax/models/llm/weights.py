@@ -20,7 +20,7 @@ Leaves of a Decoder, under params/, and entries of the file; a kernel is the tra
 from collections.abc import Mapping
 from typing import Any
 
-from distill_jax.models.decoder import RopeScaling
+from distill_jax.models.llm.decoder import RopeScaling
 from distill_jax.models.weights import Origin, torch_kernel
 
 FAMILIES = ("llama", "qwen2", "qwen3")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from distill_jax.models.decoder import Decoder, logits
+from distill_jax.models.llm.decoder import Decoder, logits
 
 SMALLEST = 32  # positions
 

@@ -3,8 +3,8 @@
 import jax
 from flax import nnx
 
-from distill_jax.models.cnn import ConvNormRelu, check_images
-from distill_jax.models.pooling import max_pool
+from distill_jax.models.zoo.cnn import ConvNormRelu, check_images
+from distill_jax.models.zoo.pooling import max_pool
 from distill_jax.types import Outputs
 
 _WIDTHS = (64, 128, 256, 512, 512)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.losses import _softmax
-from distill_jax.losses._heads import Plan, Rows, Shared
+from distill_jax.losses._fused.heads import Plan, Rows, Shared
 
 
 class Statistics(NamedTuple):

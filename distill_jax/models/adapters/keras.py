@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from distill_jax.errors import suggest
-from distill_jax.models.adapters import Features, _mapping, _outputs, _select
+from distill_jax.models.adapters.nnx import Features, _mapping, _outputs, _select
 from distill_jax.types import Batch, Model, Outputs, Tree, Variables
 
 _BACKEND = "from_keras needs Keras on the JAX backend: set KERAS_BACKEND=jax before keras is first imported"

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from distill_jax import reduce
-from distill_jax.compression.masks import PolynomialSchedule, check_sparsity, keep_highest, masked
+from distill_jax.compression.pruning.masks import PolynomialSchedule, check_sparsity, keep_highest, masked
 from distill_jax.errors import suggest
 from distill_jax.trees import chosen, matching
 from distill_jax.types import Tree

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from distill_jax.data.checks import UNLABELLED
-from distill_jax.models.decoder import Decoder
-from distill_jax.models.sampling import generate
+from distill_jax.models.llm.decoder import Decoder
+from distill_jax.models.llm.sampling import generate
 from distill_jax.types import Batch, Variables
 
 OnPolicy = Callable[[Variables, jax.Array, Batch], Batch]

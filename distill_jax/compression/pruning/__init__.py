@@ -1,0 +1,1 @@
+"""Pruning: masks while training, then a really smaller network."""

@@ -1,0 +1,1 @@
+"""Regularizers as optax transformations: penalties, proximal steps, and group lasso."""

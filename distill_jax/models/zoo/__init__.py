@@ -1,0 +1,1 @@
+"""Small vision networks in Flax NNX, one family a file."""
