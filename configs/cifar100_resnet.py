@@ -14,7 +14,8 @@ import numpy as np
 import optax
 
 from distill_jax import data, losses, objectives
-from distill_jax.data import Source, tfds
+from distill_jax.data import Source
+from distill_jax.data.sets import tfds
 from distill_jax.jobs.config import Config, Splits, Training, check
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.resnet import ResNet

@@ -11,8 +11,8 @@ import dataclasses
 from pathlib import Path
 
 from distill_jax import data, losses, objectives
-from distill_jax.data import folder
 from distill_jax.data.crops import centre_crop, random_resized_crop
+from distill_jax.data.sets import folder
 from distill_jax.jobs.config import Config, ConfigError, Crops, Splits, Training, check
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.cnn import CNN

@@ -34,8 +34,8 @@ import jax.numpy as jnp
 import optax
 
 from distill_jax import data, losses, objectives
-from distill_jax.data import tfds
 from distill_jax.data.crops import centre_crop, random_resized_crop
+from distill_jax.data.sets import tfds
 from distill_jax.errors import suggest
 from distill_jax.jobs.config import Config, ConfigError, Crops, Splits, Training, check
 from distill_jax.models import from_nnx, pretrained

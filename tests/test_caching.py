@@ -14,9 +14,10 @@ import safetensors.numpy
 import small_digits
 
 from distill_jax import data
-from distill_jax.cache import TopK, estimates
-from distill_jax.data import digits, tfds
+from distill_jax.cache import TopK
+from distill_jax.cache.codecs import estimates
 from distill_jax.data.images import Images
+from distill_jax.data.sets import digits, tfds
 from distill_jax.jobs import cache_stages
 from distill_jax.jobs import data as job_data
 from distill_jax.jobs.cli import main

@@ -5,7 +5,8 @@ import pathlib
 
 import pytest
 
-from distill_jax.cache import TopK, estimates
+from distill_jax.cache import TopK
+from distill_jax.cache.codecs import estimates
 from distill_jax.jobs.cli import main
 from distill_jax.jobs.config import ConfigError
 from distill_jax.jobs.overrides import load_config

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from distill_jax import losses, objectives, reduce
-from distill_jax.cache.codecs import Samples, TopK
+from distill_jax.cache.codecs.dense import Samples, TopK
 from distill_jax.models import from_apply
 from distill_jax.train.step import make_init, make_train_step
 from distill_jax.types import Model, Variables

@@ -16,15 +16,15 @@ compared by in `identity`.
 `verify` asks the teacher again.
 """
 
-from distill_jax.cache.agreement import Agreement, verify
-from distill_jax.cache.codecs import Dense, Samples, TopK
-from distill_jax.cache.estimates import Estimate, estimate
+from distill_jax.cache.codecs.dense import Dense, Samples, TopK
+from distill_jax.cache.codecs.estimates import Estimate, estimate
 from distill_jax.cache.identity import vocabulary
 from distill_jax.cache.inspection import describe
-from distill_jax.cache.manifest import Mismatch
 from distill_jax.cache.reader import Cache, open_cache
-from distill_jax.cache.records import Damaged
-from distill_jax.cache.shards import Incomplete
+from distill_jax.cache.store.manifest import Mismatch
+from distill_jax.cache.store.records import Damaged
+from distill_jax.cache.store.shards import Incomplete
+from distill_jax.cache.teacher.agreement import Agreement, verify
 from distill_jax.cache.writer import write_cache
 
 __all__ = [

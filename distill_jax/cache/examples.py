@@ -12,7 +12,7 @@ from distill_jax.cache import identity
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
-from distill_jax.data.tokenised import PackedText
+from distill_jax.data.text.tokenized import PackedText
 
 THREADS = 16  # that read, decode and crop
 BAD = 0  # source_crc of an image that could not be decoded

@@ -21,8 +21,8 @@ import jax
 import numpy as np
 import PIL.Image
 
-from distill_jax.cache import heads
-from distill_jax.cache.codecs import output_of
+from distill_jax.cache.codecs.dense import output_of
+from distill_jax.cache.teacher import heads
 from distill_jax.data.crops import Crop
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.teachers import CACHED

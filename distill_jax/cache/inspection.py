@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.cache.codecs import output_of
+from distill_jax.cache.codecs.dense import output_of
+from distill_jax.cache.codecs.sparse import Samples, TopK
 from distill_jax.cache.examples import InMemory
 from distill_jax.cache.reader import Cache
-from distill_jax.cache.sparse import Samples, TopK
 from distill_jax.data import Source
 from distill_jax.teachers import CACHED
 

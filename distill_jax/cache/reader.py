@@ -11,19 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.cache import codecs, heads, identity, manifest
-from distill_jax.cache.codecs import Codec
+from distill_jax.cache import identity
+from distill_jax.cache.codecs import dense
+from distill_jax.cache.codecs.dense import Codec
 from distill_jax.cache.examples import BAD, examples_of
-from distill_jax.cache.heads import Head
-from distill_jax.cache.manifest import Manifest, Mismatch
 from distill_jax.cache.runs import CHUNK, check_examples, check_fields
-from distill_jax.cache.shards import complete, open_complete
-from distill_jax.cache.store import Store, open_store
-from distill_jax.cache.table import MEMORY, Table
+from distill_jax.cache.store import manifest
+from distill_jax.cache.store.backend import Store, open_store
+from distill_jax.cache.store.manifest import Manifest, Mismatch
+from distill_jax.cache.store.shards import complete, open_complete
+from distill_jax.cache.store.table import MEMORY, Table
+from distill_jax.cache.teacher import heads
+from distill_jax.cache.teacher.heads import Head
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
-from distill_jax.data.tokenised import PackedText
+from distill_jax.data.text.tokenized import PackedText
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.teachers import CACHED
 from distill_jax.types import Batch, Model, Variables
@@ -46,9 +49,7 @@ class Cache:
     self.store, self.manifest, self.table = store, made, Table(store, made, memory)
     self.outputs: dict[str, tuple[Codec, jax.ShapeDtypeStruct]] = {}
     for name, kept in made.identity["outputs"].items():
-      codec = codecs.from_spec(
-        {field: value for field, value in kept.items() if field not in ("shape", "of")}
-      )
+      codec = dense.from_spec({field: value for field, value in kept.items() if field not in ("shape", "of")})
       self.outputs[name] = codec, jax.ShapeDtypeStruct(tuple(kept["shape"]), jnp.dtype(kept["of"]))
     self.views = made.rows.views
     self._streamed, self._head = "crop" in made.identity["data"], made.identity["teacher"].get("head")
@@ -250,7 +251,7 @@ class Cache:
     """
     said = self.manifest.identity["outputs"]
     held = {name: {f: v for f, v in kept.items() if f not in ("shape", "of")} for name, kept in said.items()}
-    wanted = {name: codecs.spec(codec) for name, codec in outputs.items()}
+    wanted = {name: dense.spec(codec) for name, codec in outputs.items()}
     manifest.check(self.store, {"outputs": held}, {"outputs": wanted})
     self._compare({"teacher": identity.teacher(teacher, variables, outputs, arrays, description)})
 

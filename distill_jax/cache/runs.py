@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.cache import identity, manifest
-from distill_jax.cache.manifest import Mismatch
-from distill_jax.cache.table import Table
+from distill_jax.cache import identity
+from distill_jax.cache.store import manifest
+from distill_jax.cache.store.manifest import Mismatch
+from distill_jax.cache.store.table import Table
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
-from distill_jax.data.tokenised import PackedText
+from distill_jax.data.text.tokenized import PackedText
 
 CHUNK = 4096
 

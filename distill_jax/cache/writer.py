@@ -10,20 +10,29 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from distill_jax.cache import codecs, faults, heads, identity, shards
-from distill_jax.cache.checks import check_count, check_outputs, check_part, check_teacher, check_weights
-from distill_jax.cache.codecs import Codec
+from distill_jax.cache import identity
+from distill_jax.cache.codecs import dense, faults
+from distill_jax.cache.codecs.dense import Codec
 from distill_jax.cache.examples import BAD, Examples, Streamed, examples_of
-from distill_jax.cache.format import Column
-from distill_jax.cache.manifest import Manifest
-from distill_jax.cache.predictor import Predictor, make_predictor, words_of
 from distill_jax.cache.reader import Cache, open_cache
-from distill_jax.cache.rows import Rows, share
-from distill_jax.cache.store import Store, open_store
+from distill_jax.cache.store import shards
+from distill_jax.cache.store.backend import Store, open_store
+from distill_jax.cache.store.format import Column
+from distill_jax.cache.store.manifest import Manifest
+from distill_jax.cache.store.rows import Rows, share
+from distill_jax.cache.teacher import heads
+from distill_jax.cache.teacher.checks import (
+  check_count,
+  check_outputs,
+  check_part,
+  check_teacher,
+  check_weights,
+)
+from distill_jax.cache.teacher.predictor import Predictor, make_predictor, words_of
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
-from distill_jax.data.tokenised import PackedText
+from distill_jax.data.text.tokenized import PackedText
 from distill_jax.distributed import sharding
 from distill_jax.types import Batch, Model, Variables
 
@@ -97,7 +106,7 @@ def write_cache(
       "data": examples.about(),
       "augmentation": identity.augmentation(augment, examples.shapes),
       "outputs": {
-        name: codecs.spec(codec) | {"shape": list(given[name].shape[1:]), "of": str(given[name].dtype)}
+        name: dense.spec(codec) | {"shape": list(given[name].shape[1:]), "of": str(given[name].dtype)}
         for name, codec in kept.items()
       },
     },

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import jax
 
-from distill_jax.cache.codecs import Codec
-from distill_jax.cache.predictor import named
+from distill_jax.cache.codecs.dense import Codec
+from distill_jax.cache.teacher.predictor import named
 from distill_jax.teachers import CACHED
 from distill_jax.types import Batch, Model, Variables
 

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 
 from distill_jax.cache import Cache, Incomplete, describe, estimate, open_cache, verify, write_cache
-from distill_jax.cache.codecs import output_of
-from distill_jax.cache.estimates import row_bytes, table
+from distill_jax.cache.codecs.dense import output_of
+from distill_jax.cache.codecs.estimates import row_bytes, table
 from distill_jax.cache.examples import Examples, Streamed, examples_of
-from distill_jax.cache.headed import Headed
 from distill_jax.cache.identity import varies
-from distill_jax.cache.predictor import make_answers
-from distill_jax.cache.shards import open_complete
-from distill_jax.cache.store import open_store
+from distill_jax.cache.store.backend import open_store
+from distill_jax.cache.store.shards import open_complete
+from distill_jax.cache.teacher.headed import Headed
+from distill_jax.cache.teacher.predictor import make_answers
 from distill_jax.cache.writer import plan
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop

@@ -5,8 +5,8 @@ from collections.abc import Collection
 import jax
 import numpy as np
 
-from distill_jax.cache.predictor import as_kept
-from distill_jax.cache.store import open_store
+from distill_jax.cache.store.backend import open_store
+from distill_jax.cache.teacher.predictor import as_kept
 from distill_jax.data import Source
 from distill_jax.distributed import sharding
 from distill_jax.jobs import data

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 from distill_jax import objectives
-from distill_jax.cache.codecs import Codec, Dense
+from distill_jax.cache.codecs.dense import Codec, Dense
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images

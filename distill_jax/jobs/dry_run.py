@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from distill_jax import metrics
-from distill_jax.cache.predictor import as_kept
+from distill_jax.cache.teacher.predictor import as_kept
 from distill_jax.data import Source
 from distill_jax.jobs import data
 from distill_jax.jobs.config import Examples, Splits, prefixed

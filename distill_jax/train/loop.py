@@ -11,7 +11,7 @@ import optax
 
 from distill_jax import data
 from distill_jax.cache import Cache
-from distill_jax.cache.checks import check_weights
+from distill_jax.cache.teacher.checks import check_weights
 from distill_jax.distributed import hosts, sharding
 from distill_jax.distributed.interruption import Interrupted, Interruption
 from distill_jax.storage.fingerprint import fingerprint

@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 from timing import Ratio, compare
 
-from distill_jax.cache import shards
-from distill_jax.cache.format import Column
-from distill_jax.cache.manifest import Manifest
-from distill_jax.cache.rows import Rows
-from distill_jax.cache.store import open_store
-from distill_jax.cache.table import Table
+from distill_jax.cache.store import shards
+from distill_jax.cache.store.backend import open_store
+from distill_jax.cache.store.format import Column
+from distill_jax.cache.store.manifest import Manifest
+from distill_jax.cache.store.rows import Rows
+from distill_jax.cache.store.table import Table
 
 
 class Sizes(NamedTuple):

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import losses
-from distill_jax.cache.codecs import Samples, TopK
-from distill_jax.cache.estimates import row_bytes
+from distill_jax.cache.codecs.dense import Samples, TopK
+from distill_jax.cache.codecs.estimates import row_bytes
 
 CHUNK = 64
 TOP_K = [losses.sparse_kl, losses.sparse_kl_conditional, losses.sparse_kl_smoothed]

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from distill_jax.cache import shards
-from distill_jax.cache.format import Column
-from distill_jax.cache.manifest import Manifest
-from distill_jax.cache.records import Damaged
-from distill_jax.cache.rows import Rows, share
-from distill_jax.cache.store import StoreError, open_store
-from distill_jax.cache.table import Table
+from distill_jax.cache.store import shards
+from distill_jax.cache.store.backend import StoreError, open_store
+from distill_jax.cache.store.format import Column
+from distill_jax.cache.store.manifest import Manifest
+from distill_jax.cache.store.records import Damaged
+from distill_jax.cache.store.rows import Rows, share
+from distill_jax.cache.store.table import Table
 
 COLUMNS = (Column("logits", "float16", (10,)), Column("top", "uint8", (3,)))
 

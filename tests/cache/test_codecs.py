@@ -10,8 +10,8 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from distill_jax.cache import bits, faults
-from distill_jax.cache.codecs import Dense, Samples, TopK, from_spec, spec
+from distill_jax.cache.codecs import bits, faults
+from distill_jax.cache.codecs.dense import Dense, Samples, TopK, from_spec, spec
 
 EVERY = [Dense(d) for d in ("float32", "float16", "bfloat16", "int8")] + [TopK(3, 2.0, 6), Samples(5, 0.5, 7)]
 

@@ -10,8 +10,8 @@ import pytest
 from scipy.special import softmax
 
 from distill_jax import losses
-from distill_jax.cache.codecs import Dense, Samples, TopK
-from distill_jax.cache.estimates import choices, estimate, kept_mass, row_bytes, table
+from distill_jax.cache.codecs.dense import Dense, Samples, TopK
+from distill_jax.cache.codecs.estimates import choices, estimate, kept_mass, row_bytes, table
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 
@@ -62,7 +62,7 @@ def test_a_student_that_knows_nothing_and_the_usual_choices_are_the_defaults(log
     assert (classes, temperature) == (100, 2.0)
     return [Dense("int8")]
 
-  monkeypatch.setattr("distill_jax.cache.estimates.choices", usual)
+  monkeypatch.setattr("distill_jax.cache.codecs.estimates.choices", usual)
   found = estimate(logits[0], temperature=2.0)
   assert found == estimate(logits[0], 0 * logits[0], temperature=2.0, codecs=[Dense("int8")])
   assert found != estimate(*logits, temperature=2.0)

@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from distill_jax.cache.format import Column, Header, changed, pack, unchanged
-from distill_jax.cache.records import Damaged, Shard
+from distill_jax.cache.store.format import Column, Header, changed, pack, unchanged
+from distill_jax.cache.store.records import Damaged, Shard
 
 COLUMNS = (
   Column("logits", np.float16, (5,)),

@@ -9,9 +9,10 @@ import pytest
 from speaking import LENGTH, VOCABULARY, made, rows, speaker
 
 from distill_jax import losses
-from distill_jax.cache import Dense, Samples, TopK, headed, open_cache, verify, write_cache
-from distill_jax.cache.headed import Headed
-from distill_jax.cache.predictor import as_kept
+from distill_jax.cache import Dense, Samples, TopK, open_cache, verify, write_cache
+from distill_jax.cache.teacher import headed
+from distill_jax.cache.teacher.headed import Headed
+from distill_jax.cache.teacher.predictor import as_kept
 from distill_jax.data import text
 
 KEPT = {

@@ -20,14 +20,13 @@ from distill_jax.cache import (
   TopK,
   describe,
   estimate,
-  headed,
-  heads,
   open_cache,
   verify,
   write_cache,
 )
-from distill_jax.cache.headed import Headed
-from distill_jax.cache.predictor import as_kept
+from distill_jax.cache.teacher import headed, heads
+from distill_jax.cache.teacher.headed import Headed
+from distill_jax.cache.teacher.predictor import as_kept
 from distill_jax.distributed import sharding
 from distill_jax.train import fit, make_init, make_train_step
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import sweeps
 
-from distill_jax.cache import held, open_cache, shards
-from distill_jax.cache.records import Damaged
-from distill_jax.cache.shards import Incomplete
-from distill_jax.cache.store import Store
-from distill_jax.cache.table import Table
+from distill_jax.cache import open_cache
+from distill_jax.cache.store import pool, shards
+from distill_jax.cache.store.backend import Store
+from distill_jax.cache.store.records import Damaged
+from distill_jax.cache.store.shards import Incomplete
+from distill_jax.cache.store.table import Table
 
 EXAMPLES, PER_SHARD, PER_VIEW = 40, 10, 4
 
@@ -122,7 +123,7 @@ def test_an_opened_cache_takes_the_bound(tmp_path):
 
 
 def test_more_local_shards_than_files_may_be_open(tmp_path, monkeypatch, rng):
-  monkeypatch.setattr(held, "MAPPED", 5)
+  monkeypatch.setattr(pool, "MAPPED", 5)
   store, plan = made(tmp_path)
   before = len(os.listdir("/proc/self/fd"))
   table = Table(store, plan)

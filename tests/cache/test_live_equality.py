@@ -7,7 +7,7 @@ import pytest
 
 from distill_jax import data, losses, objectives
 from distill_jax.cache import Dense, write_cache
-from distill_jax.data import digits, tfds
+from distill_jax.data.sets import digits, tfds
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.cnn import CNN
 from distill_jax.train import fit

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import sweeps
 
-from distill_jax.cache import manifest as manifests
-from distill_jax.cache import shards
-from distill_jax.cache.manifest import Mismatch
-from distill_jax.cache.records import Damaged
-from distill_jax.cache.rows import Plan, Rows, share
-from distill_jax.cache.shards import Incomplete
-from distill_jax.cache.store import StoreError, open_store
+from distill_jax.cache.store import manifest as manifests
+from distill_jax.cache.store import shards
+from distill_jax.cache.store.backend import StoreError, open_store
+from distill_jax.cache.store.manifest import Mismatch
+from distill_jax.cache.store.records import Damaged
+from distill_jax.cache.store.rows import Plan, Rows, share
+from distill_jax.cache.store.shards import Incomplete
 
 
 def test_rows_lie_view_by_view():

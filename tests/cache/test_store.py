@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from distill_jax.cache.store import StoreError, open_store
+from distill_jax.cache.store.backend import StoreError, open_store
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_a_bucket_that_does_not_exist_is_named(server):
 
 
 def test_a_server_that_does_not_answer_is_named(monkeypatch):
-  monkeypatch.setattr("distill_jax.cache.store._RETRIES", {"max_retries": 1, "initial_delay": "1ms"})
+  monkeypatch.setattr("distill_jax.cache.store.backend._RETRIES", {"max_retries": 1, "initial_delay": "1ms"})
   monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
   monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
   store = open_store("s3://bucket/x?endpoint=http://127.0.0.1:9&region=us-east-1")

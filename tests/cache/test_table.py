@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import sweeps
 
-from distill_jax.cache import table as tables
-from distill_jax.cache.records import Damaged
-from distill_jax.cache.table import Table
+from distill_jax.cache.store import table as tables
+from distill_jax.cache.store.records import Damaged
+from distill_jax.cache.store.table import Table
 
 
 @pytest.mark.parametrize("batch", [8, 60])

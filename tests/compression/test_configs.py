@@ -5,7 +5,7 @@ import pytest
 
 from distill_jax import data
 from distill_jax.compression.pruning.weights import layer_sparsity
-from distill_jax.data import tfds
+from distill_jax.data.sets import tfds
 from distill_jax.jobs.cli import main
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.vgg import VGG

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from distill_jax.data import digits
+from distill_jax.data.sets import digits
 
 
 def test_the_splits_are_the_whole_set_and_ids_are_its_rows():

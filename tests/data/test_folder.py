@@ -4,8 +4,8 @@ import pytest
 from pictures import encoded, noise, write_classes
 
 from distill_jax import data
-from distill_jax.data import folder
 from distill_jax.data.images import BadImageError
+from distill_jax.data.sets import folder
 
 
 def test_a_class_per_folder_and_ids_in_the_order_of_the_paths(tmp_path):

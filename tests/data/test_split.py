@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_jax import data
-from distill_jax.data import digits
+from distill_jax.data.sets import digits
 from distill_jax.data.split import uniform
 
 

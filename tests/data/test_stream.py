@@ -8,9 +8,9 @@ import pytest
 from pictures import encoded, noise, write_classes
 
 from distill_jax import data, objectives
-from distill_jax.data import folder
 from distill_jax.data.crops import centre_crop, random_resized_crop
 from distill_jax.data.images import BadImageError, Images
+from distill_jax.data.sets import folder
 from distill_jax.data.stream import EvalStream, Stream
 from distill_jax.models import from_apply
 from distill_jax.train import fit

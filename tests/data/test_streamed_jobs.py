@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 from pictures import write_classes
 
-from distill_jax.data import folder
+from distill_jax.data.sets import folder
 from distill_jax.jobs import config, plan
 from distill_jax.jobs import data as job_data
 from distill_jax.jobs.cli import main, run

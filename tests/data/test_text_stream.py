@@ -11,10 +11,11 @@ import pytest
 
 from distill_jax import data, objectives
 from distill_jax.cache import Dense, Mismatch, TopK, verify, write_cache
-from distill_jax.data import text, tokenised
-from distill_jax.data.text import BYTES
-from distill_jax.data.text_stream import TextStream
-from distill_jax.data.tokenised import tokenise
+from distill_jax.data import text
+from distill_jax.data.text import packed, tokenized
+from distill_jax.data.text.packed import BYTES
+from distill_jax.data.text.stream import TextStream
+from distill_jax.data.text.tokenized import tokenise
 from distill_jax.models import from_apply
 from distill_jax.train import fit
 from distill_jax.types import Variables
@@ -34,7 +35,7 @@ def corpus(tmp_path, rng):
 
 @pytest.fixture(params=[1, 7, 2**20])
 def block(request, monkeypatch):
-  monkeypatch.setattr(text, "BLOCK", request.param)
+  monkeypatch.setattr(packed, "BLOCK", request.param)
 
 
 def speaker(seed, width=4):
@@ -95,7 +96,7 @@ def test_tokens_are_written_once_and_in_few_bytes(corpus, tmp_path, monkeypatch)
   work = tmp_path / "work"
   first = tokenise(corpus, work, **OPTIONS)
   assert (work / "tokens.bin").stat().st_size == 2 * (first.about["tokens"] + 1)
-  monkeypatch.setattr(tokenised, "documents_of", None)
+  monkeypatch.setattr(tokenized, "documents_of", None)
   again = tokenise(corpus, work, **OPTIONS | {"length": 8})
   assert again.length == 8 and isinstance(again.tokens, np.memmap)
   np.testing.assert_array_equal(again.tokens, first.tokens)
@@ -107,7 +108,7 @@ def test_a_tokenisation_that_was_killed_begins_anew(corpus, tmp_path, monkeypatc
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(tokenised, "documents_of", killed)
+    patch.setattr(tokenized, "documents_of", killed)
     with pytest.raises(KeyboardInterrupt):
       tokenise(corpus, tmp_path / "work", **OPTIONS)
   found = tokenise(corpus, tmp_path / "work", **OPTIONS)
@@ -196,7 +197,7 @@ def test_text_that_cannot_be_read_is_refused_by_the_file_s_name(tmp_path):
   (folder / "b.txt").write_bytes(b"abc\xff")
   with pytest.raises(ValueError, match="b.txt: byte 3 is not UTF-8"):
     tokenise(folder, tmp_path / "work", length=8, tokenizer=tokenizer)
-  assert not (tmp_path / "work" / tokenised.INDEX).exists()
+  assert not (tmp_path / "work" / tokenized.INDEX).exists()
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,7 @@ def test_no_text_and_too_many_rows_are_refused(corpus, tmp_path, monkeypatch):
   (tmp_path / "none" / "a.txt").write_text("")
   with pytest.raises(ValueError, match="none holds no text"):
     tokenise(tmp_path / "none", tmp_path / "work", length=4)
-  monkeypatch.setattr(tokenised, "ROWS", 10)
+  monkeypatch.setattr(tokenized, "ROWS", 10)
   with pytest.raises(ValueError, match="length: 16 makes [0-9]+ rows, more than the ids 10; least is [0-9]+"):
     tokenise(corpus, tmp_path / "many", **OPTIONS)
 

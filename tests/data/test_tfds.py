@@ -17,8 +17,8 @@ from tensorflow_datasets.core.download.checksums import UrlInfo
 from tensorflow_datasets.image_classification.cifar import Cifar10
 from tensorflow_datasets.image_classification.mnist import FashionMNIST
 
-from distill_jax.data import tfds
-from distill_jax.data.builders import read_idx
+from distill_jax.data.sets import tfds
+from distill_jax.data.sets.builders import read_idx
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 

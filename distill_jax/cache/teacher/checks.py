@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from distill_jax.cache.codecs import Codec, Dense
+from distill_jax.cache.codecs.dense import Codec, Dense
 from distill_jax.trees import named_leaves
 from distill_jax.types import Model, Variables
 

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.cache import manifest as manifests
-from distill_jax.cache.format import pack
-from distill_jax.cache.manifest import Manifest, Same
-from distill_jax.cache.records import Damaged, Shard
-from distill_jax.cache.store import Store
+from distill_jax.cache.store import manifest as manifests
+from distill_jax.cache.store.backend import Store
+from distill_jax.cache.store.format import pack
+from distill_jax.cache.store.manifest import Manifest, Same
+from distill_jax.cache.store.records import Damaged, Shard
 
 COMPLETE = "complete.json"
 Track = Callable[[range], Iterable[int]]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from distill_jax.cache.format import CRC, MAGIC, START, VERSION, Column, Header, changed
+from distill_jax.cache.store.format import CRC, MAGIC, START, VERSION, Column, Header, changed
 
 
 class Damaged(OSError):

@@ -11,7 +11,7 @@ import numpy as np
 
 from distill_jax.data.batches import HostBatch, check_whole, permutation
 from distill_jax.data.checks import check_seed
-from distill_jax.data.tokenised import PackedText
+from distill_jax.data.text.tokenized import PackedText
 
 
 @dataclasses.dataclass(frozen=True)

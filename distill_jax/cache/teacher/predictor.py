@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distill_jax.cache import headed
-from distill_jax.cache.codecs import Codec, output_of
-from distill_jax.cache.headed import Headed
+from distill_jax.cache.codecs.dense import Codec, output_of
+from distill_jax.cache.teacher import headed
+from distill_jax.cache.teacher.headed import Headed
 from distill_jax.distributed import sharding
 from distill_jax.errors import suggest
 from distill_jax.types import Batch, Model, Outputs, Variables

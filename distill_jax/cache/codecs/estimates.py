@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import losses
-from distill_jax.cache import faults, headed
-from distill_jax.cache.codecs import Codec, Dense, Samples, TopK
-from distill_jax.cache.headed import Headed
+from distill_jax.cache.codecs import faults
+from distill_jax.cache.codecs.dense import Codec, Dense, Samples, TopK
+from distill_jax.cache.teacher import headed
+from distill_jax.cache.teacher.headed import Headed
 
 TOKENS = 512  # that are taken of many
 

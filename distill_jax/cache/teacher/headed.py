@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distill_jax.cache.codecs import Codec
+from distill_jax.cache.codecs.dense import Codec
 from distill_jax.models.llm import decoder
 from distill_jax.types import Batch
 

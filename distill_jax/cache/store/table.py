@@ -4,11 +4,11 @@ from typing import NoReturn
 
 import numpy as np
 
-from distill_jax.cache.format import changed
-from distill_jax.cache.held import Held
-from distill_jax.cache.manifest import Manifest
-from distill_jax.cache.records import check_records
-from distill_jax.cache.store import Store
+from distill_jax.cache.store.backend import Store
+from distill_jax.cache.store.format import changed
+from distill_jax.cache.store.manifest import Manifest
+from distill_jax.cache.store.pool import Held
+from distill_jax.cache.store.records import check_records
 
 MEMORY = 2**32
 

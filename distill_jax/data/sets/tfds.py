@@ -10,8 +10,8 @@ import requests
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.util import DownloadError
 
-from distill_jax.data.builders import FROM_FILES, without_tensorflow
 from distill_jax.data.images import Images
+from distill_jax.data.sets.builders import FROM_FILES, without_tensorflow
 from distill_jax.data.source import Source
 from distill_jax.errors import suggest
 

@@ -25,10 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.cache.codecs import output_of
-from distill_jax.cache.records import Damaged
-from distill_jax.cache.shards import Incomplete, mapped
-from distill_jax.cache.store import Store
+from distill_jax.cache.codecs.dense import output_of
+from distill_jax.cache.store.backend import Store
+from distill_jax.cache.store.records import Damaged
+from distill_jax.cache.store.shards import Incomplete, mapped
 from distill_jax.types import Model, Variables
 
 PREFIX, DIGITS = "head-", 32

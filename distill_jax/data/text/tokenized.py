@@ -22,7 +22,7 @@ import numpy as np
 from distill_jax.data.batches import HostBatch
 from distill_jax.data.checks import UNLABELLED
 from distill_jax.data.source import Source
-from distill_jax.data.text import BYTES, Tokenizer, check_document, documents_of, files_of
+from distill_jax.data.text.packed import BYTES, Tokenizer, check_document, documents_of, files_of
 from distill_jax.storage import files
 
 INDEX = "index.json"

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.cache.format import VERSION, Column, Header, normal_columns
-from distill_jax.cache.records import Damaged
-from distill_jax.cache.rows import Plan, Rows
-from distill_jax.cache.store import Store
+from distill_jax.cache.store.backend import Store
+from distill_jax.cache.store.format import VERSION, Column, Header, normal_columns
+from distill_jax.cache.store.records import Damaged
+from distill_jax.cache.store.rows import Plan, Rows
 
 KEY = "manifest.json"
 Same = Callable[[str, Any, Any], bool]

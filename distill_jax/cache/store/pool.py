@@ -6,10 +6,10 @@ from collections.abc import Collection
 
 import tensorstore as ts
 
-from distill_jax.cache.manifest import Manifest
-from distill_jax.cache.records import Shard
-from distill_jax.cache.shards import open_shard, shard_of
-from distill_jax.cache.store import Store
+from distill_jax.cache.store.backend import Store
+from distill_jax.cache.store.manifest import Manifest
+from distill_jax.cache.store.records import Shard
+from distill_jax.cache.store.shards import open_shard, shard_of
 
 MAPPED = 512  # files at once: each takes one of a process' file descriptors
 

@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import losses
-from distill_jax.cache import headed
-from distill_jax.cache.checks import check_count, check_teacher, check_weights
-from distill_jax.cache.codecs import Codec, Dense, output_of
+from distill_jax.cache.codecs.dense import Codec, Dense, output_of
+from distill_jax.cache.codecs.sparse import Samples, TopK
 from distill_jax.cache.examples import examples_of
-from distill_jax.cache.headed import Headed
-from distill_jax.cache.predictor import make_answers, words_of
 from distill_jax.cache.reader import Cache
-from distill_jax.cache.sparse import Samples, TopK
+from distill_jax.cache.teacher import headed
+from distill_jax.cache.teacher.checks import check_count, check_teacher, check_weights
+from distill_jax.cache.teacher.headed import Headed
+from distill_jax.cache.teacher.predictor import make_answers, words_of
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
-from distill_jax.data.tokenised import PackedText
+from distill_jax.data.text.tokenized import PackedText
 from distill_jax.distributed import sharding
 from distill_jax.types import Batch, Model, Variables
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.cache import faults
-from distill_jax.cache.sparse import Layout, Samples, TopK
+from distill_jax.cache.codecs import faults
+from distill_jax.cache.codecs.sparse import Layout, Samples, TopK
 from distill_jax.errors import suggest
 from distill_jax.types import Batch
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import losses
-from distill_jax.cache import bits, faults
+from distill_jax.cache.codecs import bits, faults
 from distill_jax.losses import SparseTargets
 from distill_jax.types import Batch
 
