@@ -22,13 +22,14 @@ import dataclasses
 import functools
 from pathlib import Path
 
+import corpora
 import jax
 import numpy as np
 from flax import nnx
 
 from distill_jax import objectives
 from distill_jax.cache import Samples, TopK
-from distill_jax.data import corpora, text
+from distill_jax.data import text
 from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check
 from distill_jax.models import from_nnx
 from distill_jax.models.llm.decoder import Decoder

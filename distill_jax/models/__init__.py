@@ -42,7 +42,9 @@ weights take; `with_weights` puts them among the outputs; `rematerialised` lets 
 for the backward pass.
 """
 
-from distill_jax.models.adapters.nnx import from_apply, from_linen, from_nnx
+from distill_jax.models.adapters.functions import from_apply
+from distill_jax.models.adapters.linen import from_linen
+from distill_jax.models.adapters.nnx import from_nnx
 from distill_jax.models.cohort import cohort, member
 from distill_jax.models.own_weights import with_weights
 from distill_jax.models.precision import cast
@@ -68,7 +70,7 @@ __all__ = [
 
 def __getattr__(name):
   if name in ("from_keras", "to_keras"):  # lazy: only those who have Keras need it
-    from distill_jax.models.adapters.nnx import keras
+    from distill_jax.models.adapters import keras
 
     return getattr(keras, name)
   raise AttributeError(f"module 'distill_jax.models' has no attribute {name!r}")

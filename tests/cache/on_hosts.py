@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "hosts"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 
 import jax
 import numpy as np

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "hosts"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 
 import numpy as np
 from spawning import finish, said, spawn

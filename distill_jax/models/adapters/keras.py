@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from distill_jax.errors import suggest
-from distill_jax.models.adapters.nnx import Features, _mapping, _outputs, _select
+from distill_jax.models.adapters.outputs import Features, as_mapping, as_outputs, select_inputs
 from distill_jax.types import Batch, Model, Outputs, Tree, Variables
 
 _BACKEND = "from_keras needs Keras on the JAX backend: set KERAS_BACKEND=jax before keras is first imported"
@@ -77,7 +77,7 @@ def from_keras(
     trainable, others, seeds = groups
     if train and key is None and seeds:
       raise ValueError("the model draws random numbers (dropout?) in training: key must not be None")
-    args = _select(batch, inputs)
+    args = select_inputs(batch, inputs)
     values = {**_flat(params), **_flat(state)}
     mapping = [(variable, values[path]) for path, variable in {**trainable, **others}.items()]
     mapping += zip(seeds, _seed_values(key, len(seeds)))
@@ -86,7 +86,7 @@ def from_keras(
     with keras.StatelessScope(state_mapping=mapping) as scope:
       result = call(args[0] if isinstance(inputs, str) else list(args), training=train)
     new_state = _nested({path: scope.get_current_value(variable) for path, variable in others.items()})
-    return {output: result} if isinstance(result, jax.Array) else _outputs(result), new_state
+    return {output: result} if isinstance(result, jax.Array) else as_outputs(result), new_state
 
   return Model(init, apply, variables)
 
@@ -183,7 +183,7 @@ def _with_features(net: keras.Model, features: Features, output: str) -> keras.M
       )
     return net
   tensors = _named_tensors(net, output)
-  for name, layer in _mapping(features).items():
+  for name, layer in as_mapping(features).items():
     tensors[name] = _layer_output(net, name, layer)
   if "logits" in tensors:
     _refuse_probabilities(tensors["logits"])

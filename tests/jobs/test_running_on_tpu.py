@@ -11,7 +11,7 @@ from distill_jax.jobs import cli
 from distill_jax.jobs.overrides import load_config
 from distill_jax.train.profile import parse_steps
 
-TEXT = (pathlib.Path(distill_jax.__file__).parent / "RUNNING_ON_TPU.md").read_text()
+TEXT = (pathlib.Path(distill_jax.__file__).parent / "docs" / "RUNNING_ON_TPU.md").read_text()
 # From the name to where the shell goes on with something else.
 COMMANDS = re.findall(
   r"(?:distill-jax|-m distill_jax) ((?:--\S+\s+)*--[^\s;`']+)", TEXT.replace("\\\n", " ").replace("...", "")

@@ -1,9 +1,8 @@
 import io
 import tarfile
 
+import corpora
 import pytest
-
-from distill_jax.data import corpora
 
 VERSES = "Ge1:1 In the beginning.\nGe1:2 And the earth.\n1Sam2:1 And Hannah prayed.\nnoise\n"
 

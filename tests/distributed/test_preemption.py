@@ -25,7 +25,7 @@ NETWORKS = ("teacher", "student-0", "baseline-0")
 
 
 def start(folder):
-  root = Path(__file__).parents[1]
+  root = Path(__file__).parents[2]
   environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
   with open(f"{folder}.log", "a") as log:
     return subprocess.Popen(

@@ -1,4 +1,4 @@
-"""SIGTERM while one process trains; tests/hosts has several."""
+"""SIGTERM while one process trains; test_command.py has several."""
 
 import os
 import signal
