@@ -68,8 +68,8 @@ class Cifar100(Config):
 
   def data(self) -> Splits:
     sets = tfds.load("cifar100", source_files=self.source_files or None, data_dir=self.data_dir or None)
-    train, validation = data.split(_normalised(sets["train"]), 0.1)
-    return Splits(train, validation, _normalised(sets["test"]))
+    train, validation = data.split(_normalized(sets["train"]), 0.1)
+    return Splits(train, validation, _normalized(sets["test"]))
 
   def teacher(self):
     return from_nnx(lambda rngs: ResNet(3, 32, 100, widths=(32, 64, 128, 256), rngs=rngs))
@@ -92,7 +92,7 @@ class Cifar100(Config):
     check(self, "hard_weight", least=0, most=1)
 
 
-def _normalised(source: Source) -> Source:
+def _normalized(source: Source) -> Source:
   image = (source.arrays["image"] - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
   return dataclasses.replace(source, arrays={**source.arrays, "image": image})
 

@@ -4,7 +4,7 @@ python -m distill_jax --config=configs/digits_transfer.py --seeds=0,1,2
 
 The teacher learns from one part of the training images with their labels. The student sees only the other part,
 and learns from the teacher's soft targets alone. The student trained alone has the teacher's images and labels: what
-there is to learn from without a teacher. Weights are chosen on labelled validation images.
+there is to learn from without a teacher. Weights are chosen on labeled validation images.
 
 Measured on 2 CPU cores: 50 s. Test accuracy, 3 seeds: teacher 94.71 % (it has half of the images), student alone
 with the teacher's images 95.73 +- 0.43 %, distilled on the other half without a label 94.71 +- 1.21 %: as good as its
@@ -33,7 +33,7 @@ class Transfer(Digits):
     return data.split(train, self.transfer_fraction, seed=1)[0]
 
   def student_train(self, train):
-    return data.unlabelled(data.split(train, self.transfer_fraction, seed=1)[1])
+    return data.unlabeled(data.split(train, self.transfer_fraction, seed=1)[1])
 
   def baseline_train(self, train):
     return self.teacher_train(train)

@@ -5,7 +5,7 @@ python -m distill_jax --config=configs/fashion_mnist_few_labels.py --seeds=0,1,2
 python -m distill_jax --config=configs/fashion_mnist_few_labels.py --seeds=0,1,2 --config.label_fraction=1
 
 Give each a --workdir of its own. The baseline has the labels alone; the distilled student also learns from the
-teacher's opinion of the unlabelled images.
+teacher's opinion of the unlabeled images.
 
 Hinton et al. 2015, section 3: a student that is distilled on a transfer set without one class still knows it,
 once its bias for that class is raised. --config.left_out=5 leaves the sandals out. The correction is what gets most

@@ -3,7 +3,7 @@
 python -m distill_jax --config=configs/fashion_mnist_hint.py --seeds=0,1,2
 
 Stage 1 is the hint alone, through a learned 1x1 convolution; stage 2 is soft targets and labels, as in
-fashion_mnist.py. Both are one run: the weights are schedules of the step, and the optimiser goes on.
+fashion_mnist.py. Both are one run: the weights are schedules of the step, and the optimizer goes on.
 
 Measured on 2 CPU cores that others used too: 35 minutes. Accuracy on the validation split, 3 seeds: alone 90.68 +- 0.13
 %, distilled 89.20 +- 0.31 %: no better than fashion_mnist.py without the hint.

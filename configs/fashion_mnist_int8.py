@@ -5,8 +5,8 @@ python -m distill_jax --config=configs/fashion_mnist_int8.py --seeds=0,1,2
 Networks and training are those of fashion_mnist_vit.py; kd stays float. Needs the extra `quantize`. The
 convolutional student is in fashion_mnist_int8_cnn.py.
 
-- rounded: distilled in float, and rounded to int8 afterwards;
-- int8: distilled with the rounding that it will have (quantisation-aware).
+- rounded: distilled in float, and rounded to int8 afterward;
+- int8: distilled with the rounding that it will have (quantization-aware).
 
 Measured on 2 busy CPU cores: 7 minutes. Test accuracy in %, 3 seeds: kd 74.90 +- 0.67, rounded 74.93 +- 0.66, int8
 74.95 +- 0.54: a network of this size loses nothing when it is rounded. Compressed it takes 103 kB on disk in the place

@@ -7,7 +7,7 @@ dataset-fashion-mnist): --config.source_files=/usr/share/datasets/fashion-mnist
 A part of the methods: --config.methods=kd_t4,dkd,crd (with a --workdir of its own).
 
 The teacher is that of fashion_mnist.py, trained on all training images. Every student sees 10,000 of them for 5 epochs,
-with the same augmentation (shifts and mirroring), optimiser, first weights and order of images, and its last weights
+with the same augmentation (shifts and mirroring), optimizer, first weights and order of images, and its last weights
 count: nothing is tuned or chosen here. Weights, temperatures and companions are the papers', or where a paper gives
 none for this case those of the losses' docstrings. Warm-ups keep their share of the training (20 of 240 epochs).
 
@@ -205,7 +205,7 @@ def beside_labels(weight: float = 1.0, **terms) -> Objective:
 
 
 def standardized(student, teacher, *, temperature):
-  """Logit standardisation in front of KD (Sun et al. 2024)."""
+  """Logit standardization in front of KD (Sun et al. 2024)."""
   return losses.kl_divergence(
     losses.standardize(student), losses.standardize(teacher), temperature=temperature
   )

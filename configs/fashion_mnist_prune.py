@@ -8,7 +8,7 @@ All students are as in fashion_mnist_10k.py; kd is dense. Zeros grow from `begin
 - channels: half of each layer's channels, by the norm of their kernels, and the student really becomes smaller;
 - channels.tuned: the small student, distilled further;
 - weights: nine tenths of each kernel's weights, by magnitude;
-- two.of.four: two of four neighbouring weights, all at once at `end`.
+- two.of.four: two of four neighboring weights, all at once at `end`.
 
 Measured on 2 CPU cores, beside another such job: 6 minutes. Test accuracy in %, 3 seeds: teacher 89.08; student
 alone 82.12 +- 0.10, kd 82.21 +- 0.20, channels 77.53 +- 0.40 (6,274 of 24,058 parameters), tuned 78.21 +- 0.39, weights

@@ -1,9 +1,9 @@
-"""Fashion-MNIST, structured sparsity by regularisation: channels shrink while distilled, and small ones are cut.
+"""Fashion-MNIST, structured sparsity by regularization: channels shrink while distilled, and small ones are cut.
 
 python -m distill_jax --config=configs/fashion_mnist_spr.py --seeds=0,1,2
 
 All students are as in fashion_mnist_10k.py; kd is dense. A proximal step after each update shrinks groups of weights
-(Wen et al. 2016), and afterwards each layer gets the highest threshold under which the accuracy on validation images
+(Wen et al. 2016), and afterward each layer gets the highest threshold under which the accuracy on validation images
 falls by no more than `budget`.
 
 - spr: groups are the output channels of convolutions; those below their layer's threshold are removed, and the student
@@ -15,7 +15,7 @@ falls by no more than `budget`.
 Measured on 2 CPU cores, beside another such job: 8 minutes. Test accuracy in %, 3 seeds: teacher 89.08; student
 alone 82.12 +- 0.10, kd 82.21 +- 0.20, spr 83.73 +- 0.17 (23,177 of 24,058 parameters), tuned 84.40 +- 0.25, spr.alone
 83.10 +- 0.26 (23,858), l1 81.22 +- 0.18 (16,344 not zero). With a fifth of the strength, at an earlier commit
-(6b43536d2), spr had 81.96 +- 0.69 and tuned 82.96 +- 0.42 (23,520): the penalty regularises more than it cuts.
+(6b43536d2), spr had 81.96 +- 0.69 and tuned 82.96 +- 0.42 (23,520): the penalty regularizes more than it cuts.
 """
 
 import dataclasses

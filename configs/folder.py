@@ -3,7 +3,7 @@
 python -m distill_jax --config=configs/folder.py --config.train_dir=photos/train --config.test_dir=photos/test
 
 Images may have any size and number: they are read and decoded while training, a random part of each resized to a square
-(Inception's crop) for teacher and student alike, the centre for evaluation. Classes are the subfolders' names; those of
+(Inception's crop) for teacher and student alike, the center for evaluation. Classes are the subfolders' names; those of
 the test folder must be the same. A tenth of the training images chooses the weights.
 """
 
@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 
 from distill_jax import data, losses, objectives
-from distill_jax.data.crops import centre_crop, random_resized_crop
+from distill_jax.data.crops import center_crop, random_resized_crop
 from distill_jax.data.sets import folder
 from distill_jax.jobs.config import Config, ConfigError, Crops, Splits, Training, check
 from distill_jax.models import from_nnx
@@ -58,7 +58,7 @@ class Folder(Config):
 
   def crops(self) -> Crops:
     area = (self.least_area, 1.0)
-    return Crops(random_resized_crop(self.size, seed=0, area=area), centre_crop(self.size))
+    return Crops(random_resized_crop(self.size, seed=0, area=area), center_crop(self.size))
 
   def teacher(self):
     return from_nnx(lambda rngs: VGG(3, 11, self.classes(), width=self.teacher_width, rngs=rngs))

@@ -4,8 +4,8 @@ python -m distill_jax --config=configs/imagenet_patient.py --stages=student,repo
     --config.teacher_weights=R152x2_T_224.npz --config.data_dir=gs://bucket/tensorflow_datasets
 
 Function matching: teacher and student see the same picture, a random crop, mirrored or not, mixed with another one in
-any proportion; the student minimises the divergence from the teacher's probabilities at temperature 1, and sees no
-label. 1,200 epochs of batches of 4,096. Optimiser, schedule, augmentation and networks are those of the authors' own
+any proportion; the student minimizes the divergence from the teacher's probabilities at temperature 1, and sees no
+label. 1,200 epochs of batches of 4,096. Optimizer, schedule, augmentation and networks are those of the authors' own
 config (big_vision, configs/proj/distill/bit_i1k.py); two things differ: the convolutions compute in bfloat16, also
 between layers, and of the training images a hash of the id leaves out the 2 % that choose the best weights.
 
@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import optax
 
 from distill_jax import data, losses, objectives
-from distill_jax.data.crops import centre_crop, random_resized_crop
+from distill_jax.data.crops import center_crop, random_resized_crop
 from distill_jax.data.sets import tfds
 from distill_jax.errors import suggest
 from distill_jax.jobs.config import Config, ConfigError, Crops, Splits, Training, check
@@ -115,7 +115,7 @@ class ImagenetPatient(Config):
     return Splits(train, validation, sets["validation"])
 
   def crops(self) -> Crops:
-    return Crops(random_resized_crop(self.size, seed=0, area=(0.05, 1.0)), centre_crop(self.size))
+    return Crops(random_resized_crop(self.size, seed=0, area=(0.05, 1.0)), center_crop(self.size))
 
   def abstract_batch(self, rows: int):
     """The shapes of a batch, known without the data."""

@@ -3,7 +3,7 @@
 python -m distill_jax --config=configs/llm_8b_to_1b.py --stages=student,report \
     --config.teacher_folder=Llama-3.1-8B --config.text=corpus
 
-The student starts from random weights and minimises the divergence from the teacher's next-token probabilities; no
+The student starts from random weights and minimizes the divergence from the teacher's next-token probabilities; no
 logits are held. With --config.cache=gs://bucket/cache and the stage `cache` before `student`, the 64 most probable of
 128,256 tokens are kept once, 208 bytes a token, and the student learns from them with all others as
 one class more. A teacher's weights are those that Meta released, as `safetensors` with their config.json and
@@ -23,7 +23,7 @@ floor: of a step, at the peak; sent: bytes of the whole arrays):
 
 About 25 GiB of each are attention scores [32, 8192, 8192] of one block in float32, which XLA holds while it computes
 that block; it makes those of no other (`remat`). They cross the HBM several times: with that a step would take 1,067
-and 682 ms, if nothing stayed on chip. Eight chips share a copy of weights and optimiser (`mesh.fsdp`), and each has
+and 682 ms, if nothing stayed on chip. Eight chips share a copy of weights and optimizer (`mesh.fsdp`), and each has
 the whole heads. Spread over 512 chips (fsdp=512 on v5p:8x8x8), XLA sums activations in the place of gathering
 weights: 8.2 TB are sent, and 71.28 GiB taken.
 """

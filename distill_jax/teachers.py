@@ -75,7 +75,7 @@ def ensemble(models: Sequence[Model], *, weights: Sequence[float] | None = None,
 
   Args:
     models: at least one Model that gives 'logits'.
-    weights: one number >= 0 each, not all 0; normalised to sum 1. None: equal.
+    weights: one number >= 0 each, not all 0; normalized to sum 1. None: equal.
     mean: 'probabilities': logits = log of the weighted mean of the softmax probabilities at T = 1 (Hinton et
       al. 2015, section 3; a temperature applied later sharpens or softens that mean). 'logits': the weighted
       mean of the logits (a geometric mean of probabilities).

@@ -12,7 +12,7 @@ Batch = Mapping[str, Any]
 wrote, bool [B]), 'teacher/...'."""
 
 Outputs = Mapping[str, Any]
-"""What a model says about a batch: 'logits' [B, C] and every named feature that anyone may distil."""
+"""What a model says about a batch: 'logits' [B, C] and every named feature that anyone may distill."""
 
 
 class Variables(NamedTuple):
@@ -42,7 +42,7 @@ class Model(NamedTuple):
 
 
 class Objective(NamedTuple):
-  """What to minimise, as pure functions.
+  """What to minimize, as pure functions.
 
   Attributes:
     init: `(key, student_outputs, teacher_outputs) -> Variables`, of the objective's own learned parts.
@@ -72,7 +72,7 @@ class TrainState(NamedTuple):
     key: typed PRNG key; every draw folds `step` (or an example id) into it.
     params: `{'student': ..., 'objective': ...}`; both are trained.
     model_state: `{'student': ..., 'objective': ...}`; carried along (batch statistics, memory banks).
-    opt_state: the optimiser's.
+    opt_state: the optimizer's.
     average: `Variables` of a teacher that follows the student, else `()`.
     skips: see `Skips`.
   """

@@ -120,7 +120,7 @@ def test_pixels_that_are_not_ignored_count(rng):
   np.testing.assert_allclose(mean, kl(s, t)[pixels & ROWS[:, None, None]].mean(), rtol=1e-4)
 
 
-def test_valid_and_labelled_both_count(rng):
+def test_valid_and_labeled_both_count(rng):
   s, t = draw(rng, 4, 3, 5), draw(rng, 4, 3, 5)
   label = rng.integers(0, 5, (4, 3)).astype(np.int32)
   label[0, 1] = -1

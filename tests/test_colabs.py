@@ -92,7 +92,7 @@ def test_only_colab_installs(name, on_colab, monkeypatch):
 
 @pytest.mark.parametrize("name", ["bring_your_own_model", "language"])
 def test_the_core_is_short(name):
-  (core,) = [cell for cell in code(read(name)) if cell.id == "distil"]
+  (core,) = [cell for cell in code(read(name)) if cell.id == "distill"]
   assert len(core.source.splitlines()) < 15
 
 
@@ -111,11 +111,11 @@ def test_the_teacher_helps_to_read(tmp_path):
   (table,) = outputs(book, "text/markdown")
   rows = re.findall(r"\| (\w.+?) \| [\d,]+ \| [\d.]+% \| ([\d.]+) \|", table)
   perplexity = {name: float(value) for name, value in rows}
-  teacher, alone, unlabelled, distilled = (
+  teacher, alone, unlabeled, distilled = (
     perplexity[name]
     for name in ("teacher", "student, alone", "student, top 16 without labels", "student, top 16 and labels")
   )
-  assert teacher < distilled < alone < unlabelled
+  assert teacher < distilled < alone < unlabeled
 
 
 @pytest.mark.slow

@@ -174,6 +174,6 @@ def examples_of(source: Any, crop: Crop | None) -> Examples:
   if isinstance(source, PackedText):
     return Packed(source)
   raise ValueError(
-    "source: expected a data.Source, data.images.Images or data.tokenised.PackedText, got "
+    "source: expected a data.Source, data.images.Images or data.tokenized.PackedText, got "
     f"{type(source).__name__}: data.Source(arrays, classes) makes one"
   )

@@ -53,7 +53,7 @@ def _confidence(cache: Cache, name: str, source: Source | None) -> list[str]:
     label = source.arrays["label"][InMemory(source).places(ids[known])]
     right = (said[known] == label)[label >= 0]
     accuracy = f": {right.mean():.4f}" if right.size else ", which has none"
-    lines.append(f"  its accuracy on the {right.size:,} labelled examples of {source.name}{accuracy}")
+    lines.append(f"  its accuracy on the {right.size:,} labeled examples of {source.name}{accuracy}")
   return lines
 
 

@@ -65,7 +65,7 @@ def write_cache(
   Args:
     url: a folder, or `gs://`, `s3://`, `file://`, `memory://` (`store.open_store`).
     teacher: a frozen Model.
-    source: the examples that students may see later, labelled or not; `Images` are read and cropped on the way, and a
+    source: the examples that students may see later, labeled or not; `Images` are read and cropped on the way, and a
       `PackedText` is read.
     outputs: the teacher's outputs to keep, and how; None: `{"logits": Dense("float16")}`. 'logits@top8' keeps 'logits'
       under a name of its own, beside others. Of a language model that gives 'hidden' and 'head' in the place of logits:

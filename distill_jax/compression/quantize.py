@@ -96,7 +96,7 @@ def _qwix():
   try:
     import qwix
   except ImportError as error:
-    raise ImportError("quantisation needs qwix: pip install 'distill-jax[quantize]'") from error
+    raise ImportError("quantization needs qwix: pip install 'distill-jax[quantize]'") from error
   return qwix
 
 

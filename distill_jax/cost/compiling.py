@@ -30,7 +30,7 @@ class Program(NamedTuple):
   """A function of flat arguments, lowered for a platform and a mesh.
 
   Attributes:
-    exported: what `jax.export` serialises.
+    exported: what `jax.export` serializes.
     donated: how many of its arguments, from the first, are donated.
     products: FLOPs of its matrix products and convolutions, over all devices (`product_flops`).
   """
@@ -106,7 +106,7 @@ def lower(
   """
   leaves, structure = jax.tree.flatten(tuple(arguments))
 
-  # Flat, because a serialised program knows no named tuples.
+  # Flat, because a serialized program knows no named tuples.
   def flat(*leaves):
     return tuple(jax.tree.leaves(function(*jax.tree.unflatten(structure, leaves))))
 

@@ -1,6 +1,6 @@
 """What the text of a compiled program says about communication and loops.
 
-`compiled.as_text()` is XLA's optimised HLO for one device: computations, one after the other, each a list of
+`compiled.as_text()` is XLA's optimized HLO for one device: computations, one after the other, each a list of
 `%name = type opcode(operands), attributes`.
 """
 

@@ -117,7 +117,7 @@ def cutmix(alpha: float, classes: int) -> Mixer:
   """Paste a rectangle of the image before it in the batch over each image (Yun et al. 2019).
 
   One weight w from Beta(alpha, alpha) and one rectangle per batch, as in the authors' code: sides
-  sqrt(1 - w) of the image's, centre uniform, clipped at the border; labels are weighted by the area that is
+  sqrt(1 - w) of the image's, center uniform, clipped at the border; labels are weighted by the area that is
   really covered (section 3.1, equation 2). Arguments, result and errors as in `mixup`; the paper uses
   alpha 1.
   """
@@ -135,16 +135,16 @@ def cutmix(alpha: float, classes: int) -> Mixer:
 
 def _rectangle(key, alpha, height, width) -> jax.Array:
   """Bool [height, width], True inside."""
-  weight_key, centre_key = jax.random.split(key)
+  weight_key, center_key = jax.random.split(key)
   side = jnp.sqrt(1 - jax.random.beta(weight_key, alpha, alpha, dtype=jnp.float32))
 
   def inside(key, size):
     half = (size * side).astype(jnp.int32) // 2
-    centre = jax.random.randint(key, (), 0, size, jnp.int32)
+    center = jax.random.randint(key, (), 0, size, jnp.int32)
     place = jnp.arange(size)
-    return (centre - half <= place) & (place < centre + half)
+    return (center - half <= place) & (place < center + half)
 
-  row_key, column_key = jax.random.split(centre_key)
+  row_key, column_key = jax.random.split(center_key)
   return inside(row_key, height)[:, None] & inside(column_key, width)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-UNLABELLED = -1
+UNLABELED = -1
 """The label of an example that has none; the hard-label term and the metrics leave such examples out."""
 
 

@@ -47,7 +47,7 @@ def random_resized_crop(
   return crop
 
 
-def centre_crop(size: int, *, share: float = 0.875) -> Crop:
+def center_crop(size: int, *, share: float = 0.875) -> Crop:
   """The central square, resized: the crop for evaluation.
 
   Args:

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 
 from distill_jax.data.checks import check_labels
-from distill_jax.data.crops import centre_crop, pixels
+from distill_jax.data.crops import center_crop, pixels
 from distill_jax.data.source import Source
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
@@ -37,7 +37,7 @@ class Images:
     class_names: one name per class; '0', '1', ... if not given.
     name: what the ids index.
     content: what tells this set from another of the same name, e.g. a hash of its files.
-    channels: 3 (RGB) or 1 (grey); every image is converted.
+    channels: 3 (RGB) or 1 (gray); every image is converted.
     max_pixels: height times width at most; protects against small files that decode to gigabytes.
     max_bad: the share of the images that may be bad.
     bad: id -> what is wrong with it, for those met so far.
@@ -56,7 +56,7 @@ class Images:
 
   def __post_init__(self):
     if self.channels not in (1, 3):
-      raise ValueError(f"{self.name}: channels must be 3 (RGB) or 1 (grey), got {self.channels}")
+      raise ValueError(f"{self.name}: channels must be 3 (RGB) or 1 (gray), got {self.channels}")
     if not 0 <= self.max_bad < 1:
       raise ValueError(f"{self.name}: max_bad must be a share from 0 to less than 1, got {self.max_bad}")
     # A Source knows what ids, classes and their names must be.
@@ -121,7 +121,7 @@ class Images:
 
   def _pixels(self, size: int | None) -> Iterator[tuple[int, int, np.ndarray]]:
     """(id, label, float32 image) in order, decoded by all cores."""
-    crop = None if size is None else centre_crop(size, share=1.0)
+    crop = None if size is None else center_crop(size, share=1.0)
 
     def some(ids):
       decoded = zip(ids, self.decoded(ids))
@@ -158,7 +158,7 @@ class Images:
 
 
 def decode(encoded: bytes, channels: int, max_pixels: int) -> PIL.Image.Image:
-  """An RGB (3 channels) or grey (1) image; the first frame of an animation.
+  """An RGB (3 channels) or gray (1) image; the first frame of an animation.
 
   Raises:
     ValueError: it is larger than `max_pixels`, or has more than 8 bits per channel.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from distill_jax.data.checks import UNLABELLED, check_labels, check_lengths, check_numbers
+from distill_jax.data.checks import UNLABELED, check_labels, check_lengths, check_numbers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class Source:
     class_names: one name per class; '0', '1', ... if not given.
     name: what the ids index, e.g. 'digits'.
     ignore_label: the label that marks examples without one, None if all have one. Whatever was declared
-      (-100, 255), labels hold `UNLABELLED` afterwards, and so does this field.
+      (-100, 255), labels hold `UNLABELED` afterward, and so does this field.
     vocabulary: of text, the identity of the tokenizer whose words the classes are.
 
   Raises:
@@ -53,9 +53,9 @@ class Source:
     check_labels(arrays["label"], self.classes, arrays["id"], self.ignore_label)
     if self.ignore_label is not None:
       arrays["label"] = np.where(
-        arrays["label"] == self.ignore_label, UNLABELLED, arrays["label"].astype(np.int64)
+        arrays["label"] == self.ignore_label, UNLABELED, arrays["label"].astype(np.int64)
       )
-      self._set("ignore_label", UNLABELLED)
+      self._set("ignore_label", UNLABELED)
     names = tuple(self.class_names) or tuple(map(str, range(self.classes)))
     if len(names) != self.classes:
       raise ValueError(f"{self.name}: {len(names)} class_names for {self.classes} classes")

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from distill_jax.data.checks import UNLABELLED, check_seed
+from distill_jax.data.checks import UNLABELED, check_seed
 from distill_jax.data.images import Images
 from distill_jax.data.source import Source
 
@@ -39,26 +39,26 @@ def split(source: Examples, fraction: float = 0.1, seed: int = 0) -> tuple[Examp
 
 
 def label_fraction(source: Source, fraction: float, seed: int = 0) -> Source:
-  """Keep the labels of a fraction of each class, at least one; the other examples become `UNLABELLED`.
+  """Keep the labels of a fraction of each class, at least one; the other examples become `UNLABELED`.
 
   All examples stay: a teacher teaches on those without a label too. Labels kept for a smaller fraction are
   kept for a larger one.
 
   Raises:
-    ValueError: `fraction` is not inside (0, 1]; for no labels at all there is `unlabelled`.
+    ValueError: `fraction` is not inside (0, 1]; for no labels at all there is `unlabeled`.
   """
   if not 0 < fraction <= 1:
     raise ValueError(
-      f"fraction must be more than 0 and at most 1, got {fraction}: for no labels, use unlabelled()"
+      f"fraction must be more than 0 and at most 1, got {fraction}: for no labels, use unlabeled()"
     )
   label = source.arrays["label"]
   kept = stratified(label, uniform(source.arrays["id"], seed, "label_fraction"), fraction)
-  return _with_labels(source, np.where(kept, label, UNLABELLED))
+  return _with_labels(source, np.where(kept, label, UNLABELED))
 
 
-def unlabelled(source: Source) -> Source:
+def unlabeled(source: Source) -> Source:
   """The same examples without any label."""
-  return _with_labels(source, np.full_like(source.arrays["label"], UNLABELLED))
+  return _with_labels(source, np.full_like(source.arrays["label"], UNLABELED))
 
 
 def leave_out_classes(source: Source, classes: Collection[int]) -> Source:
@@ -74,9 +74,9 @@ def leave_out_classes(source: Source, classes: Collection[int]) -> Source:
   unknown = sorted(c for c in classes if not 0 <= c < source.classes)
   if unknown:
     raise ValueError(f"class {unknown[0]} does not exist: {source.name} has 0 to {source.classes - 1}")
-  if classes and (label == UNLABELLED).any():
+  if classes and (label == UNLABELED).any():
     raise ValueError(
-      f"{(label == UNLABELLED).sum()} examples of {source.name} have no label and may belong to classes "
+      f"{(label == UNLABELED).sum()} examples of {source.name} have no label and may belong to classes "
       f"{sorted(classes)}: leave classes out before removing labels"
     )
   kept = ~np.isin(label, list(classes))
@@ -90,7 +90,7 @@ def uniform(ids: np.ndarray, seed: int, purpose: str) -> np.ndarray:
   check_seed(seed)
   digest = hashlib.blake2b(f"{purpose} {seed}".encode(), digest_size=8).digest()
   x = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(int.from_bytes(digest, "little"))
-  # The finaliser of SplitMix64 (Steele, Lea and Flood 2014), a bijection of 64-bit words.
+  # The finalizer of SplitMix64 (Steele, Lea and Flood 2014), a bijection of 64-bit words.
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
@@ -107,4 +107,4 @@ def stratified(label: np.ndarray, rank: np.ndarray, fraction: float) -> np.ndarr
 
 
 def _with_labels(source: Source, label: np.ndarray) -> Source:
-  return dataclasses.replace(source, arrays={**source.arrays, "label": label}, ignore_label=UNLABELLED)
+  return dataclasses.replace(source, arrays={**source.arrays, "label": label}, ignore_label=UNLABELED)

@@ -104,7 +104,7 @@ class EvalStream:
 
   Attributes:
     images, batch_size, threads, rows: as in `Stream`.
-    crop: e.g. `centre_crop(224)`.
+    crop: e.g. `center_crop(224)`.
 
   Raises:
     ValueError: a number is out of its range.

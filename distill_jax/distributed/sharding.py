@@ -1,7 +1,7 @@
 """Where arrays live: a mesh of named axes over devices, and rules that place arrays on it.
 
 The axes are `data`, `fsdp` and `tensor`. A batch's rows are spread over `data` and `fsdp`; what is large among the
-parameters, and their optimiser's moments, over `fsdp` (Rajbhandari et al. 2020, ZeRO-3; jit inserts the
+parameters, and their optimizer's moments, over `fsdp` (Rajbhandari et al. 2020, ZeRO-3; jit inserts the
 collectives); over `tensor` goes what a rule says. Everything else is the same on every device.
 """
 
@@ -133,7 +133,7 @@ def specs(tree: Any, mesh: Mesh | AbstractMesh, rules: Rules = ()) -> Any:
 
 
 def state_specs(state: TrainState, mesh: Mesh | AbstractMesh, rules: Rules = ()) -> TrainState:
-  """`specs` of a train state; what the optimiser keeps of a parameter's shape lies as the parameter does, and so does
+  """`specs` of a train state; what the optimizer keeps of a parameter's shape lies as the parameter does, and so does
   the student's moving average."""
   _check_rules(rules, mesh, [name for name, _ in named_leaves(state._replace(opt_state=()))])
   params = {

@@ -25,7 +25,7 @@ def check(job: Job, stages: Collection[str]) -> None:
     ConfigError: names the field, or the variant.
     ValueError: from what the config builds.
   """
-  _check_labelled(job, stages)
+  _check_labeled(job, stages)
   if job.config.cache:
     with prefixed("cache"):
       open_store(job.config.cache)
@@ -47,7 +47,7 @@ def check(job: Job, stages: Collection[str]) -> None:
       _check_rules(job, found[0], mesh)
 
 
-def _check_labelled(job: Job, stages: Collection[str]) -> None:
+def _check_labeled(job: Job, stages: Collection[str]) -> None:
   for role in ("teacher", "baseline"):
     if role not in stages or not different(job, role):
       continue
@@ -55,7 +55,7 @@ def _check_labelled(job: Job, stages: Collection[str]) -> None:
     if isinstance(train, Source) and (train.arrays["label"] < 0).all():
       raise ConfigError(
         f"{role}_train: no example has a label, and the {role} learns from labels alone: let {role}_train give "
-        f"labelled examples, or leave {role!r} out of --stages"
+        f"labeled examples, or leave {role!r} out of --stages"
       )
 
 
@@ -67,7 +67,7 @@ def _training_of(job: Job, network: Network) -> str:
 
 
 def _check_objectives(job: Job, students: Collection[Network]) -> None:
-  """All variants against the shapes of the networks' outputs, and their optimisers against those of the parameters: the
+  """All variants against the shapes of the networks' outputs, and their optimizers against those of the parameters: the
   last one would be refused hours later."""
   key, batch = jax.random.key(0), data.first(job.config, job.splits.train)
   for network in students:

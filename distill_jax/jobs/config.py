@@ -51,7 +51,7 @@ class Splits(NamedTuple):
 
 
 class Crops(NamedTuple):
-  """How `Images` become arrays: `data.crops.random_resized_crop(...)` and `centre_crop(...)`."""
+  """How `Images` become arrays: `data.crops.random_resized_crop(...)` and `center_crop(...)`."""
 
   training: Crop
   evaluation: Crop
@@ -63,7 +63,7 @@ class MeshSizes:
 
   Attributes:
     data: rows of a batch are spread over it.
-    fsdp: rows as well, and large arrays of the networks and the optimiser.
+    fsdp: rows as well, and large arrays of the networks and the optimizer.
     tensor: arrays of the networks, by `Config.rules` and `teacher_rules`.
   """
 
@@ -124,7 +124,7 @@ class Config:
     """How the images are cut where `data` gives `Images`."""
     raise ConfigError(
       "crops: data() gives images to be read while training, and the config does not say how they are cut: define "
-      "crops(), such as Crops(random_resized_crop(224, seed=0), centre_crop(224))"
+      "crops(), such as Crops(random_resized_crop(224, seed=0), center_crop(224))"
     )
 
   def teacher_train(self, train: Examples) -> Examples:
@@ -136,7 +136,7 @@ class Config:
     return train
 
   def baseline_train(self, train: Examples) -> Examples:
-    """What the student alone is trained on, the labelled examples at least in part."""
+    """What the student alone is trained on, the labeled examples at least in part."""
     return self.student_train(train)
 
   def teacher(self) -> Model | None:
@@ -148,7 +148,7 @@ class Config:
     raise NotImplementedError
 
   def objective(self) -> Objective:
-    """What the distilled student minimises."""
+    """What the distilled student minimizes."""
     raise NotImplementedError
 
   def kept(self) -> Mapping[str, Codec]:
@@ -178,7 +178,7 @@ class Config:
     return Recipe(self.student(), self.student_training, start=self.init_from)
 
   def variant_objective(self, variant: str, taught: Taught | None = None) -> Objective:
-    """What the student of this name minimises.
+    """What the student of this name minimizes.
 
     Args:
       variant: one of `variants`.
@@ -194,7 +194,7 @@ class Config:
     return ""
 
   def plain_objective(self) -> Objective:
-    """What the teacher, and the student trained alone, minimise."""
+    """What the teacher, and the student trained alone, minimize."""
     return objectives.weighted(hard=(1.0, objectives.labels()))
 
   def augment(self) -> Callable[[Batch], Batch] | None:

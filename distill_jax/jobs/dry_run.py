@@ -52,8 +52,8 @@ def _describe_model(job: Job, network: Network, shown: set[str]) -> set[str]:
 
 
 def _describe_examples(train: Examples) -> None:
-  labelled = np.count_nonzero(train.arrays["label"] >= 0) if isinstance(train, Source) else len(train)
-  print(f"  trained on {len(train):,} examples of {train.name}, {labelled:,} with a label")
+  labeled = np.count_nonzero(train.arrays["label"] >= 0) if isinstance(train, Source) else len(train)
+  print(f"  trained on {len(train):,} examples of {train.name}, {labeled:,} with a label")
 
 
 def _describe_step(job: Job, network: Network) -> None:

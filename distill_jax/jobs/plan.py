@@ -43,11 +43,11 @@ class Network(NamedTuple):
 
   Attributes:
     recipe: how it comes about.
-    objective: what it minimises, given the trained teacher, or None while there is none.
+    objective: what it minimizes, given the trained teacher, or None while there is none.
     teacher: None for a network that has none.
     teacher_folder: where the teacher's weights are, if it does not carry them.
     start_folder: where the weights are that it starts from, if it does not make its own.
-    generation: of a student, from 1; each is initialised anew.
+    generation: of a student, from 1; each is initialized anew.
     variant: of a student: `Config.variants`.
     cached: whether it learns from what the teacher said earlier.
   """

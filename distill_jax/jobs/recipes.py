@@ -50,7 +50,7 @@ class Training:
   """How one network is trained: AdamW under a learning rate that warms up linearly and decays along a cosine.
 
   Attributes:
-    steps: optimiser steps.
+    steps: optimizer steps.
     batch_size: rows per step, over all devices.
     learning_rate: its peak.
     warmup_steps: steps from 0 to the peak.
@@ -68,7 +68,7 @@ class Training:
   microbatches: int = 1
 
   def schedule(self) -> optax.Schedule:
-    """The learning rate as a function of the optimiser step."""
+    """The learning rate as a function of the optimizer step."""
     return optax.warmup_cosine_decay_schedule(
       0.0 if self.warmup_steps else self.learning_rate,
       self.learning_rate,

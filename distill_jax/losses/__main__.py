@@ -60,7 +60,7 @@ def table() -> str:
 
 
 def fields(f) -> dict[str, str]:
-  """The labelled lines of a docstring; a line that is indented further continues the one before."""
+  """The labeled lines of a docstring; a line that is indented further continues the one before."""
   doc = inspect.getdoc(f) or ""
   found = {}
   for field in FIELDS:

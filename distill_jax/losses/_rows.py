@@ -67,5 +67,5 @@ def moments(x: jax.Array, where: jax.Array, ddof=0) -> tuple[jax.Array, jax.Arra
   axes = tuple(range(x.ndim - 1))
   size = where.sum(dtype=x.dtype) * (x[0, ..., 0].size)
   mean = x.sum(axes) / jnp.maximum(size, 1)
-  centred = jnp.where(column(where, x.ndim), x - mean, 0)
-  return centred, (centred**2).sum(axes) / jnp.maximum(size - ddof, 1)
+  centered = jnp.where(column(where, x.ndim), x - mean, 0)
+  return centered, (centered**2).sum(axes) / jnp.maximum(size - ddof, 1)

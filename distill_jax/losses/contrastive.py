@@ -1,6 +1,6 @@
 """Contrastive losses: the student's row against its own teacher's row and against others.
 
-Rows are L2-normalised here, so embeddings may come as they are. State (a memory, a queue, a centre) comes in as
+Rows are L2-normalized here, so embeddings may come as they are. State (a memory, a queue, a center) comes in as
 an argument and goes out as a result; it carries no gradient.
 """
 
@@ -198,7 +198,7 @@ def dino(
   """Mean over pairs of different views of -sum softmax((t - center) / T_t) log softmax(s / T_s).
 
   View i of the teacher is view i of the student; the student may have more (local crops). The teacher's side is
-  held constant (`stop_gradient`), as the method needs. The centre then moves by 1 - momentum to the mean of
+  held constant (`stop_gradient`), as the method needs. The center then moves by 1 - momentum to the mean of
   the teacher's outputs. No factor T^2.
 
   Args:
@@ -207,18 +207,18 @@ def dino(
     center: [K], zeros at first.
     student_temperature: T_s > 0, may be traced.
     teacher_temperature: T_t > 0, may be traced (the paper warms it up from 0.04 to 0.07).
-    momentum: of the centre, in [0, 1), may be traced.
-    where: valid rows, bool [B]: only they reach the centre. The mean of the loss needs it too.
-    axis_name: mapped axis whose devices hold the other rows, so that all keep one centre.
+    momentum: of the center, in [0, 1), may be traced.
+    where: valid rows, bool [B]: only they reach the center. The mean of the loss needs it too.
+    axis_name: mapped axis whose devices hold the other rows, so that all keep one center.
 
   Returns:
-    Nats per row, [B], and the next centre.
+    Nats per row, [B], and the next center.
 
   Raises:
     ValueError: shapes do not fit, fewer than 2 views of the student, more of the teacher than of the student,
       a temperature <= 0, or momentum outside [0, 1).
 
-  Compares: different views of one image, the teacher's centred and sharpened
+  Compares: different views of one image, the teacher's centered and sharpened
   Shapes: [V, B, K], [U, B, K], center [K] -> [B], [K]
   Use: self-supervision with a moving-average teacher
   Weight: 1, alone

@@ -44,7 +44,7 @@ def cwd(student, teacher, *, temperature=4.0) -> jax.Array:
 
 
 def pearson(student, teacher, *, where=None, axis_name=None) -> jax.Array:
-  """1/2 <(s - t)^2> of maps standardised per channel over batch and space, ddof 1, eps 1e-6.
+  """1/2 <(s - t)^2> of maps standardized per channel over batch and space, ddof 1, eps 1e-6.
 
   Args:
     student: maps [B, ..., C].
@@ -72,8 +72,8 @@ def pearson(student, teacher, *, where=None, axis_name=None) -> jax.Array:
   student, teacher, where = _rows.gather(student, teacher, where=where, axis_name=axis_name)
 
   def standard(x):
-    centred, variance = _rows.moments(x, where, ddof=1)
-    return centred / (_checks.root(variance) + 1e-6)
+    centered, variance = _rows.moments(x, where, ddof=1)
+    return centered / (_checks.root(variance) + 1e-6)
 
   values = _checks.per_example((standard(student) - standard(teacher)) ** 2)
   return 0.5 * values.sum() / _rows.count(where, values.dtype)

@@ -167,7 +167,7 @@ def _global(x, block: Context):
   where = jax.nn.softmax(dense(x, block.attention), axis=(1, 2))
   pooled = jnp.einsum("bhw,bhwc->bc", where, x, precision=_checks.HIGHEST)
   hidden = dense(pooled, block.reduce)
-  centred = hidden - hidden.mean(-1, keepdims=True)
-  hidden = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+  centered = hidden - hidden.mean(-1, keepdims=True)
+  hidden = centered * jax.lax.rsqrt((centered**2).mean(-1, keepdims=True) + 1e-5)
   hidden = jax.nn.relu(hidden * block.norm[0] + block.norm[1])
   return x + dense(hidden, block.expand)[:, None, None]

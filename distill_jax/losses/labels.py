@@ -64,7 +64,7 @@ def dkd(
 
 
 def nkd(student, teacher, labels, *, gamma=1.5, temperature=1.0, axis=-1, class_mask=None) -> jax.Array:
-  """-p_y log q_y at T = 1, minus gamma T^2 sum_{j != y} p^_j log q^_j, p^ and q^ renormalised at T.
+  """-p_y log q_y at T = 1, minus gamma T^2 sum_{j != y} p^_j log q^_j, p^ and q^ renormalized at T.
 
   Args:
     student: logits [..., C].

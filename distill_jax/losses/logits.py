@@ -256,7 +256,7 @@ def standardize(logits, *, axis=-1, class_mask=None) -> jax.Array:
     class_mask: classes that exist, bool, broadcastable to the logits; the others and -inf become -inf.
 
   Returns:
-    Standardised logits, of the same shape.
+    Standardized logits, of the same shape.
 
   Source: Logit standardization in KD, Sun et al. 2024, arXiv:2403.01427
 
@@ -269,9 +269,9 @@ def standardize(logits, *, axis=-1, class_mask=None) -> jax.Array:
   exists = exists if mask is None else exists & mask
   count = exists.sum(axis, keepdims=True)
   z = jnp.where(exists, logits, 0)
-  centred = jnp.where(exists, z - z.sum(axis, keepdims=True) / jnp.maximum(count, 1), 0)
-  variance = (centred**2).sum(axis, keepdims=True) / jnp.maximum(count - 1, 1)
-  return jnp.where(exists, centred / (_checks.root(variance) + 1e-7), -jnp.inf)
+  centered = jnp.where(exists, z - z.sum(axis, keepdims=True) / jnp.maximum(count, 1), 0)
+  variance = (centered**2).sum(axis, keepdims=True) / jnp.maximum(count - 1, 1)
+  return jnp.where(exists, centered / (_checks.root(variance) + 1e-7), -jnp.inf)
 
 
 def uld(student, teacher) -> jax.Array:

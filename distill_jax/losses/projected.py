@@ -157,7 +157,7 @@ def srd(student, teacher, *, power=4.0, where=None, axis_name=None) -> jax.Array
   Raises:
     ValueError: shapes differ, or power < 1.
 
-  Compares: feature values, normalised per channel
+  Compares: feature values, normalized per channel
   Shapes: [B, ..., C] -> scalar
   Use: penultimate features through one linear layer
   Weight: 1 beside cross entropy and kl_divergence
@@ -170,11 +170,11 @@ def srd(student, teacher, *, power=4.0, where=None, axis_name=None) -> jax.Array
   power = _checks.number("power", power, student.dtype, low=1)
   student, teacher, where = _rows.gather(student, teacher, where=where, axis_name=axis_name)
 
-  def normalise(x):
-    centred, variance = _rows.moments(x, where)
-    return centred * jax.lax.rsqrt(variance + 1e-4)
+  def normalize(x):
+    centered, variance = _rows.moments(x, where)
+    return centered * jax.lax.rsqrt(variance + 1e-4)
 
-  difference = jnp.abs(normalise(student) - normalise(teacher))
+  difference = jnp.abs(normalize(student) - normalize(teacher))
   total = (difference**power).sum()
   return jnp.where(where.any(), jnp.log(jnp.maximum(total, jnp.finfo(total.dtype).tiny)), 0)
 
@@ -194,7 +194,7 @@ def vkd(student, teacher) -> jax.Array:
   Raises:
     ValueError: shapes differ.
 
-  Compares: feature values, the teacher's normalised per example
+  Compares: feature values, the teacher's normalized per example
   Shapes: [B, ..., C] -> [B]
   Use: transformers, at the last layer
   Weight: 1
@@ -204,6 +204,6 @@ def vkd(student, teacher) -> jax.Array:
   Array([0.], dtype=float32)
   """
   student, teacher = _checks.pair(student, teacher, ndim=2)
-  centred = teacher - teacher.mean(-1, keepdims=True)
-  normal = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+  centered = teacher - teacher.mean(-1, keepdims=True)
+  normal = centered * jax.lax.rsqrt((centered**2).mean(-1, keepdims=True) + 1e-5)
   return _checks.per_example(_checks.smooth_l1(student - normal))

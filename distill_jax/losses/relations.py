@@ -48,7 +48,7 @@ def similarity_preserving(student, teacher, *, where=None, axis_name=None) -> ja
 def rkd_distance(student, teacher, *, where=None, axis_name=None) -> jax.Array:
   """Smooth L1 between pairwise distances, each side over its mean; the mean of B^2 entries, diagonal included.
 
-  The mean distance is over those that are not 0. Distances come from a Gram matrix of centred rows: those
+  The mean distance is over those that are not 0. Distances come from a Gram matrix of centered rows: those
   below its rounding error count as 0.
 
   Args:
@@ -136,7 +136,7 @@ def pkt(student, teacher, *, where=None, axis_name=None) -> jax.Array:
   Raises:
     ValueError: batch sizes differ.
 
-  Compares: neighbourhoods of examples as probabilities
+  Compares: neighborhoods of examples as probabilities
   Shapes: [B, ...], [B, ...] -> scalar
   Use: retrieval, penultimate features
   Weight: 30000
@@ -148,7 +148,7 @@ def pkt(student, teacher, *, where=None, axis_name=None) -> jax.Array:
   """
   student, teacher, where = _batch(student, teacher, where, axis_name)
   pairs = where[:, None] & where
-  q, p = (_neighbours(x, pairs) for x in (student, teacher))
+  q, p = (_neighbors(x, pairs) for x in (student, teacher))
   terms = p * (jnp.log(p + 1e-7) - jnp.log(q + 1e-7))
   return terms.sum() / _rows.count(where, p.dtype) ** 2
 
@@ -160,7 +160,7 @@ def correlation_congruence(
 
   'bilinear': K = x'y. 'gaussian': exp(-gamma |x - y|^2) of rows of norm 1, by its Taylor series
   exp(-2 gamma) sum_{p <= degree} (2 gamma)^p (x'y)^p / p!. The series holds for unit rows only, so they are
-  normalised here; torchdistill does not, and takes the norm of the difference in place of its square.
+  normalized here; torchdistill does not, and takes the norm of the difference in place of its square.
 
   Args:
     student: embeddings [B, ...].
@@ -215,9 +215,9 @@ def _batch(student, teacher, where, axis_name):
 
 
 def _geometry(x, where):
-  """Gram matrix of the centred rows and their squared distances; those of invalid rows are 0."""
+  """Gram matrix of the centered rows and their squared distances; those of invalid rows are 0."""
   mean = x.sum(0) / _rows.count(where, x.dtype)
-  gram = _rows.gram(jnp.where(where[:, None], x - mean, 0))  # centred: distances lose fewer digits
+  gram = _rows.gram(jnp.where(where[:, None], x - mean, 0))  # centered: distances lose fewer digits
   norms = jnp.diag(gram)
   sums = norms[:, None] + norms
   square = sums - 2 * gram
@@ -240,7 +240,7 @@ def _cosines(gram, square, i):
   return inner * inverse[:, None] * inverse
 
 
-def _neighbours(x, pairs):
+def _neighbors(x, pairs):
   """Rows of (cosine + 1) / 2 over their sums, 0 outside `pairs`."""
   similar = jnp.where(pairs, (_rows.gram(_checks.unit(x)) + 1) / 2, 0)
   total = similar.sum(-1, keepdims=True)

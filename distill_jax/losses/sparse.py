@@ -1,6 +1,6 @@
 """Teachers kept as K of V classes, and losses of a student [..., V] against them.
 
-Targets hold log-probabilities at one temperature under the full vocabulary's normaliser; they cannot be
+Targets hold log-probabilities at one temperature under the full vocabulary's normalizer; they cannot be
 re-tempered, so the losses read the temperature from them. An index outside [0, V) gives NaN, never silence.
 """
 
@@ -26,7 +26,7 @@ class SparseTargets:
 
   Attributes:
     indices: integers [..., K].
-    log_probs: of these classes at `temperature`, under the normaliser of the full vocabulary, [..., K].
+    log_probs: of these classes at `temperature`, under the normalizer of the full vocabulary, [..., K].
     log_tail: log of the mass that was left out, [...]; -inf for none. Samples have none: their K entries of
       -log K (an index may repeat) stand for the whole distribution.
     temperature: a number > 0; static under jit.
@@ -118,7 +118,7 @@ def sparse_kl(student, targets: SparseTargets, *, class_mask=None) -> jax.Array:
 
 
 def sparse_kl_conditional(student, targets: SparseTargets, *, class_mask=None) -> jax.Array:
-  """T^2 KL of both sides renormalised on the K classes.
+  """T^2 KL of both sides renormalized on the K classes.
 
   Silent about the student's mass elsewhere (it is unchanged while the student leaks it), so combine it with a
   label term. Often called plain KL.
@@ -138,7 +138,7 @@ def sparse_kl_conditional(student, targets: SparseTargets, *, class_mask=None) -
   Shapes: [..., V], targets [..., K] -> [...]
   Use: beside a label term, where a teacher's tail was not stored
   Weight: as kl_divergence
-  Source: common practice (top-k, renormalised)
+  Source: common practice (top-k, renormalized)
 
   >>> abs(sparse_kl_conditional(jnp.array([1., 2., 9.]), top_k(jnp.array([1., 2., -9.]), 2))).round(6)
   Array(0., dtype=float32)

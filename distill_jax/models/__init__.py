@@ -38,7 +38,7 @@ again when it skips an update; `asarray` makes the weakly typed counter of batch
 can hold.
 
 `pretrained` gives any of them weights from a .safetensors or .npz file; `cast` halves the memory that a teacher's
-weights take; `with_weights` puts them among the outputs; `rematerialised` lets a block of your own network keep less
+weights take; `with_weights` puts them among the outputs; `rematerialized` lets a block of your own network keep less
 for the backward pass.
 """
 
@@ -48,7 +48,7 @@ from distill_jax.models.adapters.nnx import from_nnx
 from distill_jax.models.cohort import cohort, member
 from distill_jax.models.own_weights import with_weights
 from distill_jax.models.precision import cast
-from distill_jax.models.remat import rematerialised
+from distill_jax.models.remat import rematerialized
 from distill_jax.models.weights import load_weights, pretrained, torch_kernel
 
 __all__ = [
@@ -61,7 +61,7 @@ __all__ = [
   "load_weights",
   "member",
   "pretrained",
-  "rematerialised",
+  "rematerialized",
   "to_keras",
   "torch_kernel",
   "with_weights",

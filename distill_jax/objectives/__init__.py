@@ -1,4 +1,4 @@
-"""What to minimise: weighted terms over (student, teacher, batch), with learned parts where a term needs them.
+"""What to minimize: weighted terms over (student, teacher, batch), with learned parts where a term needs them.
 
 objective = weighted(
   hard=(0.1, labels()),

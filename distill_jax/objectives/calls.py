@@ -143,7 +143,7 @@ def valid_rows(batch: Batch, known=None):
   return where & known
 
 
-def truly_labelled(batch: Batch, known):
+def truly_labeled(batch: Batch, known):
   """Of what is `known` (bool, rows first), that whose label is true: the student did not write the row."""
   if "sampled" not in batch:
     return known

@@ -18,7 +18,7 @@ def layer_map(student_depth: int, teacher_depth: int, how: str = "uniform") -> t
     teacher_depth: T, no less than S. Quotients are rounded down.
     how: 'uniform': g(m) = m T / S, every n-th up to the last (TinyBERT, Jiao et al. 2020, section 4).
       'last': g(m) = m + T - S, the last ones (its 'top').
-      'skip': g(m) = 1 + (m - 1) T / S, every n-th from the first (DistilBERT's initialisation, Sanh et al. 2019).
+      'skip': g(m) = 1 + (m - 1) T / S, every n-th from the first (DistilBERT's initialization, Sanh et al. 2019).
       Patient knowledge distillation (Sun et al. 2019, section 3.2) leaves the last student layer to the logits: its
       PKD-Skip is 'uniform' and its PKD-Last 'last', both without the last pair, `layer_map(6, 12)[:-1]`.
 

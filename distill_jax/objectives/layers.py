@@ -211,18 +211,18 @@ def _both(student: Outputs, teacher: Outputs, s_name: str, t_name: str, last, ra
 def _masks(batch: Batch, shape: tuple[int, int], last: int | None):
   """Of the last tokens: which count and which exist, bool [B, L], and pairs of one document [B, L, L] (None: all)."""
   label, segments = batch.get("label"), batch.get("segments")
-  labelled = jnp.ones(shape, bool)
+  labeled = jnp.ones(shape, bool)
   if label is not None and label.shape == shape and jnp.issubdtype(label.dtype, jnp.integer):
-    labelled = jnp.asarray(label) >= 0
+    labeled = jnp.asarray(label) >= 0
   if segments is None:
-    exists, same = labelled, None
+    exists, same = labeled, None
   else:
     if segments.shape != shape:
       raise ValueError(f"segments {segments.shape} must have the rows and tokens of the outputs {shape}")
     segments = jnp.asarray(segments)
     exists, same = segments >= 0, cut(segments[:, :, None] == segments[:, None, :], last, (1, 2))
   exists = valid_rows(batch, exists)
-  return cut(labelled & exists, last, (1,)), cut(exists, last, (1,)), same
+  return cut(labeled & exists, last, (1,)), cut(exists, last, (1,)), same
 
 
 def _each_token(loss):

@@ -65,7 +65,7 @@ def review_kd(student: tuple[str, ...], teacher: tuple[str, ...], *, width: int 
   From the deepest stage up, attention-based fusion (section 3.3) brings each of the student's maps to `width`
   channels (1x1 convolution, batch norm), adds the deeper one's result under two learned attention maps (sigmoid of
   a 1x1 convolution of both), and maps to the teacher's channels (3x3 convolution, batch norm). Sizes are changed by
-  nearest neighbours. Weight 1 (ImageNet) to 8 (CIFAR-100), warmed up linearly over 20 epochs (Chen et al. 2021,
+  nearest neighbors. Weight 1 (ImageNet) to 8 (CIFAR-100), warmed up linearly over 20 epochs (Chen et al. 2021,
   arXiv:2104.09044): `optax.linear_schedule(0.0, 8.0, 20 * steps_per_epoch)`.
 
   Args:

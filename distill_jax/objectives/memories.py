@@ -1,4 +1,4 @@
-"""Terms that remember other examples or outputs: CRD's memories, SEED's queue, DINO's centre.
+"""Terms that remember other examples or outputs: CRD's memories, SEED's queue, DINO's center.
 
 What is remembered is the term's state: it has no gradient, comes out of each step (of each microbatch, where a batch
 is accumulated), and is checkpointed. Under an axis name all devices hold the same.
@@ -136,7 +136,7 @@ def dino(
   teacher_temperature: float | Callable[[jax.Array], jax.Array] = 0.04,
   momentum: float = 0.9,
 ) -> Term:
-  """`losses.dino` with its centre; for a teacher that follows the student (`teachers.moving_average`).
+  """`losses.dino` with its center; for a teacher that follows the student (`teachers.moving_average`).
 
   Weight 1, alone (Caron et al. 2021, arXiv:2104.14294).
 
@@ -146,7 +146,7 @@ def dino(
     student_temperature: > 0.
     teacher_temperature: > 0, or a schedule of the step: the paper's is
       `optax.linear_schedule(0.04, 0.07, 30 * steps_per_epoch)`.
-    momentum: of the centre, in [0, 1).
+    momentum: of the center, in [0, 1).
 
   Raises:
     ValueError: in init, shapes that do not fit, or a hyper-parameter that the loss refuses.

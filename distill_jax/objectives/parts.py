@@ -75,10 +75,10 @@ def connector(params, x: jax.Array, *, where=None, axis_name=None) -> jax.Array:
     return values if axis_name is None else jax.lax.psum(values, axis_name)
 
   count = jnp.maximum(total(jnp.ones_like(x)), 1)
-  centred = x - _channels(total(x) / count, x)
-  variance = total(centred**2) / count
+  centered = x - _channels(total(x) / count, x)
+  variance = total(centered**2) / count
   scale, bias = params["norm"]["scale"], params["norm"]["bias"]
-  normal = centred * _channels(jax.lax.rsqrt(variance + 1e-5) * scale, x) + _channels(bias, x)
+  normal = centered * _channels(jax.lax.rsqrt(variance + 1e-5) * scale, x) + _channels(bias, x)
   return normal.astype(dtype)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distill_jax.objectives.calls import Names, label_of, outputs_of, prepare, truly_labelled, valid_rows
+from distill_jax.objectives.calls import Names, label_of, outputs_of, prepare, truly_labeled, valid_rows
 from distill_jax.objectives.parts import align, align_init, misfit
 from distill_jax.types import Objective, Outputs, Variables
 
@@ -83,7 +83,7 @@ def labels(*, label_smoothing: float = 0.0, output: str = "logits") -> Term:
     output: the student's output that holds the logits [..., C].
 
   The batch's 'label' is int [...] or probabilities [..., C] (mixup); its 'where' masks rows. A negative label,
-  or a row of zeros, is unlabelled: masked here, while other terms still use the row. (`data` refuses negative
+  or a row of zeros, is unlabeled: masked here, while other terms still use the row. (`data` refuses negative
   labels that were not declared, before they get here.) So are rows that are 'sampled' (`models.on_policy`).
 
   Raises:
@@ -106,7 +106,7 @@ def labels(*, label_smoothing: float = 0.0, output: str = "logits") -> Term:
     evenly = exists / jnp.maximum(exists.sum(-1, keepdims=True), 1)
     target = (1 - label_smoothing) * target + label_smoothing * evenly
     values = -jnp.where(target > 0, target * log_q, 0).sum(-1)
-    return (values, valid_rows(batch, truly_labelled(batch, known))), state
+    return (values, valid_rows(batch, truly_labeled(batch, known))), state
 
   return Term(init, apply)
 
@@ -267,7 +267,7 @@ def mutual(
 
 
 def _targets(label, log_q):
-  """Rows of probabilities [..., C] and which rows are labelled [...]."""
+  """Rows of probabilities [..., C] and which rows are labeled [...]."""
   if jnp.issubdtype(label.dtype, jnp.integer):
     if label.shape != log_q.shape[:-1]:
       raise ValueError(f"labels {label.shape} do not match the rows of the logits {log_q.shape}")

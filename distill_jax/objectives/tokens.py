@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from distill_jax import losses
 from distill_jax.errors import suggest
 from distill_jax.losses import SparseTargets
-from distill_jax.objectives.calls import any_output_of, label_of, outputs_of, truly_labelled, valid_rows
+from distill_jax.objectives.calls import any_output_of, label_of, outputs_of, truly_labeled, valid_rows
 from distill_jax.objectives.terms import Term
 from distill_jax.types import Batch, Variables
 
@@ -109,7 +109,7 @@ def tokens(
   def apply(params, state, student, teacher, batch, *, step, key, axis_name):
     del params, step, key, axis_name
     label, where = _counted(batch)
-    weights = (x.reshape(-1).astype(jnp.float32) for x in (where, truly_labelled(batch, where)))
+    weights = (x.reshape(-1).astype(jnp.float32) for x in (where, truly_labeled(batch, where)))
     return _mean(value(student, teacher, label, *weights), where), state
 
   return Term(init, apply)
@@ -133,7 +133,7 @@ def next_tokens(*, memory: int | None = None) -> Term:
   def apply(params, state, student, teacher, batch, *, step, key, axis_name):
     del params, teacher, step, key, axis_name
     label, where = _counted(batch)
-    where = truly_labelled(batch, where)
+    where = truly_labeled(batch, where)
     hidden, (kernel, bias, softcap) = _flat(student, "student")
     weights, label = where.reshape(-1).astype(jnp.float32), jnp.maximum(label, 0).reshape(-1)
     total = losses.linear_cross_entropy(

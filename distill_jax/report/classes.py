@@ -17,7 +17,7 @@ _NONE = 1e-9  # a mean gain below this is one of no example
 
 
 class ClassScores(NamedTuple):
-  """One class of the test split: its number of examples, and the share of them that is recognised.
+  """One class of the test split: its number of examples, and the share of them that is recognized.
 
   `gain` is distilled minus alone, paired by seed; only of distilled students that share a seed with one alone.
   """

@@ -22,7 +22,7 @@ class Disagreement(NamedTuple):
 
 
 def compare(student: Entry, baseline: Entry, labels) -> Disagreement:
-  """Where the two predictions differ in being right; an unlabelled row (negative label) is in neither part."""
+  """Where the two predictions differ in being right; an unlabeled row (negative label) is in neither part."""
   labels = np.asarray(labels)
   distilled, alone = (np.asarray(e.logits).argmax(-1) == labels for e in (student, baseline))
   return Disagreement(np.flatnonzero(distilled & ~alone), np.flatnonzero(alone & ~distilled))

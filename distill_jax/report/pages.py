@@ -26,7 +26,7 @@ def write(
   Args:
     folder: made where it is missing; files of an earlier report are replaced.
     entries: the networks of the run, one per role, variant and seed; any role may be missing.
-    labels: int [N], of the test split; negative: unlabelled, left out of all but the comparison with the
+    labels: int [N], of the test split; negative: unlabeled, left out of all but the comparison with the
       teacher. Of a language model's rows, [N, L].
     images: [N, H, W, C], or None for examples that are no images.
     ids: [N], of the test split, shown with the images.
@@ -119,7 +119,7 @@ def _pictures(
     confusion = _picture(
       "confusion",
       "Confusion matrices",
-      "Rows are true classes, columns predictions; the colour is the share of the row's examples"
+      "Rows are true classes, columns predictions; the color is the share of the row's examples"
       + (", the number their count." if len(class_names) <= plots.ANNOTATED else ".")
       + _unseen(next(iter(chosen.values())), class_names),
       plots.confusion(chosen, class_names),

@@ -34,13 +34,13 @@ def learning_curves(entries: Sequence[Entry], main: Headline = ACCURACY) -> Figu
       if curves:
         # Dots over dashes over a full line: where curves agree, all are seen.
         legend[group.title] = _band(axes, look, 5 - order / len(style), *_common(curves))
-    axes.set(title=title, xlabel="optimiser step", ylabel=label)
+    axes.set(title=title, xlabel="optimizer step", ylabel=label)
   picture.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=3)
   return picture if legend else None
 
 
 def confusion(chosen: Mapping[Group, Measured], class_names: Sequence[str]) -> Figure:
-  """One matrix per group: rows true classes, columns predictions; coloured by the share of the row."""
+  """One matrix per group: rows true classes, columns predictions; colored by the share of the row."""
   classes = len(class_names)
   columns = 2 if 12 < classes <= ANNOTATED else 3
   columns = min(columns, len(chosen))

@@ -1,4 +1,4 @@
-"""How pictures look: one colour, line and marker per role and variant, and text that can be drawn.
+"""How pictures look: one color, line and marker per role and variant, and text that can be drawn.
 
 They are the same in all pictures but those of `series`, where a curve is of several variants.
 """
@@ -39,7 +39,7 @@ class Look(NamedTuple):
     return {"color": self.color, "marker": self.marker, "linestyle": "none"}
 
 
-LOOKS = {  # of Okabe & Ito's palette, told apart by all kinds of colour vision, and by dashes and markers
+LOOKS = {  # of Okabe & Ito's palette, told apart by all kinds of color vision, and by dashes and markers
   "teacher": Look("#3d3d3d", ":", "s"),
   "baseline": Look("#d55e00", "--", "^"),
   "student": Look("#0072b2", "-", "o"),

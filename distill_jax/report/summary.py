@@ -91,7 +91,7 @@ def _by_data(runs: Iterable[Run]) -> dict[tuple[str, int | None], list[Run]]:
 
 
 def _tables(runs: Sequence[Run]) -> list[Block]:
-  """One table of the runs that distil few students; those that distil many have a row for each."""
+  """One table of the runs that distill few students; those that distill many have a row for each."""
   many = [run for run in runs if variants.in_rows(run.measured) or len(students(run.measured)) > 2]
   if many and all(group.variant for run in runs for group in students(run.measured)):
     many = list(runs)

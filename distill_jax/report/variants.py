@@ -1,4 +1,4 @@
-"""Runs that distil many students: a row for each, in words and pictures only the first."""
+"""Runs that distill many students: a row for each, in words and pictures only the first."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -14,7 +14,7 @@ def fingerprint(tree: Tree) -> str:
 
   Each leaf is summed where it lies (`checksums`), so nothing but 4 bytes a leaf leaves the devices. The names
   are sorted, so dicts that were filled in another order agree; 0.0 and -0.0 differ. It notices accidents, and
-  is no defence against somebody who wants two trees to agree.
+  is no defense against somebody who wants two trees to agree.
   """
   digest = hashlib.sha256()
   sums = checksums(tree)
@@ -28,7 +28,7 @@ def fingerprint(tree: Tree) -> str:
 def checksums(tree: Tree) -> dict[str, int]:
   """Per leaf, the sum of its mixed 32-bit words modulo 2^32: a change of any one word changes it.
 
-  Each word is offset by its position and passed through a bijection (MurmurHash3's finaliser), so a changed
+  Each word is offset by its position and passed through a bijection (MurmurHash3's finalizer), so a changed
   word always moves the sum, and changes of several words do not cancel as plain sums do (negating two
   numbers). Integer sums do not depend on their order, hence not on the sharding.
   """

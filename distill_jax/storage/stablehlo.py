@@ -41,7 +41,7 @@ def export_stablehlo(
 ) -> Path:
   """Write the evaluation of a model, for any batch size, beside the weights that `export_student` wrote.
 
-  Two files: `model.stablehlo`, what `jax.export` serialises (read by later versions of jax for at least 6 months),
+  Two files: `model.stablehlo`, what `jax.export` serializes (read by later versions of jax for at least 6 months),
   and `model.stablehlo.json`, its signature in words, with a checksum.
 
   Args:

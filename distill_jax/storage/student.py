@@ -24,7 +24,7 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 def export_student(
   folder: str | os.PathLike, variables: Variables, *, description: Mapping[str, Any]
 ) -> Path:
-  """Write a student's weights alone: no optimiser, no teacher, no learned projections.
+  """Write a student's weights alone: no optimizer, no teacher, no learned projections.
 
   Each of the two files is replaced at once, so a reader never sees half of one; killed between the two,
   `load_student` says that they do not belong together.

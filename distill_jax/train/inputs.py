@@ -41,7 +41,7 @@ def batches_of(
       batch = {name: np.array(x) for name, x in batch.items()}
       data.check_batch(batch, classes, ignore_label)
       if ignore_label is not None and batch["label"].ndim == 1:
-        batch["label"] = np.where(batch["label"] == ignore_label, data.UNLABELLED, batch["label"])
+        batch["label"] = np.where(batch["label"] == ignore_label, data.UNLABELED, batch["label"])
       yield batch
 
   return checked

@@ -92,7 +92,7 @@ def fit(
   title: str = "train",
   progress: bool = True,
 ) -> Fitted:
-  """Distils `teacher` into `student` (or trains the student alone: teacher None), on all devices of all hosts.
+  """Distills `teacher` into `student` (or trains the student alone: teacher None), on all devices of all hosts.
 
   Where several processes train together (`hosts.join`), each makes the same call.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from distill_jax import metrics, reduce
-from distill_jax.objectives.calls import truly_labelled, valid_rows
+from distill_jax.objectives.calls import truly_labeled, valid_rows
 from distill_jax.train.replay import OnPolicy, Replay
 from distill_jax.types import Batch, Model, Objective, Outputs, Skips, TrainState, Variables
 
@@ -72,7 +72,7 @@ def make_train_step(
 
   Args:
     student, teacher: Models. teacher None trains the student alone (or trains a teacher).
-    objective: what to minimise.
+    objective: what to minimize.
     optimizer: an optax transformation, over `{'student': ..., 'objective': ...}` parameters.
     axis_name: the mapped axis under `pmap` or `shard_map`; the batch is then one device's share, and the
       result equals the jitted step's on the whole batch, for networks without batch norm or with batch norm
@@ -238,7 +238,7 @@ def make_train_step(
 
 
 def check_live(batch: Batch) -> None:
-  """Refuses what a cached teacher said as the judgement of sequences that are sampled in the step."""
+  """Refuses what a cached teacher said as the judgment of sequences that are sampled in the step."""
   cached = sorted(name for name in batch if name.startswith("teacher/"))
   if cached:
     raise ValueError(
@@ -311,7 +311,7 @@ def _accuracy(outputs: Outputs, batch: Batch) -> dict[str, reduce.Pair]:
   logits, label = outputs.get("logits"), batch.get("label")
   if logits is None or label is None or not jnp.issubdtype(label.dtype, jnp.integer):
     return {}
-  where = valid_rows(batch, truly_labelled(batch, label >= 0))
+  where = valid_rows(batch, truly_labeled(batch, label >= 0))
   return {"accuracy": reduce.total(logits.argmax(-1) == label, where)}
 
 

@@ -77,7 +77,7 @@ def mlp(quick: bool = False) -> Problem:
 
 
 def _with_weights(model: Model) -> Model:
-  """He's initialisation in NumPy: to compile the network's own takes longer than all of a quick benchmark."""
+  """He's initialization in NumPy: to compile the network's own takes longer than all of a quick benchmark."""
   rng = np.random.default_rng(1)
 
   def draw(x):

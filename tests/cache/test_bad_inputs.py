@@ -40,7 +40,7 @@ def cached(tmp_path, source):
     (dict(part=(-1, 2)), r"part: .* got \(-1, 2\)"),
     (
       dict(source={"image": np.zeros((4, 2))}),
-      "source: expected a data.Source, .* or data.tokenised.PackedText, got dict",
+      "source: expected a data.Source, .* or data.tokenized.PackedText, got dict",
     ),
     (dict(teacher=lambda x: x), "teacher: expected a Model, got function: wrap it with from_nnx"),
   ],
@@ -84,7 +84,7 @@ def test_verify_asks_about_a_part_of_the_examples(cached, source):
     (dict(batch_size=0), "batch_size: expected a whole number from 1, got 0"),
     (dict(n=0), "n: expected a whole number from 1, got 0"),
     (dict(teacher={}), "teacher: expected a Model, got dict"),
-    (dict(source={}), "source: expected a data.Source, .* or data.tokenised.PackedText, got dict"),
+    (dict(source={}), "source: expected a data.Source, .* or data.tokenized.PackedText, got dict"),
     (
       dict(teacher=linear()._replace(apply=lambda *a, **k: ({"logit": 0}, {}))),
       "gives no 'logits'; did you mean",
@@ -99,9 +99,9 @@ def test_verify_does_not_begin_with(cached, source, changed, message):
 
 @pytest.mark.filterwarnings("error")
 def test_the_description_says_that_there_are_no_labels(cached, source):
-  unlabelled = {**source.arrays, "label": np.full(ROWS, data.UNLABELLED)}
-  text = describe(cached, dataclasses.replace(source, arrays=unlabelled, ignore_label=data.UNLABELLED))
-  assert "nan" not in text and "accuracy on the 0 labelled examples of toy, which has none" in text
+  unlabeled = {**source.arrays, "label": np.full(ROWS, data.UNLABELED)}
+  text = describe(cached, dataclasses.replace(source, arrays=unlabeled, ignore_label=data.UNLABELED))
+  assert "nan" not in text and "accuracy on the 0 labeled examples of toy, which has none" in text
 
 
 def batch_of(source, rows=8):

@@ -17,7 +17,7 @@ def test_two_processes_write_and_read_what_one_does(tmp_path, monkeypatch):
 
   processes = spawn(2, FOLDER / "on_hosts.py", tmp_path / "two")
   for name, owner in (("SHARD_BATCHES", writer), ("write_shard", writer.shards)):
-    monkeypatch.setattr(owner, name, getattr(owner, name))  # put back afterwards
+    monkeypatch.setattr(owner, name, getattr(owner, name))  # put back afterward
   every, expected = on_hosts.main(tmp_path / "one")
   outputs = finish(processes, seconds=200)
   assert every == list(range(8))  # 120 rows in batches of 16

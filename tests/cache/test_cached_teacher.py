@@ -287,9 +287,9 @@ def test_each_field_that_differs_is_named(tmp_path, source):
   changed = {**source.arrays, "image": source.arrays["image"] + 1e-6}
   assert refused(source=dataclasses.replace(source, arrays=changed)) == ["data.examples"]
   assert refused("data.examples", "ids", source=source.take(slice(1, None)))
-  relabelled = {**source.arrays, "label": np.zeros(ROWS, int)}
+  relabeled = {**source.arrays, "label": np.zeros(ROWS, int)}
   written(
-    tmp_path, dataclasses.replace(source, arrays=relabelled), augment=AUGMENT, views=2
+    tmp_path, dataclasses.replace(source, arrays=relabeled), augment=AUGMENT, views=2
   )  # labels are not inputs
 
 
@@ -411,7 +411,7 @@ def test_the_description_says_how_sure_and_how_right_the_teacher_is(tmp_path, so
   right = (z.argmax(-1) == source.arrays["label"]).mean()
   text = describe(written(tmp_path, source), source)
   assert f"largest probability, mean {sure.mean():.3f}" in text
-  assert f"accuracy on the {ROWS} labelled examples of toy: {right:.4f}" in text
+  assert f"accuracy on the {ROWS} labeled examples of toy: {right:.4f}" in text
   assert f"0.9 to 1.0  {(sure >= 0.9).mean():6.1%}" in text
   assert "60 rows: 60 examples x 1 views" in text and "teacher.weights" in text
 
@@ -419,8 +419,8 @@ def test_the_description_says_how_sure_and_how_right_the_teacher_is(tmp_path, so
 def test_the_description_says_the_cross_entropy_of_kept_label_probabilities(tmp_path, source):
   z = source.arrays["image"].reshape(ROWS, -1).astype(np.float64) @ np.float64(linear().variables.params) / 2
   log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
-  label = np.where(np.arange(ROWS) < 40, source.arrays["label"], data.UNLABELLED)
-  partly = dataclasses.replace(source, arrays={**source.arrays, "label": label}, ignore_label=data.UNLABELLED)
+  label = np.where(np.arange(ROWS) < 40, source.arrays["label"], data.UNLABELED)
+  partly = dataclasses.replace(source, arrays={**source.arrays, "label": label}, ignore_label=data.UNLABELED)
   text = describe(written(tmp_path, partly, outputs={"logits": TopK(2, temperature=2.0)}))
   wanted = -log_p[np.arange(40), label[:40]].mean()
   assert f"cross entropy at temperature 2 on the 40 labels that it was shown: {wanted:.4f}" in text

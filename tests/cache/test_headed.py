@@ -63,7 +63,7 @@ def test_columns_are_those_of_the_logits(tmp_path, source, monkeypatch, codec, o
   for name in set(a.dtype.names) - {
     "crc",
     "logits.codes",
-  }:  # the normaliser's sum is rounded by the shape of its program
+  }:  # the normalizer's sum is rounded by the shape of its program
     np.testing.assert_allclose(a[name], b[name], rtol=1e-5 * (a[name].dtype.kind == "f"), err_msg=name)
   if isinstance(codec, TopK):
     one, other = (

@@ -13,7 +13,7 @@ from toys import linear
 from distill_jax import losses, objectives
 from distill_jax.cache import Dense, Mismatch, TopK, describe, verify, write_cache
 from distill_jax.cache.examples import Streamed
-from distill_jax.data.crops import centre_crop, random_resized_crop
+from distill_jax.data.crops import center_crop, random_resized_crop
 from distill_jax.data.images import Images
 from distill_jax.data.stream import Stream
 from distill_jax.models import from_nnx
@@ -115,21 +115,21 @@ def test_what_the_run_crops_otherwise_is_refused_before_training(tmp_path, image
   with pytest.raises(ValueError, match="example id 7 is not in the cache"):
     cached.check(dataclasses.replace(images, ids=np.array([7])), crop=CROP)
   with pytest.raises(
-    Mismatch, match="data.crop.name: 'random_resized_crop.*' in the cache, 'centre_crop.share=0.875, si"
+    Mismatch, match="data.crop.name: 'random_resized_crop.*' in the cache, 'center_crop.share=0.875, si"
   ):
-    written(tmp_path, images, crop=centre_crop(4), views=2, augment=lambda batch: {**batch})
+    written(tmp_path, images, crop=center_crop(4), views=2, augment=lambda batch: {**batch})
 
 
 def test_views_are_as_many_as_the_crop_makes(tmp_path, images):
   with pytest.raises(
     ValueError, match="views: expected 1, got 2: crop makes the same view of an image every time"
   ):
-    written(tmp_path / "a", images, crop=centre_crop(4))
+    written(tmp_path / "a", images, crop=center_crop(4))
   with pytest.raises(ValueError, match="holds 2 of each example, the run asks for 0"):
     train(written(tmp_path / "b", images), images, views=0)
-  same = written(tmp_path / "c", images, crop=centre_crop(4), views=1)  # any epoch reads its one view
-  live = train(linear(), images, views=0, crop=centre_crop(4))
-  assert largest_difference(train(same, images, views=0, crop=centre_crop(4)), live) < 1e-6
+  same = written(tmp_path / "c", images, crop=center_crop(4), views=1)  # any epoch reads its one view
+  live = train(linear(), images, views=0, crop=center_crop(4))
+  assert largest_difference(train(same, images, views=0, crop=center_crop(4)), live) < 1e-6
 
 
 def test_an_image_that_cannot_be_decoded_is_nobody_s_row(tmp_path, encoded):

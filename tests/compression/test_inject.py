@@ -70,7 +70,7 @@ def test_factors_are_the_best_of_their_rank(rng):
   student = {"a": jnp.zeros((6, 3), jnp.bfloat16), "b": jnp.zeros((3, 5)), "c": jnp.ones(1)}
   params, origins = inject_factors(student, {"w": kernel}, {("a", "b"): "w"})
   assert (
-    params["a"].dtype == jnp.bfloat16 and origins["b"].how == "factorised" and origins["c"].source is None
+    params["a"].dtype == jnp.bfloat16 and origins["b"].how == "factorized" and origins["c"].source is None
   )
   params, _ = inject_factors(student | {"a": jnp.zeros((6, 3))}, {"w": kernel}, {("a", "b"): "w"})
   left = np.asarray(params["a"] @ params["b"], np.float64) - kernel

@@ -142,5 +142,5 @@ def test_pictures_never_change():
     "id": np.array([0, 1, 2, 0, 0, 9]),
     "view": np.array([0, 0, 0, 1, 2, 5]),
   }
-  centres = JITTED(batch)["image"][:, 2, 2, 0]
-  assert centres.tolist() == [3.0, 13.0, 24.0, 19.0, 6.0, 1.0]
+  centers = JITTED(batch)["image"][:, 2, 2, 0]
+  assert centers.tolist() == [3.0, 13.0, 24.0, 19.0, 6.0, 1.0]

@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 from scipy import stats
 
-from distill_jax.data.crops import centre_crop, crop_box, random_resized_crop
+from distill_jax.data.crops import center_crop, crop_box, random_resized_crop
 
 
 def boxes(height, width, n=2000, **ranges):
@@ -80,25 +80,25 @@ def test_a_crop_is_resized_from_its_place_in_the_image():
     np.testing.assert_allclose(np.diff(values)[1:-1], 50 / 32, atol=0.75)
 
 
-def test_the_centre_is_resize_to_256_crop_224():
+def test_the_center_is_resize_to_256_crop_224():
   image = ramp(120, 200)
-  crop = centre_crop(224)(image, 0, 0)
+  crop = center_crop(224)(image, 0, 0)
   resized = image.resize((round(200 * 256 / 120), 256), PIL.Image.Resampling.BILINEAR)
   left, top = (resized.width - 224) // 2, 16
   expected = np.asarray(resized.crop((left, top, left + 224, top + 224))) / 255
   np.testing.assert_allclose(crop, expected, atol=2 / 255)
 
 
-def test_grey_images_have_one_channel():
+def test_gray_images_have_one_channel():
   image = ramp(10, 12).convert("L")
-  assert centre_crop(8)(image, 0, 0).shape == random_resized_crop(8, seed=0)(image, 0, 0).shape == (8, 8, 1)
+  assert center_crop(8)(image, 0, 0).shape == random_resized_crop(8, seed=0)(image, 0, 0).shape == (8, 8, 1)
 
 
 @pytest.mark.parametrize(
   ("call", "message"),
   [
-    (lambda: centre_crop(0), "size must be a whole number of pixels from 1, got 0"),
-    (lambda: centre_crop(8, share=0), "share must be more than 0"),
+    (lambda: center_crop(0), "size must be a whole number of pixels from 1, got 0"),
+    (lambda: center_crop(8, share=0), "share must be more than 0"),
     (lambda: random_resized_crop(8.5, seed=0), "size must be a whole number"),
     (lambda: random_resized_crop(8, seed=-1), "seed must be a whole number"),
     (lambda: random_resized_crop(8, seed=0, area=(0.5, 1.5)), r"area must be .* <= 1.0, got \(0.5, 1.5\)"),

@@ -101,13 +101,13 @@ def test_a_small_file_that_is_gigabytes_of_pixels_is_not_decoded(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
-def test_every_8_bit_mode_becomes_rgb_or_grey(tmp_path, mode):
+def test_every_8_bit_mode_becomes_rgb_or_gray(tmp_path, mode):
   (tmp_path / "a").mkdir()
   image = PIL.Image.fromarray(noise(0, 6, 8, 3)).convert(mode)
   image.save(tmp_path / "a" / "0.tiff")
-  rgb, grey = (folder.load(tmp_path, channels=channels).arrays["image"][0] for channels in (3, 1))
+  rgb, gray = (folder.load(tmp_path, channels=channels).arrays["image"][0] for channels in (3, 1))
   np.testing.assert_allclose(rgb, np.asarray(image.convert("RGB")) / 255, atol=1e-6)
-  np.testing.assert_allclose(grey[..., 0], np.asarray(image.convert("L")) / 255, atol=1e-6)
+  np.testing.assert_allclose(gray[..., 0], np.asarray(image.convert("L")) / 255, atol=1e-6)
 
 
 def test_many_sizes_need_a_size(tmp_path):

@@ -81,8 +81,8 @@ def test_the_rectangle_of_cutmix_has_the_distribution_of_the_paper():
   areas = []
   for _ in range(n):
     side = int(size * np.sqrt(1 - rng.beta(1, 1)))
-    centre = rng.integers(size, size=2)
-    low, high = np.clip(centre - side // 2, 0, size), np.clip(centre + side // 2, 0, size)
+    center = rng.integers(size, size=2)
+    low, high = np.clip(center - side // 2, 0, size), np.clip(center + side // 2, 0, size)
     areas.append((high - low).prod())
   batch = {"image": np.zeros((2, size, size, 1), np.float32), "label": np.array([0, 1])}
   keys = jax.random.split(jax.random.key(0), n)

@@ -36,10 +36,10 @@ def test_unsigned_labels_beyond_int64_do_not_wrap():
 
 
 @pytest.mark.parametrize("ignored", [-1, -100, 255])
-def test_a_declared_ignore_label_becomes_unlabelled_and_no_other_negative_passes(ignored):
+def test_a_declared_ignore_label_becomes_unlabeled_and_no_other_negative_passes(ignored):
   masked = source(label=labels_with(ignored), ignore_label=ignored)
-  assert masked.arrays["label"].tolist() == [0, 0, 0, 0, data.UNLABELLED, 0]
-  assert masked.ignore_label == data.UNLABELLED
+  assert masked.arrays["label"].tolist() == [0, 0, 0, 0, data.UNLABELED, 0]
+  assert masked.ignore_label == data.UNLABELED
   with pytest.raises(ValueError, match="label -7 of example id 14"):
     source(label=labels_with(-7), ignore_label=ignored)
 
@@ -51,7 +51,7 @@ def test_a_class_cannot_be_the_ignore_label():
 
 def test_small_unsigned_labels_can_be_ignored():
   masked = source(label=labels_with(255, dtype=np.uint8), ignore_label=255)
-  assert masked.arrays["label"].dtype == np.int32 and masked.arrays["label"][4] == data.UNLABELLED
+  assert masked.arrays["label"].dtype == np.int32 and masked.arrays["label"][4] == data.UNLABELED
 
 
 @pytest.mark.parametrize("label", [np.zeros(6), np.full(6, np.nan), np.zeros(6, bool), np.array(["a"] * 6)])

@@ -73,11 +73,11 @@ def test_a_fraction_of_the_labels_is_kept_in_each_class(fraction, each):
   full = source(range(104))
   few = data.label_fraction(full, fraction, seed=3)
   label = few.arrays["label"]
-  kept = label != data.UNLABELLED
+  kept = label != data.UNLABELED
   assert np.bincount(label[kept]).tolist() == [each] * 4
   np.testing.assert_array_equal(label[kept], full.arrays["label"][kept])
   np.testing.assert_array_equal(few.arrays["id"], full.arrays["id"])
-  assert few.ignore_label == data.UNLABELLED
+  assert few.ignore_label == data.UNLABELED
 
 
 def test_more_labels_include_the_fewer_and_seeds_differ():
@@ -90,8 +90,8 @@ def test_more_labels_include_the_fewer_and_seeds_differ():
 def test_labels_kept_do_not_depend_on_order(rng):
   order = rng.permutation(104)
   one, other = (data.label_fraction(source(ids), 0.2) for ids in (np.arange(104), order))
-  labelled = [s.arrays["id"][s.arrays["label"] >= 0] for s in (one, other)]
-  assert set(labelled[0]) == set(labelled[1])
+  labeled = [s.arrays["id"][s.arrays["label"] >= 0] for s in (one, other)]
+  assert set(labeled[0]) == set(labeled[1])
 
 
 @pytest.mark.parametrize("fraction", [0, -1, 1.01])
@@ -100,10 +100,10 @@ def test_label_fractions_outside_their_range_are_refused(fraction):
     data.label_fraction(source(range(9)), fraction)
 
 
-def test_unlabelled_examples_stay_unlabelled():
-  none = data.unlabelled(source(range(9)))
-  assert (none.arrays["label"] == data.UNLABELLED).all() and len(none) == 9
-  assert (data.label_fraction(none, 0.5).arrays["label"] == data.UNLABELLED).all()
+def test_unlabeled_examples_stay_unlabeled():
+  none = data.unlabeled(source(range(9)))
+  assert (none.arrays["label"] == data.UNLABELED).all() and len(none) == 9
+  assert (data.label_fraction(none, 0.5).arrays["label"] == data.UNLABELED).all()
 
 
 def test_classes_left_out_are_not_seen_and_the_others_are_whole():
@@ -123,7 +123,7 @@ def test_classes_that_cannot_be_left_out_are_refused():
     data.leave_out_classes(full, range(4))
 
 
-def test_an_unlabelled_example_might_be_of_the_class_left_out():
+def test_an_unlabeled_example_might_be_of_the_class_left_out():
   few = data.label_fraction(source(range(40)), 0.5)
   with pytest.raises(ValueError, match="20 examples of custom have no label"):
     data.leave_out_classes(few, [1])

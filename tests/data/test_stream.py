@@ -8,7 +8,7 @@ import pytest
 from pictures import encoded, noise, write_classes
 
 from distill_jax import data, objectives
-from distill_jax.data.crops import centre_crop, random_resized_crop
+from distill_jax.data.crops import center_crop, random_resized_crop
 from distill_jax.data.images import BadImageError, Images
 from distill_jax.data.sets import folder
 from distill_jax.data.stream import EvalStream, Stream
@@ -94,7 +94,7 @@ def test_too_many_bad_images_end_the_run():
   with pytest.raises(BadImageError, match="2 of 13 images cannot be used; id 103: cannot identify"):
     first(stream(images(broken=(103, 107), max_bad=0.1))(0), 9)
   with pytest.raises(BadImageError):
-    list(EvalStream(images(broken=(103, 107), max_bad=0.1), 4, centre_crop(8)))
+    list(EvalStream(images(broken=(103, 107), max_bad=0.1), 4, center_crop(8)))
 
 
 def test_a_label_that_is_no_class_is_refused():
@@ -104,7 +104,7 @@ def test_a_label_that_is_no_class_is_refused():
 
 @pytest.mark.parametrize("broken", [(), (104,), (112,)])
 def test_evaluation_reads_every_good_image_once(broken):
-  examples, crop = images(broken=broken), centre_crop(8)
+  examples, crop = images(broken=broken), center_crop(8)
   evaluation = EvalStream(examples, 4, crop)
   batches = list(evaluation)
   assert len(batches) == len(evaluation) == 4
@@ -178,6 +178,6 @@ def test_a_process_reads_its_rows_of_the_common_batches(rows):
   rows, examples = np.array(rows), images(broken=(104, 109))
   whole, own = first(stream(examples)(2), 6), first(stream(examples).for_rows(rows)(2), 6)
   assert_same([{name: values[rows] for name, values in batch.items()} for batch in whole], own)
-  evaluation = EvalStream(examples, 4, centre_crop(8), threads=2)
+  evaluation = EvalStream(examples, 4, center_crop(8), threads=2)
   whole, own = list(evaluation), list(evaluation.for_rows(rows))
   assert_same([{name: values[rows] for name, values in batch.items()} for batch in whole], own)

@@ -7,7 +7,7 @@ import pytest
 
 from distill_jax import data
 from distill_jax.data import text
-from distill_jax.data.checks import UNLABELLED
+from distill_jax.data.checks import UNLABELED
 from distill_jax.data.text.packed import BYTES
 
 DOCUMENTS = [[7, 8, 9], [], [1, 2, 3, 4, 5, 6]]
@@ -16,7 +16,7 @@ DOCUMENTS = [[7, 8, 9], [], [1, 2, 3, 4, 5, 6]]
 def test_a_packed_set_by_hand():
   source = text.pack(DOCUMENTS, length=4)
   a = source.arrays
-  end, none = 256, UNLABELLED
+  end, none = 256, UNLABELED
   assert a["tokens"].tolist() == [[end, 7, 8, 9], [end, end, 1, 2], [3, 4, 5, 6]]
   assert a["label"].tolist() == [[7, 8, 9, end], [end, 1, 2, 3], [4, 5, 6, end]]
   assert a["segments"].tolist() == [[0, 0, 0, 0], [1, 2, 2, 2], [2, 2, 2, 2]]
@@ -41,7 +41,7 @@ def test_every_token_is_predicted_once_from_its_own_document(length, rng):
     for _, part in itertools.groupby(zip(segments, positions), key=lambda pair: pair[0]):
       found = [position for segment, position in part if segment >= 0]
       assert found == list(range(len(found)))
-  assert (flat["label"][flat["segments"] < 0] == UNLABELLED).all()
+  assert (flat["label"][flat["segments"] < 0] == UNLABELED).all()
 
 
 def test_files_are_read_in_the_order_of_their_paths_whatever_their_bytes(tmp_path):

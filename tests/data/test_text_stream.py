@@ -15,7 +15,7 @@ from distill_jax.data import text
 from distill_jax.data.text import packed, tokenized
 from distill_jax.data.text.packed import BYTES
 from distill_jax.data.text.stream import TextStream
-from distill_jax.data.text.tokenized import tokenise
+from distill_jax.data.text.tokenized import tokenize
 from distill_jax.models import from_apply
 from distill_jax.train import fit
 from distill_jax.types import Variables
@@ -60,7 +60,7 @@ def same(a, b):
 def test_rows_are_those_of_the_text_in_memory(corpus, tmp_path, block, length):
   options = OPTIONS | {"length": length}
   expected = text.load(corpus, **options)
-  found = tokenise(corpus, tmp_path / "work", **options)
+  found = tokenize(corpus, tmp_path / "work", **options)
   same(found.rows(found.ids), dict(expected.arrays))
   assert (found.name, found.classes, found.vocabulary) == (expected.name, 257, "bytes")
   assert found.class_names == expected.class_names
@@ -82,27 +82,27 @@ def test_whole_files_are_documents_and_the_counts_are_told(tmp_path, capsys):
   folder.mkdir()
   for name, words in {"a": "one", "b": "", "c": "three"}.items():
     (folder / f"{name}.txt").write_text(words)
-  found = tokenise(folder, tmp_path / "work", length=4)
+  found = tokenize(folder, tmp_path / "work", length=4)
   same(found.rows(found.ids), dict(text.load(folder, length=4).arrays))
   assert "11 tokens of 3 documents" in capsys.readouterr().out
   assert [found.about[name] for name in ("documents", "empty", "skipped", "tokens")] == [3, 1, 0, 11]
   (folder / "a.txt").write_text("x;;y;")
-  other = tokenise(folder, tmp_path / "other", length=4, separator=";")
+  other = tokenize(folder, tmp_path / "other", length=4, separator=";")
   assert [other.about[name] for name in ("documents", "empty", "skipped")] == [3, 0, 3]
   assert "0 of them empty; 3 times nothing between separators" in capsys.readouterr().out
 
 
 def test_tokens_are_written_once_and_in_few_bytes(corpus, tmp_path, monkeypatch):
   work = tmp_path / "work"
-  first = tokenise(corpus, work, **OPTIONS)
+  first = tokenize(corpus, work, **OPTIONS)
   assert (work / "tokens.bin").stat().st_size == 2 * (first.about["tokens"] + 1)
   monkeypatch.setattr(tokenized, "documents_of", None)
-  again = tokenise(corpus, work, **OPTIONS | {"length": 8})
+  again = tokenize(corpus, work, **OPTIONS | {"length": 8})
   assert again.length == 8 and isinstance(again.tokens, np.memmap)
   np.testing.assert_array_equal(again.tokens, first.tokens)
 
 
-def test_a_tokenisation_that_was_killed_begins_anew(corpus, tmp_path, monkeypatch):
+def test_a_tokenization_that_was_killed_begins_anew(corpus, tmp_path, monkeypatch):
   def killed(*args):
     yield BYTES.encode(b"half")
     raise KeyboardInterrupt
@@ -110,14 +110,14 @@ def test_a_tokenisation_that_was_killed_begins_anew(corpus, tmp_path, monkeypatc
   with monkeypatch.context() as patch:
     patch.setattr(tokenized, "documents_of", killed)
     with pytest.raises(KeyboardInterrupt):
-      tokenise(corpus, tmp_path / "work", **OPTIONS)
-  found = tokenise(corpus, tmp_path / "work", **OPTIONS)
+      tokenize(corpus, tmp_path / "work", **OPTIONS)
+  found = tokenize(corpus, tmp_path / "work", **OPTIONS)
   same(found.rows(found.ids), dict(text.load(corpus, **OPTIONS).arrays))
 
 
 @pytest.mark.parametrize("start", [0, 3, 40])
 def test_batches_are_those_of_the_rows_in_memory_from_any_step_on(corpus, tmp_path, start):
-  source, rows = text.load(corpus, **OPTIONS), tokenise(corpus, tmp_path / "work", **OPTIONS)
+  source, rows = text.load(corpus, **OPTIONS), tokenize(corpus, tmp_path / "work", **OPTIONS)
   expected = data.batches(source, 8, seed=5, start=start)
   for a, b in itertools.islice(zip(TextStream(rows, 8, seed=5)(start), expected), 20):
     same(a, b)
@@ -127,7 +127,7 @@ def test_batches_are_those_of_the_rows_in_memory_from_any_step_on(corpus, tmp_pa
 
 
 def test_a_cache_of_the_one_is_that_of_the_other(corpus, tmp_path):
-  source, rows = text.load(corpus, **OPTIONS), tokenise(corpus, tmp_path / "work", **OPTIONS)
+  source, rows = text.load(corpus, **OPTIONS), tokenize(corpus, tmp_path / "work", **OPTIONS)
   teacher, kept = speaker(0), {"hidden": Dense("float32"), "logits": TopK(3)}
   options = {"outputs": kept, "batch_size": 8, "progress": False}
   cached = write_cache(tmp_path / "cache", teacher, rows, **options)
@@ -147,7 +147,7 @@ def test_a_cache_of_the_one_is_that_of_the_other(corpus, tmp_path):
       shown,
       steps=5,
       batch_size=8,
-      ignore_label=data.UNLABELLED,
+      ignore_label=data.UNLABELED,
       progress=False,
     ).state.params
 
@@ -155,7 +155,7 @@ def test_a_cache_of_the_one_is_that_of_the_other(corpus, tmp_path):
     a, b = trained(taught, source), trained(taught, TextStream(rows, 8, seed=0))
     jax.tree.map(np.testing.assert_array_equal, a, b)
   (corpus / "a.txt").write_text("another text " * 40)
-  changed = tokenise(corpus, tmp_path / "changed", **OPTIONS)
+  changed = tokenize(corpus, tmp_path / "changed", **OPTIONS)
   with pytest.raises((Mismatch, ValueError), match="inputs have changed|is not in the cache"):
     cached.check(changed)
   with pytest.raises(Mismatch, match="example id [0-9]+ is not the one that the teacher"):
@@ -167,24 +167,24 @@ def test_a_cache_of_the_one_is_that_of_the_other(corpus, tmp_path):
 
 def test_tokens_of_another_text_or_tokenizer_are_refused(corpus, tmp_path):
   work = tmp_path / "work"
-  tokenise(corpus, work, **OPTIONS)
+  tokenize(corpus, work, **OPTIONS)
   with pytest.raises(ValueError, match="vocabulary is 'bytes' there, 'other' wanted"):
-    tokenise(corpus, work, **OPTIONS, tokenizer=BYTES._replace(identity="other"))
+    tokenize(corpus, work, **OPTIONS, tokenizer=BYTES._replace(identity="other"))
   with pytest.raises(ValueError, match="separator is '\\\\n\\\\n' there, None wanted"):
-    tokenise(corpus, work, length=16)
+    tokenize(corpus, work, length=16)
   (corpus / "a.txt").write_text("more")
   with pytest.raises(ValueError, match="holds other tokens; name another folder or delete it: files is"):
-    tokenise(corpus, work, **OPTIONS)
+    tokenize(corpus, work, **OPTIONS)
 
 
 def test_damaged_tokens_are_refused(corpus, tmp_path):
   work = tmp_path / "work"
-  tokenise(corpus, work, **OPTIONS)
+  tokenize(corpus, work, **OPTIONS)
   for name in ("tokens.bin", "starts.bin"):
     whole = (work / name).read_bytes()
     (work / name).write_bytes(whole[:-1])
     with pytest.raises(OSError, match=f"{name} is damaged: expected {len(whole):,} bytes"):
-      tokenise(corpus, work, **OPTIONS)
+      tokenize(corpus, work, **OPTIONS)
     (work / name).write_bytes(whole)
 
 
@@ -196,7 +196,7 @@ def test_text_that_cannot_be_read_is_refused_by_the_file_s_name(tmp_path):
   tokenizer = text.bpe(text.train_bpe(folder, size=257))
   (folder / "b.txt").write_bytes(b"abc\xff")
   with pytest.raises(ValueError, match="b.txt: byte 3 is not UTF-8"):
-    tokenise(folder, tmp_path / "work", length=8, tokenizer=tokenizer)
+    tokenize(folder, tmp_path / "work", length=8, tokenizer=tokenizer)
   assert not (tmp_path / "work" / tokenized.INDEX).exists()
 
 
@@ -207,19 +207,19 @@ def test_text_that_cannot_be_read_is_refused_by_the_file_s_name(tmp_path):
     ({"length": 4, "suffix": ".md"}, "no files that end in .md"),
   ],
 )
-def test_what_cannot_be_tokenised_is_refused(corpus, tmp_path, options, message):
+def test_what_cannot_be_tokenized_is_refused(corpus, tmp_path, options, message):
   with pytest.raises(ValueError, match=message):
-    tokenise(corpus, tmp_path / "work", **options)
+    tokenize(corpus, tmp_path / "work", **options)
 
 
 def test_no_text_and_too_many_rows_are_refused(corpus, tmp_path, monkeypatch):
   (tmp_path / "none").mkdir()
   (tmp_path / "none" / "a.txt").write_text("")
   with pytest.raises(ValueError, match="none holds no text"):
-    tokenise(tmp_path / "none", tmp_path / "work", length=4)
+    tokenize(tmp_path / "none", tmp_path / "work", length=4)
   monkeypatch.setattr(tokenized, "ROWS", 10)
   with pytest.raises(ValueError, match="length: 16 makes [0-9]+ rows, more than the ids 10; least is [0-9]+"):
-    tokenise(corpus, tmp_path / "many", **OPTIONS)
+    tokenize(corpus, tmp_path / "many", **OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -232,14 +232,14 @@ def test_no_text_and_too_many_rows_are_refused(corpus, tmp_path, monkeypatch):
   ],
 )
 def test_a_stream_is_not_made_with(corpus, tmp_path, options, message):
-  rows = tokenise(corpus, tmp_path / "work", **OPTIONS)
+  rows = tokenize(corpus, tmp_path / "work", **OPTIONS)
   with pytest.raises(ValueError, match=message):
     TextStream(rows, **{"batch_size": 4, "seed": 0} | options)
 
 
 def test_a_stream_is_known_by_its_rows(corpus, tmp_path):
-  rows = tokenise(corpus, tmp_path / "work", **OPTIONS)
-  same_again = tokenise(corpus, tmp_path / "other", **OPTIONS)
+  rows = tokenize(corpus, tmp_path / "work", **OPTIONS)
+  same_again = tokenize(corpus, tmp_path / "other", **OPTIONS)
   known = [TextStream(r, 4, seed=0).identity for r in (rows, same_again, rows.take(slice(9)))]
   assert known[0] == known[1] != known[2]
   assert json.loads((tmp_path / "work" / "index.json").read_text())["dtype"] == "<u2"

@@ -28,13 +28,13 @@ def test_what_one_process_finds_all_are_told(tmp_path):
   assert first["every 1"] == ["OSError", "process 1: there is nö 1"]
 
 
-@pytest.mark.parametrize("signalled", [0, 1])
-def test_sigterm_on_one_stops_all_after_the_same_step(tmp_path, signalled):
+@pytest.mark.parametrize("signaled", [0, 1])
+def test_sigterm_on_one_stops_all_after_the_same_step(tmp_path, signaled):
   processes = spawn(2, SCRIPT, "interrupted", tmp_path)
   for process in processes:
     while "stepping" not in process.stdout.readline():
       assert process.poll() is None
-  processes[signalled].send_signal(signal.SIGTERM)
+  processes[signaled].send_signal(signal.SIGTERM)
   steps = [int(step) for step in said("stopped after ", finish(processes, expected=143, seconds=30))]
   assert steps[0] == steps[1] > 0
 

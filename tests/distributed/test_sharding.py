@@ -93,7 +93,7 @@ def test_the_first_rule_that_fits_places_and_moments_follow_their_parameter():
   assert adam.count == specs.key == specs.step == P()
 
 
-def test_what_an_optimiser_keeps_in_another_shape_is_placed_by_default():
+def test_what_an_optimizer_keeps_in_another_shape_is_placed_by_default():
   params = {"student": {"kernel": jnp.ones((256, 512))}}
   optimizer = optax.adafactor(1e-3)
   zero = jnp.zeros((), jnp.int32)

@@ -245,7 +245,7 @@ def test_a_transfer_set_is_not_the_teachers_and_needs_no_labels(configs, tmp_pat
   teacher, baseline, student = (fitted[name][1] for name in ("teacher", "baseline-0", "student-0"))
   assert not set(teacher.ids) & set(student.ids)
   np.testing.assert_array_equal(teacher.ids, baseline.ids)
-  assert (student.arrays["label"] == data.UNLABELLED).all() and (baseline.arrays["label"] >= 0).all()
+  assert (student.arrays["label"] == data.UNLABELED).all() and (baseline.arrays["label"] >= 0).all()
   assert "Student alone" in (tmp_path / "report" / "report.md").read_text()
 
 
@@ -255,7 +255,7 @@ def test_a_transfer_set_is_not_the_teachers_and_needs_no_labels(configs, tmp_pat
 )
 def test_labels_that_are_not_there_are_missed_before_anything_is_trained(tmp_path, method, stage):
   settings = load_config("configs/digits.py")
-  setattr(settings, method, data.unlabelled)
+  setattr(settings, method, data.unlabeled)
   job = plan.Job(settings, tmp_path, (0,), settings.data(), {})
   with pytest.raises(ValueError, match=f"{stage}_train: no example has a label.* leave '{stage}' out of"):
     checks.check(job, plan.STAGES)

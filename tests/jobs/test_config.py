@@ -111,7 +111,7 @@ def test_the_schedule_warms_up_and_decays():
   assert float(Training(steps=100, learning_rate=0.5).schedule()(0)) == 0.5
 
 
-def test_a_missing_file_names_its_neighbour(job):
+def test_a_missing_file_names_its_neighbor(job):
   with pytest.raises(ConfigError, match="no file .*jbo.py; did you mean .*job.py"):
     load_config(job.replace("job.py", "jbo.py"))
 

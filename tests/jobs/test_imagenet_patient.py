@@ -1,4 +1,4 @@
-"""configs/imagenet_patient.py: it is built without data, and updates as the authors' optimiser does."""
+"""configs/imagenet_patient.py: it is built without data, and updates as the authors' optimizer does."""
 
 import functools
 
@@ -61,7 +61,7 @@ def test_pixels_are_stretched_to_what_the_released_networks_know(config):
   network = config.student()
   batch = {"image": jnp.full((1, 32, 32, 3), 0.5)}
   variables = jax.tree.map(jnp.ones_like, jax.eval_shape(network.init, jax.random.key(0), batch))
-  # Half grey is 0 there: after the first convolution, nothing is left of it.
+  # Half gray is 0 there: after the first convolution, nothing is left of it.
   stem = jax.jit(lambda v: network.apply(*v, batch, train=False, key=None)[0]["stem"])(variables)
   assert not stem.any()
 

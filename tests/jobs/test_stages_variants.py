@@ -1,4 +1,4 @@
-"""One run that distils several students, each with its own objective."""
+"""One run that distills several students, each with its own objective."""
 
 import json
 import textwrap

@@ -58,7 +58,7 @@ def test_all_stages_on_a_folder_of_images(photos, tmp_path, capsys):
   weights = load_student(tmp_path / "student-0", settings.student(), job_data.first(settings, images))
   apply = settings.student().apply
   right = 0
-  for path, pixels in centres(photos).items():
+  for path, pixels in centers(photos).items():
     logits = apply(*weights, {"image": pixels[None]}, train=False, key=None)[0]["logits"]
     right += int(logits.argmax()) == (path.parent.name == "dog")
   (student,) = [e["scores"] for e in results["entries"] if e["role"] == "student"]
@@ -67,7 +67,7 @@ def test_all_stages_on_a_folder_of_images(photos, tmp_path, capsys):
   assert capsys.readouterr().out.count("complete, skipped") == 3
 
 
-def centres(photos):
+def centers(photos):
   """The central 7/8 of the shorter side of each test picture that can be decoded, here 17.5 of 20 x 24 pixels."""
   found, box = {}, (12 - 8.75, 10 - 8.75, 12 + 8.75, 10 + 8.75)
   for path in sorted((photos / "test").rglob("*.png"))[1:]:
@@ -102,7 +102,7 @@ def test_predictions_batch_by_batch_are_those_in_memory(photos):
   known = job_data.known(streamed)
   logits = job_data.predict(model, model.variables, streamed)
   assert known.ids.tolist() == list(range(1, 9)) and known.labels.tolist() == [0] * 4 + [1] * 4
-  pixels = np.stack(list(centres(photos).values()))
+  pixels = np.stack(list(centers(photos).values()))
   assert known.images.dtype == np.uint8
   np.testing.assert_allclose(known.images / 255, pixels, atol=0.501 / 255)
   np.testing.assert_allclose(logits, 2 * pixels.reshape(8, -1)[:, :2], atol=1e-6)

@@ -57,7 +57,7 @@ def two(first, second):
   return lambda rng: (2 * rng.normal(size=first), 2 * rng.normal(size=second))
 
 
-def labelled(rng):
+def labeled(rng):
   return (*pair(4, 5)(rng), rng.choice([0, 1, 3], size=4))
 
 
@@ -171,10 +171,10 @@ LOGITS = [
   soft("skew_reverse_kl", alpha=0.1, temperature=3.0),
   soft("total_variation", temperature=3.0),
   soft("hard_distillation", least=None, label_smoothing=0.1),
-  soft("dkd", make=labelled, alpha=1.0, beta=8.0, temperature=4.0),
-  soft("nkd", make=labelled, least=None, gamma=1.5, temperature=2.0),
-  soft("wsld", make=labelled, least=None, derivatives=0, temperature=2.0),
-  soft("ofa", make=labelled, least=None, eps=1.5),
+  soft("dkd", make=labeled, alpha=1.0, beta=8.0, temperature=4.0),
+  soft("nkd", make=labeled, least=None, gamma=1.5, temperature=2.0),
+  soft("wsld", make=labeled, least=None, derivatives=0, temperature=2.0),
+  soft("ofa", make=labeled, least=None, eps=1.5),
   soft("dist", scalar=True, relational=True, beta=2.0, gamma=1.0, temperature=3.0),
   soft("class_gram", scalar=True, relational=True, temperature=3.0),
   soft("batch_gram", scalar=True, relational=True, temperature=3.0),

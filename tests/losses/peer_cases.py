@@ -68,7 +68,7 @@ def logits(draw):
   return draw.pair((4, 7), (256, 1000))
 
 
-def labelled(draw):
+def labeled(draw):
   student, teacher = logits(draw)
   return student, teacher, draw.integers(student.shape[1], len(student))
 
@@ -223,10 +223,10 @@ CASES = [
   Case("binary_kl", logits, {"temperature": 4.0}),
   Case("standardize", logits, {"temperature": 4.0}, peer=TORCHDISTILL),
   Case("uld", two_vocabularies),
-  Case("dkd", labelled, {"alpha": 1.0, "beta": 8.0, "temperature": 4.0}),
-  Case("nkd", labelled, {"gamma": 1.5, "temperature": 2.0}),
-  Case("wsld", labelled, {"temperature": 2.0}),
-  Case("ofa", labelled, {"eps": 1.5}),
+  Case("dkd", labeled, {"alpha": 1.0, "beta": 8.0, "temperature": 4.0}),
+  Case("nkd", labeled, {"gamma": 1.5, "temperature": 2.0}),
+  Case("wsld", labeled, {"temperature": 2.0}),
+  Case("ofa", labeled, {"eps": 1.5}),
   Case("dist", logits, {"beta": 2.0, "gamma": 1.5, "temperature": 4.0}, peer=TORCHDISTILL),
   Case("class_gram", logits, {"temperature": 4.0}),
   Case("batch_gram", logits, {"temperature": 4.0}),

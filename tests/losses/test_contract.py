@@ -42,7 +42,7 @@ def compiled(case):
 
 @contextlib.contextmanager
 def quick_compilation():
-  """Most of XLA's optimisations off: a third less time to compile what runs once."""
+  """Most of XLA's optimizations off: a third less time to compile what runs once."""
   jax.config.update("jax_disable_most_optimizations", True)
   try:
     yield
@@ -153,7 +153,7 @@ def test_rows_do_not_meet(case):
   values, _ = compiled(case)(args)
   size = values.shape[0]
   order = np.roll(np.arange(size), 1)
-  order[0] = order[-1]  # a row twice, another gone: neither its neighbours nor its place matter
+  order[0] = order[-1]  # a row twice, another gone: neither its neighbors nor its place matter
   np.testing.assert_allclose(compiled(case)(rows(case, args, order))[0], values[order], rtol=1e-5, atol=1e-6)
 
 

@@ -90,7 +90,7 @@ VALUES = {
   "keras_logits": lambda: losses.kl_divergence(*LOGITS, temperature=3.0).mean(),
   "keras_logits_by_default": clipped_kl,
   "keras_cosine": lambda: losses.cosine(*ROWS).mean() - 1,
-  # Computed in float32. Its top k are renormalised on both sides.
+  # Computed in float32. Its top k are renormalized on both sides.
   "tunix_logits": lambda: losses.kl_divergence(*LOGITS, temperature=3.0).mean(),
   "tunix_top_k": lambda: losses.sparse_kl_conditional(
     LOGITS[0], losses.top_k(LOGITS[1], 3, temperature=3.0)

@@ -41,22 +41,22 @@ def test_top_k_targets(memory, share, most):
 def test_budgets_are_kept(tokens, classes, memory):
   hidden, kernel = shaped(tokens, WIDTH), shaped(WIDTH, classes)
 
-  def labelled(h, w, labels):
+  def labeled(h, w, labels):
     return losses.linear_cross_entropy(h, w, labels, memory=memory * MIB)
 
   def live(h, w, g, u):
     return losses.linear_kl(h, w, g, u, memory=memory * MIB)
 
-  assert temporaries(labelled, hidden, kernel, shaped(tokens, dtype=jnp.int32)) <= 1.1 * memory
+  assert temporaries(labeled, hidden, kernel, shaped(tokens, dtype=jnp.int32)) <= 1.1 * memory
   assert temporaries(live, hidden, kernel, hidden, kernel) <= 1.1 * memory
 
 
 def test_the_gradient_of_many_hidden_states_is_a_part_of_the_budget():
-  def labelled(h, w, labels):
+  def labeled(h, w, labels):
     return losses.linear_cross_entropy(h, w, labels, memory=80 * MIB)
 
   shapes = shaped(16_384, WIDTH), shaped(WIDTH, 2048), shaped(16_384, dtype=jnp.int32)
-  assert temporaries(labelled, *shapes) <= 80
+  assert temporaries(labeled, *shapes) <= 80
 
 
 @pytest.mark.parametrize("divergence", ["kl", "jensen_shannon"])

@@ -1,4 +1,4 @@
-"""Losses that relate rows: invalid rows are nobody's neighbours, and 8 devices agree with one."""
+"""Losses that relate rows: invalid rows are nobody's neighbors, and 8 devices agree with one."""
 
 import functools
 

@@ -15,7 +15,7 @@ def logits(rng):
   return (2 * rng.normal(size=(2, 3, 6))).astype(np.float32)
 
 
-def test_top_k_keeps_the_normaliser_of_the_whole_vocabulary(logits):
+def test_top_k_keeps_the_normalizer_of_the_whole_vocabulary(logits):
   targets = losses.top_k(logits[1], 2, temperature=2.0)
   p = jax.nn.softmax(logits[1] / 2)
   np.testing.assert_allclose(jnp.exp(targets.log_probs), np.sort(p)[:, :-3:-1], rtol=1e-5)

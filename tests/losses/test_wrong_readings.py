@@ -82,7 +82,7 @@ def test_normalized_jensen_shannon_tends_to_both_kls(logits, w, limit):
     np.testing.assert_allclose(value, limit(s, t), rtol=2e-3)
 
 
-def test_renormalised_top_k_does_not_see_mass_that_leaks(logits):
+def test_renormalized_top_k_does_not_see_mass_that_leaks(logits):
   _, t = logits
   targets = losses.top_k(t, 2)
   leak = np.where(np.arange(6) == np.argmin(t, -1)[:, None], np.float32(9), np.float32(0))
@@ -122,7 +122,7 @@ def test_standardize_has_ddof_one():
 
 def test_pearson_has_ddof_one(rng):
   t = rng.normal(size=(4, 2)).astype(np.float32)
-  # Standardised with ddof 1, four values have the mean square 3/4: opposite signs give (2 x)^2 / 2 on average.
+  # Standardized with ddof 1, four values have the mean square 3/4: opposite signs give (2 x)^2 / 2 on average.
   np.testing.assert_allclose(losses.pearson(-t, t), 2 * 0.75, rtol=1e-4)
 
 

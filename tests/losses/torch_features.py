@@ -117,7 +117,7 @@ def pkt(student, teacher):
 
 
 def correlation_congruence(student, teacher):
-  """Of unit rows, and squared: torchdistill normalises nothing, takes the norm, and loops over the rows."""
+  """Of unit rows, and squared: torchdistill normalizes nothing, takes the norm, and loops over the rows."""
   gamma, degree = 0.4, 2
 
   def kernel(x):

@@ -23,7 +23,7 @@ def kl_divergence(student, teacher, *, temperature):
 
 
 def standardize(student, teacher, *, temperature):
-  """`kl_divergence` of standardised logits."""
+  """`kl_divergence` of standardized logits."""
   soft = mid_level.LogitStdKDLoss(**PATH, temperature=temperature, alpha=0)
   return temperature**2 * soft(*io(student, teacher))
 

@@ -117,8 +117,8 @@ def conv(weights, name, x, stride=1):
 
 def norm(weights, name, x):
   rows = x.reshape(len(x), -1, 32, x.shape[-1] // 32)
-  centred = rows - rows.mean((1, 3), keepdims=True)
-  normal = (centred / np.sqrt(rows.var((1, 3), keepdims=True) + 1e-5)).reshape(x.shape)
+  centered = rows - rows.mean((1, 3), keepdims=True)
+  normal = (centered / np.sqrt(rows.var((1, 3), keepdims=True) + 1e-5)).reshape(x.shape)
   return normal * weights[f"resnet/{name}group_norm/gamma"] + weights[f"resnet/{name}group_norm/beta"]
 
 

@@ -59,6 +59,6 @@ def cast_kernels(model):
 
 
 def test_no_kernel_is_cast_back():
-  # BiT standardises its kernels in float32, for as long as that takes; ResNet computes with them as they are.
+  # BiT standardizes its kernels in float32, for as long as that takes; ResNet computes with them as they are.
   assert cast_kernels(from_nnx(NETWORKS["resnet"])) == 0
   assert cast_kernels(from_nnx(lambda rngs: NETWORKS["resnet"](rngs, dtype=None))) == 10

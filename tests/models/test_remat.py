@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from distill_jax.models import from_nnx
-from distill_jax.models.remat import POLICIES, rematerialised
+from distill_jax.models.remat import POLICIES, rematerialized
 from distill_jax.models.zoo.bit import BiT
 from distill_jax.models.zoo.resnet import ResNet, WideResNet
 
@@ -27,7 +27,7 @@ class Dropped(nnx.Module):
   def __call__(self, x):
     x = x.reshape(len(x), -1)[:, :6]
     for layer in self.layers:
-      x = rematerialised(Dropped.block, self.remat)(self, layer, x)
+      x = rematerialized(Dropped.block, self.remat)(self, layer, x)
     return self.head(x)
 
 

@@ -43,8 +43,8 @@ def affine(p, x):
 
 
 def norm(p, x):
-  centred = x - x.mean(-1, keepdims=True)
-  return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+  centered = x - x.mean(-1, keepdims=True)
+  return centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
 
 
 def reference(p, image, patch, heads, own):

@@ -303,7 +303,7 @@ def test_a_distilled_vit_learns_the_patches_of_one_without_the_token(rng):
     seen.append({name: float(reduce.value(measured[name])) for name in terms})
   for name in terms:
     assert seen[-1][name] < 0.8 * seen[0][name], name
-  # The mean map of the last tokens, renormalised over them.
+  # The mean map of the last tokens, renormalized over them.
   s, t = (
     jax.jit(functools.partial(model.apply, train=False, key=None))(params, {}, batch)[0]
     for model, params in ((student, state.params["student"]), (teacher, taught.params))

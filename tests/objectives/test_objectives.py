@@ -69,13 +69,13 @@ def test_hard_labels_equal_numpy_and_optax(rng, smoothing, shape):
 
 def test_labels_may_be_rows_of_probabilities(rng):
   z, p = draw(rng, 5, 4), softmax64(draw(rng, 5, 4)).astype(np.float32)
-  p[3] = 0  # unlabelled
+  p[3] = 0  # unlabeled
   _, mean = evaluate(labels(label_smoothing=0.1), {"logits": z}, {}, {"label": p})
   expected = -((0.9 * p + 0.1 / 4) * np.log(softmax64(z))).sum(-1)[[0, 1, 2, 4]].mean()
   np.testing.assert_allclose(mean, expected, rtol=1e-5)
 
 
-def test_rows_count_that_are_labelled_and_valid(rng):
+def test_rows_count_that_are_labeled_and_valid(rng):
   z, y = draw(rng, 6, 4), np.array([0, 1, -1, 3, 2, -100], np.int32)
   where = np.array([1, 0, 1, 1, 1, 1], bool)
   each = -np.log(softmax64(z))[np.arange(6), y.clip(0)]
@@ -150,7 +150,7 @@ def test_labels_that_do_not_fit_are_refused(rng, label, message):
     evaluate(labels(), {"logits": draw(rng, 6, 4)}, {}, batch)
 
 
-def test_another_output_can_be_labelled(rng):
+def test_another_output_can_be_labeled(rng):
   z, y = draw(rng, 3, 4), np.arange(3)
   _, mean = evaluate(labels(output="aux"), {"aux": z, "logits": 0 * z}, {}, {"label": y})
   np.testing.assert_allclose(mean, -np.log(softmax64(z))[y, y].mean(), rtol=1e-5)
@@ -173,7 +173,7 @@ def test_a_logit_loss_gets_its_hyperparameters_and_the_mask(rng):
   np.testing.assert_allclose(mean, -(softmax64(t) * np.log(softmax64(s))).sum(-1)[where].mean(), rtol=1e-5)
 
 
-def test_a_loss_that_takes_labels_gets_them_and_skips_the_unlabelled(rng):
+def test_a_loss_that_takes_labels_gets_them_and_skips_the_unlabeled(rng):
   s, t, y = draw(rng, 5, 4), draw(rng, 5, 4), np.array([3, -1, 0, 2, 1], np.int32)
   where = np.array([1, 1, 1, 0, 1], bool)
   _, mean = evaluate(logits(at_label), {"logits": s}, {"logits": t}, {"label": y, "where": where})
@@ -205,7 +205,7 @@ def test_a_loss_that_relates_rows_gets_the_mask_and_the_axis(rng):
   np.testing.assert_allclose(mapped, [parts, parts], rtol=1e-4)
 
 
-def test_labelled_relations_see_labelled_rows_only():
+def test_labeled_relations_see_labeled_rows_only():
   def loss(s, t, labels, *, where):
     return reduce.mean(labels.astype(jnp.float32), where)
 

@@ -58,7 +58,7 @@ def setup(goal, **kwargs):
   return student, teacher, taught, make_init(*parts), make_train_step(*parts, **kwargs)
 
 
-def test_terms_are_the_unfused_means_over_the_labelled_tokens(rng):
+def test_terms_are_the_unfused_means_over_the_labeled_tokens(rng):
   b = batch(rng)
   goal = objectives.weighted(
     both=(1.0, objectives.tokens("reverse_kl", label_weight=0.5, temperature=2.0)),
@@ -241,7 +241,7 @@ def test_targets_of_a_few_tokens_are_learned_from(rng):
   np.testing.assert_allclose(reduce.mean(values, where), reduce.mean(expected, where), rtol=1e-5)
 
 
-def test_perplexity_is_that_of_the_labelled_tokens(rng):
+def test_perplexity_is_that_of_the_labeled_tokens(rng):
   b = batch(rng)
   student = network(8)
   params = student.init(jax.random.key(0), b).params

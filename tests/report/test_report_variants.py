@@ -1,4 +1,4 @@
-"""Reports and results pages of runs that distil many students: a row for each."""
+"""Reports and results pages of runs that distill many students: a row for each."""
 
 import json
 

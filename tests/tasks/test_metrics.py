@@ -98,12 +98,12 @@ def test_padding_counts_for_nothing_whatever_it_holds(rng):
 
 def test_examples_without_a_label_are_compared_with_the_teacher_alone(rng):
   logits, labels, teacher = predictions(rng)
-  labelled = rng.random(48) > 0.5
+  labeled = rng.random(48) > 0.5
   everything = reference(logits, labels, teacher)
-  expected = reference(logits[labelled], labels[labelled], teacher[labelled])
+  expected = reference(logits[labeled], labels[labeled], teacher[labeled])
   expected |= {name: everything[name] for name in ("agreement", "teacher_kl")}
   for missing in (-1, -100):
-    masked = np.where(labelled, labels, missing)
+    masked = np.where(labeled, labels, missing)
     assert_scores(metrics.summary(COUNTS(logits, masked, teacher_logits=teacher)), expected)
 
 

@@ -345,7 +345,7 @@ def test_validation_is_checked_before_training():
   with pytest.raises(ValueError, match="3 classes and the data set 'custom' has 12"):
     run(validation=wide)
   with pytest.raises(ValueError, match="no example of 'toy' has a label"):
-    run(validation=data.unlabelled(source(1, 30)))
+    run(validation=data.unlabeled(source(1, 30)))
   with pytest.raises(ValueError, match="no score 'acuracy'; did you mean 'accuracy'"):
     run(best=("acuracy", "max"))
   with pytest.raises(ValueError, match="'max' or 'min'"):

@@ -196,7 +196,7 @@ def test_devices_and_microbatches_sample_the_same(one, mesh, how):
 
 def train(folder=None, steps=2, **arrays):
   source = data.Source(
-    {**packed(32), "id": np.arange(32), **arrays}, VOCABULARY, name="text", ignore_label=data.UNLABELLED
+    {**packed(32), "id": np.arange(32), **arrays}, VOCABULARY, name="text", ignore_label=data.UNLABELED
   )
   settings = {"steps": steps, "batch_size": 16, "eval_every": 1, "progress": False, "folder": folder}
   on_policy = resample(make, share=0.5, prompt=4, stop=END)

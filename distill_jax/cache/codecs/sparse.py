@@ -76,7 +76,7 @@ class TopK:
     log_mass = jax.nn.logsumexp(kept.log_probs, -1)
     return {
       "indices": bits.pack(kept.indices, bits.width_of(classes)),
-      "codes": bits.pack(self._quantise(kept.log_probs), self.bits),
+      "codes": bits.pack(self._quantize(kept.log_probs), self.bits),
       "log_odds": (log_mass - kept.log_tail).astype(jnp.float32),
       "label_log_prob": self._label_log_prob(output, kept.log_probs[..., 0], batch.get("label")),
     }
@@ -85,7 +85,7 @@ class TopK:
     """The targets of logits of the shape of `output`, float32."""
     classes, _ = self._check(output)
     indices = bits.unpack(columns["indices"], bits.width_of(classes), self.k).astype(jnp.int32)
-    shares = jax.nn.log_softmax(self._dequantise(bits.unpack(columns["codes"], self.bits, self.k)))
+    shares = jax.nn.log_softmax(self._dequantize(bits.unpack(columns["codes"], self.bits, self.k)))
     log_odds = columns["log_odds"]
     log_probs = jax.nn.log_sigmoid(log_odds)[..., None] + shares
     return SparseTargets(indices, log_probs, jax.nn.log_sigmoid(-log_odds), self.temperature, drawn=False)
@@ -106,7 +106,7 @@ class TopK:
     log_p = highest - (logits.max(-1) - own) / self.temperature
     return jnp.where((label >= 0) & (label < classes), log_p, UNKNOWN).astype(jnp.float32)
 
-  def _quantise(self, log_probs):
+  def _quantize(self, log_probs):
     top = 2**self.bits - 2
     gaps = log_probs[..., :1] - log_probs
     exists = log_probs > -jnp.inf
@@ -117,7 +117,7 @@ class TopK:
     codes = jnp.where(exists, codes, top + 1)
     return jnp.concatenate([first, codes[..., 1:]], -1).astype(jnp.uint32)
 
-  def _dequantise(self, codes):
+  def _dequantize(self, codes):
     top = 2**self.bits - 2
     codes = codes.astype(jnp.float32)
     spread = WIDEST * (codes[..., :1] / top) ** 2
@@ -131,7 +131,7 @@ class Samples:
 
   The draws of an example are a function of (seed, id, view), and of the token's place where it has tokens, so that they
   can be made again (Threefry; another kind of device may round a probability differently and so, rarely, draw the
-  neighbour). The one column, 'indices', is packed to the bits that V needs: 12 draws of 128,000 classes are 28 bytes.
+  neighbor). The one column, 'indices', is packed to the bits that V needs: 12 draws of 128,000 classes are 28 bytes.
 
   Attributes:
     k: draws, at least 1; about 50 for a language model (Anshumann et al. 2025, arXiv:2503.16870).

@@ -21,7 +21,7 @@ SCHEMES = ("file", "gs", "memory", "s3")
 _CONTEXT = ts.Context()  # one for all, so that `memory://x` opened twice is the same store
 _RETRIES = {
   "max_retries": 7
-}  # about a minute; TensorStore's own 32 hide a misspelt address for a quarter of an hour
+}  # about a minute; TensorStore's own 32 hide a misspelled address for a quarter of an hour
 _UNFINISHED = ".__lock"
 _PROBE = "writable"
 

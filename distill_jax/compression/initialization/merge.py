@@ -1,4 +1,4 @@
-"""Starting a narrower student from its teacher by merging units that are alike: Net2Net's widening backwards.
+"""Starting a narrower student from its teacher by merging units that are alike: Net2Net's widening backward.
 
 Net2WiderNet (Chen et al. 2016, section 2.3) duplicates units and divides the weights that read them. Here the units of
 a group (`groups`) that are most alike become one: the mean of what writes them, read by the sum of what reads them. A

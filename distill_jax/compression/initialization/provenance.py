@@ -12,7 +12,7 @@ class Origin(NamedTuple):
     shape: of the student's leaf.
     source: path in the teacher; None: the student's own.
     source_shape: of the teacher's leaf; None: the student's own.
-    how: 'copied', 'sliced', 'factorised', ... by the name of the function; '' for the student's own.
+    how: 'copied', 'sliced', 'factorized', ... by the name of the function; '' for the student's own.
   """
 
   shape: tuple[int, ...]

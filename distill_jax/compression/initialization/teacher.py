@@ -1,4 +1,4 @@
-"""Starting a student from its teacher's weights: layers copied by a map, wider arrays sliced, kernels factorised.
+"""Starting a student from its teacher's weights: layers copied by a map, wider arrays sliced, kernels factorized.
 
     every_other = {rf"^layers/{i}/": f"layers/{2 * i}/" for i in range(6)}
     params, origins = inject(student, teacher, every_other | {r"^head/": "head/"})
@@ -180,7 +180,7 @@ def inject_factors(
     root = np.sqrt(s[:rank])
     for name, value in ((first, u[:, :rank] * root), (second, root[:, None] * v[:rank])):
       values[name] = jnp.asarray(value, own[name].dtype)
-      origins[name] = Origin(tuple(own[name].shape), source, tuple(kernel.shape), "factorised")
+      origins[name] = Origin(tuple(own[name].shape), source, tuple(kernel.shape), "factorized")
   _raise(lines)
   return jax.tree.unflatten(jax.tree.structure(student), list(values.values())), origins
 

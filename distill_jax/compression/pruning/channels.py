@@ -67,8 +67,8 @@ def prune_channels(
   """Structured pruning: ever more of the channels with the lowest scores are zero.
 
   Args:
-    inner: the optimiser.
-    groups: by name, with paths in the tree that is optimised; or a function of that tree.
+    inner: the optimizer.
+    groups: by name, with paths in the tree that is optimized; or a function of that tree.
     schedule: when, and how much at each time.
     sparsity: the share in [0, 1) of channels that are zero in the end; at least one of each group is kept.
     score: `(params by path, gradients by path, group) -> [channels]`: `norm`, `scale` or `taylor`.

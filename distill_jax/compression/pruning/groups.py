@@ -20,7 +20,7 @@ class Group(NamedTuple):
       zero: kernels, biases, and the scales and biases of batch norm before a ReLU or a sum with channels of the group.
     readers: parameters that are multiplied with them.
     state: what else has a number for each of them: running statistics, in the tree of the model's state.
-    parts: how many there are where an array has several neighbouring numbers for each, as heads have; an axis is
+    parts: how many there are where an array has several neighboring numbers for each, as heads have; an axis is
       divided into so many equal parts. None: one number for each.
   """
 

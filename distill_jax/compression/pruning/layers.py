@@ -54,8 +54,8 @@ def prune_layers(
   """Ever more of the blocks with the lowest scores add nothing.
 
   Args:
-    inner: the optimiser.
-    layers: groups of one by name, with paths in the tree that is optimised; or a function of that tree.
+    inner: the optimizer.
+    layers: groups of one by name, with paths in the tree that is optimized; or a function of that tree.
     schedule: when, and how much at each time.
     sparsity: the share in [0, 1) of blocks that are dead in the end; at least one is kept.
     score: as in `channels.prune_channels`; `channels.taylor` tells what the loss changes by without the block.

@@ -18,7 +18,7 @@ class PruneState(NamedTuple):
   Attributes:
     step: updates so far, int32.
     masks: bool, True where a parameter, or a channel, is kept.
-    inner: the state of the optimiser that is wrapped.
+    inner: the state of the optimizer that is wrapped.
   """
 
   step: jax.Array
@@ -85,10 +85,10 @@ def masked(
   remake: Callable[[jax.Array, Tree, Tree, Tree], Tree],
   spread: Callable[[Tree, Tree], Tree],
 ) -> optax.GradientTransformationExtraArgs:
-  """An optimiser after whose updates the parameters are zero, exactly, where a mask is False.
+  """An optimizer after whose updates the parameters are zero, exactly, where a mask is False.
 
   Args:
-    inner: the optimiser; it gets the whole gradient.
+    inner: the optimizer; it gets the whole gradient.
     schedule: when the masks are made anew.
     start: `params -> masks`; it raises where they cannot be.
     remake: `(which update, masks, params, gradients) -> masks`; params and gradients from before the update.

@@ -1,6 +1,6 @@
 """How far each layer can be cut: thresholds under which its weights are zero and the score stays high enough.
 
-The last step of structured sparsity by regularisation (Wen et al. 2016, section 3): a penalty of `regularize` has made
+The last step of structured sparsity by regularization (Wen et al. 2016, section 3): a penalty of `regularize` has made
 groups of weights small, and each layer gets the highest threshold that the accuracy on validation examples allows.
 """
 

@@ -1,4 +1,4 @@
-"""Pruning of single weights while training: optax transformations around an optimiser, with masks in their state.
+"""Pruning of single weights while training: optax transformations around an optimizer, with masks in their state.
 
     prune(optax.adamw(1e-3), PolynomialSchedule(1000, 8000, 100), sparsity=0.9, pattern=r"^student/.*kernel$")
 
@@ -51,7 +51,7 @@ def prune(
   """Unstructured pruning: ever more of the parameters with the lowest scores are zero.
 
   Args:
-    inner: the optimiser.
+    inner: the optimizer.
     schedule: when, and how much at each time.
     sparsity: the share in [0, 1) of the chosen parameters that are zero in the end; of each array round(size * (1 -
       sparsity)) are kept, and at least one.
@@ -101,10 +101,10 @@ def prune_n_by_m(
   pattern: str = KERNELS,
   score: Score = magnitude,
 ) -> optax.GradientTransformationExtraArgs:
-  """N:M pruning: of every m neighbours along an axis the n with the highest scores are kept, from one step on.
+  """N:M pruning: of every m neighbors along an axis the n with the highest scores are kept, from one step on.
 
   Args:
-    inner: the optimiser.
+    inner: the optimizer.
     step: number of the update, from 0, at which the masks are made.
     n, m: 1 <= n <= m; 2:4 is what NVIDIA's sparse tensor cores compute with (Mishra et al. 2021).
     axis: the one that a product sums over: the inputs of kernels [*window, inputs, outputs].
@@ -146,7 +146,7 @@ def hold_zeros(
       fit(student, teacher, objective, hold_zeros(optax.adamw(1e-4), r"^student/.*kernel$"), source, ...)
 
   Args:
-    inner: the optimiser; it gets the whole gradient.
+    inner: the optimizer; it gets the whole gradient.
     pattern: which leaves, see `paths.matching`; biases begin at zero without having been pruned.
 
   Returns:

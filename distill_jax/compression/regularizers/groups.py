@@ -42,7 +42,7 @@ def proximal_groups(
   `shrink` only where it has no bias; elsewhere let `channels.prune_channels` cut it, whose `norm` is 0 for it.
 
   Args:
-    groups: by name, with paths in the tree that is optimised; or a function of that tree. `groups_of` makes them for
+    groups: by name, with paths in the tree that is optimized; or a function of that tree. `groups_of` makes them for
       channels, neurons and heads, `layers_of` for blocks.
     strength: a finite number >= 0, or a schedule of the update's number.
 

@@ -4,7 +4,7 @@
 
 A row holds `length` tokens of one document after another. Every document begins with the token `end`, and its last
 label is `end`, so that each of its tokens is predicted once; a document that a row cuts goes on in the next row, with
-positions from 0. For text beyond memory see `tokenised` and `text_stream`.
+positions from 0. For text beyond memory see `tokenized` and `text_stream`.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distill_jax.data.checks import UNLABELLED
+from distill_jax.data.checks import UNLABELED
 from distill_jax.data.source import Source
 
 END = "<|end|>"
@@ -109,7 +109,7 @@ def pack(
   Returns:
     A `Source` with, per row and place [rows, length], int32:
       tokens: what the model sees.
-      label: the document's next token, also where it stands in the next row; `UNLABELLED` where the row is filled up.
+      label: the document's next token, also where it stands in the next row; `UNLABELED` where the row is filled up.
       segments: the number of the document; -1 where the row is filled up.
       positions: in the part of the document that lies in this row, from 0.
     Ids number the rows: they change with the documents, the tokenizer and the length. `vocabulary` is the tokenizer's
@@ -132,7 +132,7 @@ def pack(
   # A document begins where it begins, or where the row does.
   places = np.arange(len(tokens))
   positions = places - np.maximum(np.repeat(starts, sizes), places // length * length)
-  fills = {"tokens": tokenizer.end, "label": UNLABELLED, "segments": -1, "positions": 0}
+  fills = {"tokens": tokenizer.end, "label": UNLABELED, "segments": -1, "positions": 0}
   arrays = {
     key: _rows(values, length, fills[key])
     for key, values in {
@@ -142,7 +142,7 @@ def pack(
       "positions": positions,
     }.items()
   }
-  return Source(arrays, tokenizer.size, name=name, ignore_label=UNLABELLED, vocabulary=tokenizer.identity)
+  return Source(arrays, tokenizer.size, name=name, ignore_label=UNLABELED, vocabulary=tokenizer.identity)
 
 
 def check_same(teacher: Tokenizer, student: Tokenizer) -> None:

@@ -1,7 +1,7 @@
 """Text beyond memory: tokens in a file that is written once and mapped, and the packed rows that lie in it.
 
-    corpus = tokenise("corpus", "work/tokens", length=1024)
-    fit(student, teacher, objective, optimizer, TextStream(corpus, 32, seed=0), ignore_label=data.UNLABELLED, ...)
+    corpus = tokenize("corpus", "work/tokens", length=1024)
+    fit(student, teacher, objective, optimizer, TextStream(corpus, 32, seed=0), ignore_label=data.UNLABELED, ...)
 
 Rows and ids are those of `text.load`, so that a teacher cache of the one is that of the other. The folder holds
 
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from distill_jax.data.batches import HostBatch
-from distill_jax.data.checks import UNLABELLED
+from distill_jax.data.checks import UNLABELED
 from distill_jax.data.source import Source
 from distill_jax.data.text.packed import BYTES, Tokenizer, check_document, documents_of, files_of
 from distill_jax.storage import files
@@ -91,7 +91,7 @@ class PackedText:
     return {
       "id": ids,
       "tokens": np.where(valid, read[:, :-1], np.int32(self.about["end"])),
-      "label": np.where(valid, read[:, 1:], np.int32(UNLABELLED)),
+      "label": np.where(valid, read[:, 1:], np.int32(UNLABELED)),
       "segments": np.where(valid, segments, -1).astype(np.int32),
       "positions": np.where(valid, places - np.maximum(self.starts[segments], begins), 0).astype(np.int32),
     }
@@ -102,12 +102,12 @@ class PackedText:
       self.rows(self.ids),
       self.classes,
       name=self.name,
-      ignore_label=UNLABELLED,
+      ignore_label=UNLABELED,
       vocabulary=self.vocabulary,
     )
 
 
-def tokenise(
+def tokenize(
   path: str | Path,
   folder: str | Path,
   *,
@@ -198,7 +198,7 @@ def _opened(folder: Path, about: dict[str, Any], length: int) -> PackedText:
   ):
     path, size = folder / f"{name}.bin", np.dtype(dtype).itemsize * count
     if not path.exists() or path.stat().st_size != size:
-      raise OSError(f"{path} is damaged: expected {size:,} bytes. Delete {folder} and tokenise again")
+      raise OSError(f"{path} is damaged: expected {size:,} bytes. Delete {folder} and tokenize again")
     found[name] = np.memmap(path, dtype, "r")
   rows = -(-about["tokens"] // length)
   if rows > ROWS:

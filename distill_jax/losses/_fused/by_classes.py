@@ -1,7 +1,7 @@
 """The loss of all tokens, some classes at a time, whose logits are never held together.
 
 Forward, one pass over the vocabulary collects logarithms of sums of exponentials and single logits; divergences to a
-mixture, which need both normalisers first, take a second. Backward, a last pass computes the same logits again, and
+mixture, which need both normalizers first, take a second. Backward, a last pass computes the same logits again, and
 from them the gradients, which go straight to their place: no array of the kernel's size is made but the gradient.
 """
 

@@ -49,7 +49,7 @@ class Plan(NamedTuple):
     classes: how many are computed at a time.
     tokens: how many are computed at a time, all classes of them; None: all, and their logits are not held.
     axis_name: the mesh axis that the vocabulary is spread over.
-    one_temperature: the temperature is the number 1, so that one normaliser serves both terms.
+    one_temperature: the temperature is the number 1, so that one normalizer serves both terms.
   """
 
   divergence: str | None

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from distill_jax.losses._fused import heads, token_values
 from distill_jax.losses._fused.heads import Plan, Products, Rows, Shared
-from distill_jax.losses._fused.token_values import DIVERGENCES, Statistics, at, normalised, put
+from distill_jax.losses._fused.token_values import DIVERGENCES, Statistics, at, normalized, put
 
 Read = Callable[[Shared, Any, int], Products]
 """`(the heads' part of some classes, the first of them, how many) -> their products`."""
@@ -85,13 +85,13 @@ def _logit_gradient(plan, rows, part, known, cotangent, plain, raw, first) -> ja
   z = token_values.tempered(plan, plain, part)
   dz = jnp.zeros_like(z)
   if saved.student is not None:
-    q = jnp.exp(normalised(z, saved.student))
+    q = jnp.exp(normalized(z, saved.student))
     dz = cotangent.log_sum[:, None] * q
   if plan.divergence in DIVERGENCES:
-    log_p = normalised(_taught(plan, raw, part), saved.teacher)
+    log_p = normalized(_taught(plan, raw, part), saved.teacher)
 
     def divergence(z):
-      return DIVERGENCES[plan.divergence](log_p, normalised(z, saved.student), part.mix)
+      return DIVERGENCES[plan.divergence](log_p, normalized(z, saved.student), part.mix)
 
     (direct,) = jax.vjp(divergence, z)[1](cotangent.divergence)
     dz = dz + direct + (cotangent.divergence * saved.slope)[:, None] * q
@@ -102,7 +102,7 @@ def _logit_gradient(plan, rows, part, known, cotangent, plain, raw, first) -> ja
     chosen = token_values.is_label(rows.labels - first, z.shape[-1])
     dz = dz + jnp.where(chosen, cotangent.label[:, None], 0)
   if found.label_log_sum is not None:
-    dz = dz + cotangent.label_log_sum[:, None] * jnp.exp(normalised(plain, found.label_log_sum))
+    dz = dz + cotangent.label_log_sum[:, None] * jnp.exp(normalized(plain, found.label_log_sum))
   return dz
 
 
@@ -223,10 +223,10 @@ def _second_pass(plan, rows, shared, read, log_sum, teacher_log_sum) -> tuple[ja
     raw = read(part, start, size)
     plain = heads.logits(raw.student, part.student, part.class_mask)
     z = token_values.tempered(plan, plain, part)
-    log_p = normalised(_taught(plan, raw, part), teacher_log_sum)
+    log_p = normalized(_taught(plan, raw, part), teacher_log_sum)
 
     def divergence(log_sum):
-      return DIVERGENCES[plan.divergence](log_p, normalised(z, log_sum), shared.mix)
+      return DIVERGENCES[plan.divergence](log_p, normalized(z, log_sum), shared.mix)
 
     value, pull = jax.vjp(divergence, log_sum)
     return carry[0] + value, carry[1] + pull(jnp.ones_like(value))[0]

@@ -108,11 +108,11 @@ def _constant(rows: Rows, shared: Shared) -> tuple[Rows, Shared]:
 
 def _blank(rows: Rows) -> Rows:
   """Rows of weight 0 as zeros: 0 times NaN would be NaN in the gradient of the kernel."""
-  diverges = labelled = rows.weights != 0
+  diverges = labeled = rows.weights != 0
   if rows.labels is not None:
-    labelled = rows.label_weights != 0
+    labeled = rows.label_weights != 0
   if rows.teacher is None and rows.kept is None:
-    diverges = labelled
+    diverges = labeled
 
   def keep(where, x):
     return None if x is None else jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x))
@@ -120,5 +120,5 @@ def _blank(rows: Rows) -> Rows:
   teacher = {
     name: keep(diverges, getattr(rows, name)) for name in ("teacher", "kept", "log_probs", "log_tail")
   }
-  labels, either = keep(labelled, rows.labels), diverges if rows.labels is None else diverges | labelled
+  labels, either = keep(labeled, rows.labels), diverges if rows.labels is None else diverges | labeled
   return rows._replace(student=keep(either, rows.student), labels=labels, **teacher)

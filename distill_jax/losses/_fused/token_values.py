@@ -102,7 +102,7 @@ def known(values: jax.Array, indices: jax.Array, classes: int) -> jax.Array:
   return jnp.where((indices >= 0) & (indices < classes), values, jnp.nan)
 
 
-def normalised(z: jax.Array, log_sum: jax.Array) -> jax.Array:
+def normalized(z: jax.Array, log_sum: jax.Array) -> jax.Array:
   """log-probabilities [T, V] of some of the classes, given log sum exp of all, [T]."""
   return z - jnp.where(log_sum == -jnp.inf, 0, log_sum)[:, None]
 
@@ -113,7 +113,7 @@ def _divergence(plan: Plan, found: Statistics, rows: Rows) -> jax.Array:
   if plan.divergence == "conditional":
     return _softmax.divergence(_softmax.log_softmax(rows.log_probs), _softmax.log_softmax(found.kept))
   if plan.divergence == "sampled":
-    return _softmax.cross_entropy(rows.log_probs, normalised(found.kept, found.log_sum))
+    return _softmax.cross_entropy(rows.log_probs, normalized(found.kept, found.log_sum))
   log_q = _softmax.log_softmax(jnp.concatenate([found.kept, found.log_sum[:, None]], -1))
   return _softmax.divergence(jnp.concatenate([rows.log_probs, rows.log_tail[:, None]], -1), log_q)
 

@@ -49,7 +49,7 @@ def from_keras(
   Returns:
     A Model. Its params are the trainable variables, nested by their path; its state all others (batch statistics,
     frozen layers) except the states of seed generators, which in training are drawn from the key of the call.
-    Losses that layers add (regularisers) are not used: add a term to the objective, or weight decay. `init`
+    Losses that layers add (regularizers) are not used: add a term to the objective, or weight decay. `init`
     from a function cannot be compiled (`jax.eval_shape` is fine): Keras draws weights from seeds of the host.
 
   Raises:

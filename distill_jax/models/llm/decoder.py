@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from distill_jax.models.remat import check_policy, rematerialised
+from distill_jax.models.remat import check_policy, rematerialized
 from distill_jax.types import Model, Outputs
 
 
@@ -89,7 +89,7 @@ class Decoder(nnx.Module):
       softcap: of the logits, handed out with the head.
       dtype: of the computation and the outputs; parameters are float32, norms and softmax are computed in it. None:
         float32.
-      remat: what a block keeps for the backward pass, see `rematerialised`; empty: all that it needs.
+      remat: what a block keeps for the backward pass, see `rematerialized`; empty: all that it needs.
       rngs: stream `params`.
 
     Raises:
@@ -143,7 +143,7 @@ class Decoder(nnx.Module):
     x = self._embedded(tokens)
     outputs, rotation = {"embedded": x}, self._rotation(positions)
     for k, block in enumerate(self.blocks, 1):
-      x, named, _ = rematerialised(_Block.__call__, self.remat)(block, x, rotation, visible)
+      x, named, _ = rematerialized(_Block.__call__, self.remat)(block, x, rotation, visible)
       outputs |= {f"{name}{k}": value for name, value in named.items()} | {f"block{k}": x}
     return {**outputs, "hidden": self.norm(x), "head": self._head()}
 
@@ -197,7 +197,7 @@ class Decoder(nnx.Module):
 
 
 class _Block(nnx.Module):
-  """Attention and SwiGLU, each on a normalised input and added to it."""
+  """Attention and SwiGLU, each on a normalized input and added to it."""
 
   def __init__(
     self,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from distill_jax.data.checks import UNLABELLED
+from distill_jax.data.checks import UNLABELED
 from distill_jax.models.llm.decoder import Decoder
 from distill_jax.models.llm.sampling import generate
 from distill_jax.types import Batch, Variables
@@ -45,7 +45,7 @@ def resample(
     `(student Variables, key, batch) -> batch`, for `make_train_step` and `fit`. Of the batch it needs 'id' [B] and
     'tokens' [B, L], and changes, where a row is replaced:
       tokens: prompt, sample, then 0.
-      label: the next token, where it is sampled; else `UNLABELLED`. The last token's is not known.
+      label: the next token, where it is sampled; else `UNLABELED`. The last token's is not known.
       segments, positions (if the batch has them): those of one document; the segment is -1 behind its end.
       sampled: bool [B], new: the rows that were replaced. Their labels are no truth: accuracy, `objectives.labels`,
         `next_tokens` and the hard-label part of `tokens` leave them out. Divergences that take labels (DKD) do not.
@@ -160,7 +160,7 @@ def _as_rows(tokens, ends, prompts, chosen: Mapping[str, Any]) -> dict[str, jax.
   sampled = (places + 1 >= prompts[:, None]) & (places + 1 < ends[:, None])
   return {
     "tokens": tokens,
-    "label": jnp.where(sampled, jnp.roll(tokens, -1, 1), UNLABELLED),
+    "label": jnp.where(sampled, jnp.roll(tokens, -1, 1), UNLABELED),
     "segments": jnp.where(inside, chosen["segments"][:, :1] if "segments" in chosen else 0, -1),
     "positions": jnp.where(inside, places, 0),
     "sampled": prompts > 0,

@@ -1,6 +1,6 @@
-"""BiT: residual networks with group norm and standardised weights (Kolesnikov et al. 2020), and their released weights.
+"""BiT: residual networks with group norm and standardized weights (Kolesnikov et al. 2020), and their released weights.
 
-Pre-activation bottlenecks (He et al. 2016b) in which every convolution's weights are standardised (Qiao et al. 2019)
+Pre-activation bottlenecks (He et al. 2016b) in which every convolution's weights are standardized (Qiao et al. 2019)
 and batch norm is replaced by group norm (Wu & He 2018): no statistics of a batch, so rows are independent, devices
 need not talk in the forward pass, and a teacher has no state.
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 
-from distill_jax.models.remat import check_policy, rematerialised
+from distill_jax.models.remat import check_policy, rematerialized
 from distill_jax.models.weights import Origin
 from distill_jax.models.zoo.cnn import check_images
 from distill_jax.models.zoo.resnet import _ends
@@ -31,7 +31,7 @@ class BiT(nnx.Module):
   -1..1. Of an image of 224x224 stage1 has 56x56, each further stage half as many on a side, rounded up.
 
   Outputs, with k = 1, 2, 3, 4 and W_k = 2^(7+k) width:
-    stem: [B, H_1, W_1, 64 width]: the first convolution after the pooling, neither normalised nor rectified.
+    stem: [B, H_1, W_1, 64 width]: the first convolution after the pooling, neither normalized nor rectified.
     stage{k}_sum: [B, H_k, W_k, W_k]: the sum that ends the stage.
     stage{k}_preact: the same after the next group norm.
     stage{k}: the same after the ReLU.
@@ -57,9 +57,9 @@ class BiT(nnx.Module):
       depth: 26, 50, 101 or 152; or the number of units in each stage.
       classes: number of logits.
       width: multiplies the channels, 64 in the narrowest layer; a multiple of 1/2, for 32 groups.
-      dtype: of the convolutions and the outputs; parameters, statistics of groups and the standardisation of
+      dtype: of the convolutions and the outputs; parameters, statistics of groups and the standardization of
         weights are float32. None: that of the input, float32 or wider.
-      remat: what a unit keeps for the backward pass, see `rematerialised`; empty: all that it needs.
+      remat: what a unit keeps for the backward pass, see `rematerialized`; empty: all that it needs.
       rngs: stream `params`.
 
     Raises:
@@ -96,7 +96,7 @@ class BiT(nnx.Module):
     x = jnp.pad(self.stem(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
     x = nnx.max_pool(x, (3, 3), (2, 2))
     outputs = {"stem": x}
-    run = rematerialised(_Unit.__call__, self.remat)
+    run = rematerialized(_Unit.__call__, self.remat)
     for number, stage in enumerate(self.stages):
       for index, unit in enumerate(stage):
         before, (preact, x) = x, run(unit, x)
@@ -159,14 +159,14 @@ class _Conv(nnx.Module):
     self.stride, self.dtype = stride, dtype
 
   def __call__(self, x):
-    x, kernel = dtypes.promote_dtype((x, _standardised(self.kernel[...])), dtype=self.dtype)
+    x, kernel = dtypes.promote_dtype((x, _standardized(self.kernel[...])), dtype=self.dtype)
     side = (kernel.shape[0] // 2,) * 2
     return jax.lax.conv_general_dilated(
       x, kernel, (self.stride, self.stride), (side, side), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-def _standardised(kernel: jax.Array) -> jax.Array:
+def _standardized(kernel: jax.Array) -> jax.Array:
   kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
   kernel -= kernel.mean((0, 1, 2))
   return kernel * jax.lax.rsqrt(jnp.square(kernel).mean((0, 1, 2)) + 1e-10)

@@ -47,7 +47,7 @@ class CNN(nnx.Module):
   def __init__(
     self, channels: int, widths: Sequence[int], classes: int, *, dtype=None, axis_name=None, rngs: nnx.Rngs
   ):
-    """Build the layers with He initialisation (He et al. 2015, equation 10).
+    """Build the layers with He initialization (He et al. 2015, equation 10).
 
     Args:
       channels: of the images.

@@ -26,7 +26,7 @@ class MLP(nnx.Module):
     dtype=None,
     rngs: nnx.Rngs,
   ):
-    """Build the layers with He initialisation (He et al. 2015, equation 10).
+    """Build the layers with He initialization (He et al. 2015, equation 10).
 
     Args:
       inputs: numbers per example: H * W * C for images.

@@ -7,7 +7,7 @@ stage after the first halves the map, rounded up, and 32x32 is what they were de
 import jax
 from flax import nnx
 
-from distill_jax.models.remat import check_policy, rematerialised
+from distill_jax.models.remat import check_policy, rematerialized
 from distill_jax.models.zoo.cnn import check_images
 from distill_jax.types import Outputs
 
@@ -41,7 +41,7 @@ class ResNet(nnx.Module):
     remat: str = "",
     rngs: nnx.Rngs,
   ):
-    """Build the layers with He initialisation by fan-out.
+    """Build the layers with He initialization by fan-out.
 
     Args:
       channels: of the images.
@@ -51,7 +51,7 @@ class ResNet(nnx.Module):
       dtype: of the computation and the outputs; parameters and batch statistics are float32. None: that of
         the input, float32 or wider.
       axis_name: mapped axis (`pmap`, `shard_map`) over which batch norm takes its statistics.
-      remat: what a block keeps for the backward pass, see `rematerialised`; empty: all that it needs.
+      remat: what a block keeps for the backward pass, see `rematerialized`; empty: all that it needs.
       rngs: stream `params`.
 
     Raises:
@@ -74,7 +74,7 @@ class ResNet(nnx.Module):
     check_images(x, self.channels)
     outputs = {"stem": nnx.relu(self.norm(self.stem(x)))}
     x = outputs["stem"]
-    run = rematerialised(_Block.__call__, self.remat)
+    run = rematerialized(_Block.__call__, self.remat)
     for number, stage in enumerate(self.stages, 1):
       for block in stage:
         preact = run(block, x)
@@ -93,7 +93,7 @@ class WideResNet(nnx.Module):
   batch norm, which belongs to that next stage.
 
   Outputs, with k = 1, 2, 3:
-    stem: [B, H, W, 16]: the first convolution, neither normalised nor rectified.
+    stem: [B, H, W, 16]: the first convolution, neither normalized nor rectified.
     stage{k}_sum: [B, H_k, W_k, 2^(3+k) width]: the sum that ends the stage, RepDistiller's feature k.
     stage{k}_preact: the same after the next batch norm: RepDistiller's with `preact=True`.
     stage{k}: the same after the ReLU. stage1 has the image's size, each further one half of the last.
@@ -113,7 +113,7 @@ class WideResNet(nnx.Module):
     remat: str = "",
     rngs: nnx.Rngs,
   ):
-    """Build the layers with He initialisation by fan-out.
+    """Build the layers with He initialization by fan-out.
 
     Args:
       channels: of the images.
@@ -123,7 +123,7 @@ class WideResNet(nnx.Module):
       dtype: of the computation and the outputs; parameters and batch statistics are float32. None: that of
         the input, float32 or wider.
       axis_name: mapped axis (`pmap`, `shard_map`) over which batch norm takes its statistics.
-      remat: what a block keeps for the backward pass, see `rematerialised`; empty: all that it needs.
+      remat: what a block keeps for the backward pass, see `rematerialized`; empty: all that it needs.
       rngs: stream `params`.
 
     Raises:
@@ -147,7 +147,7 @@ class WideResNet(nnx.Module):
     check_images(x, self.channels)
     x = self.stem(x)
     outputs = {"stem": x}
-    run = rematerialised(_PreactBlock.__call__, self.remat)
+    run = rematerialized(_PreactBlock.__call__, self.remat)
     for number, stage in enumerate(self.stages):
       for index, block in enumerate(stage):
         before, (preact, x) = x, run(block, x)

@@ -43,7 +43,7 @@ class VGG(nnx.Module):
     axis_name=None,
     rngs: nnx.Rngs,
   ):
-    """Build the layers with He initialisation (He et al. 2015, equation 10).
+    """Build the layers with He initialization (He et al. 2015, equation 10).
 
     Args:
       channels: of the images.

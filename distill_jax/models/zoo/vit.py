@@ -131,7 +131,7 @@ class ViT(nnx.Module):
 
 
 class _Block(nnx.Module):
-  """Attention and a perceptron with GELU, each on a normalised input and added to it."""
+  """Attention and a perceptron with GELU, each on a normalized input and added to it."""
 
   def __init__(self, width, heads, head_width, inner, linear, dtype, rngs):
     self.head_width = head_width
