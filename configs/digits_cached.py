@@ -29,7 +29,7 @@ import dataclasses
 from digits import Digits
 
 from distill_jax import losses, objectives
-from distill_jax.cache import Dense, Samples, TopK
+from distill_jax.cache import Dense, RandomSampling, TopK
 from distill_jax.errors import suggest
 from distill_jax.jobs.config import ConfigError
 
@@ -49,7 +49,7 @@ class Cached(Digits):
   codec: str = "dense"
   k: int = 3
 
-  def kept(self):
+  def cached_outputs(self):
     return kept(self.codec, self.k, self.temperature)
 
   def objective(self):
@@ -67,7 +67,7 @@ def kept(codec: str, k: int, temperature: float):
   """What the cache keeps of the logits."""
   if codec == "dense":
     return {"logits": Dense("float16")}
-  return {"logits": (TopK if codec == "top_k" else Samples)(k, temperature)}
+  return {"logits": (TopK if codec == "top_k" else RandomSampling)(k, temperature)}
 
 
 def soft_targets(codec: str, temperature: float):

@@ -37,7 +37,9 @@ class Mutual(Digits):
     return (
       super()
       .recipe(variant)
-      ._replace(learner=cohort([self.student()] * self.students), exported=lambda learned: member(learned, 0))
+      ._replace(
+        train_model=cohort([self.student()] * self.students), export_fn=lambda learned: member(learned, 0)
+      )
     )
 
   def objective(self):

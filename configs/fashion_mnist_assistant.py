@@ -72,20 +72,24 @@ class Staged(FashionMnist10k):
       case "via.assistant":
         return made._replace(teacher="assistant")
       case "hints":
-        return made._replace(training=self.hint_training, last=True)
+        return made._replace(training=self.hint_training, export_last=True)
       case "hints.then.kd":
-        return made._replace(start="hints")
+        return made._replace(init_from="hints")
       case "together":
-        return made._replace(inject=inject_convolutions)
+        return made._replace(init_from_teacher=inject_convolutions)
       case "together.pruned":
         return made._replace(
-          start="together", training=self.pruned_training, exported=small, cut=True, last=True
+          init_from="together",
+          training=self.pruned_training,
+          export_fn=small,
+          allow_shrunk=True,
+          export_last=True,
         )
       case "together.tuned":
-        return made._replace(start="together.pruned", training=self.tuning, cut=True)
+        return made._replace(init_from="together.pruned", training=self.tuning, allow_shrunk=True)
     return made
 
-  def variant_objective(self, variant, taught=None):
+  def variant_objective(self, variant, trained_teacher=None):
     if variant == "hints":
       return objectives.weighted(hint=(1.0, objectives.features("block2", "block2", losses.hint)))
     if not variant.startswith("together"):

@@ -48,7 +48,7 @@ class Attentive(FashionMnist10k):
   def variants(self):
     return ("kd", "at", "afd", "aligned", "at.afd.aligned")
 
-  def variant_objective(self, variant, taught=None):
+  def variant_objective(self, variant, trained_teacher=None):
     beside = {
       "at": lambda: {
         f"at{k}": (

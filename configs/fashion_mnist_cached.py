@@ -38,14 +38,14 @@ class Cached(FashionMnist):
   """
 
   cache: str = "runs/fashion_mnist_cached/cache"
-  views: int = 8
+  num_views: int = 8
   codec: str = "dense"
   k: int = 4
   student_training: Training = dataclasses.field(
     default_factory=lambda: Training(steps=1500, batch_size=128, learning_rate=5e-3, weight_decay=1e-3)
   )
 
-  def kept(self):
+  def cached_outputs(self):
     return kept(self.codec, self.k, self.temperature)
 
   def objective(self):

@@ -53,7 +53,7 @@ class FewLabels(FashionMnist):
     return data.label_fraction(train, self.label_fraction)
 
   def recipe(self, variant):
-    return super().recipe(variant)._replace(exported=self.corrected)
+    return super().recipe(variant)._replace(export_fn=self.corrected)
 
   def corrected(self, variables):
     """The student's weights, with the bias that suits the validation examples."""

@@ -70,20 +70,20 @@ class Injected(FashionMnist10k):
     made, first = super().recipe(variant), functools.partial(inject_convolutions, layers=FIRST)
     match variant:
       case "injected" | "injected.alone":
-        return made._replace(inject=inject_convolutions)
+        return made._replace(init_from_teacher=inject_convolutions)
       case "injected.one":
-        return made._replace(inject=first)
+        return made._replace(init_from_teacher=first)
       case "injected.frozen":
-        return made._replace(inject=first, training=self.frozen_training)
+        return made._replace(init_from_teacher=first, training=self.frozen_training)
     return made
 
-  def variant_objective(self, variant, taught=None):
-    return self.plain_objective() if variant == "injected.alone" else self.objective()
+  def variant_objective(self, variant, trained_teacher=None):
+    return self.baseline_objective() if variant == "injected.alone" else self.objective()
 
 
-def inject_convolutions(own: Variables, taught, layers=LAYERS) -> tuple[Variables, Provenance]:
+def inject_convolutions(own: Variables, trained_teacher, layers=LAYERS) -> tuple[Variables, Provenance]:
   """The student's first weights, with the teacher's convolutions; and where each came from."""
-  return inject(own, taught.variables, layers, fit=sliced)
+  return inject(own, trained_teacher.variables, layers, fit=sliced)
 
 
 def get_config():

@@ -44,7 +44,7 @@ def in_int8(recipe: Recipe, variant: str, make_module: Callable[[nnx.Rngs], nnx.
 
   any_weights = recipe.student.init(jax.random.key(0), {"image": IMAGE})
   learner = recipe.student if variant == "rounded" else from_nnx(fake_quantized(make_module))
-  return recipe._replace(student=served(any_weights), learner=learner, exported=weights)
+  return recipe._replace(student=served(any_weights), train_model=learner, export_fn=weights)
 
 
 @dataclasses.dataclass

@@ -48,7 +48,7 @@ from fashion_mnist import FashionMnist
 from distill_jax import losses, objectives
 from distill_jax.distributed import sharding
 from distill_jax.errors import suggest
-from distill_jax.jobs.config import ConfigError, Taught, Training, check
+from distill_jax.jobs.config import ConfigError, TrainedTeacher, Training, check
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.cnn import CNN
 from distill_jax.models.zoo.pooling import max_pool
@@ -92,8 +92,8 @@ class Methods(FashionMnist):
   def variants(self):
     return self.methods or tuple(makers(self, None))
 
-  def variant_objective(self, variant, taught=None):
-    return makers(self, taught)[variant]()
+  def variant_objective(self, variant, trained_teacher=None):
+    return makers(self, trained_teacher)[variant]()
 
   def validate(self) -> None:
     known = makers(self, None)
@@ -108,7 +108,7 @@ class Methods(FashionMnist):
       )
 
 
-def makers(config: Methods, taught: Taught | None) -> Mapping[str, Callable[[], Objective]]:
+def makers(config: Methods, trained_teacher: TrainedTeacher | None) -> Mapping[str, Callable[[], Objective]]:
   """What makes the objective of each method."""
   steps, batch = config.student_training.steps, config.student_training.batch_size
   epoch = steps // 5
@@ -161,10 +161,13 @@ def makers(config: Methods, taught: Taught | None) -> Mapping[str, Callable[[], 
     "nst": lambda: beside_labels(maps=(50.0, same("block3", losses.nst, project=False))),
     "fsp": lambda: beside_labels(maps=(50.0, objectives.features(BLOCKS[1:], BLOCKS[1:], flow))),
     "factor_transfer": lambda: beside_labels(
-      maps=(200.0, objectives.factor_transfer("block3", "block3", paraphraser(config, taught, epoch)))
+      maps=(
+        200.0,
+        objectives.factor_transfer("block3", "block3", paraphraser(config, trained_teacher, epoch)),
+      )
     ),
     "activation_boundary": lambda: boundaries(epoch),
-    "ofd": lambda: beside_labels(**overhaul(config, taught)),
+    "ofd": lambda: beside_labels(**overhaul(config, trained_teacher)),
     "review_kd": lambda: beside_labels(maps=(warm(5.0), objectives.review_kd(BLOCKS, BLOCKS))),
     "inter_channel": lambda: beside_labels(maps=(500 / batch, same("block3", losses.inter_channel))),
     "cwd": lambda: beside_labels(maps=(50.0, same("block3", losses.cwd))),
@@ -189,7 +192,7 @@ def makers(config: Methods, taught: Taught | None) -> Mapping[str, Callable[[], 
       0.1, soft=(0.9, kd), embedding=(1.0, embeddings(losses.correlation_congruence))
     ),
     "crd": lambda: beside_labels(
-      embedding=(0.8, objectives.crd("embedding", "embedding", ids(config, taught), negatives=1024))
+      embedding=(0.8, objectives.crd("embedding", "embedding", ids(config, trained_teacher), negatives=1024))
     ),
     "info_nce": lambda: beside_labels(
       embedding=(1.0, objectives.features("embedding", "embedding", losses.info_nce))
@@ -258,39 +261,39 @@ def boundaries(epoch: int) -> Objective:
   return objectives.weighted(hard=(after, objectives.labels()), **terms)
 
 
-def overhaul(config: Methods, taught: Taught | None) -> dict:
+def overhaul(config: Methods, trained_teacher: TrainedTeacher | None) -> dict:
   """OFD of each block, halved for each earlier one, with the margins of the teacher's batch norms."""
-  params = teacher_params(config, taught)
+  params = teacher_params(config, trained_teacher)
   return {
     name: (1e-3 * 2.0**-i, objectives.ofd(name, name, objectives.ofd_margin_at(params, TEACHER_NORMS[name])))
     for i, name in enumerate(reversed(STUDENT_NORMS))
   }
 
 
-def teacher_params(config: Methods, taught: Taught | None):
+def teacher_params(config: Methods, trained_teacher: TrainedTeacher | None):
   """The teacher's, or zeros."""
-  if taught is not None:
-    return taught.variables.params
+  if trained_teacher is not None:
+    return trained_teacher.variables.params
   shapes = jax.eval_shape(config.teacher().init, jax.random.key(0), {})
   return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes.params)
 
 
-def paraphraser(config: Methods, taught: Taught | None, steps: int):
+def paraphraser(config: Methods, trained_teacher: TrainedTeacher | None, steps: int):
   """Trained on the student's images; untrained without a teacher."""
   term = objectives.paraphraser("block3")
-  if taught is None:
+  if trained_teacher is None:
     channels = len(objectives.ofd_margin_at(teacher_params(config, None), TEACHER_NORMS["before3"]))
     shape = jax.ShapeDtypeStruct((1, 7, 7, channels), jnp.float32)
     return term.init(jax.random.key(0), {}, {"block3": shape}).params
   fitted = fit(
     config.student(),
-    taught.teacher,
+    trained_teacher.teacher,
     objectives.weighted(paraphraser=(1.0, term)),
     optax.adam(1e-3),
-    taught.train,
+    trained_teacher.train,
     steps=max(1, steps),
     batch_size=config.student_training.batch_size,
-    teacher_variables=taught.variables,
+    teacher_variables=trained_teacher.variables,
     augment=config.augment(),
     mesh=sharding.data_mesh(config.devices or None),
     progress=False,
@@ -298,9 +301,9 @@ def paraphraser(config: Methods, taught: Taught | None, steps: int):
   return jax.device_get(fitted.state.params["objective"]["paraphraser"])
 
 
-def ids(config: Methods, taught: Taught | None) -> int:
+def ids(config: Methods, trained_teacher: TrainedTeacher | None) -> int:
   """One more than the largest id that the student meets; a guess before its images are known."""
-  return 2 * config.images if taught is None else int(taught.train.ids.max()) + 1
+  return 2 * config.images if trained_teacher is None else int(trained_teacher.train.ids.max()) + 1
 
 
 def get_config():

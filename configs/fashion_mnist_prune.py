@@ -26,7 +26,7 @@ from distill_jax.compression.pruning.masks import PolynomialSchedule
 from distill_jax.compression.pruning.shrink import shrink
 from distill_jax.compression.pruning.weights import prune, prune_n_by_m
 from distill_jax.errors import suggest
-from distill_jax.jobs.config import ConfigError, Training, prefixed
+from distill_jax.jobs.config import ConfigError, Training, error_prefix
 
 KINDS = ("channels", "weights", "two.of.four")
 WEIGHTS = r"^student/.*kernel$"
@@ -69,7 +69,7 @@ class PrunedTraining(Training):
       raise ConfigError(f"kind: expected one of {KINDS}, got {self.kind!r}{suggest(self.kind, KINDS)}")
     if self.end >= self.steps:
       raise ConfigError(f"end: expected less than steps={self.steps}, got {self.end}")
-    with prefixed("sparsity, distribution, begin, end and every"):
+    with error_prefix("sparsity, distribution, begin, end and every"):
       self.optimizer()
 
 
@@ -97,13 +97,13 @@ class Pruned(FashionMnist10k):
     made = super().recipe(variant)
     match variant:
       case "channels":
-        return made._replace(training=self.channels, exported=small, cut=True, last=True)
+        return made._replace(training=self.channels, export_fn=small, allow_shrunk=True, export_last=True)
       case "channels.tuned":
-        return made._replace(training=self.tuning, start="channels", cut=True)
+        return made._replace(training=self.tuning, init_from="channels", allow_shrunk=True)
       case "weights":
-        return made._replace(training=self.weights, last=True)
+        return made._replace(training=self.weights, export_last=True)
       case "two.of.four":
-        return made._replace(training=self.two_of_four, last=True)
+        return made._replace(training=self.two_of_four, export_last=True)
     return made
 
 

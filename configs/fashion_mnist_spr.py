@@ -97,15 +97,17 @@ class Sparse(FashionMnist10k):
     made = super().recipe(variant)
     match variant:
       case "spr" | "spr.alone":
-        return made._replace(training=self.channels, exported=self._without_channels, cut=True, last=True)
+        return made._replace(
+          training=self.channels, export_fn=self._without_channels, allow_shrunk=True, export_last=True
+        )
       case "spr.tuned":
-        return made._replace(training=self.tuning, start="spr", cut=True)
+        return made._replace(training=self.tuning, init_from="spr", allow_shrunk=True)
       case "l1":
-        return made._replace(training=self.weights, exported=self._without_weights, last=True)
+        return made._replace(training=self.weights, export_fn=self._without_weights, export_last=True)
     return made
 
-  def variant_objective(self, variant, taught=None):
-    return self.plain_objective() if variant == "spr.alone" else self.objective()
+  def variant_objective(self, variant, trained_teacher=None):
+    return self.baseline_objective() if variant == "spr.alone" else self.objective()
 
   def validate(self) -> None:
     super().validate()

@@ -71,11 +71,11 @@ class Transformers(FashionMnist10k):
       return made
     return made._replace(student=self._vit(self.student_width, self.student_depth, distilled=True))
 
-  def variant_objective(self, variant, taught=None):
+  def variant_objective(self, variant, trained_teacher=None):
     pairs = layer_map(self.student_depth, self.teacher_depth)
     if variant == "deit":
       own = objectives.features("distillation", "logits", losses.hard_distillation, project=False)
-      return objectives.weighted(hard=(0.5, objectives.labels()), taught=(0.5, own))
+      return objectives.weighted(hard=(0.5, objectives.labels()), soft=(0.5, own))
     beside = {
       "attention": lambda: (self.attention_weight, objectives.attention(pairs, last=PATCHES)),
       "relations": lambda: (

@@ -134,10 +134,10 @@ class Llama(Config):
   def objective(self):
     return objectives.weighted(soft=(1.0, objectives.tokens("bucket" if self.cache else "kl")))
 
-  def plain_objective(self):
+  def baseline_objective(self):
     return objectives.weighted(hard=(1.0, objectives.next_tokens()))
 
-  def kept(self):
+  def cached_outputs(self):
     return {"logits": TopK(self.k)}
 
   # Every chip has the whole heads: the losses read them some classes at a time, and would gather them each time.

@@ -28,12 +28,12 @@ import numpy as np
 from flax import nnx
 
 from distill_jax import objectives
-from distill_jax.cache import Samples, TopK
+from distill_jax.cache import RandomSampling, TopK
 from distill_jax.data import text
 from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check
 from distill_jax.models import from_nnx
 from distill_jax.models.llm.decoder import Decoder
-from distill_jax.models.llm.on_policy import resample
+from distill_jax.models.llm.on_policy import generate_on_policy
 from distill_jax.models.llm.sampling import Generator
 
 HEAD = 20  # numbers of an attention head
@@ -113,13 +113,17 @@ class LanguageModel(Config):
     if variant != "on.policy":
       return made
     tokenizer, _ = _read(self.text, self.vocabulary)
-    sampled = resample(self._make_student(), share=self.share, prompt=self.prompt, stop=tokenizer.end)
+    sampled = generate_on_policy(
+      self._make_student(), share=self.share, prompt=self.prompt, stop=tokenizer.end
+    )
     return made._replace(on_policy=sampled)
 
-  def kept(self):
-    return {f"logits@top{k}": TopK(k) for k in self.ks} | {f"logits@draws{k}": Samples(k) for k in self.ks}
+  def cached_outputs(self):
+    return {f"logits@top{k}": TopK(k) for k in self.ks} | {
+      f"logits@draws{k}": RandomSampling(k) for k in self.ks
+    }
 
-  def variant_objective(self, variant, taught=None):
+  def variant_objective(self, variant, trained_teacher=None):
     how, _, k = variant.partition(".")
     tail, kept = {
       "top": ("conditional", f"logits@top{k}"),
@@ -130,7 +134,7 @@ class LanguageModel(Config):
       tokens=(1.0, objectives.tokens(tail, label_weight=self.label_weight, targets=kept))
     )
 
-  def plain_objective(self):
+  def baseline_objective(self):
     return objectives.weighted(tokens=(1.0, objectives.next_tokens()))
 
   def shown(self, model, variables):

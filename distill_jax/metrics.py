@@ -115,9 +115,11 @@ def token_scores(
     return jnp.pad(x, ((0, -tokens % chunk),) + ((0, 0),) * (x.ndim - 1)).reshape(-1, chunk, *x.shape[1:])
 
   def score(part):
-    own, taught, label, real = part
+    own, teacher_outputs, label, real = part
     logits = logits_of({"hidden": own, "head": head})
-    teacher_logits = None if taught is None else logits_of({"hidden": taught, "head": teacher[1]})
+    teacher_logits = (
+      None if teacher_outputs is None else logits_of({"hidden": teacher_outputs, "head": teacher[1]})
+    )
     return _scores(logits, label, real, teacher_logits, bins)
 
   parts = chunks(hidden), None if teacher is None else chunks(teacher[0]), chunks(labels), chunks(known)

@@ -18,7 +18,7 @@ CACHED = "teacher/"
 _COLUMNS = (".values", ".indices")  # every codec of `cache.codecs` has one of them
 
 
-def live(model: Model, *, dtype) -> Model:
+def with_dtype(model: Model, *, dtype) -> Model:
   """The model with its weights and inputs in a dtype of its own (a bfloat16 teacher of a float32 student).
 
   What it says depends on the program that it is a part of: XLA keeps some intermediate results in float32, and which
@@ -35,7 +35,7 @@ def live(model: Model, *, dtype) -> Model:
   """
   if not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(f"dtype: expected a floating one such as jnp.bfloat16, got {dtype}")
-  if model.follow is not None:
+  if model.ema_update is not None:
     raise ValueError("live: a moving average lives in the train state: pass it to the step as it is")
 
   def init(key, batch):
@@ -123,7 +123,7 @@ def moving_average(student: Model, *, decay: float = 0.999) -> Model:
   if not 0 <= decay < 1:
     raise ValueError(f"decay: expected a number in [0, 1), got {decay}")
 
-  def follow(own: Variables, current: Variables, step: jax.Array) -> Variables:
+  def ema_update(own: Variables, current: Variables, step: jax.Array) -> Variables:
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
     def blend(a, b):
@@ -132,7 +132,7 @@ def moving_average(student: Model, *, decay: float = 0.999) -> Model:
 
     return jax.tree.map(blend, own, current)
 
-  return Model(student.init, student.apply, None, follow)
+  return Model(student.init, student.apply, None, ema_update)
 
 
 def _own(outputs, i: int) -> list[str]:

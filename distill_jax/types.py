@@ -8,7 +8,7 @@ import jax
 Tree = Any  # a pytree of arrays
 Batch = Mapping[str, Any]
 """Arrays of one batch, rows first: 'id' (row in the full named split), 'view', 'image' or 'tokens',
-'label' (int [B], or rows of probabilities [B, C]), 'where' (valid rows, bool [B]), 'sampled' (rows that the student
+'label' (int [B], or rows of probabilities [B, C]), 'where' (valid rows, bool [B]), 'generated' (rows that the student
 wrote, bool [B]), 'teacher/...'."""
 
 Outputs = Mapping[str, Any]
@@ -31,14 +31,14 @@ class Model(NamedTuple):
       typed PRNG key or None (then the model must not draw). Only `params` are differentiated.
     variables: the weights the model was built with, if it was built with any. A frozen teacher needs
       them (or `teacher_variables=` in `train.fit`); `init` returns a copy of them.
-    follow: `(own, student, step) -> own`, all `Variables`: set for a teacher that is computed from the
+    ema_update: `(own, student, step) -> own`, all `Variables`: set for a teacher that is computed from the
       student after each update (a moving average). Such a teacher lives in the train state.
   """
 
   init: Callable[..., Variables]
   apply: Callable[..., tuple[Outputs, Tree]]
   variables: Variables | None = None
-  follow: Callable[..., Variables] | None = None
+  ema_update: Callable[..., Variables] | None = None
 
 
 class Objective(NamedTuple):

@@ -68,7 +68,7 @@ def test_your_own_model_live_and_from_a_cache(rng, tmp_path, monkeypatch):
   for block, steps in ("\n".join(lines), 20), (BLOCKS[2], 10), (BLOCKS[4], 5):
     exec(block.replace("steps=3000", f"steps={steps}, progress=False"), names)
     assert names["fitted"].history[-1]["step"] == steps
-  assert names["outputs"].views == 8
+  assert names["outputs"].num_views == 8
 
 
 def test_language_models(tmp_path, monkeypatch):

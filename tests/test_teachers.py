@@ -53,7 +53,7 @@ def answer(model, batch, variables=None):
 def test_a_live_teacher_computes_in_its_own_dtype(batch):
   given = Normed().init(KEY, batch["image"], train=False)
   model = from_linen(Normed(), given)
-  half = teachers.live(model, dtype=jnp.bfloat16)
+  half = teachers.with_dtype(model, dtype=jnp.bfloat16)
   for variables in (half.variables, half.init(KEY, batch)):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.bfloat16)}
   outputs = answer(half, batch)
@@ -73,7 +73,7 @@ def test_a_live_teacher_keeps_integers_and_its_unmade_weights(batch):
 
   variables = jnp.ones(()), {"count": jnp.int32(3)}
   model = from_apply(lambda key, x, y: variables, apply, inputs=["image", "label"])
-  half = teachers.live(model, dtype=jnp.float16)
+  half = teachers.with_dtype(model, dtype=jnp.float16)
   assert half.variables is None
   made = half.init(KEY, batch)
   _, state = half.apply(*made, batch, train=False, key=None)
@@ -84,7 +84,7 @@ def test_a_live_teacher_keeps_integers_and_its_unmade_weights(batch):
 @pytest.mark.parametrize("dtype", [jnp.int8, bool])
 def test_a_dtype_that_is_not_floating_is_refused(dtype):
   with pytest.raises(ValueError, match="dtype: expected a floating one"):
-    teachers.live(says([1.0]), dtype=dtype)
+    teachers.with_dtype(says([1.0]), dtype=dtype)
 
 
 # cached
@@ -219,7 +219,7 @@ def test_the_average_follows_weights_and_statistics(rng, batch, decay):
   own = model.init(KEY, batch)
   own = Variables(own.params, own.state | {"counters": {"n": jnp.int32(0)}})
   expected = jax.tree.map(lambda x: np.asarray(x, np.float64), own)
-  follow = jax.jit(model.follow)
+  ema_update = jax.jit(model.ema_update)
 
   def blend(a, b, d):
     # Integers are taken over.
@@ -230,7 +230,7 @@ def test_the_average_follows_weights_and_statistics(rng, batch, decay):
 
   for step in range(12):
     student = jax.tree.map(functools.partial(draw, step=step), own)
-    own = follow(own, student, jnp.int32(step))
+    own = ema_update(own, student, jnp.int32(step))
     d = min(decay, (1 + step) / (10 + step))
     expected = jax.tree.map(functools.partial(blend, d=d), expected, student)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), own, expected)
@@ -243,7 +243,7 @@ def test_the_average_keeps_dtypes_keys_and_the_student_s_functions(batch):
   assert (model.init, model.apply, model.variables) == (student.init, student.apply, None)
   own = Variables({"w": jnp.ones(2, jnp.bfloat16)}, {"key": KEY, "flag": jnp.array(True)})
   current = Variables({"w": jnp.zeros(2, jnp.bfloat16)}, {"key": jax.random.key(5), "flag": jnp.array(False)})
-  new = model.follow(own, current, jnp.int32(0))
+  new = model.ema_update(own, current, jnp.int32(0))
   assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(lambda x: x.dtype, own)
   np.testing.assert_allclose(new.params["w"].astype(jnp.float32), 0.1, rtol=0.02)
   assert new.state["key"] == jax.random.key(5) and not new.state["flag"]
@@ -252,17 +252,17 @@ def test_the_average_keeps_dtypes_keys_and_the_student_s_functions(batch):
 def test_a_moving_average_is_not_wrapped():
   average = teachers.moving_average(says([1.0]))
   with pytest.raises(ValueError, match="live: a moving average"):
-    teachers.live(average, dtype=jnp.bfloat16)
+    teachers.with_dtype(average, dtype=jnp.bfloat16)
   with pytest.raises(ValueError, match="model 1 follows the student"):
     teachers.ensemble([says([1.0]), average], mean="logits")
 
 
 def test_every_teacher_is_a_model():
   made = [
-    teachers.live(says([1.0]), dtype=jnp.float16),
+    teachers.with_dtype(says([1.0]), dtype=jnp.float16),
     teachers.cached(),
     teachers.ensemble([says([1.0])], mean="logits"),
     teachers.moving_average(says([1.0])),
   ]
   assert all(isinstance(model, Model) for model in made)
-  assert [model.follow is not None for model in made] == [False, False, False, True]
+  assert [model.ema_update is not None for model in made] == [False, False, False, True]

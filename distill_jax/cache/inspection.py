@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.cache.codecs.dense import output_of
-from distill_jax.cache.codecs.sparse import Samples, TopK
+from distill_jax.cache.codecs.sparse import RandomSampling, TopK
 from distill_jax.cache.examples import InMemory
 from distill_jax.cache.reader import Cache
 from distill_jax.data import Source
@@ -23,7 +23,7 @@ def describe(cache: Cache, source: Source | None = None) -> str:
   lines += [f"  (written) {name}: {value}" for name, value in cache.manifest.provenance.items()]
   names = [name for name in cache.outputs if output_of(name) == "logits"]
   if names:
-    drawn = [name for name in names if isinstance(cache.outputs[name][0], Samples)]
+    drawn = [name for name in names if isinstance(cache.outputs[name][0], RandomSampling)]
     lines += _confidence(cache, ([name for name in names if name not in drawn] or drawn)[0], source)
   return "\n".join(lines)
 
@@ -31,7 +31,7 @@ def describe(cache: Cache, source: Source | None = None) -> str:
 def _confidence(cache: Cache, name: str, source: Source | None) -> list[str]:
   """A histogram of the teacher's largest probability over the first view, and how right it is there."""
   codec, _ = cache.outputs[name]
-  if isinstance(codec, Samples):
+  if isinstance(codec, RandomSampling):
     return ["  the teacher's confidence is not known: draws were kept"]
   ids = cache.manifest.rows.ids
   ids = ids[cache.shown(ids, np.zeros(len(ids), np.int32))]

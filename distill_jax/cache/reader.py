@@ -42,7 +42,7 @@ class Cache:
     store: where it lies.
     manifest: what it is.
     outputs: `{name: (codec, ShapeDtypeStruct of one example's output)}`.
-    views: of each example.
+    num_views: of each example.
   """
 
   def __init__(self, store: Store, made: Manifest, memory: int = MEMORY):
@@ -51,7 +51,7 @@ class Cache:
     for name, kept in made.identity["outputs"].items():
       codec = dense.from_spec({field: value for field, value in kept.items() if field not in ("shape", "of")})
       self.outputs[name] = codec, jax.ShapeDtypeStruct(tuple(kept["shape"]), jnp.dtype(kept["of"]))
-    self.views = made.rows.views
+    self.num_views = made.rows.num_views
     self._streamed, self._head = "crop" in made.identity["data"], made.identity["teacher"].get("head")
     self._names = [(column.name, CACHED + column.name) for column in made.columns]
 
@@ -64,7 +64,7 @@ class Cache:
     size, record = made.size, made.header(0).record.itemsize
     lines = [
       f"cache in {self.store.url}",
-      f"  {len(self):,} rows: {self.examples:,} examples x {self.views} views, {record:,} bytes a row, {size:,} bytes "
+      f"  {len(self):,} rows: {self.examples:,} examples x {self.num_views} views, {record:,} bytes a row, {size:,} bytes "
       f"in {len(made.plan)} shards",
     ]
     if self._head is not None:
@@ -83,7 +83,7 @@ class Cache:
     """The teacher's, where its hidden states are kept.
 
     Raises:
-      Incomplete, Damaged: it is not there, or was changed.
+      Incomplete, CorruptCache: it is not there, or was changed.
     """
     return None if self._head is None else heads.read(self.store, self._head)
 
@@ -130,7 +130,7 @@ class Cache:
 
     Raises:
       ValueError: the batch has no 'id' or 'view', or an example or a view is not in the cache.
-      Damaged: a row is not what was written; shard and example are named.
+      CorruptCache: a row is not what was written; shard and example are named.
     """
     records = self.table.read(*self._keys(batch))
     if self._streamed and (records["source_crc"] == BAD).any():
@@ -174,7 +174,7 @@ class Cache:
       'rows', 'bytes', 'sha256' of the shards, 'manifest'.
 
     Raises:
-      Incomplete, Damaged: shard and example are named.
+      Incomplete, CorruptCache: shard and example are named.
     """
     record = complete(self.store, self.manifest)
     if self._head is not None:
@@ -191,7 +191,7 @@ class Cache:
   def digest(self) -> str:
     """Of what it was made from; the same for the same rows in other shards."""
     return hashlib.sha256(
-      json.dumps([self.manifest.identity, self.views], sort_keys=True).encode()
+      json.dumps([self.manifest.identity, self.num_views], sort_keys=True).encode()
     ).hexdigest()[:32]
 
   def check(
@@ -200,7 +200,7 @@ class Cache:
     *,
     crop: Crop | None = None,
     augment: Callable[[Batch], Batch] | None = None,
-    views: int | None = None,
+    num_views: int | None = None,
     mix: Any = None,
   ) -> None:
     """Refuse a run that this cache does not belong to.
@@ -210,7 +210,7 @@ class Cache:
         a `data.Stream`, a batch: its examples are compared, and the set's name is not.
       crop: as the run has it, with `Images`.
       augment: as the run has it.
-      views: as the run has them; a cache without augmentation takes any.
+      num_views: as the run has them; a cache without augmentation takes any.
       mix: mixup or cutmix, if the run has it.
 
     Raises:
@@ -231,9 +231,9 @@ class Cache:
     else:
       self._check_examples(source.arrays if isinstance(source, Source) else source)
     self._compare({"augmentation": identity.augmentation(augment, arrays)})
-    if self.augmented and views is not None and views != self.views:
+    if self.augmented and num_views is not None and num_views != self.num_views:
       raise Mismatch(
-        f"views: the cache in {self.store.url} holds {self.views} of each example, the run asks for {views}"
+        f"num_views: the cache in {self.store.url} holds {self.num_views} of each example, the run asks for {num_views}"
       )
 
   def check_teacher(
@@ -299,7 +299,7 @@ def open_cache(url: str | os.PathLike[str], *, memory: int = MEMORY) -> Cache:
 
   Raises:
     Incomplete: there is none, or it is not finished: `write_cache` goes on with it.
-    Damaged: it was changed since it was written.
+    CorruptCache: it was changed since it was written.
     OSError: the store cannot be read.
   """
   store = open_store(url)

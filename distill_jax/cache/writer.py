@@ -50,7 +50,7 @@ def write_cache(
   description: Mapping[str, Any] | None = None,
   crop: Crop | None = None,
   augment: Callable[[Batch], Batch] | None = None,
-  views: int = 1,
+  num_views: int = 1,
   batch_size: int = 256,
   part: tuple[int, int] | None = None,
   mesh: jax.sharding.Mesh | None = None,
@@ -69,13 +69,13 @@ def write_cache(
       `PackedText` is read.
     outputs: the teacher's outputs to keep, and how; None: `{"logits": Dense("float16")}`. 'logits@top8' keeps 'logits'
       under a name of its own, beside others. Of a language model that gives 'hidden' and 'head' in the place of logits:
-      'logits' with `TopK` or `Samples`, or 'hidden' with `Dense`, and then the head is kept too, once (`heads`).
+      'logits' with `TopK` or `RandomSampling`, or 'hidden' with `Dense`, and then the head is kept too, once (`heads`).
     teacher_variables: its weights, if the Model does not carry them.
     description: what else tells this teacher from others, plain values; part of the cache's identity. Of a language
       model `{"vocabulary": cache.vocabulary(words)}`: kept classes are numbers of its tokenizer's words.
     crop: of `Images`, the `data.Stream`'s of the student's run: `random_resized_crop(224, seed=0)`.
     augment: `batch -> batch`, a function of 'id' and 'view' (`data.augmentation`), as the student's run has it.
-    views: augmented views, or crops, of each example. A run from the cache sees view `epoch mod views`.
+    num_views: augmented views, or crops, of each example. A run from the cache sees view `epoch mod views`.
     batch_size: rows that the teacher takes at once, over all devices; as many as fit.
     part: (index, count) of this process; None: that of the JAX process.
     mesh: devices of this process to use, one axis `data`; None: all of them.
@@ -93,13 +93,13 @@ def write_cache(
   store, examples = open_store(url), examples_of(source, crop)
   variables, kept = sharding.gathered(check_teacher(teacher, teacher_variables)), check_outputs(outputs)
   check_part(part)
-  _check_views(views, examples, augment)
+  _check_views(num_views, examples, augment)
   mesh = mesh or sharding.data_mesh()
   sharding.check_divisible(check_count("batch_size", batch_size), mesh)
   check_weights(teacher, variables, examples.shapes)
   predictor = make_predictor(teacher, variables, kept, augment, mesh, words_of(source))
   given = output_shapes(predictor, examples)
-  planned = plan(kept, given, examples, views, batch_size)
+  planned = plan(kept, given, examples, num_views, batch_size)
   wanted = Manifest(
     {
       "teacher": identity.teacher(teacher, variables, kept, examples.shapes, description),
@@ -140,7 +140,7 @@ def plan(
   outputs: Mapping[str, Codec],
   given: Mapping[str, Any],
   examples: Examples,
-  views: int,
+  num_views: int,
   batch_size: int,
 ) -> Manifest:
   """What a cache of these outputs, of these shapes [B, ...], would hold, and in which shards; without an identity."""
@@ -149,18 +149,20 @@ def plan(
     for name, codec in outputs.items()
     for part, (dtype, shape) in codec.columns(given[name]).items()
   )
-  rows = Rows(np.sort(examples.source.ids), views)
+  rows = Rows(np.sort(examples.source.ids), num_views)
   record = Manifest({}, columns, rows, 1).header(0).record.itemsize
   batches = min(max(1, SHARD_BYTES // (batch_size * record)), SHARD_BATCHES)
   return Manifest({}, columns, rows, min(batches * batch_size, len(rows)))
 
 
-def _check_views(views: int, examples: Examples, augment) -> None:
-  if check_count("views", views) > 1 and augment is None:
+def _check_views(num_views: int, examples: Examples, augment) -> None:
+  if check_count("num_views", num_views) > 1 and augment is None:
     if not isinstance(examples, Streamed):
-      raise ValueError(f"views: expected 1 without augmentation, got {views}")
+      raise ValueError(f"num_views: expected 1 without augmentation, got {num_views}")
     if not identity.varies(examples.about()):
-      raise ValueError(f"views: expected 1, got {views}: crop makes the same view of an image every time")
+      raise ValueError(
+        f"num_views: expected 1, got {num_views}: crop makes the same view of an image every time"
+      )
 
 
 def _provenance(batch_size: int) -> dict[str, Any]:

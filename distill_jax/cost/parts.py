@@ -30,13 +30,13 @@ def make_parts(
   """
   state, frozen, batch = arguments
   placed_state, placed_teacher, rows = specs
-  if teacher.follow is not None:
+  if teacher.ema_update is not None:
     frozen, placed_teacher = state.average, PartitionSpec()
 
   def teach(variables, batch) -> Outputs:
     return teacher.apply(*variables, batch, train=False, key=None)[0]
 
-  def differentiate(state, taught, batch):
+  def differentiate(state, teacher_outputs, batch):
     keys = jax.random.split(state.key)
 
     def loss(params):
@@ -45,31 +45,31 @@ def make_parts(
       )
       learned = params["objective"], state.model_state["objective"]
       terms, _ = objective.apply(
-        *learned, outputs, taught, batch, step=state.step, key=keys[1], axis_name=None
+        *learned, outputs, teacher_outputs, batch, step=state.step, key=keys[1], axis_name=None
       )
       return sum(w * (reduce.mean(*v) if isinstance(v, tuple) else v) for w, v in terms.values())
 
     return jax.grad(loss)(state.params)
 
-  taught = jax.eval_shape(teach, frozen, batch)
-  used = _used(differentiate, state, taught, batch)
+  teacher_outputs = jax.eval_shape(teach, frozen, batch)
+  used = _used(differentiate, state, teacher_outputs, batch)
   gradients = placed_state if isinstance(placed_state, PartitionSpec) else placed_state.params
   return [
     make(lambda v, b: {n: teach(v, b)[n] for n in used}, (frozen, batch), (placed_teacher, rows), rows),
     make(
       differentiate,
-      (state, {n: taught[n] for n in used}, batch),
+      (state, {n: teacher_outputs[n] for n in used}, batch),
       (placed_state, rows, rows),
       gradients,
     ),
   ]
 
 
-def _used(differentiate, state, taught: Outputs, batch) -> list[str]:
+def _used(differentiate, state, teacher_outputs: Outputs, batch) -> list[str]:
   """The names of the teacher's outputs that anything depends on."""
-  jaxpr = jax.make_jaxpr(differentiate)(state, taught, batch).jaxpr
+  jaxpr = jax.make_jaxpr(differentiate)(state, teacher_outputs, batch).jaxpr
   read = {id(v) for equation in jaxpr.eqns for v in equation.invars}
   before = len(jax.tree.leaves(state))
-  given = jaxpr.invars[before : before + len(jax.tree.leaves(taught))]
-  flat, _ = jax.tree_util.tree_flatten_with_path(taught)
+  given = jaxpr.invars[before : before + len(jax.tree.leaves(teacher_outputs))]
+  flat, _ = jax.tree_util.tree_flatten_with_path(teacher_outputs)
   return sorted({path[0].key for (path, _), v in zip(flat, given) if id(v) in read})

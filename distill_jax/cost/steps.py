@@ -63,7 +63,9 @@ def compile_for(
   """
   here = jax.devices("cpu") if topology == "cpu" else None
   slice_ = None if here else slice_of(topology)
-  sizes = sharding.fill_sizes(axes or {"data": -1}, slice_.size if slice_ else jax.device_count("cpu"))
+  sizes = sharding.resolve_axis_sizes(
+    axes or {"data": -1}, slice_.size if slice_ else jax.device_count("cpu")
+  )
   mesh: Any = AbstractMesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes))
   batch = shapes_of(dict(batch))
   for entry in batch.values():
@@ -111,7 +113,7 @@ def _arguments(student, teacher, objective, optimizer, batch, on_policy) -> tupl
   key = jax.eval_shape(lambda: jax.random.key(0))
   init = make_init(student, teacher, objective, optimizer, on_policy=on_policy)
   state = jax.eval_shape(init, key, batch)
-  if teacher is None or teacher.follow is not None:
+  if teacher is None or teacher.ema_update is not None:
     return state, (), batch
   if teacher.variables is not None:
     return state, shapes_of(teacher.variables), batch

@@ -17,12 +17,12 @@ def batches(
   *,
   seed: int,
   start: int = 0,
-  views: int = 0,
+  num_views: int = 0,
   rows: np.ndarray | None = None,
 ) -> Iterator[HostBatch]:
   """Endless shuffled training batches, all of one size.
 
-  Batch number `step` is a function of (source, batch_size, seed, views, step): starting at step s gives
+  Batch number `step` is a function of (source, batch_size, seed, num_views, step): starting at step s gives
   exactly what an undisturbed iterator gives from there. Each epoch is a permutation by (seed, epoch); the
   rows that do not fill a batch are left out of it.
 
@@ -31,7 +31,7 @@ def batches(
     batch_size: rows per batch.
     seed: from 0 to 2^32 - 1.
     start: the first step.
-    views: number of different augmented views an example has; 0 makes a new one each epoch.
+    num_views: number of different augmented views an example has; 0 makes a new one each epoch.
     rows: those of each batch that are wanted, where several processes share it (`sharding.local_rows`); None: all.
 
   Returns:
@@ -44,13 +44,13 @@ def batches(
   check_seed(seed)
   check_whole("batch_size", batch_size, 1)
   check_whole("start", start, 0)
-  check_whole("views", views, 0)
+  check_whole("num_views", num_views, 0)
   if batch_size > len(source):
     raise ValueError(
       f"batch_size {batch_size} is more than the {len(source)} examples of {source.name}: "
       f"at most {len(source)}"
     )
-  return _batches(source, batch_size, seed, start, views, slice(None) if rows is None else rows)
+  return _batches(source, batch_size, seed, start, num_views, slice(None) if rows is None else rows)
 
 
 def eval_batches(source: Source, batch_size: int, *, rows: np.ndarray | None = None) -> Iterator[HostBatch]:
@@ -66,7 +66,7 @@ def eval_batches(source: Source, batch_size: int, *, rows: np.ndarray | None = N
   return _eval_batches(source, batch_size, slice(None) if rows is None else rows)
 
 
-def _batches(source, batch_size, seed, start, views, rows):
+def _batches(source, batch_size, seed, start, num_views, rows):
   per_epoch = len(source) // batch_size
   order, epoch = None, None
   for step in itertools.count(start):
@@ -74,7 +74,7 @@ def _batches(source, batch_size, seed, start, views, rows):
       epoch = step // per_epoch
       order = permutation(seed, epoch, len(source))
     first = step % per_epoch * batch_size
-    view = epoch % views if views else epoch
+    view = epoch % num_views if num_views else epoch
     yield _gather(source, order[first : first + batch_size][rows], view)
 
 

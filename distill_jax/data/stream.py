@@ -32,7 +32,7 @@ class Stream:
     batch_size: rows per batch.
     crop: the view of an example, e.g. `random_resized_crop(224, seed=0)`.
     seed: of the order, from 0 to 2^32 - 1.
-    views: number of different views an example has; 0 makes a new one each epoch.
+    num_views: number of different views an example has; 0 makes a new one each epoch.
     threads: that read, decode and crop.
     rows: those of each batch that are read here; None: all.
 
@@ -45,13 +45,13 @@ class Stream:
   batch_size: int
   crop: Crop
   seed: int
-  views: int = 0
+  num_views: int = 0
   threads: int = 16
   rows: np.ndarray | None = None
 
   def __post_init__(self):
     check_seed(self.seed)
-    for name, least in (("batch_size", 1), ("views", 0), ("threads", 1)):
+    for name, least in (("batch_size", 1), ("num_views", 0), ("threads", 1)):
       check_whole(name, getattr(self, name), least)
     if self.batch_size > len(self.images):
       raise ValueError(
@@ -90,7 +90,7 @@ class Stream:
     step, own = divmod(place, len(rows))
     row = int(rows[own])
     epoch, step = divmod(step, n // self.batch_size)
-    view = epoch % self.views if self.views else epoch
+    view = epoch % self.num_views if self.num_views else epoch
     order = _order(self.seed, epoch, n)
     return _example(self.images, self.crop, order, step * self.batch_size + row, view)
 

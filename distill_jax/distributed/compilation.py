@@ -7,7 +7,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 
-def keep_programs(folder: str | Path) -> str:
+def enable_compilation_cache(folder: str | Path) -> str:
   """Turns on jax's persistent compilation cache, for what takes a second or more to compile.
 
   To be called before anything is compiled. Who may write there may run code here: jax trusts what it finds.

@@ -56,10 +56,10 @@ def join(
   )
   sys.excepthook = _fail
   # Processes find each other in their first collective, and wait 30 s for one another there: they are together now.
-  every(lambda: None)
+  run_on_all(lambda: None)
 
 
-def leave(code: int) -> NoReturn:
+def abort(code: int) -> NoReturn:
   """Ends this process because of an error that the others may not have: they notice, and end too.
 
   At the end of a process jax waits for all others; those would wait in the next step for this one.
@@ -73,10 +73,10 @@ def leave(code: int) -> NoReturn:
 
 def _fail(kind, error, trace) -> None:
   sys.__excepthook__(kind, error, trace)
-  leave(LOST if issubclass(kind, jax.errors.JaxRuntimeError) else 1)
+  abort(LOST if issubclass(kind, jax.errors.JaxRuntimeError) else 1)
 
 
-def agree(what: str, value: Any) -> None:
+def assert_equal(what: str, value: Any) -> None:
   """Refuses processes that were not given the same.
 
   Args:
@@ -88,7 +88,7 @@ def agree(what: str, value: Any) -> None:
   """
   if jax.process_count() == 1:
     return
-  common, own = first(lambda: value), json.loads(json.dumps(value))
+  common, own = run_on_first(lambda: value), json.loads(json.dumps(value))
 
   def compare():
     if own != common:
@@ -96,7 +96,7 @@ def agree(what: str, value: Any) -> None:
         f"the processes have not the same {what}: {_shown(own)} here, {_shown(common)} on process 0"
       )
 
-  every(compare)
+  run_on_all(compare)
 
 
 def _shown(value: Any) -> str:
@@ -108,7 +108,7 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-def first(action: Callable[[], Any]) -> Any:
+def run_on_first(action: Callable[[], Any]) -> Any:
   """Runs `action` on the first process and gives its result to all. All call it, in the same order.
 
   Args:
@@ -119,7 +119,7 @@ def first(action: Callable[[], Any]) -> Any:
   """
   if jax.process_count() == 1:
     return action()
-  result = every(lambda: action() if is_first() else None)
+  result = run_on_all(lambda: action() if is_first() else None)
   text = json.dumps(result).encode()
   length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
   padded = np.zeros(length, np.uint8)
@@ -128,7 +128,7 @@ def first(action: Callable[[], Any]) -> Any:
   return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)))
 
 
-def every(action: Callable[[], Any], *, errors: Sequence[type[Exception]] = ()) -> Any:
+def run_on_all(action: Callable[[], Any], *, errors: Sequence[type[Exception]] = ()) -> Any:
   """Runs `action` on every process; what one of them raises, all raise, so that none waits for one that has ended.
 
   Args:
@@ -161,14 +161,14 @@ def every(action: Callable[[], Any], *, errors: Sequence[type[Exception]] = ()) 
   return result
 
 
-def one_after_another(action: Callable[[], Any]) -> Any:
+def run_in_turn(action: Callable[[], Any]) -> Any:
   """Runs `action` on the first process, then on the others: what it prepares on a shared disk, it prepares once.
 
   Returns:
     This process' result.
   """
-  made = every(lambda: action() if is_first() else None)
-  others = every(lambda: None if is_first() else action())
+  made = run_on_all(lambda: action() if is_first() else None)
+  others = run_on_all(lambda: None if is_first() else action())
   return made if is_first() else others
 
 
@@ -178,9 +178,9 @@ def share(folder: Path) -> None:
   Raises:
     OSError: it cannot be made or written, or is not the same folder for all.
   """
-  mark = first(lambda: _mark(folder))
+  mark = run_on_first(lambda: _mark(folder))
   try:
-    every(lambda: _look(folder, mark))
+    run_on_all(lambda: _look(folder, mark))
   finally:
     if mark and is_first():
       (folder / mark).unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from distill_jax.types import Batch, TrainState
 
 AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")
-LARGE = 2**16
+MIN_SIZE_TO_SHARD = 2**16
 """Elements from which on an array is spread over `fsdp`."""
 
 Rules = Sequence[tuple[str, PartitionSpec]]
@@ -43,7 +43,7 @@ def make_mesh(
     ValueError: the product of the sizes is not the number of devices.
   """
   devices = jax.devices() if devices is None else list(devices)
-  sizes = fill_sizes({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
+  sizes = resolve_axis_sizes({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
   return jax.make_mesh(
     tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices
   )
@@ -65,7 +65,7 @@ def data_mesh(devices: int | None = None) -> Mesh:
   return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=available[:count])
 
 
-def fill_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
+def resolve_axis_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
   """The sizes of a mesh's axes for a number of devices, -1 replaced by what is left.
 
   Raises:
@@ -94,7 +94,7 @@ def check_mesh(mesh: Mesh) -> None:
   Raises:
     ValueError: see above.
   """
-  fill_sizes(dict(mesh.shape), mesh.size)
+  resolve_axis_sizes(dict(mesh.shape), mesh.size)
   if any(kind != AxisType.Auto for kind in mesh.axis_types):
     raise ValueError(
       f"mesh: expected axes of AxisType.Auto, got {mesh.axis_types}: use sharding.make_mesh, or pass axis_types to "
@@ -112,7 +112,7 @@ def row_spec(mesh: Mesh | AbstractMesh) -> PartitionSpec:
   return PartitionSpec(tuple(axis for axis in ROW_AXES if axis in mesh.axis_names))
 
 
-def by_rows(mesh: Mesh) -> NamedSharding:
+def row_sharding(mesh: Mesh) -> NamedSharding:
   """The leading axis spread over `data` and `fsdp`."""
   return NamedSharding(mesh, row_spec(mesh))
 
@@ -173,7 +173,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
   return place(tree, mesh, PartitionSpec())
 
 
-def gathered(tree: Any) -> Any:
+def gather_to_host(tree: Any) -> Any:
   """The tree with whole arrays that each process can use alone: those that lie over several hosts, as numpy arrays.
 
   All processes call it at once.
@@ -194,7 +194,7 @@ def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
   Raises:
     ValueError: this process has no device in the mesh.
   """
-  parts = by_rows(mesh).addressable_devices_indices_map((rows,)).values()
+  parts = row_sharding(mesh).addressable_devices_indices_map((rows,)).values()
   if not parts:
     raise ValueError(
       f"mesh: process {jax.process_index()} has none of its devices, and all processes must take part"
@@ -210,7 +210,7 @@ def place_rows(batch: Mapping[str, np.ndarray], mesh: Mesh, rows: int) -> Batch:
   Raises:
     ValueError: it gives more of them, or fewer.
   """
-  sharding = by_rows(mesh)
+  sharding = row_sharding(mesh)
   if jax.process_count() == 1:
     return jax.device_put(dict(batch), sharding)
   local = local_rows(mesh, rows)
@@ -260,7 +260,7 @@ def _spec(name: str, shape: tuple[int, ...], mesh, rules: Rules) -> PartitionSpe
       return spec
   parts = mesh.shape.get("fsdp", 1)
   axes = [axis for axis, size in enumerate(shape) if size % parts == 0]
-  if parts == 1 or not axes or math.prod(shape) < LARGE:
+  if parts == 1 or not axes or math.prod(shape) < MIN_SIZE_TO_SHARD:
     return PartitionSpec()
   largest = max(axes, key=lambda axis: shape[axis])
   return PartitionSpec(*[None] * largest, "fsdp")

@@ -13,15 +13,15 @@ from distill_jax.cache.examples import Examples, Streamed, examples_of
 from distill_jax.cache.identity import varies
 from distill_jax.cache.store.backend import open_store
 from distill_jax.cache.store.shards import open_complete
-from distill_jax.cache.teacher.headed import Headed
-from distill_jax.cache.teacher.predictor import make_answers
+from distill_jax.cache.teacher.headed import LazyLogits
+from distill_jax.cache.teacher.predictor import make_output_fn
 from distill_jax.cache.writer import plan
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.distributed import hosts, sharding
-from distill_jax.jobs.config import ConfigError, Taught
+from distill_jax.jobs.config import ConfigError, TrainedTeacher
 from distill_jax.jobs.overrides import settings_of
-from distill_jax.jobs.plan import Job, trained_on
+from distill_jax.jobs.plan import Job, train_data
 from distill_jax.models.llm import decoder
 
 AGREED = 0.98  # of the first classes; rounding on another device moves few
@@ -29,7 +29,7 @@ VERIFIED = 256  # rows that are asked for again
 SAMPLED = 512  # examples of an estimate
 
 
-def probe(job: Job) -> None:
+def check_writable(job: Job) -> None:
   """Finds out before the teacher is trained that nothing could be written.
 
   Raises:
@@ -39,21 +39,21 @@ def probe(job: Job) -> None:
     open_store(job.config.cache).probe_writable()
 
 
-def write(job: Job, taught: Taught) -> Cache:
+def write(job: Job, trained_teacher: TrainedTeacher) -> Cache:
   """Lets the teacher go over the student's examples; goes on where it was stopped; opens what is there."""
   config, started = job.config, time.perf_counter()
   examples = _examples(job)
   there = _is_whole(config.cache)
   cached = write_cache(
     config.cache,
-    taught.teacher,
+    trained_teacher.teacher,
     examples.source,
-    config.kept(),
-    teacher_variables=taught.variables,
+    config.cached_outputs(),
+    teacher_variables=trained_teacher.variables,
     description=_description(job),
     crop=_crop(job),
     augment=config.augment(),
-    views=config.views or 1,
+    num_views=config.num_views or 1,
     batch_size=config.cache_batch_size,
     mesh=sharding.data_mesh(config.devices or None),
     progress=hosts.is_first(),
@@ -73,38 +73,44 @@ def _is_whole(url: str) -> bool:
   return True
 
 
-def opened(job: Job, taught: Taught | None = None) -> Cache:
+def open_checked(job: Job, trained_teacher: TrainedTeacher | None = None) -> Cache:
   """The finished cache, refused where it is another teacher's, or keeps other outputs."""
   crop = _crop(job)
   try:
     cached = open_cache(job.config.cache)
   except Incomplete as error:
     raise ConfigError(f"--stages: the students read the cache, add 'cache': {error}") from error
-  if taught is not None:
+  if trained_teacher is not None:
     shapes = _examples(job).shapes
-    cached.check_teacher(taught.teacher, taught.variables, job.config.kept(), shapes, _description(job))
+    cached.check_teacher(
+      trained_teacher.teacher,
+      trained_teacher.variables,
+      job.config.cached_outputs(),
+      shapes,
+      _description(job),
+    )
   if crop is not None:  # examples in memory are compared by `fit`, of others it sees a batch
     cached.check(
-      trained_on(job, "student"), crop=crop, augment=job.config.augment(), views=job.config.views or 1
+      train_data(job, "student"), crop=crop, augment=job.config.augment(), num_views=job.config.num_views or 1
     )
   return cached
 
 
 def inspect(job: Job) -> None:
   """Prints what the cache is, how sure its teacher is, and how often right."""
-  source = trained_on(job, "student")
-  print(describe(opened(job), source if isinstance(source, Source) else None), flush=True)
+  source = train_data(job, "student")
+  print(describe(open_checked(job), source if isinstance(source, Source) else None), flush=True)
 
 
-def check(job: Job, taught: Taught) -> None:
+def check(job: Job, trained_teacher: TrainedTeacher) -> None:
   """Asks the teacher again about some rows, and reads every byte of the cache; prints both."""
-  cached = opened(job, taught)
+  cached = open_checked(job, trained_teacher)
   for name, found in verify(
     cached,
-    taught.teacher,
-    trained_on(job, "student"),
+    trained_teacher.teacher,
+    train_data(job, "student"),
     VERIFIED,
-    teacher_variables=taught.variables,
+    teacher_variables=trained_teacher.variables,
     crop=_crop(job),
     augment=job.config.augment(),
     batch_size=job.config.cache_batch_size,
@@ -125,20 +131,22 @@ def check(job: Job, taught: Taught) -> None:
   print(f"cache_verify: {record['rows']:,} rows, {record['bytes']:,} bytes, every checksum holds", flush=True)
 
 
-def weigh(job: Job, taught: Taught) -> None:
+def estimate_cost(job: Job, trained_teacher: TrainedTeacher) -> None:
   """Prints, and writes nothing, what the cache would cost, and what each way of keeping logits would lose."""
-  config, examples, kept = job.config, _examples(job), job.config.kept()
+  config, examples, kept = job.config, _examples(job), job.config.cached_outputs()
   rows = min(SAMPLED, config.cache_batch_size) if "tokens" in examples.shapes else SAMPLED
   ids = np.sort(examples.source.ids)[:rows]
   said = jax.jit(
-    lambda variables, batch: make_answers(taught.teacher, kept, config.augment())(variables, batch)[0]
+    lambda variables, batch: make_output_fn(trained_teacher.teacher, kept, config.augment())(
+      variables, batch
+    )[0]
   )
   batch = examples.batch(ids, np.zeros(len(ids), np.int32))
-  outputs = jax.block_until_ready(said(taught.variables, batch))
+  outputs = jax.block_until_ready(said(trained_teacher.variables, batch))
   started = time.perf_counter()
-  jax.block_until_ready(said(taught.variables, batch))
+  jax.block_until_ready(said(trained_teacher.variables, batch))
   seconds = (time.perf_counter() - started) / len(ids)
-  planned = plan(kept, outputs, examples, config.views or 1, config.cache_batch_size)
+  planned = plan(kept, outputs, examples, config.num_views or 1, config.cache_batch_size)
   size = sum(row_bytes(codec, outputs[name]) for name, codec in kept.items())
   print(
     f"cache_estimate: {planned.header(0).record.itemsize:,} bytes a row, {size:,} of them as configured "
@@ -150,7 +158,7 @@ def weigh(job: Job, taught: Taught) -> None:
       continue
     temperature = getattr(kept[name], "temperature", 1.0)
     shown = f"{len(ids)} examples"
-    if isinstance(output, Headed):
+    if isinstance(output, LazyLogits):
       tokens = output.hidden.reshape(-1, output.hidden.shape[-1])[:SAMPLED]
       output, shown = decoder.logits({"hidden": tokens, "head": output.head}), f"{len(tokens)} tokens"
     print(
@@ -163,17 +171,17 @@ def weigh(job: Job, taught: Taught) -> None:
 
 def _examples(job: Job) -> Examples:
   """The student's."""
-  examples = examples_of(trained_on(job, "student"), _crop(job))
-  if job.config.views == 0 and isinstance(examples, Streamed) and varies(examples.about()):
+  examples = examples_of(train_data(job, "student"), _crop(job))
+  if job.config.num_views == 0 and isinstance(examples, Streamed) and varies(examples.about()):
     raise ConfigError(
-      "views: expected at least 1, got 0 (a new view each epoch): a cache holds a number of views of each image"
+      "num_views: expected at least 1, got 0 (a new view each epoch): a cache holds a number of views of each image"
     )
   return examples
 
 
 def _crop(job: Job) -> Crop | None:
   """How the student's examples are cut, where they are read while training."""
-  return None if isinstance(trained_on(job, "student"), Source) else job.config.crops().training
+  return None if isinstance(train_data(job, "student"), Source) else job.config.crops().training
 
 
 def _description(job: Job) -> dict[str, Any]:

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 
 from distill_jax.cache.store.backend import open_store
-from distill_jax.cache.teacher.predictor import as_kept
+from distill_jax.cache.teacher.predictor import with_cached_outputs
 from distill_jax.data import Source
 from distill_jax.distributed import sharding
 from distill_jax.jobs import data
-from distill_jax.jobs.config import ConfigError, Taught, prefixed
-from distill_jax.jobs.plan import ROLES, Job, Network, different, trained_on
+from distill_jax.jobs.config import ConfigError, TrainedTeacher, error_prefix
+from distill_jax.jobs.plan import ROLES, Job, Network, one_per_variant, train_data
 from distill_jax.storage import seal
 from distill_jax.train import make_init
 from distill_jax.types import Batch, Model, Variables
@@ -27,16 +27,16 @@ def check(job: Job, stages: Collection[str]) -> None:
   """
   _check_labeled(job, stages)
   if job.config.cache:
-    with prefixed("cache"):
+    with error_prefix("cache"):
       open_store(job.config.cache)
-    with prefixed("cache_batch_size"):
+    with error_prefix("cache_batch_size"):
       sharding.check_divisible(job.config.cache_batch_size, sharding.data_mesh(job.config.devices or None))
   mesh = job.config.make_mesh()
   for role in ROLES:
-    found = different(job, role)
+    found = one_per_variant(job, role)
     for network in found:
-      training, number = network.training, len(trained_on(job, role))
-      with prefixed(_training_of(job, network)):
+      training, number = network.training, len(train_data(job, role))
+      with error_prefix(_training_of(job, network)):
         sharding.check_divisible(training.batch_size, mesh, microbatches=training.microbatches)
         if training.batch_size > number:
           raise ConfigError(f"batch_size: expected at most the {number} examples, got {training.batch_size}")
@@ -49,9 +49,9 @@ def check(job: Job, stages: Collection[str]) -> None:
 
 def _check_labeled(job: Job, stages: Collection[str]) -> None:
   for role in ("teacher", "baseline"):
-    if role not in stages or not different(job, role):
+    if role not in stages or not one_per_variant(job, role):
       continue
-    train = trained_on(job, role)
+    train = train_data(job, role)
     if isinstance(train, Source) and (train.arrays["label"] < 0).all():
       raise ConfigError(
         f"{role}_train: no example has a label, and the {role} learns from labels alone: let {role}_train give "
@@ -71,10 +71,10 @@ def _check_objectives(job: Job, students: Collection[Network]) -> None:
   last one would be refused hours later."""
   key, batch = jax.random.key(0), data.first(job.config, job.splits.train)
   for network in students:
-    with prefixed(f"objective of {network.variant!r}" if network.variant else "objective"):
+    with error_prefix(f"objective of {network.variant!r}" if network.variant else "objective"):
       teacher, _ = _teacher(job, network, key, batch)
       optimizer = network.training.optimizer()
-      jax.eval_shape(make_init(network.learner, teacher, network.objective(None), optimizer), key, batch)
+      jax.eval_shape(make_init(network.train_model, teacher, network.objective(None), optimizer), key, batch)
 
 
 def _check_starts(job: Job, students: Collection[Network]) -> None:
@@ -82,19 +82,21 @@ def _check_starts(job: Job, students: Collection[Network]) -> None:
   key, batch = jax.random.key(0), data.first(job.config, job.splits.train)
   recipes = {n.variant: n.recipe for n in students}
   for network in students:
-    recipe, start = network.recipe, network.recipe.start
-    if not start and recipe.inject is None:
+    recipe, start = network.recipe, network.recipe.init_from
+    if not start and recipe.init_from_teacher is None:
       continue
-    with prefixed(f"recipe of {network.variant!r}" if network.variant else "recipe"):
-      own = jax.eval_shape(network.learner.init, key, batch)
-      if start and not (start in recipes and recipes[start].cut):
+    with error_prefix(f"recipe of {network.variant!r}" if network.variant else "recipe"):
+      own = jax.eval_shape(network.train_model.init, key, batch)
+      if start and not (start in recipes and recipes[start].allow_shrunk):
         source = recipes[start].student if start in recipes else job.config.student()
-        with prefixed(f"start: {start!r} is another network"):
+        with error_prefix(f"start: {start!r} is another network"):
           seal.check_fit(seal.layout(own), seal.layout(jax.eval_shape(source.init, key, batch)))
-      if recipe.inject is not None and network.teacher is not None and not recipe.cut:
+      if recipe.init_from_teacher is not None and network.teacher is not None and not recipe.allow_shrunk:
         theirs = network.teacher.variables or jax.eval_shape(network.teacher.init, key, batch)
-        with prefixed("inject"):
-          recipe.inject(_zeros(own), Taught(network.teacher, _zeros(theirs), trained_on(job, "student")))
+        with error_prefix("inject"):
+          recipe.init_from_teacher(
+            _zeros(own), TrainedTeacher(network.teacher, _zeros(theirs), train_data(job, "student"))
+          )
 
 
 def _zeros(tree: Variables) -> Variables:
@@ -109,11 +111,11 @@ def _check_rules(job: Job, network: Network, mesh: jax.sharding.Mesh) -> None:
     return
   key, batch = jax.random.key(0), data.first(config, job.splits.train)
   teacher, start = _teacher(job, network, key, batch)
-  init = make_init(network.learner, teacher, network.objective(None), training.optimizer())
-  with prefixed(f"rules({network.role!r})"):
+  init = make_init(network.train_model, teacher, network.objective(None), training.optimizer())
+  with error_prefix(f"rules({network.role!r})"):
     sharding.state_specs(jax.eval_shape(init, key, batch), mesh, rules)
   if jax.tree.leaves(start):
-    with prefixed("teacher_rules"):
+    with error_prefix("teacher_rules"):
       sharding.specs(start, mesh, teacher_rules)
 
 
@@ -121,7 +123,7 @@ def _teacher(job: Job, network: Network, key, batch: Batch) -> tuple[Model | Non
   """Who teaches a network of the first generation, as its cache would where there is one, and the weights' shapes."""
   teacher = network.teacher
   if network.cached and teacher is not None:
-    teacher = as_kept(teacher, job.config.kept())
+    teacher = with_cached_outputs(teacher, job.config.cached_outputs())
   if teacher is None:
     return None, Variables({}, {})
   return teacher, teacher.variables or jax.eval_shape(teacher.init, key, batch)

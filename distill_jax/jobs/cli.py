@@ -17,13 +17,13 @@ from typing import Any
 import jax
 
 from distill_jax.distributed import hosts
-from distill_jax.distributed.compilation import keep_programs
+from distill_jax.distributed.compilation import enable_compilation_cache
 from distill_jax.distributed.interruption import Interrupted
 from distill_jax.errors import suggest
 from distill_jax.jobs.checks import check
 from distill_jax.jobs.compile_ahead import describe_cost
 from distill_jax.jobs.config import Config, ConfigError
-from distill_jax.jobs.dry_run import describe
+from distill_jax.jobs.dry_run import print_plan
 from distill_jax.jobs.overrides import differences, load_config, settings_of
 from distill_jax.jobs.plan import EXTRA_STAGES, STAGES, Job
 from distill_jax.jobs.stages import run_stages
@@ -44,13 +44,13 @@ def run(argv: Sequence[str] | None = None) -> None:
     main(sys.argv[1:] if argv is None else argv)
   except NonFiniteError as error:
     print(f"distill-jax: {error}", file=sys.stderr)
-    hosts.leave(1)
+    hosts.abort(1)
   except Interrupted as stop:
     print(f"distill-jax: {stop}", file=sys.stderr, flush=True)
     raise
   except (ValueError, OSError, ImportError) as error:
     print(f"distill-jax: {error}", file=sys.stderr)
-    hosts.leave(2)
+    hosts.abort(2)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -69,19 +69,19 @@ def main(argv: Sequence[str]) -> None:
   chosen = _stages(flags.stages)
   name = Path(flags.config).stem
   folder = Path(flags.workdir or f"runs/{name}").resolve()
-  splits = hosts.one_after_another(config.data)
+  splits = hosts.run_in_turn(config.data)
   identity = _identity(config, name, flags.config, overrides, argv)
   job = Job(config, folder, seeds, splits, identity, traced)
-  hosts.agree("run", {name: identity[name] for name in ("settings", "code", "versions")})
+  hosts.assert_equal("run", {name: identity[name] for name in ("settings", "code", "versions")})
   check(job, chosen)
   if flags.dry_run:
     if hosts.is_first():
-      describe(job)
+      print_plan(job)
     return
   defaults = settings_of(type(config)())
   with Lease(folder):
-    hosts.first(lambda: _write_down(folder, identity, defaults, report_only=chosen == ("report",)))
-    keep_programs(folder)
+    hosts.run_on_first(lambda: _write_run_file(folder, identity, defaults, report_only=chosen == ("report",)))
+    enable_compilation_cache(folder)
     run_stages(job, chosen)
 
 
@@ -244,7 +244,7 @@ def _completed(old: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
   }
 
 
-def _write_down(
+def _write_run_file(
   folder: Path, identity: dict[str, Any], defaults: dict[str, Any], *, report_only: bool
 ) -> None:
   """Writes run.json; a folder that holds another run is refused.

@@ -45,7 +45,7 @@ def compile_config(
   batch = _batch(config, role, training.batch_size)
   cached = _reads_cache(config, role)
   if cached and teacher is not None:
-    teacher, batch = from_cache(teacher, config.kept(), batch)
+    teacher, batch = from_cache(teacher, config.cached_outputs(), batch)
   return compile_for(
     topology,
     learner,
@@ -90,22 +90,22 @@ def _network(config: Config, role: str) -> tuple[Model, Model | None, Objective,
   if role == "student":
     recipe, objective = _recipe(config), config.variant_objective(config.variants()[0])
     teacher = _kept(config, config.teacher()) if recipe.teacher else None
-    return recipe.learner or recipe.student, teacher, objective, recipe.training, recipe.on_policy
+    return recipe.train_model or recipe.student, teacher, objective, recipe.training, recipe.on_policy
   if role == "baseline":
-    return config.student(), None, config.plain_objective(), config.student_training, None
+    return config.student(), None, config.baseline_objective(), config.student_training, None
   if role != "teacher":
     raise ValueError(f"role: expected one of {ROLES}, got {role!r}")
   teacher = config.teacher()
-  if teacher is None or teacher.variables is not None or teacher.follow is not None:
+  if teacher is None or teacher.variables is not None or teacher.ema_update is not None:
     raise ConfigError(
       "teacher: this config trains none: there is none, it has its weights, or it follows the student"
     )
-  return teacher, None, config.plain_objective(), config.teacher_training, None
+  return teacher, None, config.baseline_objective(), config.teacher_training, None
 
 
 def _kept(config: Config, teacher: Model | None) -> Model | None:
   """The teacher, with weights of the dtype that it teaches with."""
-  if teacher is None or teacher.follow is not None or not config.teacher_dtype:
+  if teacher is None or teacher.ema_update is not None or not config.teacher_dtype:
     return teacher
   dtype, make, own = jnp.dtype(config.teacher_dtype), teacher.init, teacher.variables
   return teacher._replace(

@@ -23,7 +23,15 @@ from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
 from distill_jax.distributed import sharding
 from distill_jax.errors import suggest
-from distill_jax.jobs.recipes import ConfigError, Recipe, Taught, Training, check, check_recipe, prefixed
+from distill_jax.jobs.recipes import (
+  ConfigError,
+  Recipe,
+  TrainedTeacher,
+  Training,
+  check,
+  check_recipe,
+  error_prefix,
+)
 from distill_jax.types import Batch, Model, Objective, Variables
 
 SCORES = (
@@ -78,7 +86,7 @@ class Config:
 
   Attributes:
     teacher_training, student_training: how they are trained; the baseline is trained like the student.
-    views: different augmented views per example; 0: a new one each epoch.
+    num_views: different augmented views per example; 0: a new one each epoch.
     eval_every: steps between evaluations; 0: a tenth of the steps.
     log_every: steps between reports.
     checkpoint_every: steps between checkpoints besides those at evaluations; 0: none besides.
@@ -101,7 +109,7 @@ class Config:
 
   teacher_training: Training = dataclasses.field(default_factory=Training)
   student_training: Training = dataclasses.field(default_factory=Training)
-  views: int = 0
+  num_views: int = 0
   eval_every: int = 0
   log_every: int = 50
   checkpoint_every: int = 0
@@ -151,7 +159,7 @@ class Config:
     """What the distilled student minimizes."""
     raise NotImplementedError
 
-  def kept(self) -> Mapping[str, Codec]:
+  def cached_outputs(self) -> Mapping[str, Codec]:
     """Which outputs of the teacher a cache keeps, and how."""
     return {"logits": Dense("float16")}
 
@@ -177,15 +185,15 @@ class Config:
     del variant
     return Recipe(self.student(), self.student_training, start=self.init_from)
 
-  def variant_objective(self, variant: str, taught: Taught | None = None) -> Objective:
+  def variant_objective(self, variant: str, trained_teacher: TrainedTeacher | None = None) -> Objective:
     """What the student of this name minimizes.
 
     Args:
       variant: one of `variants`.
-      taught: the trained teacher and the student's examples, for what needs them: OFD's margins, a paraphraser. None
+      trained_teacher: the trained teacher and the student's examples, for what needs them: OFD's margins, a paraphraser. None
         where the config is checked and described: then numbers may be others, but not shapes.
     """
-    del variant, taught
+    del variant, trained_teacher
     return self.objective()
 
   def shown(self, model: Model, variables: Variables) -> str:
@@ -193,7 +201,7 @@ class Config:
     del model, variables
     return ""
 
-  def plain_objective(self) -> Objective:
+  def baseline_objective(self) -> Objective:
     """What the teacher, and the student trained alone, minimize."""
     return objectives.weighted(hard=(1.0, objectives.labels()))
 
@@ -223,7 +231,7 @@ class Config:
 
   def validate(self) -> None:
     """Raises a ConfigError for values that cannot be run; a config with more fields extends it."""
-    for name in ("views", "eval_every", "checkpoint_every", "devices", "teacher_seed"):
+    for name in ("num_views", "eval_every", "checkpoint_every", "devices", "teacher_seed"):
       check(self, name, least=0)
     for name in ("log_every", "max_skips", "generations"):
       check(self, name, least=1)
@@ -240,7 +248,7 @@ class Config:
     if self.best[0] not in SCORES:
       raise ConfigError(f"best: there is no score {self.best[0]!r}{suggest(self.best[0], SCORES)}")
     for name in ("teacher_training", "student_training"):
-      with prefixed(name):
+      with error_prefix(name):
         getattr(self, name).validate()
 
   def _validate_cache(self) -> None:
@@ -251,17 +259,17 @@ class Config:
       raise ConfigError(
         "cache: expected none: mix() makes a new example in every batch, and no cache holds it"
       )
-    if self.augment() is None and self.views > 1:
+    if self.augment() is None and self.num_views > 1:
       raise ConfigError(
-        f"views: expected 1 (or 0) without augmentation, got {self.views}: all views would be one"
+        f"num_views: expected 1 (or 0) without augmentation, got {self.num_views}: all views would be one"
       )
-    if self.generations > 1 and not all(isinstance(codec, Dense) for codec in self.kept().values()):
+    if self.generations > 1 and not all(isinstance(codec, Dense) for codec in self.cached_outputs().values()):
       raise ConfigError(
         "generations: expected 1: only the first generation reads the cache, and it keeps no dense logits"
       )
-    if self.augment() is not None and self.views == 0:
+    if self.augment() is not None and self.num_views == 0:
       raise ConfigError(
-        "views: expected at least 1, got 0 (a new view each epoch): a cache holds a number of views of each example"
+        "num_views: expected at least 1, got 0 (a new view each epoch): a cache holds a number of views of each example"
       )
 
   def _validate_variants(self) -> None:
@@ -295,7 +303,7 @@ class Config:
     """
     found: dict[str, Recipe] = {}
     for variant in self.variants():
-      with prefixed(f"recipe of {variant!r}" if variant else "recipe"):
+      with error_prefix(f"recipe of {variant!r}" if variant else "recipe"):
         recipe = self.recipe(variant)
         check_recipe(recipe, found, self.student_training, self.generations, self.cache)
         found[variant] = recipe

@@ -32,7 +32,7 @@ def training(config: Config, examples: Examples, batch_size: int, seed: int) -> 
     return examples
   from distill_jax.data.stream import Stream  # Grain: two seconds that sets in memory need not wait
 
-  return Stream(examples, batch_size, config.crops().training, seed, config.views)
+  return Stream(examples, batch_size, config.crops().training, seed, config.num_views)
 
 
 def evaluation(config: Config, examples: Examples, batch_size: int = 256) -> Batches:
@@ -82,13 +82,13 @@ def token_scores(
     return outputs["hidden"], outputs["head"]
 
   @jax.jit
-  def scores(variables, taught_by, batch):
-    taught = None if teacher is None else said(teacher[0], taught_by, batch)
+  def scores(variables, teacher_variables, batch):
+    teacher_outputs = None if teacher is None else said(teacher[0], teacher_variables, batch)
     hidden, head = said(network[0], variables, batch)
-    return metrics.token_scores(hidden, head, batch["label"], batch["where"], teacher=taught)
+    return metrics.token_scores(hidden, head, batch["label"], batch["where"], teacher=teacher_outputs)
 
-  taught_by = () if teacher is None else teacher[1]
-  found = [scores(network[1], taught_by, batch) for batch in _batches(examples, batch_size)]
+  teacher_variables = () if teacher is None else teacher[1]
+  found = [scores(network[1], teacher_variables, batch) for batch in _batches(examples, batch_size)]
   return jax.device_get(reduce.merge(*found))
 
 

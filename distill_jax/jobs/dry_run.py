@@ -6,24 +6,24 @@ import jax
 import numpy as np
 
 from distill_jax import metrics
-from distill_jax.cache.teacher.predictor import as_kept
+from distill_jax.cache.teacher.predictor import with_cached_outputs
 from distill_jax.data import Source
 from distill_jax.jobs import data
-from distill_jax.jobs.config import Examples, Splits, prefixed
-from distill_jax.jobs.plan import ROLES, Job, Network, different, trained_on
+from distill_jax.jobs.config import Examples, Splits, error_prefix
+from distill_jax.jobs.plan import ROLES, Job, Network, one_per_variant, train_data
 from distill_jax.train import make_init, make_train_step
 
 
-def describe(job: Job) -> None:
+def print_plan(job: Job) -> None:
   """Prints shapes, parameters, FLOPs and memory of each network, and of a step of each variant."""
   print("data: " + ", ".join(f"{n} {len(s)}" for n, s in zip(Splits._fields, job.splits)))
   for role in ROLES:
-    found = different(job, role)
+    found = one_per_variant(job, role)
     shown: set[str] = set()
     for network in found:
       shown |= _describe_model(job, network, shown)
     if found:
-      _describe_examples(trained_on(job, role))
+      _describe_examples(train_data(job, role))
     for network in found:
       _describe_step(job, network)
 
@@ -58,13 +58,13 @@ def _describe_examples(train: Examples) -> None:
 
 def _describe_step(job: Job, network: Network) -> None:
   config, training, teacher, key = job.config, network.training, network.teacher, jax.random.key(0)
-  batch = next(data.training_batches(config, trained_on(job, network.role), training.batch_size))
-  taught_by = jax.eval_shape(teacher.init, key, batch) if teacher and not teacher.follow else ()
+  batch = next(data.training_batches(config, train_data(job, network.role), training.batch_size))
+  teacher_variables = jax.eval_shape(teacher.init, key, batch) if teacher and not teacher.ema_update else ()
   if network.cached and teacher is not None:
-    teacher = as_kept(teacher, config.kept())
-  parts = network.learner, teacher, network.objective(None), training.optimizer()
+    teacher = with_cached_outputs(teacher, config.cached_outputs())
+  parts = network.train_model, teacher, network.objective(None), training.optimizer()
   on_policy = network.recipe.on_policy
-  with prefixed(f"{network.role} and its objective"):
+  with error_prefix(f"{network.role} and its objective"):
     state = make_init(*parts, on_policy=on_policy)(key, batch)
   step = make_train_step(
     *parts,
@@ -73,7 +73,7 @@ def _describe_step(job: Job, network: Network) -> None:
     mix=config.mix(),
     on_policy=on_policy,
   )
-  compiled = jax.jit(step, donate_argnums=0).lower(state, taught_by, batch).compile()
+  compiled = jax.jit(step, donate_argnums=0).lower(state, teacher_variables, batch).compile()
   memory: Any = compiled.memory_analysis()
   variant = f" with {network.variant}" if network.variant else ""
   print(

@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from distill_jax.jobs.config import Config, ConfigError, prefixed
+from distill_jax.jobs.config import Config, ConfigError, error_prefix
 
 _BESIDE: list[str] = []  # modules that the last config imported from its own folder
 
@@ -42,7 +42,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
   _check_types(config, "")
   config.validate()
   for variant in config.variants():
-    with prefixed(f"objective of {variant!r}" if variant else "objective"):
+    with error_prefix(f"objective of {variant!r}" if variant else "objective"):
       config.variant_objective(variant)
   return config
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from distill_jax.jobs.config import Config, Examples, Recipe, Splits, Taught, Training
+from distill_jax.jobs.config import Config, Examples, Recipe, Splits, TrainedTeacher, Training
 from distill_jax.storage.student import DESCRIPTION, WEIGHTS
 from distill_jax.types import Model, Objective
 
@@ -46,7 +46,7 @@ class Network(NamedTuple):
     objective: what it minimizes, given the trained teacher, or None while there is none.
     teacher: None for a network that has none.
     teacher_folder: where the teacher's weights are, if it does not carry them.
-    start_folder: where the weights are that it starts from, if it does not make its own.
+    init_folder: where the weights are that it starts from, if it does not make its own.
     generation: of a student, from 1; each is initialized anew.
     variant: of a student: `Config.variants`.
     cached: whether it learns from what the teacher said earlier.
@@ -56,10 +56,10 @@ class Network(NamedTuple):
   seed: int
   folder: Path
   recipe: Recipe
-  objective: Callable[[Taught | None], Objective]
+  objective: Callable[[TrainedTeacher | None], Objective]
   teacher: Model | None = None
   teacher_folder: Path | None = None
-  start_folder: Path | None = None
+  init_folder: Path | None = None
   generation: int = 1
   variant: str = ""
   cached: bool = False
@@ -70,9 +70,9 @@ class Network(NamedTuple):
     return self.recipe.student
 
   @property
-  def learner(self) -> Model:
+  def train_model(self) -> Model:
     """What is trained."""
-    return self.recipe.learner or self.recipe.student
+    return self.recipe.train_model or self.recipe.student
 
   @property
   def training(self) -> Training:
@@ -100,13 +100,13 @@ def networks(job: Job, role: str) -> list[Network]:
   if role == "student":
     return _students(job)
   if role == "baseline":
-    alone = _untaught(job, role, config.student(), config.student_training)
+    alone = _without_teacher(job, role, config.student(), config.student_training)
     return [alone._replace(seed=seed, folder=job.folder / f"{role}-{seed}") for seed in job.seeds]
   teacher = config.teacher()
-  return [_untaught(job, role, teacher, config.teacher_training)] if _to_be_trained(teacher) else []
+  return [_without_teacher(job, role, teacher, config.teacher_training)] if _to_be_trained(teacher) else []
 
 
-def different(job: Job, role: str) -> list[Network]:
+def one_per_variant(job: Job, role: str) -> list[Network]:
   """One network of each variant of a role: seeds and generations differ in nothing that can be known beforehand."""
   found: dict[str, Network] = {}
   for network in networks(job, role):
@@ -114,7 +114,7 @@ def different(job: Job, role: str) -> list[Network]:
   return list(found.values())
 
 
-def trained_on(job: Job, role: str) -> Examples:
+def train_data(job: Job, role: str) -> Examples:
   """What the networks of a role are trained on."""
   config = job.config
   own = {"teacher": config.teacher_train, "baseline": config.baseline_train, "student": config.student_train}
@@ -126,10 +126,10 @@ def is_complete(folder: Path) -> bool:
   return all((folder / name).exists() for name in (RESULT, WEIGHTS, DESCRIPTION))
 
 
-def _untaught(job: Job, role: str, model: Model, training: Training) -> Network:
-  objective = job.config.plain_objective()
+def _without_teacher(job: Job, role: str, model: Model, training: Training) -> Network:
+  objective = job.config.baseline_objective()
   recipe = Recipe(model, training, teacher="")
-  return Network(role, job.config.teacher_seed, job.folder / role, recipe, lambda taught: objective)
+  return Network(role, job.config.teacher_seed, job.folder / role, recipe, lambda trained_teacher: objective)
 
 
 def _students(job: Job) -> list[Network]:
@@ -145,7 +145,7 @@ def _students(job: Job) -> list[Network]:
     )
     return job.folder / (first if generation == 1 else f"{first}-gen{generation}")
 
-  def taught_by(generation: int, seed: int, variant: str) -> tuple[Model | None, Path | None]:
+  def teacher_of(generation: int, seed: int, variant: str) -> tuple[Model | None, Path | None]:
     name = recipes[variant].teacher
     if generation > 1:
       return recipes[variant].student, folder(variant, seed, generation - 1)
@@ -163,8 +163,8 @@ def _students(job: Job) -> list[Network]:
       folder(variant, seed, generation),
       recipe,
       functools.partial(config.variant_objective, variant),
-      *taught_by(generation, seed, variant),
-      folder(recipe.start, seed) if recipe.start else None,
+      *teacher_of(generation, seed, variant),
+      folder(recipe.init_from, seed) if recipe.init_from else None,
       generation,
       variant,
       bool(config.cache) and recipe.cached and recipe.teacher == "teacher" and generation == 1,
@@ -175,4 +175,4 @@ def _students(job: Job) -> list[Network]:
 
 
 def _to_be_trained(teacher: Model | None) -> TypeGuard[Model]:
-  return teacher is not None and teacher.follow is None and teacher.variables is None
+  return teacher is not None and teacher.ema_update is None and teacher.variables is None

@@ -30,7 +30,7 @@ def check(
   raise ConfigError(f"{name}: expected a finite number {wanted}, got {value}")
 
 
-class prefixed:
+class error_prefix:
   """Puts a field's name in front of ConfigErrors, and makes ConfigErrors of ValueErrors, raised inside."""
 
   def __init__(self, name: str):
@@ -98,7 +98,7 @@ class Training:
       )
 
 
-class Taught(NamedTuple):
+class TrainedTeacher(NamedTuple):
   """What an objective may want to know once the teacher has been trained.
 
   Attributes:
@@ -118,16 +118,16 @@ class Recipe(NamedTuple):
   Attributes:
     student: what is exported, evaluated and compared.
     training: how it is trained.
-    learner: what distillation trains, where it is more than the student: a cohort that it is a member of, or the
+    train_model: what distillation trains, where it is more than the student: a cohort that it is a member of, or the
       network that it will be cut out of. None: the student.
-    exported: the student's weights out of the learner's. None: they are the same.
-    last: the weights of the last step count, not those of the best evaluation: where they are pruned on the way,
+    export_fn: the student's weights out of the learner's. None: they are the same.
+    export_last: the weights of the last step count, not those of the best evaluation: where they are pruned on the way,
       earlier ones are not yet, and where no label is in the objective no evaluation tells.
-    cut: whether the exported arrays may be smaller than the student's (`compression.shrink`).
+    allow_shrunk: whether the exported arrays may be smaller than the student's (`compression.shrink`).
     teacher: who teaches it: 'teacher', an earlier variant with the same seed (an assistant), or '', nobody.
-    start: whose exported weights it starts from: 'baseline' or an earlier variant, with the same seed; '': random
+    init_from: whose exported weights it starts from: 'baseline' or an earlier variant, with the same seed; '': random
       ones.
-    inject: `(own first weights, Taught) -> (first weights, where each came from)`, as `compression.inject` gives them;
+    init_from_teacher: `(own first weights, TrainedTeacher) -> (first weights, where each came from)`, as `compression.inject` gives them;
       both weights are `Variables` of the learner. None: they stay as they are.
     cached: whether it reads the cache, where the config has one; otherwise the teacher is live.
     on_policy: `(student Variables, key, batch) -> batch`, as `train.fit` takes it; None: the data's own sequences.
@@ -135,13 +135,13 @@ class Recipe(NamedTuple):
 
   student: Model
   training: Training
-  learner: Model | None = None
-  exported: Callable[[Variables], Variables] | None = None
-  last: bool = False
-  cut: bool = False
+  train_model: Model | None = None
+  export_fn: Callable[[Variables], Variables] | None = None
+  export_last: bool = False
+  allow_shrunk: bool = False
   teacher: str = "teacher"
-  start: str = ""
-  inject: Callable[[Variables, Taught], tuple[Variables, Provenance]] | None = None
+  init_from: str = ""
+  init_from_teacher: Callable[[Variables, TrainedTeacher], tuple[Variables, Provenance]] | None = None
   cached: bool = True
   on_policy: Callable[[Variables, jax.Array, Batch], Batch] | None = None
 
@@ -160,15 +160,15 @@ def check_recipe(
     name, known = getattr(recipe, field), (other, *earlier)
     if name and name not in known:
       raise ConfigError(f"{field}: expected one of {known} or nothing, got {name!r}{suggest(name, known)}")
-  if recipe.teacher in earlier and earlier[recipe.teacher].cut:
+  if recipe.teacher in earlier and earlier[recipe.teacher].allow_shrunk:
     raise ConfigError(
       f"teacher: {recipe.teacher!r} is cut, and no network of its shape can be checked against it"
     )
-  if recipe.start in earlier and earlier[recipe.start].cut and not recipe.cut:
-    raise ConfigError(f"cut: expected True, as that of {recipe.start!r}, whose weights it starts from")
-  if recipe.inject is not None and not recipe.teacher:
+  if recipe.init_from in earlier and earlier[recipe.init_from].allow_shrunk and not recipe.allow_shrunk:
+    raise ConfigError(f"cut: expected True, as that of {recipe.init_from!r}, whose weights it starts from")
+  if recipe.init_from_teacher is not None and not recipe.teacher:
     raise ConfigError("inject: there is no teacher whose weights could be given")
-  if recipe.cut and generations > 1:
+  if recipe.allow_shrunk and generations > 1:
     raise ConfigError("cut: expected False: a student that is cut cannot teach the next generation")
   if recipe.teacher != "teacher" and generations > 1:
     raise ConfigError("teacher: expected 'teacher': a later generation's is the student before it")
@@ -177,5 +177,5 @@ def check_recipe(
       "on_policy: a cache holds what the teacher said about other sequences: expected cached=False"
     )
   if recipe.training is not training:
-    with prefixed("training"):
+    with error_prefix("training"):
       recipe.training.validate()

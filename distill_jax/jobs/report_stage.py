@@ -39,26 +39,29 @@ def write_report(job: Job) -> Path:
 def _entries(job: Job, trained: list[Network]) -> list[report.Entry]:
   config = job.config
   batch, example = data.first(config, job.splits.test, 256), data.first(config, job.splits.train)
-  teacher, taught_by = config.teacher(), None
+  teacher, trained_teacher = config.teacher(), None
   entries: list[report.Entry] = []
   if teacher is not None and teacher.variables is not None:  # it came with its weights
-    taught_by = teacher, teacher.variables
-    cost = _cost(*taught_by, batch)
-    entries.append(_entry(job, "teacher", config.teacher_seed, taught_by, None, cost, []))
+    trained_teacher = teacher, teacher.variables
+    cost = _cost(*trained_teacher, batch)
+    entries.append(_entry(job, "teacher", config.teacher_seed, trained_teacher, None, cost, []))
   ratios = step_times(job) if any(n.role == "student" for n in trained) else {}
   costs: dict[str, dict[str, float]] = {}  # of networks that differ in their weights only, once
   for network in trained:
-    own = network.model, load_student(network.folder, network.model, example, cut=network.recipe.cut)
+    own = (
+      network.model,
+      load_student(network.folder, network.model, example, allow_shrunk=network.recipe.allow_shrunk),
+    )
     program = _program(*own, batch)
     costs[program] = costs.get(program) or _cost(*own, batch)
     timed = (network.role, network.variant)
     cost = costs[program] | ({"step_ratio": ratios[timed]} if timed in ratios else {})
     history = [json.loads(line) for line in (network.folder / "metrics.jsonl").read_text().splitlines()]
-    entry = _entry(job, network.role, network.seed, own, taught_by, cost, history)
+    entry = _entry(job, network.role, network.seed, own, trained_teacher, cost, history)
     text = "\n\n".join(filter(None, [entry.text, _origins(network)]))
     entries.append(entry._replace(variant=_variant(job, network), text=text))
     if network.role == "teacher":
-      taught_by = own
+      trained_teacher = own
   return entries
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from distill_jax.compression.initialization.provenance import describe
+from distill_jax.compression.initialization.provenance import format_origins
 from distill_jax.distributed import hosts, sharding
 from distill_jax.jobs import cache_stages, data
-from distill_jax.jobs.config import ConfigError, Examples, Taught
+from distill_jax.jobs.config import ConfigError, Examples, TrainedTeacher
 from distill_jax.jobs.plan import (
   EXTRA_STAGES,
   ORIGINS,
@@ -23,7 +23,7 @@ from distill_jax.jobs.plan import (
   Network,
   is_complete,
   networks,
-  trained_on,
+  train_data,
 )
 from distill_jax.jobs.report_stage import write_report
 from distill_jax.models import cast
@@ -32,15 +32,15 @@ from distill_jax.storage import files
 from distill_jax.storage.checkpoint import export_student, load_student
 from distill_jax.storage.stablehlo import export_stablehlo
 from distill_jax.train import fit
-from distill_jax.train.keeper import student_of
-from distill_jax.train.placing import spacious
+from distill_jax.train.placement import init_on_host
+from distill_jax.train.saver import student_of
 from distill_jax.types import Model, Variables
 
 
 def run_stages(job: Job, stages: Collection[str]) -> None:
   """Runs the stages in order; what is complete is skipped, what was interrupted goes on."""
   if job.config.cache and "cache" in stages:
-    cache_stages.probe(job)
+    cache_stages.check_writable(job)
   for stage in STAGES + EXTRA_STAGES:
     if stage not in stages:
       continue
@@ -65,31 +65,31 @@ def _keep(job: Job, stage: str) -> None:
     return
   students = networks(job, "student")
   student = next((network for network in students if network.cached), students[0])
-  taught = _taught(student, _teacher_variables(job, student), trained_on(job, "student"))
-  if taught is None:
+  trained_teacher = _trained_teacher(student, _teacher_variables(job, student), train_data(job, "student"))
+  if trained_teacher is None:
     raise ConfigError("cache: expected none: the config has no teacher whose outputs could be kept")
   run = {
     "cache": cache_stages.write,
-    "cache_estimate": cache_stages.weigh,
+    "cache_estimate": cache_stages.estimate_cost,
     "cache_verify": cache_stages.check,
   }[stage]
-  run(job, taught)
+  run(job, trained_teacher)
 
 
 def train(job: Job, network: Network) -> None:
   """Trains one network, exports its best weights, and marks it complete."""
-  if hosts.first(lambda: network.complete):
+  if hosts.run_on_first(lambda: network.complete):
     if hosts.is_first():
       print(f"{network.name}: complete, skipped", flush=True)
     return
   config, training, started = job.config, network.training, time.time()
-  train_set, teacher_variables = trained_on(job, network.role), _teacher_variables(job, network)
-  taught = _taught(network, teacher_variables, train_set)
-  cached = cache_stages.opened(job, taught) if network.cached else None
+  train_set, teacher_variables = train_data(job, network.role), _teacher_variables(job, network)
+  trained_teacher = _trained_teacher(network, teacher_variables, train_set)
+  cached = cache_stages.open_checked(job, trained_teacher) if network.cached else None
   fitted = fit(
     _started(job, network, train_set),
     cached or network.teacher,
-    network.objective(taught),
+    network.objective(trained_teacher),
     training.optimizer(),
     data.training(config, train_set, training.batch_size, network.own_seed),
     steps=training.steps,
@@ -102,7 +102,7 @@ def train(job: Job, network: Network) -> None:
     folder=network.folder,
     checkpoint_every=config.checkpoint_every or None,
     seed=network.own_seed,
-    views=config.views,
+    num_views=config.num_views,
     augment=config.augment(),
     mix=config.mix(),
     on_policy=network.recipe.on_policy,
@@ -114,11 +114,11 @@ def train(job: Job, network: Network) -> None:
     profile_steps=job.profile_steps,
     title=network.name,
   )
-  counting = student_of(fitted.state) if network.recipe.last else fitted.variables
-  exported = sharding.gathered(counting)
-  if network.recipe.exported is not None:
-    exported = network.recipe.exported(exported)
-  hosts.first(lambda: _finish(job, network, exported, fitted.history, time.time() - started))
+  counting = student_of(fitted.state) if network.recipe.export_last else fitted.variables
+  exported = sharding.gather_to_host(counting)
+  if network.recipe.export_fn is not None:
+    exported = network.recipe.export_fn(exported)
+  hosts.run_on_first(lambda: _finish(job, network, exported, fitted.history, time.time() - started))
 
 
 def _finish(job: Job, network: Network, exported: Variables, history, seconds: float) -> None:
@@ -131,10 +131,10 @@ def _finish(job: Job, network: Network, exported: Variables, history, seconds: f
   name, direction = job.config.best
   scores = [line for line in history if line["phase"] == "validation"]
   best = max if direction == "max" else min
-  chosen = scores[-1] if network.recipe.last else best(scores, key=lambda line: line[name])
+  chosen = scores[-1] if network.recipe.export_last else best(scores, key=lambda line: line[name])
   result = {"seconds": seconds, "steps": network.training.steps, "validation": chosen}
   files.write(network.folder / RESULT, json.dumps(result, indent=2) + "\n")
-  before = " before it was exported" if network.recipe.exported else ""
+  before = " before it was exported" if network.recipe.export_fn else ""
   print(f"{network.name}: {name} {chosen[name]:.4f} on validation{before}, {seconds:.0f} s", flush=True)
 
 
@@ -152,27 +152,27 @@ def _export_program(job: Job, network: Network, variables: Variables) -> None:
 
 def _started(job: Job, network: Network, train: Examples) -> Model:
   """What is trained: it starts from another network's weights, and from its teacher's, where its recipe says so."""
-  learner, inject = network.learner, network.recipe.inject
+  learner, inject = network.train_model, network.recipe.init_from_teacher
   init = learner.init
-  if network.start_folder is not None:
-    start = _trained(job, network, network.start_folder, learner)
+  if network.init_folder is not None:
+    start = _trained(job, network, network.init_folder, learner)
 
     def init(key, batch):
       return Variables(*jax.tree.map(jnp.copy, tuple(start)))
 
   if inject is None:
     return learner._replace(init=init)
-  taught = _taught(network, _own_variables(job, network), train)
-  if taught is None:
+  trained_teacher = _trained_teacher(network, _own_variables(job, network), train)
+  if trained_teacher is None:
     raise ConfigError(
       f"recipe of {network.variant!r}: inject: the teacher has no weights that could be given"
     )
 
   def injected(key, batch):
-    variables, origins = inject(init(key, batch), taught)
+    variables, origins = inject(init(key, batch), trained_teacher)
     if hosts.is_first():
       network.folder.mkdir(parents=True, exist_ok=True)
-      files.write(network.folder / ORIGINS, describe(origins) + "\n")
+      files.write(network.folder / ORIGINS, format_origins(origins) + "\n")
     return variables
 
   return learner._replace(init=injected)
@@ -181,23 +181,23 @@ def _started(job: Job, network: Network, train: Examples) -> Model:
 def _teacher_variables(job: Job, network: Network) -> Variables | None:
   """The weights of a frozen teacher that was trained in this run, or is to have another dtype than its own."""
   found, dtype = _own_variables(job, network), job.config.teacher_dtype
-  if dtype and found is None and network.teacher is not None and network.teacher.follow is None:
+  if dtype and found is None and network.teacher is not None and network.teacher.ema_update is None:
     found = network.teacher.variables
   return cast(found, jnp.dtype(dtype)) if dtype and found is not None else found
 
 
 def _own_variables(job: Job, network: Network) -> Variables | None:
   """The weights of a frozen teacher that was trained in this run, as they were left."""
-  if network.teacher is None or network.teacher.follow is not None or network.teacher_folder is None:
+  if network.teacher is None or network.teacher.ema_update is not None or network.teacher_folder is None:
     return None
   return _trained(job, network, network.teacher_folder, network.teacher)
 
 
-def _taught(network: Network, trained: Variables | None, train: Examples) -> Taught | None:
+def _trained_teacher(network: Network, trained: Variables | None, train: Examples) -> TrainedTeacher | None:
   if network.teacher is None:
     return None
   variables = trained if trained is not None else network.teacher.variables
-  return None if variables is None else Taught(network.teacher, variables, train)
+  return None if variables is None else TrainedTeacher(network.teacher, variables, train)
 
 
 def _trained(job: Job, network: Network, folder: Path, model: Model) -> Variables:
@@ -207,6 +207,8 @@ def _trained(job: Job, network: Network, folder: Path, model: Model) -> Variable
     raise ConfigError(
       f"--stages: {network.name} needs its {stage}, and {folder} holds no finished one: add {stage!r}"
     )
-  cut = any(other.recipe.cut for other in networks(job, "student") if other.folder == folder)
-  with spacious(job.config.make_mesh()):
-    return load_student(folder, model, data.first(job.config, job.splits.train), cut=cut)
+  allow_shrunk = any(
+    other.recipe.allow_shrunk for other in networks(job, "student") if other.folder == folder
+  )
+  with init_on_host(job.config.make_mesh()):
+    return load_student(folder, model, data.first(job.config, job.splits.train), allow_shrunk=allow_shrunk)

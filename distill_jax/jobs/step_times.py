@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from distill_jax.jobs import data
-from distill_jax.jobs.plan import Job, Network, different, trained_on
+from distill_jax.jobs.plan import Job, Network, one_per_variant, train_data
 from distill_jax.train import make_init, make_train_step
 
 REPEATS, SECONDS = 15, 0.2  # turns of each side, and how long one takes at least
@@ -29,7 +29,7 @@ def step_times(job: Job) -> dict[tuple[str, str], float]:
   name, ratios = job.config.reference, {}
   if not name:
     return {}
-  found = [*different(job, "baseline"), *different(job, "student")]
+  found = [*one_per_variant(job, "baseline"), *one_per_variant(job, "student")]
   reference = _steps(job, next(network for network in found if network.variant == name))
   for network in found:
     value = 1.0 if network.variant == name else ratio(_steps(job, network), reference)
@@ -51,9 +51,9 @@ def ratio(run: Run, reference: Run) -> float:
 def _steps(job: Job, network: Network) -> Run:
   """Some steps of a network on one batch, compiled and warm."""
   config, training, teacher, key = job.config, network.training, network.teacher, jax.random.key(0)
-  batches = data.training_batches(config, trained_on(job, network.role), training.batch_size)
+  batches = data.training_batches(config, train_data(job, network.role), training.batch_size)
   batch = jax.device_put(next(batches))
-  parts = network.learner, teacher, network.objective(None), training.optimizer()
+  parts = network.train_model, teacher, network.objective(None), training.optimizer()
   on_policy = network.recipe.on_policy
   step = make_train_step(
     *parts,
@@ -63,16 +63,16 @@ def _steps(job: Job, network: Network) -> Run:
     on_policy=on_policy,
   )
   state = make_init(*parts, on_policy=on_policy)(key, batch)
-  taught_by: Any = ()
-  if teacher is not None and teacher.follow is None:
-    taught_by = teacher.variables or teacher.init(key, batch)
-  compiled = jax.jit(step, donate_argnums=0).lower(state, taught_by, batch).compile()
+  teacher_variables: Any = ()
+  if teacher is not None and teacher.ema_update is None:
+    teacher_variables = teacher.variables or teacher.init(key, batch)
+  compiled = jax.jit(step, donate_argnums=0).lower(state, teacher_variables, batch).compile()
 
   def seconds(steps: int) -> float:
     nonlocal state
     start = time.perf_counter()
     for _ in range(steps):
-      state, _ = compiled(state, taught_by, batch)
+      state, _ = compiled(state, teacher_variables, batch)
     jax.block_until_ready(state)
     return (time.perf_counter() - start) / steps
 

@@ -27,7 +27,7 @@ class SparseTargets:
   Attributes:
     indices: integers [..., K].
     log_probs: of these classes at `temperature`, under the normalizer of the full vocabulary, [..., K].
-    log_tail: log of the mass that was left out, [...]; -inf for none. Samples have none: their K entries of
+    log_tail: log of the mass that was left out, [...]; -inf for none. RandomSampling have none: their K entries of
       -log K (an index may repeat) stand for the whole distribution.
     temperature: a number > 0; static under jit.
     drawn: True of `sample_k`, which `sampled_cross_entropy` alone takes; False of `top_k`, which the others take; None:

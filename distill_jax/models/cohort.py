@@ -23,7 +23,7 @@ def cohort(models: Sequence[Model]) -> Model:
   if not models:
     raise ValueError("cohort() got no models")
   for i, model in enumerate(models):
-    if model.follow is not None:
+    if model.ema_update is not None:
       raise ValueError(f"model {i} follows the student and has no weights of its own to join with others")
 
   def init(key, batch) -> Variables:

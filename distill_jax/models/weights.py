@@ -62,8 +62,8 @@ def load_weights(
   for name, leaf in leaves.items():
     try:
       values[name] = _fitted(found, origins, name, leaf, cast)
-    except _Misfit as misfit:
-      lines.append(f"\n  {misfit}")
+    except _Misfit as shape_mismatch:
+      lines.append(f"\n  {shape_mismatch}")
   used = {theirs for theirs, _ in origins.values()}
   for name in found.keys() - used:
     if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore):

@@ -143,11 +143,11 @@ def valid_rows(batch: Batch, known=None):
   return where & known
 
 
-def truly_labeled(batch: Batch, known):
+def has_true_label(batch: Batch, known):
   """Of what is `known` (bool, rows first), that whose label is true: the student did not write the row."""
-  if "sampled" not in batch:
+  if "generated" not in batch:
     return known
-  sampled = jnp.asarray(batch["sampled"])
+  sampled = jnp.asarray(batch["generated"])
   if sampled.dtype != jnp.bool_ or sampled.shape != known.shape[:1]:
     raise ValueError(f"sampled: expected rows, bool {known.shape[:1]}, got {sampled.dtype} {sampled.shape}")
   return known & ~sampled.reshape(sampled.shape + (1,) * (known.ndim - 1))

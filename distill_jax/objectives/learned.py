@@ -20,8 +20,8 @@ from distill_jax.objectives.parts import (
   connector_init,
   layer,
   layer_init,
-  misfit,
   resized,
+  shape_mismatch,
   stack,
   stack_init,
 )
@@ -232,7 +232,7 @@ def activation_boundary(student: str, teacher: str, *, margin: float = 1.0) -> T
 
 def check_pair(s, t, *, rank: int | None = None) -> None:
   """Raises a ValueError where two features cannot be aligned, or are not of this rank."""
-  problem = misfit(s.shape, t.shape)
+  problem = shape_mismatch(s.shape, t.shape)
   if problem is None and rank is not None and len(s.shape) != rank:
     problem = f"expected {rank} axes"
   if problem:

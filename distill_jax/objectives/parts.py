@@ -100,7 +100,7 @@ def resized(s: jax.Array, t, method: str = "linear") -> jax.Array:
   return jax.image.resize(s, (s.shape[0], *t.shape[1:3], s.shape[3]), method)
 
 
-def misfit(s: tuple[int, ...], t: tuple[int, ...], *, resize: bool = True) -> str | None:
+def shape_mismatch(s: tuple[int, ...], t: tuple[int, ...], *, resize: bool = True) -> str | None:
   """Why features of these shapes cannot be aligned, or None."""
   if len(s) != len(t):
     return "their ranks differ"

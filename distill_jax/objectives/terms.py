@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distill_jax.objectives.calls import Names, label_of, outputs_of, prepare, truly_labeled, valid_rows
-from distill_jax.objectives.parts import align, align_init, misfit
+from distill_jax.objectives.calls import Names, has_true_label, label_of, outputs_of, prepare, valid_rows
+from distill_jax.objectives.parts import align, align_init, shape_mismatch
 from distill_jax.types import Objective, Outputs, Variables
 
 Weight = float | Callable[[jax.Array], jax.Array]
@@ -84,7 +84,7 @@ def labels(*, label_smoothing: float = 0.0, output: str = "logits") -> Term:
 
   The batch's 'label' is int [...] or probabilities [..., C] (mixup); its 'where' masks rows. A negative label,
   or a row of zeros, is unlabeled: masked here, while other terms still use the row. (`data` refuses negative
-  labels that were not declared, before they get here.) So are rows that are 'sampled' (`models.on_policy`).
+  labels that were not declared, before they get here.) So are rows that are 'generated' (`models.on_policy`).
 
   Raises:
     ValueError: label_smoothing outside [0, 1); labels that are neither integers nor rows of C probabilities.
@@ -106,7 +106,7 @@ def labels(*, label_smoothing: float = 0.0, output: str = "logits") -> Term:
     evenly = exists / jnp.maximum(exists.sum(-1, keepdims=True), 1)
     target = (1 - label_smoothing) * target + label_smoothing * evenly
     values = -jnp.where(target > 0, target * log_q, 0).sum(-1)
-    return (values, valid_rows(batch, truly_labeled(batch, known))), state
+    return (values, valid_rows(batch, has_true_label(batch, known))), state
 
   return Term(init, apply)
 
@@ -205,7 +205,7 @@ def features(
     return Variables(params, {})
 
   def init_pair(s_name, t_name, key, s, t):
-    problem = misfit(s.shape, t.shape, resize=resize)
+    problem = shape_mismatch(s.shape, t.shape, resize=resize)
     if problem:
       raise ValueError(
         f"student {s_name!r} {tuple(s.shape)} cannot be aligned with teacher {t_name!r} {tuple(t.shape)}: {problem}"

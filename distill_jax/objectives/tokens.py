@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from distill_jax import losses
 from distill_jax.errors import suggest
 from distill_jax.losses import SparseTargets
-from distill_jax.objectives.calls import any_output_of, label_of, outputs_of, truly_labeled, valid_rows
+from distill_jax.objectives.calls import any_output_of, has_true_label, label_of, outputs_of, valid_rows
 from distill_jax.objectives.terms import Term
 from distill_jax.types import Batch, Variables
 
@@ -32,7 +32,7 @@ def tokens(
 
   The batch's 'label' is the next token, int [B, L]; where it is negative (padding, the end of a document) a token
   counts in neither. The mean is over the tokens that count in the whole batch, however they are padded, packed,
-  sharded or accumulated; it is 0 where none does. Rows that the batch calls 'sampled' (bool [B]: the student wrote
+  sharded or accumulated; it is 0 where none does. Rows that the batch calls 'generated' (bool [B]: the student wrote
   them, `models.on_policy`) have no true labels: there the cross entropy is 0, in the same mean.
 
   Args:
@@ -74,7 +74,7 @@ def tokens(
         hidden, kernel, flat, weights=valid, tail=divergence, bias=bias, softcap=softcap, **extra, **extras
       )
     else:
-      taught, (teacher_kernel, teacher_bias, teacher_softcap) = _flat(teacher, "teacher")
+      teacher_hidden, (teacher_kernel, teacher_bias, teacher_softcap) = _flat(teacher, "teacher")
       if teacher_kernel.shape[1] != kernel.shape[1]:
         raise ValueError(
           f"the teacher's vocabulary has {teacher_kernel.shape[1]} tokens and the student's {kernel.shape[1]}: "
@@ -83,7 +83,7 @@ def tokens(
       given = losses.linear_kl(
         hidden,
         kernel,
-        taught,
+        teacher_hidden,
         teacher_kernel,
         weights=valid,
         divergence=divergence,
@@ -109,7 +109,7 @@ def tokens(
   def apply(params, state, student, teacher, batch, *, step, key, axis_name):
     del params, step, key, axis_name
     label, where = _counted(batch)
-    weights = (x.reshape(-1).astype(jnp.float32) for x in (where, truly_labeled(batch, where)))
+    weights = (x.reshape(-1).astype(jnp.float32) for x in (where, has_true_label(batch, where)))
     return _mean(value(student, teacher, label, *weights), where), state
 
   return Term(init, apply)
@@ -118,7 +118,7 @@ def tokens(
 def next_tokens(*, memory: int | None = None) -> Term:
   """Cross entropy of the student with the next tokens: a language model alone.
 
-  Outputs, labels, mean and `memory` as in `tokens`; rows that are 'sampled' do not count.
+  Outputs, labels, mean and `memory` as in `tokens`; rows that are 'generated' do not count.
 
   Raises:
     ValueError: in init, hidden states or a head that are missing.
@@ -133,7 +133,7 @@ def next_tokens(*, memory: int | None = None) -> Term:
   def apply(params, state, student, teacher, batch, *, step, key, axis_name):
     del params, teacher, step, key, axis_name
     label, where = _counted(batch)
-    where = truly_labeled(batch, where)
+    where = has_true_label(batch, where)
     hidden, (kernel, bias, softcap) = _flat(student, "student")
     weights, label = where.reshape(-1).astype(jnp.float32), jnp.maximum(label, 0).reshape(-1)
     total = losses.linear_cross_entropy(

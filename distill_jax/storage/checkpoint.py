@@ -79,7 +79,7 @@ class Checkpoints:
     if not read_only:
       self._open_writer()
     else:
-      hosts.every(self._check_there)
+      hosts.run_on_all(self._check_there)
     self._scan()
 
   def save(self, state: TrainState, *, metrics: Mapping[str, float] | None = None) -> None:
@@ -97,7 +97,7 @@ class Checkpoints:
     self.wait()
     sealed = seal.make(state, metrics or {}, self._identity or {})
     new, step = sealed["seal"], sealed["seal"]["step"]
-    hosts.agree(f"state after step {step}", sealed["digest"])
+    hosts.assert_equal(f"state after step {step}", sealed["digest"])
     old = self._seals.get(step)
     if old and old["leaves"] == new["leaves"] and (old["metrics"] or not metrics):
       return
@@ -131,7 +131,7 @@ class Checkpoints:
     for candidate in candidates:
       try:
         return self._load(candidate, like)
-      except seal.Damaged as damage:
+      except seal.CorruptFile as damage:
         self._seals.pop(candidate, None)
         self._damaged[candidate] = str(damage)
         text = f"checkpoint {self.folder / str(candidate)} is damaged and is skipped: {damage}"
@@ -169,11 +169,11 @@ class Checkpoints:
     step = self._writing
     with self._writes():
       self._writer.wait()
-      hosts.first(lambda: self._completed(step))
+      hosts.run_on_first(lambda: self._completed(step))
     self._writing = None
     self._seals = {step: self._seals[step] for step in self._kept()}
     self._damaged = {}
-    if hosts.first(self._tidy):
+    if hosts.run_on_first(self._tidy):
       self._writer.reload()
 
   def close(self) -> None:
@@ -205,7 +205,7 @@ class Checkpoints:
 
   def _candidates(self, step: int | str | None) -> list[int]:
     found = sorted({*self._seals, *self._damaged}, reverse=True)
-    hint = "" if found else hosts.first(lambda: _hint(self.folder))
+    hint = "" if found else hosts.run_on_first(lambda: _hint(self.folder))
     if hint or (isinstance(step, int) and step not in found):
       wanted = "" if step is None else f" of step {step}"
       raise ValueError(f"no checkpoint{wanted} in {self.folder}; found steps {found[::-1]}{hint}")
@@ -217,9 +217,9 @@ class Checkpoints:
 
   def _load(self, step: int, like: TrainState) -> TrainState:
     if step in self._damaged:
-      raise seal.Damaged(self._damaged[step])
-    hosts.every(lambda: self._check_usable(step, like))
-    state = hosts.every(lambda: _read(self.folder, step, like), errors=[seal.Damaged])
+      raise seal.CorruptFile(self._damaged[step])
+    hosts.run_on_all(lambda: self._check_usable(step, like))
+    state = hosts.run_on_all(lambda: _read(self.folder, step, like), errors=[seal.CorruptFile])
     seal.check_contents(self._seals[step], state)
     return state
 
@@ -239,7 +239,7 @@ class Checkpoints:
       self.wait()
 
   def _scan(self) -> None:
-    seals, damaged = hosts.first(lambda: _seals_in(self.folder))
+    seals, damaged = hosts.run_on_first(lambda: _seals_in(self.folder))
     self._seals, self._damaged = dict(seals), dict(damaged)
 
   def _check_there(self) -> None:
@@ -251,7 +251,7 @@ class Checkpoints:
       hosts.share(self.folder)
     except OSError as error:
       raise OSError(f"the checkpoint folder {self.folder} cannot be written: {error}") from error
-    hosts.first(self._put_back)
+    hosts.run_on_first(self._put_back)
     context = ocp.Context()
     context.array.saving.use_compression = False  # weights hardly shrink, and reads take half the time
     self._writer = ocp.training.Checkpointer(self.folder, context=context, cleanup_tmp_directories=True)
@@ -281,7 +281,7 @@ class Checkpoints:
 
   def _move_aside(self, step: int) -> None:
     """What is at this step already stays on disk until its replacement is complete."""
-    if hosts.first(lambda: self._renamed(step)):
+    if hosts.run_on_first(lambda: self._renamed(step)):
       self._writer.reload()
 
   def _renamed(self, step: int) -> bool:
@@ -334,7 +334,7 @@ def _seals_in(folder: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[tupl
   for step, place in _places(folder).items():
     try:
       seals.append((step, _check_sealed(place, step)))
-    except seal.Damaged as damage:
+    except seal.CorruptFile as damage:
       damaged.append((step, str(damage)))
   return seals, damaged
 
@@ -365,7 +365,7 @@ def _reading():
   except (MemoryError, jax.errors.JaxRuntimeError):
     raise
   except Exception as error:
-    raise seal.Damaged(f"it cannot be read ({type(error).__name__}: {str(error)[:300]})") from error
+    raise seal.CorruptFile(f"it cannot be read ({type(error).__name__}: {str(error)[:300]})") from error
 
 
 def _abstract(leaf) -> jax.ShapeDtypeStruct:

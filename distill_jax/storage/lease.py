@@ -59,7 +59,7 @@ class Lease:
       LeaseError: the folder belongs to a running trainer.
       OSError: the folder cannot be made or written.
     """
-    hosts.first(self._take)
+    hosts.run_on_first(self._take)
     return self
 
   def __exit__(self, *_) -> None:
@@ -80,7 +80,7 @@ class Lease:
       LeaseError: another trainer took the folder over while this process was suspended or cut off.
       OSError: the file system does not answer.
     """
-    hosts.first(self._confirm)
+    hosts.run_on_first(self._confirm)
 
   def _take(self) -> None:
     try:

@@ -15,7 +15,7 @@ Identity = Mapping[str, str | int | float]
 Layout = Mapping[str, tuple[tuple[int, ...], str]]
 
 
-class Damaged(Exception):
+class CorruptFile(Exception):
   """What was read must not be used; the text says why."""
 
 
@@ -47,15 +47,15 @@ def opened(stored: Mapping[str, Any] | None, step: int) -> dict[str, Any]:
   """The values of a stored seal.
 
   Raises:
-    Damaged: there is none, it was changed, or it is another step's.
+    CorruptFile: there is none, it was changed, or it is another step's.
   """
   if not stored or not {"seal", "digest"} <= set(stored):
-    raise Damaged("it has no seal: its metadata is damaged, or something else wrote it")
+    raise CorruptFile("it has no seal: its metadata is damaged, or something else wrote it")
   body = stored["seal"]
   if _digest(body) != stored["digest"]:
-    raise Damaged("its seal is broken")
+    raise CorruptFile("its seal is broken")
   if body["step"] != step:
-    raise Damaged(f"its seal says step {body['step']}: the directory was renamed")
+    raise CorruptFile(f"its seal says step {body['step']}: the directory was renamed")
   return body
 
 
@@ -63,13 +63,15 @@ def check_contents(seal: Mapping[str, Any], tree: Tree) -> None:
   """Compare shape, dtype and every bit of the leaves with what was sealed.
 
   Raises:
-    Damaged: some differ.
+    CorruptFile: some differ.
   """
   shapes, sums = layout(tree), checksums(tree)
   sealed = {name: (tuple(shape), dtype, total) for name, (shape, dtype, total) in seal["leaves"].items()}
   broken = [name for name in sealed if sealed[name] != (*shapes[name], sums[name])]
   if broken:
-    raise Damaged(f"{len(broken)} of {len(sealed)} leaves are not what was saved: {', '.join(broken[:5])}")
+    raise CorruptFile(
+      f"{len(broken)} of {len(sealed)} leaves are not what was saved: {', '.join(broken[:5])}"
+    )
 
 
 def check_identity(seal: Mapping[str, Any], identity: Identity) -> None:

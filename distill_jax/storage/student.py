@@ -69,7 +69,7 @@ def export_student(
 
 
 def load_student(
-  path: str | os.PathLike, model: Model, batch: Batch | None = None, *, cut: bool = False
+  path: str | os.PathLike, model: Model, batch: Batch | None = None, *, allow_shrunk: bool = False
 ) -> Variables:
   """The weights that `export_student` wrote, in the model's own tree.
 
@@ -78,7 +78,7 @@ def load_student(
     model: decides the names, shapes and dtypes: `model.variables`, or what `model.init` would make.
     batch: an example batch for `model.init` (arrays or `ShapeDtypeStruct`s); not needed where the model has
       `variables`.
-    cut: the arrays may have other sizes than the model's (`compression.shrink`), not other names or ranks.
+    allow_shrunk: the arrays may have other sizes than the model's (`compression.shrink`), not other names or ranks.
 
   Raises:
     FileNotFoundError: one of the two files is missing.
@@ -96,7 +96,7 @@ def load_student(
   except Exception as error:  # the Rust parser raises SafetensorError, the wrapper KeyError and ValueError
     raise ValueError(f"{weights} is damaged or no safetensors file: {error}") from error
   own = _own_tree(model, batch)
-  if cut:
+  if allow_shrunk:
     own = _with_sizes(own, found)
   try:
     seal.check_fit(seal.layout(own), seal.layout(found))

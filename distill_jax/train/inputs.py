@@ -11,7 +11,7 @@ from distill_jax import data, metrics
 from distill_jax.cache import Cache
 from distill_jax.errors import suggest
 from distill_jax.storage.fingerprint import fingerprint
-from distill_jax.train.keeper import student_of
+from distill_jax.train.saver import student_of
 from distill_jax.train.step import make_eval_step
 from distill_jax.types import Batch, Model, Objective, TrainState
 
@@ -20,7 +20,7 @@ def batches_of(
   source,
   batch_size,
   seed,
-  views,
+  num_views,
   classes: int | None = None,
   ignore_label: int | None = None,
   cached: Cache | None = None,
@@ -29,11 +29,13 @@ def batches_of(
   """`start step -> batches`, or the given rows of each; those of a pipeline of one's own are checked, where the
   labels' classes are known."""
   if cached is not None:
-    plain = batches_of(source, batch_size, seed, views, classes, ignore_label, rows=rows)
+    plain = batches_of(source, batch_size, seed, num_views, classes, ignore_label, rows=rows)
     return lambda start: map(cached.join, plain(start))
   if isinstance(source, data.Source):
-    return lambda start: data.batches(source, batch_size, seed=seed, start=start, views=views, rows=rows)
-  source = own_share(source, batch_size, rows)
+    return lambda start: data.batches(
+      source, batch_size, seed=seed, start=start, num_views=num_views, rows=rows
+    )
+  source = local_share(source, batch_size, rows)
 
   def checked(start: int) -> Iterator[Mapping[str, Any]]:
     for batch in source(start):
@@ -47,7 +49,7 @@ def batches_of(
   return checked
 
 
-def own_share(pipeline, batch_size: int, rows: np.ndarray | None):
+def local_share(pipeline, batch_size: int, rows: np.ndarray | None):
   """A pipeline that gives these rows of each batch, if it can be told so; else it must know them itself."""
   if rows is None or not hasattr(pipeline, "for_rows"):
     return pipeline
@@ -62,17 +64,17 @@ def evaluation_batches(validation, batch_size: int, rows: np.ndarray | None) -> 
   """The batches of an evaluation, or the given rows of each."""
   if isinstance(validation, data.Source):
     return data.eval_batches(validation, batch_size, rows=rows)
-  return own_share(validation, batch_size, rows)
+  return local_share(validation, batch_size, rows)
 
 
-def describe(source) -> str:
+def data_identity(source) -> str:
   """What tells the examples from others, for the run's identity."""
   if not isinstance(source, data.Source):
     return getattr(source, "identity", getattr(source, "__qualname__", type(source).__qualname__))
   return f"{source.name}:{fingerprint(dict(source.arrays))}"
 
 
-def following(batches: Iterator, step: int, batch_size: int, expected: int) -> Batch:
+def next_batch(batches: Iterator, step: int, batch_size: int, expected: int) -> Batch:
   """The next batch, refused if it has not the size of all others.
 
   Args:

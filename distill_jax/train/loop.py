@@ -22,19 +22,19 @@ from distill_jax.train.inputs import (
   check_kinds,
   check_validation,
   classes_of,
-  describe,
-  following,
+  data_identity,
+  next_batch,
 )
-from distill_jax.train.keeper import Keeper, student_of
 from distill_jax.train.log import Log, fetch
-from distill_jax.train.placing import compiled, evaluator, frozen, spacious, sparsity_of
+from distill_jax.train.placement import compile_step, evaluator, init_on_host, place_teacher, sparsity_of
 from distill_jax.train.profile import Profile
 from distill_jax.train.replay import OnPolicy, Replay
-from distill_jax.train.step import check_live, make_init, make_train_step
+from distill_jax.train.saver import Saver, student_of
+from distill_jax.train.step import check_no_cached_outputs, make_init, make_train_step
 from distill_jax.types import Batch, Model, Objective, TrainState, Variables
 
 
-class Fitted(NamedTuple):
+class FitResult(NamedTuple):
   """What training leaves.
 
   Attributes:
@@ -78,7 +78,7 @@ def fit(
   checkpoint_every: int | None = None,
   identity: Mapping[str, str | int | float] | None = None,
   seed: int = 0,
-  views: int = 0,
+  num_views: int = 0,
   augment: Callable[[Batch], Batch] | None = None,
   mix: Callable[[jax.Array, Batch], Batch] | None = None,
   on_policy: OnPolicy | Replay | None = None,
@@ -91,7 +91,7 @@ def fit(
   profile_steps: range | None = None,
   title: str = "train",
   progress: bool = True,
-) -> Fitted:
+) -> FitResult:
   """Distills `teacher` into `student` (or trains the student alone: teacher None), on all devices of all hosts.
 
   Where several processes train together (`hosts.join`), each makes the same call.
@@ -108,7 +108,7 @@ def fit(
     teacher_variables: the frozen teacher's weights, if the Model does not carry them.
     validation: examples for evaluation, never trained on; or an iterable of batches that can be gone through
       again and again, the last one filled up under 'where' (`data.stream.EvalStream`).
-    best: the evaluation's score that chooses `Fitted.variables`, and 'max' or 'min'.
+    best: the evaluation's score that chooses `FitResult.variables`, and 'max' or 'min'.
     eval_every: steps between evaluations; None: a tenth of `steps`. The last step is always evaluated.
     log_every: steps between reports; metrics stay on the device until then.
     folder: where checkpoints, metrics.jsonl, timings.jsonl and TensorBoard files go; the same one for all processes.
@@ -119,7 +119,7 @@ def fit(
     checkpoint_every: steps between checkpoints besides those at evaluations; None: only at evaluations.
     identity: what else must be equal for a run to be resumed, beside the data, seed, views and batch size.
     seed: of the student's initial weights, the order of the examples, and every draw.
-    views: different augmented views per example; 0: a new one each epoch.
+    num_views: different augmented views per example; 0: a new one each epoch.
     max_skips: abort after this many updates in a row that were not finite.
     ignore_label: the label that marks examples without one in your own pipeline (a `Source` knows its own).
     mesh: `sharding.make_mesh(...)`; None: all devices along `data`.
@@ -130,13 +130,13 @@ def fit(
     title, progress: a progress bar with this title on a terminal, a line per evaluation elsewhere.
 
   Returns:
-    `Fitted`; its arrays lie as they did in training.
+    `FitResult`; its arrays lie as they did in training.
 
   Raises:
     ValueError: what does not fit: networks and their weights, objective, labels, batch and devices, arrays and rules,
       a folder of another run, or what other processes were given.
     NonFiniteError: see `max_skips`; the folder keeps its last checkpoint.
-    RuntimeError: the frozen teacher's weights changed while it taught.
+    RuntimeError: the frozen teacher's weights changed while it teacher_outputs.
     LeaseError: another process trains in the folder.
     Interrupted: SIGTERM came; the state was saved. Not caught, it ends the process with 143.
   """
@@ -152,34 +152,36 @@ def fit(
   eval_every = max(1, steps // 10) if eval_every is None else eval_every
   check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every or eval_every)
   if cached is not None:
-    views = views or cached.views
+    num_views = num_views or cached.num_views
     if teacher_variables is not None:
       cached.check_weights(teacher_variables)
       teacher_variables = None
     shown = source if isinstance(source, data.Source) else next(iter(source(0)))
-    cached.check(shown, augment=augment, views=getattr(source, "views", views), mix=mix)
-  example = next(iter(batches_of(source, batch_size, seed, views, None, ignore_label, cached, rows)(0)), None)
+    cached.check(shown, augment=augment, num_views=getattr(source, "num_views", num_views), mix=mix)
+  example = next(
+    iter(batches_of(source, batch_size, seed, num_views, None, ignore_label, cached, rows)(0)), None
+  )
   if example is None:
     raise ValueError("the source gives no batch")
   if on_policy is not None:
-    check_live(example)
+    check_no_cached_outputs(example)
   if rows is not None:
     example = {name: np.resize(x, (batch_size, *x.shape[1:])) for name, x in example.items()}
   if teacher_variables is not None and teacher is not None:
     check_weights(teacher, Variables(*teacher_variables), example)
-  taught_by = frozen(teacher, teacher_variables, mesh, () if cached is not None else teacher_rules)
-  teacher_print = fingerprint(taught_by)
-  with spacious(mesh):
+  taught_by = place_teacher(teacher, teacher_variables, mesh, () if cached is not None else teacher_rules)
+  teacher_fingerprint = fingerprint(taught_by)
+  with init_on_host(mesh):
     init = make_init(student, teacher, objective, optimizer, on_policy=on_policy)
     state = init(jax.random.key(seed), example)
   classes = classes_of(student, state, example)
   check_classes(classes, source)
-  stream = batches_of(source, batch_size, seed, views, classes, ignore_label, cached, rows)
+  stream = batches_of(source, batch_size, seed, num_views, classes, ignore_label, cached, rows)
   if validation is not None:
     check_validation(student, state, validation, batch_size, classes, best)
   placement = sharding.state_specs(state, mesh, rules)
   state = sharding.place(state, mesh, placement)
-  step_fn = compiled(
+  step_fn = compile_step(
     make_train_step(
       student,
       teacher,
@@ -198,10 +200,10 @@ def fit(
     evaluate = evaluator(student, mesh, validation, batch_size, rows)
   identity = {
     "seed": seed,
-    "views": views,
+    "num_views": num_views,
     "batch_size": batch_size,
-    "teacher": teacher_print if cached is None else cached.digest,
-    "data": describe(source),
+    "teacher": teacher_fingerprint if cached is None else cached.digest,
+    "data": data_identity(source),
     **(identity or {}),
   }
   if rows is not None:
@@ -211,19 +213,19 @@ def fit(
       "log_every": log_every,
       "checkpoint_every": checkpoint_every,
     }
-    hosts.agree("run", {**identity, **paces, "start": fingerprint(state)})
-  keeper = Keeper(folder, best, identity)
+    hosts.assert_equal("run", {**identity, **paces, "start": fingerprint(state)})
+  saver = Saver(folder, best, identity)
   first = hosts.is_first()
-  with keeper, Interruption() as interruption, Profile(keeper.folder, profile_steps) as profile:
-    state = keeper.restore(state)
+  with saver, Interruption() as interruption, Profile(saver.folder, profile_steps) as profile:
+    state = saver.restore(state)
     start = int(state.step)
-    kept = keeper.folder if first else None
+    kept = saver.folder if first else None
     with Log(kept, start=start, steps=steps, title=title, progress=progress and first, began=began) as log:
       pending: list[Any] = []
       batches, waiting = iter(stream(start)), log.clock.waiting
       for step in range(start + 1, steps + 1):
         with waiting("data"):
-          batch = following(batches, step, batch_size, len(here))
+          batch = next_batch(batches, step, batch_size, len(here))
           if rows is not None:
             batch = sharding.place_rows(batch, mesh, batch_size)
         state, measured = profile(step, step_fn, state, taught_by, batch)
@@ -246,15 +248,15 @@ def fit(
           log.validation(step, scores)
         if saving:
           with waiting("checkpoint"):
-            keeper.save(state, scores)
+            saver.save(state, scores)
         if stopping and step < steps:
-          keeper.wait()
+          saver.wait()
           raise Interrupted(state)
       history = log.history
-    if fingerprint(taught_by) != teacher_print:
-      raise RuntimeError("the teacher's weights changed while it taught: a frozen teacher must not")
-    best_or_last = keeper.best_variables(state) if validation is not None else student_of(state)
-    return Fitted(best_or_last, state, history)
+    if fingerprint(taught_by) != teacher_fingerprint:
+      raise RuntimeError("the teacher's weights changed while it teacher_outputs: a frozen teacher must not")
+    best_or_last = saver.best_variables(state) if validation is not None else student_of(state)
+    return FitResult(best_or_last, state, history)
 
 
 def _check_skips(state: TrainState, max_skips: int) -> None:

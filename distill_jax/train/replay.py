@@ -24,7 +24,7 @@ class Replay(NamedTuple):
 
 
 def replayed(on_policy: OnPolicy, *, every: int, kept: int) -> Replay:
-  """Samples in every so many-th step only; in the steps between, rows are replaced by samples of earlier steps.
+  """RandomSampling in every so many-th step only; in the steps between, rows are replaced by samples of earlier steps.
 
   A row comes back whole, with the id that it had, and by the same share as was sampled last. Which rows give way, and
   to which samples (evenly, with replacement), is drawn by key and id. The teacher judges a sample each time anew.
@@ -32,8 +32,8 @@ def replayed(on_policy: OnPolicy, *, every: int, kept: int) -> Replay:
   validation loss; here `every` is fixed.
 
   Args:
-    on_policy: `(student Variables, key, batch) -> batch` with the bool entry 'sampled' [B], such as
-      `models.on_policy.resample`'s.
+    on_policy: `(student Variables, key, batch) -> batch` with the bool entry 'generated' [B], such as
+      `models.on_policy.generate_on_policy`'s.
     every: steps from one sampling to the next, at least 2.
     kept: samples that are remembered, at least the rows of a batch; the oldest give way to new ones.
 
@@ -76,7 +76,7 @@ def replayed(on_policy: OnPolicy, *, every: int, kept: int) -> Replay:
 
 def _remembered(buffer, new: Batch, kept: int) -> dict[str, Any]:
   """The buffer with the batch's sampled rows in the places of the oldest."""
-  counts = new["sampled"] & new.get("where", True)
+  counts = new["generated"] & new.get("where", True)
   number = counts.sum(dtype=jnp.int32)
   places = jnp.where(counts, (buffer["next"] + counts.cumsum() - 1) % kept, kept)  # behind the end: dropped
   return {
@@ -98,4 +98,4 @@ def _reused(buffer, key, batch: Batch) -> Batch:
     rows = buffer["rows"].get(name)
     return new if rows is None else jnp.where(taken.reshape(-1, *(1,) * (rows.ndim - 1)), rows[places], new)
 
-  return {**{name: put(name, x) for name, x in batch.items()}, "sampled": taken}
+  return {**{name: put(name, x) for name, x in batch.items()}, "generated": taken}

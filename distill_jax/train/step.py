@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from distill_jax import metrics, reduce
-from distill_jax.objectives.calls import truly_labeled, valid_rows
+from distill_jax.objectives.calls import has_true_label, valid_rows
 from distill_jax.train.replay import OnPolicy, Replay
 from distill_jax.types import Batch, Model, Objective, Outputs, Skips, TrainState, Variables
 
@@ -37,8 +37,8 @@ def make_init(
       start = teacher.variables or jax.eval_shape(teacher.init, key, batch)
       teacher_outputs = _shapes(teacher, start, batch)
     learned = objective.init(jax.random.fold_in(key, 1), outputs, teacher_outputs)
-    params = _strong({"student": variables.params, "objective": learned.params})
-    follows = teacher is not None and teacher.follow is not None
+    params = _drop_weak_types({"student": variables.params, "objective": learned.params})
+    follows = teacher is not None and teacher.ema_update is not None
     # A copy: the average and the student are donated together, and a shared buffer cannot be donated twice.
     average = Variables(*jax.tree.map(_copy_wide, tuple(variables))) if follows else ()
     replay = {"replay": on_policy.init(batch)} if isinstance(on_policy, Replay) else {}
@@ -47,7 +47,7 @@ def make_init(
       step=zero,
       key=jax.random.fold_in(key, 2),
       params=params,
-      model_state=_strong({"student": variables.state, "objective": learned.state}) | replay,
+      model_state=_drop_weak_types({"student": variables.state, "objective": learned.state}) | replay,
       opt_state=optimizer.init(params),
       average=average,
       skips=Skips(zero + 0, zero + 0, zero + 0),
@@ -84,7 +84,7 @@ def make_train_step(
       student see the same view.
     mix: `(key, batch) -> batch`, mixes rows (`data.mixup`); applied after `augment`.
     on_policy: `(student Variables, key, batch) -> batch`, puts the student's own samples in the place of some rows
-      (`models.on_policy.resample`), for the teacher to judge; applied to the whole batch, after `mix`, and not
+      (`models.on_policy.generate_on_policy`), for the teacher to judge; applied to the whole batch, after `mix`, and not
       differentiated. The key is the same on all devices: rows are told apart by their ids. Or a `Replay`, which
       `make_init` must get too.
 
@@ -111,27 +111,27 @@ def make_train_step(
   def teach(state: TrainState, teacher_variables, batch: Batch) -> Outputs:
     if teacher is None:
       return {}
-    frozen = state.average if teacher.follow else teacher_variables
+    frozen = state.average if teacher.ema_update else teacher_variables
     if not frozen:
       raise ValueError(
         "the step got no teacher variables: pass the teacher's Variables as the second argument"
       )
     return teacher.apply(*frozen, batch, train=False, key=None)[0]
 
-  def forward(params, model_state, taught: Outputs, batch: Batch, key, step):
+  def forward(params, model_state, teacher_outputs: Outputs, batch: Batch, key, step):
     student_key, objective_key = key
     outputs, student_state = student.apply(
       params["student"], model_state["student"], batch, train=True, key=student_key
     )
     learned = params["objective"], model_state["objective"]
     terms, objective_state = objective.apply(
-      *learned, outputs, taught, batch, step=step, key=objective_key, axis_name=axis_name
+      *learned, outputs, teacher_outputs, batch, step=step, key=objective_key, axis_name=axis_name
     )
     return outputs, terms, {"student": student_state, "objective": objective_state}
 
-  def gradients(params, model_state, taught, batch, key, step, counts):
+  def gradients(params, model_state, teacher_outputs, batch, key, step, counts):
     def loss_fn(params):
-      outputs, terms, new_state = forward(params, model_state, taught, batch, key, step)
+      outputs, terms, new_state = forward(params, model_state, teacher_outputs, batch, key, step)
       loss, pairs = _sum_terms(terms, counts, microbatches, axis_name)
       return loss, (pairs | _accuracy(outputs, batch), new_state)
 
@@ -147,22 +147,22 @@ def make_train_step(
     def count(carry, part):
       # Only the masks' sums are used: the compiler removes what they do not need of this forward pass.
       rows, own_key = part
-      taught = teach(state, teacher_variables, rows)
-      return _counts(forward(params, model_state, taught, rows, own_key, state.step)[1]), carry
+      teacher_outputs = teach(state, teacher_variables, rows)
+      return _counts(forward(params, model_state, teacher_outputs, rows, own_key, state.step)[1]), carry
 
     counts, _ = _sum_over(count, (), parts)
 
     def differentiate(model_state, part):
       rows, own_key = part
-      taught = teach(state, teacher_variables, rows)
-      return gradients(params, model_state, taught, rows, own_key, state.step, counts)
+      teacher_outputs = teach(state, teacher_variables, rows)
+      return gradients(params, model_state, teacher_outputs, rows, own_key, state.step, counts)
 
     return _sum_over(differentiate, model_state, parts)
 
   def sampled(state: TrainState, key, batch: Batch) -> tuple[Batch, dict[str, Any]]:
     if on_policy is None:
       return batch, {}
-    check_live(batch)
+    check_no_cached_outputs(batch)
     variables = Variables(state.params["student"], state.model_state["student"])
     if not isinstance(on_policy, Replay):
       return on_policy(variables, key, batch), {}
@@ -192,14 +192,14 @@ def make_train_step(
       # Or shard_map would sum their gradients over devices behind our back when it checks replication.
       params = jax.lax.pcast(params, axis_name, to="varying")
     if microbatches == 1:
-      taught = teach(state, teacher_variables, batch)
-      sums, model_state = gradients(params, model_state, taught, batch, key, state.step, None)
+      teacher_outputs = teach(state, teacher_variables, batch)
+      sums, model_state = gradients(params, model_state, teacher_outputs, batch, key, state.step, None)
     else:
       sums, model_state = accumulated(params, model_state, state, teacher_variables, batch, key)
     loss, pairs, grads = sums
     if axis_name is not None:
       loss, grads = jax.lax.pmean((loss, grads), axis_name)
-      pairs, model_state = jax.lax.psum(pairs, axis_name), _agree(model_state, axis_name)
+      pairs, model_state = jax.lax.psum(pairs, axis_name), _average_states(model_state, axis_name)
     return _update(state, loss, pairs, grads, model_state | replay)
 
   def _update(state: TrainState, loss, pairs, grads, model_state):
@@ -214,8 +214,10 @@ def make_train_step(
       updates = jax.tree.map(lambda u: jnp.where(jnp.isfinite(u), u, 0), updates)
       params = optax.apply_updates(state.params, updates)
       average = state.average
-      if teacher is not None and teacher.follow:
-        average = teacher.follow(average, Variables(params["student"], model_state["student"]), state.step)
+      if teacher is not None and teacher.ema_update:
+        average = teacher.ema_update(
+          average, Variables(params["student"], model_state["student"]), state.step
+        )
       return fine, (params, model_state, opt_state, average)
 
     old = state.params, state.model_state, state.opt_state, state.average
@@ -237,7 +239,7 @@ def make_train_step(
   return step
 
 
-def check_live(batch: Batch) -> None:
+def check_no_cached_outputs(batch: Batch) -> None:
   """Refuses what a cached teacher said as the judgment of sequences that are sampled in the step."""
   cached = sorted(name for name in batch if name.startswith("teacher/"))
   if cached:
@@ -260,15 +262,15 @@ def make_eval_step(student: Model, teacher: Model | None = None) -> Callable[...
     if "logits" not in outputs and "head" in outputs:
       return metrics.token_counts(outputs["hidden"], outputs["head"], batch["label"], batch.get("where"))
     logits = outputs["logits"]
-    taught = None
+    teacher_outputs = None
     if teacher is not None:
-      taught = teacher.apply(*teacher_variables, batch, train=False, key=None)[0]["logits"]
-    return metrics.counts(logits, batch["label"], batch.get("where"), teacher_logits=taught)
+      teacher_outputs = teacher.apply(*teacher_variables, batch, train=False, key=None)[0]["logits"]
+    return metrics.counts(logits, batch["label"], batch.get("where"), teacher_logits=teacher_outputs)
 
   return step
 
 
-def _strong(tree):
+def _drop_weak_types(tree):
   """The tree with the types that it has: a weak one (`jnp.full(3, 0.5)`) is lost in a checkpoint."""
   return jax.tree.map(lambda x: jnp.array(x, x.dtype) if getattr(x, "weak_type", False) else x, tree)
 
@@ -311,7 +313,7 @@ def _accuracy(outputs: Outputs, batch: Batch) -> dict[str, reduce.Pair]:
   logits, label = outputs.get("logits"), batch.get("label")
   if logits is None or label is None or not jnp.issubdtype(label.dtype, jnp.integer):
     return {}
-  where = valid_rows(batch, truly_labeled(batch, label >= 0))
+  where = valid_rows(batch, has_true_label(batch, label >= 0))
   return {"accuracy": reduce.total(logits.argmax(-1) == label, where)}
 
 
@@ -373,7 +375,7 @@ def _if(condition, new: Callable[[], Any], old):
   return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new(), old)
 
 
-def _agree(model_state, axis_name):
+def _average_states(model_state, axis_name):
   """One value on all devices: the mean of floating states, the maximum of counters."""
 
   def agree(x):

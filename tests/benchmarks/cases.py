@@ -37,8 +37,8 @@ def one_jit_to_two(problem: Problem, pairs: int) -> Ratio:
 def cached_to_supervised(problem: Problem, pairs: int) -> Ratio:
   """A step with a cached teacher / a step without; batches are host arrays, as where a cache is read."""
   batch = problem.batch()
-  taught = batch | {"teacher/logits": np.asarray(_inference(problem)(1))}
-  cached, supervised = _library(problem, teachers.cached(), taught), _library(problem, None, batch)
+  teacher_outputs = batch | {"teacher/logits": np.asarray(_inference(problem)(1))}
+  cached, supervised = _library(problem, teachers.cached(), teacher_outputs), _library(problem, None, batch)
   return compare(cached, supervised, pairs=pairs, calls=problem.calls)
 
 

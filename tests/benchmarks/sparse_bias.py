@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import losses
-from distill_jax.cache.codecs.dense import Samples, TopK
+from distill_jax.cache.codecs.dense import RandomSampling, TopK
 from distill_jax.cache.codecs.estimates import row_bytes
 
 CHUNK = 64
@@ -31,7 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
   head = [f"{n:,} times" for n in times]
   print("| kept | bytes | loss |", " | ".join(head), "|")
   print("|---" * (3 + len(times)) + "|")
-  codecs = [TopK(16), Samples(50)] if quick else [TopK(16), TopK(64), TopK(256), Samples(12), Samples(50)]
+  codecs = (
+    [TopK(16), RandomSampling(50)]
+    if quick
+    else [TopK(16), TopK(64), TopK(256), RandomSampling(12), RandomSampling(50)]
+  )
   for codec in codecs:
     for loss in TOP_K if isinstance(codec, TopK) else [losses.sampled_cross_entropy]:
       found = errors(codec, loss, teacher, student, times)

@@ -37,7 +37,7 @@ def main(folder):
     source,
     teacher,
     augment=AUGMENT,
-    views=2,
+    num_views=2,
     teacher_variables=Variables(weights, teacher.variables.state),
   )
   objective = objectives.weighted(soft=(1.0, objectives.logits(losses.kl_divergence)))

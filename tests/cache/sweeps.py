@@ -20,16 +20,16 @@ from distill_jax.cache.store import shards
 from distill_jax.cache.store.backend import StoreError, open_store
 from distill_jax.cache.store.format import Column
 from distill_jax.cache.store.manifest import Manifest
-from distill_jax.cache.store.records import Damaged
+from distill_jax.cache.store.records import CorruptCache
 from distill_jax.cache.store.rows import Rows, share
 from distill_jax.cache.store.table import Table
 
 COLUMNS = (Column("logits", "float16", (10,)), Column("top", "uint8", (3,)))
 
 
-def manifest(examples=23, views=2, per_shard=10, columns=COLUMNS, **identity):
+def manifest(examples=23, num_views=2, per_shard=10, columns=COLUMNS, **identity):
   ids = np.random.default_rng(examples).permutation(3 * examples)[:examples]
-  return Manifest({"teacher": "a", **identity}, columns, Rows(ids, views), per_shard)
+  return Manifest({"teacher": "a", **identity}, columns, Rows(ids, num_views), per_shard)
 
 
 def values(rows, columns=COLUMNS):
@@ -124,7 +124,7 @@ def refused(store, path, change, seed):
     for read in (full_check, lambda store: read_all(store, seed=seed)):
       try:
         read(store)
-      except Damaged as error:
+      except CorruptCache as error:
         check_text(str(error), plan, path.name, before, after, first=read is full_check)
       else:
         raise AssertionError(f"{path.name}: damage was not noticed")
@@ -175,7 +175,7 @@ def sweep_mixed_up(folder, limit=None):
   return len(pairs[:limit] if limit else pairs)
 
 
-BIG = dict(examples=600, views=2, per_shard=100, columns=(Column("states", "float16", (2000,)),))
+BIG = dict(examples=600, num_views=2, per_shard=100, columns=(Column("states", "float16", (2000,)),))
 
 
 def contents(folder):

@@ -29,12 +29,12 @@ def cached(tmp_path, source):
   [
     (dict(batch_size=0), "batch_size: expected a whole number from 1, got 0"),
     (dict(batch_size=1.5), "batch_size: expected a whole number from 1, got 1.5"),
-    (dict(views=0), "views: expected a whole number from 1, got 0"),
+    (dict(num_views=0), "num_views: expected a whole number from 1, got 0"),
     (dict(outputs={}), "outputs: expected at least one, such as .'logits': Dense"),
     (dict(outputs=Dense()), "outputs: expected a mapping .* such as .*; got Dense"),
     (
       dict(outputs={"logits": "float16"}),
-      r"outputs\['logits'\]: expected Dense, TopK or Samples, got 'float16'",
+      r"outputs\['logits'\]: expected Dense, TopK or RandomSampling, got 'float16'",
     ),
     (dict(part=(3, 2)), r"part: expected .index, count. with 0 <= index < count, got \(3, 2\)"),
     (dict(part=(-1, 2)), r"part: .* got \(-1, 2\)"),
@@ -121,7 +121,7 @@ def test_a_batch_that_lacks_what_rows_are_found_by(tmp_path, cached, source):
   np.testing.assert_array_equal(
     cached.join(without(batch, "view"))["teacher/logits.values"], cached.join(batch)["teacher/logits.values"]
   )
-  augmented = written(tmp_path / "augmented", source, augment=AUGMENT, views=2)
+  augmented = written(tmp_path / "augmented", source, augment=AUGMENT, num_views=2)
   with pytest.raises(
     ValueError, match="no 'view': rows of the cache in .* are found by 'id' and 'view'; it has"
   ):
@@ -166,8 +166,8 @@ def test_columns_that_are_not_decoded_are_no_outputs(cached, source):
     (dict(teacher=np.zeros((0, 5), np.float32)), r"teacher: .* got float32 \[0, 5\]"),
     (dict(teacher=np.zeros((3, 5), int)), "teacher: .* got int"),
     (dict(teacher=np.full((3, 5), np.nan, np.float32)), "teacher: 3 of the 3 examples hold NaN or .inf"),
-    (dict(codecs=[]), "codecs: expected at least one of Dense, TopK and Samples, got none"),
-    (dict(codecs=TopK(2)), "codecs: expected a sequence of Dense, TopK and Samples, got TopK"),
+    (dict(codecs=[]), "codecs: expected at least one of Dense, TopK and RandomSampling, got none"),
+    (dict(codecs=TopK(2)), "codecs: expected a sequence of Dense, TopK and RandomSampling, got TopK"),
     (dict(codecs=["float16"]), "codecs: expected .*, got 'float16'"),
     (dict(temperature=0), "temperature: expected a finite number > 0, got 0"),
   ],

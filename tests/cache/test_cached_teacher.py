@@ -11,11 +11,11 @@ from toys import AUGMENT, CLASSES, ROWS, images, linear, student, written
 
 from distill_jax import data, losses, objectives, teachers
 from distill_jax.cache import (
-  Damaged,
+  CorruptCache,
   Dense,
   Incomplete,
   Mismatch,
-  Samples,
+  RandomSampling,
   TopK,
   describe,
   open_cache,
@@ -51,21 +51,21 @@ def largest_difference(a, b):
 # what it is for
 
 
-@pytest.mark.parametrize("augment, views", [(None, 1), (AUGMENT, 3)])
+@pytest.mark.parametrize("augment, num_views", [(None, 1), (AUGMENT, 3)])
 def test_a_run_from_the_cache_ends_with_the_parameters_of_one_with_the_live_teacher(
-  tmp_path, source, augment, views
+  tmp_path, source, augment, num_views
 ):
-  cached = written(tmp_path, source, augment=augment, views=views)
-  assert len(cached) == ROWS * views
+  cached = written(tmp_path, source, augment=augment, num_views=num_views)
+  assert len(cached) == ROWS * num_views
   from_cache = train(cached, source, augment=augment)
-  live = train(linear(), source, augment=augment, views=views)
+  live = train(linear(), source, augment=augment, num_views=num_views)
   assert largest_difference(from_cache, live) < 1e-6
-  plain = train(linear(1), source, augment=augment, views=views)
+  plain = train(linear(1), source, augment=augment, num_views=num_views)
   assert largest_difference(plain, live) > 1e-3  # the teacher matters here
 
 
 def test_it_is_bit_for_bit_the_teacher_that_answers_apart_from_the_step(tmp_path, source):
-  cached = written(tmp_path, source, augment=AUGMENT, views=2, batch_size=16)
+  cached = written(tmp_path, source, augment=AUGMENT, num_views=2, batch_size=16)
   teacher = linear()
   answer = jax.jit(
     lambda batch: teacher.apply(*teacher.variables, AUGMENT(batch), train=False, key=None)[0]["logits"]
@@ -78,7 +78,7 @@ def test_it_is_bit_for_bit_the_teacher_that_answers_apart_from_the_step(tmp_path
     said |= dict(zip(zip(batch["id"].tolist(), batch["view"].tolist()), np.asarray(answer(batch))))
 
   def pipeline(start):
-    for batch in data.batches(source, 16, seed=0, start=start, views=2):
+    for batch in data.batches(source, 16, seed=0, start=start, num_views=2):
       pairs = zip(batch["id"].tolist(), batch["view"].tolist())
       yield batch | {"teacher/logits": np.stack([said[pair] for pair in pairs])}
 
@@ -114,7 +114,7 @@ def test_a_pipeline_of_one_s_own_is_joined_too(tmp_path, source):
 def test_sparse_targets_teach(tmp_path, source):
   for codec, loss in (
     (TopK(2, temperature=2.0), losses.sparse_kl),
-    (Samples(3), losses.sampled_cross_entropy),
+    (RandomSampling(3), losses.sampled_cross_entropy),
   ):
     cached = written(tmp_path / type(codec).__name__, source, outputs={"logits": codec})
     objective = objectives.weighted(soft=(1.0, objectives.sparse(loss)))
@@ -184,7 +184,7 @@ def test_a_shard_that_is_written_anew_is_read_back_and_compared(tmp_path, source
       "write_shard",
       lambda *args: put(*args[:-1], {name: x + np.float32(1e-6) for name, x in args[-1].items()}),
     )
-    with pytest.raises(Damaged, match="complete.json does not agree with the shards"):
+    with pytest.raises(CorruptCache, match="complete.json does not agree with the shards"):
       written(tmp_path, source)
   (tmp_path / "complete.json").unlink()
   assert len(written(tmp_path, source)) == ROWS
@@ -248,8 +248,8 @@ def test_what_cannot_be_cached_is_refused(tmp_path, source):
     written(tmp_path, source, outputs={"logit": Dense()})
   with pytest.raises(ValueError, match="k: expected 1 to 5"):
     written(tmp_path, source, outputs={"logits": TopK(6)})
-  with pytest.raises(ValueError, match="views: expected 1 without augmentation, got 2"):
-    written(tmp_path, source, views=2)
+  with pytest.raises(ValueError, match="num_views: expected 1 without augmentation, got 2"):
+    written(tmp_path, source, num_views=2)
   with pytest.raises(ValueError, match="follows the student"):
     written(tmp_path, source, teachers.moving_average(student()))
   with pytest.raises(ValueError, match="has no weights"):
@@ -263,11 +263,11 @@ def test_what_cannot_be_cached_is_refused(tmp_path, source):
 
 
 def test_each_field_that_differs_is_named(tmp_path, source):
-  written(tmp_path, source, augment=AUGMENT, views=2)
+  written(tmp_path, source, augment=AUGMENT, num_views=2)
 
   def refused(*fields, **changed):
     with pytest.raises(Mismatch) as caught:
-      written(tmp_path, **{"source": source, "augment": AUGMENT, "views": 2} | changed)
+      written(tmp_path, **{"source": source, "augment": AUGMENT, "num_views": 2} | changed)
     lines = [line.strip().partition(":")[0] for line in str(caught.value).splitlines()[1:]]
     assert set(fields) <= set(lines), caught.value
     return lines
@@ -280,7 +280,7 @@ def test_each_field_that_differs_is_named(tmp_path, source):
   assert refused(teacher=same_weights) == ["teacher.answers"]
   assert refused("teacher.depth", description={"depth": 3}) == ["teacher.depth"]
   assert refused("outputs.logits.dtype", outputs={"logits": Dense("float16")})
-  assert refused("views", views=3) == ["views"]
+  assert refused("num_views", num_views=3) == ["num_views"]
   other = data.augmentation(data.shift_crop(1), data.flip(), seed=4)
   assert refused(augment=other) == ["augmentation.name", "augmentation.probes"]
   assert refused("data.name", source=dataclasses.replace(source, name="other")) == ["data.name"]
@@ -289,18 +289,18 @@ def test_each_field_that_differs_is_named(tmp_path, source):
   assert refused("data.examples", "ids", source=source.take(slice(1, None)))
   relabeled = {**source.arrays, "label": np.zeros(ROWS, int)}
   written(
-    tmp_path, dataclasses.replace(source, arrays=relabeled), augment=AUGMENT, views=2
+    tmp_path, dataclasses.replace(source, arrays=relabeled), augment=AUGMENT, num_views=2
   )  # labels are not inputs
 
 
 def test_a_run_that_is_not_the_cache_s_is_refused_before_training(tmp_path, source):
-  cached = written(tmp_path, source, augment=AUGMENT, views=2)
+  cached = written(tmp_path, source, augment=AUGMENT, num_views=2)
   with pytest.raises(
     Mismatch, match=r"augmentation.name: 'augmentation\(seed=3, transforms=\(shift_crop\(padding=1\), "
   ):
     train(cached, source)
   with pytest.raises(Mismatch, match="holds 2 of each example, the run asks for 3"):
-    train(cached, source, augment=AUGMENT, views=3)
+    train(cached, source, augment=AUGMENT, num_views=3)
   with pytest.raises(ValueError, match="mix: a mixed example is a new one"):
     train(cached, source, augment=AUGMENT, mix=data.mixup(1.0, CLASSES))
   with pytest.raises(Mismatch, match="data.name: 'toy' in the cache, 'other' wanted"):
@@ -379,7 +379,7 @@ def test_an_augmentation_whose_views_cannot_be_made_again_is_refused(tmp_path, s
 
 def test_verify_finds_a_teacher_that_says_something_else(tmp_path, source):
   outputs = {"logits": Dense("float16"), "hidden": Dense("float32")}
-  cached = written(tmp_path, source, outputs=outputs, augment=AUGMENT, views=2)
+  cached = written(tmp_path, source, outputs=outputs, augment=AUGMENT, num_views=2)
   same = verify(cached, linear(), source, 50, augment=AUGMENT, batch_size=16)
   assert same["logits"].rows == 50 and 0 < same["logits"].difference < 0.01
   assert same["logits"].kl < 1e-5 and same["logits"].top1 == 1 and same["hidden"].difference < 1e-6
@@ -396,7 +396,7 @@ def test_verify_compares_kept_classes_and_draws(tmp_path, source):
   agreed = verify(top, linear(), source, batch_size=16)["logits"]
   assert agreed.rows == ROWS and agreed.difference < 0.05 and agreed.kl < 1e-3 and agreed.top1 == 1
   assert verify(top, linear(1), source, batch_size=16)["logits"].top1 < 0.8
-  draws = written(tmp_path / "draws", source, outputs={"logits": Samples(4)})
+  draws = written(tmp_path / "draws", source, outputs={"logits": RandomSampling(4)})
   assert verify(draws, linear(), source, batch_size=16)["logits"].difference == 0
   assert verify(draws, linear(1), source, batch_size=16)["logits"].difference > 0.2
 
@@ -428,7 +428,7 @@ def test_the_description_says_the_cross_entropy_of_kept_label_probabilities(tmp_
 
 def test_a_cache_shows_what_it_is(tmp_path, source, monkeypatch):
   monkeypatch.setattr(writer, "SHARD_BATCHES", 1)
-  cached = written(tmp_path, source, augment=AUGMENT, views=2)
+  cached = written(tmp_path, source, augment=AUGMENT, num_views=2)
   text = repr(cached)
   size = sum(path.stat().st_size for path in tmp_path.glob("shard-*"))
   assert text.startswith(

@@ -11,9 +11,12 @@ import scipy.special
 import scipy.stats
 
 from distill_jax.cache.codecs import bits, faults
-from distill_jax.cache.codecs.dense import Dense, Samples, TopK, from_spec, spec
+from distill_jax.cache.codecs.dense import Dense, RandomSampling, TopK, from_spec, spec
 
-EVERY = [Dense(d) for d in ("float32", "float16", "bfloat16", "int8")] + [TopK(3, 2.0, 6), Samples(5, 0.5, 7)]
+EVERY = [Dense(d) for d in ("float32", "float16", "bfloat16", "int8")] + [
+  TopK(3, 2.0, 6),
+  RandomSampling(5, 0.5, 7),
+]
 
 
 def shaped(*shape, dtype=jnp.float32):
@@ -129,19 +132,19 @@ def test_specs_that_are_no_codec_are_refused():
   ("make", "message"),
   [
     (lambda: TopK(0), "k: expected an integer from 1 .* got 0; nearest is 1"),
-    (lambda: Samples(0), "k: expected an integer from 1 .* got 0"),
+    (lambda: RandomSampling(0), "k: expected an integer from 1 .* got 0"),
     (lambda: TopK(2.5), "k: expected an integer, got 2.5"),
     (lambda: TopK(2, 0.0), "temperature: expected a finite number > 0, got 0"),
-    (lambda: Samples(2, math.inf), "temperature: .* got inf"),
+    (lambda: RandomSampling(2, math.inf), "temperature: .* got inf"),
     (lambda: TopK(2, bits=1), "bits: expected an integer from 2 to 16, got 1; nearest is 2"),
     (lambda: TopK(2, bits=17), "nearest is 16"),
-    (lambda: Samples(2, seed=-1), "seed: .* got -1; nearest is 0"),
+    (lambda: RandomSampling(2, seed=-1), "seed: .* got -1; nearest is 0"),
     (lambda: TopK(10).columns(shaped(4, 9)), r"k: expected 1 to 9, .*\(4, 9\), got 10"),
     (lambda: TopK(10).encode(jnp.zeros((4, 9)), {}), "k: expected 1 to 9"),
     (lambda: TopK(1).columns(shaped(4)), r"at least 2 axes.*float32 \(4,\)"),
     (lambda: Dense("int8").columns(shaped(4)), "at least 2 axes"),
     (lambda: Dense().columns(shaped(4, 9, dtype=jnp.int32)), "must be floating.*int32"),
-    (lambda: Samples(2).encode(jnp.zeros((4, 9)), {"id": jnp.arange(4)}), "the batch has no 'view'"),
+    (lambda: RandomSampling(2).encode(jnp.zeros((4, 9)), {"id": jnp.arange(4)}), "the batch has no 'view'"),
   ],
 )
 def test_what_no_codec_can_keep_is_refused(make, message):
@@ -256,13 +259,13 @@ def test_bytes_of_a_token_of_128_000_classes():
   def token(codec):
     return sum(dtype.itemsize * math.prod(shape) for dtype, shape in codec.columns(logits).values()) / 512
 
-  assert token(Samples(12)) == 28
+  assert token(RandomSampling(12)) == 28
   assert token(TopK(64)) == 208
 
 
 def test_half_precision_logits_are_kept_as_their_float32(rng):
   logits = jnp.asarray(4 * rng.normal(size=(5, 40)), jnp.bfloat16)
-  for codec in (TopK(4, 3.0), Samples(4, 3.0)):
+  for codec in (TopK(4, 3.0), RandomSampling(4, 3.0)):
     for name, x in encoded(codec, logits).items():
       np.testing.assert_array_equal(x, encoded(codec, logits.astype(jnp.float32))[name])
 
@@ -284,7 +287,7 @@ def drawn(codec, logits, **batch):
 def test_draws_come_from_the_teacher_at_its_temperature(rng, classes):
   logits = (3 * rng.normal(size=classes)).astype(np.float32)
   logits[1] = -np.inf if classes > 2 else logits[1]
-  rows = drawn(Samples(100, 2.0), np.tile(logits, (400, 1)))
+  rows = drawn(RandomSampling(100, 2.0), np.tile(logits, (400, 1)))
   counts = np.bincount(rows.ravel(), minlength=classes)
   expected = 40_000 * scipy.special.softmax(logits.astype(np.float64) / 2)
   assert counts.shape == expected.shape and not counts[expected == 0].any()
@@ -294,17 +297,19 @@ def test_draws_come_from_the_teacher_at_its_temperature(rng, classes):
 def test_draws_are_a_function_of_seed_id_view_and_position(rng):
   logits = np.tile((2 * rng.normal(size=50)).astype(np.float32), (6, 3, 1))
   ids, views = np.array([4, 9, 4, 7, 9, 4]), np.array([0, 0, 1, 0, 0, 0])
-  draws = drawn(Samples(12), logits, id=ids, view=views)
+  draws = drawn(RandomSampling(12), logits, id=ids, view=views)
   np.testing.assert_array_equal(draws[[0, 1]], draws[[5, 4]])
   assert len({row.tobytes() for row in draws}) == 4
   assert len({position.tobytes() for position in draws[0]}) == 3
-  np.testing.assert_array_equal(drawn(Samples(12), logits[2:4], id=ids[2:4], view=views[2:4]), draws[2:4])
-  assert (drawn(Samples(12, seed=1), logits, id=ids, view=views) != draws).any()
+  np.testing.assert_array_equal(
+    drawn(RandomSampling(12), logits[2:4], id=ids[2:4], view=views[2:4]), draws[2:4]
+  )
+  assert (drawn(RandomSampling(12, seed=1), logits, id=ids, view=views) != draws).any()
 
 
 def test_draws_repeat_and_stand_for_the_whole_distribution():
   logits = np.array([[9.0, 0.0, 0.0]], np.float32)
-  back = decoded(Samples(8), encoded(Samples(8), logits), logits)
+  back = decoded(RandomSampling(8), encoded(RandomSampling(8), logits), logits)
   np.testing.assert_array_equal(back.indices, 0)
   np.testing.assert_allclose(back.log_probs, -math.log(8), rtol=1e-6)
   assert (back.log_tail == -np.inf).all()
@@ -324,8 +329,8 @@ def test_eight_devices_keep_what_one_keeps(rng, mesh, codec):
 # faults
 
 
-def fault(codec, output, ids=(30, 31, 32), views=(0, 2, 0)):
-  faults.check("logits", np.asarray(jax.jit(codec.faults)(output)), ids, views)
+def fault(codec, output, ids=(30, 31, 32), num_views=(0, 2, 0)):
+  faults.check("logits", np.asarray(jax.jit(codec.faults)(output)), ids, num_views)
 
 
 @pytest.mark.parametrize("codec", EVERY, ids=str)
@@ -356,7 +361,7 @@ def test_an_overflow_names_the_example(dtype, fits, over):
     fault(Dense(wide), output)
 
 
-@pytest.mark.parametrize("codec", [TopK(1), Samples(1)], ids=str)
+@pytest.mark.parametrize("codec", [TopK(1), RandomSampling(1)], ids=str)
 def test_a_row_without_any_class_names_the_example(codec):
   logits = np.zeros((3, 2, 4), np.float32)
   logits[0, 1] = -np.inf

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import softmax
 
 from distill_jax import losses
-from distill_jax.cache.codecs.dense import Dense, Samples, TopK
+from distill_jax.cache.codecs.dense import Dense, RandomSampling, TopK
 from distill_jax.cache.codecs.estimates import choices, estimate, kept_mass, row_bytes, table
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
@@ -37,7 +37,12 @@ def test_mass_kept_and_its_fifth_percentile(logits, shape):
 
 def test_bytes_of_an_example():
   output = jax.ShapeDtypeStruct((7, 3, 100), jnp.float32)
-  sizes = {Dense("float16"): 600, Dense("int8"): 300 + 12, TopK(4): 3 * (4 + 4 + 8), Samples(12): 3 * 12}
+  sizes = {
+    Dense("float16"): 600,
+    Dense("int8"): 300 + 12,
+    TopK(4): 3 * (4 + 4 + 8),
+    RandomSampling(12): 3 * 12,
+  }
   assert {codec: row_bytes(codec, output) for codec in sizes} == sizes
 
 
@@ -79,7 +84,7 @@ def test_dense_codecs_are_measured_at_the_temperature_given(logits):
 
 
 def test_the_table_has_a_line_for_each_codec(logits):
-  codecs = [Dense("int8"), TopK(64, 2.0), Samples(12)]
+  codecs = [Dense("int8"), TopK(64, 2.0), RandomSampling(12)]
   found = estimate(*logits, codecs=codecs)
   assert [e.codec for e in found] == codecs
   header, _, *lines = [line.strip("| ").split(" | ") for line in table(found).splitlines()]
@@ -92,7 +97,7 @@ def test_the_table_has_a_line_for_each_codec(logits):
     f"{top.mass[1]:.4f}",
     *(f"{top.cosines[name]:.4f}" for name in ("sparse_kl", "sparse_kl_conditional", "sparse_kl_smoothed")),
   ]
-  assert [line[0] for line in lines] == ["Dense(int8)", "TopK(64)", "Samples(12)"]
+  assert [line[0] for line in lines] == ["Dense(int8)", "TopK(64)", "RandomSampling(12)"]
   assert lines[2][2:4] == ["-", "-"] and math.isnan(found[2].mass[0])
 
 
@@ -122,7 +127,7 @@ def test_draws_are_unbiased_and_top_k_is_not(rng):
   teacher = (rng.normal(size=300) - 1.1 * np.log(np.arange(1, 301))).astype(np.float32)
   student = (0.5 * teacher + rng.normal(size=300)).astype(np.float32)
   p, q = softmax(teacher.astype(np.float64)), softmax(student.astype(np.float64))
-  each = gradients(Samples(10), losses.sampled_cross_entropy, teacher, student, 5000)
+  each = gradients(RandomSampling(10), losses.sampled_cross_entropy, teacher, student, 5000)
   deviations = (each.mean(0) - (q - p)) / np.sqrt(p * (1 - p) / (10 * 5000))
   assert np.abs(deviations).max() < 5 and (deviations**2).mean() < 1.3
   error = np.linalg.norm(each.mean(0) - (q - p))
@@ -143,4 +148,4 @@ def test_the_benchmark_of_the_bias_prints_a_row_for_each_loss(monkeypatch, capsy
   assert len(rows) == 4 and {len(row) for row in rows} == {len(header)}
   errors = {tuple(row[::2][:2]): list(map(float, row[3:])) for row in rows}
   assert errors["TopK(16)", "sparse_kl_conditional"][0] > 0.5
-  assert errors["Samples(50)", "sampled_cross_entropy"][1] < errors["TopK(16)", "sparse_kl"][1] / 2
+  assert errors["RandomSampling(50)", "sampled_cross_entropy"][1] < errors["TopK(16)", "sparse_kl"][1] / 2

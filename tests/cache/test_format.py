@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from distill_jax.cache.store.format import Column, Header, changed, pack, unchanged
-from distill_jax.cache.store.records import Damaged, Shard
+from distill_jax.cache.store.records import CorruptCache, Shard
 
 COLUMNS = (
   Column("logits", np.float16, (5,)),
@@ -29,7 +29,7 @@ def header(**changes):
 def data(rng):
   return dict(
     ids=rng.integers(0, 2**40, ROWS),
-    views=np.arange(ROWS) % 2,
+    num_views=np.arange(ROWS) % 2,
     source_crcs=rng.integers(0, 2**32, ROWS),
     columns={
       "logits": rng.normal(size=(ROWS, 5)).astype(np.float16),
@@ -74,7 +74,7 @@ def test_another_program_can_read_it(data):
     "rows": ROWS,
   }
   for number, row in enumerate(rows):
-    assert row["id"] == data["ids"][number] and row["view"] == data["views"][number]
+    assert row["id"] == data["ids"][number] and row["view"] == data["num_views"][number]
     assert row["source_crc"] == data["source_crcs"][number]
     for name, values in data["columns"].items():
       np.testing.assert_array_equal(row[name], values[number])
@@ -91,7 +91,7 @@ def test_the_bytes_stay_those_of_version_1():
 def test_columns_are_views_of_the_bytes(data):
   raw = pack(header(), **data)
   shard = Shard(raw, "here", header())
-  shard.check(data["ids"], data["views"])
+  shard.check(data["ids"], data["num_views"])
   for name, values in data["columns"].items():
     np.testing.assert_array_equal(shard.records[name], values)
     assert np.shares_memory(shard.records[name], np.frombuffer(raw, np.uint8))
@@ -111,14 +111,14 @@ def test_every_flipped_bit_is_noticed(data):
   for bit in range(8 * len(raw)):
     changed = bytearray(raw)
     changed[bit // 8] ^= 1 << (bit % 8)
-    with pytest.raises(Damaged, match="^here "):
-      Shard(bytes(changed), "here", header()).check(data["ids"], data["views"])
+    with pytest.raises(CorruptCache, match="^here "):
+      Shard(bytes(changed), "here", header()).check(data["ids"], data["num_views"])
 
 
 def test_every_length_but_its_own_is_noticed(data):
   raw = pack(header(), **data)
   for wrong in [raw[:length] for length in range(len(raw))] + [raw + b"\0", raw + raw]:
-    with pytest.raises(Damaged, match="^here "):
+    with pytest.raises(CorruptCache, match="^here "):
       Shard(wrong, "here")
 
 
@@ -126,8 +126,8 @@ def test_damage_names_row_and_example(data):
   raw = bytearray(pack(header(), **data))
   size = header().record.itemsize
   raw[len(header().encoded) + 4 * size] ^= 1  # in the id itself
-  with pytest.raises(Damaged) as caught:
-    Shard(bytes(raw), "folder/shard-3", header()).check(data["ids"], data["views"])
+  with pytest.raises(CorruptCache) as caught:
+    Shard(bytes(raw), "folder/shard-3", header()).check(data["ids"], data["num_views"])
   assert str(caught.value) == (
     f"folder/shard-3 is damaged: row 4 (example id {data['ids'][4]}, view 0) has another checksum than when it"
     " was written. Delete it and run the cache stage again: it writes what is missing."
@@ -148,11 +148,11 @@ def test_a_row_in_another_ones_place_is_noticed(data):
   shard = Shard(pack(header(), **data), "here", header())
   for field, text in (
     ("ids", f"row 2 (example id {data['ids'][2] + 1}, view 0) is another one"),
-    ("views", "view 1)"),
+    ("num_views", "view 1)"),
   ):
-    wrong = {"ids": data["ids"], "views": data["views"]}
+    wrong = {"ids": data["ids"], "num_views": data["num_views"]}
     wrong[field] = wrong[field] + (np.arange(ROWS) == 2)
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(CorruptCache) as caught:
       shard.check(**wrong)
     assert text in str(caught.value) and f"(example id {data['ids'][2]}, view 0)." in str(caught.value)
 
@@ -172,7 +172,7 @@ def test_another_shard_is_refused(other, text):
   zeros = np.zeros(other.rows, int)
   columns = {name: np.zeros((other.rows, *shape), dtype) for name, dtype, shape in other.columns}
   raw = pack(other, zeros, zeros, zeros, columns)
-  with pytest.raises(Damaged) as caught:
+  with pytest.raises(CorruptCache) as caught:
     Shard(raw, "here", header())
   assert text in str(caught.value)
 
@@ -200,14 +200,14 @@ def test_a_header_that_another_program_got_wrong_is_refused(data, old, new):
   text = raw[16 : 16 + int.from_bytes(raw[12:16], "little")].decode().rstrip()
   assert Shard(resealed(raw, text), "here", header()).header == header()
   assert old in text
-  with pytest.raises(Damaged, match="^here "):
+  with pytest.raises(CorruptCache, match="^here "):
     Shard(resealed(raw, text.replace(old, new, 1)), "here", header())
 
 
 def test_another_version_is_named(data):
   raw = bytearray(pack(header(), **data))
   raw[8] = 2
-  with pytest.raises(Damaged, match="format version 2, expected 1"):
+  with pytest.raises(CorruptCache, match="format version 2, expected 1"):
     Shard(bytes(raw), "here")
 
 
@@ -233,7 +233,7 @@ def test_columns_that_cannot_be_stored_are_refused(column, text):
   [
     (dict(ids=np.zeros(ROWS - 1, int)), f"'id': expected shape ({ROWS},), got ({ROWS - 1},)"),
     (dict(ids=np.full(ROWS, 2**63, np.uint64)), "'id': 9223372036854775808 does not fit int64"),
-    (dict(views=np.full(ROWS, 2**31)), "'view': 2147483648 does not fit int32"),
+    (dict(num_views=np.full(ROWS, 2**31)), "'view': 2147483648 does not fit int32"),
     (dict(source_crcs=np.full(ROWS, -1)), "'source_crc': -1 does not fit uint32"),
     (dict(flag=np.zeros((ROWS, 1), bool)), f"'flag': expected shape ({ROWS},), got ({ROWS}, 1)"),
     (dict(logits=np.zeros((ROWS, 5), np.float32)), "'logits': expected float16, got float32"),

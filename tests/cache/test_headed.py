@@ -9,16 +9,16 @@ import pytest
 from speaking import LENGTH, VOCABULARY, made, rows, speaker
 
 from distill_jax import losses
-from distill_jax.cache import Dense, Samples, TopK, open_cache, verify, write_cache
+from distill_jax.cache import Dense, RandomSampling, TopK, open_cache, verify, write_cache
 from distill_jax.cache.teacher import headed
-from distill_jax.cache.teacher.headed import Headed
-from distill_jax.cache.teacher.predictor import as_kept
+from distill_jax.cache.teacher.headed import LazyLogits
+from distill_jax.cache.teacher.predictor import with_cached_outputs
 from distill_jax.data import text
 
 KEPT = {
   "logits@top4": TopK(4),
   "logits@top9": TopK(9, 2.0, 16),
-  "logits@drawn": Samples(5),
+  "logits@drawn": RandomSampling(5),
   "hidden": Dense("float32"),
 }
 
@@ -49,7 +49,7 @@ def records(cached):
     (TopK(4), {}, 3),
     (TopK(4), {}, LENGTH),
     (TopK(3, 2.0, 16), {"bias": True, "softcap": 30.0}, 1),
-    (Samples(5), {"bias": True, "softcap": 30.0}, 3),
+    (RandomSampling(5), {"bias": True, "softcap": 30.0}, 3),
     (Dense("int8"), {}, 3),
   ],
 )
@@ -92,7 +92,7 @@ def test_several_ways_to_keep_one_output_lie_side_by_side(tmp_path, source, chun
   assert said["logits@drawn"].drawn and said["logits@drawn"].indices.shape == (8, LENGTH, 5)
   np.testing.assert_array_equal(said["hidden"], outputs["hidden"])
   shown = jax.eval_shape(
-    lambda b: as_kept(teacher, KEPT).apply(*teacher.variables, b, train=False, key=None)[0],
+    lambda b: with_cached_outputs(teacher, KEPT).apply(*teacher.variables, b, train=False, key=None)[0],
     {"id": source.ids[:8], "tokens": source.arrays["tokens"][:8]},
   )
   assert jax.tree.map(lambda x: (x.shape, x.dtype), {name: shown[name] for name in KEPT}) == jax.tree.map(
@@ -102,7 +102,7 @@ def test_several_ways_to_keep_one_output_lie_side_by_side(tmp_path, source, chun
 
 def test_the_teacher_is_asked_again_a_few_tokens_at_a_time(tmp_path, source, chunks):
   teacher = speaker(3)
-  kept = {"logits": TopK(4), "logits@drawn": Samples(3), "logits@half": Dense("float16")}
+  kept = {"logits": TopK(4), "logits@drawn": RandomSampling(3), "logits@half": Dense("float16")}
   cached = written(tmp_path, teacher, source, kept)
   found = verify(cached, teacher, source, 24, batch_size=8)
   assert found["logits"].difference < 0.05 and found["logits"].top1 == found["logits@half"].top1 == 1
@@ -120,7 +120,7 @@ def test_draws_of_a_part_of_the_tokens_are_those_of_all(rng):
 
   @functools.partial(jax.jit, static_argnums=1)
   def draw(x, first):
-    return Samples(6).decode(Samples(6).encode(x, batch, first=first), x).indices
+    return RandomSampling(6).decode(RandomSampling(6).encode(x, batch, first=first), x).indices
 
   np.testing.assert_array_equal(draw(logits[:, 3:5], 3), draw(logits, 0)[:, 3:5])
 
@@ -155,8 +155,8 @@ def test_the_logits_are_never_held_at_once():
   # 8 rows of 64 tokens of 32,768 classes: 64 MiB of logits in float32 for each token of a row.
   shapes = jax.ShapeDtypeStruct((8, 512, 16), jnp.float32), jax.ShapeDtypeStruct((16, 32_768), jnp.float32)
   batch = {name: jax.ShapeDtypeStruct((8,), jnp.int32) for name in ("id", "view")}
-  for codecs in ({"top": TopK(8)}, {"top": TopK(8), "more": TopK(64), "drawn": Samples(8)}):
-    program = jax.jit(lambda h, w, b, codecs=codecs: headed.encode(codecs, Headed(h, (w, None, None)), b))
+  for codecs in ({"top": TopK(8)}, {"top": TopK(8), "more": TopK(64), "drawn": RandomSampling(8)}):
+    program = jax.jit(lambda h, w, b, codecs=codecs: headed.encode(codecs, LazyLogits(h, (w, None, None)), b))
     taken = program.lower(*shapes, batch).compile().memory_analysis().temp_size_in_bytes
     print(list(codecs), f"{taken:,}")
     assert taken < 6 * headed.MEMORY < 0.8 * 4 * 8 * 512 * 32_768

@@ -13,7 +13,7 @@ from speaking import LENGTH, VOCABULARY, made, rows, speaker
 
 from distill_jax import objectives, teachers
 from distill_jax.cache import (
-  Damaged,
+  CorruptCache,
   Dense,
   Incomplete,
   Mismatch,
@@ -25,8 +25,8 @@ from distill_jax.cache import (
   write_cache,
 )
 from distill_jax.cache.teacher import headed, heads
-from distill_jax.cache.teacher.headed import Headed
-from distill_jax.cache.teacher.predictor import as_kept
+from distill_jax.cache.teacher.headed import LazyLogits
+from distill_jax.cache.teacher.predictor import with_cached_outputs
 from distill_jax.distributed import sharding
 from distill_jax.train import fit, make_init, make_train_step
 
@@ -65,7 +65,7 @@ def test_a_run_from_the_cache_is_the_run_with_the_live_teacher(tmp_path, source)
 
 
 def test_a_head_in_bfloat16_is_kept_as_it_is(tmp_path, source):
-  teacher = teachers.live(speaker(1, bias=True, whole=False), dtype=jnp.bfloat16)
+  teacher = teachers.with_dtype(speaker(1, bias=True, whole=False), dtype=jnp.bfloat16)
   cached = written(tmp_path, teacher, source, "bfloat16")
   kernel, bias = (np.asarray(teacher.variables.params[name]) for name in ("head", "bias"))
   (path,) = tmp_path.glob("head-*")
@@ -93,7 +93,7 @@ def test_the_head_is_an_argument_of_the_step_and_never_in_its_program(tmp_path, 
 
 def test_over_devices_the_head_is_spread_and_the_run_the_same(tmp_path, source, monkeypatch):
   teacher, mesh = speaker(1), sharding.make_mesh(2, 4)
-  monkeypatch.setattr(sharding, "LARGE", 8)
+  monkeypatch.setattr(sharding, "MIN_SIZE_TO_SHARD", 8)
   cached = written(tmp_path, teacher, source)
   rules = (("here", jax.sharding.PartitionSpec()),)  # of the live teacher: the cache has no such array
   live, kept = (trained(t, source, mesh=mesh, teacher_rules=rules) for t in (teacher, cached))
@@ -129,7 +129,9 @@ def test_a_damaged_head_is_refused_and_written_anew(tmp_path, source):
   for broken in (whole[:-1], whole + b"\0", b"", bytes([whole[0] ^ 1]) + whole[1:]):
     path.write_bytes(broken)
     for use in (lambda c: c.model, lambda c: c.scan(), lambda c: trained(c, source)):
-      with pytest.raises(Damaged, match=f"{path.name} is damaged: it is not the head .* Delete it and run"):
+      with pytest.raises(
+        CorruptCache, match=f"{path.name} is damaged: it is not the head .* Delete it and run"
+      ):
         use(open_cache(tmp_path))
   path.unlink()
   with pytest.raises(
@@ -176,7 +178,7 @@ def test_the_head_of_another_cache_in_its_place_is_refused(tmp_path, source):
   written(tmp_path / "two", speaker(2), source)
   (one,), (two,) = ((tmp_path / name).glob("head-*") for name in ("one", "two"))
   shutil.copy(two, one)
-  with pytest.raises(Damaged, match="it is not the head that was written"):
+  with pytest.raises(CorruptCache, match="it is not the head that was written"):
     open_cache(tmp_path / "one").model  # noqa: B018
 
 
@@ -222,7 +224,7 @@ def test_what_the_cache_says_of_itself(tmp_path, source):
 def test_an_estimate_takes_some_of_the_tokens(source):
   teacher = speaker(1)
   outputs = teacher.apply(*teacher.variables, {"tokens": source.arrays["tokens"]}, train=False, key=None)[0]
-  (found,) = estimate(Headed(outputs["hidden"], outputs["head"]), codecs=[TopK(3)])
+  (found,) = estimate(LazyLogits(outputs["hidden"], outputs["head"]), codecs=[TopK(3)])
   hidden = np.asarray(outputs["hidden"]).reshape(-1, 6)
   step = -(-len(hidden) // 512)
   p = np.asarray(jax.nn.softmax(made(hidden[::step], outputs["head"][0])), np.float64)
@@ -236,7 +238,7 @@ def test_a_stand_in_has_the_shapes_of_the_cache(tmp_path, source):
   teacher, kept = speaker(1, softcap=30.0), {"hidden": Dense("float16")}
   batch = {"id": source.ids[:8], "tokens": source.arrays["tokens"][:8]}
   shown = jax.eval_shape(
-    lambda b: as_kept(teacher, kept).apply(*teacher.variables, b, train=False, key=None)[0], batch
+    lambda b: with_cached_outputs(teacher, kept).apply(*teacher.variables, b, train=False, key=None)[0], batch
   )
   cached = written(tmp_path, teacher, source, "float16")
   said = cached.model.apply(*cached.model.variables, cached.join(batch), train=False, key=None)[0]

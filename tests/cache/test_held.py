@@ -11,7 +11,7 @@ import sweeps
 from distill_jax.cache import open_cache
 from distill_jax.cache.store import pool, shards
 from distill_jax.cache.store.backend import Store
-from distill_jax.cache.store.records import Damaged
+from distill_jax.cache.store.records import CorruptCache
 from distill_jax.cache.store.shards import Incomplete
 from distill_jax.cache.store.table import Table
 
@@ -32,8 +32,8 @@ def reads(monkeypatch):
   return begun
 
 
-def made(url, views=3):
-  return sweeps.make(url, examples=EXAMPLES, views=views, per_shard=PER_SHARD)
+def made(url, num_views=3):
+  return sweeps.make(url, examples=EXAMPLES, num_views=num_views, per_shard=PER_SHARD)
 
 
 def table_of(store, plan, shards_held):
@@ -98,7 +98,7 @@ def test_a_shard_that_has_gone_or_was_changed_is_refused_when_it_is_read(tmp_pat
   keys = [plan.plan.key(number) for number in (2, 3)]
   before = store.read(keys[0])
   store.put(keys[0], before[:-8])
-  with pytest.raises(Damaged, match=f"{keys[0]} is damaged: it has"):
+  with pytest.raises(CorruptCache, match=f"{keys[0]} is damaged: it has"):
     right(table, plan, np.array([25]))
   store.put(keys[0], before)
   right(table, plan, np.array([25]))

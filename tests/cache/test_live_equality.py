@@ -42,7 +42,7 @@ def train(student, teacher, objective, source, steps, **settings):
     batch_size=BATCH,
     progress=False,
     augment=AUGMENT,
-    views=VIEWS,
+    num_views=VIEWS,
     **settings,
   )
 
@@ -59,10 +59,10 @@ def largest_difference(a, b):
 def test_live_and_cached_training_of_augmented_images_end_alike(tmp_path, load):
   source = load()
   steps = 2 * VIEWS * (len(source) // BATCH)  # every view twice
-  taught = train(
+  teacher_outputs = train(
     network(source, 16, 32), None, objectives.weighted(hard=(1.0, objectives.labels())), source, 100
   )
-  teacher = network(source, 16, 32)._replace(variables=taught.variables)
+  teacher = network(source, 16, 32)._replace(variables=teacher_outputs.variables)
   student = network(source, 8, 16)
   live = train(student, teacher, OBJECTIVE, source, steps)
   found = {}
@@ -73,7 +73,7 @@ def test_live_and_cached_training_of_augmented_images_end_alike(tmp_path, load):
       source,
       {"logits": Dense(dtype)},
       augment=AUGMENT,
-      views=VIEWS,
+      num_views=VIEWS,
       batch_size=4 * BATCH,
       progress=False,
     )

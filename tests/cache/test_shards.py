@@ -14,13 +14,13 @@ from distill_jax.cache.store import manifest as manifests
 from distill_jax.cache.store import shards
 from distill_jax.cache.store.backend import StoreError, open_store
 from distill_jax.cache.store.manifest import Mismatch
-from distill_jax.cache.store.records import Damaged
+from distill_jax.cache.store.records import CorruptCache
 from distill_jax.cache.store.rows import Plan, Rows, share
 from distill_jax.cache.store.shards import Incomplete
 
 
 def test_rows_lie_view_by_view():
-  rows = Rows([7, 3, 5], views=2)
+  rows = Rows([7, 3, 5], num_views=2)
   assert len(rows) == 6
   ids, views = rows.at(1, 5)
   np.testing.assert_array_equal(ids, [3, 5, 7, 3])
@@ -30,7 +30,7 @@ def test_rows_lie_view_by_view():
 
 @pytest.mark.parametrize("spread", [1, 3, 10**9])
 def test_every_row_is_found_by_its_id_and_view(rng, spread):
-  rows = Rows(rng.permutation(50) * spread - 5 * (spread == 3), views=3)
+  rows = Rows(rng.permutation(50) * spread - 5 * (spread == 3), num_views=3)
   np.testing.assert_array_equal(rows.numbers(*rows.at(0, 150)), np.arange(150))
   for ids in ([rows.ids.max() + 1], [rows.ids.min() - 1], [rows.ids[0], -1000], [2**40 + 1]):
     with pytest.raises(ValueError, match=f"example id {ids[-1]} is not in the cache: it holds 50 ids from "):
@@ -47,7 +47,7 @@ def test_every_row_is_found_by_its_id_and_view(rng, spread):
     ([], 1, "expected integers"),
     ([0.5], 1, "expected integers [N], at least one; got float64 [1]"),
     ([[1]], 1, "got int64 [1, 1]"),
-    ([1], 0, "views: expected at least 1, got 0"),
+    ([1], 0, "num_views: expected at least 1, got 0"),
   ],
 )
 def test_rows_that_cannot_be_are_refused(ids, views, text):
@@ -141,14 +141,14 @@ def test_of_two_that_begin_at_once_the_second_follows(tmp_path, monkeypatch):
 def test_another_cache_is_refused_with_every_field_that_differs(tmp_path):
   store = open_store(tmp_path)
   shards.begin(
-    store, sweeps.manifest(data={"name": "digits", "views": 2, "ratio": 0.1, "size": (8, 8)}, gone=1)
+    store, sweeps.manifest(data={"name": "digits", "num_views": 2, "ratio": 0.1, "size": (8, 8)}, gone=1)
   )
   other = sweeps.manifest(
     examples=24,
-    views=3,
+    num_views=3,
     per_shard=11,
     columns=sweeps.COLUMNS[:1],
-    data={"name": "mnist", "views": 2, "ratio": 0.2, "size": (8, 8)},
+    data={"name": "mnist", "num_views": 2, "ratio": 0.2, "size": (8, 8)},
     come=None,
   )
   with pytest.raises(Mismatch) as caught:
@@ -162,7 +162,7 @@ def test_another_cache_is_refused_with_every_field_that_differs(tmp_path):
     "data.name: 'digits' in the cache, 'mnist' wanted",
     "data.ratio: 0.1 in the cache, 0.2 wanted",
     "gone: 1 in the cache, '(absent)' wanted",
-    "views: 2 in the cache, 3 wanted",
+    "num_views: 2 in the cache, 3 wanted",
   ]
   assert len(lines) == 8
 
@@ -209,7 +209,7 @@ def test_a_field_that_only_one_side_has_is_never_equal(tmp_path):
 def test_an_emptied_shard_is_refused(tmp_path):
   store, plan = sweeps.make(tmp_path)
   store.path(plan.plan.key(1)).write_bytes(b"")
-  with pytest.raises(Damaged, match="shard-00000001 is damaged, or no shard of a cache"):
+  with pytest.raises(CorruptCache, match="shard-00000001 is damaged, or no shard of a cache"):
     shards.complete(store, plan)
 
 
@@ -245,7 +245,7 @@ def test_no_record_of_completion_is_written_over_a_damaged_shard(tmp_path):
   data = bytearray(path.read_bytes())
   data[-1] ^= 1
   path.write_bytes(data)
-  with pytest.raises(Damaged, match=r"shard-00000002 is damaged: row 9 \(example id "):
+  with pytest.raises(CorruptCache, match=r"shard-00000002 is damaged: row 9 \(example id "):
     shards.complete(store, plan)
   assert store.read("complete.json") is None
   path.unlink()
@@ -262,7 +262,7 @@ def test_shards_that_agree_with_their_checksums_and_not_with_the_record_are_refu
   assert path.read_bytes() == before
   path.unlink()
   shards.write_shard(store, plan, 0, rows * 7 + 1, sweeps.values(rows))
-  with pytest.raises(Damaged, match="complete.json does not agree with the shards"):
+  with pytest.raises(CorruptCache, match="complete.json does not agree with the shards"):
     shards.complete(store, plan)
 
 
@@ -270,7 +270,7 @@ def test_the_record_of_another_cache_is_refused(tmp_path):
   store, _ = sweeps.make(tmp_path / "a")
   other, _ = sweeps.make(tmp_path / "b", teacher="b")
   store.put("complete.json", other.read("complete.json"))
-  with pytest.raises(Damaged, match="complete.json is of another cache"):
+  with pytest.raises(CorruptCache, match="complete.json is of another cache"):
     shards.open_complete(store)
 
 
@@ -283,7 +283,7 @@ def test_every_flipped_bit_outside_the_shards_is_noticed(tmp_path, key):
     data = bytearray(whole)
     data[bit // 8] ^= 1 << (bit % 8)
     path.write_bytes(data)
-    with pytest.raises(Damaged, match=path.name):
+    with pytest.raises(CorruptCache, match=path.name):
       shards.open_complete(store)
   path.unlink()
   with pytest.raises(OSError):

@@ -53,14 +53,14 @@ def images(encoded):
 
 
 def written(folder, images, **changed):
-  settings = dict(crop=CROP, views=2, batch_size=8, progress=False) | changed
+  settings = dict(crop=CROP, num_views=2, batch_size=8, progress=False) | changed
   return write_cache(folder, linear(), images, {"logits": Dense("float32")}, **settings)
 
 
-def train(teacher, images, views=2, crop=CROP, seed=0, **changed):
+def train(teacher, images, num_views=2, crop=CROP, seed=0, **changed):
   student = from_nnx(lambda rngs: MLP(16, (8,), CLASSES, rngs=rngs))
-  source = Stream(images, 8, crop, seed, views)
-  settings = dict(steps=9, batch_size=8, views=views, progress=False) | changed
+  source = Stream(images, 8, crop, seed, num_views)
+  settings = dict(steps=9, batch_size=8, num_views=num_views, progress=False) | changed
   return fit(student, teacher, OBJECTIVE, optax.adam(1e-2), source, **settings).state.params
 
 
@@ -117,19 +117,19 @@ def test_what_the_run_crops_otherwise_is_refused_before_training(tmp_path, image
   with pytest.raises(
     Mismatch, match="data.crop.name: 'random_resized_crop.*' in the cache, 'center_crop.share=0.875, si"
   ):
-    written(tmp_path, images, crop=center_crop(4), views=2, augment=lambda batch: {**batch})
+    written(tmp_path, images, crop=center_crop(4), num_views=2, augment=lambda batch: {**batch})
 
 
 def test_views_are_as_many_as_the_crop_makes(tmp_path, images):
   with pytest.raises(
-    ValueError, match="views: expected 1, got 2: crop makes the same view of an image every time"
+    ValueError, match="num_views: expected 1, got 2: crop makes the same view of an image every time"
   ):
     written(tmp_path / "a", images, crop=center_crop(4))
   with pytest.raises(ValueError, match="holds 2 of each example, the run asks for 0"):
-    train(written(tmp_path / "b", images), images, views=0)
-  same = written(tmp_path / "c", images, crop=center_crop(4), views=1)  # any epoch reads its one view
-  live = train(linear(), images, views=0, crop=center_crop(4))
-  assert largest_difference(train(same, images, views=0, crop=center_crop(4)), live) < 1e-6
+    train(written(tmp_path / "b", images), images, num_views=0)
+  same = written(tmp_path / "c", images, crop=center_crop(4), num_views=1)  # any epoch reads its one view
+  live = train(linear(), images, num_views=0, crop=center_crop(4))
+  assert largest_difference(train(same, images, num_views=0, crop=center_crop(4)), live) < 1e-6
 
 
 def test_an_image_that_cannot_be_decoded_is_nobody_s_row(tmp_path, encoded):

@@ -7,7 +7,7 @@ import pytest
 import sweeps
 
 from distill_jax.cache.store import table as tables
-from distill_jax.cache.store.records import Damaged
+from distill_jax.cache.store.records import CorruptCache
 from distill_jax.cache.store.table import Table
 
 
@@ -27,15 +27,15 @@ def test_rows_at_random_are_those_that_were_written(tmp_path, rng, per_shard, ba
     assert not records.flags.writeable
 
 
-@pytest.mark.parametrize("views", [1, 2])
-def test_what_is_not_there_is_named(tmp_path, views):
-  store, plan = sweeps.make(tmp_path, views=views)
+@pytest.mark.parametrize("num_views", [1, 2])
+def test_what_is_not_there_is_named(tmp_path, num_views):
+  store, plan = sweeps.make(tmp_path, num_views=num_views)
   table, known = Table(store, plan), plan.rows.ids[:3]
   unknown = np.setdiff1d(np.arange(100), plan.rows.ids)[[0, -1]]
   for wrong in (*unknown, -1, 2**31 - 1):
     with pytest.raises(ValueError, match=f"example id {wrong} is not in the cache"):
       table.read(np.array([*known, wrong]), np.zeros(4, np.int32))
-  for wrong in (-1, views, 2**31 - 1):
+  for wrong in (-1, num_views, 2**31 - 1):
     with pytest.raises(ValueError, match=f"view {wrong} is not in the cache"):
       table.read(known, np.array([0, wrong, 0], np.int32))
   table.read(known, np.zeros(3, np.int32))
@@ -77,14 +77,14 @@ def test_damage_in_a_later_shard_names_it(tmp_path):
   table.read(ids[[3, 5]], views[[3, 5]])
   text = rf"shard-00000003 is damaged: row 9 \(example id {ids[39]}, view 1\)"
   for _ in range(2):  # and again: it does not count as checked
-    with pytest.raises(Damaged, match=text):
+    with pytest.raises(CorruptCache, match=text):
       table.read(ids[[3, 39, 5]], views[[3, 39, 5]])
   table.read(ids[[3, 38, 5]], views[[3, 38, 5]])
 
 
 def test_ids_are_compared_at_every_read(tmp_path):
   """Two rows change places below a table that has checked them; their checksums are still right."""
-  store, plan = sweeps.make(tmp_path, views=1)
+  store, plan = sweeps.make(tmp_path, num_views=1)
   table = Table(store, plan)
   ids, views = plan.rows.at(0, 23)
   table.read(ids, views)
@@ -96,12 +96,12 @@ def test_ids_are_compared_at_every_read(tmp_path):
     file.seek(start)
     file.write(second + first)
   text = rf"shard-00000000 does not belong here: row 1 \(example id {ids[1]}, view 0\) is another one"
-  with pytest.raises(Damaged, match=text):
+  with pytest.raises(CorruptCache, match=text):
     table.read(ids[[5, 1]], views[[5, 1]])
 
 
 def test_threads_may_read_one_table(tmp_path):
-  store, plan = sweeps.make(tmp_path, examples=500, views=1, per_shard=90)
+  store, plan = sweeps.make(tmp_path, examples=500, num_views=1, per_shard=90)
   table, failures = Table(store, plan), []
 
   def run(seed):

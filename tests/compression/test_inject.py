@@ -5,7 +5,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from distill_jax.compression.initialization.provenance import describe, joined
+from distill_jax.compression.initialization.provenance import format_origins, joined
 from distill_jax.compression.initialization.teacher import Origin, inject, inject_factors, projected, sliced
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.cnn import CNN
@@ -152,10 +152,10 @@ def test_the_report_says_where_each_array_came_from(rng):
   student, teacher = layers(rng, 2, 2) | {"own": jnp.ones(2)}, layers(rng, 2, 4)
   params, first = inject(student, teacher, {"^layers/0": "layers/1"}, fit=sliced)
   _, second = inject(params, layers(rng, 2, 2), {"^layers/1": "layers/1"})
-  assert describe(joined(first, second)).splitlines() == [
+  assert format_origins(joined(first, second)).splitlines() == [
     "2 of 3 arrays and 8 of 10 numbers (80.0 %) come from the teacher",
     "  layers/0/kernel [2, 2]  sliced from layers/1/kernel [4, 4]",
     "  layers/1/kernel [2, 2]  copied from layers/1/kernel [2, 2]",
     "  own [2]                 its own",
   ]
-  assert describe({}) == "0 of 0 arrays and 0 of 0 numbers (0.0 %) come from the teacher"
+  assert format_origins({}) == "0 of 0 arrays and 0 of 0 numbers (0.0 %) come from the teacher"

@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax.compression.initialization.merge import merge
-from distill_jax.compression.initialization.provenance import describe
+from distill_jax.compression.initialization.provenance import format_origins
 from distill_jax.compression.pruning.groups import Group, groups_of
 from distill_jax.models import from_nnx
 from distill_jax.models.llm.decoder import Decoder
@@ -74,7 +74,7 @@ def test_a_teacher_that_was_widened_is_undone(rng, name):
     np.testing.assert_allclose(wide, expected, rtol=2e-4, atol=1e-5)
     np.testing.assert_allclose(merged, wide, rtol=2e-4, atol=1e-5)
   assert {origin.how for origin in origins.values()} == {"merged", "copied"}
-  assert "of " in describe(origins)
+  assert "of " in format_origins(origins)
 
 
 def test_units_that_differ_become_their_mean_and_are_read_by_their_sum():

@@ -149,8 +149,8 @@ def test_loops_with_products_are_told():
     and "NOTE         loops with matrix products or convolutions (2 x 6 trips)" in str(step)
   )
   # Of 2 images: six layers forward, and backward for weights and inputs; the teacher's convolutions and head.
-  layers, taught = 3 * 6 * 3072**2, 32 * 32 * 9 * (3 * 16 + 16 * 16) + 16 * 10
-  assert step.step.products == 2 * 2 * (layers + taught)
+  layers, teacher_outputs = 3 * 6 * 3072**2, 32 * 32 * 9 * (3 * 16 + 16 * 16) + 16 * 10
+  assert step.step.products == 2 * 2 * (layers + teacher_outputs)
   assert work(step.step) == step.step.flops > step.step.products  # Adam's, of 57 million parameters
   assert work(step.step._replace(flops=1.0)) == step.step.products
 

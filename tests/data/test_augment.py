@@ -9,11 +9,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from distill_jax import data
 
 
-def a_batch(rng, n=16, size=6, channels=2, views=3):
+def a_batch(rng, n=16, size=6, channels=2, num_views=3):
   return {
     "image": rng.random((n, size, size, channels), np.float32),
     "id": rng.permutation(1000)[:n].astype(np.int32),
-    "view": rng.integers(0, views, n).astype(np.int32),
+    "view": rng.integers(0, num_views, n).astype(np.int32),
     "label": rng.integers(0, 4, n).astype(np.int32),
   }
 

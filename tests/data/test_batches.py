@@ -47,15 +47,17 @@ def test_an_epoch_is_a_permutation_without_its_incomplete_rest():
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 30), st.data(), st.integers(0, 2**32 - 1), st.integers(0, 60), st.integers(0, 4))
-def test_starting_anywhere_gives_what_an_undisturbed_run_gets(n, draw, seed, start, views):
+def test_starting_anywhere_gives_what_an_undisturbed_run_gets(n, draw, seed, start, num_views):
   size = draw.draw(st.integers(1, n))
-  whole = first(data.batches(source(n), size, seed=seed, views=views), start + 3)
-  assert_same(first(data.batches(source(n), size, seed=seed, start=start, views=views), 3), whole[start:])
+  whole = first(data.batches(source(n), size, seed=seed, num_views=num_views), start + 3)
+  assert_same(
+    first(data.batches(source(n), size, seed=seed, start=start, num_views=num_views), 3), whole[start:]
+  )
 
 
 def test_a_start_far_away_is_reached_at_once():
   step = 10**12
-  batch = next(data.batches(source(), 5, seed=0, start=step, views=3))
+  batch = next(data.batches(source(), 5, seed=0, start=step, num_views=3))
   assert batch["view"][0] == step // 4 % 3
 
 
@@ -88,9 +90,11 @@ def test_writing_to_a_batch_leaves_the_source_alone():
   np.testing.assert_array_equal(full.arrays["image"], before)
 
 
-@pytest.mark.parametrize(("views", "expected"), [(0, [0, 1, 2, 3, 4]), (1, [0] * 5), (3, [0, 1, 2, 0, 1])])
-def test_the_view_is_the_epoch_modulo_views(views, expected):
-  batches = first(data.batches(source(), 12, seed=0, views=views), 5)
+@pytest.mark.parametrize(
+  ("num_views", "expected"), [(0, [0, 1, 2, 3, 4]), (1, [0] * 5), (3, [0, 1, 2, 0, 1])]
+)
+def test_the_view_is_the_epoch_modulo_num_views(num_views, expected):
+  batches = first(data.batches(source(), 12, seed=0, num_views=num_views), 5)
   assert [set(b["view"].tolist()) for b in batches] == [{v} for v in expected]
 
 
@@ -116,8 +120,8 @@ def test_a_batch_larger_than_the_source_is_refused_at_once():
     {"seed": 2**32},
     {"seed": 1.5},
     {"start": -1},
-    {"views": -1},
-    {"views": True},
+    {"num_views": -1},
+    {"num_views": True},
   ],
 )
 def test_numbers_outside_their_range_are_refused_at_once(wrong):
@@ -148,7 +152,7 @@ def test_an_evaluation_batch_size_outside_its_range_is_refused_at_once():
 @pytest.mark.parametrize("rows", [[0, 1], [4], [1, 3, 4]])
 def test_a_process_reads_its_rows_of_the_common_batches(rows):
   rows = np.array(rows)
-  for iterate in (lambda **k: data.batches(source(), 5, seed=3, start=2, views=2, **k), eval_all):
+  for iterate in (lambda **k: data.batches(source(), 5, seed=3, start=2, num_views=2, **k), eval_all):
     whole, own = first(iterate(), 5), first(iterate(rows=rows), 5)
     assert_same([{name: values[rows] for name, values in batch.items()} for batch in whole], own)
 

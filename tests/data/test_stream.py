@@ -56,12 +56,12 @@ def test_a_row_is_the_crop_of_its_id_and_view():
       np.testing.assert_array_equal(pixels, CROP(image, id, view))
 
 
-@pytest.mark.parametrize("views", [0, 2])
-def test_the_order_and_views_are_those_of_sets_in_memory(views):
+@pytest.mark.parametrize("num_views", [0, 2])
+def test_the_order_and_views_are_those_of_sets_in_memory(num_views):
   ids = np.arange(100, 113)
   source = data.Source({"id": ids, "label": ids % 3}, classes=3)
-  expected = first(data.batches(source, 4, seed=5, views=views), 12)
-  got = first(stream(views=views)(0), 12)
+  expected = first(data.batches(source, 4, seed=5, num_views=num_views), 12)
+  got = first(stream(num_views=num_views)(0), 12)
   assert_same([{name: batch[name] for name in ("id", "label", "view")} for batch in got], expected)
 
 
@@ -73,7 +73,7 @@ def test_a_resumed_run_sees_the_same_with_another_number_of_threads(start, threa
 
 
 def test_a_start_far_away_is_reached_at_once():
-  assert next(stream(views=3)(10**12))["view"].tolist() == [10**12 // 3 % 3] * 4
+  assert next(stream(num_views=3)(10**12))["view"].tolist() == [10**12 // 3 % 3] * 4
 
 
 def test_a_bad_image_is_replaced_by_the_next_of_its_epoch():
@@ -164,7 +164,7 @@ def test_identity_tells_sets_and_subsets_apart(tmp_path):
     ({"batch_size": 14}, "batch_size 14 is more than the 13 images of custom: at most 13"),
     ({"batch_size": 0}, "batch_size must be a whole number from 1, got 0"),
     ({"threads": 0}, "threads must be a whole number from 1"),
-    ({"views": -1}, "views must be a whole number from 0"),
+    ({"num_views": -1}, "views must be a whole number from 0"),
     ({"seed": -1}, "seed must be a whole number"),
   ],
 )

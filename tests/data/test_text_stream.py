@@ -138,11 +138,11 @@ def test_a_cache_of_the_one_is_that_of_the_other(corpus, tmp_path):
   assert verify(cached, teacher, rows, 16, batch_size=8)["logits"].top1 == 1
   goal = objectives.weighted(soft=(1.0, objectives.tokens("kl")))
 
-  def trained(taught, shown):
+  def trained(teacher_outputs, shown):
     return fit(
       speaker(1),
-      taught,
-      objectives.weighted(soft=(1.0, objectives.tokens("bucket"))) if taught is cached else goal,
+      teacher_outputs,
+      objectives.weighted(soft=(1.0, objectives.tokens("bucket"))) if teacher_outputs is cached else goal,
       optax.adam(1e-2),
       shown,
       steps=5,
@@ -151,8 +151,8 @@ def test_a_cache_of_the_one_is_that_of_the_other(corpus, tmp_path):
       progress=False,
     ).state.params
 
-  for taught in (teacher, cached):
-    a, b = trained(taught, source), trained(taught, TextStream(rows, 8, seed=0))
+  for teacher_outputs in (teacher, cached):
+    a, b = trained(teacher_outputs, source), trained(teacher_outputs, TextStream(rows, 8, seed=0))
     jax.tree.map(np.testing.assert_array_equal, a, b)
   (corpus / "a.txt").write_text("another text " * 40)
   changed = tokenize(corpus, tmp_path / "changed", **OPTIONS)

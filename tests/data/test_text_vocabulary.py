@@ -10,7 +10,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from distill_jax import losses, objectives
-from distill_jax.cache import Dense, Mismatch, Samples, TopK, open_cache, verify, write_cache
+from distill_jax.cache import Dense, Mismatch, RandomSampling, TopK, open_cache, verify, write_cache
 from distill_jax.data import text
 from distill_jax.models import from_apply
 from distill_jax.train import fit
@@ -80,7 +80,11 @@ def test_tokenizers_that_differ_are_refused():
 @pytest.mark.parametrize("logits", [False, True])
 def test_no_padded_entry_is_ever_kept(tmp_path, logits):
   source, teacher = text.pack(DOCUMENTS, length=8), padded_teacher(logits=logits)
-  kept = {"logits@top": TopK(5, bits=16), "logits@drawn": Samples(20), "logits@whole": Dense("float32")}
+  kept = {
+    "logits@top": TopK(5, bits=16),
+    "logits@drawn": RandomSampling(20),
+    "logits@whole": Dense("float32"),
+  }
   cached = written(tmp_path, source, teacher, **kept)
   batch = cached.join({"id": source.ids})
   said = open_cache(tmp_path).model.apply({}, {}, batch, train=False, key=None)[0]

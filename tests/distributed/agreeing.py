@@ -17,14 +17,14 @@ from distill_jax.types import Skips, TrainState
 
 
 def agree(folder):
-  told = {"process": jax.process_index(), "first": hosts.first(lambda: [os.getpid(), 0.1, None])}
+  told = {"process": jax.process_index(), "first": hosts.run_on_first(lambda: [os.getpid(), 0.1, None])}
   for process in range(jax.process_count()):
 
     def fail(process=process):
       if jax.process_index() == process:
         raise FileNotFoundError(f"there is nö {process}")
 
-    for name, ask in {"every": hosts.every, "first": hosts.first}.items():
+    for name, ask in {"every": hosts.run_on_all, "first": hosts.run_on_first}.items():
       try:
         ask(fail)
         told[f"{name} {process}"] = None
@@ -37,8 +37,8 @@ def agree(folder):
       Lease(folder).__enter__()
     except OSError as error:
       told["second"] = str(error)
-    hosts.every(lambda: None)  # no process looks before the other is done
-  hosts.every(lambda: None)
+    hosts.run_on_all(lambda: None)  # no process looks before the other is done
+  hosts.run_on_all(lambda: None)
   told["left"] = os.listdir(folder)
   print("told", json.dumps(told))
 
@@ -47,7 +47,7 @@ def interrupted(folder):
   print("stepping", flush=True)
   with Interruption() as interruption:
     for step in range(1, 10**6):
-      hosts.every(lambda: None)  # as a step's collectives do, it keeps the processes near one another
+      hosts.run_on_all(lambda: None)  # as a step's collectives do, it keeps the processes near one another
       if interruption.at():
         print("stopped after", step, flush=True)
         zero = np.int32(0)
@@ -61,7 +61,7 @@ def failing(folder, process):
     for step in range(1000):
       if step == 3 and jax.process_index() == int(process):
         raise KeyError("only here")
-      hosts.every(lambda: None)
+      hosts.run_on_all(lambda: None)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from distill_jax.distributed.interruption import Interrupted, Interruption
 from distill_jax.storage import checkpoint
 from distill_jax.storage.checkpoint import Checkpoints
 from distill_jax.storage.fingerprint import fingerprint
-from distill_jax.train.keeper import Keeper
+from distill_jax.train.saver import Saver
 from distill_jax.types import Skips, TrainState, Variables
 
 
@@ -105,12 +105,12 @@ def best_in_memory():
   donate = jax.jit(
     lambda state: jax.tree.map(lambda x: x + x if x.dtype == jnp.float32 else x, state), donate_argnums=0
   )
-  with Keeper(None, ("accuracy", "max"), {}) as keeper:
+  with Saver(None, ("accuracy", "max"), {}) as saver:
     for step, accuracy in ((1, 0.1), (2, 0.9), (3, 0.5)):
       state = make_state(step, jax.devices())
-      keeper.save(state, {"accuracy": accuracy})
+      saver.save(state, {"accuracy": accuracy})
       donate(state.params)
-    best = keeper.best_variables(make_state(4, jax.devices()))
+    best = saver.best_variables(make_state(4, jax.devices()))
   expected = make_state(2, jax.devices())
   return {"best in memory": fingerprint(best) == fingerprint(Variables(expected.params["student"], {}))}
 
@@ -139,5 +139,5 @@ if __name__ == "__main__":
   join()
   hosts.SEEN = 0.1
   told = {"save": save, "restore": restored, "interrupted": interrupted}[sys.argv[1]](*sys.argv[2:])
-  hosts.every(lambda: None)
+  hosts.run_on_all(lambda: None)
   print("told", json.dumps(told))

@@ -6,13 +6,13 @@ import sys
 
 CODE = """
 import sys, jax, jax.numpy as jnp
-from distill_jax.distributed.compilation import keep_programs
+from distill_jax.distributed.compilation import enable_compilation_cache
 events = []
 jax.monitoring.register_event_listener(lambda name, **kwargs: events.append(name))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_compilation_cache_dir", sys.argv[1] + "-before")
 jnp.ones(7).block_until_ready()
-print(keep_programs(sys.argv[1]))
+print(enable_compilation_cache(sys.argv[1]))
 print(float(jax.jit(lambda x: jnp.tanh(x @ x).sum())(jnp.ones((3, 3)))))
 print(sum(name.endswith("compilation_cache/cache_hits") for name in events))
 """

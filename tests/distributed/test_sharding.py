@@ -150,7 +150,7 @@ def test_a_rule_for_everything_leaves_numbers_alone():
 
 def test_rows_lie_over_data_and_fsdp():
   mesh = sharding.make_mesh(2, 2, 2)
-  rows = jax.device_put(jnp.arange(8), sharding.by_rows(mesh))
+  rows = jax.device_put(jnp.arange(8), sharding.row_sharding(mesh))
   assert sorted(s.data.tolist() for s in rows.addressable_shards) == sorted(
     [[0, 1], [2, 3], [4, 5], [6, 7]] * 2
   )

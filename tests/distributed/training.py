@@ -44,7 +44,7 @@ def network(hidden, **kwargs):
 def run(folder, steps, **kwargs):
   """Twenty steps of a student of a wider teacher, with a loss that relates the rows of the whole batch."""
   wide = network(48)
-  taught = Variables(*wide.init(jax.random.key(kwargs.pop("teacher", 5)), source(0).arrays))
+  teacher_outputs = Variables(*wide.init(jax.random.key(kwargs.pop("teacher", 5)), source(0).arrays))
   gram = objectives.features("hidden", "hidden", losses.similarity_preserving, project=False)
   return fit(
     network(32),
@@ -56,7 +56,7 @@ def run(folder, steps, **kwargs):
     ),
     optax.adam(kwargs.pop("rate", 1e-2), eps=1e-4),
     kwargs.pop("source", source(0)),
-    teacher_variables=taught,
+    teacher_variables=teacher_outputs,
     batch_size=16,
     steps=steps,
     folder=folder,
@@ -96,8 +96,8 @@ def main(how, folder, steps):
       "validation": {"validation": list(data.eval_batches(source(1, 32), 16))},  # whole batches
     }
     fitted = run(folder / "run", steps, **different.get(how, {}))
-  variables = sharding.gathered(fitted.variables)
-  state = sharding.gathered(fitted.state.params)
+  variables = sharding.gather_to_host(fitted.variables)
+  state = sharding.gather_to_host(fitted.state.params)
   if hosts.is_first():
     leaves = {"variables": variables, "state": state}
     flat = jax.tree_util.tree_leaves_with_path(leaves)

@@ -21,7 +21,7 @@ from distill_jax.data.sets import digits, tfds
 from distill_jax.jobs import cache_stages
 from distill_jax.jobs import data as job_data
 from distill_jax.jobs.cli import main
-from distill_jax.jobs.config import Splits, Taught
+from distill_jax.jobs.config import Splits, TrainedTeacher
 from distill_jax.jobs.overrides import load_config
 from distill_jax.jobs.plan import Job
 from distill_jax.models import from_apply, from_nnx
@@ -45,7 +45,7 @@ class Cached(Digits):
   def augment(self):
     return data.augmentation(data.shift_crop(self.shift), seed=0) if self.shift else None
 
-  def kept(self):
+  def cached_outputs(self):
     return {"logits": TopK(self.k, self.temperature) if self.k else Dense("float32")}
 
   def objective(self):
@@ -94,7 +94,7 @@ def weights(folder):
 
 
 def test_students_read_what_the_teacher_said_once_and_end_where_they_would_have(run, tmp_path):
-  shifted, cache = ["--config.shift=1", "--config.views=2"], f"--config.cache={tmp_path / 'cache'}"
+  shifted, cache = ["--config.shift=1", "--config.num_views=2"], f"--config.cache={tmp_path / 'cache'}"
   rows, students = 2 * len(digits_train()), dict(stages="teacher,cache,student")
   out = run(cache, *shifted, "--seeds=0,1", **students)
   assert f"cache: {rows:,} rows in {tmp_path / 'cache'}: written in" in out
@@ -118,7 +118,7 @@ def test_another_run_may_read_the_same_cache(run, tmp_path):
   with pytest.raises(
     ValueError, match="another one.*\n  augmentation.name: 'none' in the cache, 'augmentation"
   ):
-    run(cache, "--config.shift=1", "--config.views=1", name="shifted", stages="cache")
+    run(cache, "--config.shift=1", "--config.num_views=1", name="shifted", stages="cache")
 
 
 def test_a_cache_that_lacks_a_shard_is_not_called_reused(run, tmp_path):
@@ -147,7 +147,7 @@ def test_the_most_probable_classes_are_kept_and_looked_at(run, tmp_path):
   assert not (tmp_path / "cache").exists()
   assert "40 bytes a row, 16 of them as configured (logits), the others ids, checksums and padding" in out
   size = int(re.search(r"([0-9,]+) bytes in 1 shards", out)[1].replace(",", ""))
-  assert "| TopK(4) |" in out and "| Samples(12) |" in out
+  assert "| TopK(4) |" in out and "| RandomSampling(12) |" in out
   out = run(*settings, stages="cache,student,cache_inspect,cache_verify")
   assert size == sum(path.stat().st_size for path in (tmp_path / "cache").glob("shard-*"))
   assert "student-0: accuracy" in out
@@ -159,10 +159,10 @@ def test_the_most_probable_classes_are_kept_and_looked_at(run, tmp_path):
 
 def test_what_does_not_fit_is_said_before_anything_is_trained(run, tmp_path):
   cache = f"--config.cache={tmp_path / 'cache'}"
-  with pytest.raises(ValueError, match="views: expected at least 1, got 0"):
+  with pytest.raises(ValueError, match="num_views: expected at least 1, got 0"):
     run(cache, "--config.shift=1")
-  with pytest.raises(ValueError, match="views: expected 1 .or 0. without augmentation, got 3"):
-    run(cache, "--config.views=3")
+  with pytest.raises(ValueError, match="num_views: expected 1 .or 0. without augmentation, got 3"):
+    run(cache, "--config.num_views=3")
   with pytest.raises(ValueError, match="cache_batch_size: batch_size 20 does not divide over 8"):
     run(cache, "--config.cache_batch_size=20")
   with pytest.raises(ValueError, match="k: expected 1 to 10"):
@@ -203,46 +203,48 @@ def test_images_that_are_read_while_training_have_a_cache_too(tmp_path, capsys, 
   folders = [f"{name}_dir={tmp_path}" for name in ("train", "test")]
   small = ["size=8", "student_widths=(2,)", "devices=1", f"cache={tmp_path / 'cache'}", "cache_batch_size=8"]
 
-  def job(views=2, images=None, **changed):
+  def job(num_views=2, images=None, **changed):
     images = images or pictures()
-    settings = [f"{name}={value}" for name, value in {"views": views, **changed}.items()]
+    settings = [f"{name}={value}" for name, value in {"num_views": num_views, **changed}.items()]
     config = load_config("configs/folder.py", [*folders, *small, *settings])
     return Job(config, tmp_path, (0,), Splits(images, images, images), {})
 
   kernel = jnp.asarray(np.random.default_rng(1).normal(size=(8 * 8 * 3, 2)), jnp.float32)
   teacher = from_apply(None, lambda w, x: (x.reshape(len(x), -1) @ w, {}), variables=kernel)
-  taught = Taught(teacher, teacher.variables, None)
+  trained_teacher = TrainedTeacher(teacher, teacher.variables, None)
   monkeypatch.setattr(estimates, "choices", lambda classes, **_: [TopK(1)])
-  cache_stages.weigh(job(), taught)
+  cache_stages.estimate_cost(job(), trained_teacher)
   assert "48 rows, " in capsys.readouterr().out and not (tmp_path / "cache").exists()
-  cache_stages.write(job(), taught)
-  cache_stages.write(job(), taught)
+  cache_stages.write(job(), trained_teacher)
+  cache_stages.write(job(), trained_teacher)
   out = capsys.readouterr().out
   assert out.count("cache: 48 rows in") == 2 and out.endswith("\n") and "reused, written 20" in out
   cache_stages.inspect(job())
-  cache_stages.check(job(), taught)
+  cache_stages.check(job(), trained_teacher)
   out = capsys.readouterr().out
   assert "data.crop.name: random_resized_crop(" in out and "cache_verify: logits: 46 rows" in out
-  cached, found = cache_stages.opened(job(), taught), {}
+  cached, found = cache_stages.open_checked(job(), trained_teacher), {}
   for name, from_teacher in (("cached", cached), ("live", teacher)):
     config, images = job().config, pictures()
     source = job_data.training(config, images, 8, 0)
     student = from_nnx(lambda rngs: MLP(8 * 8 * 3, (4,), 2, rngs=rngs))
-    settings = dict(steps=7, batch_size=8, augment=config.augment(), views=2, progress=False)
+    settings = dict(steps=7, batch_size=8, augment=config.augment(), num_views=2, progress=False)
     fitted = fit(student, from_teacher, config.objective(), optax.sgd(0.1), source, **settings)
     found[name] = jax.tree.leaves(fitted.state.params)
   for kept, live in zip(found["cached"], found["live"]):
     np.testing.assert_allclose(kept, live, atol=1e-3)  # float16
   with pytest.raises(ValueError, match="data.crop.name"):
-    cache_stages.opened(job(least_area=0.5), taught)
+    cache_stages.open_checked(job(least_area=0.5), trained_teacher)
   with pytest.raises(ValueError, match="data.content: 'a' in the cache, 'b' wanted"):
-    cache_stages.opened(job(images=pictures(content="b")), taught)
-  with pytest.raises(ValueError, match="views: the cache in .* holds 2 of each example, the run asks for 3"):
-    cache_stages.opened(job(views=3), taught)
+    cache_stages.open_checked(job(images=pictures(content="b")), trained_teacher)
+  with pytest.raises(
+    ValueError, match="num_views: the cache in .* holds 2 of each example, the run asks for 3"
+  ):
+    cache_stages.open_checked(job(num_views=3), trained_teacher)
   endless = job()
-  endless.config.views = 0
-  with pytest.raises(ValueError, match="views: expected at least 1, got 0 .a new view each epoch."):
-    cache_stages.write(endless, taught)
+  endless.config.num_views = 0
+  with pytest.raises(ValueError, match="num_views: expected at least 1, got 0 .a new view each epoch."):
+    cache_stages.write(endless, trained_teacher)
 
 
 FASHION = [
@@ -250,7 +252,7 @@ FASHION = [
   "--config.teacher_width=0.03125",
   "--config.student_widths=(2,)",
   "--config.devices=1",
-  "--config.views=2",
+  "--config.num_views=2",
   "--config.cache_batch_size=32",
   *(
     f"--config.{role}_training.{field}"
@@ -289,7 +291,7 @@ def test_the_fashion_mnist_config_writes_its_cache_and_then_reuses_it(fashion, t
 @pytest.mark.parametrize("codec", ["top_k", "samples"])
 def test_the_fashion_mnist_config_fits_its_networks_with_every_codec(fashion, tmp_path, codec, monkeypatch):
   checked = []  # before a step is compiled
-  monkeypatch.setattr("distill_jax.jobs.cli.describe", lambda job: checked.append(job.config.codec))
+  monkeypatch.setattr("distill_jax.jobs.cli.print_plan", lambda job: checked.append(job.config.codec))
   fashion(f"--config.codec={codec}", "--dry_run")
   assert checked == [codec] and not (tmp_path / "cache").exists()
   with pytest.raises(ValueError, match="codec: there is no 'top_kk'; did you mean 'top_k'"):

@@ -133,7 +133,7 @@ def test_a_teacher_may_teach_with_narrower_weights(tmp_path, monkeypatch, small)
 
 def test_a_value_may_stand_apart_from_its_field(tmp_path, monkeypatch, small):
   found = []
-  monkeypatch.setattr("distill_jax.jobs.cli.describe", lambda job: found.append(job.config.student_widths))
+  monkeypatch.setattr("distill_jax.jobs.cli.print_plan", lambda job: found.append(job.config.student_widths))
   main([*small, "--config.student_widths", "(8,)", f"--workdir={tmp_path}", "--dry_run"])
   assert found == [(8,)]
 

@@ -95,18 +95,18 @@ def test_the_teachers_convolutions_are_in_the_student(monkeypatch):
   monkeypatch.syspath_prepend("configs")
   from fashion_mnist_inject import FIRST, Injected, inject_convolutions
 
-  from distill_jax.jobs.config import Taught
+  from distill_jax.jobs.config import TrainedTeacher
 
   config = Injected(teacher_width=0.03125, student_widths=(2, 3))
   teacher = from_nnx(lambda rngs: VGG(1, 11, 10, width=0.03125, rngs=rngs))
-  taught = Taught(teacher, jax.jit(teacher.init)(jax.random.key(0), {}), None)
+  trained_teacher = TrainedTeacher(teacher, jax.jit(teacher.init)(jax.random.key(0), {}), None)
   own = jax.jit(config.student().init)(jax.random.key(1), {})
-  student, origins = inject_convolutions(own, taught)
-  ours, theirs = student.params["blocks"], taught.variables.params["blocks"]
+  student, origins = inject_convolutions(own, trained_teacher)
+  ours, theirs = student.params["blocks"], trained_teacher.variables.params["blocks"]
   np.testing.assert_array_equal(ours[0]["conv"]["kernel"], theirs[0][0]["conv"]["kernel"])
   np.testing.assert_array_equal(ours[1]["conv"]["kernel"], theirs[1][0]["conv"]["kernel"][..., [0, 2, 3]])
   assert origins["params/head/kernel"].source is None
-  first, _ = inject_convolutions(own, taught, FIRST)
+  first, _ = inject_convolutions(own, trained_teacher, FIRST)
   np.testing.assert_array_equal(
     first.params["blocks"][1]["conv"]["kernel"], own.params["blocks"][1]["conv"]["kernel"]
   )

@@ -124,5 +124,5 @@ def test_what_cannot_be_run_is_refused(override, message):
 def test_the_whole_fits_on_eight_chips(how):
   step = compile_config("v5p:2x2x2", load_config(PATH, ["student_training.batch_size=8", f"cache={how}"]))
   assert step.fits and step.step.needed < 40 * 2**30 and step.parameters == 1_235_814_400
-  # Weights are sent, three times; heads that are gathered for each part of the vocabulary are 3.7e12 bytes.
+  # Weights are sent, three times; heads that are gather_to_host for each part of the vocabulary are 3.7e12 bytes.
   assert sum(c.bytes for c in step.step.collectives) < 6e10

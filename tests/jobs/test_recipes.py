@@ -51,7 +51,7 @@ JOB = textwrap.dedent("""
     def student(self):
       return from_nnx(lambda rngs: CNN(1, (self.width,), 10, rngs=rngs))
 
-    def kept(self):
+    def cached_outputs(self):
       return {"logits": Dense("float32")}
 
     def variants(self):
@@ -65,17 +65,17 @@ JOB = textwrap.dedent("""
         case "via":
           return made._replace(teacher="assistant")
         case "injected":
-          return made._replace(inject=lambda own, taught: inject(own, taught.variables, fit=sliced))
+          return made._replace(init_from_teacher=lambda own, trained_teacher: inject(own, trained_teacher.variables, fit=sliced))
         case "pruned":
           small = lambda v: shrink(v, groups_of(v.params))
-          return made._replace(training=self.pruned, start="injected", exported=small, cut=True, last=True)
+          return made._replace(training=self.pruned, init_from="injected", export_fn=small, allow_shrunk=True, export_last=True)
         case "tuned":
-          return made._replace(start="pruned", cut=True, teacher="")
+          return made._replace(init_from="pruned", allow_shrunk=True, teacher="")
         case "last":
-          return made._replace(teacher=self.teacher_of_last, start=self.start_of_last)
+          return made._replace(teacher=self.teacher_of_last, init_from=self.start_of_last)
 
-    def variant_objective(self, variant, taught=None):
-      return self.plain_objective() if variant == "tuned" else self.objective()
+    def variant_objective(self, variant, trained_teacher=None):
+      return self.baseline_objective() if variant == "tuned" else self.objective()
 
   def get_config():
     return Job()
@@ -130,7 +130,7 @@ def test_students_come_about_as_their_recipes_say(run):
   folder, fitted, job = run
   config = load_config(job)
   load = {
-    name: load_student(folder / f"student-{name}-0", config.recipe(name).student, BATCH, cut=True)
+    name: load_student(folder / f"student-{name}-0", config.recipe(name).student, BATCH, allow_shrunk=True)
     for name in config.names[:-1]
   }
   given = {name: fitted[f"student-{name}-0"] for name in load}
@@ -184,7 +184,9 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_trained(job, tmp
 
 def test_the_last_weights_count_where_earlier_ones_are_not_pruned(run):
   folder, fitted, _ = run
-  exported = load_student(folder / "student-pruned-0", load_config(run[2]).student(), BATCH, cut=True)
+  exported = load_student(
+    folder / "student-pruned-0", load_config(run[2]).student(), BATCH, allow_shrunk=True
+  )
   result = fitted["student-pruned-0"][3]
   state, chosen = result.state.params["student"], result.variables
   last, best = (np.asarray(p["blocks"][0]["conv"]["kernel"]) for p in (state, chosen.params))

@@ -12,7 +12,7 @@ from distill_jax import data, objectives
 from distill_jax.data import Source
 from distill_jax.jobs import checks, plan
 from distill_jax.jobs import data as job_data
-from distill_jax.jobs.config import ConfigError, Splits, Taught
+from distill_jax.jobs.config import ConfigError, Splits, TrainedTeacher
 from distill_jax.jobs.overrides import load_config
 from distill_jax.objectives import parts
 
@@ -39,9 +39,9 @@ def leaves(tree):
 
 def test_every_method_fits_the_networks_and_keeps_the_types_of_its_state(job):
   checks.check(job, ["student"])
-  students = plan.different(job, "student")
+  students = plan.one_per_variant(job, "student")
   assert len(students) == 40 and students[0].variant == job.config.reference
-  train = plan.trained_on(job, "student")
+  train = plan.train_data(job, "student")
   assert train.ids.tolist() == list(range(24))
   batch, key = next(data.batches(train, ROWS, seed=0)), jax.random.key(0)
   student, teacher = (
@@ -65,7 +65,7 @@ def test_every_method_fits_the_networks_and_keeps_the_types_of_its_state(job):
 @pytest.fixture(scope="module")
 def outputs(job):
   """A batch, the outputs of the untrained student and teacher on it, and the teacher's weights."""
-  key, batch = jax.random.key(1), job_data.first(job.config, plan.trained_on(job, "student"), ROWS)
+  key, batch = jax.random.key(1), job_data.first(job.config, plan.train_data(job, "student"), ROWS)
   found = []
   for model in (job.config.student(), job.config.teacher()):
     variables = jax.jit(model.init)(key, batch)
@@ -98,11 +98,13 @@ def test_what_the_config_puts_together_has_finite_gradients(job, outputs, name):
 def test_what_must_know_the_trained_teacher_gets_it(job, outputs):
   config, key = job.config, jax.random.key(2)
   batch, student, teacher, variables = outputs
-  taught = Taught(config.teacher(), variables, plan.trained_on(job, "student"))
-  memory = config.variant_objective("crd", taught).init(key, student, teacher).state["embedding"]
+  trained_teacher = TrainedTeacher(config.teacher(), variables, plan.train_data(job, "student"))
+  memory = config.variant_objective("crd", trained_teacher).init(key, student, teacher).state["embedding"]
   assert memory.student.shape[0] == 24
 
-  found = config.variant_objective("factor_transfer", taught).init(key, student, teacher).state["maps"]
+  found = (
+    config.variant_objective("factor_transfer", trained_teacher).init(key, student, teacher).state["maps"]
+  )
   term = objectives.paraphraser("block3")
   untrained = term.init(
     jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), 0), student, teacher
@@ -113,7 +115,7 @@ def test_what_must_know_the_trained_teacher_gets_it(job, outputs):
 
   before = variables.params["blocks"][2][1]["norm"]
   before["scale"], before["bias"] = jnp.full(64, 2.0), jnp.full(64, 1.0)
-  ofd = config.variant_objective("ofd", taught)
+  ofd = config.variant_objective("ofd", trained_teacher)
   learned = ofd.init(key, student, teacher)
   low = {**teacher, "before3": jnp.full_like(teacher["before3"], -1e3)}
   terms, _ = ofd.apply(*learned, student, low, batch, step=jnp.asarray(0), key=key)

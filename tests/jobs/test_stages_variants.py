@@ -31,8 +31,8 @@ JOB = textwrap.dedent("""
     def variants(self):
       return self.names
 
-    def variant_objective(self, variant, taught=None):
-      SEEN.setdefault(variant, []).append(taught)
+    def variant_objective(self, variant, trained_teacher=None):
+      SEEN.setdefault(variant, []).append(trained_teacher)
       weight = self.weight if variant == "mse" else 1.0
       layer = self.layer if variant == "mse" else "logits"
       return objectives.weighted(soft=(weight, objectives.logits(LOSSES[variant], output=layer)))
@@ -103,11 +103,13 @@ def test_an_objective_may_know_the_trained_teacher_and_the_examples(job, tmp_pat
   (network,) = plan.networks(job_, "student")
   assert network.name == "student-kd-3" and network.variant == "kd"
   variables = object()
-  train = plan.trained_on(job_, "student")
+  train = plan.train_data(job_, "student")
   network.objective(stages._taught(network, variables, train))
-  ((variant, taught),) = seen
-  assert variant == "kd" and taught.variables is variables and taught.teacher is network.teacher
-  np.testing.assert_array_equal(taught.train.ids, splits.train.ids)
+  ((variant, trained_teacher),) = seen
+  assert (
+    variant == "kd" and trained_teacher.variables is variables and trained_teacher.teacher is network.teacher
+  )
+  np.testing.assert_array_equal(trained_teacher.train.ids, splits.train.ids)
 
 
 def test_networks_of_all_seeds_and_variants(job, tmp_path):
@@ -117,7 +119,9 @@ def test_networks_of_all_seeds_and_variants(job, tmp_path):
     *(f"student-{name}-0" for name in config.names),
     *(f"student-{name}-7" for name in config.names),
   ]
-  assert [n.name for n in plan.different(job_, "student")] == [f"student-{name}-0" for name in config.names]
+  assert [n.name for n in plan.one_per_variant(job_, "student")] == [
+    f"student-{name}-0" for name in config.names
+  ]
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ def test_ignored_pixels_reach_neither_the_metrics_nor_the_gradient(rng):
   images = rng.normal(size=(4, 6, 6, 3)).astype(np.float32)
   label = np.where(rng.random((4, 6, 6)) < 0.3, IGNORED, rng.integers(0, 5, (4, 6, 6)))
   valid, pixels = np.array([True, True, False, True]), label != IGNORED
-  start, taught = rng.normal(size=(2, 3, 5)).astype(np.float32)
-  student, teacher = (from_apply(None, lambda w, x: x @ w, variables=w) for w in (start, taught))
+  start, teacher_outputs = rng.normal(size=(2, 3, 5)).astype(np.float32)
+  student, teacher = (from_apply(None, lambda w, x: x @ w, variables=w) for w in (start, teacher_outputs))
   objective = objectives.weighted(
     hard=(1.0, objectives.labels()),
     soft=(1.0, objectives.logits(losses.kl_divergence, valid="pixels", temperature=2.0)),
@@ -30,7 +30,7 @@ def test_ignored_pixels_reach_neither_the_metrics_nor_the_gradient(rng):
   after, metrics = step(state, teacher.variables, batch)
 
   kept = pixels & valid[:, None, None]
-  s, t, y = images[kept] @ start, images[kept] @ taught, label[kept]
+  s, t, y = images[kept] @ start, images[kept] @ teacher_outputs, label[kept]
   expected = {"soft": kl_divergence(s, t, temperature=2.0), "hard": -np.log(softmax(s)[np.arange(len(y)), y])}
   for name, values in expected.items():
     total, count = metrics[name]

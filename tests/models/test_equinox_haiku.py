@@ -182,13 +182,13 @@ def test_modes_keys_and_state(batch, library):
 # Every library in both roles
 
 
-def train(student, teacher, taught, batch, steps, objective):
+def train(student, teacher, teacher_outputs, batch, steps, objective):
   optimizer = optax.adam(0.02)
   state = make_init(student, teacher, objective, optimizer)(KEY, batch)
   step = jax.jit(make_train_step(student, teacher, objective, optimizer), donate_argnums=0)
   measured = []
   for _ in range(steps):
-    state, metrics = step(state, taught, batch)
+    state, metrics = step(state, teacher_outputs, batch)
     measured.append({name: float(reduce.value(pair)) for name, pair in metrics.items()})
   return state, measured
 
@@ -198,18 +198,18 @@ def test_every_library_trains_as_teacher_and_as_student(batch, library, tmp_path
   teacher = LIBRARIES[library]()
   state, alone = train(teacher, None, (), batch, 30, objectives.weighted(hard=(1.0, objectives.labels())))
   assert alone[-1]["loss"] < 0.6 * alone[0]["loss"] and alone[-1]["accuracy"] > 0.8
-  taught = Variables(state.params["student"], state.model_state["student"])
-  before = jax.tree.map(np.array, taught)
+  teacher_outputs = Variables(state.params["student"], state.model_state["student"])
+  before = jax.tree.map(np.array, teacher_outputs)
 
   student = LIBRARIES[library]()
   objective = objectives.weighted(
     soft=(1.0, objectives.logits(losses.kl_divergence, temperature=2.0)),
     hint=(0.1, objectives.features("hidden", "hidden", losses.hint)),
   )
-  state, distilled = train(student, teacher, taught, batch, 30, objective)
+  state, distilled = train(student, teacher, teacher_outputs, batch, 30, objective)
   assert distilled[-1]["soft"] < 0.5 * distilled[0]["soft"]
   assert distilled[-1]["accuracy"] > 0.8
-  assert_same(before, taught, 0)
+  assert_same(before, teacher_outputs, 0)
 
   with Checkpoints(tmp_path / "run") as checkpoints:
     checkpoints.save(state)

@@ -63,16 +63,17 @@ def test_a_step_pulls_the_students_weights_to_their_counterparts(rng, mesh, how)
   student, teacher = plain(2), plain(4)
   parts = student, teacher, weighted(same=(0.5, weights(layers=BLOCKS))), optax.sgd(10.0)
   b, options = batch(rng), {"microbatches": {"microbatches": 2}, "mapped": {"axis_name": "data"}}
-  state, taught = make_init(*parts)(jax.random.key(0), b), teacher.init(jax.random.key(1), b)
+  state, teacher_outputs = make_init(*parts)(jax.random.key(0), b), teacher.init(jax.random.key(1), b)
   step = make_train_step(*parts, **options.get(how, {}))
   if how == "mapped":
     whole, rows = PartitionSpec(), PartitionSpec("data")
     step = jax.shard_map(step, mesh=mesh, in_specs=(whole, whole, rows), out_specs=whole)
-  new, measured = jax.jit(step)(state, taught, b)
+  new, measured = jax.jit(step)(state, teacher_outputs, b)
   values = []
   for s, t in (("0", "1"), ("1", "3")):
     own, other = (
-      np.float64(v["blocks"][i]["kernel"]) for v, i in ((state.params["student"], s), (taught.params, t))
+      np.float64(v["blocks"][i]["kernel"])
+      for v, i in ((state.params["student"], s), (teacher_outputs.params, t))
     )
     values.append(((own - other) ** 2).mean())
     moved = own - 10 * 0.5 * 2 * (own - other) / 16 / 2
@@ -92,13 +93,13 @@ def test_features_and_weights_are_aligned_at_every_stage(rng):
     same=(1.0, weights(layers={"^blocks/0": "blocks/1"})),
   )
   parts, b = (student, teacher, goal, optax.adam(3e-3)), batch(rng)
-  state, taught = (
+  state, teacher_outputs = (
     jax.jit(make_init(*parts))(jax.random.key(0), b),
     jax.jit(teacher.init)(jax.random.key(1), b),
   )
   step, seen = jax.jit(make_train_step(*parts)), []
   for _ in range(20):
-    state, measured = step(state, taught, b)
+    state, measured = step(state, teacher_outputs, b)
     seen.append(
       {name: float(reduce.value(measured[name])) for name in ("looks", "related", "stages", "same")}
     )

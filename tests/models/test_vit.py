@@ -144,7 +144,7 @@ def test_low_precision_computes_low_and_stores_float32(rng):
 
 def test_a_distilled_student_trains_alike_on_one_device_and_eight(rng, mesh):
   student, teacher = small(distilled=True), small(width=24)
-  taught = teacher.init(jax.random.key(5), {})
+  teacher_outputs = teacher.init(jax.random.key(5), {})
   batch = {
     "id": np.arange(16, dtype=np.int32),
     "image": rng.normal(size=(16, 8, 8, 2)).astype(np.float32),
@@ -152,7 +152,10 @@ def test_a_distilled_student_trains_alike_on_one_device_and_eight(rng, mesh):
   }
   goal = objectives.weighted(
     hard=(0.5, objectives.labels()),
-    taught=(0.5, objectives.features("distillation", "logits", losses.hard_distillation, project=False)),
+    teacher_outputs=(
+      0.5,
+      objectives.features("distillation", "logits", losses.hard_distillation, project=False),
+    ),
   )
   parts = student, teacher, goal, optax.sgd(0.1)
   step = jax.jit(make_train_step(*parts))
@@ -160,8 +163,8 @@ def test_a_distilled_student_trains_alike_on_one_device_and_eight(rng, mesh):
   spread = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
   losses_seen = []
   for _ in range(5):
-    one, measured = step(one, taught, batch)
-    eight, _ = step(eight, taught, spread)
+    one, measured = step(one, teacher_outputs, batch)
+    eight, _ = step(eight, teacher_outputs, spread)
     losses_seen.append(float(reduce.value(measured["loss"])))
   assert losses_seen[-1] < losses_seen[0] - 0.1
   jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5), eight.params, one.params)

@@ -244,8 +244,8 @@ def test_the_released_model_pronounces_as_published(teacher):
 
 def test_the_released_model_teaches(teacher):
   words, _ = g2p.dictionary()
-  taught = np.asarray(g2p.greedy(teacher.variables.params, g2p.spell(words)))
-  started = np.concatenate([np.full((len(words), 1), 2), taught[:, :-1]], 1).astype(np.int32)
+  teacher_outputs = np.asarray(g2p.greedy(teacher.variables.params, g2p.spell(words)))
+  started = np.concatenate([np.full((len(words), 1), 2), teacher_outputs[:, :-1]], 1).astype(np.int32)
   batch = {"word": g2p.spell(words), "phones": started}
   student = g2p.network(32)
   objective = objectives.weighted(soft=(1.0, objectives.logits(losses.kl_divergence)))

@@ -266,19 +266,24 @@ def assert_same_step(expected, found):
 def test_padding_packing_accumulation_and_devices_change_nothing(rng, mesh):
   padded, packed = documents(rng)
   parts = decoder(16, 1, 2), decoder(24, 2, 4), language_goal(), optax.sgd(0.1)
-  state, taught = jax.jit(make_init(*parts))(KEY, padded), jax.jit(parts[1].init)(jax.random.key(1), {})
-  state, taught = larger(state), larger(taught)
+  state, teacher_outputs = (
+    jax.jit(make_init(*parts))(KEY, padded),
+    jax.jit(parts[1].init)(jax.random.key(1), {}),
+  )
+  state, teacher_outputs = larger(state), larger(teacher_outputs)
   step = jax.jit(make_train_step(*parts))
-  expected = step(state, taught, padded)
+  expected = step(state, teacher_outputs, padded)
   assert all(reduce.value(expected[1][name]) > 0 for name in ("hidden", "looks", "related"))
   spec = PartitionSpec("data")
   spread = jax.device_put(packed, NamedSharding(mesh, spec))
-  assert_same_step(expected, jax.jit(make_train_step(*parts, microbatches=2))(state, taught, spread))
+  assert_same_step(expected, jax.jit(make_train_step(*parts, microbatches=2))(state, teacher_outputs, spread))
   mapped = make_train_step(*parts, axis_name="data")
   specs = {"in_specs": (PartitionSpec(), PartitionSpec(), spec), "out_specs": PartitionSpec()}
-  assert_same_step(expected, jax.jit(jax.shard_map(mapped, mesh=mesh, **specs))(state, taught, packed))
+  assert_same_step(
+    expected, jax.jit(jax.shard_map(mapped, mesh=mesh, **specs))(state, teacher_outputs, packed)
+  )
   nothing = {**padded, "label": np.full_like(padded["label"], -1)}
-  new, measured = step(state, taught, nothing)
+  new, measured = step(state, teacher_outputs, nothing)
   assert reduce.value(measured["loss"]) == 0 and measured["empty"][0] == 1 and measured["nonfinite"][0] == 0
   jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
 
@@ -296,17 +301,17 @@ def test_a_distilled_vit_learns_the_patches_of_one_without_the_token(rng):
     "label": rng.integers(0, 5, 16).astype(np.int32),
   }
   parts = student, teacher, weighted(**{name: (1.0, term) for name, term in terms.items()}), optax.adam(1e-2)
-  taught = jax.jit(teacher.init)(jax.random.key(1), batch)
+  teacher_outputs = jax.jit(teacher.init)(jax.random.key(1), batch)
   state, step, seen = jax.jit(make_init(*parts))(KEY, batch), jax.jit(make_train_step(*parts)), []
   for _ in range(40):
-    state, measured = step(state, taught, batch)
+    state, measured = step(state, teacher_outputs, batch)
     seen.append({name: float(reduce.value(measured[name])) for name in terms})
   for name in terms:
     assert seen[-1][name] < 0.8 * seen[0][name], name
   # The mean map of the last tokens, renormalized over them.
   s, t = (
     jax.jit(functools.partial(model.apply, train=False, key=None))(params, {}, batch)[0]
-    for model, params in ((student, state.params["student"]), (teacher, taught.params))
+    for model, params in ((student, state.params["student"]), (teacher, teacher_outputs.params))
   )
   own, other = (
     np.log(scipy.special.softmax(np.float64(x)[:, :, -patches:, -patches:], -1).mean(1))

@@ -37,8 +37,8 @@ def outputs():
     x = rng.normal(size=(ROWS, *shape)).astype(np.float32)
     return np.where(WHERE.reshape(-1, *[1] * len(shape)), x, 100)
 
-  student = {"one": draw(8, 8, 6), "two": draw(4, 4, 12), "flat": draw(12), "views": draw(3, 7)}
-  teacher = {"one": draw(4, 4, 10), "two": draw(4, 4, 12), "flat": draw(9), "views": draw(2, 7)}
+  student = {"one": draw(8, 8, 6), "two": draw(4, 4, 12), "flat": draw(12), "num_views": draw(3, 7)}
+  teacher = {"one": draw(4, 4, 10), "two": draw(4, 4, 12), "flat": draw(9), "num_views": draw(2, 7)}
   boxes = rng.uniform(0, 8, (ROWS, 3, 2))
   batch = {
     "id": rng.permutation(EXAMPLES)[:ROWS].astype(np.int32),
@@ -184,9 +184,9 @@ def queue(p, state, s, t, batch):
 
 
 def dino(p, state, s, t, batch):
-  views = s["views"].swapaxes(0, 1), t["views"].swapaxes(0, 1)
+  views = s["num_views"].swapaxes(0, 1), t["num_views"].swapaxes(0, 1)
   value, _ = losses.dino(*views, state["center"], teacher_temperature=0.055)
-  return value, {"center": 0.1 * t["views"][WHERE].mean((0, 1)) + 0.9 * state["center"]}
+  return value, {"center": 0.1 * t["num_views"][WHERE].mean((0, 1)) + 0.9 * state["center"]}
 
 
 def paraphraser_params():
@@ -217,7 +217,7 @@ CASES = {
   "fgd": (lambda: objectives.fgd("one", "one", stride=3.0, alpha=0.1, relation=0.2), fgd),
   "crd": (lambda: objectives.crd("flat", "two", EXAMPLES, negatives=6, width=5), crd),
   "queue_similarity": (lambda: objectives.queue_similarity("flat", "flat", size=QUEUE), queue),
-  "dino": (lambda: objectives.dino("views", "views", teacher_temperature=WARM), dino),
+  "dino": (lambda: objectives.dino("num_views", "num_views", teacher_temperature=WARM), dino),
 }
 # Without a learned part, or without a student.
 NO_PARAMS, NO_STUDENT = {"dino"}, {"paraphraser"}
@@ -460,7 +460,7 @@ def network(sizes):
 
   def init(key, x):
     wide = {"one": (3, 3, 2, sizes["one"]), "two": (3, 3, sizes["one"], sizes["two"])}
-    flat = {"flat": (sizes["two"], sizes["flat"]), "views": (sizes["two"], sizes["views"] * 7)}
+    flat = {"flat": (sizes["two"], sizes["flat"]), "num_views": (sizes["two"], sizes["num_views"] * 7)}
     return {
       name: jax.random.normal(jax.random.fold_in(key, i), shape) / np.prod(shape[:-1]) ** 0.5
       for i, (name, shape) in enumerate((wide | flat).items())
@@ -471,14 +471,14 @@ def network(sizes):
     one = jax.lax.conv_general_dilated(x, p["one"], (1, 1), "SAME", dimension_numbers=layers)
     two = jax.lax.conv_general_dilated(jax.nn.relu(one), p["two"], (2, 2), "SAME", dimension_numbers=layers)
     mean = two.mean((1, 2))
-    views = (mean @ p["views"]).reshape(len(x), -1, 7)
-    return {"one": one, "two": two, "flat": mean @ p["flat"], "views": views, "logits": mean @ p["flat"]}
+    views = (mean @ p["num_views"]).reshape(len(x), -1, 7)
+    return {"one": one, "two": two, "flat": mean @ p["flat"], "num_views": views, "logits": mean @ p["flat"]}
 
   return from_apply(init, apply)
 
 
-STUDENT = network({"one": 3, "two": 4, "flat": 4, "views": 3})
-TEACHER = network({"one": 4, "two": 5, "flat": 6, "views": 2})
+STUDENT = network({"one": 3, "two": 4, "flat": 4, "num_views": 3})
+TEACHER = network({"one": 4, "two": 5, "flat": 6, "num_views": 2})
 
 
 def images(seed):
@@ -493,17 +493,17 @@ def images(seed):
 def steps(goal, optimizer, **kwargs):
   init = jax.jit(make_init(STUDENT, TEACHER, goal, optimizer))
   state = init(jax.random.key(0), images(0))
-  return state, make_train_step(STUDENT, TEACHER, goal, optimizer, **kwargs), taught()
+  return state, make_train_step(STUDENT, TEACHER, goal, optimizer, **kwargs), teacher_outputs()
 
 
 @functools.cache
-def taught():
+def teacher_outputs():
   return TEACHER.init(jax.random.key(5), images(0))
 
 
 STATEFUL = {
   "queue": (0.1, objectives.queue_similarity("flat", "flat", size=QUEUE)),
-  "dino": (0.1, objectives.dino("views", "views")),
+  "dino": (0.1, objectives.dino("num_views", "num_views")),
   "boundary": (0.01, objectives.activation_boundary("one", "one")),
 }
 

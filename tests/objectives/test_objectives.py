@@ -91,7 +91,7 @@ def test_rows_count_that_are_labeled_and_valid(rng):
 @pytest.mark.parametrize("shape", [(6,), (6, 3)])
 def test_labels_of_what_the_student_wrote_do_not_count(rng, shape):
   z, y = draw(rng, *shape, 4), rng.integers(0, 4, shape).astype(np.int32)
-  batch = {"label": y, "where": np.arange(6) != 5, "sampled": np.arange(6) % 3 == 1}
+  batch = {"label": y, "where": np.arange(6) != 5, "generated": np.arange(6) % 3 == 1}
   _, mean = evaluate(labels(), {"logits": z}, {}, batch)
   true = [0, 2, 3]
   expected = -np.log(np.take_along_axis(softmax64(z[true]), y[true][..., None], -1)).mean()

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from distill_jax import losses, objectives, reduce
-from distill_jax.cache.codecs.dense import Samples, TopK
+from distill_jax.cache.codecs.dense import RandomSampling, TopK
 from distill_jax.models import from_apply
 from distill_jax.train.step import make_init, make_train_step
 from distill_jax.types import Model, Variables
@@ -116,9 +116,9 @@ def test_draws_and_the_most_probable_classes_are_not_mistaken_for_one_another(pa
   s, t = pair
   batch = {"id": np.arange(16), "view": np.zeros(16, np.int32)}
   takes_draws = loss is losses.sampled_cross_entropy
-  for codec in (TopK(4), Samples(4)):
+  for codec in (TopK(4), RandomSampling(4)):
     kept = codec.decode(codec.encode(jnp.asarray(t), batch), t)
-    if isinstance(codec, Samples) == takes_draws:
+    if isinstance(codec, RandomSampling) == takes_draws:
       assert np.isfinite(evaluate(objectives.sparse(loss), s, kept, batch)[0]).all()
       continue
     message = (
@@ -154,7 +154,7 @@ def test_terms_that_need_every_class_say_so(pair, term):
 # the train step
 
 
-CODECS = {"logits": TopK(4, 2.0), "drawn": Samples(6)}
+CODECS = {"logits": TopK(4, 2.0), "drawn": RandomSampling(6)}
 
 
 def student_and_batch(rng, rows=16):

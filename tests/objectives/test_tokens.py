@@ -53,9 +53,9 @@ def batch(rng, rows=16):
 
 def setup(goal, **kwargs):
   student, teacher = network(8), network(16)
-  taught = Variables(*teacher.init(jax.random.key(1), {"tokens": jnp.zeros((1, LENGTH), jnp.int32)}))
+  teacher_outputs = Variables(*teacher.init(jax.random.key(1), {"tokens": jnp.zeros((1, LENGTH), jnp.int32)}))
   parts = student, teacher, goal, optax.sgd(0.5)
-  return student, teacher, taught, make_init(*parts), make_train_step(*parts, **kwargs)
+  return student, teacher, teacher_outputs, make_init(*parts), make_train_step(*parts, **kwargs)
 
 
 def test_terms_are_the_unfused_means_over_the_labeled_tokens(rng):
@@ -64,19 +64,19 @@ def test_terms_are_the_unfused_means_over_the_labeled_tokens(rng):
     both=(1.0, objectives.tokens("reverse_kl", label_weight=0.5, temperature=2.0)),
     hard=(0.25, objectives.next_tokens()),
   )
-  student, teacher, taught, init, step = setup(goal)
+  student, teacher, teacher_outputs, init, step = setup(goal)
   state = init(jax.random.key(0), b)
   known = (b["label"] >= 0) & b["where"][:, None]
 
   def loss(params):
     z = logits_of(student.apply(params, {}, b, train=True, key=None)[0])
-    t = logits_of(teacher.apply(*taught, b, train=False, key=None)[0])
+    t = logits_of(teacher.apply(*teacher_outputs, b, train=False, key=None)[0])
     soft = losses.reverse_kl(z, t, temperature=2.0)
     hard = optax.softmax_cross_entropy_with_integer_labels(z, np.maximum(b["label"], 0))
     return (jnp.where(known, soft + 0.75 * hard, 0)).sum() / known.sum()
 
   expected, grads = jax.value_and_grad(loss)(state.params["student"])
-  new, measured = jax.jit(step)(state, taught, b)
+  new, measured = jax.jit(step)(state, teacher_outputs, b)
   np.testing.assert_allclose(reduce.value(measured["loss"]), expected, rtol=1e-5)
   moved = jax.tree.map(lambda p, g: p - 0.5 * g, state.params["student"], grads)
   jax.tree.map(
@@ -102,14 +102,14 @@ BY_TOKENS, BY_CLASSES = 2**26, 1  # bytes of memory that lead to each
   ],
 )
 def test_the_mean_does_not_depend_on_accumulation_sharding_or_padding(rng, mesh, how, memory):
-  b = {**batch(rng), "sampled": np.arange(16) % 3 == 1}
+  b = {**batch(rng), "generated": np.arange(16) % 3 == 1}
   goal = objectives.weighted(
     soft=(1.0, objectives.tokens(label_weight=0.5, memory=memory)),
     hard=(0.5, objectives.next_tokens(memory=memory)),
   )
-  _, _, taught, init, step = setup(goal)
+  _, _, teacher_outputs, init, step = setup(goal)
   state = init(jax.random.key(0), b)
-  expected, measured = jax.jit(step)(state, taught, b)
+  expected, measured = jax.jit(step)(state, teacher_outputs, b)
   if how == "microbatches":
     step = setup(goal, microbatches=4)[4]
   elif how == "shards":
@@ -121,12 +121,12 @@ def test_the_mean_does_not_depend_on_accumulation_sharding_or_padding(rng, mesh,
     step = setup(goal, axis_name="data")[4]
   if how == "pmap":
     b = {n: x.reshape(8, 2, *x.shape[1:]) for n, x in b.items()}
-    found, again = jax.pmap(step, "data", in_axes=(None, None, 0), out_axes=None)(state, taught, b)
+    found, again = jax.pmap(step, "data", in_axes=(None, None, 0), out_axes=None)(state, teacher_outputs, b)
   else:
     if how in ("checked", "unchecked"):
       specs = {"in_specs": (P(), P(), P("data")), "out_specs": P()}
       step = jax.shard_map(step, mesh=mesh, check_vma=how == "checked", **specs)
-    found, again = jax.jit(step)(state, taught, b)
+    found, again = jax.jit(step)(state, teacher_outputs, b)
   for name in ("loss", "soft", "hard"):
     np.testing.assert_allclose(*(reduce.value(m[name]) for m in (measured, again)), rtol=1e-5, err_msg=name)
   jax.tree.map(
@@ -148,7 +148,7 @@ def test_the_mean_does_not_depend_on_packing(rng):
       for name, part in parts.items():
         rows[name][row, place : place + n] = part
   sampled = np.array([True, True, False, False])
-  batches = ({**arrays, "sampled": sampled}, {**packed, "sampled": sampled[::2]})
+  batches = ({**arrays, "generated": sampled}, {**packed, "generated": sampled[::2]})
 
   def decoder(width):
     return from_nnx(lambda rngs: Decoder(VOCABULARY, width, 1, 2, rngs=rngs), inputs=("tokens", "segments"))
@@ -158,53 +158,56 @@ def test_the_mean_does_not_depend_on_packing(rng):
   )
   student, teacher = decoder(16), decoder(32)
   parts = student, teacher, goal, optax.sgd(0.5)
-  state, taught = make_init(*parts)(jax.random.key(0), batches[0]), teacher.init(jax.random.key(1), {})
+  state, teacher_outputs = (
+    make_init(*parts)(jax.random.key(0), batches[0]),
+    teacher.init(jax.random.key(1), {}),
+  )
   step = jax.jit(make_train_step(*parts))
-  (one, expected), (other, found) = (step(state, taught, b) for b in batches)
+  (one, expected), (other, found) = (step(state, teacher_outputs, b) for b in batches)
   for name in ("loss", "soft", "hard"):
     np.testing.assert_allclose(*(reduce.value(m[name]) for m in (expected, found)), rtol=1e-5, err_msg=name)
   jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-6), other.params, one.params)
 
 
 def test_sampled_rows_count_in_the_divergence_alone(rng):
-  b = {**batch(rng), "sampled": rng.random(16) > 0.5}
-  student, teacher, taught, _, _ = setup(objectives.weighted(soft=(1.0, objectives.tokens())))
+  b = {**batch(rng), "generated": rng.random(16) > 0.5}
+  student, teacher, teacher_outputs, _, _ = setup(objectives.weighted(soft=(1.0, objectives.tokens())))
   params = student.init(jax.random.key(0), b).params
   outputs = student.apply(params, {}, b, train=True, key=None)[0]
-  t = teacher.apply(*taught, b, train=False, key=None)[0]
+  t = teacher.apply(*teacher_outputs, b, train=False, key=None)[0]
 
   def mean(term, batch):
     (values, where), _ = term.apply({}, {}, outputs, t, batch, step=0, key=None, axis_name=None)
     return reduce.mean(values, where)
 
   known = (b["label"] >= 0) & b["where"][:, None]
-  true = known & ~b["sampled"][:, None]
+  true = known & ~b["generated"][:, None]
   log_q, log_p = (np.float64(jax.nn.log_softmax(logits_of(x))) for x in (outputs, t))
   kl = (np.exp(log_p) * (log_p - log_q)).sum(-1)
   hard = -np.take_along_axis(log_q, np.maximum(b["label"], 0)[..., None], -1)[..., 0]
   expected = (kl * known + 0.5 * hard * true).sum() / known.sum()
   np.testing.assert_allclose(mean(objectives.tokens(label_weight=0.5), b), expected, rtol=1e-5)
   np.testing.assert_allclose(mean(objectives.next_tokens(), b), hard[true].mean(), rtol=1e-5)
-  for wrong in (b["sampled"].astype(np.int32), known):
+  for wrong in (b["generated"].astype(np.int32), known):
     with pytest.raises(ValueError, match=r"sampled: expected rows, bool \(16,\), got"):
-      mean(objectives.next_tokens(), {**b, "sampled": wrong})
+      mean(objectives.next_tokens(), {**b, "generated": wrong})
 
 
 @pytest.mark.parametrize("memory", [BY_TOKENS, BY_CLASSES])
-@pytest.mark.parametrize("nothing", ["label", "where", "sampled"])
+@pytest.mark.parametrize("nothing", ["label", "where", "generated"])
 def test_nothing_that_counts_is_an_empty_term_of_value_0(rng, memory, nothing):
   rows = {
     "label": np.full((16, LENGTH), -1, np.int32),
     "where": np.zeros(16, bool),
-    "sampled": np.ones(16, bool),
+    "generated": np.ones(16, bool),
   }
   b = {**batch(rng), nothing: rows[nothing]}
   terms = {"hard": (0.5, objectives.next_tokens(memory=memory))}
-  if nothing != "sampled":
+  if nothing != "generated":
     terms["soft"] = 1.0, objectives.tokens(label_weight=0.5, memory=memory)
-  _, _, taught, init, step = setup(objectives.weighted(**terms))
+  _, _, teacher_outputs, init, step = setup(objectives.weighted(**terms))
   state = init(jax.random.key(0), b)
-  new, measured = jax.jit(step)(state, taught, b)
+  new, measured = jax.jit(step)(state, teacher_outputs, b)
   assert measured["empty"][0] == 1 and measured["nonfinite"][0] == 0
   assert all(reduce.value(measured[name]) == 0 for name in ("loss", *terms))
   jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
@@ -213,9 +216,9 @@ def test_nothing_that_counts_is_an_empty_term_of_value_0(rng, memory, nothing):
 def test_rows_without_labels_may_hold_anything(rng):
   b = batch(rng)
   b["label"][5] = -1
-  student, teacher, taught, _, _ = setup(objectives.weighted(soft=(1.0, objectives.tokens())))
+  student, teacher, teacher_outputs, _, _ = setup(objectives.weighted(soft=(1.0, objectives.tokens())))
   params = student.init(jax.random.key(0), b).params
-  t = dict(teacher.apply(*taught, b, train=False, key=None)[0])
+  t = dict(teacher.apply(*teacher_outputs, b, train=False, key=None)[0])
   bad = {**t, "hidden": t["hidden"].at[5].set(jnp.nan)}
 
   def loss(params, t):
@@ -229,8 +232,8 @@ def test_rows_without_labels_may_hold_anything(rng):
 
 def test_targets_of_a_few_tokens_are_learned_from(rng):
   b = batch(rng)
-  student, teacher, taught, _, _ = setup(objectives.weighted(soft=(1.0, objectives.tokens())))
-  t = logits_of(teacher.apply(*taught, b, train=False, key=None)[0])
+  student, teacher, teacher_outputs, _, _ = setup(objectives.weighted(soft=(1.0, objectives.tokens())))
+  t = logits_of(teacher.apply(*teacher_outputs, b, train=False, key=None)[0])
   kept = {"logits": losses.top_k(t, 5)}
   params = student.init(jax.random.key(0), b).params
   outputs = student.apply(params, {}, b, train=True, key=None)[0]

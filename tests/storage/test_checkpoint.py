@@ -367,7 +367,7 @@ def test_the_right_bits_in_another_dtype_or_shape_are_damage():
       params={**state.params, "student": {**state.params["student"], "mask": mask.astype(jnp.uint8)}}
     ),
   ):
-    with pytest.raises(seal.Damaged, match="1 of .* leaves are not what was saved"):
+    with pytest.raises(seal.CorruptFile, match="1 of .* leaves are not what was saved"):
       seal.check_contents(sealed, broken)
 
 

@@ -20,10 +20,13 @@ def said(rng):
     rng.standard_normal(11).astype(np.float32),
     np.float32(4.0),
   )
-  taught = rng.standard_normal((3, 7, 6), np.float32), (rng.standard_normal((6, 11), np.float32), None, None)
+  teacher_outputs = (
+    rng.standard_normal((3, 7, 6), np.float32),
+    (rng.standard_normal((6, 11), np.float32), None, None),
+  )
   label = rng.integers(0, 11, (3, 7)).astype(np.int32)
   label[0, 3:5] = -1
-  return hidden, head, taught, label, np.array([True, True, False])
+  return hidden, head, teacher_outputs, label, np.array([True, True, False])
 
 
 def logits(hidden, head):
@@ -34,11 +37,13 @@ def logits(hidden, head):
 
 @pytest.mark.parametrize("memory", [1, 5 * 4 * 11, 2**20])
 def test_scores_are_those_of_the_logits(said, memory):
-  hidden, head, taught, label, where = said
-  counts = jax.jit(lambda: metrics.token_scores(hidden, head, label, where, teacher=taught, memory=memory))()
+  hidden, head, teacher_outputs, label, where = said
+  counts = jax.jit(
+    lambda: metrics.token_scores(hidden, head, label, where, teacher=teacher_outputs, memory=memory)
+  )()
   scores = metrics.summary(counts)
   known = (label >= 0) & where[:, None]
-  own, theirs = (scipy.special.log_softmax(logits(*x), -1)[known] for x in ((hidden, head), taught))
+  own, theirs = (scipy.special.log_softmax(logits(*x), -1)[known] for x in ((hidden, head), teacher_outputs))
   nll = -np.take_along_axis(own, label[known][:, None], -1).mean()
   assert scores["nll"] == pytest.approx(nll, rel=1e-5)
   assert scores["perplexity"] == pytest.approx(np.exp(nll), rel=1e-5)
@@ -51,15 +56,15 @@ def test_scores_are_those_of_the_logits(said, memory):
 
 
 def test_vocabularies_that_differ_are_refused(said):
-  hidden, head, taught, label, where = said
-  other = taught[0], (taught[1][0][:, :-1], None, None)
+  hidden, head, teacher_outputs, label, where = said
+  other = teacher_outputs[0], (teacher_outputs[1][0][:, :-1], None, None)
   with pytest.raises(ValueError, match="vocabulary has 10 tokens, the student's 11"):
     metrics.token_scores(hidden, head, label, where, teacher=other)
 
 
 def entry(said, role, shift, seed=0, variant=""):
-  hidden, head, taught, label, where = said
-  counts = jax.device_get(metrics.token_scores(hidden + shift, head, label, where, teacher=taught))
+  hidden, head, teacher_outputs, label, where = said
+  counts = jax.device_get(metrics.token_scores(hidden + shift, head, label, where, teacher=teacher_outputs))
   history = [{"step": 1, "phase": "validation", "perplexity": 9.0 + shift}]
   return report.Entry(
     role, seed, None, {"parameters": 10}, history, variant, counts, f"{role} says `this`" if seed == 0 else ""
@@ -104,7 +109,7 @@ def test_less_perplexity_helps(said, tmp_path):
 
 
 def test_counts_of_batches_add_up(said):
-  hidden, head, taught, label, where = said
+  hidden, head, teacher_outputs, label, where = said
   whole = metrics.token_scores(hidden, head, label)
   parts = [metrics.token_scores(hidden[i : i + 1], head, label[i : i + 1]) for i in range(3)]
   merged = reduce.merge(*parts)

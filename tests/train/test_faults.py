@@ -19,7 +19,7 @@ from distill_jax.models import from_apply
 from distill_jax.storage import seal
 from distill_jax.storage.lease import LeaseError
 from distill_jax.train import make_init, make_train_step
-from distill_jax.train.keeper import Keeper
+from distill_jax.train.saver import Saver
 from distill_jax.types import Variables
 
 
@@ -61,15 +61,15 @@ def test_float16_logits_of_any_size_give_finite_losses_and_updates():  # 17, 18
   def step_of(apply):
     weights = 8 * np.eye(4, 3, dtype=np.float32)
     student = from_apply(None, apply, variables=weights)
-    taught = from_apply(None, apply, variables=weights[:, ::-1].copy())
+    teacher_outputs = from_apply(None, apply, variables=weights[:, ::-1].copy())
     objective = objectives.weighted(
       hard=(100.0, objectives.labels()),
       soft=(100.0, objectives.logits(losses.kl_divergence, temperature=1.0)),
     )
     batch = next(data.batches(source(), 16, seed=0))
-    state = make_init(student, taught, objective, optax.sgd(1e-6))(jax.random.key(0), batch)
-    step = jax.jit(make_train_step(student, taught, objective, optax.sgd(1e-6)))
-    return step(state, Variables(*taught.variables), batch)
+    state = make_init(student, teacher_outputs, objective, optax.sgd(1e-6))(jax.random.key(0), batch)
+    step = jax.jit(make_train_step(student, teacher_outputs, objective, optax.sgd(1e-6)))
+    return step(state, Variables(*teacher_outputs.variables), batch)
 
   (state, measured), (expected, told) = step_of(half), step_of(whole)
   assert int(state.skips.total) == 0
@@ -92,22 +92,22 @@ def test_a_donated_state_is_refused():  # 27
 
 
 def test_a_trainer_that_is_refused_leaves_the_other_one_s_unfinished_files(tmp_path):  # 49, 50
-  with Keeper(tmp_path, ("accuracy", "max"), {}) as keeper:
-    keeper.save(make_state(1), None)  # by then it has cleared what killed runs left
+  with Saver(tmp_path, ("accuracy", "max"), {}) as saver:
+    saver.save(make_state(1), None)  # by then it has cleared what killed runs left
     unfinished = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp"
     unfinished.mkdir()
     with pytest.raises(LeaseError, match="belongs to process"):
       run(tmp_path)
     assert unfinished.exists()
-  with Keeper(tmp_path, ("accuracy", "max"), {}) as keeper:
-    keeper.save(make_state(2), None)
+  with Saver(tmp_path, ("accuracy", "max"), {}) as saver:
+    saver.save(make_state(2), None)
   assert not unfinished.exists()
 
 
 def test_a_changed_data_position_is_damage():  # 55: the position follows from the step, which is sealed
   state = run(steps=2).state
   sealed = seal.make(state, {}, {})["seal"]
-  with pytest.raises(seal.Damaged, match="1 of .* leaves are not what was saved: step"):
+  with pytest.raises(seal.CorruptFile, match="1 of .* leaves are not what was saved: step"):
     seal.check_contents(sealed, state._replace(step=state.step + 1))
 
 
@@ -131,5 +131,5 @@ def test_training_has_no_processes_that_could_outlive_it(tmp_path):  # 60
 def test_a_run_that_goes_on_with_other_devices_says_so(tmp_path, capsys):  # 51
   identity = {"config": "a.py", "settings": {"rate": 1}, "code": "c", "command": "run", "device": "8 x cpu"}
   for device in ("8 x cpu", "8 x cpu", "1 x cpu"):
-    cli._write_down(tmp_path, identity | {"device": device}, {"rate": 1}, report_only=False)
+    cli._write_run_file(tmp_path, identity | {"device": device}, {"rate": 1}, report_only=False)
   assert capsys.readouterr().out == "goes on with 1 x cpu, began with 8 x cpu: last bits may differ\n"

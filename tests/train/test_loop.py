@@ -124,7 +124,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path, devices):
     ({"seed": 1}, "seed"),
     ({"batch_size": 8}, "batch_size"),
     ({"source": source(5)}, "data"),
-    ({"views": 2}, "views"),
+    ({"num_views": 2}, "num_views"),
   ],
 )
 def test_another_run_is_not_resumed(tmp_path, changed, message):

@@ -14,7 +14,7 @@ from distill_jax import data, losses, objectives, reduce
 from distill_jax.data import text
 from distill_jax.models import from_nnx
 from distill_jax.models.llm.decoder import Decoder, logits
-from distill_jax.models.llm.on_policy import resample
+from distill_jax.models.llm.on_policy import generate_on_policy
 from distill_jax.train import fit, make_init, make_train_step
 from distill_jax.types import Variables
 
@@ -72,13 +72,13 @@ def by_hand(student, batch, new, prompt, stop):
 @pytest.mark.parametrize("prompt", [1, 0.5])
 def test_rows_are_those_that_the_rules_tell(prompt):
   student, batch = far(STUDENT, 3), packed()
-  on_policy = resample(make, share=0.75, prompt=prompt, temperature=0, stop=4)
+  on_policy = generate_on_policy(make, share=0.75, prompt=prompt, temperature=0, stop=4)
   new = jax.device_get(jax.jit(on_policy)(student, jax.random.key(0), batch))
-  assert new["sampled"].sum() == 12 and set(new) == {*batch, "sampled"}
+  assert new["generated"].sum() == 12 and set(new) == {*batch, "generated"}
   ends = []
   for i in range(16):
     old, now = ({n: x[i] for n, x in rows.items()} for rows in (batch, new))
-    if new["sampled"][i]:
+    if new["generated"][i]:
       ends.append(by_hand(student, old, now, 1 if prompt == 1 else LENGTH // 2, stop=4))
     else:
       jax.tree.map(np.testing.assert_array_equal, old, {n: now[n] for n in old})
@@ -92,7 +92,7 @@ def test_tokens_follow_the_student_and_the_key():
     "tokens": np.full((rows, 3), 7, np.int32),
     "label": np.zeros((rows, 3), int),
   }
-  on_policy = jax.jit(resample(make, share=1, prompt=2, temperature=2.0))
+  on_policy = jax.jit(generate_on_policy(make, share=1, prompt=2, temperature=2.0))
   new = on_policy(student, jax.random.key(0), batch)
   segments = {"segments": np.zeros((1, 2), int), "positions": np.arange(2)[None]}
   expected = jax.nn.softmax(uncached(student, {"tokens": np.full((1, 2), 7), **segments})[0, -1] / 2)
@@ -107,10 +107,10 @@ def test_tokens_follow_the_student_and_the_key():
 
 def test_every_row_is_chosen_as_often_as_the_share_says():
   batch, chosen = packed(6), jnp.zeros(6)
-  on_policy = jax.jit(resample(make, share=1 / 3, prompt=1))
+  on_policy = jax.jit(generate_on_policy(make, share=1 / 3, prompt=1))
   student = far(STUDENT, 3)
   for i in range(200):
-    chosen += on_policy(student, jax.random.key(i), batch)["sampled"]
+    chosen += on_policy(student, jax.random.key(i), batch)["generated"]
   assert chosen.sum() == 400
   np.testing.assert_allclose(chosen / 200, 1 / 3, atol=4 * np.sqrt(2 / 9 / 200))
 
@@ -118,11 +118,11 @@ def test_every_row_is_chosen_as_often_as_the_share_says():
 def test_rows_without_a_document_and_a_share_of_none_stay_as_they_are():
   student, batch = far(STUDENT, 3), packed()
   batch["segments"][[2, 5]] = -1
-  new = jax.jit(resample(make, share=1.0, prompt=3))(student, jax.random.key(0), batch)
-  np.testing.assert_array_equal(np.flatnonzero(~new["sampled"]), [2, 5])
+  new = jax.jit(generate_on_policy(make, share=1.0, prompt=3))(student, jax.random.key(0), batch)
+  np.testing.assert_array_equal(np.flatnonzero(~new["generated"]), [2, 5])
   np.testing.assert_array_equal(new["tokens"][jnp.array([2, 5])], batch["tokens"][[2, 5]])
-  none = resample(make, share=0, prompt=3)(student, jax.random.key(0), batch)
-  assert not none.pop("sampled").any()
+  none = generate_on_policy(make, share=0, prompt=3)(student, jax.random.key(0), batch)
+  assert not none.pop("generated").any()
   jax.tree.map(np.testing.assert_array_equal, none, batch)
 
 
@@ -134,11 +134,11 @@ def parts():
 
 
 def setup(**kwargs):
-  student, taught = far(STUDENT, 3), far(TEACHER, 4)
-  on_policy = resample(make, share=0.5, prompt=4, stop=END)
+  student, teacher_outputs = far(STUDENT, 3), far(TEACHER, 4)
+  on_policy = generate_on_policy(make, share=0.5, prompt=4, stop=END)
   state = make_init(*parts())(jax.random.key(0), packed())
   state = state._replace(params={**state.params, "student": student.params})
-  return state, taught, make_train_step(*parts(), on_policy=on_policy, **kwargs), on_policy
+  return state, teacher_outputs, make_train_step(*parts(), on_policy=on_policy, **kwargs), on_policy
 
 
 def same(a, b, tolerance=1e-5):
@@ -151,20 +151,20 @@ STEP = jax.jit(setup()[2])
 @pytest.fixture(scope="module")
 def one():
   """A step on one device."""
-  state, taught, *_ = setup()
-  return STEP(state, taught, packed())
+  state, teacher_outputs, *_ = setup()
+  return STEP(state, teacher_outputs, packed())
 
 
 def test_the_step_is_gkd_and_labels_of_samples_do_not_count(one):
-  state, taught, _, on_policy = setup()
+  state, teacher_outputs, _, on_policy = setup()
   student = Variables(state.params["student"], {})
   key = jax.random.fold_in(jax.random.fold_in(state.key, 0), 3)
   batch = jax.jit(on_policy)(student, key, packed())
-  known, true = batch["label"] >= 0, ~batch["sampled"][:, None]
+  known, true = batch["label"] >= 0, ~batch["generated"][:, None]
 
   def loss(params):
     z = logits(STUDENT.apply(params, {}, batch, train=True, key=None)[0])
-    t = logits(TEACHER.apply(*taught, batch, train=False, key=None)[0])
+    t = logits(TEACHER.apply(*teacher_outputs, batch, train=False, key=None)[0])
     soft = losses.jensen_shannon(z, t)
     hard = optax.softmax_cross_entropy_with_integer_labels(z, jnp.maximum(batch["label"], 0))
     both = jnp.where(known, soft + 0.3 * jnp.where(true, hard, 0), 0).sum() / known.sum()
@@ -178,7 +178,7 @@ def test_the_step_is_gkd_and_labels_of_samples_do_not_count(one):
 
 @pytest.mark.parametrize("how", ["sharded", "shard_map", "microbatches"])
 def test_devices_and_microbatches_sample_the_same(one, mesh, how):
-  state, taught, step, _ = setup()
+  state, teacher_outputs, step, _ = setup()
   batch = packed()
   if how == "sharded":
     batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
@@ -189,7 +189,7 @@ def test_devices_and_microbatches_sample_the_same(one, mesh, how):
     )
   else:
     step = setup(microbatches=2)[2]
-  found, again = jax.jit(step)(state, taught, batch)
+  found, again = jax.jit(step)(state, teacher_outputs, batch)
   same(found.params, one[0].params)
   same(*(reduce.value(m["loss"]) for m in (again, one[1])))
 
@@ -199,7 +199,7 @@ def train(folder=None, steps=2, **arrays):
     {**packed(32), "id": np.arange(32), **arrays}, VOCABULARY, name="text", ignore_label=data.UNLABELED
   )
   settings = {"steps": steps, "batch_size": 16, "eval_every": 1, "progress": False, "folder": folder}
-  on_policy = resample(make, share=0.5, prompt=4, stop=END)
+  on_policy = generate_on_policy(make, share=0.5, prompt=4, stop=END)
   return fit(*parts(), source, teacher_variables=far(TEACHER, 4), on_policy=on_policy, **settings), source
 
 
@@ -231,18 +231,18 @@ def test_a_run_that_is_resumed_samples_what_one_device_would_have(tmp_path):
 def test_what_does_not_fit_is_refused(change, message):
   settings = {"make": make, "share": 0.5, "prompt": 4, **change}
   with pytest.raises(ValueError, match=message):
-    resample(settings.pop("make"), **settings)(far(STUDENT, 3), jax.random.key(0), packed())
+    generate_on_policy(settings.pop("make"), **settings)(far(STUDENT, 3), jax.random.key(0), packed())
 
 
 def test_batches_that_lack_entries_or_have_a_cached_teachers_are_refused():
-  state, taught, step, on_policy = setup()
+  state, teacher_outputs, step, on_policy = setup()
   batch = packed()
   with pytest.raises(ValueError, match="no entry 'id'"):
     on_policy(far(STUDENT, 3), jax.random.key(0), {n: x for n, x in batch.items() if n != "id"})
   with pytest.raises(ValueError, match="entries of one shape"):
     on_policy(far(STUDENT, 3), jax.random.key(0), {**batch, "label": batch["label"][:, 0]})
   with pytest.raises(ValueError, match="'teacher/logits' holds what the teacher said .*use a live teacher"):
-    step(state, taught, {**batch, "teacher/logits": np.zeros((16, LENGTH, 3))})
+    step(state, teacher_outputs, {**batch, "teacher/logits": np.zeros((16, LENGTH, 3))})
   with pytest.raises(ValueError, match="no teacher to judge"):
     make_train_step(STUDENT, None, objectives.next_tokens(), optax.sgd(1), on_policy=on_policy)
   with pytest.raises(ValueError, match="use a live teacher"):

@@ -1,4 +1,4 @@
-"""Samples that are used again, against a buffer kept by hand; small rows whose tokens say when they were sampled."""
+"""RandomSampling that are used again, against a buffer kept by hand; small rows whose tokens say when they were sampled."""
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,11 @@ def batch(step):
 
 
 def stamped(student, key, batch):
-  """Every other row, 'sampled' by adding the student's number."""
+  """Every other row, 'generated' by adding the student's number."""
   del key
   sampled = jnp.arange(len(batch["id"])) % 2 == 0
   tokens = jnp.where(sampled[:, None], batch["tokens"] + student.params["number"], batch["tokens"])
-  return {**batch, "tokens": tokens, "sampled": sampled}
+  return {**batch, "tokens": tokens, "generated": sampled}
 
 
 REPLAY = replayed(stamped, every=EVERY, kept=KEPT)
@@ -45,7 +45,7 @@ def run(steps, key=0):
 def test_rows_are_new_every_third_step_and_the_latest_ones_between():
   kept, seen = [], set()
   for step, new in enumerate(run(30)):
-    old, sampled = batch(step), new["sampled"]
+    old, sampled = batch(step), new["generated"]
     if step % EVERY == 0:
       np.testing.assert_array_equal(new["tokens"][::2], old["tokens"][::2] + 1000 * (step + 1))
       valid = sampled & old["where"]
@@ -62,7 +62,7 @@ def test_rows_are_new_every_third_step_and_the_latest_ones_between():
 
 
 def test_what_is_replayed_is_drawn_evenly_by_key_and_id():
-  rows = [new["tokens"][new["sampled"], 0] for key in range(200) for new in run(2, key)[1:]]
+  rows = [new["tokens"][new["generated"], 0] for key in range(200) for new in run(2, key)[1:]]
   values, counts = np.unique(np.concatenate(rows), return_counts=True)
   np.testing.assert_array_equal(values, 1000 + np.array([2, 4, 6]))  # row 0 is not valid
   total = counts.sum()
@@ -82,7 +82,7 @@ def counted(student, key, batch):
   drawn = jax.vmap(jax.random.categorical, (0, None))(keys, student.params["w"][0])
   sampled = batch["id"] % 2 == 0
   tokens = jnp.where(sampled[:, None], drawn[:, None].astype(jnp.int32), batch["tokens"])
-  return {**batch, "tokens": tokens, "sampled": sampled}
+  return {**batch, "tokens": tokens, "generated": sampled}
 
 
 def train(folder=None, steps=6, devices=8):
@@ -120,7 +120,7 @@ def test_a_skipped_update_does_not_leave_nothing_to_replay():
   student = Variables({"number": jnp.int32(1000)}, {})
   new, buffer = APPLY(student, REPLAY.init(batch(1)), 1, jax.random.key(0), batch(1))
   np.testing.assert_array_equal(new["tokens"][::2], batch(1)["tokens"][::2] + 1000)
-  assert buffer["filled"] == (new["sampled"] & new["where"]).sum()
+  assert buffer["filled"] == (new["generated"] & new["where"]).sum()
 
 
 def test_what_does_not_fit_is_refused():

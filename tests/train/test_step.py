@@ -73,10 +73,10 @@ def setup(rng, student=None, teacher=None, goal=None, optimizer=None, **kwargs):
   return init(jax.random.key(0), batch(rng)), step, teacher.variables
 
 
-def run(state, step, taught, batches):
+def run(state, step, teacher_outputs, batches):
   step = jax.jit(step)
   for b in batches:
-    state, measured = step(state, taught, b)
+    state, measured = step(state, teacher_outputs, b)
   return state, measured
 
 
@@ -85,11 +85,14 @@ def assert_same(a, b, tolerance=1e-5):
 
 
 def test_equals_a_hand_written_step(rng):
-  state, step, taught = setup(rng)
+  state, step, teacher_outputs = setup(rng)
   b = batch(rng)
   learned = state.params["objective"]["hint"]
   teacher_logits, inner = Teacher().apply(
-    {"params": taught.params, **taught.state}, b["image"], train=False, capture_intermediates=True
+    {"params": teacher_outputs.params, **teacher_outputs.state},
+    b["image"],
+    train=False,
+    capture_intermediates=True,
   )
   teacher_hidden = inner["intermediates"]["Dense_0"]["__call__"][0]
   where = b["where"]
@@ -108,22 +111,22 @@ def test_equals_a_hand_written_step(rng):
 
   assert learned["kernel"].shape == (8, 12)
   expected_loss, grads = jax.value_and_grad(loss_fn)(state.params)
-  new, measured = jax.jit(step)(state, taught, b)
+  new, measured = jax.jit(step)(state, teacher_outputs, b)
   np.testing.assert_allclose(reduce.value(measured["loss"]), expected_loss, rtol=1e-5)
   np.testing.assert_allclose(reduce.value(measured["grad_norm"]), optax.tree.norm(grads), rtol=1e-5)
   assert_same(new.params, jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads))
 
 
 def test_one_device_and_eight_devices_agree(rng, mesh):
-  state, step, taught = setup(rng)
+  state, step, teacher_outputs = setup(rng)
   batches = [batch(rng) for _ in range(3)]
-  expected, one = run(state, step, taught, batches)
+  expected, one = run(state, step, teacher_outputs, batches)
   rows = NamedSharding(mesh, PartitionSpec("data"))
   everywhere = NamedSharding(mesh, PartitionSpec())
   sharded, eight = run(
     *jax.device_put((state,), everywhere),
     step,
-    jax.device_put(taught, everywhere),
+    jax.device_put(teacher_outputs, everywhere),
     jax.device_put(batches, rows),
   )
   assert_same(expected.params, sharded.params)
@@ -145,14 +148,14 @@ def test_mapped_steps_equal_the_jitted_one(rng, mesh, how, norm, microbatches):
   )
   if microbatches > 1:
     goal = objective()
-  state, step, taught = setup(rng, student=jitted, goal=goal)
+  state, step, teacher_outputs = setup(rng, student=jitted, goal=goal)
   batches = [batch(rng, masked=not norm) for _ in range(10)]
-  expected, measured = run(state, step, taught, batches)
+  expected, measured = run(state, step, teacher_outputs, batches)
   _, step, _ = setup(rng, student=mapped, goal=goal, axis_name="data", microbatches=microbatches)
   if how == "pmap":
     step = jax.pmap(step, axis_name="data", in_axes=(None, None, 0), out_axes=None)
     for b in batches:
-      state, got = step(state, taught, jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), b))
+      state, got = step(state, teacher_outputs, jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), b))
   else:
     spec = PartitionSpec("data")
     step = jax.shard_map(
@@ -162,7 +165,7 @@ def test_mapped_steps_equal_the_jitted_one(rng, mesh, how, norm, microbatches):
       out_specs=PartitionSpec(),
       check_vma=how == "checked",
     )
-    state, got = run(state, step, taught, batches)
+    state, got = run(state, step, teacher_outputs, batches)
   assert_same(expected.params, state.params, 1e-4)
   assert_same(expected.model_state, state.model_state, 1e-4)
   assert_same(*({k: reduce.value(v) for k, v in m.items()} for m in (measured, got)), 1e-4)
@@ -179,30 +182,30 @@ def relational(s, t, *, where=None, axis_name=None):
 
 @pytest.mark.parametrize("microbatches", [2, 4])
 def test_accumulation_equals_the_large_batch(rng, microbatches):
-  state, step, taught = setup(rng)
+  state, step, teacher_outputs = setup(rng)
   batches = [batch(rng) for _ in range(3)]
-  expected, one = run(state, step, taught, batches)
+  expected, one = run(state, step, teacher_outputs, batches)
   _, step, _ = setup(rng, microbatches=microbatches)
-  got, several = run(state, step, taught, batches)
+  got, several = run(state, step, teacher_outputs, batches)
   assert_same(expected.params, got.params)
   for name in one:
     np.testing.assert_allclose(reduce.value(one[name]), reduce.value(several[name]), rtol=1e-5)
 
 
 def test_microbatches_that_do_not_divide_are_refused_with_the_nearest_sizes(rng):
-  state, step, taught = setup(rng, microbatches=3)
+  state, step, teacher_outputs = setup(rng, microbatches=3)
   with pytest.raises(ValueError, match="15, 18"):
-    step(state, taught, batch(rng))
+    step(state, teacher_outputs, batch(rng))
   with pytest.raises(ValueError, match="microbatches"):
     setup(rng, microbatches=0)
 
 
 def test_live_and_cached_teachers_train_the_same_student(rng):
-  state, step, taught = setup(rng)
+  state, step, teacher_outputs = setup(rng)
   batches = [batch(rng) for _ in range(3)]
-  expected, _ = run(state, step, taught, batches)
+  expected, _ = run(state, step, teacher_outputs, batches)
   model = teacher_model(["Dense_0"])
-  predict = jax.jit(lambda b: model.apply(*taught, b, train=False, key=None)[0])
+  predict = jax.jit(lambda b: model.apply(*teacher_outputs, b, train=False, key=None)[0])
   stored = [b | {f"teacher/{name}": x for name, x in predict(b).items()} for b in batches]
   _, step, _ = setup(rng, teacher=teacher_model(["Dense_0"]))
   cached_step = make_train_step(
@@ -213,17 +216,21 @@ def test_live_and_cached_teachers_train_the_same_student(rng):
 
 
 def test_a_teacher_is_in_eval_mode_and_does_not_change(rng):
-  state, step, taught = setup(rng)
+  state, step, teacher_outputs = setup(rng)
   b = batch(rng)
-  before = Teacher().apply({"params": taught.params, **taught.state}, b["image"], train=False)
-  copy = jax.tree.map(np.array, taught)
-  state, _ = run(state, step, taught, [b] * 3)
-  after = Teacher().apply({"params": taught.params, **taught.state}, b["image"], train=False)
+  before = Teacher().apply(
+    {"params": teacher_outputs.params, **teacher_outputs.state}, b["image"], train=False
+  )
+  copy = jax.tree.map(np.array, teacher_outputs)
+  state, _ = run(state, step, teacher_outputs, [b] * 3)
+  after = Teacher().apply(
+    {"params": teacher_outputs.params, **teacher_outputs.state}, b["image"], train=False
+  )
   np.testing.assert_array_equal(before, after)
-  assert_same(copy, taught, 0)
+  assert_same(copy, teacher_outputs, 0)
   # In training mode the KL would differ: batch statistics, dropout.
   in_training, _ = Teacher().apply(
-    {"params": taught.params, **taught.state},
+    {"params": teacher_outputs.params, **teacher_outputs.state},
     b["image"],
     train=True,
     mutable=["batch_stats"],
@@ -253,35 +260,35 @@ def test_moving_average_follows_the_student(rng):
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])  # they choose between old and new in different ways
 def test_updates_that_are_not_finite_are_skipped_and_counted(rng, monkeypatch, backend):
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
-  state, step, taught = setup(rng, optimizer=optax.adam(0.1))
+  state, step, teacher_outputs = setup(rng, optimizer=optax.adam(0.1))
   good, bad = batch(rng, masked=False), batch(rng, masked=False)
   bad["image"][3] = np.nan
-  after_good, _ = run(state, step, taught, [good])
-  got, measured = run(after_good, step, taught, [bad, bad])
+  after_good, _ = run(state, step, teacher_outputs, [good])
+  got, measured = run(after_good, step, teacher_outputs, [bad, bad])
   assert reduce.value(measured["nonfinite"]) == 1
   assert (got.skips.total, got.skips.streak, got.skips.longest, got.step) == (2, 2, 2, 3)
   assert_same(after_good.params, got.params, 0)
   assert_same(after_good.opt_state, got.opt_state, 0)
-  recovered, measured = run(got, step, taught, [good])
+  recovered, measured = run(got, step, teacher_outputs, [good])
   assert (recovered.skips.total, recovered.skips.streak, recovered.skips.longest) == (2, 0, 2)
   assert np.isfinite(reduce.value(measured["loss"]))
 
 
 def test_nan_in_masked_rows_changes_nothing(rng):
-  state, step, taught = setup(rng)
+  state, step, teacher_outputs = setup(rng)
   b = batch(rng)
-  expected, _ = run(state, step, taught, [b])
+  expected, _ = run(state, step, teacher_outputs, [b])
   b["image"][~b["where"]] = np.nan
-  got, measured = run(state, step, taught, [b])
+  got, measured = run(state, step, teacher_outputs, [b])
   assert reduce.value(measured["nonfinite"]) == 0
   assert_same(expected.params, got.params)
 
 
 def test_an_empty_mask_is_a_loss_of_zero_and_counted(rng):
-  state, step, taught = setup(rng)
+  state, step, teacher_outputs = setup(rng)
   b = batch(rng)
   b["where"][:] = False
-  got, measured = run(state, step, taught, [b])
+  got, measured = run(state, step, teacher_outputs, [b])
   assert reduce.value(measured["loss"]) == 0
   assert reduce.value(measured["empty"]) == 1
   assert_same(state.params, got.params, 0)
@@ -300,25 +307,25 @@ def test_the_update_works_in_place():
 
 
 def test_compiles_once_for_a_shape(rng):
-  state, step, taught = setup(rng)
+  state, step, teacher_outputs = setup(rng)
   traces = []
 
   def counted(*args):
     traces.append(1)
     return step(*args)
 
-  run(state, counted, taught, [batch(rng) for _ in range(3)])
+  run(state, counted, teacher_outputs, [batch(rng) for _ in range(3)])
   assert len(traces) == 1
 
 
 def test_dropout_differs_from_step_to_step_and_repeats_with_the_key(rng):
   student = from_nnx(Student(nnx.Rngs(0), dropout=0.5))
-  state, step, taught = setup(rng, student=student, optimizer=optax.sgd(0.0))
+  state, step, teacher_outputs = setup(rng, student=student, optimizer=optax.sgd(0.0))
   b = batch(rng, masked=False)
   step = jax.jit(step)
-  state1, first = step(state, taught, b)
-  _, second = step(state1, taught, b)
-  _, again = step(state, taught, b)
+  state1, first = step(state, teacher_outputs, b)
+  _, second = step(state1, teacher_outputs, b)
+  _, again = step(state, teacher_outputs, b)
   assert reduce.value(first["loss"]) != reduce.value(second["loss"])
   assert reduce.value(first["loss"]) == reduce.value(again["loss"])
 
@@ -330,11 +337,11 @@ def test_accuracy_leaves_out_what_the_student_wrote(rng):
     logits = student.apply(*variables, batch, train=False, key=None)[0]["logits"]
     sampled = jnp.arange(16) % 2 == 0
     label = jnp.where(sampled, logits.argmax(-1), logits.argmin(-1))  # its own are right, the others wrong
-    return {**batch, "label": label, "sampled": sampled}
+    return {**batch, "label": label, "generated": sampled}
 
-  state, step, taught = setup(rng, student, on_policy=own_labels)
+  state, step, teacher_outputs = setup(rng, student, on_policy=own_labels)
   b = batch(rng)
-  measured = step(state, taught, b)[1]["accuracy"]
+  measured = step(state, teacher_outputs, b)[1]["accuracy"]
   assert measured == (0, (b["where"] & (b["id"] % 2 == 1)).sum())
 
 
@@ -356,12 +363,12 @@ def test_a_plain_function_teaches(rng):
   kernel = rng.normal(size=(6, CLASSES)).astype(np.float32)
   teacher = from_apply(None, lambda w, x: x @ w, variables=kernel)
   goal = objectives.weighted(soft=(1.0, objectives.logits(losses.kl_divergence, temperature=2.0)))
-  state, step, taught = setup(rng, teacher=teacher, goal=goal, optimizer=optax.adam(0.05))
+  state, step, teacher_outputs = setup(rng, teacher=teacher, goal=goal, optimizer=optax.adam(0.05))
   b = batch(rng, 64, masked=False)
-  trained, measured = run(state, step, taught, [b] * 300)
+  trained, measured = run(state, step, teacher_outputs, [b] * 300)
   assert reduce.value(measured["soft"]) < 0.1
   evaluate = jax.jit(make_eval_step(from_nnx(Student(nnx.Rngs(0))), teacher))
-  counts = evaluate(Variables(trained.params["student"], trained.model_state["student"]), taught, b)
+  counts = evaluate(Variables(trained.params["student"], trained.model_state["student"]), teacher_outputs, b)
   assert reduce.value(counts["agreement"]) > 0.9
 
 
@@ -372,28 +379,28 @@ def test_a_frozen_teacher_needs_its_variables(rng):
 
 
 def test_nothing_goes_to_the_host_inside_a_step(rng):
-  state, step, taught = setup(rng)
+  state, step, teacher_outputs = setup(rng)
   b = jax.device_put(batch(rng))
   step = jax.jit(step)
-  state, _ = step(state, taught, b)
+  state, _ = step(state, teacher_outputs, b)
   with jax.transfer_guard("disallow"):
-    jax.block_until_ready(step(state, taught, b))
+    jax.block_until_ready(step(state, teacher_outputs, b))
 
 
 def test_an_update_that_is_not_finite_is_skipped_though_its_gradient_is(rng):
   for optimizer in (optax.adam(np.nan), optax.chain(optax.scale(jnp.inf), optax.scale(1.0))):
-    state, step, taught = setup(rng, optimizer=optimizer)
-    got, measured = run(state, step, taught, [batch(rng)])
+    state, step, teacher_outputs = setup(rng, optimizer=optimizer)
+    got, measured = run(state, step, teacher_outputs, [batch(rng)])
     assert reduce.value(measured["nonfinite"]) == 1 and np.isfinite(reduce.value(measured["loss"]))
     assert got.skips.longest == 1
     assert_same(state.params, got.params, 0)
 
 
 def test_a_skipped_update_counts_in_no_mean(rng):
-  state, step, taught = setup(rng)
+  state, step, teacher_outputs = setup(rng)
   bad = batch(rng, masked=False)
   bad["image"][3] = np.nan
-  _, measured = run(state, step, taught, [bad])
+  _, measured = run(state, step, teacher_outputs, [bad])
   for name in ("loss", "hard", "soft", "accuracy", "grad_norm"):
     assert measured[name] == (0, 0)
 
@@ -407,9 +414,9 @@ def test_the_average_of_a_bfloat16_student_moves():
   )
   assert state.average.params.dtype == jnp.float32 and state.params["student"].dtype == jnp.bfloat16
   own, target = state.average, Variables(jnp.full((6, CLASSES), 1.5, jnp.bfloat16), {})
-  follow = jax.jit(average.follow)
+  ema_update = jax.jit(average.ema_update)
   for _ in range(2000):
-    own = follow(own, target, jnp.int32(10**6))
+    own = ema_update(own, target, jnp.int32(10**6))
   np.testing.assert_allclose(own.params, 1.5 - 0.5 * 0.999**2000, rtol=1e-4)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.cache.codecs import faults
-from distill_jax.cache.codecs.sparse import Layout, Samples, TopK
+from distill_jax.cache.codecs.sparse import Layout, RandomSampling, TopK
 from distill_jax.errors import suggest
 from distill_jax.types import Batch
 
@@ -78,7 +78,7 @@ class Dense:
     return faults.of_numbers(output, jnp.isfinite(output) & ~jnp.isfinite(kept))
 
 
-Codec = Dense | TopK | Samples
+Codec = Dense | TopK | RandomSampling
 
 
 def output_of(name: str) -> str:
@@ -101,7 +101,7 @@ def from_spec(values: Mapping[str, Any]) -> Codec:
   Raises:
     ValueError: no such codec, a field that it does not have or lacks, or a value outside its range.
   """
-  kinds = {kind.__name__: kind for kind in (Dense, TopK, Samples)}
+  kinds = {kind.__name__: kind for kind in (Dense, TopK, RandomSampling)}
   name = values.get("codec")
   if name not in kinds:
     raise ValueError(f"codec: there is no {name!r}{suggest(str(name), kinds)}")

@@ -10,16 +10,16 @@ import numpy as np
 
 from distill_jax import losses
 from distill_jax.cache.codecs import faults
-from distill_jax.cache.codecs.dense import Codec, Dense, Samples, TopK
+from distill_jax.cache.codecs.dense import Codec, Dense, RandomSampling, TopK
 from distill_jax.cache.teacher import headed
-from distill_jax.cache.teacher.headed import Headed
+from distill_jax.cache.teacher.headed import LazyLogits
 
 TOKENS = 512  # that are taken of many
 
 LOSSES: dict[type, list[Callable[..., jax.Array]]] = {  # the default first
   Dense: [losses.kl_divergence],
   TopK: [losses.sparse_kl, losses.sparse_kl_conditional, losses.sparse_kl_smoothed],
-  Samples: [losses.sampled_cross_entropy],
+  RandomSampling: [losses.sampled_cross_entropy],
 }
 COLUMNS = "codec", "bytes", "mass kept", "of 5 % less than", "cosine", "conditional", "smoothed"
 
@@ -46,7 +46,7 @@ class Estimate(NamedTuple):
 def choices(classes: int, *, temperature: float = 1.0) -> list[Codec]:
   """Codecs worth a look for a teacher of so many classes."""
   top = [TopK(k, temperature) for k in (1, 4, 16, 64) if k <= classes]
-  return [Dense("float16"), Dense("int8"), *top, *(Samples(k, temperature) for k in (12, 50))]
+  return [Dense("float16"), Dense("int8"), *top, *(RandomSampling(k, temperature) for k in (12, 50))]
 
 
 def row_bytes(codec: Codec, output) -> int:
@@ -66,7 +66,7 @@ def estimate(
   """Measures codecs on a sample.
 
   Args:
-    teacher: logits [N, ..., V] of some hundred examples; of what is `Headed`, some of the tokens are taken.
+    teacher: logits [N, ..., V] of some hundred examples; of what is `LazyLogits`, some of the tokens are taken.
     student: logits of the same shape, at which the gradients are taken; None: 0, a student that knows nothing.
     temperature: of the loss, and of `choices`; codecs with their own are compared with the full KL at that.
     codecs: to measure; None: `choices`.
@@ -74,7 +74,7 @@ def estimate(
   Raises:
     ValueError: the logits are none or not finite, the shapes differ, or a codec cannot keep such logits.
   """
-  teacher = _some(teacher) if isinstance(teacher, Headed) else jnp.asarray(teacher)
+  teacher = _some(teacher) if isinstance(teacher, LazyLogits) else jnp.asarray(teacher)
   _check_logits(teacher)
   student = jnp.zeros_like(teacher) if student is None else jnp.asarray(student)
   if not (math.isfinite(temperature) and temperature > 0):
@@ -89,7 +89,7 @@ def table(estimates: Sequence[Estimate]) -> str:
   return "\n".join([_line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, map(_cells, estimates))])
 
 
-def _some(output: Headed) -> jax.Array:
+def _some(output: LazyLogits) -> jax.Array:
   """Logits of tokens that lie evenly."""
   hidden = output.hidden.reshape(-1, output.hidden.shape[-1])
   return headed.logits(output._replace(hidden=hidden[:: -(-len(hidden) // TOKENS)]))
@@ -110,13 +110,13 @@ def _check_logits(logits) -> None:
 def _check_codecs(codecs) -> None:
   if isinstance(codecs, Codec):
     raise ValueError(
-      f"codecs: expected a sequence of Dense, TopK and Samples, got {type(codecs).__name__} alone"
+      f"codecs: expected a sequence of Dense, TopK and RandomSampling, got {type(codecs).__name__} alone"
     )
   if not codecs:
-    raise ValueError("codecs: expected at least one of Dense, TopK and Samples, got none")
+    raise ValueError("codecs: expected at least one of Dense, TopK and RandomSampling, got none")
   for codec in codecs:
     if not isinstance(codec, Codec):
-      raise ValueError(f"codecs: expected Dense, TopK or Samples, got {codec!r}")
+      raise ValueError(f"codecs: expected Dense, TopK or RandomSampling, got {codec!r}")
 
 
 def _measure(codec: Codec, teacher, student, temperature) -> Estimate:

@@ -126,7 +126,7 @@ class TopK:
 
 
 @dataclasses.dataclass(frozen=True)
-class Samples:
+class RandomSampling:
   """k draws with replacement from the teacher, as `losses.sample_k`: logits [B, ..., V] -> `SparseTargets` of K = k.
 
   The draws of an example are a function of (seed, id, view), and of the token's place where it has tokens, so that they

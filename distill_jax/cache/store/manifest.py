@@ -10,7 +10,7 @@ import numpy as np
 
 from distill_jax.cache.store.backend import Store
 from distill_jax.cache.store.format import VERSION, Column, Header, normal_columns
-from distill_jax.cache.store.records import Damaged
+from distill_jax.cache.store.records import CorruptCache
 from distill_jax.cache.store.rows import Plan, Rows
 
 KEY = "manifest.json"
@@ -60,7 +60,7 @@ class Manifest:
       "identity": self.identity,
       "columns": self.columns,
       "examples": len(self.rows.ids),
-      "views": self.rows.views,
+      "num_views": self.rows.num_views,
       "rows_per_shard": self.rows_per_shard,
       "ids": digest(self.ids),
     }
@@ -87,7 +87,7 @@ def load(store: Store) -> Manifest | None:
   """The manifest of a cache, None where there is none.
 
   Raises:
-    Damaged: it was changed.
+    CorruptCache: it was changed.
     Mismatch: another version wrote it.
     StoreError: it cannot be read.
   """
@@ -100,8 +100,8 @@ def load(store: Store) -> Manifest | None:
   key = ids_key(body["ids"])
   ids = store.read(key)
   if ids is None or digest(ids) != body["ids"]:
-    raise Damaged(f"{store.url}/{key}", "is missing" if ids is None else "is damaged", f"it and {KEY}")
-  rows = Rows(np.frombuffer(ids, "<i8"), body["views"])
+    raise CorruptCache(f"{store.url}/{key}", "is missing" if ids is None else "is damaged", f"it and {KEY}")
+  rows = Rows(np.frombuffer(ids, "<i8"), body["num_views"])
   columns = tuple(Column(name, dtype, tuple(shape)) for name, dtype, shape in body["columns"])
   return Manifest(body["identity"], columns, rows, body["rows_per_shard"], provenance)
 
@@ -138,7 +138,7 @@ def unseal(data: bytes, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
   """Body and provenance.
 
   Raises:
-    Damaged: a bit was changed.
+    CorruptCache: a bit was changed.
   """
   try:
     content = json.loads(data)
@@ -147,7 +147,7 @@ def unseal(data: bytes, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
   except (ValueError, KeyError, TypeError, AttributeError):
     whole = False
   if not whole:
-    raise Damaged(key, "is damaged: it is not what was written")
+    raise CorruptCache(key, "is damaged: it is not what was written")
   return body, provenance or {}
 
 

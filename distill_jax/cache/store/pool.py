@@ -14,7 +14,7 @@ from distill_jax.cache.store.shards import open_shard, shard_of
 MAPPED = 512  # files at once: each takes one of a process' file descriptors
 
 
-class Held:
+class ShardPool:
   """The shards of a complete cache. May be used by several threads.
 
   Those of a local folder are looked at here and mapped; those of another store are read when they are asked for,
@@ -26,7 +26,7 @@ class Held:
     memory: bytes that those of an object store may take here.
 
   Raises:
-    Damaged: a shard is not what should be there.
+    CorruptCache: a shard is not what should be there.
     StoreError: one cannot be read.
   """
 
@@ -52,7 +52,7 @@ class Held:
     """The shards of these numbers.
 
     Raises:
-      Damaged: one is not what should be there.
+      CorruptCache: one is not what should be there.
       Incomplete: one has gone.
       StoreError: one cannot be read.
     """

@@ -10,7 +10,7 @@ import numpy as np
 from distill_jax.cache.store.format import CRC, MAGIC, START, VERSION, Column, Header, changed
 
 
-class Damaged(OSError):
+class CorruptCache(OSError):
   """What was read must not be used; the text says where, why, and what to do.
 
   Args:
@@ -36,7 +36,7 @@ class Shard:
     records: the records, a read-only structured array [rows] that copies nothing; `records['logits']` is a column.
 
   Raises:
-    Damaged: the header was changed, bytes are missing or too many, or it is not the shard that was expected.
+    CorruptCache: the header was changed, bytes are missing or too many, or it is not the shard that was expected.
   """
 
   def __init__(self, data: bytes | mmap.mmap, where: str, expected: Header | None = None):
@@ -45,7 +45,7 @@ class Shard:
     if expected is not None:
       _check_header(self.header, expected, where)
     if len(view) != self.header.size:
-      raise Damaged(where, f"is damaged: it has {len(view):,} bytes, expected {self.header.size:,}")
+      raise CorruptCache(where, f"is damaged: it has {len(view):,} bytes, expected {self.header.size:,}")
     self.raw = view[len(self.header.encoded) :]
     self.records = np.frombuffer(self.raw, self.header.record)
 
@@ -56,7 +56,7 @@ class Shard:
       ids, views: of all rows, integers [rows].
 
     Raises:
-      Damaged: a row was changed or is another one's; the example is named.
+      CorruptCache: a row was changed or is another one's; the example is named.
     """
     wrong = changed(self.raw, self.header.record.itemsize)
     check_records(self.records, ids, views, lambda row: (self.where, row), wrong)
@@ -78,7 +78,7 @@ def check_records(
     wrong: those of `records` that were changed.
 
   Raises:
-    Damaged: shard, row and example are named.
+    CorruptCache: shard, row and example are named.
   """
   right = (records["id"] == ids) & (records["view"] == views)
   if not wrong and right.all():
@@ -87,22 +87,24 @@ def check_records(
   where, row = place(at)
   what = f"row {row} (example id {ids[at]}, view {views[at]})"
   if wrong:
-    raise Damaged(where, f"is damaged: {what} has another checksum than when it was written")
+    raise CorruptCache(where, f"is damaged: {what} has another checksum than when it was written")
   held = f"(example id {records['id'][at]}, view {records['view'][at]})"
-  raise Damaged(where, f"does not belong here: {what} is another one {held}")
+  raise CorruptCache(where, f"does not belong here: {what} is another one {held}")
 
 
 def _read_header(data: memoryview, where: str) -> Header:
   if len(data) < START or data[:8] != MAGIC:
-    raise Damaged(where, f"is damaged, or no shard of a cache: it does not begin with {MAGIC.decode()}")
+    raise CorruptCache(where, f"is damaged, or no shard of a cache: it does not begin with {MAGIC.decode()}")
   version, length = (int.from_bytes(data[at : at + 4], "little") for at in (8, 12))
   if version != VERSION:
-    raise Damaged(where, f"is damaged, or another program's: format version {version}, expected {VERSION}")
+    raise CorruptCache(
+      where, f"is damaged, or another program's: format version {version}, expected {VERSION}"
+    )
   end = START + length
   if len(data) < end + CRC:
-    raise Damaged(where, f"is damaged: it has {len(data):,} bytes, its header alone {end + CRC:,}")
+    raise CorruptCache(where, f"is damaged: it has {len(data):,} bytes, its header alone {end + CRC:,}")
   if zlib.crc32(data[:end]) != int.from_bytes(data[end : end + CRC], "little"):
-    raise Damaged(where, "is damaged: its header has another checksum than when it was written")
+    raise CorruptCache(where, "is damaged: its header has another checksum than when it was written")
   try:
     members = json.loads(bytes(data[START:end]))
     columns = tuple(Column(name, dtype, tuple(shape)) for name, dtype, shape, _ in members["columns"])
@@ -110,18 +112,20 @@ def _read_header(data: memoryview, where: str) -> Header:
     header = Header(**plain, columns=columns)
     same = header.members == members and len(header.encoded) == end + CRC
   except (ValueError, KeyError, TypeError) as error:
-    raise Damaged(where, f"is not written as the format has it: its header gives {error!r}") from error
+    raise CorruptCache(where, f"is not written as the format has it: its header gives {error!r}") from error
   if not same:
-    raise Damaged(where, "is not written as the format has it: its columns should lie elsewhere")
+    raise CorruptCache(where, "is not written as the format has it: its columns should lie elsewhere")
   return header
 
 
 def _check_header(found: Header, expected: Header, where: str) -> None:
   """Tell the shard that should be here from every other."""
   if found.identity != expected.identity:
-    raise Damaged(
+    raise CorruptCache(
       where, f"is of another cache: its identity is {found.identity!r}, expected {expected.identity!r}"
     )
   for field, value in expected.members.items():
     if found.members[field] != value:
-      raise Damaged(where, f"does not belong here: its {field} is {found.members[field]}, expected {value}")
+      raise CorruptCache(
+        where, f"does not belong here: its {field} is {found.members[field]}, expected {value}"
+      )

@@ -16,19 +16,19 @@ class Rows:
 
   Attributes:
     ids: of the N examples, int64.
-    views: how many of each are kept.
+    num_views: how many of each are kept.
 
   Raises:
-    ValueError: ids are not integers, there are none, or some repeat; `views` is not at least 1.
+    ValueError: ids are not integers, there are none, or some repeat; `num_views` is not at least 1.
   """
 
-  def __init__(self, ids, views: int = 1):
+  def __init__(self, ids, num_views: int = 1):
     given = np.asarray(ids)
     if given.ndim != 1 or given.size == 0 or not np.issubdtype(given.dtype, np.integer):
       raise ValueError(f"ids: expected integers [N], at least one; got {given.dtype} {list(given.shape)}")
-    if not 1 <= views <= np.iinfo(np.int32).max:
-      raise ValueError(f"views: expected at least 1, got {views}")
-    self.ids, self.views = given.astype(np.int64), int(views)
+    if not 1 <= num_views <= np.iinfo(np.int32).max:
+      raise ValueError(f"num_views: expected at least 1, got {num_views}")
+    self.ids, self.num_views = given.astype(np.int64), int(num_views)
     order = np.argsort(self.ids, kind="stable")
     ordered = self.ids[order]
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
@@ -40,7 +40,7 @@ class Rows:
       self._place[self.ids] = np.arange(len(self.ids))
 
   def __len__(self) -> int:
-    return len(self.ids) * self.views
+    return len(self.ids) * self.num_views
 
   def at(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids (int64) and views (int32) of rows `first` to `last` - 1."""
@@ -62,7 +62,7 @@ class Rows:
         padding = "; a row that only fills up its batch must be False in 'where'" if wrong < 0 else ""
         raise ValueError(
           f"{what} {wrong} is not in the cache: it holds {len(self.ids)} ids from {self._ordered[0]} to"
-          f" {self._ordered[-1]}, and views 0 to {self.views - 1} of each{padding}"
+          f" {self._ordered[-1]}, and views 0 to {self.num_views - 1} of each{padding}"
         )
     return numbers
 
@@ -72,9 +72,9 @@ class Rows:
       place = self._place.take(ids, mode="clip")
     else:
       place = self._order.take(self._ordered.searchsorted(ids), mode="clip")
-    if self.views == 1:
+    if self.num_views == 1:
       return place
-    return np.minimum(views.astype(np.uint32), self.views - 1) * np.int64(len(self.ids)) + place
+    return np.minimum(views.astype(np.uint32), self.num_views - 1) * np.int64(len(self.ids)) + place
 
 
 @dataclasses.dataclass(frozen=True)

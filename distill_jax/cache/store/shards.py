@@ -26,7 +26,7 @@ from distill_jax.cache.store import manifest as manifests
 from distill_jax.cache.store.backend import Store
 from distill_jax.cache.store.format import pack
 from distill_jax.cache.store.manifest import Manifest, Same
-from distill_jax.cache.store.records import Damaged, Shard
+from distill_jax.cache.store.records import CorruptCache, Shard
 
 COMPLETE = "complete.json"
 Track = Callable[[range], Iterable[int]]
@@ -48,7 +48,7 @@ def begin(store: Store, manifest: Manifest, same: Same | None = None) -> Manifes
 
   Raises:
     Mismatch: another cache is there; the fields are named.
-    Damaged: what is there was changed.
+    CorruptCache: what is there was changed.
     StoreError: the store cannot be read or written.
   """
   found = manifests.load(store)
@@ -101,7 +101,7 @@ def open_shard(store: Store, manifest: Manifest, shard: int) -> Shard:
 
   Raises:
     Incomplete: it is not there.
-    Damaged: it is not the shard that should be there.
+    CorruptCache: it is not the shard that should be there.
     StoreError: it cannot be read.
   """
   key = manifest.plan.key(shard)
@@ -129,7 +129,7 @@ def complete(store: Store, manifest: Manifest, track: Track = iter) -> dict[str,
 
   Raises:
     Incomplete: shards are missing.
-    Damaged: a shard or the record was changed; shard and example are named.
+    CorruptCache: a shard or the record was changed; shard and example are named.
     StoreError: something cannot be read or written.
   """
   _refuse_gaps(store, manifest)
@@ -146,7 +146,7 @@ def complete(store: Store, manifest: Manifest, track: Track = iter) -> dict[str,
     "sha256": whole.hexdigest(),
   }
   if not store.create(COMPLETE, manifests.seal(record)) and _record(store, manifest) != record:
-    raise Damaged(f"{store.url}/{COMPLETE}", f"does not agree with the shards, which have {record}")
+    raise CorruptCache(f"{store.url}/{COMPLETE}", f"does not agree with the shards, which have {record}")
   return record
 
 
@@ -162,7 +162,7 @@ def open_complete(
   Raises:
     Incomplete: there is no cache, or shards are missing, or it was never read back.
     Mismatch: it is another one; the fields are named.
-    Damaged: manifest or completion record were changed.
+    CorruptCache: manifest or completion record were changed.
     StoreError: the store cannot be read.
   """
   manifest = manifests.load(store)
@@ -193,7 +193,7 @@ def _record(store, manifest) -> dict[str, Any]:
     )
   record, _ = manifests.unseal(data, f"{store.url}/{COMPLETE}")
   if record["manifest"] != manifest.digest:
-    raise Damaged(f"{store.url}/{COMPLETE}", "is of another cache")
+    raise CorruptCache(f"{store.url}/{COMPLETE}", "is of another cache")
   return record
 
 

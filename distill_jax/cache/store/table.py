@@ -7,7 +7,7 @@ import numpy as np
 from distill_jax.cache.store.backend import Store
 from distill_jax.cache.store.format import changed
 from distill_jax.cache.store.manifest import Manifest
-from distill_jax.cache.store.pool import Held
+from distill_jax.cache.store.pool import ShardPool
 from distill_jax.cache.store.records import check_records
 
 MEMORY = 2**32
@@ -22,13 +22,13 @@ class Table:
     memory: bytes that the shards of an object store may take here.
 
   Raises:
-    Damaged: a shard is not what should be there.
+    CorruptCache: a shard is not what should be there.
     StoreError: one cannot be read.
   """
 
   def __init__(self, store: Store, manifest: Manifest, memory: int = MEMORY):
     self.store, self.manifest = store, manifest
-    self._shards = Held(store, manifest, memory)
+    self._shards = ShardPool(store, manifest, memory)
     self._per_shard, self._record = manifest.rows_per_shard, manifest.header(0).record
     self._one = len(manifest.plan) == 1
     self._checked = np.zeros(len(manifest.rows), bool)
@@ -44,7 +44,7 @@ class Table:
 
     Raises:
       ValueError: an id or a view is not in the cache.
-      Damaged: a row was changed; shard and example are named.
+      CorruptCache: a row was changed; shard and example are named.
     """
     numbers = self.manifest.rows.nearest(ids, views)
     records = self._gathered(numbers)

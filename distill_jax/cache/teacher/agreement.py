@@ -9,13 +9,13 @@ import numpy as np
 
 from distill_jax import losses
 from distill_jax.cache.codecs.dense import Codec, Dense, output_of
-from distill_jax.cache.codecs.sparse import Samples, TopK
+from distill_jax.cache.codecs.sparse import RandomSampling, TopK
 from distill_jax.cache.examples import examples_of
 from distill_jax.cache.reader import Cache
 from distill_jax.cache.teacher import headed
 from distill_jax.cache.teacher.checks import check_count, check_teacher, check_weights
-from distill_jax.cache.teacher.headed import Headed
-from distill_jax.cache.teacher.predictor import make_answers, words_of
+from distill_jax.cache.teacher.headed import LazyLogits
+from distill_jax.cache.teacher.predictor import make_output_fn, words_of
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
@@ -66,7 +66,7 @@ def verify(
   Raises:
     ValueError: a number is less than 1, `batch_size` does not divide over the devices, none of the examples is in the
       cache, or the teacher does not give what the cache keeps.
-    Damaged: a row was changed; shard and example are named.
+    CorruptCache: a row was changed; shard and example are named.
   """
   examples = examples_of(source, crop)
   variables = sharding.gathered(check_teacher(teacher, teacher_variables))
@@ -78,53 +78,55 @@ def verify(
     raise ValueError(
       f"source: none of the {len(source)} examples of {source.name!r} is in the cache in {cache.store.url}"
     )
-  number = np.random.default_rng(seed).permutation(len(held) * cache.views)[: check_count("n", n)]
+  number = np.random.default_rng(seed).permutation(len(held) * cache.num_views)[: check_count("n", n)]
   views, at = np.divmod(np.sort(number), len(held))
   ids = cache.manifest.rows.ids[held[at]]
   shown = cache.shown(ids, views)
   ids, views = ids[shown], views[shown]
   head = () if cache.head is None else ("head",)
-  answers = make_answers(teacher, [*cache.outputs, *head], augment, words_of(source))
+  answers = make_output_fn(teacher, [*cache.outputs, *head], augment, words_of(source))
   said = cache.model
 
   def compared(variables, held, batch):
-    taught, _ = answers(variables, batch)
+    teacher_outputs, _ = answers(variables, batch)
     kept = said.apply(*held, batch, train=False, key=None)[0]
-    return {name: _compare(name, codec, kept, taught, batch) for name, (codec, _) in cache.outputs.items()}
+    return {
+      name: _compare(name, codec, kept, teacher_outputs, batch) for name, (codec, _) in cache.outputs.items()
+    }
 
-  run = jax.jit(compared, in_shardings=(None, None, sharding.by_rows(mesh)))
+  run = jax.jit(compared, in_shardings=(None, None, sharding.row_sharding(mesh)))
   placed, parts = sharding.replicate((variables, said.variables), mesh), []
   for first in range(0, len(ids), batch_size):
     rows = np.minimum(np.arange(first, first + batch_size), len(ids) - 1)
     batch = cache.join(examples.batch(ids[rows], views[rows]))
-    found = run(*placed, jax.device_put(batch, sharding.by_rows(mesh)))
+    found = run(*placed, jax.device_put(batch, sharding.row_sharding(mesh)))
     parts.append(jax.device_get(found))
   joined = jax.tree.map(lambda *x: np.concatenate(x)[: len(ids)], *parts)
   return {name: _agreement(cache.outputs[name][0], values) for name, values in joined.items()}
 
 
-def _compare(name: str, codec: Codec, kept, taught, batch: Batch) -> dict[str, jax.Array]:
+def _compare(name: str, codec: Codec, kept, teacher_outputs, batch: Batch) -> dict[str, jax.Array]:
   """Per row [B]: 'difference', and of logits, or of hidden states with a head, 'kl' and 'top1'."""
-  output, own, asked = output_of(name), kept[name], taught[name]
-  if isinstance(codec, Samples):
+  output, own, asked = output_of(name), kept[name], teacher_outputs[name]
+  if isinstance(codec, RandomSampling):
     columns, _ = headed.encode({name: codec}, asked, batch)[name]
     again = codec.decode(columns, asked)
     return {"difference": _per_row(jnp.mean, own.indices != again.indices)}
-  if isinstance(asked, Headed):
+  if isinstance(asked, LazyLogits):
     return _by_tokens(asked, own, lambda logits, own: _compare_arrays(codec, own, logits, True))
   found = _compare_arrays(codec, own, asked, output == "logits")
   if output == "hidden" and "head" in kept:
-    asked = Headed(asked, taught["head"])
+    asked = LazyLogits(asked, teacher_outputs["head"])
     of_logits = _by_tokens(
       asked,
       own,
-      lambda logits, own: _compare_arrays(codec, headed.logits(Headed(own, kept["head"])), logits, True),
+      lambda logits, own: _compare_arrays(codec, headed.logits(LazyLogits(own, kept["head"])), logits, True),
     )
     found |= {name: of_logits[name] for name in ("kl", "top1")}
   return found
 
 
-def _by_tokens(asked: Headed, own, compare) -> dict[str, jax.Array]:
+def _by_tokens(asked: LazyLogits, own, compare) -> dict[str, jax.Array]:
   """`compare(logits [N, V], own [N, ...]) -> arrays [N]` of all tokens, a few at a time; per row [B]."""
 
   def part(logits, first, own):
@@ -136,20 +138,20 @@ def _by_tokens(asked: Headed, own, compare) -> dict[str, jax.Array]:
   return {name: _per_row(jnp.max if name == "difference" else jnp.mean, x) for name, x in found.items()}
 
 
-def _compare_arrays(codec: Dense | TopK, kept, taught, is_logits: bool) -> dict[str, jax.Array]:
-  taught = taught.astype(jnp.float32)
+def _compare_arrays(codec: Dense | TopK, kept, teacher_outputs, is_logits: bool) -> dict[str, jax.Array]:
+  teacher_outputs = teacher_outputs.astype(jnp.float32)
   if isinstance(codec, TopK):
-    log_p = jax.nn.log_softmax(taught / codec.temperature)
+    log_p = jax.nn.log_softmax(teacher_outputs / codec.temperature)
     own = jnp.take_along_axis(log_p, kept.indices, -1)
     return {
       "difference": _per_row(jnp.max, _apart(kept.log_probs, own)),
-      "kl": _per_row(jnp.mean, losses.sparse_kl(taught, kept) / codec.temperature**2),
-      "top1": _per_row(jnp.mean, kept.indices[..., 0] == taught.argmax(-1)),
+      "kl": _per_row(jnp.mean, losses.sparse_kl(teacher_outputs, kept) / codec.temperature**2),
+      "top1": _per_row(jnp.mean, kept.indices[..., 0] == teacher_outputs.argmax(-1)),
     }
-  found = {"difference": _per_row(jnp.max, _apart(kept, taught))}
+  found = {"difference": _per_row(jnp.max, _apart(kept, teacher_outputs))}
   if is_logits:
-    found["kl"] = _per_row(jnp.mean, losses.kl_divergence(kept, taught))
-    found["top1"] = _per_row(jnp.mean, kept.argmax(-1) == taught.argmax(-1))
+    found["kl"] = _per_row(jnp.mean, losses.kl_divergence(kept, teacher_outputs))
+    found["top1"] = _per_row(jnp.mean, kept.argmax(-1) == teacher_outputs.argmax(-1))
   return found
 
 
@@ -162,6 +164,8 @@ def _per_row(reduced, x) -> jax.Array:
 
 
 def _agreement(codec: Codec, values: Mapping[str, np.ndarray]) -> Agreement:
-  difference = values["difference"].mean() if isinstance(codec, Samples) else values["difference"].max()
+  difference = (
+    values["difference"].mean() if isinstance(codec, RandomSampling) else values["difference"].max()
+  )
   kl, top1 = (float(values[name].mean()) if name in values else None for name in ("kl", "top1"))
   return Agreement(len(values["difference"]), float(difference), kl, top1)

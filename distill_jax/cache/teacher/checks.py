@@ -22,7 +22,7 @@ def check_teacher(teacher: Any, given: Variables | None) -> Variables:
     raise ValueError(
       f"teacher: expected a Model, got {type(teacher).__name__}: wrap it with from_nnx, from_linen or from_apply"
     )
-  if teacher.follow is not None:
+  if teacher.ema_update is not None:
     raise ValueError(
       "the teacher follows the student and says something else at every step: it cannot be cached"
     )
@@ -75,7 +75,7 @@ def check_outputs(outputs: Any) -> dict[str, Codec]:
     raise ValueError(f"outputs: expected at least one, {example}; got none")
   for name, codec in outputs.items():
     if not isinstance(codec, Codec):
-      raise ValueError(f"outputs[{name!r}]: expected Dense, TopK or Samples, got {codec!r}")
+      raise ValueError(f"outputs[{name!r}]: expected Dense, TopK or RandomSampling, got {codec!r}")
     if "@" in name and not re.fullmatch(r"[^@]+@[\w-]+", name):
       raise ValueError(
         f"outputs[{name!r}]: expected letters, digits, '_' or '-' after the one '@', as in 'logits@top8'"

@@ -13,7 +13,7 @@ from distill_jax.types import Batch
 MEMORY = 2**26  # bytes of logits at a time, over all devices; one token of each row at least
 
 
-class Headed(NamedTuple):
+class LazyLogits(NamedTuple):
   """Logits [B, L, V] that are not made.
 
   Attributes:
@@ -38,8 +38,8 @@ class Headed(NamedTuple):
 def encode(
   codecs: Mapping[str, Codec], output, batch: Batch
 ) -> dict[str, tuple[dict[str, jax.Array], jax.Array]]:
-  """By name, a codec's columns [B, ...] and faults [B] of an output; of what is `Headed`, those of its logits."""
-  if not isinstance(output, Headed):
+  """By name, a codec's columns [B, ...] and faults [B] of an output; of what is `LazyLogits`, those of its logits."""
+  if not isinstance(output, LazyLogits):
     return {name: (codec.encode(output, batch), codec.faults(output)) for name, codec in codecs.items()}
   label = batch.get("label")
   known = {} if label is None or label.shape != output.shape[:2] else {"label": label}
@@ -61,7 +61,7 @@ def _worst(found: jax.Array) -> jax.Array:
   return jnp.where(least < 255, least, 0).astype(jnp.uint8)
 
 
-def logits(output: Headed) -> jax.Array:
+def logits(output: LazyLogits) -> jax.Array:
   """Made whole, float32 [..., V]."""
   with jax.default_matmul_precision("highest"):  # as in the losses
     made = decoder.logits({"hidden": output.hidden, "head": output.head})
@@ -73,7 +73,7 @@ def existing(logits: jax.Array, classes) -> jax.Array:
   return logits if classes is None else jnp.where(jnp.arange(logits.shape[-1]) < classes, logits, -jnp.inf)
 
 
-def by_tokens(part: Callable[..., Any], output: Headed, *trees):
+def by_tokens(part: Callable[..., Any], output: LazyLogits, *trees):
   """`part(logits [B, N, V], first, *trees)` of N tokens of each row at a time, `first` being the first one's place.
 
   Args:

@@ -11,7 +11,7 @@ With float32 hidden states nothing is lost. Bytes per token, of a vocabulary of 
     Dense("float16") of 'hidden'        8,192    bfloat16 the same
     Dense("int8") of 'hidden'           4,100
     TopK(64) of the logits                208    biased, see `losses.sparse_kl`
-    Samples(50) of the logits             108
+    RandomSampling(50) of the logits             108
 
 and the head once: 1,050,673,152 bytes in bfloat16.
 """
@@ -27,7 +27,7 @@ import numpy as np
 
 from distill_jax.cache.codecs.dense import output_of
 from distill_jax.cache.store.backend import Store
-from distill_jax.cache.store.records import Damaged
+from distill_jax.cache.store.records import CorruptCache
 from distill_jax.cache.store.shards import Incomplete, mapped
 from distill_jax.types import Model, Variables
 
@@ -120,7 +120,7 @@ def read(store: Store, described: Mapping[str, Any]) -> Head:
 
   Raises:
     Incomplete: it is not there.
-    Damaged: it was changed.
+    CorruptCache: it was changed.
     StoreError: it cannot be read.
   """
   key = _key(described)
@@ -129,7 +129,7 @@ def read(store: Store, described: Mapping[str, Any]) -> Head:
   if data is None:
     raise _missing(store, described)
   if hashlib.sha256(data).hexdigest()[:DIGITS] != described["sha256"]:
-    raise Damaged(f"{store.url}/{key}", "is damaged: it is not the head that was written")
+    raise CorruptCache(f"{store.url}/{key}", "is damaged: it is not the head that was written")
   arrays, start = {}, 0
   for name, dtype, shape in _layout(described):
     end = start + dtype.itemsize * math.prod(shape)

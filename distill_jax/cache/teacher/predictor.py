@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from distill_jax.cache.codecs.dense import Codec, output_of
 from distill_jax.cache.teacher import headed
-from distill_jax.cache.teacher.headed import Headed
+from distill_jax.cache.teacher.headed import LazyLogits
 from distill_jax.distributed import sharding
 from distill_jax.errors import suggest
 from distill_jax.types import Batch, Model, Outputs, Variables
@@ -36,8 +36,8 @@ def make_predictor(
   mesh: jax.sharding.Mesh,
   classes: int | None = None,
 ) -> Predictor:
-  """The teacher with its codecs, so that only their columns leave the devices; arguments as for `make_answers`."""
-  answers = make_answers(teacher, outputs, augment, classes)
+  """The teacher with its codecs, so that only their columns leave the devices; arguments as for `make_output_fn`."""
+  answers = make_output_fn(teacher, outputs, augment, classes)
 
   def predict(variables, batch):
     kept = _encoded(outputs, *answers(variables, batch))
@@ -45,11 +45,11 @@ def make_predictor(
     return columns, {name: found for name, (_, found) in kept.items()}
 
   compiled = jax.jit(
-    predict, in_shardings=(None, sharding.by_rows(mesh)), out_shardings=sharding.by_rows(mesh)
+    predict, in_shardings=(None, sharding.row_sharding(mesh)), out_shardings=sharding.row_sharding(mesh)
   )
   placed = sharding.replicate(variables, mesh)
   return Predictor(
-    lambda batch: compiled(placed, jax.device_put(batch, sharding.by_rows(mesh))),
+    lambda batch: compiled(placed, jax.device_put(batch, sharding.row_sharding(mesh))),
     lambda batch: {
       name: jax.ShapeDtypeStruct(x.shape, x.dtype)
       for name, x in jax.eval_shape(lambda b: answers(variables, b)[0], batch).items()
@@ -57,13 +57,13 @@ def make_predictor(
   )
 
 
-def make_answers(
+def make_output_fn(
   teacher: Model, outputs: Iterable[str], augment: Augment | None, classes: int | None = None
 ) -> Callable[[Variables, Batch], tuple[Outputs, Batch]]:
   """`(variables, batch) -> (what the teacher says under these names, the batch as it saw it)`.
 
   The names are those of the outputs, or 'output@anything'. Logits of a teacher that gives hidden states and a head are
-  `Headed`. Logits from number `classes` on, entries of a padded vocabulary, are -inf; None: there are none.
+  `LazyLogits`. Logits from number `classes` on, entries of a padded vocabulary, are -inf; None: there are none.
   """
 
   def answers(variables, batch):
@@ -80,7 +80,7 @@ def words_of(source: Any) -> int | None:
 
 
 def named(said: Outputs, name: str, classes: int | None = None):
-  """What of a teacher's outputs is kept under a name; arguments as for `make_answers`.
+  """What of a teacher's outputs is kept under a name; arguments as for `make_output_fn`.
 
   Raises:
     ValueError: it does not give that.
@@ -91,11 +91,11 @@ def named(said: Outputs, name: str, classes: int | None = None):
   if output in said:
     return said[output]
   if output == "logits" and "hidden" in said and "head" in said:
-    return Headed(said["hidden"], said["head"], classes)
+    return LazyLogits(said["hidden"], said["head"], classes)
   raise ValueError(f"outputs: the teacher gives no {output!r}{suggest(output, said)}")
 
 
-def as_kept(teacher: Model, outputs: Mapping[str, Codec]) -> Model:
+def with_cached_outputs(teacher: Model, outputs: Mapping[str, Codec]) -> Model:
   """The live teacher with its outputs as a cache gives them, to compare shapes before there is one.
 
   Raises (in apply):

@@ -32,10 +32,10 @@ def joined(*steps: Mapping[str, Origin]) -> Provenance:
   return found
 
 
-def describe(origins: Mapping[str, Origin]) -> str:
+def format_origins(origins: Mapping[str, Origin]) -> str:
   """Lines of text: how much came from the teacher, and for each leaf from where.
 
-  >>> print(describe({"head": Origin((2, 3)), "stem": Origin((2, 2), "stem/0", (4, 2), "sliced")}))
+  >>> print(format_origins({"head": Origin((2, 3)), "stem": Origin((2, 2), "stem/0", (4, 2), "sliced")}))
   1 of 2 arrays and 4 of 10 numbers (40.0 %) come from the teacher
     head [2, 3]  its own
     stem [2, 2]  sliced from stem/0 [4, 2]

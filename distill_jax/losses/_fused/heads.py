@@ -45,7 +45,7 @@ class Plan(NamedTuple):
 
   Attributes:
     divergence: of a dense teacher, a key of `_token_values.DIVERGENCES`; or what stands for a sparse teacher's tail,
-      'bucket', 'conditional' or 'sampled'; None: labels alone.
+      'bucket', 'conditional' or 'generated'; None: labels alone.
     classes: how many are computed at a time.
     tokens: how many are computed at a time, all classes of them; None: all, and their logits are not held.
     axis_name: the mesh axis that the vocabulary is spread over.

@@ -1,6 +1,6 @@
 """Sequences of the student's own making, for a teacher to judge: on-policy distillation of language models.
 
-step = make_train_step(..., on_policy=resample(make_student, share=0.5, prompt=64, stop=tokenizer.end))
+step = make_train_step(..., on_policy=generate_on_policy(make_student, share=0.5, prompt=64, stop=tokenizer.end))
 """
 
 import math
@@ -19,7 +19,7 @@ from distill_jax.types import Batch, Variables
 OnPolicy = Callable[[Variables, jax.Array, Batch], Batch]
 
 
-def resample(
+def generate_on_policy(
   make: Callable[[nnx.Rngs], Decoder],
   *,
   share: float,
@@ -66,7 +66,7 @@ def resample(
     rows, length = batch["tokens"].shape
     ranks, count = _ranked(key, batch["id"], share)
     if not count:
-      return {**batch, "sampled": jnp.zeros(rows, bool)}
+      return {**batch, "generated": jnp.zeros(rows, bool)}
     named = {name: batch[name] for name in ("id", "tokens", "segments") if name in batch}
     chosen = {name: _first(x, ranks, count) for name, x in named.items()}
     prompts = _prompt_lengths(chosen, _kept(prompt, length))
@@ -163,13 +163,13 @@ def _as_rows(tokens, ends, prompts, chosen: Mapping[str, Any]) -> dict[str, jax.
     "label": jnp.where(sampled, jnp.roll(tokens, -1, 1), UNLABELED),
     "segments": jnp.where(inside, chosen["segments"][:, :1] if "segments" in chosen else 0, -1),
     "positions": jnp.where(inside, places, 0),
-    "sampled": prompts > 0,
+    "generated": prompts > 0,
   }
 
 
 def _replaced(batch: Batch, new: Mapping[str, jax.Array], ranks, count: int) -> dict[str, jax.Array]:
   """The entries of the batch with the new rows in the places of the chosen ones."""
-  old = {name: batch[name] for name in new if name in batch} | {"sampled": jnp.zeros(ranks.size, bool)}
+  old = {name: batch[name] for name in new if name in batch} | {"generated": jnp.zeros(ranks.size, bool)}
   place = jnp.minimum(ranks, count - 1)
 
   def put(name):
@@ -177,6 +177,6 @@ def _replaced(batch: Batch, new: Mapping[str, jax.Array], ranks, count: int) -> 
     return _take(grouped, place).astype(old[name].dtype)
 
   made = {name: put(name) for name in old}
-  taken = (ranks < count).reshape(-1) & made["sampled"]
+  taken = (ranks < count).reshape(-1) & made["generated"]
   keep = {n: taken.reshape(-1, *(1,) * (x.ndim - 1)) for n, x in made.items()}
   return {name: jnp.where(keep[name], made[name], old[name]) for name in old}

@@ -3,7 +3,7 @@
 student = from_nnx(lambda rngs: ViT(1, 28, 10, 48, 4, 4, distilled=True, rngs=rngs))
 goal = objectives.weighted(
   hard=(0.5, objectives.labels()),
-  taught=(0.5, objectives.features("distillation", "logits", losses.hard_distillation, project=False)),
+  soft=(0.5, objectives.features("distillation", "logits", losses.hard_distillation, project=False)),
 )
 """
 

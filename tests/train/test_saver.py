@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from distill_jax.storage.lease import NAME, LeaseError
-from distill_jax.train.keeper import Keeper
+from distill_jax.train.saver import Saver
 from distill_jax.types import Skips, TrainState
 
 BEST = ("accuracy", "max")
@@ -20,28 +20,28 @@ def make_state(step):
 
 
 def test_a_folder_is_trained_in_once_at_a_time(tmp_path):
-  with Keeper(tmp_path, BEST, {}) as keeper:
+  with Saver(tmp_path, BEST, {}) as saver:
     with pytest.raises(LeaseError, match="belongs to process"):
-      Keeper(tmp_path, BEST, {})
-    with Keeper(tmp_path / "student-0", BEST, {}):
-      keeper.save(make_state(1), {"accuracy": 0.5})
-  with Keeper(tmp_path, BEST, {}) as keeper:
-    assert int(keeper.restore(make_state(0)).step) == 1
+      Saver(tmp_path, BEST, {})
+    with Saver(tmp_path / "student-0", BEST, {}):
+      saver.save(make_state(1), {"accuracy": 0.5})
+  with Saver(tmp_path, BEST, {}) as saver:
+    assert int(saver.restore(make_state(0)).step) == 1
   assert not (tmp_path / NAME).exists()
 
 
 def test_who_lost_the_folder_saves_nothing_more(tmp_path):
-  with Keeper(tmp_path, BEST, {}) as keeper:
-    keeper.save(make_state(1), None)
+  with Saver(tmp_path, BEST, {}) as saver:
+    saver.save(make_state(1), None)
     other = {"host": "b", "pid": 1, "since": "now", "kernel": None, "start": None, "token": "theirs"}
     (tmp_path / NAME).write_text(json.dumps(other))
     with pytest.raises(LeaseError, match="process 1 on b, since now, and not to this process any more"):
-      keeper.save(make_state(2), None)
+      saver.save(make_state(2), None)
   assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
   assert json.loads((tmp_path / NAME).read_text()) == other
 
 
 def test_a_folder_that_is_refused_is_given_back(tmp_path):
   with pytest.raises(ValueError, match="best"):
-    Keeper(tmp_path, ("accuracy", "maximum"), {})
+    Saver(tmp_path, ("accuracy", "maximum"), {})
   assert not (tmp_path / NAME).exists()

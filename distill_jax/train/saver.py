@@ -13,7 +13,7 @@ from distill_jax.storage.lease import Lease
 from distill_jax.types import TrainState, Variables
 
 
-class Keeper:
+class Saver:
   """Checkpoints in a folder, or the best variables in memory where there is none."""
 
   def __init__(self, folder, best, identity):

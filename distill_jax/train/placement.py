@@ -18,13 +18,13 @@ from distill_jax.train.step import Step, make_eval_step
 from distill_jax.types import Model, TrainState, Variables
 
 
-def frozen(teacher: Model | None, given: Variables | None, mesh: Mesh, rules: sharding.Rules) -> Any:
+def place_teacher(teacher: Model | None, given: Variables | None, mesh: Mesh, rules: sharding.Rules) -> Any:
   """The weights of a frozen teacher, placed; () where there is none, or it follows the student.
 
   Raises:
     ValueError: there are no weights, or weights that nobody uses.
   """
-  if teacher is None or teacher.follow is not None:
+  if teacher is None or teacher.ema_update is not None:
     if given is not None:
       raise ValueError("teacher_variables were given, but there is no frozen teacher to use them")
     return ()
@@ -41,7 +41,7 @@ def frozen(teacher: Model | None, given: Variables | None, mesh: Mesh, rules: sh
 
 
 @contextlib.contextmanager
-def spacious(mesh: Mesh) -> Iterator[None]:
+def init_on_host(mesh: Mesh) -> Iterator[None]:
   """Where parameters are spread over devices, they are made in the host's memory: one device might not hold them."""
   if math.prod(size for axis, size in mesh.shape.items() if axis != "data") == 1:
     yield
@@ -57,7 +57,7 @@ def spacious(mesh: Mesh) -> Iterator[None]:
       yield
 
 
-def compiled(step: Step, mesh: Mesh, placement: TrainState):
+def compile_step(step: Step, mesh: Mesh, placement: TrainState):
   """The step, compiled to take host batches: jit places them in a tenth of `device_put`'s time."""
 
   def packed(state, teacher_variables, batch):
@@ -72,7 +72,7 @@ def compiled(step: Step, mesh: Mesh, placement: TrainState):
   return jax.jit(
     packed,
     donate_argnums=0,
-    in_shardings=(kept, None, sharding.by_rows(mesh)),
+    in_shardings=(kept, None, sharding.row_sharding(mesh)),
     out_shardings=(kept, sharding.replicated(mesh)),
   )
 
