@@ -56,6 +56,54 @@ class Objective(NamedTuple):
   apply: Callable[..., tuple[dict[str, tuple[Any, Any]], Tree]]
 
 
+class Metric(NamedTuple):
+  """A score of a task, and how it is written.
+
+  Attributes:
+    name: its key in what `Task.compute` returns.
+    title: in words, for tables and axes: 'accuracy', 'perplexity'.
+    unit: '%', 'nats', 'px'; empty where there is none.
+    better: 'max' or 'min'.
+    format: a format specification of Python. One that ends in '%' ('.2%') multiplies by 100; the unit is then '%', and
+      differences are in points.
+  """
+
+  name: str
+  title: str
+  unit: str = ""
+  better: str = "max"
+  format: str = ".4f"
+
+
+class Task(NamedTuple):
+  """What a kind of problem measures: plain data and pure functions. `distill_jax.tasks` makes them.
+
+  Attributes:
+    metrics: the scores, in the order of a report. The first one decides which weights are kept, and heads the report.
+    statistics: `(student Outputs, batch, teacher Outputs or None) -> tree of sums` over the batch's valid rows. Runs on
+      the device, under jit; the sums of several batches, devices and processes are added.
+    compute: `added statistics (host arrays) -> {metric name: float}`.
+    num_classes: `Outputs (or their shapes) -> int`: labels are 0 to that minus 1. None: labels are no class numbers.
+    train_metrics: `(student Outputs, batch) -> {name: (sum, count)}`, cheap ones for the log of training; or None.
+    predict: `(student Outputs, batch) -> {name: array}`, one row per example, what the host needs; or None.
+    evaluate_predictions: `(predictions, references) -> {metric name: float}` on the host, for scores that are no sums
+      over examples; both are mappings of arrays over all examples, `references` the batch's entries of that name.
+    references: names of the batch's entries that `evaluate_predictions` and `figures` read.
+    figures: `(entries, references, class_names) -> report blocks`, the pictures and tables of this kind of problem, from
+      the `report.Entry` of each network; or None.
+  """
+
+  metrics: tuple[Metric, ...]
+  statistics: Callable[..., Any]
+  compute: Callable[[Any], dict[str, float]]
+  num_classes: Callable[[Outputs], int] | None = None
+  train_metrics: Callable[..., dict[str, Any]] | None = None
+  predict: Callable[..., dict[str, Any]] | None = None
+  evaluate_predictions: Callable[..., dict[str, float]] | None = None
+  references: tuple[str, ...] = ("label",)
+  figures: Callable[..., Any] | None = None
+
+
 class Skips(NamedTuple):
   """Updates skipped because the loss or a gradient was not finite; int32 scalars."""
 

@@ -91,7 +91,7 @@ def write_cache(
     OSError: the place cannot be written, or is full; the shards before stay, and the same call goes on from there.
   """
   store, examples = open_store(url), examples_of(source, crop)
-  variables, kept = sharding.gathered(check_teacher(teacher, teacher_variables)), check_outputs(outputs)
+  variables, kept = sharding.gather_to_host(check_teacher(teacher, teacher_variables)), check_outputs(outputs)
   check_part(part)
   _check_views(num_views, examples, augment)
   mesh = mesh or sharding.data_mesh()

@@ -89,11 +89,11 @@ def _check_starts(job: Job, students: Collection[Network]) -> None:
       own = jax.eval_shape(network.train_model.init, key, batch)
       if start and not (start in recipes and recipes[start].allow_shrunk):
         source = recipes[start].student if start in recipes else job.config.student()
-        with error_prefix(f"start: {start!r} is another network"):
+        with error_prefix(f"init_from: {start!r} is another network"):
           seal.check_fit(seal.layout(own), seal.layout(jax.eval_shape(source.init, key, batch)))
       if recipe.init_from_teacher is not None and network.teacher is not None and not recipe.allow_shrunk:
         theirs = network.teacher.variables or jax.eval_shape(network.teacher.init, key, batch)
-        with error_prefix("inject"):
+        with error_prefix("init_from_teacher"):
           recipe.init_from_teacher(
             _zeros(own), TrainedTeacher(network.teacher, _zeros(theirs), train_data(job, "student"))
           )

@@ -183,7 +183,7 @@ class Config:
   def recipe(self, variant: str) -> Recipe:
     """How the student of this name comes about: `super().recipe(variant)._replace(...)`."""
     del variant
-    return Recipe(self.student(), self.student_training, start=self.init_from)
+    return Recipe(self.student(), self.student_training, init_from=self.init_from)
 
   def variant_objective(self, variant: str, trained_teacher: TrainedTeacher | None = None) -> Objective:
     """What the student of this name minimizes.

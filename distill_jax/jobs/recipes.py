@@ -156,7 +156,7 @@ def check_recipe(
     earlier: those of the variants before it.
     training, generations, cache: the config's `student_training`, which is checked already, and fields.
   """
-  for field, other in (("teacher", "teacher"), ("start", "baseline")):
+  for field, other in (("teacher", "teacher"), ("init_from", "baseline")):
     name, known = getattr(recipe, field), (other, *earlier)
     if name and name not in known:
       raise ConfigError(f"{field}: expected one of {known} or nothing, got {name!r}{suggest(name, known)}")
@@ -165,11 +165,13 @@ def check_recipe(
       f"teacher: {recipe.teacher!r} is cut, and no network of its shape can be checked against it"
     )
   if recipe.init_from in earlier and earlier[recipe.init_from].allow_shrunk and not recipe.allow_shrunk:
-    raise ConfigError(f"cut: expected True, as that of {recipe.init_from!r}, whose weights it starts from")
+    raise ConfigError(
+      f"allow_shrunk: expected True, as that of {recipe.init_from!r}, whose weights it starts from"
+    )
   if recipe.init_from_teacher is not None and not recipe.teacher:
-    raise ConfigError("inject: there is no teacher whose weights could be given")
+    raise ConfigError("init_from_teacher: there is no teacher whose weights could be given")
   if recipe.allow_shrunk and generations > 1:
-    raise ConfigError("cut: expected False: a student that is cut cannot teach the next generation")
+    raise ConfigError("allow_shrunk: expected False: a student that is cut cannot teach the next generation")
   if recipe.teacher != "teacher" and generations > 1:
     raise ConfigError("teacher: expected 'teacher': a later generation's is the student before it")
   if cache and recipe.cached and recipe.teacher == "teacher" and recipe.on_policy:

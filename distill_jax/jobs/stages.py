@@ -165,7 +165,7 @@ def _started(job: Job, network: Network, train: Examples) -> Model:
   trained_teacher = _trained_teacher(network, _own_variables(job, network), train)
   if trained_teacher is None:
     raise ConfigError(
-      f"recipe of {network.variant!r}: inject: the teacher has no weights that could be given"
+      f"recipe of {network.variant!r}: init_from_teacher: the teacher has no weights that could be given"
     )
 
   def injected(key, batch):

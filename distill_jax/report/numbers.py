@@ -25,7 +25,7 @@ def thousandths(value: float) -> str:
   return f"{value:.3f}"
 
 
-def error_prefix(value: float) -> str:
+def si_prefix(value: float) -> str:
   for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
     if abs(value) >= size:
       return f"{value / size:.3g} {prefix}"

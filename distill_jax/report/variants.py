@@ -9,10 +9,10 @@ from distill_jax.report.numbers import (
   MISSING,
   Show,
   difference,
-  error_prefix,
   mean,
   nats,
   percent,
+  si_prefix,
   thousandths,
   whole,
 )
@@ -29,8 +29,8 @@ _SCORES: Sequence[tuple[str, str, Show]] = (
 _COSTS: Sequence[tuple[str, str, Show]] = (
   ("parameters", "Parameters ↓", whole),
   ("nonzeros", "Not zero ↓", whole),
-  ("compressed", "On disk, compressed, bytes ↓", error_prefix),
-  ("flops", "FLOPs ↓", error_prefix),
+  ("compressed", "On disk, compressed, bytes ↓", si_prefix),
+  ("flops", "FLOPs ↓", si_prefix),
   ("latency_ms", "Latency, ms ↓", thousandths),
   (f"throughput_{BATCH}", f"Examples/s at batch {BATCH} ↑", whole),
 )

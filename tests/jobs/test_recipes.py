@@ -160,10 +160,10 @@ def test_the_report_has_the_small_students_own_size_and_where_weights_came_from(
 def test_a_recipe_that_cannot_be_followed_is_refused(job):
   for option, message in (
     ("teacher_of_last=asistant", "recipe of 'last'.*teacher: expected one of.*did you mean 'assistant'"),
-    ("start_of_last=last", "start: expected one of .*'tuned'"),
+    ("start_of_last=last", "init_from: expected one of .*'tuned'"),
     ("pruned.steps=0", "recipe of 'pruned'.*training.*steps: expected"),
     ("teacher_of_last=tuned", "teacher: 'tuned' is cut"),
-    ("start_of_last=pruned", "cut: expected True, as that of 'pruned'"),
+    ("start_of_last=pruned", "allow_shrunk: expected True, as that of 'pruned'"),
   ):
     config = load_config(job, [option])
     with pytest.raises(ConfigError, match=message):
@@ -173,8 +173,11 @@ def test_a_recipe_that_cannot_be_followed_is_refused(job):
 @pytest.mark.parametrize(
   "option, message",
   [
-    ("start_of_last=assistant", "recipe of 'last'.*start: 'assistant' is another network.*differs: "),
-    ("width=12", "recipe of 'injected'.*inject: .*cannot be sliced|recipe of 'injected'.*inject: "),
+    ("start_of_last=assistant", "recipe of 'last'.*init_from: 'assistant' is another network.*differs: "),
+    (
+      "width=12",
+      "recipe of 'injected'.*init_from_teacher: .*cannot be sliced|recipe of 'injected'.*init_from_teacher: ",
+    ),
   ],
 )
 def test_weights_that_do_not_fit_are_refused_before_anything_is_trained(job, tmp_path, option, message):

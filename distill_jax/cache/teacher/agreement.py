@@ -69,7 +69,7 @@ def verify(
     CorruptCache: a row was changed; shard and example are named.
   """
   examples = examples_of(source, crop)
-  variables = sharding.gathered(check_teacher(teacher, teacher_variables))
+  variables = sharding.gather_to_host(check_teacher(teacher, teacher_variables))
   mesh = mesh or sharding.data_mesh()
   sharding.check_divisible(check_count("batch_size", batch_size), mesh)
   check_weights(teacher, variables, examples.shapes)
