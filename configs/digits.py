@@ -38,10 +38,14 @@ class Digits(Config):
   teacher_width: float = 0.25
   student_widths: tuple[int, ...] = (32,)
   teacher_training: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=400, batch_size=64, learning_rate=2e-3, weight_decay=1e-2)
+    default_factory=lambda: Training(
+      steps=400, batch_size=64, learning_rate=2e-3, weight_decay=1e-2
+    )
   )
   student_training: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=2000, batch_size=64, learning_rate=5e-3, weight_decay=1e-3)
+    default_factory=lambda: Training(
+      steps=2000, batch_size=64, learning_rate=5e-3, weight_decay=1e-3
+    )
   )
 
   def data(self) -> Splits:
@@ -61,7 +65,10 @@ class Digits(Config):
   def objective(self):
     return objectives.weighted(
       hard=(self.hard_weight, objectives.labels()),
-      soft=(1 - self.hard_weight, objectives.logits(losses.kl_divergence, temperature=self.temperature)),
+      soft=(
+        1 - self.hard_weight,
+        objectives.logits(losses.kl_divergence, temperature=self.temperature),
+      ),
     )
 
   def augment(self):

@@ -34,7 +34,9 @@ class BornAgain(Digits):
   generations: int = 3
   teacher_seed: int = 1_000_000  # or the first student would start where its teacher did
   student_training: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=400, batch_size=64, learning_rate=2e-3, weight_decay=1e-2)
+    default_factory=lambda: Training(
+      steps=400, batch_size=64, learning_rate=2e-3, weight_decay=1e-2
+    )
   )
 
   def teacher(self):

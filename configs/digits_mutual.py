@@ -38,12 +38,15 @@ class Mutual(Digits):
       super()
       .recipe(variant)
       ._replace(
-        train_model=cohort([self.student()] * self.students), export_fn=lambda learned: member(learned, 0)
+        train_model=cohort([self.student()] * self.students),
+        export_fn=lambda learned: member(learned, 0),
       )
     )
 
   def objective(self):
-    hard = {f"hard{i}": (1.0, objectives.labels(output=f"{i}/logits")) for i in range(self.students)}
+    hard = {
+      f"hard{i}": (1.0, objectives.labels(output=f"{i}/logits")) for i in range(self.students)
+    }
     mutual = objectives.mutual(losses.kl_divergence, self.students, temperature=self.temperature)
     return objectives.weighted(mutual=(self.mutual_weight, mutual), **hard)
 

@@ -44,14 +44,20 @@ class FashionMnist(Config):
   source_files: str = ""
   data_dir: str = ""
   teacher_training: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=3000, batch_size=128, learning_rate=2e-3, weight_decay=1e-2)
+    default_factory=lambda: Training(
+      steps=3000, batch_size=128, learning_rate=2e-3, weight_decay=1e-2
+    )
   )
   student_training: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=3000, batch_size=128, learning_rate=5e-3, weight_decay=1e-3)
+    default_factory=lambda: Training(
+      steps=3000, batch_size=128, learning_rate=5e-3, weight_decay=1e-3
+    )
   )
 
   def data(self) -> Splits:
-    sets = tfds.load("fashion_mnist", source_files=self.source_files or None, data_dir=self.data_dir or None)
+    sets = tfds.load(
+      "fashion_mnist", source_files=self.source_files or None, data_dir=self.data_dir or None
+    )
     train, validation = data.split(sets["train"], 0.1)
     return Splits(train, validation, sets["test"])
 
@@ -67,11 +73,16 @@ class FashionMnist(Config):
   def objective(self):
     return objectives.weighted(
       hard=(self.hard_weight, objectives.labels()),
-      soft=(1 - self.hard_weight, objectives.logits(losses.kl_divergence, temperature=self.temperature)),
+      soft=(
+        1 - self.hard_weight,
+        objectives.logits(losses.kl_divergence, temperature=self.temperature),
+      ),
     )
 
   def augment(self):
-    return data.augmentation(data.shift_crop(self.shift), data.flip(), seed=0) if self.shift else None
+    return (
+      data.augmentation(data.shift_crop(self.shift), data.flip(), seed=0) if self.shift else None
+    )
 
   def validate(self) -> None:
     super().validate()

@@ -27,10 +27,14 @@ class FashionMnist10k(FashionMnist):
   hard_weight: float = 0.25
   eval_every: int = 1000
   teacher_training: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=800, batch_size=128, learning_rate=2e-3, weight_decay=1e-2)
+    default_factory=lambda: Training(
+      steps=800, batch_size=128, learning_rate=2e-3, weight_decay=1e-2
+    )
   )
   student_training: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=300, batch_size=128, learning_rate=5e-3, weight_decay=1e-3)
+    default_factory=lambda: Training(
+      steps=300, batch_size=128, learning_rate=5e-3, weight_decay=1e-3
+    )
   )
 
   def student_train(self, train):

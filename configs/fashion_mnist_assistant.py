@@ -42,13 +42,19 @@ class Staged(FashionMnist10k):
 
   assistant_widths: tuple[int, ...] = (16, 32, 64, 128)
   hint_training: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=150, batch_size=128, learning_rate=5e-3, weight_decay=1e-3)
+    default_factory=lambda: Training(
+      steps=150, batch_size=128, learning_rate=5e-3, weight_decay=1e-3
+    )
   )
   pruned_training: PrunedTraining = dataclasses.field(
-    default_factory=lambda: PrunedTraining(steps=150, learning_rate=2.5e-3, begin=20, end=100, every=20)
+    default_factory=lambda: PrunedTraining(
+      steps=150, learning_rate=2.5e-3, begin=20, end=100, every=20
+    )
   )
   tuning: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=150, batch_size=128, learning_rate=1e-3, weight_decay=1e-3)
+    default_factory=lambda: Training(
+      steps=150, batch_size=128, learning_rate=1e-3, weight_decay=1e-3
+    )
   )
   attention_weight: float = 250.0
 
@@ -68,7 +74,9 @@ class Staged(FashionMnist10k):
     made = super().recipe(variant)
     match variant:
       case "assistant":
-        return made._replace(student=from_nnx(lambda rngs: CNN(1, self.assistant_widths, 10, rngs=rngs)))
+        return made._replace(
+          student=from_nnx(lambda rngs: CNN(1, self.assistant_widths, 10, rngs=rngs))
+        )
       case "via.assistant":
         return made._replace(teacher="assistant")
       case "hints":
@@ -95,11 +103,15 @@ class Staged(FashionMnist10k):
     if not variant.startswith("together"):
       return self.objective()
     at = [
-      objectives.features(f"block{k}", f"block{k}", losses.attention_transfer, project=False) for k in (1, 2)
+      objectives.features(f"block{k}", f"block{k}", losses.attention_transfer, project=False)
+      for k in (1, 2)
     ]
     return objectives.weighted(
       hard=(self.hard_weight, objectives.labels()),
-      soft=(1 - self.hard_weight, objectives.logits(losses.kl_divergence, temperature=self.temperature)),
+      soft=(
+        1 - self.hard_weight,
+        objectives.logits(losses.kl_divergence, temperature=self.temperature),
+      ),
       **{f"attention{k}": (self.attention_weight, term) for k, term in enumerate(at, 1)},
     )
 

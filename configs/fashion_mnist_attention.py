@@ -60,17 +60,25 @@ class Attentive(FashionMnist10k):
       "afd": lambda: {
         "afd": (
           self.afd_weight,
-          objectives.layer_attention(("block1", "block2", "block3"), tuple(f"block{k}" for k in range(1, 6))),
+          objectives.layer_attention(
+            ("block1", "block2", "block3"), tuple(f"block{k}" for k in range(1, 6))
+          ),
         )
       },
       "aligned": lambda: {
-        "aligned": (self.alignment_weight, objectives.weights(layers={r"^(blocks/\d/)": r"\g<1>0/"}))
+        "aligned": (
+          self.alignment_weight,
+          objectives.weights(layers={r"^(blocks/\d/)": r"\g<1>0/"}),
+        )
       },
     }
     chosen = [beside[name]() for name in variant.split(".") if name in beside]
     return objectives.weighted(
       hard=(self.hard_weight, objectives.labels()),
-      soft=(1 - self.hard_weight, objectives.logits(losses.kl_divergence, temperature=self.temperature)),
+      soft=(
+        1 - self.hard_weight,
+        objectives.logits(losses.kl_divergence, temperature=self.temperature),
+      ),
       **{name: term for terms in chosen for name, term in terms.items()},
     )
 

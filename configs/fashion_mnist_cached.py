@@ -42,7 +42,9 @@ class Cached(FashionMnist):
   codec: str = "dense"
   k: int = 4
   student_training: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=1500, batch_size=128, learning_rate=5e-3, weight_decay=1e-3)
+    default_factory=lambda: Training(
+      steps=1500, batch_size=128, learning_rate=5e-3, weight_decay=1e-3
+    )
   )
 
   def cached_outputs(self):

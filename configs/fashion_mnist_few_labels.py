@@ -44,7 +44,9 @@ class FewLabels(FashionMnist):
   left_out: int = -1
   correct_bias: bool = True
   student_training: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=1500, batch_size=128, learning_rate=5e-3, weight_decay=1e-3)
+    default_factory=lambda: Training(
+      steps=1500, batch_size=128, learning_rate=5e-3, weight_decay=1e-3
+    )
   )
 
   def student_train(self, train):

@@ -47,7 +47,9 @@ class Hint(FashionMnist):
   def validate(self) -> None:
     super().validate()
     if not 0 < self.hint_steps < self.student_training.steps:
-      raise ConfigError(f"hint_steps: expected 1 to {self.student_training.steps - 1}, got {self.hint_steps}")
+      raise ConfigError(
+        f"hint_steps: expected 1 to {self.student_training.steps - 1}, got {self.hint_steps}"
+      )
 
 
 def get_config():

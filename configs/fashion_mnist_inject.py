@@ -46,7 +46,9 @@ class FrozenTraining(Training):
   def optimizer(self) -> optax.GradientTransformation:
     if not self.frozen:
       return super().optimizer()
-    return optax.chain(super().optimizer(), optax.freeze(lambda params: matching(params, self.frozen)))
+    return optax.chain(
+      super().optimizer(), optax.freeze(lambda params: matching(params, self.frozen))
+    )
 
 
 @dataclasses.dataclass
@@ -81,7 +83,9 @@ class Injected(FashionMnist10k):
     return self.baseline_objective() if variant == "injected.alone" else self.objective()
 
 
-def inject_convolutions(own: Variables, trained_teacher, layers=LAYERS) -> tuple[Variables, Provenance]:
+def inject_convolutions(
+  own: Variables, trained_teacher, layers=LAYERS
+) -> tuple[Variables, Provenance]:
   """The student's first weights, with the teacher's convolutions; and where each came from."""
   return inject(own, trained_teacher.variables, layers, fit=sliced)
 

@@ -58,7 +58,11 @@ from distill_jax.types import Objective, Variables
 
 BLOCKS = ("block1", "block2", "block3")
 TEACHER_BLOCKS = (*BLOCKS, "block4", "block5")
-TEACHER_NORMS = {"before1": "blocks/0/0/norm", "before2": "blocks/1/0/norm", "before3": "blocks/2/1/norm"}
+TEACHER_NORMS = {
+  "before1": "blocks/0/0/norm",
+  "before2": "blocks/1/0/norm",
+  "before3": "blocks/2/1/norm",
+}
 STUDENT_NORMS = {"before1": "blocks/0/norm", "before2": "blocks/1/norm", "before3": "blocks/2/norm"}
 
 
@@ -76,7 +80,9 @@ class Methods(FashionMnist):
   eval_every: int = 390
   reference: str = "kd_t4"
   student_training: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=390, batch_size=128, learning_rate=5e-3, weight_decay=1e-3)
+    default_factory=lambda: Training(
+      steps=390, batch_size=128, learning_rate=5e-3, weight_decay=1e-3
+    )
   )
 
   def student_train(self, train):
@@ -84,7 +90,9 @@ class Methods(FashionMnist):
 
   def teacher(self):
     """The teacher of `FashionMnist`, with its maps before the last ReLU of each block."""
-    return from_nnx(lambda rngs: VGG(1, 11, 10, width=self.teacher_width, rngs=rngs), features=TEACHER_NORMS)
+    return from_nnx(
+      lambda rngs: VGG(1, 11, 10, width=self.teacher_width, rngs=rngs), features=TEACHER_NORMS
+    )
 
   def student(self):
     return from_nnx(lambda rngs: CNN(1, self.student_widths, 10, rngs=rngs), features=STUDENT_NORMS)
@@ -108,7 +116,9 @@ class Methods(FashionMnist):
       )
 
 
-def makers(config: Methods, trained_teacher: TrainedTeacher | None) -> Mapping[str, Callable[[], Objective]]:
+def makers(
+  config: Methods, trained_teacher: TrainedTeacher | None
+) -> Mapping[str, Callable[[], Objective]]:
   """What makes the objective of each method."""
   steps, batch = config.student_training.steps, config.student_training.batch_size
   epoch = steps // 5
@@ -141,12 +151,16 @@ def makers(config: Methods, trained_teacher: TrainedTeacher | None) -> Mapping[s
     "logit_mse": lambda: objectives.weighted(soft=(1.0, logits(losses.logit_mse))),
     "hard_distillation": lambda: beside_labels(0.5, soft=(0.5, logits(losses.hard_distillation))),
     "binary_kl": lambda: beside_labels(soft=(1.0, logits(losses.binary_kl))),
-    "standardized_kd": lambda: beside_labels(0.1, soft=(9.0, logits(standardized, temperature=2.0))),
+    "standardized_kd": lambda: beside_labels(
+      0.1, soft=(9.0, logits(standardized, temperature=2.0))
+    ),
     "dkd": lambda: beside_labels(soft=(warm(1.0), logits(losses.dkd))),
     "nkd": lambda: beside_labels(soft=(1.0, logits(losses.nkd))),
     "wsld": lambda: beside_labels(soft=(2.5, logits(losses.wsld))),
     "ofa": lambda: beside_labels(soft=(1.0, logits(losses.ofa, eps=1.5)), **each(1.0, ofa_branch)),
-    "dist": lambda: beside_labels(soft=(1.0, logits(losses.dist, beta=2.0, gamma=2.0, temperature=4.0))),
+    "dist": lambda: beside_labels(
+      soft=(1.0, logits(losses.dist, beta=2.0, gamma=2.0, temperature=4.0))
+    ),
     "mlkd": lambda: beside_labels(
       soft=(1.0, logits(instances)), rows=(1.0, logits(rows)), classes=(1.0, logits(classes))
     ),
@@ -169,7 +183,9 @@ def makers(config: Methods, trained_teacher: TrainedTeacher | None) -> Mapping[s
     "activation_boundary": lambda: boundaries(epoch),
     "ofd": lambda: beside_labels(**overhaul(config, trained_teacher)),
     "review_kd": lambda: beside_labels(maps=(warm(5.0), objectives.review_kd(BLOCKS, BLOCKS))),
-    "inter_channel": lambda: beside_labels(maps=(500 / batch, same("block3", losses.inter_channel))),
+    "inter_channel": lambda: beside_labels(
+      maps=(500 / batch, same("block3", losses.inter_channel))
+    ),
     "cwd": lambda: beside_labels(maps=(50.0, same("block3", losses.cwd))),
     "pearson": lambda: beside_labels(maps=(6.0, same("block3", losses.pearson))),
     "mgd": lambda: beside_labels(
@@ -177,7 +193,9 @@ def makers(config: Methods, trained_teacher: TrainedTeacher | None) -> Mapping[s
     ),
     "vid": lambda: beside_labels(**each(1.0, lambda block: objectives.vid(block, block))),
     # Embeddings.
-    "srd": lambda: beside_labels(soft=(1.0, kd), embedding=(1.0, objectives.srd("embedding", "embedding"))),
+    "srd": lambda: beside_labels(
+      soft=(1.0, kd), embedding=(1.0, objectives.srd("embedding", "embedding"))
+    ),
     "vkd": lambda: beside_labels(embedding=(1.0, objectives.vkd("embedding", "embedding"))),
     # Relations between examples.
     "similarity_preserving": lambda: beside_labels(
@@ -192,7 +210,10 @@ def makers(config: Methods, trained_teacher: TrainedTeacher | None) -> Mapping[s
       0.1, soft=(0.9, kd), embedding=(1.0, embeddings(losses.correlation_congruence))
     ),
     "crd": lambda: beside_labels(
-      embedding=(0.8, objectives.crd("embedding", "embedding", ids(config, trained_teacher), negatives=1024))
+      embedding=(
+        0.8,
+        objectives.crd("embedding", "embedding", ids(config, trained_teacher), negatives=1024),
+      )
     ),
     "info_nce": lambda: beside_labels(
       embedding=(1.0, objectives.features("embedding", "embedding", losses.info_nce))
@@ -221,19 +242,25 @@ def instances(student, teacher):
 
 def rows(student, teacher, *, where=None, axis_name=None):
   options = {"where": where, "axis_name": axis_name}
-  return sum(losses.batch_gram(student, teacher, temperature=float(t), **options) for t in range(2, 7))
+  return sum(
+    losses.batch_gram(student, teacher, temperature=float(t), **options) for t in range(2, 7)
+  )
 
 
 def classes(student, teacher, *, where=None, axis_name=None):
   options = {"where": where, "axis_name": axis_name}
-  return sum(losses.class_gram(student, teacher, temperature=float(t), **options) for t in range(2, 7))
+  return sum(
+    losses.class_gram(student, teacher, temperature=float(t), **options) for t in range(2, 7)
+  )
 
 
 def ofa_branch(block: str) -> objectives.Term:
   """The logits of a linear layer on the mean of a map, taught as the student's own are."""
 
   def init(key, s, t):
-    return Variables({"kernel": jax.nn.initializers.lecun_normal()(key, (s.shape[-1], t.shape[-1]))}, {})
+    return Variables(
+      {"kernel": jax.nn.initializers.lecun_normal()(key, (s.shape[-1], t.shape[-1]))}, {}
+    )
 
   def apply(params, state, s, t, *, labels):
     return losses.ofa(s.mean((1, 2)) @ params["kernel"], t, labels, eps=1.5), state
@@ -265,7 +292,10 @@ def overhaul(config: Methods, trained_teacher: TrainedTeacher | None) -> dict:
   """OFD of each block, halved for each earlier one, with the margins of the teacher's batch norms."""
   params = teacher_params(config, trained_teacher)
   return {
-    name: (1e-3 * 2.0**-i, objectives.ofd(name, name, objectives.ofd_margin_at(params, TEACHER_NORMS[name])))
+    name: (
+      1e-3 * 2.0**-i,
+      objectives.ofd(name, name, objectives.ofd_margin_at(params, TEACHER_NORMS[name])),
+    )
     for i, name in enumerate(reversed(STUDENT_NORMS))
   }
 

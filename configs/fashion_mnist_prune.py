@@ -57,16 +57,22 @@ class PrunedTraining(Training):
   def optimizer(self) -> optax.GradientTransformation:
     inner, schedule = super().optimizer(), PolynomialSchedule(self.begin, self.end, self.every)
     if self.kind == "channels":
-      return prune_channels(inner, _groups, schedule, sparsity=self.sparsity, distribution=self.distribution)
+      return prune_channels(
+        inner, _groups, schedule, sparsity=self.sparsity, distribution=self.distribution
+      )
     if self.kind == "weights":
-      return prune(inner, schedule, sparsity=self.sparsity, pattern=WEIGHTS, distribution=self.distribution)
+      return prune(
+        inner, schedule, sparsity=self.sparsity, pattern=WEIGHTS, distribution=self.distribution
+      )
     # The first convolution has one input channel, and no four to choose from.
     return prune_n_by_m(inner, self.end, pattern=r"^student/(blocks/[1-9].*|head/)kernel$")
 
   def validate(self) -> None:
     super().validate()
     if self.kind not in KINDS:
-      raise ConfigError(f"kind: expected one of {KINDS}, got {self.kind!r}{suggest(self.kind, KINDS)}")
+      raise ConfigError(
+        f"kind: expected one of {KINDS}, got {self.kind!r}{suggest(self.kind, KINDS)}"
+      )
     if self.end >= self.steps:
       raise ConfigError(f"end: expected less than steps={self.steps}, got {self.end}")
     with error_prefix("sparsity, distribution, begin, end and every"):
@@ -85,9 +91,13 @@ class Pruned(FashionMnist10k):
   weights: PrunedTraining = dataclasses.field(
     default_factory=lambda: PrunedTraining(kind="weights", sparsity=0.9)
   )
-  two_of_four: PrunedTraining = dataclasses.field(default_factory=lambda: PrunedTraining(kind="two.of.four"))
+  two_of_four: PrunedTraining = dataclasses.field(
+    default_factory=lambda: PrunedTraining(kind="two.of.four")
+  )
   tuning: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=150, batch_size=128, learning_rate=1e-3, weight_decay=1e-3)
+    default_factory=lambda: Training(
+      steps=150, batch_size=128, learning_rate=1e-3, weight_decay=1e-3
+    )
   )
 
   def variants(self):
@@ -97,7 +107,9 @@ class Pruned(FashionMnist10k):
     made = super().recipe(variant)
     match variant:
       case "channels":
-        return made._replace(training=self.channels, export_fn=small, allow_shrunk=True, export_last=True)
+        return made._replace(
+          training=self.channels, export_fn=small, allow_shrunk=True, export_last=True
+        )
       case "channels.tuned":
         return made._replace(training=self.tuning, init_from="channels", allow_shrunk=True)
       case "weights":

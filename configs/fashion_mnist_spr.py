@@ -85,7 +85,9 @@ class Sparse(FashionMnist10k):
     default_factory=lambda: SparseTraining(groups="weights", strength=5e-5)
   )
   tuning: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=150, batch_size=128, learning_rate=1e-3, weight_decay=1e-3)
+    default_factory=lambda: Training(
+      steps=150, batch_size=128, learning_rate=1e-3, weight_decay=1e-3
+    )
   )
   budget: float = 0.01
   judges: int = 2000
@@ -98,12 +100,17 @@ class Sparse(FashionMnist10k):
     match variant:
       case "spr" | "spr.alone":
         return made._replace(
-          training=self.channels, export_fn=self._without_channels, allow_shrunk=True, export_last=True
+          training=self.channels,
+          export_fn=self._without_channels,
+          allow_shrunk=True,
+          export_last=True,
         )
       case "spr.tuned":
         return made._replace(training=self.tuning, init_from="spr", allow_shrunk=True)
       case "l1":
-        return made._replace(training=self.weights, export_fn=self._without_weights, export_last=True)
+        return made._replace(
+          training=self.weights, export_fn=self._without_weights, export_last=True
+        )
     return made
 
   def variant_objective(self, variant, trained_teacher=None):
@@ -130,7 +137,9 @@ class Sparse(FashionMnist10k):
     accuracy = self._judge(variables, lambda params: params)
     minimum = accuracy(variables.params) - self.budget
     return variables._replace(
-      params=search_thresholds(variables.params, accuracy, minimum=minimum, pattern=KERNELS, axes=None).params
+      params=search_thresholds(
+        variables.params, accuracy, minimum=minimum, pattern=KERNELS, axes=None
+      ).params
     )
 
   def _judge(self, variables: Variables, changed):

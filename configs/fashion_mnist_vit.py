@@ -93,7 +93,10 @@ class Transformers(FashionMnist10k):
     more = {variant: beside[variant]()} if variant in beside else {}
     return objectives.weighted(
       hard=(self.hard_weight, objectives.labels()),
-      soft=(1 - self.hard_weight, objectives.logits(losses.kl_divergence, temperature=self.temperature)),
+      soft=(
+        1 - self.hard_weight,
+        objectives.logits(losses.kl_divergence, temperature=self.temperature),
+      ),
       **more,
     )
 
@@ -105,7 +108,9 @@ class Transformers(FashionMnist10k):
       check(self, name, least=0)
 
   def _vit(self, width: int, depth: int, distilled: bool = False):
-    return from_nnx(lambda rngs: ViT(1, 28, 10, width, depth, 4, patch=7, distilled=distilled, rngs=rngs))
+    return from_nnx(
+      lambda rngs: ViT(1, 28, 10, width, depth, 4, patch=7, distilled=distilled, rngs=rngs)
+    )
 
 
 def get_config():

@@ -44,10 +44,14 @@ class Folder(Config):
   teacher_width: float = 0.5
   student_widths: tuple[int, ...] = (16, 32, 64, 128)
   teacher_training: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=3000, batch_size=64, learning_rate=2e-3, weight_decay=1e-2)
+    default_factory=lambda: Training(
+      steps=3000, batch_size=64, learning_rate=2e-3, weight_decay=1e-2
+    )
   )
   student_training: Training = dataclasses.field(
-    default_factory=lambda: Training(steps=3000, batch_size=64, learning_rate=5e-3, weight_decay=1e-3)
+    default_factory=lambda: Training(
+      steps=3000, batch_size=64, learning_rate=5e-3, weight_decay=1e-3
+    )
   )
 
   def data(self) -> Splits:
@@ -67,12 +71,17 @@ class Folder(Config):
     return from_nnx(lambda rngs: CNN(3, self.student_widths, self.classes(), rngs=rngs))
 
   def classes(self) -> int:
-    return sum(path.is_dir() and not path.name.startswith(".") for path in Path(self.train_dir).iterdir())
+    return sum(
+      path.is_dir() and not path.name.startswith(".") for path in Path(self.train_dir).iterdir()
+    )
 
   def objective(self):
     return objectives.weighted(
       hard=(self.hard_weight, objectives.labels()),
-      soft=(1 - self.hard_weight, objectives.logits(losses.kl_divergence, temperature=self.temperature)),
+      soft=(
+        1 - self.hard_weight,
+        objectives.logits(losses.kl_divergence, temperature=self.temperature),
+      ),
     )
 
   def augment(self):
@@ -82,7 +91,9 @@ class Folder(Config):
     super().validate()
     for name in ("train_dir", "test_dir"):
       if not getattr(self, name):
-        raise ConfigError(f"{name}: expected a folder with a subfolder of images per class, got nothing")
+        raise ConfigError(
+          f"{name}: expected a folder with a subfolder of images per class, got nothing"
+        )
     check(self, "size", least=8)
     check(self, "least_area", above=0, most=1)
     check(self, "max_bad", least=0, most=0.5)

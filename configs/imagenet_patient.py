@@ -60,7 +60,9 @@ class Patient(Training):
   batch_size: int = 4096
   learning_rate: float = 0.03
   warmup_steps: int = 5000
-  weight_decay: float = 0.01  # times the rate: the authors' 3e-4, which they multiply by the schedule alone
+  weight_decay: float = (
+    0.01  # times the rate: the authors' 3e-4, which they multiply by the schedule alone
+  )
   clip: float = 1.0
 
   def optimizer(self) -> optax.GradientTransformation:

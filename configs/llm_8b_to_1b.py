@@ -122,7 +122,9 @@ class Llama(Config):
       return self._network(self._arguments(self.teacher_shape))
     folder = Path(self.teacher_folder)
     model = self._network(decoder_arguments(json.loads((folder / "config.json").read_text())))
-    narrow = cast(jax.eval_shape(model.init, jax.random.key(0), self.abstract_batch(1)), jnp.bfloat16)
+    narrow = cast(
+      jax.eval_shape(model.init, jax.random.key(0), self.abstract_batch(1)), jnp.bfloat16
+    )
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     path = whole if whole.exists() else index
     return pretrained(model._replace(variables=narrow), path, names=decoder_name, cast=True)

@@ -85,12 +85,16 @@ class LanguageModel(Config):
     tokenizer, documents = _read(self.text, self.vocabulary)
 
     def packed(name, chosen):
-      return text.pack(chosen, length=self.length, tokenizer=tokenizer, name=f"{Path(self.text).name} {name}")
+      return text.pack(
+        chosen, length=self.length, tokenizer=tokenizer, name=f"{Path(self.text).name} {name}"
+      )
 
     # Whole documents: a row of one in training and another in the test would be of one text.
     train = [document for place, document in enumerate(documents) if place % 20 > 1]
     return Splits(
-      packed("train", train), packed("validation", documents[::40]), packed("test", documents[1::40])
+      packed("train", train),
+      packed("validation", documents[::40]),
+      packed("test", documents[1::40]),
     )
 
   def student_train(self, train):
@@ -150,13 +154,22 @@ class LanguageModel(Config):
   def validate(self) -> None:
     super().validate()
     check(self, "vocabulary", least=0)
-    for name in ("length", "teacher_width", "teacher_depth", "student_width", "student_depth", "prompt"):
+    for name in (
+      "length",
+      "teacher_width",
+      "teacher_depth",
+      "student_width",
+      "student_depth",
+      "prompt",
+    ):
       check(self, name, least=1)
     check(self, "rows", least=0)
     check(self, "label_weight", least=0)
     for name in ("teacher_width", "student_width"):
       if getattr(self, name) % HEAD:
-        raise ConfigError(f"{name}: expected a multiple of {HEAD}, a head's width, got {getattr(self, name)}")
+        raise ConfigError(
+          f"{name}: expected a multiple of {HEAD}, a head's width, got {getattr(self, name)}"
+        )
     if 0 < self.vocabulary < text.BYTES.size:
       raise ConfigError(
         f"vocabulary: expected 0, bytes, or at least {text.BYTES.size}, got {self.vocabulary}"
@@ -171,7 +184,9 @@ class LanguageModel(Config):
 
   def _decoder(self, width: int, depth: int):
     def make(rngs: nnx.Rngs):
-      return Decoder(self._size, width, depth, width // HEAD, length=self.length, tied=True, rngs=rngs)
+      return Decoder(
+        self._size, width, depth, width // HEAD, length=self.length, tied=True, rngs=rngs
+      )
 
     return make
 

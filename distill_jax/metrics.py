@@ -47,7 +47,9 @@ def counts(
   rows, classes = logits.shape
   real = jnp.ones(rows, bool) if where is None else where
   label = jnp.where(labels >= 0, labels, 0)
-  confusion = jnp.zeros((classes, classes), jnp.int32).at[label, logits.argmax(-1)].add(real & (labels >= 0))
+  confusion = (
+    jnp.zeros((classes, classes), jnp.int32).at[label, logits.argmax(-1)].add(real & (labels >= 0))
+  )
   result = _scores(logits, labels, real, teacher_logits, bins) | {"confusion": confusion}
   if classes > 5:
     result["top5"] = reduce.total(_rank(logits, label) < 5, real & (labels >= 0))
@@ -112,17 +114,26 @@ def token_scores(
 
   def chunks(x):
     x = x.reshape(tokens, *x.shape[2:])
-    return jnp.pad(x, ((0, -tokens % chunk),) + ((0, 0),) * (x.ndim - 1)).reshape(-1, chunk, *x.shape[1:])
+    return jnp.pad(x, ((0, -tokens % chunk),) + ((0, 0),) * (x.ndim - 1)).reshape(
+      -1, chunk, *x.shape[1:]
+    )
 
   def score(part):
     own, teacher_outputs, label, real = part
     logits = logits_of({"hidden": own, "head": head})
     teacher_logits = (
-      None if teacher_outputs is None else logits_of({"hidden": teacher_outputs, "head": teacher[1]})
+      None
+      if teacher_outputs is None
+      else logits_of({"hidden": teacher_outputs, "head": teacher[1]})
     )
     return _scores(logits, label, real, teacher_logits, bins)
 
-  parts = chunks(hidden), None if teacher is None else chunks(teacher[0]), chunks(labels), chunks(known)
+  parts = (
+    chunks(hidden),
+    None if teacher is None else chunks(teacher[0]),
+    chunks(labels),
+    chunks(known),
+  )
   return jax.tree.map(lambda x: x.sum(0), jax.lax.map(score, parts))
 
 
@@ -137,12 +148,16 @@ def summary(counts: Mapping[str, Any]) -> dict[str, float]:
     Of tokens, which have no confusion matrix, 'perplexity', the exponential of 'nll', in the place of the averages.
   """
   counts = jax.device_get(dict(counts))
-  scores = {name: float(reduce.value(pair)) for name, pair in counts.items() if isinstance(pair, tuple)}
+  scores = {
+    name: float(reduce.value(pair)) for name, pair in counts.items() if isinstance(pair, tuple)
+  }
   if "calibration" in counts:
     scores["ece"] = _calibration_error(counts["calibration"])
   if "confusion" not in counts:
     # Without a token there is no perplexity; 1 would be the best of all.
-    return scores | {"perplexity": float(np.exp(scores["nll"])) if counts["nll"][1] > 0 else math.nan}
+    return scores | {
+      "perplexity": float(np.exp(scores["nll"])) if counts["nll"][1] > 0 else math.nan
+    }
   return scores | _macro(counts["confusion"])
 
 
@@ -156,7 +171,12 @@ def reliability(counts: Mapping[str, Any]) -> dict[str, np.ndarray]:
   number, confidence, right = np.asarray(counts["calibration"], np.float64).T
   filled = np.maximum(number, 1)
   edges = np.linspace(0, 1, len(number) + 1)
-  return {"edges": edges, "number": number, "confidence": confidence / filled, "accuracy": right / filled}
+  return {
+    "edges": edges,
+    "number": number,
+    "confidence": confidence / filled,
+    "accuracy": right / filled,
+  }
 
 
 def cost(
@@ -215,12 +235,16 @@ def cost(
 
 def _check(logits, labels, where, teacher_logits, bins):
   if logits.ndim != 2 or 0 in logits.shape:
-    raise ValueError(f"logits must be [rows, classes] with at least one of each, got {list(logits.shape)}")
+    raise ValueError(
+      f"logits must be [rows, classes] with at least one of each, got {list(logits.shape)}"
+    )
   if labels.shape != logits.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
     expected = f"integers [{logits.shape[0]}], one per row of logits"
     raise ValueError(f"labels must be {expected}, got {labels.dtype} {list(labels.shape)}")
   if where is not None and (where.shape != labels.shape or where.dtype != jnp.bool_):
-    raise ValueError(f"where must be bool {list(labels.shape)}, got {where.dtype} {list(where.shape)}")
+    raise ValueError(
+      f"where must be bool {list(labels.shape)}, got {where.dtype} {list(where.shape)}"
+    )
   if teacher_logits is not None and teacher_logits.shape != logits.shape:
     shapes = f"{list(teacher_logits.shape)}, the student's {list(logits.shape)}"
     raise ValueError(f"the teacher's logits are {shapes}: expected the same shape")

@@ -36,7 +36,9 @@ def with_dtype(model: Model, *, dtype) -> Model:
   if not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(f"dtype: expected a floating one such as jnp.bfloat16, got {dtype}")
   if model.ema_update is not None:
-    raise ValueError("live: a moving average lives in the train state: pass it to the step as it is")
+    raise ValueError(
+      "live: a moving average lives in the train state: pass it to the step as it is"
+    )
 
   def init(key, batch):
     return Variables(*cast(tuple(model.init(key, batch)), dtype))
@@ -58,7 +60,9 @@ def cached() -> Model:
     del params, train, key
     outputs = {name.removeprefix(CACHED): x for name, x in batch.items() if name.startswith(CACHED)}
     if not outputs:
-      raise ValueError(f"the batch has no cached teacher outputs ('{CACHED}...'); it has {sorted(batch)}")
+      raise ValueError(
+        f"the batch has no cached teacher outputs ('{CACHED}...'); it has {sorted(batch)}"
+      )
     for name in outputs:
       if name.endswith(_COLUMNS):
         raise ValueError(
@@ -70,7 +74,9 @@ def cached() -> Model:
   return Model(lambda key, batch: Variables({}, {}), apply, Variables({}, {}))
 
 
-def ensemble(models: Sequence[Model], *, weights: Sequence[float] | None = None, mean: str) -> Model:
+def ensemble(
+  models: Sequence[Model], *, weights: Sequence[float] | None = None, mean: str
+) -> Model:
   """Several teachers as one.
 
   Args:
@@ -89,8 +95,14 @@ def ensemble(models: Sequence[Model], *, weights: Sequence[float] | None = None,
   """
   joined = cohort(models)
   shares = [1.0] * len(models) if weights is None else [float(w) for w in weights]
-  if len(shares) != len(models) or not all(math.isfinite(w) and w >= 0 for w in shares) or sum(shares) == 0:
-    raise ValueError(f"weights: expected {len(models)} finite numbers >= 0, not all 0, got {weights}")
+  if (
+    len(shares) != len(models)
+    or not all(math.isfinite(w) and w >= 0 for w in shares)
+    or sum(shares) == 0
+  ):
+    raise ValueError(
+      f"weights: expected {len(models)} finite numbers >= 0, not all 0, got {weights}"
+    )
   if mean not in ("probabilities", "logits"):
     raise ValueError(f"mean: expected 'probabilities' or 'logits', got {mean!r}")
   shares = [w / sum(shares) for w in shares]
@@ -144,7 +156,9 @@ def _mean(all_logits, shares, mean):
   used = [(z, share) for z, share in zip(all_logits, shares) if share > 0]
   stacked = jnp.stack([z for z, _ in used])
   stacked = stacked.astype(jnp.promote_types(stacked.dtype, jnp.float32))
-  weight = jnp.asarray([w for _, w in used], stacked.dtype).reshape((-1,) + (1,) * (stacked.ndim - 1))
+  weight = jnp.asarray([w for _, w in used], stacked.dtype).reshape(
+    (-1,) + (1,) * (stacked.ndim - 1)
+  )
   if mean == "logits":
     return (weight * stacked).sum(0)
   return jax.nn.logsumexp(jax.nn.log_softmax(stacked, -1), axis=0, b=weight)

@@ -10,7 +10,9 @@ from distill_jax.types import Tree
 def named_leaves(tree: Tree) -> list[tuple[str, jax.Array]]:
   """The leaves with their paths as text: `[('layers/0/kernel', array), ...]`."""
   with_path = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in with_path]
+  return [
+    (jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in with_path
+  ]
 
 
 def matching(tree: Tree, pattern: str) -> Tree:

@@ -1,4 +1,4 @@
-"""Tests run on 8 virtual CPU devices; `--slow` adds the ones that take minutes."""
+"""Tests run on 8 virtual CPU devices; `--integration` adds whole jobs, `--slow` the ones that take minutes."""
 
 import atexit
 import os
@@ -16,7 +16,9 @@ if "DISTILL_JAX_COMPILED_AS_USERS_DO" not in os.environ:
   # The controller chooses: its workers do not see its arguments.
   codegen = "" if "--slow" in sys.argv else "--xla_cpu_use_fusion_emitters=false"
   os.environ.setdefault("DISTILL_JAX_TEST_CODEGEN", codegen)
-  os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+  os.environ["XLA_FLAGS"] += (
+    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+  )
   os.environ["XLA_FLAGS"] += os.environ["DISTILL_JAX_TEST_CODEGEN"]
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Many tests compile the same programs, in several workers and the processes that they start.
@@ -32,16 +34,23 @@ import jax
 import numpy as np
 import pytest
 
+OPT_IN = {"slow": "takes minutes", "integration": "is for CI"}
+
 
 def pytest_addoption(parser):
-  parser.addoption("--slow", action="store_true", help="run the tests that take minutes too")
+  for marker, reason in OPT_IN.items():
+    parser.addoption(
+      f"--{marker}", action="store_true", help=f"also run tests marked {marker} ({reason})"
+    )
 
 
 def pytest_collection_modifyitems(config, items):
-  if not config.getoption("--slow"):
+  for marker, reason in OPT_IN.items():
+    if config.getoption(f"--{marker}"):
+      continue
     for item in items:
-      if "slow" in item.keywords:
-        item.add_marker(pytest.mark.skip(reason="takes minutes: add --slow"))
+      if marker in item.keywords:
+        item.add_marker(pytest.mark.skip(reason=f"{reason}: add --{marker}"))
 
 
 @pytest.fixture

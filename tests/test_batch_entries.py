@@ -142,7 +142,9 @@ def test_pairs_of_outputs_are_aligned_one_by_one(rng):
   assert params[0] == {} and params[1]["kernel"].shape == (3, 5)
   values, _ = evaluate(term, student, teacher, {})
   b = student["b"] @ np.asarray(params[1]["kernel"])
-  np.testing.assert_allclose(values, losses.fsp((student["a"], b), (teacher["a"], teacher["b"])), rtol=1e-4)
+  np.testing.assert_allclose(
+    values, losses.fsp((student["a"], b), (teacher["a"], teacher["b"])), rtol=1e-4
+  )
   with pytest.raises(ValueError, match="as many names of both"):
     features(("a", "b"), ("a",), losses.fsp)
   with pytest.raises(ValueError, match=r"student 'b' .*cannot be aligned with teacher 'c'"):

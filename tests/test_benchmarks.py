@@ -66,7 +66,9 @@ def test_both_sides_take_turns_and_the_first_alternates():
   from timing import compare
 
   order = []
-  times = compare(lambda calls: order.append("a"), lambda calls: order.append("b"), pairs=3, calls=1)
+  times = compare(
+    lambda calls: order.append("a"), lambda calls: order.append("b"), pairs=3, calls=1
+  )
   assert "".join(order) == "ab" + "baabba"
   assert len(times.ours) == len(times.theirs) == 3
 
@@ -82,7 +84,10 @@ def test_a_loop_is_measured_between_its_reports():
 
 def cells(printed):
   """The rows of a table, without its header."""
-  return [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.strip().splitlines()[2:]]
+  return [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in printed.strip().splitlines()[2:]
+  ]
 
 
 @pytest.mark.parametrize("teacher", [[], ["--teacher"]])
@@ -92,25 +97,34 @@ def test_the_fused_losses_are_compared_with_the_unfused_one(capsys, teacher):
   linear.main(["--quick", "--pairs", "2", *teacher])
   ((tokens, classes, *numbers),) = cells(capsys.readouterr().out)
   assert (tokens, classes) == ("128", "640")
-  assert all(float(number.split()[0].replace(",", "")) >= 0 for number in numbers) and len(numbers) == 5
+  assert (
+    all(float(number.split()[0].replace(",", "")) >= 0 for number in numbers) and len(numbers) == 5
+  )
 
 
 def test_a_fused_loss_that_is_another_one_is_refused(monkeypatch):
   import linear
 
-  monkeypatch.setattr(linear, "unfused_cached", lambda *arrays: 2 * linear.losses.linear_sparse_kl(*arrays))
+  monkeypatch.setattr(
+    linear, "unfused_cached", lambda *arrays: 2 * linear.losses.linear_sparse_kl(*arrays)
+  )
   with pytest.raises(AssertionError, match="Not equal to tolerance"):
     linear.main(["--quick", "--pairs", "2"])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: `tpu`")
+@pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: `tpu`"
+)
 @pytest.mark.slow
 def test_what_the_fused_losses_hold_on_a_chip(capsys):
   import linear
 
   linear.main(["--compile_for", "v5e:1x1"])
   for name, _, held, work, most, fast in cells(capsys.readouterr().out):
-    assert float(held.replace(",", "")) <= 2000 and float(most.replace(",", "")) <= linear.FAST / linear.MIB
+    assert (
+      float(held.replace(",", "")) <= 2000
+      and float(most.replace(",", "")) <= linear.FAST / linear.MIB
+    )
     assert float(work) <= (1.51 if name == "live teacher" else 1.35) and float(fast) <= 1.02
 
 

@@ -40,7 +40,9 @@ def execute(name, folder, quick=False, **settings):
     (cell,) = [cell for cell in code(book) if cell.id == "text"]
     assert "topics.items()" in cell.source
     cell.source = cell.source.replace("topics.items()", "list(topics.items())[:20]")
-  env = {k: v for k, v in os.environ.items() if k not in ("MPLBACKEND", "XLA_FLAGS", "DISTILL_JAX_QUICK")}
+  env = {
+    k: v for k, v in os.environ.items() if k not in ("MPLBACKEND", "XLA_FLAGS", "DISTILL_JAX_QUICK")
+  }
   env |= {"IPYTHONDIR": str(folder / "ipython"), **settings}
   client = nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": str(folder)}})
   client.execute(env=env)
@@ -50,11 +52,15 @@ def execute(name, folder, quick=False, **settings):
 def accuracies(book):
   """{'student alone': 88.6} from the table."""
   (table,) = outputs(book, "text/markdown")
-  return {name: float(value) for name, value in re.findall(r"\| (\w.+?) \| [\d,]+ \| ([\d.]+)%", table)}
+  return {
+    name: float(value) for name, value in re.findall(r"\| (\w.+?) \| [\d,]+ \| ([\d.]+)%", table)
+  }
 
 
 def check_outputs(name, book):
-  streams = [output for cell in code(book) for output in cell.outputs if output.output_type == "stream"]
+  streams = [
+    output for cell in code(book) for output in cell.outputs if output.output_type == "stream"
+  ]
   assert [output.text for output in streams if output.name == "stderr"] == []
   pictures = [base64.b64decode(picture) for picture in outputs(book, "image/png")]
   assert len(pictures) == PICTURES[name]
@@ -86,7 +92,9 @@ def test_only_colab_installs(name, on_colab, monkeypatch):
   assert len(ran) == on_colab
   for magic, line in ran:
     asked = re.fullmatch(r'install -q "distill-jax\[([\w,]+)\]"', line)
-    offered = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    offered = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+      "optional-dependencies"
+    ]
     assert magic == "pip" and asked and set(asked[1].split(",")) <= set(offered)
 
 
@@ -113,7 +121,12 @@ def test_the_teacher_helps_to_read(tmp_path):
   perplexity = {name: float(value) for name, value in rows}
   teacher, alone, unlabeled, distilled = (
     perplexity[name]
-    for name in ("teacher", "student, alone", "student, top 16 without labels", "student, top 16 and labels")
+    for name in (
+      "teacher",
+      "student, alone",
+      "student, top 16 without labels",
+      "student, top 16 and labels",
+    )
   )
   assert teacher < distilled < alone < unlabeled
 

@@ -58,7 +58,8 @@ def faults(root):
   known = modules(root)
   package = root.name
   graph = {
-    module: set(imported(file.read_text(), module, file.name == "__init__.py", known)) - {module, package}
+    module: set(imported(file.read_text(), module, file.name == "__init__.py", known))
+    - {module, package}
     for module, file in known.items()
     if module != package  # its lazy import of `load_student` is the one exception
   }
@@ -83,10 +84,17 @@ def test_imports_point_down():
 @pytest.mark.parametrize(
   "files, fault",
   [
-    ({"reduce.py": "import pkg.train", "train.py": ""}, "pkg.reduce imports pkg.train from a floor above"),
+    (
+      {"reduce.py": "import pkg.train", "train.py": ""},
+      "pkg.reduce imports pkg.train from a floor above",
+    ),
     ({"types.py": "def f():\n  from pkg import losses", "losses/__init__.py": ""}, "floor above"),
     (
-      {"losses/a.py": "from . import b", "losses/b.py": "from .a import x", "losses/__init__.py": ""},
+      {
+        "losses/a.py": "from . import b",
+        "losses/b.py": "from .a import x",
+        "losses/__init__.py": "",
+      },
       "circle",
     ),
     ({"surprise.py": ""}, "pkg.surprise has no floor"),

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted(path for folder in ("distill_jax", "configs") for path in (ROOT / folder).rglob("*.py"))
+SOURCES = sorted(
+  path for folder in ("distill_jax", "configs") for path in (ROOT / folder).rglob("*.py")
+)
 # YAML turns `no` into False, pickles run code when opened, archives write outside their folder.
 MODULES = {
   "yaml",
@@ -31,13 +33,17 @@ def offences(source):
   for node in ast.walk(ast.parse(source)):
     names = []
     if isinstance(node, ast.Import):
-      names = [alias.name.split(".")[0] for alias in node.names if alias.name.split(".")[0] in MODULES]
+      names = [
+        alias.name.split(".")[0] for alias in node.names if alias.name.split(".")[0] in MODULES
+      ]
     elif isinstance(node, ast.ImportFrom):
       parts = [(node.module or "").split(".")[0], *(alias.name for alias in node.names)]
       names = [name for name in parts if name in MODULES | CALLS]
     elif isinstance(node, ast.Call):
       called = ast.unparse(node.func)
-      names = [called] if called in CALLS or called.split(".")[-1] in CALLS - {"eval", "exec"} else []
+      names = (
+        [called] if called in CALLS or called.split(".")[-1] in CALLS - {"eval", "exec"} else []
+      )
       # int.from_bytes reads one number, flax.serialization.from_bytes casts shapes and dtypes silently.
       names = [] if called == "int.from_bytes" else names
       names += [
@@ -83,7 +89,12 @@ def test_the_lint_sees(source):
 
 @pytest.mark.parametrize(
   "source",
-  ["model.eval()", "int.from_bytes(b, 'little')", "np.load(f, allow_pickle=False)", "re.compile('x')"],
+  [
+    "model.eval()",
+    "int.from_bytes(b, 'little')",
+    "np.load(f, allow_pickle=False)",
+    "re.compile('x')",
+  ],
 )
 def test_the_lint_allows(source):
   assert offences(source) == []

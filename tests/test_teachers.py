@@ -57,7 +57,9 @@ def test_a_live_teacher_computes_in_its_own_dtype(batch):
   for variables in (half.variables, half.init(KEY, batch)):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.bfloat16)}
   outputs = answer(half, batch)
-  assert {name: x.dtype for name, x in outputs.items()} == dict.fromkeys(["logits", "hidden"], jnp.bfloat16)
+  assert {name: x.dtype for name, x in outputs.items()} == dict.fromkeys(
+    ["logits", "hidden"], jnp.bfloat16
+  )
   expected = answer(model, batch)["logits"]
   np.testing.assert_allclose(outputs["logits"].astype(jnp.float32), expected, atol=0.05)
   assert (outputs["logits"].astype(jnp.float32) != expected).any()
@@ -77,7 +79,12 @@ def test_a_live_teacher_keeps_integers_and_its_unmade_weights(batch):
   assert half.variables is None
   made = half.init(KEY, batch)
   _, state = half.apply(*made, batch, train=False, key=None)
-  assert seen == {"x": jnp.float16, "label": batch["label"].dtype, "count": jnp.int32, "w": jnp.float16}
+  assert seen == {
+    "x": jnp.float16,
+    "label": batch["label"].dtype,
+    "count": jnp.int32,
+    "w": jnp.float16,
+  }
   assert state == {"count": 4}
 
 
@@ -91,7 +98,10 @@ def test_a_dtype_that_is_not_floating_is_refused(dtype):
 
 
 def test_cached_outputs_are_those_of_the_batch(rng, batch):
-  stored = {"teacher/logits": rng.normal(size=(5, 3)), "teacher/stage/block3": rng.normal(size=(5, 4))}
+  stored = {
+    "teacher/logits": rng.normal(size=(5, 3)),
+    "teacher/stage/block3": rng.normal(size=(5, 4)),
+  }
   model = teachers.cached()
   assert model.init(KEY, batch) == model.variables == Variables({}, {})
   outputs, state = model.apply({}, {}, batch | stored, train=False, key=None)
@@ -124,7 +134,9 @@ def test_an_ensemble_is_the_weighted_mean(rng, weights, mean, shape):
 
 def test_probabilities_are_averaged_in_log_space_and_in_float32():
   far = [[0.0, 200.0, -300.0]], [[0.0, 200.0, -280.0]]
-  got = answer(teachers.ensemble([says(z) for z in far], mean="probabilities"), {"image": 0})["logits"]
+  got = answer(teachers.ensemble([says(z) for z in far], mean="probabilities"), {"image": 0})[
+    "logits"
+  ]
   expected = np.logaddexp(-500.0, -480.0) - np.log(2)  # e^-480 is no float32
   np.testing.assert_allclose(got[0], [-200, 0, expected], rtol=1e-6)
   half = [says(jnp.full((1, 2), z, jnp.float16)) for z in (40000, 50000)]
@@ -137,7 +149,9 @@ def test_missing_classes_and_teachers_of_weight_zero():
   a, b, broken = says([[0.0, 1.0, -np.inf]]), says([[0.0, -np.inf, -np.inf]]), says([[np.nan] * 3])
   model = teachers.ensemble([a, b, broken], weights=[1, 1, 0], mean="probabilities")
   expected = (softmax64([0.0, 1.0, -np.inf]) + [1, 0, 0]) / 2
-  np.testing.assert_allclose(softmax64(answer(model, {"image": 0})["logits"][0]), expected, rtol=1e-6)
+  np.testing.assert_allclose(
+    softmax64(answer(model, {"image": 0})["logits"][0]), expected, rtol=1e-6
+  )
   geometric = teachers.ensemble([a, broken], weights=[1, 0], mean="logits")
   np.testing.assert_array_equal(answer(geometric, {"image": 0})["logits"], [[0, 1, -np.inf]])
 
@@ -145,7 +159,9 @@ def test_missing_classes_and_teachers_of_weight_zero():
 def test_an_ensemble_of_one_is_that_teacher(rng, batch):
   one = plain(rng.normal(size=(6, 3)).astype(np.float32))
   alone = answer(one, batch)["logits"]
-  np.testing.assert_array_equal(answer(teachers.ensemble([one], mean="logits"), batch)["logits"], alone)
+  np.testing.assert_array_equal(
+    answer(teachers.ensemble([one], mean="logits"), batch)["logits"], alone
+  )
   mixed = answer(teachers.ensemble([one], mean="probabilities"), batch)["logits"]
   np.testing.assert_allclose(softmax64(mixed), softmax64(alone), rtol=1e-5)
 
@@ -178,7 +194,9 @@ def test_frozen_members_make_a_frozen_ensemble(rng, batch):
   model = teachers.ensemble([plain(k) for k in kernels], mean="logits")
   before = fingerprint(model.variables)
   assert fingerprint(model.init(KEY, batch)) == before
-  np.testing.assert_allclose(answer(model, batch)["logits"], batch["image"] @ kernels.mean(0), atol=1e-5)
+  np.testing.assert_allclose(
+    answer(model, batch)["logits"], batch["image"] @ kernels.mean(0), atol=1e-5
+  )
   assert fingerprint(model.variables) == before
   half = teachers.ensemble([plain(kernels[0]), from_linen(Normed())], mean="logits")
   assert half.variables is None
@@ -226,7 +244,11 @@ def test_the_average_follows_weights_and_statistics(rng, batch, decay):
     return np.asarray(b) if b.dtype == jnp.int32 else d * a + (1 - d) * np.asarray(b, np.float64)
 
   def draw(x, step):
-    return jnp.int32(step + 7) if x.dtype == jnp.int32 else jnp.asarray(rng.normal(size=x.shape), x.dtype)
+    return (
+      jnp.int32(step + 7)
+      if x.dtype == jnp.int32
+      else jnp.asarray(rng.normal(size=x.shape), x.dtype)
+    )
 
   for step in range(12):
     student = jax.tree.map(functools.partial(draw, step=step), own)
@@ -242,7 +264,9 @@ def test_the_average_keeps_dtypes_keys_and_the_student_s_functions(batch):
   model = teachers.moving_average(student)
   assert (model.init, model.apply, model.variables) == (student.init, student.apply, None)
   own = Variables({"w": jnp.ones(2, jnp.bfloat16)}, {"key": KEY, "flag": jnp.array(True)})
-  current = Variables({"w": jnp.zeros(2, jnp.bfloat16)}, {"key": jax.random.key(5), "flag": jnp.array(False)})
+  current = Variables(
+    {"w": jnp.zeros(2, jnp.bfloat16)}, {"key": jax.random.key(5), "flag": jnp.array(False)}
+  )
   new = model.ema_update(own, current, jnp.int32(0))
   assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(lambda x: x.dtype, own)
   np.testing.assert_allclose(new.params["w"].astype(jnp.float32), 0.1, rtol=0.02)

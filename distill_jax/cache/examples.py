@@ -77,7 +77,8 @@ class Streamed:
     size = crop(identity.probe_image(images.channels), 0, 0).shape
     kinds = {"id": ((), np.int32), "image": (size, np.float32), "label": ((), np.int32)}
     self.shapes = {
-      name: jax.ShapeDtypeStruct((len(images), *shape), dtype) for name, (shape, dtype) in kinds.items()
+      name: jax.ShapeDtypeStruct((len(images), *shape), dtype)
+      for name, (shape, dtype) in kinds.items()
     }
 
   def about(self) -> dict[str, Any]:
@@ -138,7 +139,9 @@ class Packed:
       "vocabulary": text.vocabulary,
       "inputs": identity.inputs(self.shapes),
       "name": text.name,
-      "examples": identity.digest(text.ids, np.concatenate([self.checksums(part) for part in parts])),
+      "examples": identity.digest(
+        text.ids, np.concatenate([self.checksums(part) for part in parts])
+      ),
       "classes": identity.vocabulary(text.class_names),
     }
 
@@ -162,7 +165,9 @@ def examples_of(source: Any, crop: Crop | None) -> Examples:
   """
   if isinstance(source, Source):
     if crop is not None:
-      raise ValueError("crop: expected none: the examples are in memory; crop=... cuts data.images.Images")
+      raise ValueError(
+        "crop: expected none: the examples are in memory; crop=... cuts data.images.Images"
+      )
     return InMemory(source)
   if isinstance(source, Images):
     if crop is None:

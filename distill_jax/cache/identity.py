@@ -39,7 +39,9 @@ def inputs(arrays: Mapping[str, Any]) -> dict[str, str]:
 
   Labels are left out, so that a run which hides some of them reads the same cache.
   """
-  return {name: f"{arrays[name].dtype}{list(arrays[name].shape[1:])}" for name in sorted(_inputs(arrays))}
+  return {
+    name: f"{arrays[name].dtype}{list(arrays[name].shape[1:])}" for name in sorted(_inputs(arrays))
+  }
 
 
 def shapes(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
@@ -52,7 +54,10 @@ def source_checksums(arrays: Mapping[str, Any], names: Iterable[str]) -> np.ndar
   crc = [0] * len(arrays["id"])
   for name in sorted(names):
     rows = np.ascontiguousarray(arrays[name])
-    crc = [zlib.crc32(row.data, value) for row, value in zip(rows.reshape(len(rows), -1).view(np.uint8), crc)]
+    crc = [
+      zlib.crc32(row.data, value)
+      for row, value in zip(rows.reshape(len(rows), -1).view(np.uint8), crc)
+    ]
   return np.maximum(np.array(crc, np.uint32), 1)
 
 
@@ -99,7 +104,12 @@ def teacher(
   answers = _numbers({"id": batch["id"]} | answer(tuple(variables), batch))
   head = heads.head_of(model, variables, outputs, arrays)
   known = {} if head is None else {"head": heads.about(head)}
-  return {"weights": fingerprint(tuple(variables)), "answers": answers, **known, **dict(description or {})}
+  return {
+    "weights": fingerprint(tuple(variables)),
+    "answers": answers,
+    **known,
+    **dict(description or {}),
+  }
 
 
 def augmentation(augment: Augment | None, arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +130,9 @@ def augmentation(augment: Augment | None, arrays: Mapping[str, Any]) -> dict[str
     raise ValueError(
       "augment: two calls gave different views of one example: draw from 'id' and 'view' alone"
     )
-  alone = [_numbers(augment({name: x[i : i + 1] for name, x in batch.items()}))[0] for i in range(PROBES)]
+  alone = [
+    _numbers(augment({name: x[i : i + 1] for name, x in batch.items()}))[0] for i in range(PROBES)
+  ]
   if not same_probes(probes, alone):
     raise ValueError(
       "augment: a view of an example came out otherwise alone than in a batch, so it cannot be made again: it must "
@@ -138,7 +150,9 @@ def cropping(crop: Crop, channels: int) -> dict[str, Any]:
 
 def varies(data: Mapping[str, Any]) -> bool:
   """Whether a crop, by the `data` part of an identity, makes different views of one image."""
-  return "crop" in data and not np.allclose(data["crop"]["probes"], data["crop"]["probes"][0], atol=1e-3)
+  return "crop" in data and not np.allclose(
+    data["crop"]["probes"], data["crop"]["probes"][0], atol=1e-3
+  )
 
 
 def probe_image(channels: int) -> PIL.Image.Image:
@@ -183,7 +197,9 @@ def _held(function) -> dict[str, Any]:
   held: dict[str, Any] = {}
   for name, value in inspect.getclosurevars(function).nonlocals.items():
     beside = (
-      inspect.isfunction(value) and value.__qualname__.rpartition(".")[0] == scope and value is not function
+      inspect.isfunction(value)
+      and value.__qualname__.rpartition(".")[0] == scope
+      and value is not function
     )
     held.update(_held(value) if beside and scope else {name: value})
   return held
@@ -198,9 +214,13 @@ def _probe_batch(arrays) -> dict[str, np.ndarray]:
   batch = {"id": np.arange(PROBES, dtype=np.int32), "view": np.arange(PROBES, dtype=np.int32)}
   for name in sorted(_inputs(arrays)):
     shape, dtype = (PROBES, *arrays[name].shape[1:]), arrays[name].dtype
-    highest = 256 if dtype == np.uint8 else 2  # pixels; others may be words, of a vocabulary of any size
+    highest = (
+      256 if dtype == np.uint8 else 2
+    )  # pixels; others may be words, of a vocabulary of any size
     floating = np.issubdtype(dtype, np.floating)
-    batch[name] = (random.random(shape) if floating else random.integers(0, highest, shape)).astype(dtype)
+    batch[name] = (random.random(shape) if floating else random.integers(0, highest, shape)).astype(
+      dtype
+    )
   return {**batch, "label": np.zeros(PROBES, np.int32)}
 
 

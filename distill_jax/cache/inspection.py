@@ -53,11 +53,15 @@ def _confidence(cache: Cache, name: str, source: Source | None) -> list[str]:
     label = source.arrays["label"][InMemory(source).places(ids[known])]
     right = (said[known] == label)[label >= 0]
     accuracy = f": {right.mean():.4f}" if right.size else ", which has none"
-    lines.append(f"  its accuracy on the {right.size:,} labeled examples of {source.name}{accuracy}")
+    lines.append(
+      f"  its accuracy on the {right.size:,} labeled examples of {source.name}{accuracy}"
+    )
   return lines
 
 
-def _first_view(cache: Cache, name: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def _first_view(
+  cache: Cache, name: str, ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
   """Of each example's logits the largest probability, its class, and the label's log-probability where it was kept."""
   codec, _ = cache.outputs[name]
 
@@ -65,12 +69,18 @@ def _first_view(cache: Cache, name: str, ids: np.ndarray) -> tuple[np.ndarray, n
   def top(columns):
     kept = cache.decoded(name, columns)
     if isinstance(codec, TopK):
-      return jnp.exp(kept.log_probs[..., 0]), kept.indices[..., 0], columns[f"{CACHED}{name}.label_log_prob"]
+      return (
+        jnp.exp(kept.log_probs[..., 0]),
+        kept.indices[..., 0],
+        columns[f"{CACHED}{name}.label_log_prob"],
+      )
     return jax.nn.softmax(kept.astype(jnp.float32)).max(-1), kept.argmax(-1), None
 
   batch, parts = min(1024, len(ids)), []
   for first in range(0, len(ids), batch):
     rows = np.minimum(np.arange(first, first + batch), len(ids) - 1)
     joined = cache.join({"id": ids[rows], "view": np.zeros(batch, np.int32)})
-    parts.append(jax.device_get(top({name: x for name, x in joined.items() if name.startswith(CACHED)})))
+    parts.append(
+      jax.device_get(top({name: x for name, x in joined.items() if name.startswith(CACHED)}))
+    )
   return jax.tree.map(lambda *x: np.concatenate(x)[: len(ids)], *parts)

@@ -49,10 +49,15 @@ class Cache:
     self.store, self.manifest, self.table = store, made, Table(store, made, memory)
     self.outputs: dict[str, tuple[Codec, jax.ShapeDtypeStruct]] = {}
     for name, kept in made.identity["outputs"].items():
-      codec = dense.from_spec({field: value for field, value in kept.items() if field not in ("shape", "of")})
+      codec = dense.from_spec(
+        {field: value for field, value in kept.items() if field not in ("shape", "of")}
+      )
       self.outputs[name] = codec, jax.ShapeDtypeStruct(tuple(kept["shape"]), jnp.dtype(kept["of"]))
     self.num_views = made.rows.num_views
-    self._streamed, self._head = "crop" in made.identity["data"], made.identity["teacher"].get("head")
+    self._streamed, self._head = (
+      "crop" in made.identity["data"],
+      made.identity["teacher"].get("head"),
+    )
     self._names = [(column.name, CACHED + column.name) for column in made.columns]
 
   def __len__(self) -> int:
@@ -113,7 +118,9 @@ class Cache:
       ValueError: it has none.
     """
     prefix = f"{CACHED}{name}."
-    columns = {entry.removeprefix(prefix): x for entry, x in batch.items() if entry.startswith(prefix)}
+    columns = {
+      entry.removeprefix(prefix): x for entry, x in batch.items() if entry.startswith(prefix)
+    }
     if not columns:
       raise ValueError(
         f"the batch has no columns {prefix}...: let `Cache.join` add them; it has {sorted(batch)}"
@@ -250,7 +257,10 @@ class Cache:
       Mismatch: the fields are named.
     """
     said = self.manifest.identity["outputs"]
-    held = {name: {f: v for f, v in kept.items() if f not in ("shape", "of")} for name, kept in said.items()}
+    held = {
+      name: {f: v for f, v in kept.items() if f not in ("shape", "of")}
+      for name, kept in said.items()
+    }
     wanted = {name: dense.spec(codec) for name, codec in outputs.items()}
     manifest.check(self.store, {"outputs": held}, {"outputs": wanted})
     self._compare({"teacher": identity.teacher(teacher, variables, outputs, arrays, description)})
@@ -262,18 +272,26 @@ class Cache:
       Mismatch: both fingerprints are named.
     """
     held = self.manifest.identity["teacher"]["weights"]
-    manifest.check(self.store, {"teacher.weights": held}, {"teacher.weights": fingerprint(tuple(variables))})
+    manifest.check(
+      self.store, {"teacher.weights": held}, {"teacher.weights": fingerprint(tuple(variables))}
+    )
 
   def _check_examples(self, arrays: Mapping[str, np.ndarray]) -> None:
     ids, valid = self._entry("id", arrays), _valid(arrays)
-    views = self._entry("view", arrays) if self._streamed and self.augmented else np.zeros(len(ids), np.int32)
+    views = (
+      self._entry("view", arrays)
+      if self._streamed and self.augmented
+      else np.zeros(len(ids), np.int32)
+    )
     if valid is not None:
       ids, views = ids[valid], views[valid]
       arrays = {name: np.asarray(values)[valid] for name, values in arrays.items()}
     check_examples(self.table, ids, views, arrays)
 
   def _compare(self, part: Mapping[str, Any]) -> None:
-    manifest.check(self.store, {name: self.manifest.identity[name] for name in part}, part, identity.same)
+    manifest.check(
+      self.store, {name: self.manifest.identity[name] for name in part}, part, identity.same
+    )
 
 
 def _valid(batch: Mapping[str, np.ndarray]) -> np.ndarray | None:

@@ -53,7 +53,9 @@ def check_examples(
     Mismatch: the first example that differs is named.
     ValueError: an example or a view is not in the cache.
   """
-  checksums = identity.source_checksums({**arrays, "id": ids}, table.manifest.identity["data"]["inputs"])
+  checksums = identity.source_checksums(
+    {**arrays, "id": ids}, table.manifest.identity["data"]["inputs"]
+  )
   for first in range(0, len(ids), CHUNK):
     part = slice(first, first + CHUNK)
     records = table.read(ids[part], views[part])

@@ -91,7 +91,10 @@ def write_cache(
     OSError: the place cannot be written, or is full; the shards before stay, and the same call goes on from there.
   """
   store, examples = open_store(url), examples_of(source, crop)
-  variables, kept = sharding.gather_to_host(check_teacher(teacher, teacher_variables)), check_outputs(outputs)
+  variables, kept = (
+    sharding.gather_to_host(check_teacher(teacher, teacher_variables)),
+    check_outputs(outputs),
+  )
   check_part(part)
   _check_views(num_views, examples, augment)
   mesh = mesh or sharding.data_mesh()
@@ -106,7 +109,8 @@ def write_cache(
       "data": examples.about(),
       "augmentation": identity.augmentation(augment, examples.shapes),
       "outputs": {
-        name: dense.spec(codec) | {"shape": list(given[name].shape[1:]), "of": str(given[name].dtype)}
+        name: dense.spec(codec)
+        | {"shape": list(given[name].shape[1:]), "of": str(given[name].dtype)}
         for name, codec in kept.items()
       },
     },
@@ -132,7 +136,9 @@ def write_cache(
 
 def output_shapes(predictor: Predictor, examples: Examples) -> dict[str, jax.ShapeDtypeStruct]:
   """What the teacher gives for one example, [1, ...]."""
-  one = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in examples.shapes.items()}
+  one = {
+    name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in examples.shapes.items()
+  }
   return predictor.shapes(one | {"view": jax.ShapeDtypeStruct((1,), np.int32)})
 
 
@@ -180,7 +186,9 @@ def _fill(
 ) -> None:
   """Writes the shards that are missing: this process' part, then whatever is still missing."""
   left = shards.missing(store, made)
-  with tqdm(total=_rows(made, left), unit=" rows", desc="cache", disable=None if progress else True) as bar:
+  with tqdm(
+    total=_rows(made, left), unit=" rows", desc="cache", disable=None if progress else True
+  ) as bar:
     mine = share(left, *(part or (jax.process_index(), jax.process_count())))
     while left:
       for number in mine:
@@ -188,7 +196,9 @@ def _fill(
         crcs, columns = _gathered(predictor, examples, batches, bar.update)
         shards.write_shard(store, made, number, crcs, columns)
       left = shards.missing(store, made)
-      mine = left[-1:]  # the others go through theirs from the first on: help, one by one, from the last
+      mine = left[
+        -1:
+      ]  # the others go through theirs from the first on: help, one by one, from the last
   if progress:
     print(f"cache: {len(made.rows):,} rows written to {store.url}", flush=True)
 
@@ -205,7 +215,9 @@ def _batches(examples: Examples, ids, views, batch_size) -> Iterator[tuple[Batch
     yield examples.batch(ids[rows], views[rows]), min(batch_size, len(ids) - first)
 
 
-def _gathered(predictor, examples: Examples, batches, report) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _gathered(
+  predictor, examples: Examples, batches, report
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
   """Checksums and columns of all batches; the device works on one while the host takes the one before."""
   crcs: list[np.ndarray] = []
   parts: list[dict[str, np.ndarray]] = []
@@ -227,7 +239,9 @@ def _gathered(predictor, examples: Examples, batches, report) -> tuple[np.ndarra
     running = batch, count, answer
   if running is not None:
     take(*running)
-  return np.concatenate(crcs), {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+  return np.concatenate(crcs), {
+    name: np.concatenate([part[name] for part in parts]) for name in parts[0]
+  }
 
 
 def _track(title: str, unit: str, progress: bool):

@@ -109,7 +109,9 @@ def _rules(qwix, pattern: str, activations: bool) -> list:
 def _check(module: nnx.Module, pattern: str) -> dict[str, nnx.Module]:
   """The layers with a kernel in whose paths the pattern is found: a norm or a container alone has nothing to round."""
   paths = {"/".join(map(str, p)): m for p, m in nnx.iter_modules(module) if isinstance(m, _KERNELS)}
-  found: dict[str, nnx.Module] = {path: layer for path, layer in paths.items() if re.search(pattern, path)}
+  found: dict[str, nnx.Module] = {
+    path: layer for path, layer in paths.items() if re.search(pattern, path)
+  }
   if not found:
     raise ValueError(
       f"pattern {pattern!r} fits no layer that can be int8, linear or a convolution; some are {', '.join([*paths][:8])}"

@@ -55,7 +55,9 @@ def layer_zeros(params: Tree) -> list[Layer]:
   """
   leaves = named_leaves(params)
   zeros = jax.device_get(_zeros([leaf for _, leaf in leaves]))
-  return [Layer(name, leaf.size, int(count)) for (name, leaf), count in zip(leaves, zeros, strict=True)]
+  return [
+    Layer(name, leaf.size, int(count)) for (name, leaf), count in zip(leaves, zeros, strict=True)
+  ]
 
 
 def nonzeros(params: Tree) -> int:

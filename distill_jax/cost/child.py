@@ -36,7 +36,9 @@ _ENVIRONMENT = {
 _DROPPED = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
 
 
-def compile_for_tpu(topology: str, axes: Mapping[str, int], programs: Sequence[Program]) -> list[Compiled]:
+def compile_for_tpu(
+  topology: str, axes: Mapping[str, int], programs: Sequence[Program]
+) -> list[Compiled]:
   """Compiles programs one after the other, in another process; no TPU is needed.
 
   Args:
@@ -57,9 +59,15 @@ def compile_for_tpu(topology: str, axes: Mapping[str, int], programs: Sequence[P
     folder = Path(name)
     for number, program in enumerate(programs):
       (folder / f"{number}.program").write_bytes(program.exported)
-    job = {"topology": topology, "axes": dict(axes), "programs": [(p.donated, p.products) for p in programs]}
+    job = {
+      "topology": topology,
+      "axes": dict(axes),
+      "programs": [(p.donated, p.products) for p in programs],
+    }
     (folder / _JOB).write_text(json.dumps(job))
-    environment = {name: value for name, value in os.environ.items() if name not in _DROPPED} | _ENVIRONMENT
+    environment = {
+      name: value for name, value in os.environ.items() if name not in _DROPPED
+    } | _ENVIRONMENT
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     command = [sys.executable, "-m", "distill_jax.cost.child", str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -83,7 +91,9 @@ def _main(folder: Path) -> None:
     (folder / _RESULT).write_text(json.dumps({"refused": str(error)}))
     return
   axes = job["axes"]
-  mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), (AxisType.Auto,) * len(axes), devices=devices)
+  mesh = jax.make_mesh(
+    tuple(axes.values()), tuple(axes), (AxisType.Auto,) * len(axes), devices=devices
+  )
   compiled = []
   for number, (donated, products) in enumerate(job["programs"]):
     program = Program((folder / f"{number}.program").read_bytes(), donated, products)

@@ -33,7 +33,9 @@ CHIPS = {
   "v4": Chip("TPU v4", 275e12, 1200e9, int(30.75 * GIB), 3, "cloud.google.com/tpu/docs/v4"),
   "v5e": Chip("TPU v5e", 197e12, 819e9, int(15.75 * GIB), 2, "cloud.google.com/tpu/docs/v5e"),
   "v5p": Chip("TPU v5p", 459e12, 2765e9, int(95.74 * GIB), 3, "cloud.google.com/tpu/docs/v5p"),
-  "v6e": Chip("TPU v6e (Trillium)", 918e12, 1638e9, int(31.25 * GIB), 2, "cloud.google.com/tpu/docs/v6e"),
+  "v6e": Chip(
+    "TPU v6e (Trillium)", 918e12, 1638e9, int(31.25 * GIB), 2, "cloud.google.com/tpu/docs/v6e"
+  ),
 }
 _HOST = (2, 2, 1)  # chips that one host has, at most, unless libtpu is told otherwise
 
@@ -56,9 +58,7 @@ def slice_of(topology: str) -> Slice:
     ValueError: there is no such chip, or the shape has another number of axes than its slices have.
   """
   name, _, sizes = topology.partition(":")
-  wanted = (
-    f"topology: expected 'cpu', or a chip and a shape such as 'v5e:4x4' or 'v5p:2x2x1', got {topology!r}"
-  )
+  wanted = f"topology: expected 'cpu', or a chip and a shape such as 'v5e:4x4' or 'v5p:2x2x1', got {topology!r}"
   if name not in CHIPS:
     raise ValueError(f"{wanted}; chips: {', '.join(CHIPS)}")
   if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes):

@@ -111,7 +111,9 @@ def lower(
     return tuple(jax.tree.leaves(function(*jax.tree.unflatten(structure, leaves))))
 
   def shardings(specs, tree):
-    return tuple(NamedSharding(mesh, spec) for spec in jax.tree.leaves(jax.tree.broadcast(specs, tree)))
+    return tuple(
+      NamedSharding(mesh, spec) for spec in jax.tree.leaves(jax.tree.broadcast(specs, tree))
+    )
 
   with _chosen_for(platform):
     outputs = jax.eval_shape(function, *arguments)

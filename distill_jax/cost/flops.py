@@ -28,7 +28,9 @@ def _of_equation(equation) -> float:
   if name == "dot_general":
     (contract, _), _ = params["dimension_numbers"]
     left = equation.invars[0].aval.shape
-    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contract)
+    return (
+      2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contract)
+    )
   if name == "conv_general_dilated":
     kernel, layout = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
     return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[layout[0]]

@@ -20,7 +20,9 @@ KINDS = (
 )
 _BITS = {"pred": 8, "c64": 64, "c128": 128, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,<= ]*)\]")
-_CALLS = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%([\w.-]+)")
+_CALLS = re.compile(
+  r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%([\w.-]+)"
+)
 _CALL_LISTS = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 
 
@@ -112,7 +114,9 @@ def loops(text: str) -> tuple[Loop, ...]:
     for instruction in program.computations[computation]:
       if instruction.opcode == "while":
         inside = [
-          i for name in _reached(program, _called(instruction)["body"]) for i in program.computations[name]
+          i
+          for name in _reached(program, _called(instruction)["body"])
+          for i in program.computations[name]
         ]
         found.append(Loop(_trips(program, instruction), sum(map(_is_product, inside))))
   return tuple(found)
@@ -178,7 +182,9 @@ def _reached(program: _Program, start: str) -> set[str]:
   new = {start}
   while new:
     found |= new
-    new = {name for old in new for i in program.computations[old] for name in _all_called(i)} - found
+    new = {
+      name for old in new for i in program.computations[old] for name in _all_called(i)
+    } - found
   return found
 
 
@@ -189,7 +195,9 @@ def _trips(program: _Program, loop: _Instruction) -> int | None:
     return int(noted[1])
   condition = program.computations[_called(loop)["condition"]]
   limits = {i.name: i.rest for i in condition if i.opcode == "constant"}
-  tests = [i.rest for i in condition if i.opcode not in ("parameter", "get-tuple-element", "constant")]
+  tests = [
+    i.rest for i in condition if i.opcode not in ("parameter", "get-tuple-element", "constant")
+  ]
   test = re.match(r"%[\w.-]+, %([\w.-]+)\), direction=LT", tests[0]) if len(tests) == 1 else None
   limit = re.match(r"(\d+)\)", limits.get(test[1], "")) if test else None
   return int(limit[1]) if limit else None
@@ -206,7 +214,9 @@ def _called(instruction: _Instruction) -> dict[str, str]:
 
 
 def _all_called(instruction: _Instruction) -> list[str]:
-  lists = [name.strip(" %") for names in _CALL_LISTS.findall(instruction.rest) for name in names.split(",")]
+  lists = [
+    name.strip(" %") for names in _CALL_LISTS.findall(instruction.rest) for name in names.split(",")
+  ]
   return [name for _, name in _CALLS.findall(instruction.rest)] + lists
 
 

@@ -55,7 +55,9 @@ def make_parts(
   used = _used(differentiate, state, teacher_outputs, batch)
   gradients = placed_state if isinstance(placed_state, PartitionSpec) else placed_state.params
   return [
-    make(lambda v, b: {n: teach(v, b)[n] for n in used}, (frozen, batch), (placed_teacher, rows), rows),
+    make(
+      lambda v, b: {n: teach(v, b)[n] for n in used}, (frozen, batch), (placed_teacher, rows), rows
+    ),
     make(
       differentiate,
       (state, {n: teacher_outputs[n] for n in used}, batch),

@@ -108,7 +108,9 @@ def compile_for(
   )
 
 
-def _arguments(student, teacher, objective, optimizer, batch, on_policy) -> tuple[TrainState, Any, Batch]:
+def _arguments(
+  student, teacher, objective, optimizer, batch, on_policy
+) -> tuple[TrainState, Any, Batch]:
   """Shapes of the train step's arguments."""
   key = jax.eval_shape(lambda: jax.random.key(0))
   init = make_init(student, teacher, objective, optimizer, on_policy=on_policy)

@@ -38,7 +38,9 @@ def augmentation(*transforms: Transform, seed: int) -> Callable[[Batch], Batch]:
   check_seed(seed)
 
   def one(image, id, view):
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), id), view)
+    key = jax.random.fold_in(
+      jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), id), view
+    )
     for i, transform in enumerate(transforms):
       image = transform(jax.random.fold_in(key, i), image)
     return image
@@ -108,7 +110,11 @@ def mixup(alpha: float, classes: int) -> Mixer:
     image, partner, labels, partners = _pair(batch, classes)
     weight = jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
     blend = weight * image + (1 - weight) * partner
-    return {**batch, "image": blend.astype(image.dtype), "label": weight * labels + (1 - weight) * partners}
+    return {
+      **batch,
+      "image": blend.astype(image.dtype),
+      "label": weight * labels + (1 - weight) * partners,
+    }
 
   return mix
 
@@ -153,7 +159,9 @@ def _pair(batch, classes):
   _require(batch, "image", "label")
   cached = sorted(name for name in batch if name.startswith("teacher/"))
   if cached:
-    raise ValueError(f"a mixed image has no cached teacher output, got {cached[0]!r}: use a live teacher")
+    raise ValueError(
+      f"a mixed image has no cached teacher output, got {cached[0]!r}: use a live teacher"
+    )
   labels = _probabilities(batch["label"], classes)
   real = jnp.roll(batch["where"], 1) if "where" in batch else jnp.ones(len(labels), bool)
 
@@ -167,7 +175,9 @@ def _pair(batch, classes):
 def _probabilities(labels, classes) -> jax.Array:
   labels = jnp.asarray(labels)
   if jnp.issubdtype(labels.dtype, jnp.integer) and labels.ndim == 1:
-    return jax.nn.one_hot(labels, classes, dtype=jnp.float32)  # a negative label gives a row of zeros
+    return jax.nn.one_hot(
+      labels, classes, dtype=jnp.float32
+    )  # a negative label gives a row of zeros
   if jnp.issubdtype(labels.dtype, jnp.floating) and labels.ndim == 2 and labels.shape[1] == classes:
     return labels
   expected = f"integers [rows] or probabilities [rows, {classes}]"

@@ -53,7 +53,9 @@ def batches(
   return _batches(source, batch_size, seed, start, num_views, slice(None) if rows is None else rows)
 
 
-def eval_batches(source: Source, batch_size: int, *, rows: np.ndarray | None = None) -> Iterator[HostBatch]:
+def eval_batches(
+  source: Source, batch_size: int, *, rows: np.ndarray | None = None
+) -> Iterator[HostBatch]:
   """Every example once, in order, in batches of one size.
 
   The last batch is filled up by repeating its last row; bool 'where' [batch_size] marks the real rows.

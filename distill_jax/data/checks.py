@@ -30,7 +30,9 @@ def check_labels(labels, classes: int | None, ids=None, ignore_label: int | None
     raise ValueError(f"label must be integers (class numbers), got {labels.dtype}")
   last = np.iinfo(np.int32).max if classes is None else classes - 1
   if ignore_label is not None and 0 <= ignore_label <= last:
-    raise ValueError(f"ignore_label {ignore_label} is one of the classes 0 to {last}: use a negative number")
+    raise ValueError(
+      f"ignore_label {ignore_label} is one of the classes 0 to {last}: use a negative number"
+    )
   wrong = (labels < 0) | (labels > last)
   if ignore_label is not None:
     wrong &= labels != ignore_label
@@ -40,7 +42,9 @@ def check_labels(labels, classes: int | None, ids=None, ignore_label: int | None
     hint = f"nearest is {min(max(value, 0), last)}"
     if value < 0 and ignore_label is None:
       hint = f"declare ignore_label={value} if it marks examples without a label"
-    raise ValueError(f"label {value} of {_example(ids, place[0])} is not a class 0 to {last}; {hint}")
+    raise ValueError(
+      f"label {value} of {_example(ids, place[0])} is not a class 0 to {last}; {hint}"
+    )
 
 
 def check_batch(
@@ -83,13 +87,17 @@ def check_lengths(arrays: Mapping[str, np.ndarray]) -> int:
     raise ValueError("no arrays: expected at least one, e.g. 'image'")
   scalars = [name for name, values in arrays.items() if values.ndim == 0]
   if scalars:
-    raise ValueError(f"{scalars[0]!r} is a single value: expected an array with one row per example")
+    raise ValueError(
+      f"{scalars[0]!r} is a single value: expected an array with one row per example"
+    )
   lengths = {name: len(values) for name, values in arrays.items()}
   if len(set(lengths.values())) > 1:
     raise ValueError(f"arrays must have one row per example, got lengths {lengths}")
   rows = next(iter(lengths.values()))
   if rows == 0:
-    raise ValueError(f"no examples: {', '.join(map(repr, arrays))} have 0 rows, expected at least 1")
+    raise ValueError(
+      f"no examples: {', '.join(map(repr, arrays))} have 0 rows, expected at least 1"
+    )
   return rows
 
 
@@ -108,7 +116,9 @@ def check_numbers(name: str, values: np.ndarray, ids=None) -> None:
     raise ValueError(f"{name!r} must hold numbers, got {values.dtype}")
   if wrong.any():
     place = tuple(int(i) for i in np.argwhere(wrong)[0])
-    raise ValueError(f"{name!r} of {_example(ids, place[0])} holds {values[place]}, expected {expected}")
+    raise ValueError(
+      f"{name!r} of {_example(ids, place[0])} holds {values[place]}, expected {expected}"
+    )
 
 
 def check_seed(seed: int) -> None:
@@ -119,7 +129,9 @@ def check_seed(seed: int) -> None:
 
 def _check_probabilities(label, classes, ids) -> None:
   if classes is not None and label.shape[1] != classes:
-    raise ValueError(f"label has rows of {label.shape[1]} probabilities, expected {classes}, one per class")
+    raise ValueError(
+      f"label has rows of {label.shape[1]} probabilities, expected {classes}, one per class"
+    )
   label = label.astype(np.float64)
   sums = label.sum(1)
   # Rows may have been rounded to bfloat16.

@@ -113,4 +113,6 @@ def _check_size(size):
 
 def _check_range(name, limits, most=np.inf):
   if len(limits) != 2 or not 0 < limits[0] <= limits[1] <= most:
-    raise ValueError(f"{name} must be a range (low, high) with 0 < low <= high <= {most}, got {limits}")
+    raise ValueError(
+      f"{name} must be a range (low, high) with 0 < low <= high <= {most}, got {limits}"
+    )

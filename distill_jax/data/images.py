@@ -58,10 +58,15 @@ class Images:
     if self.channels not in (1, 3):
       raise ValueError(f"{self.name}: channels must be 3 (RGB) or 1 (gray), got {self.channels}")
     if not 0 <= self.max_bad < 1:
-      raise ValueError(f"{self.name}: max_bad must be a share from 0 to less than 1, got {self.max_bad}")
+      raise ValueError(
+        f"{self.name}: max_bad must be a share from 0 to less than 1, got {self.max_bad}"
+      )
     # A Source knows what ids, classes and their names must be.
     checked = Source(
-      {"id": self.ids, "label": np.zeros(len(self.ids), int)}, self.classes, self.class_names, self.name
+      {"id": self.ids, "label": np.zeros(len(self.ids), int)},
+      self.classes,
+      self.class_names,
+      self.name,
     )
     object.__setattr__(self, "ids", checked.arrays["id"])
     object.__setattr__(self, "class_names", checked.class_names)
@@ -126,11 +131,16 @@ class Images:
     def some(ids):
       decoded = zip(ids, self.decoded(ids))
       good = ((id, image, label) for id, (image, label) in decoded if image is not None)
-      return [(id, label, pixels(image) if crop is None else crop(image, id, 0)) for id, image, label in good]
+      return [
+        (id, label, pixels(image) if crop is None else crop(image, id, 0))
+        for id, image, label in good
+      ]
 
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-      for examples in pool.map(some, (self.ids[i : i + CHUNK].tolist() for i in range(0, len(self), CHUNK))):
+      for examples in pool.map(
+        some, (self.ids[i : i + CHUNK].tolist() for i in range(0, len(self), CHUNK))
+      ):
         yield from examples
     finally:
       pool.shutdown(cancel_futures=True)
@@ -154,7 +164,9 @@ class Images:
   def _count(self, id: int, error: Exception) -> None:
     self.bad[id] = f"{error}" or type(error).__name__
     if len(self.bad) > self.max_bad * len(self):
-      raise BadImageError(f"{self.summary()}. More than max_bad={self.max_bad:g} of them allows") from error
+      raise BadImageError(
+        f"{self.summary()}. More than max_bad={self.max_bad:g} of them allows"
+      ) from error
 
 
 def decode(encoded: bytes, channels: int, max_pixels: int) -> PIL.Image.Image:

@@ -44,7 +44,9 @@ class Source:
       raise ValueError(f"{self.name}: no array 'label' among {sorted(arrays)}")
     for name in ("view", "where"):
       if name in arrays:
-        raise ValueError(f"{self.name}: {name!r} belongs to a batch, not to the examples: leave it out")
+        raise ValueError(
+          f"{self.name}: {name!r} belongs to a batch, not to the examples: leave it out"
+        )
     rows = check_lengths(arrays)
     arrays = {"id": np.arange(rows)} | arrays
     if self.classes < 1:
@@ -72,7 +74,9 @@ class Source:
 
   def take(self, rows) -> "Source":
     """The examples at these rows (numbers, a mask or a slice), with the ids they have here."""
-    return dataclasses.replace(self, arrays={name: values[rows] for name, values in self.arrays.items()})
+    return dataclasses.replace(
+      self, arrays={name: values[rows] for name, values in self.arrays.items()}
+    )
 
   def _set(self, field, value):
     object.__setattr__(self, field, value)  # the class is frozen for everybody else
@@ -81,13 +85,17 @@ class Source:
 def _check_ids(ids: np.ndarray, source: str) -> None:
   limit = np.iinfo(np.int32).max
   if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-    raise ValueError(f"{source}: id must be one integer per example, got {ids.dtype} {list(ids.shape)}")
+    raise ValueError(
+      f"{source}: id must be one integer per example, got {ids.dtype} {list(ids.shape)}"
+    )
   if ids.min() < 0 or ids.max() > limit:
     raise ValueError(f"{source}: ids must be 0 to {limit} (int32), got {ids.min()} to {ids.max()}")
   values, counts = np.unique(ids, return_counts=True)
   if len(values) < len(ids):
     repeated = values[counts > 1]
-    raise ValueError(f"{source}: ids must be unique, {len(repeated)} repeat, the first is {repeated[0]}")
+    raise ValueError(
+      f"{source}: ids must be unique, {len(repeated)} repeat, the first is {repeated[0]}"
+    )
 
 
 def _freeze(name, values, ids) -> np.ndarray:

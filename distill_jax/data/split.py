@@ -73,7 +73,9 @@ def leave_out_classes(source: Source, classes: Collection[int]) -> Source:
   label = source.arrays["label"]
   unknown = sorted(c for c in classes if not 0 <= c < source.classes)
   if unknown:
-    raise ValueError(f"class {unknown[0]} does not exist: {source.name} has 0 to {source.classes - 1}")
+    raise ValueError(
+      f"class {unknown[0]} does not exist: {source.name} has 0 to {source.classes - 1}"
+    )
   if classes and (label == UNLABELED).any():
     raise ValueError(
       f"{(label == UNLABELED).sum()} examples of {source.name} have no label and may belong to classes "
@@ -89,7 +91,9 @@ def uniform(ids: np.ndarray, seed: int, purpose: str) -> np.ndarray:
   """One number in [0, 1) per id. Each purpose has its own: what is held out says nothing about labels."""
   check_seed(seed)
   digest = hashlib.blake2b(f"{purpose} {seed}".encode(), digest_size=8).digest()
-  x = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(int.from_bytes(digest, "little"))
+  x = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(
+    int.from_bytes(digest, "little")
+  )
   # The finalizer of SplitMix64 (Steele, Lea and Flood 2014), a bijection of 64-bit words.
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -107,4 +111,6 @@ def stratified(label: np.ndarray, rank: np.ndarray, fraction: float) -> np.ndarr
 
 
 def _with_labels(source: Source, label: np.ndarray) -> Source:
-  return dataclasses.replace(source, arrays={**source.arrays, "label": label}, ignore_label=UNLABELED)
+  return dataclasses.replace(
+    source, arrays={**source.arrays, "label": label}, ignore_label=UNLABELED
+  )

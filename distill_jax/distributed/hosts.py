@@ -14,7 +14,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-HEARTBEAT = 10  # seconds without a sign of life after which a process counts as dead; jax waits for 100
+HEARTBEAT = (
+  10  # seconds without a sign of life after which a process counts as dead; jax waits for 100
+)
 LEAVE = 3600  # seconds that the others wait at the end for the one that writes the report
 SEEN = 10  # seconds after which a new file shows on all hosts: mounts remember what was not there
 LOST = 75  # the exit code of a process that lost another one: the same command may be tried again
@@ -22,7 +24,9 @@ _ROOM = 2000  # bytes of an error's text that the other processes are told
 
 
 def join(
-  coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+  coordinator_address: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
 ) -> None:
   """`jax.distributed.initialize`, for a run that notices within 15 seconds that one of its processes has died.
 
@@ -201,5 +205,7 @@ def _look(folder: Path, mark: str) -> None:
   deadline = time.monotonic() + SEEN
   while mark and not (folder / mark).exists():
     if time.monotonic() > deadline:
-      raise OSError(f"{folder} is another folder here than on process 0: choose one that all hosts share")
+      raise OSError(
+        f"{folder} is another folder here than on process 0: choose one that all hosts share"
+      )
     time.sleep(1)

@@ -9,7 +9,9 @@ from jax.experimental import multihost_utils
 
 from distill_jax.types import TrainState
 
-_ASKED = itertools.count(1)  # of the process, not of a training: jax stops all at one number, which must come
+_ASKED = itertools.count(
+  1
+)  # of the process, not of a training: jax stops all at one number, which must come
 
 
 class Interrupted(SystemExit):

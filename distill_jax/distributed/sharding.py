@@ -61,7 +61,9 @@ def data_mesh(devices: int | None = None) -> Mesh:
   available = jax.local_devices()
   count = len(available) if devices is None else devices
   if not 1 <= count <= len(available):
-    raise ValueError(f"devices: expected 1 to {len(available)} ({available[0].device_kind}), got {devices}")
+    raise ValueError(
+      f"devices: expected 1 to {len(available)} ({available[0].device_kind}), got {devices}"
+    )
   return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=available[:count])
 
 
@@ -247,7 +249,9 @@ def _put(x, sharding: NamedSharding) -> jax.Array:
   if sharding.is_fully_addressable:
     return jax.device_put(x, sharding, may_alias=False)
   if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-    return jax.random.wrap_key_data(_put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
+    return jax.random.wrap_key_data(
+      _put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x)
+    )
   # Other than `device_put`, this does not compare the processes' values, array by array.
   values = np.asarray(x)
   return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])

@@ -91,7 +91,10 @@ def open_checked(job: Job, trained_teacher: TrainedTeacher | None = None) -> Cac
     )
   if crop is not None:  # examples in memory are compared by `fit`, of others it sees a batch
     cached.check(
-      train_data(job, "student"), crop=crop, augment=job.config.augment(), num_views=job.config.num_views or 1
+      train_data(job, "student"),
+      crop=crop,
+      augment=job.config.augment(),
+      num_views=job.config.num_views or 1,
     )
   return cached
 
@@ -117,7 +120,9 @@ def check(job: Job, trained_teacher: TrainedTeacher) -> None:
     mesh=sharding.data_mesh(job.config.devices or None),
   ).items():
     of_logits = (
-      "" if found.kl is None else f", KL {found.kl:.2e} nats, {found.top1:.1%} with the same first class"
+      ""
+      if found.kl is None
+      else f", KL {found.kl:.2e} nats, {found.top1:.1%} with the same first class"
     )
     print(
       f"cache_verify: {name}: {found.rows} rows, largest difference {found.difference:.2e}{of_logits}",
@@ -128,7 +133,10 @@ def check(job: Job, trained_teacher: TrainedTeacher) -> None:
         f"cache_verify: {name}: {1 - found.top1:.1%} of the teacher's first classes are others now"
       )
   record = cached.scan()
-  print(f"cache_verify: {record['rows']:,} rows, {record['bytes']:,} bytes, every checksum holds", flush=True)
+  print(
+    f"cache_verify: {record['rows']:,} rows, {record['bytes']:,} bytes, every checksum holds",
+    flush=True,
+  )
 
 
 def estimate_cost(job: Job, trained_teacher: TrainedTeacher) -> None:
@@ -160,7 +168,10 @@ def estimate_cost(job: Job, trained_teacher: TrainedTeacher) -> None:
     shown = f"{len(ids)} examples"
     if isinstance(output, LazyLogits):
       tokens = output.hidden.reshape(-1, output.hidden.shape[-1])[:SAMPLED]
-      output, shown = decoder.logits({"hidden": tokens, "head": output.head}), f"{len(tokens)} tokens"
+      output, shown = (
+        decoder.logits({"hidden": tokens, "head": output.head}),
+        f"{len(tokens)} tokens",
+      )
     print(
       f"  {name}: on {shown}, gradients at a student that knows nothing, temperature {temperature:g}:\n"
       + table(estimate(output, temperature=temperature)),

@@ -30,7 +30,9 @@ def check(job: Job, stages: Collection[str]) -> None:
     with error_prefix("cache"):
       open_store(job.config.cache)
     with error_prefix("cache_batch_size"):
-      sharding.check_divisible(job.config.cache_batch_size, sharding.data_mesh(job.config.devices or None))
+      sharding.check_divisible(
+        job.config.cache_batch_size, sharding.data_mesh(job.config.devices or None)
+      )
   mesh = job.config.make_mesh()
   for role in ROLES:
     found = one_per_variant(job, role)
@@ -39,7 +41,9 @@ def check(job: Job, stages: Collection[str]) -> None:
       with error_prefix(_training_of(job, network)):
         sharding.check_divisible(training.batch_size, mesh, microbatches=training.microbatches)
         if training.batch_size > number:
-          raise ConfigError(f"batch_size: expected at most the {number} examples, got {training.batch_size}")
+          raise ConfigError(
+            f"batch_size: expected at most the {number} examples, got {training.batch_size}"
+          )
     if role == "student" and role in stages:
       _check_objectives(job, found)
       _check_starts(job, found)
@@ -74,7 +78,9 @@ def _check_objectives(job: Job, students: Collection[Network]) -> None:
     with error_prefix(f"objective of {network.variant!r}" if network.variant else "objective"):
       teacher, _ = _teacher(job, network, key, batch)
       optimizer = network.training.optimizer()
-      jax.eval_shape(make_init(network.train_model, teacher, network.objective(None), optimizer), key, batch)
+      jax.eval_shape(
+        make_init(network.train_model, teacher, network.objective(None), optimizer), key, batch
+      )
 
 
 def _check_starts(job: Job, students: Collection[Network]) -> None:
@@ -91,7 +97,11 @@ def _check_starts(job: Job, students: Collection[Network]) -> None:
         source = recipes[start].student if start in recipes else job.config.student()
         with error_prefix(f"init_from: {start!r} is another network"):
           seal.check_fit(seal.layout(own), seal.layout(jax.eval_shape(source.init, key, batch)))
-      if recipe.init_from_teacher is not None and network.teacher is not None and not recipe.allow_shrunk:
+      if (
+        recipe.init_from_teacher is not None
+        and network.teacher is not None
+        and not recipe.allow_shrunk
+      ):
         theirs = network.teacher.variables or jax.eval_shape(network.teacher.init, key, batch)
         with error_prefix("init_from_teacher"):
           recipe.init_from_teacher(

@@ -34,7 +34,16 @@ from distill_jax.train.profile import parse_steps
 from distill_jax.version import __version__
 
 _OF_THE_MACHINE = ("cache", "cache_batch_size", "devices", "mesh")
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "grain")
+_PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "numpy",
+  "tensorflow-datasets",
+  "grain",
+)
 
 
 def run(argv: Sequence[str] | None = None) -> None:
@@ -80,7 +89,9 @@ def main(argv: Sequence[str]) -> None:
     return
   defaults = settings_of(type(config)())
   with Lease(folder):
-    hosts.run_on_first(lambda: _write_run_file(folder, identity, defaults, report_only=chosen == ("report",)))
+    hosts.run_on_first(
+      lambda: _write_run_file(folder, identity, defaults, report_only=chosen == ("report",))
+    )
     enable_compilation_cache(folder)
     run_stages(job, chosen)
 
@@ -112,24 +123,35 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     else:
       rest.append(argument)
   parser = argparse.ArgumentParser(
-    "distill-jax", description=__doc__, allow_abbrev=False, epilog="--config.FIELD=VALUE overrides a field"
+    "distill-jax",
+    description=__doc__,
+    allow_abbrev=False,
+    epilog="--config.FIELD=VALUE overrides a field",
   )
-  parser.add_argument("--config", required=True, help="a Python file whose get_config() returns the job")
+  parser.add_argument(
+    "--config", required=True, help="a Python file whose get_config() returns the job"
+  )
   parser.add_argument("--workdir", help="where the run is kept; default: runs/NAME OF THE CONFIG")
   parser.add_argument(
-    "--stages", default=",".join(STAGES), help=f"default: %(default)s; besides: {','.join(EXTRA_STAGES)}"
+    "--stages",
+    default=",".join(STAGES),
+    help=f"default: %(default)s; besides: {','.join(EXTRA_STAGES)}",
   )
   parser.add_argument(
     "--seeds", default="0", help="of student and baseline, such as 0,1,2; default: %(default)s"
   )
-  parser.add_argument("--dry_run", action="store_true", help="print shapes, sizes and memory; train nothing")
+  parser.add_argument(
+    "--dry_run", action="store_true", help="print shapes, sizes and memory; train nothing"
+  )
   parser.add_argument(
     "--compile_for",
     metavar="TOPOLOGY",
     help="print what a step costs on v5e:4x4, v5p:8x8x8, ... or cpu; needs no TPU, trains nothing",
   )
   parser.add_argument(
-    "--profile_steps", metavar="START:STOP", help="trace these steps of each training into FOLDER/profile"
+    "--profile_steps",
+    metavar="START:STOP",
+    help="trace these steps of each training into FOLDER/profile",
   )
   parser.add_argument(
     "--distributed",
@@ -138,7 +160,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   )
   parser.add_argument("--coordinator_address", metavar="HOST:PORT", help="elsewhere: of process 0")
   parser.add_argument("--num_processes", type=int, metavar="N", help="elsewhere: how many")
-  parser.add_argument("--process_id", type=int, metavar="I", help="elsewhere: which one this is, from 0")
+  parser.add_argument(
+    "--process_id", type=int, metavar="I", help="elsewhere: which one this is, from 0"
+  )
   parser.add_argument("--version", action="version", version=__version__)
   return parser.parse_args(rest), overrides
 
@@ -157,7 +181,9 @@ def _stages(text: str) -> tuple[str, ...]:
   chosen = tuple(part.strip() for part in text.split(","))
   for stage in chosen:
     if stage not in STAGES + EXTRA_STAGES:
-      raise ConfigError(f"--stages: there is no stage {stage!r}{suggest(stage, STAGES + EXTRA_STAGES)}")
+      raise ConfigError(
+        f"--stages: there is no stage {stage!r}{suggest(stage, STAGES + EXTRA_STAGES)}"
+      )
   return chosen
 
 
@@ -187,7 +213,8 @@ def _code_hash(path: Path) -> str:
     tree = ast.parse(file.read_text())
     for node in ast.walk(tree):
       if (
-        isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None
+        isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and ast.get_docstring(node) is not None
       ):
         node.body = node.body[1:]
       names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -225,7 +252,9 @@ def _read_down(path: Path) -> dict[str, Any]:
     run = json.loads(path.read_text())
     return {name: run[name] for name in ("config", "settings", "code", "command", "device")}
   except (ValueError, KeyError, TypeError) as error:
-    raise ConfigError(f"--workdir: {path} is damaged ({error!r}): delete it to write it anew") from error
+    raise ConfigError(
+      f"--workdir: {path} is damaged ({error!r}): delete it to write it anew"
+    ) from error
 
 
 def _plain(value: Any) -> Any:
@@ -239,7 +268,9 @@ def _completed(old: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
   """Settings of an older version, with what has been added since as it was then: at its default."""
   whole = {name: value for name, value in defaults.items() if name not in old} | old
   return {
-    name: _completed(value, defaults[name]) if isinstance(value, dict) and name in defaults else value
+    name: _completed(value, defaults[name])
+    if isinstance(value, dict) and name in defaults
+    else value
     for name, value in whole.items()
   }
 

@@ -86,11 +86,19 @@ def describe_cost(config: Config, topology: str, *, role: str = "student") -> st
   return "\n".join(lines)
 
 
-def _network(config: Config, role: str) -> tuple[Model, Model | None, Objective, Training, OnPolicy | None]:
+def _network(
+  config: Config, role: str
+) -> tuple[Model, Model | None, Objective, Training, OnPolicy | None]:
   if role == "student":
     recipe, objective = _recipe(config), config.variant_objective(config.variants()[0])
     teacher = _kept(config, config.teacher()) if recipe.teacher else None
-    return recipe.train_model or recipe.student, teacher, objective, recipe.training, recipe.on_policy
+    return (
+      recipe.train_model or recipe.student,
+      teacher,
+      objective,
+      recipe.training,
+      recipe.on_policy,
+    )
   if role == "baseline":
     return config.student(), None, config.baseline_objective(), config.student_training, None
   if role != "teacher":
@@ -109,7 +117,8 @@ def _kept(config: Config, teacher: Model | None) -> Model | None:
     return teacher
   dtype, make, own = jnp.dtype(config.teacher_dtype), teacher.init, teacher.variables
   return teacher._replace(
-    init=lambda key, batch: cast(make(key, batch), dtype), variables=None if own is None else cast(own, dtype)
+    init=lambda key, batch: cast(make(key, batch), dtype),
+    variables=None if own is None else cast(own, dtype),
   )
 
 
@@ -130,6 +139,10 @@ def _batch(config: Config, role: str, rows: int) -> Batch:
   told: Any = getattr(config, "abstract_batch", None)
   if told is not None:
     return told(rows)
-  own = {"teacher": config.teacher_train, "baseline": config.baseline_train, "student": config.student_train}
+  own = {
+    "teacher": config.teacher_train,
+    "baseline": config.baseline_train,
+    "student": config.student_train,
+  }
   example = next(data.training_batches(config, own[role](config.data().train), 1))
   return {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in example.items()}

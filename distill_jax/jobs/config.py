@@ -185,7 +185,9 @@ class Config:
     del variant
     return Recipe(self.student(), self.student_training, init_from=self.init_from)
 
-  def variant_objective(self, variant: str, trained_teacher: TrainedTeacher | None = None) -> Objective:
+  def variant_objective(
+    self, variant: str, trained_teacher: TrainedTeacher | None = None
+  ) -> Objective:
     """What the student of this name minimizes.
 
     Args:
@@ -221,8 +223,14 @@ class Config:
     """
     devices = jax.devices()
     if self.devices and (jax.process_count() > 1 or self.devices > len(devices)):
-      wanted = "0, all of all processes" if jax.process_count() > 1 else f"1 to {len(devices)}, or 0 for all"
-      raise ConfigError(f"devices: expected {wanted} ({devices[0].device_kind}), got {self.devices}")
+      wanted = (
+        "0, all of all processes"
+        if jax.process_count() > 1
+        else f"1 to {len(devices)}, or 0 for all"
+      )
+      raise ConfigError(
+        f"devices: expected {wanted} ({devices[0].device_kind}), got {self.devices}"
+      )
     try:
       sizes = dataclasses.astuple(self.mesh)
       return sharding.make_mesh(*sizes, devices=devices[: self.devices or None])
@@ -263,7 +271,9 @@ class Config:
       raise ConfigError(
         f"num_views: expected 1 (or 0) without augmentation, got {self.num_views}: all views would be one"
       )
-    if self.generations > 1 and not all(isinstance(codec, Dense) for codec in self.cached_outputs().values()):
+    if self.generations > 1 and not all(
+      isinstance(codec, Dense) for codec in self.cached_outputs().values()
+    ):
       raise ConfigError(
         "generations: expected 1: only the first generation reads the cache, and it keeps no dense logits"
       )

@@ -26,7 +26,9 @@ class Known(NamedTuple):
   images: np.ndarray | None
 
 
-def training(config: Config, examples: Examples, batch_size: int, seed: int) -> Source | Callable[[int], Any]:
+def training(
+  config: Config, examples: Examples, batch_size: int, seed: int
+) -> Source | Callable[[int], Any]:
   """What `fit` takes as its source: the examples, or a function from the step to their shuffled batches."""
   if isinstance(examples, Source):
     return examples
@@ -57,18 +59,25 @@ def first(config: Config, examples: Examples, rows: int = 1) -> Batch:
   return next(_batches(evaluation(config, examples, min(rows, len(examples)))))
 
 
-def predict(model: Model, variables: Variables, examples: Batches, batch_size: int = 256) -> np.ndarray:
+def predict(
+  model: Model, variables: Variables, examples: Batches, batch_size: int = 256
+) -> np.ndarray:
   """Logits [N, C] of all examples, in order."""
   logits = jax.jit(lambda v, batch: model.apply(*v, batch, train=False, key=None)[0]["logits"])
   return np.concatenate(
-    [np.asarray(logits(variables, batch))[batch["where"]] for batch in _batches(examples, batch_size)]
+    [
+      np.asarray(logits(variables, batch))[batch["where"]]
+      for batch in _batches(examples, batch_size)
+    ]
   )
 
 
 def is_language(network: Trained, batch: Batch) -> bool:
   """Whether a model gives hidden states and a head in the place of logits."""
   model, variables = network
-  outputs = jax.eval_shape(lambda v, b: model.apply(*v, b, train=False, key=None)[0], variables, batch)
+  outputs = jax.eval_shape(
+    lambda v, b: model.apply(*v, b, train=False, key=None)[0], variables, batch
+  )
   return "logits" not in outputs and "head" in outputs
 
 
@@ -85,7 +94,9 @@ def token_scores(
   def scores(variables, teacher_variables, batch):
     teacher_outputs = None if teacher is None else said(teacher[0], teacher_variables, batch)
     hidden, head = said(network[0], variables, batch)
-    return metrics.token_scores(hidden, head, batch["label"], batch["where"], teacher=teacher_outputs)
+    return metrics.token_scores(
+      hidden, head, batch["label"], batch["where"], teacher=teacher_outputs
+    )
 
   teacher_variables = () if teacher is None else teacher[1]
   found = [scores(network[1], teacher_variables, batch) for batch in _batches(examples, batch_size)]

@@ -52,14 +52,18 @@ def _describe_model(job: Job, network: Network, shown: set[str]) -> set[str]:
 
 
 def _describe_examples(train: Examples) -> None:
-  labeled = np.count_nonzero(train.arrays["label"] >= 0) if isinstance(train, Source) else len(train)
+  labeled = (
+    np.count_nonzero(train.arrays["label"] >= 0) if isinstance(train, Source) else len(train)
+  )
   print(f"  trained on {len(train):,} examples of {train.name}, {labeled:,} with a label")
 
 
 def _describe_step(job: Job, network: Network) -> None:
   config, training, teacher, key = job.config, network.training, network.teacher, jax.random.key(0)
   batch = next(data.training_batches(config, train_data(job, network.role), training.batch_size))
-  teacher_variables = jax.eval_shape(teacher.init, key, batch) if teacher and not teacher.ema_update else ()
+  teacher_variables = (
+    jax.eval_shape(teacher.init, key, batch) if teacher and not teacher.ema_update else ()
+  )
   if network.cached and teacher is not None:
     teacher = with_cached_outputs(teacher, config.cached_outputs())
   parts = network.train_model, teacher, network.objective(None), training.optimizer()

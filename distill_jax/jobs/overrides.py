@@ -32,7 +32,9 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     ConfigError: no such file, no such field (the nearest is named), a value of another type or outside its range.
   """
   if not Path(path).is_file():
-    near = difflib.get_close_matches(Path(path).name, [p.name for p in Path(path).parent.glob("*.py")], n=1)
+    near = difflib.get_close_matches(
+      Path(path).name, [p.name for p in Path(path).parent.glob("*.py")], n=1
+    )
     hint = f"; did you mean {Path(path).parent / near[0]}?" if near else ""
     raise ConfigError(f"--config: there is no file {path}{hint}")
   config = _read(path)
@@ -86,7 +88,9 @@ def _read(path: str) -> Config:
     del sys.modules[spec.name]
     if spec.name in before:
       sys.modules[spec.name] = before[spec.name]
-    _BESIDE.extend(name for name in sys.modules.keys() - before.keys() if _lies_in(folder, sys.modules[name]))
+    _BESIDE.extend(
+      name for name in sys.modules.keys() - before.keys() if _lies_in(folder, sys.modules[name])
+    )
   if not hasattr(module, "get_config"):
     raise ConfigError(f"{path} defines no get_config()")
   config = module.get_config()
@@ -134,7 +138,9 @@ def _why_lost(field: dataclasses.Field, owner: type) -> str:
 def _gives(owner: type, name: str) -> bool:
   """Whether a class itself gives a default, or a field: slots and properties of the name are neither."""
   value = owner.__dict__.get(name)
-  is_field = name in inspect.get_annotations(owner) and name in owner.__dict__.get("__dataclass_fields__", {})
+  is_field = name in inspect.get_annotations(owner) and name in owner.__dict__.get(
+    "__dataclass_fields__", {}
+  )
   return is_field or (name in owner.__dict__ and not hasattr(value, "__set__"))
 
 
@@ -155,7 +161,11 @@ def _quoted(config: Any, override: str) -> str:
   for parent in parents:
     config = getattr(config, parent)
   hint = typing.get_type_hints(type(config))[last]
-  if typing.get_origin(hint) is not tuple or str not in typing.get_args(hint) or re.search(r"[\'\"]", value):
+  if (
+    typing.get_origin(hint) is not tuple
+    or str not in typing.get_args(hint)
+    or re.search(r"[\'\"]", value)
+  ):
     return override
   texts = (text.strip() for text in value.strip("()").split(","))
   return f"{name}={tuple(text for text in texts if text)!r}"

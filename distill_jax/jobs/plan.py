@@ -103,7 +103,11 @@ def networks(job: Job, role: str) -> list[Network]:
     alone = _without_teacher(job, role, config.student(), config.student_training)
     return [alone._replace(seed=seed, folder=job.folder / f"{role}-{seed}") for seed in job.seeds]
   teacher = config.teacher()
-  return [_without_teacher(job, role, teacher, config.teacher_training)] if _to_be_trained(teacher) else []
+  return (
+    [_without_teacher(job, role, teacher, config.teacher_training)]
+    if _to_be_trained(teacher)
+    else []
+  )
 
 
 def one_per_variant(job: Job, role: str) -> list[Network]:
@@ -117,7 +121,11 @@ def one_per_variant(job: Job, role: str) -> list[Network]:
 def train_data(job: Job, role: str) -> Examples:
   """What the networks of a role are trained on."""
   config = job.config
-  own = {"teacher": config.teacher_train, "baseline": config.baseline_train, "student": config.student_train}
+  own = {
+    "teacher": config.teacher_train,
+    "baseline": config.baseline_train,
+    "student": config.student_train,
+  }
   return own[role](job.splits.train)
 
 
@@ -129,7 +137,9 @@ def is_complete(folder: Path) -> bool:
 def _without_teacher(job: Job, role: str, model: Model, training: Training) -> Network:
   objective = job.config.baseline_objective()
   recipe = Recipe(model, training, teacher="")
-  return Network(role, job.config.teacher_seed, job.folder / role, recipe, lambda trained_teacher: objective)
+  return Network(
+    role, job.config.teacher_seed, job.folder / role, recipe, lambda trained_teacher: objective
+  )
 
 
 def _students(job: Job) -> list[Network]:
@@ -141,7 +151,11 @@ def _students(job: Job) -> list[Network]:
     if name == "teacher":
       return job.folder / name
     first = (
-      f"{name}-{seed}" if name == "baseline" else f"student-{name}-{seed}" if name else f"student-{seed}"
+      f"{name}-{seed}"
+      if name == "baseline"
+      else f"student-{name}-{seed}"
+      if name
+      else f"student-{seed}"
     )
     return job.folder / (first if generation == 1 else f"{first}-gen{generation}")
 

@@ -19,7 +19,12 @@ class ConfigError(ValueError):
 
 
 def check(
-  config: Any, name: str, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf
+  config: Any,
+  name: str,
+  *,
+  least: float = -math.inf,
+  above: float = -math.inf,
+  most: float = math.inf,
 ) -> None:
   """Raises a ConfigError unless the field `name` is finite, `>= least`, `> above` and `<= most`."""
   value = getattr(config, name)
@@ -141,7 +146,9 @@ class Recipe(NamedTuple):
   allow_shrunk: bool = False
   teacher: str = "teacher"
   init_from: str = ""
-  init_from_teacher: Callable[[Variables, TrainedTeacher], tuple[Variables, Provenance]] | None = None
+  init_from_teacher: Callable[[Variables, TrainedTeacher], tuple[Variables, Provenance]] | None = (
+    None
+  )
   cached: bool = True
   on_policy: Callable[[Variables, jax.Array, Batch], Batch] | None = None
 
@@ -159,19 +166,27 @@ def check_recipe(
   for field, other in (("teacher", "teacher"), ("init_from", "baseline")):
     name, known = getattr(recipe, field), (other, *earlier)
     if name and name not in known:
-      raise ConfigError(f"{field}: expected one of {known} or nothing, got {name!r}{suggest(name, known)}")
+      raise ConfigError(
+        f"{field}: expected one of {known} or nothing, got {name!r}{suggest(name, known)}"
+      )
   if recipe.teacher in earlier and earlier[recipe.teacher].allow_shrunk:
     raise ConfigError(
       f"teacher: {recipe.teacher!r} is cut, and no network of its shape can be checked against it"
     )
-  if recipe.init_from in earlier and earlier[recipe.init_from].allow_shrunk and not recipe.allow_shrunk:
+  if (
+    recipe.init_from in earlier
+    and earlier[recipe.init_from].allow_shrunk
+    and not recipe.allow_shrunk
+  ):
     raise ConfigError(
       f"allow_shrunk: expected True, as that of {recipe.init_from!r}, whose weights it starts from"
     )
   if recipe.init_from_teacher is not None and not recipe.teacher:
     raise ConfigError("init_from_teacher: there is no teacher whose weights could be given")
   if recipe.allow_shrunk and generations > 1:
-    raise ConfigError("allow_shrunk: expected False: a student that is cut cannot teach the next generation")
+    raise ConfigError(
+      "allow_shrunk: expected False: a student that is cut cannot teach the next generation"
+    )
   if recipe.teacher != "teacher" and generations > 1:
     raise ConfigError("teacher: expected 'teacher': a later generation's is the student before it")
   if cache and recipe.cached and recipe.teacher == "teacher" and recipe.on_policy:

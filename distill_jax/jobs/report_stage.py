@@ -19,7 +19,9 @@ def write_report(job: Job) -> Path:
   """Compares the finished networks on the test split, which nothing else reads."""
   trained = [n for role in ROLES for n in networks(job, role) if n.complete]
   if not trained:
-    raise ConfigError(f"--stages: nothing to report in {job.folder}: no network has been trained there yet")
+    raise ConfigError(
+      f"--stages: nothing to report in {job.folder}: no network has been trained there yet"
+    )
   test = job.splits.test
   known = data.known(data.evaluation(job.config, test))
   sizes = {name: len(split) for name, split in zip(Splits._fields, job.splits)}
@@ -50,13 +52,17 @@ def _entries(job: Job, trained: list[Network]) -> list[report.Entry]:
   for network in trained:
     own = (
       network.model,
-      load_student(network.folder, network.model, example, allow_shrunk=network.recipe.allow_shrunk),
+      load_student(
+        network.folder, network.model, example, allow_shrunk=network.recipe.allow_shrunk
+      ),
     )
     program = _program(*own, batch)
     costs[program] = costs.get(program) or _cost(*own, batch)
     timed = (network.role, network.variant)
     cost = costs[program] | ({"step_ratio": ratios[timed]} if timed in ratios else {})
-    history = [json.loads(line) for line in (network.folder / "metrics.jsonl").read_text().splitlines()]
+    history = [
+      json.loads(line) for line in (network.folder / "metrics.jsonl").read_text().splitlines()
+    ]
     entry = _entry(job, network.role, network.seed, own, trained_teacher, cost, history)
     text = "\n\n".join(filter(None, [entry.text, _origins(network)]))
     entries.append(entry._replace(variant=_variant(job, network), text=text))
@@ -83,7 +89,14 @@ def _entry(
     "compressed": disk.compressed,
   }
   return report.Entry(
-    role, seed, logits, cost | size, history, counts=counts, text=config.shown(*network), layers=zeros
+    role,
+    seed,
+    logits,
+    cost | size,
+    history,
+    counts=counts,
+    text=config.shown(*network),
+    layers=zeros,
   )
 
 
@@ -100,7 +113,9 @@ def _variant(job: Job, network: Network) -> str:
 
 def _program(model: Model, variables: Variables, batch: Batch) -> str:
   """What the network computes: equal programs cost as much."""
-  return str(jax.make_jaxpr(lambda v, b: model.apply(*v, b, train=False, key=None)[0])(variables, batch))
+  return str(
+    jax.make_jaxpr(lambda v, b: model.apply(*v, b, train=False, key=None)[0])(variables, batch)
+  )
 
 
 def _cost(model: Model, variables: Variables, batch: Batch) -> dict[str, float]:

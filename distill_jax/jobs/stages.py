@@ -65,7 +65,9 @@ def _keep(job: Job, stage: str) -> None:
     return
   students = networks(job, "student")
   student = next((network for network in students if network.cached), students[0])
-  trained_teacher = _trained_teacher(student, _teacher_variables(job, student), train_data(job, "student"))
+  trained_teacher = _trained_teacher(
+    student, _teacher_variables(job, student), train_data(job, "student")
+  )
   if trained_teacher is None:
     raise ConfigError("cache: expected none: the config has no teacher whose outputs could be kept")
   run = {
@@ -135,7 +137,9 @@ def _finish(job: Job, network: Network, exported: Variables, history, seconds: f
   result = {"seconds": seconds, "steps": network.training.steps, "validation": chosen}
   files.write(network.folder / RESULT, json.dumps(result, indent=2) + "\n")
   before = " before it was exported" if network.recipe.export_fn else ""
-  print(f"{network.name}: {name} {chosen[name]:.4f} on validation{before}, {seconds:.0f} s", flush=True)
+  print(
+    f"{network.name}: {name} {chosen[name]:.4f} on validation{before}, {seconds:.0f} s", flush=True
+  )
 
 
 def _export_program(job: Job, network: Network, variables: Variables) -> None:
@@ -188,12 +192,18 @@ def _teacher_variables(job: Job, network: Network) -> Variables | None:
 
 def _own_variables(job: Job, network: Network) -> Variables | None:
   """The weights of a frozen teacher that was trained in this run, as they were left."""
-  if network.teacher is None or network.teacher.ema_update is not None or network.teacher_folder is None:
+  if (
+    network.teacher is None
+    or network.teacher.ema_update is not None
+    or network.teacher_folder is None
+  ):
     return None
   return _trained(job, network, network.teacher_folder, network.teacher)
 
 
-def _trained_teacher(network: Network, trained: Variables | None, train: Examples) -> TrainedTeacher | None:
+def _trained_teacher(
+  network: Network, trained: Variables | None, train: Examples
+) -> TrainedTeacher | None:
   if network.teacher is None:
     return None
   variables = trained if trained is not None else network.teacher.variables
@@ -211,4 +221,6 @@ def _trained(job: Job, network: Network, folder: Path, model: Model) -> Variable
     other.recipe.allow_shrunk for other in networks(job, "student") if other.folder == folder
   )
   with init_on_host(job.config.make_mesh()):
-    return load_student(folder, model, data.first(job.config, job.splits.train), allow_shrunk=allow_shrunk)
+    return load_student(
+      folder, model, data.first(job.config, job.splits.train), allow_shrunk=allow_shrunk
+    )

@@ -34,7 +34,10 @@ def step_times(job: Job) -> dict[tuple[str, str], float]:
   for network in found:
     value = 1.0 if network.variant == name else ratio(_steps(job, network), reference)
     ratios[network.role, network.variant] = value
-    print(f"step time of {network.variant or network.role}: {value:.2f} times that of {name}", flush=True)
+    print(
+      f"step time of {network.variant or network.role}: {value:.2f} times that of {name}",
+      flush=True,
+    )
   return ratios
 
 

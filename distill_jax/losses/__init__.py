@@ -13,7 +13,14 @@ from distill_jax.losses.attention import (
   weight_alignment,
 )
 from distill_jax.losses.batch_logits import batch_gram, class_gram, dist
-from distill_jax.losses.contrastive import CrdState, crd, crd_state, dino, info_nce, queue_similarity
+from distill_jax.losses.contrastive import (
+  CrdState,
+  crd,
+  crd_state,
+  dino,
+  info_nce,
+  queue_similarity,
+)
 from distill_jax.losses.dense import cwd, localization, pearson
 from distill_jax.losses.features import (
   attention_transfer,

@@ -53,9 +53,13 @@ def table() -> str:
     own = [f for f in vars(module).values() if _is_public(f, module)]
     own.sort(key=lambda f: inspect.getsourcelines(f)[1])
     rows = [_row(f) for f in own if "Compares:" in (f.__doc__ or "")]
-    helpers = [f"- `{f.__name__}`: {_summary(f)}" for f in own if "Compares:" not in (f.__doc__ or "")]
+    helpers = [
+      f"- `{f.__name__}`: {_summary(f)}" for f in own if "Compares:" not in (f.__doc__ or "")
+    ]
     heading = f"## {title}\n\n| loss | what it compares | shapes | when to use it | weight | source |\n|{'---|' * 6}\n"
-    sections.append(heading + "\n".join(rows) + ("\n\n" + "\n".join(helpers) if helpers else "") + "\n")
+    sections.append(
+      heading + "\n".join(rows) + ("\n\n" + "\n".join(helpers) if helpers else "") + "\n"
+    )
   return "\n".join([HEAD, *sections])
 
 

@@ -55,9 +55,14 @@ def number(name: str, value, dtype, *, low=-np.inf, high=np.inf, open_low=False,
   if isinstance(value, jax.core.Tracer):
     return value.astype(dtype)
   value = float(value)
-  inside = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
+  inside = (value > low if open_low else value >= low) and (
+    value < high if open_high else value <= high
+  )
   if not (inside and np.isfinite(value)):
-    left, right = "(" if open_low or low == -np.inf else "[", ")" if open_high or high == np.inf else "]"
+    left, right = (
+      "(" if open_low or low == -np.inf else "[",
+      ")" if open_high or high == np.inf else "]",
+    )
     raise ValueError(f"{name} must be in {left}{low}, {high}{right}, got {value}")
   return value
 
@@ -101,7 +106,9 @@ def unit(x: jax.Array, axis=-1) -> jax.Array:
 
   Scaled by the largest entry first, so that squares neither overflow nor underflow.
   """
-  peak = jax.lax.stop_gradient(jnp.abs(x).max(axis, keepdims=True))  # it cancels: no gradient is lost
+  peak = jax.lax.stop_gradient(
+    jnp.abs(x).max(axis, keepdims=True)
+  )  # it cancels: no gradient is lost
   x = x / jnp.where(peak > 0, peak, 1)
   square = (x * x).sum(axis, keepdims=True)
   return x * jax.lax.rsqrt(jnp.where(peak > 0, square, 1))

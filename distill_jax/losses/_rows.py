@@ -32,7 +32,9 @@ def valid(where, size: int) -> jax.Array:
   """`where` as bool [size]; None: all rows are valid."""
   where = jnp.ones(size, bool) if where is None else jnp.asarray(where)
   if where.dtype != jnp.bool_ or where.shape != (size,):
-    raise ValueError(f"where must be bool ({size},), one value a row, got {where.dtype} {where.shape}")
+    raise ValueError(
+      f"where must be bool ({size},), one value a row, got {where.dtype} {where.shape}"
+    )
   return where
 
 

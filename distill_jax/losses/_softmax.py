@@ -67,7 +67,9 @@ def mixture(log_a: jax.Array, log_b: jax.Array, weight) -> jax.Array:
   """log(weight a + (1 - weight) b), and -inf where both are."""
   exists = (log_a != -jnp.inf) | (log_b != -jnp.inf)
   log_a, log_b = (jnp.where(exists, x, 0) for x in (log_a, log_b))
-  return jnp.where(exists, jnp.logaddexp(jnp.log(weight) + log_a, jnp.log1p(-weight) + log_b), -jnp.inf)
+  return jnp.where(
+    exists, jnp.logaddexp(jnp.log(weight) + log_a, jnp.log1p(-weight) + log_b), -jnp.inf
+  )
 
 
 def one_hot(labels, shape: tuple[int, ...]) -> jax.Array:

@@ -99,7 +99,9 @@ def minilm_relations(student, teacher, mask=None, *, relation_heads) -> jax.Arra
   Array([0.], dtype=float32)
   """
   if len(student) != len(teacher) or not len(student):
-    raise ValueError(f"student has {len(student)} arrays and teacher {len(teacher)}: give as many of both")
+    raise ValueError(
+      f"student has {len(student)} arrays and teacher {len(teacher)}: give as many of both"
+    )
   values = []
   for s, t in zip(student, teacher):
     s, t = _checks.pair(s, t, exactly=3, leading=2)

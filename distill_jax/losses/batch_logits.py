@@ -11,7 +11,15 @@ from distill_jax.losses import _checks, _rows, _softmax
 
 
 def dist(
-  student, teacher, *, beta=1.0, gamma=1.0, temperature=1.0, class_mask=None, where=None, axis_name=None
+  student,
+  teacher,
+  *,
+  beta=1.0,
+  gamma=1.0,
+  temperature=1.0,
+  class_mask=None,
+  where=None,
+  axis_name=None,
 ) -> jax.Array:
   """T^2 [beta <1 - pearson(p_i, q_i)> over rows + gamma <1 - pearson> over classes along the batch].
 
@@ -43,7 +51,9 @@ def dist(
   >>> abs(dist(x, x)).round(4)
   Array(0., dtype=float32)
   """
-  q, p, exists, where, t = _probabilities(student, teacher, temperature, class_mask, where, axis_name)
+  q, p, exists, where, t = _probabilities(
+    student, teacher, temperature, class_mask, where, axis_name
+  )
   beta = _checks.number("beta", beta, q.dtype, low=0)
   gamma = _checks.number("gamma", gamma, q.dtype, low=0)
   exists &= where[:, None]

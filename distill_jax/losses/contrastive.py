@@ -121,7 +121,16 @@ def crd_state(key, examples: int, width: int) -> CrdState:
 
 
 def crd(
-  student, teacher, indices, negatives, state, *, temperature=0.07, momentum=0.5, where=None, axis_name=None
+  student,
+  teacher,
+  indices,
+  negatives,
+  state,
+  *,
+  temperature=0.07,
+  momentum=0.5,
+  where=None,
+  axis_name=None,
 ) -> tuple[jax.Array, CrdState]:
   """Noise-contrastive estimation with a memory of all N examples, both directions.
 
@@ -177,7 +186,9 @@ def crd(
     for memory, x in ((state.teacher, student), (state.student, teacher))
   ]
   valid = _rows.valid(where, len(indices))
-  normalizers = [_normalizer(s, z, size, valid, axis_name) for s, z in zip(scores, state.normalizers)]
+  normalizers = [
+    _normalizer(s, z, size, valid, axis_name) for s, z in zip(scores, state.normalizers)
+  ]
   noise = negatives.shape[1] / size
   value = sum(_nce(s - jnp.log(z * noise), noise) for s, z in zip(scores, normalizers))
   rows = jax.lax.stop_gradient((student, teacher, indices))
@@ -232,7 +243,11 @@ def dino(
     _checks.array(name, x, exactly=3)
     for name, x in (("student_views", student_views), ("teacher_views", teacher_views))
   )
-  if student.shape[1:] != teacher.shape[1:] or not 1 <= len(teacher) <= len(student) or len(student) < 2:
+  if (
+    student.shape[1:] != teacher.shape[1:]
+    or not 1 <= len(teacher) <= len(student)
+    or len(student) < 2
+  ):
     raise ValueError(
       f"student_views {student.shape} and teacher_views {teacher.shape} must be [V, B, K] and [U, B, K] with "
       "U <= V and V > 1"
@@ -272,7 +287,8 @@ def _remember(state, student, teacher, indices, normalizers, momentum, valid, ax
   place = jnp.where(valid, indices, size)  # beyond the end: dropped
   if axis_name is not None:
     student, teacher, place = (
-      jax.lax.all_gather(x, axis_name, tiled=True, to="invarying") for x in (student, teacher, place)
+      jax.lax.all_gather(x, axis_name, tiled=True, to="invarying")
+      for x in (student, teacher, place)
     )
 
   def move(memory, rows):

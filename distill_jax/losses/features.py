@@ -129,7 +129,9 @@ def nst(student, teacher) -> jax.Array:
 
   if s.shape[1] <= max(s.shape[2], t.shape[2]):
     # sum_ij (a_i'b_j)^2 = <A A', B B'>: few positions make a small Gram matrix, and the MMD one difference.
-    s, t = (jnp.einsum("bpc,bqc->bpq", x, x, precision=_checks.HIGHEST) / x.shape[2] for x in (s, t))
+    s, t = (
+      jnp.einsum("bpc,bqc->bpq", x, x, precision=_checks.HIGHEST) / x.shape[2] for x in (s, t)
+    )
     return ((s - t) ** 2).sum((1, 2))
 
   def kernel(a, b):
@@ -168,7 +170,9 @@ def fsp(student, teacher) -> jax.Array:
   s, t = _flow("student", student), _flow("teacher", teacher)
   if s.shape != t.shape:
     shapes = [[jnp.shape(x) for x in maps] for maps in (student, teacher)]
-    raise ValueError(f"student {shapes[0]} and teacher {shapes[1]} must agree in batch and channels")
+    raise ValueError(
+      f"student {shapes[0]} and teacher {shapes[1]} must agree in batch and channels"
+    )
   return _checks.per_example((s - t) ** 2)
 
 
@@ -236,7 +240,9 @@ def inter_channel(student, teacher) -> jax.Array:
     return _checks.unit(jnp.einsum("bhwc,bhwd->bcd", x, x, precision=_checks.HIGHEST))
 
   if (student.shape[0], student.shape[3]) != (teacher.shape[0], teacher.shape[3]):
-    raise ValueError(f"student {student.shape} and teacher {teacher.shape} must agree in batch and channels")
+    raise ValueError(
+      f"student {student.shape} and teacher {teacher.shape} must agree in batch and channels"
+    )
   return ((gram(student) - gram(teacher)) ** 2).sum((1, 2)) / student.shape[-1]
 
 
@@ -246,7 +252,9 @@ def _vector(x):
 
 def _flow(name, maps):
   if not isinstance(maps, tuple | list) or len(maps) != 2:
-    raise ValueError(f"{name} must be two maps (first layer, last layer), got {type(maps).__name__}")
+    raise ValueError(
+      f"{name} must be two maps (first layer, last layer), got {type(maps).__name__}"
+    )
   a, b = (_checks.array(name, x, exactly=4) for x in maps)
   if a.shape[:3] != b.shape[:3]:
     raise ValueError(f"{name}'s maps {a.shape} and {b.shape} must agree in batch, height and width")

@@ -135,7 +135,8 @@ def fgd(
   t = _checks.positive("temperature", temperature, student.dtype)
   names = ("alpha", "beta", "gamma", "relation")
   weights = [
-    _checks.number(n, x, student.dtype, low=0) for n, x in zip(names, (alpha, beta, gamma, relation))
+    _checks.number(n, x, student.dtype, low=0)
+    for n, x in zip(names, (alpha, beta, gamma, relation))
   ]
   context = jax.tree.map(lambda x: jnp.asarray(x).astype(student.dtype), context)
   outside = (foreground == 0).astype(student.dtype)
@@ -146,7 +147,9 @@ def fgd(
     (foreground * error).sum((1, 2)),
     (background * error).sum((1, 2)),
     jnp.abs(space_s - space_t).sum((1, 2)) + jnp.abs(channel_s - channel_t).sum(-1),
-    _checks.per_example((_global(student, context[0]) - _global(teacher, context[1])) ** 2, total=True),
+    _checks.per_example(
+      (_global(student, context[0]) - _global(teacher, context[1])) ** 2, total=True
+    ),
   )
   return sum(weight * term for weight, term in zip(weights, terms))
 

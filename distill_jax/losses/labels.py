@@ -63,7 +63,9 @@ def dkd(
   return _softmax.with_valid_labels(t**2 * value, target, log_q)
 
 
-def nkd(student, teacher, labels, *, gamma=1.5, temperature=1.0, axis=-1, class_mask=None) -> jax.Array:
+def nkd(
+  student, teacher, labels, *, gamma=1.5, temperature=1.0, axis=-1, class_mask=None
+) -> jax.Array:
   """-p_y log q_y at T = 1, minus gamma T^2 sum_{j != y} p^_j log q^_j, p^ and q^ renormalized at T.
 
   Args:
@@ -94,7 +96,9 @@ def nkd(student, teacher, labels, *, gamma=1.5, temperature=1.0, axis=-1, class_
   t = _checks.positive("temperature", temperature, log_q.dtype)
   gamma = _checks.number("gamma", gamma, log_q.dtype, low=0)
   target = _softmax.one_hot(labels, log_q.shape)
-  rest_q, rest_p = (_softmax.log_softmax(jnp.where(target, -jnp.inf, x / t)) for x in (log_q, log_p))
+  rest_q, rest_p = (
+    _softmax.log_softmax(jnp.where(target, -jnp.inf, x / t)) for x in (log_q, log_p)
+  )
   hard = _softmax.cross_entropy(*(jnp.where(target, x, -jnp.inf) for x in (log_p, log_q)))
   value = hard + gamma * t**2 * _softmax.cross_entropy(rest_p, rest_q)
   return _softmax.with_valid_labels(value, target, log_q)
@@ -179,4 +183,6 @@ def ofa(student, teacher, labels, *, eps, axis=-1, class_mask=None) -> jax.Array
 def soft_target(log_q, log_p, temperature) -> jax.Array:
   """-T^2 sum p log q at `temperature`, from log-probabilities at temperature 1."""
   t = _checks.positive("temperature", temperature, log_q.dtype)
-  return t**2 * _softmax.cross_entropy(_softmax.log_softmax(log_p / t), _softmax.log_softmax(log_q / t))
+  return t**2 * _softmax.cross_entropy(
+    _softmax.log_softmax(log_p / t), _softmax.log_softmax(log_q / t)
+  )

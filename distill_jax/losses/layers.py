@@ -83,7 +83,10 @@ def layer_attention(student, teacher, params: LayerAttention) -> jax.Array:
   >>> layer_attention([jnp.ones((1, 4, 4, 3))], [jnp.ones((1, 2, 2, 5))], params).round(6)
   Array([0.], dtype=float32)
   """
-  student, teacher = _maps("student", student, params.keys), _maps("teacher", teacher, params.queries)
+  student, teacher = (
+    _maps("student", student, params.keys),
+    _maps("teacher", teacher, params.queries),
+  )
   dtype = jnp.result_type(*student, *teacher)
   student, teacher = ([x.astype(dtype) for x in maps] for maps in (student, teacher))
   if len({len(x) for x in (*student, *teacher)}) != 1:
@@ -91,7 +94,9 @@ def layer_attention(student, teacher, params: LayerAttention) -> jax.Array:
   params = jax.tree.map(lambda x: jnp.asarray(x).astype(student[0].dtype), params)
   q, k = _summaries(teacher, params.queries), jax.nn.relu(_summaries(student, params.keys))
   scores = jnp.einsum("btd,tde,bse->bts", q, params.bilinear, k, precision=_checks.HIGHEST)
-  positions = jnp.matmul(params.teacher_position, params.student_position.T, precision=_checks.HIGHEST)
+  positions = jnp.matmul(
+    params.teacher_position, params.student_position.T, precision=_checks.HIGHEST
+  )
   weights = jax.nn.softmax((scores + positions) / math.sqrt(q.shape[-1]))
   distances = jnp.stack([jnp.stack([_distance(s, t) for s in student], -1) for t in teacher], 1)
   return (weights * distances).sum((1, 2))

@@ -235,7 +235,9 @@ def linear_cross_entropy(
   return _loss(None, rows, Shared(student[1], class_mask=class_mask), axis_name, memory)[0]
 
 
-def _loss(divergence: str | None, rows: Rows, shared: Shared, axis_name: str | None, memory: int | None):
+def _loss(
+  divergence: str | None, rows: Rows, shared: Shared, axis_name: str | None, memory: int | None
+):
   rows, shared, one_temperature = prepare(divergence, rows, shared, axis_name)
   classes, tokens = _choose(divergence, rows, shared, axis_name, memory)
   plan = Plan(divergence, classes, tokens, axis_name, one_temperature)
@@ -260,7 +262,9 @@ def _choose(
   if kernel.dtype != number:
     sides, held = 2 * sides, held + kernel.size
   # The last part, smaller than the others, shares no memory with them.
-  at_once = (memory // number.itemsize - held) // (sides * classes + copies * min(2 * PART, classes))
+  at_once = (memory // number.itemsize - held) // (
+    sides * classes + copies * min(2 * PART, classes)
+  )
   if axis_name is None and at_once >= min(tokens, LEAST_TOKENS):
     return min(PART, classes), _even(tokens, at_once)
   at_once = max(memory // (copies * number.itemsize * tokens), LEAST_CLASSES)

@@ -168,7 +168,9 @@ def logit_mse(student, teacher, *, axis=-1, class_mask=None) -> jax.Array:
   return squares / jnp.maximum(exists.sum(axis, dtype=squares.dtype), 1)
 
 
-def hard_distillation(student, teacher, *, label_smoothing=0.0, axis=-1, class_mask=None) -> jax.Array:
+def hard_distillation(
+  student, teacher, *, label_smoothing=0.0, axis=-1, class_mask=None
+) -> jax.Array:
   """Cross entropy of the student at argmax(teacher), at T = 1: the teacher's decision as a label.
 
   Ties go to the first class. The teacher gets no gradient, since argmax has none.
@@ -196,7 +198,9 @@ def hard_distillation(student, teacher, *, label_smoothing=0.0, axis=-1, class_m
   Array(0.6931, dtype=float32)
   """
   student, teacher = _checks.pair(student, teacher)
-  e = _checks.number("label_smoothing", label_smoothing, student.dtype, low=0, high=1, open_high=True)
+  e = _checks.number(
+    "label_smoothing", label_smoothing, student.dtype, low=0, high=1, open_high=True
+  )
   mask = _checks.mask("class_mask", class_mask, student.shape)
   log_q = _softmax.log_softmax(student, axis, mask)
   z = jnp.moveaxis(teacher if mask is None else jnp.where(mask, teacher, -jnp.inf), axis, -1)

@@ -9,7 +9,14 @@ from distill_jax.losses import _checks, _softmax
 
 
 def jensen_shannon(
-  student, teacher, *, teacher_weight=0.5, temperature=1.0, normalize=False, axis=-1, class_mask=None
+  student,
+  teacher,
+  *,
+  teacher_weight=0.5,
+  temperature=1.0,
+  normalize=False,
+  axis=-1,
+  class_mask=None,
 ) -> jax.Array:
   """T^2 [w KL(p || m) + (1 - w) KL(q || m)] with m = w p + (1 - w) q.
 
@@ -79,7 +86,9 @@ def skew_kl(student, teacher, *, alpha=0.1, temperature=1.0, axis=-1, class_mask
   return t**2 * _softmax.divergence(log_p, _softmax.mixture(log_p, log_q, a))
 
 
-def skew_reverse_kl(student, teacher, *, alpha=0.1, temperature=1.0, axis=-1, class_mask=None) -> jax.Array:
+def skew_reverse_kl(
+  student, teacher, *, alpha=0.1, temperature=1.0, axis=-1, class_mask=None
+) -> jax.Array:
   """T^2 KL(q || (1 - a) p + a q); the gradient flows through the mixture too.
 
   Args:
@@ -105,4 +114,6 @@ def skew_reverse_kl(student, teacher, *, alpha=0.1, temperature=1.0, axis=-1, cl
   >>> skew_reverse_kl(jnp.array([0., -jnp.inf]), jnp.array([-jnp.inf, 0.]), alpha=0.5).round(4)
   Array(0.6931, dtype=float32)
   """
-  return skew_kl(teacher, student, alpha=alpha, temperature=temperature, axis=axis, class_mask=class_mask)
+  return skew_kl(
+    teacher, student, alpha=alpha, temperature=temperature, axis=axis, class_mask=class_mask
+  )

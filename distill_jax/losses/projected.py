@@ -62,9 +62,9 @@ def _pooling(size: int, bins: int, dtype) -> np.ndarray:
   """Average pooling of one axis as a matrix [bins, size]."""
   starts = [i * size // bins for i in range(bins)]
   ends = [-(-(i + 1) * size // bins) for i in range(bins)]
-  return np.stack([(np.arange(size) >= a) & (np.arange(size) < b) for a, b in zip(starts, ends)]).astype(
-    dtype
-  ) / np.subtract(ends, starts)[:, None].astype(dtype)
+  return np.stack(
+    [(np.arange(size) >= a) & (np.arange(size) < b) for a, b in zip(starts, ends)]
+  ).astype(dtype) / np.subtract(ends, starts)[:, None].astype(dtype)
 
 
 def mgd(generated, teacher) -> jax.Array:
@@ -121,7 +121,9 @@ def vid(mean, teacher, raw_scale) -> jax.Array:
   mean, teacher = _checks.pair(mean, teacher, ndim=2)
   raw_scale = _checks.array("raw_scale", raw_scale).astype(mean.dtype)
   if raw_scale.shape != mean.shape[-1:]:
-    raise ValueError(f"raw_scale {raw_scale.shape} must have one value a channel, {mean.shape[-1:]}")
+    raise ValueError(
+      f"raw_scale {raw_scale.shape} must have one value a channel, {mean.shape[-1:]}"
+    )
   variance = jax.nn.softplus(raw_scale) + 1e-5
   return 0.5 * _checks.per_example((mean - teacher) ** 2 / variance + jnp.log(variance))
 

@@ -208,7 +208,9 @@ def _batch(student, teacher, where, axis_name):
   student = _checks.array("student", student, ndim=1)
   teacher = _checks.array("teacher", teacher, ndim=1)
   if student.shape[0] != teacher.shape[0]:
-    raise ValueError(f"student {student.shape} and teacher {teacher.shape} must have the same batch size")
+    raise ValueError(
+      f"student {student.shape} and teacher {teacher.shape} must have the same batch size"
+    )
   dtype = jnp.promote_types(student.dtype, teacher.dtype)
   s, t = (_rows.flat(x).astype(dtype) for x in (student, teacher))
   return _rows.gather(s, t, where=where, axis_name=axis_name)

@@ -60,7 +60,9 @@ def top_k(logits, k: int, *, temperature=1.0) -> SparseTargets:
     raise ValueError(f"k must be in [1, {log_p.shape[-1]}], the number of classes, got {k}")
   # Or XLA merges a slice of the result with top_k's own, and then sorts all V: 100 times slower on CPU.
   log_probs, indices = jax.lax.optimization_barrier(jax.lax.top_k(log_p, k))
-  return SparseTargets(indices, log_probs, _softmax.log_sum(_without(log_p, indices)), temperature, False)
+  return SparseTargets(
+    indices, log_probs, _softmax.log_sum(_without(log_p, indices)), temperature, False
+  )
 
 
 def sample_k(key, logits, k: int, *, temperature=1.0) -> SparseTargets:
@@ -259,7 +261,9 @@ def _aligned(student, targets, class_mask, repeats=False):
       f"{jnp.shape(targets.log_tail)}: expected [..., V], [..., K] and [...]"
     )
   if shape[-1] > student.shape[-1] and not repeats:
-    raise ValueError(f"targets keep {shape[-1]} classes, more than the student's {student.shape[-1]}")
+    raise ValueError(
+      f"targets keep {shape[-1]} classes, more than the student's {student.shape[-1]}"
+    )
   dtype = jnp.promote_types(student.dtype, jnp.result_type(targets.log_probs, targets.log_tail))
   indices = _checks.integers("indices", targets.indices, shape)
   indices = jnp.where(indices < 0, student.shape[-1], indices)  # a negative index would wrap
@@ -276,5 +280,7 @@ def _gather(z, indices):
 
 def _without(log_a, indices):
   """log_a with -inf at the kept classes."""
-  kept = jnp.put_along_axis(jnp.zeros(log_a.shape, bool), indices, True, -1, inplace=False, mode="drop")
+  kept = jnp.put_along_axis(
+    jnp.zeros(log_a.shape, bool), indices, True, -1, inplace=False, mode="drop"
+  )
   return jnp.where(kept, -jnp.inf, log_a)

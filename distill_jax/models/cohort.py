@@ -24,7 +24,9 @@ def cohort(models: Sequence[Model]) -> Model:
     raise ValueError("cohort() got no models")
   for i, model in enumerate(models):
     if model.ema_update is not None:
-      raise ValueError(f"model {i} follows the student and has no weights of its own to join with others")
+      raise ValueError(
+        f"model {i} follows the student and has no weights of its own to join with others"
+      )
 
   def init(key, batch) -> Variables:
     return _stack([m.init(jax.random.fold_in(key, i), batch) for i, m in enumerate(models)])
@@ -34,7 +36,9 @@ def cohort(models: Sequence[Model]) -> Model:
     new_state = {}
     for i, model in enumerate(models):
       own_key = None if key is None else jax.random.fold_in(key, i)
-      own, new_state[str(i)] = model.apply(params[str(i)], state[str(i)], batch, train=train, key=own_key)
+      own, new_state[str(i)] = model.apply(
+        params[str(i)], state[str(i)], batch, train=train, key=own_key
+      )
       outputs |= {f"{i}/{name}": x for name, x in own.items()} | (dict(own) if i == 0 else {})
     return outputs, new_state
 
@@ -49,4 +53,6 @@ def member(variables: Variables, i: int) -> Variables:
 
 def _stack(variables: Sequence[Variables]) -> Variables:
   numbered = {str(i): v for i, v in enumerate(variables)}
-  return Variables(*({i: getattr(v, part) for i, v in numbered.items()} for part in ("params", "state")))
+  return Variables(
+    *({i: getattr(v, part) for i, v in numbered.items()} for part in ("params", "state"))
+  )

@@ -30,6 +30,10 @@ def cast(tree: Tree, dtype) -> Tree:
   def one(x):
     if not jnp.issubdtype(x.dtype, jnp.floating):
       return x
-    return jax.ShapeDtypeStruct(x.shape, dtype) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(dtype)
+    return (
+      jax.ShapeDtypeStruct(x.shape, dtype)
+      if isinstance(x, jax.ShapeDtypeStruct)
+      else x.astype(dtype)
+    )
 
   return jax.tree.map(one, tree)

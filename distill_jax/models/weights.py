@@ -67,7 +67,9 @@ def load_weights(
   used = {theirs for theirs, _ in origins.values()}
   for name in found.keys() - used:
     if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore):
-      lines.append(f"\n  unexpected: {name} {_show(found[name])}: nothing takes it, nor is it in ignore")
+      lines.append(
+        f"\n  unexpected: {name} {_show(found[name])}: nothing takes it, nor is it in ignore"
+      )
   if lines:
     raise ValueError(f"{path} does not fit:{''.join(sorted(lines))}")
   return jax.tree.unflatten(jax.tree.structure(like), [jnp.array(values[name]) for name in leaves])
@@ -148,17 +150,23 @@ def _fitted(found, origins, name: str, leaf: Any, cast: bool) -> np.ndarray:
   if not _same_kind(value.dtype, leaf.dtype):
     raise _Misfit(f"dtype: {label} is {_show(value)}, expected {_show(leaf)}")
   if not cast:
-    raise _Misfit(f"dtype: {label} is {_show(value)}, expected {_show(leaf)}; cast=True converts it")
+    raise _Misfit(
+      f"dtype: {label} is {_show(value)}, expected {_show(leaf)}; cast=True converts it"
+    )
   with np.errstate(all="ignore"):
     converted = value.astype(leaf.dtype)
-    lost = int((~np.isfinite(converted) & np.isfinite(value)).sum()) if _floating(value.dtype) else 0
+    lost = (
+      int((~np.isfinite(converted) & np.isfinite(value)).sum()) if _floating(value.dtype) else 0
+    )
   if lost or (not _floating(value.dtype) and (converted != value).any()):
     raise _Misfit(f"dtype: {label} is {_show(value)} and has values that {leaf.dtype} has not")
   return converted
 
 
 def _same_kind(a, b) -> bool:
-  return any(jnp.issubdtype(a, kind) and jnp.issubdtype(b, kind) for kind in (jnp.floating, jnp.integer))
+  return any(
+    jnp.issubdtype(a, kind) and jnp.issubdtype(b, kind) for kind in (jnp.floating, jnp.integer)
+  )
 
 
 def _floating(dtype) -> bool:

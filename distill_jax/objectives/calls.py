@@ -40,7 +40,9 @@ class Call(NamedTuple):
     rows = jax.tree.leaves(s)[0].shape[:1]
     shapes = {"labels": (label_shape, jnp.int32), "where": (rows, jnp.bool_)}
     extras = {name: jax.ShapeDtypeStruct(*of) for name, of in shapes.items() if name in self.wanted}
-    jax.eval_shape(lambda s, t, extras: self.loss(s, t, **extras, **self.hyperparameters), s, t, extras)
+    jax.eval_shape(
+      lambda s, t, extras: self.loss(s, t, **extras, **self.hyperparameters), s, t, extras
+    )
 
   def value(self, s, t, batch: Batch, axis_name):
     """The loss as a term's value."""
@@ -74,7 +76,9 @@ def prepare(loss, hyperparameters, *, entries=None, valid=None, several: bool = 
   """
   entries = dict(entries or {})
   given = set(hyperparameters) | set(entries)
-  wanted = frozenset(set(inspect.signature(loss).parameters) & {"labels", "where", "axis_name"} - given)
+  wanted = frozenset(
+    set(inspect.signature(loss).parameters) & {"labels", "where", "axis_name"} - given
+  )
   call = Call(loss, wanted, hyperparameters, entries, valid)
   _check_arguments(call)
   if not several:
@@ -149,7 +153,9 @@ def has_true_label(batch: Batch, known):
     return known
   sampled = jnp.asarray(batch["generated"])
   if sampled.dtype != jnp.bool_ or sampled.shape != known.shape[:1]:
-    raise ValueError(f"sampled: expected rows, bool {known.shape[:1]}, got {sampled.dtype} {sampled.shape}")
+    raise ValueError(
+      f"sampled: expected rows, bool {known.shape[:1]}, got {sampled.dtype} {sampled.shape}"
+    )
   return known & ~sampled.reshape(sampled.shape + (1,) * (known.ndim - 1))
 
 

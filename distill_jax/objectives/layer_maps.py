@@ -10,7 +10,9 @@ Pairs = Sequence[tuple[int, int]]
 MAPS = ("uniform", "last", "skip")
 
 
-def layer_map(student_depth: int, teacher_depth: int, how: str = "uniform") -> tuple[tuple[int, int], ...]:
+def layer_map(
+  student_depth: int, teacher_depth: int, how: str = "uniform"
+) -> tuple[tuple[int, int], ...]:
   """Pairs (student layer m, teacher layer g(m)) for every m = 1 ... S, layers counted from 1 as in 'block1'.
 
   Args:

@@ -55,7 +55,9 @@ def layers(
   """
   check_pairs(pairs, last)
   own = _each_token(loss)
-  terms = [features(f"{name}{s}", f"{name}{t}", own, project=project, **hyperparameters) for s, t in pairs]
+  terms = [
+    features(f"{name}{s}", f"{name}{t}", own, project=project, **hyperparameters) for s, t in pairs
+  ]
 
   def sides(student, teacher):
     return [
@@ -68,11 +70,16 @@ def layers(
 
   def init(key, student, teacher):
     shapes = jax.eval_shape(sides, student, teacher)
-    made = [term.init(jax.random.fold_in(key, i), *both) for i, (term, both) in enumerate(zip(terms, shapes))]
+    made = [
+      term.init(jax.random.fold_in(key, i), *both)
+      for i, (term, both) in enumerate(zip(terms, shapes))
+    ]
     return Variables({str(i): variables.params for i, variables in enumerate(made)}, {})
 
   def apply(params, state, student, teacher, batch, **context):
-    counted = _masks(batch, outputs_of(student, f"{name}{pairs[0][0]}", "student").shape[:2], last)[0]
+    counted = _masks(batch, outputs_of(student, f"{name}{pairs[0][0]}", "student").shape[:2], last)[
+      0
+    ]
     values: list[jax.Array] = []
     for i, (term, both) in enumerate(zip(terms, sides(student, teacher))):
       both = jax.tree.map(lambda x: jnp.where(counted[..., None], x, 0), both)
@@ -115,7 +122,9 @@ def attention(
     del whose
     return x if same is None else jnp.where((same & exists[:, None])[:, None], x, -jnp.inf)
 
-  return _scored(pairs, (name,), scores, functools.partial(call.loss, **call.hyperparameters), last, rank=4)
+  return _scored(
+    pairs, (name,), scores, functools.partial(call.loss, **call.hyperparameters), last, rank=4
+  )
 
 
 def relations(
@@ -143,7 +152,9 @@ def relations(
 
   def scores(x, whose, exists, same):
     if relation_heads < 1 or x.shape[-1] % relation_heads:
-      raise ValueError(f"relation_heads {relation_heads} must divide the {whose}'s width {x.shape[-1]}")
+      raise ValueError(
+        f"relation_heads {relation_heads} must divide the {whose}'s width {x.shape[-1]}"
+      )
     x = jnp.where(exists[..., None], x, 0).astype(jnp.promote_types(x.dtype, jnp.float32))
     x = x.reshape(*x.shape[:2], relation_heads, -1)
     products = jnp.einsum("bqhd,bkhd->bhqk", x, x, precision="highest") * x.shape[-1] ** -0.5
@@ -175,7 +186,9 @@ def _scored(pairs: Pairs, names, scores, loss, last, *, rank: int) -> Term:
     del key
 
     def shapes(student, teacher):
-      x, _ = _both(student, teacher, f"{names[0]}{pairs[0][0]}", f"{names[0]}{pairs[0][1]}", last, rank)
+      x, _ = _both(
+        student, teacher, f"{names[0]}{pairs[0][0]}", f"{names[0]}{pairs[0][1]}", last, rank
+      )
       every = jnp.ones((x.shape[0], x.shape[rank - 2]), bool)
       return value(student, teacher, every, every, None)
 
@@ -218,7 +231,9 @@ def _masks(batch: Batch, shape: tuple[int, int], last: int | None):
     exists, same = labeled, None
   else:
     if segments.shape != shape:
-      raise ValueError(f"segments {segments.shape} must have the rows and tokens of the outputs {shape}")
+      raise ValueError(
+        f"segments {segments.shape} must have the rows and tokens of the outputs {shape}"
+      )
     segments = jnp.asarray(segments)
     exists, same = segments >= 0, cut(segments[:, :, None] == segments[:, None, :], last, (1, 2))
   exists = valid_rows(batch, exists)
@@ -244,5 +259,7 @@ def _mean_of_heads(scores):
   """[B, heads, queries, keys] -> the logarithm of the mean over heads of the maps, [B, 1, queries, keys]."""
   log_shares = jax.nn.log_softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)))
   seen = (log_shares > -jnp.inf).any(1, keepdims=True)
-  means = jax.nn.logsumexp(jnp.where(seen, log_shares, 0), 1, keepdims=True) - jnp.log(scores.shape[1])
+  means = jax.nn.logsumexp(jnp.where(seen, log_shares, 0), 1, keepdims=True) - jnp.log(
+    scores.shape[1]
+  )
   return jnp.where(seen, means, -jnp.inf)

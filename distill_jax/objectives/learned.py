@@ -162,7 +162,9 @@ def vkd(student: str, teacher: str) -> Term:
 
   def apply(params, state, s, t):
     raw = params["raw"]
-    with jax.default_matmul_precision("highest"):  # or the projection would not be orthogonal on a TPU
+    with jax.default_matmul_precision(
+      "highest"
+    ):  # or the projection would not be orthogonal on a TPU
       kernel = jax.scipy.linalg.expm(raw - raw.T)[: s.shape[-1], : t.shape[-1]]
     return losses.vkd(layer({"kernel": kernel}, resized(s, t)), t), state
 
@@ -184,7 +186,9 @@ def ofd(student: str, teacher: str, margin: jax.Array) -> Term:
   """
 
   def apply(params, state, s, t, *, where, axis_name):
-    return losses.ofd(connector(params, resized(s, t), where=where, axis_name=axis_name), t, margin), state
+    return losses.ofd(
+      connector(params, resized(s, t), where=where, axis_name=axis_name), t, margin
+    ), state
 
   return learned(student, teacher, _connector_init, apply)
 

@@ -59,7 +59,9 @@ def mgd(student: str, teacher: str, *, share: float = 0.65, over: str = "space")
   return learned(student, teacher, init, apply)
 
 
-def review_kd(student: tuple[str, ...], teacher: tuple[str, ...], *, width: int | None = None) -> Term:
+def review_kd(
+  student: tuple[str, ...], teacher: tuple[str, ...], *, width: int | None = None
+) -> Term:
   """Knowledge review: `losses.review_kd` of fused stages, summed over the stages.
 
   From the deepest stage up, attention-based fusion (section 3.3) brings each of the student's maps to `width`
@@ -75,8 +77,15 @@ def review_kd(student: tuple[str, ...], teacher: tuple[str, ...], *, width: int 
   Raises:
     ValueError: at once, other numbers of names; in init, what are not maps of as many rows.
   """
-  if isinstance(student, str) or isinstance(teacher, str) or len(student) != len(teacher) or not student:
-    raise ValueError(f"student {student!r} and teacher {teacher!r}: expected tuples of as many names")
+  if (
+    isinstance(student, str)
+    or isinstance(teacher, str)
+    or len(student) != len(teacher)
+    or not student
+  ):
+    raise ValueError(
+      f"student {student!r} and teacher {teacher!r}: expected tuples of as many names"
+    )
   deepest = len(student) - 1
 
   def init(key, s, t):
@@ -142,7 +151,9 @@ def paraphraser(teacher: str, *, rate: float = 0.5) -> Term:
 
   def apply(params, state, s, t):
     del s
-    return losses.hint(stack(params["decoder"], factors(params["encoder"], t), _leaky_relu), t), state
+    return losses.hint(
+      stack(params["decoder"], factors(params["encoder"], t), _leaky_relu), t
+    ), state
 
   return learned((), teacher, init, apply)
 
@@ -189,7 +200,9 @@ def factor_transfer(student: str, teacher: str, paraphraser: Any = None, *, p: f
   return learned(student, teacher, init, apply)
 
 
-def layer_attention(student: tuple[str, ...], teacher: tuple[str, ...], *, width: int = 128) -> Term:
+def layer_attention(
+  student: tuple[str, ...], teacher: tuple[str, ...], *, width: int = 128
+) -> Term:
   """Attention-based feature distillation: `losses.layer_attention`, which learns what layer follows what layer.
 
   Weight 200 (CIFAR-100), 50 in transfer (Ji et al. 2021, arXiv:2102.02973).
@@ -206,7 +219,10 @@ def layer_attention(student: tuple[str, ...], teacher: tuple[str, ...], *, width
 
   def init(key, s, t):
     return Variables(
-      losses.layer_attention_init(key, *([x.shape[-1] for x in maps] for maps in (s, t)), width=width), {}
+      losses.layer_attention_init(
+        key, *([x.shape[-1] for x in maps] for maps in (s, t)), width=width
+      ),
+      {},
     )
 
   def apply(params, state, s, t):
@@ -245,7 +261,9 @@ def fgd(
   def init(key, s, t):
     check_pair(s, t, rank=4)
     own, other = jax.random.split(key)
-    return Variables({"align": align_init(own, s, t), "context": losses.fgd_init(other, t.shape[-1])}, {})
+    return Variables(
+      {"align": align_init(own, s, t), "context": losses.fgd_init(other, t.shape[-1])}, {}
+    )
 
   def apply(params, state, s, t, *, boxes, valid):
     _, height, width, _ = t.shape

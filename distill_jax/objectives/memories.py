@@ -112,7 +112,10 @@ def queue_similarity(
     if len(s.shape) != 2 or len(t.shape) != 2:
       raise ValueError("expected rows of embeddings, [B, C] and [B, D]")
     head, start = jax.random.split(key)
-    state = {"queue": jax.random.normal(start, (size, t.shape[1])), "next": jnp.zeros((), jnp.int32)}
+    state = {
+      "queue": jax.random.normal(start, (size, t.shape[1])),
+      "next": jnp.zeros((), jnp.int32),
+    }
     return Variables(stack_init(head, (s.shape[1], s.shape[1], t.shape[1])), state)
 
   def apply(params, state, s, t, *, where, axis_name):
@@ -194,7 +197,9 @@ def _push(state, rows, where, axis_name):
   rows = jax.lax.stop_gradient(rows).astype(queue.dtype)
   where = jnp.ones(len(rows), bool) if where is None else where
   if axis_name is not None:
-    rows, where = (jax.lax.all_gather(x, axis_name, tiled=True, to="invarying") for x in (rows, where))
+    rows, where = (
+      jax.lax.all_gather(x, axis_name, tiled=True, to="invarying") for x in (rows, where)
+    )
   order = jnp.cumsum(where) - 1
   count = where.sum()
   # Of more rows than the queue holds, the last: written twice, a place would hold either (on a GPU).

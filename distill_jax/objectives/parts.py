@@ -26,15 +26,20 @@ def layer(params, x: jax.Array) -> jax.Array:
   if kernel.ndim == 2:
     x = x @ kernel
   else:
-    x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    x = jax.lax.conv_general_dilated(
+      x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
   return x + _channels(params["bias"].astype(x.dtype), x) if "bias" in params else x
 
 
-def stack_init(key, sizes: Sequence[int], *, window: tuple[int, ...] = (), bias: bool = True) -> Tree:
+def stack_init(
+  key, sizes: Sequence[int], *, window: tuple[int, ...] = (), bias: bool = True
+) -> Tree:
   """Layers '0', '1', ... from each size to the next; `window` (3, 3) makes them convolutions."""
   keys = jax.random.split(key, len(sizes) - 1)
   return {
-    str(i): layer_init(keys[i], *window, a, b, bias=bias) for i, (a, b) in enumerate(zip(sizes, sizes[1:]))
+    str(i): layer_init(keys[i], *window, a, b, bias=bias)
+    for i, (a, b) in enumerate(zip(sizes, sizes[1:]))
   }
 
 

@@ -58,7 +58,9 @@ def sparse(
         f"student's shape {tuple(s.shape)}"
       )
     if k is None:
-      raise ValueError(f"k: teacher {output!r} {tuple(t.shape)} is live: say how many classes to keep of it")
+      raise ValueError(
+        f"k: teacher {output!r} {tuple(t.shape)} is live: say how many classes to keep of it"
+      )
     own = 1.0 if temperature is None else temperature
     if loss is not losses.sampled_cross_entropy:
       return losses.top_k(t, k, temperature=own)
@@ -76,7 +78,9 @@ def sparse(
     del params, step
     s = outputs_of(student, output, "student")
     # By id, so that a row is drawn alike whichever device or position it has.
-    targets = kept(s, teacher, lambda: jax.vmap(jax.random.fold_in, (None, 0))(key, batch_entry(batch, "id")))
+    targets = kept(
+      s, teacher, lambda: jax.vmap(jax.random.fold_in, (None, 0))(key, batch_entry(batch, "id"))
+    )
     return call.value(s, targets, batch, axis_name), state
 
   return Term(init, apply)
@@ -85,7 +89,9 @@ def sparse(
 def _check_kept(targets: SparseTargets, k, temperature, output) -> None:
   stored = targets.indices.shape[-1]
   if k not in (None, stored):
-    raise ValueError(f"k: the cached teacher {output!r} keeps {stored} of its classes, got {k}: leave k out")
+    raise ValueError(
+      f"k: the cached teacher {output!r} keeps {stored} of its classes, got {k}: leave k out"
+    )
   if temperature not in (None, targets.temperature):
     raise ValueError(
       f"temperature: the cached teacher {output!r} is kept at {targets.temperature}, got {temperature}: its "

@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distill_jax.objectives.calls import Names, has_true_label, label_of, outputs_of, prepare, valid_rows
+from distill_jax.objectives.calls import (
+  Names,
+  has_true_label,
+  label_of,
+  outputs_of,
+  prepare,
+  valid_rows,
+)
 from distill_jax.objectives.parts import align, align_init, shape_mismatch
 from distill_jax.types import Objective, Outputs, Variables
 
@@ -52,7 +59,9 @@ def weighted(**terms: tuple[Weight, Term]) -> Objective:
     for i, (name, (_, term)) in enumerate(terms.items()):
       with _named(name):
         made[name] = term.init(jax.random.fold_in(key, i), student, teacher)
-    return Variables(*({n: getattr(v, part) for n, v in made.items()} for part in ("params", "state")))
+    return Variables(
+      *({n: getattr(v, part) for n, v in made.items()} for part in ("params", "state"))
+    )
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
     values, new_state = {}, {}
@@ -190,7 +199,9 @@ def features(
     ValueError: at once, a hyper-parameter that the loss refuses, or other numbers of names; in init, an unknown
       name, or a pair that cannot be aligned or compared (both shapes are shown).
   """
-  call = prepare(loss, hyperparameters, entries=entries, valid=valid, several=not isinstance(student, str))
+  call = prepare(
+    loss, hyperparameters, entries=entries, valid=valid, several=not isinstance(student, str)
+  )
   if isinstance(student, str) != isinstance(teacher, str) or (
     not isinstance(student, str) and len(student) != len(teacher)
   ):
@@ -257,7 +268,9 @@ def mutual(
 
   def apply(params, state, student, teacher, batch, **context):
     del teacher
-    values = [term.apply(params, state, *pair(student, i, j), batch, **context)[0] for i, j in pairs]
+    values = [
+      term.apply(params, state, *pair(student, i, j), batch, **context)[0] for i, j in pairs
+    ]
     share = 1 / (students - 1)
     if isinstance(values[0], tuple):
       return (share * sum(value for value, _ in values), values[0][1]), state
@@ -292,7 +305,9 @@ def _check_term(name: str, weighted_term) -> None:
     return
   number = isinstance(weight, numbers.Real) or (isinstance(weight, jax.Array) and weight.ndim == 0)
   if not number or not (math.isfinite(weight) and weight >= 0):
-    raise ValueError(f"weight of term {name!r}: expected a finite number >= 0 or a schedule, got {weight!r}")
+    raise ValueError(
+      f"weight of term {name!r}: expected a finite number >= 0 or a schedule, got {weight!r}"
+    )
 
 
 @contextlib.contextmanager

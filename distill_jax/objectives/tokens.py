@@ -9,7 +9,13 @@ import jax.numpy as jnp
 from distill_jax import losses
 from distill_jax.errors import suggest
 from distill_jax.losses import SparseTargets
-from distill_jax.objectives.calls import any_output_of, has_true_label, label_of, outputs_of, valid_rows
+from distill_jax.objectives.calls import (
+  any_output_of,
+  has_true_label,
+  label_of,
+  outputs_of,
+  valid_rows,
+)
 from distill_jax.objectives.terms import Term
 from distill_jax.types import Batch, Variables
 
@@ -71,7 +77,15 @@ def tokens(
         )
       flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept)
       given = losses.linear_sparse_kl(
-        hidden, kernel, flat, weights=valid, tail=divergence, bias=bias, softcap=softcap, **extra, **extras
+        hidden,
+        kernel,
+        flat,
+        weights=valid,
+        tail=divergence,
+        bias=bias,
+        softcap=softcap,
+        **extra,
+        **extras,
       )
     else:
       teacher_hidden, (teacher_kernel, teacher_bias, teacher_softcap) = _flat(teacher, "teacher")
@@ -153,14 +167,18 @@ def _check_options(memory: int | None, options) -> None:
   }
   for name in options:
     if name not in known:
-      raise ValueError(f"{name}: neither linear_kl nor linear_sparse_kl has it{suggest(name, known)}")
+      raise ValueError(
+        f"{name}: neither linear_kl nor linear_sparse_kl has it{suggest(name, known)}"
+      )
 
 
 def _flat(outputs, whose: str):
   """Hidden states as [tokens, width], and the head."""
   hidden = outputs_of(outputs, "hidden", whose)
   if hidden.ndim != 3:
-    raise ValueError(f"the {whose}'s 'hidden' {tuple(hidden.shape)}: expected [rows, tokens, width]")
+    raise ValueError(
+      f"the {whose}'s 'hidden' {tuple(hidden.shape)}: expected [rows, tokens, width]"
+    )
   return hidden.reshape(-1, hidden.shape[-1]), any_output_of(outputs, "head", whose)
 
 
@@ -168,7 +186,9 @@ def _counted(batch: Batch):
   """The labels, and which tokens have one."""
   label = label_of(batch)
   if label.ndim != 2 or not jnp.issubdtype(label.dtype, jnp.integer):
-    raise ValueError(f"label: expected the next tokens, int [rows, tokens], got {label.dtype} {label.shape}")
+    raise ValueError(
+      f"label: expected the next tokens, int [rows, tokens], got {label.dtype} {label.shape}"
+    )
   return label, valid_rows(batch, label >= 0)
 
 

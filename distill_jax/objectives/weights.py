@@ -13,7 +13,9 @@ from distill_jax.types import Variables
 
 
 def weights(
-  loss: Callable[..., jax.Array] = losses.weight_alignment, *, layers: Mapping[str, str] | None = None
+  loss: Callable[..., jax.Array] = losses.weight_alignment,
+  *,
+  layers: Mapping[str, str] | None = None,
 ) -> Term:
   """A loss between weights of the student and frozen ones of the teacher, both from `models.with_weights`.
 
@@ -32,7 +34,10 @@ def weights(
   """
 
   def pair(student, teacher):
-    own, theirs = any_output_of(student, "weights", "student"), any_output_of(teacher, "weights", "teacher")
+    own, theirs = (
+      any_output_of(student, "weights", "student"),
+      any_output_of(teacher, "weights", "teacher"),
+    )
     sources = {name: _source(name, layers or {}) for name in own}
     for name, source in sources.items():
       if source not in theirs:

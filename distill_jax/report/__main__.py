@@ -57,8 +57,12 @@ def replace_section(text: str, section: str, content: str, file: Path) -> str:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-  parser = argparse.ArgumentParser("python -m distill_jax.report", description=__doc__, allow_abbrev=False)
-  parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a finished run")
+  parser = argparse.ArgumentParser(
+    "python -m distill_jax.report", description=__doc__, allow_abbrev=False
+  )
+  parser.add_argument(
+    "runs", nargs="+", type=Path, metavar="RUN", help="the folder of a finished run"
+  )
   parser.add_argument("--out", type=Path, help="where results.md and its pictures are written")
   parser.add_argument("--readme", type=Path, help="a Markdown file whose section is written anew")
   markers = f"{_START.format('SECTION')} and {_END}"

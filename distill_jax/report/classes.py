@@ -43,7 +43,10 @@ def by_class(measured: Sequence[Measured], class_names: Sequence[str]) -> list[C
       for group in students(measured)
     }
     examples = int(confusion[number].sum())
-    known = ({g: value for g, value in values.items() if value is not None} for values in (accuracy, change))
+    known = (
+      {g: value for g, value in values.items() if value is not None}
+      for values in (accuracy, change)
+    )
     scores.append(ClassScores(number, str(class_names[number]), examples, *known))
   return scores
 
@@ -87,7 +90,9 @@ def class_gains(scores: Sequence[ClassScores], class_names: Sequence[str]) -> Fi
     axes = picture.subplots()
   _named(axes, shown, class_labels(class_names, 20), group)
   if many:
-    between = f"{len(ordered) - NAMED} classes between" if len(ordered) > NAMED + 1 else "1 class between"
+    between = (
+      f"{len(ordered) - NAMED} classes between" if len(ordered) > NAMED + 1 else "1 class between"
+    )
     axes.text(0.5, NAMED // 2, between, transform=axes.get_yaxis_transform(), **_BETWEEN)
   handles, titles = axes.get_legend_handles_labels()
   unique = dict(zip(titles, handles))
@@ -115,7 +120,9 @@ def _all_gains(axes, ordered: Sequence[ClassScores], group: Group) -> None:
   colors = [style[group if value > 0 else Group("baseline")].color for value in values]
   axes.barh(range(len(values)), values, height=1, color=colors)
   axes.axvline(0, color="#7a828c", linewidth=0.8)
-  axes.set(title=f"All {len(values)} classes, by gain", xlabel="gain by distillation, points", yticks=[])
+  axes.set(
+    title=f"All {len(values)} classes, by gain", xlabel="gain by distillation, points", yticks=[]
+  )
   axes.set_ylim(-0.5, len(values) - 0.5)
   axes.spines["left"].set_visible(False)
 
@@ -136,8 +143,12 @@ def _named(axes, shown: Sequence[ClassScores | None], labels: Sequence[str], gro
       text, (1, row), (8, 0), axes.get_yaxis_transform(), "offset points", va="center", fontsize=8.5
     )
   rows = [(row, scores) for row, scores in enumerate(shown) if scores is not None]
-  axes.set_yticks([row for row, _ in rows], [labels[scores.number] for _, scores in rows], parse_math=False)
+  axes.set_yticks(
+    [row for row, _ in rows], [labels[scores.number] for _, scores in rows], parse_math=False
+  )
   axes.set(ylim=(-0.6, len(shown) - 0.4), xlabel="test accuracy within the class, %")
   axes.set_title("Accuracy by class, alone and distilled")
-  axes.set_title(f"gain{f' of {group.variant}' if group.variant else ''}, points", loc="right", fontsize=8.5)
+  axes.set_title(
+    f"gain{f' of {group.variant}' if group.variant else ''}, points", loc="right", fontsize=8.5
+  )
   axes.grid(axis="y", visible=False)

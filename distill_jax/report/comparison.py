@@ -91,9 +91,7 @@ def _verdict(measured: Sequence[Measured], group: Group, examples: int) -> str:
   main = headline(measured)
   change = gain(measured, group, main.score)
   if change is None:
-    return (
-      f"{name[0].upper()}{name[1:]} and the student alone share no seed, so there is no paired difference."
-    )
+    return f"{name[0].upper()}{name[1:]} and the student alone share no seed, so there is no paired difference."
   amount = f"{name} differs from the student alone by {_amount(main, change.mean)}"
   if main == ACCURACY:
     amount += f" (one of the {examples} test examples is {100 / examples:.2f} points)"
@@ -107,7 +105,10 @@ def _verdict(measured: Sequence[Measured], group: Group, examples: int) -> str:
     f"{' '.join(filter(None, [main.show(change.deviation), main.unit]))} over the seeds. "
   )
   if abs(change.mean) <= change.deviation:
-    return start + "The difference is within its spread: this run does not show that distillation matters."
+    return (
+      start
+      + "The difference is within its spread: this run does not show that distillation matters."
+    )
   better = (change.mean > 0) == main.more
   left = _size(measured, group)
   if left is not None and abs(left - 1) > 0.01:
@@ -133,7 +134,8 @@ def _scores(measured: Sequence[Measured], rows: Sequence[_Row]) -> Table:
   shown = groups(m.entry for m in measured)
   seeds = ["Seeds", *(str(sum(m.entry.group == group for m in measured)) for group in shown)]
   cells = [
-    [row.title, *(_cell(row, over_seeds(measured, group, row.score)) for group in shown)] for row in rows
+    [row.title, *(_cell(row, over_seeds(measured, group, row.score)) for group in shown)]
+    for row in rows
   ]
   return Table(["", *(group.title for group in shown)], [seeds, *cells])
 
@@ -142,12 +144,18 @@ def _changes(measured: Sequence[Measured], rows: Sequence[_Row]) -> Table:
   compared = [group for group in students(measured) if shared_seeds(measured, group)]
   teachers = any(m.entry.role == "teacher" for m in measured)
   ratios = students(measured) if teachers else []
-  header = ["", *(f"{_short(g)} − alone" for g in compared), *(f"{_short(g)} / teacher" for g in ratios)]
+  header = [
+    "",
+    *(f"{_short(g)} − alone" for g in compared),
+    *(f"{_short(g)} / teacher" for g in ratios),
+  ]
   lines = [["Seeds", *[""] * (len(header) - 1)]]
   for row in rows:
     line = [row.title]
     for group in compared:
-      line.append(difference(row.show, gain(measured, group, row.score)) if row in _QUALITY else MISSING)
+      line.append(
+        difference(row.show, gain(measured, group, row.score)) if row in _QUALITY else MISSING
+      )
     teacher = over_seeds(measured, Group("teacher"), row.score)
     line += [_ratio(over_seeds(measured, group, row.score), teacher) for group in ratios]
     lines.append(line)

@@ -28,7 +28,9 @@ def compare(student: Entry, baseline: Entry, labels) -> Disagreement:
   return Disagreement(np.flatnonzero(distilled & ~alone), np.flatnonzero(alone & ~distilled))
 
 
-def gallery(rows: np.ndarray, images, ids, labels, baseline: Entry, class_names: Sequence[str]) -> Figure:
+def gallery(
+  rows: np.ndarray, images, ids, labels, baseline: Entry, class_names: Sequence[str]
+) -> Figure:
   """The first images of `rows`, in test order, each with its true class and what the student alone said."""
   shown, names = rows[:SHOWN], class_labels(class_names, 12)
   said = np.asarray(baseline.logits).argmax(-1)
@@ -40,11 +42,24 @@ def gallery(rows: np.ndarray, images, ids, labels, baseline: Entry, class_names:
   lines = -(-len(shown) // columns)
   picture = Figure(figsize=(columns * _CELL, lines * line))
   for place, row in enumerate(shown):
-    x, y = place % columns * _CELL + (_CELL - width) / 2, (lines - 1 - place // columns) * line + _TEXT - 0.22
-    box = x / (columns * _CELL), y / (lines * line), width / (columns * _CELL), width * ratio / (lines * line)
+    x, y = (
+      place % columns * _CELL + (_CELL - width) / 2,
+      (lines - 1 - place // columns) * line + _TEXT - 0.22,
+    )
+    box = (
+      x / (columns * _CELL),
+      y / (lines * line),
+      width / (columns * _CELL),
+      width * ratio / (lines * line),
+    )
     axes = picture.add_axes(box, xticks=[], yticks=[], frame_on=False)
     axes.imshow(
-      _displayed(images[row], low, high), "gray", aspect="auto", vmin=0, vmax=1, interpolation="nearest"
+      _displayed(images[row], low, high),
+      "gray",
+      aspect="auto",
+      vmin=0,
+      vmax=1,
+      interpolation="nearest",
     )
     axes.set_title(f"id {ids[row]}", fontsize=7.5, color="#5b636d", loc="center", pad=2)
     _under(axes, f"true: {names[labels[row]]}", 3, LOOKS["student"].color)

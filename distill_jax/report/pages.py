@@ -13,13 +13,29 @@ from distill_jax.report.document import Block, Code, Heading, Picture, Text, to_
 from distill_jax.report.gallery import SHOWN, compare, gallery
 from distill_jax.report.headline import headline
 from distill_jax.report.provenance import provenance
-from distill_jax.report.results import Entry, Measured, check, examples, groups, measure, pairs, students
+from distill_jax.report.results import (
+  Entry,
+  Measured,
+  check,
+  examples,
+  groups,
+  measure,
+  pairs,
+  students,
+)
 from distill_jax.report.stored import as_json
 from distill_jax.storage import files
 
 
 def write(
-  folder, entries: Sequence[Entry], *, labels, images, ids, class_names: Sequence[str], run: Mapping[str, Any]
+  folder,
+  entries: Sequence[Entry],
+  *,
+  labels,
+  images,
+  ids,
+  class_names: Sequence[str],
+  run: Mapping[str, Any],
 ) -> Path:
   """Write report.md, report.html (self-contained), results.json and the pictures into `folder`.
 
@@ -65,7 +81,9 @@ def write(
     if isinstance(block, Picture):
       files.write(folder / block.file, block.png)
   by_class = [] if language else classes.by_class(measured, class_names)
-  numbers = json.dumps(as_json(measured, by_class, run), indent=2, ensure_ascii=False, allow_nan=False)
+  numbers = json.dumps(
+    as_json(measured, by_class, run), indent=2, ensure_ascii=False, allow_nan=False
+  )
   files.write(folder / "results.json", numbers)
   files.write(folder / "report.md", to_markdown(title, blocks))
   files.write(folder / "report.html", to_html(title, blocks))
@@ -80,7 +98,9 @@ def _comparison(
   run: Mapping[str, Any],
 ) -> list[Block]:
   several = len(groups(m.entry for m in measured)) < len(measured)
-  spread = "mean ± sample standard deviation over seeds" if several else "one seed, so there is no spread"
+  spread = (
+    "mean ± sample standard deviation over seeds" if several else "one seed, so there is no spread"
+  )
   many = len(students(measured)) > style.STUDENTS
   in_rows = variants.in_rows(measured)
   return [
@@ -160,7 +180,10 @@ def _series(measured: Sequence[Measured]) -> list[Block]:
     "lines: the teacher, the student alone and the first distilled one whose name does not."
   )
   title = f"Test {main} and calibration against the number"
-  return [Heading(f"{main.capitalize()} against the number"), _picture("series", title, caption, picture)]
+  return [
+    Heading(f"{main.capitalize()} against the number"),
+    _picture("series", title, caption, picture),
+  ]
 
 
 def _small(measured: Sequence[Measured]) -> list[Block]:
@@ -171,9 +194,7 @@ def _small(measured: Sequence[Measured]) -> list[Block]:
   main = headline(measured).name
   blocks: list[Block] = []
   if costs is not None:
-    caption = (
-      "Means over seeds, with one sample standard deviation of the score; costs on a logarithmic axis."
-    )
+    caption = "Means over seeds, with one sample standard deviation of the score; costs on a logarithmic axis."
     blocks += [
       Heading(f"{main.capitalize()} against cost"),
       _picture("costs", f"Test {main} against what each network costs", caption, costs),
@@ -195,9 +216,7 @@ def _by_class(scores: Sequence[classes.ClassScores], class_names: Sequence[str])
   )
   if len(scores) > classes.NAMED:
     half = classes.NAMED // 2
-    caption += (
-      f" Left: the gain of each class. Right: the {half} that gain most and the {half} that gain least."
-    )
+    caption += f" Left: the gain of each class. Right: the {half} that gain most and the {half} that gain least."
   picture = classes.class_gains(scores, class_names)
   return [Heading("Gains by class"), _picture("classes", "Accuracy by class", caption, picture)]
 
@@ -221,7 +240,11 @@ def _disagreements(measured, images, ids, labels, class_names) -> list[Block]:
       f"class, which the distilled student{name} gives, and what the student alone says."
     )
     blocks.append(_picture("disagreements", "Right when distilled, wrong alone", caption, picture))
-  return [Heading("Where the distilled student is right and the plain one wrong"), *blocks] if blocks else []
+  return (
+    [Heading("Where the distilled student is right and the plain one wrong"), *blocks]
+    if blocks
+    else []
+  )
 
 
 def _written(measured: Sequence[Measured]) -> list[Block]:

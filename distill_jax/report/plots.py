@@ -22,7 +22,10 @@ def learning_curves(entries: Sequence[Entry], main: Headline = ACCURACY) -> Figu
   Per group the mean over seeds and a band of one sample standard deviation, over the steps that every seed
   reached; between two logged steps the line is straight.
   """
-  panels = (("train", "loss", "Training loss"), ("validation", main.score, f"Validation {main.name}"))
+  panels = (
+    ("train", "loss", "Training loss"),
+    ("validation", main.score, f"Validation {main.name}"),
+  )
   picture = figure(10, 3.6)
   legend: dict[str, Line2D] = {}
   style = looks(groups(entries))
@@ -62,7 +65,9 @@ def confusion(chosen: Mapping[Group, Measured], class_names: Sequence[str]) -> F
     axes.set_yticks(shown, names if axes in grid[:, 0] else [""] * len(names), parse_math=False)
   for axes in grid[:, 0]:
     axes.set_ylabel("true class")
-  bar = picture.colorbar(image, ax=grid, shrink=0.7, aspect=25, pad=0.01, format=PercentFormatter(1))
+  bar = picture.colorbar(
+    image, ax=grid, shrink=0.7, aspect=25, pad=0.01, format=PercentFormatter(1)
+  )
   bar.set_label("share of the true class")
   bar.outline.set_visible(False)
   return picture
@@ -113,7 +118,9 @@ def score_against_parameters(measured: Sequence[Measured]) -> Figure | None:
     axes.plot(*points, **look.points, markersize=4, alpha=0.5)
     bar = None if mean.deviation is None else factor * mean.deviation
     named = f"{group.title}: {size:,.0f}"
-    axes.errorbar(size * aside, factor * mean.mean, bar, label=named, **look.points, markersize=8, capsize=4)
+    axes.errorbar(
+      size * aside, factor * mean.mean, bar, label=named, **look.points, markersize=8, capsize=4
+    )
   axes.set(xscale="log", xlim=(low, high), xlabel="parameters", ylabel=f"test {label}")
   axes.set_title(f"Test {main.name} against number of parameters")
   axes.margins(y=0.15)
@@ -146,7 +153,9 @@ def _band(axes, look: Look, zorder: float, steps: np.ndarray, values: np.ndarray
   (line,) = axes.plot(steps, mean, linewidth=1.8, **style)
   if len(values) > 1:
     spread = values.std(0, ddof=1)
-    axes.fill_between(steps, mean - spread, mean + spread, color=look.color, alpha=0.18, linewidth=0)
+    axes.fill_between(
+      steps, mean - spread, mean + spread, color=look.color, alpha=0.18, linewidth=0
+    )
   return line
 
 
@@ -168,14 +177,24 @@ def _calibration(top, bottom, group: Group, look: Look, measured: Measured) -> N
   bins = metrics.reliability(measured.counts)
   width = np.diff(bins["edges"])
   filled = bins["number"] > 0
-  left, width, number = (100 * v for v in (bins["edges"][:-1], width, bins["number"] / bins["number"].sum()))
+  left, width, number = (
+    100 * v for v in (bins["edges"][:-1], width, bins["number"] / bins["number"].sum())
+  )
   confidence, accuracy = 100 * bins["confidence"][filled], 100 * bins["accuracy"][filled]
-  bars = {"align": "edge", "color": look.color, "alpha": 0.5, "edgecolor": "white", "linewidth": 0.6}
+  bars = {
+    "align": "edge",
+    "color": look.color,
+    "alpha": 0.5,
+    "edgecolor": "white",
+    "linewidth": 0.6,
+  }
   top.bar(left[filled], accuracy, width[filled], **bars)
   top.plot([0, 100], [0, 100], color="#7a828c", linewidth=1)
   top.plot(confidence, accuracy, **look.points, markersize=4.5, clip_on=False)
   top.set(xlim=(0, 100), ylim=(0, 100))
   below = "\n" if group.variant else " "
-  top.set_title(f"{group.title},{below}seed {measured.entry.seed}: ECE {100 * measured.scores['ece']:.2f} %")
+  top.set_title(
+    f"{group.title},{below}seed {measured.entry.seed}: ECE {100 * measured.scores['ece']:.2f} %"
+  )
   bottom.bar(left, number, width, **bars)
   bottom.set(ylim=(0, 100), xlabel="confidence, %")

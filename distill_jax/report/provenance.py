@@ -5,7 +5,13 @@ from typing import Any
 
 from distill_jax.report.document import Block, Code, Heading, Table, Text
 
-_FACTS = {"name": "Run", "date": "Date", "config": "Config", "git": "Git revision", "device": "Device"}
+_FACTS = {
+  "name": "Run",
+  "date": "Date",
+  "config": "Config",
+  "git": "Git revision",
+  "device": "Device",
+}
 
 
 def provenance(run: Mapping[str, Any]) -> list[Block]:
@@ -13,13 +19,21 @@ def provenance(run: Mapping[str, Any]) -> list[Block]:
   blocks: list[Block] = [Heading("What was run")]
   facts = [[title, _text(run[key])] for key, title in _FACTS.items() if run.get(key)]
   facts += [[f"Data: {name}", value] for name, value in _flat(run.get("data"))]
-  facts += [[f"Seconds: {stage}", f"{seconds:.1f}"] for stage, seconds in run.get("seconds", {}).items()]
+  facts += [
+    [f"Seconds: {stage}", f"{seconds:.1f}"] for stage, seconds in run.get("seconds", {}).items()
+  ]
   facts += [[f"Version: {package}", value] for package, value in _flat(run.get("versions"))]
   if facts:
     blocks.append(Table(["", ""], facts, numeric=False))
   if run.get("command"):
-    overrides = [f"{name}={value}" if name else value for name, value in _flat(run.get("overrides"))]
-    changed = f"Overrides of the config: {', '.join(overrides)}." if overrides else "No field was overridden."
+    overrides = [
+      f"{name}={value}" if name else value for name, value in _flat(run.get("overrides"))
+    ]
+    changed = (
+      f"Overrides of the config: {', '.join(overrides)}."
+      if overrides
+      else "No field was overridden."
+    )
     blocks += [Heading("Run it again"), Text(changed), Code(_text(run["command"]))]
   settings = _flat(run.get("settings"))
   if settings:
@@ -30,7 +44,11 @@ def provenance(run: Mapping[str, Any]) -> list[Block]:
 def _flat(value: Any, path: str = "") -> list[list[str]]:
   """Nested mappings as `[["optimizer.rate", "0.1"], ...]`; a list of texts as rows without a name."""
   if isinstance(value, Mapping):
-    return [row for key, item in value.items() for row in _flat(item, f"{path}.{key}" if path else str(key))]
+    return [
+      row
+      for key, item in value.items()
+      for row in _flat(item, f"{path}.{key}" if path else str(key))
+    ]
   if isinstance(value, list | tuple) and not path:
     return [["", _text(item)] for item in value]
   return [] if value is None and not path else [[path, _text(value)]]

@@ -177,7 +177,8 @@ def shared_seeds(measured: Sequence[Measured], group: Group) -> list[int]:
 def examples(measured: Sequence[Measured]) -> dict[Group, Measured]:
   """One entry per group, of the first seed that all students share, or else of the group's first."""
   own = {
-    group: [m for m in measured if m.entry.group == group] for group in groups(m.entry for m in measured)
+    group: [m for m in measured if m.entry.group == group]
+    for group in groups(m.entry for m in measured)
   }
   seeds = [{m.entry.seed for m in found} for group, found in own.items() if group.role != "teacher"]
   common = set.intersection(*seeds) if seeds else set()

@@ -46,9 +46,7 @@ def read(folder: Path) -> Run:
     ValueError: the folder holds no run, or one without a readable report; says what makes it.
   """
   identity = _object(folder / "run.json", _no_run(folder))
-  write_it = (
-    f"write it with\n  {identity.get('command', 'python -m distill_jax --config=CONFIG')} --stages=report"
-  )
+  write_it = f"write it with\n  {identity.get('command', 'python -m distill_jax --config=CONFIG')} --stages=report"
   path = folder / "report" / "results.json"
   content = _object(path, f"{folder} holds no report: {write_it}")
   try:
@@ -63,13 +61,17 @@ def read(folder: Path) -> Run:
 def series(runs: Sequence[Run]) -> list[Series]:
   """Every set of two runs or more with one name whose settings are the same but for one numeric field."""
   settings = [_leaves(run.facts.get("settings") or {}) for run in runs]
-  fields = dict.fromkeys(field for own in settings for field, value in own.items() if _is_number(value))
+  fields = dict.fromkeys(
+    field for own in settings for field, value in own.items() if _is_number(value)
+  )
   found = []
   for field in fields:
     alike = defaultdict(list)
     for run, own in zip(runs, settings):
       if _is_number(own.get(field)):
-        rest = json.dumps({name: value for name, value in own.items() if name != field}, sort_keys=True)
+        rest = json.dumps(
+          {name: value for name, value in own.items() if name != field}, sort_keys=True
+        )
         alike[run.name, run.data, rest].append((own[field], run))
     for points in alike.values():
       if len({value for value, _ in points}) > 1:

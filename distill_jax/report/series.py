@@ -10,7 +10,9 @@ from distill_jax.report.results import Group, Measured, groups, over_seeds, stud
 from distill_jax.report.style import figure, looks
 
 LEAST = 3  # numbers that make a curve
-_NAME = re.compile(r"(.*[^\d.])\.([1-9][0-9]{0,14})", re.ASCII)  # 0.25 at the end of a name is one number
+_NAME = re.compile(
+  r"(.*[^\d.])\.([1-9][0-9]{0,14})", re.ASCII
+)  # 0.25 at the end of a name is one number
 
 
 def series(measured: Sequence[Measured]) -> dict[str, dict[int, Group]]:
@@ -38,7 +40,9 @@ def score_against_number(measured: Sequence[Measured]) -> Figure | None:
   for axes, (score, name, scale) in zip(picture.subplots(1, 2), panels):
     _draw(axes, measured, score, scale, levels, curves, style)
     axes.set(ylabel=name)
-  known = {name: line for axes in picture.axes for line, name in zip(*axes.get_legend_handles_labels())}
+  known = {
+    name: line for axes in picture.axes for line, name in zip(*axes.get_legend_handles_labels())
+  }
   picture.legend(list(known.values()), list(known), loc="outside lower center", ncols=4)
   return picture
 
@@ -53,7 +57,9 @@ def _draw(axes, measured, score, scale, levels, curves, style) -> None:
     look = style[next(iter(numbers.values()))]
     found = {number: over_seeds(measured, group, score) for number, group in numbers.items()}
     spreads = {number: spread for number, spread in found.items() if spread is not None}
-    bars = [0 if spread.deviation is None else scale * spread.deviation for spread in spreads.values()]
+    bars = [
+      0 if spread.deviation is None else scale * spread.deviation for spread in spreads.values()
+    ]
     means = [scale * spread.mean for spread in spreads.values()]
     keywords = {"color": look.color, "marker": look.marker, "linestyle": look.line, "capsize": 3}
     axes.errorbar([*spreads], means, bars, label=family, **keywords)
@@ -64,6 +70,8 @@ def _draw(axes, measured, score, scale, levels, curves, style) -> None:
 
 
 def _levels(measured: Sequence[Measured]) -> list[Group]:
-  others = [group for group in groups(m.entry for m in measured) if not _NAME.fullmatch(group.variant)]
+  others = [
+    group for group in groups(m.entry for m in measured) if not _NAME.fullmatch(group.variant)
+  ]
   first = [group for group in others if group.role == "student"][:1]
   return [group for group in others if group.role != "student" or group in first]

@@ -23,7 +23,9 @@ _COSTS = (
 
 def table(measured: Sequence[Measured]) -> Table | None:
   """Of each layer the numbers that are not zero and the share that is; None where nothing was measured."""
-  shown = {group: m.entry.layers for group, m in examples(measured).items() if m.entry.role != "teacher"}
+  shown = {
+    group: m.entry.layers for group, m in examples(measured).items() if m.entry.role != "teacher"
+  }
   names = list(dict.fromkeys(layer.name for layers in shown.values() for layer in layers))
   if not names:
     return None
@@ -48,10 +50,20 @@ def score_against_costs(measured: Sequence[Measured]) -> Figure | None:
         continue
       bar = None if score.deviation is None else factor * score.deviation
       axes.errorbar(
-        cost.mean, factor * score.mean, bar, **look.points, markersize=5, capsize=3, label=group.title
+        cost.mean,
+        factor * score.mean,
+        bar,
+        **look.points,
+        markersize=5,
+        capsize=3,
+        label=group.title,
       )
       axes.annotate(
-        str(number), (cost.mean, factor * score.mean), (5, 4), textcoords="offset points", fontsize=8
+        str(number),
+        (cost.mean, factor * score.mean),
+        (5, 4),
+        textcoords="offset points",
+        fontsize=8,
       )
     axes.set(xscale="log", xlabel=title)
     axes.margins(0.12)
@@ -63,10 +75,14 @@ def score_against_costs(measured: Sequence[Measured]) -> Figure | None:
   for axes in picture.axes[::3]:
     axes.set_ylabel(f"test {label}")
   handles, names = picture.axes[0].get_legend_handles_labels()
-  numbered = [f"{number} {group.title}" for number, group in enumerate(style, 1) if group.title in names]
+  numbered = [
+    f"{number} {group.title}" for number, group in enumerate(style, 1) if group.title in names
+  ]
   picture.legend(handles, numbered, loc="outside lower center", ncols=3)
   return picture
 
 
 def _cell(layer) -> str:
-  return MISSING if layer is None else f"{layer.parameters - layer.zeros:,} · {100 * layer.share:.0f} %"
+  return (
+    MISSING if layer is None else f"{layer.parameters - layer.zeros:,} · {100 * layer.share:.0f} %"
+  )

@@ -10,7 +10,9 @@ from distill_jax.report.classes import ClassScores
 from distill_jax.report.results import Entry, Measured, Spread, gain, groups, over_seeds, students
 
 
-def as_json(measured: Sequence[Measured], classes: Sequence[ClassScores], run: Mapping[str, Any]) -> dict:
+def as_json(
+  measured: Sequence[Measured], classes: Sequence[ClassScores], run: Mapping[str, Any]
+) -> dict:
   """All numbers of the report; one that is not finite becomes None."""
   names = sorted({name for m in measured for name in m.scores})
   spreads = {
@@ -18,7 +20,8 @@ def as_json(measured: Sequence[Measured], classes: Sequence[ClassScores], run: M
     for group in groups(m.entry for m in measured)
   }
   gains = {
-    group.name: _known({name: gain(measured, group, name) for name in names}) for group in students(measured)
+    group.name: _known({name: gain(measured, group, name) for name in names})
+    for group in students(measured)
   }
   rows = [
     {"role": m.entry.role, "variant": m.entry.variant, "seed": m.entry.seed, "scores": m.scores}

@@ -37,7 +37,11 @@ def section(runs: Sequence[Run]) -> list[Block]:
     if len(by_data) > 1:
       blocks.append(Text(f"Data: {data}."))
     for one in varied:
-      blocks += [Text(f"{_title(one)}."), _series(one), Text(f"{_note(one.runs)} {_origin(one.runs)}")]
+      blocks += [
+        Text(f"{_title(one)}."),
+        _series(one),
+        Text(f"{_note(one.runs)} {_origin(one.runs)}"),
+      ]
     blocks += _tables(rest)
   return blocks
 
@@ -53,12 +57,16 @@ def curve(varied: Series) -> Figure:
   label, factor = main.axis
   beside = [group for group in shown if group != _TEACHER]
   for group, look in style.looks(shown).items():
-    points = zip(varied.values, (over_seeds(run.measured, group, main.score) for run in varied.runs))
+    points = zip(
+      varied.values, (over_seeds(run.measured, group, main.score) for run in varied.runs)
+    )
     known = [(value, spread) for value, spread in points if spread is not None]
     # Error bars stand side by side, 1 % of the width apart.
     aside = 0.01 * (beside.index(group) - (len(beside) - 1) / 2) if group in beside else 0
     axes.errorbar(
-      [value * (high / low) ** aside if log else value + (high - low) * aside for value, _ in known],
+      [
+        value * (high / low) ** aside if log else value + (high - low) * aside for value, _ in known
+      ],
       [factor * spread.mean for _, spread in known],
       [math.nan if spread.deviation is None else factor * spread.deviation for _, spread in known],
       label=group.title,
@@ -112,7 +120,11 @@ def _rows(runs: Sequence[Run]) -> list[Block]:
       rows.setdefault(tuple(row[:3]), row)  # measured costs differ from run to run
   blocks: list[Block] = []
   for header, (rows, of) in tables.items():
-    words = [_note(of), *dict.fromkeys(variants.about_time(run.measured) for run in of), _origin(of)]
+    words = [
+      _note(of),
+      *dict.fromkeys(variants.about_time(run.measured) for run in of),
+      _origin(of),
+    ]
     blocks += [Table(header, list(rows.values())), Text(" ".join(filter(None, words)))]
   return blocks
 
@@ -120,7 +132,9 @@ def _rows(runs: Sequence[Run]) -> list[Block]:
 def _table(runs: Sequence[Run]) -> Table:
   header = ["Run", "Overrides", "Teacher", "Student alone", "Distilled", "Distilled − alone"]
   header += ["Seeds", "Time", "Device", "Git"]
-  rows = [_row(run, group) for run in runs for group in students(run.measured) or [Group("student")]]
+  rows = [
+    _row(run, group) for run in runs for group in students(run.measured) or [Group("student")]
+  ]
   used = [place for place in range(len(header)) if any(row[place] for row in rows)]
   return Table([header[place] for place in used], [[row[place] for place in used] for row in rows])
 
@@ -177,7 +191,9 @@ def _note(runs: Sequence[Run]) -> str:
   if seeds == "1":
     spread = "one seed, so there is no spread"
   words = f"{_headline(runs).title.replace(',', ' in')}{examples}: {spread}."
-  sizes = [(name, _sizes(runs, role)) for name, role in (("teacher", "teacher"), ("student", "student"))]
+  sizes = [
+    (name, _sizes(runs, role)) for name, role in (("teacher", "teacher"), ("student", "student"))
+  ]
   known = [f"{name} {whole(size.pop())}" for name, size in sizes if len(size) == 1]
   return f"{words} Parameters: {', '.join(known)}." if known else words
 

@@ -44,18 +44,29 @@ def in_rows(measured: Sequence[Measured]) -> bool:
 
 
 def table(
-  measured: Sequence[Measured], run: Mapping[str, Any], *, brief: bool = False, costs: bool | None = None
+  measured: Sequence[Measured],
+  run: Mapping[str, Any],
+  *,
+  brief: bool = False,
+  costs: bool | None = None,
 ) -> Table:
   """A row per group: the headline score, its paired difference to the student alone, further scores (`brief`: of a
   language model the calibration alone), what it costs (`costs`: whether; None: where students differ in size; `brief`:
   without times), and the time of a train step over that of the run's reference, where it was measured."""
   main = headline(measured)
-  further = [row for row in _SCORES if row[0] != main.score and any(row[0] in m.scores for m in measured)]
+  further = [
+    row for row in _SCORES if row[0] != main.score and any(row[0] in m.scores for m in measured)
+  ]
   scores = [row for row in further if not brief or (main == PERPLEXITY and row[0] == "ece")]
   priced = _COSTS if (differ_in_size(measured) if costs is None else costs) else ()
   if brief:  # runs of one table were timed at other times, beside other programs
     priced = [row for row in priced if row[0] not in _TIMES]
-  header = ["Method", f"{main.title} {main.arrow}", "− alone", *(title for _, title, _ in (*scores, *priced))]
+  header = [
+    "Method",
+    f"{main.title} {main.arrow}",
+    "− alone",
+    *(title for _, title, _ in (*scores, *priced)),
+  ]
   timed = _is_timed(measured)
   if timed:
     header.append(f"Step time / {run.get('settings', {}).get('reference') or 'reference'} ↓")
@@ -73,7 +84,9 @@ def table(
 
 def differ_in_size(measured: Sequence[Measured]) -> bool:
   """Whether some students are smaller than others, or sparser by more than the zeros that chance makes."""
-  sizes = [m.scores["nonzeros"] for m in measured if m.entry.role != "teacher" and "nonzeros" in m.scores]
+  sizes = [
+    m.scores["nonzeros"] for m in measured if m.entry.role != "teacher" and "nonzeros" in m.scores
+  ]
   return bool(sizes) and min(sizes) < 0.99 * max(sizes)
 
 
@@ -100,7 +113,9 @@ def verdict(measured: Sequence[Measured]) -> str:
     if c is not None and c.deviation is not None
   ]
   if len(known) < len(changes):
-    return f"{len(changes)} students were distilled; not all share two seeds with the student alone."
+    return (
+      f"{len(changes)} students were distilled; not all share two seeds with the student alone."
+    )
   better = sum(change > deviation for change, deviation in known)
   worse = sum(-change > deviation for change, deviation in known)
   return (

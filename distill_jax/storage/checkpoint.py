@@ -103,13 +103,17 @@ class Checkpoints:
       return
     latest = max(self._seals, default=step)
     if step < latest:
-      raise ValueError(f"step {step} lies before checkpoint {latest} of {self.folder}: restore it first")
+      raise ValueError(
+        f"step {step} lies before checkpoint {latest} of {self.folder}: restore it first"
+      )
     self._move_aside(step)
     self._seals[step], self._writing = new, step
     with self._writes():
       # No copy: Orbax transfers to the host before it returns, and where that is only a view (CPU) jax
       # does not reuse the donated buffer while the view lives.
-      self._writer.save_checkpointables_async(step, {"state": state}, custom_metadata=sealed, force=True)
+      self._writer.save_checkpointables_async(
+        step, {"state": state}, custom_metadata=sealed, force=True
+      )
 
   def restore(self, like: TrainState, *, step: int | str | None = None) -> TrainState | None:
     """The newest sound checkpoint, in the shardings of `like`; None where there is none at all.
@@ -139,7 +143,9 @@ class Checkpoints:
     if not candidates:
       return None
     reasons = "".join(f"\n  {s}: {reason}" for s, reason in sorted(self._damaged.items()))
-    raise RuntimeError(f"no sound checkpoint in {self.folder}; to start over, move it away:{reasons}")
+    raise RuntimeError(
+      f"no sound checkpoint in {self.folder}; to start over, move it away:{reasons}"
+    )
 
   def steps(self) -> list[int]:
     """The steps of the checkpoints with an unbroken seal, in order."""
@@ -191,7 +197,9 @@ class Checkpoints:
 
   def __exit__(self, kind, *_) -> None:
     if kind is not None and jax.process_count() > 1:
-      self._writing = None  # the others may not be here to look at it together; it is completed all the same
+      self._writing = (
+        None  # the others may not be here to look at it together; it is completed all the same
+      )
     self.close()
 
   def _kept(self) -> set[int]:
@@ -201,7 +209,9 @@ class Checkpoints:
     name, mode = self._best or ("", "max")
     sign = -1 if mode == "max" else 1
     values = {step: body["metrics"].get(name, math.nan) for step, body in self._seals.items()}
-    return sorted((s for s in values if math.isfinite(values[s])), key=lambda s: (sign * values[s], s))
+    return sorted(
+      (s for s in values if math.isfinite(values[s])), key=lambda s: (sign * values[s], s)
+    )
 
   def _candidates(self, step: int | str | None) -> list[int]:
     found = sorted({*self._seals, *self._damaged}, reverse=True)
@@ -228,7 +238,9 @@ class Checkpoints:
     try:
       if self._identity is not None:
         seal.check_identity(body, self._identity)
-      seal.check_fit(seal.layout(like), {name: (leaf[0], leaf[1]) for name, leaf in body["leaves"].items()})
+      seal.check_fit(
+        seal.layout(like), {name: (leaf[0], leaf[1]) for name, leaf in body["leaves"].items()}
+      )
     except ValueError as error:
       raise ValueError(f"checkpoint {self.folder / str(step)} cannot be used: {error}") from None
 
@@ -253,8 +265,12 @@ class Checkpoints:
       raise OSError(f"the checkpoint folder {self.folder} cannot be written: {error}") from error
     hosts.run_on_first(self._put_back)
     context = ocp.Context()
-    context.array.saving.use_compression = False  # weights hardly shrink, and reads take half the time
-    self._writer = ocp.training.Checkpointer(self.folder, context=context, cleanup_tmp_directories=True)
+    context.array.saving.use_compression = (
+      False  # weights hardly shrink, and reads take half the time
+    )
+    self._writer = ocp.training.Checkpointer(
+      self.folder, context=context, cleanup_tmp_directories=True
+    )
     # Orbax asks jax whether to stop at this step, from its threads too. jax agrees on the number after the last one
     # that it was asked for: where `Interruption` counts otherwise, a SIGTERM during a save would be lost.
     self._writer._manager.reached_preemption = lambda step: False
@@ -268,13 +284,17 @@ class Checkpoints:
       step, self._writing = self._writing, None
       if jax.process_count() > 1:
         # The others may have written their parts, and wait for this one: the next start puts things right.
-        raise RuntimeError(f"checkpoint {step} of {self.folder} was not written: {error}") from error
+        raise RuntimeError(
+          f"checkpoint {step} of {self.folder} was not written: {error}"
+        ) from error
       _remove(self.folder / str(step))
       self._put_back()
       self._writer.reload()
       self._scan()
       still = f"still there: {sorted(self._seals)}"
-      raise RuntimeError(f"checkpoint {step} of {self.folder} was not written ({still}): {error}") from error
+      raise RuntimeError(
+        f"checkpoint {step} of {self.folder} was not written ({still}): {error}"
+      ) from error
 
   def _aside(self, step: int) -> Path:
     return self.folder / f"{step}{_ASIDE}"
@@ -308,7 +328,9 @@ class Checkpoints:
     for rest in self.folder.glob(f"*{_REMOVED}"):
       _try_to_remove(rest)
     kept = {str(step) for step in self._kept()}
-    found = [path for path in self.folder.iterdir() if _step_of(path) is not None and path.name not in kept]
+    found = [
+      path for path in self.folder.iterdir() if _step_of(path) is not None and path.name not in kept
+    ]
     for path in found:
       with contextlib.suppress(OSError):  # the next time, then
         _remove(path)
@@ -354,7 +376,9 @@ def _read(folder: Path, step: int, like: TrainState) -> TrainState:
   context.multiprocessing_options.primary_host = own
   context.multiprocessing_options.active_processes = {own}
   with _reading(), context:
-    return ocp.load_checkpointables(_places(folder)[step], {"state": jax.tree.map(_abstract, like)})["state"]
+    return ocp.load_checkpointables(
+      _places(folder)[step], {"state": jax.tree.map(_abstract, like)}
+    )["state"]
 
 
 @contextlib.contextmanager
@@ -365,11 +389,15 @@ def _reading():
   except (MemoryError, jax.errors.JaxRuntimeError):
     raise
   except Exception as error:
-    raise seal.CorruptFile(f"it cannot be read ({type(error).__name__}: {str(error)[:300]})") from error
+    raise seal.CorruptFile(
+      f"it cannot be read ({type(error).__name__}: {str(error)[:300]})"
+    ) from error
 
 
 def _abstract(leaf) -> jax.ShapeDtypeStruct:
-  sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(
+    jax.local_devices()[0]
+  )
   if leaf.ndim == 0 and isinstance(sharding, jax.sharding.NamedSharding):
     # Orbax gives restored scalar keys a spec of rank 1, which nothing can be restored into again.
     sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
@@ -393,6 +421,8 @@ def _hint(folder: Path) -> str:
   """Where checkpoints are, if not in this folder: around it, or up to two levels below."""
   if folder.name.isdecimal() and (folder / "state").is_dir():
     return f"; it is a checkpoint itself, open {folder.parent}"
-  near = {path.parent.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/state")}
+  near = {
+    path.parent.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/state")
+  }
   found = [f"{path} (steps {list(_places(path))})" for path in sorted(near) if _places(path)]
   return f"; there are checkpoints in {', '.join(found)}" if found else ""

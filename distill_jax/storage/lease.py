@@ -35,7 +35,9 @@ class Lease:
   they enter, check and leave together.
   """
 
-  def __init__(self, folder: str | os.PathLike, *, renew_every: float = 10.0, patience: float = 60.0):
+  def __init__(
+    self, folder: str | os.PathLike, *, renew_every: float = 10.0, patience: float = 60.0
+  ):
     """Nothing is taken yet.
 
     Args:
@@ -91,7 +93,9 @@ class Lease:
     except OSError as error:
       raise OSError(f"the folder {self.folder} cannot be written: {error}") from error
     self._stop.clear()
-    self._renewer = threading.Thread(target=self._renew, name=f"lease of {self.folder}", daemon=True)
+    self._renewer = threading.Thread(
+      target=self._renew, name=f"lease of {self.folder}", daemon=True
+    )
     self._renewer.start()
 
   def _wait(self) -> None:
@@ -105,9 +109,14 @@ class Lease:
       if seen is None:
         seen, living = content, _lives(owner)
         if living is None:
-          print(f"{self._says(owner)}: waiting {self._patience:.0f} s for a sign of life", file=sys.stderr)
+          print(
+            f"{self._says(owner)}: waiting {self._patience:.0f} s for a sign of life",
+            file=sys.stderr,
+          )
       if content != seen or living:
-        raise LeaseError(f"{self._says(owner)}, which is running: stop it, or choose another folder")
+        raise LeaseError(
+          f"{self._says(owner)}, which is running: stop it, or choose another folder"
+        )
       if living is False or time.monotonic() - since > self._patience:
         self._remove(content)
       else:
@@ -155,7 +164,9 @@ class Lease:
           owner = _parsed(content)
           if owner == self._own:
             return
-          self._lost = f"{self._says(owner)}, and not to this process any more: it was taken over meanwhile"
+          self._lost = (
+            f"{self._says(owner)}, and not to this process any more: it was taken over meanwhile"
+          )
     raise LeaseError(self._lost)
 
   def _owner(self) -> Mapping[str, Any]:
@@ -172,7 +183,9 @@ class Lease:
 
   def _says(self, owner: Mapping[str, Any]) -> str:
     who = (
-      "process {pid} on {host}, since {since}".format_map(owner) if owner else "somebody who has not signed"
+      "process {pid} on {host}, since {since}".format_map(owner)
+      if owner
+      else "somebody who has not signed"
     )
     return f"the folder {self.folder} belongs to {who}"
 

@@ -66,7 +66,9 @@ def check_contents(seal: Mapping[str, Any], tree: Tree) -> None:
     CorruptFile: some differ.
   """
   shapes, sums = layout(tree), checksums(tree)
-  sealed = {name: (tuple(shape), dtype, total) for name, (shape, dtype, total) in seal["leaves"].items()}
+  sealed = {
+    name: (tuple(shape), dtype, total) for name, (shape, dtype, total) in seal["leaves"].items()
+  }
   broken = [name for name in sealed if sealed[name] != (*shapes[name], sums[name])]
   if broken:
     raise CorruptFile(
@@ -98,7 +100,9 @@ def check_fit(expected: Layout, found: Layout) -> None:
     ValueError: with a line for each of them.
   """
   lines = [f"\n  missing: {name} {_show(expected[name])}" for name in expected if name not in found]
-  lines += [f"\n  unexpected: {name} {_show(found[name])}" for name in found if name not in expected]
+  lines += [
+    f"\n  unexpected: {name} {_show(found[name])}" for name in found if name not in expected
+  ]
   lines += [
     f"\n  differs: {name} is {_show(found[name])}, expected {_show(expected[name])}"
     for name in expected

@@ -61,7 +61,9 @@ def export_stablehlo(
   """
   folder = Path(folder).absolute()
   folder.mkdir(parents=True, exist_ok=True)
-  weights = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in named_leaves(variables)}
+  weights = {
+    name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in named_leaves(variables)
+  }
   structure = jax.tree.structure(variables)
 
   def predict(weights, batch):
@@ -115,10 +117,14 @@ def load_stablehlo(folder: str | os.PathLike) -> Callable[[Batch], Outputs]:
     raise ValueError(f"{folder / PROGRAM} is damaged, or of another export than {SIGNATURE}")
   try:
     weights = safetensors.flax.load_file(folder / WEIGHTS)
-  except Exception as error:  # the Rust parser raises SafetensorError, the wrapper KeyError and ValueError
+  except (
+    Exception
+  ) as error:  # the Rust parser raises SafetensorError, the wrapper KeyError and ValueError
     raise ValueError(f"{folder / WEIGHTS} is damaged or no safetensors file: {error}") from error
   if fingerprint(weights) != signature["fingerprint"]:
-    raise ValueError(f"{folder / WEIGHTS} is damaged, or of another export than {PROGRAM}: export both again")
+    raise ValueError(
+      f"{folder / WEIGHTS} is damaged, or of another export than {PROGRAM}: export both again"
+    )
   exported = jax.export.deserialize(bytearray(program))
   inputs, call = sorted(_inputs(exported)), jax.jit(exported.call)
 
@@ -138,7 +144,9 @@ def _needed(predict, weights, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
   kept = jax.export.export(predict, platforms=["cpu"])(weights, rows).module_kept_var_idx
   (size,) = jax.export.symbolic_shape("batch")
   names = [name for i, name in enumerate(sorted(rows), len(weights)) if i in kept]
-  return {name: jax.ShapeDtypeStruct((size, *rows[name].shape[1:]), rows[name].dtype) for name in names}
+  return {
+    name: jax.ShapeDtypeStruct((size, *rows[name].shape[1:]), rows[name].dtype) for name in names
+  }
 
 
 def _inputs(exported: jax.export.Exported) -> dict[str, Any]:

@@ -93,7 +93,9 @@ def load_student(
     raise ValueError(f"{description} is damaged: {error!r}") from error
   try:
     found = safetensors.flax.load_file(weights)
-  except Exception as error:  # the Rust parser raises SafetensorError, the wrapper KeyError and ValueError
+  except (
+    Exception
+  ) as error:  # the Rust parser raises SafetensorError, the wrapper KeyError and ValueError
     raise ValueError(f"{weights} is damaged or no safetensors file: {error}") from error
   own = _own_tree(model, batch)
   if allow_shrunk:
@@ -127,7 +129,9 @@ def _own_tree(model: Model, batch: Batch | None) -> Variables:
   if model.variables is not None:
     return model.variables
   if batch is None:
-    raise ValueError("the model holds no variables: give batch=, an example batch, to learn its shapes from")
+    raise ValueError(
+      "the model holds no variables: give batch=, an example batch, to learn its shapes from"
+    )
   return jax.eval_shape(model.init, jax.random.key(0), batch)
 
 

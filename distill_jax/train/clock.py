@@ -90,9 +90,16 @@ class Clock:
       wait.seconds = 0.0
     if memory := device_memory():
       line["memory"] = memory
-    wall = max(line["time"] - self._first, self._in_steps)  # the clock on the wall may have been put back
+    wall = max(
+      line["time"] - self._first, self._in_steps
+    )  # the clock on the wall may have been put back
     goodput = self._in_steps / wall if wall else 0.0
-    return line | {"wall": wall, "in_steps": self._in_steps, "goodput": goodput, "starts": self._starts}
+    return line | {
+      "wall": wall,
+      "in_steps": self._in_steps,
+      "goodput": goodput,
+      "starts": self._starts,
+    }
 
   def _times(self) -> list[float]:
     """Seconds of each step since the last report."""

@@ -60,7 +60,9 @@ def local_share(pipeline, batch_size: int, rows: np.ndarray | None):
   return pipeline.for_rows(rows)
 
 
-def evaluation_batches(validation, batch_size: int, rows: np.ndarray | None) -> Iterable[Mapping[str, Any]]:
+def evaluation_batches(
+  validation, batch_size: int, rows: np.ndarray | None
+) -> Iterable[Mapping[str, Any]]:
   """The batches of an evaluation, or the given rows of each."""
   if isinstance(validation, data.Source):
     return data.eval_batches(validation, batch_size, rows=rows)
@@ -129,10 +131,14 @@ def check_classes(classes: int | None, source) -> None:
   """Refuses a student with fewer classes than the data."""
   wanted = getattr(source, "classes", None)
   if classes is not None and wanted is not None and classes < wanted:
-    raise ValueError(f"the student has {classes} classes and the data set {source.name!r} has {wanted}")
+    raise ValueError(
+      f"the student has {classes} classes and the data set {source.name!r} has {wanted}"
+    )
 
 
-def check_validation(student: Model, state: TrainState, validation, batch_size: int, classes, best) -> None:
+def check_validation(
+  student: Model, state: TrainState, validation, batch_size: int, classes, best
+) -> None:
   """Finds before training what the first evaluation, or the end, would find."""
   name, direction = best
   if direction not in ("max", "min"):

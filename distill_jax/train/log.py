@@ -18,7 +18,9 @@ from distill_jax.storage import files
 from distill_jax.train.clock import Clock
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["structure"])
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["structure"]
+)
 @dataclasses.dataclass(frozen=True)
 class Packed:
   """A step's metrics as one array: to fetch a dozen scalars takes longer than a small step."""
@@ -70,7 +72,9 @@ class Log:
     self._write("timings", self.clock.report(start))
     self._progress, self._title, self._steps = progress, title, steps
     terminal = progress and sys.stderr.isatty()
-    self._bar = tqdm(total=steps, initial=start, desc=title, unit="step", disable=not terminal, leave=False)
+    self._bar = tqdm(
+      total=steps, initial=start, desc=title, unit="step", disable=not terminal, leave=False
+    )
     self._terminal, self._last, self._time = terminal, start, time.perf_counter()
     self._shown: dict[str, float] = {}
 

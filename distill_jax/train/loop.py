@@ -26,7 +26,13 @@ from distill_jax.train.inputs import (
   next_batch,
 )
 from distill_jax.train.log import Log, fetch
-from distill_jax.train.placement import compile_step, evaluator, init_on_host, place_teacher, sparsity_of
+from distill_jax.train.placement import (
+  compile_step,
+  evaluator,
+  init_on_host,
+  place_teacher,
+  sparsity_of,
+)
 from distill_jax.train.profile import Profile
 from distill_jax.train.replay import OnPolicy, Replay
 from distill_jax.train.saver import Saver, student_of
@@ -169,7 +175,9 @@ def fit(
     example = {name: np.resize(x, (batch_size, *x.shape[1:])) for name, x in example.items()}
   if teacher_variables is not None and teacher is not None:
     check_weights(teacher, Variables(*teacher_variables), example)
-  taught_by = place_teacher(teacher, teacher_variables, mesh, () if cached is not None else teacher_rules)
+  taught_by = place_teacher(
+    teacher, teacher_variables, mesh, () if cached is not None else teacher_rules
+  )
   teacher_fingerprint = fingerprint(taught_by)
   with init_on_host(mesh):
     init = make_init(student, teacher, objective, optimizer, on_policy=on_policy)
@@ -220,7 +228,9 @@ def fit(
     state = saver.restore(state)
     start = int(state.step)
     kept = saver.folder if first else None
-    with Log(kept, start=start, steps=steps, title=title, progress=progress and first, began=began) as log:
+    with Log(
+      kept, start=start, steps=steps, title=title, progress=progress and first, began=began
+    ) as log:
       pending: list[Any] = []
       batches, waiting = iter(stream(start)), log.clock.waiting
       for step in range(start + 1, steps + 1):
@@ -254,7 +264,9 @@ def fit(
           raise Interrupted(state)
       history = log.history
     if fingerprint(taught_by) != teacher_fingerprint:
-      raise RuntimeError("the teacher's weights changed while it teacher_outputs: a frozen teacher must not")
+      raise RuntimeError(
+        "the teacher's weights changed while it teacher_outputs: a frozen teacher must not"
+      )
     best_or_last = saver.best_variables(state) if validation is not None else student_of(state)
     return FitResult(best_or_last, state, history)
 

@@ -18,7 +18,9 @@ from distill_jax.train.step import Step, make_eval_step
 from distill_jax.types import Model, TrainState, Variables
 
 
-def place_teacher(teacher: Model | None, given: Variables | None, mesh: Mesh, rules: sharding.Rules) -> Any:
+def place_teacher(
+  teacher: Model | None, given: Variables | None, mesh: Mesh, rules: sharding.Rules
+) -> Any:
   """The weights of a frozen teacher, placed; () where there is none, or it follows the student.
 
   Raises:

@@ -37,7 +37,9 @@ class Profile:
     if self._on:
       self._stop()
     elif self._steps and not self._done and kind is None:
-      warnings.warn(f"no step of {self._steps} was traced: training did not come by there", stacklevel=2)
+      warnings.warn(
+        f"no step of {self._steps} was traced: training did not come by there", stacklevel=2
+      )
 
   def __call__(self, number: int, step: Callable[..., Any], *arguments: Any) -> Any:
     """`step(*arguments)`, traced if its number is among those to be traced."""

@@ -51,7 +51,9 @@ def replayed(on_policy: OnPolicy, *, every: int, kept: int) -> Replay:
   def init(batch: Batch) -> Tree:
     rows = len(batch["id"])
     if kept < rows:
-      raise ValueError(f"kept: {kept} samples are fewer than the {rows} rows of a batch; at least {rows}")
+      raise ValueError(
+        f"kept: {kept} samples are fewer than the {rows} rows of a batch; at least {rows}"
+      )
     shapes = {name: (kept, *x.shape[1:]) for name, x in batch.items()}
     types = {name: jax.dtypes.canonicalize_dtype(x.dtype) for name, x in batch.items()}
     zero = jnp.zeros((), jnp.int32)
@@ -78,7 +80,9 @@ def _remembered(buffer, new: Batch, kept: int) -> dict[str, Any]:
   """The buffer with the batch's sampled rows in the places of the oldest."""
   counts = new["generated"] & new.get("where", True)
   number = counts.sum(dtype=jnp.int32)
-  places = jnp.where(counts, (buffer["next"] + counts.cumsum() - 1) % kept, kept)  # behind the end: dropped
+  places = jnp.where(
+    counts, (buffer["next"] + counts.cumsum() - 1) % kept, kept
+  )  # behind the end: dropped
   return {
     "rows": {name: x.at[places].set(new[name], mode="drop") for name, x in buffer["rows"].items()},
     "next": (buffer["next"] + number) % kept,
@@ -96,6 +100,10 @@ def _reused(buffer, key, batch: Batch) -> Batch:
 
   def put(name, new):
     rows = buffer["rows"].get(name)
-    return new if rows is None else jnp.where(taken.reshape(-1, *(1,) * (rows.ndim - 1)), rows[places], new)
+    return (
+      new
+      if rows is None
+      else jnp.where(taken.reshape(-1, *(1,) * (rows.ndim - 1)), rows[places], new)
+    )
 
   return {**{name: put(name, x) for name, x in batch.items()}, "generated": taken}

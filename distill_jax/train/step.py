@@ -47,7 +47,8 @@ def make_init(
       step=zero,
       key=jax.random.fold_in(key, 2),
       params=params,
-      model_state=_drop_weak_types({"student": variables.state, "objective": learned.state}) | replay,
+      model_state=_drop_weak_types({"student": variables.state, "objective": learned.state})
+      | replay,
       opt_state=optimizer.init(params),
       average=average,
       skips=Skips(zero + 0, zero + 0, zero + 0),
@@ -148,7 +149,9 @@ def make_train_step(
       # Only the masks' sums are used: the compiler removes what they do not need of this forward pass.
       rows, own_key = part
       teacher_outputs = teach(state, teacher_variables, rows)
-      return _counts(forward(params, model_state, teacher_outputs, rows, own_key, state.step)[1]), carry
+      return _counts(
+        forward(params, model_state, teacher_outputs, rows, own_key, state.step)[1]
+      ), carry
 
     counts, _ = _sum_over(count, (), parts)
 
@@ -167,7 +170,9 @@ def make_train_step(
     if not isinstance(on_policy, Replay):
       return on_policy(variables, key, batch), {}
     if "replay" not in state.model_state:
-      raise ValueError("the train state has no samples to replay: give make_init the same on_policy")
+      raise ValueError(
+        "the train state has no samples to replay: give make_init the same on_policy"
+      )
     batch, buffer = on_policy.apply(variables, state.model_state["replay"], state.step, key, batch)
     return batch, {"replay": buffer}
 
@@ -193,7 +198,9 @@ def make_train_step(
       params = jax.lax.pcast(params, axis_name, to="varying")
     if microbatches == 1:
       teacher_outputs = teach(state, teacher_variables, batch)
-      sums, model_state = gradients(params, model_state, teacher_outputs, batch, key, state.step, None)
+      sums, model_state = gradients(
+        params, model_state, teacher_outputs, batch, key, state.step, None
+      )
     else:
       sums, model_state = accumulated(params, model_state, state, teacher_variables, batch, key)
     loss, pairs, grads = sums
@@ -221,7 +228,9 @@ def make_train_step(
       return fine, (params, model_state, opt_state, average)
 
     old = state.params, state.model_state, state.opt_state, state.average
-    finite, (params, model_state, opt_state, average) = _if(finite, updated, (jnp.zeros((), bool), old))
+    finite, (params, model_state, opt_state, average) = _if(
+      finite, updated, (jnp.zeros((), bool), old)
+    )
     streak = jnp.where(finite, 0, state.skips.streak + 1)
     skips = Skips(
       state.skips.total + jnp.where(finite, 0, 1), streak, jnp.maximum(state.skips.longest, streak)
@@ -234,7 +243,9 @@ def make_train_step(
     )
     for name, flag in {"nonfinite": ~finite, "empty": empty}.items():
       measured[name] = flag.astype(jnp.float32), one
-    return TrainState(state.step + 1, state.key, params, model_state, opt_state, average, skips), measured
+    return TrainState(
+      state.step + 1, state.key, params, model_state, opt_state, average, skips
+    ), measured
 
   return step
 
@@ -260,19 +271,25 @@ def make_eval_step(student: Model, teacher: Model | None = None) -> Callable[...
   def step(variables: Variables, teacher_variables, batch: Batch):
     outputs = student.apply(*variables, batch, train=False, key=None)[0]
     if "logits" not in outputs and "head" in outputs:
-      return metrics.token_counts(outputs["hidden"], outputs["head"], batch["label"], batch.get("where"))
+      return metrics.token_counts(
+        outputs["hidden"], outputs["head"], batch["label"], batch.get("where")
+      )
     logits = outputs["logits"]
     teacher_outputs = None
     if teacher is not None:
       teacher_outputs = teacher.apply(*teacher_variables, batch, train=False, key=None)[0]["logits"]
-    return metrics.counts(logits, batch["label"], batch.get("where"), teacher_logits=teacher_outputs)
+    return metrics.counts(
+      logits, batch["label"], batch.get("where"), teacher_logits=teacher_outputs
+    )
 
   return step
 
 
 def _drop_weak_types(tree):
   """The tree with the types that it has: a weak one (`jnp.full(3, 0.5)`) is lost in a checkpoint."""
-  return jax.tree.map(lambda x: jnp.array(x, x.dtype) if getattr(x, "weak_type", False) else x, tree)
+  return jax.tree.map(
+    lambda x: jnp.array(x, x.dtype) if getattr(x, "weak_type", False) else x, tree
+  )
 
 
 def _copy_wide(x: jax.Array) -> jax.Array:

@@ -55,7 +55,9 @@ def read(sizes: Sizes, pairs: int, clock=time.perf_counter) -> Ratio:
     path = Path(folder) / "by_hand"
     records.tofile(path)
     order = [np.random.default_rng(i).permutation(sizes.rows) for i in range(sizes.epochs)]
-    places = [epoch[i : i + sizes.batch] for epoch in order for i in range(0, sizes.rows, sizes.batch)]
+    places = [
+      epoch[i : i + sizes.batch] for epoch in order for i in range(0, sizes.rows, sizes.batch)
+    ]
     views = np.zeros(sizes.rows, np.int32)
 
     def ours(calls):
@@ -73,7 +75,10 @@ def write(sizes: Sizes, pairs: int, clock=time.perf_counter) -> Ratio:
   """A shard written whole / the same records with a crc32 each, written to a file, synced and renamed."""
   with tempfile.TemporaryDirectory() as folder:
     store, made, records = _written(Path(folder), sizes)
-    columns, crcs = {"payload": np.ascontiguousarray(records["payload"])}, np.zeros(sizes.rows, np.uint32)
+    columns, crcs = (
+      {"payload": np.ascontiguousarray(records["payload"])},
+      np.zeros(sizes.rows, np.uint32),
+    )
 
     def ours(calls):
       for _ in range(calls):
@@ -96,7 +101,9 @@ def write(sizes: Sizes, pairs: int, clock=time.perf_counter) -> Ratio:
 
 
 def main() -> None:
-  print("| | ratio, wall clock | ratio, processor time | ours, ms | theirs, ms |\n|---|---|---|---|---|")
+  print(
+    "| | ratio, wall clock | ratio, processor time | ours, ms | theirs, ms |\n|---|---|---|---|---|"
+  )
   cases = {
     "read-classes": (read, classes()),
     "read-classes, 16 shards": (read, spread()),
@@ -106,7 +113,9 @@ def main() -> None:
   for name, (case, sizes) in cases.items():
     wall, busy = (case(sizes, 20, clock) for clock in (time.perf_counter, time.process_time))
     ours, theirs = (1000 * seconds for seconds in busy.medians)
-    print(f"| {name} | {wall.value:.2f} | {busy.value:.2f} | {ours:.3f} | {theirs:.3f} |", flush=True)
+    print(
+      f"| {name} | {wall.value:.2f} | {busy.value:.2f} | {ours:.3f} | {theirs:.3f} |", flush=True
+    )
 
 
 def _written(folder: Path, sizes: Sizes):

@@ -26,7 +26,9 @@ EVERY = 50  # steps of a turn, after which `fit` reports and so waits for the de
 def dense_to_alone(problem: Problem, pairs: int) -> Ratio:
   """10 classes of float16."""
   with tempfile.TemporaryDirectory() as folder:
-    cache = write_cache(folder, problem.teacher, problem.source, {"logits": Dense()}, progress=False)
+    cache = write_cache(
+      folder, problem.teacher, problem.source, {"logits": Dense()}, progress=False
+    )
     return _compare(problem.student, problem.source, problem.batch_size, cache, DISTILLED, pairs)
 
 
@@ -115,10 +117,14 @@ def by_turns(ours: Callable[[], None], theirs: Callable[[], None], every: int = 
   def batches(*args, **kwargs):
     found = made(*args, **kwargs)
     own.calls = getattr(own, "calls", 0) + 1
-    return found if own.calls == 1 else watched(own.side, found)  # the first is for an example's shapes alone
+    return (
+      found if own.calls == 1 else watched(own.side, found)
+    )  # the first is for an example's shapes alone
 
   with mock.patch.object(data, "batches", batches):
-    threads = [threading.Thread(target=loop, args=(side, run)) for side, run in enumerate((ours, theirs))]
+    threads = [
+      threading.Thread(target=loop, args=(side, run)) for side, run in enumerate((ours, theirs))
+    ]
     for thread in threads:
       thread.start()
     for thread in threads:

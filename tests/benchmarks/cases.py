@@ -38,7 +38,10 @@ def cached_to_supervised(problem: Problem, pairs: int) -> Ratio:
   """A step with a cached teacher / a step without; batches are host arrays, as where a cache is read."""
   batch = problem.batch()
   teacher_outputs = batch | {"teacher/logits": np.asarray(_inference(problem)(1))}
-  cached, supervised = _library(problem, teachers.cached(), teacher_outputs), _library(problem, None, batch)
+  cached, supervised = (
+    _library(problem, teachers.cached(), teacher_outputs),
+    _library(problem, None, batch),
+  )
   return compare(cached, supervised, pairs=pairs, calls=problem.calls)
 
 
@@ -85,12 +88,16 @@ def check_same(problem: Problem, ours, theirs, steps: int = 3) -> None:
   batches = data.batches(problem.source, problem.batch_size, seed=0)
   for batch, _ in zip(batches, range(steps)):
     state, metrics = ours(state, problem.teacher.variables, batch)
-    by_hand, loss, accuracy = theirs(by_hand, problem.teacher.variables, batch["image"], batch["label"])
+    by_hand, loss, accuracy = theirs(
+      by_hand, problem.teacher.variables, batch["image"], batch["label"]
+    )
     for name, expected in {"loss": loss, "accuracy": accuracy}.items():
       value, count = metrics[name]
       np.testing.assert_allclose(value / count, expected, rtol=1e-5, err_msg=name)
   learned = state.params["student"], state.model_state["student"]
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), learned, by_hand[:2])
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), learned, by_hand[:2]
+  )
 
 
 def _library(problem: Problem, teacher: Model | None, batch=None, step=None) -> Run:

@@ -36,24 +36,26 @@ LIGER, FAST = (
   2**32,
 )  # T, V, H; bytes, by tokens: the kernel's gradient alone takes half of them
 SIZES = [(t, v) for t in (1024, 4096, 16_384) for v in (8192, 32_768, 131_072, 262_144)]
-HEADER = (
-  "| T | V | unfused, MiB | by classes, MiB | time | by tokens, MiB | time |\n|---|---|---|---|---|---|---|"
-)
-AHEAD = (
-  "| loss | unfused, MiB | by classes, MiB | FLOPs | by tokens, MiB | FLOPs |\n|---|---|---|---|---|---|"
-)
+HEADER = "| T | V | unfused, MiB | by classes, MiB | time | by tokens, MiB | time |\n|---|---|---|---|---|---|---|"
+AHEAD = "| loss | unfused, MiB | by classes, MiB | FLOPs | by tokens, MiB | FLOPs |\n|---|---|---|---|---|---|"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--quick", action="store_true", help="one tiny size, whose times mean nothing")
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+    "--quick", action="store_true", help="one tiny size, whose times mean nothing"
+  )
   parser.add_argument(
     "--sizes", nargs="+", type=size, default=SIZES, metavar="TxV", help="such as 4096x131072"
   )
   parser.add_argument(
     "--compile_for", metavar="TOPOLOGY", help="compile Liger's case for a TPU, such as v5e:1x1"
   )
-  parser.add_argument("--teacher", action="store_true", help="a live teacher in place of cached targets")
+  parser.add_argument(
+    "--teacher", action="store_true", help="a live teacher in place of cached targets"
+  )
   parser.add_argument("--pairs", type=int, default=3, help="samples of both sides")
   parser.add_argument("--most", type=int, default=4096, help="MiB of an unfused loss that is timed")
   parser.add_argument("--memory", type=int, help="MiB by tokens")
@@ -61,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
   print(AHEAD if given.compile_for else HEADER, flush=True)
   if given.compile_for:
     for name in CASES:
-      print(row_ahead(name, given.compile_for, (512, 1280, 256) if given.quick else LIGER), flush=True)
+      print(
+        row_ahead(name, given.compile_for, (512, 1280, 256) if given.quick else LIGER), flush=True
+      )
     return
   for tokens, classes in [(128, 640)] if given.quick else given.sizes:
     print(row(tokens, classes, given), flush=True)
@@ -82,7 +86,9 @@ def row(tokens: int, classes: int, given: argparse.Namespace) -> str:
   arrays = problem(tokens, classes) if full <= given.most * MIB else None
   own = losses.linear_kl if given.teacher else losses.linear_sparse_kl
   sides = 2 if given.teacher else 1
-  least = 4 * (losses.linear.LEAST_TOKENS * sides * (classes + 4 * losses.linear.PART) + 2 * tokens * WIDTH)
+  least = 4 * (
+    losses.linear.LEAST_TOKENS * sides * (classes + 4 * losses.linear.PART) + 2 * tokens * WIDTH
+  )
   share = given.memory * MIB if given.memory else max(int(full // 8), least)
   for memory in (None, share):
     fused = step(functools.partial(own, memory=memory))
@@ -168,7 +174,9 @@ def unfused_cached(hidden, kernel, targets):
 
 def unfused_live(hidden, kernel, teacher_hidden, teacher_kernel):
   student = jnp.matmul(hidden, kernel, precision="highest")
-  return losses.kl_divergence(student, jnp.matmul(teacher_hidden, teacher_kernel, precision="highest")).mean()
+  return losses.kl_divergence(
+    student, jnp.matmul(teacher_hidden, teacher_kernel, precision="highest")
+  ).mean()
 
 
 def unfused_labels(hidden, kernel, labels):
@@ -182,7 +190,9 @@ def unfused_narrow(hidden, kernel, targets):
 
 
 def unfused_narrow_live(hidden, kernel, *teacher):
-  z, t = (jnp.matmul(h, w, preferred_element_type=jnp.float32) for h, w in ((hidden, kernel), teacher))
+  z, t = (
+    jnp.matmul(h, w, preferred_element_type=jnp.float32) for h, w in ((hidden, kernel), teacher)
+  )
   return losses.kl_divergence(z, t).mean()
 
 
@@ -196,7 +206,9 @@ def shaped(*shape, dtype=jnp.float32):
 
 
 def kept(tokens: int):
-  return losses.SparseTargets(shaped(tokens, KEPT, dtype=jnp.int32), shaped(tokens, KEPT), shaped(tokens))
+  return losses.SparseTargets(
+    shaped(tokens, KEPT, dtype=jnp.int32), shaped(tokens, KEPT), shaped(tokens)
+  )
 
 
 CASES = {

@@ -36,16 +36,18 @@ import torch_losses
 from peer_cases import CASES, Case, Draw
 from timing import Ratio, Run, compare, seconds
 
-HEADER = (
-  "| loss | student | torch side | speed | ours, ms | torch, ms | spread |\n|---|---|---|---|---|---|---|"
-)
+HEADER = "| loss | student | torch side | speed | ours, ms | torch, ms | spread |\n|---|---|---|---|---|---|---|"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("names", metavar="NAME", nargs="*", help=", ".join(case.id for case in CASES))
   parser.add_argument("--pairs", type=int, default=30, help="samples of both sides")
-  parser.add_argument("--threads", type=int, choices=(1, 2), default=2, help="1: processor time on one core")
+  parser.add_argument(
+    "--threads", type=int, choices=(1, 2), default=2, help="1: processor time on one core"
+  )
   given = parser.parse_args(arguments)
   unknown = set(given.names) - {case.id for case in CASES}
   if unknown:

@@ -82,7 +82,9 @@ def _with_weights(model: Model) -> Model:
 
   def draw(x):
     scale = np.sqrt(2 / np.prod(x.shape[:-1]))
-    return jnp.asarray(scale * rng.normal(size=x.shape) if len(x.shape) > 1 else np.ones(x.shape), x.dtype)
+    return jnp.asarray(
+      scale * rng.normal(size=x.shape) if len(x.shape) > 1 else np.ones(x.shape), x.dtype
+    )
 
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), {}))
   return model._replace(variables=jax.tree.map(draw, shapes))

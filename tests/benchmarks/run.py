@@ -34,9 +34,13 @@ HEADER = "| benchmark | ratio | goal | ours, ms | theirs, ms | spread |\n|---|--
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("names", metavar="NAME", nargs="*", help=", ".join(RUNS))
-  parser.add_argument("--quick", action="store_true", help="tiny sizes, 3 samples: the times mean nothing")
+  parser.add_argument(
+    "--quick", action="store_true", help="tiny sizes, 3 samples: the times mean nothing"
+  )
   given = parser.parse_args(arguments)
   unknown = set(given.names) - set(RUNS)
   if unknown:

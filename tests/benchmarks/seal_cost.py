@@ -19,16 +19,26 @@ def make_state(gigabytes: float) -> TrainState:
   """Parameters and Adam's two moments, a third of the bytes each, in arrays of 8 MB."""
   count = max(1, round(gigabytes * 1e9 / 3 / 8e6))
   draw = jax.jit(lambda number: jax.random.normal(jax.random.key(number), (1000, 2000)))
-  params, *moments = ({f"layer{n}": draw(n + 1000 * part) for n in range(count)} for part in range(3))
+  params, *moments = (
+    {f"layer{n}": draw(n + 1000 * part) for n in range(count)} for part in range(3)
+  )
   zero = jnp.zeros((), jnp.int32)
   return TrainState(
-    zero, jax.random.key(0), {"student": params, "objective": {}}, {}, moments, (), Skips(zero, zero, zero)
+    zero,
+    jax.random.key(0),
+    {"student": params, "objective": {}},
+    {},
+    moments,
+    (),
+    Skips(zero, zero, zero),
   )
 
 
 @jax.jit
 def plain_sums(tree):
-  return jax.tree.map(lambda x: jax.lax.bitcast_convert_type(x, jnp.uint32).sum(dtype=jnp.uint32), tree)
+  return jax.tree.map(
+    lambda x: jax.lax.bitcast_convert_type(x, jnp.uint32).sum(dtype=jnp.uint32), tree
+  )
 
 
 def seconds(run, times: int = 9) -> tuple[float, float]:

@@ -52,8 +52,12 @@ HEADER = "| network | batch | processor time | wall | dense, examples/s | shrunk
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--quick", action="store_true", help="one small network, whose times mean nothing")
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+    "--quick", action="store_true", help="one small network, whose times mean nothing"
+  )
   parser.add_argument("--pairs", type=int, default=15, help="samples of both sides")
   given = parser.parse_args(arguments)
   print(HEADER, flush=True)

@@ -23,7 +23,9 @@ TOP_K = [losses.sparse_kl, losses.sparse_kl_conditional, losses.sparse_kl_smooth
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--quick", action="store_true", help="500 classes and few draws")
   quick = parser.parse_args(arguments).quick
   teacher, student = problem(500 if quick else 32_000)

@@ -33,4 +33,6 @@ def url(request, tmp_path):
       return f"file://{tmp_path}/with%20space"
     case "memory":
       return f"memory://{tmp_path}"
-  return f"s3://bucket/{tmp_path.name}/?endpoint={request.getfixturevalue('server')}&region=us-east-1"
+  return (
+    f"s3://bucket/{tmp_path.name}/?endpoint={request.getfixturevalue('server')}&region=us-east-1"
+  )

@@ -53,7 +53,9 @@ def main(folder):
     mesh=mesh,
     progress=False,
   )
-  total = sum(float(np.abs(np.asarray(leaf)).sum()) for leaf in jax.tree.leaves(fitted.variables.params))
+  total = sum(
+    float(np.abs(np.asarray(leaf)).sum()) for leaf in jax.tree.leaves(fitted.variables.params)
+  )
   return mine, total
 
 

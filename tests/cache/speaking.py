@@ -16,12 +16,18 @@ def rows(rng, length=LENGTH, number=24):
   return text.pack([text.BYTES.encode(word) for word in words], length=length, name="words")
 
 
-def speaker(seed, width=6, *, softcap=None, bias=False, whole=True, logits=False, **kwargs) -> Model:
+def speaker(
+  seed, width=6, *, softcap=None, bias=False, whole=True, logits=False, **kwargs
+) -> Model:
   """Its sums are exact in float32, in any order, where `whole`: halves of small integers."""
 
   def init(key, tokens):
     del tokens
-    shapes = {"here": (VOCABULARY, width), "before": (VOCABULARY, width), "head": (width, VOCABULARY)}
+    shapes = {
+      "here": (VOCABULARY, width),
+      "before": (VOCABULARY, width),
+      "head": (width, VOCABULARY),
+    }
     shapes |= {"bias": (VOCABULARY,)} if bias else {}
     keys = dict(zip(shapes, jax.random.split(key, len(shapes))))
     drawn = {name: jax.random.normal(keys[name], shape) for name, shape in shapes.items()}

@@ -42,7 +42,9 @@ def values(rows, columns=COLUMNS):
       )
       for row in rows
     ]
-    made[column.name] = np.frombuffer(b"".join(random_bytes), column.dtype).reshape(len(rows), *column.shape)
+    made[column.name] = np.frombuffer(b"".join(random_bytes), column.dtype).reshape(
+      len(rows), *column.shape
+    )
   return made
 
 
@@ -140,7 +142,9 @@ def check_text(text, plan, key, before, after, first):
   start, size = len(header.encoded), header.record.itemsize
   if before[:start] != after[:start]:
     return
-  changed = [n for n in range(header.rows) if _row(before, start, size, n) != _row(after, start, size, n)]
+  changed = [
+    n for n in range(header.rows) if _row(before, start, size, n) != _row(after, start, size, n)
+  ]
   ids, views = plan.rows.at(*plan.plan.span(shard))
   named = [f"row {n} (example id {ids[n]}, view {views[n]})" for n in changed]
   assert any(name in text for name in (named[:1] if first else named)), (text, named)
@@ -175,12 +179,16 @@ def sweep_mixed_up(folder, limit=None):
   return len(pairs[:limit] if limit else pairs)
 
 
-BIG = dict(examples=600, num_views=2, per_shard=100, columns=(Column("states", "float16", (2000,)),))
+BIG = dict(
+  examples=600, num_views=2, per_shard=100, columns=(Column("states", "float16", (2000,)),)
+)
 
 
 def contents(folder):
   """Digest of every file in a folder."""
-  return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in Path(folder).iterdir()}
+  return {
+    file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in Path(folder).iterdir()
+  }
 
 
 def writer(folder, index=0, count=1):
@@ -260,7 +268,11 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
       began = time.monotonic()
       result = run(folder)
-      print(f"{name}: all noticed or mended in {time.monotonic() - began:.1f} s", result or "", flush=True)
+      print(
+        f"{name}: all noticed or mended in {time.monotonic() - began:.1f} s",
+        result or "",
+        flush=True,
+      )
 
 
 if __name__ == "__main__":

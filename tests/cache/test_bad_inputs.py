@@ -72,8 +72,12 @@ def test_verify_asks_about_a_part_of_the_examples(cached, source):
     0,
     1,
   )
-  elsewhere = dataclasses.replace(source, arrays={**source.arrays, "id": np.arange(1000, 1000 + ROWS)})
-  with pytest.raises(ValueError, match="source: none of the 60 examples of 'toy' is in the cache in .*cache"):
+  elsewhere = dataclasses.replace(
+    source, arrays={**source.arrays, "id": np.arange(1000, 1000 + ROWS)}
+  )
+  with pytest.raises(
+    ValueError, match="source: none of the 60 examples of 'toy' is in the cache in .*cache"
+  ):
     verify(cached, linear(), elsewhere, batch_size=16)
 
 
@@ -100,12 +104,16 @@ def test_verify_does_not_begin_with(cached, source, changed, message):
 @pytest.mark.filterwarnings("error")
 def test_the_description_says_that_there_are_no_labels(cached, source):
   unlabeled = {**source.arrays, "label": np.full(ROWS, data.UNLABELED)}
-  text = describe(cached, dataclasses.replace(source, arrays=unlabeled, ignore_label=data.UNLABELED))
+  text = describe(
+    cached, dataclasses.replace(source, arrays=unlabeled, ignore_label=data.UNLABELED)
+  )
   assert "nan" not in text and "accuracy on the 0 labeled examples of toy, which has none" in text
 
 
 def batch_of(source, rows=8):
-  return {name: values[:rows] for name, values in source.arrays.items()} | {"view": np.zeros(rows, np.int32)}
+  return {name: values[:rows] for name, values in source.arrays.items()} | {
+    "view": np.zeros(rows, np.int32)
+  }
 
 
 def without(batch, name):
@@ -119,14 +127,17 @@ def test_a_batch_that_lacks_what_rows_are_found_by(tmp_path, cached, source):
   ):
     cached.join(without(batch, "id"))
   np.testing.assert_array_equal(
-    cached.join(without(batch, "view"))["teacher/logits.values"], cached.join(batch)["teacher/logits.values"]
+    cached.join(without(batch, "view"))["teacher/logits.values"],
+    cached.join(batch)["teacher/logits.values"],
   )
   augmented = written(tmp_path / "augmented", source, augment=AUGMENT, num_views=2)
   with pytest.raises(
     ValueError, match="no 'view': rows of the cache in .* are found by 'id' and 'view'; it has"
   ):
     augmented.join(without(batch, "view"))
-  with pytest.raises(Mismatch, match="data.inputs.image: 'float32.*' in the cache, '.absent.' wanted"):
+  with pytest.raises(
+    Mismatch, match="data.inputs.image: 'float32.*' in the cache, '.absent.' wanted"
+  ):
     cached.check(without(batch, "image"))
   with pytest.raises(ValueError, match=r"id: expected integers \[B\], got float64 \[8\]"):
     cached.join({**batch, "id": np.zeros(8)})
@@ -135,7 +146,9 @@ def test_a_batch_that_lacks_what_rows_are_found_by(tmp_path, cached, source):
 def test_a_row_that_only_fills_up_its_batch_needs_no_example(cached, source):
   batch = batch_of(source)
   padded = {**batch, "id": np.where(np.arange(8) < 6, batch["id"], -1)}
-  with pytest.raises(ValueError, match="example id -1 is not in the cache: .* must be False in 'where'"):
+  with pytest.raises(
+    ValueError, match="example id -1 is not in the cache: .* must be False in 'where'"
+  ):
     cached.join(padded)
   joined = cached.join({**padded, "where": np.arange(8) < 6})
   np.testing.assert_array_equal(
@@ -151,23 +164,36 @@ def test_a_pipeline_without_ids_is_refused_before_training(cached, source):
 
   objective = objectives.weighted(soft=(1.0, objectives.logits(losses.kl_divergence)))
   with pytest.raises(ValueError, match="the batch has no 'id'"):
-    fit(student(), cached, objective, optax.sgd(0.1), pipeline, steps=2, batch_size=16, progress=False)
+    fit(
+      student(), cached, objective, optax.sgd(0.1), pipeline, steps=2, batch_size=16, progress=False
+    )
 
 
 def test_columns_that_are_not_decoded_are_no_outputs(cached, source):
-  with pytest.raises(ValueError, match="'teacher/logits.values' .* of a cache: .* is `Cache.model`"):
+  with pytest.raises(
+    ValueError, match="'teacher/logits.values' .* of a cache: .* is `Cache.model`"
+  ):
     teachers.cached().apply({}, {}, cached.join(batch_of(source)), train=False, key=None)
 
 
 @pytest.mark.parametrize(
   "changed, message",
   [
-    (dict(teacher=np.zeros(5, np.float32)), r"teacher: expected logits \[N, ..., V\].* got float32 \[5\]"),
+    (
+      dict(teacher=np.zeros(5, np.float32)),
+      r"teacher: expected logits \[N, ..., V\].* got float32 \[5\]",
+    ),
     (dict(teacher=np.zeros((0, 5), np.float32)), r"teacher: .* got float32 \[0, 5\]"),
     (dict(teacher=np.zeros((3, 5), int)), "teacher: .* got int"),
-    (dict(teacher=np.full((3, 5), np.nan, np.float32)), "teacher: 3 of the 3 examples hold NaN or .inf"),
+    (
+      dict(teacher=np.full((3, 5), np.nan, np.float32)),
+      "teacher: 3 of the 3 examples hold NaN or .inf",
+    ),
     (dict(codecs=[]), "codecs: expected at least one of Dense, TopK and RandomSampling, got none"),
-    (dict(codecs=TopK(2)), "codecs: expected a sequence of Dense, TopK and RandomSampling, got TopK"),
+    (
+      dict(codecs=TopK(2)),
+      "codecs: expected a sequence of Dense, TopK and RandomSampling, got TopK",
+    ),
     (dict(codecs=["float16"]), "codecs: expected .*, got 'float16'"),
     (dict(temperature=0), "temperature: expected a finite number > 0, got 0"),
   ],

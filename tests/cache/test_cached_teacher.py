@@ -29,7 +29,8 @@ from distill_jax.train import fit
 from distill_jax.types import Variables
 
 OBJECTIVE = objectives.weighted(
-  hard=(0.1, objectives.labels()), soft=(0.9, objectives.logits(losses.kl_divergence, temperature=4.0))
+  hard=(0.1, objectives.labels()),
+  soft=(0.9, objectives.logits(losses.kl_divergence, temperature=4.0)),
 )
 
 
@@ -40,7 +41,9 @@ def source(rng):
 
 def train(teacher, source, **changed):
   settings = dict(steps=12, batch_size=16, progress=False) | changed
-  return fit(student(), teacher, changed.pop("objective", OBJECTIVE), optax.adam(1e-2), source, **settings)
+  return fit(
+    student(), teacher, changed.pop("objective", OBJECTIVE), optax.adam(1e-2), source, **settings
+  )
 
 
 def largest_difference(a, b):
@@ -68,7 +71,9 @@ def test_it_is_bit_for_bit_the_teacher_that_answers_apart_from_the_step(tmp_path
   cached = written(tmp_path, source, augment=AUGMENT, num_views=2, batch_size=16)
   teacher = linear()
   answer = jax.jit(
-    lambda batch: teacher.apply(*teacher.variables, AUGMENT(batch), train=False, key=None)[0]["logits"]
+    lambda batch: teacher.apply(*teacher.variables, AUGMENT(batch), train=False, key=None)[0][
+      "logits"
+    ]
   )
   said = {}  # asked in the order of the cache, in batches of its size
   ids, views = cached.manifest.rows.at(0, 2 * ROWS)
@@ -89,13 +94,19 @@ def test_it_is_bit_for_bit_the_teacher_that_answers_apart_from_the_step(tmp_path
 @pytest.mark.parametrize("url", ["memory://cached-teacher/", "file://"])
 def test_wherever_it_lies(tmp_path, source, url):
   url = f"{url}{tmp_path}"
-  assert largest_difference(train(written(url, source), source), train(open_cache(url), source)) == 0
+  assert (
+    largest_difference(train(written(url, source), source), train(open_cache(url), source)) == 0
+  )
 
 
 def test_float16_changes_little(tmp_path, source):
   live = train(linear(), source)
   assert (
-    0 < largest_difference(train(written(tmp_path, source, outputs={"logits": Dense()}), source), live) < 2e-3
+    0
+    < largest_difference(
+      train(written(tmp_path, source, outputs={"logits": Dense()}), source), live
+    )
+    < 2e-3
   )
 
 
@@ -119,14 +130,23 @@ def test_sparse_targets_teach(tmp_path, source):
     cached = written(tmp_path / type(codec).__name__, source, outputs={"logits": codec})
     objective = objectives.weighted(soft=(1.0, objectives.sparse(loss)))
     history = fit(
-      student(), cached, objective, optax.adam(1e-2), source, steps=40, batch_size=16, progress=False
+      student(),
+      cached,
+      objective,
+      optax.adam(1e-2),
+      source,
+      steps=40,
+      batch_size=16,
+      progress=False,
     ).history
     lines = [line["loss"] for line in history if line["phase"] == "train"]
     assert lines[-1] < lines[0]
 
 
 def test_several_outputs_are_kept_each_in_its_own_way(tmp_path, source):
-  cached = written(tmp_path, source, outputs={"logits": Dense("float32"), "hidden": Dense("bfloat16")})
+  cached = written(
+    tmp_path, source, outputs={"logits": Dense("float32"), "hidden": Dense("bfloat16")}
+  )
   batch = {"id": source.ids[:4], "view": np.zeros(4, np.int32), "image": source.arrays["image"][:4]}
   joined = cached.join(batch)
   assert sorted(set(joined) - set(batch)) == ["teacher/hidden.values", "teacher/logits.values"]
@@ -221,7 +241,10 @@ def test_a_process_helps_with_what_others_left(tmp_path, source, monkeypatch):
 
 
 def test_the_rows_of_a_batch_that_fills_up_are_not_written(tmp_path, source):
-  odd, even = written(tmp_path / "a", source, batch_size=24), written(tmp_path / "b", source, batch_size=8)
+  odd, even = (
+    written(tmp_path / "a", source, batch_size=24),
+    written(tmp_path / "b", source, batch_size=8),
+  )
   rows = [c.table.read(source.ids, np.zeros(ROWS, int))["logits.values"] for c in (odd, even)]
   np.testing.assert_allclose(*rows, atol=1e-5)
 
@@ -238,8 +261,12 @@ def test_an_output_that_cannot_be_kept_names_its_example(tmp_path, source, bad, 
     return jnp.where((x == 1234.0).any((1, 2, 3))[:, None], bad, x.reshape(len(x), -1) @ w), {}
 
   teacher = from_apply(None, apply, variables=linear().variables.params)
-  with pytest.raises(ValueError, match=rf"'logits' of example id {source.ids[17]}, view 0 .*{message}"):
-    written(tmp_path, dataclasses.replace(source, arrays=arrays), teacher, {"logits": Dense("float16")})
+  with pytest.raises(
+    ValueError, match=rf"'logits' of example id {source.ids[17]}, view 0 .*{message}"
+  ):
+    written(
+      tmp_path, dataclasses.replace(source, arrays=arrays), teacher, {"logits": Dense("float16")}
+    )
   assert not list(tmp_path.glob("shard-*"))
 
 
@@ -296,7 +323,8 @@ def test_each_field_that_differs_is_named(tmp_path, source):
 def test_a_run_that_is_not_the_cache_s_is_refused_before_training(tmp_path, source):
   cached = written(tmp_path, source, augment=AUGMENT, num_views=2)
   with pytest.raises(
-    Mismatch, match=r"augmentation.name: 'augmentation\(seed=3, transforms=\(shift_crop\(padding=1\), "
+    Mismatch,
+    match=r"augmentation.name: 'augmentation\(seed=3, transforms=\(shift_crop\(padding=1\), ",
   ):
     train(cached, source)
   with pytest.raises(Mismatch, match="holds 2 of each example, the run asks for 3"):
@@ -336,7 +364,9 @@ def test_a_pipeline_and_weights_are_compared_too(tmp_path, source):
   cached = written(tmp_path, source)
 
   def pipeline(start, shift=0.0):
-    return ({**b, "image": b["image"] + shift} for b in data.batches(source, 16, seed=0, start=start))
+    return (
+      {**b, "image": b["image"] + shift} for b in data.batches(source, 16, seed=0, start=start)
+    )
 
   train(cached, pipeline, teacher_variables=linear().variables)
   with pytest.raises(Mismatch, match="example id .* is not the one"):
@@ -350,7 +380,9 @@ def test_a_pipeline_and_weights_are_compared_too(tmp_path, source):
 def test_order_and_more_arrays_do_not_matter_but_shapes_do(tmp_path, source):
   cached = written(tmp_path, source)
   written(tmp_path, source.take(np.arange(ROWS)[::-1]))
-  weighted = dataclasses.replace(source, arrays={**source.arrays, "weight": np.ones(ROWS, np.float32)})
+  weighted = dataclasses.replace(
+    source, arrays={**source.arrays, "weight": np.ones(ROWS, np.float32)}
+  )
   cached.check(weighted)
   flat = {**source.arrays, "image": source.arrays["image"].reshape(ROWS, 16, 1, 1)}
   with pytest.raises(
@@ -384,7 +416,9 @@ def test_verify_finds_a_teacher_that_says_something_else(tmp_path, source):
   assert same["logits"].rows == 50 and 0 < same["logits"].difference < 0.01
   assert same["logits"].kl < 1e-5 and same["logits"].top1 == 1 and same["hidden"].difference < 1e-6
   other = verify(cached, linear(scale=1.1), source, 50, augment=AUGMENT, batch_size=16)
-  assert other["logits"].difference > 0.1 and other["logits"].kl > 1e-4 and other["hidden"].kl is None
+  assert (
+    other["logits"].difference > 0.1 and other["logits"].kl > 1e-4 and other["hidden"].kl is None
+  )
   unaugmented = verify(cached, linear(), source, 50, batch_size=16)
   assert unaugmented["hidden"].difference > 0.1
   with pytest.raises(ValueError, match="n: expected a whole number from 1, got 0"):
@@ -402,9 +436,9 @@ def test_verify_compares_kept_classes_and_draws(tmp_path, source):
 
 
 def test_the_description_says_how_sure_and_how_right_the_teacher_is(tmp_path, source):
-  logits = linear().apply(*linear().variables, {"image": source.arrays["image"]}, train=False, key=None)[0][
-    "logits"
-  ]
+  logits = linear().apply(
+    *linear().variables, {"image": source.arrays["image"]}, train=False, key=None
+  )[0]["logits"]
   z = np.asarray(logits, np.float64)
   p = np.exp(z - z.max(-1, keepdims=True))
   sure = (p / p.sum(-1, keepdims=True)).max(-1)
@@ -417,10 +451,16 @@ def test_the_description_says_how_sure_and_how_right_the_teacher_is(tmp_path, so
 
 
 def test_the_description_says_the_cross_entropy_of_kept_label_probabilities(tmp_path, source):
-  z = source.arrays["image"].reshape(ROWS, -1).astype(np.float64) @ np.float64(linear().variables.params) / 2
+  z = (
+    source.arrays["image"].reshape(ROWS, -1).astype(np.float64)
+    @ np.float64(linear().variables.params)
+    / 2
+  )
   log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
   label = np.where(np.arange(ROWS) < 40, source.arrays["label"], data.UNLABELED)
-  partly = dataclasses.replace(source, arrays={**source.arrays, "label": label}, ignore_label=data.UNLABELED)
+  partly = dataclasses.replace(
+    source, arrays={**source.arrays, "label": label}, ignore_label=data.UNLABELED
+  )
   text = describe(written(tmp_path, partly, outputs={"logits": TopK(2, temperature=2.0)}))
   wanted = -log_p[np.arange(40), label[:40]].mean()
   assert f"cross entropy at temperature 2 on the 40 labels that it was shown: {wanted:.4f}" in text
@@ -435,7 +475,9 @@ def test_a_cache_shows_what_it_is(tmp_path, source, monkeypatch):
     f"cache in {tmp_path}\n  120 rows: 60 examples x 2 views, 40 bytes a row, {size:,} bytes"
   )
   assert (
-    "\n  data.name: toy\n" in text and "... 32 in all]" in text and "outputs.logits.dtype: float32" in text
+    "\n  data.name: toy\n" in text
+    and "... 32 in all]" in text
+    and "outputs.logits.dtype: float32" in text
   )
   assert describe(cached).startswith(text)
 

@@ -39,7 +39,9 @@ def decoded(codec, columns, output):
 
 def read_bits(words, width, count):
   """Values of `width` bits, the least significant first."""
-  raw = np.unpackbits(words.astype("<u4").view(np.uint8), axis=-1, bitorder="little")[..., : width * count]
+  raw = np.unpackbits(words.astype("<u4").view(np.uint8), axis=-1, bitorder="little")[
+    ..., : width * count
+  ]
   return raw.reshape(*words.shape[:-1], count, width).astype(np.int64) @ (
     1 << np.arange(width, dtype=np.int64)
   )
@@ -90,7 +92,9 @@ def test_bits_after_the_last_value_are_zero():
   assert int(bits.pack(jnp.full(3, 31, jnp.uint32), 5)[0]) == 2**15 - 1
 
 
-@pytest.mark.parametrize(("count", "width"), [(1, 1), (2, 1), (3, 2), (1024, 10), (1025, 11), (128_000, 17)])
+@pytest.mark.parametrize(
+  ("count", "width"), [(1, 1), (2, 1), (3, 2), (1024, 10), (1025, 11), (128_000, 17)]
+)
 def test_the_width_that_a_vocabulary_needs(count, width):
   assert bits.width_of(count) == width
 
@@ -124,7 +128,9 @@ def test_specs_that_are_no_codec_are_refused():
     from_spec({"codec": "TopJ", "k": 1})
   with pytest.raises(ValueError, match=r"Dense: expected the fields \['dtype'\], got \[\]"):
     from_spec({"codec": "Dense"})
-  with pytest.raises(ValueError, match="dtype: 'float18' is none of those kept; did you mean 'float16'"):
+  with pytest.raises(
+    ValueError, match="dtype: 'float18' is none of those kept; did you mean 'float16'"
+  ):
     from_spec({"codec": "Dense", "dtype": "float18"})
 
 
@@ -144,7 +150,10 @@ def test_specs_that_are_no_codec_are_refused():
     (lambda: TopK(1).columns(shaped(4)), r"at least 2 axes.*float32 \(4,\)"),
     (lambda: Dense("int8").columns(shaped(4)), "at least 2 axes"),
     (lambda: Dense().columns(shaped(4, 9, dtype=jnp.int32)), "must be floating.*int32"),
-    (lambda: RandomSampling(2).encode(jnp.zeros((4, 9)), {"id": jnp.arange(4)}), "the batch has no 'view'"),
+    (
+      lambda: RandomSampling(2).encode(jnp.zeros((4, 9)), {"id": jnp.arange(4)}),
+      "the batch has no 'view'",
+    ),
   ],
 )
 def test_what_no_codec_can_keep_is_refused(make, message):
@@ -245,7 +254,9 @@ def test_the_label_has_its_log_probability_where_there_is_one(rng):
   logits[1, 1, 2] = -np.inf
   label = np.array([[0, 1, 6], [3, 2, 0], [-1, -100, 7], [5, 5, 5]])
   kept = encoded(TopK(2, 3.0), logits, label=label)["label_log_prob"]
-  exact = np.take_along_axis(exact_top_k(logits, 2, 3.0)[0], label.clip(0, 6)[..., None], -1)[..., 0]
+  exact = np.take_along_axis(exact_top_k(logits, 2, 3.0)[0], label.clip(0, 6)[..., None], -1)[
+    ..., 0
+  ]
   known = (label >= 0) & (label < 7)
   np.testing.assert_allclose(kept[known], exact[known], rtol=1e-5, atol=1e-6)
   assert kept[1, 1] == -np.inf and (kept[~known] == 1).all()
@@ -257,7 +268,10 @@ def test_bytes_of_a_token_of_128_000_classes():
   logits = shaped(8, 512, 128_000)
 
   def token(codec):
-    return sum(dtype.itemsize * math.prod(shape) for dtype, shape in codec.columns(logits).values()) / 512
+    return (
+      sum(dtype.itemsize * math.prod(shape) for dtype, shape in codec.columns(logits).values())
+      / 512
+    )
 
   assert token(RandomSampling(12)) == 28
   assert token(TopK(64)) == 208
@@ -347,7 +361,9 @@ def test_what_is_not_finite_names_the_example(rng, codec, bad, shape):
     fault(codec, output)
 
 
-@pytest.mark.parametrize(("dtype", "fits", "over"), [("float16", 65_504, 1e6), ("bfloat16", 3e38, 3.4e38)])
+@pytest.mark.parametrize(
+  ("dtype", "fits", "over"), [("float16", 65_504, 1e6), ("bfloat16", 3e38, 3.4e38)]
+)
 def test_an_overflow_names_the_example(dtype, fits, over):
   output = np.zeros((3, 4), np.float32)
   output[2, 0] = fits
@@ -365,7 +381,9 @@ def test_an_overflow_names_the_example(dtype, fits, over):
 def test_a_row_without_any_class_names_the_example(codec):
   logits = np.zeros((3, 2, 4), np.float32)
   logits[0, 1] = -np.inf
-  with pytest.raises(ValueError, match="example id 30, view 0 has a row of logits that are all -inf"):
+  with pytest.raises(
+    ValueError, match="example id 30, view 0 has a row of logits that are all -inf"
+  ):
     fault(codec, logits)
   fault(Dense(), logits)
 
@@ -373,7 +391,9 @@ def test_a_row_without_any_class_names_the_example(codec):
 def test_a_decoded_index_that_is_no_class_names_the_example():
   indices = np.array([[[0, 9]], [[8, 3]]])
   faults.check_indices("logits", indices, 10, [5, 6])
-  with pytest.raises(ValueError, match="'logits' of example id 6 keeps class 8; the classes are 0 to 7"):
+  with pytest.raises(
+    ValueError, match="'logits' of example id 6 keeps class 8; the classes are 0 to 7"
+  ):
     faults.check_indices("logits", indices % 9, 8, [5, 6])
   with pytest.raises(ValueError, match="example id 5 keeps class -1"):
     faults.check_indices("logits", indices - 1, 10, [5, 6])

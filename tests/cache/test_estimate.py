@@ -58,8 +58,14 @@ def test_cosines_are_those_of_the_gradients_at_the_student(logits):
   bucket = np.where(inside, q - p, others * (1 - left / others.sum(-1, keepdims=True)))
   smoothed = q - np.where(inside, p, left / 95)
   (found,) = estimate(logits[0], logits[1], codecs=[TopK(5, 2.0, bits=16)])
-  expected = {"sparse_kl": bucket, "sparse_kl_conditional": conditional, "sparse_kl_smoothed": smoothed}
-  assert found.cosines == pytest.approx({name: cosine(x, q - p) for name, x in expected.items()}, abs=1e-4)
+  expected = {
+    "sparse_kl": bucket,
+    "sparse_kl_conditional": conditional,
+    "sparse_kl_smoothed": smoothed,
+  }
+  assert found.cosines == pytest.approx(
+    {name: cosine(x, q - p) for name, x in expected.items()}, abs=1e-4
+  )
 
 
 def test_a_student_that_knows_nothing_and_the_usual_choices_are_the_defaults(logits, monkeypatch):
@@ -95,7 +101,10 @@ def test_the_table_has_a_line_for_each_codec(logits):
     str(top.bytes),
     f"{top.mass[0]:.4f}",
     f"{top.mass[1]:.4f}",
-    *(f"{top.cosines[name]:.4f}" for name in ("sparse_kl", "sparse_kl_conditional", "sparse_kl_smoothed")),
+    *(
+      f"{top.cosines[name]:.4f}"
+      for name in ("sparse_kl", "sparse_kl_conditional", "sparse_kl_smoothed")
+    ),
   ]
   assert [line[0] for line in lines] == ["Dense(int8)", "TopK(64)", "RandomSampling(12)"]
   assert lines[2][2:4] == ["-", "-"] and math.isnan(found[2].mass[0])
@@ -117,7 +126,9 @@ def gradients(codec, loss, teacher, student, times):
 
   @jax.jit
   def each(rows):
-    targets = codec.decode(codec.encode(rows, {"id": jnp.arange(times), "view": jnp.zeros(times, int)}), rows)
+    targets = codec.decode(
+      codec.encode(rows, {"id": jnp.arange(times), "view": jnp.zeros(times, int)}), rows
+    )
     return jax.vmap(jax.grad(loss), (None, 0))(student, targets)
 
   return np.asarray(each(np.tile(teacher, (times, 1))), np.float64)
@@ -144,8 +155,13 @@ def test_the_benchmark_of_the_bias_prints_a_row_for_each_loss(monkeypatch, capsy
   import sparse_bias
 
   sparse_bias.main(["--quick"])
-  header, _, *rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.strip().splitlines()]
+  header, _, *rows = [
+    line.strip("| ").split(" | ") for line in capsys.readouterr().out.strip().splitlines()
+  ]
   assert len(rows) == 4 and {len(row) for row in rows} == {len(header)}
   errors = {tuple(row[::2][:2]): list(map(float, row[3:])) for row in rows}
   assert errors["TopK(16)", "sparse_kl_conditional"][0] > 0.5
-  assert errors["RandomSampling(50)", "sampled_cross_entropy"][1] < errors["TopK(16)", "sparse_kl"][1] / 2
+  assert (
+    errors["RandomSampling(50)", "sampled_cross_entropy"][1]
+    < errors["TopK(16)", "sparse_kl"][1] / 2
+  )

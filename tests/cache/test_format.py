@@ -22,7 +22,9 @@ ROWS = 7
 
 
 def header(**changes):
-  return Header(**(dict(identity="abc", shard=3, first_row=21, rows=ROWS, columns=COLUMNS) | changes))
+  return Header(
+    **(dict(identity="abc", shard=3, first_row=21, rows=ROWS, columns=COLUMNS) | changes)
+  )
 
 
 @pytest.fixture
@@ -45,7 +47,9 @@ def read(raw):
   assert raw[:8] == b"DJXCACHE"
   version, length = struct.unpack_from("<II", raw, 8)
   text = json.loads(raw[16 : 16 + length])
-  assert version == 1 and struct.unpack_from("<I", raw, 16 + length)[0] == zlib.crc32(raw[: 16 + length])
+  assert version == 1 and struct.unpack_from("<I", raw, 16 + length)[0] == zlib.crc32(
+    raw[: 16 + length]
+  )
   start, size = 20 + length, text["record"]
   assert start % 64 == 0 and size % 8 == 0 and len(raw) == start + text["rows"] * size
   rows = []
@@ -85,7 +89,10 @@ def test_the_bytes_stay_those_of_version_1():
   columns = (Column("a", "float16", (3,)), Column("b", "uint32"))
   values = {"a": np.arange(6, dtype=np.float16).reshape(2, 3), "b": np.array([7, 8], np.uint32)}
   raw = pack(Header("x", 0, 0, 2, columns), [5, 6], [0, 0], [1, 2], values)
-  assert hashlib.sha256(raw).hexdigest() == "20d83bb3c8bac2bfc54189b610eee8d63d6fbc03c1f62ed553bc982a9526cc01"
+  assert (
+    hashlib.sha256(raw).hexdigest()
+    == "20d83bb3c8bac2bfc54189b610eee8d63d6fbc03c1f62ed553bc982a9526cc01"
+  )
 
 
 def test_columns_are_views_of_the_bytes(data):
@@ -100,9 +107,13 @@ def test_columns_are_views_of_the_bytes(data):
 
 
 def test_the_order_of_bytes_and_of_dicts_does_not_matter(data):
-  other = {name: x.astype(x.dtype.newbyteorder(">")) for name, x in reversed(list(data["columns"].items()))}
+  other = {
+    name: x.astype(x.dtype.newbyteorder(">")) for name, x in reversed(list(data["columns"].items()))
+  }
   assert pack(header(), **data) == pack(header(), **{**data, "columns": other})
-  big_endian = tuple(Column(name, np.dtype(dtype).newbyteorder(">"), shape) for name, dtype, shape in COLUMNS)
+  big_endian = tuple(
+    Column(name, np.dtype(dtype).newbyteorder(">"), shape) for name, dtype, shape in COLUMNS
+  )
   assert header() == header(columns=big_endian)
 
 
@@ -154,7 +165,9 @@ def test_a_row_in_another_ones_place_is_noticed(data):
     wrong[field] = wrong[field] + (np.arange(ROWS) == 2)
     with pytest.raises(CorruptCache) as caught:
       shard.check(**wrong)
-    assert text in str(caught.value) and f"(example id {data['ids'][2]}, view 0)." in str(caught.value)
+    assert text in str(caught.value) and f"(example id {data['ids'][2]}, view 0)." in str(
+      caught.value
+    )
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ def chunks(monkeypatch):
 
 
 def written(folder, teacher, source, kept=None):
-  return write_cache(folder, teacher, source, kept or {"logits": TopK(4)}, batch_size=8, progress=False)
+  return write_cache(
+    folder, teacher, source, kept or {"logits": TopK(4)}, batch_size=8, progress=False
+  )
 
 
 def records(cached):
@@ -64,10 +66,14 @@ def test_columns_are_those_of_the_logits(tmp_path, source, monkeypatch, codec, o
     "crc",
     "logits.codes",
   }:  # the normalizer's sum is rounded by the shape of its program
-    np.testing.assert_allclose(a[name], b[name], rtol=1e-5 * (a[name].dtype.kind == "f"), err_msg=name)
+    np.testing.assert_allclose(
+      a[name], b[name], rtol=1e-5 * (a[name].dtype.kind == "f"), err_msg=name
+    )
   if isinstance(codec, TopK):
     one, other = (
-      cached.model.apply({}, {}, cached.join({"id": source.ids}), train=False, key=None)[0]["logits"]
+      cached.model.apply({}, {}, cached.join({"id": source.ids}), train=False, key=None)[0][
+        "logits"
+      ]
       for cached in (fused, whole)
     )
     np.testing.assert_allclose(one.log_probs, other.log_probs, atol=codec.largest_error(30.0))
@@ -81,9 +87,9 @@ def test_several_ways_to_keep_one_output_lie_side_by_side(tmp_path, source, chun
   model = open_cache(tmp_path).model
   said = model.apply(*model.variables, batch, train=False, key=None)[0]
   assert set(KEPT) <= set(said)
-  outputs = teacher.apply(*teacher.variables, {"tokens": source.arrays["tokens"][:8]}, train=False, key=None)[
-    0
-  ]
+  outputs = teacher.apply(
+    *teacher.variables, {"tokens": source.arrays["tokens"][:8]}, train=False, key=None
+  )[0]
   logits = made(outputs["hidden"], outputs["head"][0])
   for name in ("logits@top4", "logits@top9"):
     expected = losses.top_k(logits, KEPT[name].k, temperature=KEPT[name].temperature)
@@ -92,12 +98,14 @@ def test_several_ways_to_keep_one_output_lie_side_by_side(tmp_path, source, chun
   assert said["logits@drawn"].drawn and said["logits@drawn"].indices.shape == (8, LENGTH, 5)
   np.testing.assert_array_equal(said["hidden"], outputs["hidden"])
   shown = jax.eval_shape(
-    lambda b: with_cached_outputs(teacher, KEPT).apply(*teacher.variables, b, train=False, key=None)[0],
+    lambda b: with_cached_outputs(teacher, KEPT).apply(
+      *teacher.variables, b, train=False, key=None
+    )[0],
     {"id": source.ids[:8], "tokens": source.arrays["tokens"][:8]},
   )
-  assert jax.tree.map(lambda x: (x.shape, x.dtype), {name: shown[name] for name in KEPT}) == jax.tree.map(
-    lambda x: (x.shape, x.dtype), {name: said[name] for name in KEPT}
-  )
+  assert jax.tree.map(
+    lambda x: (x.shape, x.dtype), {name: shown[name] for name in KEPT}
+  ) == jax.tree.map(lambda x: (x.shape, x.dtype), {name: said[name] for name in KEPT})
 
 
 def test_the_teacher_is_asked_again_a_few_tokens_at_a_time(tmp_path, source, chunks):
@@ -105,12 +113,16 @@ def test_the_teacher_is_asked_again_a_few_tokens_at_a_time(tmp_path, source, chu
   kept = {"logits": TopK(4), "logits@drawn": RandomSampling(3), "logits@half": Dense("float16")}
   cached = written(tmp_path, teacher, source, kept)
   found = verify(cached, teacher, source, 24, batch_size=8)
-  assert found["logits"].difference < 0.05 and found["logits"].top1 == found["logits@half"].top1 == 1
+  assert (
+    found["logits"].difference < 0.05 and found["logits"].top1 == found["logits@half"].top1 == 1
+  )
   assert found["logits"].kl < 1e-2 and found["logits@half"].kl < 1e-4
   assert found["logits@drawn"].difference == 0
   other = verify(cached, speaker(4), source, 24, batch_size=8)
   assert (
-    other["logits"].top1 < 0.5 and other["logits@half"].kl > 0.1 and other["logits@drawn"].difference > 0.5
+    other["logits"].top1 < 0.5
+    and other["logits@half"].kl > 0.1
+    and other["logits@drawn"].difference > 0.5
   )
 
 
@@ -126,7 +138,9 @@ def test_draws_of_a_part_of_the_tokens_are_those_of_all(rng):
 
 
 def test_what_cannot_be_kept_is_found_in_any_chunk(tmp_path, chunks):
-  source = text.pack([[97] * 20 + [ord("q")], [98] * 40], length=LENGTH)  # a 'q' at place 8 of row 1 alone
+  source = text.pack(
+    [[97] * 20 + [ord("q")], [98] * 40], length=LENGTH
+  )  # a 'q' at place 8 of row 1 alone
   teacher = speaker(5)
   kernel = teacher.variables.params["here"].at[ord("q")].set(np.nan)
   broken = teacher._replace(
@@ -139,8 +153,14 @@ def test_what_cannot_be_kept_is_found_in_any_chunk(tmp_path, chunks):
 @pytest.mark.parametrize(
   ("kept", "message"),
   [
-    ({"logits": TopK(VOCABULARY + 1)}, r"k: expected 1 to 257, the classes of the output .*, got 258"),
-    ({"logits@": TopK(1)}, r"outputs\['logits@'\]: expected letters, digits, '_' or '-' after the one '@'"),
+    (
+      {"logits": TopK(VOCABULARY + 1)},
+      r"k: expected 1 to 257, the classes of the output .*, got 258",
+    ),
+    (
+      {"logits@": TopK(1)},
+      r"outputs\['logits@'\]: expected letters, digits, '_' or '-' after the one '@'",
+    ),
     ({"logits@t1.5": TopK(1)}, "after the one '@'"),
     ({"logit@top8": TopK(1)}, "the teacher gives no 'logit'"),
   ],
@@ -153,10 +173,15 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_written(tmp_path, sou
 
 def test_the_logits_are_never_held_at_once():
   # 8 rows of 64 tokens of 32,768 classes: 64 MiB of logits in float32 for each token of a row.
-  shapes = jax.ShapeDtypeStruct((8, 512, 16), jnp.float32), jax.ShapeDtypeStruct((16, 32_768), jnp.float32)
+  shapes = (
+    jax.ShapeDtypeStruct((8, 512, 16), jnp.float32),
+    jax.ShapeDtypeStruct((16, 32_768), jnp.float32),
+  )
   batch = {name: jax.ShapeDtypeStruct((8,), jnp.int32) for name in ("id", "view")}
   for codecs in ({"top": TopK(8)}, {"top": TopK(8), "more": TopK(64), "drawn": RandomSampling(8)}):
-    program = jax.jit(lambda h, w, b, codecs=codecs: headed.encode(codecs, LazyLogits(h, (w, None, None)), b))
+    program = jax.jit(
+      lambda h, w, b, codecs=codecs: headed.encode(codecs, LazyLogits(h, (w, None, None)), b)
+    )
     taken = program.lower(*shapes, batch).compile().memory_analysis().temp_size_in_bytes
     print(list(codecs), f"{taken:,}")
     assert taken < 6 * headed.MEMORY < 0.8 * 4 * 8 * 512 * 32_768

@@ -39,13 +39,23 @@ def source(rng):
 
 
 def written(folder, teacher, source, dtype="float32", **kept):
-  return write_cache(folder, teacher, source, {"hidden": Dense(dtype), **kept}, batch_size=8, progress=False)
+  return write_cache(
+    folder, teacher, source, {"hidden": Dense(dtype), **kept}, batch_size=8, progress=False
+  )
 
 
 def trained(teacher, source, **settings):
   student = speaker(7, 4, whole=False)
   return fit(
-    student, teacher, GOAL, optax.adam(1e-2), source, steps=6, batch_size=8, progress=False, **settings
+    student,
+    teacher,
+    GOAL,
+    optax.adam(1e-2),
+    source,
+    steps=6,
+    batch_size=8,
+    progress=False,
+    **settings,
   ).state.params
 
 
@@ -95,7 +105,9 @@ def test_over_devices_the_head_is_spread_and_the_run_the_same(tmp_path, source, 
   teacher, mesh = speaker(1), sharding.make_mesh(2, 4)
   monkeypatch.setattr(sharding, "MIN_SIZE_TO_SHARD", 8)
   cached = written(tmp_path, teacher, source)
-  rules = (("here", jax.sharding.PartitionSpec()),)  # of the live teacher: the cache has no such array
+  rules = (
+    ("here", jax.sharding.PartitionSpec()),
+  )  # of the live teacher: the cache has no such array
   live, kept = (trained(t, source, mesh=mesh, teacher_rules=rules) for t in (teacher, cached))
   assert largest_difference(live, kept) < 1e-6
 
@@ -109,7 +121,9 @@ def test_outputs_without_a_head_keep_none(tmp_path, source):
 
   cached = written(tmp_path / "none", plain._replace(apply=apply), source)
   assert cached.head is None and not list((tmp_path / "none").glob("head-*"))
-  top = write_cache(tmp_path / "top", plain, source, {"logits": TopK(2)}, batch_size=8, progress=False)
+  top = write_cache(
+    tmp_path / "top", plain, source, {"logits": TopK(2)}, batch_size=8, progress=False
+  )
   assert top.head is None and "head" not in top.manifest.identity["teacher"]
 
 
@@ -185,17 +199,23 @@ def test_the_head_of_another_cache_in_its_place_is_refused(tmp_path, source):
 def test_a_head_whose_parts_do_not_fit_is_refused(tmp_path, source):
   teacher = speaker(1, bias=True)
   short = teacher.variables.params | {"bias": jnp.zeros(3)}
-  with pytest.raises(ValueError, match=r"the teacher's 'head' has a kernel \(6, 257\) and a bias \(3,\)"):
+  with pytest.raises(
+    ValueError, match=r"the teacher's 'head' has a kernel \(6, 257\) and a bias \(3,\)"
+  ):
     written(tmp_path, teacher._replace(variables=teacher.variables._replace(params=short)), source)
 
 
 # looked at
 
 
-def test_verify_compares_hidden_states_and_what_the_head_makes_of_them(tmp_path, source, monkeypatch):
+def test_verify_compares_hidden_states_and_what_the_head_makes_of_them(
+  tmp_path, source, monkeypatch
+):
   monkeypatch.setattr(headed, "MEMORY", 4 * 8 * VOCABULARY * 3)
   teacher = speaker(1, softcap=30.0)
-  found = verify(written(tmp_path, teacher, source, "float16"), teacher, source, 16, batch_size=8)["hidden"]
+  found = verify(written(tmp_path, teacher, source, "float16"), teacher, source, 16, batch_size=8)[
+    "hidden"
+  ]
   assert (found.rows, found.difference, found.top1) == (16, 0, 1) and abs(found.kl) < 1e-6
   params = teacher.variables.params
   moved = teacher._replace(
@@ -203,7 +223,10 @@ def test_verify_compares_hidden_states_and_what_the_head_makes_of_them(tmp_path,
   )
   batch = {"tokens": source.arrays["tokens"]}
   hidden = teacher.apply(*teacher.variables, batch, train=False, key=None)[0]["hidden"]
-  a, b = (jax.nn.log_softmax(made(hidden, t.variables.params["head"], None, 30.0)) for t in (moved, teacher))
+  a, b = (
+    jax.nn.log_softmax(made(hidden, t.variables.params["head"], None, 30.0))
+    for t in (moved, teacher)
+  )
   found = verify(open_cache(tmp_path), moved, source, len(source), batch_size=8)["hidden"]
   assert found.difference == 0 and found.kl == pytest.approx(
     float((jnp.exp(a) * (a - b)).sum(-1).mean()), rel=1e-4
@@ -212,10 +235,14 @@ def test_verify_compares_hidden_states_and_what_the_head_makes_of_them(tmp_path,
 
 
 def test_what_the_cache_says_of_itself(tmp_path, source):
-  cached = written(tmp_path, speaker(1, softcap=30.0), source, "float16", **{"logits@top4": TopK(4)})
+  cached = written(
+    tmp_path, speaker(1, softcap=30.0), source, "float16", **{"logits@top4": TopK(4)}
+  )
   text = describe(cached)
   assert f"and the teacher's head, {4 * 6 * VOCABULARY:,} bytes" in text
-  assert "teacher.head.softcap: 30.0" in text and f"teacher.head.kernel.shape: [6, {VOCABULARY}]" in text
+  assert (
+    "teacher.head.softcap: 30.0" in text and f"teacher.head.kernel.shape: [6, {VOCABULARY}]" in text
+  )
   assert "the teacher's largest probability at temperature 1" in text
   record = cached.manifest.header(0).record
   assert record.fields["hidden.values"][0].itemsize == 2 * 6 * LENGTH
@@ -223,14 +250,17 @@ def test_what_the_cache_says_of_itself(tmp_path, source):
 
 def test_an_estimate_takes_some_of_the_tokens(source):
   teacher = speaker(1)
-  outputs = teacher.apply(*teacher.variables, {"tokens": source.arrays["tokens"]}, train=False, key=None)[0]
+  outputs = teacher.apply(
+    *teacher.variables, {"tokens": source.arrays["tokens"]}, train=False, key=None
+  )[0]
   (found,) = estimate(LazyLogits(outputs["hidden"], outputs["head"]), codecs=[TopK(3)])
   hidden = np.asarray(outputs["hidden"]).reshape(-1, 6)
   step = -(-len(hidden) // 512)
   p = np.asarray(jax.nn.softmax(made(hidden[::step], outputs["head"][0])), np.float64)
   assert step > 1 or len(hidden) <= 512
   assert (
-    found.mass[0] == pytest.approx(np.sort(p)[:, -3:].sum(-1).mean(), rel=1e-5) and found.bytes == 4 + 4 + 8
+    found.mass[0] == pytest.approx(np.sort(p)[:, -3:].sum(-1).mean(), rel=1e-5)
+    and found.bytes == 4 + 4 + 8
   )
 
 
@@ -238,7 +268,10 @@ def test_a_stand_in_has_the_shapes_of_the_cache(tmp_path, source):
   teacher, kept = speaker(1, softcap=30.0), {"hidden": Dense("float16")}
   batch = {"id": source.ids[:8], "tokens": source.arrays["tokens"][:8]}
   shown = jax.eval_shape(
-    lambda b: with_cached_outputs(teacher, kept).apply(*teacher.variables, b, train=False, key=None)[0], batch
+    lambda b: with_cached_outputs(teacher, kept).apply(
+      *teacher.variables, b, train=False, key=None
+    )[0],
+    batch,
   )
   cached = written(tmp_path, teacher, source, "float16")
   said = cached.model.apply(*cached.model.variables, cached.join(batch), train=False, key=None)[0]

@@ -14,7 +14,8 @@ from distill_jax.train import fit
 
 VIEWS, BATCH = 3, 64
 OBJECTIVE = objectives.weighted(
-  hard=(0.1, objectives.labels()), soft=(0.9, objectives.logits(losses.kl_divergence, temperature=4.0))
+  hard=(0.1, objectives.labels()),
+  soft=(0.9, objectives.logits(losses.kl_divergence, temperature=4.0)),
 )
 AUGMENT = data.augmentation(data.shift_crop(2), data.flip(), seed=0)
 

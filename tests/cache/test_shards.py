@@ -33,7 +33,9 @@ def test_every_row_is_found_by_its_id_and_view(rng, spread):
   rows = Rows(rng.permutation(50) * spread - 5 * (spread == 3), num_views=3)
   np.testing.assert_array_equal(rows.numbers(*rows.at(0, 150)), np.arange(150))
   for ids in ([rows.ids.max() + 1], [rows.ids.min() - 1], [rows.ids[0], -1000], [2**40 + 1]):
-    with pytest.raises(ValueError, match=f"example id {ids[-1]} is not in the cache: it holds 50 ids from "):
+    with pytest.raises(
+      ValueError, match=f"example id {ids[-1]} is not in the cache: it holds 50 ids from "
+    ):
       rows.numbers(ids, [0] * len(ids))
   for view in (-1, 3, 2**32):
     with pytest.raises(ValueError, match=f"view {view} is not in the cache: .* views 0 to 2"):
@@ -66,7 +68,14 @@ def test_every_row_is_in_one_shard(rows, per_shard):
 
 
 def test_other_names_are_no_shards():
-  names = ["shard-", "shard-0", "shard-000000001", "shard-00000000.bak", "x/shard-00000000", "shard-00000001"]
+  names = [
+    "shard-",
+    "shard-0",
+    "shard-000000001",
+    "shard-00000000.bak",
+    "x/shard-00000000",
+    "shard-00000001",
+  ]
   assert list(Plan(2, 1).planned(names)) == [1]
   with pytest.raises(ValueError, match="rows_per_shard: expected at least 1, got 0"):
     Plan(10, 0)
@@ -131,9 +140,9 @@ def test_of_two_that_begin_at_once_the_second_follows(tmp_path, monkeypatch):
   with pytest.raises(Mismatch, match="seed: 2 in the cache, 1 wanted"):
     shards.begin(store, mine)
   assert (
-    shards.begin(store, mine, same=lambda field, old, new: field == "seed" or old == new).body["identity"][
-      "seed"
-    ]
+    shards.begin(store, mine, same=lambda field, old, new: field == "seed" or old == new).body[
+      "identity"
+    ]["seed"]
     == 2
   )
 
@@ -141,7 +150,8 @@ def test_of_two_that_begin_at_once_the_second_follows(tmp_path, monkeypatch):
 def test_another_cache_is_refused_with_every_field_that_differs(tmp_path):
   store = open_store(tmp_path)
   shards.begin(
-    store, sweeps.manifest(data={"name": "digits", "num_views": 2, "ratio": 0.1, "size": (8, 8)}, gone=1)
+    store,
+    sweeps.manifest(data={"name": "digits", "num_views": 2, "ratio": 0.1, "size": (8, 8)}, gone=1),
   )
   other = sweeps.manifest(
     examples=24,
@@ -184,7 +194,9 @@ def test_who_comes_first_divides_the_rows_into_shards(tmp_path):
 def test_who_reads_may_say_what_counts_as_equal(tmp_path):
   store, _ = sweeps.make(tmp_path, probe=[1.0, 2.0])
   wanted = {"teacher": "a", "probe": [1.0, 2.0000001]}
-  with pytest.raises(Mismatch, match=r"probe: \[1.0, 2.0\] in the cache, \[1.0, 2.0000001\] wanted"):
+  with pytest.raises(
+    Mismatch, match=r"probe: \[1.0, 2.0\] in the cache, \[1.0, 2.0000001\] wanted"
+  ):
     shards.open_complete(store, wanted)
   seen = {}
 
@@ -353,7 +365,9 @@ def test_a_full_disk_stops_the_writer_and_room_lets_it_go_on(tmp_path):
 def test_a_disk_that_is_really_full(tmp_path):
   """A tmpfs of 1 MB in a mount namespace of its own, where the system lets us."""
   mounted = f"mount -t tmpfs -o size=1m none {tmp_path} && exec"
-  if subprocess.run(["unshare", "-m", "sh", "-c", f"{mounted} true"], capture_output=True).returncode:
+  if subprocess.run(
+    ["unshare", "-m", "sh", "-c", f"{mounted} true"], capture_output=True
+  ).returncode:
     pytest.skip("mounting is not permitted here")
   command = f"{mounted} {sys.executable} {sweeps.__file__} full-disk {tmp_path}"
   done = subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True)

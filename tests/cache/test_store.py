@@ -96,10 +96,16 @@ def test_unfinished_files_are_never_listed(url, tmp_path):
 @pytest.mark.parametrize(
   "url, text",
   [
-    ("http://host/x", "expected a local path or one of file://, gs://, memory://, s3://; got http:/..."),
+    (
+      "http://host/x",
+      "expected a local path or one of file://, gs://, memory://, s3://; got http:/...",
+    ),
     ("gs:/bucket/x", "got gs:/..."),
     ("zip://x", "got zip:/..."),
-    ("s3://bucket/x?endpont=http://host", "s3:// has no option 'endpont'; did you mean 'endpoint'?"),
+    (
+      "s3://bucket/x?endpont=http://host",
+      "s3:// has no option 'endpont'; did you mean 'endpoint'?",
+    ),
     ("s3://bucket/x?region=", "option 'region' takes one value"),
     ("s3://bucket/x?region=a&region=b", "option 'region' takes one value"),
     ("gs://bucket/x?endpoint=http://host", "gs:// has no option 'endpoint'"),
@@ -122,7 +128,11 @@ def test_a_password_is_refused_and_not_repeated():
 def test_google_and_amazon_are_told_what_the_url_says():
   spec = open_store("gs://my-bucket/a/b").kv.spec().to_json()
   assert (spec["driver"], spec["bucket"], spec["path"]) == ("gcs", "my-bucket", "a/b/")
-  spec = open_store("s3://my-bucket/?region=eu-central-1&endpoint=https%3A%2F%2Fhost").kv.spec().to_json()
+  spec = (
+    open_store("s3://my-bucket/?region=eu-central-1&endpoint=https%3A%2F%2Fhost")
+    .kv.spec()
+    .to_json()
+  )
   assert (spec["driver"], spec["bucket"], spec.get("path", "")) == ("s3", "my-bucket", "")
   assert (spec["aws_region"], spec["endpoint"]) == ("eu-central-1", "https://host")
   with pytest.raises(StoreError, match="cannot open gs://My Bucket/: .*bucket name"):
@@ -132,7 +142,11 @@ def test_google_and_amazon_are_told_what_the_url_says():
 def test_a_read_only_folder_is_found_before_anything_is_computed(nobody):
   store = open_store(nobody)
   assert store.read("old") == b"1"
-  for attempt in (store.probe_writable, lambda: store.put("new", b""), lambda: store.create("new", b"")):
+  for attempt in (
+    store.probe_writable,
+    lambda: store.put("new", b""),
+    lambda: store.create("new", b""),
+  ):
     with pytest.raises(StoreError, match=f"to {nobody}: Permission denied") as caught:
       attempt()
     assert caught.value.errno == errno.EACCES
@@ -172,7 +186,9 @@ def test_a_full_disk_leaves_the_old_value(tmp_path, small_files):
   store = open_store(tmp_path)
   store.put("shard-0", b"1")
   for attempt in (store.put, store.create):
-    with pytest.raises(StoreError, match=f"cannot write 'shard-1' to {tmp_path}: File too large") as caught:
+    with pytest.raises(
+      StoreError, match=f"cannot write 'shard-1' to {tmp_path}: File too large"
+    ) as caught:
       attempt("shard-1", bytes(100_000))
     assert caught.value.errno == errno.EFBIG
   with pytest.raises(StoreError):
@@ -190,7 +206,9 @@ def test_a_bucket_that_does_not_exist_is_named(server):
 
 
 def test_a_server_that_does_not_answer_is_named(monkeypatch):
-  monkeypatch.setattr("distill_jax.cache.store.backend._RETRIES", {"max_retries": 1, "initial_delay": "1ms"})
+  monkeypatch.setattr(
+    "distill_jax.cache.store.backend._RETRIES", {"max_retries": 1, "initial_delay": "1ms"}
+  )
   monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
   monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
   store = open_store("s3://bucket/x?endpoint=http://127.0.0.1:9&region=us-east-1")

@@ -22,7 +22,9 @@ from distill_jax.train import fit
 
 CLASSES, ROWS = 5, 24
 CROP = random_resized_crop(4, seed=3, area=(0.2, 1.0))
-OBJECTIVE = objectives.weighted(soft=(1.0, objectives.logits(losses.kl_divergence, temperature=2.0)))
+OBJECTIVE = objectives.weighted(
+  soft=(1.0, objectives.logits(losses.kl_divergence, temperature=2.0))
+)
 
 
 def png(rng):
@@ -35,10 +37,13 @@ def png(rng):
 def images_of(encoded, **changed):
   known = dict(zip(range(100, 100 + ROWS), encoded))
   settings = dict(
-    read=lambda ids: [(known[int(id)], int(id) % CLASSES) for id in ids], ids=np.array(sorted(known))
+    read=lambda ids: [(known[int(id)], int(id) % CLASSES) for id in ids],
+    ids=np.array(sorted(known)),
   )
   return Images(
-    **settings | dict(classes=CLASSES, name="pictures", content="a", channels=1, max_bad=0.2) | changed
+    **settings
+    | dict(classes=CLASSES, name="pictures", content="a", channels=1, max_bad=0.2)
+    | changed
   )
 
 
@@ -68,7 +73,9 @@ def largest_difference(a, b):
   return max(jax.tree.leaves(jax.tree.map(lambda x, y: float(np.abs(x - y).max()), a, b)))
 
 
-def test_a_run_from_the_cache_ends_with_the_parameters_of_one_with_the_live_teacher(tmp_path, images):
+def test_a_run_from_the_cache_ends_with_the_parameters_of_one_with_the_live_teacher(
+  tmp_path, images
+):
   cached = written(tmp_path, images)  # 3 steps an epoch: both views are seen, the first one twice
   assert len(cached) == 2 * ROWS
   live = train(linear(), images)
@@ -115,19 +122,23 @@ def test_what_the_run_crops_otherwise_is_refused_before_training(tmp_path, image
   with pytest.raises(ValueError, match="example id 7 is not in the cache"):
     cached.check(dataclasses.replace(images, ids=np.array([7])), crop=CROP)
   with pytest.raises(
-    Mismatch, match="data.crop.name: 'random_resized_crop.*' in the cache, 'center_crop.share=0.875, si"
+    Mismatch,
+    match="data.crop.name: 'random_resized_crop.*' in the cache, 'center_crop.share=0.875, si",
   ):
     written(tmp_path, images, crop=center_crop(4), num_views=2, augment=lambda batch: {**batch})
 
 
 def test_views_are_as_many_as_the_crop_makes(tmp_path, images):
   with pytest.raises(
-    ValueError, match="num_views: expected 1, got 2: crop makes the same view of an image every time"
+    ValueError,
+    match="num_views: expected 1, got 2: crop makes the same view of an image every time",
   ):
     written(tmp_path / "a", images, crop=center_crop(4))
   with pytest.raises(ValueError, match="holds 2 of each example, the run asks for 0"):
     train(written(tmp_path / "b", images), images, num_views=0)
-  same = written(tmp_path / "c", images, crop=center_crop(4), num_views=1)  # any epoch reads its one view
+  same = written(
+    tmp_path / "c", images, crop=center_crop(4), num_views=1
+  )  # any epoch reads its one view
   live = train(linear(), images, num_views=0, crop=center_crop(4))
   assert largest_difference(train(same, images, num_views=0, crop=center_crop(4)), live) < 1e-6
 
@@ -138,17 +149,23 @@ def test_an_image_that_cannot_be_decoded_is_nobody_s_row(tmp_path, encoded):
   images = images_of(broken)
   cached = written(tmp_path, images)
   assert list(images.bad) == [105]
-  assert largest_difference(train(cached, images_of(broken)), train(linear(), images_of(broken))) < 1e-6
+  assert (
+    largest_difference(train(cached, images_of(broken)), train(linear(), images_of(broken))) < 1e-6
+  )
   assert verify(cached, linear(), images, 48, crop=CROP, batch_size=8)["logits"].rows == 46
   assert "largest probability" in describe(cached)
-  with pytest.raises(ValueError, match="example id 105: the image could not be decoded when the cache"):
+  with pytest.raises(
+    ValueError, match="example id 105: the image could not be decoded when the cache"
+  ):
     train(cached, images_of(encoded))  # a Pillow that can
   with pytest.raises(ValueError, match="cannot be used"):
     written(tmp_path / "none", images_of([b"no image"] * ROWS))
 
 
 def test_a_crop_is_asked_for_where_one_is_needed(tmp_path, images):
-  with pytest.raises(ValueError, match="crop: the images of 'pictures' are read while the teacher sees them"):
+  with pytest.raises(
+    ValueError, match="crop: the images of 'pictures' are read while the teacher sees them"
+  ):
     written(tmp_path, images, crop=None)
   with pytest.raises(ValueError, match="crop: expected none: the examples are in memory"):
     written(tmp_path, images.load(4))

@@ -95,7 +95,9 @@ def test_ids_are_compared_at_every_read(tmp_path):
     first, second = file.read(size), file.read(size)
     file.seek(start)
     file.write(second + first)
-  text = rf"shard-00000000 does not belong here: row 1 \(example id {ids[1]}, view 0\) is another one"
+  text = (
+    rf"shard-00000000 does not belong here: row 1 \(example id {ids[1]}, view 0\) is another one"
+  )
   with pytest.raises(CorruptCache, match=text):
     table.read(ids[[5, 1]], views[[5, 1]])
 

@@ -65,7 +65,9 @@ def test_the_shrunk_network_says_what_the_masked_one_says(rng, name):
   assert widths(groups, small.params) == {group: round(size * 0.5) for group, size in sizes.items()}
   if NETWORKS[name][1]:
     assert list(sizes.values()) == NETWORKS[name][1]
-  assert sum(w.size for w in jax.tree.leaves(small)) < 0.6 * sum(w.size for w in jax.tree.leaves(variables))
+  assert sum(w.size for w in jax.tree.leaves(small)) < 0.6 * sum(
+    w.size for w in jax.tree.leaves(variables)
+  )
 
 
 def test_a_residual_sum_is_one_group_with_all_that_touches_it(rng):
@@ -91,7 +93,10 @@ def test_a_residual_sum_is_one_group_with_all_that_touches_it(rng):
   touched = [slot for g in groups.values() for slot in (*g.writers, *g.readers)]
   assert len(touched) == len(set(touched))
   written = {name for g in groups.values() for name, _ in g.writers}
-  assert {name for name, _ in named_leaves(variables.params)} - written == {"head/kernel", "head/bias"}
+  assert {name for name, _ in named_leaves(variables.params)} - written == {
+    "head/kernel",
+    "head/bias",
+  }
   kept = {name for g in groups.values() for name, _ in g.state}
   assert kept == {name for name, _ in named_leaves(variables.state)}
 
@@ -142,7 +147,9 @@ def test_where_all_scores_are_equal_every_group_keeps_a_channel(score, share, ke
   groups = {name: Group(((f"{name}/kernel", 1), (f"{name}/scale", 0)), ()) for name in "ab"}
   gradients = jax.tree.map(jnp.zeros_like, params)
   _, state = pruned(params, groups, gradients, sparsity=share, score=score, distribution="global")
-  assert all(mask.any() for mask in state.masks) and sum(int(mask.sum()) for mask in state.masks) == kept
+  assert (
+    all(mask.any() for mask in state.masks) and sum(int(mask.sum()) for mask in state.masks) == kept
+  )
 
 
 def test_a_train_state_is_pruned_gradually_and_alike_on_eight_devices(rng, mesh):
@@ -184,7 +191,10 @@ def test_a_train_state_is_pruned_gradually_and_alike_on_eight_devices(rng, mesh)
 
 
 def test_a_channel_is_dead_if_all_that_writes_it_is_zero():
-  params = {"kernel": jnp.asarray([[0.0, 0.0, -1.0], [0.0, 0.0, 0.0]]), "bias": jnp.asarray([0.0, -2.0, 0.0])}
+  params = {
+    "kernel": jnp.asarray([[0.0, 0.0, -1.0], [0.0, 0.0, 0.0]]),
+    "bias": jnp.asarray([0.0, -2.0, 0.0]),
+  }
   group = Group((("kernel", 1), ("bias", 0)), ())
   np.testing.assert_array_equal(alive(params, {"g": group})["g"], [False, True, True])
 
@@ -196,7 +206,9 @@ def test_a_group_without_living_channels_keeps_one(rng):
   small = shrink(variables, groups_of(params))
   assert small.params["hidden"][0]["kernel"].shape == (64, 1)
   batch = {"image": jnp.ones((2, 64))}
-  large, new = (model.apply(*v, batch, train=False, key=None)[0]["logits"] for v in (variables, small))
+  large, new = (
+    model.apply(*v, batch, train=False, key=None)[0]["logits"] for v in (variables, small)
+  )
   np.testing.assert_allclose(new, large, atol=1e-6)
 
 
@@ -216,7 +228,9 @@ def test_what_cannot_be_is_refused(rng):
   with pytest.raises(ValueError, match="knows MLP, CNN, VGG, ResNet, Decoder and ViT"):
     groups_of({"a": jnp.ones(2)})
   with pytest.raises(ValueError, match="knows MLP, CNN, VGG, ResNet, Decoder and ViT"):
-    groups_of(from_nnx(lambda rngs: WideResNet(1, 10, 1, 10, rngs=rngs)).init(jax.random.key(0), {}).params)
+    groups_of(
+      from_nnx(lambda rngs: WideResNet(1, 10, 1, 10, rngs=rngs)).init(jax.random.key(0), {}).params
+    )
   wrong = {"g": Group((("hidden/0/kernel", -1),), (("head/kernel", 0),))}
   with pytest.raises(ValueError, match="'hidden/0/kernel, axis -1': 16, 'head/kernel, axis 0': 12"):
     shrink(variables, wrong)

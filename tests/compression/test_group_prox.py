@@ -91,7 +91,9 @@ def test_heads_of_queries_keys_and_values_equal_numpy():
 def test_neurons_and_blocks_equal_numpy():
   params = decoder().params
   check(params, heads, "neurons", [(f"blocks/1/{part}/kernel", -1) for part in ("gate", "up")], 16)
-  check(params, layers_of, "blocks", [(f"blocks/1/{part}/kernel", 0) for part in ("output", "down")], 1)
+  check(
+    params, layers_of, "blocks", [(f"blocks/1/{part}/kernel", 0) for part in ("output", "down")], 1
+  )
 
 
 def test_channels_of_a_cnn_equal_numpy_and_their_norms_stay():
@@ -112,7 +114,9 @@ def test_dead_heads_neurons_and_blocks_are_removed(rng):
   params, state = decoder()
   groups = heads(params)
   cut = stepped(
-    params, groups, between(dict(named_leaves(params)), list(groups["blocks/0/attention"].writers), 4)
+    params,
+    groups,
+    between(dict(named_leaves(params)), list(groups["blocks/0/attention"].writers), 4),
   )
   kept = alive(cut, groups)["blocks/0/attention"]
   assert 0 < kept.sum() < 4
@@ -121,7 +125,9 @@ def test_dead_heads_neurons_and_blocks_are_removed(rng):
   ends = {"blocks/1": layers_of(params)["blocks/1"]}
   assert (
     len(
-      drop_layers(decoder()._replace(params=stepped(params, ends, 1.0)), layers_of(params)).params["blocks"]
+      drop_layers(decoder()._replace(params=stepped(params, ends, 1.0)), layers_of(params)).params[
+        "blocks"
+      ]
     )
     == 1
   )
@@ -130,7 +136,9 @@ def test_dead_heads_neurons_and_blocks_are_removed(rng):
 
 
 def test_bfloat16_groups_become_exactly_zero(rng):
-  w = {name: jnp.asarray(rng.normal(size=(8, 4)) * [0.01, 0.02, 1, 1], jnp.bfloat16) for name in "ab"}
+  w = {
+    name: jnp.asarray(rng.normal(size=(8, 4)) * [0.01, 0.02, 1, 1], jnp.bfloat16) for name in "ab"
+  }
   new = stepped(w, {"g": Group((("a", 1), ("b", 1)), ())}, 0.2, change=0.001)
   for leaf in new.values():
     assert leaf.dtype == jnp.bfloat16
@@ -166,7 +174,9 @@ def test_the_strength_follows_its_schedule():
 def test_what_cannot_be_is_refused():
   params = {"a": jnp.ones((2, 4)), "bias": jnp.ones(4)}
   group = Group((("a", 1), ("bias", 0)), ())
-  with pytest.raises(ValueError, match="strength: expected a finite number >= 0 or a schedule, got -1"):
+  with pytest.raises(
+    ValueError, match="strength: expected a finite number >= 0 or a schedule, got -1"
+  ):
     proximal_groups({"g": group}, -1)
   for groups, message in (
     ({}, "at least one"),

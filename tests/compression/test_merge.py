@@ -21,12 +21,18 @@ MODELS = {
     lambda rngs: Decoder(32, 16, 2, heads, head_width=4, inner=inner, rngs=rngs), inputs="tokens"
   ),
 }
-SIZES = {"cnn": ((4, 6), (7, 9)), "resnet": ((4, 4, 6, 8), (6, 6, 7, 12)), "decoder": ((2, 10), (4, 13))}
+SIZES = {
+  "cnn": ((4, 6), (7, 9)),
+  "resnet": ((4, 4, 6, 8), (6, 6, 7, 12)),
+  "decoder": ((2, 10), (4, 13)),
+}
 
 
 def drawn(model, rng):
   shapes = jax.eval_shape(model.init, jax.random.key(0), {})
-  return jax.tree.map(lambda w: jnp.asarray(np.abs(rng.normal(size=w.shape)) + 0.1, w.dtype), shapes)
+  return jax.tree.map(
+    lambda w: jnp.asarray(np.abs(rng.normal(size=w.shape)) + 0.1, w.dtype), shapes
+  )
 
 
 def widened(narrow, shapes, groups, rng):
@@ -49,7 +55,9 @@ def widened(narrow, shapes, groups, rng):
       shape[axis] = -1
       params[path] = params[path].take(where, axis) / np.repeat(counts, part).reshape(shape)
   leaves = [
-    jnp.asarray(tree[n], w.dtype) for tree, s in zip((params, state), shapes) for n, w in named_leaves(s)
+    jnp.asarray(tree[n], w.dtype)
+    for tree, s in zip((params, state), shapes)
+    for n, w in named_leaves(s)
   ]
   return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
@@ -78,7 +86,10 @@ def test_a_teacher_that_was_widened_is_undone(rng, name):
 
 
 def test_units_that_differ_become_their_mean_and_are_read_by_their_sum():
-  teacher = {"a": jnp.asarray([[0.0, 5.0, 0.2, 9.0]]), "b": jnp.asarray([[1.0], [2.0], [3.0], [4.0]])}
+  teacher = {
+    "a": jnp.asarray([[0.0, 5.0, 0.2, 9.0]]),
+    "b": jnp.asarray([[1.0], [2.0], [3.0], [4.0]]),
+  }
   student = {"a": jnp.zeros((1, 3)), "b": jnp.zeros((3, 1))}
   groups = {"g": Group((("a", 1),), (("b", 0),), (("mean", 0),))}
   merged, origins = merge(
@@ -115,8 +126,14 @@ def test_what_does_not_fit_is_said(rng):
   with pytest.raises(ValueError, match="the student has no 'a'; did you mean 'aa'"):
     merge(Variables({"aa": jnp.ones((2, 5))}, {}), teacher, groups)
   with pytest.raises(ValueError) as caught:
-    merge(Variables({"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2)), "c": jnp.ones(1)}, {}), teacher, groups)
-  assert "params/b [2, 2]: merging gives [2, 3]\n  params/c [1]: merging gives nothing" in str(caught.value)
+    merge(
+      Variables({"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2)), "c": jnp.ones(1)}, {}),
+      teacher,
+      groups,
+    )
+  assert "params/b [2, 2]: merging gives [2, 3]\n  params/c [1]: merging gives nothing" in str(
+    caught.value
+  )
   for state in ({}, {"mean": jnp.ones(3)}):
     known = groups["g"]._replace(state=(("mean", 0),))
     with pytest.raises(ValueError, match="expected 'mean' with 4 units along axis 0"):

@@ -68,7 +68,9 @@ def zeros(params, name):
 def test_the_sparsity_of_each_layer_follows_the_cubic(rng, score):
   params = network(rng)
   schedule = PolynomialSchedule(2, 8, 2)
-  _, state, history = train(prune(optax.adam(1e-2), schedule, sparsity=0.8, score=score), params, 12)
+  _, state, history = train(
+    prune(optax.adam(1e-2), schedule, sparsity=0.8, score=score), params, 12
+  )
   for step, now in enumerate(history):
     made = max(2, min(8, step // 2 * 2))
     for name in params:
@@ -95,7 +97,9 @@ def test_what_is_pruned_is_the_smallest_and_stays_zero(rng):
 def test_distributions_prune_as_many_in_all(rng, distribution):
   params = network(rng)
   once = PolynomialSchedule(1, 1)
-  now, _, _ = train(prune(optax.sgd(0.0), once, sparsity=0.75, distribution=distribution), params, 2)
+  now, _, _ = train(
+    prune(optax.sgd(0.0), once, sparsity=0.75, distribution=distribution), params, 2
+  )
   pair = sparsity(now)
   assert pair[1] == sum(leaf["kernel"].size for leaf in params.values())
   np.testing.assert_allclose(reduce.value(pair), 0.75, atol=0.005)
@@ -122,12 +126,16 @@ def test_erk_equals_bisection_on_its_scale(target):
       if (np.minimum(1, middle * raw) * sizes).sum() < (1 - target) * sizes.sum()
       else (low, middle)
     )
-  np.testing.assert_allclose(list(erk(shapes, target).values()), 1 - np.minimum(1, low * raw), atol=1e-9)
+  np.testing.assert_allclose(
+    list(erk(shapes, target).values()), 1 - np.minimum(1, low * raw), atol=1e-9
+  )
 
 
 def test_saliency_prunes_by_weight_times_gradient(rng):
   params = network(rng)
-  now, _, _ = train(prune(optax.sgd(0.0), PolynomialSchedule(0, 0), sparsity=0.5, score=saliency), params, 1)
+  now, _, _ = train(
+    prune(optax.sgd(0.0), PolynomialSchedule(0, 0), sparsity=0.5, score=saliency), params, 1
+  )
   gradients = gradients_of(params, 0)
   for name in params:
     scores = np.abs(np.asarray(params[name]["kernel"] * gradients[name]["kernel"]))
@@ -161,7 +169,9 @@ def test_a_state_that_went_through_numpy_goes_on_bit_for_bit(rng, dtype):
   whole = train(step, params, 8)
   half = train(step, params, 4)
   stored = jax.tree.map(np.asarray, half[:2])
-  resumed = train(step, *jax.tree.map(jnp.asarray, (stored[0],)), 4, 4, jax.tree.map(jnp.asarray, stored[1]))
+  resumed = train(
+    step, *jax.tree.map(jnp.asarray, (stored[0],)), 4, 4, jax.tree.map(jnp.asarray, stored[1])
+  )
   for a, b in zip(jax.tree.leaves(whole[:2]), jax.tree.leaves(resumed[:2]), strict=True):
     assert a.dtype == b.dtype
     np.testing.assert_array_equal(a, b)
@@ -170,7 +180,9 @@ def test_a_state_that_went_through_numpy_goes_on_bit_for_bit(rng, dtype):
 @pytest.mark.parametrize("distribution", ["uniform", "global"])
 def test_eight_devices_equal_one(rng, mesh, distribution):
   params = network(rng)
-  step = prune(optax.adam(1e-2), PolynomialSchedule(0, 4, 2), sparsity=0.8, distribution=distribution)
+  step = prune(
+    optax.adam(1e-2), PolynomialSchedule(0, 4, 2), sparsity=0.8, distribution=distribution
+  )
   one, state, _ = train(step, params, 6)
 
   def outputs(x):
@@ -210,9 +222,9 @@ def test_a_schedule_knows_its_updates():
   due = [step for step in range(100) if schedule.at(jnp.asarray(step))[0]]
   assert due == [10, 30, 50]
   assert [int(schedule.at(jnp.asarray(step))[1]) for step in due] == [0, 1, 2]
-  assert dataclasses.astuple(PolynomialSchedule(3, 3)) == (3, 3, 1) and PolynomialSchedule(3, 3).shares() == [
-    1
-  ]
+  assert dataclasses.astuple(PolynomialSchedule(3, 3)) == (3, 3, 1) and PolynomialSchedule(
+    3, 3
+  ).shares() == [1]
 
 
 def test_what_cannot_be_is_refused():
@@ -226,7 +238,9 @@ def test_what_cannot_be_is_refused():
     prune(optax.sgd(1.0), once, sparsity=0.5, pattern="conv").init(params)
   with pytest.raises(ValueError, match="1 <= n <= m, got 5 and 4"):
     prune_n_by_m(optax.sgd(1.0), 0, n=5)
-  with pytest.raises(ValueError, match=r"kernel \[6, 2\]: axis -2 does not divide into parts of m=4"):
+  with pytest.raises(
+    ValueError, match=r"kernel \[6, 2\]: axis -2 does not divide into parts of m=4"
+  ):
     prune_n_by_m(optax.sgd(1.0), 0).init(params)
   with pytest.raises(ValueError, match="nearest: 4 or 6"):
     PolynomialSchedule(0, 5, 2)

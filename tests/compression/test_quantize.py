@@ -27,7 +27,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:qwix")
 
 class Net(nnx.Module):
   def __init__(self, rngs):
-    self.conv, self.norm = nnx.Conv(1, 64, (3, 3), 2, use_bias=False, rngs=rngs), nnx.BatchNorm(64, rngs=rngs)
+    self.conv, self.norm = (
+      nnx.Conv(1, 64, (3, 3), 2, use_bias=False, rngs=rngs),
+      nnx.BatchNorm(64, rngs=rngs),
+    )
     self.head = nnx.Linear(64, 10, rngs=rngs)
 
   def __call__(self, x):
@@ -47,15 +50,21 @@ def images(rng, rows=8):
 
 
 def said(model, variables, batch, output="logits"):
-  return jax.jit(lambda v, b: model.apply(*v, b, train=False, key=None)[0][output])(variables, batch)
+  return jax.jit(lambda v, b: model.apply(*v, b, train=False, key=None)[0][output])(
+    variables, batch
+  )
 
 
 def test_a_student_distilled_with_rounding_is_served_in_int8(rng, tmp_path):
-  arrays = {"image": rng.normal(size=(64, 8, 8, 1)).astype(np.float32), "label": rng.integers(0, 10, 64)}
+  arrays = {
+    "image": rng.normal(size=(64, 8, 8, 1)).astype(np.float32),
+    "label": rng.integers(0, 10, 64),
+  }
   source, teacher = data.Source(arrays, 10, name="random"), from_nnx(mlp)
   student = from_nnx(fake_quantized(net))
   objective = objectives.weighted(
-    hard=(0.1, objectives.labels()), soft=(0.9, objectives.logits(losses.kl_divergence, temperature=2.0))
+    hard=(0.1, objectives.labels()),
+    soft=(0.9, objectives.logits(losses.kl_divergence, temperature=2.0)),
   )
   weights = jax.jit(teacher.init)(jax.random.key(1), {})
   fitted = fit(
@@ -65,12 +74,16 @@ def test_a_student_distilled_with_rounding_is_served_in_int8(rng, tmp_path):
   start = student.init(jax.random.fold_in(jax.random.key(0), 0), {})
   trained = dict(named_leaves(fitted.variables.params))
   assert all(leaf.dtype == jnp.float32 for leaf in trained.values())
-  assert all((leaf != own).any() for leaf, (_, own) in zip(trained.values(), named_leaves(start.params)))
+  assert all(
+    (leaf != own).any() for leaf, (_, own) in zip(trained.values(), named_leaves(start.params))
+  )
 
   batch, variables = images(rng), jax.device_get(fitted.variables)
   served = from_nnx(quantized(net, variables, batch["image"]))
   assert {
-    name: str(leaf.dtype) for name, leaf in named_leaves(served.variables.params) if "kernel" in name
+    name: str(leaf.dtype)
+    for name, leaf in named_leaves(served.variables.params)
+    if "kernel" in name
   } == {
     f"{layer}/kernel/array/{part}": dtype
     for layer in ("conv", "head")
@@ -92,7 +105,9 @@ def test_a_student_distilled_with_rounding_is_served_in_int8(rng, tmp_path):
 def test_kernels_are_rounded_for_each_output_channel(rng):
   plain = from_nnx(mlp)
   variables = plain.init(jax.random.key(0), {})
-  served = dict(named_leaves(from_nnx(quantized(mlp, variables, images(rng)["image"])).variables.params))
+  served = dict(
+    named_leaves(from_nnx(quantized(mlp, variables, images(rng)["image"])).variables.params)
+  )
   kernel = np.asarray(variables.params["hidden"][0]["kernel"], np.float64)
   scale = np.abs(kernel).max(0, keepdims=True) / 127.5
   np.testing.assert_allclose(served["hidden/0/kernel/array/scale"], scale, rtol=1e-6)
@@ -127,7 +142,9 @@ def test_attention_is_served_as_it_was_trained(rng, activations):
 def test_a_pattern_chooses_layers(rng):
   variables = from_nnx(net).init(jax.random.key(0), {})
   module = quantized(net, variables, images(rng)["image"], pattern="^head$", activations=False)
-  int8 = [n for n, leaf in named_leaves(from_nnx(module).variables.params) if leaf.dtype == jnp.int8]
+  int8 = [
+    n for n, leaf in named_leaves(from_nnx(module).variables.params) if leaf.dtype == jnp.int8
+  ]
   assert int8 == ["head/kernel/array/qvalue"]
 
 
@@ -138,11 +155,15 @@ def test_gradients_pass_the_rounding_and_eight_devices_equal_one(rng, mesh):
   @jax.jit
   def gradient(params, batch):
     return jax.grad(
-      lambda p: (model.apply(p, variables.state, batch, train=True, key=None)[0]["logits"] ** 2).mean()
+      lambda p: (
+        model.apply(p, variables.state, batch, train=True, key=None)[0]["logits"] ** 2
+      ).mean()
     )(params)
 
   one = gradient(variables.params, batch)
-  many = gradient(variables.params, jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data"))))
+  many = gradient(
+    variables.params, jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+  )
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
     assert np.abs(a).max() > 0
     # A number that lies on the edge of two int8 values goes either way.

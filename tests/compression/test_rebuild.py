@@ -25,7 +25,13 @@ from distill_jax.storage.student import export_student, load_student
 from distill_jax.types import Variables
 
 ONCE = PolynomialSchedule(0, 0)
-DECODER = {"kv_heads": 4, "head_width": 6, "inner": 20, "projection_bias": True, "projection_norm": True}
+DECODER = {
+  "kv_heads": 4,
+  "head_width": 6,
+  "inner": 20,
+  "projection_bias": True,
+  "projection_norm": True,
+}
 DENSE = {
   "mlp": lambda rngs: MLP(64, (16, 12), 10, rngs=rngs),
   "cnn": lambda rngs: CNN(1, (8, 12, 16), 10, rngs=rngs),
@@ -94,7 +100,9 @@ def test_a_shrunk_network_is_exported_and_built_again(rng, tmp_path, name):
     small = shrink(fewer, groups_for(name, fewer.params))
   else:
     small = shrink(masked, groups)
-  assert sum(w.size for w in jax.tree.leaves(small)) < 0.6 * sum(w.size for w in jax.tree.leaves(variables))
+  assert sum(w.size for w in jax.tree.leaves(small)) < 0.6 * sum(
+    w.size for w in jax.tree.leaves(variables)
+  )
 
   arguments = arguments_of(small.params, head_width=HEADS.get(name))
   folder = export_student(tmp_path, small, description={"arguments": arguments})
@@ -118,13 +126,16 @@ def test_heads_are_groups_with_the_queries_that_look_at_them(rng):
   _, variables = network("decoder", rng)
   groups = groups_of(variables.params, head_width=6)
   assert widths(groups, variables.params) == {
-    f"blocks/{b}/{part}": width for b in range(2) for part, width in (("attention", 4), ("inner", 20))
+    f"blocks/{b}/{part}": width
+    for b in range(2)
+    for part, width in (("attention", 4), ("inner", 20))
   }
   masked = apply_masks(prune_channels(optax.sgd(0.0), groups, ONCE, sparsity=0.5), variables.params)
   block, dead = masked["blocks"][1], ~alive(masked, groups)["blocks/1/attention"]
   # The two of the four heads with the smallest root mean square, keys and values of 6 numbers, queries of 2 * 6.
   own = [
-    np.asarray(variables.params["blocks"][1][n]["kernel"], np.float64) for n in ("query", "key", "value")
+    np.asarray(variables.params["blocks"][1][n]["kernel"], np.float64)
+    for n in ("query", "key", "value")
   ]
   parts = [np.concatenate([np.split(w, 4, axis=1)[head].ravel() for w in own]) for head in range(4)]
   assert set(np.flatnonzero(dead)) == set(np.argsort([(part**2).mean() for part in parts])[:2])
@@ -137,7 +148,9 @@ def test_heads_are_groups_with_the_queries_that_look_at_them(rng):
 def test_blocks_are_pruned_by_what_the_loss_would_change_by_and_stay_dead(rng, mesh):
   tree = {"student": {"blocks": {}}}
   for block in range(4):
-    kernels = {n: {"kernel": rng.normal(size=(4, 8)).astype(np.float32)} for n in ("output", "down", "up")}
+    kernels = {
+      n: {"kernel": rng.normal(size=(4, 8)).astype(np.float32)} for n in ("output", "down", "up")
+    }
     tree["student"]["blocks"][block] = kernels
   tree = jax.tree.map(jnp.asarray, tree)
   gradients = jax.tree.map(lambda w: jnp.asarray(rng.normal(size=w.shape), jnp.float32), tree)
@@ -167,12 +180,18 @@ def test_blocks_are_pruned_by_what_the_loss_would_change_by_and_stay_dead(rng, m
     stepped["student"]["blocks"].values(), gradients["student"]["blocks"].values(), strict=True
   ):
     pairs = [(block[n]["kernel"], theirs[n]["kernel"]) for n in ("output", "down")]
-    sums.append(abs(sum((np.asarray(w, np.float64) * np.asarray(g, np.float64)).sum() for w, g in pairs)))
+    sums.append(
+      abs(sum((np.asarray(w, np.float64) * np.asarray(g, np.float64)).sum() for w, g in pairs))
+    )
   assert history[1].index(True) == int(np.argmax(sums))
-  many, many_state, many_history = run(jax.device_put(tree, jax.NamedSharding(mesh, jax.P(None, "data"))))
+  many, many_state, many_history = run(
+    jax.device_put(tree, jax.NamedSharding(mesh, jax.P(None, "data")))
+  )
   assert history == many_history
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), (one, state.masks), (many, many_state.masks)
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+    (one, state.masks),
+    (many, many_state.masks),
   )
 
 
@@ -191,7 +210,9 @@ def test_blocks_that_are_left_are_numbered_anew():
     drop_layers(Variables(params, {}), {"b0": layers["blocks/0"]})
 
 
-@pytest.mark.parametrize("widths", [(1, 2, 3, 6, 6), (64, 128, 256, 512, 512), (21, 43, 85, 171, 171)])
+@pytest.mark.parametrize(
+  "widths", [(1, 2, 3, 6, 6), (64, 128, 256, 512, 512), (21, 43, 85, 171, 171)]
+)
 def test_the_width_of_a_vgg_is_found(widths):
   width = widths[-1] / 512
   model = from_nnx(lambda rngs: VGG(1, 13, 10, width=width, rngs=rngs))
@@ -214,7 +235,9 @@ def test_what_cannot_be_is_refused(rng):
     arguments_of(params, head_width=6)
   _, other = network("vgg", rng)
   other.params["blocks"][0][0]["conv"]["kernel"] = jnp.ones((3, 3, 1, 5))
-  with pytest.raises(ValueError, match=r"times one width as channels of its blocks, and not \[\[5\], \[16\]"):
+  with pytest.raises(
+    ValueError, match=r"times one width as channels of its blocks, and not \[\[5\], \[16\]"
+  ):
     arguments_of(other.params)
   with pytest.raises(ValueError, match="equal parts, got {'a, axis 0': 5}"):
     widths({"g": Group((("a", 0),), (), parts=2)}, {"a": jnp.ones(5)})

@@ -65,7 +65,10 @@ def expected_prox(name, w, amount, axes):
 @pytest.mark.parametrize("axes", ALL_AXES)
 @pytest.mark.parametrize("name", ["group_lasso", "l1_linf", "hoyer_square"])
 def test_group_penalties_equal_numpy(rng, name, axes):
-  tree = {"a": rng.normal(size=(3, 4, 5)).astype(np.float32), "b": rng.normal(size=(2, 3)).astype(np.float32)}
+  tree = {
+    "a": rng.normal(size=(3, 4, 5)).astype(np.float32),
+    "b": rng.normal(size=(2, 3)).astype(np.float32),
+  }
   value = getattr(penalties, name)(tree, axes=axes)
   expected = sum(expected_penalty(name, w.astype(np.float64), axes) for w in tree.values())
   np.testing.assert_allclose(value, expected, rtol=1e-6)
@@ -76,7 +79,9 @@ def test_penalties_of_single_numbers_equal_numpy(rng):
   v = w.astype(np.float64)
   np.testing.assert_allclose(penalties.l1({"w": w}), np.abs(v).sum(), rtol=1e-6)
   np.testing.assert_allclose(penalties.l2({"w": w}), 0.5 * (v**2).sum(), rtol=1e-6)
-  np.testing.assert_allclose(penalties.hoyer_square({"w": w}), np.abs(v).sum() ** 2 / (v**2).sum(), rtol=1e-6)
+  np.testing.assert_allclose(
+    penalties.hoyer_square({"w": w}), np.abs(v).sum() ** 2 / (v**2).sum(), rtol=1e-6
+  )
 
 
 @pytest.mark.parametrize(
@@ -165,7 +170,9 @@ def test_a_pattern_names_leaves_of_the_tree():
 
 
 def test_what_cannot_be_is_refused():
-  with pytest.raises(ValueError, match="strength: expected a finite number >= 0 or a schedule, got -1"):
+  with pytest.raises(
+    ValueError, match="strength: expected a finite number >= 0 or a schedule, got -1"
+  ):
     penalties.proximal(penalties.soft_threshold, -1)
   with pytest.raises(ValueError, match="strength"):
     penalties.add_penalty(penalties.l1, float("nan"))

@@ -39,7 +39,9 @@ PRUNERS = {
   "2:4": lambda inner: prune_n_by_m(inner, 2),
   "channels": channels,
   "zeros": hold_zeros,
-  "group lasso": lambda inner: optax.chain(inner, proximal_groups(groups, lambda step: 0.0065 * step)),
+  "group lasso": lambda inner: optax.chain(
+    inner, proximal_groups(groups, lambda step: 0.0065 * step)
+  ),
 }
 
 

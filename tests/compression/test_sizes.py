@@ -14,7 +14,10 @@ from distill_jax.types import Variables
 @pytest.fixture
 def params(rng):
   kernel = rng.normal(size=(64, 32)) * (rng.random((64, 32)) < 0.25)
-  return {"a": {"kernel": jnp.asarray(kernel, jnp.float32)}, "b": [jnp.zeros(3, jnp.bfloat16), jnp.ones(0)]}
+  return {
+    "a": {"kernel": jnp.asarray(kernel, jnp.float32)},
+    "b": [jnp.zeros(3, jnp.bfloat16), jnp.ones(0)],
+  }
 
 
 def test_zeros_are_counted_layer_by_layer(params, mesh):
@@ -23,7 +26,10 @@ def test_zeros_are_counted_layer_by_layer(params, mesh):
   assert layer_zeros(params) == expected
   assert [layer.share for layer in expected] == [zeros / 2048, 1.0, 0.0]
   assert nonzeros(params) == 2048 - zeros
-  placed = {"a": jax.device_put(params["a"], NamedSharding(mesh, PartitionSpec("data"))), "b": params["b"]}
+  placed = {
+    "a": jax.device_put(params["a"], NamedSharding(mesh, PartitionSpec("data"))),
+    "b": params["b"],
+  }
   assert layer_zeros(placed) == expected
 
 

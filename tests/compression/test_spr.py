@@ -11,7 +11,9 @@ def tree(rng):
   """Columns of sizes 1, 2, ..., in an order of their own."""
 
   def kernel(rows, order):
-    return jnp.asarray(np.sign(rng.normal(size=(rows, len(order)))) * (1 + np.asarray(order)), jnp.float32)
+    return jnp.asarray(
+      np.sign(rng.normal(size=(rows, len(order)))) * (1 + np.asarray(order)), jnp.float32
+    )
 
   return {
     "a": {"kernel": kernel(4, [2, 0, 1, 3, 4]), "bias": jnp.ones(5)},

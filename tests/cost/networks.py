@@ -44,5 +44,7 @@ def batch(rows=ROWS, side=32):
 
 def job(**options):
   """Arguments of `compile_for` after the topology: a student of width 8, a teacher of width 16."""
-  objective = objectives.weighted(soft=(1.0, objectives.logits(losses.kl_divergence, temperature=1.0)))
+  objective = objectives.weighted(
+    soft=(1.0, objectives.logits(losses.kl_divergence, temperature=1.0))
+  )
   return network(8, **options), network(16, **options), objective, optax.adam(1e-3), batch()

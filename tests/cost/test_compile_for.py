@@ -81,7 +81,11 @@ def test_a_teacher_in_bfloat16_takes_half_the_memory(distilled):
   student, teacher, *rest = job()
   wide = jax.eval_shape(teacher.init, jax.random.key(0), rest[-1])
   step = compile_for(
-    "cpu", student, teacher._replace(variables=cast(wide, jnp.bfloat16)), *rest, mix=data.mixup(1.0, 10)
+    "cpu",
+    student,
+    teacher._replace(variables=cast(wide, jnp.bfloat16)),
+    *rest,
+    mix=data.mixup(1.0, 10),
   )
   assert step.sizes["teacher"] == 2 * parameters(16)
   assert step.step.memory.arguments == distilled.step.memory.arguments - 2 * parameters(16)
@@ -124,7 +128,13 @@ def test_axes_and_rules_are_those_of_training(distilled):
   kernels = [(r"params/.*conv2/kernel", P(None, None, "fsdp"))]
   axes = {"data": 2, "fsdp": -1}
   step = compile_for(
-    "cpu", *job(), mix=data.mixup(1.0, 10), axes=axes, rules=kernels, teacher_rules=kernels[:1], parts=True
+    "cpu",
+    *job(),
+    mix=data.mixup(1.0, 10),
+    axes=axes,
+    rules=kernels,
+    teacher_rules=kernels[:1],
+    parts=True,
   )
   assert step.axes == {"data": 2, "fsdp": 4}
   # A quarter of the second convolutions: the student's with Adam's moments, and the teacher's.
@@ -174,7 +184,9 @@ def test_products_are_counted_as_often_as_they_run():
 
   forward = 3 * 2 * 8 * 16 * 16
   assert product_flops(jax.make_jaxpr(jax.jit(net))(w, x)) == forward
-  assert product_flops(jax.make_jaxpr(jax.grad(net, (0, 1)))(w, x)) == 4 * forward  # computed again once
+  assert (
+    product_flops(jax.make_jaxpr(jax.grad(net, (0, 1)))(w, x)) == 4 * forward
+  )  # computed again once
   assert product_flops(jax.make_jaxpr(chosen)(x)) == 2 * 8 * 8 * 16
 
 
@@ -184,7 +196,10 @@ def test_products_are_counted_as_often_as_they_run():
     ({"axes": {"data": 3}}, r"mesh: .*'data': 3.* 8 devices.*\[1, 2, 4, 8\]"),
     ({"axes": {"rows": 8}}, "mesh: expected the axes data, fsdp, tensor, got rows"),
     ({"rules": [("conv3", P("data"))]}, "rule .*'conv3'.* fits no array"),
-    ({"microbatches": 3}, "batch_size 16 does not divide over 8 devices x 3 microbatches; nearest: 24"),
+    (
+      {"microbatches": 3},
+      "batch_size 16 does not divide over 8 devices x 3 microbatches; nearest: 24",
+    ),
   ],
 )
 def test_what_does_not_fit_together_is_refused(options, message):
@@ -218,7 +233,9 @@ def test_a_refusal_is_read(message, needed, available):
 def test_a_refused_step_says_by_how_much():
   chip = cost.CHIPS["v5e"]
   step = Compiled(1.0, 20 * 2**30, int(15.75 * 2**30))
-  refused = cost.Analysis("v5e:4x4", chip, {"data": 16}, (64, "images"), 7, {"teacher": 2**30}, step)
+  refused = cost.Analysis(
+    "v5e:4x4", chip, {"data": 16}, (64, "images"), 7, {"teacher": 2**30}, step
+  )
   assert not refused.fits and refused.floor is None and refused.hours(10) is None
   assert "needed       20.00 of 15.75: does not fit, 4.25 too much" in str(refused)
 

@@ -41,7 +41,10 @@ def one(line, **others):
     ("replica_groups=[2,4]<=[8]", 4),
     ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
     ("replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0','axis_1'}", 8),
-    ("replica_groups=mesh['axis_0'=4,'axis_1'=1,'axis_2'=2], device_ids=([2,4]T(1,0)) {'axis_2'}", 2),
+    (
+      "replica_groups=mesh['axis_0'=4,'axis_1'=1,'axis_2'=2], device_ids=([2,4]T(1,0)) {'axis_2'}",
+      2,
+    ),
     ("replica_groups=mesh['a'=8] {'a':(1)2}", 2),
   ],
 )
@@ -61,7 +64,12 @@ def test_groups_in_every_notation(groups, size):
       "bf16+f32",
       30 + 4 + 14,
     ),
-    ("%r = f32[4]{0} all-reduce-start(%x), replica_groups={{0,1}}, to_apply=%sum", "all-reduce", "f32", 16),
+    (
+      "%r = f32[4]{0} all-reduce-start(%x), replica_groups={{0,1}}, to_apply=%sum",
+      "all-reduce",
+      "f32",
+      16,
+    ),
     ("%r = s8[6,4] all-gather(%x), replica_groups={{0,1}}, dimensions={0}", "all-gather", "s8", 24),
     (
       "%r = (f32[4]{0}, f32[8]{0}) all-gather-start(%x), replica_groups={{0,1}}, dimensions={0}",
@@ -75,9 +83,24 @@ def test_groups_in_every_notation(groups, size):
       "f32",
       48,
     ),
-    ("%r = f32[2] reduce-scatter(%x), replica_groups={{0,1}}, to_apply=%sum", "reduce-scatter", "f32", 16),
-    ("%r = pred[16] all-to-all(%x), replica_groups={{0,1}}, dimensions={0}", "all-to-all", "pred", 16),
-    ("%r = s4[7] collective-permute(%x), source_target_pairs={{0,1},{1,0}}", "collective-permute", "s4", 4),
+    (
+      "%r = f32[2] reduce-scatter(%x), replica_groups={{0,1}}, to_apply=%sum",
+      "reduce-scatter",
+      "f32",
+      16,
+    ),
+    (
+      "%r = pred[16] all-to-all(%x), replica_groups={{0,1}}, dimensions={0}",
+      "all-to-all",
+      "pred",
+      16,
+    ),
+    (
+      "%r = s4[7] collective-permute(%x), source_target_pairs={{0,1},{1,0}}",
+      "collective-permute",
+      "s4",
+      4,
+    ),
     (
       "%r = (c64[3], c64[3], u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), source_target_pairs={{0,1}}",
       "collective-permute",
@@ -140,11 +163,20 @@ def test_a_fused_all_reduce_that_keeps_a_part_is_a_reduce_scatter():
 
 
 def loop(
-  name, condition, attributes="", inside="%r = f32[4] all-reduce(%p), replica_groups={}, to_apply=%sum"
+  name,
+  condition,
+  attributes="",
+  inside="%r = f32[4] all-reduce(%p), replica_groups={}, to_apply=%sum",
 ):
   """A loop over f32[4], and the instruction that runs it."""
-  other = fused(f"{name}.body", inside) + f"\n%{name}.condition (p: f32[4]) -> pred[] {{\n{condition}\n}}\n"
-  return other, f"%{name} = f32[4] while(%p), condition=%{name}.condition, body=%{name}.body{attributes}"
+  other = (
+    fused(f"{name}.body", inside)
+    + f"\n%{name}.condition (p: f32[4]) -> pred[] {{\n{condition}\n}}\n"
+  )
+  return (
+    other,
+    f"%{name} = f32[4] while(%p), condition=%{name}.condition, body=%{name}.body{attributes}",
+  )
 
 
 def counted(direction, limit, operands="%i, %n"):
@@ -154,7 +186,9 @@ def counted(direction, limit, operands="%i, %n"):
   ROOT %c = pred[] compare({operands}), direction={direction}"""
 
 
-UNKNOWN = '  %p = f32[4] parameter(0)\n  ROOT %c = pred[] custom-call(%p), custom_call_target="more"'
+UNKNOWN = (
+  '  %p = f32[4] parameter(0)\n  ROOT %c = pred[] custom-call(%p), custom_call_target="more"'
+)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +207,9 @@ def test_trips_of_a_loop(condition, attributes, trips):
   text = module(line.replace("(%p)", "(%x)"), others=other)
   assert loops(text) == (Loop(trips, 0),)
   [found] = collectives(text)
-  assert found == Collective("all-reduce", "f32", 8, trips or 1, 16 * (trips or 1), trips is not None)
+  assert found == Collective(
+    "all-reduce", "f32", 8, trips or 1, 16 * (trips or 1), trips is not None
+  )
 
 
 def test_loops_in_loops_multiply_and_products_are_seen_through_fusions():
@@ -200,8 +236,13 @@ def test_both_branches_of_a_conditional_count():
 
 def test_equal_ones_are_added_up_and_the_largest_comes_first():
   line = "= {} all-reduce(%x), replica_groups={{{{0,1}}}}, to_apply=%sum"
-  text = module(*(f"%r{i} {line.format(t)}" for i, t in enumerate(("f32[4]", "bf16[20]", "f32[2]"))))
-  assert [(c.dtype, c.calls, c.bytes) for c in collectives(text)] == [("bf16", 1, 40), ("f32", 2, 24)]
+  text = module(
+    *(f"%r{i} {line.format(t)}" for i, t in enumerate(("f32[4]", "bf16[20]", "f32[2]")))
+  )
+  assert [(c.dtype, c.calls, c.bytes) for c in collectives(text)] == [
+    ("bf16", 1, 40),
+    ("f32", 2, 24),
+  ]
 
 
 def test_other_text_is_refused():
@@ -214,7 +255,13 @@ def test_compiled_programs_have_the_traffic_that_was_written(mesh):
     total = jax.lax.fori_loop(0, 5, lambda i, s: s + jax.lax.psum(s * x[0], "data"), jnp.zeros(10))
     parts = jax.lax.psum_scatter(jnp.tile(x[:1], 16), "data", tiled=True)
     turned = jax.lax.all_to_all(jnp.tile(x[:1], 8), "data", 0, 0, tiled=True)
-    return total, jax.lax.all_gather(x, "data"), parts, turned, jax.lax.ppermute(x, "data", [(0, 1), (1, 0)])
+    return (
+      total,
+      jax.lax.all_gather(x, "data"),
+      parts,
+      turned,
+      jax.lax.ppermute(x, "data", [(0, 1), (1, 0)]),
+    )
 
   mapped = functools.partial(jax.shard_map, mesh=mesh, in_specs=P("data"), check_vma=False)
   text = jax.jit(mapped(step, out_specs=P("data"))).lower(jnp.ones(48)).compile().as_text()

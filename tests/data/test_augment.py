@@ -43,7 +43,9 @@ def test_a_view_does_not_depend_on_its_device(rng, mesh):
   sharded = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
   np.testing.assert_array_equal(JITTED(sharded)["image"], JITTED(batch)["image"])
   mapped = jax.pmap(augmentation())(jax.tree.map(lambda x: x.reshape((8, 2) + x.shape[1:]), batch))
-  np.testing.assert_array_equal(mapped["image"].reshape(batch["image"].shape), JITTED(batch)["image"])
+  np.testing.assert_array_equal(
+    mapped["image"].reshape(batch["image"].shape), JITTED(batch)["image"]
+  )
 
 
 def test_a_view_does_not_depend_on_jax_settings(rng):
@@ -94,7 +96,9 @@ def test_shift_crop_makes_every_shift_with_zeros_about_equally_often(rng):
   crops = [padded[i : i + size, j : j + size] for i in range(3) for j in range(3)]
   counts = [(result == crop).all((1, 2, 3)).sum() for crop in crops]
   assert sum(counts) == n
-  assert sum((c - 200) ** 2 / 200 for c in counts) < 27  # chi-square, 8 degrees of freedom: p > 0.0007
+  assert (
+    sum((c - 200) ** 2 / 200 for c in counts) < 27
+  )  # chi-square, 8 degrees of freedom: p > 0.0007
 
 
 def test_flip_mirrors_half_of_the_images_left_to_right(rng):

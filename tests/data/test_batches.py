@@ -46,12 +46,15 @@ def test_an_epoch_is_a_permutation_without_its_incomplete_rest():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 30), st.data(), st.integers(0, 2**32 - 1), st.integers(0, 60), st.integers(0, 4))
+@given(
+  st.integers(1, 30), st.data(), st.integers(0, 2**32 - 1), st.integers(0, 60), st.integers(0, 4)
+)
 def test_starting_anywhere_gives_what_an_undisturbed_run_gets(n, draw, seed, start, num_views):
   size = draw.draw(st.integers(1, n))
   whole = first(data.batches(source(n), size, seed=seed, num_views=num_views), start + 3)
   assert_same(
-    first(data.batches(source(n), size, seed=seed, start=start, num_views=num_views), 3), whole[start:]
+    first(data.batches(source(n), size, seed=seed, start=start, num_views=num_views), 3),
+    whole[start:],
   )
 
 
@@ -101,11 +104,20 @@ def test_the_view_is_the_epoch_modulo_num_views(num_views, expected):
 def test_batches_never_change():
   """Golden ids: with other ones a resumed run would see other data than it was started with."""
   assert next(data.batches(source(), 6, seed=0))["id"].tolist() == [160, 151, 142, 136, 127, 106]
-  assert next(data.batches(source(), 6, seed=5, start=9))["id"].tolist() == [148, 151, 127, 136, 166, 103]
+  assert next(data.batches(source(), 6, seed=5, start=9))["id"].tolist() == [
+    148,
+    151,
+    127,
+    136,
+    166,
+    103,
+  ]
 
 
 def test_a_batch_larger_than_the_source_is_refused_at_once():
-  with pytest.raises(ValueError, match="batch_size 24 is more than the 23 examples of custom: at most 23"):
+  with pytest.raises(
+    ValueError, match="batch_size 24 is more than the 23 examples of custom: at most 23"
+  ):
     data.batches(source(), 24, seed=0)
   assert len(next(data.batches(source(), 23, seed=0))["id"]) == 23
 
@@ -152,7 +164,10 @@ def test_an_evaluation_batch_size_outside_its_range_is_refused_at_once():
 @pytest.mark.parametrize("rows", [[0, 1], [4], [1, 3, 4]])
 def test_a_process_reads_its_rows_of_the_common_batches(rows):
   rows = np.array(rows)
-  for iterate in (lambda **k: data.batches(source(), 5, seed=3, start=2, num_views=2, **k), eval_all):
+  for iterate in (
+    lambda **k: data.batches(source(), 5, seed=3, start=2, num_views=2, **k),
+    eval_all,
+  ):
     whole, own = first(iterate(), 5), first(iterate(rows=rows), 5)
     assert_same([{name: values[rows] for name, values in batch.items()} for batch in whole], own)
 

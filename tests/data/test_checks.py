@@ -41,7 +41,9 @@ def test_a_good_batch_passes():
   data.check_batch(a_batch(label=np.array([0, -100, 2])), 3, ignore_label=-100)
 
 
-@pytest.mark.parametrize("batch", [{}, {"image": np.zeros((0, 2))}, {"image": np.zeros((0, 2)), "label": []}])
+@pytest.mark.parametrize(
+  "batch", [{}, {"image": np.zeros((0, 2))}, {"image": np.zeros((0, 2)), "label": []}]
+)
 def test_an_empty_batch_is_refused(batch):
   with pytest.raises(ValueError, match="no arrays|0 rows"):
     data.check_batch(batch, 3)

@@ -22,7 +22,12 @@ def ramp(height, width):
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (3, 2), (37, 100), (200, 150)])
 def test_boxes_lie_inside_the_image_and_have_an_area(size):
   left, top, right, bottom = boxes(*size, n=300)
-  assert (left >= 0).all() and (top >= 0).all() and (right <= size[1]).all() and (bottom <= size[0]).all()
+  assert (
+    (left >= 0).all()
+    and (top >= 0).all()
+    and (right <= size[1]).all()
+    and (bottom <= size[0]).all()
+  )
   assert (right > left).all() and (bottom > top).all()
 
 
@@ -50,7 +55,9 @@ def test_the_place_is_uniform_among_all_places():
   for start in (left, top):
     assert stats.kstest(start, stats.uniform(0, 2000 - side).cdf).pvalue > 0.01
   tiny = boxes(3, 3, area=(1 / 9, 1 / 9), ratio=(1, 1))
-  assert {(x, y) for x, y in tiny[:2].T} == set(itertools.product(range(3), repeat=2))  # borders too
+  assert {(x, y) for x, y in tiny[:2].T} == set(
+    itertools.product(range(3), repeat=2)
+  )  # borders too
 
 
 @pytest.mark.parametrize(
@@ -91,7 +98,11 @@ def test_the_center_is_resize_to_256_crop_224():
 
 def test_gray_images_have_one_channel():
   image = ramp(10, 12).convert("L")
-  assert center_crop(8)(image, 0, 0).shape == random_resized_crop(8, seed=0)(image, 0, 0).shape == (8, 8, 1)
+  assert (
+    center_crop(8)(image, 0, 0).shape
+    == random_resized_crop(8, seed=0)(image, 0, 0).shape
+    == (8, 8, 1)
+  )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +112,10 @@ def test_gray_images_have_one_channel():
     (lambda: center_crop(8, share=0), "share must be more than 0"),
     (lambda: random_resized_crop(8.5, seed=0), "size must be a whole number"),
     (lambda: random_resized_crop(8, seed=-1), "seed must be a whole number"),
-    (lambda: random_resized_crop(8, seed=0, area=(0.5, 1.5)), r"area must be .* <= 1.0, got \(0.5, 1.5\)"),
+    (
+      lambda: random_resized_crop(8, seed=0, area=(0.5, 1.5)),
+      r"area must be .* <= 1.0, got \(0.5, 1.5\)",
+    ),
     (lambda: random_resized_crop(8, seed=0, ratio=(2, 1)), "ratio must be a range"),
     (lambda: random_resized_crop(8, seed=0, ratio=(0, 1)), "ratio must be a range"),
   ],

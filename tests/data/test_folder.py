@@ -44,7 +44,9 @@ def test_a_test_set_is_numbered_like_its_training_set(tmp_path):
 
 
 def test_what_is_missing_is_said(tmp_path):
-  with pytest.raises(FileNotFoundError, match="there is no folder .*picture; did you mean .*pictures"):
+  with pytest.raises(
+    FileNotFoundError, match="there is no folder .*picture; did you mean .*pictures"
+  ):
     (tmp_path / "pictures").mkdir()
     folder.load(tmp_path / "picture")
   with pytest.raises(ValueError, match="has no subfolders: expected one per class"):

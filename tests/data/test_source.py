@@ -54,7 +54,9 @@ def test_small_unsigned_labels_can_be_ignored():
   assert masked.arrays["label"].dtype == np.int32 and masked.arrays["label"][4] == data.UNLABELED
 
 
-@pytest.mark.parametrize("label", [np.zeros(6), np.full(6, np.nan), np.zeros(6, bool), np.array(["a"] * 6)])
+@pytest.mark.parametrize(
+  "label", [np.zeros(6), np.full(6, np.nan), np.zeros(6, bool), np.array(["a"] * 6)]
+)
 def test_labels_that_are_not_integers_are_refused(label):
   with pytest.raises(ValueError, match="label must be integers"):
     source(label=label)
@@ -145,7 +147,12 @@ def test_class_names_must_match_the_classes():
 def test_wide_numbers_become_those_of_the_device_and_others_stay():
   arrays = source(x=np.zeros(6), mask=np.ones(6, bool), pixels=np.zeros((6, 2), np.uint8)).arrays
   dtypes = {name: str(values.dtype) for name, values in arrays.items()}
-  assert [dtypes[name] for name in ("id", "label", "image", "x")] == ["int32", "int32", "float32", "float32"]
+  assert [dtypes[name] for name in ("id", "label", "image", "x")] == [
+    "int32",
+    "int32",
+    "float32",
+    "float32",
+  ]
   assert dtypes["mask"] == "bool" and dtypes["pixels"] == "uint8"
 
 
@@ -168,7 +175,11 @@ def test_the_arrays_handed_in_stay_writeable():
 @pytest.mark.parametrize("rows", [[4, 0], np.array([4, 0]), slice(4, None, -4)])
 def test_a_subset_keeps_ids_and_order(rows):
   part = source().take(rows)
-  assert len(part) == 2 and part.arrays["id"].tolist() == [14, 10] and part.arrays["label"].tolist() == [2, 1]
+  assert (
+    len(part) == 2
+    and part.arrays["id"].tolist() == [14, 10]
+    and part.arrays["label"].tolist() == [2, 1]
+  )
   assert part.take(np.array([True, False])).arrays["id"].tolist() == [14]
 
 

@@ -64,7 +64,9 @@ def test_seeds_that_are_not_32_bit_numbers_are_refused(seed):
 
 
 def test_a_split_with_an_empty_part_is_refused():
-  with pytest.raises(ValueError, match=r"0.001 of 3 examples of custom leaves one part empty \(0 held out\)"):
+  with pytest.raises(
+    ValueError, match=r"0.001 of 3 examples of custom leaves one part empty \(0 held out\)"
+  ):
     data.split(source(range(3)), 0.001)
 
 

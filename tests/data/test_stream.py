@@ -87,7 +87,9 @@ def test_a_bad_image_is_replaced_by_the_next_of_its_epoch():
     for i in np.flatnonzero(row != other)[:-1]:
       later = [id for id in other[i + 1 :].tolist() if id not in (103, 107)]
       assert not later or row[i] == later[0]
-  assert_same(first(stream(images(broken=(103, 107)), threads=1)(2), 4), first(stream(examples)(2), 4))
+  assert_same(
+    first(stream(images(broken=(103, 107)), threads=1)(2), 4), first(stream(examples)(2), 4)
+  )
 
 
 def test_too_many_bad_images_end_the_run():
@@ -121,7 +123,8 @@ def test_evaluation_reads_every_good_image_once(broken):
 def test_fit_trains_on_a_stream_and_resumes_to_the_same_bits(tmp_path):
   def run(steps, name, **changes):
     student = from_apply(
-      lambda key, image: 0.1 * jax.random.normal(key, (192, 3)), lambda w, image: image.reshape(-1, 192) @ w
+      lambda key, image: 0.1 * jax.random.normal(key, (192, 3)),
+      lambda w, image: image.reshape(-1, 192) @ w,
     )
     settings = dict(
       steps=steps, batch_size=8, eval_every=2, log_every=2, progress=False, folder=tmp_path / name

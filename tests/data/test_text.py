@@ -116,7 +116,9 @@ def test_a_trained_vocabulary_reads_text_back(tmp_path):
   assert len(kept) < 0.5 * len(WORDS.encode()) and source.classes == 300
   trained.save(str(tmp_path / "tokenizer.json"))
   again = text.bpe(tmp_path / "tokenizer.json")
-  assert again.identity == tokenizer.identity != text.bpe(text.train_bpe(tmp_path, size=290)).identity
+  assert (
+    again.identity == tokenizer.identity != text.bpe(text.train_bpe(tmp_path, size=290)).identity
+  )
   assert (again.encode(WORDS.encode()) == tokenizer.encode(WORDS.encode())).all()
 
 

@@ -85,7 +85,12 @@ def test_whole_files_are_documents_and_the_counts_are_told(tmp_path, capsys):
   found = tokenize(folder, tmp_path / "work", length=4)
   same(found.rows(found.ids), dict(text.load(folder, length=4).arrays))
   assert "11 tokens of 3 documents" in capsys.readouterr().out
-  assert [found.about[name] for name in ("documents", "empty", "skipped", "tokens")] == [3, 1, 0, 11]
+  assert [found.about[name] for name in ("documents", "empty", "skipped", "tokens")] == [
+    3,
+    1,
+    0,
+    11,
+  ]
   (folder / "a.txt").write_text("x;;y;")
   other = tokenize(folder, tmp_path / "other", length=4, separator=";")
   assert [other.about[name] for name in ("documents", "empty", "skipped")] == [3, 0, 3]
@@ -142,7 +147,9 @@ def test_a_cache_of_the_one_is_that_of_the_other(corpus, tmp_path):
     return fit(
       speaker(1),
       teacher_outputs,
-      objectives.weighted(soft=(1.0, objectives.tokens("bucket"))) if teacher_outputs is cached else goal,
+      objectives.weighted(soft=(1.0, objectives.tokens("bucket")))
+      if teacher_outputs is cached
+      else goal,
       optax.adam(1e-2),
       shown,
       steps=5,
@@ -173,7 +180,9 @@ def test_tokens_of_another_text_or_tokenizer_are_refused(corpus, tmp_path):
   with pytest.raises(ValueError, match="separator is '\\\\n\\\\n' there, None wanted"):
     tokenize(corpus, work, length=16)
   (corpus / "a.txt").write_text("more")
-  with pytest.raises(ValueError, match="holds other tokens; name another folder or delete it: files is"):
+  with pytest.raises(
+    ValueError, match="holds other tokens; name another folder or delete it: files is"
+  ):
     tokenize(corpus, work, **OPTIONS)
 
 
@@ -218,7 +227,9 @@ def test_no_text_and_too_many_rows_are_refused(corpus, tmp_path, monkeypatch):
   with pytest.raises(ValueError, match="none holds no text"):
     tokenize(tmp_path / "none", tmp_path / "work", length=4)
   monkeypatch.setattr(tokenized, "ROWS", 10)
-  with pytest.raises(ValueError, match="length: 16 makes [0-9]+ rows, more than the ids 10; least is [0-9]+"):
+  with pytest.raises(
+    ValueError, match="length: 16 makes [0-9]+ rows, more than the ids 10; least is [0-9]+"
+  ):
     tokenize(corpus, tmp_path / "many", **OPTIONS)
 
 

@@ -17,7 +17,10 @@ from distill_jax.train import fit
 from distill_jax.types import Variables
 
 SIZE, WIDTH, PADDED = 257, 4, 272
-DOCUMENTS = [text.BYTES.encode(b"of the people"), text.BYTES.encode(b"by the people, for the people")]
+DOCUMENTS = [
+  text.BYTES.encode(b"of the people"),
+  text.BYTES.encode(b"by the people, for the people"),
+]
 EXISTS = np.arange(PADDED) < SIZE
 
 
@@ -46,7 +49,9 @@ def other(tokenizer):
 
 def written(folder, source, teacher=None, **kept):
   kept = kept or {"logits": TopK(4)}
-  return write_cache(folder, teacher or padded_teacher(), source, kept, batch_size=8, progress=False)
+  return write_cache(
+    folder, teacher or padded_teacher(), source, kept, batch_size=8, progress=False
+  )
 
 
 def test_a_cache_of_another_tokenizer_s_text_is_refused_and_says_so(tmp_path):
@@ -62,7 +67,9 @@ def test_a_cache_of_another_tokenizer_s_text_is_refused_and_says_so(tmp_path):
     written(tmp_path, changed)
   goal = objectives.weighted(soft=(1.0, objectives.tokens("bucket")))
   with pytest.raises(Mismatch, match=message):
-    fit(padded_teacher(), cached, goal, optax.sgd(0.1), changed, steps=1, batch_size=8, progress=False)
+    fit(
+      padded_teacher(), cached, goal, optax.sgd(0.1), changed, steps=1, batch_size=8, progress=False
+    )
   unknown = text.pack(DOCUMENTS, length=8, tokenizer=text.BYTES._replace(identity=""))
   with pytest.raises(Mismatch, match=r"data.vocabulary: 'bytes' in the cache, '\(absent\)' wanted"):
     cached.check(unknown)
@@ -71,7 +78,8 @@ def test_a_cache_of_another_tokenizer_s_text_is_refused_and_says_so(tmp_path):
 def test_tokenizers_that_differ_are_refused():
   text.check_same(text.BYTES, text.BYTES._replace(decode=lambda tokens: ""))
   with pytest.raises(
-    ValueError, match=r"the teacher's is 'bytes' \(257 tokens\), the student's 'bytes:other'.*losses.uld"
+    ValueError,
+    match=r"the teacher's is 'bytes' \(257 tokens\), the student's 'bytes:other'.*losses.uld",
   ):
     text.check_same(text.BYTES, other(text.BYTES))
   assert callable(losses.uld)
@@ -93,7 +101,9 @@ def test_no_padded_entry_is_ever_kept(tmp_path, logits):
   top = said["logits@top"]
   np.testing.assert_array_equal(top.indices, np.argsort(-log_p, -1)[..., :5])
   np.testing.assert_allclose(top.log_probs, -np.sort(-log_p, -1)[..., :5], atol=1e-3)
-  np.testing.assert_allclose(top.log_tail, np.log(np.sort(np.exp(log_p), -1)[..., :-5].sum(-1)), rtol=1e-4)
+  np.testing.assert_allclose(
+    top.log_tail, np.log(np.sort(np.exp(log_p), -1)[..., :-5].sum(-1)), rtol=1e-4
+  )
   assert (said["logits@drawn"].indices < SIZE).all()
   assert (said["logits@whole"][..., SIZE:] == -np.inf).all() and np.isfinite(
     said["logits@whole"][..., :SIZE]
@@ -118,7 +128,9 @@ def test_a_class_mask_reaches_the_loss_of_live_and_of_sparse_teachers(rng):
   student = {"hidden": jnp.asarray(rng.normal(size=(3, 8, 6)), jnp.float32)}
   student["head"] = jnp.asarray(rng.normal(size=(6, PADDED)), jnp.float32), None, None
   z = np.float64(student["hidden"]) @ np.float64(student["head"][0])
-  t = np.float64(outputs["hidden"]) @ np.float64(outputs["head"][0]) + np.float64(outputs["head"][1])
+  t = np.float64(outputs["hidden"]) @ np.float64(outputs["head"][0]) + np.float64(
+    outputs["head"][1]
+  )
   log_q, log_p = (log_softmax(x[..., :SIZE], -1) for x in (z, t))
   options = {"class_mask": jnp.asarray(EXISTS), "label_weight": 0.5}
   hard = -np.take_along_axis(log_q, label[..., None], -1).mean()

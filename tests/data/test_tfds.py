@@ -64,7 +64,9 @@ def test_fashion_mnist_is_prepared_from_a_folder_and_then_reused(tmp_path, offli
     assert sets[split].arrays["image"].shape[1:] == (28, 28, 1)
     assert sets[split].class_names[:2] == ("T-shirt/top", "Trouser")
     assert sets[split].name == "fashion_mnist/3.0.1"
-  assert sets["train"].ids.tolist() == list(range(12)) and sets["test"].ids.tolist() == list(range(12, 17))
+  assert sets["train"].ids.tolist() == list(range(12)) and sets["test"].ids.tolist() == list(
+    range(12, 17)
+  )
   again = tfds.load("fashion_mnist", splits=["test"], data_dir=tmp_path)
   assert list(again) == ["test"] and again["test"].ids.tolist() == list(range(12, 17))
   np.testing.assert_array_equal(pixels(again["test"]), pixels(sets["test"]))
@@ -129,9 +131,17 @@ def test_idx_files_are_downloaded_without_tensorflow(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
   ("name", "offered"),
-  [("mnist", True), ("fashion_mnist", True), ("cifar10", True), ("cifar100", True), ("svhn_cropped", False)],
+  [
+    ("mnist", True),
+    ("fashion_mnist", True),
+    ("cifar10", True),
+    ("cifar100", True),
+    ("svhn_cropped", False),
+  ],
 )
-def test_a_site_out_of_reach_is_said_at_once_with_the_option_that_helps(tmp_path, offline, name, offered):
+def test_a_site_out_of_reach_is_said_at_once_with_the_option_that_helps(
+  tmp_path, offline, name, offered
+):
   with pytest.raises(
     ConnectionError, match=f"^{name} cannot be downloaded from here: .*Failed to resolve"
   ) as error:
@@ -148,7 +158,9 @@ def test_what_tensorflow_alone_can_prepare_says_so(tmp_path, monkeypatch):
     tfds.images("imagenet2012", data_dir=tmp_path)
   (tmp_path / "files").mkdir()
   (tmp_path / "files" / "ILSVRC2012_img_train.tar").write_bytes(b"x")
-  with pytest.raises(ImportError, match="preparing imagenet2012 needs more than reading it: .*tensorflow"):
+  with pytest.raises(
+    ImportError, match="preparing imagenet2012 needs more than reading it: .*tensorflow"
+  ):
     tfds.images("imagenet2012", data_dir=tmp_path, source_files=tmp_path / "files")
   monkeypatch.setattr(requests, "head", lambda url, **options: requests.Response())
   monkeypatch.setattr(
@@ -168,7 +180,10 @@ def test_what_tensorflow_alone_can_prepare_says_so(tmp_path, monkeypatch):
     ("zzzzzzzz", r"no set 'zzzzzzzz'; tfds.list_builders\(\) names them all"),
     ("emnist/letter", "BuilderConfig letter not found"),
     ("cifar10:9.9.9", "cannot be loaded at version 9.9.9"),
-    ("imdb_reviews", "imdb_reviews is not a set of images .*: it has text: Text, label: ClassLabel"),
+    (
+      "imdb_reviews",
+      "imdb_reviews is not a set of images .*: it has text: Text, label: ClassLabel",
+    ),
     ("lfw", "lfw is not a set of images .*: it has label: Text, image: Image"),
   ],
 )
@@ -184,7 +199,9 @@ def test_source_files_that_do_not_fit_are_refused(tmp_path):
     tfds.load("mnist", data_dir=tmp_path, source_files=tmp_path / "nowhere")
   write_idx(tmp_path / "idx")
   (tmp_path / "idx" / "t10k-labels-idx1-ubyte.gz").unlink()
-  with pytest.raises(FileNotFoundError, match=r"source_files: .*idx has no t10k-labels-idx1-ubyte\.gz$"):
+  with pytest.raises(
+    FileNotFoundError, match=r"source_files: .*idx has no t10k-labels-idx1-ubyte\.gz$"
+  ):
     tfds.load("mnist", data_dir=tmp_path, source_files=tmp_path / "idx")
 
 
@@ -231,7 +248,9 @@ class ManySizes(tensorflow_datasets.core.GeneratorBasedBuilder, skip_registratio
     label = features.ClassLabel(names=["a", "b"])
     return tensorflow_datasets.core.DatasetInfo(
       builder=self,
-      features=features.FeaturesDict({"image": features.Image(), "label": label, "note": features.Text()}),
+      features=features.FeaturesDict(
+        {"image": features.Image(), "label": label, "note": features.Text()}
+      ),
       supervised_keys=("image", "label"),
     )
 
@@ -256,7 +275,11 @@ def many_sizes(tmp_path_factory):
 def test_a_set_of_ones_own_with_images_of_many_sizes(many_sizes):
   sets = tfds.images("many_sizes", splits=["train", "extra", "test"], data_dir=many_sizes)
   ids = {split: images.ids.tolist() for split, images in sets.items()}
-  assert ids == {"train": [*range(6)], "test": [8, 9, 10], "extra": [11, 12, 13, 14]}  # 6, 7: validation
+  assert ids == {
+    "train": [*range(6)],
+    "test": [8, 9, 10],
+    "extra": [11, 12, 13, 14],
+  }  # 6, 7: validation
   for images in sets.values():
     for image, label in images.decoded(images.ids):
       i = image.height - 5

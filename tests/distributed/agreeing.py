@@ -17,7 +17,10 @@ from distill_jax.types import Skips, TrainState
 
 
 def agree(folder):
-  told = {"process": jax.process_index(), "first": hosts.run_on_first(lambda: [os.getpid(), 0.1, None])}
+  told = {
+    "process": jax.process_index(),
+    "first": hosts.run_on_first(lambda: [os.getpid(), 0.1, None]),
+  }
   for process in range(jax.process_count()):
 
     def fail(process=process):
@@ -47,7 +50,9 @@ def interrupted(folder):
   print("stepping", flush=True)
   with Interruption() as interruption:
     for step in range(1, 10**6):
-      hosts.run_on_all(lambda: None)  # as a step's collectives do, it keeps the processes near one another
+      hosts.run_on_all(
+        lambda: None
+      )  # as a step's collectives do, it keeps the processes near one another
       if interruption.at():
         print("stopped after", step, flush=True)
         zero = np.int32(0)

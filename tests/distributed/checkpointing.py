@@ -24,7 +24,9 @@ from distill_jax.types import Skips, TrainState, Variables
 
 def make_state(step, devices):
   """The same values on any mesh; some leaves are spread over it, others are on every device."""
-  mesh = jax.make_mesh((len(devices),), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+  mesh = jax.make_mesh(
+    (len(devices),), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices
+  )
   spread, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("fsdp",), ()))
 
   def make(sharding, function):
@@ -65,7 +67,9 @@ def save(folder, other):
     checkpoints.save(make_state(6, jax.devices()), metrics={"accuracy": 0.6})
   told["newest"] = restored(folder)
   if jax.process_index() == 1:  # it alone cannot read its part of the newest one
-    checkpoint.ocp.load_checkpointables = functools.partial(fail_at, "6", checkpoint.ocp.load_checkpointables)
+    checkpoint.ocp.load_checkpointables = functools.partial(
+      fail_at, "6", checkpoint.ocp.load_checkpointables
+    )
   told["damaged on one"] = restored(folder)
   try:
     Checkpoints(folder if jax.process_index() == 0 else other)
@@ -103,7 +107,8 @@ def restored(folder):
 def best_in_memory():
   """The best variables survive that the state they came from is donated."""
   donate = jax.jit(
-    lambda state: jax.tree.map(lambda x: x + x if x.dtype == jnp.float32 else x, state), donate_argnums=0
+    lambda state: jax.tree.map(lambda x: x + x if x.dtype == jnp.float32 else x, state),
+    donate_argnums=0,
   )
   with Saver(None, ("accuracy", "max"), {}) as saver:
     for step, accuracy in ((1, 0.1), (2, 0.9), (3, 0.5)):
@@ -112,7 +117,9 @@ def best_in_memory():
       donate(state.params)
     best = saver.best_variables(make_state(4, jax.devices()))
   expected = make_state(2, jax.devices())
-  return {"best in memory": fingerprint(best) == fingerprint(Variables(expected.params["student"], {}))}
+  return {
+    "best in memory": fingerprint(best) == fingerprint(Variables(expected.params["student"], {}))
+  }
 
 
 def interrupted(folder):

@@ -8,5 +8,9 @@ from distill_jax.jobs.cli import run
 
 if __name__ == "__main__":
   address, count, process = place()
-  flags = [f"--coordinator_address={address}", f"--num_processes={count}", f"--process_id={process}"]
+  flags = [
+    f"--coordinator_address={address}",
+    f"--num_processes={count}",
+    f"--process_id={process}",
+  ]
   run([*sys.argv[1:], *(flags if count > 1 else [])])

@@ -25,7 +25,9 @@ def spawn(count, script, *arguments, devices=8):
   ]
   environment = {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
   # A script's own folder is where Python looks first: these tests are of the tree that they lie in.
-  environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+  environment["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+  )
   return [
     subprocess.Popen(
       [sys.executable, str(script), *map(str, arguments)],

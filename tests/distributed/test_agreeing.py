@@ -35,7 +35,9 @@ def test_sigterm_on_one_stops_all_after_the_same_step(tmp_path, signaled):
     while "stepping" not in process.stdout.readline():
       assert process.poll() is None
   processes[signaled].send_signal(signal.SIGTERM)
-  steps = [int(step) for step in said("stopped after ", finish(processes, expected=143, seconds=30))]
+  steps = [
+    int(step) for step in said("stopped after ", finish(processes, expected=143, seconds=30))
+  ]
   assert steps[0] == steps[1] > 0
 
 

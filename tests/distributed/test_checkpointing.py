@@ -51,7 +51,10 @@ def test_what_one_process_cannot_read_none_restores(saved):
 
 def test_a_folder_that_is_not_the_same_for_all_is_refused(saved):
   for each in saved[2]:
-    assert "is another folder here than on process 0: choose one that all hosts share" in each["not shared"]
+    assert (
+      "is another folder here than on process 0: choose one that all hosts share"
+      in each["not shared"]
+    )
 
 
 @pytest.mark.parametrize("devices", [8, 4, 2, 1])
@@ -59,7 +62,9 @@ def test_what_eight_devices_saved_fewer_restore(saved, devices):
   like = make_state(0, jax.devices()[:devices])
   state = Checkpoints(saved[0], read_only=True).restore(like)
   assert (
-    fingerprint(state) == saved[2][0]["newest"]["fingerprint"] == fingerprint(make_state(6, jax.devices()))
+    fingerprint(state)
+    == saved[2][0]["newest"]["fingerprint"]
+    == fingerprint(make_state(6, jax.devices()))
   )
   for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(like)):
     assert x.sharding.is_equivalent_to(y.sharding, x.ndim)

@@ -83,7 +83,9 @@ def test_sigterm_to_one_process_ends_both_and_the_same_command_goes_on(tmp_path)
   processes[1].send_signal(signal.SIGTERM)
   for output in finish(processes, expected=143, seconds=180):
     assert "SIGTERM came, and training stopped after step" in output, output
-  [step] = [int(path.name) for path in (tmp_path / "run" / "teacher" / "checkpoints").glob("[0-9]*")]
+  [step] = [
+    int(path.name) for path in (tmp_path / "run" / "teacher" / "checkpoints").glob("[0-9]*")
+  ]
   processes = command(2, tmp_path / "run", *long)
   while timings.read_text().count('"starts": 2') < 3:
     assert [process.poll() for process in processes] == [None, None]

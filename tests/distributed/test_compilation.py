@@ -35,7 +35,9 @@ def compiles(folder, **environment):
 
 def test_a_second_process_finds_what_the_first_compiled(tmp_path):
   place, result, hits = compiles(tmp_path)
-  assert (place, hits) == (str(tmp_path / "compiled"), "0") and list((tmp_path / "compiled").iterdir())
+  assert (place, hits) == (str(tmp_path / "compiled"), "0") and list(
+    (tmp_path / "compiled").iterdir()
+  )
   again = compiles(tmp_path)
   assert again[:2] == [place, result] and int(again[2]) > 0
 

@@ -68,7 +68,10 @@ def test_large_arrays_are_spread_over_fsdp_along_their_largest_axis_that_divides
 def test_the_first_rule_that_fits_places_and_moments_follow_their_parameter():
   mesh = sharding.make_mesh(2, 2, 2)
   params = {
-    "student": {"mlp": {"kernel": jnp.ones((8, 6)), "bias": jnp.ones(6)}, "head": jnp.ones((300, 300))},
+    "student": {
+      "mlp": {"kernel": jnp.ones((8, 6)), "bias": jnp.ones(6)},
+      "head": jnp.ones((300, 300)),
+    },
     "objective": {},
   }
   zero = jnp.zeros((), jnp.int32)
@@ -97,7 +100,9 @@ def test_what_an_optimizer_keeps_in_another_shape_is_placed_by_default():
   params = {"student": {"kernel": jnp.ones((256, 512))}}
   optimizer = optax.adafactor(1e-3)
   zero = jnp.zeros((), jnp.int32)
-  state = TrainState(zero, jax.random.key(0), params, {}, optimizer.init(params), (), Skips(zero, zero, zero))
+  state = TrainState(
+    zero, jax.random.key(0), params, {}, optimizer.init(params), (), Skips(zero, zero, zero)
+  )
   specs = sharding.state_specs(state, sharding.make_mesh(2, 4), [("kernel", P("fsdp", None))])
   assert specs.params["student"]["kernel"] == P("fsdp", None)
   factors = [
@@ -155,7 +160,9 @@ def test_rows_lie_over_data_and_fsdp():
     [[0, 1], [2, 3], [4, 5], [6, 7]] * 2
   )
   assert sharding.local_rows(mesh, 8).tolist() == list(range(8))
-  with pytest.raises(ValueError, match="batch_size 6 does not divide over 4 devices x 1 .*nearest: 4 or 8"):
+  with pytest.raises(
+    ValueError, match="batch_size 6 does not divide over 4 devices x 1 .*nearest: 4 or 8"
+  ):
     sharding.check_divisible(6, mesh)
 
 

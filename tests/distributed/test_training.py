@@ -42,7 +42,10 @@ def test_several_processes_train_what_one_does(tmp_path, alone, how, processes):
   assert_same(found, alone)
   told = [sum("20/20" in line for line in output.splitlines()) for output in outputs]
   assert told == [1] + [0] * (processes - 1)  # only the first one tells
-  steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  steps = [
+    json.loads(line)["step"]
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  ]
   assert steps == [5, 5, 10, 10, 15, 15, 20, 20]
 
 

@@ -22,7 +22,9 @@ def source(seed, rows=ROWS):
   rng = np.random.default_rng(seed)
   image = rng.normal(size=(rows, WIDTH)).astype(np.float32)
   label = image[:, :CLASSES].argmax(1).astype(np.int32)
-  return data.Source({"id": np.arange(rows), "image": image, "label": label}, classes=CLASSES, name="toy")
+  return data.Source(
+    {"id": np.arange(rows), "image": image, "label": label}, classes=CLASSES, name="toy"
+  )
 
 
 def network(hidden, **kwargs):
@@ -44,7 +46,9 @@ def network(hidden, **kwargs):
 def run(folder, steps, **kwargs):
   """Twenty steps of a student of a wider teacher, with a loss that relates the rows of the whole batch."""
   wide = network(48)
-  teacher_outputs = Variables(*wide.init(jax.random.key(kwargs.pop("teacher", 5)), source(0).arrays))
+  teacher_outputs = Variables(
+    *wide.init(jax.random.key(kwargs.pop("teacher", 5)), source(0).arrays)
+  )
   gram = objectives.features("hidden", "hidden", losses.similarity_preserving, project=False)
   return fit(
     network(32),

@@ -71,7 +71,14 @@ def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp("job")
   (folder / "cached.py").write_text(CONFIG)
   small_digits.write(folder)
-  main([f"--config={folder / 'cached.py'}", *SMALL, f"--workdir={folder / 'start'}", "--stages=teacher"])
+  main(
+    [
+      f"--config={folder / 'cached.py'}",
+      *SMALL,
+      f"--workdir={folder / 'start'}",
+      "--stages=teacher",
+    ]
+  )
   return folder
 
 
@@ -82,7 +89,12 @@ def run(folder, tmp_path, capsys):
   def run(*arguments, name="run", stages=None):
     if not (tmp_path / name).exists() and name != "wider":
       shutil.copytree(folder / "start" / "teacher", tmp_path / name / "teacher")
-    command = [f"--config={folder / 'cached.py'}", *SMALL, f"--workdir={tmp_path / name}", *arguments]
+    command = [
+      f"--config={folder / 'cached.py'}",
+      *SMALL,
+      f"--workdir={tmp_path / name}",
+      *arguments,
+    ]
     main(command + ([f"--stages={stages}"] if stages else []))
     return capsys.readouterr().out
 
@@ -94,7 +106,10 @@ def weights(folder):
 
 
 def test_students_read_what_the_teacher_said_once_and_end_where_they_would_have(run, tmp_path):
-  shifted, cache = ["--config.shift=1", "--config.num_views=2"], f"--config.cache={tmp_path / 'cache'}"
+  shifted, cache = (
+    ["--config.shift=1", "--config.num_views=2"],
+    f"--config.cache={tmp_path / 'cache'}",
+  )
   rows, students = 2 * len(digits_train()), dict(stages="teacher,cache,student")
   out = run(cache, *shifted, "--seeds=0,1", **students)
   assert f"cache: {rows:,} rows in {tmp_path / 'cache'}: written in" in out
@@ -112,7 +127,11 @@ def test_another_run_may_read_the_same_cache(run, tmp_path):
   cache = f"--config.cache={tmp_path / 'cache'}"
   run(cache, stages="cache")
   out = run(
-    cache, "--config.label_fraction=0.1", "--config.temperature=2", name="other", stages="cache,student"
+    cache,
+    "--config.label_fraction=0.1",
+    "--config.temperature=2",
+    name="other",
+    stages="cache,student",
   )
   assert "reused, written 20" in out and "student-0: accuracy" in out
   with pytest.raises(
@@ -137,7 +156,9 @@ def test_a_student_alone_refuses_the_cache_of_another_teacher(run, tmp_path):
   run(cache, stages="cache")
   with pytest.raises(ValueError, match="outputs.logits.codec: 'Dense' in the cache, 'TopK' wanted"):
     run(cache, "--config.k=3", name="other", stages="student")
-  with pytest.raises(ValueError, match="teacher.teacher_width: 0.03125 in the cache, 0.0625 wanted"):
+  with pytest.raises(
+    ValueError, match="teacher.teacher_width: 0.03125 in the cache, 0.0625 wanted"
+  ):
     run(cache, "--config.teacher_width=0.0625", name="wider", stages="teacher,student")
 
 
@@ -145,7 +166,10 @@ def test_the_most_probable_classes_are_kept_and_looked_at(run, tmp_path):
   settings = [f"--config.cache={tmp_path / 'cache'}", "--config.k=3"]
   out = run(*settings, stages="cache_estimate")
   assert not (tmp_path / "cache").exists()
-  assert "40 bytes a row, 16 of them as configured (logits), the others ids, checksums and padding" in out
+  assert (
+    "40 bytes a row, 16 of them as configured (logits), the others ids, checksums and padding"
+    in out
+  )
   size = int(re.search(r"([0-9,]+) bytes in 1 shards", out)[1].replace(",", ""))
   assert "| TopK(4) |" in out and "| RandomSampling(12) |" in out
   out = run(*settings, stages="cache,student,cache_inspect,cache_verify")
@@ -169,7 +193,9 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(run, tmp_path):
     run(cache, "--config.k=11")
   with pytest.raises(ValueError, match="cache_verify needs a cache: give --config.cache=FOLDER"):
     run(stages="cache_verify")
-  with pytest.raises(ValueError, match="the students read the cache, add 'cache': there is no cache in"):
+  with pytest.raises(
+    ValueError, match="the students read the cache, add 'cache': there is no cache in"
+  ):
     run(cache, name="apart", stages="student")
   with pytest.raises(ValueError, match="no stage 'cache_verfy'; did you mean 'cache_verify'"):
     run(stages="cache_verfy")
@@ -191,7 +217,9 @@ def pictures(rows=24, content="a"):
   files = []
   for row in range(rows):
     file = io.BytesIO()
-    PIL.Image.fromarray(np.random.default_rng(row).integers(0, 256, (20, 24, 3), np.uint8)).save(file, "PNG")
+    PIL.Image.fromarray(np.random.default_rng(row).integers(0, 256, (20, 24, 3), np.uint8)).save(
+      file, "PNG"
+    )
     files.append(file.getvalue()[: 100 if row == 3 else None])
   read = lambda ids: [(files[id], id % 2) for id in ids]  # noqa: E731
   return Images(read, np.arange(rows), 2, name="pictures", content=content, max_bad=0.2)
@@ -201,7 +229,13 @@ def test_images_that_are_read_while_training_have_a_cache_too(tmp_path, capsys, 
   """By the stages' functions: crops of configs/folder.py, and its mirroring besides."""
   (tmp_path / "cat").mkdir()
   folders = [f"{name}_dir={tmp_path}" for name in ("train", "test")]
-  small = ["size=8", "student_widths=(2,)", "devices=1", f"cache={tmp_path / 'cache'}", "cache_batch_size=8"]
+  small = [
+    "size=8",
+    "student_widths=(2,)",
+    "devices=1",
+    f"cache={tmp_path / 'cache'}",
+    "cache_batch_size=8",
+  ]
 
   def job(num_views=2, images=None, **changed):
     images = images or pictures()
@@ -243,7 +277,9 @@ def test_images_that_are_read_while_training_have_a_cache_too(tmp_path, capsys, 
     cache_stages.open_checked(job(num_views=3), trained_teacher)
   endless = job()
   endless.config.num_views = 0
-  with pytest.raises(ValueError, match="num_views: expected at least 1, got 0 .a new view each epoch."):
+  with pytest.raises(
+    ValueError, match="num_views: expected at least 1, got 0 .a new view each epoch."
+  ):
     cache_stages.write(endless, trained_teacher)
 
 
@@ -270,7 +306,14 @@ def fashion(monkeypatch, tmp_path, rng, capsys):
   monkeypatch.setattr(tfds, "load", lambda *args, **settings: {"train": source, "test": source})
 
   def run(*arguments):
-    main([*FASHION, f"--workdir={tmp_path / 'run'}", f"--config.cache={tmp_path / 'cache'}", *arguments])
+    main(
+      [
+        *FASHION,
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.cache={tmp_path / 'cache'}",
+        *arguments,
+      ]
+    )
     return capsys.readouterr().out
 
   return run
@@ -279,8 +322,13 @@ def fashion(monkeypatch, tmp_path, rng, capsys):
 @pytest.mark.slow
 def test_the_fashion_mnist_config_writes_its_cache_and_then_reuses_it(fashion, tmp_path):
   first = fashion("--stages=teacher,cache,student")
-  rows = 2 * len(data.split(data.Source({"label": np.zeros(40, int)}, 10, name="fashion_mnist"), 0.1)[0])
-  assert f"cache: {rows} rows in {tmp_path / 'cache'}: written in" in first and "student-0: accuracy" in first
+  rows = 2 * len(
+    data.split(data.Source({"label": np.zeros(40, int)}, 10, name="fashion_mnist"), 0.1)[0]
+  )
+  assert (
+    f"cache: {rows} rows in {tmp_path / 'cache'}: written in" in first
+    and "student-0: accuracy" in first
+  )
   again = fashion("--stages=teacher,cache,student")
   assert f"{rows} rows in {tmp_path / 'cache'}: reused, written 20" in again
   assert again.count("complete, skipped") == 2
@@ -289,9 +337,13 @@ def test_the_fashion_mnist_config_writes_its_cache_and_then_reuses_it(fashion, t
 
 
 @pytest.mark.parametrize("codec", ["top_k", "samples"])
-def test_the_fashion_mnist_config_fits_its_networks_with_every_codec(fashion, tmp_path, codec, monkeypatch):
+def test_the_fashion_mnist_config_fits_its_networks_with_every_codec(
+  fashion, tmp_path, codec, monkeypatch
+):
   checked = []  # before a step is compiled
-  monkeypatch.setattr("distill_jax.jobs.cli.print_plan", lambda job: checked.append(job.config.codec))
+  monkeypatch.setattr(
+    "distill_jax.jobs.cli.print_plan", lambda job: checked.append(job.config.codec)
+  )
   fashion(f"--config.codec={codec}", "--dry_run")
   assert checked == [codec] and not (tmp_path / "cache").exists()
   with pytest.raises(ValueError, match="codec: there is no 'top_kk'; did you mean 'top_k'"):

@@ -77,7 +77,14 @@ def test_a_run_of_an_older_version_goes_on(tmp_path, small):
   del run["settings"]["cache_batch_size"], run["settings"]["student_training"]["microbatches"]
   path.write_text(json.dumps(run))
   with pytest.raises(ValueError, match="student_training.microbatches: 1 -> 2"):
-    main([*small, f"--workdir={tmp_path}", "--stages=teacher", "--config.student_training.microbatches=2"])
+    main(
+      [
+        *small,
+        f"--workdir={tmp_path}",
+        "--stages=teacher",
+        "--config.student_training.microbatches=2",
+      ]
+    )
   main([*small, f"--workdir={tmp_path}", "--stages=teacher"])
   assert json.loads(path.read_text())["settings"]["cache_batch_size"] == 256
 
@@ -133,7 +140,9 @@ def test_a_teacher_may_teach_with_narrower_weights(tmp_path, monkeypatch, small)
 
 def test_a_value_may_stand_apart_from_its_field(tmp_path, monkeypatch, small):
   found = []
-  monkeypatch.setattr("distill_jax.jobs.cli.print_plan", lambda job: found.append(job.config.student_widths))
+  monkeypatch.setattr(
+    "distill_jax.jobs.cli.print_plan", lambda job: found.append(job.config.student_widths)
+  )
   main([*small, "--config.student_widths", "(8,)", f"--workdir={tmp_path}", "--dry_run"])
   assert found == [(8,)]
 
@@ -225,7 +234,9 @@ def test_of_students_that_teach_one_another_one_is_exported(tmp_path, fitted):
   job = load_config("configs/digits_mutual.py")
   variables, validation, _ = load(job, tmp_path / "student-0")
   both = fitted["student-0"][3].variables
-  assert fingerprint(variables) == fingerprint(job.recipe("").exported(both)) and set(both.params) == {
+  assert fingerprint(variables) == fingerprint(job.recipe("").exported(both)) and set(
+    both.params
+  ) == {
     "0",
     "1",
   }
@@ -257,7 +268,9 @@ def test_labels_that_are_not_there_are_missed_before_anything_is_trained(tmp_pat
   settings = load_config("configs/digits.py")
   setattr(settings, method, data.unlabeled)
   job = plan.Job(settings, tmp_path, (0,), settings.data(), {})
-  with pytest.raises(ValueError, match=f"{stage}_train: no example has a label.* leave '{stage}' out of"):
+  with pytest.raises(
+    ValueError, match=f"{stage}_train: no example has a label.* leave '{stage}' out of"
+  ):
     checks.check(job, plan.STAGES)
   assert not list(tmp_path.iterdir())
   with pytest.raises(ValueError, match="student-0 needs its teacher"):

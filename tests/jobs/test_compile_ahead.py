@@ -17,7 +17,9 @@ def config():
 
 def test_a_config_is_described_without_training(config):
   text = describe_cost(config, "cpu")
-  assert text.startswith(f"student: {config.student_training.steps:,} steps of 64 rows on cpu: 8 x devices")
+  assert text.startswith(
+    f"student: {config.student_training.steps:,} steps of 64 rows on cpu: 8 x devices"
+  )
   assert "mesh: data 8, fsdp 1, tensor 1; 64 images a step" in text
   assert "teacher forward" not in text and "live teacher" not in text
 
@@ -37,7 +39,9 @@ def test_the_mesh_and_the_rules_are_the_configs(monkeypatch):
 
 def test_the_teacher_has_the_dtype_that_it_teaches_with():
   wide, narrow = (
-    compile_config("cpu", load_config(DIGITS, ["student_training.batch_size=64", f"teacher_dtype={dtype}"]))
+    compile_config(
+      "cpu", load_config(DIGITS, ["student_training.batch_size=64", f"teacher_dtype={dtype}"])
+    )
     for dtype in ("", "bfloat16")
   )
   assert 2 * narrow.sizes["teacher"] == wide.sizes["teacher"]
@@ -78,7 +82,9 @@ def test_what_the_student_samples_is_compiled_too(config, monkeypatch):
     return batch
 
   monkeypatch.setattr(
-    type(config), "recipe", lambda self, variant: recipe(self, variant)._replace(on_policy=resampled)
+    type(config),
+    "recipe",
+    lambda self, variant: recipe(self, variant)._replace(on_policy=resampled),
   )
   compile_config("cpu", config)
   compile_config("cpu", config, role="baseline")

@@ -34,7 +34,9 @@ def options(name):
   widths = f"--config.student_widths={WIDTHS.get(name, '(2,4,6)')}"
   made = [*SMALL, *([] if name in ("vit", "int8") else ["--config.teacher_width=0.03125", widths])]
   for training in ("student_training", *TRAINED.get(name, ())):
-    made += [f"--config.{training}.{field}" for field in ("batch_size=8", "steps=3", "warmup_steps=0")]
+    made += [
+      f"--config.{training}.{field}" for field in ("batch_size=8", "steps=3", "warmup_steps=0")
+    ]
   for training in (
     TRAINED["prune"] if name == "prune" else ("pruned_training",) if name == "assistant" else ()
   ):
@@ -51,7 +53,10 @@ def options(name):
   "name",
   [
     *NAMES,
-    *(pytest.param(name, marks=pytest.mark.filterwarnings("ignore")) for name in ("int8", "int8_cnn")),
+    *(
+      pytest.param(name, marks=pytest.mark.filterwarnings("ignore"))
+      for name in ("int8", "int8_cnn")
+    ),
   ],
 )  # qwix's
 def test_every_job_runs_and_is_reported(images, tmp_path, name):
@@ -88,7 +93,14 @@ def test_what_cannot_be_pruned_is_said(images):
     ("channels.end=3", "end: expected less than steps=3"),
   ):
     with pytest.raises(ValueError, match=message):
-      main(["--config=configs/fashion_mnist_prune.py", *options("prune"), f"--config.{option}", "--dry_run"])
+      main(
+        [
+          "--config=configs/fashion_mnist_prune.py",
+          *options("prune"),
+          f"--config.{option}",
+          "--dry_run",
+        ]
+      )
 
 
 def test_the_teachers_convolutions_are_in_the_student(monkeypatch):
@@ -104,7 +116,9 @@ def test_the_teachers_convolutions_are_in_the_student(monkeypatch):
   student, origins = inject_convolutions(own, trained_teacher)
   ours, theirs = student.params["blocks"], trained_teacher.variables.params["blocks"]
   np.testing.assert_array_equal(ours[0]["conv"]["kernel"], theirs[0][0]["conv"]["kernel"])
-  np.testing.assert_array_equal(ours[1]["conv"]["kernel"], theirs[1][0]["conv"]["kernel"][..., [0, 2, 3]])
+  np.testing.assert_array_equal(
+    ours[1]["conv"]["kernel"], theirs[1][0]["conv"]["kernel"][..., [0, 2, 3]]
+  )
   assert origins["params/head/kernel"].source is None
   first, _ = inject_convolutions(own, trained_teacher, FIRST)
   np.testing.assert_array_equal(

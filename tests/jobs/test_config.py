@@ -82,7 +82,10 @@ def test_nested_overrides_and_fresh_defaults(job):
     ("temperature=-1", "objective: temperature .*got -1"),
     ("temperature=nan", "temperature.*nan"),
     ("weight=-0.1", "weight.*-0.1"),
-    ("student_training.learning_rate=-1", "student_training.learning_rate: expected .* > 0, got -1"),
+    (
+      "student_training.learning_rate=-1",
+      "student_training.learning_rate: expected .* > 0, got -1",
+    ),
     ("student_training.learning_rate=nan", "student_training.learning_rate: .* got nan"),
     ("teacher_training.warmup_steps=1000", "teacher_training.warmup_steps: expected 0 to 999"),
     ("student_training.batch_size=0", "batch_size: .*>= 1, got 0"),
@@ -182,7 +185,9 @@ def test_a_default_that_would_be_left_out_is_refused(job, tmp_path, mine, messag
 def test_configs_of_two_folders_may_build_on_files_of_one_name(job, tmp_path):
   for folder, temperature in (("a", 1.0), ("b", 2.0)):
     (tmp_path / folder).mkdir()
-    (tmp_path / folder / "shared.py").write_text(f"{Path(job).read_text()}\nTEMPERATURE = {temperature}\n")
+    (tmp_path / folder / "shared.py").write_text(
+      f"{Path(job).read_text()}\nTEMPERATURE = {temperature}\n"
+    )
     (tmp_path / folder / "mine.py").write_text(
       "from shared import Job\n\nclass Mine(Job):\n  def student(self):\n    from shared import TEMPERATURE\n"
       "    return TEMPERATURE\n\ndef get_config():\n  return Mine()\n"

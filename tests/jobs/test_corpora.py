@@ -38,7 +38,9 @@ TAGGED = (
 
 def test_chapters_and_documents_become_two_files(programs, tmp_path):
   folder = corpora.write(tmp_path / "new" / "corpora")
-  kjv, brown = ((folder / name).read_text().split(corpora.SEPARATOR) for name in ("kjv.txt", "brown.txt"))
+  kjv, brown = (
+    (folder / name).read_text().split(corpora.SEPARATOR) for name in ("kjv.txt", "brown.txt")
+  )
   assert kjv == ["In the beginning.\nAnd the earth.\n", "And Hannah prayed.\n"]
   assert brown == ['The jury said "no evidence" (or A/B).\nYes, indeed.\n', "No.\n"]
 

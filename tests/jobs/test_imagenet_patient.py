@@ -12,7 +12,13 @@ from distill_jax.jobs.overrides import load_config
 from distill_jax.train import make_init, make_train_step
 
 PATH = "configs/imagenet_patient.py"
-SMALL = ["teacher_depth=26", "teacher_width=0.5", "student_depth=26", "student_width=0.5", "size=32"]
+SMALL = [
+  "teacher_depth=26",
+  "teacher_width=0.5",
+  "student_depth=26",
+  "student_width=0.5",
+  "size=32",
+]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +31,9 @@ def test_the_step_is_built_without_data_or_weights(config):
   optimizer, batch = config.student_training.optimizer(), config.abstract_batch(8)
   key = jax.eval_shape(lambda: jax.random.key(0))
   state = jax.eval_shape(make_init(student, teacher, objective, optimizer), key, batch)
-  step = make_train_step(student, teacher, objective, optimizer, augment=config.augment(), mix=config.mix())
+  step = make_train_step(
+    student, teacher, objective, optimizer, augment=config.augment(), mix=config.mix()
+  )
   after, metrics = jax.eval_shape(step, state, jax.eval_shape(teacher.init, key, batch), batch)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
     lambda x: (x.shape, x.dtype), state
@@ -44,8 +52,14 @@ def test_an_update_is_the_authors(config, rng):
   # big_vision: updates = -schedule (rate * adam + decay * kernels), of gradients clipped to norm 1.
   training = config.student_training
   training.warmup_steps = 0
-  params = {"student": {"kernel": rng.normal(size=(3, 2)), "scale": rng.normal(size=2)}, "objective": {}}
-  grads = {"student": {"kernel": rng.normal(size=(3, 2)), "scale": rng.normal(size=2)}, "objective": {}}
+  params = {
+    "student": {"kernel": rng.normal(size=(3, 2)), "scale": rng.normal(size=2)},
+    "objective": {},
+  }
+  grads = {
+    "student": {"kernel": rng.normal(size=(3, 2)), "scale": rng.normal(size=2)},
+    "objective": {},
+  }
   params, grads = jax.tree.map(jnp.float32, (params, grads))
   optimizer = training.optimizer()
   updates = optimizer.update(grads, optimizer.init(params), params)[0]["student"]

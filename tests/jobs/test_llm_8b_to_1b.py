@@ -84,7 +84,9 @@ def folder(rng, tmp_path):
   shapes |= {"mlp.down_proj": (16, 24), "input_layernorm": (16,), "post_attention_layernorm": (16,)}
   shapes = {f"model.layers.0.{name}": shape for name, shape in shapes.items()}
   shapes |= {"model.embed_tokens": (40, 16), "model.norm": (16,), "lm_head": (40, 16)}
-  arrays = {f"{name}.weight": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+  arrays = {
+    f"{name}.weight": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()
+  }
   (tmp_path / "config.json").write_text(json.dumps(config))
   safetensors.numpy.save_file(arrays, tmp_path / "model.safetensors")
   return tmp_path
@@ -99,7 +101,9 @@ def test_a_released_teacher_teaches(folder):
 
 
 def test_without_weights_or_text_nothing_is_trained():
-  with pytest.raises(ConfigError, match="teacher_folder, text: expected .*got '' and ''.*--compile_for"):
+  with pytest.raises(
+    ConfigError, match="teacher_folder, text: expected .*got '' and ''.*--compile_for"
+  ):
     load_config(PATH).data()
 
 
@@ -122,7 +126,9 @@ def test_what_cannot_be_run_is_refused(override, message):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["", "gs://bucket/nothing"])
 def test_the_whole_fits_on_eight_chips(how):
-  step = compile_config("v5p:2x2x2", load_config(PATH, ["student_training.batch_size=8", f"cache={how}"]))
+  step = compile_config(
+    "v5p:2x2x2", load_config(PATH, ["student_training.batch_size=8", f"cache={how}"])
+  )
   assert step.fits and step.step.needed < 40 * 2**30 and step.parameters == 1_235_814_400
   # Weights are sent, three times; heads that are gather_to_host for each part of the vocabulary are 3.7e12 bytes.
   assert sum(c.bytes for c in step.step.collectives) < 6e10

@@ -37,15 +37,26 @@ def text(tmp_path):
   folder = tmp_path / "text"
   folder.mkdir()
   for name in ("a.txt", "b.txt"):
-    (folder / name).write_text("\f".join(f"{name}: document {n} of a few words.\n" * 2 for n in range(20)))
+    (folder / name).write_text(
+      "\f".join(f"{name}: document {n} of a few words.\n" * 2 for n in range(20))
+    )
   return str(folder)
 
 
 def test_from_text_to_table(text, tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(estimates, "choices", lambda classes, **_: [TopK(2)])  # each compiles for half a second
+  monkeypatch.setattr(
+    estimates, "choices", lambda classes, **_: [TopK(2)]
+  )  # each compiles for half a second
   run = tmp_path / "run"
-  stages = "--stages=teacher,cache,baseline,student,report,cache_inspect,cache_estimate,cache_verify"
-  own = [f"--config.text={text}", f"--config.cache={tmp_path / 'cache'}", f"--workdir={run}", stages]
+  stages = (
+    "--stages=teacher,cache,baseline,student,report,cache_inspect,cache_estimate,cache_verify"
+  )
+  own = [
+    f"--config.text={text}",
+    f"--config.cache={tmp_path / 'cache'}",
+    f"--workdir={run}",
+    stages,
+  ]
   main(["--config=configs/lm.py", *SMALL, *own])
   results = json.loads((run / "report" / "results.json").read_text())
   names = [entry["variant"] or entry["role"] for entry in results["entries"]]
@@ -70,7 +81,14 @@ def test_without_the_programs_the_text_is_asked_for(tmp_path, monkeypatch):
 def test_documents_are_in_one_split_alone(text):
   config = load_config(
     "configs/lm.py",
-    [f"text={text}", "vocabulary=0", "length=16", "teacher_width=20", "student_width=20", "prompt=4"],
+    [
+      f"text={text}",
+      "vocabulary=0",
+      "length=16",
+      "teacher_width=20",
+      "student_width=20",
+      "prompt=4",
+    ],
   )
   sizes = [len(set(split.arrays["segments"].ravel()) - {-1}) for split in config.data()]
   assert sizes == [36, 1, 1]

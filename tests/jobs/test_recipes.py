@@ -108,7 +108,9 @@ def run(tmp_path_factory):
   fitted, fit = {}, stages.fit
 
   def recorded(student, teacher, objective, *rest, **options):
-    start = student.init(jax.random.key(options["seed"]), {"image": np.zeros((1, 8, 8, 1), np.float32)})
+    start = student.init(
+      jax.random.key(options["seed"]), {"image": np.zeros((1, 8, 8, 1), np.float32)}
+    )
     fitted[options["title"]] = (
       start,
       teacher,
@@ -117,10 +119,15 @@ def run(tmp_path_factory):
     )
     return fitted[options["title"]][-1]
 
-  without = ["--config.names=assistant,via,injected,pruned,tuned", "--stages=teacher,cache,student,report"]
+  without = [
+    "--config.names=assistant,via,injected,pruned,tuned",
+    "--stages=teacher,cache,student,report",
+  ]
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(stages, "fit", recorded)
-    patch.setattr(report_stage, "step_times", lambda job: {})  # it would compile every step once more
+    patch.setattr(
+      report_stage, "step_times", lambda job: {}
+    )  # it would compile every step once more
     cache = f"--config.cache={folder / 'cache'}"
     main([f"--config={job}", *SMALL, *without, cache, f"--workdir={folder / 'run'}"])
   return folder / "run", fitted, job
@@ -130,14 +137,21 @@ def test_students_come_about_as_their_recipes_say(run):
   folder, fitted, job = run
   config = load_config(job)
   load = {
-    name: load_student(folder / f"student-{name}-0", config.recipe(name).student, BATCH, allow_shrunk=True)
+    name: load_student(
+      folder / f"student-{name}-0", config.recipe(name).student, BATCH, allow_shrunk=True
+    )
     for name in config.names[:-1]
   }
   given = {name: fitted[f"student-{name}-0"] for name in load}
   # Teachers: the live one with its weights, the cache without, the assistant with its own.
-  assert type(given["injected"][1]).__name__ == "Cache" and given["injected"][2]["teacher_variables"] is None
+  assert (
+    type(given["injected"][1]).__name__ == "Cache"
+    and given["injected"][2]["teacher_variables"] is None
+  )
   assert kernel(given["assistant"][2]["teacher_variables"]).shape[-1] == 8
-  np.testing.assert_array_equal(kernel(given["via"][2]["teacher_variables"]), kernel(load["assistant"]))
+  np.testing.assert_array_equal(
+    kernel(given["via"][2]["teacher_variables"]), kernel(load["assistant"])
+  )
   assert given["tuned"][1] is None and given["tuned"][2]["teacher_variables"] is None
   # Starts: the teacher's slices, the injected student's weights, the small one's.
   teacher = load_student(folder / "teacher", config.teacher(), BATCH)
@@ -151,15 +165,22 @@ def test_the_report_has_the_small_students_own_size_and_where_weights_came_from(
   folder = run[0]
   results = json.loads((folder / "report" / "results.json").read_text())
   parameters = {e["variant"]: e["scores"]["parameters"] for e in results["entries"]}
-  assert parameters["pruned"] == parameters["tuned"] < parameters["injected"] < parameters["assistant"]
+  assert (
+    parameters["pruned"] == parameters["tuned"] < parameters["injected"] < parameters["assistant"]
+  )
   report = (folder / "report" / "report.md").read_text()
-  assert "First weights: " in report and "sliced from params/blocks/0/conv/kernel [3, 3, 1, 8]" in report
+  assert (
+    "First weights: " in report and "sliced from params/blocks/0/conv/kernel [3, 3, 1, 8]" in report
+  )
   assert not (folder / "student-via-0" / "origins.txt").exists()
 
 
 def test_a_recipe_that_cannot_be_followed_is_refused(job):
   for option, message in (
-    ("teacher_of_last=asistant", "recipe of 'last'.*teacher: expected one of.*did you mean 'assistant'"),
+    (
+      "teacher_of_last=asistant",
+      "recipe of 'last'.*teacher: expected one of.*did you mean 'assistant'",
+    ),
     ("start_of_last=last", "init_from: expected one of .*'tuned'"),
     ("pruned.steps=0", "recipe of 'pruned'.*training.*steps: expected"),
     ("teacher_of_last=tuned", "teacher: 'tuned' is cut"),
@@ -173,16 +194,29 @@ def test_a_recipe_that_cannot_be_followed_is_refused(job):
 @pytest.mark.parametrize(
   "option, message",
   [
-    ("start_of_last=assistant", "recipe of 'last'.*init_from: 'assistant' is another network.*differs: "),
+    (
+      "start_of_last=assistant",
+      "recipe of 'last'.*init_from: 'assistant' is another network.*differs: ",
+    ),
     (
       "width=12",
       "recipe of 'injected'.*init_from_teacher: .*cannot be sliced|recipe of 'injected'.*init_from_teacher: ",
     ),
   ],
 )
-def test_weights_that_do_not_fit_are_refused_before_anything_is_trained(job, tmp_path, option, message):
+def test_weights_that_do_not_fit_are_refused_before_anything_is_trained(
+  job, tmp_path, option, message
+):
   with pytest.raises(ConfigError, match=re.compile(message, re.DOTALL)):
-    main([f"--config={job}", *SMALL, f"--config.{option}", "--dry_run", f"--workdir={tmp_path / 'run'}"])
+    main(
+      [
+        f"--config={job}",
+        *SMALL,
+        f"--config.{option}",
+        "--dry_run",
+        f"--workdir={tmp_path / 'run'}",
+      ]
+    )
 
 
 def test_the_last_weights_count_where_earlier_ones_are_not_pruned(run):
@@ -194,7 +228,9 @@ def test_the_last_weights_count_where_earlier_ones_are_not_pruned(run):
   state, chosen = result.state.params["student"], result.variables
   last, best = (np.asarray(p["blocks"][0]["conv"]["kernel"]) for p in (state, chosen.params))
   assert not np.array_equal(last, best)
-  np.testing.assert_array_equal(kernel(exported), last[..., np.flatnonzero(np.abs(last).sum((0, 1, 2)))])
+  np.testing.assert_array_equal(
+    kernel(exported), last[..., np.flatnonzero(np.abs(last).sum((0, 1, 2)))]
+  )
 
 
 def test_zeros_are_among_the_scores_where_there_are_any(run):
@@ -224,7 +260,11 @@ def test_an_assistant_is_never_read_from_the_cache(job, tmp_path):
   config = load_config(job, [f"cache={tmp_path}", "student_training.steps=2"])
   made = plan.networks(plan.Job(config, tmp_path, (0, 1), None, {}), "student")
   cached = {network.name: network.cached for network in made}
-  assert cached["student-injected-1"] and not cached["student-via-1"] and not cached["student-assistant-1"]
+  assert (
+    cached["student-injected-1"]
+    and not cached["student-via-1"]
+    and not cached["student-assistant-1"]
+  )
   assert {n.teacher_folder.name for n in made if n.variant == "via"} == {
     "student-assistant-0",
     "student-assistant-1",

@@ -14,7 +14,8 @@ from distill_jax.train.profile import parse_steps
 TEXT = (pathlib.Path(distill_jax.__file__).parent / "docs" / "RUNNING_ON_TPU.md").read_text()
 # From the name to where the shell goes on with something else.
 COMMANDS = re.findall(
-  r"(?:distill-jax|-m distill_jax) ((?:--\S+\s+)*--[^\s;`']+)", TEXT.replace("\\\n", " ").replace("...", "")
+  r"(?:distill-jax|-m distill_jax) ((?:--\S+\s+)*--[^\s;`']+)",
+  TEXT.replace("\\\n", " ").replace("...", ""),
 )
 
 
@@ -34,4 +35,6 @@ def test_fields_exist(override):
 
 
 def test_profile_steps_are_read():
-  assert [parse_steps(t) for t in re.findall(r"--profile_steps=([\d:]+)", TEXT)] == [range(100, 110)]
+  assert [parse_steps(t) for t in re.findall(r"--profile_steps=([\d:]+)", TEXT)] == [
+    range(100, 110)
+  ]

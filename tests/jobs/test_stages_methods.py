@@ -59,7 +59,9 @@ def test_every_method_fits_the_networks_and_keeps_the_types_of_its_state(job):
     assert not any(weak for _, _, weak in leaves((params, state))), network.variant
     assert "hard" in terms or network.variant == "logit_mse"
     for _, value in terms.values():
-      assert (value[0] if isinstance(value, tuple) else value).shape in ((ROWS,), ()), network.variant
+      assert (value[0] if isinstance(value, tuple) else value).shape in ((ROWS,), ()), (
+        network.variant
+      )
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,9 @@ def outputs(job):
   found = []
   for model in (job.config.student(), job.config.teacher()):
     variables = jax.jit(model.init)(key, batch)
-    found.append(jax.jit(lambda v, m=model: m.apply(*v, batch, train=False, key=None)[0])(variables))
+    found.append(
+      jax.jit(lambda v, m=model: m.apply(*v, batch, train=False, key=None)[0])(variables)
+    )
   return batch, *found, variables
 
 
@@ -88,7 +92,9 @@ def test_what_the_config_puts_together_has_finite_gradients(job, outputs, name):
     student, params = trained
     context = {"step": jnp.asarray(0), "key": key}
     terms, _ = objective.apply(params, learned.state, student, teacher, batch, **context)
-    return sum(weight * (v[0].mean() if isinstance(v, tuple) else v) for weight, v in terms.values())
+    return sum(
+      weight * (v[0].mean() if isinstance(v, tuple) else v) for weight, v in terms.values()
+    )
 
   value, grads = loss((student, learned.params))
   assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
@@ -99,11 +105,15 @@ def test_what_must_know_the_trained_teacher_gets_it(job, outputs):
   config, key = job.config, jax.random.key(2)
   batch, student, teacher, variables = outputs
   trained_teacher = TrainedTeacher(config.teacher(), variables, plan.train_data(job, "student"))
-  memory = config.variant_objective("crd", trained_teacher).init(key, student, teacher).state["embedding"]
+  memory = (
+    config.variant_objective("crd", trained_teacher).init(key, student, teacher).state["embedding"]
+  )
   assert memory.student.shape[0] == 24
 
   found = (
-    config.variant_objective("factor_transfer", trained_teacher).init(key, student, teacher).state["maps"]
+    config.variant_objective("factor_transfer", trained_teacher)
+    .init(key, student, teacher)
+    .state["maps"]
   )
   term = objectives.paraphraser("block3")
   untrained = term.init(
@@ -119,7 +129,9 @@ def test_what_must_know_the_trained_teacher_gets_it(job, outputs):
   learned = ofd.init(key, student, teacher)
   low = {**teacher, "before3": jnp.full_like(teacher["before3"], -1e3)}
   terms, _ = ofd.apply(*learned, student, low, batch, step=jnp.asarray(0), key=key)
-  z = stats.truncnorm(-np.inf, -0.5, loc=1.0, scale=2.0).mean()  # of what a normal number is below 0
+  z = stats.truncnorm(
+    -np.inf, -0.5, loc=1.0, scale=2.0
+  ).mean()  # of what a normal number is below 0
   params = learned.params["before3"]
   mapped = parts.connector(params, student["before3"])
   expected = np.where(np.asarray(mapped) > z, (np.asarray(mapped) - z) ** 2, 0).sum((1, 2, 3))

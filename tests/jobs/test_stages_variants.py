@@ -97,7 +97,9 @@ def test_an_objective_may_know_the_trained_teacher_and_the_examples(job, tmp_pat
   config = load_config(job, ["names=kd", "label_fraction=0.5"])
   splits = config.data()
   seen = []
-  monkey = type("Watched", (type(config),), {"variant_objective": lambda self, *args: seen.append(args)})
+  monkey = type(
+    "Watched", (type(config),), {"variant_objective": lambda self, *args: seen.append(args)}
+  )
   config.__class__ = monkey
   job_ = plan.Job(config, tmp_path, (3,), splits, {})
   (network,) = plan.networks(job_, "student")
@@ -107,7 +109,9 @@ def test_an_objective_may_know_the_trained_teacher_and_the_examples(job, tmp_pat
   network.objective(stages._taught(network, variables, train))
   ((variant, trained_teacher),) = seen
   assert (
-    variant == "kd" and trained_teacher.variables is variables and trained_teacher.teacher is network.teacher
+    variant == "kd"
+    and trained_teacher.variables is variables
+    and trained_teacher.teacher is network.teacher
   )
   np.testing.assert_array_equal(trained_teacher.train.ids, splits.train.ids)
 
@@ -148,7 +152,15 @@ def test_an_objective_that_does_not_fit_the_networks_is_refused_before_training(
 
 
 def test_the_dry_run_describes_a_step_of_each_variant(job, tmp_path, capsys):
-  main([f"--config={job}", *SMALL, f"--workdir={tmp_path / 'run'}", "--dry_run", "--config.names=kd,mse"])
+  main(
+    [
+      f"--config={job}",
+      *SMALL,
+      f"--workdir={tmp_path / 'run'}",
+      "--dry_run",
+      "--config.names=kd,mse",
+    ]
+  )
   out = capsys.readouterr().out
   assert out.count("student: 2,410 parameters") == 1
   assert "one step with kd of batch 64" in out and "one step with mse of batch 64" in out

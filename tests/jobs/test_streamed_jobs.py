@@ -34,12 +34,23 @@ def photos(tmp_path_factory):
 
 
 def command(photos, *more):
-  small = [f"size={SIZE}", "max_bad=0.2", "student_widths=(2,)", "teacher_width=0.03125", "eval_every=2"]
+  small = [
+    f"size={SIZE}",
+    "max_bad=0.2",
+    "student_widths=(2,)",
+    "teacher_width=0.03125",
+    "eval_every=2",
+  ]
   small += [
-    f"{role}_training.{name}" for role in ("teacher", "student") for name in ("steps=2", "batch_size=4")
+    f"{role}_training.{name}"
+    for role in ("teacher", "student")
+    for name in ("steps=2", "batch_size=4")
   ]
   paths = [f"{name}_dir={photos / name}" for name in COUNTS]
-  return ["--config=configs/folder.py", *(f"--config.{o}" for o in [*paths, *small, "devices=1", *more])]
+  return [
+    "--config=configs/folder.py",
+    *(f"--config.{o}" for o in [*paths, *small, "devices=1", *more]),
+  ]
 
 
 def test_all_stages_on_a_folder_of_images(photos, tmp_path, capsys):
@@ -55,7 +66,9 @@ def test_all_stages_on_a_folder_of_images(photos, tmp_path, capsys):
   assert [entry["examples"] for entry in results["classes"]] == [4, 4]  # the broken cat is left out
   settings = loaded(photos)
   images = folder.images(photos / "test", max_bad=0.2)
-  weights = load_student(tmp_path / "student-0", settings.student(), job_data.first(settings, images))
+  weights = load_student(
+    tmp_path / "student-0", settings.student(), job_data.first(settings, images)
+  )
   apply = settings.student().apply
   right = 0
   for path, pixels in centers(photos).items():
@@ -82,7 +95,9 @@ def held_out(photos):
 
 
 def loaded(photos):
-  return load_config("configs/folder.py", [o.removeprefix("--config.") for o in command(photos)[1:]])
+  return load_config(
+    "configs/folder.py", [o.removeprefix("--config.") for o in command(photos)[1:]]
+  )
 
 
 def test_the_dry_run_describes_a_folder_of_images(photos, tmp_path, capsys):
@@ -118,9 +133,15 @@ def test_images_too_many_to_show_are_left_out_of_the_report(photos, monkeypatch)
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ("train_dir=", "train_dir: expected a folder with a subfolder of images per class, got nothing"),
+    (
+      "train_dir=",
+      "train_dir: expected a folder with a subfolder of images per class, got nothing",
+    ),
     ("train_dir=PHOTOS/trian", "there is no folder .*trian; did you mean .*train"),
-    ("test_dir=PHOTOS/other", r"class_names without a subfolder: \['dog'\]; subfolders not .*\['fish'\]"),
+    (
+      "test_dir=PHOTOS/other",
+      r"class_names without a subfolder: \['dog'\]; subfolders not .*\['fish'\]",
+    ),
     (
       "student_training.batch_size=64",
       "student_training.batch_size: expected at most the 3. examples, got 64",
@@ -128,7 +149,9 @@ def test_images_too_many_to_show_are_left_out_of_the_report(photos, monkeypatch)
     ("size=2", "size: expected .*>= 8, got 2"),
   ],
 )
-def test_what_is_wrong_is_said_before_anything_is_trained(photos, tmp_path, capsys, change, message):
+def test_what_is_wrong_is_said_before_anything_is_trained(
+  photos, tmp_path, capsys, change, message
+):
   if not (photos / "other").exists():
     shutil.copytree(photos / "test" / "cat", photos / "other" / "cat")
     shutil.copytree(photos / "test" / "dog", photos / "other" / "fish")

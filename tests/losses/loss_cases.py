@@ -25,18 +25,24 @@ class Case:
   make: Callable
   reference: Callable
   kwargs: dict = dataclasses.field(default_factory=dict)
-  kind: str = "features"  # "logits": softmax losses over the last axis, blind to a constant added to a row
+  kind: str = (
+    "features"  # "logits": softmax losses over the last axis, blind to a constant added to a row
+  )
   scalar: bool = False  # one scalar, not a value a row
   relational: bool = False  # takes where= and axis_name=
   least: float | None = 0.0  # its value at student = teacher; None: not the least or not a constant
   smooth: bool = True  # its gradient at student = teacher is 0
   positive: bool = True  # never negative
   class_mask: bool = False  # takes class_mask=
-  derivatives: int = 2  # of how many first arguments the gradient is the derivative (constants by contract)
+  derivatives: int = (
+    2  # of how many first arguments the gradient is the derivative (constants by contract)
+  )
   shared: tuple[int, ...] = ()  # positional arguments that have no batch axis
   batch_axis: int = 0
   wrong: tuple[str, ...] = ("batch", "width", "rank")  # changes of the teacher that must be refused
-  loss: Callable | None = None  # where the public function does not take (student, teacher, ...) itself
+  loss: Callable | None = (
+    None  # where the public function does not take (student, teacher, ...) itself
+  )
   label: str = ""  # tells two rows of one loss apart
 
   @property
@@ -66,7 +72,9 @@ def soft(name, label="", make=None, **options):
   fields = {f.name for f in dataclasses.fields(Case)}
   own = {key: options.pop(key) for key in list(options) if key not in fields}
   make = make or pair(4, 5)
-  return Case(name, make, getattr(logit, name), own, "logits", class_mask=True, label=label, **options)
+  return Case(
+    name, make, getattr(logit, name), own, "logits", class_mask=True, label=label, **options
+  )
 
 
 def related(name, reference, **options):
@@ -83,7 +91,9 @@ def sparse(name, tail):
     return getattr(losses, name)(student, losses.top_k(teacher, **k))
 
   least = None if tail == "smoothed" else 0.0
-  return Case(name, pair(4, 5), reference, kind="logits", loss=loss, least=least, wrong=("batch", "rank"))
+  return Case(
+    name, pair(4, 5), reference, kind="logits", loss=loss, least=least, wrong=("batch", "rank")
+  )
 
 
 def one_hot_draws(student, teacher):
@@ -137,7 +147,9 @@ def relations(rng):
 def layers(rng):
   student = [rng.normal(size=(2, 4, 4, 3)), rng.normal(size=(2, 2, 2, 5))]
   teacher = [rng.normal(size=(2, 2, 2, 6)), rng.normal(size=(2, 1, 1, 4))]
-  params = losses.layer_attention_init(jax.random.key(int(rng.integers(9))), [3, 5], [6, 4], width=3)
+  params = losses.layer_attention_init(
+    jax.random.key(int(rng.integers(9))), [3, 5], [6, 4], width=3
+  )
   return student, teacher, jax.tree.map(np.asarray, params)
 
 
@@ -158,8 +170,23 @@ def trees(rng):
 
 
 MASK = np.arange(3) < np.array([3, 2])[:, None, None, None]
-HELPERS = {"Context", "CrdState", "LayerAttention", "SparseTargets", "box_weights", "crd_state", "fgd_init"}
-HELPERS |= {"layer_attention_init", "ofd_margin", "sample_k", "standardize", "top_k", "vid_raw_scale"}
+HELPERS = {
+  "Context",
+  "CrdState",
+  "LayerAttention",
+  "SparseTargets",
+  "box_weights",
+  "crd_state",
+  "fgd_init",
+}
+HELPERS |= {
+  "layer_attention_init",
+  "ofd_margin",
+  "sample_k",
+  "standardize",
+  "top_k",
+  "vid_raw_scale",
+}
 
 LOGITS = [
   soft("kl_divergence", temperature=3.0),
@@ -254,13 +281,17 @@ MAPS = [
     smooth=False,
   ),
   Case("nst", two((3, 2, 3, 4), (3, 2, 3, 2)), maps.nst, wrong=("batch", "rank")),
-  Case("nst", two((3, 1, 3, 4), (3, 1, 3, 2)), maps.nst, wrong=("batch", "rank"), label="few_positions"),
+  Case(
+    "nst", two((3, 1, 3, 4), (3, 1, 3, 2)), maps.nst, wrong=("batch", "rank"), label="few_positions"
+  ),
   Case("fsp", two_maps, maps.fsp),
   Case("factor_transfer", pair(3, 2, 3), maps.factor_transfer, {"p": 1.0}, smooth=False),
   Case("factor_transfer", pair(3, 2, 3), maps.factor_transfer, {"p": 2}, label="squared"),
   Case("inter_channel", two((3, 2, 3, 4), (3, 1, 5, 4)), maps.inter_channel),
   Case("activation_boundary", pair(3, 2, 3), maps.activation_boundary, {"margin": 1.0}, least=None),
-  Case("ofd", lambda rng: (*pair(3, 2, 4)(rng), -np.abs(rng.normal(size=4))), maps.ofd, shared=(2,)),
+  Case(
+    "ofd", lambda rng: (*pair(3, 2, 4)(rng), -np.abs(rng.normal(size=4))), maps.ofd, shared=(2,)
+  ),
   Case("review_kd", pair(2, 5, 6, 3), maps.review_kd),
   Case("review_kd", pair(2, 2, 2, 3), maps.review_kd, label="small"),
   Case("mgd", pair(3, 2, 3), maps.mgd),
@@ -273,7 +304,14 @@ MAPS = [
     shared=(2,),
   ),
   Case(
-    "srd", pair(5, 2, 3), maps.srd, {"power": 4.0}, scalar=True, relational=True, least=None, positive=False
+    "srd",
+    pair(5, 2, 3),
+    maps.srd,
+    {"power": 4.0},
+    scalar=True,
+    relational=True,
+    least=None,
+    positive=False,
   ),
   Case("vkd", pair(3, 2, 4), maps.vkd, least=None),
   Case("cwd", pair(2, 3, 2, 4), maps.cwd, {"temperature": 4.0}),
@@ -285,12 +323,21 @@ MAPS = [
   related("pkt", maps.pkt),
   related("correlation_congruence", maps.correlation_congruence, kwargs={"gamma": 0.4}),
   related(
-    "correlation_congruence", maps.correlation_congruence, kwargs={"kernel": "bilinear"}, label="bilinear"
+    "correlation_congruence",
+    maps.correlation_congruence,
+    kwargs={"kernel": "bilinear"},
+    label="bilinear",
   ),
 ]
 MODELS = [
   Case(
-    "info_nce", pair(5, 3), models.info_nce, {"temperature": 0.3}, scalar=True, relational=True, least=None
+    "info_nce",
+    pair(5, 3),
+    models.info_nce,
+    {"temperature": 0.3},
+    scalar=True,
+    relational=True,
+    least=None,
   ),
   Case(
     "queue_similarity",
@@ -321,7 +368,11 @@ MODELS = [
   ),
   Case("attention_kl", pair(2, 2, 3, 3), models.attention_kl, {"mask": MASK}, "logits"),
   Case(
-    "minilm_relations", relations, models.minilm_relations, {"relation_heads": 2}, wrong=("batch", "rank")
+    "minilm_relations",
+    relations,
+    models.minilm_relations,
+    {"relation_heads": 2},
+    wrong=("batch", "rank"),
   ),
   Case("layer_attention", layers, models.layer_attention, least=None, shared=(2,)),
   Case("weight_alignment", trees, models.weight_alignment, scalar=True),

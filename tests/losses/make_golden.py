@@ -45,7 +45,9 @@ TRL = "trl/experimental"
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--check", action="store_true", help="compare with the file, write nothing")
   made = page()
   if not parser.parse_args().check:
@@ -61,18 +63,28 @@ def page() -> dict:
   torch.set_default_dtype(torch.float64)
   versions = {name: importlib.metadata.version(name) for name in PACKAGES}
   values = {case.id: own_inputs(case) for case in CASES}
-  published = {name: f() for name, f in globals().items() if name.split("_")[0] in PEERS and callable(f)}
-  rounded = [{name: float(f"{float(x):.13g}") for name, x in group.items()} for group in (values, published)]
+  published = {
+    name: f() for name, f in globals().items() if name.split("_")[0] in PEERS and callable(f)
+  }
+  rounded = [
+    {name: float(f"{float(x):.13g}") for name, x in group.items()} for group in (values, published)
+  ]
   return {"made_by": versions, "values": rounded[0], "published": rounded[1]}
 
 
 def differences(stored: dict, made: dict) -> list[str]:
   """What differs by more than rounding on another machine may explain."""
-  found = [f"made by {stored['made_by']}, here {made['made_by']}"] * (stored["made_by"] != made["made_by"])
+  found = [f"made by {stored['made_by']}, here {made['made_by']}"] * (
+    stored["made_by"] != made["made_by"]
+  )
   for group in ("values", "published"):
     for name in sorted(set(stored[group]) | set(made[group])):
       old, new = stored[group].get(name), made[group].get(name)
-      if old is None or new is None or not np.isclose(old, new, rtol=1e-9 if group == "values" else 1e-6):
+      if (
+        old is None
+        or new is None
+        or not np.isclose(old, new, rtol=1e-9 if group == "values" else 1e-6)
+      ):
         found.append(f"{name}: {old} in the file, {new} here")
   return found
 

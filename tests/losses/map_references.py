@@ -26,7 +26,9 @@ def hint(s, t):
 
 
 def cosine(s, t):
-  return 1 - np.einsum("...c,...c->...", s, t) / np.linalg.norm(s, axis=-1) / np.linalg.norm(t, axis=-1)
+  return 1 - np.einsum("...c,...c->...", s, t) / np.linalg.norm(s, axis=-1) / np.linalg.norm(
+    t, axis=-1
+  )
 
 
 @each
@@ -73,7 +75,9 @@ def inter_channel(s, t):
 def activation_boundary(s, t, *, margin=1.0):
   total = 0.0
   for a, b in zip(s.ravel(), t.ravel()):
-    total += (a + margin) ** 2 * (a > -margin and b <= 0) + (a - margin) ** 2 * (a <= margin and b > 0)
+    total += (a + margin) ** 2 * (a > -margin and b <= 0) + (a - margin) ** 2 * (
+      a <= margin and b > 0
+    )
   return total
 
 
@@ -186,7 +190,9 @@ def pkt(s, t):
 def correlation_congruence(s, t, *, kernel="gaussian", gamma=0.4, degree=2):
   def gaussian(a, b):
     x = unit(a) @ unit(b)
-    return np.exp(-2 * gamma) * sum((2 * gamma * x) ** p / math.factorial(p) for p in range(degree + 1))
+    return np.exp(-2 * gamma) * sum(
+      (2 * gamma * x) ** p / math.factorial(p) for p in range(degree + 1)
+    )
 
   f = np.dot if kernel == "bilinear" else gaussian
   return ((pairs(f, s) - pairs(f, t)) ** 2).mean()

@@ -21,7 +21,10 @@ def queue_similarity(s, t, queue, *, student_temperature=0.2, teacher_temperatur
 def crd(s, t, indices, negatives, state, *, temperature=0.07, momentum=0.5):
   size = len(state.student)
   total = np.zeros(len(s))
-  for rows, memory, z in ((s, state.teacher, state.normalizers[0]), (t, state.student, state.normalizers[1])):
+  for rows, memory, z in (
+    (s, state.teacher, state.normalizers[0]),
+    (t, state.student, state.normalizers[1]),
+  ):
     chosen = np.concatenate([indices[:, None], negatives], 1)
     scores = np.exp([[unit(x) @ memory[i] / temperature for i in c] for x, c in zip(rows, chosen)])
     scores = scores / (z if z > 0 else size * scores.mean())
@@ -50,7 +53,9 @@ def attention_kl(s, t, *, mask):
   mask = np.broadcast_to(mask, s.shape)
   out = []
   for a, b, m in zip(s, t, mask):
-    rows = [kl(softmax(b[i][m[i]]), softmax(a[i][m[i]])) for i in np.ndindex(a.shape[:2]) if m[i].any()]
+    rows = [
+      kl(softmax(b[i][m[i]]), softmax(a[i][m[i]])) for i in np.ndindex(a.shape[:2]) if m[i].any()
+    ]
     out.append(np.mean(rows))
   return np.array(out)
 
@@ -81,7 +86,9 @@ def layer_attention(student, teacher, params):
     for i, x in enumerate(teacher):
       query = x[b].mean((0, 1)) @ params.queries[i]
       place = params.teacher_position[i]
-      scores = [query @ params.bilinear[i] @ k + place @ p for k, p in zip(keys, params.student_position)]
+      scores = [
+        query @ params.bilinear[i] @ k + place @ p for k, p in zip(keys, params.student_position)
+      ]
       weights = softmax(np.array(scores) / np.sqrt(len(query)))
       target = unit((x[b] ** 2).mean(-1).ravel())
       for weight, y in zip(weights, student):
@@ -92,10 +99,14 @@ def layer_attention(student, teacher, params):
   return np.array(out)
 
 
-def fgd(s, t, foreground, context, *, temperature=0.5, alpha=1e-3, beta=5e-4, gamma=1e-3, relation=5e-6):
+def fgd(
+  s, t, foreground, context, *, temperature=0.5, alpha=1e-3, beta=5e-4, gamma=1e-3, relation=5e-6
+):
   def attention(x):
     size = np.abs(x)
-    space = softmax(size.mean(2).ravel(), temperature).reshape(x.shape[:2]) * x.shape[0] * x.shape[1]
+    space = (
+      softmax(size.mean(2).ravel(), temperature).reshape(x.shape[:2]) * x.shape[0] * x.shape[1]
+    )
     return space, softmax(size.mean((0, 1)), temperature) * x.shape[2]
 
   def block(x, c):
@@ -110,7 +121,9 @@ def fgd(s, t, foreground, context, *, temperature=0.5, alpha=1e-3, beta=5e-4, ga
     (space_s, channel_s), (space_t, channel_t) = attention(a), attention(b)
     error = (a - b) ** 2 * space_t[..., None] * channel_t
     outside = m == 0
-    value = alpha * (m[..., None] * error).sum() + beta * error[outside].sum() / max(outside.sum(), 1)
+    value = alpha * (m[..., None] * error).sum() + beta * error[outside].sum() / max(
+      outside.sum(), 1
+    )
     value += gamma * (np.abs(space_s - space_t).sum() + np.abs(channel_s - channel_t).sum())
     value += relation * ((block(a, context[0]) - block(b, context[1])) ** 2).sum()
     out.append(value)

@@ -10,7 +10,12 @@ def value(case, args):
   name, kwargs = case.name, case.kwargs
   if name == "standardize":
     out = losses.kl_divergence(*map(losses.standardize, args), **kwargs)
-  elif name in ("sparse_kl", "sparse_kl_conditional", "sparse_kl_smoothed", "sampled_cross_entropy"):
+  elif name in (
+    "sparse_kl",
+    "sparse_kl_conditional",
+    "sparse_kl_smoothed",
+    "sampled_cross_entropy",
+  ):
     out = getattr(losses, name)(args[0], losses.SparseTargets(*args[1:]))
   else:
     out = getattr(losses, name)(*args[:-1], _learned(name, args[-1]), **kwargs)

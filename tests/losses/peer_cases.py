@@ -146,10 +146,18 @@ def queue(draw):
 def memory(draw):
   """Embeddings of norm 1, their indices, those of the negatives, and the memory of all examples."""
   batch, width, examples, negatives = draw.size((3, 4, 9, 6), (64, 128, 50_000, 4096))
-  student, teacher, *memories = (unit(draw.floats(n, width)) for n in (batch, batch, examples, examples))
+  student, teacher, *memories = (
+    unit(draw.floats(n, width)) for n in (batch, batch, examples, examples)
+  )
   constants = np.array([50.0, 70.0], student.dtype) * draw.size(1, 1000)
   indices = np.arange(batch) * draw.size(2, 700)
-  return student, teacher, indices, draw.integers(examples, batch, negatives), (*memories, constants)
+  return (
+    student,
+    teacher,
+    indices,
+    draw.integers(examples, batch, negatives),
+    (*memories, constants),
+  )
 
 
 def views(draw):
@@ -165,7 +173,9 @@ def scores(draw):
 def relations(draw):
   """Queries, keys and values of both."""
   batch, length, narrow, wide = draw.size((2, 3, 4, 6), (8, 128, 384, 768))
-  return tuple(tuple(draw.floats(batch, length, width) for _ in range(3)) for width in (narrow, wide))
+  return tuple(
+    tuple(draw.floats(batch, length, width) for _ in range(3)) for width in (narrow, wide)
+  )
 
 
 def layers(draw):

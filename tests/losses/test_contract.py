@@ -25,7 +25,9 @@ def compiled(case):
   Hyper-parameters that are floats are traced, as under a schedule.
   """
   numbers = {k: np.asarray(v) for k, v in case.kwargs.items() if type(v) is float}
-  traced = dataclasses.replace(case, kwargs={k: v for k, v in case.kwargs.items() if k not in numbers})
+  traced = dataclasses.replace(
+    case, kwargs={k: v for k, v in case.kwargs.items() if k not in numbers}
+  )
 
   def total(both, rest, numbers):
     values = traced(*both, *rest, **numbers)
@@ -117,9 +119,9 @@ def test_value_at_the_teacher_and_sign(case):
     if jax.tree.map(np.shape, args[0]) == jax.tree.map(np.shape, teacher):
       same, (gradient, _) = compiled(case)((teacher, teacher, *args[2:]))
     else:
-      same, (gradient, _) = jax.jit(jax.value_and_grad(lambda s, t: case(s, t, *args[2:]).sum(), (0, 1)))(
-        teacher, teacher
-      )
+      same, (gradient, _) = jax.jit(
+        jax.value_and_grad(lambda s, t: case(s, t, *args[2:]).sum(), (0, 1))
+      )(teacher, teacher)
     np.testing.assert_allclose(same, case.least, atol=2e-5)
     assert (values > 1e-4).all(), "the test's student should not be at the minimum"
     for g in jax.tree.leaves(gradient) if case.smooth else ():
@@ -154,7 +156,9 @@ def test_rows_do_not_meet(case):
   size = values.shape[0]
   order = np.roll(np.arange(size), 1)
   order[0] = order[-1]  # a row twice, another gone: neither its neighbors nor its place matter
-  np.testing.assert_allclose(compiled(case)(rows(case, args, order))[0], values[order], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+    compiled(case)(rows(case, args, order))[0], values[order], rtol=1e-5, atol=1e-6
+  )
 
 
 @each(CASES)

@@ -26,7 +26,9 @@ def compiled(f):
 
     def run(arrays):
       rest = iter(arrays)
-      return f(*(next(rest) if is_traced else arg for arg, is_traced in zip(args, traced)), **kwargs)
+      return f(
+        *(next(rest) if is_traced else arg for arg, is_traced in zip(args, traced)), **kwargs
+      )
 
     return jax.jit(run)(arrays)
 
@@ -77,6 +79,10 @@ def test_every_loss_documents_its_arguments():
       assert not missing, f"{name} does not document {missing}"
       assert "Returns:" in doc and "Raises:" in doc, name
       kinds = [
-        p.kind for p in parameters.values() if p.default is not inspect.Parameter.empty and p.name != "mask"
+        p.kind
+        for p in parameters.values()
+        if p.default is not inspect.Parameter.empty and p.name != "mask"
       ]
-      assert set(kinds) <= {inspect.Parameter.KEYWORD_ONLY}, f"{name} takes a hyper-parameter by position"
+      assert set(kinds) <= {inspect.Parameter.KEYWORD_ONLY}, (
+        f"{name} takes a hyper-parameter by position"
+      )

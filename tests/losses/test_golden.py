@@ -56,11 +56,15 @@ def top_k(loss):
 VALUES = {
   # 0.1 cross entropy + 0.9 T^2 KL, as here; but without labels T^2 goes, and so does the 0.9.
   "torchdistill_kd_with_labels": lambda: (
-    0.1 * cross_entropy(LOGITS[0], LABELS) + 0.9 * losses.kl_divergence(*LOGITS, temperature=3.0).mean()
+    0.1 * cross_entropy(LOGITS[0], LABELS)
+    + 0.9 * losses.kl_divergence(*LOGITS, temperature=3.0).mean()
   ),
-  "torchdistill_kd_without_labels": lambda: losses.kl_divergence(*LOGITS, temperature=3.0).mean() / 9,
+  "torchdistill_kd_without_labels": lambda: (
+    losses.kl_divergence(*LOGITS, temperature=3.0).mean() / 9
+  ),
   "torchdistill_standardized": lambda: (
-    losses.kl_divergence(*map(losses.standardize, LOGITS), temperature=3.0).mean() / 9  # no T^2 either
+    losses.kl_divergence(*map(losses.standardize, LOGITS), temperature=3.0).mean()
+    / 9  # no T^2 either
   ),
   # Rows of the Gram matrix over their L1 norm, where the paper says L2.
   "torchdistill_similarity": similarity_by_l1,
@@ -68,7 +72,9 @@ VALUES = {
   "torchdistill_correlation": lambda: (
     norm(losses.correlation_congruence(*ROWS, kernel="bilinear"), 5**2) / 5**2
   ),
-  "torchdistill_gaussian_correlation": lambda: norm(losses.correlation_congruence(*ROWS), 5**2) / 5**2,
+  "torchdistill_gaussian_correlation": lambda: (
+    norm(losses.correlation_congruence(*ROWS), 5**2) / 5**2
+  ),
   # mode="paper": the norm of the difference; ours where squared=False.
   "torchdistill_attention": lambda: losses.attention_transfer(*MAPS, squared=False).mean(),
   # For p = 2 the norm of the difference, where for p = 1 it is the mean.
@@ -112,7 +118,11 @@ def test_equals_published_packages_up_to_known_differences(name):
 
 
 def test_every_loss_and_every_golden_number_is_compared():
-  fused = {"linear_kl", "linear_sparse_kl", "linear_cross_entropy"}  # equal to losses that are compared
+  fused = {
+    "linear_kl",
+    "linear_sparse_kl",
+    "linear_cross_entropy",
+  }  # equal to losses that are compared
   assert {case.name for case in CASES} == set(losses.__all__) - HELPERS - fused | {"standardize"}
   assert {case.id for case in CASES} == set(GOLDEN["values"])
   assert set(VALUES) == set(GOLDEN["published"])

@@ -27,7 +27,9 @@ TAILS = {
   "conditional": losses.sparse_kl_conditional,
   "sampled": losses.sampled_cross_entropy,
 }
-FINITE = [kind for kind in DENSE if kind != "reverse_kl"]  # where the teacher holds a class impossible
+FINITE = [
+  kind for kind in DENSE if kind != "reverse_kl"
+]  # where the teacher holds a class impossible
 BY_CLASSES, BY_TOKENS = 1, 2**26
 MODES = pytest.mark.parametrize("memory", [BY_CLASSES, BY_TOKENS], ids=["classes", "tokens"])
 
@@ -41,10 +43,12 @@ def problem(tokens=7, width=5, dtype=np.float64, seed=0):
   teacher_bias = rng.normal(size=CLASSES)
   return {
     "student": [
-      x.astype(dtype) for x in (rng.normal(size=s) for s in ((tokens, width), (width, CLASSES), CLASSES))
+      x.astype(dtype)
+      for x in (rng.normal(size=s) for s in ((tokens, width), (width, CLASSES), CLASSES))
     ],
     "teacher": [
-      x.astype(dtype) for x in (rng.normal(size=(tokens, 4)), rng.normal(size=(4, CLASSES)), teacher_bias)
+      x.astype(dtype)
+      for x in (rng.normal(size=(tokens, 4)), rng.normal(size=(4, CLASSES)), teacher_bias)
     ],
     "caps": (cap, 5.0),
     "mask": mask,
@@ -55,7 +59,9 @@ def problem(tokens=7, width=5, dtype=np.float64, seed=0):
 
 
 def logits(hidden, kernel, bias, cap, mask):
-  hidden, kernel, bias = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (hidden, kernel, bias))
+  hidden, kernel, bias = (
+    x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (hidden, kernel, bias)
+  )
   z = jnp.matmul(hidden, kernel, precision="highest") + bias
   return jnp.where(mask, cap * jnp.tanh(z / cap), -jnp.inf)
 
@@ -75,7 +81,9 @@ def fused(kind, temperature, memory, student, p):
     t_hidden, t_kernel, t_bias = p["teacher"]
     options |= MIX.get(kind, {}) | dict(zip(("student_softcap", "teacher_softcap"), p["caps"]))
     biases = {"student_bias": bias, "teacher_bias": t_bias, "temperature": temperature}
-    return losses.linear_kl(hidden, kernel, t_hidden, t_kernel, divergence=kind, **biases, **options)
+    return losses.linear_kl(
+      hidden, kernel, t_hidden, t_kernel, divergence=kind, **biases, **options
+    )
   if kind in TAILS:
     kept = targets(kind, logits(*p["teacher"], p["caps"][1], p["mask"]), temperature)
     return losses.linear_sparse_kl(
@@ -111,7 +119,9 @@ def both(kind, temperature, memory, p):
   return own, graded(functools.partial(unfused, kind, temperature), p)
 
 
-ALL = [(kind, 2.0, memory) for kind in [*DENSE, *TAILS, "labels"] for memory in (BY_CLASSES, BY_TOKENS)]
+ALL = [
+  (kind, 2.0, memory) for kind in [*DENSE, *TAILS, "labels"] for memory in (BY_CLASSES, BY_TOKENS)
+]
 ONE_TEMPERATURE = [(kind, 1.0, BY_CLASSES) for kind in ("kl", "bucket", "conditional", "sampled")]
 
 
@@ -138,7 +148,9 @@ def test_inputs_of_several_precisions(kind, wide, memory):
     side, place = chosen[wide]
     p[side][place] = [x.astype(np.float64) for x in p[side][place]]
     (value, _), gradients = graded(functools.partial(fused, kind, 2.0, memory), p)
-    exact = jax.tree.map(lambda x: x.astype(np.float64) if np.asarray(x).dtype == np.float32 else x, p)
+    exact = jax.tree.map(
+      lambda x: x.astype(np.float64) if np.asarray(x).dtype == np.float32 else x, p
+    )
     (expected, _), known = graded(functools.partial(unfused, kind, 2.0), exact)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for own, a, b in zip(p["student"], gradients, known, strict=True):
@@ -152,7 +164,9 @@ def test_bfloat16_is_added_up_in_float32(kind, memory):
   p = problem(tokens=64, width=32, dtype=jnp.bfloat16)
   p["student"][1] = p["student"][1] / 4
   (value, _), gradients = graded(functools.partial(fused, kind, 1.0, memory), p)
-  wide = jax.tree.map(lambda x: x.astype(np.float32) if np.asarray(x).dtype == jnp.bfloat16 else x, p)
+  wide = jax.tree.map(
+    lambda x: x.astype(np.float32) if np.asarray(x).dtype == jnp.bfloat16 else x, p
+  )
   (exact, _), expected = graded(functools.partial(unfused, kind, 1.0), wide)
   np.testing.assert_allclose(value, exact, rtol=1e-5)
   for a, b in zip(gradients, expected):
@@ -177,15 +191,21 @@ def test_mass_off_the_teachers_support_is_pushed_back(memory):
     options = {"teacher_bias": impossible, "memory": memory}
     return sum(
       losses.linear_kl(
-        hidden, kernel, hidden, jnp.zeros_like(kernel), divergence=kind, **MIX.get(kind, {}), **options
+        hidden,
+        kernel,
+        hidden,
+        jnp.zeros_like(kernel),
+        divergence=kind,
+        **MIX.get(kind, {}),
+        **options,
       )
       for kind in FINITE
     )
 
   got = jax.jit(jax.value_and_grad(total))(kernel)
-  expected = jax.jit(jax.value_and_grad(lambda z: sum(DENSE[kind](z, teacher).mean() for kind in FINITE)))(
-    kernel
-  )
+  expected = jax.jit(
+    jax.value_and_grad(lambda z: sum(DENSE[kind](z, teacher).mean() for kind in FINITE))
+  )(kernel)
   np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
   np.testing.assert_allclose(got[1], expected[1], rtol=1e-5, atol=1e-6)
   infinite = {"divergence": "reverse_kl", "teacher_bias": impossible, "memory": memory}
@@ -193,7 +213,9 @@ def test_mass_off_the_teachers_support_is_pushed_back(memory):
 
 
 @pytest.mark.parametrize("tokens", [600, 599])
-@pytest.mark.parametrize("kind, held", [("kl", 2 * CLASSES + 4 * 256), ("bucket", CLASSES + 2 * 256)])
+@pytest.mark.parametrize(
+  "kind, held", [("kl", 2 * CLASSES + 4 * 256), ("bucket", CLASSES + 2 * 256)]
+)
 def test_chunks_of_tokens_and_a_short_last_one(kind, held, tokens):
   p = problem(tokens, width=3, dtype=np.float32)
   memory = 4 * (300 * held + 2 * tokens * 3)  # for 300 tokens
@@ -201,7 +223,9 @@ def test_chunks_of_tokens_and_a_short_last_one(kind, held, tokens):
   np.testing.assert_allclose(got[0][0], expected[0][0], rtol=1e-5)
   for a, b in zip(got[1], expected[1]):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
-  value, _ = jax.jit(functools.partial(fused, kind, 2.0, memory))(p["student"], p)  # no gradient asked
+  value, _ = jax.jit(functools.partial(fused, kind, 2.0, memory))(
+    p["student"], p
+  )  # no gradient asked
   np.testing.assert_allclose(value, got[0][0], rtol=1e-6)
 
 
@@ -234,7 +258,9 @@ def test_the_teacher_and_the_weights_get_no_gradient(memory):
   def loss(t_hidden, t_kernel, weights, temperature):
     hidden, kernel, _ = p["student"]
     options = {"weights": weights, "temperature": temperature, "memory": memory}
-    return losses.linear_kl(hidden, kernel, t_hidden, t_kernel, divergence="jensen_shannon", **options)
+    return losses.linear_kl(
+      hidden, kernel, t_hidden, t_kernel, divergence="jensen_shannon", **options
+    )
 
   for gradient in jax.jit(jax.grad(loss, (0, 1, 2, 3)))(*p["teacher"][:2], p["weights"], 2.0):
     assert (gradient == 0).all()
@@ -252,10 +278,14 @@ def test_labels_and_indices_outside_the_vocabulary():
     losses.linear_sparse_kl(hidden, kernel, wrong)
   for memory in (BY_CLASSES, BY_TOKENS):
     assert np.isnan(
-      jax.jit(losses.linear_cross_entropy, static_argnames="memory")(hidden, kernel, labels, memory=memory)
+      jax.jit(losses.linear_cross_entropy, static_argnames="memory")(
+        hidden, kernel, labels, memory=memory
+      )
     )
     assert np.isnan(
-      jax.jit(losses.linear_sparse_kl, static_argnames="memory")(hidden, kernel, wrong, memory=memory)
+      jax.jit(losses.linear_sparse_kl, static_argnames="memory")(
+        hidden, kernel, wrong, memory=memory
+      )
     )
   masked = {"class_mask": np.arange(CLASSES) != p["labels"][0]}
   assert np.isnan(losses.linear_cross_entropy(hidden, kernel, p["labels"], **masked))
@@ -307,7 +337,10 @@ FOUR = arrays((2, 3), (3, 5), (2, 4), (4, 5))
       lambda: SPARSE(*FOUR[:2], losses.top_k(np.ones((3, 5)), 2)),
       r"\(2, 3\) does not fit log_probs \(3, 2\)",
     ),
-    (lambda: SPARSE(*FOUR[:2], losses.top_k(np.ones((2, 5)), 2), tail="none"), "tail must be one of bucket"),
+    (
+      lambda: SPARSE(*FOUR[:2], losses.top_k(np.ones((2, 5)), 2), tail="none"),
+      "tail must be one of bucket",
+    ),
   ],
 )
 def test_what_does_not_fit_is_refused(call, message):

@@ -51,7 +51,11 @@ TOKENS_ALONE = jax.tree.map(
 
 
 def loss(kind, student, rest, **options):
-  options |= {"weights": rest["weights"], "labels": rest["labels"], "label_weights": rest["weights"] / 2}
+  options |= {
+    "weights": rest["weights"],
+    "labels": rest["labels"],
+    "label_weights": rest["weights"] / 2,
+  }
   options["class_mask"] = rest["mask"]
   own = student["hidden"], student["kernel"]
   if kind == "bucket":
@@ -86,7 +90,9 @@ def test_the_gradient_may_be_taken_inside(arrays, grid):
     jax.shard_map, mesh=grid, in_specs=(SPECS["student"], SPECS), out_specs=(P(), SPECS["student"])
   )
   def graded(student, rest):
-    value, gradients = jax.value_and_grad(functools.partial(loss, "kl"))(student, rest, axis_name="tensor")
+    value, gradients = jax.value_and_grad(functools.partial(loss, "kl"))(
+      student, rest, axis_name="tensor"
+    )
     return jax.lax.psum(value, "data"), gradients
 
   check(graded(arrays["student"], arrays), alone("kl", arrays))
@@ -106,7 +112,9 @@ def test_tokens_spread_over_devices(memory, check_vma, arrays, mesh):
     check_vma=check_vma,
   )
   def graded(student, rest):
-    value, gradients = jax.value_and_grad(functools.partial(loss, "kl"))(student, rest, memory=memory)
+    value, gradients = jax.value_and_grad(functools.partial(loss, "kl"))(
+      student, rest, memory=memory
+    )
     if not check_vma:
       gradients |= {name: jax.lax.psum(gradients[name], "data") for name in ("kernel", "bias")}
     return jax.lax.psum(value, "data"), gradients
@@ -161,7 +169,9 @@ def test_a_vocabulary_that_does_not_divide_is_refused(arrays, grid):
 
 
 def test_more_classes_kept_than_all_devices_have(arrays, grid):
-  kept = losses.SparseTargets(jnp.zeros((TOKENS, 641), int), jnp.zeros((TOKENS, 641)), jnp.zeros(TOKENS))
+  kept = losses.SparseTargets(
+    jnp.zeros((TOKENS, 641), int), jnp.zeros((TOKENS, 641)), jnp.zeros(TOKENS)
+  )
   run = jax.shard_map(
     functools.partial(loss, "bucket", axis_name="tensor"),
     mesh=grid,

@@ -17,7 +17,9 @@ def shaped(*shape, dtype=jnp.float32):
 
 
 HIDDEN, KERNEL = shaped(TOKENS, WIDTH), shaped(WIDTH, CLASSES)
-TARGETS = losses.SparseTargets(shaped(TOKENS, KEPT, dtype=jnp.int32), shaped(TOKENS, KEPT), shaped(TOKENS))
+TARGETS = losses.SparseTargets(
+  shaped(TOKENS, KEPT, dtype=jnp.int32), shaped(TOKENS, KEPT), shaped(TOKENS)
+)
 
 
 def temporaries(loss, *arguments):
@@ -32,12 +34,18 @@ def multiply(hidden, kernel):
 
 @pytest.mark.parametrize("memory, share, most", [(None, 40, 80), (512 * MIB, 8, 512)])
 def test_top_k_targets(memory, share, most):
-  held = temporaries(lambda h, w, t: losses.linear_sparse_kl(h, w, t, memory=memory), HIDDEN, KERNEL, TARGETS)
-  unfused = temporaries(lambda h, w, t: losses.sparse_kl(multiply(h, w), t).mean(), HIDDEN, KERNEL, TARGETS)
+  held = temporaries(
+    lambda h, w, t: losses.linear_sparse_kl(h, w, t, memory=memory), HIDDEN, KERNEL, TARGETS
+  )
+  unfused = temporaries(
+    lambda h, w, t: losses.sparse_kl(multiply(h, w), t).mean(), HIDDEN, KERNEL, TARGETS
+  )
   assert held <= most and held <= unfused / share
 
 
-@pytest.mark.parametrize("tokens, classes, memory", [(2048, 4096, 32), (4096, 6143, 64), (8192, 32_000, 256)])
+@pytest.mark.parametrize(
+  "tokens, classes, memory", [(2048, 4096, 32), (4096, 6143, 64), (8192, 32_000, 256)]
+)
 def test_budgets_are_kept(tokens, classes, memory):
   hidden, kernel = shaped(tokens, WIDTH), shaped(WIDTH, classes)
 

@@ -13,8 +13,18 @@ def dino(student, teacher):
 
 LIMITS = {  # the shapes of student and teacher, a size in use; the most bytes; what would be held otherwise
   "rkd_angle": (losses.rkd_angle, (512, 64), (512, 64), 200e6),  # a cube of the batch: 537 MB
-  "nst": (losses.nst, (64, 7, 7, 512), (64, 7, 7, 2048), 100e6),  # Gram matrices of the channels: 1.07 GB
-  "dino": (dino, (10, 32, 8192), (2, 32, 8192), 40e6),  # products of 18 pairs of views: 19 MB, more than once
+  "nst": (
+    losses.nst,
+    (64, 7, 7, 512),
+    (64, 7, 7, 2048),
+    100e6,
+  ),  # Gram matrices of the channels: 1.07 GB
+  "dino": (
+    dino,
+    (10, 32, 8192),
+    (2, 32, 8192),
+    40e6,
+  ),  # products of 18 pairs of views: 19 MB, more than once
   "kl_divergence": (losses.kl_divergence, (256, 8192), (256, 8192), 3.5 * 4 * 256 * 8192),
 }
 

@@ -28,7 +28,9 @@ def loss_of(case, axis_name=None):
   def loss(weight, x, teacher, where):
     # Rows that are not valid are cut off before the product, as a network's rows do not meet.
     student = jnp.matmul(jnp.where(where[:, None], x, 0), weight)
-    return case(jnp.where(where[:, None], student, jnp.nan), teacher, where=where, axis_name=axis_name)
+    return case(
+      jnp.where(where[:, None], student, jnp.nan), teacher, where=where, axis_name=axis_name
+    )
 
   return loss
 
@@ -37,11 +39,15 @@ def loss_of(case, axis_name=None):
 def expected(case):
   """Value and gradient of the valid rows alone, cut out."""
   weight, x, teacher = problem(case)
-  return jax.jit(jax.value_and_grad(lambda w, a, t: case(a @ w, t)))(weight, x[WHERE], teacher[WHERE])
+  return jax.jit(jax.value_and_grad(lambda w, a, t: case(a @ w, t)))(
+    weight, x[WHERE], teacher[WHERE]
+  )
 
 
 def assert_agrees(case, value, gradient):
-  np.testing.assert_allclose(value, np.broadcast_to(expected(case)[0], np.shape(value)), rtol=2e-5, atol=2e-6)
+  np.testing.assert_allclose(
+    value, np.broadcast_to(expected(case)[0], np.shape(value)), rtol=2e-5, atol=2e-6
+  )
   np.testing.assert_allclose(
     gradient, np.broadcast_to(expected(case)[1], np.shape(gradient)), rtol=2e-3, atol=2e-5
   )
@@ -76,7 +82,11 @@ def test_mapped_devices_agree_with_one(case, mesh):
   spec, whole = PartitionSpec("data"), PartitionSpec()
   for check_vma in (True, False):
     shard = jax.shard_map(
-      varying, mesh=mesh, in_specs=(whole, spec, spec, spec), out_specs=(whole, whole), check_vma=check_vma
+      varying,
+      mesh=mesh,
+      in_specs=(whole, spec, spec, spec),
+      out_specs=(whole, whole),
+      check_vma=check_vma,
     )
     assert_agrees(case, *jax.jit(shard)(weight, *rows))
 

@@ -17,7 +17,9 @@ def test_ignored_pixels_reach_neither_the_metrics_nor_the_gradient(rng):
   label = np.where(rng.random((4, 6, 6)) < 0.3, IGNORED, rng.integers(0, 5, (4, 6, 6)))
   valid, pixels = np.array([True, True, False, True]), label != IGNORED
   start, teacher_outputs = rng.normal(size=(2, 3, 5)).astype(np.float32)
-  student, teacher = (from_apply(None, lambda w, x: x @ w, variables=w) for w in (start, teacher_outputs))
+  student, teacher = (
+    from_apply(None, lambda w, x: x @ w, variables=w) for w in (start, teacher_outputs)
+  )
   objective = objectives.weighted(
     hard=(1.0, objectives.labels()),
     soft=(1.0, objectives.logits(losses.kl_divergence, valid="pixels", temperature=2.0)),
@@ -31,7 +33,10 @@ def test_ignored_pixels_reach_neither_the_metrics_nor_the_gradient(rng):
 
   kept = pixels & valid[:, None, None]
   s, t, y = images[kept] @ start, images[kept] @ teacher_outputs, label[kept]
-  expected = {"soft": kl_divergence(s, t, temperature=2.0), "hard": -np.log(softmax(s)[np.arange(len(y)), y])}
+  expected = {
+    "soft": kl_divergence(s, t, temperature=2.0),
+    "hard": -np.log(softmax(s)[np.arange(len(y)), y]),
+  }
   for name, values in expected.items():
     total, count = metrics[name]
     assert count == kept.sum()
@@ -43,4 +48,6 @@ def test_ignored_pixels_reach_neither_the_metrics_nor_the_gradient(rng):
     soft = losses.kl_divergence(own, t, temperature=2.0)
     return (hard + soft + losses.dkd(own, t, y, temperature=2.0)).mean()
 
-  np.testing.assert_allclose(after.params["student"], start - jax.grad(cut_out)(start), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(
+    after.params["student"], start - jax.grad(cut_out)(start), rtol=1e-4, atol=1e-5
+  )

@@ -41,14 +41,18 @@ def test_gradient_of_the_bucket_off_the_support(logits):
   off = np.ones((3, 6), bool)
   np.put_along_axis(off, np.asarray(targets.indices), False, -1)
   expected = np.where(off, q * (1 - r / (q * off).sum(1))[:, None], q - jax.nn.softmax(t))
-  np.testing.assert_allclose(jax.grad(lambda s: losses.sparse_kl(s, targets).sum())(s), expected, atol=1e-5)
+  np.testing.assert_allclose(
+    jax.grad(lambda s: losses.sparse_kl(s, targets).sum())(s), expected, atol=1e-5
+  )
 
 
 def test_sampling_is_unbiased_for_the_gradient_of_cross_entropy(logits):
   s, t = logits[:, 0, :3]
   p = jax.nn.softmax(t)
   mean = jnp.zeros(3)
-  for draws in itertools.product(range(3), repeat=2):  # every outcome of two draws, by its probability
+  for draws in itertools.product(
+    range(3), repeat=2
+  ):  # every outcome of two draws, by its probability
     targets = losses.SparseTargets(jnp.array(draws), jnp.log(jnp.full(2, 0.5)), jnp.array(-jnp.inf))
     mean += p[draws[0]] * p[draws[1]] * jax.grad(losses.sampled_cross_entropy)(s, targets)
   np.testing.assert_allclose(mean, jax.grad(losses.soft_cross_entropy)(s, t), atol=1e-6)

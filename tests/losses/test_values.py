@@ -38,7 +38,9 @@ def test_nan_is_not_hidden():
   assert jnp.isnan(losses.kl_divergence(jnp.array([0.0, 1.0]), jnp.array([jnp.nan, 1.0])))
 
 
-@pytest.mark.parametrize("name, options", [("dkd", {}), ("nkd", {}), ("wsld", {}), ("ofa", {"eps": 1.5})])
+@pytest.mark.parametrize(
+  "name, options", [("dkd", {}), ("nkd", {}), ("wsld", {}), ("ofa", {"eps": 1.5})]
+)
 def test_labels(name, options):
   f = getattr(losses, name)
   rng = np.random.default_rng(0)
@@ -83,7 +85,9 @@ def test_wsld_holds_its_weight_constant():
 
 
 def test_binary_kl_has_its_derivative_where_logits_are_zero():
-  gradients = jax.grad(losses.binary_kl, (0, 1))(jnp.array([0.0, 1.0, 0.0]), jnp.array([0.0, 0.0, 2.0]))
+  gradients = jax.grad(losses.binary_kl, (0, 1))(
+    jnp.array([0.0, 1.0, 0.0]), jnp.array([0.0, 0.0, 2.0])
+  )
   q, p = jax.nn.sigmoid(1.0), jax.nn.sigmoid(2.0)
   np.testing.assert_allclose(gradients[0], [0, q - 0.5, 0.5 - p], atol=1e-6)
   np.testing.assert_allclose(gradients[1], [0, -0.25, 2 * p * (1 - p)], atol=1e-6)
@@ -92,7 +96,9 @@ def test_binary_kl_has_its_derivative_where_logits_are_zero():
 def test_the_first_of_equal_logits_is_the_teachers_decision():
   s, t = jnp.array([[1.0, 2.0, 4.0]] * 2), jnp.array([[0.0, 3.0, 3.0], [5.0, 5.0, 5.0]])
   log_q = jax.nn.log_softmax(s)
-  np.testing.assert_allclose(losses.hard_distillation(s, t), [-log_q[0, 1], -log_q[1, 0]], rtol=1e-6)
+  np.testing.assert_allclose(
+    losses.hard_distillation(s, t), [-log_q[0, 1], -log_q[1, 0]], rtol=1e-6
+  )
 
 
 def test_standardize():
@@ -127,7 +133,9 @@ def test_ofd_margin_is_the_mean_of_the_negative_part():
 
 
 def test_vid_starts_at_the_given_variance():
-  np.testing.assert_allclose(jax.nn.softplus(losses.vid_raw_scale(3, variance=2.0)) + 1e-5, 2, rtol=1e-6)
+  np.testing.assert_allclose(
+    jax.nn.softplus(losses.vid_raw_scale(3, variance=2.0)) + 1e-5, 2, rtol=1e-6
+  )
   with pytest.raises(ValueError, match="raw_scale"):
     losses.vid(np.ones((2, 3)), np.ones((2, 3)), np.ones(2))
 
@@ -175,11 +183,15 @@ def test_per_pixel_distillation_has_an_ignore_mask():
   s, t = np.random.default_rng(0).normal(size=(2, 2, 3, 3, 4)).astype(np.float32)
   keep = np.random.default_rng(1).random(size=(2, 3, 3)) > 0.4
   expected = losses.kl_divergence(s[keep], t[keep]).mean()
-  np.testing.assert_allclose(reduce.mean(losses.kl_divergence(s, t), jnp.asarray(keep)), expected, rtol=1e-5)
+  np.testing.assert_allclose(
+    reduce.mean(losses.kl_divergence(s, t), jnp.asarray(keep)), expected, rtol=1e-5
+  )
 
 
 def test_axis_is_the_class_axis():
   s, t = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
   for f in (losses.kl_divergence, losses.logit_mse, losses.binary_kl, losses.standardize):
     one = (t,) if f is losses.standardize else (s, t)
-    np.testing.assert_allclose(np.moveaxis(f(*(x.T for x in one), axis=0), 0, -1), f(*one), rtol=1e-5)
+    np.testing.assert_allclose(
+      np.moveaxis(f(*(x.T for x in one), axis=0), 0, -1), f(*one), rtol=1e-5
+    )

@@ -50,7 +50,9 @@ def test_hard_labels_are_at_temperature_one(logits, name):
   s, t = logits
   if name == "hard_distillation":
     value = losses.hard_distillation(s, t)
-    np.testing.assert_allclose(value, [-np.log(softmax(a)[b.argmax()]) for a, b in zip(s, t)], rtol=1e-5)
+    np.testing.assert_allclose(
+      value, [-np.log(softmax(a)[b.argmax()]) for a, b in zip(s, t)], rtol=1e-5
+    )
     return
   labels, y = np.arange(4), np.arange(4)
   if name == "nkd":  # the target's term does not move with the temperature
@@ -117,7 +119,9 @@ def test_attention_maps_average_the_channels(rng):
 
 
 def test_standardize_has_ddof_one():
-  np.testing.assert_allclose(losses.standardize(jnp.array([0.0, 2.0])), [-(0.5**0.5), 0.5**0.5], rtol=1e-6)
+  np.testing.assert_allclose(
+    losses.standardize(jnp.array([0.0, 2.0])), [-(0.5**0.5), 0.5**0.5], rtol=1e-6
+  )
 
 
 def test_pearson_has_ddof_one(rng):

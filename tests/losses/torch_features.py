@@ -41,11 +41,15 @@ def fsp(student, teacher):
 
 
 def factor_transfer(student, teacher):
-  return mid_level.FTLoss()({"translator": {"output": student}}, {"paraphraser": {"output": teacher}})
+  return mid_level.FTLoss()(
+    {"translator": {"output": student}}, {"paraphraser": {"output": teacher}}
+  )
 
 
 def inter_channel(student, teacher):
-  return len(student) * mid_level.ChSimLoss(PAIR)(*io(student, teacher))  # torchdistill divides by B^2
+  return len(student) * mid_level.ChSimLoss(PAIR)(
+    *io(student, teacher)
+  )  # torchdistill divides by B^2
 
 
 def activation_boundary(student, teacher):
@@ -75,7 +79,9 @@ def srd(student, teacher):
   s, t = (F.batch_norm(x, None, None, training=True, eps=1e-4) for x in (student, teacher))
   outputs = [{"net": {"output": x}, "logits": {"output": torch.zeros(1, 2)}} for x in (s, t)]
   paths = ["net", "output", "net", "output", "logits", "output", "logits", "output"]
-  return mid_level.SRDLoss(*paths, exponent=4.0)(*outputs) / 2  # twice the loss, and a KL that is 0 here
+  return (
+    mid_level.SRDLoss(*paths, exponent=4.0)(*outputs) / 2
+  )  # twice the loss, and a KL that is 0 here
 
 
 def vkd(student, teacher):

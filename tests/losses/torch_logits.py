@@ -34,7 +34,9 @@ def reverse_kl(student, teacher, *, temperature):
 
 
 def soft_cross_entropy(student, teacher, *, temperature):
-  return temperature**2 * F.cross_entropy(student / temperature, torch.softmax(teacher / temperature, -1))
+  return temperature**2 * F.cross_entropy(
+    student / temperature, torch.softmax(teacher / temperature, -1)
+  )
 
 
 def jensen_shannon(student, teacher, *, teacher_weight, temperature):
@@ -99,7 +101,9 @@ def nkd(student, teacher, labels, *, gamma, temperature):
 
 
 def wsld(student, teacher, labels, *, temperature):
-  soft = F.cross_entropy(student / temperature, torch.softmax(teacher / temperature, -1), reduction="none")
+  soft = F.cross_entropy(
+    student / temperature, torch.softmax(teacher / temperature, -1), reduction="none"
+  )
   with torch.no_grad():
     own, other = (F.cross_entropy(x, labels, reduction="none") for x in (student, teacher))
     weight = 1 - torch.exp(-own / (other + 1e-7))

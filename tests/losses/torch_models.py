@@ -91,9 +91,20 @@ def weight_alignment(student, teacher):
 
 
 def fgd(
-  student, teacher, foreground, context, *, temperature, alpha=1e-3, beta=5e-4, gamma=1e-3, relation=1e-3
+  student,
+  teacher,
+  foreground,
+  context,
+  *,
+  temperature,
+  alpha=1e-3,
+  beta=5e-4,
+  gamma=1e-3,
+  relation=1e-3,
 ):
-  (space_s, channel_s), (space_t, channel_t) = (_attention(x, temperature) for x in (student, teacher))
+  (space_s, channel_s), (space_t, channel_t) = (
+    _attention(x, temperature) for x in (student, teacher)
+  )
   error = ((student - teacher).pow(2) * channel_t[:, :, None, None]).sum(1) * space_t
   outside = (foreground == 0).to(error.dtype)
   background = outside / outside.sum((1, 2), keepdim=True).clamp(min=1)

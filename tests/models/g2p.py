@@ -12,9 +12,13 @@ from distill_jax.models.weights import torch_kernel
 
 LETTERS = ["<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
 VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW"
-CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH UW"  # UW is there without stress too
+CONSONANTS = (
+  "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH UW"  # UW is there without stress too
+)
 PHONES = ["<pad>", "<unk>", "<s>", "</s>"]
-PHONES += sorted([f"{vowel}{stress}" for vowel in VOWELS.split() for stress in "012"] + CONSONANTS.split())
+PHONES += sorted(
+  [f"{vowel}{stress}" for vowel in VOWELS.split() for stress in "012"] + CONSONANTS.split()
+)
 SAMPLE = pathlib.Path(__file__).with_name("cmudict_200.txt")
 PARTS = {"input": "w_ih", "state": "w_hh"}
 NAMES = {
@@ -57,14 +61,20 @@ def init(key, width):
 
   def side(symbols):
     embedding = jax.random.normal(next(keys), (symbols, width))
-    return {"embedding": embedding, "input": dense(width, 3 * width), "state": dense(width, 3 * width)}
+    return {
+      "embedding": embedding,
+      "input": dense(width, 3 * width),
+      "state": dense(width, 3 * width),
+    }
 
   return {"encoder": side(29), "decoder": side(74), "head": dense(width, 74)}
 
 
 def gru(params, h, x):
   """PyTorch's cell: https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html."""
-  given, own = (a @ params[part]["kernel"] + params[part]["bias"] for part, a in (("input", x), ("state", h)))
+  given, own = (
+    a @ params[part]["kernel"] + params[part]["bias"] for part, a in (("input", x), ("state", h))
+  )
   (r, z, n), (own_r, own_z, own_n) = jnp.split(given, 3, -1), jnp.split(own, 3, -1)
   r, z = jax.nn.sigmoid(r + own_r), jax.nn.sigmoid(z + own_z)
   return (1 - z) * jnp.tanh(n + r * own_n) + z * h

@@ -18,7 +18,9 @@ CLASSES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 def outputs(family: str) -> dict:
   """The configuration as transformers writes it, outputs of the first row, greedy continuations of both."""
-  config = getattr(transformers, f"{CLASSES[family]}Config")(**FAMILIES[family], attn_implementation="eager")
+  config = getattr(transformers, f"{CLASSES[family]}Config")(
+    **FAMILIES[family], attn_implementation="eager"
+  )
   model = getattr(transformers, f"{CLASSES[family]}ForCausalLM")(config).eval()
   entries = {name: torch.tensor(value) for name, value in weights(family).items()}
   missing, unexpected = model.load_state_dict(entries, strict=False)
@@ -31,7 +33,9 @@ def outputs(family: str) -> dict:
     text = model.generate(tokens, attention_mask=torch.ones_like(tokens), **greedy)
   named = {"block1": out.hidden_states[1], "hidden": out.hidden_states[-1], "logits": out.logits}
   named |= {"attention2": out.attentions[1][:, :, -1]}  # of the last query
-  arrays = {name: np.round(value[0].numpy().astype(float), 5).tolist() for name, value in named.items()}
+  arrays = {
+    name: np.round(value[0].numpy().astype(float), 5).tolist() for name, value in named.items()
+  }
   settings = json.loads(config.to_json_string())
   return {"config": settings, "greedy": text[:, tokens.shape[1] :].tolist(), **arrays}
 

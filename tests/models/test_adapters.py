@@ -110,7 +110,10 @@ def assert_one_structure(a, b):
 
 
 def models(features=()):
-  return {"nnx": from_nnx(Net, features=features), "linen": from_linen(LinenNet(), features=features)}
+  return {
+    "nnx": from_nnx(Net, features=features),
+    "linen": from_linen(LinenNet(), features=features),
+  }
 
 
 @pytest.fixture(params=["nnx", "linen"])
@@ -198,7 +201,10 @@ def test_init_repeats_with_its_key_and_can_be_traced(batch, library):
 
 
 def test_the_user_s_arrays_survive_a_donated_state(batch):
-  module, given = Net(nnx.Rngs(0)), jax.tree.map(jnp.asarray, LinenNet().init(KEY, batch["image"], False))
+  module, given = (
+    Net(nnx.Rngs(0)),
+    jax.tree.map(jnp.asarray, LinenNet().init(KEY, batch["image"], False)),
+  )
   w = jnp.ones((4, 2))
   for model in (
     from_nnx(module),
@@ -210,11 +216,15 @@ def test_the_user_s_arrays_survive_a_donated_state(batch):
       leaf.delete()
     for leaf in jax.tree.leaves((model.variables, model.init(KEY, batch))):
       assert not leaf.is_deleted()
-  assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((nnx.state(module, nnx.Param), given, w)))
+  assert not any(
+    leaf.is_deleted() for leaf in jax.tree.leaves((nnx.state(module, nnx.Param), given, w))
+  )
 
 
 @pytest.mark.parametrize(
-  "module", [TwoDropouts, lambda r: TwoDropouts(r, shared=True), SharedStream], ids=["own", "shared", "held"]
+  "module",
+  [TwoDropouts, lambda r: TwoDropouts(r, shared=True), SharedStream],
+  ids=["own", "shared", "held"],
 )
 @pytest.mark.parametrize("made", [True, False])
 def test_two_draws_differ(module, made):
@@ -251,7 +261,9 @@ def test_several_linen_streams_differ():
     @linen.compact
     def __call__(self, x, train):
       w = self.param("w", lambda key: jnp.ones(()))
-      return {n: w * jax.random.normal(self.make_rng(n), x.shape) if train else x for n in ("a", "b")}
+      return {
+        n: w * jax.random.normal(self.make_rng(n), x.shape) if train else x for n in ("a", "b")
+      }
 
   model = from_linen(Noisy(), rngs=["a", "b"])
   variables = model.init(KEY, ones(2, 3))
@@ -270,7 +282,9 @@ def test_training_with_dropout_needs_a_key(batch):
     model.apply(*model.init(KEY, batch), batch, train=True, key=None)
 
 
-@pytest.mark.parametrize("flag", ["train", "training", "is_training", "deterministic", "use_running_average"])
+@pytest.mark.parametrize(
+  "flag", ["train", "training", "is_training", "deterministic", "use_running_average"]
+)
 @pytest.mark.parametrize("place", ["argument", "field"])
 def test_every_name_of_the_mode_is_set(flag, place):
   if place == "argument":
@@ -310,7 +324,9 @@ def test_a_field_that_is_no_mode_is_left_alone():
       return x * self.param("w", lambda key: self.train["scale"])
 
   model = from_linen(Configured())
-  assert model.apply(*model.init(KEY, ones(1, 1)), ones(1, 1), train=True, key=None)[0]["logits"] == 2
+  assert (
+    model.apply(*model.init(KEY, ones(1, 1)), ones(1, 1), train=True, key=None)[0]["logits"] == 2
+  )
 
 
 def test_call_reaches_a_mode_of_the_module_s_own():
@@ -336,7 +352,9 @@ def test_call_reaches_a_mode_of_the_module_s_own():
     from_linen(LinenOwn(), call=lambda m, x, train: m(x, "fit" if train else "score")),
   ):
     variables = model.init(KEY, ones(1, 1))
-    values = [model.apply(*variables, ones(1, 1), train=t, key=KEY)[0]["logits"] for t in (True, False)]
+    values = [
+      model.apply(*variables, ones(1, 1), train=t, key=KEY)[0]["logits"] for t in (True, False)
+    ]
     np.testing.assert_array_equal(np.ravel(values), [10, 1])
   assert own.noisy is False
 
@@ -374,7 +392,9 @@ def test_twelve_layers_keep_their_order():
   module, x = Deep(nnx.Rngs(0)), np.ones((2, 4), np.float32)
   model = from_nnx(module, features=["layers/2", "layers/11"])
   variables = model.init(KEY, {"image": x})
-  outputs, _ = model.apply(*jax.tree.map(lambda v: v, variables), {"image": x}, train=False, key=None)
+  outputs, _ = model.apply(
+    *jax.tree.map(lambda v: v, variables), {"image": x}, train=False, key=None
+  )
   assert_same(outputs["logits"], module(x))
   assert_same(outputs["logits"], jnp.sin(outputs["layers/11"]))
   assert_same(variables.params["layers"][11]["kernel"], module.layers[11].kernel[...], 0)
@@ -421,9 +441,9 @@ def test_values_left_by_an_earlier_call_are_no_state():
 
 @pytest.mark.parametrize("train", [True, False])
 def test_features_are_captured_under_their_names(batch, library, train):
-  model = models({"norm": "block/" + {"nnx": "norm", "linen": "LayerNorm_0"}[library], "out": "block"})[
-    library
-  ]
+  model = models(
+    {"norm": "block/" + {"nnx": "norm", "linen": "LayerNorm_0"}[library], "out": "block"}
+  )[library]
   variables = model.init(KEY, batch)
 
   def run(params):
@@ -435,7 +455,9 @@ def test_features_are_captured_under_their_names(batch, library, train):
   head = variables.params["head"]
   assert_same(eager["logits"], eager["out"].mean(1) @ head["kernel"] + head["bias"], 1e-5)
   np.testing.assert_allclose(eager["norm"].mean(-1), 0, atol=1e-5)
-  gradient = jax.grad(lambda p: (run(p)["norm"] ** 2 * jnp.arange(4)).sum())(variables.params)["block"]
+  gradient = jax.grad(lambda p: (run(p)["norm"] ** 2 * jnp.arange(4)).sum())(variables.params)[
+    "block"
+  ]
   attention = gradient["attention" if library == "nnx" else "MultiHeadDotProductAttention_0"]
   assert any((leaf != 0).any() for leaf in jax.tree.leaves(attention))
 
@@ -494,7 +516,9 @@ def test_the_three_shapes_of_outputs(result, names):
     assert all(value.shape == (2, 3) for value in outputs.values())
 
 
-@pytest.mark.parametrize("result", [lambda x: [x], lambda x: (x, x), lambda x: (x, {}, x), lambda x: None])
+@pytest.mark.parametrize(
+  "result", [lambda x: [x], lambda x: (x, x), lambda x: (x, {}, x), lambda x: None]
+)
 def test_other_outputs_are_refused(result):
   model = from_apply(None, lambda p, x: result(x), variables={})
   with pytest.raises(ValueError, match="must return logits, a mapping"):
@@ -534,7 +558,10 @@ class LinenBilinear(linen.Module):
   ids=["nnx", "linen", "apply"],
 )
 def test_several_inputs_and_a_missing_one(rng, make):
-  batch = {"image": rng.normal(size=(3, 4)).astype(np.float32), "shift": np.ones((3, 2), np.float32)}
+  batch = {
+    "image": rng.normal(size=(3, 4)).astype(np.float32),
+    "shift": np.ones((3, 2), np.float32),
+  }
   model = make(["image", "shift"])
   variables = model.init(KEY, batch)
   outputs, _ = model.apply(*variables, batch, train=False, key=None)
@@ -564,7 +591,10 @@ def test_a_plain_function_gets_state_train_and_key_by_name():
     return params * x + noise, {"calls": state["calls"] + train}
 
   variables = (jnp.float32(2), {"calls": jnp.int32(0)})
-  for model in (from_apply(lambda key, x: variables, apply), from_apply(None, apply, variables=variables)):
+  for model in (
+    from_apply(lambda key, x: variables, apply),
+    from_apply(None, apply, variables=variables),
+  ):
     made = model.init(KEY, ones(2, 3))
     assert made == variables
     outputs, state = model.apply(*made, ones(2, 3), train=True, key=KEY)

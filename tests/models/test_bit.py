@@ -21,7 +21,9 @@ def small(dtype=None):
 
 
 def shapes(*args, **kwargs):
-  made = jax.eval_shape(from_nnx(lambda rngs: BiT(*args, **kwargs, rngs=rngs)).init, jax.random.key(0), {})
+  made = jax.eval_shape(
+    from_nnx(lambda rngs: BiT(*args, **kwargs, rngs=rngs)).init, jax.random.key(0), {}
+  )
   return made.params
 
 
@@ -38,7 +40,15 @@ def teacher():
 def test_numbers_of_parameters_are_the_published_ones(teacher):
   # Keras' summary of bit_tf2.models.ResnetV2: root, blocks 1 to 4, last group norm, head.
   parts = [teacher["stem"], *teacher["stages"].values(), teacher["norm"], teacher["head"]]
-  assert [count(p) for p in parts] == [18_816, 855_808, 9_329_664, 162_224_128, 59_801_600, 8_192, 4_097_000]
+  assert [count(p) for p in parts] == [
+    18_816,
+    855_808,
+    9_329_664,
+    162_224_128,
+    59_801_600,
+    8_192,
+    4_097_000,
+  ]
   assert count(shapes(3, 50, 1000)) == 25_549_352  # timm's resnetv2_50x1_bit
 
 
@@ -58,7 +68,10 @@ def test_a_file_of_these_names_is_as_long_as_the_released_one(teacher):
 def test_outputs_have_their_documented_names_and_shapes():
   x = jax.ShapeDtypeStruct((2, 224, 200, 3), jnp.float32)
   got = jax.eval_shape(lambda x: BiT(3, (1, 1, 1, 1), 9, rngs=nnx.Rngs(0))(x), x)
-  maps = {k: (2, *sides, 2 ** (7 + k)) for k, sides in enumerate([(56, 50), (28, 25), (14, 13), (7, 7)], 1)}
+  maps = {
+    k: (2, *sides, 2 ** (7 + k))
+    for k, sides in enumerate([(56, 50), (28, 25), (14, 13), (7, 7)], 1)
+  }
   both = {f"stage{k}{end}": shape for k, shape in maps.items() for end in ("", "_sum", "_preact")}
   ends = {"stem": (2, 56, 50, 64), "embedding": (2, 2048), "logits": (2, 9)}
   assert {name: value.shape for name, value in got.items()} == {**both, **ends}
@@ -119,7 +132,9 @@ def norm(weights, name, x):
   rows = x.reshape(len(x), -1, 32, x.shape[-1] // 32)
   centered = rows - rows.mean((1, 3), keepdims=True)
   normal = (centered / np.sqrt(rows.var((1, 3), keepdims=True) + 1e-5)).reshape(x.shape)
-  return normal * weights[f"resnet/{name}group_norm/gamma"] + weights[f"resnet/{name}group_norm/beta"]
+  return (
+    normal * weights[f"resnet/{name}group_norm/gamma"] + weights[f"resnet/{name}group_norm/beta"]
+  )
 
 
 def relu(x):
@@ -142,12 +157,16 @@ def reference(weights, x):
         }
       out = relu(norm(weights, f"{unit}/b/", conv(weights, f"{unit}/a", relu(preact))))
       out = conv(
-        weights, f"{unit}/c", relu(norm(weights, f"{unit}/c/", conv(weights, f"{unit}/b", out, stride)))
+        weights,
+        f"{unit}/c",
+        relu(norm(weights, f"{unit}/c/", conv(weights, f"{unit}/b", out, stride))),
       )
       x = out + (conv(weights, f"{unit}/a/proj", relu(preact), stride) if number == 1 else x)
   preact = norm(weights, "", x)
   embedding = relu(preact).mean((1, 2))
-  logits = embedding @ weights["resnet/head/conv2d/kernel"][0, 0] + weights["resnet/head/conv2d/bias"]
+  logits = (
+    embedding @ weights["resnet/head/conv2d/kernel"][0, 0] + weights["resnet/head/conv2d/bias"]
+  )
   return found | {
     "stage4_sum": x,
     "stage4_preact": preact,
@@ -160,7 +179,9 @@ def reference(weights, x):
 def test_a_released_file_gives_the_formulas_outputs(rng, path):
   x = rng.normal(size=(2, 37, 20, 2)).astype(np.float32)
   model = pretrained(small(), path, EXAMPLE, names=released_name)
-  got, state = jax.jit(lambda v, x: model.apply(*v, {"image": x}, train=True, key=None))(model.variables, x)
+  got, state = jax.jit(lambda v, x: model.apply(*v, {"image": x}, train=True, key=None))(
+    model.variables, x
+  )
   expected = reference(np.load(path), x.astype(np.float64))
   assert set(got) == set(expected) and not jax.tree.leaves(state)
   for name, value in expected.items():
@@ -180,7 +201,9 @@ def test_a_file_of_another_network_is_refused_leaf_by_leaf(path):
   shallower = jax.eval_shape(
     from_nnx(lambda rngs: BiT(2, (1, 1, 1, 1), 3, width=0.5, rngs=rngs)).init, jax.random.key(0), {}
   )
-  with pytest.raises(ValueError, match="unexpected: resnet/block2/unit02/c/standardized_conv2d/kernel"):
+  with pytest.raises(
+    ValueError, match="unexpected: resnet/block2/unit02/c/standardized_conv2d/kernel"
+  ):
     load_weights(path, shallower, names=released_name)
 
 
@@ -188,10 +211,14 @@ def test_low_precision_computes_low_and_stores_float32(rng, path):
   model = pretrained(small(jnp.bfloat16), path, EXAMPLE, names=released_name)
   assert {leaf.dtype for leaf in jax.tree.leaves(model.variables)} == {jnp.dtype("float32")}
   x = rng.normal(size=(2, 16, 16, 2)).astype(np.float32)
-  got = jax.jit(lambda v, x: model.apply(*v, {"image": x}, train=False, key=None)[0])(model.variables, x)
+  got = jax.jit(lambda v, x: model.apply(*v, {"image": x}, train=False, key=None)[0])(
+    model.variables, x
+  )
   assert {value.dtype for value in got.values()} == {jnp.dtype("bfloat16")}
   expected = reference(np.load(path), x.astype(np.float64))["logits"]
-  np.testing.assert_allclose(got["logits"].astype(np.float32), expected, atol=0.06 * np.abs(expected).max())
+  np.testing.assert_allclose(
+    got["logits"].astype(np.float32), expected, atol=0.06 * np.abs(expected).max()
+  )
 
 
 def test_a_new_network_prefers_no_class():
@@ -208,7 +235,10 @@ def test_a_new_network_prefers_no_class():
     (lambda r: BiT(3, (1, 0, 1, 1), 10, rngs=r), "units >= 1"),
     (lambda r: BiT(3, 50, 10, width=0.75, rngs=r), "width=0.75: expected a multiple of 0.5"),
     (lambda r: BiT(3, 50, 10, width=0, rngs=r), "width=0"),
-    (lambda r: BiT(3, (1, 1, 1, 1), 10, rngs=r)(jnp.zeros((2, 8, 8, 1))), r"channels=3.*\(2, 8, 8, 1\)"),
+    (
+      lambda r: BiT(3, (1, 1, 1, 1), 10, rngs=r)(jnp.zeros((2, 8, 8, 1))),
+      r"channels=3.*\(2, 8, 8, 1\)",
+    ),
   ],
 )
 def test_what_does_not_fit_is_refused(call, message):

@@ -40,7 +40,9 @@ def built(**options):
 def run(params, tokens, *packed, **options):
   model = from_nnx(small(**options), inputs=PACKED[: 1 + len(packed)])
   batch = dict(zip(PACKED, (jnp.asarray(tokens), *packed)))
-  return jax.jit(lambda params, batch: model.apply(params, {}, batch, train=True, key=None)[0])(params, batch)
+  return jax.jit(lambda params, batch: model.apply(params, {}, batch, train=True, key=None)[0])(
+    params, batch
+  )
 
 
 @pytest.fixture(params=FAMILIES)
@@ -67,7 +69,9 @@ def test_a_released_checkpoint_gives_the_numbers_of_transformers(family, release
   found["attention2"] = jax.nn.softmax(out["attention2"])[:, :, -1]
   for name, value in found.items():
     expected = np.array(GOLDEN[family][name])
-    np.testing.assert_allclose(value[0], expected, atol=3e-5 * max(1, np.abs(expected).max()), err_msg=name)
+    np.testing.assert_allclose(
+      value[0], expected, atol=3e-5 * max(1, np.abs(expected).max()), err_msg=name
+    )
 
 
 def test_greedy_continuations_are_those_of_transformers(family, released):
@@ -82,7 +86,9 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
   path = tmp_path / "model.safetensors"
   safetensors.numpy.save_file(weights("qwen3"), path)
   arguments = decoder_arguments(GOLDEN["llama"]["config"])
-  like = jax.eval_shape(from_nnx(lambda rngs: Decoder(**arguments, rngs=rngs)).init, jax.random.key(0), {})
+  like = jax.eval_shape(
+    from_nnx(lambda rngs: Decoder(**arguments, rngs=rngs)).init, jax.random.key(0), {}
+  )
   with pytest.raises(ValueError, match="unexpected: model.layers.0.self_attn.k_norm.weight"):
     load_weights(path, like, names=decoder_name)
 
@@ -161,7 +167,9 @@ def test_blocks_computed_again_give_the_same(rng):
     out = run(params, tokens, tied=True, remat=remat)
     kernel, bias, cap = out["head"]
     labels = jnp.roll(tokens, -1, 1).ravel()
-    return losses.linear_cross_entropy(out["hidden"].reshape(-1, 16), kernel, labels, bias=bias, softcap=cap)
+    return losses.linear_cross_entropy(
+      out["hidden"].reshape(-1, 16), kernel, labels, bias=bias, softcap=cap
+    )
 
   plain, again = (jax.value_and_grad(loss)(params, remat) for remat in ("", "nothing_saveable"))
   for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(plain), strict=True):
@@ -206,7 +214,9 @@ def test_the_head_is_capped_where_asked(rng):
 def test_cached_keys_give_the_same_outputs(rng):
   params, tokens = built(projection_norm=True), rng.integers(0, 19, (2, 9))
   expected = run(params, tokens, projection_norm=True)["hidden"]
-  decoder = nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: small(projection_norm=True)(nnx.Rngs(0)))), params)
+  decoder = nnx.merge(
+    nnx.graphdef(nnx.eval_shape(lambda: small(projection_norm=True)(nnx.Rngs(0)))), params
+  )
   cache = decoder.empty_cache(2, 12)
   starts = jnp.zeros(2, int)
   for part in (slice(0, 4), slice(4, 5), slice(5, 9)):
@@ -256,7 +266,9 @@ def test_a_row_ends_behind_its_stop_token_and_at_the_end_of_its_place():
     end = longer.index(stop, prompt) + 1 if stop in longer[prompt:] else len(longer)
     assert text == longer[:end]
   decoder = nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: small()(nnx.Rngs(0)))), params)
-  tokens, lengths = jax.jit(lambda t, n: generate(decoder, t, n, 99))(jnp.full((2, 6), 7), jnp.array([6, 4]))
+  tokens, lengths = jax.jit(lambda t, n: generate(decoder, t, n, 99))(
+    jnp.full((2, 6), 7), jnp.array([6, 4])
+  )
   np.testing.assert_array_equal(lengths, 6)
   np.testing.assert_array_equal(tokens[0], 7)
 

@@ -87,7 +87,10 @@ def from_haiku(Net):
 class NNXNet(nnx.Module):
   def __init__(self, rngs):
     self.hidden, self.head = nnx.Linear(6, WIDTH, rngs=rngs), nnx.Linear(WIDTH, CLASSES, rngs=rngs)
-    self.norm, self.drop = nnx.BatchNorm(WIDTH, momentum=0.5, rngs=rngs), nnx.Dropout(0.2, rngs=rngs)
+    self.norm, self.drop = (
+      nnx.BatchNorm(WIDTH, momentum=0.5, rngs=rngs),
+      nnx.Dropout(0.2, rngs=rngs),
+    )
 
   def __call__(self, x):
     hidden = self.drop(nnx.relu(self.norm(self.hidden(x))))
@@ -162,7 +165,9 @@ def test_haiku_equals_calling_the_module(batch, train):
 def test_modes_keys_and_state(batch, library):
   model = LIBRARIES[library]()
   variables = model.init(KEY, batch)
-  run = jax.jit(lambda train, key: model.apply(*variables, batch, train=train, key=key), static_argnums=0)
+  run = jax.jit(
+    lambda train, key: model.apply(*variables, batch, train=train, key=key), static_argnums=0
+  )
   (a, moved), (b, _), (c, kept), (d, _) = (
     run(True, jax.random.key(2)),
     run(True, jax.random.key(3)),
@@ -171,7 +176,9 @@ def test_modes_keys_and_state(batch, library):
   )
   assert (a["hidden"] != b["hidden"]).any()
   assert_same(c, d, 0)
-  changed = [bool((x != y).any()) for x, y in zip(jax.tree.leaves(moved), jax.tree.leaves(variables.state))]
+  changed = [
+    bool((x != y).any()) for x, y in zip(jax.tree.leaves(moved), jax.tree.leaves(variables.state))
+  ]
   assert all(changed) and changed
   for state in (moved, kept):
     assert jax.tree.structure(state) == jax.tree.structure(variables.state)
@@ -196,7 +203,9 @@ def train(student, teacher, teacher_outputs, batch, steps, objective):
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_every_library_trains_as_teacher_and_as_student(batch, library, tmp_path):
   teacher = LIBRARIES[library]()
-  state, alone = train(teacher, None, (), batch, 30, objectives.weighted(hard=(1.0, objectives.labels())))
+  state, alone = train(
+    teacher, None, (), batch, 30, objectives.weighted(hard=(1.0, objectives.labels()))
+  )
   assert alone[-1]["loss"] < 0.6 * alone[0]["loss"] and alone[-1]["accuracy"] > 0.8
   teacher_outputs = Variables(state.params["student"], state.model_state["student"])
   before = jax.tree.map(np.array, teacher_outputs)

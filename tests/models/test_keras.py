@@ -32,7 +32,9 @@ def functional(rate=0.5):
 
 
 def automatic():
-  return keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.Dropout(0.5), layers.Dense(2)])
+  return keras.Sequential(
+    [keras.Input((4,)), layers.Dense(3), layers.Dropout(0.5), layers.Dense(2)]
+  )
 
 
 class Subclassed(keras.Model):
@@ -81,7 +83,9 @@ def test_it_equals_calling_the_model(batch, train):
 def test_dropout_follows_the_key_in_training_and_is_off_in_evaluation(batch, make):
   model = from_keras(make)
   variables = model.init(KEY, batch)
-  run = jax.jit(lambda train, key: model.apply(*variables, batch, train=train, key=key)[0], static_argnums=0)
+  run = jax.jit(
+    lambda train, key: model.apply(*variables, batch, train=train, key=key)[0], static_argnums=0
+  )
   assert_same(run(True, jax.random.key(2)), run(True, jax.random.key(2)), 0)
   assert (run(True, jax.random.key(2))["logits"] != run(True, jax.random.key(3))["logits"]).any()
   assert_same(run(False, None), run(False, jax.random.key(3)), 0)
@@ -91,7 +95,9 @@ def test_dropout_follows_the_key_in_training_and_is_off_in_evaluation(batch, mak
 
 def test_two_dropouts_draw_differently():
   x = keras.Input((50,))
-  net = keras.Model(x, {"logits": layers.Dropout(0.5, seed=1)(x), "b": layers.Dropout(0.5, seed=1)(x)})
+  net = keras.Model(
+    x, {"logits": layers.Dropout(0.5, seed=1)(x), "b": layers.Dropout(0.5, seed=1)(x)}
+  )
   model = from_keras(net)
   drawn, _ = model.apply(*model.init(KEY, ones(4, 50)), ones(4, 50), train=True, key=KEY)
   assert (drawn["logits"] != drawn["b"]).any()
@@ -111,7 +117,9 @@ def test_a_subclassed_model_is_in_the_mode_of_the_call():
   assert_same(evaluated["dropped"], batch["image"], 0)
   assert_same(evaluated["logits"], batch["image"] / np.sqrt(1.001), 1e-4)
   assert_same(kept, variables.state, 0)
-  assert all((a != b).any() for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(variables.state)))
+  assert all(
+    (a != b).any() for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(variables.state))
+  )
 
 
 def test_what_comes_out_has_the_structure_of_what_went_in(batch):
@@ -130,7 +138,9 @@ def test_the_user_s_arrays_survive_a_donated_state(batch):
   model = from_keras(net)
   for leaf in jax.tree.leaves(model.init(KEY, batch)):
     leaf.delete()
-  for leaf in jax.tree.leaves((model.variables, model.init(KEY, batch), [v.value for v in net.variables])):
+  for leaf in jax.tree.leaves(
+    (model.variables, model.init(KEY, batch), [v.value for v in net.variables])
+  ):
     assert not leaf.is_deleted()
   for leaf in jax.tree.leaves(model.variables):
     leaf.delete()
@@ -145,7 +155,9 @@ def test_metrics_of_a_compiled_model_and_a_fitted_one_are_no_state(batch):
   model = from_keras(net)
   assert {name for name, _ in named_leaves(model.init(KEY, batch))} == before
   assert_same(
-    model.apply(*model.variables, batch, train=False, key=None)[0]["logits"], net(batch["image"]), 1e-5
+    model.apply(*model.variables, batch, train=False, key=None)[0]["logits"],
+    net(batch["image"]),
+    1e-5,
   )
 
 
@@ -314,7 +326,9 @@ def test_vgg16_without_its_head_gives_features():
   net = keras.applications.VGG16(weights=None, include_top=False, input_shape=(32, 32, 3))
   model = from_keras(net, features={"b1": "block1_pool", "b3": "block3_conv3"}, output="map")
   batch = ones(2, 32, 32, 3)
-  shapes = jax.eval_shape(lambda v: model.apply(*v, batch, train=False, key=None)[0], model.variables)
+  shapes = jax.eval_shape(
+    lambda v: model.apply(*v, batch, train=False, key=None)[0], model.variables
+  )
   assert {name: s.shape for name, s in shapes.items()} == {
     "b1": (2, 16, 16, 64),
     "b3": (2, 8, 8, 256),
@@ -331,7 +345,9 @@ def test_vgg16_with_its_head_gives_logits_or_is_refused(activation):
     weights=None, input_shape=(32, 32, 3), classes=7, classifier_activation=activation
   )
   if activation:
-    with pytest.raises(ValueError, match="'predictions' ends in softmax.*classifier_activation=None"):
+    with pytest.raises(
+      ValueError, match="'predictions' ends in softmax.*classifier_activation=None"
+    ):
       from_keras(net)
     return
   model = from_keras(net)
@@ -353,7 +369,10 @@ def test_a_list_of_outputs_needs_names():
 def test_several_inputs_and_a_missing_one(rng):
   a, b = keras.Input((4,)), keras.Input((2,))
   net = keras.Model([a, b], layers.Dense(2, name="d")(a) - 2 * b)
-  batch = {"image": rng.normal(size=(3, 4)).astype(np.float32), "shift": np.ones((3, 2), np.float32)}
+  batch = {
+    "image": rng.normal(size=(3, 4)).astype(np.float32),
+    "shift": np.ones((3, 2), np.float32),
+  }
   model = from_keras(net, inputs=["image", "shift"])
   outputs, _ = model.apply(*model.variables, batch, train=False, key=None)
   layer = model.variables.params["d"]
@@ -388,10 +407,16 @@ def test_two_variables_of_one_path():
 def test_another_backend_is_refused(backend):
   code = "import distill_jax.models as m; m.from_nnx; m.from_keras"
   environment = {**os.environ, "KERAS_BACKEND": backend}
-  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-  assert "ImportError: from_keras needs Keras on the JAX backend: set KERAS_BACKEND=jax" in done.stderr
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+  )
+  assert (
+    "ImportError: from_keras needs Keras on the JAX backend: set KERAS_BACKEND=jax" in done.stderr
+  )
 
 
 def test_keras_is_imported_only_when_its_adapter_is_used():
-  code = "import sys; sys.modules['keras'] = None; from distill_jax.models import from_nnx, from_apply"
+  code = (
+    "import sys; sys.modules['keras'] = None; from distill_jax.models import from_nnx, from_apply"
+  )
   subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,7 +16,9 @@ MODES = {
 
 
 def parameters(module):
-  return {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param))}
+  return {
+    "/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param))
+  }
 
 
 def shapes(build, *shape):
@@ -102,7 +104,13 @@ def test_equal_maxima_share_their_gradient(dtype):
     [-inf, -inf, -inf, -inf],
     [nan, 1, 2, inf],
   ]
-  shares = [[1 / 4] * 4, [0, 1 / 3, 1 / 3, 1 / 3], [0, 1 / 2, 0, 1 / 2], [1 / 2, 1 / 2, 0, 0], [1 / 4] * 4]
+  shares = [
+    [1 / 4] * 4,
+    [0, 1 / 3, 1 / 3, 1 / 3],
+    [0, 1 / 2, 0, 1 / 2],
+    [1 / 2, 1 / 2, 0, 0],
+    [1 / 4] * 4,
+  ]
   shares.append([1 / 3, 1 / 3, 0, 1 / 3])
   x = jnp.asarray(patches, dtype).reshape(-1, 2, 2, 1)
   np.testing.assert_array_equal(max_pool(x).ravel().astype(float), np.max(patches, 1))
@@ -187,7 +195,9 @@ def test_relu_networks_keep_the_scale_of_their_input(rng):
 def test_low_precision_computes_low_and_stores_float32(build):
   module = build(dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
   assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(module))} == {jnp.dtype("float32")}
-  out = jax.eval_shape(nnx.view(module, **MODES["eval"]), jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32))
+  out = jax.eval_shape(
+    nnx.view(module, **MODES["eval"]), jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
+  )
   assert {value.dtype for value in out.values()} == {jnp.dtype("bfloat16")}
 
 
@@ -209,7 +219,10 @@ def test_mapped_batch_norm_sees_the_whole_batch(rng):
     (lambda r: VGG(3, 16, 10, width=0, rngs=r), "width=0"),
     (lambda r: CNN(3, (), 10, rngs=r), "widths"),
     (lambda r: CNN(3, (4,), 10, rngs=r)(jnp.zeros((2, 8, 8, 1))), r"channels=3.*\(2, 8, 8, 1\)"),
-    (lambda r: VGG(1, 11, 10, width=1 / 64, rngs=r)(jnp.zeros((8, 8, 1))), r"channels=1.*\(8, 8, 1\)"),
+    (
+      lambda r: VGG(1, 11, 10, width=1 / 64, rngs=r)(jnp.zeros((8, 8, 1))),
+      r"channels=1.*\(8, 8, 1\)",
+    ),
     (lambda r: MLP(64, (4,), 10, rngs=r)(jnp.zeros((2, 28, 28, 1))), "inputs=64 .* got 784"),
   ],
 )

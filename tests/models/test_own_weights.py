@@ -35,8 +35,12 @@ def test_the_parameters_that_fit_are_outputs_and_all_else_is_as_before(rng):
   after, _ = model.apply(*variables, b, train=True, key=None)
   found = after.pop("weights")
   jax.tree.map(np.testing.assert_array_equal, after, before)
-  assert set(found) == {f"blocks/{k}/{name}/kernel" for k in range(2) for name in ("query", "key", "value")}
-  np.testing.assert_array_equal(found["blocks/1/key/kernel"], variables.params["blocks"][1]["key"]["kernel"])
+  assert set(found) == {
+    f"blocks/{k}/{name}/kernel" for k in range(2) for name in ("query", "key", "value")
+  }
+  np.testing.assert_array_equal(
+    found["blocks/1/key/kernel"], variables.params["blocks"][1]["key"]["kernel"]
+  )
   with pytest.raises(ValueError, match="'kernle' fits no leaf"):
     with_weights(bare, "kernle").apply(*variables, b, train=True, key=None)
 
@@ -46,7 +50,9 @@ def plain(depth):
 
   def init(key, image):
     keys = jax.random.split(key, depth)
-    return {"blocks": {str(i): {"kernel": jax.random.normal(keys[i], (4, 4))} for i in range(depth)}}
+    return {
+      "blocks": {str(i): {"kernel": jax.random.normal(keys[i], (4, 4))} for i in range(depth)}
+    }
 
   def apply(params, image):
     x = image.reshape(len(image), -1)[:, :4]
@@ -63,7 +69,10 @@ def test_a_step_pulls_the_students_weights_to_their_counterparts(rng, mesh, how)
   student, teacher = plain(2), plain(4)
   parts = student, teacher, weighted(same=(0.5, weights(layers=BLOCKS))), optax.sgd(10.0)
   b, options = batch(rng), {"microbatches": {"microbatches": 2}, "mapped": {"axis_name": "data"}}
-  state, teacher_outputs = make_init(*parts)(jax.random.key(0), b), teacher.init(jax.random.key(1), b)
+  state, teacher_outputs = (
+    make_init(*parts)(jax.random.key(0), b),
+    teacher.init(jax.random.key(1), b),
+  )
   step = make_train_step(*parts, **options.get(how, {}))
   if how == "mapped":
     whole, rows = PartitionSpec(), PartitionSpec("data")
@@ -77,7 +86,9 @@ def test_a_step_pulls_the_students_weights_to_their_counterparts(rng, mesh, how)
     )
     values.append(((own - other) ** 2).mean())
     moved = own - 10 * 0.5 * 2 * (own - other) / 16 / 2
-    np.testing.assert_allclose(new.params["student"]["blocks"][s]["kernel"], moved, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+      new.params["student"]["blocks"][s]["kernel"], moved, rtol=1e-4, atol=1e-5
+    )
   np.testing.assert_allclose(reduce.value(measured["same"]), np.mean(values), rtol=1e-5)
 
 
@@ -107,7 +118,9 @@ def test_features_and_weights_are_aligned_at_every_stage(rng):
 
 
 def shaped(**arrays):
-  return {"weights": {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in arrays.items()}}
+  return {
+    "weights": {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in arrays.items()}
+  }
 
 
 @pytest.mark.parametrize(
@@ -120,7 +133,12 @@ def shaped(**arrays):
       None,
       "no weights 'key' for the student's 'key'; did you mean 'keys'",
     ),
-    ({"a/key": (2, 2)}, {"b/key": (2, 2)}, {"^a": "c"}, "no weights 'c/key' for the student's 'a/key'"),
+    (
+      {"a/key": (2, 2)},
+      {"b/key": (2, 2)},
+      {"^a": "c"},
+      "no weights 'c/key' for the student's 'a/key'",
+    ),
     (
       {"key": (2, 2)},
       {"key": (3, 2)},

@@ -19,7 +19,11 @@ class Dropped(nnx.Module):
 
   def __init__(self, remat="", *, rngs):
     self.layers = nnx.List([nnx.Linear(6, 6, rngs=rngs) for _ in range(2)])
-    self.dropout, self.head, self.remat = nnx.Dropout(0.5, rngs=rngs), nnx.Linear(6, 3, rngs=rngs), remat
+    self.dropout, self.head, self.remat = (
+      nnx.Dropout(0.5, rngs=rngs),
+      nnx.Linear(6, 3, rngs=rngs),
+      remat,
+    )
 
   def block(self, layer, x):
     return self.dropout(jnp.tanh(layer(x)))
@@ -68,7 +72,10 @@ def results(name, remat):
 
 @pytest.mark.parametrize(
   "name, policy",
-  [*((name, "nothing_saveable") for name in NETWORKS), *(("dropout", policy) for policy in POLICIES[1:])],
+  [
+    *((name, "nothing_saveable") for name in NETWORKS),
+    *(("dropout", policy) for policy in POLICIES[1:]),
+  ],
 )
 def test_gradients_outputs_and_states_are_the_same(name, policy):
   plain, again = results(name, ""), results(name, policy)

@@ -16,7 +16,9 @@ NETWORKS = {
 
 
 def outputs(build, *shape):
-  return jax.eval_shape(lambda x: build(rngs=nnx.Rngs(0))(x), jax.ShapeDtypeStruct(shape, jnp.float32))
+  return jax.eval_shape(
+    lambda x: build(rngs=nnx.Rngs(0))(x), jax.ShapeDtypeStruct(shape, jnp.float32)
+  )
 
 
 # The sizes of RepDistiller's networks with 100 classes; tables of papers that use them round these to 0.01 M.
@@ -43,13 +45,17 @@ def test_numbers_of_parameters_are_the_published_ones(build, published):
 @pytest.mark.parametrize("size, sizes", [(32, (32, 16, 8)), (7, (7, 4, 2)), (1, (1, 1, 1))])
 def test_outputs_have_their_documented_names_and_shapes(size, sizes):
   got = {
-    n: o.shape for n, o in outputs(lambda **k: ResNet(3, 8, 9, widths=X4, **k), 2, size, size, 3).items()
+    n: o.shape
+    for n, o in outputs(lambda **k: ResNet(3, 8, 9, widths=X4, **k), 2, size, size, 3).items()
   }
   maps = {k: (2, side, side, width) for k, (side, width) in enumerate(zip(sizes, X4[1:]), 1)}
   ends = {"embedding": (2, 256), "logits": (2, 9)}
   both = {f"stage{k}{end}": shape for k, shape in maps.items() for end in ("", "_preact")}
   assert got == {"stem": (2, size, size, 32), **both, **ends}
-  got = {n: o.shape for n, o in outputs(lambda **k: WideResNet(3, 16, 4, 9, **k), 2, size, size, 3).items()}
+  got = {
+    n: o.shape
+    for n, o in outputs(lambda **k: WideResNet(3, 16, 4, 9, **k), 2, size, size, 3).items()
+  }
   three = both | {f"stage{k}_sum": shape for k, shape in maps.items()}
   assert got == {"stem": (2, size, size, 16), **three, **ends}
 
@@ -60,7 +66,9 @@ def conv(layer, x, stride=1):
   size, (high, wide) = kernel.shape[0], x.shape[1:3]
   half = size // 2
   padded = np.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
-  whole = sum(padded[:, i : i + high, j : j + wide] @ kernel[i, j] for i in range(size) for j in range(size))
+  whole = sum(
+    padded[:, i : i + high, j : j + wide] @ kernel[i, j] for i in range(size) for j in range(size)
+  )
   return whole[:, ::stride, ::stride]
 
 
@@ -154,7 +162,10 @@ def test_weights_start_with_the_variance_of_their_fan_out():
   [
     (lambda r: ResNet(3, 18, 10, rngs=r), r"depth=18: expected 6 n \+ 2 .* nearest is 20"),
     (lambda r: ResNet(3, 2, 10, rngs=r), "the nearest is 8"),
-    (lambda r: ResNet(3, 8, 10, widths=(16, 32, 64), rngs=r), r"widths: expected four .*\(16, 32, 64\)"),
+    (
+      lambda r: ResNet(3, 8, 10, widths=(16, 32, 64), rngs=r),
+      r"widths: expected four .*\(16, 32, 64\)",
+    ),
     (lambda r: WideResNet(3, 41, 2, 10, rngs=r), r"depth=41: expected 6 n \+ 4 .* nearest is 40"),
     (lambda r: WideResNet(3, 10, 0, 10, rngs=r), "width=0"),
     (lambda r: ResNet(3, 8, 10, rngs=r)(jnp.zeros((2, 8, 8, 1))), r"channels=3.*\(2, 8, 8, 1\)"),

@@ -32,7 +32,9 @@ def built(rng, **options):
 
 
 def run(model, params, image, train=False):
-  return jax.jit(lambda p, x: model.apply(p, {}, {"image": x}, train=train, key=None)[0])(params, image)
+  return jax.jit(lambda p, x: model.apply(p, {}, {"image": x}, train=train, key=None)[0])(
+    params, image
+  )
 
 
 # The same in numpy
@@ -58,7 +60,9 @@ def reference(p, image, patch, heads, own):
       for i in range(side)
       for j in range(side)
     ]
-    rows.append(np.concatenate([p["tokens"], affine(p["embed"], np.stack(patches))]) + p["positions"])
+    rows.append(
+      np.concatenate([p["tokens"], affine(p["embed"], np.stack(patches))]) + p["positions"]
+    )
   x = out["embedded"] = np.stack(rows)
   for k, block in enumerate(p["blocks"].values(), 1):
     normed = norm(block["attention_norm"], x)
@@ -94,7 +98,9 @@ def test_equals_numpy_in_training_and_evaluation(rng, options):
     out = run(model, params, image, train)
     assert set(out) == {*expected, "logits"}
     for name, value in {**expected, "logits": logits}.items():
-      np.testing.assert_allclose(out[name], value, rtol=2e-4, atol=2e-5 * abs(value).max(), err_msg=name)
+      np.testing.assert_allclose(
+        out[name], value, rtol=2e-4, atol=2e-5 * abs(value).max(), err_msg=name
+      )
 
 
 def test_the_number_of_parameters_is_that_of_deit_tiny():
@@ -135,11 +141,15 @@ def test_gradients_reach_every_parameter(rng):
 
 def test_low_precision_computes_low_and_stores_float32(rng):
   model, params, image = built(rng, distilled=True, dtype=jnp.bfloat16)
-  out = jax.eval_shape(lambda p: model.apply(p, {}, {"image": image}, train=True, key=None)[0], params)
+  out = jax.eval_shape(
+    lambda p: model.apply(p, {}, {"image": image}, train=True, key=None)[0], params
+  )
   kinds = {name: x.dtype for name, x in out.items()}
   assert {kinds.pop(f"attention{k}") for k in (1, 2)} == {jnp.dtype("float32")}
   assert set(kinds.values()) == {jnp.dtype("bfloat16")}
-  assert {x.dtype for x in jax.tree.leaves(model.init(jax.random.key(0), {}))} == {jnp.dtype("float32")}
+  assert {x.dtype for x in jax.tree.leaves(model.init(jax.random.key(0), {}))} == {
+    jnp.dtype("float32")
+  }
 
 
 def test_a_distilled_student_trains_alike_on_one_device_and_eight(rng, mesh):
@@ -167,13 +177,18 @@ def test_a_distilled_student_trains_alike_on_one_device_and_eight(rng, mesh):
     eight, _ = step(eight, teacher_outputs, spread)
     losses_seen.append(float(reduce.value(measured["loss"])))
   assert losses_seen[-1] < losses_seen[0] - 0.1
-  jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5), eight.params, one.params)
+  jax.tree.map(
+    lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5), eight.params, one.params
+  )
 
 
 @pytest.mark.parametrize(
   "call, message",
   [
-    (lambda r: ViT(**{**SMALL, "heads": 5}, rngs=r), "heads=5 must divide width=12; the nearest: 4"),
+    (
+      lambda r: ViT(**{**SMALL, "heads": 5}, rngs=r),
+      "heads=5 must divide width=12; the nearest: 4",
+    ),
     (lambda r: ViT(**{**SMALL, "patch": 3}, rngs=r), "patch=3 must divide size=8; the nearest: 2"),
     (lambda r: ViT(**SMALL, rngs=r)(jnp.zeros((2, 8, 8, 3))), r"channels=2.*\(2, 8, 8, 3\)"),
     (lambda r: ViT(**SMALL, rngs=r)(jnp.zeros((2, 8, 12, 2))), r"size=8.*\(2, 8, 12, 2\)"),

@@ -35,7 +35,9 @@ def test_tokens_that_do_not_exist_have_no_probability(parts):
   nll = -np.take_along_axis(expected, label[..., None], -1).mean()
   counts = metrics.token_scores(outputs["hidden"], outputs["head"], label)
   assert metrics.summary(counts)["nll"] == pytest.approx(nll, rel=1e-5)
-  fused = metrics.summary(metrics.token_counts(outputs["hidden"], outputs["head"], jnp.asarray(label)))
+  fused = metrics.summary(
+    metrics.token_counts(outputs["hidden"], outputs["head"], jnp.asarray(label))
+  )
   assert fused["nll"] == pytest.approx(nll, rel=1e-5)
 
 

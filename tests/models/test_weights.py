@@ -20,7 +20,9 @@ from distill_jax.models import from_nnx, load_weights, pretrained, torch_kernel
 from distill_jax.train import make_init, make_train_step
 from distill_jax.types import Variables
 
-LIKE = Variables({"head": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}}, {"mean": jnp.zeros(3)})
+LIKE = Variables(
+  {"head": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}}, {"mean": jnp.zeros(3)}
+)
 NAMES = {
   "params/head/kernel": ("fc.weight", torch_kernel),
   "params/head/bias": "fc.bias",
@@ -62,7 +64,10 @@ def test_every_leaf_comes_from_its_entry(rng, path):
 
 def test_equal_names_need_no_map_and_a_function_is_one(rng, path):
   arrays = theirs(rng)
-  like = {"a": jax.ShapeDtypeStruct((3,), jnp.float32), "b": {"c": jax.ShapeDtypeStruct((2,), jnp.float32)}}
+  like = {
+    "a": jax.ShapeDtypeStruct((3,), jnp.float32),
+    "b": {"c": jax.ShapeDtypeStruct((2,), jnp.float32)},
+  }
   got = load_weights(write(path, {"a": arrays["mean"], "b/c": arrays["fc.bias"]}), like)
   np.testing.assert_array_equal(got["b"]["c"], arrays["fc.bias"])
   write(path, {"net.a": arrays["mean"], "net.b.c": arrays["fc.bias"]})
@@ -76,7 +81,9 @@ def test_equal_names_need_no_map_and_a_function_is_one(rng, path):
 def test_packed_projections_are_taken_apart(rng, path):
   packed = rng.normal(size=(6, 4)).astype(np.float32)
   names = {part: ("qkv", lambda w, i=i: w[2 * i : 2 * i + 2].T) for i, part in enumerate("qkv")}
-  got = load_weights(write(path, {"qkv": packed}), {part: jnp.zeros((4, 2)) for part in "qkv"}, names=names)
+  got = load_weights(
+    write(path, {"qkv": packed}), {part: jnp.zeros((4, 2)) for part in "qkv"}, names=names
+  )
   for i, part in enumerate("qkv"):
     np.testing.assert_array_equal(got[part], packed[2 * i : 2 * i + 2].T)
 
@@ -86,7 +93,8 @@ def test_torch_kernels_compute_what_torch_would(rng):
   np.testing.assert_allclose(x @ torch_kernel(linear), np.einsum("oi,bi->bo", linear, x))
   window, image = rng.normal(size=(4, 3, 3, 2)), rng.normal(size=(6, 7, 3))
   expected = [
-    sum(scipy.signal.correlate2d(image[..., i], window[o, i], "valid") for i in range(3)) for o in range(4)
+    sum(scipy.signal.correlate2d(image[..., i], window[o, i], "valid") for i in range(3))
+    for o in range(4)
   ]
   conv = nnx.Conv(3, 4, (3, 2), padding="VALID", use_bias=False, rngs=nnx.Rngs(0))
   conv.kernel[...] = jnp.asarray(torch_kernel(window), jnp.float32)
@@ -128,15 +136,21 @@ def test_entries_that_nobody_needs_are_named(rng, path):
 def test_a_function_that_fails_or_turns_it_wrong(rng, path):
   write(path, theirs(rng))
   names = {**NAMES, "state/mean": ("mean", torch_kernel)}
-  with pytest.raises(ValueError, match=r"function: state/mean <- mean float32\[3\]: expected a weight"):
+  with pytest.raises(
+    ValueError, match=r"function: state/mean <- mean float32\[3\]: expected a weight"
+  ):
     load_weights(path, LIKE, names=names)
   names = {**NAMES, "state/mean": ("mean", lambda w: w[:2])}
-  with pytest.raises(ValueError, match=r"shape: state/mean <- mean is float32\[2\], expected float32\[3\]$"):
+  with pytest.raises(
+    ValueError, match=r"shape: state/mean <- mean is float32\[2\], expected float32\[3\]$"
+  ):
     load_weights(path, LIKE, names=names)
 
 
 def test_a_map_with_a_name_that_is_no_leaf(rng, path):
-  with pytest.raises(ValueError, match="no leaf 'params/head/kernl'; did you mean 'params/head/kernel'"):
+  with pytest.raises(
+    ValueError, match="no leaf 'params/head/kernl'; did you mean 'params/head/kernel'"
+  ):
     load_weights(write(path, theirs(rng)), LIKE, names={"params/head/kernl": "fc.weight"})
 
 
@@ -245,7 +259,9 @@ def test_the_released_model_pronounces_as_published(teacher):
 def test_the_released_model_teaches(teacher):
   words, _ = g2p.dictionary()
   teacher_outputs = np.asarray(g2p.greedy(teacher.variables.params, g2p.spell(words)))
-  started = np.concatenate([np.full((len(words), 1), 2), teacher_outputs[:, :-1]], 1).astype(np.int32)
+  started = np.concatenate([np.full((len(words), 1), 2), teacher_outputs[:, :-1]], 1).astype(
+    np.int32
+  )
   batch = {"word": g2p.spell(words), "phones": started}
   student = g2p.network(32)
   objective = objectives.weighted(soft=(1.0, objectives.logits(losses.kl_divergence)))
@@ -267,12 +283,22 @@ def test_a_checkpoint_in_several_files(rng, tmp_path):
   index = tmp_path / "model.safetensors.index.json"
   index.write_text(json.dumps({"metadata": {}, "weight_map": parts}))
   write(tmp_path / "whole.safetensors", arrays)
-  got, whole = (load_weights(file, LIKE, names=NAMES) for file in (index, tmp_path / "whole.safetensors"))
+  got, whole = (
+    load_weights(file, LIKE, names=NAMES) for file in (index, tmp_path / "whole.safetensors")
+  )
   jax.tree.map(np.testing.assert_array_equal, got, whole)
   for broken, error, message in (
     ({"weight_map": parts | {"mean": "a.safetensors"}}, ValueError, "a.safetensors has no mean"),
-    ({"weight_map": parts | {"mean": "../a.safetensors"}}, ValueError, "is damaged.*do not lie beside it"),
-    ({"weight_map": parts | {"mean": "c.safetensors"}}, FileNotFoundError, "no file .*c.safetensors"),
+    (
+      {"weight_map": parts | {"mean": "../a.safetensors"}},
+      ValueError,
+      "is damaged.*do not lie beside it",
+    ),
+    (
+      {"weight_map": parts | {"mean": "c.safetensors"}},
+      FileNotFoundError,
+      "no file .*c.safetensors",
+    ),
     ([], ValueError, "is damaged"),
   ):
     index.write_text(json.dumps(broken))

@@ -20,7 +20,9 @@ from distill_jax.train import make_init, make_train_step
 KEY = jax.random.key(0)
 ROWS, LENGTH = 4, 7
 PAIRS = ((1, 2), (2, 4))
-SEGMENTS = np.array([[0, 0, 0, 1, 1, -1, -1], [2] * 7, [3, 3, 4, 4, 4, 4, 5], [6, 6, 6, 6, 6, -1, -1]])
+SEGMENTS = np.array(
+  [[0, 0, 0, 1, 1, -1, -1], [2] * 7, [3, 3, 4, 4, 4, 4, 5], [6, 6, 6, 6, 6, -1, -1]]
+)
 LABEL = np.where(SEGMENTS < 0, -1, 3)
 LABEL[1, :2] = LABEL[2, 1] = -1  # a prompt, and an end
 WHERE = np.array([True, True, True, False])
@@ -75,7 +77,9 @@ def drawn(rng, *, widths=(6, 10), heads=(2, 2), causal=True):
         out[f"{name}{k}"] = rng.normal(size=(ROWS, *shape)).astype(np.float32)
         out[f"{name}{k}"][3] = np.nan
       if causal:
-        looks = np.tril(np.ones((LENGTH, LENGTH), bool)) & (SEGMENTS[:, :, None] == SEGMENTS[:, None])
+        looks = np.tril(np.ones((LENGTH, LENGTH), bool)) & (
+          SEGMENTS[:, :, None] == SEGMENTS[:, None]
+        )
         out[f"attention{k}"] = np.where(looks[:, None], out[f"attention{k}"], -np.inf)
     made.append(out)
   return made
@@ -122,7 +126,9 @@ def test_equal_widths_learn_nothing(rng):
   s, t = drawn(rng, widths=(6, 6))
   term = layers([(2, 3)], losses.hint)
   assert not jax.tree.leaves(term.init(KEY, s, t))
-  expected = np.mean([((s["block2"][at] - t["block3"][at]) ** 2).mean() for at in tokens_that_count()])
+  expected = np.mean(
+    [((s["block2"][at] - t["block3"][at]) ** 2).mean() for at in tokens_that_count()]
+  )
   np.testing.assert_allclose(evaluate(term, s, t), expected, rtol=1e-5)
 
 
@@ -149,7 +155,9 @@ def test_attention_over_the_keys_of_the_same_document(rng, loss, causal):
     for m, g in PAIRS:
       for h in range(2):
         own, other = (x[b, h, q][keys] for x in (s[f"attention{m}"], t[f"attention{g}"]))
-        one = kl(other, own) if loss is losses.attention_kl else ((np.float64(own) - other) ** 2).mean()
+        one = (
+          kl(other, own) if loss is losses.attention_kl else ((np.float64(own) - other) ** 2).mean()
+        )
         total += one / 2
     each.append(total)
   np.testing.assert_allclose(evaluate(attention(PAIRS, loss), s, t), np.mean(each), rtol=1e-5)
@@ -191,7 +199,9 @@ def test_relations_within_documents(rng, names):
       rows = []
       for x in (s[f"{name}2"], t[f"{name}4"]):
         heads = np.float64(x[b]).reshape(LENGTH, 3, -1)
-        rows.append(np.einsum("hd,khd->hk", heads[q], heads[related(b, q)]) / np.sqrt(heads.shape[-1]))
+        rows.append(
+          np.einsum("hd,khd->hk", heads[q], heads[related(b, q)]) / np.sqrt(heads.shape[-1])
+        )
       total += np.mean([kl(other, own) for own, other in zip(*rows)])
     each.append(total)
   term = relations([(2, 4)], relation_heads=3, names=names)
@@ -216,7 +226,9 @@ def test_whole_rows_are_minilm(rng):
 
 def decoder(width, depth, heads):
   inputs = ("tokens", "segments")
-  return from_nnx(lambda rngs: Decoder(11, width, depth, heads, kv_heads=2, rngs=rngs), inputs=inputs)
+  return from_nnx(
+    lambda rngs: Decoder(11, width, depth, heads, kv_heads=2, rngs=rngs), inputs=inputs
+  )
 
 
 def vit(width, depth, heads, *, distilled=False):
@@ -259,8 +271,12 @@ def larger(variables):
 def assert_same_step(expected, found):
   (one, measured), (other, again) = expected, found
   for name in measured:
-    np.testing.assert_allclose(*map(reduce.value, (measured[name], again[name])), rtol=1e-4, err_msg=name)
-  jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=2e-3, atol=2e-5), other.params, one.params)
+    np.testing.assert_allclose(
+      *map(reduce.value, (measured[name], again[name])), rtol=1e-4, err_msg=name
+    )
+  jax.tree.map(
+    lambda a, e: np.testing.assert_allclose(a, e, rtol=2e-3, atol=2e-5), other.params, one.params
+  )
 
 
 def test_padding_packing_accumulation_and_devices_change_nothing(rng, mesh):
@@ -276,7 +292,9 @@ def test_padding_packing_accumulation_and_devices_change_nothing(rng, mesh):
   assert all(reduce.value(expected[1][name]) > 0 for name in ("hidden", "looks", "related"))
   spec = PartitionSpec("data")
   spread = jax.device_put(packed, NamedSharding(mesh, spec))
-  assert_same_step(expected, jax.jit(make_train_step(*parts, microbatches=2))(state, teacher_outputs, spread))
+  assert_same_step(
+    expected, jax.jit(make_train_step(*parts, microbatches=2))(state, teacher_outputs, spread)
+  )
   mapped = make_train_step(*parts, axis_name="data")
   specs = {"in_specs": (PartitionSpec(), PartitionSpec(), spec), "out_specs": PartitionSpec()}
   assert_same_step(
@@ -284,7 +302,11 @@ def test_padding_packing_accumulation_and_devices_change_nothing(rng, mesh):
   )
   nothing = {**padded, "label": np.full_like(padded["label"], -1)}
   new, measured = step(state, teacher_outputs, nothing)
-  assert reduce.value(measured["loss"]) == 0 and measured["empty"][0] == 1 and measured["nonfinite"][0] == 0
+  assert (
+    reduce.value(measured["loss"]) == 0
+    and measured["empty"][0] == 1
+    and measured["nonfinite"][0] == 0
+  )
   jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
 
 
@@ -300,7 +322,12 @@ def test_a_distilled_vit_learns_the_patches_of_one_without_the_token(rng):
     "image": rng.normal(size=(16, 8, 8, 1)).astype(np.float32),
     "label": rng.integers(0, 5, 16).astype(np.int32),
   }
-  parts = student, teacher, weighted(**{name: (1.0, term) for name, term in terms.items()}), optax.adam(1e-2)
+  parts = (
+    student,
+    teacher,
+    weighted(**{name: (1.0, term) for name, term in terms.items()}),
+    optax.adam(1e-2),
+  )
   teacher_outputs = jax.jit(teacher.init)(jax.random.key(1), batch)
   state, step, seen = jax.jit(make_init(*parts))(KEY, batch), jax.jit(make_train_step(*parts)), []
   for _ in range(40):
@@ -318,7 +345,9 @@ def test_a_distilled_vit_learns_the_patches_of_one_without_the_token(rng):
     for x in (s["attention1"], t["attention2"])
   )
   expected = (np.exp(other) * (other - own)).sum(-1).mean()
-  np.testing.assert_allclose(evaluate(attention(pairs, last=patches), s, t, batch), expected, rtol=1e-4)
+  np.testing.assert_allclose(
+    evaluate(attention(pairs, last=patches), s, t, batch), expected, rtol=1e-4
+  )
 
 
 def shaped(**shapes):
@@ -331,7 +360,10 @@ def shaped(**shapes):
     (lambda: layers([], losses.hint), r"pairs: expected \(student layer, teacher layer\)"),
     (lambda: attention([(0, 1)]), r"both from 1, got \[\(0, 1\)\]"),
     (lambda: relations([(1, 2, 3)], relation_heads=2), "pairs"),
-    (lambda: layers([(1, 1)], losses.hint, last=0), "last: expected a number of tokens >= 1, got 0"),
+    (
+      lambda: layers([(1, 1)], losses.hint, last=0),
+      "last: expected a number of tokens >= 1, got 0",
+    ),
     (lambda: layers([(1, 1)], losses.hint, temprature=2.0), "hyper-parameters of hint"),
     (lambda: attention([(1, 1)], temperature=2.0), "hyper-parameters of attention_kl"),
   ],
@@ -349,16 +381,27 @@ def test_what_is_wrong_by_itself_is_refused_at_once(make, message):
     (layers([(1, 1)], losses.hint), r"block1.*\(2, 5, 6\).*\(2, 4, 8\).*lengths differ"),
     (attention([(1, 1)]), r"\(2, 2, 5, 5\).*\(2, 2, 4, 4\).*`last` compares"),
     (relations([(1, 1)], relation_heads=3), r"queries1.*\(2, 5, 6\).*\(2, 4, 8\)"),
-    (relations([(1, 1)], relation_heads=3, last=4), "relation_heads 3 must divide the teacher's width 8"),
+    (
+      relations([(1, 1)], relation_heads=3, last=4),
+      "relation_heads 3 must divide the teacher's width 8",
+    ),
     (attention([(1, 1)], name="queries"), r"'queries1' \(2, 5, 6\): expected 4 axes"),
   ],
 )
 def test_what_does_not_fit_is_refused_in_init(term, message):
   s = shaped(
-    block1=(2, 5, 6), queries1=(2, 5, 6), keys1=(2, 5, 6), values1=(2, 5, 6), attention1=(2, 2, 5, 5)
+    block1=(2, 5, 6),
+    queries1=(2, 5, 6),
+    keys1=(2, 5, 6),
+    values1=(2, 5, 6),
+    attention1=(2, 2, 5, 5),
   )
   t = shaped(
-    block1=(2, 4, 8), queries1=(2, 4, 8), keys1=(2, 4, 8), values1=(2, 4, 8), attention1=(2, 2, 4, 4)
+    block1=(2, 4, 8),
+    queries1=(2, 4, 8),
+    keys1=(2, 4, 8),
+    values1=(2, 4, 8),
+    attention1=(2, 2, 4, 4),
   )
   with pytest.raises(ValueError, match=message):
     term.init(KEY, s, t)

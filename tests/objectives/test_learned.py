@@ -201,15 +201,24 @@ CASES = {
   "srd": (lambda: objectives.srd("flat", "flat"), srd),
   "vkd": (lambda: objectives.vkd("flat", "flat"), vkd),
   "ofd": (lambda: objectives.ofd("one", "one", MARGIN), ofd),
-  "activation_boundary": (lambda: objectives.activation_boundary("one", "one", margin=0.5), boundary),
-  "mgd_space": (lambda: objectives.mgd("one", "one"), functools.partial(mgd, (ROWS, 4, 4, 1), 0.65)),
+  "activation_boundary": (
+    lambda: objectives.activation_boundary("one", "one", margin=0.5),
+    boundary,
+  ),
+  "mgd_space": (
+    lambda: objectives.mgd("one", "one"),
+    functools.partial(mgd, (ROWS, 4, 4, 1), 0.65),
+  ),
   "mgd_channels": (
     lambda: objectives.mgd("one", "one", share=0.15, over="channels"),
     functools.partial(mgd, (ROWS, 1, 1, 10), 0.15),
   ),
   "review_kd": (lambda: objectives.review_kd(("one", "two"), ("one", "two")), review),
   "paraphraser": (lambda: objectives.paraphraser("one"), paraphrase),
-  "factor_transfer": (lambda: objectives.factor_transfer("one", "one", paraphraser_params()), factor),
+  "factor_transfer": (
+    lambda: objectives.factor_transfer("one", "one", paraphraser_params()),
+    factor,
+  ),
   "layer_attention": (
     lambda: objectives.layer_attention(("one", "two"), ("two", "one"), width=8),
     attention,
@@ -263,7 +272,9 @@ def test_equals_the_loss_by_hand(name):
   np.testing.assert_allclose(value, expected, rtol=2e-4)
   if name == "queue_similarity":  # a ring: the oldest row is at `next`
     after = np.roll(after["queue"], -int(after["next"]), 0)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), after, expected_state)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), after, expected_state
+  )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -302,7 +313,9 @@ def test_features_in_bfloat16_are_compared_in_float32(name):
   assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
   if name == "ofd":
     value, _ = apply(params, state, *low, outputs()[2], **context)
-    np.testing.assert_allclose(reduce.mean(*value), evaluate(params, outputs()[0], state)[0][0], rtol=0.03)
+    np.testing.assert_allclose(
+      reduce.mean(*value), evaluate(params, outputs()[0], state)[0][0], rtol=0.03
+    )
 
 
 # What is remembered
@@ -323,7 +336,9 @@ def test_attention_over_layers_learns_which_stages_to_follow(kind):
     names = ("map1", "map2"), ("map1", "map2", "map3")
   run = {"train": False, "key": None}
   s, t = (
-    jax.jit(lambda key, m=model: m.apply(*m.init(key, {}), {"image": image}, **run)[0])(jax.random.key(i))
+    jax.jit(lambda key, m=model: m.apply(*m.init(key, {}), {"image": image}, **run)[0])(
+      jax.random.key(i)
+    )
     for i, model in enumerate((student, teacher))
   )
   t[names[1][-1]] = s[names[0][1]]
@@ -379,7 +394,9 @@ def test_ids_outside_the_memory_are_not_finite_and_leave_it_alone():
 def test_negatives_cover_all_but_the_positive():
   from distill_jax.objectives.memories import _others
 
-  drawn = np.asarray(jax.vmap(lambda i: _others(jax.random.fold_in(KEY, i), i, 500, 5))(jnp.arange(5)))
+  drawn = np.asarray(
+    jax.vmap(lambda i: _others(jax.random.fold_in(KEY, i), i, 500, 5))(jnp.arange(5))
+  )
   for own, row in enumerate(drawn):
     assert set(row) == set(range(5)) - {own}
   counts = np.bincount(drawn.ravel(), minlength=5)
@@ -401,7 +418,11 @@ def both(mesh, how, function, whole, rows):
     return jax.pmap(mapped, axis_name="data", in_axes=(None, 0), out_axes=None)(whole, split)
   return jax.jit(
     jax.shard_map(
-      mapped, mesh=mesh, in_specs=(everywhere, spec), out_specs=everywhere, check_vma=how == "checked"
+      mapped,
+      mesh=mesh,
+      in_specs=(everywhere, spec),
+      out_specs=everywhere,
+      check_vma=how == "checked",
     )
   )(whole, rows)
 
@@ -460,7 +481,10 @@ def network(sizes):
 
   def init(key, x):
     wide = {"one": (3, 3, 2, sizes["one"]), "two": (3, 3, sizes["one"], sizes["two"])}
-    flat = {"flat": (sizes["two"], sizes["flat"]), "num_views": (sizes["two"], sizes["num_views"] * 7)}
+    flat = {
+      "flat": (sizes["two"], sizes["flat"]),
+      "num_views": (sizes["two"], sizes["num_views"] * 7),
+    }
     return {
       name: jax.random.normal(jax.random.fold_in(key, i), shape) / np.prod(shape[:-1]) ** 0.5
       for i, (name, shape) in enumerate((wide | flat).items())
@@ -469,10 +493,18 @@ def network(sizes):
   def apply(p, x):
     layers = ("NHWC", "HWIO", "NHWC")
     one = jax.lax.conv_general_dilated(x, p["one"], (1, 1), "SAME", dimension_numbers=layers)
-    two = jax.lax.conv_general_dilated(jax.nn.relu(one), p["two"], (2, 2), "SAME", dimension_numbers=layers)
+    two = jax.lax.conv_general_dilated(
+      jax.nn.relu(one), p["two"], (2, 2), "SAME", dimension_numbers=layers
+    )
     mean = two.mean((1, 2))
     views = (mean @ p["num_views"]).reshape(len(x), -1, 7)
-    return {"one": one, "two": two, "flat": mean @ p["flat"], "num_views": views, "logits": mean @ p["flat"]}
+    return {
+      "one": one,
+      "two": two,
+      "flat": mean @ p["flat"],
+      "num_views": views,
+      "logits": mean @ p["flat"],
+    }
 
   return from_apply(init, apply)
 
@@ -523,7 +555,9 @@ def test_mapped_steps_equal_the_jitted_one(mesh, check_vma):
   state, step, teacher = steps(weighted(**STATEFUL), optax.sgd(0.05), axis_name="data")
   spec, whole = PartitionSpec("data"), PartitionSpec()
   mapped = jax.jit(
-    jax.shard_map(step, mesh=mesh, in_specs=(whole, whole, spec), out_specs=whole, check_vma=check_vma)
+    jax.shard_map(
+      step, mesh=mesh, in_specs=(whole, whole, spec), out_specs=whole, check_vma=check_vma
+    )
   )
   for seed in range(3):
     state, got = mapped(state, teacher, images(seed))
@@ -569,7 +603,9 @@ def test_what_is_learned_and_remembered_is_checkpointed(tmp_path):
 
 
 def test_margins_are_found_by_the_path_of_the_batch_norm():
-  params = {"blocks": [{"norm": {"scale": jnp.ones(2), "bias": jnp.array([0.0, 9.0])}, "conv": jnp.ones(1)}]}
+  params = {
+    "blocks": [{"norm": {"scale": jnp.ones(2), "bias": jnp.array([0.0, 9.0])}, "conv": jnp.ones(1)}]
+  }
   expected = [-np.sqrt(2 / np.pi), -3]
   np.testing.assert_allclose(objectives.ofd_margin_at(params, "blocks/0/norm"), expected, rtol=1e-5)
   with pytest.raises(ValueError, match="at 'blocks/0/nrom'; did you mean 'blocks/0/norm'"):
@@ -581,7 +617,9 @@ def test_without_a_paraphraser_the_map_itself_is_the_factor():
   student, teacher, _ = outputs()
   params, _ = jax.eval_shape(lambda key: term.init(key, student, teacher), KEY)
   assert params["2"]["layer"]["kernel"].shape[-1] == teacher["one"].shape[-1]
-  params, _ = jax.eval_shape(lambda key: CASES["factor_transfer"][0]().init(key, student, teacher), KEY)
+  params, _ = jax.eval_shape(
+    lambda key: CASES["factor_transfer"][0]().init(key, student, teacher), KEY
+  )
   assert params["2"]["layer"]["kernel"].shape[-1] == teacher["one"].shape[-1] // 2
 
 
@@ -602,7 +640,10 @@ def test_learned_takes_whole_trees_of_outputs():
 @pytest.mark.parametrize(
   ("make", "message"),
   [
-    (lambda: objectives.mgd("one", "one", over="rows"), "over: expected 'space' or 'channels', got 'rows'"),
+    (
+      lambda: objectives.mgd("one", "one", over="rows"),
+      "over: expected 'space' or 'channels', got 'rows'",
+    ),
     (lambda: objectives.mgd("one", "one", share=1.0), "share: expected"),
     (lambda: objectives.review_kd("one", ("one",)), "tuples of as many names"),
     (lambda: objectives.review_kd(("one", "two"), ("one",)), "tuples of as many names"),
@@ -621,7 +662,10 @@ def test_what_is_out_of_range_is_refused_at_once(make, message):
 @pytest.mark.parametrize(
   ("make", "message"),
   [
-    (lambda: objectives.vid("one", "flat"), r"'one' \(16, 8, 8, 6\) and teacher 'flat' \(16, 9\).*ranks"),
+    (
+      lambda: objectives.vid("one", "flat"),
+      r"'one' \(16, 8, 8, 6\) and teacher 'flat' \(16, 9\).*ranks",
+    ),
     (lambda: objectives.mgd("flat", "flat"), r"'flat' \(16, 12\).*expected 4 axes"),
     (lambda: objectives.ofd("one", "one", MARGIN[:3]), "margin .*one value a channel"),
     (lambda: objectives.srd("flat", "flat", power=0.5), "power"),

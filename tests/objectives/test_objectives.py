@@ -119,7 +119,9 @@ def test_missing_classes_stay_finite(rng, smoothing):
   z, y = draw(rng, 4, 5), np.array([0, 1, 2, 0], np.int32)
   z[:, 3:] = -np.inf
   term = labels(label_smoothing=smoothing)
-  value, gradient = jax.value_and_grad(lambda z: evaluate(term, {"logits": z}, {}, {"label": y})[1])(z)
+  value, gradient = jax.value_and_grad(
+    lambda z: evaluate(term, {"logits": z}, {}, {"label": y})[1]
+  )(z)
   _, sliced = evaluate(term, {"logits": z[:, :3]}, {}, {"label": y})
   np.testing.assert_allclose(value, sliced, rtol=1e-6)
   assert np.isfinite(gradient).all() and (gradient[:, 3:] == 0).all()
@@ -170,7 +172,9 @@ def test_a_logit_loss_gets_its_hyperparameters_and_the_mask(rng):
   np.testing.assert_allclose(mean, 9 * (p * np.log(p / q)).sum(-1)[where].mean(), rtol=1e-4)
   named = logits(losses.soft_cross_entropy, output="aux")
   _, mean = evaluate(named, {"aux": s}, {"aux": t}, {"where": where})
-  np.testing.assert_allclose(mean, -(softmax64(t) * np.log(softmax64(s))).sum(-1)[where].mean(), rtol=1e-5)
+  np.testing.assert_allclose(
+    mean, -(softmax64(t) * np.log(softmax64(s))).sum(-1)[where].mean(), rtol=1e-5
+  )
 
 
 def test_a_loss_that_takes_labels_gets_them_and_skips_the_unlabeled(rng):
@@ -181,7 +185,10 @@ def test_a_loss_that_takes_labels_gets_them_and_skips_the_unlabeled(rng):
   np.testing.assert_allclose(mean, np.abs(s - t)[rows, y[rows]].mean(), rtol=1e-6)
   for batch, message in (
     ({}, "the batch has no 'label'"),
-    ({"label": np.ones((5, 4), np.float32) / 4}, r"needs integer labels, got float32 \(5, 4\).*mixup"),
+    (
+      {"label": np.ones((5, 4), np.float32) / 4},
+      r"needs integer labels, got float32 \(5, 4\).*mixup",
+    ),
   ):
     with pytest.raises(ValueError, match=message):
       evaluate(logits(at_label), {"logits": s}, {"logits": t}, batch)
@@ -198,7 +205,9 @@ def test_a_loss_that_relates_rows_gets_the_mask_and_the_axis(rng):
   np.testing.assert_allclose(value, gram(s, t), rtol=1e-6)
 
   mapped = jax.pmap(
-    lambda s, t: evaluate(logits(gram), {"logits": s}, {"logits": t}, {}, params={}, axis_name="data")[0],
+    lambda s, t: evaluate(
+      logits(gram), {"logits": s}, {"logits": t}, {}, params={}, axis_name="data"
+    )[0],
     axis_name="data",
   )(s.reshape(2, 3, 4), t.reshape(2, 3, 4))
   parts = np.mean([gram(*pair) for pair in zip(s.reshape(2, 3, 4), t.reshape(2, 3, 4))])
@@ -216,13 +225,17 @@ def test_labeled_relations_see_labeled_rows_only():
 
 @pytest.mark.parametrize(
   ("student", "teacher"),
-  [((8, 12), (8, 10)), ((8, 12), (8, 1)), ((8, 12), (1, 12)), ((8, 12), (12,)), ((8, 3, 12), (8, 12))],
+  [
+    ((8, 12), (8, 10)),
+    ((8, 12), (8, 1)),
+    ((8, 12), (1, 12)),
+    ((8, 12), (12,)),
+    ((8, 3, 12), (8, 12)),
+  ],
 )
 def test_logits_of_different_shapes_are_refused_with_both(student, teacher):
   goal = weighted(soft=(1.0, logits(losses.kl_divergence)))
-  message = (
-    rf"term 'soft': student 'logits' \({str(student)[1:-1]}\) and teacher 'logits' \({str(teacher)[1:-1]}\)"
-  )
+  message = rf"term 'soft': student 'logits' \({str(student)[1:-1]}\) and teacher 'logits' \({str(teacher)[1:-1]}\)"
   with pytest.raises(ValueError, match=message):
     goal.init(KEY, shaped(logits=student), shaped(logits=teacher))
   ones = [{"logits": np.ones(shape, np.float32)} for shape in (student, teacher)]
@@ -306,7 +319,9 @@ def test_the_projection_is_one_linear_map_of_the_channels(rng, s_shape, t_shape)
   assert jax.tree.map(jnp.shape, params) == {"kernel": (3, 5), "bias": (5,)}
   params = jax.tree.map(lambda x: x + 0.5, params)
   (values, _), _ = evaluate(term, {"a": s}, {"b": t}, {}, params=params)
-  projected = np.einsum("...c,cd->...d", s.astype(float), params["kernel"]) + np.asarray(params["bias"])
+  projected = np.einsum("...c,cd->...d", s.astype(float), params["kernel"]) + np.asarray(
+    params["bias"]
+  )
   np.testing.assert_allclose(values, ((projected - t) ** 2).reshape(4, -1).mean(-1), rtol=1e-4)
 
 
@@ -327,8 +342,12 @@ def test_halving_a_map_averages_it_with_a_triangle():
   s = np.zeros((1, 8, 8, 1), np.float32)
   s[0, 4, 4] = 1
   t = np.zeros((1, 4, 4, 1), np.float32)
-  (values, _), _ = evaluate(features("a", "b", lambda s, t: s.reshape(1, -1).sum(-1)), {"a": s}, {"b": t}, {})
-  np.testing.assert_allclose(values, 0.25, rtol=1e-5)  # antialiased: no pixel is dropped, the mass is kept
+  (values, _), _ = evaluate(
+    features("a", "b", lambda s, t: s.reshape(1, -1).sum(-1)), {"a": s}, {"b": t}, {}
+  )
+  np.testing.assert_allclose(
+    values, 0.25, rtol=1e-5
+  )  # antialiased: no pixel is dropped, the mass is kept
 
 
 def test_the_projection_learns_by_gradient_descent(rng):
@@ -392,9 +411,13 @@ def test_impossible_pairs_are_refused_with_both_shapes(student, teacher, problem
 
 def test_unknown_features_name_the_nearest():
   outputs = shaped(block1=(4, 8), logits=(4, 2))
-  with pytest.raises(ValueError, match="term 'h': the student has no output 'blokc1'; did you mean 'block1'"):
+  with pytest.raises(
+    ValueError, match="term 'h': the student has no output 'blokc1'; did you mean 'block1'"
+  ):
     weighted(h=(1.0, features("blokc1", "block1", losses.hint))).init(KEY, outputs, outputs)
-  with pytest.raises(ValueError, match=r"teacher has no output 'xyz'; there are \['block1', 'logits'\]"):
+  with pytest.raises(
+    ValueError, match=r"teacher has no output 'xyz'; there are \['block1', 'logits'\]"
+  ):
     features("block1", "xyz", losses.hint).init(KEY, outputs, outputs)
 
 
@@ -415,7 +438,9 @@ def test_bfloat16_features_are_compared_in_float32(rng):
 def test_weights_are_numbers_or_schedules_of_the_step(rng):
   z, y = draw(rng, 4, 3), np.arange(4) % 3
   goal = weighted(
-    a=(0.3, labels()), b=(np.float32(0), labels()), c=(optax.linear_schedule(1.0, 0.0, 10), labels())
+    a=(0.3, labels()),
+    b=(np.float32(0), labels()),
+    c=(optax.linear_schedule(1.0, 0.0, 10), labels()),
   )
   empty = {name: {} for name in "abc"}
 
@@ -477,7 +502,9 @@ def test_terms_have_keys_parameters_and_states_of_their_own():
   params, state = goal.init(KEY, {}, {})
   terms, new = goal.apply(params, state, {}, {}, {}, step=0, key=KEY)
   assert params["a"]["w"] != params["b"]["w"] and drawn[0] != drawn[1]
-  assert {name: value for name, (_, value) in terms.items()} == {n: p["w"] for n, p in params.items()}
+  assert {name: value for name, (_, value) in terms.items()} == {
+    n: p["w"] for n, p in params.items()
+  }
   assert new == {"a": {"n": 1}, "b": {"n": 1}}
 
 
@@ -494,13 +521,17 @@ def test_mutual_is_the_sum_over_students_of_the_mean_over_the_others(rng):
     return values.sum()
 
   def kl(s, t):
-    log_p, log_q = (x - scipy.special.logsumexp(x, -1, keepdims=True) for x in map(np.float64, (t, s)))
+    log_p, log_q = (
+      x - scipy.special.logsumexp(x, -1, keepdims=True) for x in map(np.float64, (t, s))
+    )
     return (np.exp(log_p) * (log_p - log_q)).sum()
 
   expected = sum(kl(z[a], z[b]) / 2 for a in names for b in names if a != b)
   np.testing.assert_allclose(total(z), expected, rtol=1e-5)
   # The one who teaches is held constant: the gradient of a student is that of its own KLs alone.
-  own = jax.grad(lambda s: sum(losses.kl_divergence(s, z[b]).sum() / 2 for b in names[1:]))(z[names[0]])
+  own = jax.grad(lambda s: sum(losses.kl_divergence(s, z[b]).sum() / 2 for b in names[1:]))(
+    z[names[0]]
+  )
   np.testing.assert_allclose(jax.grad(total)(z)[names[0]], own, rtol=1e-4, atol=1e-6)
 
 
@@ -508,4 +539,6 @@ def test_mutual_needs_two_students_and_their_outputs():
   with pytest.raises(ValueError, match="at least 2, got 1"):
     objectives.mutual(losses.kl_divergence, 1)
   with pytest.raises(ValueError, match="no output '1/logits'"):
-    objectives.mutual(losses.kl_divergence, 2).init(jax.random.key(0), {"0/logits": jnp.ones((2, 3))}, {})
+    objectives.mutual(losses.kl_divergence, 2).init(
+      jax.random.key(0), {"0/logits": jnp.ones((2, 3))}, {}
+    )

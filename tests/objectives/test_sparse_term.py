@@ -77,7 +77,10 @@ def test_live_draws_are_a_function_of_the_key_and_the_id(pair):
 def test_live_draws_are_right_on_average(pair):
   s, t = (np.tile(z[:1], (4000, 1)) for z in pair)
   values = evaluate(
-    objectives.sparse(losses.sampled_cross_entropy, k=5, temperature=2.0), s, t, {"id": np.arange(4000)}
+    objectives.sparse(losses.sampled_cross_entropy, k=5, temperature=2.0),
+    s,
+    t,
+    {"id": np.arange(4000)},
   )[0]
   exact = losses.soft_cross_entropy(s[0], t[0], temperature=2.0)
   assert abs(values.mean() - exact) < 4 * values.std() / np.sqrt(4000)
@@ -136,7 +139,9 @@ def test_a_live_teacher_that_does_not_fit_is_refused(pair):
     evaluate(objectives.sparse(losses.sparse_kl), s, t, {})
   with pytest.raises(ValueError, match=r"k must be in \[1, 12\], the number of classes, got 13"):
     evaluate(objectives.sparse(losses.sparse_kl, k=13), s, t, {})
-  with pytest.raises(ValueError, match=r"teacher 'logits' \(16, 11\) must be SparseTargets, or .*\(16, 12\)"):
+  with pytest.raises(
+    ValueError, match=r"teacher 'logits' \(16, 11\) must be SparseTargets, or .*\(16, 12\)"
+  ):
     evaluate(objectives.sparse(losses.sparse_kl, k=2), s, t[:, 1:], {})
   with pytest.raises(ValueError, match="teacher has no output 'logits'; did you mean 'logit'"):
     objectives.sparse(losses.sparse_kl, k=2).init(KEY, {"logits": s}, {"logit": t})
@@ -147,7 +152,9 @@ def test_a_live_teacher_that_does_not_fit_is_refused(pair):
   [objectives.logits(losses.kl_divergence), objectives.features("logits", "logits", losses.hint)],
 )
 def test_terms_that_need_every_class_say_so(pair, term):
-  with pytest.raises(ValueError, match=r"teacher's 'logits' keeps 4 of its classes .*objectives.sparse"):
+  with pytest.raises(
+    ValueError, match=r"teacher's 'logits' keeps 4 of its classes .*objectives.sparse"
+  ):
     evaluate(term, pair[0], losses.top_k(pair[1], 4), {})
 
 
@@ -159,7 +166,10 @@ CODECS = {"logits": TopK(4, 2.0), "drawn": RandomSampling(6)}
 
 def student_and_batch(rng, rows=16):
   """A student with its logits twice, and a batch with what each codec keeps of one teacher."""
-  x, z = rng.normal(size=(rows, 6)).astype(np.float32), (2 * rng.normal(size=(rows, V))).astype(np.float32)
+  x, z = (
+    rng.normal(size=(rows, 6)).astype(np.float32),
+    (2 * rng.normal(size=(rows, V))).astype(np.float32),
+  )
 
   def apply(w, x):
     return x @ w, {"drawn": x @ w}
@@ -188,7 +198,9 @@ def cached():
 
   def apply(params, state, batch, *, train, key):
     full = jax.ShapeDtypeStruct((1, V), jnp.float32)
-    return {output: codec.decode(columns(batch, output), full) for output, codec in CODECS.items()}, state
+    return {
+      output: codec.decode(columns(batch, output), full) for output, codec in CODECS.items()
+    }, state
 
   return Model(lambda key, batch: Variables({}, {}), apply, Variables({}, {}))
 
@@ -229,7 +241,13 @@ def test_masks_microbatches_and_devices_change_nothing(rng, mesh):
   rows = np.flatnonzero(batch["where"])
   sliced = run({name: x[rows] for name, x in batch.items()})
   check_same(
-    [run(batch), sliced, run(batch, microbatches=2), run(batch, mesh), run(batch, mesh, axis_name="data")]
+    [
+      run(batch),
+      sliced,
+      run(batch, microbatches=2),
+      run(batch, mesh),
+      run(batch, mesh, axis_name="data"),
+    ]
   )
 
 

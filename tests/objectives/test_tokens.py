@@ -23,7 +23,10 @@ def network(width, **kwargs):
     del tokens
     keys = jax.random.split(key, 3)
     shapes = (VOCABULARY, width), (VOCABULARY, width), (width, VOCABULARY)
-    return {name: jax.random.normal(k, s) / 4 for name, k, s in zip(("here", "before", "head"), keys, shapes)}
+    return {
+      name: jax.random.normal(k, s) / 4
+      for name, k, s in zip(("here", "before", "head"), keys, shapes)
+    }
 
   def apply(w, tokens):
     before = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)))
@@ -53,7 +56,9 @@ def batch(rng, rows=16):
 
 def setup(goal, **kwargs):
   student, teacher = network(8), network(16)
-  teacher_outputs = Variables(*teacher.init(jax.random.key(1), {"tokens": jnp.zeros((1, LENGTH), jnp.int32)}))
+  teacher_outputs = Variables(
+    *teacher.init(jax.random.key(1), {"tokens": jnp.zeros((1, LENGTH), jnp.int32)})
+  )
   parts = student, teacher, goal, optax.sgd(0.5)
   return student, teacher, teacher_outputs, make_init(*parts), make_train_step(*parts, **kwargs)
 
@@ -80,7 +85,9 @@ def test_terms_are_the_unfused_means_over_the_labeled_tokens(rng):
   np.testing.assert_allclose(reduce.value(measured["loss"]), expected, rtol=1e-5)
   moved = jax.tree.map(lambda p, g: p - 0.5 * g, state.params["student"], grads)
   jax.tree.map(
-    lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-6), new.params["student"], moved
+    lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-6),
+    new.params["student"],
+    moved,
   )
 
 
@@ -116,21 +123,30 @@ def test_the_mean_does_not_depend_on_accumulation_sharding_or_padding(rng, mesh,
     b = jax.device_put(b, jax.NamedSharding(mesh, P("data")))
   elif how == "padding":
     pads = {"tokens": 0, "label": -1}
-    b = {n: np.pad(x, ((0, 0), (0, 4)), constant_values=pads[n]) if n in pads else x for n, x in b.items()}
+    b = {
+      n: np.pad(x, ((0, 0), (0, 4)), constant_values=pads[n]) if n in pads else x
+      for n, x in b.items()
+    }
   else:
     step = setup(goal, axis_name="data")[4]
   if how == "pmap":
     b = {n: x.reshape(8, 2, *x.shape[1:]) for n, x in b.items()}
-    found, again = jax.pmap(step, "data", in_axes=(None, None, 0), out_axes=None)(state, teacher_outputs, b)
+    found, again = jax.pmap(step, "data", in_axes=(None, None, 0), out_axes=None)(
+      state, teacher_outputs, b
+    )
   else:
     if how in ("checked", "unchecked"):
       specs = {"in_specs": (P(), P(), P("data")), "out_specs": P()}
       step = jax.shard_map(step, mesh=mesh, check_vma=how == "checked", **specs)
     found, again = jax.jit(step)(state, teacher_outputs, b)
   for name in ("loss", "soft", "hard"):
-    np.testing.assert_allclose(*(reduce.value(m[name]) for m in (measured, again)), rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(
+      *(reduce.value(m[name]) for m in (measured, again)), rtol=1e-5, err_msg=name
+    )
   jax.tree.map(
-    lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-6), found.params, expected.params
+    lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-6),
+    found.params,
+    expected.params,
   )
 
 
@@ -138,7 +154,8 @@ def test_the_mean_does_not_depend_on_packing(rng):
   """Documents one a row and filled up, and the same ones packed, some of them by the student."""
   documents = [rng.integers(0, VOCABULARY, n + 1) for n in (7, 5, 4, 8)]
   arrays = {
-    name: np.full((4, LENGTH), fill) for name, fill in (("tokens", 0), ("label", -1), ("segments", -1))
+    name: np.full((4, LENGTH), fill)
+    for name, fill in (("tokens", 0), ("label", -1), ("segments", -1))
   }
   packed = {name: x[:2].copy() for name, x in arrays.items()}
   for i, document in enumerate(documents):
@@ -151,7 +168,9 @@ def test_the_mean_does_not_depend_on_packing(rng):
   batches = ({**arrays, "generated": sampled}, {**packed, "generated": sampled[::2]})
 
   def decoder(width):
-    return from_nnx(lambda rngs: Decoder(VOCABULARY, width, 1, 2, rngs=rngs), inputs=("tokens", "segments"))
+    return from_nnx(
+      lambda rngs: Decoder(VOCABULARY, width, 1, 2, rngs=rngs), inputs=("tokens", "segments")
+    )
 
   goal = objectives.weighted(
     soft=(1.0, objectives.tokens(label_weight=0.5)), hard=(0.5, objectives.next_tokens())
@@ -165,13 +184,19 @@ def test_the_mean_does_not_depend_on_packing(rng):
   step = jax.jit(make_train_step(*parts))
   (one, expected), (other, found) = (step(state, teacher_outputs, b) for b in batches)
   for name in ("loss", "soft", "hard"):
-    np.testing.assert_allclose(*(reduce.value(m[name]) for m in (expected, found)), rtol=1e-5, err_msg=name)
-  jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-6), other.params, one.params)
+    np.testing.assert_allclose(
+      *(reduce.value(m[name]) for m in (expected, found)), rtol=1e-5, err_msg=name
+    )
+  jax.tree.map(
+    lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-6), other.params, one.params
+  )
 
 
 def test_sampled_rows_count_in_the_divergence_alone(rng):
   b = {**batch(rng), "generated": rng.random(16) > 0.5}
-  student, teacher, teacher_outputs, _, _ = setup(objectives.weighted(soft=(1.0, objectives.tokens())))
+  student, teacher, teacher_outputs, _, _ = setup(
+    objectives.weighted(soft=(1.0, objectives.tokens()))
+  )
   params = student.init(jax.random.key(0), b).params
   outputs = student.apply(params, {}, b, train=True, key=None)[0]
   t = teacher.apply(*teacher_outputs, b, train=False, key=None)[0]
@@ -216,7 +241,9 @@ def test_nothing_that_counts_is_an_empty_term_of_value_0(rng, memory, nothing):
 def test_rows_without_labels_may_hold_anything(rng):
   b = batch(rng)
   b["label"][5] = -1
-  student, teacher, teacher_outputs, _, _ = setup(objectives.weighted(soft=(1.0, objectives.tokens())))
+  student, teacher, teacher_outputs, _, _ = setup(
+    objectives.weighted(soft=(1.0, objectives.tokens()))
+  )
   params = student.init(jax.random.key(0), b).params
   t = dict(teacher.apply(*teacher_outputs, b, train=False, key=None)[0])
   bad = {**t, "hidden": t["hidden"].at[5].set(jnp.nan)}
@@ -232,7 +259,9 @@ def test_rows_without_labels_may_hold_anything(rng):
 
 def test_targets_of_a_few_tokens_are_learned_from(rng):
   b = batch(rng)
-  student, teacher, teacher_outputs, _, _ = setup(objectives.weighted(soft=(1.0, objectives.tokens())))
+  student, teacher, teacher_outputs, _, _ = setup(
+    objectives.weighted(soft=(1.0, objectives.tokens()))
+  )
   t = logits_of(teacher.apply(*teacher_outputs, b, train=False, key=None)[0])
   kept = {"logits": losses.top_k(t, 5)}
   params = student.init(jax.random.key(0), b).params
@@ -275,7 +304,13 @@ def test_a_decoder_learns_from_a_decoder():
   teacher = fit(decoder(32), None, alone, optax.adam(1e-2), source, **settings)
   goal = objectives.weighted(soft=(1.0, objectives.tokens()))
   student = fit(
-    decoder(16), decoder(32), goal, optax.adam(1e-2), source, teacher_variables=teacher.variables, **settings
+    decoder(16),
+    decoder(32),
+    goal,
+    optax.adam(1e-2),
+    source,
+    teacher_variables=teacher.variables,
+    **settings,
   )
   for fitted in (teacher, student):
     assert fitted.history[-1]["perplexity"] < 6  # 24 at the start, 2 at best
@@ -306,15 +341,22 @@ def test_what_no_teacher_has_is_refused_at_once():
 
 
 def test_a_cached_teachers_temperature_and_kind_are_its_own(rng):
-  hidden, kernel = rng.standard_normal((2, 3, 4), np.float32), rng.standard_normal((4, 9), np.float32)
+  hidden, kernel = (
+    rng.standard_normal((2, 3, 4), np.float32),
+    rng.standard_normal((4, 9), np.float32),
+  )
   student = {"hidden": jnp.asarray(hidden), "head": (jnp.asarray(kernel), None, None)}
   kept = losses.top_k(jnp.asarray(hidden @ kernel), 2, temperature=2.0)
   drawn = losses.sample_k(jax.random.key(0), jnp.asarray(hidden @ kernel), 2, temperature=2.0)
   key = jax.random.key(0)
   objectives.tokens("bucket", temperature=2.0).init(key, student, {"logits": kept})
-  with pytest.raises(ValueError, match="temperature: the cached teacher's 'logits' has 2.0, got 4.0"):
+  with pytest.raises(
+    ValueError, match="temperature: the cached teacher's 'logits' has 2.0, got 4.0"
+  ):
     objectives.tokens("bucket", temperature=4.0).init(key, student, {"logits": kept})
   with pytest.raises(ValueError, match=r"draws \(sample_k\): expected 'sampled', got 'bucket'"):
     objectives.tokens("bucket").init(key, student, {"logits": drawn})
-  with pytest.raises(ValueError, match=r"\(top_k\): expected 'bucket' or 'conditional', got 'sampled'"):
+  with pytest.raises(
+    ValueError, match=r"\(top_k\): expected 'bucket' or 'conditional', got 'sampled'"
+  ):
     objectives.tokens("sampled").init(key, student, {"logits": kept})

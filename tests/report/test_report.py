@@ -17,21 +17,36 @@ from distill_jax.report.document import Code, Table, Text, to_html, to_markdown
 ALONE, STUDENT = results.Group("baseline"), results.Group("student")
 CLASSES, ROWS = 4, 80
 SKILL = {"teacher": 3.0, "baseline": 0.8, "student": 1.6}
-COST = {"parameters": 1000.0, "bytes": 4000, "flops": 2.5e6, "latency_ms": 0.25, "throughput_128": 12345.6}
+COST = {
+  "parameters": 1000.0,
+  "bytes": 4000,
+  "flops": 2.5e6,
+  "latency_ms": 0.25,
+  "throughput_128": 12345.6,
+}
 
 
-def make_entries(labels, *, seeds=(0, 1, 2), roles=tuple(SKILL), classes=CLASSES, history=True, cost=COST):
+def make_entries(
+  labels, *, seeds=(0, 1, 2), roles=tuple(SKILL), classes=CLASSES, history=True, cost=COST
+):
   rng, entries = np.random.default_rng(7), []
   for role in roles:
     for seed in seeds[:1] if role == "teacher" else seeds:
       logits = SKILL[role] * np.eye(classes)[labels] + rng.normal(size=(len(labels), classes))
       lines = [
-        {"step": step, "phase": phase, "loss": 2 / step + seed, "accuracy": 1 - 1 / step - seed / 100}
+        {
+          "step": step,
+          "phase": phase,
+          "loss": 2 / step + seed,
+          "accuracy": 1 - 1 / step - seed / 100,
+        }
         for step in (10, 20, 30)
         for phase in ("train", "validation")
       ]
       own = cost | {"parameters": 8000.0} if role == "teacher" and cost else cost
-      entries.append(report.Entry(role, seed, logits.astype(np.float32), own, lines if history else []))
+      entries.append(
+        report.Entry(role, seed, logits.astype(np.float32), own, lines if history else [])
+      )
   return entries
 
 
@@ -134,7 +149,9 @@ def test_table_holds_the_scores_their_spread_and_the_paired_difference(written):
   }  # fmt: skip
   scores = {(e.role, e.seed): expected_scores(e, labels, entries[0]) for e in entries}
   for title in scores["student", 0]:
-    alone, distilled = ([scores[role, seed][title] for seed in range(3)] for role in ("baseline", "student"))
+    alone, distilled = (
+      [scores[role, seed][title] for seed in range(3)] for role in ("baseline", "student")
+    )
     unit = 5e-5 if "nats" in title else 5e-3
     for column, values in [
       ("Student alone", alone),
@@ -147,7 +164,9 @@ def test_table_holds_the_scores_their_spread_and_the_paired_difference(written):
     if "eacher" in title:
       assert table[title]["Teacher"] == "–"
     else:
-      assert float(table[title]["Teacher"]) == pytest.approx(scores["teacher", 0][title], abs=1.01 * unit)
+      assert float(table[title]["Teacher"]) == pytest.approx(
+        scores["teacher", 0][title], abs=1.01 * unit
+      )
       ratio = statistics.mean(distilled) / scores["teacher", 0][title]
       assert float(table[title]["Distilled / teacher"]) == pytest.approx(ratio, rel=5e-3)
 
@@ -187,7 +206,8 @@ def test_files_are_whole_and_linked(written):
   folder, _, _, _, markdown, _ = written
   names = sorted(path.name for path in folder.iterdir())
   pictures = [
-    f"{name}.png" for name in ("classes", "confusion", "curves", "disagreements", "parameters", "reliability")
+    f"{name}.png"
+    for name in ("classes", "confusion", "curves", "disagreements", "parameters", "reliability")
   ]
   assert names == sorted([*pictures, "report.html", "report.md", "results.json"])
   assert all(f"]({name})" in markdown for name in pictures)
@@ -271,7 +291,10 @@ def test_differences_are_paired_by_seed():
   measured = results.measure(entries, np.zeros(100, int))
   change = results.gain(measured, STUDENT, "accuracy")
   assert change.number == 1 and change.deviation is None and change.mean == pytest.approx(0.01)
-  assert {group: m.entry.seed for group, m in results.examples(measured).items()} == {ALONE: 2, STUDENT: 2}
+  assert {group: m.entry.seed for group, m in results.examples(measured).items()} == {
+    ALONE: 2,
+    STUDENT: 2,
+  }
   apart = results.measure([entries[0], entries[3]], np.zeros(100, int))
   assert results.gain(apart, STUDENT, "accuracy") is None
   assert "share no seed" in comparison.verdicts(apart, 100)[0]
@@ -286,7 +309,9 @@ def make_generations(labels, names=("first", "second"), **options):
     truth = np.eye(entries[0].logits.shape[1])[labels].astype(np.float32)
     entries += [e._replace(logits=e.logits + place * truth, variant=name) for e in better]
   first = [e._replace(variant=names[0]) if e.group == STUDENT else e for e in entries]
-  return sorted(first, key=lambda e: e.seed)  # as a run gives them: all generations of a seed together
+  return sorted(
+    first, key=lambda e: e.seed
+  )  # as a run gives them: all generations of a seed together
 
 
 def test_several_distilled_students_stand_in_one_table(tmp_path):
@@ -308,9 +333,9 @@ def test_several_distilled_students_stand_in_one_table(tmp_path):
     mean, spread = map(float, changes[f"{name} − alone"].split(" ± "))
     assert mean == pytest.approx(np.mean(differences), abs=0.006)
     assert spread == pytest.approx(np.std(differences, ddof=1), abs=0.006)
-    assert 100 * numbers["distilled_minus_alone"][f"student: {name}"]["accuracy"]["mean"] == pytest.approx(
-      np.mean(differences), rel=1e-6
-    )
+    assert 100 * numbers["distilled_minus_alone"][f"student: {name}"]["accuracy"][
+      "mean"
+    ] == pytest.approx(np.mean(differences), rel=1e-6)
     ratio = np.mean(own) / scores["teacher", 0]
     assert float(changes[f"{name} / teacher"]) == pytest.approx(ratio, abs=6e-4)
     assert f"the student distilled ({name}) differs from the student alone" in markdown
@@ -325,12 +350,18 @@ def test_several_distilled_students_differ_in_every_picture():
   entries = make_generations(labels, ("a", "b", "c", "d", "e"))
   measured = results.measure(entries, labels)
   known = style.looks(results.groups(entries))
-  assert len({look.color for look in known.values()}) == len({look.marker for look in known.values()}) == 7
+  assert (
+    len({look.color for look in known.values()})
+    == len({look.marker for look in known.values()})
+    == 7
+  )
   titles = ["Teacher", "Student alone", *(f"Distilled: {name}" for name in "abcde")]
   chosen = results.examples(measured)
   for picture in (plots.learning_curves(entries), plots.score_against_parameters(measured)):
     (legend,) = picture.legends
-    assert [text.get_text().split(": 1,0")[0].split(": 8,")[0] for text in legend.get_texts()] == titles
+    assert [
+      text.get_text().split(": 1,0")[0].split(": 8,")[0] for text in legend.get_texts()
+    ] == titles
   for picture in (plots.reliability(chosen), plots.confusion(chosen, list("wxyz"))):
     shown = [axes.get_title() for axes in picture.axes if axes.get_title()]
     assert [title.split(",")[0] for title in shown] == titles
@@ -383,7 +414,10 @@ def class_scores(gains, rows=50):
   "gains, words",
   [
     ([0.1, -0.02, 0.0], "c0 (+10.00) gains; c1 (−2.00) loses; 1 of 3 classes does not change."),
-    ([0.1, 0.2, 0.4, 0.3], "c2 (+40.00), c3 (+30.00), c1 (+20.00) gain most (4 gain); no class loses."),
+    (
+      [0.1, 0.2, 0.4, 0.3],
+      "c2 (+40.00), c3 (+30.00), c1 (+20.00) gain most (4 gain); no class loses.",
+    ),
     ([-0.1, -0.2], "no class gains; c1 (−20.00), c0 (−10.00) lose."),
     ([-1e-12, 1e-12], "no class gains; no class loses; 2 of 2 classes do not change."),
   ],
@@ -400,15 +434,21 @@ def test_picture_of_classes_names_all_of_few_and_the_ends_of_many(number):
   order = [f"name {n}" for n in np.argsort(gains)]
   shown = [label.get_text() for label in picture.axes[-1].get_yticklabels()]
   assert shown == (order if number <= 24 else order[:12] + order[-12:])
-  alone = [line.get_xdata()[0] for line in picture.axes[-1].lines if line.get_label() == "Student alone"]
+  alone = [
+    line.get_xdata()[0] for line in picture.axes[-1].lines if line.get_label() == "Student alone"
+  ]
   distilled = [
-    line.get_xdata()[0] for line in picture.axes[-1].lines if line.get_label() == "Student distilled"
+    line.get_xdata()[0]
+    for line in picture.axes[-1].lines
+    if line.get_label() == "Student distilled"
   ]
   np.testing.assert_allclose(alone, 50)
   expected = np.sort(gains) if number <= 24 else np.sort(gains)[[*range(12), *range(-12, 0)]]
   np.testing.assert_allclose(distilled, 50 + 100 * expected)
   if number > 24:
-    np.testing.assert_allclose([bar.get_width() for bar in picture.axes[0].patches], 100 * np.sort(gains))
+    np.testing.assert_allclose(
+      [bar.get_width() for bar in picture.axes[0].patches], 100 * np.sort(gains)
+    )
     assert f"{number - 24} class" in picture.axes[1].texts[-1].get_text()
 
 
@@ -417,7 +457,9 @@ def test_a_written_report_is_read_back(written):
   (folder.parent / "run.json").write_text("{}")
   run = runs.read(folder.parent)
   assert (run.name, run.data) == (RUN["name"], ("unknown data", 80))
-  assert [(m.entry.group, m.entry.seed) for m in run.measured] == [(e.group, e.seed) for e in entries]
+  assert [(m.entry.group, m.entry.seed) for m in run.measured] == [
+    (e.group, e.seed) for e in entries
+  ]
   expected = [m.scores for m in results.measure(entries, labels)]
   assert [m.scores for m in run.measured] == [pytest.approx(scores) for scores in expected]
 
@@ -444,18 +486,28 @@ def test_agreement_is_with_the_teacher_of_the_seed_or_the_first():
 
 def test_numbers_that_are_not_finite_are_null_in_json():
   labels = np.zeros(100, int)
-  measured = results.measure([entry("student", 0, 9)._replace(cost={"flops": np.float32("nan")})], labels)
+  measured = results.measure(
+    [entry("student", 0, 9)._replace(cost={"flops": np.float32("nan")})], labels
+  )
   text = json.dumps(
     stored.as_json(measured, [], {"x": float("inf"), "shape": (1, np.int64(2))}), allow_nan=False
   )
   plain = json.loads(text)
-  assert plain["entries"][0]["scores"]["flops"] is None and plain["run"] == {"x": None, "shape": [1, 2]}
+  assert plain["entries"][0]["scores"]["flops"] is None and plain["run"] == {
+    "x": None,
+    "shape": [1, 2],
+  }
 
 
 HARD = {
   "one seed, no teacher": {"seeds": (4,), "roles": ("baseline", "student")},
   "no baseline": {"seeds": (4, 5), "roles": ("teacher", "student")},
-  "a teacher alone, nothing else known": {"seeds": (4,), "roles": ("teacher",), "history": False, "cost": {}},
+  "a teacher alone, nothing else known": {
+    "seeds": (4,),
+    "roles": ("teacher",),
+    "history": False,
+    "cost": {},
+  },
 }
 
 
@@ -463,17 +515,24 @@ HARD = {
 def test_what_is_missing_is_left_out(case, tmp_path):
   labels = make_labels()
   _, markdown, _ = write(tmp_path, make_entries(labels, **HARD[case]), labels)
-  table, headings = cells(markdown), [line[3:] for line in markdown.splitlines() if line.startswith("## ")]
+  table, headings = (
+    cells(markdown),
+    [line[3:] for line in markdown.splitlines() if line.startswith("## ")],
+  )
   both = case == "one seed, no teacher"
   assert ("Agreement with the teacher, % ↑" in table) == (case == "no baseline")
   assert ("Distilled − alone" in table["Seeds"]) == both
   assert any("plain one wrong" in heading for heading in headings) == both
   assert not (tmp_path / "disagreements.png").exists()
   assert (
-    ("Learning curves" in headings) == ("Accuracy against size" in headings) == ("history" not in HARD[case])
+    ("Learning curves" in headings)
+    == ("Accuracy against size" in headings)
+    == ("history" not in HARD[case])
   )
   assert ("one seed, so there is no spread" in markdown) == ("no baseline" != case)
-  assert ("±" in table["Test accuracy, % ↑"].get("Student distilled", "")) == (case == "no baseline")
+  assert ("±" in table["Test accuracy, % ↑"].get("Student distilled", "")) == (
+    case == "no baseline"
+  )
 
 
 def test_many_classes_one_never_seen_and_names_hard_to_draw(tmp_path):
@@ -491,7 +550,16 @@ def test_many_classes_one_never_seen_and_names_hard_to_draw(tmp_path):
 
 
 def test_labels_fit_and_differ():
-  names = ["cat", "a very long name 1", "a very long name 2", "日本", " two\nlines ", "naïve", "", "cat"]
+  names = [
+    "cat",
+    "a very long name 1",
+    "a very long name 2",
+    "日本",
+    " two\nlines ",
+    "naïve",
+    "",
+    "cat",
+  ]
   labels = style.class_labels(names, 12)
   assert labels == [
     "0 cat…",
@@ -514,7 +582,9 @@ def test_curves_are_means_with_bands_over_the_common_steps():
     entry("student", 0, 9)._replace(
       history=history([0, 10, 20, 10], [4.0, 9.0, 2.0, 3.0])
     ),  # 10 was logged again
-    entry("student", 1, 9)._replace(history=history([5, 10, 15, 30], [1.0, 1.0, float("nan"), 1.0])),
+    entry("student", 1, 9)._replace(
+      history=history([5, 10, 15, 30], [1.0, 1.0, float("nan"), 1.0])
+    ),
     entry("baseline", 0, 9)._replace(history=history([7], [2.0])),
   ]
   axes = plots.learning_curves(entries).axes
@@ -532,7 +602,9 @@ def test_curves_are_means_with_bands_over_the_common_steps():
 def test_one_curve_per_role_in_its_own_look():
   picture = plots.learning_curves(make_entries(make_labels()))
   for axes in picture.axes:
-    assert [line.get_color() for line in axes.lines] == [look.color for look in style.LOOKS.values()]
+    assert [line.get_color() for line in axes.lines] == [
+      look.color for look in style.LOOKS.values()
+    ]
     assert len({line.get_linestyle() for line in axes.lines}) == 3
   np.testing.assert_allclose(
     picture.axes[1].lines[1].get_ydata(), [100 * (1 - 1 / s - 0.01) for s in (10, 20, 30)]
@@ -542,15 +614,21 @@ def test_one_curve_per_role_in_its_own_look():
 @pytest.mark.parametrize("classes", [2, 20, 21])
 def test_confusion_matrices_show_counts_of_few_classes(classes):
   labels = np.arange(200) % classes
-  measured = results.measure(make_entries(labels, seeds=(1,), classes=classes, history=False), labels)
+  measured = results.measure(
+    make_entries(labels, seeds=(1,), classes=classes, history=False), labels
+  )
   chosen = results.examples(measured)
   picture = plots.confusion(chosen, [f"class number {c}" for c in range(classes)])
   panels = picture.axes[:3]
   for axes, m in zip(panels, chosen.values()):
     truth = reference.confusion_matrix(labels, m.entry.logits.argmax(-1), labels=range(classes))
     (image,) = axes.images
-    np.testing.assert_allclose(image.get_array(), truth / np.maximum(truth.sum(1, keepdims=True), 1))
-    shown = {(int(t.get_position()[1]), int(t.get_position()[0])): int(t.get_text()) for t in axes.texts}
+    np.testing.assert_allclose(
+      image.get_array(), truth / np.maximum(truth.sum(1, keepdims=True), 1)
+    )
+    shown = {
+      (int(t.get_position()[1]), int(t.get_position()[0])): int(t.get_text()) for t in axes.texts
+    }
     nonzero = {place: int(n) for place, n in np.ndenumerate(truth) if n}
     assert shown == (nonzero if classes <= 20 else {})
     assert len(axes.get_xticks()) == (classes if classes <= 20 else 7)
@@ -565,7 +643,8 @@ def test_reliability_diagram_shows_accuracy_at_the_mean_confidence():
     confidence, right = p.max(-1), p.argmax(-1) == labels
     index = np.ceil(confidence * 15)
     expected = [
-      [100 * confidence[index == b].mean(), 100 * right[index == b].mean()] for b in np.unique(index)
+      [100 * confidence[index == b].mean(), 100 * right[index == b].mean()]
+      for b in np.unique(index)
     ]
     np.testing.assert_allclose(axes.lines[1].get_xydata(), expected, rtol=1e-4)
     assert f"ECE {100 * m.scores['ece']:.2f} %" in axes.get_title()
@@ -579,7 +658,8 @@ def test_accuracy_stands_at_the_number_of_parameters():
   means = [container.lines[0].get_xydata()[0] for container in axes.containers]
   np.testing.assert_allclose([m[0] for m in means], [8000, 1000, 1000], rtol=0.06)
   expected = [
-    100 * results.over_seeds(measured, results.Group(role), "accuracy").mean for role in results.ROLES
+    100 * results.over_seeds(measured, results.Group(role), "accuracy").mean
+    for role in results.ROLES
   ]
   np.testing.assert_allclose([m[1] for m in means], expected)
 
@@ -602,7 +682,10 @@ def test_gallery_shows_where_the_distilled_student_alone_is_right(shape, dtype):
   assert len(picture.axes) == min(24, len(found.won))
   for axes, row in zip(picture.axes, found.won):
     shown = [text.get_text() for text in axes.texts]
-    assert shown == [f"true: {names[labels[row]]}", f"alone: {names[baseline.logits[row].argmax()]}"]
+    assert shown == [
+      f"true: {names[labels[row]]}",
+      f"alone: {names[baseline.logits[row].argmax()]}",
+    ]
     assert axes.get_title() == f"id {row + 7}"
     pixels = images[row].astype(np.float64)
     low, high = (0, 255) if dtype == np.uint8 else (images.min(), images.max())
@@ -626,10 +709,19 @@ def test_pictures_do_not_depend_on_the_users_style(tmp_path):
   "change, message",
   [
     ({"entries": []}, "entries is empty"),
-    ({"entries": [entry("studnet", 3, 9)]}, "'studnet' of seed 3: unknown role; did you mean 'student'"),
+    (
+      {"entries": [entry("studnet", 3, 9)]},
+      "'studnet' of seed 3: unknown role; did you mean 'student'",
+    ),
     ({"entries": [entry("student", 3, 9)] * 2}, "'student' of seed 3 more than once"),
-    ({"entries": [entry("student", 3, 9)._replace(variant="a$b")]}, "student: a.b.* without '.', got 'a.b'"),
-    ({"entries": [entry("student", 3, 9)._replace(variant="a" * 25)]}, "at most 24 printable characters"),
+    (
+      {"entries": [entry("student", 3, 9)._replace(variant="a$b")]},
+      "student: a.b.* without '.', got 'a.b'",
+    ),
+    (
+      {"entries": [entry("student", 3, 9)._replace(variant="a" * 25)]},
+      "at most 24 printable characters",
+    ),
     (
       {"entries": [entry("baseline", 3, 9)._replace(variant="x")]},
       "only a distilled student has a variant, got 'x'",

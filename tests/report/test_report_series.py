@@ -7,7 +7,15 @@ from distill_jax import report
 from distill_jax.report import series
 from distill_jax.report.results import measure
 
-RIGHT = {"online": 32, "top.4": 33, "top.16": 35, "top.1": 31, "draws.1": 30, "draws.2": 29, "other.x": 28}
+RIGHT = {
+  "online": 32,
+  "top.4": 33,
+  "top.16": 35,
+  "top.1": 31,
+  "draws.1": 30,
+  "draws.2": 29,
+  "other.x": 28,
+}
 RIGHT |= {"v0.25": 28, "v0.5": 29, "v0.75": 30}
 
 
@@ -19,7 +27,9 @@ def entry(role, seed, right, variant=""):
 
 def entries():
   known = [entry("teacher", 0, 39), entry("baseline", 0, 30), entry("baseline", 1, 28)]
-  return known + [entry("student", seed, n + seed, name) for name, n in RIGHT.items() for seed in (0, 1)]
+  return known + [
+    entry("student", seed, n + seed, name) for name, n in RIGHT.items() for seed in (0, 1)
+  ]
 
 
 def test_names_that_end_in_three_numbers_are_a_series():
@@ -45,7 +55,12 @@ def test_the_curve_is_of_the_means_in_the_order_of_the_numbers():
 
 
 def test_it_is_in_the_report_where_there_is_one(tmp_path):
-  common = {"labels": np.zeros(40, int), "images": None, "ids": np.arange(40), "class_names": ["a", "b"]}
+  common = {
+    "labels": np.zeros(40, int),
+    "images": None,
+    "ids": np.arange(40),
+    "class_names": ["a", "b"],
+  }
   report.write(tmp_path / "some", entries(), **common, run={})
   report.write(tmp_path / "none", entries()[:5], **common, run={})
   assert (tmp_path / "some" / "series.png").stat().st_size > 1000

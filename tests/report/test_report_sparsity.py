@@ -23,7 +23,9 @@ def entry(role, seed, right, layers, variant=""):
     "flops": 10.0,
     "latency_ms": 0.5,
   }
-  return report.Entry(role, seed, logits, cost | {"throughput_128": 7.0}, [], variant, layers=layers)
+  return report.Entry(
+    role, seed, logits, cost | {"throughput_128": 7.0}, [], variant, layers=layers
+  )
 
 
 @pytest.fixture
@@ -70,7 +72,10 @@ def test_costs_stand_beside_scores_in_rows(entries):
 
 def test_every_cost_that_is_known_has_a_panel(entries):
   picture = sparsity.score_against_costs(measure(entries, np.zeros(40, int)))
-  assert [axes.get_xlabel() for axes in picture.axes][:2] == ["parameters", "parameters that are not zero"]
+  assert [axes.get_xlabel() for axes in picture.axes][:2] == [
+    "parameters",
+    "parameters that are not zero",
+  ]
   assert len(picture.axes[1].containers) == 4
   bare = [e._replace(cost={}) for e in entries]
   assert sparsity.score_against_costs(measure(bare, np.zeros(40, int))) is None

@@ -22,7 +22,9 @@ def make_variants(labels, names, ratios=()):
   for place, name in enumerate(names, 1):
     own = {"step_ratio": ratios[name]} if name in ratios else {}
     entries += [
-      e._replace(role="student", variant=name, logits=e.logits + 0.4 * place * truth, cost={**e.cost, **own})
+      e._replace(
+        role="student", variant=name, logits=e.logits + 0.4 * place * truth, cost={**e.cost, **own}
+      )
       for e in alone
     ]
   return entries
@@ -67,19 +69,28 @@ def test_of_many_variants_the_table_has_all_and_the_pictures_the_first(tmp_path)
 def test_few_untimed_variants_stand_side_by_side(tmp_path):
   labels = make_labels()
   _, markdown, _ = write(tmp_path, make_variants(labels, ["a", "b"]), labels)
-  assert list(cells(markdown)["Seeds"]) == ["Teacher", "Student alone", "Distilled: a", "Distilled: b"]
+  assert list(cells(markdown)["Seeds"]) == [
+    "Teacher",
+    "Student alone",
+    "Distilled: a",
+    "Distilled: b",
+  ]
 
 
 def test_the_verdict_counts_what_is_beyond_the_spread():
   def scored(role, seed, accuracy, variant=""):
     nothing = np.zeros((1, 1))
-    return results.Measured(results.Entry(role, seed, nothing, {}, [], variant), {"accuracy": accuracy}, {})
+    return results.Measured(
+      results.Entry(role, seed, nothing, {}, [], variant), {"accuracy": accuracy}, {}
+    )
 
   measured = [scored("baseline", seed, 0.5) for seed in (0, 1)]
   for name, (first, second) in {"up": (0.7, 0.71), "down": (0.4, 0.41), "same": (0.4, 0.7)}.items():
     measured += [scored("student", 0, first, name), scored("student", 1, second, name)]
   words = variants.verdict(measured)
-  assert "Of 3 distilled students 1 are better and 1 worse" in words and "for 1 it is within" in words
+  assert (
+    "Of 3 distilled students 1 are better and 1 worse" in words and "for 1 it is within" in words
+  )
   assert len(comparison.verdicts(measured, 10)) == 3
   assert "not all share two seeds" in variants.verdict(measured[:-1])
 
@@ -87,7 +98,11 @@ def test_the_verdict_counts_what_is_beyond_the_spread():
 def test_a_results_page_has_a_table_of_the_methods(tmp_path):
   scores = {"kd": [0.93, 0.97, 0.92], "slow": [0.95, 0.96, 0.97]}
   methods = make_run(
-    tmp_path / "m", variants=scores, settings={"reference": "kd"}, device="2 x cpu", git="0123456789"
+    tmp_path / "m",
+    variants=scores,
+    settings={"reference": "kd"},
+    device="2 x cpu",
+    git="0123456789",
   )
   path = tmp_path / "m" / "report" / "results.json"
   content = json.loads(path.read_text())
@@ -106,5 +121,10 @@ def test_a_results_page_has_a_table_of_the_methods(tmp_path):
   }  # fmt: skip
   assert table[3]["Method"] == "slow" and table[3]["Test accuracy, % ↑"] == "96.00 ± 1.00"
   assert table[3]["− alone"].startswith("+5.00 ±") and table[3]["Step time / kd ↓"] == "2.35"
-  assert "359 examples" in text and "2 x cpu" in text and "git 012345678" in text and "over 3 seeds" in text
+  assert (
+    "359 examples" in text
+    and "2 x cpu" in text
+    and "git 012345678" in text
+    and "over 3 seeds" in text
+  )
   assert variants.in_rows(read(tmp_path / "m").measured)

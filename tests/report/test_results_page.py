@@ -48,7 +48,10 @@ def make_run(
     "settings": settings,
   }
   written |= {"overrides": [], "git": None, "device": "1 x cpu", "date": "2026-01-02"} | facts
-  known = {"seconds": {"teacher": 60.0, "student-0": 100.4}, "data": {"name": data, "train": 9, "test": test}}
+  known = {
+    "seconds": {"teacher": 60.0, "student-0": 100.4},
+    "data": {"name": data, "train": 9, "test": test},
+  }
   (folder / "report").mkdir(parents=True)
   (folder / "run.json").write_text(json.dumps(written))
   content = stored.as_json(measured, [], written | known)
@@ -73,7 +76,9 @@ def tables(markdown):
   found = []
   for block in markdown.split("\n\n"):
     if block.startswith("|"):
-      header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines()]
+      header, _, *rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines()
+      ]
       found.append([dict(zip(header, row)) for row in rows])
   return found
 
@@ -109,7 +114,9 @@ def test_a_row_per_run_holds_its_scores_and_where_they_come_from(tmp_path):
     "Git": "",
   }
   assert second["Overrides"] == "flip=True" and second["Git"] == "012345678 (changed)"
-  assert "359 examples" in text and "over 3 seeds" in text and "teacher 2,400, student 2,400" in text
+  assert (
+    "359 examples" in text and "over 3 seeds" in text and "teacher 2,400, student 2,400" in text
+  )
   assert f"python -m distill_jax.report {folders[0]} {folders[1]}" in text
 
 
@@ -157,7 +164,9 @@ def test_curve_stands_at_the_values_with_their_spread(tmp_path, values, scale):
       assert not any(len(segment) for segment in segments)
       continue
     spread = statistics.stdev(ALONE if container.get_label() == "Student alone" else DISTILLED)
-    np.testing.assert_allclose([segment[1, 1] - segment[0, 1] for segment in segments], 200 * spread)
+    np.testing.assert_allclose(
+      [segment[1, 1] - segment[0, 1] for segment in segments], 200 * spread
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,17 +195,27 @@ def test_a_series_differs_in_one_number_alone(tmp_path, changes, fields):
 def test_series_of_one_field_do_not_share_a_picture(tmp_path):
   grid = [(t, f) for t in (1, 2) for f in (0.1, 1)]
   folders = [
-    make_run(tmp_path / f"{t}-{f}", settings={"temperature": t, "label_fraction": f}) for t, f in grid
+    make_run(tmp_path / f"{t}-{f}", settings={"temperature": t, "label_fraction": f})
+    for t, f in grid
   ]
   text = page(tmp_path, folders)
-  names = ["digits-temperature", "digits-temperature-2", "digits-label_fraction", "digits-label_fraction-2"]
+  names = [
+    "digits-temperature",
+    "digits-temperature-2",
+    "digits-label_fraction",
+    "digits-label_fraction-2",
+  ]
   assert sorted(path.stem for path in (tmp_path / "out").glob("*.png")) == sorted(names)
   assert all(f"]({name}.png)" in text for name in names)
 
 
 def test_data_sets_stand_apart(tmp_path):
   other = {"data": "fashion_mnist", "settings": {"label_fraction": 0.1}}
-  folders = [make_run(tmp_path / "a"), make_run(tmp_path / "b", **other), make_run(tmp_path / "c", test=90)]
+  folders = [
+    make_run(tmp_path / "a"),
+    make_run(tmp_path / "b", **other),
+    make_run(tmp_path / "c", test=90),
+  ]
   text = page(tmp_path, folders)
   assert [line for line in text.splitlines() if line.startswith("## ")] == [
     "## digits", r"## fashion\_mnist", "## digits", "## Made by",
@@ -230,7 +249,11 @@ def test_several_distilled_students_have_a_row_a_column_and_a_curve_each(tmp_pat
       "one seed, so there is no spread",
     ),
     ({"alone": [], "distilled": []}, ["–", "–", "–", "–"], "(359 examples)"),
-    ({"alone": [0.9], "distilled": [0.8, 0.9]}, ["90.00", "85.00 ± 7.07", "−10.00", "–"], "over seeds"),
+    (
+      {"alone": [0.9], "distilled": [0.8, 0.9]},
+      ["90.00", "85.00 ± 7.07", "−10.00", "–"],
+      "over seeds",
+    ),
   ],
 )
 def test_what_is_missing_is_a_dash(tmp_path, change, cells, words):
@@ -283,16 +306,27 @@ def test_sections_of_a_readme_are_written_anew_and_nothing_else(tmp_path):
     ("nothing", "digits", r"README.md holds <!-- results: digits --> 0 times, expected once$"),
     (README, "digit", "0 times, expected once; did you mean 'digits'?"),
     (README + README, "digits", "2 times, expected once"),
-    (README.replace("<!-- end -->", "", 1), "digits", "holds no <!-- end --> after <!-- results: digits -->"),
+    (
+      README.replace("<!-- end -->", "", 1),
+      "digits",
+      "holds no <!-- end --> after <!-- results: digits -->",
+    ),
     ("<!-- results: digits -->", "digits", "holds no <!-- end --> after"),
   ],
 )
-def test_markers_that_are_missing_are_named_and_nothing_is_written(tmp_path, text, section, message):
+def test_markers_that_are_missing_are_named_and_nothing_is_written(
+  tmp_path, text, section, message
+):
   readme = tmp_path / "README.md"
   readme.write_text(text)
   with pytest.raises(ValueError, match=message):
     main(
-      [make_run(tmp_path / "a"), f"--readme={readme}", f"--section={section}", f"--out={tmp_path / 'out'}"]
+      [
+        make_run(tmp_path / "a"),
+        f"--readme={readme}",
+        f"--section={section}",
+        f"--out={tmp_path / 'out'}",
+      ]
     )
   assert readme.read_text() == text and not (tmp_path / "out").exists()
 
@@ -317,7 +351,9 @@ def damage(name, content):
     (damage("report/results.json", '{"run": {}, "entries": [{"role": "x", "seed": 0, "scores": {}}]}'), "'x'"),
   ],
 )  # fmt: skip
-def test_a_folder_without_a_finished_run_is_named_with_the_command_that_makes_it(tmp_path, change, message):
+def test_a_folder_without_a_finished_run_is_named_with_the_command_that_makes_it(
+  tmp_path, change, message
+):
   folder = make_run(tmp_path / "a")
   change(tmp_path / "a")
   with pytest.raises(ValueError, match=message):

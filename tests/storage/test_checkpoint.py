@@ -28,14 +28,21 @@ def make_state(step=0, seed=0, width=3):
     return jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), shape).astype(dtype)
 
   student = {
-    "dense": {"kernel": normal(0, (4, width)), "bias": normal(1, (width,), jnp.bfloat16), "none": {}},
+    "dense": {
+      "kernel": normal(0, (4, width)),
+      "bias": normal(1, (width,), jnp.bfloat16),
+      "none": {},
+    },
     "layers": [normal(i, (2,), jnp.float16) for i in range(12)],
     "mask": normal(2, (5,)) > 0,
     "table": normal(4, (64, 16)),
   }
   params = {"student": student, "objective": {"projection": normal(3, (width, 2))}}
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
-  trained = {"student": {"dense": {"kernel": student["dense"]["kernel"]}}, "objective": params["objective"]}
+  trained = {
+    "student": {"dense": {"kernel": student["dense"]["kernel"]}},
+    "objective": params["objective"],
+  }
   zero = jnp.zeros((), jnp.int32)
   return TrainState(
     step=jnp.array(step, jnp.int32),
@@ -90,7 +97,9 @@ def settled():
 def orbax_gives_up(test):
   """Where it fails Orbax leaves futures and coroutines behind, which Python reports when it collects them."""
   unraisable = "ignore::pytest.PytestUnraisableExceptionWarning"
-  test = pytest.mark.filterwarnings(unraisable, "ignore:coroutine .* was never awaited:RuntimeWarning")(test)
+  test = pytest.mark.filterwarnings(
+    unraisable, "ignore:coroutine .* was never awaited:RuntimeWarning"
+  )(test)
   return pytest.mark.usefixtures("settled")(test)
 
 
@@ -133,10 +142,14 @@ def test_equal_metrics_keep_the_earlier_and_min_is_the_smallest(tmp_path):
 @pytest.mark.parametrize("placement", ["one", "sharded", "replicated"])
 def test_the_state_may_be_donated_right_after_save(tmp_path, mesh, placement):
   update = jax.jit(
-    lambda s: s._replace(step=s.step + 1, params=jax.tree.map(lambda x: x + 1, s.params)), donate_argnums=0
+    lambda s: s._replace(step=s.step + 1, params=jax.tree.map(lambda x: x + 1, s.params)),
+    donate_argnums=0,
   )
   zero, *zeros = (jnp.array(0, jnp.int32) for _ in range(4))  # an aliased buffer cannot be donated
-  params = {"student": {f"w{i}": jnp.full((256, 512), i, jnp.float32) for i in range(4)}, "objective": {}}
+  params = {
+    "student": {f"w{i}": jnp.full((256, 512), i, jnp.float32) for i in range(4)},
+    "objective": {},
+  }
   state = TrainState(zero, jax.random.key(0), params, {}, (), (), Skips(*zeros))
   if placement != "one":
     spec = PartitionSpec("data") if placement == "sharded" else PartitionSpec()
@@ -271,7 +284,10 @@ def test_of_one_flipped_bit_nothing_wrong_is_restored(tmp_path, rng, flips=60):
       state = reader.restore(states[1])
     step = int(state.step)
     same(state, states[step])
-    assert any("is damaged and is skipped" in str(w.message) for w in caught) == (step == 1), (file, at)
+    assert any("is damaged and is skipped" in str(w.message) for w in caught) == (step == 1), (
+      file,
+      at,
+    )
     fell_back += step == 1
     flip(file, *at)
   assert fell_back > flips / 4
@@ -364,7 +380,10 @@ def test_the_right_bits_in_another_dtype_or_shape_are_damage():
     state._replace(key=jax.random.key_data(state.key)),
     state._replace(step=state.step[None]),
     state._replace(
-      params={**state.params, "student": {**state.params["student"], "mask": mask.astype(jnp.uint8)}}
+      params={
+        **state.params,
+        "student": {**state.params["student"], "mask": mask.astype(jnp.uint8)},
+      }
     ),
   ):
     with pytest.raises(seal.CorruptFile, match="1 of .* leaves are not what was saved"):
@@ -401,14 +420,19 @@ def test_another_kind_of_key_is_refused(tmp_path):
 def test_another_run_is_refused(tmp_path):
   saved(tmp_path, 1, identity={"data_seed": 0, "config": "a1", "rate": 0.1})
   with pytest.raises(ValueError) as error:
-    Checkpoints(tmp_path, identity={"data_seed": 1, "config": "a1", "width": 2}).restore(make_state())
+    Checkpoints(tmp_path, identity={"data_seed": 1, "config": "a1", "width": 2}).restore(
+      make_state()
+    )
   text = str(error.value)
   assert "data_seed: 0 when it was saved, 1 now" in text
   assert "rate: 0.1 when it was saved, '(not given)' now" in text
   assert (
-    "width: '(not given)' when it was saved, 2 now" in text and "config" not in text.split("saved it:")[1]
+    "width: '(not given)' when it was saved, 2 now" in text
+    and "config" not in text.split("saved it:")[1]
   )
-  assert Checkpoints(tmp_path, identity={"data_seed": 0, "config": "a1", "rate": 0.1}).restore(make_state())
+  assert Checkpoints(tmp_path, identity={"data_seed": 0, "config": "a1", "rate": 0.1}).restore(
+    make_state()
+  )
   assert Checkpoints(tmp_path, read_only=True).restore(make_state())
 
 
@@ -420,7 +444,9 @@ def test_wrong_paths_say_where_the_checkpoints_are(tmp_path):
   ):
     Checkpoints(tmp_path / "run" / "studnet", read_only=True)
   for parent in (tmp_path, tmp_path / "run"):
-    with pytest.raises(ValueError, match=f"no checkpoint in {parent}; .*there are checkpoints in {found}"):
+    with pytest.raises(
+      ValueError, match=f"no checkpoint in {parent}; .*there are checkpoints in {found}"
+    ):
       Checkpoints(parent).restore(make_state())
   with pytest.raises(ValueError, match=f"it is a checkpoint itself, open {run}"):
     Checkpoints(run / "10", read_only=True).restore(make_state())
@@ -479,7 +505,9 @@ def test_without_its_seal_on_disk_a_checkpoint_replaces_none(tmp_path, step):
   saved(tmp_path, 1)
   with Checkpoints(tmp_path, keep=1) as checkpoints:
     write = checkpoints._writer.save_checkpointables_async
-    checkpoints._writer.save_checkpointables_async = lambda *args, custom_metadata, **kw: write(*args, **kw)
+    checkpoints._writer.save_checkpointables_async = lambda *args, custom_metadata, **kw: write(
+      *args, **kw
+    )
     checkpoints.save(make_state(step, seed=9))
     with pytest.raises(
       RuntimeError, match=rf"checkpoint {step} of .* was not written \(still there: \[1\]\)"
@@ -548,7 +576,10 @@ def test_killed_while_saving_the_step_before_is_there(tmp_path, rng, kills=3):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
       lines = [child.stdout.readline()]
       # `began n` is printed after checkpoint n - 1 is complete.
-      assert lines[0].startswith("restored") and int(lines[0].split()[1]) >= began - 1, (lines, began)
+      assert lines[0].startswith("restored") and int(lines[0].split()[1]) >= began - 1, (
+        lines,
+        began,
+      )
       for _ in range(int(rng.integers(1, 6))):
         lines.append(child.stdout.readline())
       time.sleep(float(rng.uniform(0, 0.1)))

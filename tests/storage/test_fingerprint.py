@@ -21,7 +21,9 @@ def test_order_of_keys_and_sharding_do_not_matter(mesh):
   reordered["b"] = dict(reversed(list(reordered["b"].items())))
   assert fingerprint(reordered) == expected
   sharded = tree()
-  sharded["b"]["kernel"] = jax.device_put(sharded["b"]["kernel"], NamedSharding(mesh, PartitionSpec("data")))
+  sharded["b"]["kernel"] = jax.device_put(
+    sharded["b"]["kernel"], NamedSharding(mesh, PartitionSpec("data"))
+  )
   assert fingerprint(sharded) == expected
 
 
@@ -38,7 +40,8 @@ def test_every_single_bit_flip_changes_the_checksum(dtype, rng):
 def test_names_shapes_and_dtypes_belong_to_the_identity():
   x = np.zeros(4, np.float32)
   prints = {
-    fingerprint(t) for t in ({"x": x}, {"y": x}, {"x": x.reshape(2, 2)}, {"x": x.astype(np.int32)}, {"x": -x})
+    fingerprint(t)
+    for t in ({"x": x}, {"y": x}, {"x": x.reshape(2, 2)}, {"x": x.astype(np.int32)}, {"x": -x})
   }
   assert len(prints) == 5
 

@@ -69,7 +69,9 @@ def test_a_folder_has_one_owner_who_gives_it_back(tmp_path, monkeypatch):
   monkeypatch.setattr(lease.time, "sleep", never)
   folder = tmp_path / "a" / "run"
   with Lease(folder) as first:
-    owner = f"belongs to process {os.getpid()} on {socket.gethostname()}, since .*, which is running"
+    owner = (
+      f"belongs to process {os.getpid()} on {socket.gethostname()}, since .*, which is running"
+    )
     with pytest.raises(LeaseError, match=f"the folder {folder} {owner}"):
       Lease(folder).__enter__()
     first.check()

@@ -120,7 +120,9 @@ def test_features_are_exported_when_asked(exported, rng):
   batch = batch_of(rng, 3)
   export_stablehlo(folder, MODEL, variables, batch, outputs=["embedding", "block1"])
   expected = MODEL.apply(*variables, batch, train=False, key=None)[0]
-  assert_same(load_stablehlo(folder)(batch), {name: expected[name] for name in ("embedding", "block1")})
+  assert_same(
+    load_stablehlo(folder)(batch), {name: expected[name] for name in ("embedding", "block1")}
+  )
   with pytest.raises(ValueError, match="no 'block_1'; did you mean 'block1'"):
     export_stablehlo(folder, MODEL, variables, batch, outputs=["block_1"])
 
@@ -136,7 +138,9 @@ def equinox_model():
   eqx = pytest.importorskip("equinox")
   net = eqx.nn.MLP(64, 3, 8, 1, key=KEY)
   params, code = eqx.partition(net, eqx.is_inexact_array)
-  return from_apply(None, lambda p, x: jax.vmap(eqx.combine(p, code))(x.reshape(-1, 64)), variables=params)
+  return from_apply(
+    None, lambda p, x: jax.vmap(eqx.combine(p, code))(x.reshape(-1, 64)), variables=params
+  )
 
 
 def haiku_model():

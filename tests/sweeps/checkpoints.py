@@ -72,7 +72,12 @@ def sweep_calls(folder, fault, count=None, seed=0):
     How many failed, and how many there are.
   """
   quickly = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quickly, "LD_PRELOAD": str(build(folder))}
+  environment = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": quickly,
+    "LD_PRELOAD": str(build(folder)),
+  }
 
   def run(*numbers, expected=0):
     command = [sys.executable, __file__, str(folder), fault, *map(str, numbers)]
@@ -138,11 +143,15 @@ def check(run, complete):
   for read_only in (True, False):
     with Checkpoints(run, keep=1, read_only=read_only) as checkpoints:
       state = checkpoints.restore(make_state())
-      found = [(step, seed) for step, seed in possible if is_same(state, make_state(step, seed=seed))]
+      found = [
+        (step, seed) for step, seed in possible if is_same(state, make_state(step, seed=seed))
+      ]
       assert found, f"restored step {int(state.step)}, expected one of {possible}"
   try:
     go_on(run)
-  except RuntimeError:  # threads of the save that failed in this very process are still in each other's way
+  except (
+    RuntimeError
+  ):  # threads of the save that failed in this very process are still in each other's way
     go_on(run)
   assert [path.name for path in run.iterdir()] == ["3"]
   shutil.rmtree(run)

@@ -57,7 +57,9 @@ class Runs:
       Whether at least a third of it is still to come: a clock would let a fast machine end it before the signal.
     """
     before = self.latest()
-    while self.latest() < max(step, before + 1) and all(process.poll() is None for process in processes):
+    while self.latest() < max(step, before + 1) and all(
+      process.poll() is None for process in processes
+    ):
       time.sleep(0.01)
     return self.latest() < self.steps * 2 // 3
 

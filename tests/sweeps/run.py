@@ -8,13 +8,28 @@ import checkpoints
 import disturbed
 
 SWEEPS = {
-  "kills": ("100 kills of training on one process", lambda folder: disturbed.sweep_kills(folder, 100, 1)),
-  "sigterms": ("20 SIGTERMs on two processes", lambda folder: disturbed.sweep_sigterms(folder, 20, 2)),
-  "losses": ("20 times one of two processes killed", lambda folder: disturbed.sweep_losses(folder, 20, 3)),
-  "flips": ("1,000 bits flipped in a checkpoint", lambda folder: checkpoints.sweep_flips(folder, 1000, 4)),
+  "kills": (
+    "100 kills of training on one process",
+    lambda folder: disturbed.sweep_kills(folder, 100, 1),
+  ),
+  "sigterms": (
+    "20 SIGTERMs on two processes",
+    lambda folder: disturbed.sweep_sigterms(folder, 20, 2),
+  ),
+  "losses": (
+    "20 times one of two processes killed",
+    lambda folder: disturbed.sweep_losses(folder, 20, 3),
+  ),
+  "flips": (
+    "1,000 bits flipped in a checkpoint",
+    lambda folder: checkpoints.sweep_flips(folder, 1000, 4),
+  ),
   "kill": ("killed at each call of a save", lambda folder: checkpoints.sweep_calls(folder, "kill")),
   "EIO": ("EIO at each call of a save", lambda folder: checkpoints.sweep_calls(folder, "EIO")),
-  "ENOSPC": ("ENOSPC from each call of a save on", lambda folder: checkpoints.sweep_calls(folder, "ENOSPC")),
+  "ENOSPC": (
+    "ENOSPC from each call of a save on",
+    lambda folder: checkpoints.sweep_calls(folder, "ENOSPC"),
+  ),
 }
 TOLD = {
   "kills": "{} runs, all with the bits of an undisturbed one",
@@ -30,7 +45,9 @@ def main(names):
     with tempfile.TemporaryDirectory() as folder:
       began = time.monotonic()
       result = sweep(folder)
-      told = TOLD.get(name, "{0[0]} of {0[1]} calls failed, right checkpoints restored").format(result)
+      told = TOLD.get(name, "{0[0]} of {0[1]} calls failed, right checkpoints restored").format(
+        result
+      )
       print(f"| {title} | {told} | {time.monotonic() - began:.0f} s |", flush=True)
 
 

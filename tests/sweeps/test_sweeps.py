@@ -17,7 +17,9 @@ def seed():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "sweep", [disturbed.sweep_kills, disturbed.sweep_sigterms, disturbed.sweep_losses], ids=lambda f: f.__name__
+  "sweep",
+  [disturbed.sweep_kills, disturbed.sweep_sigterms, disturbed.sweep_losses],
+  ids=lambda f: f.__name__,
 )
 def test_disturbed_training_ends_with_the_same_bits(tmp_path, seed, sweep):
   sweep(tmp_path, 5, seed)

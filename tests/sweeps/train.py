@@ -26,7 +26,8 @@ def train(folder, steps):
     network(32),
     wide,
     objectives.weighted(
-      hard=(0.5, objectives.labels()), soft=(0.5, objectives.logits(losses.kl_divergence, temperature=2.0))
+      hard=(0.5, objectives.labels()),
+      soft=(0.5, objectives.logits(losses.kl_divergence, temperature=2.0)),
     ),
     optax.adam(1e-3),
     source(0),
@@ -54,4 +55,6 @@ if __name__ == "__main__":
     leaves = jax.tree_util.tree_leaves_with_path(
       (fitted.variables, fitted.state.params, fitted.state.opt_state)
     )
-    np.savez(folder / "out.npz", **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
+    np.savez(
+      folder / "out.npz", **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    )

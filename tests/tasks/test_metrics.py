@@ -183,10 +183,16 @@ def test_certainty_lies_in_the_last_bin():
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ({"logits": np.zeros((0, 3), np.float32), "labels": np.zeros(0, int)}, r"logits must be .*got \[0, 3\]"),
+    (
+      {"logits": np.zeros((0, 3), np.float32), "labels": np.zeros(0, int)},
+      r"logits must be .*got \[0, 3\]",
+    ),
     ({"logits": np.zeros((4, 2, 3), np.float32)}, r"logits must be \[rows, classes\]"),
     ({"labels": np.zeros(1, int)}, r"labels must be integers \[4\].*got int64 \[1\]"),
-    ({"labels": np.zeros((4, 3), np.float32)}, r"labels must be integers \[4\].*got float32 \[4, 3\]"),
+    (
+      {"labels": np.zeros((4, 3), np.float32)},
+      r"labels must be integers \[4\].*got float32 \[4, 3\]",
+    ),
     (
       {"teacher_logits": np.zeros((4, 5), np.float32)},
       r"teacher's logits are \[4, 5\], the student's \[4, 3\]",
@@ -216,7 +222,9 @@ def test_the_cost_of_a_dense_layer_is_known():
   batch = {"image": np.ones((32, 8, 8, 1), np.float32), "id": np.arange(32)}
   cost = metrics.cost(dense, Variables(params, state), batch, repeats=3)
   assert cost["parameters"] == 640 and cost["bytes"] == 640 * 4 + 5 * 4 + 4
-  np.testing.assert_allclose(cost["flops"], 2 * 64 * 10, rtol=0.02)  # and nothing for the unused feature
+  np.testing.assert_allclose(
+    cost["flops"], 2 * 64 * 10, rtol=0.02
+  )  # and nothing for the unused feature
   assert cost["latency_ms"] > 0 and cost["throughput"] > 0
 
 
@@ -261,7 +269,10 @@ def test_other_batch_sizes_are_timed_with_as_many_rows(monkeypatch):
   )
   assert [len(images) for images in timed] == [1, 3, 1, 8]
   np.testing.assert_array_equal(timed[-1], np.concatenate([batch["image"]] * 3)[:8])
-  assert metrics.cost(dense, variables, batch).keys() == cost.keys() - {"throughput_1", "throughput_8"}
+  assert metrics.cost(dense, variables, batch).keys() == cost.keys() - {
+    "throughput_1",
+    "throughput_8",
+  }
 
 
 def test_no_repeats_are_refused():

@@ -43,13 +43,17 @@ def test_scores_are_those_of_the_logits(said, memory):
   )()
   scores = metrics.summary(counts)
   known = (label >= 0) & where[:, None]
-  own, theirs = (scipy.special.log_softmax(logits(*x), -1)[known] for x in ((hidden, head), teacher_outputs))
+  own, theirs = (
+    scipy.special.log_softmax(logits(*x), -1)[known] for x in ((hidden, head), teacher_outputs)
+  )
   nll = -np.take_along_axis(own, label[known][:, None], -1).mean()
   assert scores["nll"] == pytest.approx(nll, rel=1e-5)
   assert scores["perplexity"] == pytest.approx(np.exp(nll), rel=1e-5)
   assert scores["accuracy"] == pytest.approx((own.argmax(-1) == label[known]).mean())
   assert scores["agreement"] == pytest.approx((own.argmax(-1) == theirs.argmax(-1)).mean())
-  assert scores["teacher_kl"] == pytest.approx((np.exp(theirs) * (theirs - own)).sum(-1).mean(), rel=1e-4)
+  assert scores["teacher_kl"] == pytest.approx(
+    (np.exp(theirs) * (theirs - own)).sum(-1).mean(), rel=1e-4
+  )
   assert np.asarray(counts["calibration"])[:, 0].sum() == known.sum()
   dense = metrics.counts(jnp.asarray(logits(hidden, head)[known], jnp.float32), label[known])
   assert scores["ece"] == pytest.approx(metrics.summary(dense)["ece"], rel=1e-4)
@@ -64,10 +68,19 @@ def test_vocabularies_that_differ_are_refused(said):
 
 def entry(said, role, shift, seed=0, variant=""):
   hidden, head, teacher_outputs, label, where = said
-  counts = jax.device_get(metrics.token_scores(hidden + shift, head, label, where, teacher=teacher_outputs))
+  counts = jax.device_get(
+    metrics.token_scores(hidden + shift, head, label, where, teacher=teacher_outputs)
+  )
   history = [{"step": 1, "phase": "validation", "perplexity": 9.0 + shift}]
   return report.Entry(
-    role, seed, None, {"parameters": 10}, history, variant, counts, f"{role} says `this`" if seed == 0 else ""
+    role,
+    seed,
+    None,
+    {"parameters": 10},
+    history,
+    variant,
+    counts,
+    f"{role} says `this`" if seed == 0 else "",
   )
 
 
@@ -80,15 +93,29 @@ def test_a_report_of_language_models(said, tmp_path):
   ]
   label = said[3]
   path = report.write(
-    tmp_path, entries, labels=label, images=None, ids=np.arange(3), class_names=list("abcdefghijk"), run={}
+    tmp_path,
+    entries,
+    labels=label,
+    images=None,
+    ids=np.arange(3),
+    class_names=list("abcdefghijk"),
+    run={},
   )
   text = path.with_suffix(".md").read_text()
-  assert "Test perplexity ↓" in text and "of test perplexity" not in text and "in test perplexity" in text
-  assert "Confusion" not in text and "Perplexity against size" in text and "student says `this`" in text
+  assert (
+    "Test perplexity ↓" in text
+    and "of test perplexity" not in text
+    and "in test perplexity" in text
+  )
+  assert (
+    "Confusion" not in text and "Perplexity against size" in text and "student says `this`" in text
+  )
   scores = json.loads((tmp_path / "results.json").read_text())
   gain = scores["distilled_minus_alone"]["student"]["perplexity"]["mean"]
   known = {
-    (e["role"], e["seed"]): e["scores"]["perplexity"] for e in scores["entries"] if e["role"] != "teacher"
+    (e["role"], e["seed"]): e["scores"]["perplexity"]
+    for e in scores["entries"]
+    if e["role"] != "teacher"
   }
   expected = np.mean([known["student", seed] - known["baseline", seed] for seed in (0, 1)])
   assert gain == pytest.approx(expected)
@@ -103,7 +130,13 @@ def test_less_perplexity_helps(said, tmp_path):
     *(worse._replace(seed=seed, counts=counts | {"nll": (0.5 * nll, number)}) for seed in (0, 1)),
   ]
   path = report.write(
-    tmp_path, entries, labels=said[3], images=None, ids=np.arange(3), class_names=list("abcdefghijk"), run={}
+    tmp_path,
+    entries,
+    labels=said[3],
+    images=None,
+    ids=np.arange(3),
+    class_names=list("abcdefghijk"),
+    run={},
   )
   assert "distillation helped this student" in path.with_suffix(".md").read_text()
 
@@ -121,4 +154,6 @@ def test_without_a_token_there_is_no_perplexity(said):
   hidden, head, _, label, _ = said
   none = np.full_like(label, -1)
   for counted in (metrics.token_scores, metrics.token_counts):
-    assert np.isnan(metrics.summary(counted(jnp.asarray(hidden), head, jnp.asarray(none)))["perplexity"])
+    assert np.isnan(
+      metrics.summary(counted(jnp.asarray(hidden), head, jnp.asarray(none)))["perplexity"]
+    )

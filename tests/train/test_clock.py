@@ -130,12 +130,20 @@ def test_goodput_goes_on_over_restarts_and_counts_lost_steps_as_lost(wall, tmp_p
         first.train(number, metrics, 8)
   assert [line["step"] for line in timings(tmp_path)] == [0, 10, 20, 30]
   wall.passes(100)  # nobody was there
-  with log(tmp_path, start=20, began=wall.now - 4) as second:  # the checkpoint of step 30 was not whole
+  with log(
+    tmp_path, start=20, began=wall.now - 4
+  ) as second:  # the checkpoint of step 30 was not whole
     for _ in range(21, 31):
       step(second.clock, wall, 1)
     second.train(30, metrics, 8)
   lines = timings(tmp_path)
-  assert [(line["step"], line["starts"]) for line in lines] == [(0, 1), (10, 1), (20, 1), (20, 2), (30, 2)]
+  assert [(line["step"], line["starts"]) for line in lines] == [
+    (0, 1),
+    (10, 1),
+    (20, 1),
+    (20, 2),
+    (30, 2),
+  ]
   assert lines[-1]["wall"] == pytest.approx(30 + 100 + 10)
   assert lines[-1]["in_steps"] == pytest.approx(19 + 9)  # each start's first step is compiled
   assert lines[-1]["goodput"] == pytest.approx(28 / 140)
@@ -175,7 +183,8 @@ def test_the_history_holds_no_times_but_the_rate(tmp_path):
 def test_tensorboard_shows_the_times(wall, tmp_path, monkeypatch):
   shown = {}
   monkeypatch.setattr(
-    "tensorboardX.SummaryWriter.add_scalar", lambda self, name, value, step: shown.update({name: value})
+    "tensorboardX.SummaryWriter.add_scalar",
+    lambda self, name, value, step: shown.update({name: value}),
   )
   monkeypatch.setattr(module, "device_memory", lambda: {"peak": 7})
   with log(tmp_path) as one:
@@ -183,7 +192,11 @@ def test_tensorboard_shows_the_times(wall, tmp_path, monkeypatch):
     step(one.clock, wall, 2, data=1)
     one.train(2, {"loss": (1.0, 1.0)}, 8)
   assert shown["time/goodput"] == pytest.approx(2 / 3)
-  assert (shown["time/step_ms_p90"], shown["time/waited_data"], shown["time/memory_peak"]) == (2000, 1, 7)
+  assert (shown["time/step_ms_p90"], shown["time/waited_data"], shown["time/memory_peak"]) == (
+    2000,
+    1,
+    7,
+  )
 
 
 def test_memory_is_that_of_the_fullest_device(monkeypatch):

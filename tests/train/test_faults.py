@@ -53,7 +53,9 @@ def test_sigterm_saves_the_step_and_the_run_ends_with_the_same_bits(tmp_path, st
 
 def test_float16_logits_of_any_size_give_finite_losses_and_updates():  # 17, 18
   def half(w, x):
-    return (1000 * x.astype(jnp.float16)) @ w.astype(jnp.float16)  # products beyond float16's squares
+    return (1000 * x.astype(jnp.float16)) @ w.astype(
+      jnp.float16
+    )  # products beyond float16's squares
 
   def whole(w, x):
     return half(w, x).astype(jnp.float32)
@@ -67,17 +69,23 @@ def test_float16_logits_of_any_size_give_finite_losses_and_updates():  # 17, 18
       soft=(100.0, objectives.logits(losses.kl_divergence, temperature=1.0)),
     )
     batch = next(data.batches(source(), 16, seed=0))
-    state = make_init(student, teacher_outputs, objective, optax.sgd(1e-6))(jax.random.key(0), batch)
+    state = make_init(student, teacher_outputs, objective, optax.sgd(1e-6))(
+      jax.random.key(0), batch
+    )
     step = jax.jit(make_train_step(student, teacher_outputs, objective, optax.sgd(1e-6)))
     return step(state, Variables(*teacher_outputs.variables), batch)
 
   (state, measured), (expected, told) = step_of(half), step_of(whole)
   assert int(state.skips.total) == 0
   total, count = jax.device_get(measured["loss"])
-  assert np.isfinite(total / count) and total / count > np.finfo(np.float16).max  # float16 would be infinite
+  assert (
+    np.isfinite(total / count) and total / count > np.finfo(np.float16).max
+  )  # float16 would be infinite
   np.testing.assert_allclose(total, told["loss"][0], rtol=1e-6)
   assert state.params["student"].dtype == jnp.float32
-  np.testing.assert_allclose(state.params["student"], expected.params["student"], rtol=1e-3, atol=1e-3)
+  np.testing.assert_allclose(
+    state.params["student"], expected.params["student"], rtol=1e-3, atol=1e-3
+  )
 
 
 def test_a_donated_state_is_refused():  # 27
@@ -111,12 +119,16 @@ def test_a_changed_data_position_is_damage():  # 55: the position follows from t
     seal.check_contents(sealed, state._replace(step=state.step + 1))
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks Linux for the children of a process")
+@pytest.mark.skipif(
+  not Path("/proc/self/task").exists(), reason="asks Linux for the children of a process"
+)
 def test_training_has_no_processes_that_could_outlive_it(tmp_path):  # 60
   seen = []
 
   def children():
-    return [pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+    return [
+      pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()
+    ]
 
   def watched(start):
     for batch in data.batches(source(), 16, seed=0, start=start):
@@ -129,7 +141,15 @@ def test_training_has_no_processes_that_could_outlive_it(tmp_path):  # 60
 
 
 def test_a_run_that_goes_on_with_other_devices_says_so(tmp_path, capsys):  # 51
-  identity = {"config": "a.py", "settings": {"rate": 1}, "code": "c", "command": "run", "device": "8 x cpu"}
+  identity = {
+    "config": "a.py",
+    "settings": {"rate": 1},
+    "code": "c",
+    "command": "run",
+    "device": "8 x cpu",
+  }
   for device in ("8 x cpu", "8 x cpu", "1 x cpu"):
     cli._write_run_file(tmp_path, identity | {"device": device}, {"rate": 1}, report_only=False)
-  assert capsys.readouterr().out == "goes on with 1 x cpu, began with 8 x cpu: last bits may differ\n"
+  assert (
+    capsys.readouterr().out == "goes on with 1 x cpu, began with 8 x cpu: last bits may differ\n"
+  )

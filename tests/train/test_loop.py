@@ -23,7 +23,9 @@ def source(seed=0, rows=120):
   rng = np.random.default_rng(seed)
   image = rng.normal(size=(rows, WIDTH)).astype(np.float32)
   label = image[:, :CLASSES].argmax(1).astype(np.int32)
-  return data.Source({"id": np.arange(rows), "image": image, "label": label}, classes=CLASSES, name="toy")
+  return data.Source(
+    {"id": np.arange(rows), "image": image, "label": label}, classes=CLASSES, name="toy"
+  )
 
 
 def linear(classes=CLASSES, **kwargs):
@@ -38,15 +40,22 @@ def teacher():
 
 def goal():
   return objectives.weighted(
-    hard=(0.5, objectives.labels()), soft=(0.5, objectives.logits(losses.kl_divergence, temperature=2.0))
+    hard=(0.5, objectives.labels()),
+    soft=(0.5, objectives.logits(losses.kl_divergence, temperature=2.0)),
   )
 
 
 def run(folder=None, steps=20, **kwargs):
   networks = dict(
-    student=linear(), teacher=teacher(), objective=goal(), optimizer=optax.adam(0.05), source=source()
+    student=linear(),
+    teacher=teacher(),
+    objective=goal(),
+    optimizer=optax.adam(0.05),
+    source=source(),
   )
-  settings = dict(batch_size=16, eval_every=5, log_every=5, progress=False, validation=source(1, 30))
+  settings = dict(
+    batch_size=16, eval_every=5, log_every=5, progress=False, validation=source(1, 30)
+  )
   return fit(**(networks | settings | dict(steps=steps, folder=folder) | kwargs))
 
 
@@ -67,7 +76,9 @@ def test_a_student_learns_and_the_best_evaluation_is_returned():
   np.testing.assert_allclose(accuracy, max(line["accuracy"] for line in validation), rtol=1e-6)
   train = [line for line in fitted.history if line["phase"] == "train"]
   assert {"loss", "hard", "soft", "accuracy", "grad_norm", "examples_per_second"} <= set(train[-1])
-  np.testing.assert_allclose(train[-1]["loss"], 0.5 * train[-1]["hard"] + 0.5 * train[-1]["soft"], rtol=1e-5)
+  np.testing.assert_allclose(
+    train[-1]["loss"], 0.5 * train[-1]["hard"] + 0.5 * train[-1]["soft"], rtol=1e-5
+  )
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(tmp_path):
@@ -78,13 +89,17 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path):
   assert_identical(whole.variables, resumed.variables)
   steps = [(line["step"], line["phase"]) for line in resumed.history]
   assert steps == [(s, p) for s in (5, 10, 15, 20) for p in ("train", "validation")]
-  lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+  lines = [
+    json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+  ]
   assert lines == resumed.history
 
 
 def test_a_resumed_run_reports_what_an_undisturbed_one_does(tmp_path):
   def told(fitted):
-    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in fitted.history]
+    return [
+      {k: v for k, v in line.items() if k != "examples_per_second"} for line in fitted.history
+    ]
 
   every = {"checkpoint_every": 3, "log_every": 5, "eval_every": 10}
   whole = run(tmp_path / "whole", **every)
@@ -134,7 +149,9 @@ def test_another_run_is_not_resumed(tmp_path, changed, message):
 
 
 def test_without_a_teacher():
-  fitted = run(teacher=None, objective=objectives.weighted(hard=(1.0, objectives.labels())), steps=50)
+  fitted = run(
+    teacher=None, objective=objectives.weighted(hard=(1.0, objectives.labels())), steps=50
+  )
   assert fitted.history[-1]["accuracy"] > 0.5
 
 
@@ -189,7 +206,9 @@ def test_validation_may_be_batches():
 
 
 def test_too_many_updates_in_a_row_that_are_not_finite_abort_with_the_last_good_state():
-  def batches(start):  # the teacher's own NaN is not in the batch, so no check on the host can see it
+  def batches(
+    start,
+  ):  # the teacher's own NaN is not in the batch, so no check on the host can see it
     for step, batch in enumerate(data.batches(source(), 16, seed=0)):
       yield batch | {"poison": np.full((16, 1), step >= 7, np.float32)}
 
@@ -226,12 +245,20 @@ def test_a_teacher_without_weights_is_refused():
   given = Variables(np.eye(WIDTH, CLASSES, dtype=np.float32), {})
   assert int(run(teacher=linear(), teacher_variables=given, steps=2).state.step) == 2
   with pytest.raises(ValueError, match="no frozen teacher"):
-    run(teacher=None, teacher_variables=given, objective=objectives.weighted(hard=(1.0, objectives.labels())))
+    run(
+      teacher=None,
+      teacher_variables=given,
+      objective=objectives.weighted(hard=(1.0, objectives.labels())),
+    )
 
 
 def test_a_student_with_too_few_classes_is_refused():
   with pytest.raises(ValueError, match=re.escape("2 classes and the data set 'toy' has 3")):
-    run(student=linear(2), teacher=None, objective=objectives.weighted(hard=(1.0, objectives.labels())))
+    run(
+      student=linear(2),
+      teacher=None,
+      objective=objectives.weighted(hard=(1.0, objectives.labels())),
+    )
 
 
 @pytest.mark.parametrize("name", ["steps", "batch_size", "log_every", "max_skips"])
@@ -251,7 +278,9 @@ def test_a_line_per_evaluation_without_a_terminal(capsys):
   run(progress=True, title="student", steps=10)
   lines = capsys.readouterr().out.strip().splitlines()
   assert len(lines) == 2
-  assert lines[0].startswith("student 5/10") and "examples/s" in lines[0] and "val accuracy" in lines[0]
+  assert (
+    lines[0].startswith("student 5/10") and "examples/s" in lines[0] and "val accuracy" in lines[0]
+  )
 
 
 def test_tensorboard_files_are_written(tmp_path):
@@ -270,7 +299,9 @@ def test_a_teacher_that_follows_the_student_resumes_to_the_same_bits(tmp_path):
 
 def test_learned_projections_are_trained_and_checkpointed_but_not_part_of_the_student(tmp_path):
   wide = from_apply(
-    None, lambda w, x: {"logits": x @ w, "map": x}, variables=np.eye(WIDTH, CLASSES, dtype=np.float32)
+    None,
+    lambda w, x: {"logits": x @ w, "map": x},
+    variables=np.eye(WIDTH, CLASSES, dtype=np.float32),
   )
   narrow = from_apply(
     lambda key, x: 0.1 * jax.random.normal(key, (WIDTH, CLASSES)),
@@ -300,7 +331,9 @@ def test_networks_that_cannot_be_compared_are_refused_before_training():
   one = from_apply(None, lambda w, x: x @ w, variables=np.ones((WIDTH, 1), np.float32))
   with pytest.raises(ValueError, match=r"\(16, 3\).*\(16, 1\)"):
     run(teacher=one)
-  single = from_apply(None, lambda w, x: (x @ w)[:1], variables=np.eye(WIDTH, CLASSES, dtype=np.float32))
+  single = from_apply(
+    None, lambda w, x: (x @ w)[:1], variables=np.eye(WIDTH, CLASSES, dtype=np.float32)
+  )
   with pytest.raises(ValueError, match=r"\(16, 3\).*\(1, 3\)"):
     run(teacher=single)
 
@@ -326,14 +359,14 @@ def test_a_relative_folder_is_resolved_at_the_start(tmp_path, monkeypatch):
 
 
 def test_labels_of_a_pipeline_are_checked_against_the_student_s_classes():
-  batches = [dict(b, label=np.where(b["id"] == 7, 3, b["label"])) for b in data.eval_batches(source(), 16)][
-    :7
-  ]
+  batches = [
+    dict(b, label=np.where(b["id"] == 7, 3, b["label"])) for b in data.eval_batches(source(), 16)
+  ][:7]
   with pytest.raises(ValueError, match="label 3 of example id 7 is not a class 0 to 2"):
     run(source=lambda start: iter(batches[start:]), steps=5)
-  marked = [dict(b, label=np.where(b["id"] == 7, -100, b["label"])) for b in data.eval_batches(source(), 16)][
-    :7
-  ]
+  marked = [
+    dict(b, label=np.where(b["id"] == 7, -100, b["label"])) for b in data.eval_batches(source(), 16)
+  ][:7]
   with pytest.raises(ValueError, match="declare ignore_label=-100"):
     run(source=lambda start: iter(marked[start:]), steps=5)
   fitted = run(source=lambda start: iter(marked[start:]), steps=5, ignore_label=-100)
@@ -341,7 +374,9 @@ def test_labels_of_a_pipeline_are_checked_against_the_student_s_classes():
 
 
 def test_validation_is_checked_before_training():
-  wide = data.Source({"image": np.ones((4, WIDTH), np.float32), "label": np.array([0, 1, 2, 11])}, classes=12)
+  wide = data.Source(
+    {"image": np.ones((4, WIDTH), np.float32), "label": np.array([0, 1, 2, 11])}, classes=12
+  )
   with pytest.raises(ValueError, match="3 classes and the data set 'custom' has 12"):
     run(validation=wide)
   with pytest.raises(ValueError, match="no example of 'toy' has a label"):

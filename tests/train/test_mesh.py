@@ -19,7 +19,9 @@ def source(seed=0, rows=96):
   rng = np.random.default_rng(seed)
   image = rng.normal(size=(rows, WIDTH)).astype(np.float32)
   label = image[:, :CLASSES].argmax(1).astype(np.int32)
-  return data.Source({"id": np.arange(rows), "image": image, "label": label}, classes=CLASSES, name="toy")
+  return data.Source(
+    {"id": np.arange(rows), "image": image, "label": label}, classes=CLASSES, name="toy"
+  )
 
 
 def network(hidden, **kwargs):
@@ -43,7 +45,10 @@ def goal():
     hard=(0.5, objectives.labels()),
     soft=(0.5, objectives.logits(losses.kl_divergence, temperature=2.0)),
     hint=(0.1, objectives.features("hidden", "hidden", losses.hint)),
-    gram=(1.0, objectives.features("hidden", "hidden", losses.similarity_preserving, project=False)),
+    gram=(
+      1.0,
+      objectives.features("hidden", "hidden", losses.similarity_preserving, project=False),
+    ),
   )
 
 
@@ -94,7 +99,9 @@ def test_every_mesh_trains_the_student_of_one_device(one, sizes, rules, where):
   for a, b in zip(jax.tree.leaves(one.state.params), jax.tree.leaves(state.params)):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
   for a, b in zip(one.history, fitted.history):
-    assert a["loss" if "loss" in a else "nll"] == pytest.approx(b["loss" if "loss" in b else "nll"], rel=1e-4)
+    assert a["loss" if "loss" in a else "nll"] == pytest.approx(
+      b["loss" if "loss" in b else "nll"], rel=1e-4
+    )
 
 
 def test_a_run_is_resumed_on_another_mesh(one, tmp_path):
@@ -111,11 +118,13 @@ def test_accumulation_and_a_moving_average_are_those_of_one_device():
 
   def separable():
     return objectives.weighted(
-      hard=(0.5, objectives.labels()), soft=(0.5, objectives.logits(losses.kl_divergence, temperature=2.0))
+      hard=(0.5, objectives.labels()),
+      soft=(0.5, objectives.logits(losses.kl_divergence, temperature=2.0)),
     )
 
   one, many = (
-    trained(mesh) for mesh in (sharding.make_mesh(devices=jax.devices()[:1]), sharding.make_mesh(2, 4))
+    trained(mesh)
+    for mesh in (sharding.make_mesh(devices=jax.devices()[:1]), sharding.make_mesh(2, 4))
   )
   assert many.state.average.params["up"].sharding.spec == P("fsdp")
   for a, b in zip(*(jax.tree.leaves((f.state.params, f.state.average)) for f in (one, many))):

@@ -35,7 +35,9 @@ def far(model, seed):
   """Weights far from their small beginnings: every token has its own probabilities."""
   leaves, structure = jax.tree.flatten(jax.jit(model.init)(jax.random.key(seed), {}))
   keys = jax.random.split(jax.random.key(seed), len(leaves))
-  return jax.tree.unflatten(structure, [x + jax.random.normal(k, x.shape) / 2 for k, x in zip(keys, leaves)])
+  return jax.tree.unflatten(
+    structure, [x + jax.random.normal(k, x.shape) / 2 for k, x in zip(keys, leaves)]
+  )
 
 
 def packed(rows=16, seed=0):
@@ -95,7 +97,9 @@ def test_tokens_follow_the_student_and_the_key():
   on_policy = jax.jit(generate_on_policy(make, share=1, prompt=2, temperature=2.0))
   new = on_policy(student, jax.random.key(0), batch)
   segments = {"segments": np.zeros((1, 2), int), "positions": np.arange(2)[None]}
-  expected = jax.nn.softmax(uncached(student, {"tokens": np.full((1, 2), 7), **segments})[0, -1] / 2)
+  expected = jax.nn.softmax(
+    uncached(student, {"tokens": np.full((1, 2), 7), **segments})[0, -1] / 2
+  )
   share = np.bincount(new["tokens"][:, 2], minlength=VOCABULARY) / rows
   np.testing.assert_allclose(share, expected, atol=4 * np.sqrt(0.25 / rows))
   order = np.random.default_rng(0).permutation(rows)
@@ -128,7 +132,8 @@ def test_rows_without_a_document_and_a_share_of_none_stay_as_they_are():
 
 def parts():
   goal = objectives.weighted(
-    soft=(1.0, objectives.tokens("jensen_shannon", label_weight=0.3)), own=(0.5, objectives.next_tokens())
+    soft=(1.0, objectives.tokens("jensen_shannon", label_weight=0.3)),
+    own=(0.5, objectives.next_tokens()),
   )
   return STUDENT, TEACHER, goal, optax.sgd(0.1)
 
@@ -185,7 +190,11 @@ def test_devices_and_microbatches_sample_the_same(one, mesh, how):
   elif how == "shard_map":
     whole, rows = PartitionSpec(), PartitionSpec("data")
     step = jax.shard_map(
-      setup(axis_name="data")[2], mesh=mesh, in_specs=(whole, whole, rows), out_specs=whole, check_vma=True
+      setup(axis_name="data")[2],
+      mesh=mesh,
+      in_specs=(whole, whole, rows),
+      out_specs=whole,
+      check_vma=True,
     )
   else:
     step = setup(microbatches=2)[2]
@@ -196,11 +205,22 @@ def test_devices_and_microbatches_sample_the_same(one, mesh, how):
 
 def train(folder=None, steps=2, **arrays):
   source = data.Source(
-    {**packed(32), "id": np.arange(32), **arrays}, VOCABULARY, name="text", ignore_label=data.UNLABELED
+    {**packed(32), "id": np.arange(32), **arrays},
+    VOCABULARY,
+    name="text",
+    ignore_label=data.UNLABELED,
   )
-  settings = {"steps": steps, "batch_size": 16, "eval_every": 1, "progress": False, "folder": folder}
+  settings = {
+    "steps": steps,
+    "batch_size": 16,
+    "eval_every": 1,
+    "progress": False,
+    "folder": folder,
+  }
   on_policy = generate_on_policy(make, share=0.5, prompt=4, stop=END)
-  return fit(*parts(), source, teacher_variables=far(TEACHER, 4), on_policy=on_policy, **settings), source
+  return fit(
+    *parts(), source, teacher_variables=far(TEACHER, 4), on_policy=on_policy, **settings
+  ), source
 
 
 def test_a_run_that_is_resumed_samples_what_one_device_would_have(tmp_path):
@@ -225,13 +245,18 @@ def test_a_run_that_is_resumed_samples_what_one_device_would_have(tmp_path):
     ({"temperature": -1.0}, "temperature: expected a number >= 0, got -1.0"),
     ({"stop": 16}, "stop: token 16 is outside the vocabulary of 16"),
     ({"make": lambda rngs: nnx.Linear(2, 3, rngs=rngs)}, "make: .* Decoder, got a Linear"),
-    ({"make": lambda rngs: Decoder(16, 8, 1, 2, length=8, rngs=rngs)}, "longer than the model's length=8"),
+    (
+      {"make": lambda rngs: Decoder(16, 8, 1, 2, length=8, rngs=rngs)},
+      "longer than the model's length=8",
+    ),
   ],
 )
 def test_what_does_not_fit_is_refused(change, message):
   settings = {"make": make, "share": 0.5, "prompt": 4, **change}
   with pytest.raises(ValueError, match=message):
-    generate_on_policy(settings.pop("make"), **settings)(far(STUDENT, 3), jax.random.key(0), packed())
+    generate_on_policy(settings.pop("make"), **settings)(
+      far(STUDENT, 3), jax.random.key(0), packed()
+    )
 
 
 def test_batches_that_lack_entries_or_have_a_cached_teachers_are_refused():
@@ -241,7 +266,9 @@ def test_batches_that_lack_entries_or_have_a_cached_teachers_are_refused():
     on_policy(far(STUDENT, 3), jax.random.key(0), {n: x for n, x in batch.items() if n != "id"})
   with pytest.raises(ValueError, match="entries of one shape"):
     on_policy(far(STUDENT, 3), jax.random.key(0), {**batch, "label": batch["label"][:, 0]})
-  with pytest.raises(ValueError, match="'teacher/logits' holds what the teacher said .*use a live teacher"):
+  with pytest.raises(
+    ValueError, match="'teacher/logits' holds what the teacher said .*use a live teacher"
+  ):
     step(state, teacher_outputs, {**batch, "teacher/logits": np.zeros((16, LENGTH, 3))})
   with pytest.raises(ValueError, match="no teacher to judge"):
     make_train_step(STUDENT, None, objectives.next_tokens(), optax.sgd(1), on_policy=on_policy)

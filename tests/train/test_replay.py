@@ -37,7 +37,9 @@ def run(steps, key=0):
   buffer, taken = REPLAY.init(batch(0)), []
   for step in range(steps):
     student = Variables({"number": jnp.int32(1000 * (step + 1))}, {})
-    new, buffer = APPLY(student, buffer, step, jax.random.fold_in(jax.random.key(key), step), batch(step))
+    new, buffer = APPLY(
+      student, buffer, step, jax.random.fold_in(jax.random.key(key), step), batch(step)
+    )
     taken.append(jax.device_get(new))
   return taken
 
@@ -73,7 +75,9 @@ def network():
   def apply(w, tokens):
     return {"logits": jax.nn.one_hot(tokens[:, 0] % 5, 5) @ w["w"]}
 
-  return from_apply(lambda key, tokens: {"w": jax.random.normal(key, (5, 5))}, apply, inputs="tokens")
+  return from_apply(
+    lambda key, tokens: {"w": jax.random.normal(key, (5, 5))}, apply, inputs="tokens"
+  )
 
 
 def counted(student, key, batch):
@@ -87,7 +91,11 @@ def counted(student, key, batch):
 
 def train(folder=None, steps=6, devices=8):
   rng = np.random.default_rng(0)
-  arrays = {"id": np.arange(64), "tokens": rng.integers(0, 5, (64, 2)), "label": np.zeros(64, np.int32)}
+  arrays = {
+    "id": np.arange(64),
+    "tokens": rng.integers(0, 5, (64, 2)),
+    "label": np.zeros(64, np.int32),
+  }
   return fit(
     network(),
     network(),
@@ -126,7 +134,9 @@ def test_a_skipped_update_does_not_leave_nothing_to_replay():
 def test_what_does_not_fit_is_refused():
   with pytest.raises(ValueError, match="every: expected at least 2 steps, got 1"):
     replayed(stamped, every=1, kept=8)
-  with pytest.raises(ValueError, match="kept: 7 samples are fewer than the 8 rows of a batch; at least 8"):
+  with pytest.raises(
+    ValueError, match="kept: 7 samples are fewer than the 8 rows of a batch; at least 8"
+  ):
     replayed(stamped, every=2, kept=7).init(batch(0))
   replay, net = replayed(counted, every=2, kept=8), network()
   parts = net, net, objectives.weighted(hard=(1.0, objectives.labels())), optax.sgd(0.1)

@@ -16,7 +16,9 @@ BEST = ("accuracy", "max")
 def make_state(step):
   zero = jnp.zeros((), jnp.int32)
   params = {"student": {"w": jnp.full(3, step, jnp.float32)}, "objective": {}}
-  return TrainState(zero + step, jax.random.key(0), params, {"student": {}}, (), (), Skips(zero, zero, zero))
+  return TrainState(
+    zero + step, jax.random.key(0), params, {"student": {}}, (), (), Skips(zero, zero, zero)
+  )
 
 
 def test_a_folder_is_trained_in_once_at_a_time(tmp_path):
@@ -33,9 +35,18 @@ def test_a_folder_is_trained_in_once_at_a_time(tmp_path):
 def test_who_lost_the_folder_saves_nothing_more(tmp_path):
   with Saver(tmp_path, BEST, {}) as saver:
     saver.save(make_state(1), None)
-    other = {"host": "b", "pid": 1, "since": "now", "kernel": None, "start": None, "token": "theirs"}
+    other = {
+      "host": "b",
+      "pid": 1,
+      "since": "now",
+      "kernel": None,
+      "start": None,
+      "token": "theirs",
+    }
     (tmp_path / NAME).write_text(json.dumps(other))
-    with pytest.raises(LeaseError, match="process 1 on b, since now, and not to this process any more"):
+    with pytest.raises(
+      LeaseError, match="process 1 on b, since now, and not to this process any more"
+    ):
       saver.save(make_state(2), None)
   assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
   assert json.loads((tmp_path / NAME).read_text()) == other

@@ -59,7 +59,10 @@ def batch(rng, rows=16, masked=True):
 def objective():
   return objectives.weighted(
     hard=(0.3, objectives.labels()),
-    soft=(optax.linear_schedule(1.0, 0.2, 10), objectives.logits(losses.kl_divergence, temperature=3.0)),
+    soft=(
+      optax.linear_schedule(1.0, 0.2, 10),
+      objectives.logits(losses.kl_divergence, temperature=3.0),
+    ),
     hint=(0.5, objectives.features("hidden", "Dense_0", losses.hint)),
   )
 
@@ -155,7 +158,9 @@ def test_mapped_steps_equal_the_jitted_one(rng, mesh, how, norm, microbatches):
   if how == "pmap":
     step = jax.pmap(step, axis_name="data", in_axes=(None, None, 0), out_axes=None)
     for b in batches:
-      state, got = step(state, teacher_outputs, jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), b))
+      state, got = step(
+        state, teacher_outputs, jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), b)
+      )
   else:
     spec = PartitionSpec("data")
     step = jax.shard_map(
@@ -252,12 +257,16 @@ def test_moving_average_follows_the_student(rng):
   for i in range(4):
     state, measured = step(state, (), batch(rng))
     d = min(0.9, (1 + i) / (10 + i))
-    own = jax.tree.map(lambda a, p, d=d: d * a + (1 - d) * np.asarray(p), own, state.params["student"])
+    own = jax.tree.map(
+      lambda a, p, d=d: d * a + (1 - d) * np.asarray(p), own, state.params["student"]
+    )
     assert i == 0 or reduce.value(measured["soft"]) > 0
   assert_same(own, state.average.params, 1e-6)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])  # they choose between old and new in different ways
+@pytest.mark.parametrize(
+  "backend", ["cpu", "gpu"]
+)  # they choose between old and new in different ways
 def test_updates_that_are_not_finite_are_skipped_and_counted(rng, monkeypatch, backend):
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
   state, step, teacher_outputs = setup(rng, optimizer=optax.adam(0.1))
@@ -336,7 +345,9 @@ def test_accuracy_leaves_out_what_the_student_wrote(rng):
   def own_labels(variables, key, batch):
     logits = student.apply(*variables, batch, train=False, key=None)[0]["logits"]
     sampled = jnp.arange(16) % 2 == 0
-    label = jnp.where(sampled, logits.argmax(-1), logits.argmin(-1))  # its own are right, the others wrong
+    label = jnp.where(
+      sampled, logits.argmax(-1), logits.argmin(-1)
+    )  # its own are right, the others wrong
     return {**batch, "label": label, "generated": sampled}
 
   state, step, teacher_outputs = setup(rng, student, on_policy=own_labels)
@@ -368,7 +379,9 @@ def test_a_plain_function_teaches(rng):
   trained, measured = run(state, step, teacher_outputs, [b] * 300)
   assert reduce.value(measured["soft"]) < 0.1
   evaluate = jax.jit(make_eval_step(from_nnx(Student(nnx.Rngs(0))), teacher))
-  counts = evaluate(Variables(trained.params["student"], trained.model_state["student"]), teacher_outputs, b)
+  counts = evaluate(
+    Variables(trained.params["student"], trained.model_state["student"]), teacher_outputs, b
+  )
   assert reduce.value(counts["agreement"]) > 0.9
 
 
@@ -423,9 +436,14 @@ def test_the_average_of_a_bfloat16_student_moves():
 def test_the_state_has_no_weak_types(rng):
   """They would be lost in a checkpoint, which is refused."""
   term = objectives.features("hidden", "hidden", losses.hint)
-  weak = term._replace(init=lambda *args: Variables({"scale": jnp.full(3, 0.5)}, {"count": jnp.asarray(1.0)}))
+  weak = term._replace(
+    init=lambda *args: Variables({"scale": jnp.full(3, 0.5)}, {"count": jnp.asarray(1.0)})
+  )
   init = make_init(
-    from_nnx(Student(nnx.Rngs(0))), teacher_model(), objectives.weighted(weak=(1.0, weak)), optax.adam(1e-3)
+    from_nnx(Student(nnx.Rngs(0))),
+    teacher_model(),
+    objectives.weighted(weak=(1.0, weak)),
+    optax.adam(1e-3),
   )
   state = init(jax.random.key(0), batch(rng))
   assert not any(getattr(leaf, "weak_type", False) for leaf in jax.tree.leaves(state))

@@ -30,7 +30,9 @@ def pack(values: jax.Array, width: int) -> jax.Array:
   present = (index < count) & (shift < 32)
   chosen = values.astype(jnp.uint32)[..., np.where(present, index, 0)]
   moved = jnp.where(
-    shift >= 0, chosen << np.uint32(np.clip(shift, 0, 31)), chosen >> np.uint32(np.clip(-shift, 0, 31))
+    shift >= 0,
+    chosen << np.uint32(np.clip(shift, 0, 31)),
+    chosen >> np.uint32(np.clip(-shift, 0, 31)),
   )
   return jnp.where(present, moved, 0).sum(-1, dtype=jnp.uint32)  # no two share a bit
 

@@ -60,7 +60,9 @@ class Dense:
       return {"values": jnp.where(exists, codes, -128).astype(jnp.int8), "scale": scale}
     values = output.astype(self.dtype)
     return {
-      "values": jax.lax.bitcast_convert_type(values, jnp.uint16) if self.dtype == "bfloat16" else values
+      "values": jax.lax.bitcast_convert_type(values, jnp.uint16)
+      if self.dtype == "bfloat16"
+      else values
     }
 
   def decode(self, columns: Mapping[str, Any], output) -> jax.Array:

@@ -46,7 +46,12 @@ class Estimate(NamedTuple):
 def choices(classes: int, *, temperature: float = 1.0) -> list[Codec]:
   """Codecs worth a look for a teacher of so many classes."""
   top = [TopK(k, temperature) for k in (1, 4, 16, 64) if k <= classes]
-  return [Dense("float16"), Dense("int8"), *top, *(RandomSampling(k, temperature) for k in (12, 50))]
+  return [
+    Dense("float16"),
+    Dense("int8"),
+    *top,
+    *(RandomSampling(k, temperature) for k in (12, 50)),
+  ]
 
 
 def row_bytes(codec: Codec, output) -> int:
@@ -56,7 +61,9 @@ def row_bytes(codec: Codec, output) -> int:
 
 def kept_mass(logits, k: int, *, temperature: float = 1.0) -> tuple[float, float]:
   """Mean and 5th percentile, over rows, of the probability of the k most probable classes of logits [..., V]."""
-  mass = np.asarray(-jnp.expm1(losses.top_k(logits, k, temperature=temperature).log_tail), np.float64)
+  mass = np.asarray(
+    -jnp.expm1(losses.top_k(logits, k, temperature=temperature).log_tail), np.float64
+  )
   return float(mass.mean()), float(np.percentile(mass, 5))
 
 
@@ -86,7 +93,9 @@ def estimate(
 
 def table(estimates: Sequence[Estimate]) -> str:
   """The estimates in Markdown, a line each; the cosine of the default loss of a codec comes first."""
-  return "\n".join([_line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, map(_cells, estimates))])
+  return "\n".join(
+    [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, map(_cells, estimates))]
+  )
 
 
 def _some(output: LazyLogits) -> jax.Array:

@@ -72,7 +72,11 @@ def check_indices(name: str, indices, classes: int, ids) -> None:
 
 def check_output(output, axes: int) -> None:
   """A ValueError unless the output, or its `ShapeDtypeStruct`, is floating [B, ...] with so many axes."""
-  if len(output.shape) < axes or 0 in output.shape[1:] or not jnp.issubdtype(output.dtype, jnp.floating):
+  if (
+    len(output.shape) < axes
+    or 0 in output.shape[1:]
+    or not jnp.issubdtype(output.dtype, jnp.floating)
+  ):
     raise ValueError(
       f"a teacher's output must be floating with at least {axes} axes, rows first, none empty; "
       f"got {output.dtype} {tuple(output.shape)}"

@@ -88,7 +88,9 @@ class TopK:
     shares = jax.nn.log_softmax(self._dequantize(bits.unpack(columns["codes"], self.bits, self.k)))
     log_odds = columns["log_odds"]
     log_probs = jax.nn.log_sigmoid(log_odds)[..., None] + shares
-    return SparseTargets(indices, log_probs, jax.nn.log_sigmoid(-log_odds), self.temperature, drawn=False)
+    return SparseTargets(
+      indices, log_probs, jax.nn.log_sigmoid(-log_odds), self.temperature, drawn=False
+    )
 
   def faults(self, output) -> jax.Array:
     """Per example [B], uint8, what keeps it from being kept; see `faults.check`."""
@@ -99,7 +101,9 @@ class TopK:
     return _check_classes(self.k, output), tuple(output.shape[1:-1])
 
   def _label_log_prob(self, logits, highest, label):
-    if label is None or label.shape != highest.shape or not jnp.issubdtype(label.dtype, jnp.integer):
+    if (
+      label is None or label.shape != highest.shape or not jnp.issubdtype(label.dtype, jnp.integer)
+    ):
       return jnp.full(highest.shape, UNKNOWN, jnp.float32)
     logits, classes = logits.astype(highest.dtype), logits.shape[-1]
     own = jnp.take_along_axis(logits, jnp.clip(label, 0, classes - 1)[..., None], -1)[..., 0]
@@ -161,7 +165,9 @@ class RandomSampling:
     faults.check_output(output, axes=2)
     missing = sorted({"id", "view"} - set(batch))
     if missing:
-      raise ValueError(f"draws are a function of 'id' and 'view', and the batch has no {missing[0]!r}")
+      raise ValueError(
+        f"draws are a function of 'id' and 'view', and the batch has no {missing[0]!r}"
+      )
     # No id is so large: a key that augmentation with the same seed never folds to.
     base = jax.random.fold_in(jax.random.key(self.seed, impl="threefry2x32"), 2**32 - 1)
 
@@ -195,7 +201,9 @@ class RandomSampling:
 def _check_classes(k: int, output) -> int:
   classes = output.shape[-1]
   if k > classes:
-    raise ValueError(f"k: expected 1 to {classes}, the classes of the output {tuple(output.shape)}, got {k}")
+    raise ValueError(
+      f"k: expected 1 to {classes}, the classes of the output {tuple(output.shape)}, got {k}"
+    )
   return classes
 
 
@@ -214,5 +222,7 @@ def _whole(name: str, value, low: int, high: int) -> int:
     raise ValueError(f"{name}: expected an integer, got {value!r}") from None
   if not low <= number <= high:
     nearest = min(max(number, low), high)
-    raise ValueError(f"{name}: expected an integer from {low} to {high}, got {number}; nearest is {nearest}")
+    raise ValueError(
+      f"{name}: expected an integer from {low} to {high}, got {number}; nearest is {nearest}"
+    )
   return number

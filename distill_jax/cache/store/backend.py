@@ -163,7 +163,9 @@ def _parsed(url):
   scheme = parts.scheme
   if scheme not in SCHEMES or "://" not in url:
     known = ", ".join(f"{known}://" for known in SCHEMES)
-    raise ValueError(f"cache: expected a local path or one of {known}; got {url.partition('/')[0]}/...")
+    raise ValueError(
+      f"cache: expected a local path or one of {known}; got {url.partition('/')[0]}/..."
+    )
   if "@" in parts.netloc or parts.fragment:  # not repeated in the message: it may be a password
     raise ValueError(f"cache: {scheme}:// takes no user, no password and no fragment (#)")
   query = _query(parts)
@@ -177,7 +179,12 @@ def _parsed(url):
   if scheme == "memory":
     return {"driver": "memory", "path": f"{parts.netloc}/{below}"}, name, None
   driver = {"gs": "gcs", "s3": "s3"}[scheme]
-  spec = {"driver": driver, "bucket": parts.netloc, "path": below, f"{driver}_request_retries": _RETRIES}
+  spec = {
+    "driver": driver,
+    "bucket": parts.netloc,
+    "path": below,
+    f"{driver}_request_retries": _RETRIES,
+  }
   return spec | query, name, None
 
 

@@ -119,12 +119,17 @@ def normal_columns(columns: Iterable[Column]) -> tuple[Column, ...]:
   """
   normal: list[Column] = []
   for name, dtype, shape in columns:
-    dtype, taken = np.dtype(dtype).newbyteorder("<"), (*_RESERVED, *(column.name for column in normal))
+    dtype, taken = (
+      np.dtype(dtype).newbyteorder("<"),
+      (*_RESERVED, *(column.name for column in normal)),
+    )
     if name in taken:
       raise ValueError(f"column {name!r}: the name is taken; there are {sorted(taken)}")
     if dtype.kind not in "biuf":
       hint = "; store its bits as uint16" if dtype.name == "bfloat16" else ""
-      raise ValueError(f"column {name!r}: expected integers, floats or booleans, got {dtype.name}{hint}")
+      raise ValueError(
+        f"column {name!r}: expected integers, floats or booleans, got {dtype.name}{hint}"
+      )
     if not all(length > 0 for length in shape):
       raise ValueError(f"column {name!r}: expected lengths of at least 1, got shape {tuple(shape)}")
     normal.append(Column(name, dtype.str, tuple(map(int, shape))))
@@ -143,7 +148,12 @@ def _record(columns: tuple[Column, ...]) -> np.dtype:
   size = -(-(end + CRC) // 8) * 8
   names = [*_RESERVED[:3], *(column.name for column in columns), "crc"]
   return np.dtype(
-    {"names": names, "formats": [*formats, "<u4"], "offsets": [*offsets, size - CRC], "itemsize": size}
+    {
+      "names": names,
+      "formats": [*formats, "<u4"],
+      "offsets": [*offsets, size - CRC],
+      "itemsize": size,
+    }
   )
 
 
@@ -159,7 +169,9 @@ def pack(header: Header, ids, views, source_crcs, columns: Mapping[str, np.ndarr
     ValueError: a column is missing or unknown, has another shape or dtype, or a number does not fit.
   """
   if set(columns) != {column.name for column in header.columns}:
-    raise ValueError(f"columns: expected {[column.name for column in header.columns]}, got {list(columns)}")
+    raise ValueError(
+      f"columns: expected {[column.name for column in header.columns]}, got {list(columns)}"
+    )
   records = np.zeros(header.rows, header.record)
   for name, values in {"id": ids, "view": views, "source_crc": source_crcs, **columns}.items():
     values, target = np.asarray(values), records[name]

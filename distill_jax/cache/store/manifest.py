@@ -96,17 +96,23 @@ def load(store: Store) -> Manifest | None:
     return None
   body, provenance = unseal(data, f"{store.url}/{KEY}")
   if body["format"] != VERSION:
-    raise Mismatch(f"the cache in {store.url} has format version {body['format']}, expected {VERSION}")
+    raise Mismatch(
+      f"the cache in {store.url} has format version {body['format']}, expected {VERSION}"
+    )
   key = ids_key(body["ids"])
   ids = store.read(key)
   if ids is None or digest(ids) != body["ids"]:
-    raise CorruptCache(f"{store.url}/{key}", "is missing" if ids is None else "is damaged", f"it and {KEY}")
+    raise CorruptCache(
+      f"{store.url}/{key}", "is missing" if ids is None else "is damaged", f"it and {KEY}"
+    )
   rows = Rows(np.frombuffer(ids, "<i8"), body["num_views"])
   columns = tuple(Column(name, dtype, tuple(shape)) for name, dtype, shape in body["columns"])
   return Manifest(body["identity"], columns, rows, body["rows_per_shard"], provenance)
 
 
-def check(store: Store, old: Mapping[str, Any], new: Mapping[str, Any], same: Same | None = None) -> None:
+def check(
+  store: Store, old: Mapping[str, Any], new: Mapping[str, Any], same: Same | None = None
+) -> None:
   """Refuse a cache that differs from what is wanted. How its rows are divided into shards is no difference.
 
   Args:
@@ -119,7 +125,11 @@ def check(store: Store, old: Mapping[str, Any], new: Mapping[str, Any], same: Sa
   before, now = flat(old), flat(json.loads(_json(new)))
   absent, lines = "(absent)", []
   for field in sorted({**before, **now}.keys() - {"rows_per_shard"}):
-    name, was, wanted = field.removeprefix("identity."), before.get(field, absent), now.get(field, absent)
+    name, was, wanted = (
+      field.removeprefix("identity."),
+      before.get(field, absent),
+      now.get(field, absent),
+    )
     if not (was == wanted if same is None or absent in (was, wanted) else same(name, was, wanted)):
       lines.append(f"\n  {name}: {was!r} in the cache, {wanted!r} wanted")
   if lines:
@@ -143,7 +153,9 @@ def unseal(data: bytes, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
   try:
     content = json.loads(data)
     body, provenance = content["body"], content.get("provenance")
-    whole = seal(body, provenance) == data  # bytes, not values: json reads some texts alike (1e5 and 1E5)
+    whole = (
+      seal(body, provenance) == data
+    )  # bytes, not values: json reads some texts alike (1e5 and 1E5)
   except (ValueError, KeyError, TypeError, AttributeError):
     whole = False
   if not whole:

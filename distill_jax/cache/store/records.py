@@ -45,7 +45,9 @@ class Shard:
     if expected is not None:
       _check_header(self.header, expected, where)
     if len(view) != self.header.size:
-      raise CorruptCache(where, f"is damaged: it has {len(view):,} bytes, expected {self.header.size:,}")
+      raise CorruptCache(
+        where, f"is damaged: it has {len(view):,} bytes, expected {self.header.size:,}"
+      )
     self.raw = view[len(self.header.encoded) :]
     self.records = np.frombuffer(self.raw, self.header.record)
 
@@ -94,7 +96,9 @@ def check_records(
 
 def _read_header(data: memoryview, where: str) -> Header:
   if len(data) < START or data[:8] != MAGIC:
-    raise CorruptCache(where, f"is damaged, or no shard of a cache: it does not begin with {MAGIC.decode()}")
+    raise CorruptCache(
+      where, f"is damaged, or no shard of a cache: it does not begin with {MAGIC.decode()}"
+    )
   version, length = (int.from_bytes(data[at : at + 4], "little") for at in (8, 12))
   if version != VERSION:
     raise CorruptCache(
@@ -102,19 +106,29 @@ def _read_header(data: memoryview, where: str) -> Header:
     )
   end = START + length
   if len(data) < end + CRC:
-    raise CorruptCache(where, f"is damaged: it has {len(data):,} bytes, its header alone {end + CRC:,}")
+    raise CorruptCache(
+      where, f"is damaged: it has {len(data):,} bytes, its header alone {end + CRC:,}"
+    )
   if zlib.crc32(data[:end]) != int.from_bytes(data[end : end + CRC], "little"):
-    raise CorruptCache(where, "is damaged: its header has another checksum than when it was written")
+    raise CorruptCache(
+      where, "is damaged: its header has another checksum than when it was written"
+    )
   try:
     members = json.loads(bytes(data[START:end]))
-    columns = tuple(Column(name, dtype, tuple(shape)) for name, dtype, shape, _ in members["columns"])
+    columns = tuple(
+      Column(name, dtype, tuple(shape)) for name, dtype, shape, _ in members["columns"]
+    )
     plain = {name: members[name] for name in ("identity", "shard", "first_row", "rows")}
     header = Header(**plain, columns=columns)
     same = header.members == members and len(header.encoded) == end + CRC
   except (ValueError, KeyError, TypeError) as error:
-    raise CorruptCache(where, f"is not written as the format has it: its header gives {error!r}") from error
+    raise CorruptCache(
+      where, f"is not written as the format has it: its header gives {error!r}"
+    ) from error
   if not same:
-    raise CorruptCache(where, "is not written as the format has it: its columns should lie elsewhere")
+    raise CorruptCache(
+      where, "is not written as the format has it: its columns should lie elsewhere"
+    )
   return header
 
 
@@ -122,7 +136,8 @@ def _check_header(found: Header, expected: Header, where: str) -> None:
   """Tell the shard that should be here from every other."""
   if found.identity != expected.identity:
     raise CorruptCache(
-      where, f"is of another cache: its identity is {found.identity!r}, expected {expected.identity!r}"
+      where,
+      f"is of another cache: its identity is {found.identity!r}, expected {expected.identity!r}",
     )
   for field, value in expected.members.items():
     if found.members[field] != value:

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-_SPREAD = 8  # ids that leave no larger gaps on average are looked up in a table: a tenth of a search's time
+_SPREAD = (
+  8  # ids that leave no larger gaps on average are looked up in a table: a tenth of a search's time
+)
 
 
 class Rows:
@@ -25,7 +27,9 @@ class Rows:
   def __init__(self, ids, num_views: int = 1):
     given = np.asarray(ids)
     if given.ndim != 1 or given.size == 0 or not np.issubdtype(given.dtype, np.integer):
-      raise ValueError(f"ids: expected integers [N], at least one; got {given.dtype} {list(given.shape)}")
+      raise ValueError(
+        f"ids: expected integers [N], at least one; got {given.dtype} {list(given.shape)}"
+      )
     if not 1 <= num_views <= np.iinfo(np.int32).max:
       raise ValueError(f"num_views: expected at least 1, got {num_views}")
     self.ids, self.num_views = given.astype(np.int64), int(num_views)
@@ -33,7 +37,9 @@ class Rows:
     ordered = self.ids[order]
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
     if repeated.size:
-      raise ValueError(f"ids: expected each once, {repeated.size} repeat; the first is {repeated[0]}")
+      raise ValueError(
+        f"ids: expected each once, {repeated.size} repeat; the first is {repeated[0]}"
+      )
     self._order, self._ordered, self._place = order, ordered, None
     if ordered[0] >= 0 and ordered[-1] < _SPREAD * len(ordered):
       self._place = np.zeros(ordered[-1] + 1, np.int64)
@@ -59,7 +65,9 @@ class Rows:
     for what, held, wanted in (("example id", self.ids[position], ids), ("view", view, views)):
       if not (held == wanted).all():
         wrong = wanted[np.argmin(held == wanted)]
-        padding = "; a row that only fills up its batch must be False in 'where'" if wrong < 0 else ""
+        padding = (
+          "; a row that only fills up its batch must be False in 'where'" if wrong < 0 else ""
+        )
         raise ValueError(
           f"{what} {wrong} is not in the cache: it holds {len(self.ids)} ids from {self._ordered[0]} to"
           f" {self._ordered[-1]}, and views 0 to {self.num_views - 1} of each{padding}"

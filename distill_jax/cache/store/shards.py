@@ -74,7 +74,11 @@ def missing(store: Store, manifest: Manifest) -> list[int]:
 
 
 def write_shard(
-  store: Store, manifest: Manifest, shard: int, source_crcs: np.ndarray, columns: Mapping[str, np.ndarray]
+  store: Store,
+  manifest: Manifest,
+  shard: int,
+  source_crcs: np.ndarray,
+  columns: Mapping[str, np.ndarray],
 ) -> int:
   """Write one shard whole.
 
@@ -146,7 +150,9 @@ def complete(store: Store, manifest: Manifest, track: Track = iter) -> dict[str,
     "sha256": whole.hexdigest(),
   }
   if not store.create(COMPLETE, manifests.seal(record)) and _record(store, manifest) != record:
-    raise CorruptCache(f"{store.url}/{COMPLETE}", f"does not agree with the shards, which have {record}")
+    raise CorruptCache(
+      f"{store.url}/{COMPLETE}", f"does not agree with the shards, which have {record}"
+    )
   return record
 
 
@@ -202,6 +208,10 @@ def mapped(path: Path) -> mmap.mmap | bytes | None:
   try:
     with open(path, "rb") as file:
       # An empty file cannot be mapped.
-      return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
+      return (
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if os.fstat(file.fileno()).st_size
+        else b""
+      )
   except FileNotFoundError:
     return None

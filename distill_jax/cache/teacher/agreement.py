@@ -78,7 +78,9 @@ def verify(
     raise ValueError(
       f"source: none of the {len(source)} examples of {source.name!r} is in the cache in {cache.store.url}"
     )
-  number = np.random.default_rng(seed).permutation(len(held) * cache.num_views)[: check_count("n", n)]
+  number = np.random.default_rng(seed).permutation(len(held) * cache.num_views)[
+    : check_count("n", n)
+  ]
   views, at = np.divmod(np.sort(number), len(held))
   ids = cache.manifest.rows.ids[held[at]]
   shown = cache.shown(ids, views)
@@ -91,7 +93,8 @@ def verify(
     teacher_outputs, _ = answers(variables, batch)
     kept = said.apply(*held, batch, train=False, key=None)[0]
     return {
-      name: _compare(name, codec, kept, teacher_outputs, batch) for name, (codec, _) in cache.outputs.items()
+      name: _compare(name, codec, kept, teacher_outputs, batch)
+      for name, (codec, _) in cache.outputs.items()
     }
 
   run = jax.jit(compared, in_shardings=(None, None, sharding.row_sharding(mesh)))
@@ -120,7 +123,9 @@ def _compare(name: str, codec: Codec, kept, teacher_outputs, batch: Batch) -> di
     of_logits = _by_tokens(
       asked,
       own,
-      lambda logits, own: _compare_arrays(codec, headed.logits(LazyLogits(own, kept["head"])), logits, True),
+      lambda logits, own: _compare_arrays(
+        codec, headed.logits(LazyLogits(own, kept["head"])), logits, True
+      ),
     )
     found |= {name: of_logits[name] for name in ("kl", "top1")}
   return found
@@ -135,10 +140,14 @@ def _by_tokens(asked: LazyLogits, own, compare) -> dict[str, jax.Array]:
     return {name: x.reshape(logits.shape[:2]) for name, x in compare(*flat).items()}
 
   found = headed.by_tokens(part, asked, own)
-  return {name: _per_row(jnp.max if name == "difference" else jnp.mean, x) for name, x in found.items()}
+  return {
+    name: _per_row(jnp.max if name == "difference" else jnp.mean, x) for name, x in found.items()
+  }
 
 
-def _compare_arrays(codec: Dense | TopK, kept, teacher_outputs, is_logits: bool) -> dict[str, jax.Array]:
+def _compare_arrays(
+  codec: Dense | TopK, kept, teacher_outputs, is_logits: bool
+) -> dict[str, jax.Array]:
   teacher_outputs = teacher_outputs.astype(jnp.float32)
   if isinstance(codec, TopK):
     log_p = jax.nn.log_softmax(teacher_outputs / codec.temperature)

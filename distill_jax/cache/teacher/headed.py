@@ -40,7 +40,9 @@ def encode(
 ) -> dict[str, tuple[dict[str, jax.Array], jax.Array]]:
   """By name, a codec's columns [B, ...] and faults [B] of an output; of what is `LazyLogits`, those of its logits."""
   if not isinstance(output, LazyLogits):
-    return {name: (codec.encode(output, batch), codec.faults(output)) for name, codec in codecs.items()}
+    return {
+      name: (codec.encode(output, batch), codec.faults(output)) for name, codec in codecs.items()
+    }
   label = batch.get("label")
   known = {} if label is None or label.shape != output.shape[:2] else {"label": label}
 
@@ -70,7 +72,11 @@ def logits(output: LazyLogits) -> jax.Array:
 
 def existing(logits: jax.Array, classes) -> jax.Array:
   """Logits [..., V], -inf from number `classes` on; None: as they are."""
-  return logits if classes is None else jnp.where(jnp.arange(logits.shape[-1]) < classes, logits, -jnp.inf)
+  return (
+    logits
+    if classes is None
+    else jnp.where(jnp.arange(logits.shape[-1]) < classes, logits, -jnp.inf)
+  )
 
 
 def by_tokens(part: Callable[..., Any], output: LazyLogits, *trees):
@@ -97,7 +103,9 @@ def by_tokens(part: Callable[..., Any], output: LazyLogits, *trees):
     first, hidden, own = piece
     return part(logits(output._replace(hidden=hidden)), first, *own)
 
-  pieces = jax.lax.map(one, (size * jnp.arange(count), *jax.tree.map(split, (output.hidden, trees))))
+  pieces = jax.lax.map(
+    one, (size * jnp.arange(count), *jax.tree.map(split, (output.hidden, trees)))
+  )
   return jax.tree.map(
     lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, count * size, *x.shape[3:])[:, :length], pieces
   )

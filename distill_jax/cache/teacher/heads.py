@@ -84,7 +84,9 @@ def head_of(
 
 def about(head: Head) -> dict[str, Any]:
   """The head as plain values, for a cache's identity."""
-  arrays = {name: {"dtype": str(x.dtype), "shape": list(x.shape)} for name, x in head.arrays.items()}
+  arrays = {
+    name: {"dtype": str(x.dtype), "shape": list(x.shape)} for name, x in head.arrays.items()
+  }
   whole = hashlib.sha256()
   for part in _bytes(head):
     whole.update(part)

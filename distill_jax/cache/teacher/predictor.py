@@ -41,11 +41,15 @@ def make_predictor(
 
   def predict(variables, batch):
     kept = _encoded(outputs, *answers(variables, batch))
-    columns = {f"{name}.{part}": x for name, (parts, _) in kept.items() for part, x in parts.items()}
+    columns = {
+      f"{name}.{part}": x for name, (parts, _) in kept.items() for part, x in parts.items()
+    }
     return columns, {name: found for name, (_, found) in kept.items()}
 
   compiled = jax.jit(
-    predict, in_shardings=(None, sharding.row_sharding(mesh)), out_shardings=sharding.row_sharding(mesh)
+    predict,
+    in_shardings=(None, sharding.row_sharding(mesh)),
+    out_shardings=sharding.row_sharding(mesh),
   )
   placed = sharding.replicate(variables, mesh)
   return Predictor(

@@ -53,14 +53,18 @@ def merge(student: Variables, teacher: Variables, groups: Groups) -> tuple[Varia
         raise ValueError(
           f"group {name!r}: expected {path!r} with {sizes[name]} units along axis {axis}{suggest(path, tree)}"
         )
-    labels = _labels(slots, sizes[name], _target(name, sizes[name], group.writers[0], params, targets))
+    labels = _labels(
+      slots, sizes[name], _target(name, sizes[name], group.writers[0], params, targets)
+    )
     for tree, (path, axis), averaged in slots:
       tree[path] = _merged(tree[path], axis, labels, averaged)
     touched |= {f"{'state' if tree is state else 'params'}/{path}" for tree, (path, _), _ in slots}
   return _into(student, teacher, {"params": params, "state": state}, touched)
 
 
-def _target(name: str, size: int, slot: Slot, params: Leaves, targets: Mapping[str, jax.Array]) -> int:
+def _target(
+  name: str, size: int, slot: Slot, params: Leaves, targets: Mapping[str, jax.Array]
+) -> int:
   path, axis = slot
   if path not in targets:
     raise ValueError(f"group {name!r}: the student has no {path!r}{suggest(path, targets)}")
@@ -81,7 +85,9 @@ def _labels(slots: list, size: int, target: int) -> np.ndarray:
   from sklearn.cluster import AgglomerativeClustering
 
   rows = [
-    np.moveaxis(tree[path], axis, 0).reshape(size, -1) for tree, (path, axis), written in slots if written
+    np.moveaxis(tree[path], axis, 0).reshape(size, -1)
+    for tree, (path, axis), written in slots
+    if written
   ]
   found = AgglomerativeClustering(target).fit(np.concatenate(rows, 1).astype(np.float64)).labels_
   _, first = np.unique(found, return_index=True)
@@ -102,7 +108,9 @@ def _merged(array: np.ndarray, axis: int, labels: np.ndarray, averaged: bool) ->
 def _into(
   student: Variables, teacher: Variables, merged: Mapping[str, Leaves], touched: set[str]
 ) -> tuple[Variables, Provenance]:
-  found = {f"{part}/{name}": leaf for part, leaves in merged.items() for name, leaf in leaves.items()}
+  found = {
+    f"{part}/{name}": leaf for part, leaves in merged.items() for name, leaf in leaves.items()
+  }
   shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(teacher)}
   values, origins, lines = [], {}, []
   for name, leaf in named_leaves(student):
@@ -114,5 +122,7 @@ def _into(
     how = "merged" if name in touched and shapes[name] != leaf.shape else "copied"
     origins[name] = Origin(tuple(leaf.shape), name, shapes[name], how)
   if lines:
-    raise ValueError("the teacher does not fit the student:" + "".join(f"\n  {line}" for line in lines))
+    raise ValueError(
+      "the teacher does not fit the student:" + "".join(f"\n  {line}" for line in lines)
+    )
   return jax.tree.unflatten(jax.tree.structure(student), values), origins

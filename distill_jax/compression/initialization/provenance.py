@@ -28,7 +28,9 @@ def joined(*steps: Mapping[str, Origin]) -> Provenance:
   """The origins after several steps on the same student: of each leaf the last that came from the teacher."""
   found: Provenance = {}
   for step in steps:
-    found |= {n: origin for n, origin in step.items() if n not in found or origin.source is not None}
+    found |= {
+      n: origin for n, origin in step.items() if n not in found or origin.source is not None
+    }
   return found
 
 
@@ -50,7 +52,9 @@ def format_origins(origins: Mapping[str, Origin]) -> str:
   ]
   for leaf, origin in leaves.items():
     source = (
-      f"{origin.how} from {origin.source} {list(origin.source_shape or ())}" if origin.source else "its own"
+      f"{origin.how} from {origin.source} {list(origin.source_shape or ())}"
+      if origin.source
+      else "its own"
     )
     lines.append(f"  {leaf:{width}}  {source}")
   return "\n".join(lines)

@@ -31,7 +31,9 @@ def copied(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     ValueError: it has another shape.
   """
   if array.shape != shape:
-    raise ValueError(f"expected the teacher's shape {list(array.shape)}; fit=sliced takes a part of it")
+    raise ValueError(
+      f"expected the teacher's shape {list(array.shape)}; fit=sliced takes a part of it"
+    )
   return array
 
 
@@ -45,7 +47,9 @@ def sliced(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     ValueError: other ranks, or an axis longer than the teacher's.
   """
   if array.ndim != len(shape) or any(m > n for m, n in zip(shape, array.shape, strict=True)):
-    raise ValueError(f"cannot be sliced from the teacher's {list(array.shape)}: no axis may be longer there")
+    raise ValueError(
+      f"cannot be sliced from the teacher's {list(array.shape)}: no axis may be longer there"
+    )
   return array[np.ix_(*(_evenly(n, m) for n, m in zip(array.shape, shape, strict=True)))]
 
 
@@ -80,7 +84,9 @@ def projected(embedding: np.ndarray, width: int) -> Fit:
 
   def fit(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     differ = [axis for axis, (n, m) in enumerate(zip(array.shape, shape)) if n != m]
-    if array.ndim != len(shape) or any((shape[a], array.shape[a]) != directions.shape for a in differ):
+    if array.ndim != len(shape) or any(
+      (shape[a], array.shape[a]) != directions.shape for a in differ
+    ):
       raise ValueError(
         f"cannot be projected from the teacher's {list(array.shape)}: axes may differ as {directions.shape[1]} "
         f"there and {width} here"
@@ -158,9 +164,13 @@ def inject_factors(
   origins = {name: Origin(tuple(leaf.shape)) for name, leaf in own.items()}
   for (first, second), source in factors.items():
     missing = [
-      f"the student has no {name!r}{suggest(name, own)}" for name in (first, second) if name not in own
+      f"the student has no {name!r}{suggest(name, own)}"
+      for name in (first, second)
+      if name not in own
     ]
-    missing += [] if source in theirs else [f"the teacher has no {source!r}{suggest(source, theirs)}"]
+    missing += (
+      [] if source in theirs else [f"the teacher has no {source!r}{suggest(source, theirs)}"]
+    )
     if missing:
       lines += missing
       continue
@@ -189,11 +199,17 @@ def _sources(own: Iterable[str], layers: Mapping[str, str]) -> dict[str, str | N
   """The path in the teacher for each of the student's."""
   for pattern, replacement in layers.items():
     try:
-      found = [re.sub(pattern, replacement, name, count=1) for name in own if re.search(pattern, name)]
+      found = [
+        re.sub(pattern, replacement, name, count=1) for name in own if re.search(pattern, name)
+      ]
     except (re.error, IndexError) as error:
-      raise ValueError(f"layers: {pattern!r} to {replacement!r} is no substitution: {error}") from error
+      raise ValueError(
+        f"layers: {pattern!r} to {replacement!r} is no substitution: {error}"
+      ) from error
     if not found:
-      raise ValueError(f"layers: {pattern!r} fits no leaf of the student; some are {', '.join([*own][:8])}")
+      raise ValueError(
+        f"layers: {pattern!r} fits no leaf of the student; some are {', '.join([*own][:8])}"
+      )
   return {name: _source(name, layers) for name in own}
 
 
@@ -210,4 +226,6 @@ def _evenly(n: int, m: int) -> np.ndarray:
 
 def _raise(lines: Iterable[str]) -> None:
   if lines:
-    raise ValueError("the teacher does not fit the student:" + "".join(f"\n  {line}" for line in lines))
+    raise ValueError(
+      "the teacher does not fit the student:" + "".join(f"\n  {line}" for line in lines)
+    )

@@ -16,7 +16,12 @@ import numpy as np
 import optax
 
 from distill_jax.compression.pruning.groups import Group, Groups, Slot, widths
-from distill_jax.compression.pruning.masks import PolynomialSchedule, check_sparsity, keep_highest, masked
+from distill_jax.compression.pruning.masks import (
+  PolynomialSchedule,
+  check_sparsity,
+  keep_highest,
+  masked,
+)
 from distill_jax.errors import suggest
 from distill_jax.trees import named_leaves
 from distill_jax.types import Tree
@@ -41,7 +46,9 @@ def scale(params: Leaves, gradients: Leaves, group: Group) -> jax.Array:
   del gradients
   scales = [rows(params, slot, group) for slot in group.writers if slot[0].endswith("/scale")]
   if not scales:
-    raise ValueError(f"score: no batch norm writes the group, only {[name for name, _ in group.writers]}")
+    raise ValueError(
+      f"score: no batch norm writes the group, only {[name for name, _ in group.writers]}"
+    )
   return jnp.abs(jnp.concatenate(scales, 1)).mean(1)
 
 
@@ -120,7 +127,9 @@ def rows(leaves: Leaves, slot: Slot, group: Group) -> jax.Array:
   """A channel's numbers in an array of its group, [channels, the rest of the array], float32."""
   name, axis = slot
   leaf = jnp.moveaxis(leaves[name], axis, 0)
-  return leaf.reshape(group.parts or leaf.shape[0], -1).astype(jnp.promote_types(leaf.dtype, jnp.float32))
+  return leaf.reshape(group.parts or leaf.shape[0], -1).astype(
+    jnp.promote_types(leaf.dtype, jnp.float32)
+  )
 
 
 def spread_over(masks: Iterable[jax.Array], params: Tree, groups: Groups) -> Tree:

@@ -76,7 +76,9 @@ def under(prefix: str, groups: Groups) -> dict[str, Group]:
   def moved(slots: Iterable[Slot]) -> tuple[Slot, ...]:
     return tuple((f"{prefix}/{name}", axis) for name, axis in slots)
 
-  return {n: Group(moved(g.writers), moved(g.readers), moved(g.state), g.parts) for n, g in groups.items()}
+  return {
+    n: Group(moved(g.writers), moved(g.readers), moved(g.state), g.parts) for n, g in groups.items()
+  }
 
 
 def widths(groups: Groups, params: Tree) -> dict[str, int]:
@@ -130,7 +132,9 @@ def _transformer(params: Tree, head_width: int | None) -> dict[str, Group]:
       [*shapes], [f"{block}/{part}" for part in ("query", "key", "value")], [f"{block}/output"]
     )
     groups[heads] = attention._replace(parts=size // head_width)
-    groups[neurons] = _group([*shapes], [f"{block}/{part}" for part in ("gate", "up")], [f"{block}/down"])
+    groups[neurons] = _group(
+      [*shapes], [f"{block}/{part}" for part in ("gate", "up")], [f"{block}/down"]
+    )
   return groups
 
 
@@ -144,7 +148,9 @@ def _residual(names: Sequence[str]) -> dict[str, Group]:
       groups[stream] = _group(names, writers, readers)
       stream, readers = block, []
       writers = [f"{block}/shortcut/layers/0", f"{block}/shortcut/layers/1"]
-    groups[f"{block}/conv1"] = _group(names, [f"{block}/conv1", f"{block}/norm1"], [f"{block}/conv2"])
+    groups[f"{block}/conv1"] = _group(
+      names, [f"{block}/conv1", f"{block}/norm1"], [f"{block}/conv2"]
+    )
     writers += [f"{block}/conv2", f"{block}/norm2"]
   return groups | {stream: _group(names, writers, [*readers, "head"])}
 

@@ -18,7 +18,12 @@ import optax
 
 from distill_jax.compression.pruning.channels import Leaves, norm, spread_over
 from distill_jax.compression.pruning.groups import Group, Groups, widths
-from distill_jax.compression.pruning.masks import PolynomialSchedule, check_sparsity, keep_highest, masked
+from distill_jax.compression.pruning.masks import (
+  PolynomialSchedule,
+  check_sparsity,
+  keep_highest,
+  masked,
+)
 from distill_jax.compression.pruning.shrink import alive
 from distill_jax.errors import suggest
 from distill_jax.trees import named_leaves
@@ -40,7 +45,9 @@ def layers_of(params: Tree) -> dict[str, Group]:
     raise ValueError(
       f"layers_of knows Decoder and ViT; this network's leaves are {', '.join(names[:8])}, ..."
     )
-  return {block: Group(tuple((name, 0) for name in found), (), parts=1) for block, found in ends.items()}
+  return {
+    block: Group(tuple((name, 0) for name in found), (), parts=1) for block, found in ends.items()
+  }
 
 
 def prune_layers(
@@ -113,7 +120,10 @@ def drop_layers(variables: Variables, layers: Groups) -> Variables:
     next(iter(dead.values())).pop(0)
   params, state = variables
   for stack, numbers in dead.items():
-    params, state = _without(params, stack.split("/"), numbers), _without(state, stack.split("/"), numbers)
+    params, state = (
+      _without(params, stack.split("/"), numbers),
+      _without(state, stack.split("/"), numbers),
+    )
   return Variables(params, state)
 
 

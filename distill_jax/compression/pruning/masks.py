@@ -63,7 +63,9 @@ class PolynomialSchedule:
   def shares(self) -> np.ndarray:
     """The share of the target that is pruned at each of the updates, float64 [updates]."""
     start, end, freq = dataclasses.astuple(self)
-    progress = np.arange(0, end - start + 1, freq) / max(1, end - start) if end > start else np.ones(1)
+    progress = (
+      np.arange(0, end - start + 1, freq) / max(1, end - start) if end > start else np.ones(1)
+    )
     return 1 - (1 - progress) ** 3
 
   def kept(self, size: int, sparsity: float) -> np.ndarray:
@@ -105,7 +107,9 @@ def masked(
       raise ValueError("update needs the parameters: update(updates, state, params)")
     due, which = schedule.at(state.step)
     # A sort of every parameter would cost more than the update: only where it is due.
-    masks = jax.lax.cond(due, lambda: remake(which, state.masks, params, gradients), lambda: state.masks)
+    masks = jax.lax.cond(
+      due, lambda: remake(which, state.masks, params, gradients), lambda: state.masks
+    )
     updates, inner_state = inner.update(gradients, state.inner, params, **extra)
 
     def hold(mask, u, p):
@@ -113,7 +117,9 @@ def masked(
       return u if isinstance(mask, optax.MaskedNode) else jnp.where(mask, u, -p).astype(u.dtype)
 
     keep = spread(masks, params)
-    updates = jax.tree.map(hold, keep, updates, params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    updates = jax.tree.map(
+      hold, keep, updates, params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
+    )
     return updates, PruneState(optax.safe_increment(state.step), masks, inner_state)
 
   return optax.GradientTransformationExtraArgs(init, update)

@@ -48,10 +48,18 @@ def arguments_of(params: Tree, *, head_width: int | None = None) -> dict[str, An
     return _vgg(shapes)
   if "blocks/0/conv/kernel" in shapes:
     sizes = _sizes(shapes, r"blocks/\d+/conv/kernel")
-    return {"channels": sizes[0][0], "widths": [b for _, b in sizes], "classes": shapes["head/kernel"][-1]}
+    return {
+      "channels": sizes[0][0],
+      "widths": [b for _, b in sizes],
+      "classes": shapes["head/kernel"][-1],
+    }
   if "hidden/0/kernel" in shapes:
     sizes = _sizes(shapes, r"hidden/\d+/kernel")
-    return {"inputs": sizes[0][0], "widths": [b for _, b in sizes], "classes": shapes["head/kernel"][-1]}
+    return {
+      "inputs": sizes[0][0],
+      "widths": [b for _, b in sizes],
+      "classes": shapes["head/kernel"][-1],
+    }
   raise ValueError(
     f"arguments_of knows MLP, CNN, VGG, Decoder and ViT, not a network of {', '.join([*shapes][:8])}, ..."
   )
@@ -69,7 +77,9 @@ def _vgg(shapes: Shapes) -> dict[str, Any]:
     or [max(1, round(width * whole)) for whole in _VGG] != widths
   ):
     found = [[b for _, b in block] for block in blocks]
-    raise ValueError(f"VGG has {list(_VGG)} times one width as channels of its blocks, and not {found}")
+    raise ValueError(
+      f"VGG has {list(_VGG)} times one width as channels of its blocks, and not {found}"
+    )
   return {
     "channels": blocks[0][0][0],
     "depth": sum(map(len, blocks)) + 3,  # the name counts the paper's three linear layers

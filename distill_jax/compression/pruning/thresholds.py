@@ -64,7 +64,9 @@ def search_thresholds(
   thresholds, sparsity = {}, {}
 
   def rebuilt(changed: dict[str, np.ndarray]) -> Tree:
-    return jax.tree.unflatten(jax.tree.structure(params), [jnp.asarray(changed[name]) for name in leaves])
+    return jax.tree.unflatten(
+      jax.tree.structure(params), [jnp.asarray(changed[name]) for name in leaves]
+    )
 
   score = start = float(evaluate(params))
   if not score >= minimum:

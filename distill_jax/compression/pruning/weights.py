@@ -17,7 +17,12 @@ import numpy as np
 import optax
 
 from distill_jax import reduce
-from distill_jax.compression.pruning.masks import PolynomialSchedule, check_sparsity, keep_highest, masked
+from distill_jax.compression.pruning.masks import (
+  PolynomialSchedule,
+  check_sparsity,
+  keep_highest,
+  masked,
+)
 from distill_jax.errors import suggest
 from distill_jax.trees import chosen, matching
 from distill_jax.types import Tree
@@ -80,14 +85,20 @@ def prune(
       whole = keep_highest(jnp.concatenate(scores), jnp.concatenate(flat), kept)
       new = list(jnp.split(whole, np.cumsum(sizes)[:-1].tolist()))
     else:
-      shares = (erk if distribution == "erk" else uniform)({n: w.shape for n, w in own.items()}, sparsity)
+      shares = (erk if distribution == "erk" else uniform)(
+        {n: w.shape for n, w in own.items()}, sparsity
+      )
       counts = [jnp.asarray(schedule.kept(w.size, shares[name]))[which] for name, w in own.items()]
       new = list(map(keep_highest, scores, flat, counts))
     new = [mask.reshape(w.shape) for mask, w in zip(new, own.values(), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(masks), new)
 
   return masked(
-    inner, schedule, start=functools.partial(_open, pattern=pattern), remake=remake, spread=_as_they_are
+    inner,
+    schedule,
+    start=functools.partial(_open, pattern=pattern),
+    remake=remake,
+    spread=_as_they_are,
   )
 
 
@@ -134,7 +145,9 @@ def prune_n_by_m(
     new = map(one, chosen(params, pattern).values(), chosen(gradients, pattern).values())
     return jax.tree.unflatten(jax.tree.structure(masks), list(new))
 
-  return masked(inner, PolynomialSchedule(step, step), start=start, remake=remake, spread=_as_they_are)
+  return masked(
+    inner, PolynomialSchedule(step, step), start=start, remake=remake, spread=_as_they_are
+  )
 
 
 def hold_zeros(

@@ -61,7 +61,10 @@ def proximal_groups(
 
   def update(updates, state, params=None):
     params, amount = given(params), at(strength, state.step)
-    moved = {name: p + u for (name, p), u in zip(named_leaves(params), jax.tree.leaves(updates), strict=True)}
+    moved = {
+      name: p + u
+      for (name, p), u in zip(named_leaves(params), jax.tree.leaves(updates), strict=True)
+    }
     factors: dict[str, jax.Array] = {}
     for group in of(params).values():
       factor = _factor(moved, group, amount)

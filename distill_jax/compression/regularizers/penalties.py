@@ -118,7 +118,9 @@ def linf_threshold(w: jax.Array, amount: jax.Array, *, axes: Axes = OUTPUTS) -> 
   shape = rows.shape
   rows = rows.reshape(math.prod(shape[: len(kept)]), -1)
   radius = jnp.asarray(amount, rows.dtype)
-  ball = functools.partial(optax.projections.projection_l1_ball, scale=jnp.where(radius > 0, radius, 1))
+  ball = functools.partial(
+    optax.projections.projection_l1_ball, scale=jnp.where(radius > 0, radius, 1)
+  )
   rows = rows - jnp.where(radius > 0, jax.vmap(ball)(rows), 0)
   return jnp.moveaxis(rows.reshape(shape), range(len(kept)), kept)
 

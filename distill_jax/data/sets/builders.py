@@ -61,18 +61,24 @@ class _Idx:
 
   def _split_generators(self, downloads) -> dict[str, Iterator[Record]]:
     names = [
-      f"{part}-{kind}-ubyte.gz" for part in self.FILES.values() for kind in ("images-idx3", "labels-idx1")
+      f"{part}-{kind}-ubyte.gz"
+      for part in self.FILES.values()
+      for kind in ("images-idx3", "labels-idx1")
     ]
     if self.source_files is None:
       files = downloads.download({name: urljoin(self.URL, name) for name in names})
     else:
       files = _find(self.source_files, names)
-    return {split: self._generate_examples(*_pair(files, part)) for split, part in self.FILES.items()}
+    return {
+      split: self._generate_examples(*_pair(files, part)) for split, part in self.FILES.items()
+    }
 
   def _generate_examples(self, images: Path, labels: Path) -> Iterator[Record]:
     pictures, classes = read_idx(Path(images)), read_idx(Path(labels))
     if pictures.shape != (len(classes), 28, 28):
-      raise ValueError(f"{images.name} has shape {list(pictures.shape)}, expected {[len(classes), 28, 28]}")
+      raise ValueError(
+        f"{images.name} has shape {list(pictures.shape)}, expected {[len(classes), 28, 28]}"
+      )
     for i, (image, label) in enumerate(zip(pictures, classes)):
       yield i, {"image": PIL.Image.fromarray(image), "label": int(label)}
 

@@ -25,7 +25,11 @@ def load() -> dict[str, Source]:
     raise ImportError("digits needs scikit-learn: pip install 'distill-jax[train]'") from error
   digits = load_digits()
   ids = np.arange(len(digits.target))
-  arrays = {"id": ids, "image": (digits.images / 16).astype(np.float32)[..., None], "label": digits.target}
+  arrays = {
+    "id": ids,
+    "image": (digits.images / 16).astype(np.float32)[..., None],
+    "label": digits.target,
+  }
   full = Source(arrays, classes=10, name="digits")
   test = stratified(digits.target, uniform(ids, 0, "digits test"), 0.2)
   return {"train": full.take(~test), "test": full.take(test)}

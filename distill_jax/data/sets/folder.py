@@ -27,7 +27,9 @@ def load(
 
   Files that cannot be decoded are counted in a warning and left out, up to a share of `max_bad`.
   """
-  found = images(path, class_names=class_names, channels=channels, max_pixels=max_pixels, max_bad=max_bad)
+  found = images(
+    path, class_names=class_names, channels=channels, max_pixels=max_pixels, max_bad=max_bad
+  )
   return found.load(size)
 
 

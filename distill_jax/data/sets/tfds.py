@@ -16,7 +16,9 @@ from distill_jax.data.source import Source
 from distill_jax.errors import suggest
 
 ORDER = ("train", "validation", "test")
-_COPY = "prepare it elsewhere (`tfds build NAME --file_format=array_record`) and copy it to data_dir"
+_COPY = (
+  "prepare it elsewhere (`tfds build NAME --file_format=array_record`) and copy it to data_dir"
+)
 
 
 def load(
@@ -73,7 +75,9 @@ def images(
   if not builder.is_prepared():
     builder = _prepared(builder, None if source_files is None else Path(source_files))
   counts = {split: info.num_examples for split, info in builder.info.splits.items()}
-  order = sorted(counts, key=lambda split: (ORDER.index(split) if split in ORDER else len(ORDER), split))
+  order = sorted(
+    counts, key=lambda split: (ORDER.index(split) if split in ORDER else len(ORDER), split)
+  )
   for split in splits:
     if split not in counts:
       raise ValueError(f"{name} has no split {split!r}{suggest(split, order)}")
@@ -92,7 +96,9 @@ def _split(builder, split: str, image: str, label: str, start: int) -> Images:
     ) from error
 
   def read(ids: Sequence[int]) -> list[tuple[bytes, int]]:
-    return [(e[image], int(e[label])) for e in examples.__getitems__([int(id) - start for id in ids])]
+    return [
+      (e[image], int(e[label])) for e in examples.__getitems__([int(id) - start for id in ids])
+    ]
 
   classes = info.features[label]
   return Images(
@@ -109,7 +115,9 @@ def _split(builder, split: str, image: str, label: str, start: int) -> Images:
 def _features(builder) -> tuple[str, str]:
   """The names of the image and of the label."""
   features = builder.info.features
-  features = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {"example": features}
+  features = (
+    dict(features) if isinstance(features, tfds.features.FeaturesDict) else {"example": features}
+  )
   keys: tuple[str, ...] = builder.info.supervised_keys or ()
   kinds = [type(features.get(key)) for key in keys]
   if kinds == [tfds.features.Image, tfds.features.ClassLabel]:
@@ -123,7 +131,10 @@ def _builder(name: str, data_dir):
   try:
     return tfds.builder(name, data_dir=data_dir)
   except ValueError as error:  # not a name, or of no set
-    base, known = name.partition("/")[0].partition(":")[0], tfds.list_builders(with_community_datasets=False)
+    base, known = (
+      name.partition("/")[0].partition(":")[0],
+      tfds.list_builders(with_community_datasets=False),
+    )
     if base in known:
       raise
     raise ValueError(f"tensorflow_datasets has no set {base!r}{_near(base, known)}") from error
@@ -170,12 +181,16 @@ def _check_site(builder) -> None:
 
 
 def _unreachable(builder, error: Exception) -> ConnectionError:
-  return ConnectionError(f"{builder.name} cannot be downloaded from here: {_instead(builder)}. {error}")
+  return ConnectionError(
+    f"{builder.name} cannot be downloaded from here: {_instead(builder)}. {error}"
+  )
 
 
 def _instead(builder) -> str:
   give = (
-    "give a folder with its source files as source_files=FOLDER, or " if builder.name in FROM_FILES else ""
+    "give a folder with its source files as source_files=FOLDER, or "
+    if builder.name in FROM_FILES
+    else ""
   )
   return give + _COPY
 
@@ -184,5 +199,7 @@ def _near(name: str, known: Sequence[str]) -> str:
   """Without TFDS's hundreds of names where none is near."""
   near = difflib.get_close_matches(name, known, n=3)
   return (
-    f"; did you mean {' or '.join(map(repr, near))}?" if near else "; tfds.list_builders() names them all"
+    f"; did you mean {' or '.join(map(repr, near))}?"
+    if near
+    else "; tfds.list_builders() names them all"
   )

@@ -16,4 +16,14 @@ from distill_jax.data.text.packed import (
   train_bpe,
 )
 
-__all__ = ["BYTES", "END", "Tokenizer", "bpe", "check_same", "documents_of", "load", "pack", "train_bpe"]
+__all__ = [
+  "BYTES",
+  "END",
+  "Tokenizer",
+  "bpe",
+  "check_same",
+  "documents_of",
+  "load",
+  "pack",
+  "train_bpe",
+]

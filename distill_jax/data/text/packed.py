@@ -40,7 +40,9 @@ class Tokenizer(NamedTuple):
 
 
 def _bytes_to_text(tokens: Iterable[int]) -> str:
-  return b"".join(bytes([t]) if t < 256 else "\ufffd".encode() for t in tokens).decode(errors="replace")
+  return b"".join(bytes([t]) if t < 256 else "\ufffd".encode() for t in tokens).decode(
+    errors="replace"
+  )
 
 
 BYTES = Tokenizer(lambda text: np.frombuffer(text, np.uint8), _bytes_to_text, 257, 256, "bytes")
@@ -142,7 +144,9 @@ def pack(
       "positions": positions,
     }.items()
   }
-  return Source(arrays, tokenizer.size, name=name, ignore_label=UNLABELED, vocabulary=tokenizer.identity)
+  return Source(
+    arrays, tokenizer.size, name=name, ignore_label=UNLABELED, vocabulary=tokenizer.identity
+  )
 
 
 def check_same(teacher: Tokenizer, student: Tokenizer) -> None:
@@ -272,4 +276,6 @@ def check_document(document, size: int, number: int) -> None:
 
 def _rows(values: np.ndarray, length: int, fill: int) -> np.ndarray:
   rows = -(-len(values) // length)
-  return np.pad(values, (0, rows * length - len(values)), constant_values=fill).reshape(rows, length)
+  return np.pad(values, (0, rows * length - len(values)), constant_values=fill).reshape(
+    rows, length
+  )

@@ -93,7 +93,9 @@ class PackedText:
       "tokens": np.where(valid, read[:, :-1], np.int32(self.about["end"])),
       "label": np.where(valid, read[:, 1:], np.int32(UNLABELED)),
       "segments": np.where(valid, segments, -1).astype(np.int32),
-      "positions": np.where(valid, places - np.maximum(self.starts[segments], begins), 0).astype(np.int32),
+      "positions": np.where(valid, places - np.maximum(self.starts[segments], begins), 0).astype(
+        np.int32
+      ),
     }
 
   def in_memory(self) -> Source:
@@ -198,10 +200,16 @@ def _opened(folder: Path, about: dict[str, Any], length: int) -> PackedText:
   ):
     path, size = folder / f"{name}.bin", np.dtype(dtype).itemsize * count
     if not path.exists() or path.stat().st_size != size:
-      raise OSError(f"{path} is damaged: expected {size:,} bytes. Delete {folder} and tokenize again")
+      raise OSError(
+        f"{path} is damaged: expected {size:,} bytes. Delete {folder} and tokenize again"
+      )
     found[name] = np.memmap(path, dtype, "r")
   rows = -(-about["tokens"] // length)
   if rows > ROWS:
     least = -(-about["tokens"] // ROWS)
-    raise ValueError(f"length: {length} makes {rows:,} rows, more than the ids {ROWS:,}; least is {least}")
-  return PackedText(found["tokens"], found["starts"], length, np.arange(rows, dtype=np.int32), about)
+    raise ValueError(
+      f"length: {length} makes {rows:,} rows, more than the ids {ROWS:,}; least is {least}"
+    )
+  return PackedText(
+    found["tokens"], found["starts"], length, np.arange(rows, dtype=np.int32), about
+  )

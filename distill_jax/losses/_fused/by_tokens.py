@@ -23,7 +23,9 @@ def by_tokens(plan: Plan, rows: Rows, shared: Shared) -> tuple[jax.Array, tuple]
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sum(plan: Plan, rows: Rows, shared: Shared):
   def add(loss, chunk):
-    found, _ = statistics(plan, chunk, shared, functools.partial(_cut, heads.products(chunk, shared)))
+    found, _ = statistics(
+      plan, chunk, shared, functools.partial(_cut, heads.products(chunk, shared))
+    )
     return jax.tree.map(jnp.add, loss, _totals(plan, chunk, shared, found)), None
 
   return _over_tokens(plan, rows, add, _nothing(rows, shared))[0]
@@ -36,13 +38,15 @@ def _forward(plan: Plan, rows: Rows, shared: Shared):
     losses, d_head = carry
     read = functools.partial(_cut, heads.products(chunk, shared))
     known = statistics(plan, chunk, shared, read)
-    loss, cotangent = jax.value_and_grad(functools.partial(_totals, plan, chunk, shared), has_aux=True)(
-      known[0]
-    )
+    loss, cotangent = jax.value_and_grad(
+      functools.partial(_totals, plan, chunk, shared), has_aux=True
+    )(known[0])
     d_hidden, d_head = gradients(plan, chunk, shared, read, known, cotangent, d_head, _added)
     return (jax.tree.map(jnp.add, losses, loss), d_head), d_hidden.astype(chunk.student.dtype)
 
-  d_head = tuple(jnp.zeros(x.shape, rows.weights.dtype) for x in (head.kernel, head.bias) if x is not None)
+  d_head = tuple(
+    jnp.zeros(x.shape, rows.weights.dtype) for x in (head.kernel, head.bias) if x is not None
+  )
   carry = _nothing(rows, shared), heads.vary(d_head, heads.axes((rows, shared)))
   (loss, d_head), d_hidden = _over_tokens(plan, rows, add, carry)
   d_hidden = d_hidden.swapaxes(0, 1).reshape(-1, rows.student.shape[-1])[: rows.student.shape[0]]
@@ -54,7 +58,9 @@ def _backward(plan: Plan, held: tuple, cotangent):
   del plan
   own, like = held
   scale = cotangent[0]  # the parts beside the sum are there to be read
-  return heads.cotangents(*((scale * x).astype(final.dtype) for x, final in zip(own, like, strict=True)))
+  return heads.cotangents(
+    *((scale * x).astype(final.dtype) for x, final in zip(own, like, strict=True))
+  )
 
 
 _sum.defvjp(_forward, _backward)
@@ -95,6 +101,8 @@ def _over_tokens(plan: Plan, rows: Rows, add, carry):
   parts = jax.tree.map(split, rows)
 
   def step(carry, i):
-    return add(carry, jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 1, keepdims=False), parts))
+    return add(
+      carry, jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 1, keepdims=False), parts)
+    )
 
   return jax.lax.scan(step, carry, jnp.arange(chunks))

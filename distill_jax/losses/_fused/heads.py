@@ -82,7 +82,9 @@ def products(rows: Rows, shared: Shared) -> Products:
   """In the dtype of all that the loss adds up, the widest of its inputs'."""
 
   def product(hidden, head):
-    return None if hidden is None else multiply(hidden, head.kernel, (1, 0)).astype(rows.weights.dtype)
+    return (
+      None if hidden is None else multiply(hidden, head.kernel, (1, 0)).astype(rows.weights.dtype)
+    )
 
   return Products(product(rows.student, shared.student), product(rows.teacher, shared.teacher))
 
@@ -102,7 +104,9 @@ def head_gradient(dz: jax.Array, hidden: jax.Array, head: Head) -> tuple[jax.Arr
 def cotangents(hidden: jax.Array, kernel: jax.Array, *bias: jax.Array) -> tuple[Rows, Shared]:
   """What `custom_vjp` wants: these gradients, and none for anything else."""
   head = Head(kernel, bias[0] if bias else None, None)
-  return Rows(hidden, *[None] * (len(Rows._fields) - 1)), Shared(head, *[None] * (len(Shared._fields) - 1))
+  return Rows(hidden, *[None] * (len(Rows._fields) - 1)), Shared(
+    head, *[None] * (len(Shared._fields) - 1)
+  )
 
 
 def logits(raw: jax.Array, head: Head, class_mask: jax.Array | None) -> jax.Array:

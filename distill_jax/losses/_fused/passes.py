@@ -46,7 +46,9 @@ def statistics(plan: Plan, rows: Rows, shared: Shared, read: Read) -> tuple[Stat
   else:
     found["divergence"], slope = _second_pass(plan, rows, shared, read, log_sum, teacher)
   label_log_sum = sums["plain"].log() if "plain" in sums else None
-  return Statistics(**found, log_sum=log_sum, label_log_sum=label_log_sum), Saved(log_sum, teacher, slope)
+  return Statistics(**found, log_sum=log_sum, label_log_sum=label_log_sum), Saved(
+    log_sum, teacher, slope
+  )
 
 
 def gradients(
@@ -74,7 +76,9 @@ def gradients(
     (dz,) = pull(_logit_gradient(plan, rows, part, known, cotangent, plain, raw, first))
     own = heads.hidden_gradient(dz, hidden, part.student)
     parts = heads.head_gradient(dz, hidden, part.student)
-    return d_hidden + own, tuple(write(old, new, start) for old, new in zip(d_head, parts, strict=True))
+    return d_hidden + own, tuple(
+      write(old, new, start) for old, new in zip(d_head, parts, strict=True)
+    )
 
   return heads.in_parts(shared.student.kernel.shape[-1], plan.classes, body, carry)
 
@@ -95,7 +99,9 @@ def _logit_gradient(plan, rows, part, known, cotangent, plain, raw, first) -> ja
 
     (direct,) = jax.vjp(divergence, z)[1](cotangent.divergence)
     dz = dz + direct + (cotangent.divergence * saved.slope)[:, None] * q
-  if rows.kept is not None:  # with a bucket, log_sum does not count the kept classes; draws may repeat
+  if (
+    rows.kept is not None
+  ):  # with a bucket, log_sum does not count the kept classes; draws may repeat
     dz = put(dz, rows.kept - first, cotangent.kept, add=plan.divergence != "bucket")
   dz = dz if plan.one_temperature else dz / part.temperature
   if rows.labels is not None:
@@ -121,7 +127,10 @@ def _first_pass(plan: Plan, rows: Rows, shared: Shared, read: Read) -> tuple[dic
 
 def _nothing_seen(plan: Plan, rows: Rows) -> tuple[dict, dict]:
   tokens, dtype = rows.student.shape[0], rows.weights.dtype
-  empty, zeros = _Sum(jnp.full(tokens, -jnp.inf, dtype), jnp.zeros(tokens, dtype)), jnp.zeros(tokens, dtype)
+  empty, zeros = (
+    _Sum(jnp.full(tokens, -jnp.inf, dtype), jnp.zeros(tokens, dtype)),
+    jnp.zeros(tokens, dtype),
+  )
   sums: dict[str, Any] = {"student": empty} if token_values.collects_log_sum(plan) else {}
   if plan.divergence in DIVERGENCES:
     sums["teacher"] = empty
@@ -212,7 +221,9 @@ def _from_sums(plan: Plan, sums: dict) -> tuple[jax.Array, jax.Array]:
   a_total, b_total = (jnp.where(side.total > 0, side.total, 1) for side in (a, b))
   value = sums["cross"] / a_total + jnp.log(b_total) - jnp.log(a_total)
   value = jnp.where(sums["infinite"] > 0, jnp.inf, jnp.where(exists, value, 0))
-  return value, exists.astype(value.dtype) if plan.divergence == "kl" else jnp.where(exists, -1 - value, 0)
+  return value, exists.astype(value.dtype) if plan.divergence == "kl" else jnp.where(
+    exists, -1 - value, 0
+  )
 
 
 def _second_pass(plan, rows, shared, read, log_sum, teacher_log_sum) -> tuple[jax.Array, jax.Array]:
@@ -244,7 +255,11 @@ def _taught(plan: Plan, raw: Products, part: Shared) -> jax.Array:
 
 def _first_class(plan: Plan, shared: Shared):
   """The index, in the whole vocabulary, of this device's first class."""
-  return 0 if plan.axis_name is None else jax.lax.axis_index(plan.axis_name) * shared.student.kernel.shape[-1]
+  return (
+    0
+    if plan.axis_name is None
+    else jax.lax.axis_index(plan.axis_name) * shared.student.kernel.shape[-1]
+  )
 
 
 def _finite(peak: jax.Array) -> jax.Array:

@@ -14,11 +14,15 @@ def prepare(
 ) -> tuple[Rows, Shared, bool]:
   """Checked; all but the student's arrays constant; rows that do not count blank; whether the temperature is 1."""
   tokens, classes = rows.student.shape[0], vocabulary(shared.student.kernel, axis_name)
-  dtype = _dtype((rows.student, rows.teacher, rows.log_probs, rows.log_tail, shared.student, shared.teacher))
+  dtype = _dtype(
+    (rows.student, rows.teacher, rows.log_probs, rows.log_tail, shared.student, shared.teacher)
+  )
   rows = rows._replace(weights=_weights("weights", rows.weights, tokens, dtype))
   if rows.labels is not None:
     labels = _checks.integers("labels", rows.labels, (tokens,))
-    weights = _weights("label_weights" if divergence else "weights", rows.label_weights, tokens, dtype)
+    weights = _weights(
+      "label_weights" if divergence else "weights", rows.label_weights, tokens, dtype
+    )
     rows = rows._replace(labels=labels, label_weights=weights)
     _check_classes("labels", labels, weights, classes)
   if rows.kept is not None:
@@ -89,14 +93,18 @@ def _check_classes(name: str, indices, weights, classes: int) -> None:
   if isinstance(indices, jax.core.Tracer) or isinstance(weights, jax.core.Tracer):
     return
   indices, weights = np.asarray(indices), np.asarray(weights)
-  wrong = ((indices < 0) | (indices >= classes)) & (weights != 0).reshape(-1, *[1] * (indices.ndim - 1))
+  wrong = ((indices < 0) | (indices >= classes)) & (weights != 0).reshape(
+    -1, *[1] * (indices.ndim - 1)
+  )
   if wrong.any():
     row = np.argwhere(wrong)[0][0]
     raise ValueError(f"{name} must be in [0, {classes - 1}], got {indices[wrong][0]} in row {row}")
 
 
 def _dtype(arrays):
-  return jnp.result_type(jnp.float32, *(x.dtype for x in jax.tree.leaves(arrays) if isinstance(x, jax.Array)))
+  return jnp.result_type(
+    jnp.float32, *(x.dtype for x in jax.tree.leaves(arrays) if isinstance(x, jax.Array))
+  )
 
 
 def _constant(rows: Rows, shared: Shared) -> tuple[Rows, Shared]:
@@ -115,10 +123,16 @@ def _blank(rows: Rows) -> Rows:
     diverges = labeled
 
   def keep(where, x):
-    return None if x is None else jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x))
+    return (
+      None if x is None else jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x))
+    )
 
   teacher = {
-    name: keep(diverges, getattr(rows, name)) for name in ("teacher", "kept", "log_probs", "log_tail")
+    name: keep(diverges, getattr(rows, name))
+    for name in ("teacher", "kept", "log_probs", "log_tail")
   }
-  labels, either = keep(labeled, rows.labels), diverges if rows.labels is None else diverges | labeled
+  labels, either = (
+    keep(labeled, rows.labels),
+    diverges if rows.labels is None else diverges | labeled,
+  )
   return rows._replace(student=keep(either, rows.student), labels=labels, **teacher)

@@ -38,7 +38,9 @@ DIVERGENCES = {
   "reverse_kl": lambda log_p, log_q, _: _softmax.divergence(log_q, log_p),
   "jensen_shannon": _jensen_shannon,
   "skew_kl": lambda log_p, log_q, a: _softmax.divergence(log_p, _softmax.mixture(log_p, log_q, a)),
-  "skew_reverse_kl": lambda log_p, log_q, a: _softmax.divergence(log_q, _softmax.mixture(log_q, log_p, a)),
+  "skew_reverse_kl": lambda log_p, log_q, a: _softmax.divergence(
+    log_q, _softmax.mixture(log_q, log_p, a)
+  ),
 }
 TAILS = ("bucket", "conditional", "sampled")
 
@@ -86,7 +88,9 @@ def put(z: jax.Array, places: jax.Array, values, add: bool = False) -> jax.Array
   places = jnp.where(places < 0, z.shape[-1], places)  # a negative one would count from the end
   values = jnp.broadcast_to(values, places.shape)
 
-  def row(z, places, values):  # mapped: as one scatter of all rows it would gather tokens from all devices
+  def row(
+    z, places, values
+  ):  # mapped: as one scatter of all rows it would gather tokens from all devices
     return z.at[places].add(values, mode="drop") if add else z.at[places].set(values, mode="drop")
 
   return jax.vmap(row)(z, places, values)
@@ -111,7 +115,9 @@ def _divergence(plan: Plan, found: Statistics, rows: Rows) -> jax.Array:
   if plan.divergence in DIVERGENCES:
     return found.divergence
   if plan.divergence == "conditional":
-    return _softmax.divergence(_softmax.log_softmax(rows.log_probs), _softmax.log_softmax(found.kept))
+    return _softmax.divergence(
+      _softmax.log_softmax(rows.log_probs), _softmax.log_softmax(found.kept)
+    )
   if plan.divergence == "sampled":
     return _softmax.cross_entropy(rows.log_probs, normalized(found.kept, found.log_sum))
   log_q = _softmax.log_softmax(jnp.concatenate([found.kept, found.log_sum[:, None]], -1))
@@ -126,7 +132,9 @@ def _cross_entropy(plan: Plan, found: Statistics) -> jax.Array:
       log_sum = _softmax.log_sum(jnp.concatenate([found.kept, log_sum[:, None]], -1))
   exists = log_sum != -jnp.inf
   missing = found.label == -jnp.inf  # no class that exists
-  value = jnp.where(missing, jnp.nan, jnp.where(exists, log_sum, 0) - jnp.where(missing, 0, found.label))
+  value = jnp.where(
+    missing, jnp.nan, jnp.where(exists, log_sum, 0) - jnp.where(missing, 0, found.label)
+  )
   return jnp.where(exists, value, 0)
 
 

@@ -35,7 +35,9 @@ def from_apply(
   def as_variables(values) -> Variables:
     if "state" not in accepted:
       return Variables(values, {})
-    return Variables(*_two(values, "with an argument `state`, init and variables must be (params, state)"))
+    return Variables(
+      *_two(values, "with an argument `state`, init and variables must be (params, state)")
+    )
 
   def full_init(key: jax.Array, batch: Batch) -> Variables:
     if variables is not None:
@@ -46,9 +48,13 @@ def from_apply(
 
   def full_apply(params, state, batch, *, train: bool, key) -> tuple[Outputs, Any]:
     given = {"state": state, "train": train, "key": key}
-    result = apply(params, *select_inputs(batch, inputs), **{name: given[name] for name in accepted})
+    result = apply(
+      params, *select_inputs(batch, inputs), **{name: given[name] for name in accepted}
+    )
     if "state" in accepted:
-      result, state = _two(result, "with an argument `state`, apply must return (outputs, new state)")
+      result, state = _two(
+        result, "with an argument `state`, apply must return (outputs, new state)"
+      )
     return as_outputs(result), state
 
   return Model(full_init, full_apply, as_variables(variables) if variables is not None else None)

@@ -13,7 +13,9 @@ from distill_jax.errors import suggest
 from distill_jax.models.adapters.outputs import Features, as_mapping, as_outputs, select_inputs
 from distill_jax.types import Batch, Model, Outputs, Tree, Variables
 
-_BACKEND = "from_keras needs Keras on the JAX backend: set KERAS_BACKEND=jax before keras is first imported"
+_BACKEND = (
+  "from_keras needs Keras on the JAX backend: set KERAS_BACKEND=jax before keras is first imported"
+)
 try:
   import keras
   from keras.src.backend.common import global_state
@@ -60,7 +62,9 @@ def from_keras(
   made = isinstance(model, keras.Model)
   net: Any = model if made else _make(model, 0)
   if not net.built:
-    raise ValueError(f"the Keras model {net.name!r} has no variables yet: give it an Input, or call it once")
+    raise ValueError(
+      f"the Keras model {net.name!r} has no variables yet: give it an Input, or call it once"
+    )
   call = _with_features(net, features, output)
   groups = _groups(net)
   variables = _values(groups) if made else None
@@ -76,7 +80,9 @@ def from_keras(
   def apply(params: Tree, state: Tree, batch: Batch, *, train: bool, key) -> tuple[Outputs, Tree]:
     trainable, others, seeds = groups
     if train and key is None and seeds:
-      raise ValueError("the model draws random numbers (dropout?) in training: key must not be None")
+      raise ValueError(
+        "the model draws random numbers (dropout?) in training: key must not be None"
+      )
     args = select_inputs(batch, inputs)
     values = {**_flat(params), **_flat(state)}
     mapping = [(variable, values[path]) for path, variable in {**trainable, **others}.items()]
@@ -85,7 +91,9 @@ def from_keras(
     # `training` runs its batch norm and dropout in evaluation mode.
     with keras.StatelessScope(state_mapping=mapping) as scope:
       result = call(args[0] if isinstance(inputs, str) else list(args), training=train)
-    new_state = _nested({path: scope.get_current_value(variable) for path, variable in others.items()})
+    new_state = _nested(
+      {path: scope.get_current_value(variable) for path, variable in others.items()}
+    )
     return {output: result} if isinstance(result, jax.Array) else as_outputs(result), new_state
 
   return Model(init, apply, variables)
@@ -115,7 +123,9 @@ def _make(make: Callable[[], keras.Model], seed: int) -> keras.Model:
   with _fresh(seed):
     net = make()
   if not isinstance(net, keras.Model):
-    raise ValueError(f"expected a keras.Model or a function () -> keras.Model, got {type(net).__name__}")
+    raise ValueError(
+      f"expected a keras.Model or a function () -> keras.Model, got {type(net).__name__}"
+    )
   return net
 
 
@@ -140,23 +150,32 @@ def _groups(net: keras.Model) -> tuple[dict[str, Any], dict[str, Any], list[Any]
   """Trainable and other variables by path, and the states of seed generators."""
   seeds = [v for v in net.non_trainable_variables if v.path.endswith("seed_generator_state")]
   drawn = {id(v) for v in seeds}
-  trainable, others = net.trainable_variables, [v for v in net.non_trainable_variables if id(v) not in drawn]
+  trainable, others = (
+    net.trainable_variables,
+    [v for v in net.non_trainable_variables if id(v) not in drawn],
+  )
   paths = [v.path for v in (*trainable, *others)]
   twice = sorted({path for path in paths if paths.count(path) > 1})
   if twice:
-    raise ValueError(f"several variables have the path {twice[0]!r}: give the layers different names")
+    raise ValueError(
+      f"several variables have the path {twice[0]!r}: give the layers different names"
+    )
   return {v.path: v for v in trainable}, {v.path: v for v in others}, seeds
 
 
 def _values(groups) -> Variables:
-  return Variables(*(_nested({path: jnp.copy(v.value) for path, v in group.items()}) for group in groups[:2]))
+  return Variables(
+    *(_nested({path: jnp.copy(v.value) for path, v in group.items()}) for group in groups[:2])
+  )
 
 
 def _shapes_alone(groups) -> Variables:
   def refuse():
     raise ValueError("init of a Keras model cannot be compiled: call it outside jit")
 
-  shapes = [{p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in group.items()} for group in groups[:2]]
+  shapes = [
+    {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in group.items()} for group in groups[:2]
+  ]
   return Variables(*map(_nested, jax.pure_callback(refuse, shapes)))
 
 
@@ -208,7 +227,10 @@ def _layer_output(net: keras.Model, name: str, layer: str):
     raise ValueError(f"no layer {layer!r} to capture as {name!r}{suggest(layer, layers)}")
   # Not layer.output: it is that of the layer's first call anywhere, of several or in another model.
   outputs = [
-    t for node in _nodes(net.outputs) if node.operation is layers[layer] for t in node.output_tensors
+    t
+    for node in _nodes(net.outputs)
+    if node.operation is layers[layer]
+    for t in node.output_tensors
   ]
   if len(outputs) != 1:
     raise ValueError(

@@ -48,9 +48,13 @@ def from_linen(
   Returns:
     A Model. Its params are the collection 'params', its state all other collections.
   """
-  flags = set(inspect.signature(type(module).__call__).parameters) & _FLAGS if call is None else set()
+  flags = (
+    set(inspect.signature(type(module).__call__).parameters) & _FLAGS if call is None else set()
+  )
   fields = _mode_fields(module) - flags if call is None else set()
-  in_mode = {train: module.clone(**_mode(fields, train)) if fields else module for train in (True, False)}
+  in_mode = {
+    train: module.clone(**_mode(fields, train)) if fields else module for train in (True, False)
+  }
   variables = None if variables is None else unfreeze(dict(variables))
   paths = {path.split(":")[0] for path in as_mapping(features).values()}
 
@@ -68,7 +72,9 @@ def from_linen(
 
   def apply(params, state, batch, *, train: bool, key) -> tuple[Outputs, Any]:
     mutable = [*(state if train else ()), *(["intermediates"] if paths else [])]
-    streams = {} if key is None else {name: jax.random.fold_in(key, i) for i, name in enumerate(rngs)}
+    streams = (
+      {} if key is None else {name: jax.random.fold_in(key, i) for i, name in enumerate(rngs)}
+    )
     called = set()
 
     def capture(submodule, method_name):
@@ -104,7 +110,9 @@ def _mode(flags: set[str], train: bool) -> dict[str, bool]:
 def _linen_variables(collections: Mapping[str, Any]) -> Variables:
   if "params" not in collections:
     raise ValueError(f"variables have no collection 'params'; they have {sorted(collections)}")
-  kept = {name: value for name, value in collections.items() if name != "params" and not _sown(value)}
+  kept = {
+    name: value for name, value in collections.items() if name != "params" and not _sown(value)
+  }
   return Variables(collections["params"], kept)
 
 

@@ -40,7 +40,9 @@ def from_nnx(
     training each random stream is seeded anew from the key of the call.
   """
   made = isinstance(module, nnx.Module)
-  concrete = _bare(module) if made else nnx.eval_shape(lambda: _construct(module, jax.random.key(0)))
+  concrete = (
+    _bare(module) if made else nnx.eval_shape(lambda: _construct(module, jax.random.key(0)))
+  )
   graphs = {train: nnx.graphdef(_in_mode(concrete, train)) for train in (True, False)}
   _, params, streams, state = _split(concrete)
   variables = Variables(*jax.tree.map(jnp.copy, (params, state))) if made else None
@@ -54,12 +56,18 @@ def from_nnx(
 
   def apply(params, state, batch, *, train: bool, key) -> tuple[Outputs, Any]:
     if train and key is None and jax.tree.leaves(streams):
-      raise ValueError("the module draws random numbers (dropout?) in training: key must not be None")
+      raise ValueError(
+        "the module draws random numbers (dropout?) in training: key must not be None"
+      )
     net = nnx.merge(graphs[train], params, _seed(streams, key), state, copy=True)
-    forward = (lambda m, *args: call(m, *args, train=train)) if call else (lambda m, *args: m(*args))
+    forward = (
+      (lambda m, *args: call(m, *args, train=train)) if call else (lambda m, *args: m(*args))
+    )
     args = select_inputs(batch, inputs)
     if features:
-      result, found = nnx.capture(forward, nnx.Intermediate, method_outputs=nnx.Intermediate)(net, *args)
+      result, found = nnx.capture(forward, nnx.Intermediate, method_outputs=nnx.Intermediate)(
+        net, *args
+      )
       captured = named_calls(nnx.to_pure_dict(found))
     else:
       result, captured = forward(net, *args), {}

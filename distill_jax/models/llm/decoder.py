@@ -106,7 +106,11 @@ class Decoder(nnx.Module):
       raise ValueError(f"head_width={head_width} must be even: positions rotate pairs")
     inner = inner or -(-8 * width // 96) * 32
     sizes = {"heads": heads, "kv_heads": kv_heads, "head_width": head_width, "inner": inner}
-    options = {"projection_bias": projection_bias, "projection_norm": projection_norm, "epsilon": epsilon}
+    options = {
+      "projection_bias": projection_bias,
+      "projection_norm": projection_norm,
+      "epsilon": epsilon,
+    }
     self.length, self.softcap, self.dtype, self.remat = length, softcap, dtype or jnp.float32, remat
     self.wavelengths = rope_base, rope_scaling, head_width
     normal = nnx.initializers.normal(0.02)
@@ -171,7 +175,9 @@ class Decoder(nnx.Module):
   def empty_cache(self, rows: int, length: int) -> Cache:
     """For `length` positions. Raises ValueError where the model has fewer."""
     if length > self.length:
-      raise ValueError(f"a cache of {length} positions is longer than the model's length={self.length}")
+      raise ValueError(
+        f"a cache of {length} positions is longer than the model's length={self.length}"
+      )
     attention = self.blocks[0]
     shape = (rows, length, attention.kv_heads, attention.head_width)
     keys, values = (tuple(jnp.zeros(shape, self.dtype) for _ in self.blocks) for _ in range(2))
@@ -180,7 +186,9 @@ class Decoder(nnx.Module):
   def _embedded(self, tokens):
     vocabulary = self.embed.num_embeddings
     tokens = jnp.where(tokens < 0, vocabulary, tokens)  # a negative one would count from the end
-    return self.embed.embedding[...].astype(self.dtype).at[tokens].get(mode="fill", fill_value=jnp.nan)
+    return (
+      self.embed.embedding[...].astype(self.dtype).at[tokens].get(mode="fill", fill_value=jnp.nan)
+    )
 
   def _head(self):
     kernel = self.embed.embedding[...].T if self.head is None else self.head[...]
@@ -276,9 +284,14 @@ def with_vocabulary(model: Model, size: int) -> Model:
     if not 1 <= size <= kernel.shape[1]:
       raise ValueError(f"size: expected 1 to {kernel.shape[1]}, the width of the head, got {size}")
     if softcap is not None:
-      raise ValueError("with_vocabulary: a head that caps its logits cannot leave tokens out by its bias")
+      raise ValueError(
+        "with_vocabulary: a head that caps its logits cannot leave tokens out by its bias"
+      )
     bias = jnp.zeros(kernel.shape[1], kernel.dtype) if bias is None else bias
-    return {**outputs, "head": (kernel, jnp.where(jnp.arange(len(bias)) < size, bias, -jnp.inf), None)}, state
+    return {
+      **outputs,
+      "head": (kernel, jnp.where(jnp.arange(len(bias)) < size, bias, -jnp.inf), None),
+    }, state
 
   return model._replace(apply=apply)
 

@@ -57,7 +57,9 @@ def generate_on_policy(
   """
   abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
   if not isinstance(abstract, Decoder):
-    raise ValueError(f"make: expected a function that makes a Decoder, got a {type(abstract).__name__}")
+    raise ValueError(
+      f"make: expected a function that makes a Decoder, got a {type(abstract).__name__}"
+    )
   _check_numbers(share, prompt, temperature, stop, abstract.embed.num_embeddings)
   graph = nnx.graphdef(abstract)
 
@@ -87,11 +89,17 @@ def generate_on_policy(
 
 def _check_numbers(share, prompt, temperature, stop, vocabulary: int) -> None:
   if not 0 <= share <= 1:
-    raise ValueError(f"share: expected a number in [0, 1], got {share}; nearest is {min(max(share, 0), 1)}")
+    raise ValueError(
+      f"share: expected a number in [0, 1], got {share}; nearest is {min(max(share, 0), 1)}"
+    )
   if isinstance(prompt, float) and not 0 < prompt < 1:
-    raise ValueError(f"prompt: a float is a share of the row, in (0, 1), got {prompt}; tokens are an int")
+    raise ValueError(
+      f"prompt: a float is a share of the row, in (0, 1), got {prompt}; tokens are an int"
+    )
   if prompt < 1 and not isinstance(prompt, float):
-    raise ValueError(f"prompt: expected at least 1 token for the student to go on from, got {prompt}")
+    raise ValueError(
+      f"prompt: expected at least 1 token for the student to go on from, got {prompt}"
+    )
   if not 0 <= temperature < math.inf:
     raise ValueError(f"temperature: expected a number >= 0, got {temperature}")
   if stop is not None and not 0 <= stop < vocabulary:
@@ -101,8 +109,14 @@ def _check_numbers(share, prompt, temperature, stop, vocabulary: int) -> None:
 def _check_entries(batch: Batch) -> None:
   for name in ("id", "tokens", "label"):
     if name not in batch:
-      raise ValueError(f"the batch has no entry {name!r}: on-policy rows need it; there are {sorted(batch)}")
-  shapes = {name: batch[name].shape for name in ("tokens", "label", "segments", "positions") if name in batch}
+      raise ValueError(
+        f"the batch has no entry {name!r}: on-policy rows need it; there are {sorted(batch)}"
+      )
+  shapes = {
+    name: batch[name].shape
+    for name in ("tokens", "label", "segments", "positions")
+    if name in batch
+  }
   if len(shapes["tokens"]) != 2 or len(set(shapes.values())) > 1:
     raise ValueError(f"on-policy rows: expected entries of one shape [rows, length], got {shapes}")
 
@@ -167,9 +181,13 @@ def _as_rows(tokens, ends, prompts, chosen: Mapping[str, Any]) -> dict[str, jax.
   }
 
 
-def _replaced(batch: Batch, new: Mapping[str, jax.Array], ranks, count: int) -> dict[str, jax.Array]:
+def _replaced(
+  batch: Batch, new: Mapping[str, jax.Array], ranks, count: int
+) -> dict[str, jax.Array]:
   """The entries of the batch with the new rows in the places of the chosen ones."""
-  old = {name: batch[name] for name in new if name in batch} | {"generated": jnp.zeros(ranks.size, bool)}
+  old = {name: batch[name] for name in new if name in batch} | {
+    "generated": jnp.zeros(ranks.size, bool)
+  }
   place = jnp.minimum(ranks, count - 1)
 
   def put(name):

@@ -42,7 +42,9 @@ def generate(
   places = jnp.arange(size)
   tokens = jnp.where(places < lengths[:, None], tokens, 0).astype(jnp.int32)
   out, cache = decoder.extend(tokens, jnp.zeros(rows, jnp.int32), decoder.empty_cache(rows, size))
-  last = jnp.take_along_axis(out["hidden"], lengths[:, None, None] - 1, 1)  # the head of one token alone
+  last = jnp.take_along_axis(
+    out["hidden"], lengths[:, None, None] - 1, 1
+  )  # the head of one token alone
   z = logits({**out, "hidden": last})[:, 0]
 
   def going(state):
@@ -83,7 +85,13 @@ class Generator:
     self._run = jax.jit(run)
 
   def __call__(
-    self, params: Any, prompts: Sequence[Sequence[int]], most: int, *, temperature: float = 0.0, key=None
+    self,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    most: int,
+    *,
+    temperature: float = 0.0,
+    key=None,
   ) -> list[list[int]]:
     """Prompts and what follows them, token by token.
 

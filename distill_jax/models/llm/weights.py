@@ -92,4 +92,6 @@ def _rope(config) -> tuple[float, RopeScaling | None]:
   base = found.get("rope_theta", config.get("rope_theta", 10_000.0))
   if kind not in ("default", "llama3"):
     raise ValueError(f"rope_type={kind!r}: expected 'default' or 'llama3'")
-  return base, None if kind == "default" else RopeScaling(*(found[name] for name in RopeScaling._fields))
+  return base, None if kind == "default" else RopeScaling(
+    *(found[name] for name in RopeScaling._fields)
+  )

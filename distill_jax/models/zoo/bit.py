@@ -68,7 +68,9 @@ class BiT(nnx.Module):
     check_policy(remat)
     units = UNITS.get(depth) if isinstance(depth, int) else tuple(depth)
     if units is None or len(units) != 4 or min(units) < 1:
-      raise ValueError(f"depth={depth}: expected one of {sorted(UNITS)}, or four numbers of units >= 1")
+      raise ValueError(
+        f"depth={depth}: expected one of {sorted(UNITS)}, or four numbers of units >= 1"
+      )
     base = int(64 * width)
     if base != 64 * width or base < GROUPS or base % GROUPS:
       raise ValueError(
@@ -119,7 +121,11 @@ def released_name(name: str) -> Origin:
   parts = name.split("/")[1:]
   layer, leaf = parts[-2:]
   if layer == "head":  # a 1x1 convolution there
-    return ("resnet/head/conv2d/kernel", lambda k: k[0, 0]) if leaf == "kernel" else "resnet/head/conv2d/bias"
+    return (
+      ("resnet/head/conv2d/kernel", lambda k: k[0, 0])
+      if leaf == "kernel"
+      else "resnet/head/conv2d/bias"
+    )
   place = "resnet"
   if layer == "stem":
     place += "/root_block"
@@ -162,7 +168,11 @@ class _Conv(nnx.Module):
     x, kernel = dtypes.promote_dtype((x, _standardized(self.kernel[...])), dtype=self.dtype)
     side = (kernel.shape[0] // 2,) * 2
     return jax.lax.conv_general_dilated(
-      x, kernel, (self.stride, self.stride), (side, side), dimension_numbers=("NHWC", "HWIO", "NHWC")
+      x,
+      kernel,
+      (self.stride, self.stride),
+      (side, side),
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
@@ -174,4 +184,6 @@ def _standardized(kernel: jax.Array) -> jax.Array:
 
 def _norm(channels, *, dtype, rngs) -> nnx.GroupNorm:
   # The fast variance, E[x^2] - E[x]^2, is another number than the one the released weights were trained with.
-  return nnx.GroupNorm(channels, GROUPS, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
+  return nnx.GroupNorm(
+    channels, GROUPS, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs
+  )

@@ -18,7 +18,9 @@ class ConvNormRelu(nnx.Module):
 
   def __init__(self, inputs: int, outputs: int, *, dtype=None, axis_name=None, rngs: nnx.Rngs):
     he = nnx.initializers.he_normal()
-    self.conv = nnx.Conv(inputs, outputs, (3, 3), use_bias=False, kernel_init=he, dtype=dtype, rngs=rngs)
+    self.conv = nnx.Conv(
+      inputs, outputs, (3, 3), use_bias=False, kernel_init=he, dtype=dtype, rngs=rngs
+    )
     self.norm = nnx.BatchNorm(outputs, momentum=0.9, dtype=dtype, axis_name=axis_name, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -45,7 +47,14 @@ class CNN(nnx.Module):
   """
 
   def __init__(
-    self, channels: int, widths: Sequence[int], classes: int, *, dtype=None, axis_name=None, rngs: nnx.Rngs
+    self,
+    channels: int,
+    widths: Sequence[int],
+    classes: int,
+    *,
+    dtype=None,
+    axis_name=None,
+    rngs: nnx.Rngs,
   ):
     """Build the layers with He initialization (He et al. 2015, equation 10).
 
@@ -66,7 +75,8 @@ class CNN(nnx.Module):
     sizes = (channels, *widths)
     self.channels = channels
     self.blocks = nnx.List(
-      ConvNormRelu(a, b, dtype=dtype, axis_name=axis_name, rngs=rngs) for a, b in zip(sizes, sizes[1:])
+      ConvNormRelu(a, b, dtype=dtype, axis_name=axis_name, rngs=rngs)
+      for a, b in zip(sizes, sizes[1:])
     )
     self.head = nnx.Linear(sizes[-1], classes, dtype=dtype, rngs=rngs)
 

@@ -20,7 +20,9 @@ def max_pool(x: jax.Array) -> jax.Array:
   batch, height, width, channels = x.shape
   high, wide = min(2, height), min(2, width)
   rows, columns = height // high, width // wide
-  patches = x[:, : rows * high, : columns * wide].reshape(batch, rows, high, columns, wide, channels)
+  patches = x[:, : rows * high, : columns * wide].reshape(
+    batch, rows, high, columns, wide, channels
+  )
   return _largest(patches)
 
 

@@ -60,7 +60,9 @@ class ResNet(nnx.Module):
     check_policy(remat)
     blocks = _blocks_per_stage(depth, 2)
     if len(widths) != 4 or min(widths) < 1:
-      raise ValueError(f"widths: expected four numbers >= 1 (stem and three stages), got {tuple(widths)}")
+      raise ValueError(
+        f"widths: expected four numbers >= 1 (stem and three stages), got {tuple(widths)}"
+      )
     layers = {"dtype": dtype, "rngs": rngs}
     norms = {"axis_name": axis_name, **layers}
     self.channels, self.remat = channels, remat
@@ -164,12 +166,17 @@ class _Block(nnx.Module):
   def __init__(self, inputs, outputs, stride, *, axis_name, dtype, rngs):
     layers = {"dtype": dtype, "rngs": rngs}
     norms = {"axis_name": axis_name, **layers}
-    self.conv1, self.norm1 = _conv(inputs, outputs, stride=stride, **layers), _norm(outputs, **norms)
+    self.conv1, self.norm1 = (
+      _conv(inputs, outputs, stride=stride, **layers),
+      _norm(outputs, **norms),
+    )
     self.conv2, self.norm2 = _conv(outputs, outputs, **layers), _norm(outputs, **norms)
     self.shortcut = (
       None
       if inputs == outputs and stride == 1
-      else nnx.Sequential(_conv(inputs, outputs, size=1, stride=stride, **layers), _norm(outputs, **norms))
+      else nnx.Sequential(
+        _conv(inputs, outputs, size=1, stride=stride, **layers), _norm(outputs, **norms)
+      )
     )
 
   def __call__(self, x):
@@ -186,7 +193,9 @@ class _PreactBlock(nnx.Module):
     self.norm1, self.conv1 = _norm(inputs, **norms), _conv(inputs, outputs, stride=stride, **layers)
     self.norm2, self.conv2 = _norm(outputs, **norms), _conv(outputs, outputs, **layers)
     # Without a change of width there is no projection; no stage changes its size alone.
-    self.shortcut = None if inputs == outputs else _conv(inputs, outputs, size=1, stride=stride, **layers)
+    self.shortcut = (
+      None if inputs == outputs else _conv(inputs, outputs, size=1, stride=stride, **layers)
+    )
 
   def __call__(self, x):
     preact = self.norm1(x)
@@ -196,7 +205,11 @@ class _PreactBlock(nnx.Module):
 
 
 def _ends(number, x, preact) -> dict[str, jax.Array]:
-  return {f"stage{number}_sum": x, f"stage{number}_preact": preact, f"stage{number}": nnx.relu(preact)}
+  return {
+    f"stage{number}_sum": x,
+    f"stage{number}_preact": preact,
+    f"stage{number}": nnx.relu(preact),
+  }
 
 
 def _stages(block, widths, blocks: int, options) -> nnx.List:
@@ -234,5 +247,7 @@ def _blocks_per_stage(depth: int, ends: int) -> int:
   """n of depth = 6 n + ends."""
   blocks = max(1, round((depth - ends) / 6))
   if depth != 6 * blocks + ends:
-    raise ValueError(f"depth={depth}: expected 6 n + {ends} with n >= 1; the nearest is {6 * blocks + ends}")
+    raise ValueError(
+      f"depth={depth}: expected 6 n + {ends} with n >= 1; the nearest is {6 * blocks + ends}"
+    )
   return blocks

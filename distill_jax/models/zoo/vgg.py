@@ -61,7 +61,9 @@ class VGG(nnx.Module):
     """
     if depth not in _CONVOLUTIONS:
       nearest = min(_CONVOLUTIONS, key=lambda known: abs(known - depth))
-      raise ValueError(f"depth={depth}: expected one of {tuple(_CONVOLUTIONS)}; the nearest is {nearest}")
+      raise ValueError(
+        f"depth={depth}: expected one of {tuple(_CONVOLUTIONS)}; the nearest is {nearest}"
+      )
     if width <= 0:
       raise ValueError(f"width={width}: expected a multiplier > 0, 1.0 for the paper's network")
     widths = [max(1, round(width * w)) for w in _WIDTHS]
@@ -69,7 +71,8 @@ class VGG(nnx.Module):
     def block(inputs, outputs, count):
       sizes = [inputs] + [outputs] * count
       return nnx.List(
-        ConvNormRelu(a, b, dtype=dtype, axis_name=axis_name, rngs=rngs) for a, b in zip(sizes, sizes[1:])
+        ConvNormRelu(a, b, dtype=dtype, axis_name=axis_name, rngs=rngs)
+        for a, b in zip(sizes, sizes[1:])
       )
 
     self.channels = channels

@@ -73,7 +73,9 @@ class ViT(nnx.Module):
       )
     head_width = head_width or width // heads
     if size % patch:
-      raise ValueError(f"patch={patch} must divide size={size}; the nearest: {_divisor(size, patch)}")
+      raise ValueError(
+        f"patch={patch} must divide size={size}; the nearest: {_divisor(size, patch)}"
+      )
 
     def linear(inputs, outputs):
       glorot = nnx.initializers.glorot_uniform()
@@ -82,10 +84,13 @@ class ViT(nnx.Module):
     self.channels, self.size, self.patch, self.deterministic = channels, size, patch, False
     normal, own = nnx.initializers.normal(0.02), 1 + distilled
     self.tokens = nnx.Param(normal(rngs.params(), (own, width), jnp.float32))
-    self.positions = nnx.Param(normal(rngs.params(), (own + (size // patch) ** 2, width), jnp.float32))
+    self.positions = nnx.Param(
+      normal(rngs.params(), (own + (size // patch) ** 2, width), jnp.float32)
+    )
     self.embed = linear(channels * patch**2, width)
     self.blocks = nnx.List(
-      _Block(width, heads, head_width, round(ratio * width), linear, dtype, rngs) for _ in range(depth)
+      _Block(width, heads, head_width, round(ratio * width), linear, dtype, rngs)
+      for _ in range(depth)
     )
     self.norm = _norm(width, dtype, rngs)
     self.head = linear(width, classes)
@@ -123,7 +128,9 @@ class ViT(nnx.Module):
     """Tokens [B, L, width] of images; a linear map of each patch is a convolution whose stride is its size."""
     side, patch = self.size // self.patch, self.patch
     patches = (
-      x.reshape(x.shape[0], side, patch, side, patch, -1).swapaxes(2, 3).reshape(x.shape[0], side**2, -1)
+      x.reshape(x.shape[0], side, patch, side, patch, -1)
+      .swapaxes(2, 3)
+      .reshape(x.shape[0], side**2, -1)
     )
     x = self.embed(patches)
     tokens = jnp.broadcast_to(self.tokens[...].astype(x.dtype), (x.shape[0], *self.tokens.shape))
