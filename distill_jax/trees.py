@@ -1,6 +1,7 @@
 """Names the leaves of a tree by their paths, and selects them by pattern."""
 
 import re
+from collections.abc import Sequence
 
 import jax
 
@@ -13,6 +14,15 @@ def named_leaves(tree: Tree) -> list[tuple[str, jax.Array]]:
   return [
     (jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in with_path
   ]
+
+
+def describe_leaf(shape: Sequence[int], dtype: object) -> str:
+  """Returns a leaf's dtype and shape as an error message shows them.
+
+  >>> describe_leaf((3, 2), "float32")
+  'float32[3,2]'
+  """
+  return f"{dtype}[{','.join(map(str, shape))}]"
 
 
 def matching(tree: Tree, pattern: str) -> Tree:

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from distill_jax import reduce
+
 Tree = Any  # a pytree of arrays
 Batch = Mapping[str, Any]
 """Arrays of one batch, rows first: 'id' (row in the full named split), 'view', 'image' or 'tokens',
@@ -56,6 +58,11 @@ class Objective(NamedTuple):
   apply: Callable[..., tuple[dict[str, tuple[Any, Any]], Tree]]
 
 
+OnPolicy = Callable[[Variables, jax.Array, Batch], Batch]
+"""`(student Variables, key, batch) -> batch`: replaces rows by text that the student generates; the new batch
+marks them in 'generated'."""
+
+
 class Metric(NamedTuple):
   """A score of a task, and how it is written.
 
@@ -66,6 +73,9 @@ class Metric(NamedTuple):
     better: 'max' or 'min'.
     format: a format specification of Python. One that ends in '%' ('.2%') multiplies by 100; the unit is then '%', and
       differences are in points.
+    short: title of its column in tables with a row per network ('ECE'); empty: `title`.
+    detail: tables that show it. 0: all; 1: all but those over several runs; 2: only those with a row per metric. The
+      first metric of a task is in all of them.
   """
 
   name: str
@@ -73,6 +83,8 @@ class Metric(NamedTuple):
   unit: str = ""
   better: str = "max"
   format: str = ".4f"
+  short: str = ""
+  detail: int = 1
 
 
 class Task(NamedTuple):
@@ -102,6 +114,35 @@ class Task(NamedTuple):
   evaluate_predictions: Callable[..., dict[str, float]] | None = None
   references: tuple[str, ...] = ("label",)
   figures: Callable[..., Any] | None = None
+
+  def with_metric(self, metric: Metric, statistics: Callable[..., reduce.Pair]) -> "Task":
+    """Returns the task with one more metric: a mean over what `statistics` counts.
+
+        top3 = Metric("top3", "top-3 accuracy", "%", format=".2%")
+        task = classification().with_metric(top3, lambda outputs, batch, teacher: reduce.total(hits(outputs, batch)))
+
+    Args:
+      metric: of a name that the task does not have yet.
+      statistics: `(student Outputs, batch, teacher Outputs or None) -> (sum, count)`, as `reduce.total` returns them;
+        `where=batch.get("where")` leaves padding out.
+
+    Raises:
+      ValueError: the task has a metric of this name.
+    """
+    names = [known.name for known in self.metrics]
+    if metric.name in names:
+      raise ValueError(f"metric: expected a new name, got {metric.name!r}: the task has {names}")
+
+    def more_statistics(outputs, batch, teacher):
+      pair = statistics(outputs, batch, teacher)
+      return {"task": self.statistics(outputs, batch, teacher), metric.name: pair}
+
+    def compute(sums):
+      return self.compute(sums["task"]) | {metric.name: float(reduce.value(sums[metric.name]))}
+
+    return self._replace(
+      metrics=(*self.metrics, metric), statistics=more_statistics, compute=compute
+    )
 
 
 class Skips(NamedTuple):

@@ -1,10 +1,7 @@
 """Programs that are lowered in one process and may be compiled in another, and what compiling them shows."""
 
-import contextlib
 import re
 import time
-import types
-import unittest.mock
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +12,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from distill_jax.cost.chips import GIB
 from distill_jax.cost.flops import product_flops
 from distill_jax.cost.hlo import Collective, Loop, collectives, loops
-from distill_jax.train import step as train_step
+from distill_jax.distributed.platform import tracing_for
 
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _MEASURE = r"([\d.]+)([KMGTB]?)"
@@ -115,7 +112,7 @@ def lower(
       NamedSharding(mesh, spec) for spec in jax.tree.leaves(jax.tree.broadcast(specs, tree))
     )
 
-  with _chosen_for(platform):
+  with tracing_for(platform):
     outputs = jax.eval_shape(function, *arguments)
     jitted = jax.jit(
       flat,
@@ -194,14 +191,3 @@ def from_plain(values: Mapping[str, Any]) -> Compiled:
     collectives=tuple(Collective(*c) for c in values["collectives"]),
     loops=tuple(Loop(*loop) for loop in values["loops"]),
   )
-
-
-@contextlib.contextmanager
-def _chosen_for(platform: str):
-  """The train step makes its choices for this platform, and not for the one that this process runs on.
-
-  Only its own module is told so: told to all, other functions could be traced, and kept, for the wrong platform.
-  """
-  told = types.SimpleNamespace(**{**vars(jax), "default_backend": lambda: platform})
-  with unittest.mock.patch.object(train_step, "jax", told):
-    yield

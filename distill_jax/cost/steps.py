@@ -16,8 +16,8 @@ from distill_jax.cost.compiling import compile_on, lower, shapes_of
 from distill_jax.cost.parts import make_parts
 from distill_jax.distributed import sharding
 from distill_jax.train import make_init, make_train_step
-from distill_jax.train.replay import OnPolicy, Replay
-from distill_jax.types import Batch, Model, Objective, TrainState
+from distill_jax.train.replay import Replay
+from distill_jax.types import Batch, Model, Objective, OnPolicy, TrainState
 
 
 def compile_for(

@@ -14,8 +14,7 @@ from distill_jax.jobs import data
 from distill_jax.jobs.config import Config, ConfigError, Training
 from distill_jax.jobs.recipes import Recipe
 from distill_jax.models import cast
-from distill_jax.train.replay import OnPolicy
-from distill_jax.types import Batch, Model, Objective
+from distill_jax.types import Batch, Model, Objective, OnPolicy
 
 ROLES = ("student", "baseline", "teacher")
 

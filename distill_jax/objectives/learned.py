@@ -26,6 +26,7 @@ from distill_jax.objectives.parts import (
   stack_init,
 )
 from distill_jax.objectives.terms import Term
+from distill_jax.trees import named_leaves
 from distill_jax.types import Variables
 
 
@@ -203,10 +204,7 @@ def ofd_margin_at(params, path: str) -> jax.Array:
   Raises:
     ValueError: there is no batch norm at the path; the nearest that there is, is named.
   """
-  leaves = {
-    jax.tree_util.keystr(keys, simple=True, separator="/"): x
-    for keys, x in jax.tree_util.tree_leaves_with_path(params)
-  }
+  leaves = dict(named_leaves(params))
   norms = [name.removesuffix("/scale") for name in leaves if name.endswith("/scale")]
   if f"{path}/scale" not in leaves or f"{path}/bias" not in leaves:
     raise ValueError(f"no batch norm with scale and bias at {path!r}{suggest(path, norms)}")

@@ -1,4 +1,4 @@
-"""What a file of weights must say about itself so that damage, mix-ups and misfits are noticed."""
+"""Seals a train state with a checksum of every leaf; detects corrupt and mismatched checkpoints."""
 
 import hashlib
 import json
@@ -8,112 +8,121 @@ from typing import Any
 import jax
 
 from distill_jax.storage.fingerprint import checksums
-from distill_jax.trees import named_leaves
+from distill_jax.trees import describe_leaf, named_leaves
 from distill_jax.types import TrainState, Tree
 
 Identity = Mapping[str, str | int | float]
 Layout = Mapping[str, tuple[tuple[int, ...], str]]
+"""`{name: (shape, dtype)}` of the leaves of a tree."""
 
 
 class CorruptFile(Exception):
-  """What was read must not be used; the text says why."""
+  """A stored checkpoint whose content must not be used; the text gives the reason."""
 
 
-def make(state: TrainState, metrics: Mapping[str, float], identity: Identity) -> dict[str, Any]:
-  """The seal of a state: plain values that json can hold, with a digest over all of them.
+def make_seal(
+  state: TrainState, metrics: Mapping[str, float], identity: Identity
+) -> dict[str, Any]:
+  """Returns `{"seal": values that json can hold, "digest": hash of the seal}` of a state.
 
   Raises:
-    ValueError: a leaf would not come back as it is: it is no `jax.Array`, its type is weak (arithmetic with
-      it would give other dtypes after a restore), or it shares its name with another one.
+    ValueError: a leaf would not come back the same: it is no `jax.Array`, its type is weak
+      (arithmetic with it would give other dtypes after a restore), or two leaves have one name.
   """
   for name, leaf in named_leaves(state):
     if not isinstance(leaf, jax.Array):
-      raise ValueError(f"leaf {name} is {type(leaf).__name__}, expected jax.Array")
-    if getattr(leaf, "weak_type", False):  # typed keys have none
+      raise ValueError(f"{name}: expected a jax.Array, got {type(leaf).__name__}: use jnp.asarray")
+    # Typed keys have no weak type.
+    if getattr(leaf, "weak_type", False):
       raise ValueError(
-        f"leaf {name} is weakly typed and would come back as {leaf.dtype}: use jnp.array(x, dtype)"
+        f"{name}: expected a strong dtype, got a weakly typed {leaf.dtype}: use jnp.array(x, dtype)"
       )
-  shapes, sums = layout(state), checksums(state)
+  sums = checksums(state)
   body = {
     "step": int(state.step),
-    "leaves": {name: [list(shape), dtype, sums[name]] for name, (shape, dtype) in shapes.items()},
+    "leaves": {
+      name: [list(shape), dtype, sums[name]] for name, (shape, dtype) in layout(state).items()
+    },
     "metrics": {name: float(value) for name, value in metrics.items()},
     "identity": dict(identity),
   }
   return {"seal": body, "digest": _digest(body)}
 
 
-def opened(stored: Mapping[str, Any] | None, step: int) -> dict[str, Any]:
-  """The values of a stored seal.
+def open_seal(metadata: Mapping[str, Any] | None, step: int) -> dict[str, Any]:
+  """Returns the seal in the metadata of a checkpoint.
 
   Raises:
-    CorruptFile: there is none, it was changed, or it is another step's.
+    CorruptFile: there is none, it was changed, or it is the seal of another step.
   """
-  if not stored or not {"seal", "digest"} <= set(stored):
-    raise CorruptFile("it has no seal: its metadata is damaged, or something else wrote it")
-  body = stored["seal"]
-  if _digest(body) != stored["digest"]:
-    raise CorruptFile("its seal is broken")
+  if not metadata or not {"seal", "digest"} <= set(metadata):
+    raise CorruptFile(
+      "seal: expected one, got none: its metadata is corrupt, or not of distill_jax"
+    )
+  body = metadata["seal"]
+  if _digest(body) != metadata["digest"]:
+    raise CorruptFile("digest: the seal was changed after it was written")
   if body["step"] != step:
-    raise CorruptFile(f"its seal says step {body['step']}: the directory was renamed")
+    raise CorruptFile(f"step: expected {step}, got {body['step']}: the directory was renamed")
   return body
 
 
 def check_contents(seal: Mapping[str, Any], tree: Tree) -> None:
-  """Compare shape, dtype and every bit of the leaves with what was sealed.
+  """Compares shape, dtype and every bit of the leaves with what was sealed.
 
   Raises:
-    CorruptFile: some differ.
+    CorruptFile: some leaves differ.
   """
-  shapes, sums = layout(tree), checksums(tree)
-  sealed = {
-    name: (tuple(shape), dtype, total) for name, (shape, dtype, total) in seal["leaves"].items()
-  }
-  broken = [name for name in sealed if sealed[name] != (*shapes[name], sums[name])]
-  if broken:
+  sums = checksums(tree)
+  leaves = {name: (*leaf, sums[name]) for name, leaf in layout(tree).items()}
+  sealed = {name: (tuple(shape), *rest) for name, (shape, *rest) in seal["leaves"].items()}
+  different = [name for name in sealed if sealed[name] != leaves[name]]
+  if different:
     raise CorruptFile(
-      f"{len(broken)} of {len(sealed)} leaves are not what was saved: {', '.join(broken[:5])}"
+      f"{len(different)} of {len(sealed)} leaves differ from what was saved: "
+      f"{', '.join(different[:5])}"
     )
 
 
 def check_identity(seal: Mapping[str, Any], identity: Identity) -> None:
-  """Refuse another run's state.
+  """Checks that a checkpoint is of this run.
 
   Raises:
     ValueError: with a line for each field that differs, old and new.
   """
-  old, new = seal["identity"], dict(identity)
+  old = seal["identity"]
   absent = "(not given)"
   lines = [
-    f"\n  {field}: {old.get(field, absent)!r} when it was saved, {new.get(field, absent)!r} now"
-    for field in {**old, **new}
-    if old.get(field, absent) != new.get(field, absent)
+    f"\n  {field}: {old.get(field, absent)!r} when it was saved, {identity.get(field, absent)!r} "
+    "now"
+    for field in {**old, **identity}
+    if old.get(field, absent) != identity.get(field, absent)
   ]
   if lines:
     raise ValueError(f"another run saved it:{''.join(lines)}")
 
 
-def check_fit(expected: Layout, found: Layout) -> None:
-  """Refuse leaves that are missing, unexpected, or of another shape or dtype.
+def check_layout(expected: Layout, stored: Layout) -> None:
+  """Checks that no leaf is missing, unexpected, or of another shape or dtype.
 
   Raises:
-    ValueError: with a line for each of them.
+    ValueError: with a line for each such leaf.
   """
-  lines = [f"\n  missing: {name} {_show(expected[name])}" for name in expected if name not in found]
+  before = {name: describe_leaf(*leaf) for name, leaf in expected.items()}
+  now = {name: describe_leaf(*leaf) for name, leaf in stored.items()}
+  lines = [f"\n  missing: {name} {leaf}" for name, leaf in before.items() if name not in now]
+  lines += [f"\n  unexpected: {name} {leaf}" for name, leaf in now.items() if name not in before]
   lines += [
-    f"\n  unexpected: {name} {_show(found[name])}" for name in found if name not in expected
-  ]
-  lines += [
-    f"\n  differs: {name} is {_show(found[name])}, expected {_show(expected[name])}"
-    for name in expected
-    if name in found and _show(found[name]) != _show(expected[name])
+    f"\n  differs: {name} is {now[name]}, expected {leaf}"
+    for name, leaf in before.items()
+    if name in now and now[name] != leaf
   ]
   if lines:
     raise ValueError(f"its leaves do not fit:{''.join(lines)}")
 
 
 def layout(tree: Tree) -> dict[str, tuple[tuple[int, ...], str]]:
-  """`{name: (shape, dtype)}` of every leaf.
+  """Returns `{name: (shape, dtype)}` of every leaf.
 
   Raises:
     ValueError: two leaves have one name.
@@ -121,14 +130,9 @@ def layout(tree: Tree) -> dict[str, tuple[tuple[int, ...], str]]:
   leaves: dict[str, tuple[tuple[int, ...], str]] = {}
   for name, leaf in named_leaves(tree):
     if name in leaves:
-      raise ValueError(f"two leaves are named {name}: a key contains '/'")
+      raise ValueError(f"{name}: expected one leaf of this name, got two: a key contains '/'")
     leaves[name] = tuple(leaf.shape), str(leaf.dtype)
   return leaves
-
-
-def _show(leaf) -> str:
-  shape, dtype = leaf
-  return f"{dtype}[{','.join(map(str, shape))}]"
 
 
 def _digest(body: Mapping[str, Any]) -> str:

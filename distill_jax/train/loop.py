@@ -34,10 +34,10 @@ from distill_jax.train.placement import (
   sparsity_of,
 )
 from distill_jax.train.profile import Profile
-from distill_jax.train.replay import OnPolicy, Replay
+from distill_jax.train.replay import Replay
 from distill_jax.train.saver import Saver, student_of
 from distill_jax.train.step import check_no_cached_outputs, make_init, make_train_step
-from distill_jax.types import Batch, Model, Objective, TrainState, Variables
+from distill_jax.types import Batch, Model, Objective, OnPolicy, TrainState, Variables
 
 
 class FitResult(NamedTuple):

@@ -6,9 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distill_jax.types import Batch, Tree, Variables
-
-OnPolicy = Callable[[Variables, jax.Array, Batch], Batch]
+from distill_jax.types import Batch, OnPolicy, Tree, Variables
 
 
 class Replay(NamedTuple):

@@ -14,9 +14,7 @@ from flax import nnx
 from distill_jax.data.checks import UNLABELED
 from distill_jax.models.llm.decoder import Decoder
 from distill_jax.models.llm.sampling import generate
-from distill_jax.types import Batch, Variables
-
-OnPolicy = Callable[[Variables, jax.Array, Batch], Batch]
+from distill_jax.types import Batch, OnPolicy, Variables
 
 
 def generate_on_policy(
