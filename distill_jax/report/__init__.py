@@ -1,9 +1,10 @@
-"""Tables and pictures from a finished run: `write` makes report.md, report.html, results.json and PNGs.
+"""Writes tables and pictures of a finished run: `write` makes report.md, report.html, results.json and PNGs.
 
+It knows no kind of problem: a `Task` names the metrics and adds its own blocks (`Task.figures`).
 `python -m distill_jax.report` makes tables over several runs.
 """
 
+from distill_jax.report.entries import BATCH, Entry
 from distill_jax.report.pages import write
-from distill_jax.report.results import BATCH, Entry
 
 __all__ = ["BATCH", "Entry", "write"]

@@ -1,4 +1,4 @@
-"""Tables and curves over finished runs: `python -m distill_jax.report RUN [RUN ...] --out=FOLDER`."""
+"""Makes tables and curves over finished runs: `python -m distill_jax.report RUN [RUN ...] --out=FOLDER`."""
 
 import argparse
 import re
@@ -18,41 +18,55 @@ _START, _END = "<!-- results: {} -->", "<!-- end -->"
 
 
 def main(argv: Sequence[str]) -> None:
-  """Writes the results page, a section of a Markdown file, or both; nothing where anything is at fault.
+  """Writes the results page, a section of a Markdown file, or both.
 
   Raises:
-    ValueError: a folder without a finished run, flags or markers that are missing.
+    ValueError: a folder has no finished run, or flags or markers are missing. No file is written then.
   """
   flags = _parse(argv)
-  given = Counter(folder.resolve() for folder in flags.runs)
+  counts = Counter(folder.resolve() for folder in flags.runs)
   for folder in flags.runs:
-    if given[folder.resolve()] > 1:
-      raise ValueError(f"RUN: {folder} is given more than once")
+    if counts[folder.resolve()] > 1:
+      raise ValueError(
+        f"RUN: expected each folder once, got {folder} {counts[folder.resolve()]} times"
+      )
   runs = [read(folder) for folder in flags.runs]
   command = shlex.join(["python", "-m", "distill_jax.report", *argv])
   if flags.readme:
     text = flags.readme.read_bytes().decode()
     comment = command.replace("-->", "-- >")
     content = f"<!-- {comment} -->\n\n{fragment(summary.section(runs))}\n\n"
-    new = replace_section(text, flags.section, content, flags.readme)
+    readme = replace_section(text, flags.section, content, flags.readme)
   if flags.out:
     _write_page(flags.out, [*summary.page(runs), Heading("Made by"), Code(command)])
   if flags.readme:
-    files.write(flags.readme, new)
-    print(f"section {flags.section}: {flags.readme}")
+    files.write(flags.readme, readme)
+    print(f"wrote section {flags.section} of {flags.readme}")
 
 
 def replace_section(text: str, section: str, content: str, file: Path) -> str:
-  """`text` with `content` between the two markers of a section; `file` is named where they are missing."""
+  """Returns `text` with `content` between the two markers of a section.
+
+  Args:
+    text: a Markdown page.
+    section: name in the first marker.
+    content: Markdown.
+    file: path of the page, for the error's message.
+
+  Raises:
+    ValueError: the page does not have both markers, in order and once.
+  """
   start = _START.format(section)
   if text.count(start) != 1:
-    known = re.findall(_START.format("(.+?)"), text)
-    wrong = f"{file} holds {start} {text.count(start)} times, expected once"
-    raise ValueError(f"--section: {wrong}{suggest(section, known) if known else ''}")
+    sections = re.findall(_START.format("(.+?)"), text)
+    hint = suggest(section, sections) if sections else ""
+    raise ValueError(
+      f"--section: expected {start} once in {file}, got it {text.count(start)} times{hint}"
+    )
   before, rest = text.split(start)
   inside, end, after = rest.partition(_END)
   if not end or _START.partition("{")[0] in inside:
-    raise ValueError(f"--section: {file} holds no {_END} after {start}")
+    raise ValueError(f"--section: expected {_END} after {start} in {file}, got none")
   return f"{before}{start}\n{content}{end}{after}"
 
 
@@ -64,14 +78,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     "runs", nargs="+", type=Path, metavar="RUN", help="the folder of a finished run"
   )
   parser.add_argument("--out", type=Path, help="where results.md and its pictures are written")
-  parser.add_argument("--readme", type=Path, help="a Markdown file whose section is written anew")
+  parser.add_argument("--readme", type=Path, help="a Markdown file with the section")
   markers = f"{_START.format('SECTION')} and {_END}"
-  parser.add_argument("--section", help=f"the tables replace what stands between {markers}")
+  parser.add_argument("--section", help=f"the tables replace the text between {markers}")
   flags = parser.parse_intermixed_args(argv)
   if not (flags.out or flags.readme):
-    raise ValueError("--out=FOLDER or --readme=FILE --section=NAME: expected one of them")
+    raise ValueError("flags: expected --out=FOLDER or --readme=FILE --section=NAME, got neither")
   if bool(flags.readme) != bool(flags.section):
-    raise ValueError("--readme=FILE and --section=NAME: expected both or neither")
+    raise ValueError("flags: expected both --readme=FILE and --section=NAME, got one")
   return flags
 
 
@@ -81,11 +95,11 @@ def _write_page(folder: Path, blocks: Sequence[Block]) -> None:
     if isinstance(block, Picture):
       files.write(folder / block.file, block.png)
   files.write(folder / "results.md", to_markdown("Results", blocks))
-  print(f"results: {folder / 'results.md'}")
+  print(f"wrote {folder / 'results.md'}")
 
 
 def run() -> None:
-  """Exits with 2 where the command or a folder is at fault."""
+  """Runs the command line; exits with status 2 after an error in the flags or a folder."""
   try:
     main(sys.argv[1:])
   except (ValueError, OSError) as error:

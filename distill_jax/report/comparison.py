@@ -1,169 +1,190 @@
-"""The tables of a report and the sentences that say what they show."""
+"""Compares the networks of a run: tables with a row per metric and cost, and sentences about the first metric."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from distill_jax.report.document import Table
-from distill_jax.report.headline import ACCURACY, Headline, headline
-from distill_jax.report.numbers import (
-  MISSING,
-  Show,
-  difference,
-  mean,
-  nats,
-  percent,
-  si_prefix,
-  signed,
-  thousandths,
-  whole,
-)
-from distill_jax.report.results import (
+from distill_jax.report.entries import (
   BATCH,
+  Entry,
   Group,
-  Measured,
   Spread,
   gain,
   groups,
+  of_group,
   over_seeds,
   shared_seeds,
   students,
 )
+from distill_jax.report.numbers import (
+  MISSING,
+  Formatter,
+  capitalized,
+  difference,
+  difference_unit,
+  formatter,
+  integer,
+  mean,
+  row_title,
+  si_prefix,
+  signed,
+  three_decimals,
+)
+from distill_jax.types import Metric
+
+_BASELINE = Group("baseline")
 
 
 class _Row(NamedTuple):
-  score: str
-  title: str
-  show: Show
-  varies: bool = True  # over seeds; what does not has neither spread nor difference
+  """A row of a table: the name of a score or cost, its title and how it is written.
 
-
-_QUALITY = (
-  _Row("perplexity", "Test perplexity ↓", thousandths),
-  _Row("accuracy", "Test accuracy, % ↑", percent),
-  _Row("top5", "Top-5 accuracy, % ↑", percent),
-  _Row("precision", "Macro precision, % ↑", percent),
-  _Row("recall", "Macro recall, % ↑", percent),
-  _Row("f1", "Macro F1, % ↑", percent),
-  _Row("nll", "Negative log-likelihood, nats ↓", nats),
-  _Row("ece", "Expected calibration error, % ↓", percent),
-  _Row("agreement", "Agreement with the teacher, % ↑", percent),
-  _Row("teacher_kl", "KL(teacher ‖ student), nats ↓", nats),
-)
-_COST = (
-  _Row("parameters", "Parameters", whole, varies=False),
-  _Row("nonzeros", "Parameters that are not zero", whole),
-  _Row("bytes", "Size, bytes", si_prefix, varies=False),
-  _Row("disk", "On disk, bytes", si_prefix, varies=False),
-  _Row("compressed", "On disk, compressed, bytes", si_prefix),
-  _Row("flops", "FLOPs per example", si_prefix, varies=False),
-  _Row("latency_ms", "Latency of one example, ms", thousandths),
-  _Row(f"throughput_{BATCH}", f"Throughput at batch {BATCH}, examples/s", whole),
-)
-
-
-def tables(measured: Sequence[Measured], classes: int) -> list[Table]:
-  """Scores of each group, and beside them the paired difference and the ratio to the teacher.
-
-  Several distilled students have their differences and ratios in a table of their own.
+  Attributes:
+    is_score: scores have a paired difference, costs do not.
+    varies: whether seeds differ; a cost that does not is written without spread.
   """
-  rows = [row for row in _QUALITY + _COST if _is_known(measured, row, classes)]
-  left, right = _scores(measured, rows), _changes(measured, rows)
-  if len(right.header) == 1:
-    return [left]
-  if len(students(measured)) > 1:
-    return [left, Table(right.header, right.rows[1:])]
-  both = [[*one, *other[1:]] for one, other in zip(left.rows, right.rows)]
-  return [Table([*left.header, *right.header[1:]], both)]
+
+  name: str
+  title: str
+  write: Formatter
+  is_score: bool = False
+  varies: bool = False
 
 
-def verdicts(measured: Sequence[Measured], examples: int) -> list[str]:
-  """What distillation changed, and whether more than chance between seeds: some plain words per student."""
-  known = groups(m.entry for m in measured)
-  if not students(measured):
+_COSTS = (
+  _Row("parameters", "Parameters", integer),
+  _Row("nonzeros", "Nonzero parameters", integer, varies=True),
+  _Row("bytes", "Size, bytes", si_prefix),
+  _Row("disk", "On disk, bytes", si_prefix),
+  _Row("compressed", "On disk, compressed, bytes", si_prefix, varies=True),
+  _Row("flops", "FLOPs per example", si_prefix),
+  _Row("latency_ms", "Latency of one example, ms", three_decimals),
+  _Row(f"throughput_{BATCH}", f"Throughput at batch {BATCH}, examples/s", integer, varies=True),
+)
+
+
+def tables(entries: Sequence[Entry], metrics: Sequence[Metric]) -> list[Table]:
+  """Returns the scores of each group, their paired differences to the baseline and ratios to the teacher.
+
+  Several distilled students get their differences and ratios in a second table.
+  """
+  rows = [row for row in _rows(metrics) if any(row.name in entry.values for entry in entries)]
+  scores = _scores(entries, rows)
+  changes = _changes(entries, rows)
+  if len(changes.header) == 1:
+    return [scores]
+  if len(students(entries)) > 1:
+    return [scores, Table(changes.header, changes.rows[1:])]
+  joined = [[*left, *right[1:]] for left, right in zip(scores.rows, changes.rows)]
+  return [Table([*scores.header, *changes.header[1:]], joined)]
+
+
+def verdicts(entries: Sequence[Entry], metric: Metric, examples: int | None) -> list[str]:
+  """Returns one paragraph per distilled student: the change by distillation, compared with its spread over seeds.
+
+  Args:
+    entries: the networks.
+    metric: the task's first metric.
+    examples: number of test examples; None: unknown.
+  """
+  if not students(entries):
     return ["No student was distilled in this run."]
-  if Group("baseline") not in known:
-    return ["The student was not trained alone, so this run cannot say what distillation changed."]
-  return [_verdict(measured, group, examples) for group in students(measured)]
+  if _BASELINE not in groups(entries):
+    return ["No baseline was trained, so this run cannot show what distillation changed."]
+  return [_verdict(entries, group, metric, examples) for group in students(entries)]
 
 
-def _verdict(measured: Sequence[Measured], group: Group, examples: int) -> str:
-  name = f"the student distilled ({group.variant})" if group.variant else "the student distilled"
-  main = headline(measured)
-  change = gain(measured, group, main.score)
+def _verdict(entries: Sequence[Entry], group: Group, metric: Metric, examples: int | None) -> str:
+  name = f"the distilled student ({group.variant})" if group.variant else "the distilled student"
+  change = gain(entries, group, metric.name)
   if change is None:
-    return f"{name[0].upper()}{name[1:]} and the student alone share no seed, so there is no paired difference."
-  amount = f"{name} differs from the student alone by {_amount(main, change.mean)}"
-  if main == ACCURACY:
-    amount += f" (one of the {examples} test examples is {100 / examples:.2f} points)"
+    return f"{capitalized(name)} and the baseline share no seed, so there is no paired difference."
+  amount = f"{name} differs from the baseline by {_amount(metric, change.mean)}"
+  if examples:
+    amount += f" ({examples:,} test examples)"
   if change.deviation is None:
     return (
       f"With one seed, {amount}. One seed has no spread: "
       "only more seeds can show whether this is more than chance."
     )
+  deviation = _with_unit(metric, formatter(metric)(change.deviation))
   start = (
     f"Over {change.number} seeds, {amount}, with a sample standard deviation of "
-    f"{' '.join(filter(None, [main.show(change.deviation), main.unit]))} over the seeds. "
+    f"{deviation} over the seeds. "
   )
-  if abs(change.mean) <= change.deviation:
+  return start + _conclusion(entries, group, metric, change)
+
+
+def _conclusion(entries: Sequence[Entry], group: Group, metric: Metric, change: Spread) -> str:
+  if change.deviation is None or abs(change.mean) <= change.deviation:
+    return "The difference is within its spread: this run does not show that distillation matters."
+  is_better = (change.mean > 0) == (metric.better == "max")
+  size = _relative_size(entries, group)
+  if size is not None and abs(size - 1) > 0.01:
     return (
-      start
-      + "The difference is within its spread: this run does not show that distillation matters."
+      "The difference is larger than its spread: this student, which has "
+      f"{100 * size:.0f} % of the parameters, is {'better' if is_better else 'worse'}."
     )
-  better = (change.mean > 0) == main.more
-  left = _size(measured, group)
-  if left is not None and abs(left - 1) > 0.01:
-    return (
-      f"{start}The difference is larger than its spread: this student, which has {100 * left:.0f} % of the numbers, is "
-      f"{'better' if better else 'worse'}."
-    )
-  effect = "helped" if better else "harmed"
-  return start + f"The difference is larger than its spread: distillation {effect} this student."
+  effect = "helped" if is_better else "harmed"
+  return f"The difference is larger than its spread: distillation {effect} this student."
 
 
-def _size(measured: Sequence[Measured], group: Group) -> float | None:
-  """The student's numbers that are not zero, over those of the student alone."""
-  own, alone = (over_seeds(measured, g, "nonzeros") for g in (group, Group("baseline")))
-  return None if own is None or alone is None or not alone.mean else own.mean / alone.mean
+def _relative_size(entries: Sequence[Entry], group: Group) -> float | None:
+  """Returns the student's nonzero parameters over the baseline's."""
+  student = over_seeds(entries, group, "nonzeros")
+  baseline = over_seeds(entries, _BASELINE, "nonzeros")
+  if student is None or baseline is None or not baseline.mean:
+    return None
+  return student.mean / baseline.mean
 
 
-def _amount(main: Headline, change: float) -> str:
-  return f"{signed(main.show, change)} {f'{main.unit} of' if main.unit else 'in'} test {main.name}"
+def _amount(metric: Metric, change: float) -> str:
+  return f"{_with_unit(metric, signed(formatter(metric), change))} in test {metric.title}"
 
 
-def _scores(measured: Sequence[Measured], rows: Sequence[_Row]) -> Table:
-  shown = groups(m.entry for m in measured)
-  seeds = ["Seeds", *(str(sum(m.entry.group == group for m in measured)) for group in shown)]
+def _with_unit(metric: Metric, text: str) -> str:
+  return " ".join(filter(None, [text, difference_unit(metric)]))
+
+
+def _rows(metrics: Sequence[Metric]) -> list[_Row]:
+  scores = [
+    _Row(metric.name, row_title(metric, first=metric == metrics[0]), formatter(metric), True, True)
+    for metric in metrics
+  ]
+  return [*scores, *_COSTS]
+
+
+def _scores(entries: Sequence[Entry], rows: Sequence[_Row]) -> Table:
+  columns = groups(entries)
+  seeds = ["Seeds", *(str(len(of_group(entries, group))) for group in columns)]
   cells = [
-    [row.title, *(_cell(row, over_seeds(measured, group, row.score)) for group in shown)]
+    [row.title, *(_cell(row, over_seeds(entries, group, row.name)) for group in columns)]
     for row in rows
   ]
-  return Table(["", *(group.title for group in shown)], [seeds, *cells])
+  return Table(["", *(group.title for group in columns)], [seeds, *cells])
 
 
-def _changes(measured: Sequence[Measured], rows: Sequence[_Row]) -> Table:
-  compared = [group for group in students(measured) if shared_seeds(measured, group)]
-  teachers = any(m.entry.role == "teacher" for m in measured)
-  ratios = students(measured) if teachers else []
+def _changes(entries: Sequence[Entry], rows: Sequence[_Row]) -> Table:
+  distilled = students(entries)
+  compared = [group for group in distilled if shared_seeds(entries, group)]
+  has_teacher = any(entry.role == "teacher" for entry in entries)
+  ratios = distilled if has_teacher else []
   header = [
     "",
-    *(f"{_short(g)} − alone" for g in compared),
-    *(f"{_short(g)} / teacher" for g in ratios),
+    *(f"{_short(group)} − baseline" for group in compared),
+    *(f"{_short(group)} / teacher" for group in ratios),
   ]
   lines = [["Seeds", *[""] * (len(header) - 1)]]
   for row in rows:
-    line = [row.title]
-    for group in compared:
-      line.append(
-        difference(row.show, gain(measured, group, row.score)) if row in _QUALITY else MISSING
-      )
-    teacher = over_seeds(measured, Group("teacher"), row.score)
-    line += [_ratio(over_seeds(measured, group, row.score), teacher) for group in ratios]
-    lines.append(line)
+    changes = [gain(entries, group, row.name) if row.is_score else None for group in compared]
+    teacher = over_seeds(entries, Group("teacher"), row.name)
+    lines.append(
+      [
+        row.title,
+        *(difference(row.write, change) for change in changes),
+        *(_ratio(over_seeds(entries, group, row.name), teacher) for group in ratios),
+      ]
+    )
   return Table(header, lines)
-
-
-def _is_known(measured: Sequence[Measured], row: _Row, classes: int) -> bool:
-  return any(row.score in m.scores for m in measured) and (row.score != "top5" or classes > 10)
 
 
 def _short(group: Group) -> str:
@@ -171,9 +192,11 @@ def _short(group: Group) -> str:
 
 
 def _cell(row: _Row, spread: Spread | None) -> str:
-  if spread is not None and (not row.varies or (row in _COST and not spread.deviation)):
-    return row.show(spread.mean)  # of equal networks it was measured once
-  return mean(row.show, spread)
+  # Networks with equal programs have one measured cost.
+  is_constant = not row.varies or (not row.is_score and spread is not None and not spread.deviation)
+  if spread is not None and is_constant:
+    return row.write(spread.mean)
+  return mean(row.write, spread)
 
 
 def _ratio(student: Spread | None, teacher: Spread | None) -> str:

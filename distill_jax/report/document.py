@@ -1,26 +1,32 @@
-"""A small document of headings, text, tables and pictures, as Markdown and as one HTML file."""
+"""Builds a small document of headings, text, tables and pictures as Markdown and as one HTML file."""
 
 import base64
 import html
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Heading(NamedTuple):
+  """A heading of a section."""
+
   text: str
 
 
 class Text(NamedTuple):
+  """A paragraph of plain text."""
+
   text: str
 
 
 class Code(NamedTuple):
+  """Text in a fixed-width font; line breaks are kept."""
+
   text: str
 
 
 class Table(NamedTuple):
-  """First column left, the others right if `numeric`."""
+  """A table whose first column is aligned left, the others right if `numeric`."""
 
   header: Sequence[str]
   rows: Sequence[Sequence[str]]
@@ -28,29 +34,38 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
+  """A picture with a caption; `inches` is its width on a page 10 inches wide."""
+
   file: str
   title: str
   caption: str
   png: bytes
-  inches: float  # width; a page is 10 wide
+  inches: float
 
 
-Block = Heading | Text | Code | Table | Picture
+class Numbers(NamedTuple):
+  """Plain values under `name` in results.json; a page does not show them."""
+
+  name: str
+  values: Any
+
+
+Block = Heading | Text | Code | Table | Picture | Numbers
 
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:
-  """GitHub Markdown; the pictures are links to files beside it."""
+  """Returns a page of GitHub Markdown; pictures are links to files in its folder."""
   return f"# {_md(title)}\n\n{fragment(blocks)}\n"
 
 
 def fragment(blocks: Sequence[Block]) -> str:
-  """Markdown to stand inside another page."""
-  return "\n\n".join(map(_markdown_block, blocks))
+  """Returns Markdown without a title, for insertion into another page."""
+  return "\n\n".join(filter(None, map(_markdown_block, blocks)))
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
-  """One file that loads nothing: style inside, pictures embedded."""
-  body = "\n".join(map(_html_block, blocks))
+  """Returns one HTML file that loads nothing: it includes its style and pictures."""
+  body = "\n".join(filter(None, map(_html_block, blocks)))
   name = html.escape(title)
   return f"""<!DOCTYPE html>
 <html lang="en">
@@ -85,6 +100,8 @@ def _markdown_block(block: Block) -> str:
       return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     case Picture(file, title, caption):
       return f"![{_md(title)}]({file})\n\n{_md(caption)}"
+    case Numbers():
+      return ""
 
 
 def _html_block(block: Block) -> str:
@@ -99,14 +116,16 @@ def _html_block(block: Block) -> str:
       head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
       head = f"<thead><tr>{head}</tr></thead>\n" if any(header) else ""
       body = "\n".join(_html_row(row) for row in rows)
-      kind = "numeric" if numeric else "plain"
-      table = f'<table class="{kind}">\n{head}<tbody>\n{body}\n</tbody>\n</table>'
+      css_class = "numeric" if numeric else "plain"
+      table = f'<table class="{css_class}">\n{head}<tbody>\n{body}\n</tbody>\n</table>'
       return f'<div class="scroll">{table}</div>'
     case Picture(_, title, caption, png, inches):
       data = base64.b64encode(png).decode()
       style = f"width: {10 * inches:.0f}%"
       image = f'<img alt="{html.escape(title)}" style="{style}" src="data:image/png;base64,{data}">'
       return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    case Numbers():
+      return ""
 
 
 def _html_row(row: Sequence[str]) -> str:
@@ -115,7 +134,7 @@ def _html_row(row: Sequence[str]) -> str:
 
 
 def _md(text: str) -> str:
-  """Text that Markdown shows as it is, on one line."""
+  """Returns the text on one line, escaped so that Markdown shows it unchanged."""
   text = html.escape(" ".join(text.split()), quote=False)
   return re.sub(r"([\\`*_{}\[\]|~#$])", r"\\\1", text)
 

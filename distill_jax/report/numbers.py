@@ -1,50 +1,103 @@
-"""Numbers as a report writes them."""
+"""Writes numbers as text: scores by their `Metric`, costs, spreads and differences."""
 
 from collections.abc import Callable
 
-from distill_jax.report.results import Spread
+from distill_jax.report.entries import Spread
+from distill_jax.types import Metric
 
-Show = Callable[[float], str]
+Formatter = Callable[[float], str]
 MISSING = "–"
 
 
-def percent(value: float) -> str:
-  """A share as per cent, without the sign."""
-  return f"{100 * value:.2f}"
+def is_percent(metric: Metric) -> bool:
+  """Returns whether the metric is written times 100."""
+  return metric.format.endswith("%")
 
 
-def nats(value: float) -> str:
-  return f"{value:.4f}"
+def format_value(metric: Metric, value: float) -> str:
+  """Returns the value in the metric's format, without its unit: '91.25' for 0.9125 and '.2%'."""
+  return format(value, metric.format).removesuffix("%").replace("-", "−")
 
 
-def whole(value: float) -> str:
+def formatter(metric: Metric) -> Formatter:
+  """Returns `format_value` of one metric."""
+  return lambda value: format_value(metric, value)
+
+
+def unit(metric: Metric) -> str:
+  """Returns the unit of the metric's values; empty where there is none."""
+  return "%" if is_percent(metric) else metric.unit
+
+
+def difference_unit(metric: Metric) -> str:
+  """Returns the unit of differences: 'points' for percentages."""
+  return "points" if is_percent(metric) else metric.unit
+
+
+def scale(metric: Metric) -> int:
+  """Returns the factor between a value and its text or its position on an axis: 100 for percentages, else 1."""
+  return 100 if is_percent(metric) else 1
+
+
+def axis_label(metric: Metric) -> str:
+  """Returns the label of an axis: 'accuracy, %', 'perplexity'."""
+  return ", ".join(filter(None, [metric.title, unit(metric)]))
+
+
+def capitalized(title: str) -> str:
+  """Returns the title as the start of a sentence; letters after the first keep their case."""
+  return title[:1].upper() + title[1:]
+
+
+def row_title(metric: Metric, *, first: bool) -> str:
+  """Returns the title of a table's row, with an arrow: 'Test accuracy, % ↑' (`first`), 'Macro F1, % ↑'."""
+  return (
+    f"{capitalized(f'test {axis_label(metric)}' if first else axis_label(metric))} {arrow(metric)}"
+  )
+
+
+def column_title(metric: Metric, *, first: bool) -> str:
+  """Returns `row_title` with the metric's short title."""
+  return row_title(metric._replace(title=metric.short or metric.title), first=first)
+
+
+def arrow(metric: Metric) -> str:
+  """Returns ↑ where higher is better, ↓ where lower is better."""
+  return "↑" if metric.better == "max" else "↓"
+
+
+def integer(value: float) -> str:
+  """Returns the value rounded to an integer, with commas between thousands."""
   return f"{value:,.0f}"
 
 
-def thousandths(value: float) -> str:
+def three_decimals(value: float) -> str:
+  """Returns the value with three decimals."""
   return f"{value:.3f}"
 
 
 def si_prefix(value: float) -> str:
+  """Returns three significant digits and a prefix (k, M, G, T), for a unit to follow: '2.5 M'."""
   for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
     if abs(value) >= size:
       return f"{value / size:.3g} {prefix}"
   return f"{value:.3g} "
 
 
-def signed(show: Show, value: float) -> str:
-  return ("+" if value >= 0 else "−") + show(abs(value))
+def signed(write: Formatter, value: float) -> str:
+  """Returns the value with its sign."""
+  return ("+" if value >= 0 else "−") + write(abs(value))
 
 
-def mean(show: Show, spread: Spread | None) -> str:
-  """Mean ± deviation; a dash where there is none."""
-  return MISSING if spread is None else show(spread.mean) + _plus_minus(show, spread)
+def mean(write: Formatter, spread: Spread | None) -> str:
+  """Returns mean ± deviation; a dash for None."""
+  return MISSING if spread is None else write(spread.mean) + _plus_minus(write, spread)
 
 
-def difference(show: Show, spread: Spread | None) -> str:
-  """As `mean`, with the sign of the mean."""
-  return MISSING if spread is None else signed(show, spread.mean) + _plus_minus(show, spread)
+def difference(write: Formatter, spread: Spread | None) -> str:
+  """Returns mean ± deviation with the sign of the mean; a dash for None."""
+  return MISSING if spread is None else signed(write, spread.mean) + _plus_minus(write, spread)
 
 
-def _plus_minus(show: Show, spread: Spread) -> str:
-  return "" if spread.deviation is None else f" ± {show(spread.deviation)}"
+def _plus_minus(write: Formatter, spread: Spread) -> str:
+  return "" if spread.deviation is None else f" ± {write(spread.deviation)}"

@@ -1,4 +1,4 @@
-"""What was run, with what, and how to run it again."""
+"""Builds the sections on the run itself: what was run, with which versions, and the command that repeats it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ _FACTS = {
 
 
 def provenance(run: Mapping[str, Any]) -> list[Block]:
-  """The sections about the run itself; what `run` does not hold is left out."""
+  """Returns the sections on the run itself; facts that `run` does not have are left out."""
   blocks: list[Block] = [Heading("What was run")]
   facts = [[title, _text(run[key])] for key, title in _FACTS.items() if run.get(key)]
   facts += [[f"Data: {name}", value] for name, value in _flat(run.get("data"))]
@@ -29,12 +29,10 @@ def provenance(run: Mapping[str, Any]) -> list[Block]:
     overrides = [
       f"{name}={value}" if name else value for name, value in _flat(run.get("overrides"))
     ]
-    changed = (
-      f"Overrides of the config: {', '.join(overrides)}."
-      if overrides
-      else "No field was overridden."
-    )
-    blocks += [Heading("Run it again"), Text(changed), Code(_text(run["command"]))]
+    text = "No field was overridden."
+    if overrides:
+      text = f"Overrides of the config: {', '.join(overrides)}."
+    blocks += [Heading("Run it again"), Text(text), Code(_text(run["command"]))]
   settings = _flat(run.get("settings"))
   if settings:
     blocks += [Heading("Settings"), Table(["Field", "Value"], settings, numeric=False)]
@@ -42,7 +40,7 @@ def provenance(run: Mapping[str, Any]) -> list[Block]:
 
 
 def _flat(value: Any, path: str = "") -> list[list[str]]:
-  """Nested mappings as `[["optimizer.rate", "0.1"], ...]`; a list of texts as rows without a name."""
+  """Returns nested mappings as `[["optimizer.rate", "0.1"], ...]`, and a list of texts as rows without a name."""
   if isinstance(value, Mapping):
     return [
       row

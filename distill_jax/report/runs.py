@@ -1,4 +1,4 @@
-"""Finished runs, read back from their folders, and those among them that vary one field."""
+"""Reads finished runs from their folders; finds those that differ in one field."""
 
 import json
 from collections import defaultdict
@@ -6,33 +6,53 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill_jax.report.results import Group, Measured, groups
+from distill_jax.report.entries import Entry, Group, groups
 from distill_jax.report.stored import from_json
+from distill_jax.types import Metric
 
 
 class Run(NamedTuple):
-  """A finished run: what was run (`facts`, as `report.write` was given them), and the scores."""
+  """A finished run.
+
+  Attributes:
+    facts: what was run, as passed to `report.write`.
+    metrics: the task's metrics that some entry has.
+    entries: the networks with their scores.
+  """
 
   facts: Mapping[str, Any]
-  measured: Sequence[Measured]
+  metrics: Sequence[Metric]
+  entries: Sequence[Entry]
 
   @property
   def name(self) -> str:
+    """Returns the name of the run's config."""
     return self.facts.get("name") or "run"
 
   @property
+  def metric(self) -> Metric:
+    """Returns the metric that heads the run's report."""
+    return self.metrics[0]
+
+  @property
   def data(self) -> tuple[str, int | None]:
-    """Name and number of examples of the test split: scores of different ones are not to be compared."""
+    """Returns name and number of examples of the test split."""
     data = self.facts.get("data") or {}
     return data.get("name") or "unknown data", data.get("test")
 
   @property
+  def comparable(self) -> tuple[tuple[str, int | None], Metric]:
+    """Returns test split and first metric: scores of runs that differ in these cannot be compared."""
+    return self.data, self.metric
+
+  @property
   def groups(self) -> list[Group]:
-    return groups(m.entry for m in self.measured)
+    """Returns the groups of the run's networks."""
+    return groups(self.entries)
 
 
 class Series(NamedTuple):
-  """Runs of one config that differ in the value of one numeric field, by that value."""
+  """Runs of one config that differ in the value of one numeric field, ordered by that value."""
 
   field: str
   values: Sequence[float]
@@ -40,55 +60,57 @@ class Series(NamedTuple):
 
 
 def read(folder: Path) -> Run:
-  """Read run.json and report/results.json.
+  """Returns the run of a folder, from its run.json and report/results.json.
 
   Raises:
-    ValueError: the folder holds no run, or one without a readable report; says what makes it.
+    ValueError: the folder has no run, or no readable report; the message has the command that writes it.
   """
   identity = _object(folder / "run.json", _no_run(folder))
-  write_it = f"write it with\n  {identity.get('command', 'python -m distill_jax --config=CONFIG')} --stages=report"
+  command = identity.get("command", "python -m distill_jax --config=CONFIG")
+  write_it = f"write it with\n  {command} --stages=report"
   path = folder / "report" / "results.json"
-  content = _object(path, f"{folder} holds no report: {write_it}")
+  content = _object(path, f"{folder}: expected a report, got none: {write_it}")
   try:
-    run = Run(content["run"], from_json(content))
+    run = Run(content["run"], *from_json(content))
     if not run.groups:
-      raise ValueError("it holds no network")
+      raise ValueError("it has no entries")
     return run
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(f"{path} was not written by this version ({error!r}): {write_it}") from error
 
 
 def series(runs: Sequence[Run]) -> list[Series]:
-  """Every set of two runs or more with one name whose settings are the same but for one numeric field."""
+  """Returns every set of at least two comparable runs of one name whose settings differ in one numeric field."""
   settings = [_leaves(run.facts.get("settings") or {}) for run in runs]
   fields = dict.fromkeys(
-    field for own in settings for field, value in own.items() if _is_number(value)
+    field for leaves in settings for field, value in leaves.items() if _is_number(value)
   )
-  found = []
+  result = []
   for field in fields:
     alike = defaultdict(list)
-    for run, own in zip(runs, settings):
-      if _is_number(own.get(field)):
-        rest = json.dumps(
-          {name: value for name, value in own.items() if name != field}, sort_keys=True
-        )
-        alike[run.name, run.data, rest].append((own[field], run))
+    for run, leaves in zip(runs, settings):
+      if _is_number(leaves.get(field)):
+        others = {name: value for name, value in leaves.items() if name != field}
+        key = run.name, run.comparable, json.dumps(others, sort_keys=True)
+        alike[key].append((leaves[field], run))
     for points in alike.values():
       if len({value for value, _ in points}) > 1:
         points.sort(key=lambda point: point[0])
-        found.append(Series(field, *map(list, zip(*points))))
-  return found
+        values, members = map(list, zip(*points))
+        result.append(Series(field, values, members))
+  return result
 
 
 def _no_run(folder: Path) -> str:
+  """Returns the message for a folder without a run, with the nearest runs or the command that starts one."""
   if not folder.is_dir():
-    return f"{folder} is no folder: expected one of a finished run, with run.json in it"
+    return f"RUN: expected the folder of a finished run, got {folder}, which is no folder"
+  start = f"RUN: expected the folder of a finished run, got {folder}, which has no run.json"
   near = [folder.parent, *sorted(child for child in folder.iterdir() if child.is_dir())]
-  known = [str(path) for path in near if (path / "run.json").exists()]
-  if known:
-    return f"{folder} holds no run.json: it is no folder of a run; did you mean {' '.join(known)}?"
-  command = f"python -m distill_jax --config=CONFIG --workdir={folder}"
-  return f"{folder} holds no run.json: it is no folder of a run; this makes one:\n  {command}"
+  runs = [str(path) for path in near if (path / "run.json").exists()]
+  if runs:
+    return f"{start}; did you mean {' '.join(runs)}?"
+  return f"{start}: start a run with\n  python -m distill_jax --config=CONFIG --workdir={folder}"
 
 
 def _object(path: Path, missing: str) -> dict[str, Any]:
@@ -97,18 +119,19 @@ def _object(path: Path, missing: str) -> dict[str, Any]:
   try:
     content = json.loads(path.read_text())
   except ValueError as error:
-    raise ValueError(f"{path} is damaged: {error}") from error
+    raise ValueError(f"{path}: expected JSON: {error}") from error
   if not isinstance(content, dict):
-    raise ValueError(f"{path} holds a {type(content).__name__}, expected an object")
+    raise ValueError(f"{path}: expected an object, got a {type(content).__name__}")
   return content
 
 
 def _leaves(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-  found: dict[str, Any] = {}
+  """Returns nested settings as {'optimizer.rate': 0.1, ...}."""
+  leaves: dict[str, Any] = {}
   for name, value in settings.items():
-    place = f"{path}.{name}" if path else name
-    found |= _leaves(value, place) if isinstance(value, Mapping) else {place: value}
-  return found
+    field = f"{path}.{name}" if path else name
+    leaves |= _leaves(value, field) if isinstance(value, Mapping) else {field: value}
+  return leaves
 
 
 def _is_number(value: Any) -> bool:

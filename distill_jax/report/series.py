@@ -1,77 +1,103 @@
-"""Students that differ in one number, which ends their names (top.1, top.4, top.16): what that number buys."""
+"""Draws scores against the number that ends the names of distilled students (top.1, top.4, top.16)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from distill_jax.report.headline import headline
-from distill_jax.report.results import Group, Measured, groups, over_seeds, students
-from distill_jax.report.style import figure, looks
+from distill_jax.report.entries import Entry, Group, groups, over_seeds, students
+from distill_jax.report.numbers import axis_label, scale
+from distill_jax.report.style import Look, figure, looks
+from distill_jax.types import Metric
 
-LEAST = 3  # numbers that make a curve
-_NAME = re.compile(
-  r"(.*[^\d.])\.([1-9][0-9]{0,14})", re.ASCII
-)  # 0.25 at the end of a name is one number
-
-
-def series(measured: Sequence[Measured]) -> dict[str, dict[int, Group]]:
-  """The distilled students of each name, by their number; names with fewer than three are left out."""
-  found: dict[str, dict[int, Group]] = {}
-  for group in students(measured):
-    named = _NAME.fullmatch(group.variant)
-    if named:
-      found.setdefault(named[1], {})[int(named[2])] = group
-  return {name: dict(sorted(known.items())) for name, known in found.items() if len(known) >= LEAST}
+MIN_NUMBERS = 3  # numbers that make a curve
+_CALIBRATION = "ece"  # the metric of the second panel, where the task has it
+# A dot before the digits that follow other digits is a decimal point: 0.25 is one number.
+_NAME = re.compile(r"(.*[^\d.])\.([1-9][0-9]{0,14})", re.ASCII)
 
 
-def score_against_number(measured: Sequence[Measured]) -> Figure | None:
-  """The headline score and the calibration error against the number; networks without one are level lines: the teacher,
-  the student alone and the first distilled one without."""
-  curves = series(measured)
+def series(entries: Sequence[Entry]) -> dict[str, dict[int, Group]]:
+  """Returns {name: {number: distilled student}}, without names that have fewer than three numbers."""
+  by_name: dict[str, dict[int, Group]] = {}
+  for group in students(entries):
+    match = _NAME.fullmatch(group.variant)
+    if match:
+      by_name.setdefault(match[1], {})[int(match[2])] = group
+  return {
+    name: dict(sorted(numbers.items()))
+    for name, numbers in by_name.items()
+    if len(numbers) >= MIN_NUMBERS
+  }
+
+
+def panels(metrics: Sequence[Metric]) -> list[Metric]:
+  """Returns the metrics that are drawn: the first one, and the calibration error if the task has it."""
+  return [metrics[0], *(metric for metric in metrics[1:] if metric.name == _CALIBRATION)]
+
+
+def score_against_number(entries: Sequence[Entry], metrics: Sequence[Metric]) -> Figure | None:
+  """Draws a panel per metric of `panels`; None without a series.
+
+  Networks without a number are level lines: the teacher, the baseline and the first distilled student without one.
+  """
+  curves = series(entries)
   if not curves:
     return None
-  main = headline(measured)
-  label, factor = main.axis
-  levels = _levels(measured)
+  levels = _levels(entries)
   style = looks([*levels, *(next(iter(numbers.values())) for numbers in curves.values())])
-  picture = figure(10, 3.8)
-  panels = ((main.score, f"test {label}", factor), ("ece", "calibration error, %", 100))
-  for axes, (score, name, scale) in zip(picture.subplots(1, 2), panels):
-    _draw(axes, measured, score, scale, levels, curves, style)
-    axes.set(ylabel=name)
-  known = {
-    name: line for axes in picture.axes for line, name in zip(*axes.get_legend_handles_labels())
+  chosen = panels(metrics)
+  drawing = figure(10 if len(chosen) > 1 else 6.5, 3.8)
+  for axes, metric in zip(drawing.subplots(1, len(chosen), squeeze=False).flat, chosen):
+    _draw_levels(axes, entries, metric, levels, style)
+    _draw_curves(axes, entries, metric, curves, style)
+    axes.set(ylabel=f"test {axis_label(metric)}")
+  lines = {
+    name: line for axes in drawing.axes for line, name in zip(*axes.get_legend_handles_labels())
   }
-  picture.legend(list(known.values()), list(known), loc="outside lower center", ncols=4)
-  return picture
+  drawing.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=4)
+  return drawing
 
 
-def _draw(axes, measured, score, scale, levels, curves, style) -> None:
+def _draw_levels(
+  axes: Axes,
+  entries: Sequence[Entry],
+  metric: Metric,
+  levels: Sequence[Group],
+  style: Mapping[Group, Look],
+) -> None:
   for group in levels:
-    mean, look = over_seeds(measured, group, score), style[group]
-    if mean is not None:
-      known_as = group.variant or group.title
-      axes.axhline(scale * mean.mean, color=look.color, linestyle=look.line, label=known_as)
-  for family, numbers in curves.items():
+    spread = over_seeds(entries, group, metric.name)
+    if spread is not None:
+      look = style[group]
+      height = scale(metric) * spread.mean
+      label = group.variant or group.title
+      axes.axhline(height, color=look.color, linestyle=look.line, label=label)
+
+
+def _draw_curves(
+  axes: Axes,
+  entries: Sequence[Entry],
+  metric: Metric,
+  curves: Mapping[str, Mapping[int, Group]],
+  style: Mapping[Group, Look],
+) -> None:
+  factor = scale(metric)
+  for name, numbers in curves.items():
     look = style[next(iter(numbers.values()))]
-    found = {number: over_seeds(measured, group, score) for number, group in numbers.items()}
-    spreads = {number: spread for number, spread in found.items() if spread is not None}
-    bars = [
-      0 if spread.deviation is None else scale * spread.deviation for spread in spreads.values()
-    ]
-    means = [scale * spread.mean for spread in spreads.values()]
+    all_spreads = {n: over_seeds(entries, group, metric.name) for n, group in numbers.items()}
+    spreads = {number: spread for number, spread in all_spreads.items() if spread is not None}
+    means = [factor * spread.mean for spread in spreads.values()]
+    bars = [factor * (spread.deviation or 0) for spread in spreads.values()]
     keywords = {"color": look.color, "marker": look.marker, "linestyle": look.line, "capsize": 3}
-    axes.errorbar([*spreads], means, bars, label=family, **keywords)
+    axes.errorbar([*spreads], means, bars, label=name, **keywords)
   ticks = sorted({number for numbers in curves.values() for number in numbers})
   axes.set(xscale="log", xlabel="number")
   axes.set_xticks(ticks, [f"{number:,}" for number in ticks])
   axes.minorticks_off()
 
 
-def _levels(measured: Sequence[Measured]) -> list[Group]:
-  others = [
-    group for group in groups(m.entry for m in measured) if not _NAME.fullmatch(group.variant)
-  ]
+def _levels(entries: Sequence[Entry]) -> list[Group]:
+  others = [group for group in groups(entries) if not _NAME.fullmatch(group.variant)]
   first = [group for group in others if group.role == "student"][:1]
   return [group for group in others if group.role != "student" or group in first]

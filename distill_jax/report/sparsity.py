@@ -1,19 +1,22 @@
-"""How small the students of a run are: zeros layer by layer, and the score against what each network costs."""
+"""Shows how small and sparse students are: zeros by layer, and the first metric against each cost."""
 
 from collections.abc import Sequence
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from distill_jax.report.document import Table
-from distill_jax.report.headline import headline
-from distill_jax.report.numbers import MISSING
-from distill_jax.report.results import BATCH, Measured, examples, groups, over_seeds
+from distill_jax.report.entries import BATCH, Entry, groups, one_per_group, over_seeds
+from distill_jax.report.numbers import MISSING, axis_label, scale
 from distill_jax.report.style import figure, looks
+from distill_jax.types import Metric
 
+_COLUMNS = 3
 _COSTS = (
   ("parameters", "parameters"),
-  ("nonzeros", "parameters that are not zero"),
+  ("nonzeros", "nonzero parameters"),
   ("compressed", "bytes on disk, compressed"),
   ("flops", "FLOPs per example"),
   ("latency_ms", "latency of one example, ms"),
@@ -21,68 +24,73 @@ _COSTS = (
 )
 
 
-def table(measured: Sequence[Measured]) -> Table | None:
-  """Of each layer the numbers that are not zero and the share that is; None where nothing was measured."""
-  shown = {
-    group: m.entry.layers for group, m in examples(measured).items() if m.entry.role != "teacher"
+def table(entries: Sequence[Entry]) -> Table | None:
+  """Returns the nonzero values of each layer and the fraction of zeros; None where no entry has layers."""
+  layers = {
+    group: {layer.name: layer for layer in entry.layers}
+    for group, entry in one_per_group(entries).items()
+    if group.role != "teacher"
   }
-  names = list(dict.fromkeys(layer.name for layers in shown.values() for layer in layers))
+  names = list(dict.fromkeys(name for by_name in layers.values() for name in by_name))
   if not names:
     return None
-  found = {group: {layer.name: layer for layer in layers} for group, layers in shown.items()}
-  rows = [[name, *(_cell(own.get(name)) for own in found.values())] for name in names]
-  return Table(["Layer", *(group.variant or group.title for group in shown)], rows)
+  rows = [[name, *(_cell(by_name.get(name)) for by_name in layers.values())] for name in names]
+  return Table(["Layer", *(group.variant or group.title for group in layers)], rows)
 
 
-def score_against_costs(measured: Sequence[Measured]) -> Figure | None:
-  """A panel per cost: means over seeds, with one sample standard deviation of the score; None without costs."""
-  known = [(key, title) for key, title in _COSTS if any(m.scores.get(key) for m in measured)]
-  if not known:
+def score_against_costs(entries: Sequence[Entry], metric: Metric) -> Figure | None:
+  """Draws a panel per cost: means over seeds, with one sample standard deviation of the score; None without costs."""
+  costs = [row for row in _COSTS if any(entry.values.get(row[0]) for entry in entries)]
+  if not costs:
     return None
-  main, style = headline(measured), looks(groups(m.entry for m in measured))
-  label, factor = main.axis
-  picture = figure(10, 3.3 * -(-len(known) // 3) + 0.4)
-  grid = picture.subplots(-(-len(known) // 3), 3, squeeze=False, sharey=True).flat
-  for axes, (key, title) in zip(grid, known):
-    for number, (group, look) in enumerate(style.items(), 1):
-      score, cost = (over_seeds(measured, group, name) for name in (main.score, key))
-      if score is None or cost is None or not cost.mean:
-        continue
-      bar = None if score.deviation is None else factor * score.deviation
-      axes.errorbar(
-        cost.mean,
-        factor * score.mean,
-        bar,
-        **look.points,
-        markersize=5,
-        capsize=3,
-        label=group.title,
-      )
-      axes.annotate(
-        str(number),
-        (cost.mean, factor * score.mean),
-        (5, 4),
-        textcoords="offset points",
-        fontsize=8,
-      )
-    axes.set(xscale="log", xlabel=title)
-    axes.margins(0.12)
-    low, high = axes.get_xlim()
-    if any(low <= tick <= high for tick in axes.get_xticks()):
-      axes.xaxis.set_minor_formatter(NullFormatter())
-  for axes in list(grid)[len(known) :]:
+  lines = -(-len(costs) // _COLUMNS)
+  drawing = figure(10, 3.3 * lines + 0.4)
+  panels = list(drawing.subplots(lines, _COLUMNS, squeeze=False, sharey=True).flat)
+  for axes, (name, title) in zip(panels, costs):
+    _draw_cost(axes, entries, metric, name)
+    _log_axis(axes, title)
+  for axes in panels[len(costs) :]:
     axes.set_axis_off()
-  for axes in picture.axes[::3]:
-    axes.set_ylabel(f"test {label}")
-  handles, names = picture.axes[0].get_legend_handles_labels()
-  numbered = [
-    f"{number} {group.title}" for number, group in enumerate(style, 1) if group.title in names
-  ]
-  picture.legend(handles, numbered, loc="outside lower center", ncols=3)
-  return picture
+  for axes in panels[::_COLUMNS]:
+    axes.set_ylabel(f"test {axis_label(metric)}")
+  _legend(drawing, entries)
+  return drawing
 
 
-def _cell(layer) -> str:
-  return (
-    MISSING if layer is None else f"{layer.parameters - layer.zeros:,} · {100 * layer.share:.0f} %"
-  )
+def _draw_cost(axes: Axes, entries: Sequence[Entry], metric: Metric, name: str) -> None:
+  factor = scale(metric)
+  for number, (group, look) in enumerate(looks(groups(entries)).items(), 1):
+    score = over_seeds(entries, group, metric.name)
+    cost = over_seeds(entries, group, name)
+    if score is None or cost is None or not cost.mean:
+      continue
+    point = (cost.mean, factor * score.mean)
+    bar = None if score.deviation is None else factor * score.deviation
+    axes.errorbar(*point, bar, **look.points, markersize=5, capsize=3, label=group.title)
+    axes.annotate(str(number), point, (5, 4), textcoords="offset points", fontsize=8)
+
+
+def _log_axis(axes: Axes, title: str) -> None:
+  axes.set(xscale="log", xlabel=title)
+  axes.margins(0.12)
+  low, high = axes.get_xlim()
+  if any(low <= tick <= high for tick in axes.get_xticks()):
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(drawing: Figure, entries: Sequence[Entry]) -> None:
+  """Draws a legend whose numbers are those of the points."""
+  handles: dict[str, Any] = {}
+  for axes in drawing.axes:
+    lines, titles = axes.get_legend_handles_labels()
+    handles |= dict(zip(titles, lines))
+  titles = [(f"{n} {group.title}", group.title) for n, group in enumerate(groups(entries), 1)]
+  numbered = {label: handles[title] for label, title in titles if title in handles}
+  drawing.legend(list(numbered.values()), list(numbered), loc="outside lower center", ncols=3)
+
+
+def _cell(layer: Any) -> str:
+  if layer is None:
+    return MISSING
+  fraction = layer.zeros / max(1, layer.parameters)
+  return f"{layer.parameters - layer.zeros:,} · {100 * fraction:.0f} %"

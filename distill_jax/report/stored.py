@@ -1,4 +1,4 @@
-"""results.json: all numbers of a report as plain values, and back."""
+"""Converts the numbers of a report to the plain values of results.json, and back."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,70 +6,71 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.report.classes import ClassScores
-from distill_jax.report.results import Entry, Measured, Spread, gain, groups, over_seeds, students
+from distill_jax.report.document import Numbers
+from distill_jax.report.entries import Entry, Spread, gain, groups, over_seeds, students
+from distill_jax.types import Metric
 
 
 def as_json(
-  measured: Sequence[Measured], classes: Sequence[ClassScores], run: Mapping[str, Any]
-) -> dict:
-  """All numbers of the report; one that is not finite becomes None."""
-  names = sorted({name for m in measured for name in m.scores})
-  spreads = {
-    group.name: _known({name: over_seeds(measured, group, name) for name in names})
-    for group in groups(m.entry for m in measured)
-  }
-  gains = {
-    group.name: _known({name: gain(measured, group, name) for name in names})
-    for group in students(measured)
-  }
-  rows = [
-    {"role": m.entry.role, "variant": m.entry.variant, "seed": m.entry.seed, "scores": m.scores}
-    for m in measured
-  ]
-  return _plain(
-    {
-      "run": run,
-      "entries": rows,
-      "over_seeds": spreads,
-      "distilled_minus_alone": gains,
-      "classes": [_class_as_json(scores) for scores in classes],
-    }
-  )
+  entries: Sequence[Entry],
+  metrics: Sequence[Metric],
+  run: Mapping[str, Any],
+  numbers: Sequence[Numbers] = (),
+) -> dict[str, Any]:
+  """Returns all numbers of the report; those that are not finite become None.
 
-
-def from_json(content: Mapping[str, Any]) -> list[Measured]:
-  """The scores of each network, without its logits, history and counts.
+  Args:
+    entries: the networks.
+    metrics: the task's metrics that some entry has.
+    run: what was run.
+    numbers: further values, by the task's `figures`.
 
   Raises:
-    KeyError, TypeError, AttributeError: `content` is no results.json.
+    ValueError: one of `numbers` has the name of a part of the file.
   """
-  nothing = np.empty((0, 0), np.float32)
-  return [
-    Measured(
-      Entry(row["role"], row["seed"], nothing, {}, [], row.get("variant", "")),
-      {name: value for name, value in row["scores"].items() if value is not None},
-      {},
-    )
-    for row in content["entries"]
-  ]
-
-
-def _class_as_json(scores: ClassScores) -> dict:
-  return {
-    "name": scores.name,
-    "examples": scores.examples,
-    "accuracy": {group.name: value for group, value in scores.accuracy.items()},
-    "gain": {group.name: value for group, value in scores.gain.items()},
+  names = sorted({name for entry in entries for name in entry.values})
+  content = {
+    "run": run,
+    "metrics": [metric._asdict() for metric in metrics],
+    "entries": [
+      {"role": e.role, "variant": e.variant, "seed": e.seed, "scores": e.values} for e in entries
+    ],
+    "over_seeds": {
+      group.name: _present({name: over_seeds(entries, group, name) for name in names})
+      for group in groups(entries)
+    },
+    "distilled_minus_baseline": {
+      group.name: _present({name: gain(entries, group, name) for name in names})
+      for group in students(entries)
+    },
   }
+  for block in numbers:
+    if block.name in content:
+      raise ValueError(f"numbers: {block.name!r} is a part of results.json: rename the block")
+    content[block.name] = block.values
+  return _plain(content)
 
 
-def _known(values: Mapping[str, Spread | None]) -> dict[str, Spread]:
+def from_json(content: Mapping[str, Any]) -> tuple[list[Metric], list[Entry]]:
+  """Returns metrics and entries; these have scores and costs in `scores` and nothing else.
+
+  Raises:
+    KeyError, TypeError, AttributeError: `content` is not that of a results.json.
+  """
+  metrics = [Metric(**fields) for fields in content["metrics"]]
+  entries = []
+  for row in content["entries"]:
+    scores = {name: value for name, value in row["scores"].items() if value is not None}
+    entries.append(Entry(row["role"], row["seed"], scores, {}, [], row["variant"]))
+  return metrics, entries
+
+
+def _present(values: Mapping[str, Spread | None]) -> dict[str, Spread]:
   return {name: value for name, value in values.items() if value is not None}
 
 
-def _plain(value):
-  """What JSON can hold: NaN and infinity are not JSON, unknown objects become their text."""
+def _plain(value: Any) -> Any:
+  """Returns what JSON can hold: numbers that are not finite become None, unknown objects their text."""
   match value:
     case Spread():
       return _plain(value._asdict())

@@ -1,18 +1,21 @@
-"""How pictures look: one color, line and marker per role and variant, and text that can be drawn.
+"""Styles pictures: one color, line and marker per role and variant.
 
-They are the same in all pictures but those of `series`, where a curve is of several variants.
+All pictures of a report use the same ones, except those of `series`, where a curve joins several variants.
 """
 
 import io
-from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import matplotlib.style
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 
-from distill_jax.report.results import Group
+from distill_jax.report.document import Picture
+from distill_jax.report.entries import Group
+from distill_jax.report.numbers import is_percent
+from distill_jax.types import Metric
 
 _RC = {
   "axes.axisbelow": True,
@@ -29,69 +32,65 @@ _RC = {
 
 
 class Look(NamedTuple):
+  """Color, line style (a name of matplotlib's, or (offset, dashes)) and marker of a group."""
+
   color: str
-  line: Any  # matplotlib's name, or (offset, dashes)
+  line: Any
   marker: str
 
   @property
   def points(self) -> dict[str, Any]:
-    """Keywords of markers that no line joins."""
+    """Returns keywords for markers without a line."""
     return {"color": self.color, "marker": self.marker, "linestyle": "none"}
 
 
-LOOKS = {  # of Okabe & Ito's palette, told apart by all kinds of color vision, and by dashes and markers
+# Okabe and Ito's palette: readers with any color vision can distinguish its colors. Dashes and markers differ as well.
+LOOKS = {
   "teacher": Look("#3d3d3d", ":", "s"),
   "baseline": Look("#d55e00", "--", "^"),
   "student": Look("#0072b2", "-", "o"),
 }
-
-_FURTHER = (  # distilled students after the first
+_FURTHER = (  # looks of distilled students after the first
   Look("#009e73", "-.", "D"),
   Look("#cc79a7", (0, (6, 1.5, 1, 1.5, 1, 1.5)), "v"),
   Look("#e69f00", (0, (8, 2)), "P"),
   Look("#56b4e9", (0, (3, 1, 1, 1)), "X"),
 )
-STUDENTS = 1 + len(_FURTHER)  # that have looks of their own
+STUDENTS = 1 + len(_FURTHER)  # distilled students with looks of their own
 
 
 def looks(groups: Sequence[Group]) -> dict[Group, Look]:
-  """The look of each group of one run; the sixth distilled student looks like the second."""
+  """Returns the look of each group of a run; the sixth distilled student looks like the second."""
   students = [group for group in groups if group.role == "student"]
-  found = {group: LOOKS[group.role] for group in groups}
-  return found | {group: _FURTHER[n % len(_FURTHER)] for n, group in enumerate(students[1:])}
+  result = {group: LOOKS[group.role] for group in groups}
+  for index, group in enumerate(students[1:]):
+    result[group] = _FURTHER[index % len(_FURTHER)]
+  return result
 
 
-def context():
-  """Draw inside this: matplotlib's defaults with our changes, whatever the user's own settings are."""
+def context() -> AbstractContextManager:
+  """Returns a context with this module's style, whatever the user's own settings are."""
   return matplotlib.style.context(["default", _RC])
 
 
 def figure(width: float, height: float) -> Figure:
-  """A figure in inches, unknown to pyplot: it needs no backend and goes with its last reference."""
+  """Returns a figure in inches that pyplot does not know: it needs no backend and is freed with its last reference."""
   return Figure(figsize=(width, height), layout="constrained")
 
 
-def to_png(picture: Figure) -> bytes:
+def picture(name: str, title: str, caption: str, drawing: Figure) -> Picture:
+  """Returns the drawing as a block of a document, in the file `name`.png."""
+  return Picture(f"{name}.png", title, caption, to_png(drawing), drawing.get_figwidth())
+
+
+def to_png(drawing: Figure) -> bytes:
+  """Returns the drawing as a PNG that does not name the software's version."""
   buffer = io.BytesIO()
-  picture.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
+  drawing.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
   return buffer.getvalue()
 
 
-def class_labels(names: Sequence[str], limit: int) -> list[str]:
-  """Names that fit a picture: at most `limit` characters, all different, none that the font cannot draw.
-
-  A longer name is cut; where cut names agree they begin with the class number. A name in a script that the
-  font lacks becomes its number.
-  """
-  whole = [" ".join(str(name).split()) for name in names]
-  labels = [name if len(name) <= limit else name[: limit - 1].rstrip() + "…" for name in whole]
-  often = Counter(labels)
-  labels = [
-    label if often[label] == 1 else f"{number} {label[: limit - len(str(number)) - 2].rstrip('…')}…"
-    for number, label in enumerate(labels)
-  ]
-  glyphs = get_font(findfont(FontProperties())).get_charmap()
-  return [
-    label if label and all(ord(character) in glyphs for character in label) else f"class {number}"
-    for number, label in enumerate(labels)
-  ]
+def limit_percent(axes: Axes, metric: Metric, highest: float) -> None:
+  """Ends the y axis at 101 where the scores are percentages and the `highest` one is at most 1 (100 %)."""
+  if is_percent(metric) and highest <= 1:
+    axes.set_ylim(top=min(101, axes.get_ylim()[1]))

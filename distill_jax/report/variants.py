@@ -1,142 +1,149 @@
-"""Runs that distill many students: a row for each, in words and pictures only the first."""
+"""Compares many distilled students: a table with a row for each; words and pictures of the first ones only."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill_jax.report.document import Table
-from distill_jax.report.headline import PERPLEXITY, headline
+from distill_jax.report.entries import BATCH, Entry, Group, gain, groups, over_seeds, students
 from distill_jax.report.numbers import (
   MISSING,
-  Show,
+  Formatter,
+  column_title,
   difference,
+  formatter,
+  integer,
   mean,
-  nats,
-  percent,
   si_prefix,
-  thousandths,
-  whole,
+  three_decimals,
 )
-from distill_jax.report.results import BATCH, Group, Measured, gain, groups, over_seeds, students
 from distill_jax.report.style import STUDENTS
+from distill_jax.types import Metric
 
-_SCORES: Sequence[tuple[str, str, Show]] = (
-  ("accuracy", "Test accuracy, % ↑", percent),
-  ("nll", "NLL, nats ↓", nats),
-  ("ece", "ECE, % ↓", percent),
-  ("agreement", "Agreement with the teacher, % ↑", percent),
-  ("teacher_kl", "KL(teacher ‖ student), nats ↓", nats),
-)
-_COSTS: Sequence[tuple[str, str, Show]] = (
-  ("parameters", "Parameters ↓", whole),
-  ("nonzeros", "Not zero ↓", whole),
+_COSTS: Sequence[tuple[str, str, Formatter]] = (
+  ("parameters", "Parameters ↓", integer),
+  ("nonzeros", "Not zero ↓", integer),
   ("compressed", "On disk, compressed, bytes ↓", si_prefix),
   ("flops", "FLOPs ↓", si_prefix),
-  ("latency_ms", "Latency, ms ↓", thousandths),
-  (f"throughput_{BATCH}", f"Examples/s at batch {BATCH} ↑", whole),
+  ("latency_ms", "Latency, ms ↓", three_decimals),
+  (f"throughput_{BATCH}", f"Examples/s at batch {BATCH} ↑", integer),
 )
 _TIMES = ("latency_ms", f"throughput_{BATCH}")
 
 
-def in_rows(measured: Sequence[Measured]) -> bool:
-  """Whether a run's students stand in rows: those whose steps were timed, that differ in size, or that are more than
-  pictures can tell apart."""
-  return _is_timed(measured) or differ_in_size(measured) or len(students(measured)) > STUDENTS
+def in_rows(entries: Sequence[Entry]) -> bool:
+  """Returns whether the students are table rows: they were timed, differ in size, or exceed the number of looks."""
+  return is_timed(entries) or differ_in_size(entries) or len(students(entries)) > STUDENTS
 
 
 def table(
-  measured: Sequence[Measured],
+  entries: Sequence[Entry],
+  metrics: Sequence[Metric],
   run: Mapping[str, Any],
   *,
   brief: bool = False,
   costs: bool | None = None,
 ) -> Table:
-  """A row per group: the headline score, its paired difference to the student alone, further scores (`brief`: of a
-  language model the calibration alone), what it costs (`costs`: whether; None: where students differ in size; `brief`:
-  without times), and the time of a train step over that of the run's reference, where it was measured."""
-  main = headline(measured)
-  further = [
-    row for row in _SCORES if row[0] != main.score and any(row[0] in m.scores for m in measured)
-  ]
-  scores = [row for row in further if not brief or (main == PERPLEXITY and row[0] == "ece")]
-  priced = _COSTS if (differ_in_size(measured) if costs is None else costs) else ()
-  if brief:  # runs of one table were timed at other times, beside other programs
-    priced = [row for row in priced if row[0] not in _TIMES]
-  header = [
-    "Method",
-    f"{main.title} {main.arrow}",
-    "− alone",
-    *(title for _, title, _ in (*scores, *priced)),
-  ]
-  timed = _is_timed(measured)
+  """Returns a table with a row per group.
+
+  Args:
+    entries: the networks.
+    metrics: the task's metrics; `Metric.detail` decides which are columns.
+    run: what was run; its setting 'reference' names the variant that step times are divided by.
+    brief: whether the table covers several runs: it has no measured times, which other programs on the machine
+      change, and only metrics of `detail` 0.
+    costs: whether it has columns of costs; None: where students differ in size.
+  """
+  first, *others = metrics
+  others = [m for m in others if m.detail <= (0 if brief else 1) and _is_measured(entries, m)]
+  show_costs = differ_in_size(entries) if costs is None else costs
+  costs_shown = [row for row in _COSTS if show_costs and not (brief and row[0] in _TIMES)]
+  header = ["Method", column_title(first, first=True), "− baseline"]
+  header += [column_title(metric, first=False) for metric in others]
+  header += [title for _, title, _ in costs_shown]
+  timed = is_timed(entries)
   if timed:
     header.append(f"Step time / {run.get('settings', {}).get('reference') or 'reference'} ↓")
   rows = []
-  for group in groups(m.entry for m in measured):
-    change = gain(measured, group, main.score) if group.role == "student" else None
-    row = [group.variant or group.title, mean(main.show, over_seeds(measured, group, main.score))]
-    row.append(difference(main.show, change) if group.role == "student" else "")
-    row += [mean(show, over_seeds(measured, group, score)) for score, _, show in scores]
-    found = [(over_seeds(measured, group, cost), show) for cost, _, show in priced]
-    row += [MISSING if spread is None else show(spread.mean) for spread, show in found]
-    rows.append([*row, _step_ratio(measured, group)] if timed else row)
+  for group in groups(entries):
+    row = _scores(entries, group, first, others)
+    row += [_cost(entries, group, name, write) for name, _, write in costs_shown]
+    rows.append([*row, _step_ratio(entries, group)] if timed else row)
   return Table(header, rows)
 
 
-def differ_in_size(measured: Sequence[Measured]) -> bool:
-  """Whether some students are smaller than others, or sparser by more than the zeros that chance makes."""
-  sizes = [
-    m.scores["nonzeros"] for m in measured if m.entry.role != "teacher" and "nonzeros" in m.scores
-  ]
+def differ_in_size(entries: Sequence[Entry]) -> bool:
+  """Returns whether the numbers of nonzero parameters differ by more than 1 %, the zeros that occur by chance."""
+  costs = [entry.values for entry in entries if entry.role != "teacher"]
+  sizes = [cost["nonzeros"] for cost in costs if "nonzeros" in cost]
   return bool(sizes) and min(sizes) < 0.99 * max(sizes)
 
 
-def about_time(measured: Sequence[Measured]) -> str:
-  """What the times of the table are; nothing where it has none."""
-  if not _is_timed(measured):
+def is_timed(entries: Sequence[Entry]) -> bool:
+  """Returns whether train steps were timed."""
+  return any("step_ratio" in entry.values for entry in entries)
+
+
+def about_time(entries: Sequence[Entry]) -> str:
+  """Returns a sentence on how step times were measured; empty where the table has none."""
+  if not is_timed(entries):
     return ""
   return "Step time: medians of one train step's time, both sides by turns in one process."
 
 
-def few(measured: Sequence[Measured]) -> list[Measured]:
-  """The teacher, the student alone, and as many distilled students as pictures can tell apart."""
-  shown = students(measured)[:STUDENTS]
-  return [m for m in measured if m.entry.role != "student" or m.entry.group in shown]
+def few(entries: Sequence[Entry]) -> list[Entry]:
+  """Returns teacher, baseline and the first distilled students, as many as pictures can distinguish."""
+  first = students(entries)[:STUDENTS]
+  return [entry for entry in entries if entry.role != "student" or entry.group in first]
 
 
-def verdict(measured: Sequence[Measured]) -> str:
-  """How many students distillation helped and harmed, beyond the spread over seeds."""
-  main = headline(measured)
-  changes = [gain(measured, group, main.score) for group in students(measured)]
-  known = [
-    (c.mean if main.more else -c.mean, c.deviation)
-    for c in changes
-    if c is not None and c.deviation is not None
+def verdict(entries: Sequence[Entry], metric: Metric) -> str:
+  """Returns a sentence: how many students distillation helped or harmed by more than the spread over seeds."""
+  changes = [gain(entries, group, metric.name) for group in students(entries)]
+  sign = 1 if metric.better == "max" else -1
+  pairs = [
+    (sign * change.mean, change.deviation)
+    for change in changes
+    if change is not None and change.deviation is not None
   ]
-  if len(known) < len(changes):
-    return (
-      f"{len(changes)} students were distilled; not all share two seeds with the student alone."
-    )
-  better = sum(change > deviation for change, deviation in known)
-  worse = sum(-change > deviation for change, deviation in known)
+  if len(pairs) < len(changes):
+    return f"{len(changes)} students were distilled; not all share two seeds with the baseline."
+  better = sum(change > deviation for change, deviation in pairs)
+  worse = sum(-change > deviation for change, deviation in pairs)
   return (
-    f"Of {len(known)} distilled students {better} are better and {worse} worse than the student alone by more than "
-    f"the sample standard deviation of the paired difference; for {len(known) - better - worse} it is within it."
+    f"Of {len(pairs)} distilled students {better} are better and {worse} worse than the baseline by "
+    "more than the sample standard deviation of the paired difference; for "
+    f"{len(pairs) - better - worse} it is within it."
   )
 
 
-def left_out(measured: Sequence[Measured]) -> str:
-  """Which students the words and pictures below the table are about."""
-  known = students(measured)
+def left_out(entries: Sequence[Entry]) -> str:
+  """Returns a sentence: which students the words and pictures below the table cover."""
+  distilled = students(entries)
   return (
-    f"Words and pictures below are about the first {STUDENTS} of {len(known)} distilled students: "
-    f"{', '.join(group.variant for group in known[:STUDENTS])}."
+    f"Words and pictures below are about the first {STUDENTS} of {len(distilled)} distilled students: "
+    f"{', '.join(group.variant for group in distilled[:STUDENTS])}."
   )
 
 
-def _is_timed(measured: Sequence[Measured]) -> bool:
-  return any("step_ratio" in m.scores for m in measured)
+def _is_measured(entries: Sequence[Entry], metric: Metric) -> bool:
+  return any(metric.name in entry.scores for entry in entries)
 
 
-def _step_ratio(measured: Sequence[Measured], group: Group) -> str:
-  ratio = over_seeds(measured, group, "step_ratio")
-  return MISSING if ratio is None else f"{ratio.mean:.2f}"
+def _scores(
+  entries: Sequence[Entry], group: Group, first: Metric, others: Sequence[Metric]
+) -> list[str]:
+  change = ""
+  if group.role == "student":
+    change = difference(formatter(first), gain(entries, group, first.name))
+  spreads = [(metric, over_seeds(entries, group, metric.name)) for metric in (first, *others)]
+  leading, *further = [mean(formatter(metric), spread) for metric, spread in spreads]
+  return [group.variant or group.title, leading, change, *further]
+
+
+def _cost(entries: Sequence[Entry], group: Group, name: str, write: Formatter) -> str:
+  spread = over_seeds(entries, group, name)
+  return MISSING if spread is None else write(spread.mean)
+
+
+def _step_ratio(entries: Sequence[Entry], group: Group) -> str:
+  return _cost(entries, group, "step_ratio", lambda ratio: f"{ratio:.2f}")
