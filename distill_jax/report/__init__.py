@@ -1,6 +1,7 @@
-"""Writes tables and pictures of a finished run: `write` makes report.md, report.html, results.json and PNGs.
+"""Writes tables and pictures of a finished run.
 
-It knows no kind of problem: a `Task` names the metrics and adds its own blocks (`Task.figures`).
+`write` makes report.md, report.html, results.json and PNGs. It knows no kind of problem: a `Task`
+names the metrics and adds its own blocks (`Task.figures`).
 `python -m distill_jax.report` makes tables over several runs.
 """
 

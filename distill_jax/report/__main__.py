@@ -1,4 +1,7 @@
-"""Makes tables and curves over finished runs: `python -m distill_jax.report RUN [RUN ...] --out=FOLDER`."""
+"""Makes tables and curves over finished runs.
+
+Command: `python -m distill_jax.report RUN [RUN ...] --out=FOLDER`.
+"""
 
 import argparse
 import re
@@ -21,7 +24,8 @@ def main(argv: Sequence[str]) -> None:
   """Writes the results page, a section of a Markdown file, or both.
 
   Raises:
-    ValueError: a folder has no finished run, or flags or markers are missing. No file is written then.
+    ValueError: a folder has no finished run, or flags or markers are missing. No file is written
+      then.
   """
   flags = _parse(argv)
   counts = Counter(folder.resolve() for folder in flags.runs)

@@ -1,4 +1,4 @@
-"""Compares the networks of a run: tables with a row per metric and cost, and sentences about the first metric."""
+"""Compares the networks of a run: tables with a row per metric and cost, and sentences."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -63,7 +63,7 @@ _COSTS = (
 
 
 def tables(entries: Sequence[Entry], metrics: Sequence[Metric]) -> list[Table]:
-  """Returns the scores of each group, their paired differences to the baseline and ratios to the teacher.
+  """Returns scores, their paired differences to the baseline and their ratios to the teacher.
 
   Several distilled students get their differences and ratios in a second table.
   """
@@ -79,7 +79,7 @@ def tables(entries: Sequence[Entry], metrics: Sequence[Metric]) -> list[Table]:
 
 
 def verdicts(entries: Sequence[Entry], metric: Metric, examples: int | None) -> list[str]:
-  """Returns one paragraph per distilled student: the change by distillation, compared with its spread over seeds.
+  """Returns a paragraph per distilled student: how far its change exceeds the spread over seeds.
 
   Args:
     entries: the networks.

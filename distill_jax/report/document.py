@@ -1,4 +1,4 @@
-"""Builds a small document of headings, text, tables and pictures as Markdown and as one HTML file."""
+"""Builds a document of headings, text, tables and pictures, as Markdown and as one HTML file."""
 
 import base64
 import html
@@ -145,7 +145,8 @@ _STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e4e7eb; --soft: #a3abb5; --line: #3a414a; --page: #16191d; --tint: #20252b; }
 }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+body { margin: 0; background: var(--page); color: var(--ink); }
+body { font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 1000px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; padding-bottom: .25rem; }
@@ -153,7 +154,8 @@ h2 { border-bottom: 1px solid var(--line); }
 p { max-width: 48rem; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .5rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th, td { padding: .3rem .5rem; border-bottom: 1px solid var(--line); }
+th, td { text-align: left; vertical-align: top; }
 thead th { background: var(--tint); border-bottom: 2px solid var(--line); }
 tbody th { font-weight: 400; }
 .numeric { width: 100%; }

@@ -37,17 +37,20 @@ class Entry(NamedTuple):
   Attributes:
     role: 'teacher', 'baseline' (the student trained without the teacher) or 'student' (distilled).
     seed: seed of its training; baseline and student are compared seed by seed.
-    scores: {metric name: value} on the test split, as the task computes them (those that compare the network
-      with its teacher included).
-    cost: 'parameters', 'bytes', 'flops', 'latency_ms', 'throughput_128'; 'nonzeros', 'disk' and 'compressed'
-      (`compression.sizes`); 'step_ratio', the time of a train step over that of the run's reference. Any may be
-      missing.
-    history: lines of metrics.jsonl: {'step', 'phase': 'train' | 'validation', 'loss', metric names ...}; may be
-      empty.
-    variant: name that distinguishes the distilled students of one seed ('generation 1'); empty for other roles.
-      Reports keep the order in which variants first occur; where only one fits, they show the last.
-    statistics: the task's added sums over the test split (host arrays), for `Task.figures`; None: not stored.
-    predictions: {name: array} with one row per test example, for `Task.figures`; None: not stored.
+    scores: {metric name: value} on the test split, as the task computes them, with those that
+      compare the network with its teacher.
+    cost: 'parameters', 'bytes', 'flops', 'latency_ms', 'throughput_128'; 'nonzeros', 'disk' and
+      'compressed' (`compression.sizes`); 'step_ratio', the time of a train step over that of the
+      run's reference. Any may be missing.
+    history: lines of metrics.jsonl: {'step', 'phase': 'train' | 'validation', 'loss', metric names
+      ...}; may be empty.
+    variant: name that distinguishes the distilled students of one seed ('generation 1'); empty for
+      other roles. Reports keep the order in which variants first occur; where only one fits, they
+      show the last.
+    statistics: the task's added sums over the test split (host arrays), for `Task.figures`; None:
+      there are none.
+    predictions: {name: array} with one row per test example, for `Task.figures`; None: there are
+      none.
     text: text that the report prints for this network, such as text that it wrote; may be empty.
     layers: zeros of each array (`compression.sizes.layer_zeros`); may be empty.
   """
@@ -111,7 +114,7 @@ def check(
 
 
 def groups(entries: Iterable[Entry]) -> list[Group]:
-  """Returns the entries' groups by role, and within a role in the order in which they first occur."""
+  """Returns the entries' groups by role; those of one role in the order of first occurrence."""
   order = list(ROLES)
   unique = dict.fromkeys(entry.group for entry in entries)
   return sorted(unique, key=lambda group: order.index(group.role))
@@ -154,7 +157,10 @@ def shared_seeds(entries: Sequence[Entry], group: Group) -> list[int]:
 
 
 def one_per_group(entries: Sequence[Entry]) -> dict[Group, Entry]:
-  """Returns one entry per group: of the first seed that all students share, else of the group's first seed."""
+  """Returns one entry per group, of the first seed that all students share.
+
+  A group without that seed has the entry of its first seed.
+  """
   by_group = {group: of_group(entries, group) for group in groups(entries)}
   seeds = [{e.seed for e in own} for group, own in by_group.items() if group.role != "teacher"]
   common = set.intersection(*seeds) if seeds else set()

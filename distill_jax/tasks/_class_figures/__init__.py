@@ -1,0 +1,37 @@
+"""Builds the parts of a report that show classes: confusion, calibration, gains, disagreements."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distill_jax.report.document import Block
+from distill_jax.report.entries import Entry
+from distill_jax.tasks._class_figures.calibration import calibration_figures, reliability
+from distill_jax.tasks._class_figures.confusion import confusion_figures
+from distill_jax.tasks._class_figures.gains import gain_figures
+from distill_jax.tasks._class_figures.gallery import disagreement_figures
+
+__all__ = ["calibration_figures", "class_figures", "reliability"]
+
+
+def class_figures(
+  entries: Sequence[Entry], references: Mapping[str, Any], class_names: Sequence[str] = ()
+) -> list[Block]:
+  """Returns the blocks of single-label classification; one whose inputs are missing is left out.
+
+  Args:
+    entries: networks whose `statistics` have 'calibration' [bins, 3] (examples, sum of their
+      confidence, number correct), 'confusion' int [C, C] (rows labels, columns predictions) and
+      'per_class' int [C, 3] (correct, predicted, labeled), and whose `predictions` have 'class'
+      int [N].
+    references: 'label' int [N], 'id' [N] and 'image' [N, H, W, channels] of the test split.
+    class_names: C names; empty: classes are named by their numbers.
+
+  Raises:
+    ValueError: the number of names is not C, or 'image' has another number of axes.
+  """
+  return [
+    *confusion_figures(entries, class_names),
+    *calibration_figures(entries),
+    *gain_figures(entries, class_names),
+    *disagreement_figures(entries, references, class_names),
+  ]
