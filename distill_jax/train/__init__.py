@@ -1,15 +1,30 @@
-"""Training: pure functions (`make_init`, `make_train_step`, `make_eval_step`) and the loop that drives them (`fit`)."""
+"""Training: pure functions for loops of your own, and the loop that drives them.
 
+`fit` distills; `evaluate` and `predict` apply what it returns. `make_loss_fn`, `make_train_step` and `make_eval_step` are
+the pure functions inside.
+"""
+
+from distill_jax.train.evaluation import evaluate, evaluate_models, make_eval_step, predict
 from distill_jax.train.loop import FitResult, NonFiniteError, fit
+from distill_jax.train.loss_fn import make_loss_fn
+from distill_jax.train.options import CheckpointOptions, Evaluation, RunOptions, StepOptions
 from distill_jax.train.replay import replayed
-from distill_jax.train.step import make_eval_step, make_init, make_train_step
+from distill_jax.train.step import make_init, make_train_step
 
 __all__ = [
+  "CheckpointOptions",
+  "Evaluation",
   "FitResult",
   "NonFiniteError",
+  "RunOptions",
+  "StepOptions",
+  "evaluate",
+  "evaluate_models",
   "fit",
   "make_eval_step",
   "make_init",
+  "make_loss_fn",
   "make_train_step",
+  "predict",
   "replayed",
 ]

@@ -1,108 +1,137 @@
-"""The batches that `fit` trains on, and what does not fit found before training."""
+"""Reads the batches that `fit` trains on, and checks before training what does not fit."""
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from distill_jax import data, metrics
+from distill_jax import data
 from distill_jax.cache import Cache
-from distill_jax.errors import suggest
 from distill_jax.storage.fingerprint import fingerprint
-from distill_jax.train.saver import student_of
-from distill_jax.train.step import make_eval_step
-from distill_jax.types import Batch, Model, Objective, TrainState
+from distill_jax.train.options import Batches, RunOptions
+from distill_jax.types import Batch, Model, Objective
+
+Source = data.Source | Callable[[int], Iterable[Mapping[str, Any]]]
+Stream = Callable[[int], Iterable[Mapping[str, Any]]]
 
 
 def batches_of(
-  source,
-  batch_size,
-  seed,
-  num_views,
-  classes: int | None = None,
-  ignore_label: int | None = None,
-  cached: Cache | None = None,
+  source: Source,
+  batch_size: int,
+  seed: int,
+  run: RunOptions,
+  *,
+  num_classes: int | None = None,
+  cache: Cache | None = None,
   rows: np.ndarray | None = None,
-) -> Callable[[int], Iterable[Mapping[str, Any]]]:
-  """`start step -> batches`, or the given rows of each; those of a pipeline of one's own are checked, where the
-  labels' classes are known."""
-  if cached is not None:
-    plain = batches_of(source, batch_size, seed, num_views, classes, ignore_label, rows=rows)
-    return lambda start: map(cached.join, plain(start))
+) -> Stream:
+  """Returns `start step -> batches`; those of a pipeline of your own are checked.
+
+  Args:
+    source, batch_size, seed, run: as in `fit`.
+    num_classes: labels are below it; None: they are not compared with a number of classes.
+    cache: adds the teacher's outputs to each batch; None: nothing.
+    rows: those of each batch that this process reads; None: all.
+  """
+  if cache is not None:
+    stream = batches_of(source, batch_size, seed, run, num_classes=num_classes, rows=rows)
+    return lambda start: map(cache.join, stream(start))
   if isinstance(source, data.Source):
     return lambda start: data.batches(
-      source, batch_size, seed=seed, start=start, num_views=num_views, rows=rows
+      source, batch_size, seed=seed, start=start, num_views=run.num_views, rows=rows
     )
-  source = local_share(source, batch_size, rows)
-
-  def checked(start: int) -> Iterator[Mapping[str, Any]]:
-    for batch in source(start):
-      # A copy: the transfer is asynchronous, and a pipeline may fill the same buffers again meanwhile.
-      batch = {name: np.array(x) for name, x in batch.items()}
-      data.check_batch(batch, classes, ignore_label)
-      if ignore_label is not None and batch["label"].ndim == 1:
-        batch["label"] = np.where(batch["label"] == ignore_label, data.UNLABELED, batch["label"])
-      yield batch
-
-  return checked
+  pipeline = local_share(source, batch_size, rows)
+  return lambda start: _checked(pipeline(start), num_classes, run.ignore_label)
 
 
-def local_share(pipeline, batch_size: int, rows: np.ndarray | None):
-  """A pipeline that gives these rows of each batch, if it can be told so; else it must know them itself."""
+def _checked(
+  batches: Iterable[Mapping[str, Any]], num_classes: int | None, ignore_label: int | None
+) -> Iterator[Mapping[str, Any]]:
+  for batch in batches:
+    # A copy: the transfer is asynchronous, and a pipeline may fill the same buffers again meanwhile.
+    batch = {name: np.array(x) for name, x in batch.items()}
+    data.check_batch(batch, num_classes, ignore_label)
+    if ignore_label is not None and batch["label"].ndim == 1:
+      label = batch["label"]
+      batch["label"] = np.where(label == ignore_label, data.UNLABELED, label)
+    yield batch
+
+
+def local_share(pipeline: Any, batch_size: int, rows: np.ndarray | None) -> Any:
+  """Returns a pipeline that yields these rows of each batch, if it has `for_rows`; else it must know them itself.
+
+  Raises:
+    ValueError: the pipeline's batches have another size.
+  """
   if rows is None or not hasattr(pipeline, "for_rows"):
     return pipeline
   if pipeline.batch_size != batch_size:
     raise ValueError(
-      f"the pipeline has batches of {pipeline.batch_size} rows, expected batch_size {batch_size}"
+      f"batch_size: expected the pipeline's {pipeline.batch_size} rows, got {batch_size}: make them equal"
     )
   return pipeline.for_rows(rows)
 
 
 def evaluation_batches(
-  validation, batch_size: int, rows: np.ndarray | None
+  examples: Batches, batch_size: int, rows: np.ndarray | None
 ) -> Iterable[Mapping[str, Any]]:
-  """The batches of an evaluation, or the given rows of each."""
-  if isinstance(validation, data.Source):
-    return data.eval_batches(validation, batch_size, rows=rows)
-  return local_share(validation, batch_size, rows)
+  """Returns the batches of an evaluation, or the given rows of each."""
+  if isinstance(examples, data.Source):
+    return data.eval_batches(examples, batch_size, rows=rows)
+  return local_share(examples, batch_size, rows)
 
 
-def data_identity(source) -> str:
-  """What tells the examples from others, for the run's identity."""
-  if not isinstance(source, data.Source):
-    return getattr(source, "identity", getattr(source, "__qualname__", type(source).__qualname__))
-  return f"{source.name}:{fingerprint(dict(source.arrays))}"
+def data_identity(source: Source) -> str:
+  """Returns what tells the examples from others, for the run's identity."""
+  if isinstance(source, data.Source):
+    return f"{source.name}:{fingerprint(dict(source.arrays))}"
+  return getattr(source, "identity", getattr(source, "__qualname__", type(source).__qualname__))
 
 
-def next_batch(batches: Iterator, step: int, batch_size: int, expected: int) -> Batch:
-  """The next batch, refused if it has not the size of all others.
+def next_batch(batches: Iterator, step: int, batch_size: int, num_rows: int) -> Batch:
+  """Returns the next batch.
 
   Args:
-    expected: rows of this process, where several share the `batch_size`.
+    batches: of this process.
+    step: its number, for messages.
+    batch_size: rows over all processes.
+    num_rows: rows of this process.
+
+  Raises:
+    ValueError: there is none, or it has another number of rows.
   """
   batch = next(batches, None)
   if batch is None:
-    raise ValueError(f"the data ended before step {step}: a source must go on for all steps")
-  rows = {len(x) for x in batch.values()}
-  if rows != {expected}:
-    share = "" if expected == batch_size else f", of which this process gives {expected}"
     raise ValueError(
-      f"the batch of step {step} has {sorted(rows)} rows, expected batch_size {batch_size}{share}"
+      f"source: expected batches for all steps, got none at step {step}: repeat the data"
+    )
+  rows = {len(x) for x in batch.values()}
+  if rows != {num_rows}:
+    local = "" if num_rows == batch_size else f", of which this process reads {num_rows}"
+    raise ValueError(
+      f"source: expected batches of batch_size {batch_size} rows{local}, got {sorted(rows)} at step {step}"
     )
   return batch
 
 
 def check_counts(**counts: int) -> None:
-  """Refuses what is less than 1."""
+  """Checks that counts are at least 1.
+
+  Raises:
+    ValueError: one is not; it is named.
+  """
   for name, count in counts.items():
     if count < 1:
       raise ValueError(f"{name}: expected an integer >= 1, got {count}")
 
 
-def check_kinds(student, teacher, objective, source) -> None:
-  """Refuses arguments in one another's place."""
+def check_kinds(student: Any, teacher: Any, objective: Any, source: Any) -> None:
+  """Checks that no argument stands in another's position.
+
+  Raises:
+    ValueError: one does; it is named, with what makes the right one.
+  """
   for name, value in {"student": student, "teacher": teacher}.items():
     if not isinstance(value, Model) and (value is not None or name == "student"):
       raise ValueError(
@@ -110,7 +139,7 @@ def check_kinds(student, teacher, objective, source) -> None:
       )
   if not isinstance(objective, Objective):
     raise ValueError(
-      f"objective: expected an Objective (objectives.weighted), got {type(objective).__name__}"
+      f"objective: expected an Objective, got {type(objective).__name__}: use objectives.weighted"
     )
   if not isinstance(source, data.Source) and not callable(source):
     raise ValueError(
@@ -118,42 +147,43 @@ def check_kinds(student, teacher, objective, source) -> None:
     )
 
 
-def classes_of(student: Model, state: TrainState, example) -> int | None:
-  """The width of the student's logits, or of its head, if it has any."""
-  apply = functools.partial(student.apply, train=False, key=None)
-  outputs = jax.eval_shape(lambda v: apply(*v, example)[0], student_of(state))
-  if "logits" in outputs:
-    return outputs["logits"].shape[-1]
-  return outputs["head"][0].shape[-1] if "head" in outputs else None
+def check_classes(num_classes: int | None, source: Any) -> None:
+  """Checks that the student has as many classes as the data.
 
-
-def check_classes(classes: int | None, source) -> None:
-  """Refuses a student with fewer classes than the data."""
-  wanted = getattr(source, "classes", None)
-  if classes is not None and wanted is not None and classes < wanted:
+  Raises:
+    ValueError: it has fewer.
+  """
+  data_classes = getattr(source, "classes", None)
+  if num_classes is not None and data_classes is not None and num_classes < data_classes:
     raise ValueError(
-      f"the student has {classes} classes and the data set {source.name!r} has {wanted}"
+      f"student: expected the {data_classes} classes of the data set {source.name!r}, got {num_classes}"
     )
 
 
-def check_validation(
-  student: Model, state: TrainState, validation, batch_size: int, classes, best
+def check_evaluation(
+  step: Callable, arguments: tuple, examples: Batches, example: Batch, num_classes: int | None
 ) -> None:
-  """Finds before training what the first evaluation, or the end, would find."""
-  name, direction = best
-  if direction not in ("max", "min"):
-    raise ValueError(f"best: expected (score, 'max' or 'min'), got {best}")
-  if isinstance(validation, data.Source):
-    check_classes(classes, validation)
-    if (validation.arrays["label"] < 0).all():
+  """Checks before training what the first evaluation would find.
+
+  Args:
+    step, arguments: of the evaluation; only shapes are computed.
+    examples: of the evaluation.
+    example: their first batch.
+    num_classes: as in `batches_of`.
+
+  Raises:
+    ValueError: it names the labels, outputs or teacher that do not fit.
+  """
+  if isinstance(examples, data.Source):
+    check_classes(num_classes, examples)
+    label = examples.arrays.get("label")
+    if num_classes is not None and label is not None and (label < 0).all():
       raise ValueError(
-        f"validation: no example of {validation.name!r} has a label, so nothing can be evaluated"
+        f"evaluation: expected labels, got none in {examples.name!r}: give a set that has some"
       )
-    batch = next(data.eval_batches(validation, batch_size))
   else:
-    batch = next(iter(validation))
-    data.check_batch(batch, classes)
-  counts = jax.eval_shape(make_eval_step(student), student_of(state), (), batch)
-  scores = metrics.summary(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), counts))
-  if name not in scores:
-    raise ValueError(f"best: there is no score {name!r}{suggest(name, scores)}")
+    data.check_batch(example, num_classes)
+  try:
+    jax.eval_shape(step, *arguments, example)
+  except ValueError as error:
+    raise ValueError(f"evaluation: {error}") from error

@@ -5,7 +5,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -50,6 +50,7 @@ class Log:
     steps: int,
     title: str,
     progress: bool,
+    main: str = "",
     began: float | None = None,
   ):
     """Opens the files.
@@ -60,6 +61,7 @@ class Log:
       steps: in all.
       title: of the progress bar.
       progress: whether to show one, or lines.
+      main: name of the score that is shown next to the loss.
       began: when this part of the run began, as `time.time()` tells it; None: now.
     """
     self.history: list[dict[str, Any]] = []
@@ -71,6 +73,7 @@ class Log:
     self.clock = Clock(timings[-1] if timings else None, began=began)
     self._write("timings", self.clock.report(start))
     self._progress, self._title, self._steps = progress, title, steps
+    self._names = tuple(dict.fromkeys(("loss", main)))
     terminal = progress and sys.stderr.isatty()
     self._bar = tqdm(
       total=steps, initial=start, desc=title, unit="step", disable=not terminal, leave=False
@@ -102,9 +105,17 @@ class Log:
     with self.clock.waiting("report"):
       self._add(step, "validation", values)
       if self._progress and not self._terminal:
-        shown = f"{_text(self._shown)}  {_text(values, 'val ')}"
+        shown = f"{_text(self._shown, self._names)}  {_text(values, self._names, 'val ')}"
         print(f"{self._title} {step}/{self._steps}  {shown}", flush=True)
     self._time = time.perf_counter()  # evaluation is not training time
+
+  def evaluations_since_best(self, name: str, better: str) -> int:
+    """Returns the number of evaluations after the one with the best score; the earliest wins a tie."""
+    scores = [line[name] for line in self.history if line["phase"] == "validation"]
+    if not scores:
+      return 0
+    best = max(scores) if better == "max" else min(scores)
+    return len(scores) - 1 - scores.index(best)
 
   def _train(self, step: int, metrics: Mapping[str, Any], batch_size: int) -> dict[str, float]:
     now = time.perf_counter()
@@ -120,7 +131,7 @@ class Log:
     self.history.append(line)
     if phase == "train":
       self._shown = dict(values)
-      self._bar.set_postfix_str(_text(values))
+      self._bar.set_postfix_str(_text(values, self._names))
     self._write("metrics", line)
     self._show(phase, step, values)
 
@@ -154,8 +165,8 @@ def fetch(pending: list[Packed]) -> dict[str, Any]:
   return jax.tree.unflatten(pending[0].structure, rows.sum(0, dtype=np.float64))
 
 
-def _text(values: Mapping[str, float], prefix: str = "") -> str:
-  named = [f"{prefix}{k} {values[k]:.4g}" for k in ("loss", "nll", "accuracy") if k in values]
+def _text(values: Mapping[str, float], names: Sequence[str], prefix: str = "") -> str:
+  named = [f"{prefix}{name} {values[name]:.4g}" for name in names if name in values]
   if "examples_per_second" in values:
     named.append(f"{values['examples_per_second']:,.0f} examples/s")
   return "  ".join(named)

@@ -1,4 +1,4 @@
-"""The loop: batches in, steps, evaluations, checkpoints, a history out."""
+"""The loop: batches in; steps, evaluations and checkpoints; a history out."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -6,56 +6,52 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 
 from distill_jax import data
 from distill_jax.cache import Cache
-from distill_jax.cache.teacher.checks import check_weights
-from distill_jax.distributed import hosts, sharding
+from distill_jax.distributed import hosts
 from distill_jax.distributed.interruption import Interrupted, Interruption
 from distill_jax.storage.fingerprint import fingerprint
-from distill_jax.train.inputs import (
-  batches_of,
-  check_classes,
-  check_counts,
-  check_kinds,
-  check_validation,
-  classes_of,
-  data_identity,
-  next_batch,
-)
+from distill_jax.train.evaluation import predict
+from distill_jax.train.inputs import next_batch
 from distill_jax.train.log import Log, fetch
-from distill_jax.train.placement import (
-  compile_step,
-  evaluator,
-  init_on_host,
-  place_teacher,
-  sparsity_of,
+from distill_jax.train.options import (
+  Batches,
+  CheckpointOptions,
+  Evaluation,
+  RunOptions,
+  StepOptions,
 )
+from distill_jax.train.placement import sparsity
+from distill_jax.train.prepare import Arguments, Run, prepare
 from distill_jax.train.profile import Profile
-from distill_jax.train.replay import Replay
-from distill_jax.train.saver import Saver, student_of
-from distill_jax.train.step import check_no_cached_outputs, make_init, make_train_step
-from distill_jax.types import Batch, Model, Objective, OnPolicy, TrainState, Variables
+from distill_jax.train.saver import Saver, student_variables
+from distill_jax.types import Model, Objective, Task, TrainState, Variables
 
 
 class FitResult(NamedTuple):
-  """What training leaves.
+  """The result of `fit`.
 
   Attributes:
-    variables: the student's, from the best evaluation if there was a validation set, else the last.
+    student: the Model that was trained.
+    variables: its variables from the best evaluation; without an evaluation, the last ones.
     state: the train state after the last step.
     history: dicts as in metrics.jsonl, in order.
   """
 
+  student: Model
   variables: Variables
   state: TrainState
   history: list[dict[str, Any]]
 
+  def predict(self, examples: Any, *, batch_size: int = 256) -> dict[str, Any]:
+    """Returns the student's outputs as host arrays: of a batch, a `Source` or batches (`train.predict`)."""
+    return predict(self.student, self.variables, examples, batch_size=batch_size)
+
 
 class NonFiniteError(RuntimeError):
-  """Training was aborted after too many updates in a row that were not finite.
+  """Raised when training is aborted after too many updates in a row that were not finite.
 
   Attributes:
     state: the last good train state; no update that was not finite has entered it.
@@ -64,6 +60,15 @@ class NonFiniteError(RuntimeError):
   def __init__(self, message: str, state: TrainState):
     super().__init__(message)
     self.state = state
+
+
+class _Due(NamedTuple):
+  """What is done after a step."""
+
+  report: bool
+  evaluate: bool
+  save: bool
+  stop: bool
 
 
 def fit(
@@ -75,208 +80,185 @@ def fit(
   *,
   steps: int,
   batch_size: int,
-  teacher_variables: Variables | None = None,
-  validation: data.Source | Iterable[Mapping[str, Any]] | None = None,
-  best: tuple[str, str] = ("accuracy", "max"),
-  eval_every: int | None = None,
-  log_every: int = 50,
-  folder: str | Path | None = None,
-  checkpoint_every: int | None = None,
-  identity: Mapping[str, str | int | float] | None = None,
   seed: int = 0,
-  num_views: int = 0,
-  augment: Callable[[Batch], Batch] | None = None,
-  mix: Callable[[jax.Array, Batch], Batch] | None = None,
-  on_policy: OnPolicy | Replay | None = None,
-  microbatches: int = 1,
-  max_skips: int = 10,
-  ignore_label: int | None = None,
-  mesh: jax.sharding.Mesh | None = None,
-  rules: sharding.Rules = (),
-  teacher_rules: sharding.Rules = (),
-  profile_steps: range | None = None,
-  title: str = "train",
-  progress: bool = True,
+  teacher_variables: Variables | None = None,
+  task: Task | None = None,
+  evaluation: Evaluation | Batches | None = None,
+  checkpoints: CheckpointOptions | str | Path | None = None,
+  step: StepOptions = StepOptions(),  # noqa: B008 (frozen)
+  run: RunOptions = RunOptions(),  # noqa: B008 (frozen)
 ) -> FitResult:
-  """Distills `teacher` into `student` (or trains the student alone: teacher None), on all devices of all hosts.
+  """Distills `teacher` into `student` on all devices of all hosts.
 
   Where several processes train together (`hosts.join`), each makes the same call.
 
   Args:
-    student, teacher, objective, optimizer, augment, mix, on_policy, microbatches: as in `make_train_step`. A teacher
-      may also be a `cache.Cache` of the same examples, augmentation and views: its outputs join the batches.
-    source: the training examples; or your own pipeline, a function `start step -> iterable of batches` (dicts
-      of host arrays of `batch_size` rows), which must give the same batches again to a run that resumes. Where
-      several processes share a batch, it gives the rows that `sharding.local_rows` names, and so does a `validation`
-      of batches.
+    student, objective, optimizer: as in `make_train_step`.
+    teacher: a Model; a `cache.Cache` of the same examples, augmentation and views, whose outputs join the batches; or
+      None, to train the student without a teacher.
+    source: the training examples; or a pipeline of your own, a function `start step -> iterable of batches` (dicts
+      of host arrays of `batch_size` rows), which must yield the same batches again to a run that resumes. Where
+      several processes share a batch, it yields the rows that `sharding.local_rows` names, and so do the batches of an
+      evaluation.
     steps: in all, including those of an earlier run that is resumed.
     batch_size: rows per step over all devices.
-    teacher_variables: the frozen teacher's weights, if the Model does not carry them.
-    validation: examples for evaluation, never trained on; or an iterable of batches that can be gone through
-      again and again, the last one filled up under 'where' (`data.stream.EvalStream`).
-    best: the evaluation's score that chooses `FitResult.variables`, and 'max' or 'min'.
-    eval_every: steps between evaluations; None: a tenth of `steps`. The last step is always evaluated.
-    log_every: steps between reports; metrics stay on the device until then.
-    folder: where checkpoints, metrics.jsonl, timings.jsonl and TensorBoard files go; the same one for all processes.
-      The same call again resumes there, and ends with the parameters that an undisturbed run has. None: nothing is
-      written. A run is known again by its
-      data, seed, views, batch size and teacher; functions are not compared: put what else matters (the learning
-      rate, a hash of your config) into `identity`.
-    checkpoint_every: steps between checkpoints besides those at evaluations; None: only at evaluations.
-    identity: what else must be equal for a run to be resumed, beside the data, seed, views and batch size.
     seed: of the student's initial weights, the order of the examples, and every draw.
-    num_views: different augmented views per example; 0: a new one each epoch.
-    max_skips: abort after this many updates in a row that were not finite.
-    ignore_label: the label that marks examples without one in your own pipeline (a `Source` knows its own).
-    mesh: `sharding.make_mesh(...)`; None: all devices along `data`.
-    rules, teacher_rules: where the arrays of the train state, and of a live teacher, lie on the mesh
-      (`sharding.Rules`).
-      Without a rule what is large is spread over `fsdp`, and all else is on every device.
-    profile_steps: the numbers of steps to be traced into `folder`/profile, for xprof.
-    title, progress: a progress bar with this title on a terminal, a line per evaluation elsewhere.
+    teacher_variables: the frozen teacher's weights, if the Model does not carry them.
+    task: what is measured in training and evaluation. None: it is inferred from outputs and labels where that is safe
+      (`tasks.infer`), and otherwise the objective's own terms are evaluated, for which the teacher runs too.
+    evaluation: validation examples, or an `Evaluation` of them.
+    checkpoints: the run's folder, or `CheckpointOptions`. The same call again resumes there, and ends with the parameters
+      that an undisturbed run has. None: nothing is written.
+    step: see `StepOptions`.
+    run: see `RunOptions`.
 
   Returns:
-    `FitResult`; its arrays lie as they did in training.
+    A `FitResult`; its arrays are placed as in training.
 
   Raises:
     ValueError: what does not fit: networks and their weights, objective, labels, batch and devices, arrays and rules,
       a folder of another run, or what other processes were given.
-    NonFiniteError: see `max_skips`; the folder keeps its last checkpoint.
-    RuntimeError: the frozen teacher's weights changed while it teacher_outputs.
+    NonFiniteError: see `RunOptions.max_skips`; the folder keeps its last checkpoint.
+    RuntimeError: the frozen teacher's weights changed during training.
     LeaseError: another process trains in the folder.
     Interrupted: SIGTERM came; the state was saved. Not caught, it ends the process with 143.
   """
   began = time.time()
-  cached, teacher = (teacher, teacher.model) if isinstance(teacher, Cache) else (None, teacher)
-  check_kinds(student, teacher, objective, source)
-  check_counts(steps=steps, batch_size=batch_size, log_every=log_every, max_skips=max_skips)
-  mesh = mesh or sharding.make_mesh()
-  sharding.check_mesh(mesh)
-  sharding.check_divisible(batch_size, mesh, microbatches=microbatches)
-  here = sharding.local_rows(mesh, batch_size)
-  rows = here if jax.process_count() > 1 else None
-  eval_every = max(1, steps // 10) if eval_every is None else eval_every
-  check_counts(eval_every=eval_every, checkpoint_every=checkpoint_every or eval_every)
-  if cached is not None:
-    num_views = num_views or cached.num_views
-    if teacher_variables is not None:
-      cached.check_weights(teacher_variables)
-      teacher_variables = None
-    shown = source if isinstance(source, data.Source) else next(iter(source(0)))
-    cached.check(shown, augment=augment, num_views=getattr(source, "num_views", num_views), mix=mix)
-  example = next(
-    iter(batches_of(source, batch_size, seed, num_views, None, ignore_label, cached, rows)(0)), None
+  cache, model = (teacher, teacher.model) if isinstance(teacher, Cache) else (None, teacher)
+  if evaluation is not None and not isinstance(evaluation, Evaluation):
+    evaluation = Evaluation(evaluation)
+  if isinstance(checkpoints, (str, Path)):
+    checkpoints = CheckpointOptions(checkpoints)
+  arguments = Arguments(
+    student=student,
+    teacher=model,
+    cache=cache,
+    objective=objective,
+    optimizer=optimizer,
+    source=source,
+    steps=steps,
+    batch_size=batch_size,
+    seed=seed,
+    teacher_variables=teacher_variables,
+    task=task,
+    evaluation=evaluation,
+    checkpoints=checkpoints,
+    step=step,
+    run=run,
   )
-  if example is None:
-    raise ValueError("the source gives no batch")
-  if on_policy is not None:
-    check_no_cached_outputs(example)
-  if rows is not None:
-    example = {name: np.resize(x, (batch_size, *x.shape[1:])) for name, x in example.items()}
-  if teacher_variables is not None and teacher is not None:
-    check_weights(teacher, Variables(*teacher_variables), example)
-  taught_by = place_teacher(
-    teacher, teacher_variables, mesh, () if cached is not None else teacher_rules
-  )
-  teacher_fingerprint = fingerprint(taught_by)
-  with init_on_host(mesh):
-    init = make_init(student, teacher, objective, optimizer, on_policy=on_policy)
-    state = init(jax.random.key(seed), example)
-  classes = classes_of(student, state, example)
-  check_classes(classes, source)
-  stream = batches_of(source, batch_size, seed, num_views, classes, ignore_label, cached, rows)
-  if validation is not None:
-    check_validation(student, state, validation, batch_size, classes, best)
-  placement = sharding.state_specs(state, mesh, rules)
-  state = sharding.place(state, mesh, placement)
-  step_fn = compile_step(
-    make_train_step(
-      student,
-      teacher,
-      objective,
-      optimizer,
-      microbatches=microbatches,
-      augment=augment,
-      mix=mix,
-      on_policy=on_policy,
-    ),
-    mesh,
-    placement,
-  )
-  evaluate = None
-  if validation is not None:
-    evaluate = evaluator(student, mesh, validation, batch_size, rows)
-  identity = {
-    "seed": seed,
-    "num_views": num_views,
-    "batch_size": batch_size,
-    "teacher": teacher_fingerprint if cached is None else cached.digest,
-    "data": data_identity(source),
-    **(identity or {}),
-  }
-  if rows is not None:
-    paces = {
-      "steps": steps,
-      "eval_every": eval_every,
-      "log_every": log_every,
-      "checkpoint_every": checkpoint_every,
-    }
-    hosts.assert_equal("run", {**identity, **paces, "start": fingerprint(state)})
-  saver = Saver(folder, best, identity)
+  return _run(prepare(arguments), began)
+
+
+def _run(run: Run, began: float) -> FitResult:
+  """Restores, trains, and returns the result."""
+  options, checkpoints = run.arguments.run, run.arguments.checkpoints
+  folder = None if checkpoints is None else checkpoints.folder
   first = hosts.is_first()
-  with saver, Interruption() as interruption, Profile(saver.folder, profile_steps) as profile:
-    state = saver.restore(state)
-    start = int(state.step)
-    kept = saver.folder if first else None
+  with (
+    Saver(folder, (run.best.name, run.best.better), run.identity) as saver,
+    Interruption() as interruption,
+    Profile(saver.folder, options.profile_steps) as profile,
+  ):
+    state = saver.restore(run.state)
+    run = run._replace(state=())  # The step consumes the state: nothing else may hold on to it.
     with Log(
-      kept, start=start, steps=steps, title=title, progress=progress and first, began=began
+      saver.folder if first else None,
+      start=int(state.step),
+      steps=run.intervals.steps,
+      title=options.title,
+      progress=options.progress and first,
+      main=run.best.name,
+      began=began,
     ) as log:
-      pending: list[Any] = []
-      batches, waiting = iter(stream(start)), log.clock.waiting
-      for step in range(start + 1, steps + 1):
-        with waiting("data"):
-          batch = next_batch(batches, step, batch_size, len(here))
-          if rows is not None:
-            batch = sharding.place_rows(batch, mesh, batch_size)
-        state, measured = profile(step, step_fn, state, taught_by, batch)
-        log.clock.stepped()
-        pending.append(measured)
-        stopping = interruption.at()
-        evaluating = step % eval_every == 0 or step == steps
-        saving = stopping or evaluating or step % (checkpoint_every or eval_every) == 0
-        # What was not reported before a checkpoint would be missing from the report of a run that resumes there.
-        if step % log_every == 0 or saving:
-          with waiting("device"):
-            values = fetch(pending)
-          log.train(step, values, batch_size)
-          pending.clear()
-          _check_skips(state, max_skips)
-        scores = None
-        if evaluate is not None and evaluating:
-          with waiting("evaluation"):
-            scores = evaluate(student_of(state)) | sparsity_of(state)
-          log.validation(step, scores)
-        if saving:
-          with waiting("checkpoint"):
-            saver.save(state, scores)
-        if stopping and step < steps:
-          saver.wait()
-          raise Interrupted(state)
-      history = log.history
-    if fingerprint(taught_by) != teacher_fingerprint:
+      state = _train(run, state, saver, interruption, profile, log)
+    if fingerprint(run.teacher_variables) != run.teacher_fingerprint:
       raise RuntimeError(
-        "the teacher's weights changed while it teacher_outputs: a frozen teacher must not"
+        "teacher_variables: expected frozen weights, got others after training: copy them before you change them"
       )
-    best_or_last = saver.best_variables(state) if validation is not None else student_of(state)
-    return FitResult(best_or_last, state, history)
+    evaluated = run.evaluate is not None
+    variables = saver.best_variables(state) if evaluated else student_variables(state)
+    return FitResult(run.arguments.student, variables, state, log.history)
+
+
+def _train(
+  run: Run,
+  state: TrainState,
+  saver: Saver,
+  interruption: Interruption,
+  profile: Profile,
+  log: Log,
+) -> TrainState:
+  """Returns the state after the last step."""
+  first_step = int(state.step) + 1
+  batches = iter(run.stream(first_step - 1))
+  metrics: list[Any] = []
+  if _is_patience_over(run, log):
+    return state
+  for step in range(first_step, run.intervals.steps + 1):
+    with log.clock.waiting("data"):
+      batch = next_batch(batches, step, run.arguments.batch_size, run.num_rows)
+      batch = run.place(batch)
+    state, step_metrics = profile(step, run.step_fn, state, run.teacher_variables, batch)
+    log.clock.stepped()
+    metrics.append(step_metrics)
+    due = _due(run, step, stop=interruption.at())
+    if due.report:
+      _report(run, log, step, state, metrics)
+    scores = _evaluate(run, log, step, state) if due.evaluate else None
+    if due.save:
+      with log.clock.waiting("checkpoint"):
+        saver.save(state, scores)
+    if due.stop and step < run.intervals.steps:
+      saver.wait()
+      raise Interrupted(state)
+    if due.evaluate and _is_patience_over(run, log):
+      break
+  return state
+
+
+def _due(run: Run, step: int, *, stop: bool) -> _Due:
+  intervals = run.intervals
+  evaluate = step % intervals.evaluate == 0 or step == intervals.steps
+  save = stop or evaluate or step % intervals.save == 0
+  # What was not reported before a checkpoint would be missing from the report of a run that resumes there.
+  report = save or step % run.arguments.run.log_every == 0
+  return _Due(report, evaluate and run.evaluate is not None, save, stop)
+
+
+def _report(run: Run, log: Log, step: int, state: TrainState, metrics: list[Any]) -> None:
+  """Reports the metrics of the steps since the last report, and clears them."""
+  with log.clock.waiting("device"):
+    sums = fetch(metrics)
+  log.train(step, sums, run.arguments.batch_size)
+  metrics.clear()
+  _check_skips(state, run.arguments.run.max_skips)
+
+
+def _evaluate(run: Run, log: Log, step: int, state: TrainState) -> dict[str, float]:
+  assert run.evaluate is not None
+  with log.clock.waiting("evaluation"):
+    scores = run.evaluate(state) | sparsity(state)
+  log.validation(step, scores)
+  return scores
+
+
+def _is_patience_over(run: Run, log: Log) -> bool:
+  """Whether so many evaluations in a row brought no better score. The first process has the whole history."""
+  evaluation = run.arguments.evaluation
+  if evaluation is None or evaluation.patience is None:
+    return False
+  patience = evaluation.patience
+  return hosts.run_on_first(
+    lambda: log.evaluations_since_best(run.best.name, run.best.better) >= patience
+  )
 
 
 def _check_skips(state: TrainState, max_skips: int) -> None:
   skips = jax.device_get(state.skips)
   if skips.longest >= max_skips:
     raise NonFiniteError(
-      f"{skips.longest} updates in a row were not finite (max_skips {max_skips}), {skips.total} in all, up to step "
-      f"{int(state.step)}: the parameters are those from before. Look for NaN in the teacher's outputs, or lower "
-      "the learning rate",
+      f"max_skips: expected fewer than {max_skips} updates in a row that are not finite, got {skips.longest} "
+      f"({skips.total} in all) up to step {int(state.step)}; the parameters are those from before: look for NaN in "
+      "the teacher's outputs, or lower the learning rate",
       state,
     )

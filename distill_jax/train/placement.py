@@ -1,8 +1,8 @@
-"""What `fit` puts on its mesh: the teacher, the train state, the compiled step, the examples of an evaluation."""
+"""Places what `fit` computes with on a mesh: the teacher, the compiled step, the batches of an evaluation."""
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -10,99 +10,131 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from distill_jax import data, metrics, reduce
+from distill_jax import data
 from distill_jax.distributed import sharding
+from distill_jax.train.evaluation import Accumulator
 from distill_jax.train.inputs import evaluation_batches
 from distill_jax.train.log import pack
-from distill_jax.train.step import Step, make_eval_step
-from distill_jax.types import Model, TrainState, Variables
+from distill_jax.train.options import Batches
+from distill_jax.train.step import Step
+from distill_jax.types import Model, Task, TrainState, Variables
 
 
 def place_teacher(
-  teacher: Model | None, given: Variables | None, mesh: Mesh, rules: sharding.Rules
+  teacher: Model | None, variables: Variables | None, mesh: Mesh, rules: sharding.Rules
 ) -> Any:
-  """The weights of a frozen teacher, placed; () where there is none, or it follows the student.
+  """Returns the frozen teacher's weights on the mesh; `()` without a teacher and for an EMA teacher.
+
+  Args:
+    teacher: the Model.
+    variables: its weights; None: those that the Model carries.
+    mesh, rules: where they go.
 
   Raises:
-    ValueError: there are no weights, or weights that nobody uses.
+    ValueError: there are no weights, or weights and no frozen teacher.
   """
   if teacher is None or teacher.ema_update is not None:
-    if given is not None:
-      raise ValueError("teacher_variables were given, but there is no frozen teacher to use them")
+    if variables is not None:
+      raise ValueError(
+        "teacher_variables: expected none without a frozen teacher, got some: leave them out"
+      )
     return ()
-  variables = given if given is not None else teacher.variables
+  variables = teacher.variables if variables is None else variables
   if variables is None:
     raise ValueError(
-      "the teacher has no weights: pass teacher_variables=, or make the Model from trained weights (an untrained "
-      "teacher would teach noise)"
+      "teacher_variables: expected the teacher's trained weights, got none: pass them, or build the Model from "
+      "trained weights (an untrained teacher would teach noise)"
     )
   variables = Variables(*variables)
-  if not jax.tree.leaves(variables):  # a cached teacher
-    return variables
+  if not jax.tree.leaves(variables):
+    return variables  # A cached teacher has no weights: a rule would match nothing and raise.
   return sharding.place(variables, mesh, sharding.specs(variables, mesh, rules))
 
 
 @contextlib.contextmanager
 def init_on_host(mesh: Mesh) -> Iterator[None]:
-  """Where parameters are spread over devices, they are made in the host's memory: one device might not hold them."""
+  """Makes parameters in the host's memory where a mesh splits them: one device might not hold them.
+
+  Raises:
+    ValueError: JAX_PLATFORMS leaves out the host's backend.
+  """
   if math.prod(size for axis, size in mesh.shape.items() if axis != "data") == 1:
     yield
-  else:
-    try:
-      host = jax.local_devices(backend="cpu")[0]
-    except RuntimeError as error:
-      raise ValueError(
-        f"mesh: {dict(mesh.shape)} needs the host's memory to make what is spread, and JAX_PLATFORMS leaves it out: "
-        "add ',cpu'"
-      ) from error
-    with jax.default_device(host):
-      yield
+    return
+  try:
+    host = jax.local_devices(backend="cpu")[0]
+  except RuntimeError as error:
+    raise ValueError(
+      f"mesh: {dict(mesh.shape)} needs the host's memory to initialize what it splits, and JAX_PLATFORMS "
+      "leaves it out: add ',cpu'"
+    ) from error
+  with jax.default_device(host):
+    yield
 
 
-def compile_step(step: Step, mesh: Mesh, placement: TrainState):
-  """The step, compiled to take host batches: jit places them in a tenth of `device_put`'s time."""
+def compile_step(step: Step, mesh: Mesh, specs: TrainState) -> Callable:
+  """Returns the jitted step, which takes host batches: jit places them in a tenth of `device_put`'s time."""
 
-  def packed(state, teacher_variables, batch):
-    state, measured = step(state, teacher_variables, batch)
-    return state, pack(measured)
+  def packed_step(state, teacher_variables, batch):
+    state, metrics = step(state, teacher_variables, batch)
+    return state, pack(metrics)
 
-  kept = jax.tree.map(
+  state_shardings = jax.tree.map(
     lambda spec: NamedSharding(mesh, spec),
-    placement,
+    specs,
     is_leaf=lambda x: isinstance(x, PartitionSpec),
   )
   return jax.jit(
-    packed,
+    packed_step,
     donate_argnums=0,
-    in_shardings=(kept, None, sharding.row_sharding(mesh)),
-    out_shardings=(kept, sharding.replicated(mesh)),
+    in_shardings=(state_shardings, None, sharding.row_sharding(mesh)),
+    out_shardings=(state_shardings, sharding.replicated(mesh)),
   )
 
 
-def evaluator(student: Model, mesh: Mesh, validation, batch_size: int, rows: np.ndarray | None):
-  """`variables -> scores` on the whole set; examples in memory are placed once."""
-  count = jax.jit(make_eval_step(student), out_shardings=sharding.replicated(mesh))
+def compile_evaluation(
+  step: Callable,
+  task: Task,
+  mesh: Mesh,
+  examples: Batches,
+  batch_size: int,
+  rows: np.ndarray | None,
+) -> Callable[[Any, Any], dict[str, float]]:
+  """Returns `(variables, teacher_variables) -> scores` on all examples; those in memory are placed once.
+
+  Args:
+    step: of `make_eval_step` or `make_terms_step`.
+    task: what is measured.
+    mesh: where it is computed.
+    examples: of the evaluation.
+    batch_size: rows of a batch over all devices.
+    rows: those of this process; None: all.
+  """
+  measure = jax.jit(step, out_shardings=sharding.replicated(mesh))
 
   def place(batch):
     return sharding.place_rows(batch, mesh, batch_size)
 
-  batches = evaluation_batches(validation, batch_size, rows)
-  kept = [place(batch) for batch in batches] if isinstance(validation, data.Source) else None
+  batches = evaluation_batches(examples, batch_size, rows)
+  in_memory = isinstance(examples, data.Source)
+  device_batches = [place(batch) for batch in batches] if in_memory else None
 
-  def evaluate(variables: Variables) -> dict[str, float]:
-    counts = [count(variables, (), batch) for batch in kept or map(place, batches)]
-    return metrics.summary(reduce.merge(*jax.device_get(counts)))
+  def evaluate(variables, teacher_variables) -> dict[str, float]:
+    accumulator = Accumulator(task)
+    for batch in device_batches or map(place, batches):
+      accumulator.add(*measure(variables, teacher_variables, batch))
+    return accumulator.result().scores
 
   return evaluate
 
 
-def sparsity_of(state: TrainState) -> dict[str, float]:
-  """'sparsity', the share of zeros among the student's weights (arrays of two axes and more), where there are any."""
-  zeros, number = map(float, _zeros(state.params["student"]))
-  return {"sparsity": zeros / number} if zeros else {}
+def sparsity(state: TrainState) -> dict[str, float]:
+  """Returns 'sparsity', the fraction of zeros among the student's weights (arrays of two axes and more), if any."""
+  zeros, size = map(float, _count_zeros(state.params["student"]))
+  return {"sparsity": zeros / size} if zeros else {}
 
 
 @jax.jit
-def _zeros(params):
+def _count_zeros(params):
   kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
   return sum(jnp.sum(leaf == 0) for leaf in kernels), sum(leaf.size for leaf in kernels)

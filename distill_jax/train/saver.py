@@ -1,4 +1,4 @@
-"""What a run leaves while it goes: checkpoints in a folder, or the best variables in memory where there is none."""
+"""Saves a run while it trains: checkpoints in a folder, or the best variables in memory without one."""
 
 import contextlib
 import math
@@ -14,56 +14,79 @@ from distill_jax.types import TrainState, Variables
 
 
 class Saver:
-  """Checkpoints in a folder, or the best variables in memory where there is none."""
+  """Checkpoints in a leased folder, or the best variables in memory without one. Use it as a context manager.
 
-  def __init__(self, folder, best, identity):
-    self._best, self._score, self._variables = best, None, None
+  Attributes:
+    folder: absolute, or None.
+  """
+
+  def __init__(
+    self,
+    folder: str | Path | None,
+    best: tuple[str, str],
+    identity: Mapping[str, str | int | float],
+  ):
+    """Opens the folder.
+
+    Args:
+      folder: of the run; None: nothing is written.
+      best: the score that chooses the best variables, and 'max' or 'min'.
+      identity: what must be equal for a run to resume.
+
+    Raises:
+      LeaseError: another process trains in the folder.
+    """
     self.folder = None if folder is None else Path(folder).resolve()
-    self._saved = None
-    if self.folder is not None:
-      with contextlib.ExitStack() as held:
-        self._lease = held.enter_context(Lease(self.folder))
-        self._saved = held.enter_context(
-          Checkpoints(self.folder / "checkpoints", best=best, identity=identity)
-        )
-        self._held = held.pop_all()
+    self._best = best
+    self._best_score: float | None = None
+    self._best_variables: Variables | None = None
+    self._checkpoints: Checkpoints | None = None
+    with contextlib.ExitStack() as stack:
+      if self.folder is not None:
+        self._lease = stack.enter_context(Lease(self.folder))
+        checkpoints = Checkpoints(self.folder / "checkpoints", best=best, identity=identity)
+        self._checkpoints = stack.enter_context(checkpoints)
+      self._stack = stack.pop_all()
 
   def __enter__(self):
     return self
 
   def __exit__(self, *error):
-    if self._saved is not None:
-      self._held.__exit__(*error)
+    self._stack.__exit__(*error)
 
   def restore(self, state: TrainState) -> TrainState:
-    found = self._saved.restore(state) if self._saved is not None else None
-    return state if found is None else found
+    """Returns the last saved state, with the placement of `state`; `state` itself where there is none."""
+    restored = None if self._checkpoints is None else self._checkpoints.restore(state)
+    return state if restored is None else restored
 
   def save(self, state: TrainState, scores: Mapping[str, float] | None) -> None:
-    if self._saved is not None:
+    """Saves a state; of equal scores the earliest stays the best."""
+    if self._checkpoints is not None:
       self._lease.check()
-      self._saved.save(state, metrics=scores)
+      self._checkpoints.save(state, metrics=scores)
     elif scores is not None:
       name, direction = self._best
       score = scores[name] if direction == "max" else -scores[name]
-      if math.isfinite(score) and (self._score is None or score > self._score):
-        self._score = score
-        self._variables = Variables(*jax.tree.map(jnp.copy, tuple(student_of(state))))
+      if math.isfinite(score) and (self._best_score is None or score > self._best_score):
+        self._best_score = score
+        variables = student_variables(state)
+        self._best_variables = Variables(*jax.tree.map(jnp.copy, tuple(variables)))
 
   def wait(self) -> None:
-    """Returns when what was saved is on disk."""
-    if self._saved is not None:
-      self._saved.wait()
+    """Returns when everything that was saved is on disk."""
+    if self._checkpoints is not None:
+      self._checkpoints.wait()
 
   def best_variables(self, state: TrainState) -> Variables:
-    if self._saved is not None:
-      self._saved.wait()
-      state = self._saved.restore(state, step="best") or state
-    elif self._variables is not None:
-      return self._variables
-    return student_of(state)
+    """Returns the student's variables from the best evaluation; those of `state` where there was none."""
+    if self._checkpoints is not None:
+      self._checkpoints.wait()
+      state = self._checkpoints.restore(state, step="best") or state
+    elif self._best_variables is not None:
+      return self._best_variables
+    return student_variables(state)
 
 
-def student_of(state: TrainState) -> Variables:
-  """The student's variables."""
+def student_variables(state: TrainState) -> Variables:
+  """Returns the student's variables of a train state."""
   return Variables(state.params["student"], state.model_state["student"])

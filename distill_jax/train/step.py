@@ -182,9 +182,7 @@ def _generate(
     raise ValueError(
       "on_policy: expected a replay buffer in the train state, got none: give make_init the same on_policy"
     )
-  batch, buffer = on_policy.apply(
-    variables, state.model_state["replay"], state.step, key, batch
-  )
+  batch, buffer = on_policy.apply(variables, state.model_state["replay"], state.step, key, batch)
   return batch, {"replay": buffer}
 
 
@@ -211,9 +209,7 @@ def _copy_wide(x: jax.Array) -> jax.Array:
 
 
 def _output_shapes(model: Model, variables: Variables, batch: Batch) -> Outputs:
-  return jax.eval_shape(
-    lambda v, b: model.apply(*v, b, train=False, key=None)[0], variables, batch
-  )
+  return jax.eval_shape(lambda v, b: model.apply(*v, b, train=False, key=None)[0], variables, batch)
 
 
 def _check_rows(batch: Batch, microbatches: int) -> None:

@@ -1,0 +1,28 @@
+"""What a kind of problem measures: a `Task` each, for `train.fit`, `Config.task` and `report.write`.
+
+    fit(..., evaluation=validation, task=tasks.multi_label())
+
+A task needs nothing from the code that trains, runs jobs or writes reports: it is plain data and pure functions.
+`Task.with_metric` adds a score of your own; `infer` chooses a task by the shapes of outputs and labels, where that is safe.
+"""
+
+from distill_jax.tasks.classification import classification
+from distill_jax.tasks.inference import infer
+from distill_jax.tasks.language_modeling import language_modeling
+from distill_jax.tasks.multi_label import multi_label
+from distill_jax.tasks.objective_terms import objective_terms
+from distill_jax.tasks.regression import regression
+from distill_jax.tasks.segmentation import segmentation
+from distill_jax.types import Metric, Task
+
+__all__ = [
+  "Metric",
+  "Task",
+  "classification",
+  "infer",
+  "language_modeling",
+  "multi_label",
+  "objective_terms",
+  "regression",
+  "segmentation",
+]

@@ -1,0 +1,91 @@
+"""Several labels per example: each class is present or absent."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from distill_jax import reduce
+from distill_jax.tasks.logits import means
+from distill_jax.types import Batch, Metric, Outputs, Task
+
+
+def multi_label(*, label: str = "label", output: str = "logits") -> Task:
+  """Returns the task of logits [B, C] and labels [B, C] of 0 and 1 (any dtype); a class is predicted where its logit is > 0.
+
+  Its metrics are macro F1 over the classes (0 for a class that neither occurs nor is predicted), micro F1, the fraction of
+  examples whose classes are all correct (subset accuracy), mean average precision over the classes that occur
+  (scikit-learn's `average_precision_score`), and binary cross entropy per class in nats.
+
+  Args:
+    label: the batch's entry with the labels.
+    output: the student's output with the logits.
+  """
+
+  def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
+    del teacher
+    logits, labels, rows = _inputs(outputs[output], batch[label], batch.get("where"), label)
+    predicted = logits > 0
+    present = labels > 0.5
+    counted = rows[:, None]
+    columns = (predicted & present, predicted, present)
+    per_class = jnp.stack([(x & counted).sum(0, dtype=jnp.int32) for x in columns], -1)
+    nll = optax.sigmoid_binary_cross_entropy(logits, labels).mean(-1)
+    return {
+      "per_class": per_class,
+      "exact": reduce.total((predicted == present).all(-1), rows),
+      "nll": reduce.total(nll, rows),
+    }
+
+  def predict(outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+    del batch
+    return {"logits": outputs[output].astype(jnp.float32)}
+
+  def evaluate_predictions(predictions, references) -> dict[str, float]:
+    return {"map": _mean_average_precision(predictions["logits"], references[label])}
+
+  return Task(
+    metrics=(
+      Metric("f1", "macro F1", "%", "max", ".2%"),
+      Metric("f1_micro", "micro F1", "%", "max", ".2%"),
+      Metric("map", "mean average precision", "%", "max", ".2%"),
+      Metric("exact", "subset accuracy", "%", "max", ".2%"),
+      Metric("nll", "binary cross entropy", "nats", "min", ".4f"),
+    ),
+    statistics=statistics,
+    compute=_compute,
+    predict=predict,
+    evaluate_predictions=evaluate_predictions,
+    references=(label,),
+  )
+
+
+def _inputs(logits, labels, where, name: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+  if logits.ndim != 2 or labels.shape != logits.shape:
+    raise ValueError(
+      f"{name!r}: expected 0 or 1 for each of the logits {logits.shape}, got {labels.dtype} {labels.shape}"
+    )
+  rows = jnp.ones(len(logits), bool) if where is None else where
+  dtype = jnp.promote_types(logits.dtype, jnp.float32)
+  return logits.astype(dtype), labels.astype(dtype), rows
+
+
+def _compute(statistics: Mapping[str, Any]) -> dict[str, float]:
+  correct, predicted, present = np.asarray(statistics["per_class"], np.float64).T
+  both = predicted + present
+  f1 = (2 * correct / np.maximum(both, 1)).mean()
+  f1_micro = 2 * correct.sum() / max(both.sum(), 1)
+  return means(dict(statistics)) | {"f1": float(f1), "f1_micro": float(f1_micro)}
+
+
+def _mean_average_precision(logits: np.ndarray, labels: np.ndarray) -> float:
+  from sklearn.metrics import average_precision_score
+
+  present = np.asarray(labels) > 0.5
+  occurs = present.any(0)
+  if not occurs.any():
+    return 0.0
+  return float(average_precision_score(present[:, occurs], logits[:, occurs], average="macro"))

@@ -1,0 +1,79 @@
+"""Numbers as labels."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax.types import Batch, Metric, Outputs, Task
+
+
+def regression(*, label: str = "label", output: str = "logits", unit: str = "") -> Task:
+  """Returns the task of predictions [B] or [B, ...] and labels of the same shape; [B, 1] goes with [B].
+
+  Its metrics are the root mean squared error, the mean absolute error, and R^2 = 1 - squared error / variance of the labels
+  (scikit-learn's `r2_score`, over all numbers together). A NaN label is a number without one and does not count. Sums are
+  float32: R^2 loses digits where the labels' mean is over 1,000 times their spread, so subtract it.
+
+  Args:
+    label: the batch's entry with the labels.
+    output: the student's output with the predictions.
+    unit: of the labels, for tables.
+  """
+
+  def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
+    del teacher
+    prediction, target, valid = _inputs(outputs[output], batch[label], batch.get("where"), label)
+    error = jnp.where(valid, prediction - target, 0)
+    target = jnp.where(valid, target, 0)
+    # R^2 from moments around one label: around 0 they would cancel for labels far from 0.
+    count = valid.sum(dtype=error.dtype)
+    mean = target.sum() / jnp.maximum(count, 1)
+    spread = jnp.where(valid, target - mean, 0)
+    return {
+      "squared": (error**2).sum(),
+      "absolute": jnp.abs(error).sum(),
+      "count": count,
+      "variance": (spread**2).sum(),
+      "between": jnp.stack([count * mean, count * mean**2]),
+    }
+
+  return Task(
+    metrics=(
+      Metric("rmse", "root mean squared error", unit, "min", ".4g"),
+      Metric("mae", "mean absolute error", unit, "min", ".4g"),
+      Metric("r2", "R²", "", "max", ".4f"),
+    ),
+    statistics=statistics,
+    compute=_compute,
+    references=(label,),
+  )
+
+
+def _inputs(prediction, target, where, name: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns predictions and labels of one shape, and which of them count."""
+  shape = prediction.shape
+  if shape[-1:] == (1,) and target.shape == shape[:-1]:
+    prediction = prediction[..., 0]
+  if prediction.shape != target.shape:
+    raise ValueError(f"{name!r}: expected the predictions' shape {shape}, got {target.shape}")
+  valid = ~jnp.isnan(target)
+  if where is not None:
+    valid &= where.reshape(where.shape + (1,) * (target.ndim - 1))
+  dtype = jnp.promote_types(prediction.dtype, jnp.float32)
+  return prediction.astype(dtype), target.astype(dtype), valid
+
+
+def _compute(statistics: Mapping[str, Any]) -> dict[str, float]:
+  count = max(float(statistics["count"]), 1.0)
+  squared = float(statistics["squared"])
+  total, total_squares = np.asarray(statistics["between"], np.float64)
+  variance = float(statistics["variance"]) + total_squares - total**2 / count
+  return {
+    "rmse": math.sqrt(squared / count),
+    "mae": float(statistics["absolute"]) / count,
+    "r2": 1 - squared / variance if variance > 0 else math.nan,
+  }

@@ -1,0 +1,246 @@
+"""Evaluates and applies models: scores of a task on a whole set, and outputs for any batch."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax import data
+from distill_jax.tasks.objective_terms import OUTPUT, evaluate_terms
+from distill_jax.train.loss_fn import apply_teacher
+from distill_jax.types import Batch, Model, Objective, Task, TrainState, Variables
+
+HostBatch = Mapping[str, np.ndarray]
+Examples = data.Source | Iterable[HostBatch]
+Trained = tuple[Model, Variables]
+
+
+class Evaluated(NamedTuple):
+  """What an evaluation of one model returns.
+
+  Attributes:
+    scores: {metric name: value}.
+    statistics: the task's added sums, host arrays.
+    predictions: {name: array [N, ...]} of all valid examples, in order; {} where none were asked for.
+  """
+
+  scores: dict[str, float]
+  statistics: Any
+  predictions: dict[str, np.ndarray]
+
+
+def evaluate(
+  model: Model,
+  variables: Variables | None,
+  examples: Examples,
+  task: Task,
+  *,
+  teacher: Trained | None = None,
+  batch_size: int = 256,
+) -> dict[str, float]:
+  """Returns the scores of a model on a set.
+
+      scores = evaluate(student, result.variables, test, tasks.classification())
+
+  Args:
+    model: a Model.
+    variables: its variables; None: those that it was built with.
+    examples: a `Source`, or an iterable of batches whose 'where' marks padding.
+    task: what is measured.
+    teacher: (Model, variables), for metrics that compare with it; None: they are left out.
+    batch_size: rows at once, of a `Source`.
+
+  Raises:
+    ValueError: no variables, no examples, or outputs and labels that do not fit the task.
+  """
+  models = [(model, _variables(model, variables))]
+  return evaluate_models(models, examples, task, teacher=teacher, batch_size=batch_size)[0].scores
+
+
+def evaluate_models(
+  models: Sequence[Trained],
+  examples: Examples,
+  task: Task,
+  *,
+  teacher: Trained | None = None,
+  predict: bool = False,
+  batch_size: int = 256,
+) -> list[Evaluated]:
+  """Returns what `evaluate` measures of several models, in one pass over the examples.
+
+  The teacher runs once per batch. Sums stay on the device, and are added there.
+
+  Args:
+    models: (Model, variables) each.
+    examples, task, teacher, batch_size: as in `evaluate`.
+    predict: whether to return the task's predictions.
+  """
+  steps = {}
+  for model, _ in models:
+    steps[model.apply] = jax.jit(functools.partial(_measure_model, model.apply, task, predict))
+  sums = [Accumulator(task) for _ in models]
+  for batch in iterate(examples, batch_size):
+    teacher_outputs = None if teacher is None else _outputs(teacher[0].apply, teacher[1], batch)
+    for (model, variables), accumulator in zip(models, sums):
+      accumulator.add(*steps[model.apply](variables, teacher_outputs, batch))
+  return [accumulator.result() for accumulator in sums]
+
+
+def predict(
+  model: Model,
+  variables: Variables | None,
+  examples: Examples | HostBatch,
+  *,
+  batch_size: int = 256,
+) -> dict[str, Any]:
+  """Returns a model's outputs in evaluation mode, as host arrays.
+
+  Args:
+    model, variables, batch_size: as in `evaluate`.
+    examples: one batch (a mapping of arrays), a `Source`, or an iterable of batches; outputs of all valid rows are
+      joined, in order.
+
+  Raises:
+    ValueError: no variables, or no batch.
+  """
+  variables = _variables(model, variables)
+  if isinstance(examples, Mapping):
+    return jax.device_get(_outputs(model.apply, variables, dict(examples)))
+  parts = []
+  for batch in iterate(examples, batch_size):
+    where = np.asarray(_where(batch))
+    outputs = jax.device_get(_outputs(model.apply, variables, batch))
+    parts.append(jax.tree.map(lambda x, where=where: x[where], outputs))
+  if not parts:
+    raise ValueError("examples: expected at least one batch, got none: give a Source or batches")
+  return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def iterate(examples: Examples, batch_size: int) -> Iterator[HostBatch]:
+  """Yields every example once, in order, in batches; 'where' marks padding of the last one."""
+  if isinstance(examples, data.Source):
+    return data.eval_batches(examples, batch_size)
+  return map(dict, examples)
+
+
+def make_eval_step(
+  student: Model, task: Task, teacher: Model | None = None
+) -> Callable[[Variables, Any, Batch], tuple[Any, dict[str, Any]]]:
+  """Returns a pure step `(variables, teacher_variables, batch) -> (statistics, rows)`; see `Accumulator`.
+
+  Rows whose 'where' is False count nowhere.
+
+  Args:
+    student: the Model that is evaluated.
+    task: what is measured.
+    teacher: a frozen Model to compare with; None: nothing is compared.
+  """
+
+  def step(variables, teacher_variables, batch: Batch):
+    teacher_outputs = apply_teacher(teacher, teacher_variables, batch) or None
+    return _measure_model(student.apply, task, False, variables, teacher_outputs, batch)
+
+  return step
+
+
+def make_terms_step(
+  student: Model, task: Task, teacher: Model | None, objective: Objective
+) -> Callable[[TrainState, Any, Batch], tuple[Any, dict[str, Any]]]:
+  """Returns the same step for `tasks.objective_terms`; it takes the train state in place of the variables."""
+
+  def step(state: TrainState, teacher_variables, batch: Batch):
+    teacher_outputs = apply_teacher(teacher, teacher_variables, batch)
+    variables, learned = (
+      Variables(state.params[part], state.model_state[part]) for part in ("student", "objective")
+    )
+    outputs = student.apply(*variables, batch, train=False, key=None)[0]
+    # One key for all batches and evaluations: what the objective draws is the same in each.
+    key = jax.random.key(0)
+    terms = evaluate_terms(
+      objective, learned, outputs, teacher_outputs, batch, step=state.step, key=key
+    )
+    return task.statistics({**outputs, OUTPUT: terms}, batch, None), {}
+
+  return step
+
+
+class Accumulator:
+  """Adds up what an evaluation's step returns: sums on the device, rows on the host."""
+
+  def __init__(self, task: Task):
+    self._task = task
+    self._statistics: Any = None
+    self._rows: list[dict[str, Any]] = []
+
+  def add(self, statistics: Any, rows: dict[str, Any]) -> None:
+    """Adds one batch's."""
+    first = self._statistics is None
+    self._statistics = statistics if first else _add(self._statistics, statistics)
+    if rows:
+      rows = jax.device_get(rows)
+      where = rows.pop("where")
+      self._rows.append(jax.tree.map(lambda x: x[where], rows))
+
+  def result(self) -> Evaluated:
+    """Returns the scores of all batches.
+
+    Raises:
+      ValueError: there was no batch.
+    """
+    if self._statistics is None:
+      raise ValueError(
+        "evaluation: expected at least one batch, got none: give a Source or batches"
+      )
+    statistics = jax.device_get(self._statistics)
+    scores = self._task.compute(statistics)
+    predictions: dict[str, np.ndarray] = {}
+    if self._rows:
+      rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *self._rows)
+      predictions = rows["predictions"]
+      if self._task.evaluate_predictions is not None:
+        scores = scores | self._task.evaluate_predictions(predictions, rows["references"])
+    return Evaluated(scores, statistics, predictions)
+
+
+def _measure_model(apply, task: Task, predict: bool, variables, teacher_outputs, batch: Batch):
+  """Returns a batch's statistics, and its rows' predictions and references where they are needed."""
+  outputs = apply(*variables, batch, train=False, key=None)[0]
+  statistics = task.statistics(outputs, batch, teacher_outputs)
+  if task.predict is None or not (predict or task.evaluate_predictions is not None):
+    return statistics, {}
+  references = {}
+  if task.evaluate_predictions is not None:
+    references = {name: batch[name] for name in task.references}
+  predictions = task.predict(outputs, batch)
+  return statistics, {
+    "predictions": predictions,
+    "references": references,
+    "where": _where(batch),
+  }
+
+
+def _where(batch: Mapping[str, Any]) -> Any:
+  rows = len(next(iter(batch.values())))
+  return batch.get("where", np.ones(rows, bool))
+
+
+def _variables(model: Model, variables: Variables | None) -> Variables:
+  variables = model.variables if variables is None else variables
+  if variables is None:
+    raise ValueError(
+      "variables: expected the model's Variables, got none: pass those of a FitResult"
+    )
+  return Variables(*variables)
+
+
+@jax.jit
+def _add(total, statistics):
+  return jax.tree.map(jnp.add, total, statistics)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs(apply, variables, batch):
+  return apply(*variables, batch, train=False, key=None)[0]

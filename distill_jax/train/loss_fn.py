@@ -1,0 +1,142 @@
+"""The loss of a train step as a function of the parameters, for this package's step and for loops of your own."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax import reduce
+from distill_jax.types import Batch, Model, Objective, Outputs
+
+Terms = dict[str, tuple[Any, Any]]
+
+
+class Aux(NamedTuple):
+  """What the loss function returns next to the loss.
+
+  Attributes:
+    outputs: the student's, in training mode.
+    terms: (sum, count) of each term of the objective, unweighted, by name.
+    model_state: `{'student': ..., 'objective': ...}` after this batch.
+  """
+
+  outputs: Outputs
+  terms: dict[str, reduce.Pair]
+  model_state: dict[str, Any]
+
+
+def make_loss_fn(
+  student: Model, teacher: Model | None, objective: Objective, *, axis_name: str | None = None
+) -> Callable[..., tuple[jax.Array, Aux]]:
+  """Returns `loss_fn(params, model_state, teacher_variables, batch, *, step, key) -> (loss, aux)`.
+
+  Differentiate it with respect to `params`, in a loop and with a train state of your own:
+
+      loss_fn = make_loss_fn(student, teacher, objective)
+      (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        params, model_state, teacher.variables, batch, step=step, key=key
+      )
+
+  Args:
+    student, teacher: Models. None: the objective gets no teacher outputs.
+    objective: what to minimize.
+    axis_name: as in `StepOptions`.
+
+  The function's arguments:
+    params, model_state: `{'student': ..., 'objective': ...}` as in `make_init`'s `TrainState`.
+    teacher_variables: the teacher's `Variables`; `()` without a teacher.
+    batch: arrays, rows first.
+    step: int32 scalar, for schedules.
+    key: typed PRNG key of this step.
+
+  Returns:
+    The function. Its loss is a float32 scalar, its `aux` an `Aux`.
+  """
+  loss_of_outputs = make_loss_of_outputs(student, objective, axis_name=axis_name)
+
+  def loss_fn(params, model_state, teacher_variables, batch: Batch, *, step, key):
+    teacher_outputs = apply_teacher(teacher, teacher_variables, batch)
+    keys = tuple(jax.random.split(key))
+    return loss_of_outputs(params, model_state, teacher_outputs, batch, step=step, keys=keys)
+
+  return loss_fn
+
+
+def make_loss_of_outputs(
+  student: Model, objective: Objective, *, axis_name: str | None = None, microbatches: int = 1
+) -> Callable[..., tuple[jax.Array, Aux]]:
+  """Returns the loss function of teacher outputs that were computed before.
+
+  `(params, model_state, teacher_outputs, batch, *, step, keys, denominators=None) -> (loss, Aux)`: `keys` are the
+  student's and the objective's, `denominators` the terms' counts over the full batch, where it is one of several
+  `microbatches`.
+  """
+  context = {} if axis_name is None else {"axis_name": axis_name}
+
+  def loss_of_outputs(
+    params, model_state, teacher_outputs, batch, *, step, keys, denominators=None
+  ):
+    student_key, objective_key = keys
+    outputs, student_state = student.apply(
+      params["student"], model_state["student"], batch, train=True, key=student_key
+    )
+    terms, objective_state = objective.apply(
+      params["objective"],
+      model_state["objective"],
+      outputs,
+      teacher_outputs,
+      batch,
+      step=step,
+      key=objective_key,
+      **context,
+    )
+    loss, pairs = _sum_terms(terms, denominators, microbatches, axis_name)
+    model_state = {"student": student_state, "objective": objective_state}
+    return loss, Aux(outputs, pairs, model_state)
+
+  return loss_of_outputs
+
+
+def apply_teacher(teacher: Model | None, teacher_variables: Any, batch: Batch) -> Outputs:
+  """Returns the teacher's outputs in evaluation mode; `{}` without a teacher.
+
+  Raises:
+    ValueError: there is a teacher and no variables.
+  """
+  if teacher is None:
+    return {}
+  if not teacher_variables:
+    raise ValueError(
+      "teacher_variables: expected the teacher's Variables, got none: pass them as an argument of the step"
+    )
+  return teacher.apply(*teacher_variables, batch, train=False, key=None)[0]
+
+
+def count_terms(terms: dict[str, reduce.Pair]) -> dict[str, jax.Array]:
+  """Returns how many values each term averages."""
+  return {name: count for name, (_, count) in terms.items()}
+
+
+def _sum_terms(
+  terms: Terms, denominators: dict[str, jax.Array] | None, microbatches: int, axis_name: str | None
+) -> tuple[jax.Array, dict[str, reduce.Pair]]:
+  """Returns the loss of one device and microbatch, and each term's (sum, count).
+
+  The mean over devices of the sum over microbatches of this loss is the full batch's.
+  """
+  devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+  loss = jnp.zeros(())
+  pairs = {}
+  for name, (weight, value) in terms.items():
+    if isinstance(value, tuple):
+      term_sum, count = reduce.total(*value)
+      denominator = count if denominators is None else denominators[name]
+      if axis_name is not None:
+        denominator = jax.lax.psum(denominator, axis_name)
+      loss += weight * devices * reduce.value((term_sum, denominator))
+      pairs[name] = term_sum, count
+    else:
+      loss += weight * value / microbatches
+      pairs[name] = value, jnp.ones(())
+  return loss, pairs
