@@ -5,7 +5,7 @@
 
     student = from_nnx(fake_quantized(make))                     # train it as any other
     served = from_nnx(quantized(make, fitted.variables, images))
-    export_student(folder, served.variables, description={})     # a quarter of the bytes
+    export_student(served.variables, folder, description={})     # a quarter of the bytes
 
 Both compute the same: kernels in int8 with a scale for each output channel, and what they are multiplied with in int8,
 with scales of its own from batch to batch. Gradients pass the rounding as if it were not there (straight through,

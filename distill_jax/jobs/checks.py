@@ -96,7 +96,7 @@ def _check_starts(job: Job, students: Collection[Network]) -> None:
       if start and not (start in recipes and recipes[start].allow_shrunk):
         source = recipes[start].student if start in recipes else job.config.student()
         with error_prefix(f"init_from: {start!r} is another network"):
-          seal.check_fit(seal.layout(own), seal.layout(jax.eval_shape(source.init, key, batch)))
+          seal.check_layout(seal.layout(own), seal.layout(jax.eval_shape(source.init, key, batch)))
       if (
         recipe.init_from_teacher is not None
         and network.teacher is not None

@@ -11,7 +11,7 @@ from distill_jax.jobs import data
 from distill_jax.jobs.config import ConfigError, Splits
 from distill_jax.jobs.plan import ORIGINS, RESULT, ROLES, Job, Network, networks
 from distill_jax.jobs.step_times import step_times
-from distill_jax.storage.checkpoint import load_student
+from distill_jax.storage.student import load_student
 from distill_jax.types import Batch, Model, Variables
 
 

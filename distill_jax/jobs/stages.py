@@ -29,7 +29,7 @@ from distill_jax.jobs.report_stage import write_report
 from distill_jax.models import cast
 from distill_jax.models.llm.decoder import with_logits
 from distill_jax.storage import files
-from distill_jax.storage.checkpoint import export_student, load_student
+from distill_jax.storage.student import export_student, load_student
 from distill_jax.storage.stablehlo import export_stablehlo
 from distill_jax.train import fit
 from distill_jax.train.placement import init_on_host
@@ -128,7 +128,7 @@ def _finish(job: Job, network: Network, exported: Variables, history, seconds: f
   description = {"role": network.role, "seed": network.seed, "config": job.run["config"]}
   if network.variant:
     description["variant"] = network.variant
-  export_student(network.folder, exported, description=description)
+  export_student(exported, network.folder, description=description)
   _export_program(job, network, exported)
   name, direction = job.config.best
   scores = [line for line in history if line["phase"] == "validation"]
@@ -147,7 +147,7 @@ def _export_program(job: Job, network: Network, variables: Variables) -> None:
     example = data.first(job.config, job.splits.train)
     is_language = data.is_language((network.model, variables), example)
     model = with_logits(network.model) if is_language else network.model
-    export_stablehlo(network.folder, model, variables, example)
+    export_stablehlo(model, variables, example, network.folder)
   except (
     ValueError
   ) as error:  # the weights are safe; a network that fixes its batch size is no reason to stop

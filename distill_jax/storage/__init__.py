@@ -1,1 +1,1 @@
-"""What survives a kill: checkpoints, exported students and programs, and the seals, leases and fingerprints they rest on."""
+"""Stores what must survive a kill: checkpoints, exported students, seals, leases, fingerprints."""

@@ -1,4 +1,4 @@
-"""An identity for a tree of arrays that does not depend on the order of its keys or on its sharding."""
+"""Hashes a tree of arrays, independent of the order of its keys and of its sharding."""
 
 import hashlib
 
@@ -10,30 +10,31 @@ from distill_jax.types import Tree
 
 
 def fingerprint(tree: Tree) -> str:
-  """A 32-digit hexadecimal identity of a tree: names, shapes, dtypes and every bit of every leaf.
+  """Returns 32 hexadecimal digits that depend on names, shapes, dtypes and every bit of every leaf.
 
-  Each leaf is summed where it lies (`checksums`), so nothing but 4 bytes a leaf leaves the devices. The names
-  are sorted, so dicts that were filled in another order agree; 0.0 and -0.0 differ. It notices accidents, and
-  is no defense against somebody who wants two trees to agree.
+  Each leaf is summed on its own devices (`checksums`), so only 4 bytes a leaf leave them. The names
+  are sorted, so dicts that were filled in another order agree; 0.0 and -0.0 differ. It detects
+  accidents, not attacks.
   """
   digest = hashlib.sha256()
   sums = checksums(tree)
-  shapes = dict(named_leaves(tree))
+  leaves = dict(named_leaves(tree))
   for name in sorted(sums):
-    leaf = shapes[name]
+    leaf = leaves[name]
     digest.update(f"{name} {tuple(leaf.shape)} {leaf.dtype} {sums[name]:08x}\n".encode())
   return digest.hexdigest()[:32]
 
 
 def checksums(tree: Tree) -> dict[str, int]:
-  """Per leaf, the sum of its mixed 32-bit words modulo 2^32: a change of any one word changes it.
+  """Returns for each leaf the sum of its mixed 32-bit words modulo 2^32.
 
-  Each word is offset by its position and passed through a bijection (MurmurHash3's finalizer), so a changed
-  word always moves the sum, and changes of several words do not cancel as plain sums do (negating two
-  numbers). Integer sums do not depend on their order, hence not on the sharding.
+  A change of any one word changes it: each word is offset by its position and passed through a
+  bijection (MurmurHash3's finalizer), so a changed word always changes the sum, and changes of
+  several words do not cancel as in plain sums (negating two values). Integer sums do not depend on
+  their order, hence not on the sharding.
   """
-  leaves = dict(named_leaves(tree))
-  return {name: int(s) for name, s in jax.device_get(_checksums(leaves)).items()}
+  sums = jax.device_get(_checksums(dict(named_leaves(tree))))
+  return {name: int(leaf_sum) for name, leaf_sum in sums.items()}
 
 
 @jax.jit
@@ -49,7 +50,7 @@ def _checksum(leaf) -> jax.Array:
     leaf = leaf.astype(jnp.uint8)
   if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
     leaf = jnp.stack([leaf.real, leaf.imag], -1)
-  # 64-bit leaves become two 32-bit words each; 8 and 16-bit ones are one word each.
+  # A 64-bit value becomes two 32-bit words; one of 8 or 16 bits is one word.
   target = jnp.uint32 if leaf.dtype.itemsize >= 4 else jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
   words = jax.lax.bitcast_convert_type(leaf, target).reshape(-1).astype(jnp.uint32)
   words = words + jax.lax.iota(jnp.uint32, words.size) * jnp.uint32(0x9E3779B1)

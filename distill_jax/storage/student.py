@@ -1,4 +1,4 @@
-"""A student on its own: `model.safetensors` and a `model.json` that describes it."""
+"""Exports and loads a student's weights, `model.safetensors`, with a description, `model.json`."""
 
 import json
 import os
@@ -22,17 +22,18 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
 def export_student(
-  folder: str | os.PathLike, variables: Variables, *, description: Mapping[str, Any]
+  variables: Variables, folder: str | os.PathLike, *, description: Mapping[str, Any]
 ) -> Path:
-  """Write a student's weights alone: no optimizer, no teacher, no learned projections.
+  """Writes a student's weights only: no optimizer, no teacher, no learned projections.
 
-  Each of the two files is replaced at once, so a reader never sees half of one; killed between the two,
-  `load_student` says that they do not belong together.
+  Each of the two files is replaced atomically, so a reader never sees half of one. If the process
+  is killed between the two, `load_student` reports that they do not belong together.
 
   Args:
-    folder: made if it is missing; may hold other files.
-    variables: the student's; leaves are plain arrays, stored bit for bit under their paths (`params/...`).
-    description: what the student is and how it was made; whatever json can hold.
+    variables: the student's; leaves are plain arrays, stored bit for bit under their paths
+      (`params/...`).
+    folder: created if it is missing; may hold other files.
+    description: what the student is and how it was trained; any values that json can hold.
 
   Returns:
     The folder, absolute.
@@ -46,22 +47,22 @@ def export_student(
   keys = [name for name, (_, dtype) in leaves.items() if dtype.startswith("key<")]
   if keys:
     raise ValueError(
-      f"safetensors holds plain arrays, and these leaves are typed PRNG keys: {', '.join(keys)}"
+      f"variables: expected plain arrays, got typed PRNG keys: {', '.join(keys)}: export them "
+      "without these leaves"
     )
-  text = json.dumps(
-    {
-      "description": dict(description),
-      "fingerprint": fingerprint(variables),
-      "leaves": leaves,
-      "versions": {
-        "distill_jax": __version__,
-        "jax": jax.__version__,
-        "safetensors": safetensors.__version__,
-        "python": platform.python_version(),
-      },
-    },
-    indent=2,
-  )
+  versions = {
+    "distill_jax": __version__,
+    "jax": jax.__version__,
+    "safetensors": safetensors.__version__,
+    "python": platform.python_version(),
+  }
+  content = {
+    "description": dict(description),
+    "fingerprint": fingerprint(variables),
+    "leaves": leaves,
+    "versions": versions,
+  }
+  text = json.dumps(content, indent=2)
   weights = {name: jnp.asarray(leaf) for name, leaf in named_leaves(variables)}
   files.write(folder / WEIGHTS, safetensors.flax.save(weights))
   files.write(folder / DESCRIPTION, text)
@@ -71,78 +72,94 @@ def export_student(
 def load_student(
   path: str | os.PathLike, model: Model, batch: Batch | None = None, *, allow_shrunk: bool = False
 ) -> Variables:
-  """The weights that `export_student` wrote, in the model's own tree.
+  """Returns the weights that `export_student` wrote, in the structure of the model's variables.
 
   Args:
     path: the folder, or its `model.safetensors`.
-    model: decides the names, shapes and dtypes: `model.variables`, or what `model.init` would make.
-    batch: an example batch for `model.init` (arrays or `ShapeDtypeStruct`s); not needed where the model has
+    model: decides the names, shapes and dtypes: `model.variables`, or what `model.init` returns.
+    batch: an example batch for `model.init` (arrays or `ShapeDtypeStruct`s). None: the model has
       `variables`.
-    allow_shrunk: the arrays may have other sizes than the model's (`compression.shrink`), not other names or ranks.
+    allow_shrunk: the arrays may have other sizes than the model's (`compression.shrink`), not other
+      names or ranks.
 
   Raises:
     FileNotFoundError: one of the two files is missing.
-    ValueError: the leaves differ from the model's (each difference is listed), the bits differ from those
-      that were written, the file is no safetensors file (pickled weights are never opened), or there is
-      nothing to compare with.
+    ValueError: the leaves differ from the model's (each difference is listed), the bits differ from
+      those that were written, the file is no safetensors file (pickled weights are never opened),
+      or the model has no variables to compare with.
   """
-  weights, description = _files(Path(path).absolute())
-  try:
-    expected = json.loads(description.read_bytes())["fingerprint"]
-  except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f"{description} is damaged: {error!r}") from error
-  try:
-    found = safetensors.flax.load_file(weights)
-  except (
-    Exception
-  ) as error:  # the Rust parser raises SafetensorError, the wrapper KeyError and ValueError
-    raise ValueError(f"{weights} is damaged or no safetensors file: {error}") from error
-  own = _own_tree(model, batch)
+  weights_path, description_path = _files(Path(path).absolute())
+  stored_fingerprint = _read_fingerprint(description_path)
+  weights = load_weights(weights_path)
+  expected = _variables_of(model, batch)
   if allow_shrunk:
-    own = _with_sizes(own, found)
+    expected = _with_sizes_of(weights, expected)
   try:
-    seal.check_fit(seal.layout(own), seal.layout(found))
+    seal.check_layout(seal.layout(expected), seal.layout(weights))
   except ValueError as error:
-    raise ValueError(f"the student in {weights} is not this model's: {error}") from None
-  names = [name for name, _ in named_leaves(own)]
-  variables = jax.tree.unflatten(jax.tree.structure(own), [found[name] for name in names])
-  if fingerprint(variables) != expected:
+    raise ValueError(f"path: the student in {weights_path} is not this model's: {error}") from None
+  leaves = [weights[name] for name, _ in named_leaves(expected)]
+  variables = jax.tree.unflatten(jax.tree.structure(expected), leaves)
+  if fingerprint(variables) != stored_fingerprint:
     raise ValueError(
-      f"{weights} is damaged, or belongs to another export than {DESCRIPTION}: its fingerprint is"
-      f" {fingerprint(variables)}, {DESCRIPTION} says {expected}. Export it again."
+      f"fingerprint: {weights_path} has {fingerprint(variables)}, {DESCRIPTION} has "
+      f"{stored_fingerprint}: one of them "
+      "is corrupt or of another export: export the student again"
     )
   return variables
 
 
-def _with_sizes(own: Variables, found: Mapping[str, Any]) -> Variables:
-  """The tree's shapes, with the sizes of arrays of the same name and rank."""
+def load_weights(path: Path) -> dict[str, jax.Array]:
+  """Returns the arrays of a safetensors file by their names.
 
-  def shape(name, leaf):
-    same = name in found and found[name].ndim == leaf.ndim
-    return jax.ShapeDtypeStruct(found[name].shape if same else leaf.shape, leaf.dtype)
-
-  leaves = [shape(name, leaf) for name, leaf in named_leaves(own)]
-  return jax.tree.unflatten(jax.tree.structure(own), leaves)
-
-
-def _own_tree(model: Model, batch: Batch | None) -> Variables:
-  if model.variables is not None:
-    return model.variables
-  if batch is None:
-    raise ValueError(
-      "the model holds no variables: give batch=, an example batch, to learn its shapes from"
-    )
-  return jax.eval_shape(model.init, jax.random.key(0), batch)
+  Raises:
+    ValueError: it is corrupt, or no safetensors file.
+  """
+  try:
+    return safetensors.flax.load_file(path)
+  # The Rust parser raises SafetensorError, its wrapper KeyError and ValueError.
+  except Exception as error:
+    raise ValueError(f"{path} is corrupt, or no safetensors file: {error}") from error
 
 
 def _files(path: Path) -> tuple[Path, Path]:
+  """Returns the paths of the weights and of the description."""
   if path.is_dir():
     path = path / WEIGHTS
   elif path.is_file() and path.suffix != ".safetensors":
-    raise ValueError(f"{path} is no .safetensors file; pickled weights are never opened")
+    raise ValueError(
+      f"path: expected a .safetensors file, got {path}: pickled weights are never opened"
+    )
   for file in (path, path.with_name(DESCRIPTION)):
     if not file.is_file():
       raise FileNotFoundError(
         f"no {file.name} in {file.parent}: export_student writes {WEIGHTS} and {DESCRIPTION}"
       )
   return path, path.with_name(DESCRIPTION)
+
+
+def _read_fingerprint(path: Path) -> str:
+  try:
+    return json.loads(path.read_bytes())["fingerprint"]
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{path} is corrupt: {error!r}") from error
+
+
+def _variables_of(model: Model, batch: Batch | None) -> Variables:
+  """Returns the model's variables, or their shapes."""
+  if model.variables is not None:
+    return model.variables
+  if batch is None:
+    raise ValueError("batch: expected an example batch, got None: model.init needs it for shapes")
+  return jax.eval_shape(model.init, jax.random.key(0), batch)
+
+
+def _with_sizes_of(weights: Mapping[str, jax.Array], variables: Variables) -> Variables:
+  """Returns the variables' shapes, with the sizes of stored arrays of the same name and rank."""
+
+  def shape(name: str, leaf) -> jax.ShapeDtypeStruct:
+    same_rank = name in weights and weights[name].ndim == leaf.ndim
+    return jax.ShapeDtypeStruct(weights[name].shape if same_rank else leaf.shape, leaf.dtype)
+
+  leaves = [shape(name, leaf) for name, leaf in named_leaves(variables)]
+  return jax.tree.unflatten(jax.tree.structure(variables), leaves)

@@ -94,11 +94,11 @@ def test_a_student_distilled_with_rounding_is_served_in_int8(rng, tmp_path):
   assert 1e-4 < np.abs(fake - said(from_nnx(net), variables, batch)).max() < 0.5
   assert disk_bytes(served.variables).dense < 0.6 * disk_bytes(variables).dense
 
-  folder = export_student(tmp_path, served.variables, description={})
+  folder = export_student(served.variables, tmp_path, description={})
   other = from_nnx(quantized(net, start, batch["image"]))
   loaded = load_student(folder, other)
   np.testing.assert_array_equal(said(other, loaded, batch), real)
-  export_stablehlo(folder, other, loaded, batch, platforms=["cpu"])
+  export_stablehlo(other, loaded, batch, folder, platforms=["cpu"])
   np.testing.assert_array_equal(load_stablehlo(folder)(batch)["logits"], real)
 
 

@@ -105,7 +105,7 @@ def test_a_shrunk_network_is_exported_and_built_again(rng, tmp_path, name):
   )
 
   arguments = arguments_of(small.params, head_width=HEADS.get(name))
-  folder = export_student(tmp_path, small, description={"arguments": arguments})
+  folder = export_student(small, tmp_path, description={"arguments": arguments})
   read = json.loads((folder / "model.json").read_text())["description"]["arguments"]
   again = model_of(name, lambda rngs: SMALL[name](rngs, **read))
   batch = batch_of(name, rng)
@@ -118,7 +118,7 @@ def test_a_shrunk_network_is_exported_and_built_again(rng, tmp_path, name):
   large = said(model, masked)
   assert np.abs(large - said(model, variables)).max() > 0.1
   np.testing.assert_allclose(said(again, loaded), large, rtol=1e-5, atol=1e-5)
-  export_stablehlo(folder, again, loaded, batch, outputs=[output], platforms=["cpu"])
+  export_stablehlo(again, loaded, batch, folder, outputs=[output], platforms=["cpu"])
   np.testing.assert_allclose(load_stablehlo(folder)(batch)[output], large, rtol=1e-5, atol=1e-5)
 
 

@@ -35,7 +35,7 @@ def test_zeros_are_counted_layer_by_layer(params, mesh):
 
 def test_bytes_are_those_of_the_exported_file(params, tmp_path):
   variables = Variables(params, {"mean": jnp.ones(4)})
-  folder = export_student(tmp_path, variables, description={})
+  folder = export_student(variables, tmp_path, description={})
   data = (folder / "model.safetensors").read_bytes()
   disk = disk_bytes(variables)
   assert disk == disk_bytes(folder) == disk_bytes(str(folder / "model.safetensors"))

@@ -13,7 +13,7 @@ from distill_jax.jobs import checks, plan, stages
 from distill_jax.jobs import data as job_data
 from distill_jax.jobs.cli import main, run
 from distill_jax.jobs.overrides import load_config
-from distill_jax.storage.checkpoint import load_student
+from distill_jax.storage.student import load_student
 from distill_jax.storage.fingerprint import fingerprint
 
 DIGITS = [
@@ -149,7 +149,7 @@ def test_a_value_may_stand_apart_from_its_field(tmp_path, monkeypatch, small):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, small):
   (tmp_path / "file").write_text("")
-  with pytest.raises(OSError, match="the folder .*file/run cannot be written"):
+  with pytest.raises(OSError, match=r"folder: .*file/run"):
     main([*small, f"--workdir={tmp_path / 'file' / 'run'}"])
 
 

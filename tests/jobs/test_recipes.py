@@ -13,7 +13,7 @@ from distill_jax.jobs import plan, report_stage, stages
 from distill_jax.jobs.cli import _code_hash, main
 from distill_jax.jobs.config import ConfigError
 from distill_jax.jobs.overrides import load_config
-from distill_jax.storage.checkpoint import load_student
+from distill_jax.storage.student import load_student
 
 JOB = textwrap.dedent("""
   import dataclasses

@@ -16,7 +16,7 @@ from distill_jax.jobs import data as job_data
 from distill_jax.jobs.cli import main, run
 from distill_jax.jobs.overrides import load_config
 from distill_jax.models import from_apply
-from distill_jax.storage.checkpoint import load_student
+from distill_jax.storage.student import load_student
 
 SIZE = 8
 COUNTS = {"train": {"cat": 20, "dog": 20}, "test": {"cat": 5, "dog": 4}}

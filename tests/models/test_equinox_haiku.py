@@ -15,7 +15,8 @@ from flax import nnx
 
 from distill_jax import losses, objectives, reduce
 from distill_jax.models import from_apply, from_keras, from_linen, from_nnx
-from distill_jax.storage.checkpoint import Checkpoints, export_student, load_student
+from distill_jax.storage.checkpoint import Checkpoints
+from distill_jax.storage.student import export_student, load_student
 from distill_jax.train import make_init, make_train_step
 from distill_jax.types import Variables
 
@@ -225,7 +226,7 @@ def test_every_library_trains_as_teacher_and_as_student(batch, library, tmp_path
     checkpoints.wait()
     assert_same(checkpoints.restore(state).params, state.params, 0)
   variables = Variables(state.params["student"], state.model_state["student"])
-  folder = export_student(tmp_path / "out", variables, description={})
+  folder = export_student(variables, tmp_path / "out", description={})
   again = load_student(folder, LIBRARIES[library](), batch)
   run = jax.jit(lambda v: student.apply(*v, batch, train=False, key=None)[0]["logits"])
   assert_same(run(variables), run(again), 0)

@@ -7,7 +7,7 @@ import pytest
 from distill_jax.storage import files
 
 
-def test_text_and_bytes_replace_what_was_there(tmp_path):
+def test_text_and_bytes_replace_the_old_content(tmp_path):
   path = tmp_path / "result.json"
   for content, expected in (("größer\n", "größer\n".encode()), (b"\x00\xff", b"\x00\xff")):
     files.write(path, content)
@@ -16,7 +16,7 @@ def test_text_and_bytes_replace_what_was_there(tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_killed_before_the_end_the_old_file_is_still_there(tmp_path, monkeypatch, broken):
+def test_killed_during_write_keeps_the_old_file(tmp_path, monkeypatch, broken):
   path = tmp_path / "result.json"
   files.write(path, "old")
 

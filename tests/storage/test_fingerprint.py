@@ -1,3 +1,5 @@
+"""A fingerprint depends on every bit, name, shape and dtype, not on order or sharding."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ def tree():
   }
 
 
-def test_order_of_keys_and_sharding_do_not_matter(mesh):
+def test_fingerprint_ignores_key_order_and_sharding(mesh):
   expected = fingerprint(tree())
   reordered = dict(reversed(list(tree().items())))
   reordered["b"] = dict(reversed(list(reordered["b"].items())))
@@ -28,7 +30,7 @@ def test_order_of_keys_and_sharding_do_not_matter(mesh):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int32, np.uint8])
-def test_every_single_bit_flip_changes_the_checksum(dtype, rng):
+def test_every_flipped_bit_changes_the_checksum(dtype, rng):
   array = rng.integers(0, 255, 5 * np.dtype(dtype).itemsize, dtype=np.uint8)
   original = checksums({"x": array.view(dtype)})
   for bit in range(array.size * 8):
@@ -37,15 +39,15 @@ def test_every_single_bit_flip_changes_the_checksum(dtype, rng):
     assert checksums({"x": flipped.view(dtype)}) != original
 
 
-def test_names_shapes_and_dtypes_belong_to_the_identity():
+def test_names_shapes_and_dtypes_change_the_fingerprint():
   x = np.zeros(4, np.float32)
-  prints = {
+  fingerprints = {
     fingerprint(t)
     for t in ({"x": x}, {"y": x}, {"x": x.reshape(2, 2)}, {"x": x.astype(np.int32)}, {"x": -x})
   }
-  assert len(prints) == 5
+  assert len(fingerprints) == 5
 
 
-def test_float64_leaves():
+def test_last_bit_of_float64_changes_the_fingerprint():
   with jax.enable_x64(True):
     assert fingerprint({"x": np.float64(1)}) != fingerprint({"x": np.nextafter(np.float64(1), 2)})

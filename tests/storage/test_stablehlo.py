@@ -1,7 +1,8 @@
-"""Exported programs: the same logits from jax alone, for any batch size, and nothing damaged taken for whole."""
+"""Exported programs return the same logits with jax only, for any batch size."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,14 +34,19 @@ def batch_of(rng, rows, shape=(8, 8, 1)):
 
 
 def variables_of(model, batch):
-  """With batch statistics that are not the initial ones."""
-  variables = model.init(KEY, batch)
-  return variables._replace(state=model.apply(*variables, batch, train=True, key=KEY)[1])
+  """Returns variables with batch statistics that are not the initial ones."""
+
+  @jax.jit
+  def run(key):
+    variables = model.init(key, batch)
+    return variables._replace(state=model.apply(*variables, batch, train=True, key=key)[1])
+
+  return run(KEY)
 
 
 def write(folder, model, variables, batch, **options):
-  export_student(folder, variables, description={})
-  return export_stablehlo(folder, model, variables, batch, **options)
+  export_student(variables, folder, description={})
+  return export_stablehlo(model, variables, batch, folder, **options)
 
 
 def assert_same(a, b):
@@ -57,16 +63,17 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def exported(written, tmp_path):
-  """A folder of its own with the exported student, and the student's variables."""
+  """A copy of the folder with the exported student, and the student's variables."""
   folder, variables = written
   return shutil.copytree(folder, tmp_path / "copy"), variables
 
 
 def logits(model, variables, batch):
-  return model.apply(*variables, batch, train=False, key=None)[0]["logits"]
+  predict = jax.jit(lambda v, batch: model.apply(*v, batch, train=False, key=None)[0]["logits"])
+  return predict(variables, batch)
 
 
-def test_a_fresh_process_with_jax_alone_gets_the_same_logits(exported, rng):
+def test_fresh_process_with_only_jax_returns_the_same_logits(exported, rng):
   folder, variables = exported
   for rows in (1, 7):
     batch = batch_of(rng, rows)
@@ -88,17 +95,16 @@ print("same")
   assert done.stdout == "same\n", done.stderr
 
 
-def test_the_loader_gets_the_same_logits_in_evaluation_mode(exported, rng):
+def test_loader_returns_the_logits_of_evaluation_mode(exported, rng):
   folder, variables = exported
   predict = load_stablehlo(folder)
-  for rows in (2, 5):
-    batch = batch_of(rng, rows)
-    assert_same(predict(batch), {"logits": logits(MODEL, variables, batch)})
-  with pytest.raises(ValueError, match="no entry 'image'; did you mean 'images'"):
+  batch = batch_of(rng, 7)
+  assert_same(predict(batch), {"logits": logits(MODEL, variables, batch)})
+  with pytest.raises(ValueError, match=r"batch: .*'image'"):
     predict({"images": batch["image"]})
 
 
-def test_the_signature_says_what_goes_in_and_out(exported):
+def test_signature_holds_inputs_outputs_and_platforms(exported):
   folder, _ = exported
   signature = json.loads((folder / "model.stablehlo.json").read_text())
   assert signature["inputs"] == {"image": "float32[batch,8,8,1]"}
@@ -108,23 +114,25 @@ def test_the_signature_says_what_goes_in_and_out(exported):
   assert program.platforms == ("cpu", "cuda", "tpu")
 
 
-def test_weights_are_no_part_of_the_program(tmp_path, rng):
+def test_program_does_not_contain_the_weights(tmp_path, rng):
   model = from_nnx(lambda rngs: MLP(64, (512, 512), 3, rngs=rngs))
   batch = batch_of(rng, 2)
   path = write(tmp_path, model, model.init(KEY, batch), batch)
-  assert path.stat().st_size < 50_000 < 1_000_000 < (tmp_path / "model.safetensors").stat().st_size
+  weights = 4 * 512 * 512
+  assert path.stat().st_size < weights / 20
+  assert (tmp_path / "model.safetensors").stat().st_size > weights
 
 
-def test_features_are_exported_when_asked(exported, rng):
+def test_features_can_be_exported(exported, rng):
   folder, variables = exported
   batch = batch_of(rng, 3)
-  export_stablehlo(folder, MODEL, variables, batch, outputs=["embedding", "block1"])
+  export_stablehlo(MODEL, variables, batch, folder, outputs=["embedding", "block1"])
   expected = MODEL.apply(*variables, batch, train=False, key=None)[0]
   assert_same(
     load_stablehlo(folder)(batch), {name: expected[name] for name in ("embedding", "block1")}
   )
-  with pytest.raises(ValueError, match="no 'block_1'; did you mean 'block1'"):
-    export_stablehlo(folder, MODEL, variables, batch, outputs=["block_1"])
+  with pytest.raises(ValueError, match=r"outputs: .*'block1'"):
+    export_stablehlo(MODEL, variables, batch, folder, outputs=["block_1"])
 
 
 class Attention(linen.Module):
@@ -164,59 +172,55 @@ def keras_model():
 @pytest.mark.parametrize(
   "make",
   [
-    lambda: from_linen(Attention(), inputs=("image", "shift")),
-    equinox_model,
-    haiku_model,
-    keras_model,
+    pytest.param(lambda: from_linen(Attention(), inputs=("image", "shift")), id="linen"),
+    pytest.param(equinox_model, id="equinox"),
+    pytest.param(haiku_model, id="haiku", marks=pytest.mark.integration),
+    pytest.param(keras_model, id="keras", marks=pytest.mark.integration),
   ],
-  ids=["linen", "equinox", "haiku", "keras"],
 )
-def test_models_of_every_library(tmp_path, rng, make):
-  model, batch = make(), {**batch_of(rng, 3), "shift": np.ones(3, np.float32)}
-  variables = model.init(KEY, batch)
+def test_models_of_every_library_can_be_exported(tmp_path, rng, make):
+  model = make()
+  batch = {**batch_of(rng, 3), "shift": np.ones(3, np.float32)}
+  variables = jax.jit(model.init)(KEY, batch)
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
   write(tmp_path, model, variables, shapes)
-  predict = load_stablehlo(tmp_path)
-  for rows in (1, 3):
-    part = {name: x[:rows] for name, x in batch.items()}
-    assert_same(predict(part), {"logits": logits(model, variables, part)})
-
-
-# What is refused
+  one_row = {name: x[:1] for name, x in batch.items()}
+  expected = {"logits": logits(model, variables, one_row)}
+  assert_same(load_stablehlo(tmp_path)(one_row), expected)
 
 
 @pytest.mark.parametrize(
   "apply", [lambda w, x: w * len(x) * x[:, 0, 0], lambda w, x: x if x.shape[0] > 3 else w * x]
 )
-def test_a_model_that_takes_the_batch_s_size_for_a_number(tmp_path, rng, apply):
+def test_model_that_uses_the_batch_size_as_a_number_raises(tmp_path, rng, apply):
   model = from_apply(None, apply, variables=jnp.ones(()))
-  with pytest.raises(ValueError, match="for a batch of any size: it takes the size for a number"):
-    export_stablehlo(tmp_path, model, model.variables, batch_of(rng, 2))
+  with pytest.raises(ValueError, match=r"^model: "):
+    export_stablehlo(model, model.variables, batch_of(rng, 2), tmp_path)
 
 
-def test_other_errors_of_a_model_are_its_own(tmp_path, rng):
+def test_other_errors_of_a_model_are_not_changed(tmp_path, rng):
   model = from_apply(None, lambda w, x: x.shape + w, variables=jnp.ones(()))
-  with pytest.raises(TypeError, match="unsupported|add|concatenate"):
-    export_stablehlo(tmp_path, model, model.variables, batch_of(rng, 2))
+  with pytest.raises(TypeError, match=r"^(?!model: )"):
+    export_stablehlo(model, model.variables, batch_of(rng, 2), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["model.stablehlo", "model.stablehlo.json", "model.safetensors"])
-def test_missing_and_damaged_files(exported, name):
+def test_missing_and_corrupt_files_raise(exported, name):
   folder, _ = exported
   content = (folder / name).read_bytes()
   middle = len(content) // 2
   flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-  for damaged in (b"", content[:-9], *([] if name.endswith("json") else [flipped])):
-    (folder / name).write_bytes(damaged)
-    with pytest.raises(ValueError, match="damaged"):
+  for corrupt in (b"", content[:-9], *([] if name.endswith("json") else [flipped])):
+    (folder / name).write_bytes(corrupt)
+    with pytest.raises(ValueError, match=re.escape(name)):
       load_stablehlo(folder)
   (folder / name).unlink()
-  with pytest.raises(FileNotFoundError, match=f"no {name} in"):
+  with pytest.raises(FileNotFoundError, match=name):
     load_stablehlo(folder)
 
 
-def test_weights_of_another_export(exported, rng):
+def test_weights_of_another_export_raise(exported, rng):
   folder, variables = exported
-  export_student(folder, jax.tree.map(lambda x: x + 1, variables), description={})
-  with pytest.raises(ValueError, match="or of another export"):
+  export_student(jax.tree.map(lambda x: x + 1, variables), folder, description={})
+  with pytest.raises(ValueError, match=r"fingerprint"):
     load_stablehlo(folder)

@@ -1,3 +1,5 @@
+"""Exported weights come back bit for bit, and corrupt or mismatched files raise."""
+
 import json
 import pickle
 
@@ -18,36 +20,36 @@ def init(key, batch):
     i: {"kernel": jax.random.normal(jax.random.fold_in(key, i), (width, width))} for i in range(12)
   }
   state = {"mean": jnp.arange(4, dtype=jnp.bfloat16), "count": jnp.int32(3)}
-  return Variables(
-    {"layers": layers, "list": [jnp.full(2, i, jnp.float16) for i in range(12)]}, state
-  )
+  halves = [jnp.full(2, i, jnp.float16) for i in range(12)]
+  return Variables({"layers": layers, "list": halves}, state)
 
 
+INIT = jax.jit(init)
 MODEL = Model(init, lambda *_, **__: None)
 BATCH = {"image": np.zeros((2, 5), np.float32)}
 
 
 @pytest.fixture
 def student():
-  return init(jax.random.key(3), BATCH)
+  return INIT(jax.random.key(3), BATCH)
 
 
-def same(a, b):
+def assert_identical(a, b):
   assert jax.tree.structure(a) == jax.tree.structure(b)
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
     assert x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
-def test_a_student_comes_back_in_the_models_own_tree(tmp_path, student):
-  folder = export_student(
-    tmp_path / "export", student, description={"config": "digits", "accuracy": 0.97}
+def test_student_comes_back_in_the_structure_of_the_model(tmp_path, student):
+  folder = export_student(student, tmp_path / "export", description={"accuracy": 0.97})
+  assert_identical(load_student(folder, MODEL, BATCH), student)
+  assert_identical(
+    load_student(folder / "model.safetensors", MODEL._replace(variables=student)), student
   )
-  same(load_student(folder, MODEL, BATCH), student)
-  same(load_student(folder / "model.safetensors", MODEL._replace(variables=student)), student)
 
 
-def test_the_description_says_what_it_is(tmp_path, student):
-  folder = export_student(tmp_path, student, description={"accuracy": 0.97})
+def test_description_holds_leaves_and_versions(tmp_path, student):
+  folder = export_student(student, tmp_path, description={"accuracy": 0.97})
   text = json.loads((folder / "model.json").read_text())
   assert text["description"] == {"accuracy": 0.97}
   assert text["leaves"]["params/layers/10/kernel"] == [[5, 5], "float32"]
@@ -55,8 +57,8 @@ def test_the_description_says_what_it_is(tmp_path, student):
   assert sorted(p.name for p in folder.iterdir()) == ["model.json", "model.safetensors"]
 
 
-def test_other_tools_read_the_weights(tmp_path, student):
-  folder = export_student(tmp_path, student, description={})
+def test_safetensors_reads_the_weights(tmp_path, student):
+  folder = export_student(student, tmp_path, description={})
   with safetensors.safe_open(folder / "model.safetensors", framework="numpy") as file:
     assert len(file.keys()) == len(jax.tree.leaves(student))
     for i in range(12):
@@ -66,8 +68,8 @@ def test_other_tools_read_the_weights(tmp_path, student):
       np.testing.assert_array_equal(file.get_tensor(f"params/list/{i}"), np.float16(i))
 
 
-def test_every_difference_from_the_model_is_listed(tmp_path, student):
-  folder = export_student(tmp_path, student, description={})
+def test_every_mismatched_leaf_has_a_line(tmp_path, student):
+  folder = export_student(student, tmp_path, description={})
   other = jax.tree.map(lambda x: x, student)
   other.params["layers"][3] = {"kernel": jnp.zeros((5, 6)), "bias": jnp.zeros(5)}
   other.state["mean"] = jnp.zeros(4)
@@ -84,93 +86,94 @@ def test_every_difference_from_the_model_is_listed(tmp_path, student):
   ]
 
 
-def test_a_flipped_bit_in_the_weights_is_an_error(tmp_path, student, rng):
-  folder = export_student(tmp_path, student, description={})
+def test_flipped_bits_in_the_weights_raise(tmp_path, student, rng):
+  folder = export_student(student, tmp_path, description={})
   model, file = MODEL._replace(variables=student), folder / "model.safetensors"
   content = file.read_bytes()
   header = 8 + int.from_bytes(content[:8], "little")
-  silent = 0
-  for byte in [*rng.integers(header, len(content), 60), *rng.integers(0, header, 60)]:
+  unnoticed = 0
+  for byte in [*rng.integers(header, len(content), 24), *rng.integers(0, header, 24)]:
     flipped = bytearray(content)
     flipped[byte] ^= 1 << rng.integers(8)
     file.write_bytes(flipped)
     try:
-      same(load_student(folder, model), student)
-      silent += 1  # harmless: padding of the header
+      assert_identical(load_student(folder, model), student)
+      # Harmless: padding of the header.
+      unnoticed += 1
     except ValueError as error:
       assert str(file) in str(error)
-  assert silent < 10
+  assert unnoticed < 4
 
 
-def test_files_of_two_exports_do_not_go_together(tmp_path, student):
-  other = init(jax.random.key(4), BATCH)
-  first = export_student(tmp_path / "a", student, description={})
-  second = export_student(tmp_path / "b", other, description={})
+def test_files_of_two_exports_raise(tmp_path, student):
+  other = INIT(jax.random.key(4), BATCH)
+  first = export_student(student, tmp_path / "a", description={})
+  second = export_student(other, tmp_path / "b", description={})
   (first / "model.json").write_bytes((second / "model.json").read_bytes())
-  with pytest.raises(ValueError, match="belongs to another export.*Export it again"):
+  with pytest.raises(ValueError, match=r"fingerprint"):
     load_student(first, MODEL, BATCH)
-  export_student(first, other, description={})
-  same(load_student(first, MODEL, BATCH), other)
+  export_student(other, first, description={})
+  assert_identical(load_student(first, MODEL, BATCH), other)
 
 
 class Bomb:
-  """Says so when it is unpickled."""
+  """Fails the test when it is unpickled."""
 
   def __reduce__(self):
     return (pytest.fail, ("it was unpickled",))
 
 
 @pytest.mark.parametrize("name", ["weights.pkl", "model.pt", "checkpoint"])
-def test_a_pickle_is_refused(tmp_path, name):
+def test_pickle_raises_unopened(tmp_path, name):
   (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
-  with pytest.raises(ValueError, match=f"{tmp_path / name} is .*pickled weights are never opened"):
+  with pytest.raises(ValueError, match=rf"path: .*{tmp_path / name}"):
     load_student(tmp_path / name, MODEL, BATCH)
 
 
-def test_a_pickle_under_another_name_is_refused(tmp_path, student):
-  folder = export_student(tmp_path, student, description={})
+def test_pickle_under_another_name_raises(tmp_path, student):
+  folder = export_student(student, tmp_path, description={})
   (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
-  with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+  with pytest.raises(ValueError, match=r"model\.safetensors"):
     load_student(folder, MODEL, BATCH)
 
 
 @pytest.mark.parametrize("missing", ["model.json", "model.safetensors"])
-def test_a_missing_file_is_named(tmp_path, student, missing):
-  (export_student(tmp_path, student, description={}) / missing).unlink()
-  with pytest.raises(FileNotFoundError, match=f"no {missing} in {tmp_path}"):
+def test_missing_file_is_named(tmp_path, student, missing):
+  (export_student(student, tmp_path, description={}) / missing).unlink()
+  with pytest.raises(FileNotFoundError, match=missing):
     load_student(tmp_path, MODEL, BATCH)
 
 
-def test_a_damaged_description_is_an_error(tmp_path, student):
-  folder = export_student(tmp_path, student, description={})
+def test_corrupt_description_raises(tmp_path, student):
+  folder = export_student(student, tmp_path, description={})
   for text in ("", "{", "[]", "{}"):
     (folder / "model.json").write_text(text)
-    with pytest.raises(ValueError, match="model.json is damaged"):
+    with pytest.raises(ValueError, match=r"model\.json"):
       load_student(folder, MODEL, BATCH)
 
 
-def test_without_variables_or_a_batch_there_is_nothing_to_compare_with(tmp_path, student):
-  with pytest.raises(ValueError, match="give batch="):
-    load_student(export_student(tmp_path, student, description={}), MODEL)
+def test_model_without_variables_needs_a_batch(tmp_path, student):
+  with pytest.raises(ValueError, match=r"batch"):
+    load_student(export_student(student, tmp_path, description={}), MODEL)
 
 
-def test_leaves_that_safetensors_cannot_hold_are_refused(tmp_path, student):
+def test_leaves_that_safetensors_cannot_hold_raise(tmp_path, student):
   state = {"rng": {"key": jax.random.key(0)}}
-  with pytest.raises(ValueError, match="typed PRNG keys: state/rng/key"):
-    export_student(tmp_path, student._replace(state=state), description={})
+  with pytest.raises(ValueError, match=r"variables: .*state/rng/key"):
+    export_student(student._replace(state=state), tmp_path, description={})
   state = {"a/b": jnp.zeros(1), "a": {"b": jnp.ones(1)}}
-  with pytest.raises(ValueError, match="two leaves are named state/a/b"):
-    export_student(tmp_path, student._replace(state=state), description={})
+  with pytest.raises(ValueError, match=r"state/a/b"):
+    export_student(student._replace(state=state), tmp_path, description={})
   assert not (tmp_path / "model.json").exists()
 
 
-def test_a_failed_export_leaves_the_last_one(tmp_path, student, monkeypatch):
-  folder = export_student(tmp_path, student, description={})
+def test_failed_export_keeps_the_last_one(tmp_path, student, monkeypatch):
+  folder = export_student(student, tmp_path, description={})
   monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
   with pytest.raises(OSError, match="disk full"):
-    export_student(folder, init(jax.random.key(4), BATCH), description={})
-  same(load_student(folder, MODEL, BATCH), student)
+    export_student(INIT(jax.random.key(4), BATCH), folder, description={})
+  assert_identical(load_student(folder, MODEL, BATCH), student)
 
 
-def test_the_lazy_name_in_the_package():
+def test_package_exports_load_student():
   assert distill_jax.load_student is load_student

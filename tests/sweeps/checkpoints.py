@@ -15,9 +15,9 @@ import sys
 import warnings
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "storage"))
 
-from test_checkpoint import flip, make_state, same, saved
+from states import assert_identical, flip, make_state, save_steps
 
 from distill_jax.storage.checkpoint import Checkpoints
 
@@ -32,7 +32,7 @@ def sweep_flips(folder, count, seed):
     How many flips were noticed; of the others all bits that were restored were right.
   """
   folder, draw = Path(folder) / "run", random.Random(seed)
-  saved(folder, 1, 2)
+  save_steps(folder, 1, 2)
   files = [file for file in (folder / "2").rglob("*") if file.is_file() and file.stat().st_size]
   sizes = [file.stat().st_size for file in files]
   states = {step: make_state(step, seed=step) for step in (1, 2)}
@@ -45,12 +45,12 @@ def sweep_flips(folder, count, seed):
       warnings.simplefilter("always", RuntimeWarning)
       state = reader.restore(states[1])
     step = int(state.step)
-    same(state, states[step])
+    assert_identical(state, states[step])
     told = any("is damaged and is skipped" in str(warning.message) for warning in caught)
     assert told == (step == 1), (file, at)
     noticed += told
     flip(file, *at)
-  same(reader.restore(states[1]), states[2])
+  assert_identical(reader.restore(states[1]), states[2])
   return noticed
 
 
@@ -108,7 +108,7 @@ def each_call(folder, fault, *numbers):
   folder, library = Path(folder), ctypes.CDLL(None)
   whole, run, progress = folder / "whole", folder / "run", folder / "progress"
   if not whole.exists():
-    saved(whole, 1)
+    save_steps(whole, 1)
   if run.exists():
     check(run, read_progress(folder)[0])
   for number in map(int, numbers):
@@ -160,12 +160,12 @@ def check(run, complete):
 def go_on(run):
   with Checkpoints(run, keep=1) as checkpoints:
     checkpoints.save(make_state(3, seed=3))
-    same(checkpoints.restore(make_state()), make_state(3, seed=3))
+    assert_identical(checkpoints.restore(make_state()), make_state(3, seed=3))
 
 
 def is_same(a, b):
   try:
-    same(a, b)
+    assert_identical(a, b)
   except AssertionError:
     return False
   return True

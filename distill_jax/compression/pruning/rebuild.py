@@ -2,7 +2,7 @@
 
     small = shrink(variables, groups_of(variables.params))
     arguments = arguments_of(small.params)
-    export_student(folder, small, description={"arguments": arguments})
+    export_student(small, folder, description={"arguments": arguments})
 
 and, wherever the folder is used,
 
