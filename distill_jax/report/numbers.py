@@ -35,7 +35,7 @@ def difference_unit(metric: Metric) -> str:
 
 
 def scale(metric: Metric) -> int:
-  """Returns the factor between a value and its text or its position on an axis: 100 for percentages, else 1."""
+  """Returns the factor between a value and its position on an axis: 100 for percentages, else 1."""
   return 100 if is_percent(metric) else 1
 
 
@@ -50,10 +50,9 @@ def capitalized(title: str) -> str:
 
 
 def row_title(metric: Metric, *, first: bool) -> str:
-  """Returns the title of a table's row, with an arrow: 'Test accuracy, % ↑' (`first`), 'Macro F1, % ↑'."""
-  return (
-    f"{capitalized(f'test {axis_label(metric)}' if first else axis_label(metric))} {arrow(metric)}"
-  )
+  """Returns the title of a table's row: 'Test accuracy, % ↑' (`first`), 'Macro F1, % ↑'."""
+  title = axis_label(metric)
+  return f"{capitalized(f'test {title}' if first else title)} {arrow(metric)}"
 
 
 def column_title(metric: Metric, *, first: bool) -> str:

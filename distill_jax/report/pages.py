@@ -38,20 +38,21 @@ def write(
   Args:
     folder: created where it is missing; files of an earlier report are replaced.
     entries: the networks of the run, one per role, variant and seed; any role may be missing.
-    task: its `metrics` are the rows of the tables (those that no entry has are left out), the first one heads the
-      report; its `figures` adds blocks.
-    references: {name: array over all test examples} for `task.figures`: 'label', 'id', and 'image' if images are to
-      be shown.
+    task: its `metrics` are the rows of the tables, without those that no entry has; the first one
+      heads the report. Its `figures` adds blocks.
+    references: {name: array over all test examples} for `task.figures`: 'label', 'id', and 'image'
+      if images are to be shown.
     class_names: names of the classes; empty: they have none.
-    run: plain values, all optional: 'name', 'command', 'config', 'settings' (nested), 'overrides', 'versions',
-      'git', 'device', 'seconds' (per stage), 'data' ('test': number of test examples), 'date'.
+    run: plain values, all optional: 'name', 'command', 'config', 'settings' (nested), 'overrides',
+      'versions', 'git', 'device', 'seconds' (per stage), 'data' ('test': number of test examples),
+      'date'.
 
   Returns:
     The path of report.html, which is written last.
 
   Raises:
-    ValueError: a role is unknown or repeated, a variant names no student, no entry has the first metric, or
-      arrays differ in length. No file is written then.
+    ValueError: a role is unknown or repeated, a variant names no student, no entry has the first
+      metric, or arrays differ in length. No file is written then.
   """
   check(entries, task.metrics, references)
   metrics = [m for m in task.metrics if any(m.name in entry.scores for entry in entries)]
@@ -126,8 +127,9 @@ def _learning_curves(entries: Sequence[Entry], metric: Metric) -> list[Block]:
   if drawing is None:
     return []
   caption = (
-    "Left: the training loss; its terms differ with the objective, so its level compares runs of one role only. "
-    f"Right: {metric.title} on the validation split. Line: mean over seeds; band: ± one sample standard deviation."
+    "Left: the training loss; its terms differ with the objective, so its level compares runs of "
+    f"one role only. Right: {metric.title} on the validation split. Line: mean over seeds; band: "
+    "± one sample standard deviation."
   )
   title = "Learning curves"
   return [Heading(title), style.picture("curves", title, caption, drawing)]
@@ -138,8 +140,8 @@ def _sizes(entries: Sequence[Entry], metric: Metric) -> list[Block]:
   if drawing is None:
     return []
   caption = (
-    "Large markers: means over seeds, with one sample standard deviation; small ones: seeds. Baseline and distilled "
-    "students of one size are drawn next to one another."
+    "Large markers: means over seeds, with one sample standard deviation; small ones: seeds. "
+    "Baseline and distilled students of one size are drawn next to one another."
   )
   title = f"Test {metric.title} against parameters"
   return [
@@ -154,8 +156,9 @@ def _series(entries: Sequence[Entry], metrics: Sequence[Metric]) -> list[Block]:
   if drawing is None:
     return []
   caption = (
-    "Students whose names end in a number, against it: means over seeds with one sample standard deviation. Level "
-    "lines: the teacher, the baseline and the first distilled student whose name has no number."
+    "Students whose names end in a number, against it: means over seeds with one sample standard "
+    "deviation. Level lines: the teacher, the baseline and the first distilled student whose name "
+    "has no number."
   )
   titles = " and ".join(metric.title for metric in series.panels(metrics))
   return [
@@ -171,7 +174,10 @@ def _sparsity(entries: Sequence[Entry], metric: Metric) -> list[Block]:
   blocks: list[Block] = []
   drawing = sparsity.score_against_costs(entries, metric)
   if drawing is not None:
-    caption = "Means over seeds, with one sample standard deviation of the score; costs on a logarithmic axis."
+    caption = (
+      "Means over seeds, with one sample standard deviation of the score; costs on a logarithmic "
+      "axis."
+    )
     title = f"Test {metric.title} against what each network costs"
     blocks.append(Heading(f"{capitalized(metric.title)} against cost"))
     blocks.append(style.picture("costs", title, caption, drawing))

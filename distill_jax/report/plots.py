@@ -17,10 +17,10 @@ Curve = tuple[np.ndarray, np.ndarray]  # steps and values
 
 
 def learning_curves(entries: Sequence[Entry], metric: Metric) -> Figure | None:
-  """Draws the training loss and the validation score against the step; None where no history has either.
+  """Draws training loss and validation score against the step; None where no history has either.
 
-  Lines are means over seeds and bands one sample standard deviation, at the steps that every seed reached; between
-  two logged steps a line is straight.
+  Lines are means over seeds and bands one sample standard deviation, at the steps that every seed
+  reached; between two logged steps a line is straight.
   """
   panels = (
     ("train", "loss", "Training loss", "loss", 1),
@@ -48,7 +48,7 @@ def learning_curves(entries: Sequence[Entry], metric: Metric) -> Figure | None:
 
 
 def score_against_parameters(entries: Sequence[Entry], metric: Metric) -> Figure | None:
-  """Draws a small marker per seed and a large one for their mean; None where no entry has a size and a score."""
+  """Draws a small marker per seed and a large one for their mean; None without sizes or scores."""
   sized = [e for e in entries if e.values.get("parameters") and metric.name in e.scores]
   if not sized:
     return None
@@ -96,7 +96,7 @@ def _sized_group(
 
 
 def _curve(history: Sequence[Mapping[str, Any]], phase: str, key: str) -> Curve:
-  """Returns the finite values of a history; a step that a resumed run logged again has its last value."""
+  """Returns the finite values of a history; of a step that was logged twice the last."""
   lines = [line for line in history if line.get("phase") == phase and line.get(key) is not None]
   points = {line["step"]: line[key] for line in lines if np.isfinite(line[key])}
   steps = sorted(points)
@@ -104,7 +104,7 @@ def _curve(history: Sequence[Mapping[str, Any]], phase: str, key: str) -> Curve:
 
 
 def _common(curves: Sequence[Curve]) -> Curve:
-  """Returns all curves [seeds, steps] at the union of their steps, within the range that all of them cover."""
+  """Returns all curves [seeds, steps] at the union of their steps, in the range they share."""
   first = max(steps[0] for steps, _ in curves)
   last = min(steps[-1] for steps, _ in curves)
   steps = np.unique(np.concatenate([steps for steps, _ in curves]))

@@ -1,4 +1,4 @@
-"""Builds the sections on the run itself: what was run, with which versions, and the command that repeats it."""
+"""Builds the sections on the run itself: what was run, and the command that repeats it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -40,7 +40,7 @@ def provenance(run: Mapping[str, Any]) -> list[Block]:
 
 
 def _flat(value: Any, path: str = "") -> list[list[str]]:
-  """Returns nested mappings as `[["optimizer.rate", "0.1"], ...]`, and a list of texts as rows without a name."""
+  """Returns nested mappings as `[["optimizer.rate", "0.1"], ...]`, lists as rows without a name."""
   if isinstance(value, Mapping):
     return [
       row

@@ -42,7 +42,7 @@ class Run(NamedTuple):
 
   @property
   def comparable(self) -> tuple[tuple[str, int | None], Metric]:
-    """Returns test split and first metric: scores of runs that differ in these cannot be compared."""
+    """Returns test split and first metric: only runs that agree in these can be compared."""
     return self.data, self.metric
 
   @property
@@ -63,7 +63,8 @@ def read(folder: Path) -> Run:
   """Returns the run of a folder, from its run.json and report/results.json.
 
   Raises:
-    ValueError: the folder has no run, or no readable report; the message has the command that writes it.
+    ValueError: the folder has no run, or no readable report; the message has the command that
+      writes it.
   """
   identity = _object(folder / "run.json", _no_run(folder))
   command = identity.get("command", "python -m distill_jax --config=CONFIG")
@@ -80,7 +81,7 @@ def read(folder: Path) -> Run:
 
 
 def series(runs: Sequence[Run]) -> list[Series]:
-  """Returns every set of at least two comparable runs of one name whose settings differ in one numeric field."""
+  """Returns all sets of comparable runs of one name whose settings differ in one numeric field."""
   settings = [_leaves(run.facts.get("settings") or {}) for run in runs]
   fields = dict.fromkeys(
     field for leaves in settings for field, value in leaves.items() if _is_number(value)
@@ -102,7 +103,7 @@ def series(runs: Sequence[Run]) -> list[Series]:
 
 
 def _no_run(folder: Path) -> str:
-  """Returns the message for a folder without a run, with the nearest runs or the command that starts one."""
+  """Returns the message for a folder without a run, with the next step."""
   if not folder.is_dir():
     return f"RUN: expected the folder of a finished run, got {folder}, which is no folder"
   start = f"RUN: expected the folder of a finished run, got {folder}, which has no run.json"

@@ -1,4 +1,4 @@
-"""Draws scores against the number that ends the names of distilled students (top.1, top.4, top.16)."""
+"""Draws scores against the number that ends the names of students (top.1, top.4, top.16)."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ _NAME = re.compile(r"(.*[^\d.])\.([1-9][0-9]{0,14})", re.ASCII)
 
 
 def series(entries: Sequence[Entry]) -> dict[str, dict[int, Group]]:
-  """Returns {name: {number: distilled student}}, without names that have fewer than three numbers."""
+  """Returns {name: {number: distilled student}} of names with at least three numbers."""
   by_name: dict[str, dict[int, Group]] = {}
   for group in students(entries):
     match = _NAME.fullmatch(group.variant)
@@ -32,14 +32,14 @@ def series(entries: Sequence[Entry]) -> dict[str, dict[int, Group]]:
 
 
 def panels(metrics: Sequence[Metric]) -> list[Metric]:
-  """Returns the metrics that are drawn: the first one, and the calibration error if the task has it."""
+  """Returns the metrics that are drawn: the first one, and the task's calibration error."""
   return [metrics[0], *(metric for metric in metrics[1:] if metric.name == _CALIBRATION)]
 
 
 def score_against_number(entries: Sequence[Entry], metrics: Sequence[Metric]) -> Figure | None:
   """Draws a panel per metric of `panels`; None without a series.
 
-  Networks without a number are level lines: the teacher, the baseline and the first distilled student without one.
+  Networks without a number are level lines: the teacher, the baseline and the first such student.
   """
   curves = series(entries)
   if not curves:

@@ -1,4 +1,4 @@
-"""Shows how small and sparse students are: zeros by layer, and the first metric against each cost."""
+"""Shows how small and sparse students are: zeros by layer, and scores against costs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,7 @@ _COSTS = (
 
 
 def table(entries: Sequence[Entry]) -> Table | None:
-  """Returns the nonzero values of each layer and the fraction of zeros; None where no entry has layers."""
+  """Returns the nonzero values of each layer and its fraction of zeros; None without layers."""
   layers = {
     group: {layer.name: layer for layer in entry.layers}
     for group, entry in one_per_group(entries).items()
@@ -39,7 +39,7 @@ def table(entries: Sequence[Entry]) -> Table | None:
 
 
 def score_against_costs(entries: Sequence[Entry], metric: Metric) -> Figure | None:
-  """Draws a panel per cost: means over seeds, with one sample standard deviation of the score; None without costs."""
+  """Draws a panel per cost: means over seeds with the score's deviation; None without costs."""
   costs = [row for row in _COSTS if any(entry.values.get(row[0]) for entry in entries)]
   if not costs:
     return None

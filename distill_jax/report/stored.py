@@ -70,7 +70,7 @@ def _present(values: Mapping[str, Spread | None]) -> dict[str, Spread]:
 
 
 def _plain(value: Any) -> Any:
-  """Returns what JSON can hold: numbers that are not finite become None, unknown objects their text."""
+  """Returns what JSON can store: None for NaN and infinity, the text of unknown objects."""
   match value:
     case Spread():
       return _plain(value._asdict())

@@ -1,6 +1,7 @@
 """Styles pictures: one color, line and marker per role and variant.
 
-All pictures of a report use the same ones, except those of `series`, where a curve joins several variants.
+All pictures of a report use the same ones, except those of `series`, where a curve joins several
+variants.
 """
 
 import io
@@ -44,7 +45,8 @@ class Look(NamedTuple):
     return {"color": self.color, "marker": self.marker, "linestyle": "none"}
 
 
-# Okabe and Ito's palette: readers with any color vision can distinguish its colors. Dashes and markers differ as well.
+# Okabe and Ito's palette: readers with any color vision can distinguish its colors. Dashes and
+# markers differ as well.
 LOOKS = {
   "teacher": Look("#3d3d3d", ":", "s"),
   "baseline": Look("#d55e00", "--", "^"),
@@ -74,7 +76,7 @@ def context() -> AbstractContextManager:
 
 
 def figure(width: float, height: float) -> Figure:
-  """Returns a figure in inches that pyplot does not know: it needs no backend and is freed with its last reference."""
+  """Returns a figure in inches that needs no backend: pyplot neither knows nor keeps it."""
   return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -91,6 +93,6 @@ def to_png(drawing: Figure) -> bytes:
 
 
 def limit_percent(axes: Axes, metric: Metric, highest: float) -> None:
-  """Ends the y axis at 101 where the scores are percentages and the `highest` one is at most 1 (100 %)."""
+  """Ends the y axis at 101 where scores are percentages and the `highest` is at most 1 (100 %)."""
   if is_percent(metric) and highest <= 1:
     axes.set_ylim(top=min(101, axes.get_ylim()[1]))

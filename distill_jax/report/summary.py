@@ -33,7 +33,7 @@ _TEACHER, _BASELINE = Group("teacher"), Group("baseline")
 
 
 def page(runs: Sequence[Run]) -> list[Block]:
-  """Returns, for each data set and metric, a table of its runs, and a table and a curve of each field they vary."""
+  """Returns tables of the runs of each data set, and a table and curve of each field they vary."""
   blocks: list[Block] = []
   for title, members in _comparable(runs):
     blocks += [Heading(title), *_tables(members)]
@@ -111,7 +111,7 @@ def _is_log(values: Sequence[float]) -> bool:
 
 
 def _shift(columns: Sequence[Group], group: Group) -> float:
-  """Returns the fraction of the width by which a student's curve is moved: error bars are next to one another."""
+  """Returns the fraction of the width by which a curve is moved, so that error bars differ."""
   row = [other for other in columns if other != _TEACHER]
   return 0.01 * (row.index(group) - (len(row) - 1) / 2) if group in row else 0
 
@@ -122,7 +122,7 @@ def _shifted(value: float, values: Sequence[float], shift: float) -> float:
 
 
 def _comparable(runs: Iterable[Run]) -> list[tuple[str, list[Run]]]:
-  """Returns runs that can be compared with one another, with a title; it names the metric where data sets have two."""
+  """Returns (title, comparable runs); titles name the metric where a data set has several."""
   parts: dict[tuple, list[Run]] = {}
   for run in runs:
     parts.setdefault(run.comparable, []).append(run)
@@ -134,7 +134,7 @@ def _comparable(runs: Iterable[Run]) -> list[tuple[str, list[Run]]]:
 
 
 def _tables(runs: Sequence[Run]) -> list[Block]:
-  """Returns one table of the runs that distill few students; those that distill many have a row for each."""
+  """Returns a table of the runs with few distilled students, and tables with a row per student."""
   many = [run for run in runs if variants.in_rows(run.entries) or len(students(run.entries)) > 2]
   if many and all(group.variant for run in runs for group in students(run.entries)):
     many = list(runs)
@@ -144,7 +144,7 @@ def _tables(runs: Sequence[Run]) -> list[Block]:
 
 
 def _variant_tables(runs: Sequence[Run]) -> list[Block]:
-  """Returns a table of all students of the runs; equal rows of several runs (teacher, baseline) occur once."""
+  """Returns a table of all students; equal rows of several runs (teacher, baseline) occur once."""
   costs = any(variants.differ_in_size(run.entries) for run in runs)
   tables: dict[tuple[str, ...], tuple[dict[tuple[str, ...], Sequence[str]], list[Run]]] = {}
   for run in runs:

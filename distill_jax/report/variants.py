@@ -1,4 +1,4 @@
-"""Compares many distilled students: a table with a row for each; words and pictures of the first ones only."""
+"""Compares many distilled students: a table with a row for each, words on the first ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +31,7 @@ _TIMES = ("latency_ms", f"throughput_{BATCH}")
 
 
 def in_rows(entries: Sequence[Entry]) -> bool:
-  """Returns whether the students are table rows: they were timed, differ in size, or exceed the number of looks."""
+  """Returns whether students are table rows: they are timed, differ in size, or outnumber looks."""
   return is_timed(entries) or differ_in_size(entries) or len(students(entries)) > STUDENTS
 
 
@@ -49,8 +49,8 @@ def table(
     entries: the networks.
     metrics: the task's metrics; `Metric.detail` decides which are columns.
     run: what was run; its setting 'reference' names the variant that step times are divided by.
-    brief: whether the table covers several runs: it has no measured times, which other programs on the machine
-      change, and only metrics of `detail` 0.
+    brief: whether the table covers several runs: it has no measured times, which other programs on
+      the machine change, and only metrics of `detail` 0.
     costs: whether it has columns of costs; None: where students differ in size.
   """
   first, *others = metrics
@@ -72,7 +72,7 @@ def table(
 
 
 def differ_in_size(entries: Sequence[Entry]) -> bool:
-  """Returns whether the numbers of nonzero parameters differ by more than 1 %, the zeros that occur by chance."""
+  """Returns whether nonzero parameters differ by more than 1 %, more than zeros by chance."""
   costs = [entry.values for entry in entries if entry.role != "teacher"]
   sizes = [cost["nonzeros"] for cost in costs if "nonzeros" in cost]
   return bool(sizes) and min(sizes) < 0.99 * max(sizes)
@@ -91,13 +91,13 @@ def about_time(entries: Sequence[Entry]) -> str:
 
 
 def few(entries: Sequence[Entry]) -> list[Entry]:
-  """Returns teacher, baseline and the first distilled students, as many as pictures can distinguish."""
+  """Returns teacher, baseline and the first students, as many as pictures can distinguish."""
   first = students(entries)[:STUDENTS]
   return [entry for entry in entries if entry.role != "student" or entry.group in first]
 
 
 def verdict(entries: Sequence[Entry], metric: Metric) -> str:
-  """Returns a sentence: how many students distillation helped or harmed by more than the spread over seeds."""
+  """Returns a sentence: how many students changed by more than the spread over seeds."""
   changes = [gain(entries, group, metric.name) for group in students(entries)]
   sign = 1 if metric.better == "max" else -1
   pairs = [
@@ -110,8 +110,8 @@ def verdict(entries: Sequence[Entry], metric: Metric) -> str:
   better = sum(change > deviation for change, deviation in pairs)
   worse = sum(-change > deviation for change, deviation in pairs)
   return (
-    f"Of {len(pairs)} distilled students {better} are better and {worse} worse than the baseline by "
-    "more than the sample standard deviation of the paired difference; for "
+    f"Of {len(pairs)} distilled students {better} are better and {worse} worse than the baseline "
+    "by more than the sample standard deviation of the paired difference; for "
     f"{len(pairs) - better - worse} it is within it."
   )
 
@@ -120,8 +120,8 @@ def left_out(entries: Sequence[Entry]) -> str:
   """Returns a sentence: which students the words and pictures below the table cover."""
   distilled = students(entries)
   return (
-    f"Words and pictures below are about the first {STUDENTS} of {len(distilled)} distilled students: "
-    f"{', '.join(group.variant for group in distilled[:STUDENTS])}."
+    f"Words and pictures below are about the first {STUDENTS} of {len(distilled)} distilled "
+    f"students: {', '.join(group.variant for group in distilled[:STUDENTS])}."
   )
 
 
