@@ -7,54 +7,53 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
+from report_cases import ACCURACY, RMSE, headings, scored, tables
 
-from distill_jax.report import Entry, stored, style, summary
+from distill_jax.report import stored, style, summary
 from distill_jax.report.__main__ import main, run
-from distill_jax.report.results import Group, Measured
+from distill_jax.report.entries import Group
 from distill_jax.report.runs import read, series
 
 TEACHER = [0.98]
-ALONE, DISTILLED = [0.90, 0.92, 0.91], [0.93, 0.97, 0.92]
+BASELINE, DISTILLED = [0.90, 0.92, 0.91], [0.93, 0.97, 0.92]
 
 
 def make_run(
   folder,
   *,
-  alone=ALONE,
+  baseline=BASELINE,
   distilled=DISTILLED,
   variants=None,
   settings=None,
   name="digits",
   data="digits",
   test=359,
+  metric=ACCURACY,
   **facts,
 ):
-  """A run's folder as the command line leaves it, as far as a results page reads it."""
+  """Writes a run's folder as the command line does, as far as a results page reads it."""
   settings = {"temperature": 4.0, "label_fraction": 1.0, "flip": False} | (settings or {})
-  groups = {Group("teacher"): TEACHER, Group("baseline"): alone}
-  groups |= {Group("student", v): scores for v, scores in (variants or {"": distilled}).items()}
-  measured = [
-    Measured(
-      Entry(*group[:1], seed, np.zeros((1, 1)), {}, [], group.variant),
-      {"accuracy": accuracy, "parameters": 24e2},
-      {},
-    )
-    for group, scores in groups.items()
-    for seed, accuracy in enumerate(scores)
+  scores = {Group("teacher"): TEACHER, Group("baseline"): baseline}
+  scores |= {Group("student", v): values for v, values in (variants or {"": distilled}).items()}
+  entries = [
+    scored(group.role, seed, value, group.variant, name=metric.name, cost={"parameters": 24e2})
+    for group, values in scores.items()
+    for seed, value in enumerate(values)
   ]
-  written = {
+  identity = {
     "name": name,
     "command": f"python -m distill_jax --config=configs/{name}.py",
     "settings": settings,
   }
-  written |= {"overrides": [], "git": None, "device": "1 x cpu", "date": "2026-01-02"} | facts
-  known = {
+  identity |= {"overrides": [], "git": None, "device": "1 x cpu", "date": "2026-01-02"} | facts
+  measured = {
     "seconds": {"teacher": 60.0, "student-0": 100.4},
     "data": {"name": data, "train": 9, "test": test},
   }
   (folder / "report").mkdir(parents=True)
-  (folder / "run.json").write_text(json.dumps(written))
-  content = stored.as_json(measured, [], written | known)
+  (folder / "run.json").write_text(json.dumps(identity))
+  content = stored.as_json(entries, [metric], identity | measured)
   (folder / "report" / "results.json").write_text(json.dumps(content))
   return str(folder)
 
@@ -65,22 +64,10 @@ def fractions(tmp_path, values=(1.0, 0.01, 0.1)):
       tmp_path / f"few{value}",
       settings={"label_fraction": value},
       overrides=["temperature=2", f"label_fraction={value}"],
-      alone=[score - 0.1 * (1 - value) for score in ALONE],
+      baseline=[score - 0.1 * (1 - value) for score in BASELINE],
     )
     for value in values
   ]
-
-
-def tables(markdown):
-  """Each table as rows of {column title: cell}."""
-  found = []
-  for block in markdown.split("\n\n"):
-    if block.startswith("|"):
-      header, _, *rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines()
-      ]
-      found.append([dict(zip(header, row)) for row in rows])
-  return found
 
 
 def page(tmp_path, folders):
@@ -88,7 +75,7 @@ def page(tmp_path, folders):
   return (tmp_path / "out" / "results.md").read_text()
 
 
-def test_a_row_per_run_holds_its_scores_and_where_they_come_from(tmp_path):
+def test_a_row_per_run_has_scores_and_origin(tmp_path):
   folders = [
     make_run(tmp_path / "a"),
     make_run(
@@ -100,14 +87,14 @@ def test_a_row_per_run_holds_its_scores_and_where_they_come_from(tmp_path):
   ]
   text = page(tmp_path, folders)
   ((first, second),) = tables(text)
-  change = [b - a for a, b in zip(ALONE, DISTILLED)]
+  change = [b - a for a, b in zip(BASELINE, DISTILLED)]
   assert first == {
     "Run": "digits",
     "Overrides": "",
     "Teacher": "98.00",
-    "Student alone": f"91.00 ± {100 * statistics.stdev(ALONE):.2f}",
+    "Baseline": f"91.00 ± {100 * statistics.stdev(BASELINE):.2f}",
     "Distilled": f"94.00 ± {100 * statistics.stdev(DISTILLED):.2f}",
-    "Distilled − alone": f"+3.00 ± {100 * statistics.stdev(change):.2f}",
+    "Distilled − baseline": f"+3.00 ± {100 * statistics.stdev(change):.2f}",
     "Seeds": "3",
     "Time": "3 min",
     "Device": "1 x cpu",
@@ -120,18 +107,18 @@ def test_a_row_per_run_holds_its_scores_and_where_they_come_from(tmp_path):
   assert f"python -m distill_jax.report {folders[0]} {folders[1]}" in text
 
 
-def test_runs_that_vary_one_number_make_a_table_and_a_curve(tmp_path):
+def test_runs_that_differ_in_one_number_are_a_series(tmp_path):
   text = page(tmp_path, fractions(tmp_path))
   runs, few = tables(text)
   assert [row["Overrides"] for row in runs] == [
     rf"temperature=2, label\_fraction={v}" for v in ("1.0", "0.01", "0.1")
   ]
   assert [row[r"label\_fraction"] for row in few] == ["0.01", "0.1", "1"]
-  assert [row["Student alone"].split()[0] for row in few] == ["81.10", "82.00", "91.00"]
-  assert [row["Distilled − alone"].split()[0] for row in few] == ["+12.90", "+12.00", "+3.00"]
+  assert [row["Baseline"].split()[0] for row in few] == ["81.10", "82.00", "91.00"]
+  assert [row["Distilled − baseline"].split()[0] for row in few] == ["+12.90", "+12.00", "+3.00"]
   assert r"## digits, temperature=2: test accuracy against label\_fraction" in text
   assert "](digits-label_fraction.png)" in text
-  assert (tmp_path / "out" / "digits-label_fraction.png").read_bytes().startswith(b"\x89PNG")
+  assert np.ptp(imread(tmp_path / "out" / "digits-label_fraction.png")) > 0
 
 
 @pytest.mark.parametrize(
@@ -143,7 +130,7 @@ def test_runs_that_vary_one_number_make_a_table_and_a_curve(tmp_path):
     ((0, 1.0, 30), "linear"),
   ],
 )
-def test_curve_stands_at_the_values_with_their_spread(tmp_path, values, scale):
+def test_curve_is_at_the_values_with_their_spread(tmp_path, values, scale):
   (varied,) = series([read(Path(folder)) for folder in fractions(tmp_path, values)])
   picture = summary.curve(varied)
   (axes,) = picture.axes
@@ -151,7 +138,7 @@ def test_curve_stands_at_the_values_with_their_spread(tmp_path, values, scale):
   assert [text.get_text() for text in axes.get_xticklabels()] == [f"{v:g}" for v in sorted(values)]
   expected = {
     "Teacher": [98.0] * 3,
-    "Student alone": [91 - 10 * (1 - v) for v in sorted(values)],
+    "Baseline": [91 - 10 * (1 - v) for v in sorted(values)],
     "Student distilled": [94.0] * 3,
   }
   for container, look in zip(axes.containers, style.LOOKS.values()):
@@ -163,7 +150,7 @@ def test_curve_stands_at_the_values_with_their_spread(tmp_path, values, scale):
     if container.get_label() == "Teacher":
       assert not any(len(segment) for segment in segments)
       continue
-    spread = statistics.stdev(ALONE if container.get_label() == "Student alone" else DISTILLED)
+    spread = statistics.stdev(BASELINE if container.get_label() == "Baseline" else DISTILLED)
     np.testing.assert_allclose(
       [segment[1, 1] - segment[0, 1] for segment in segments], 200 * spread
     )
@@ -185,7 +172,7 @@ def test_curve_stands_at_the_values_with_their_spread(tmp_path, values, scale):
     ),
   ],
 )
-def test_a_series_differs_in_one_number_alone(tmp_path, changes, fields):
+def test_a_series_differs_in_one_number_only(tmp_path, changes, fields):
   folders = [make_run(tmp_path / str(number), settings=own) for number, own in enumerate(changes)]
   found = series([read(Path(folder)) for folder in folders])
   assert [one.field for one in found] == fields
@@ -209,7 +196,7 @@ def test_series_of_one_field_do_not_share_a_picture(tmp_path):
   assert all(f"]({name}.png)" in text for name in names)
 
 
-def test_data_sets_stand_apart(tmp_path):
+def test_data_sets_have_separate_tables(tmp_path):
   other = {"data": "fashion_mnist", "settings": {"label_fraction": 0.1}}
   folders = [
     make_run(tmp_path / "a"),
@@ -217,15 +204,13 @@ def test_data_sets_stand_apart(tmp_path):
     make_run(tmp_path / "c", test=90),
   ]
   text = page(tmp_path, folders)
-  assert [line for line in text.splitlines() if line.startswith("## ")] == [
-    "## digits", r"## fashion\_mnist", "## digits", "## Made by",
-  ]  # fmt: skip
+  assert headings(text) == ["digits", r"fashion\_mnist", "digits", "Made by"]
   assert [len(rows) for rows in tables(text)] == [1, 1, 1]
   assert not list((tmp_path / "out").glob("*.png"))
   assert series([read(Path(folder)) for folder in folders]) == []
 
 
-def test_several_distilled_students_have_a_row_a_column_and_a_curve_each(tmp_path):
+def test_several_students_have_a_row_column_and_curve_each(tmp_path):
   for value in (0.1, 1.0):
     variants = {"generation 1": DISTILLED, "generation 2": [0.95, 0.96, 0.97]}
     make_run(tmp_path / str(value), settings={"label_fraction": value}, variants=variants)
@@ -234,9 +219,9 @@ def test_several_distilled_students_have_a_row_a_column_and_a_curve_each(tmp_pat
   assert [row["Run"] for row in runs] == ["digits: generation 1", "digits: generation 2"] * 2
   assert [row["Distilled"].split()[0] for row in runs] == ["94.00", "96.00"] * 2
   assert few[0]["Distilled: generation 2"].split()[0] == "96.00"
-  assert few[0]["generation 1 − alone"].split()[0] == "+3.00"
+  assert few[0]["generation 1 − baseline"].split()[0] == "+3.00"
   (varied,) = series([read(tmp_path / name) for name in ("0.1", "1.0")])
-  titles = ["Teacher", "Student alone", "Distilled: generation 1", "Distilled: generation 2"]
+  titles = ["Teacher", "Baseline", "Distilled: generation 1", "Distilled: generation 2"]
   assert [container.get_label() for container in summary.curve(varied).axes[0].containers] == titles
 
 
@@ -244,22 +229,22 @@ def test_several_distilled_students_have_a_row_a_column_and_a_curve_each(tmp_pat
   "change, cells, words",
   [
     (
-      {"alone": [0.9], "distilled": [0.8]},
+      {"baseline": [0.9], "distilled": [0.8]},
       ["90.00", "80.00", "−10.00", "1"],
       "one seed, so there is no spread",
     ),
-    ({"alone": [], "distilled": []}, ["–", "–", "–", "–"], "(359 examples)"),
+    ({"baseline": [], "distilled": []}, ["–", "–", "–", "–"], "(359 examples)"),
     (
-      {"alone": [0.9], "distilled": [0.8, 0.9]},
+      {"baseline": [0.9], "distilled": [0.8, 0.9]},
       ["90.00", "85.00 ± 7.07", "−10.00", "–"],
       "over seeds",
     ),
   ],
 )
-def test_what_is_missing_is_a_dash(tmp_path, change, cells, words):
+def test_missing_scores_are_dashes(tmp_path, change, cells, words):
   text = page(tmp_path, [make_run(tmp_path / "a", **change)])
   ((row,),) = tables(text)
-  assert [row[k] for k in ("Student alone", "Distilled", "Distilled − alone", "Seeds")] == cells
+  assert [row[k] for k in ("Baseline", "Distilled", "Distilled − baseline", "Seeds")] == cells
   assert words in text
 
 
@@ -275,10 +260,10 @@ after
 """
 
 
-def test_sections_of_a_readme_are_written_anew_and_nothing_else(tmp_path):
+def test_sections_of_a_readme_are_replaced_and_nothing_else(tmp_path):
   readme = tmp_path / "README.md"
   readme.write_text(README)
-  single, few = make_run(tmp_path / "a", alone=[0.5]), fractions(tmp_path)
+  single, few = make_run(tmp_path / "a", baseline=[0.5]), fractions(tmp_path)
   commands = [
     [single, "--section=digits"],
     [*few, make_run(tmp_path / "z", name="z"), "--section=few.labels"],
@@ -292,46 +277,51 @@ def test_sections_of_a_readme_are_written_anew_and_nothing_else(tmp_path):
   second, _, after = rest.partition("<!-- end -->\n")
   assert (start, after) == ("# Title\n\n", "after\n") and "typed" not in text
   ((row,),) = tables(inside)
-  assert row["Student alone"] == "50.00"
+  assert row["Baseline"] == "50.00"
   assert inside.startswith(f"<!-- python -m distill_jax.report {single} --section=digits --readme=")
-  few_labels, alone = tables(second)
+  few_labels, others = tables(second)
   assert [row[r"label\_fraction"] for row in few_labels] == ["0.01", "0.1", "1"]
-  assert [row["Run"] for row in alone] == ["z"]
+  assert [row["Run"] for row in others] == ["z"]
   assert "![" not in text
+
+
+def test_metrics_have_separate_tables_and_their_own_units(tmp_path):
+  depths = [
+    make_run(tmp_path / f"d{t}", metric=RMSE, settings={"temperature": t}, name="depth")
+    for t in (1.0, 2.0)
+  ]
+  text = page(tmp_path, [make_run(tmp_path / "a"), *depths])
+  assert headings(text)[:2] == ["digits: accuracy", "digits: RMSE"]
+  (accuracy,), depth, by_temperature = tables(text)
+  assert accuracy["Distilled"] == "94.00 ± 2.65"
+  assert depth[0]["Distilled − baseline"] == "+0.030 ± 0.020"
+  assert by_temperature[0]["Baseline"] == "0.910 ± 0.010"
+  assert "Test RMSE in mm (359 examples)" in text and "test RMSE against temperature" in text
+  (varied,) = series([read(Path(folder)) for folder in depths])
+  assert summary.curve(varied).axes[0].get_ylabel() == "test RMSE, mm"
 
 
 @pytest.mark.parametrize(
   "text, section, message",
   [
-    ("nothing", "digits", r"README.md holds <!-- results: digits --> 0 times, expected once$"),
-    (README, "digit", "0 times, expected once; did you mean 'digits'?"),
-    (README + README, "digits", "2 times, expected once"),
-    (
-      README.replace("<!-- end -->", "", 1),
-      "digits",
-      "holds no <!-- end --> after <!-- results: digits -->",
-    ),
-    ("<!-- results: digits -->", "digits", "holds no <!-- end --> after"),
+    ("nothing", "digits", r"--section: .* 0 times$"),
+    (README, "digit", "--section: .* 0 times.*'digits'"),
+    (README + README, "digits", "--section: .* 2 times"),
+    (README.replace("<!-- end -->", "", 1), "digits", "--section: .*<!-- end -->"),
+    ("<!-- results: digits -->", "digits", "--section: .*<!-- end -->"),
   ],
 )
-def test_markers_that_are_missing_are_named_and_nothing_is_written(
-  tmp_path, text, section, message
-):
+def test_missing_markers_are_reported_before_any_file_is_written(tmp_path, text, section, message):
   readme = tmp_path / "README.md"
   readme.write_text(text)
+  out = tmp_path / "out"
+  flags = [f"--readme={readme}", f"--section={section}", f"--out={out}"]
   with pytest.raises(ValueError, match=message):
-    main(
-      [
-        make_run(tmp_path / "a"),
-        f"--readme={readme}",
-        f"--section={section}",
-        f"--out={tmp_path / 'out'}",
-      ]
-    )
-  assert readme.read_text() == text and not (tmp_path / "out").exists()
+    main([make_run(tmp_path / "a"), *flags])
+  assert readme.read_text() == text and not out.exists()
 
 
-def damage(name, content):
+def overwrite(name, content):
   def change(folder):
     path = folder / name
     path.unlink() if content is None else path.write_text(content)
@@ -339,21 +329,28 @@ def damage(name, content):
   return change
 
 
+RESULTS = "report/results.json"
+NO_ENTRIES = '{"run": {}, "metrics": [], "entries": []}'
+UNKNOWN_ROLE = NO_ENTRIES.replace(
+  '"entries": []', '"entries": [{"role": "x", "variant": "", "seed": 0, "scores": {}}]'
+)
+OLD_METRIC = NO_ENTRIES.replace('"metrics": []', '"metrics": [{"name": "a"}]')
+
+
 @pytest.mark.parametrize(
   "change, message",
   [
-    (damage("run.json", None), r"holds no run.json: it is no folder of a run; this makes one:\n.*--workdir=.*/a$"),
-    (damage("run.json", "{"), "run.json is damaged"),
-    (damage("run.json", "[]"), "run.json holds a list, expected an object"),
-    (damage("report/results.json", None), r"no report: write it with\n  .*--config=configs/digits.py --stages=report"),
-    (damage("report/results.json", "{}"), r"results.json was not written by this version .*'run'.*\n.*--stages=report"),
-    (damage("report/results.json", '{"run": {}, "entries": []}'), "it holds no network"),
-    (damage("report/results.json", '{"run": {}, "entries": [{"role": "x", "seed": 0, "scores": {}}]}'), "'x'"),
+    (overwrite("run.json", None), r"run.json.*\n.*--workdir=.*/a$"),
+    (overwrite("run.json", "{"), "run.json: .*JSON"),
+    (overwrite("run.json", "[]"), "run.json: .* list"),
+    (overwrite(RESULTS, None), r"report.*\n  .*--config=configs/digits.py --stages=report"),
+    (overwrite(RESULTS, "{}"), r"results.json .*'run'.*\n.*--stages=report"),
+    (overwrite(RESULTS, NO_ENTRIES), "results.json .*entries"),
+    (overwrite(RESULTS, UNKNOWN_ROLE), "results.json .*'x'"),
+    (overwrite(RESULTS, OLD_METRIC), "results.json .*'title'"),
   ],
-)  # fmt: skip
-def test_a_folder_without_a_finished_run_is_named_with_the_command_that_makes_it(
-  tmp_path, change, message
-):
+)
+def test_a_folder_without_a_report_is_named_with_the_next_step(tmp_path, change, message):
   folder = make_run(tmp_path / "a")
   change(tmp_path / "a")
   with pytest.raises(ValueError, match=message):
@@ -361,25 +358,25 @@ def test_a_folder_without_a_finished_run_is_named_with_the_command_that_makes_it
   assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_beside_a_run_names_the_run(tmp_path):
+def test_the_nearest_runs_are_suggested(tmp_path):
   folders = [make_run(tmp_path / name) for name in ("a", "b")]
-  for wrong, right in [(tmp_path, " ".join(folders)), (tmp_path / "a" / "report", folders[0])]:
-    with pytest.raises(ValueError, match=rf"did you mean {right}\?"):
-      main([str(wrong), "--out=x"])
-  with pytest.raises(ValueError, match="is no folder: expected one of a finished run"):
+  for folder, runs in [(tmp_path, " ".join(folders)), (tmp_path / "a" / "report", folders[0])]:
+    with pytest.raises(ValueError, match=rf"RUN: .*{runs}\?"):
+      main([str(folder), "--out=x"])
+  with pytest.raises(ValueError, match="RUN: .*no folder"):
     main([str(tmp_path / "c"), "--out=x"])
 
 
 @pytest.mark.parametrize(
   "flags, message",
   [
-    ([], "--out=FOLDER or --readme=FILE --section=NAME"),
-    (["--readme=x"], "--readme=FILE and --section=NAME: expected both or neither"),
-    (["--out=x", "--section=x"], "expected both or neither"),
-    (["--out=x", "SELF"], "is given more than once"),
+    ([], "--out=FOLDER"),
+    (["--readme=x"], "--section=NAME"),
+    (["--out=x", "--section=x"], "--readme=FILE"),
+    (["--out=x", "SELF"], "RUN: "),
   ],
 )
-def test_flags_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys, flags, message):
+def test_flags_that_do_not_fit_are_rejected(tmp_path, monkeypatch, capsys, flags, message):
   folder = make_run(tmp_path / "a")
   arguments = [folder, *(folder if flag == "SELF" else flag for flag in flags)]
   monkeypatch.setattr(sys, "argv", ["report", *arguments])

@@ -65,7 +65,7 @@ def gain_figures(entries: Sequence[Entry], class_names: Sequence[str]) -> list[B
     numbers,
     Heading("Gains by class"),
     *(Text(words(first, group)) for group in groups_compared),
-    style.picture("classes", "Accuracy by class", _caption(first), class_gains(first, class_names)),
+    style.picture("classes", "Accuracy by class", _caption(first), class_gains(first)),
   ]
 
 
@@ -117,7 +117,7 @@ def words(scores: Sequence[ClassScores], group: Group) -> str:
   return f"Accuracy by class{name}, in points: {'; '.join(parts)}."
 
 
-def class_gains(scores: Sequence[ClassScores], class_names: Sequence[str]) -> Figure:
+def class_gains(scores: Sequence[ClassScores]) -> Figure:
   """Draws the accuracy of each class without and with distillation, ordered by gain.
 
   With many classes it names those that gain most and least, next to the gains of all.
