@@ -1,9 +1,10 @@
-"""Examples with stable ids, their splits, batches that follow from the step, and augmentation.
+"""Holds examples with stable ids, and splits, batches and augments them reproducibly.
 
-Data sets are modules with a `load()`, e.g. `from distill_jax.data import digits`: `digits` (embedded), `tfds` (by
-name), `folder` (a subfolder per class). `tfds.images` and `folder.images` leave images encoded; `stream.Stream`
-makes batches of them with the crops of `crops`. `text` packs documents into rows of tokens;
-`tokenized` and `text_stream` do so for text beyond memory.
+Data sets are modules of `data.sets` with a `load()`: `digits` (scikit-learn's), `tfds` (by name)
+and `folder` (a subfolder per class). `tfds.images` and `folder.images` leave images encoded;
+`stream.Stream` decodes batches of them with the crops of `crops`. `text` packs documents into rows
+of tokens, in memory (`text.load`) or from a file that is mapped into memory (`text.tokenized`,
+`text.stream`).
 """
 
 from distill_jax.data.augment import augmentation, cutmix, flip, mixup, shift_crop

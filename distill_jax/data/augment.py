@@ -1,8 +1,8 @@
-"""Augmentation on the device: a view of an image is a function of (seed, example id, view).
+"""Augments images on the device: a view of an image is a function of (seed, example id, view).
 
-The same three numbers give the same picture in every batch, on every device and in every run, which is what
-makes a cache of an augmented teacher right. `mixup` and `cutmix` relate the rows of a batch instead: they are
-functions of (step key, batch), and are refused with a cache.
+The same three numbers give the same image in every batch, on every device and in every run, so a
+cache can hold the outputs of an augmented teacher. `mixup` and `cutmix` relate the rows of a batch
+instead: they are functions of (step key, batch), and raise for a batch with cached outputs.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distill_jax.data.checks import check_seed
+from distill_jax.data.checks import check_integer, check_seed
 from distill_jax.types import Batch
 
 Transform = Callable[[jax.Array, jax.Array], jax.Array]
@@ -19,17 +19,22 @@ Mixer = Callable[[jax.Array, Batch], Batch]
 
 
 def augmentation(*transforms: Transform, seed: int) -> Callable[[Batch], Batch]:
-  """Compose transforms of one image into a function of a batch.
+  """Composes transforms of one image into a function of a batch.
 
-  Transform i of an example draws from `fold_in(fold_in(fold_in(key(seed), id), view), i)`, always with
-  Threefry: other generators give a row of a batch other numbers than the row alone.
+  The key of transform i of an example is `fold_in(fold_in(fold_in(key(seed), id), view), i)`,
+  always of Threefry, since other generators give a row other numbers if
+  the rest of its batch changes.
 
   Args:
-    transforms: applied in this order, e.g. `shift_crop(4), flip()`; none leave the batch as it is.
+    *transforms: functions of one image, applied in this order, e.g. `shift_crop(4), flip()`; by
+      default the identity.
     seed: from 0 to 2^32 - 1.
 
   Returns:
-    `batch -> batch` that changes 'image' alone. It reads 'id' and 'view', int [rows].
+    `batch -> batch` that changes only 'image'. It reads 'id' and 'view', int [rows].
+
+  Raises:
+    ValueError: `seed` is out of its range; when called, the batch lacks an entry.
 
   >>> batch = {"image": jnp.ones((2, 8, 8, 1)), "id": jnp.arange(2), "view": jnp.zeros(2, int)}
   >>> augmentation(shift_crop(1), flip(), seed=0)(batch)["image"].shape
@@ -37,10 +42,9 @@ def augmentation(*transforms: Transform, seed: int) -> Callable[[Batch], Batch]:
   """
   check_seed(seed)
 
-  def one(image, id, view):
-    key = jax.random.fold_in(
-      jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), id), view
-    )
+  def augment_image(image, id, view):
+    key = jax.random.key(seed, impl="threefry2x32")
+    key = jax.random.fold_in(jax.random.fold_in(key, id), view)
     for i, transform in enumerate(transforms):
       image = transform(jax.random.fold_in(key, i), image)
     return image
@@ -49,25 +53,31 @@ def augmentation(*transforms: Transform, seed: int) -> Callable[[Batch], Batch]:
     if not transforms:
       return batch
     _require(batch, "image", "id", "view")
-    return {**batch, "image": jax.vmap(one)(batch["image"], batch["id"], batch["view"])}
+    return {**batch, "image": jax.vmap(augment_image)(batch["image"], batch["id"], batch["view"])}
 
   return augment
 
 
 def shift_crop(padding: int) -> Transform:
-  """Pad with `padding` zeros on every side and crop the original size at a uniformly drawn place.
+  """Pads every side with zeros and crops the original size at a uniformly random position.
 
   He et al. 2016 (section 4.2) train CIFAR networks with padding 4 and `flip`.
 
+  Args:
+    padding: largest shift in pixels.
+
   Raises:
-    ValueError: `padding` is negative, or not smaller than the image (it could be shifted out of sight).
+    ValueError: `padding` is negative; when called, it is not smaller than the image (a shift could
+      hide all of it).
   """
   if padding < 0:
-    raise ValueError(f"padding must be at least 0, got {padding}")
+    raise ValueError(f"padding: expected a number >= 0, got {padding}")
 
   def transform(key, image):
     if padding >= min(image.shape[:2]):
-      raise ValueError(f"padding {padding} must be smaller than the image {image.shape[:2]}")
+      raise ValueError(
+        f"padding: expected less than the sides of the image {image.shape[:2]}, got {padding}"
+      )
     padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
     row, column = jax.random.randint(key, (2,), 0, 2 * padding + 1, jnp.int32)
     return jax.lax.dynamic_slice(padded, (row, column, jnp.int32(0)), image.shape)
@@ -76,7 +86,7 @@ def shift_crop(padding: int) -> Transform:
 
 
 def flip() -> Transform:
-  """Mirror left and right with probability 1/2."""
+  """Mirrors left and right with probability 1/2."""
 
   def transform(key, image):
     return jnp.where(jax.random.bits(key, (), jnp.uint32) & 1, image[:, ::-1], image)
@@ -85,24 +95,25 @@ def flip() -> Transform:
 
 
 def mixup(alpha: float, classes: int) -> Mixer:
-  """Blend each image, and its label, with the one before it in the batch (Zhang et al. 2018).
+  """Blends each image, and its label, with the one before it in the batch (Zhang et al. 2018).
 
-  One weight from Beta(alpha, alpha) per batch, as in the authors' code. Batches come shuffled, so the row
-  before is a random partner, and needs no gather across devices. Under `pmap` or `shard_map` each device
-  pairs its own rows.
+  One weight from Beta(alpha, alpha) per batch, as in the authors' code. Batches are shuffled, so
+  the row before is a random partner, and needs no gather across devices. Under `pmap` or
+  `shard_map` each device pairs its local rows.
 
   Args:
-    alpha: of the Beta distribution, > 0; the paper uses 0.1 to 0.4 on ImageNet, 1 on CIFAR.
+    alpha: parameter of the Beta distribution, > 0; the paper uses 0.1 to 0.4 on ImageNet, 1 on
+      CIFAR.
     classes: number of classes.
 
   Returns:
-    `(key, batch) -> batch`: 'image' blended, 'label' rows of probabilities [rows, classes]. An example
-    without a label (negative, or a row of zeros) adds no mass to it, so a row may sum to less than 1. All
-    else stays. Rows that 'where' leaves out are nobody's partner.
+    `(key, batch) -> batch`: 'image' blended, 'label' rows of probabilities [rows, classes]. An
+    example without a label (negative, or a row of zeros) adds no mass to it, so a row may sum to
+    less than 1. All other entries stay. Rows that 'where' leaves out are no partner of any row.
 
   Raises:
-    ValueError: a number is outside its range; when called, there are cached teacher outputs in the batch,
-      or the labels do not fit `classes`.
+    ValueError: an argument is outside its range; when called, there are cached teacher outputs in
+      the batch, or the labels do not fit `classes`.
   """
   _check_mixer(alpha, classes)
 
@@ -120,12 +131,21 @@ def mixup(alpha: float, classes: int) -> Mixer:
 
 
 def cutmix(alpha: float, classes: int) -> Mixer:
-  """Paste a rectangle of the image before it in the batch over each image (Yun et al. 2019).
+  """Pastes a rectangle of the image before it in the batch over each image (Yun et al. 2019).
 
   One weight w from Beta(alpha, alpha) and one rectangle per batch, as in the authors' code: sides
-  sqrt(1 - w) of the image's, center uniform, clipped at the border; labels are weighted by the area that is
-  really covered (section 3.1, equation 2). Arguments, result and errors as in `mixup`; the paper uses
-  alpha 1.
+  sqrt(1 - w) of the image's, center uniform, clipped at the border; labels are weighted by the
+  covered area after clipping (section 3.1, equation 2).
+
+  Args:
+    alpha: parameter of the Beta distribution, > 0; the paper uses 1.
+    classes: number of classes.
+
+  Returns:
+    `(key, batch) -> batch` as of `mixup`, with pasted instead of blended images.
+
+  Raises:
+    ValueError: as `mixup`.
   """
   _check_mixer(alpha, classes)
 
@@ -139,59 +159,58 @@ def cutmix(alpha: float, classes: int) -> Mixer:
   return mix
 
 
-def _rectangle(key, alpha, height, width) -> jax.Array:
-  """Bool [height, width], True inside."""
+def _rectangle(key: jax.Array, alpha: float, height: int, width: int) -> jax.Array:
+  """Returns the mask of a random rectangle, bool [height, width], True inside."""
   weight_key, center_key = jax.random.split(key)
   side = jnp.sqrt(1 - jax.random.beta(weight_key, alpha, alpha, dtype=jnp.float32))
 
   def inside(key, size):
     half = (size * side).astype(jnp.int32) // 2
     center = jax.random.randint(key, (), 0, size, jnp.int32)
-    place = jnp.arange(size)
-    return (center - half <= place) & (place < center + half)
+    position = jnp.arange(size)
+    return (center - half <= position) & (position < center + half)
 
   row_key, column_key = jax.random.split(center_key)
   return inside(row_key, height)[:, None] & inside(column_key, width)
 
 
-def _pair(batch, classes):
-  """Images and rows of probabilities, and those of each row's partner."""
+def _pair(batch: Batch, classes: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """Returns images, the partners' images, rows of probabilities, and the partners' rows."""
   _require(batch, "image", "label")
   cached = sorted(name for name in batch if name.startswith("teacher/"))
   if cached:
     raise ValueError(
-      f"a mixed image has no cached teacher output, got {cached[0]!r}: use a live teacher"
+      f"{cached[0]}: expected no cached teacher output, each mixed image is new: use a live teacher"
     )
   labels = _probabilities(batch["label"], classes)
-  real = jnp.roll(batch["where"], 1) if "where" in batch else jnp.ones(len(labels), bool)
+  has_partner = jnp.roll(batch["where"], 1) if "where" in batch else jnp.ones(len(labels), bool)
 
   def partner(rows):
-    mask = real.reshape((-1,) + (1,) * (rows.ndim - 1))
+    mask = has_partner.reshape((-1,) + (1,) * (rows.ndim - 1))
     return jnp.where(mask, jnp.roll(rows, 1, axis=0), rows)
 
   return batch["image"], partner(batch["image"]), labels, partner(labels)
 
 
-def _probabilities(labels, classes) -> jax.Array:
+def _probabilities(labels: jax.Array, classes: int) -> jax.Array:
+  """Returns probabilities [rows, classes]; a row of zeros for an example without a label."""
   labels = jnp.asarray(labels)
   if jnp.issubdtype(labels.dtype, jnp.integer) and labels.ndim == 1:
-    return jax.nn.one_hot(
-      labels, classes, dtype=jnp.float32
-    )  # a negative label gives a row of zeros
+    # A negative label gives a row of zeros.
+    return jax.nn.one_hot(labels, classes, dtype=jnp.float32)
   if jnp.issubdtype(labels.dtype, jnp.floating) and labels.ndim == 2 and labels.shape[1] == classes:
     return labels
   expected = f"integers [rows] or probabilities [rows, {classes}]"
-  raise ValueError(f"label must be {expected}, got {labels.dtype} {list(labels.shape)}")
+  raise ValueError(f"label: expected {expected}, got {labels.dtype} {list(labels.shape)}")
 
 
-def _check_mixer(alpha, classes):
+def _check_mixer(alpha: float, classes: int) -> None:
   if not 0 < alpha < float("inf"):
-    raise ValueError(f"alpha must be a finite number more than 0, got {alpha}")
-  if classes < 1:
-    raise ValueError(f"classes must be at least 1, got {classes}")
+    raise ValueError(f"alpha: expected a finite number > 0, got {alpha}")
+  check_integer("classes", classes, 1)
 
 
-def _require(batch, *names):
+def _require(batch: Batch, *names: str) -> None:
   missing = [name for name in names if name not in batch]
   if missing:
-    raise ValueError(f"batch lacks {missing[0]!r}; it has {sorted(batch)}")
+    raise ValueError(f"{missing[0]}: expected an entry of the batch, got only {sorted(batch)}")

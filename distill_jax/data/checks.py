@@ -1,4 +1,4 @@
-"""What jit cannot raise is checked here, on the host, before anything is placed on a device."""
+"""Checks arrays on the host, before they are placed on a device: compiled code cannot raise."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,142 +8,176 @@ import jax.numpy as jnp
 import numpy as np
 
 UNLABELED = -1
-"""The label of an example that has none; the hard-label term and the metrics leave such examples out."""
+"""The class number of an example without a label, which hard-label terms and metrics leave out."""
 
 
-def check_labels(labels, classes: int | None, ids=None, ignore_label: int | None = None) -> None:
-  """Check that integer labels name a class.
+def check_labels(
+  labels: Any, classes: int | None, ids: Any = None, ignore_label: int | None = None
+) -> None:
+  """Checks that integer labels are class numbers.
 
   Args:
-    labels: integers of any shape, one row per example.
-    classes: number of classes; labels are 0 to classes - 1. None: any label from 0 up.
-    ids: [rows], to name the example in an error; None names the row.
-    ignore_label: the value that marks "no label", e.g. -1 or -100. Every other negative label is refused:
-      as an index, -1 silently means the last class and -100 gives NaN.
+    labels: integers [rows, ...].
+    classes: number of classes, for labels 0 to classes - 1; None allows every label from 0 up.
+    ids: [rows], the example ids that an error names; None names the row.
+    ignore_label: the value of "no label", e.g. -1 or -100; None allows no other value than the
+      classes. As an index, -1 silently means the last class and -100 gives NaN.
 
   Raises:
-    ValueError: labels are not integers, one lies outside the range (with its example id, its value and the
-      range), or `ignore_label` is itself a class.
+    ValueError: labels are not integers, a label is outside the range, or `ignore_label` is itself a
+      class.
   """
   labels = np.asarray(labels)
   if not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(f"label must be integers (class numbers), got {labels.dtype}")
+    raise ValueError(
+      f"label: expected integers (class numbers), got {labels.dtype} {list(labels.shape)}: for "
+      "other labels, such as regression targets, give no classes (classes=None)"
+    )
   last = np.iinfo(np.int32).max if classes is None else classes - 1
   if ignore_label is not None and 0 <= ignore_label <= last:
     raise ValueError(
-      f"ignore_label {ignore_label} is one of the classes 0 to {last}: use a negative number"
+      f"ignore_label: expected no class, got {ignore_label}, one of 0 to {last}: choose a negative "
+      "number"
     )
-  wrong = (labels < 0) | (labels > last)
+  outside = (labels < 0) | (labels > last)
   if ignore_label is not None:
-    wrong &= labels != ignore_label
-  if wrong.any():
-    place = tuple(np.argwhere(wrong)[0])
-    value = int(labels[place])
-    hint = f"nearest is {min(max(value, 0), last)}"
+    outside &= labels != ignore_label
+  if outside.any():
+    index = tuple(np.argwhere(outside)[0])
+    value = int(labels[index])
+    hint = f"the nearest class is {min(max(value, 0), last)}"
     if value < 0 and ignore_label is None:
       hint = f"declare ignore_label={value} if it marks examples without a label"
     raise ValueError(
-      f"label {value} of {_example(ids, place[0])} is not a class 0 to {last}; {hint}"
+      f"label: expected a class 0 to {last}, got {value} for {_example(ids, index[0])}: {hint}"
     )
 
 
 def check_batch(
   batch: Mapping[str, Any], classes: int | None = None, ignore_label: int | None = None
 ) -> None:
-  """Check a batch that did not come from a `Source`; rows that `where` leaves out may hold anything.
+  """Checks a batch that is not from a `Source`; rows that 'where' leaves out may hold anything.
 
   Args:
-    batch: arrays with one row per example; 'id' is optional. 'label' holds integers, or rows of
-      probabilities [rows, classes] that sum to 1 (a row of zeros is an example without a label).
-    classes, ignore_label: as in `check_labels`.
+    batch: arrays [rows, ...]; 'id' and 'label' are optional. With `classes`, 'label' holds class
+      numbers, or probabilities [rows, classes] that sum to 1 (a row of zeros is an example without
+      a label). Without, it may also hold finite floats of any shape.
+    classes: number of classes; None: labels are floats, multi-hot rows or class numbers of unknown
+      range.
+    ignore_label: as in `check_labels`.
 
   Raises:
-    ValueError: arrays of different lengths, no rows, NaN or infinity (-inf is allowed in 'teacher/...': a
-      logit of probability 0), an integer that 32 bits do not hold, or labels outside their range.
+    ValueError: arrays of different lengths, no rows, NaN or infinity (-inf is allowed in
+      'teacher/...': a logit of probability 0), an integer that 32 bits do not hold, or labels
+      outside their range.
   """
   arrays = {name: np.asarray(values) for name, values in batch.items()}
-  rows = check_lengths(arrays)
+  rows = count_rows(arrays)
   where = arrays.pop("where", None)
   if where is not None:
     if where.dtype != np.bool_ or where.shape != (rows,):
-      raise ValueError(f"where must be bool [{rows}], got {where.dtype} {list(where.shape)}")
+      raise ValueError(f"where: expected bool [{rows}], got {where.dtype} {list(where.shape)}")
     arrays = {name: values[where] for name, values in arrays.items()}
   ids = arrays.get("id")
   label = arrays.pop("label", None)
   for name, values in arrays.items():
-    check_numbers(name, values, ids)
+    check_values(name, values, ids)
   if label is None:
     return
-  if label.ndim == 2 and jnp.issubdtype(label.dtype, jnp.floating):
-    check_numbers("label", label, ids)
+  is_integer = jnp.issubdtype(label.dtype, jnp.integer)
+  if classes is None and not is_integer:
+    check_values("label", label, ids)
+  elif label.ndim == 2 and jnp.issubdtype(label.dtype, jnp.floating):
+    check_values("label", label, ids)
     _check_probabilities(label, classes, ids)
   else:
     check_labels(label, classes, ids, ignore_label)
 
 
-def check_lengths(arrays: Mapping[str, np.ndarray]) -> int:
-  """The number of rows that all arrays have; a ValueError if they differ or there are none."""
+def count_rows(arrays: Mapping[str, np.ndarray]) -> int:
+  """Returns the number of rows of all arrays.
+
+  Raises:
+    ValueError: there is no array or no row, an array is a scalar, or lengths differ.
+  """
   if not arrays:
-    raise ValueError("no arrays: expected at least one, e.g. 'image'")
+    raise ValueError("arrays: expected at least one, e.g. 'image', got none")
   scalars = [name for name, values in arrays.items() if values.ndim == 0]
   if scalars:
-    raise ValueError(
-      f"{scalars[0]!r} is a single value: expected an array with one row per example"
-    )
+    raise ValueError(f"{scalars[0]}: expected an array with one row per example, got a scalar")
   lengths = {name: len(values) for name, values in arrays.items()}
   if len(set(lengths.values())) > 1:
-    raise ValueError(f"arrays must have one row per example, got lengths {lengths}")
+    raise ValueError(f"arrays: expected one row per example in each, got lengths {lengths}")
   rows = next(iter(lengths.values()))
   if rows == 0:
-    raise ValueError(
-      f"no examples: {', '.join(map(repr, arrays))} have 0 rows, expected at least 1"
-    )
+    raise ValueError(f"{', '.join(arrays)}: expected at least 1 row, got 0")
   return rows
 
 
-def check_numbers(name: str, values: np.ndarray, ids=None) -> None:
-  """Raise a ValueError for NaN, infinity, an integer that the device would wrap, or no numbers at all."""
+def check_values(name: str, values: np.ndarray, ids: Any = None) -> None:
+  """Checks that an array holds finite numbers, and no integer that the device would wrap.
+
+  Args:
+    name: the entry that an error names; logits of 'teacher/...' may be -inf.
+    values: an array [rows, ...].
+    ids: [rows], the example ids that an error names; None names the row.
+
+  Raises:
+    ValueError: it does not.
+  """
   if jnp.issubdtype(values.dtype, jnp.integer):
     limits = np.iinfo(jax.dtypes.canonicalize_dtype(values.dtype))
-    wrong, expected = (values < limits.min) | (values > limits.max), f"{limits.min} to {limits.max}"
+    invalid = (values < limits.min) | (values > limits.max)
+    expected = f"integers {limits.min} to {limits.max}"
   elif jnp.issubdtype(values.dtype, jnp.inexact):
-    wrong, expected = ~np.isfinite(values), "finite numbers"
+    invalid = ~np.isfinite(values)
+    expected = "finite numbers"
     if name.startswith("teacher/"):
-      wrong, expected = wrong & ~np.isneginf(values), "numbers or -inf"
+      invalid &= ~np.isneginf(values)
+      expected = "finite numbers or -inf"
   elif values.dtype == np.bool_:
     return
   else:
-    raise ValueError(f"{name!r} must hold numbers, got {values.dtype}")
-  if wrong.any():
-    place = tuple(int(i) for i in np.argwhere(wrong)[0])
+    raise ValueError(f"{name}: expected numbers, got {values.dtype}")
+  if invalid.any():
+    index = tuple(int(i) for i in np.argwhere(invalid)[0])
     raise ValueError(
-      f"{name!r} of {_example(ids, place[0])} holds {values[place]}, expected {expected}"
+      f"{name}: expected {expected}, got {values[index]} in {_example(ids, index[0])}"
     )
 
 
+def check_integer(name: str, value: Any, least: int) -> None:
+  """Raises a ValueError unless an argument is an integer of at least `least`."""
+  if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+    raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+
+
 def check_seed(seed: int) -> None:
-  """Raise a ValueError unless a seed is a whole number of 32 bits, which both NumPy and JAX take as it is."""
+  """Raises a ValueError unless a seed is an integer of 32 bits, which NumPy and JAX both take."""
   if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
-    raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}, got {seed!r}")
+    raise ValueError(f"seed: expected an integer from 0 to {2**32 - 1}, got {seed!r}")
 
 
-def _check_probabilities(label, classes, ids) -> None:
-  if classes is not None and label.shape[1] != classes:
+def _check_probabilities(label: np.ndarray, classes: int | None, ids: Any) -> None:
+  """Checks rows of probabilities [rows, classes]; a row of zeros is an example without a label."""
+  if label.shape[1] != classes:
     raise ValueError(
-      f"label has rows of {label.shape[1]} probabilities, expected {classes}, one per class"
+      f"label: expected rows of {classes} probabilities, one per class, got rows of "
+      f"{label.shape[1]}"
     )
   label = label.astype(np.float64)
   sums = label.sum(1)
   # Rows may have been rounded to bfloat16.
-  whole = (np.abs(sums - 1) < 0.01) | (sums == 0)
-  wrong = (label < 0).any(1) | ~whole
-  if wrong.any():
-    row = int(np.flatnonzero(wrong)[0])
+  sum_is_valid = (np.abs(sums - 1) < 0.01) | (sums == 0)
+  invalid = (label < 0).any(1) | ~sum_is_valid
+  if invalid.any():
+    row = int(np.flatnonzero(invalid)[0])
     raise ValueError(
-      f"label of {_example(ids, row)} sums to {sums[row]:.6g} with smallest entry {label[row].min():.6g}, "
-      "expected non-negative probabilities that sum to 1 (or only zeros: no label)"
+      "label: expected non-negative probabilities that sum to 1, or only zeros (no label), got "
+      f"the sum {sums[row]:.6g} and the smallest entry {label[row].min():.6g} in "
+      f"{_example(ids, row)}"
     )
 
 
-def _example(ids, row) -> str:
+def _example(ids: Any, row: int) -> str:
   return f"row {row}" if ids is None else f"example id {np.asarray(ids)[row]}"

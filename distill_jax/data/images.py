@@ -1,4 +1,4 @@
-"""Encoded images that are read and decoded when they are needed: of many sizes, or more than memory holds."""
+"""Reads and decodes encoded images on demand: images of many sizes, or more than memory holds."""
 
 import dataclasses
 import io
@@ -6,11 +6,12 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import PIL.Image
 
-from distill_jax.data.checks import check_labels
+from distill_jax.data.checks import check_integer, check_labels
 from distill_jax.data.crops import center_crop, pixels
 from distill_jax.data.source import Source
 
@@ -20,27 +21,31 @@ CHUNK = 64
 
 
 class BadImageError(ValueError):
-  """More images of a set cannot be decoded than its limit allows."""
+  """Raised where more images of a set cannot be decoded than `Images.max_bad` allows."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-  """Encoded images with stable ids; `data.split` splits them, `data.Stream` makes batches of them.
+  """Encoded images with stable ids and class numbers, for `data.split` and `stream.Stream`.
 
-  An image that is truncated, damaged, of a format other than `FORMATS`, with more than 8 bits per channel or
-  larger than `max_pixels` is bad: counted in `bad` and left out, up to a limit.
+  An image is bad if it is truncated, corrupt, of a format other than `FORMATS`, with more than 8
+  bits per channel or larger than `max_pixels`. Bad images are counted in `bad` and left out, up to
+  a limit.
 
   Attributes:
     read: `ids -> [(encoded image, label), ...]`; called from several threads.
-    ids: int [N], rows in the full named set, unique; a subset keeps them.
+    ids: int32 [N], rows in the full named set, unique; a subset keeps them.
     classes: number of classes.
-    class_names: one name per class; '0', '1', ... if not given.
+    class_names: one name per class, by default '0', '1', ...
     name: what the ids index.
-    content: what tells this set from another of the same name, e.g. a hash of its files.
+    content: a value that differs between two sets of the same name, e.g. a hash of the files.
     channels: 3 (RGB) or 1 (gray); every image is converted.
-    max_pixels: height times width at most; protects against small files that decode to gigabytes.
-    max_bad: the share of the images that may be bad.
-    bad: id -> what is wrong with it, for those met so far.
+    max_pixels: largest height times width; protects against small files that decode to gigabytes.
+    max_bad: largest fraction of bad images, from 0 to less than 1.
+    bad: id -> reason, for the bad images read so far.
+
+  Raises:
+    ValueError: a field is out of its range; ids or class names are not as in `Source`.
   """
 
   read: Callable[[Sequence[int]], Sequence[tuple[bytes, int]]] = dataclasses.field(repr=False)
@@ -56,30 +61,30 @@ class Images:
 
   def __post_init__(self):
     if self.channels not in (1, 3):
-      raise ValueError(f"{self.name}: channels must be 3 (RGB) or 1 (gray), got {self.channels}")
+      raise ValueError(f"channels: expected 3 (RGB) or 1 (gray), got {self.channels}")
     if not 0 <= self.max_bad < 1:
-      raise ValueError(
-        f"{self.name}: max_bad must be a share from 0 to less than 1, got {self.max_bad}"
-      )
-    # A Source knows what ids, classes and their names must be.
-    checked = Source(
+      raise ValueError(f"max_bad: expected a fraction in [0, 1), got {self.max_bad}")
+    # Without a number a Source would take the labels for regression targets.
+    check_integer("classes", self.classes, 1)
+    # A Source checks ids and class names.
+    source = Source(
       {"id": self.ids, "label": np.zeros(len(self.ids), int)},
       self.classes,
       self.class_names,
       self.name,
     )
-    object.__setattr__(self, "ids", checked.arrays["id"])
-    object.__setattr__(self, "class_names", checked.class_names)
+    object.__setattr__(self, "ids", source.arrays["id"])
+    object.__setattr__(self, "class_names", source.class_names)
 
   def __len__(self) -> int:
     return len(self.ids)
 
-  def take(self, rows) -> "Images":
-    """The images at these rows (numbers, a mask or a slice), with the ids they have here."""
+  def take(self, rows: Any) -> "Images":
+    """Returns the images at these rows (indices, a mask or a slice) with their ids."""
     return dataclasses.replace(self, ids=self.ids[rows], bad={})
 
-  def decoded(self, ids: Sequence[int]) -> Iterator[tuple[PIL.Image.Image | None, int]]:
-    """Images and labels; None for an image that is bad.
+  def decode(self, ids: Sequence[int]) -> Iterator[tuple[PIL.Image.Image | None, int]]:
+    """Iterates over (image, label) of these ids; the image is None if it is bad.
 
     Raises:
       BadImageError: more images are bad than `max_bad` allows.
@@ -89,16 +94,17 @@ class Images:
     check_labels(np.array([label for _, label in examples]), self.classes, ids)
     for id, (encoded, label) in zip(ids, examples, strict=True):
       try:
-        yield decode(encoded, self.channels, self.max_pixels), label
-      except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        self._count(int(id), error)
+        yield decode_image(encoded, self.channels, self.max_pixels), label
+      # Pillow's decoders raise nearly any exception on corrupt files.
+      except Exception as error:
+        self._count_bad(int(id), error)
         yield None, label
 
   def load(self, size: int | None = None) -> Source:
-    """All images in memory, float32 [N, height, width, channels] in 0..1; bad ones are left out.
+    """Returns the good images in a `Source`, float32 [N, height, width, channels] in 0..1.
 
     Args:
-      size: None: the images have one size. Otherwise each one's central square is resized to this side.
+      size: side in pixels to which each central square is resized; None: the images have one size.
 
     Raises:
       BadImageError: more images are bad than `max_bad` allows, or all are.
@@ -109,81 +115,84 @@ class Images:
     images: np.ndarray | None = None
     for id, label, image in self._pixels(size):
       if images is None:
-        images = self._room(image.shape)
+        images = self._allocate(image.shape)
       elif image.shape != images.shape[1:]:
         raise ValueError(
-          f"{self.name}: image {id} is {_size(image)} and image {ids[0]} is {_size(images[0])}: to load them into "
-          "one array choose a size, e.g. size=64, or train on a data.Stream of random crops"
+          f"size: expected images of one size in {self.name}, got {_size(image)} for id {id} and "
+          f"{_size(images[0])} for id {ids[0]}: give size=, e.g. 64, or train on a "
+          "data.stream.Stream of random crops"
         )
       images[len(ids)] = image
       ids.append(id)
       labels.append(label)
-    assert images is not None  # if all were bad, max_bad < 1 has raised
+    # If all were bad, max_bad < 1 has raised.
+    assert images is not None
     if self.bad:
       warnings.warn(self.summary(), stacklevel=2)
     arrays = {"id": np.array(ids), "image": images[: len(ids)], "label": np.array(labels)}
     return Source(arrays, self.classes, self.class_names, self.name)
 
-  def _pixels(self, size: int | None) -> Iterator[tuple[int, int, np.ndarray]]:
-    """(id, label, float32 image) in order, decoded by all cores."""
-    crop = None if size is None else center_crop(size, share=1.0)
+  def summary(self) -> str:
+    """Returns how many images were bad, and why the first one was."""
+    first = ""
+    if self.bad:
+      id, reason = min(self.bad.items())
+      first = f"; id {id}: {reason}"
+    return f"{self.name}: {len(self.bad)} of {len(self)} images cannot be used{first}"
 
-    def some(ids):
-      decoded = zip(ids, self.decoded(ids))
+  def _pixels(self, size: int | None) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Iterates over (id, label, float32 image) in order, decoded on all cores."""
+    crop = None if size is None else center_crop(size, fraction=1.0)
+
+    def decode_chunk(ids: list[int]) -> list[tuple[int, int, np.ndarray]]:
+      decoded = zip(ids, self.decode(ids))
       good = ((id, image, label) for id, (image, label) in decoded if image is not None)
       return [
         (id, label, pixels(image) if crop is None else crop(image, id, 0))
         for id, image, label in good
       ]
 
+    chunks = (self.ids[i : i + CHUNK].tolist() for i in range(0, len(self), CHUNK))
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-      for examples in pool.map(
-        some, (self.ids[i : i + CHUNK].tolist() for i in range(0, len(self), CHUNK))
-      ):
+      for examples in pool.map(decode_chunk, chunks):
         yield from examples
     finally:
       pool.shutdown(cancel_futures=True)
 
-  def _room(self, shape) -> np.ndarray:
+  def _allocate(self, shape: tuple[int, ...]) -> np.ndarray:
     try:
       return np.empty((len(self), *shape), np.float32)
     except MemoryError as error:
-      size = len(self) * np.prod(shape) * 4 / 2**30
+      gib = len(self) * np.prod(shape) * 4 / 2**30
       raise ValueError(
-        f"{self.name}: {len(self)} images of {shape[0]} x {shape[1]} take {size:.0f} GiB, more than there is: train "
-        "on a data.Stream"
+        f"size: expected images that fit in memory, got {len(self)} of {shape[0]} x {shape[1]} in "
+        f"{self.name}, {gib:.0f} GiB: give a smaller size, or train on a data.stream.Stream"
       ) from error
 
-  def summary(self) -> str:
-    """How many images were bad, and what is wrong with the first."""
-    id, reason = next(iter(sorted(self.bad.items())), (None, ""))
-    first = f"; id {id}: {reason}" if self.bad else ""
-    return f"{self.name}: {len(self.bad)} of {len(self)} images cannot be used{first}"
-
-  def _count(self, id: int, error: Exception) -> None:
+  def _count_bad(self, id: int, error: Exception) -> None:
     self.bad[id] = f"{error}" or type(error).__name__
     if len(self.bad) > self.max_bad * len(self):
       raise BadImageError(
-        f"{self.summary()}. More than max_bad={self.max_bad:g} of them allows"
+        f"{self.summary()}. That is more than max_bad={self.max_bad:g} allows"
       ) from error
 
 
-def decode(encoded: bytes, channels: int, max_pixels: int) -> PIL.Image.Image:
-  """An RGB (3 channels) or gray (1) image; the first frame of an animation.
+def decode_image(encoded: bytes, channels: int, max_pixels: int) -> PIL.Image.Image:
+  """Returns an RGB (3 channels) or gray (1) image; the first frame of an animation.
 
   Raises:
-    ValueError: it is larger than `max_pixels`, or has more than 8 bits per channel.
-    Exception: whatever Pillow raises where the bytes are no image, truncated or damaged.
+    ValueError: the image is larger than `max_pixels`, or has more than 8 bits per channel.
+    Exception: any that Pillow raises where the bytes are no image, truncated or corrupt.
   """
   with PIL.Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
     width, height = image.size
     if width * height > max_pixels:
-      raise ValueError(f"{width} x {height} pixels are more than max_pixels {max_pixels}")
+      raise ValueError(f"max_pixels: expected at most {max_pixels}, got {width} x {height}")
     if image.mode not in MODES:
-      raise ValueError(f"Pillow mode {image.mode!r} has more than 8 bits per channel")
+      raise ValueError(f"expected at most 8 bits per channel, got Pillow mode {image.mode!r}")
     return image.convert("RGB" if channels == 3 else "L")
 
 
-def _size(image) -> str:
+def _size(image: np.ndarray) -> str:
   return f"{image.shape[0]} x {image.shape[1]}"

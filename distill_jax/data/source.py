@@ -1,38 +1,52 @@
-"""Examples in host memory with ids that survive splitting, shuffling and caching."""
+"""Holds examples in host memory with ids that survive splitting, shuffling and caching."""
 
 import dataclasses
 import types
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
-from distill_jax.data.checks import UNLABELED, check_labels, check_lengths, check_numbers
+from distill_jax.data.checks import (
+  UNLABELED,
+  check_integer,
+  check_labels,
+  check_values,
+  count_rows,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-  """Examples in host memory, checked once, when they are put here.
+  """Examples in host memory, checked once, when the source is made.
 
   Attributes:
-    arrays: name -> array [N, ...], read-only. 'id': unique integers, the example's row in the full named
-      set (a subset keeps them); without it the rows here are the ids, 0 to N - 1. 'label': class numbers;
-      and the inputs, e.g. 'image' float32 [N, height, width, channels] in 0..1. 64-bit numbers become
+    arrays: name -> array [N, ...], read-only. 'id': unique integers, the example's row in the full
+      named set (a subset keeps them); without it the rows here are the ids, 0 to N - 1. 'label':
+      class numbers [N, ...] or, without `classes`, any finite numbers. The other entries are
+      inputs, e.g. 'image' float32 [N, height, width, channels] in 0..1. 64-bit numbers become
       32-bit ones, as on the device.
-    classes: number of classes.
-    class_names: one name per class; '0', '1', ... if not given.
+    classes: number of classes. None: labels are no class numbers, but e.g. regression targets float
+      [N] or multi-hot rows [N, C], and 'label' may be missing.
+    class_names: one name per class, by default '0', '1', ...; () without classes.
     name: what the ids index, e.g. 'digits'.
-    ignore_label: the label that marks examples without one, None if all have one. Whatever was declared
-      (-100, 255), labels hold `UNLABELED` afterward, and so does this field.
-    vocabulary: of text, the identity of the tokenizer whose words the classes are.
+    ignore_label: the class number that marks examples without a label; None if all have one.
+      Whatever was declared (-100, 255), labels hold `UNLABELED` afterward, and so does this field.
+    vocabulary: for text, the identity of the tokenizer whose tokens are the classes.
 
   Raises:
-    ValueError: 'label' is missing; an array is empty or of another length; ids are not integers 0 to 2^31 - 1 or
-      repeat; a label is not a class; a number is not finite. The example's id is named.
+    ValueError: an array is empty or of another length; ids are not integers 0 to 2^31 - 1 or
+      repeat; a number is not finite; with classes, 'label' is missing or holds another number. The
+      error names the field and the example's id.
+
+  >>> targets = Source({"x": np.ones((2, 3)), "label": np.array([0.5, -1.5])})
+  >>> targets.arrays["label"].dtype, targets.class_names
+  (dtype('float32'), ())
   """
 
   arrays: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
-  classes: int
+  classes: int | None = None
   class_names: tuple[str, ...] = dataclasses.field(default=(), repr=False)
   name: str = "custom"
   ignore_label: int | None = None
@@ -40,72 +54,97 @@ class Source:
 
   def __post_init__(self):
     arrays = {name: np.asarray(values) for name, values in self.arrays.items()}
-    if "label" not in arrays:
-      raise ValueError(f"{self.name}: no array 'label' among {sorted(arrays)}")
     for name in ("view", "where"):
       if name in arrays:
         raise ValueError(
-          f"{self.name}: {name!r} belongs to a batch, not to the examples: leave it out"
+          f"{name}: expected no entry in {self.name}, it belongs to a batch: leave it out"
         )
-    rows = check_lengths(arrays)
+    rows = count_rows(arrays)
     arrays = {"id": np.arange(rows)} | arrays
-    if self.classes < 1:
-      raise ValueError(f"{self.name}: classes must be at least 1, got {self.classes}")
     _check_ids(arrays["id"], self.name)
-    check_labels(arrays["label"], self.classes, arrays["id"], self.ignore_label)
-    if self.ignore_label is not None:
-      arrays["label"] = np.where(
-        arrays["label"] == self.ignore_label, UNLABELED, arrays["label"].astype(np.int64)
-      )
-      self._set("ignore_label", UNLABELED)
-    names = tuple(self.class_names) or tuple(map(str, range(self.classes)))
-    if len(names) != self.classes:
-      raise ValueError(f"{self.name}: {len(names)} class_names for {self.classes} classes")
-    self._set("class_names", names)
-    frozen = {name: _freeze(name, values, arrays["id"]) for name, values in arrays.items()}
-    self._set("arrays", types.MappingProxyType(frozen))
+    if self.classes is None:
+      self._check_no_classes()
+    else:
+      arrays["label"] = self._class_numbers(arrays, self.classes)
+    read_only = {
+      name: _as_stored(name, values, arrays["id"], self.classes) for name, values in arrays.items()
+    }
+    self._set("arrays", types.MappingProxyType(read_only))
 
   def __len__(self) -> int:
     return len(self.arrays["id"])
 
   @property
   def ids(self) -> np.ndarray:
+    """The examples' ids, int32 [N]."""
     return self.arrays["id"]
 
-  def take(self, rows) -> "Source":
-    """The examples at these rows (numbers, a mask or a slice), with the ids they have here."""
-    return dataclasses.replace(
-      self, arrays={name: values[rows] for name, values in self.arrays.items()}
-    )
+  def take(self, rows: Any) -> "Source":
+    """Returns the examples at these rows (indices, a mask or a slice) with their ids."""
+    arrays = {name: values[rows] for name, values in self.arrays.items()}
+    return dataclasses.replace(self, arrays=arrays)
 
-  def _set(self, field, value):
-    object.__setattr__(self, field, value)  # the class is frozen for everybody else
+  def _class_numbers(self, arrays: Mapping[str, np.ndarray], classes: int) -> np.ndarray:
+    """Returns checked labels with `UNLABELED` for the ignore label; sets `class_names`."""
+    check_integer("classes", classes, 1)
+    if "label" not in arrays:
+      raise ValueError(
+        f"label: expected an array in {self.name}, got only {sorted(arrays)}: for examples without "
+        "labels give no classes (classes=None)"
+      )
+    label = arrays["label"]
+    check_labels(label, classes, arrays["id"], self.ignore_label)
+    if self.ignore_label is not None:
+      label = np.where(label == self.ignore_label, UNLABELED, label.astype(np.int64))
+      self._set("ignore_label", UNLABELED)
+    names = tuple(self.class_names) or tuple(map(str, range(classes)))
+    if len(names) != classes:
+      raise ValueError(f"class_names: expected one for each of {classes} classes, got {len(names)}")
+    self._set("class_names", names)
+    return label
+
+  def _check_no_classes(self) -> None:
+    if len(self.class_names):
+      raise ValueError("class_names: expected () without classes, got names: give classes too")
+    if self.ignore_label is not None:
+      raise ValueError(
+        f"ignore_label: expected None without classes, got {self.ignore_label}: give classes too"
+      )
+
+  def _set(self, field: str, value: Any) -> None:
+    # The class is frozen for all other callers.
+    object.__setattr__(self, field, value)
 
 
 def _check_ids(ids: np.ndarray, source: str) -> None:
   limit = np.iinfo(np.int32).max
   if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
     raise ValueError(
-      f"{source}: id must be one integer per example, got {ids.dtype} {list(ids.shape)}"
+      f"id: expected one integer per example of {source}, got {ids.dtype} {list(ids.shape)}"
     )
   if ids.min() < 0 or ids.max() > limit:
-    raise ValueError(f"{source}: ids must be 0 to {limit} (int32), got {ids.min()} to {ids.max()}")
+    raise ValueError(
+      f"id: expected 0 to {limit} (int32) in {source}, got {ids.min()} to {ids.max()}"
+    )
   values, counts = np.unique(ids, return_counts=True)
   if len(values) < len(ids):
     repeated = values[counts > 1]
     raise ValueError(
-      f"{source}: ids must be unique, {len(repeated)} repeat, the first is {repeated[0]}"
+      f"id: expected unique ids in {source}, got {len(repeated)} that repeat, the first is "
+      f"{repeated[0]}"
     )
 
 
-def _freeze(name, values, ids) -> np.ndarray:
-  """Checked, as wide as on the device, and read-only."""
-  check_numbers(name, values, ids)
-  dtype = np.int32 if name in ("id", "label") else jax.dtypes.canonicalize_dtype(values.dtype)
+def _as_stored(name: str, values: np.ndarray, ids: np.ndarray, classes: int | None) -> np.ndarray:
+  """Returns checked, read-only values in the dtype that they have on the device."""
+  check_values(name, values, ids)
+  is_index = name == "id" or (name == "label" and classes is not None)
+  dtype = np.int32 if is_index else jax.dtypes.canonicalize_dtype(values.dtype)
   if values.dtype != dtype:
     with np.errstate(over="ignore"):
       values = values.astype(dtype)
-    check_numbers(name, values, ids)  # 1e300 is finite only in float64
+    # 1e300 is finite only in float64.
+    check_values(name, values, ids)
   values = values.view()
   values.flags.writeable = False
   return values

@@ -1,4 +1,4 @@
-"""Subsets of a source, chosen by a hash of the example's id: stable, and independent of order."""
+"""Selects subsets of a source by a hash of the example's id: stable, and independent of order."""
 
 import dataclasses
 import hashlib
@@ -15,102 +15,134 @@ Examples = TypeVar("Examples", Source, Images)
 
 
 def split(source: Examples, fraction: float = 0.1, seed: int = 0) -> tuple[Examples, Examples]:
-  """Hold examples out for validation.
+  """Holds examples out for validation.
 
-  Whether an example is held out depends on its id, `fraction` and `seed` alone: not on its row, nor on what
-  else is in the source. The held-out part is therefore about `fraction` of the examples, and one for a
-  smaller fraction lies inside one for a larger fraction.
+  Whether an example is held out depends on its id, `fraction` and `seed` only: not on its row or
+  label, nor on the other examples of the source. So about `fraction` of the examples are held out,
+  and those of a smaller fraction are among those of a larger one.
+
+  Args:
+    source: a `Source`, with or without classes, or `Images`.
+    fraction: the expected fraction of held-out examples, in (0, 1).
+    seed: from 0 to 2^32 - 1.
 
   Returns:
     `(rest, held_out)`, each in the source's order.
 
   Raises:
-    ValueError: `fraction` is not inside (0, 1), or one part would be empty.
+    ValueError: `fraction` is not in (0, 1), or one part would be empty.
   """
   if not 0 < fraction < 1:
-    raise ValueError(f"fraction must be more than 0 and less than 1, got {fraction}")
-  held_out = uniform(source.ids, seed, "split") < fraction
+    raise ValueError(f"fraction: expected a number in (0, 1), got {fraction}")
+  held_out = hash_ids(source.ids, seed, "split") < fraction
   if held_out.all() or not held_out.any():
     raise ValueError(
-      f"fraction {fraction} of {len(source)} examples of {source.name} leaves one part empty "
-      f"({held_out.sum()} held out): choose one nearer 0.5, or another seed"
+      f"fraction: expected two parts that hold examples, got {held_out.sum()} of the {len(source)} "
+      f"of {source.name} held out with {fraction}: choose one nearer 0.5, or another seed"
     )
   return source.take(~held_out), source.take(held_out)
 
 
 def label_fraction(source: Source, fraction: float, seed: int = 0) -> Source:
-  """Keep the labels of a fraction of each class, at least one; the other examples become `UNLABELED`.
+  """Keeps the labels of a fraction of each class, at least one; the others become `UNLABELED`.
 
-  All examples stay: a teacher teaches on those without a label too. Labels kept for a smaller fraction are
-  kept for a larger one.
+  All examples stay: a teacher also has outputs for those without a label. The labels of a smaller
+  fraction are among those of a larger one.
+
+  Args:
+    source: examples with class numbers [N] as labels.
+    fraction: fraction of each class that keeps its labels, in (0, 1].
+    seed: from 0 to 2^32 - 1.
 
   Raises:
-    ValueError: `fraction` is not inside (0, 1]; for no labels at all there is `unlabeled`.
+    ValueError: the source has no classes, or `fraction` is not in (0, 1]; `unlabeled` removes all
+      labels.
   """
+  _require_classes(source, "label_fraction")
   if not 0 < fraction <= 1:
     raise ValueError(
-      f"fraction must be more than 0 and at most 1, got {fraction}: for no labels, use unlabeled()"
+      f"fraction: expected a number in (0, 1], got {fraction}: for no labels, use data.unlabeled"
     )
   label = source.arrays["label"]
-  kept = stratified(label, uniform(source.arrays["id"], seed, "label_fraction"), fraction)
-  return _with_labels(source, np.where(kept, label, UNLABELED))
+  ranks = hash_ids(source.arrays["id"], seed, "label_fraction")
+  has_label = stratified_mask(label, ranks, fraction)
+  return _with_labels(source, np.where(has_label, label, UNLABELED))
 
 
 def unlabeled(source: Source) -> Source:
-  """The same examples without any label."""
+  """Removes all labels: they become `UNLABELED`; a source without classes loses its 'label'."""
+  if source.classes is None:
+    arrays = {name: values for name, values in source.arrays.items() if name != "label"}
+    return dataclasses.replace(source, arrays=arrays)
   return _with_labels(source, np.full_like(source.arrays["label"], UNLABELED))
 
 
 def leave_out_classes(source: Source, classes: Collection[int]) -> Source:
-  """Remove the examples of some classes: the student never sees one (Hinton et al. 2015, section 3).
+  """Removes the examples of some classes from training (Hinton et al. 2015, section 3).
 
-  The number of classes stays, so that the teacher can still teach about those left out.
+  The number of classes stays, so that the teacher still has outputs for those left out.
+
+  Args:
+    source: examples with class numbers [N] as labels.
+    classes: the class numbers to leave out.
 
   Raises:
-    ValueError: a class does not exist, nothing is left, or there are examples without a label (they may
-      belong to these classes: leave classes out first, then remove labels).
+    ValueError: the source has no classes, a class does not exist, nothing is left, or there are
+      examples without a label (they may belong to these classes: leave classes out first, then
+      remove labels).
   """
+  num_classes = _require_classes(source, "leave_out_classes")
   label = source.arrays["label"]
-  unknown = sorted(c for c in classes if not 0 <= c < source.classes)
+  unknown = sorted(c for c in classes if not 0 <= c < num_classes)
   if unknown:
     raise ValueError(
-      f"class {unknown[0]} does not exist: {source.name} has 0 to {source.classes - 1}"
+      f"classes: expected classes of {source.name}, 0 to {num_classes - 1}, got {unknown[0]}"
     )
   if classes and (label == UNLABELED).any():
     raise ValueError(
-      f"{(label == UNLABELED).sum()} examples of {source.name} have no label and may belong to classes "
-      f"{sorted(classes)}: leave classes out before removing labels"
+      f"label: expected one for all examples of {source.name}, got {(label == UNLABELED).sum()} "
+      f"without, which may belong to classes {sorted(classes)}: leave classes out before removing "
+      "labels"
     )
-  kept = ~np.isin(label, list(classes))
-  if not kept.any():
-    raise ValueError(f"leaving out classes {sorted(classes)} leaves no example of {source.name}")
-  return source.take(kept)
+  remaining = ~np.isin(label, list(classes))
+  if not remaining.any():
+    raise ValueError(
+      f"classes: expected some to remain in {source.name}, got {sorted(classes)}, which are all"
+    )
+  return source.take(remaining)
 
 
-def uniform(ids: np.ndarray, seed: int, purpose: str) -> np.ndarray:
-  """One number in [0, 1) per id. Each purpose has its own: what is held out says nothing about labels."""
+def hash_ids(ids: np.ndarray, seed: int, purpose: str) -> np.ndarray:
+  """Returns a number in [0, 1) per id, float64 [N]; those of two purposes are independent."""
   check_seed(seed)
   digest = hashlib.blake2b(f"{purpose} {seed}".encode(), digest_size=8).digest()
-  x = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(
-    int.from_bytes(digest, "little")
-  )
+  offset = np.uint64(int.from_bytes(digest, "little"))
+  x = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + offset
   # The finalizer of SplitMix64 (Steele, Lea and Flood 2014), a bijection of 64-bit words.
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
 
 
-def stratified(label: np.ndarray, rank: np.ndarray, fraction: float) -> np.ndarray:
-  """Mask of the lowest-ranked `fraction` of each class, rounded, at least one."""
-  chosen = np.zeros(len(label), bool)
+def stratified_mask(label: np.ndarray, ranks: np.ndarray, fraction: float) -> np.ndarray:
+  """Returns a bool mask [N] of the lowest-ranked `fraction` of each class, at least one."""
+  mask = np.zeros(len(label), bool)
   for c in np.unique(label):
     rows = np.flatnonzero(label == c)
-    rows = rows[np.argsort(rank[rows], kind="stable")]
-    chosen[rows[: max(1, round(fraction * len(rows)))]] = True
-  return chosen
+    rows = rows[np.argsort(ranks[rows], kind="stable")]
+    mask[rows[: max(1, round(fraction * len(rows)))]] = True
+  return mask
+
+
+def _require_classes(source: Source, function: str) -> int:
+  if source.classes is None:
+    raise ValueError(
+      f"classes: expected a number of classes for {function}, got None in {source.name}: make the "
+      "source with data.Source(arrays, classes=...)"
+    )
+  return source.classes
 
 
 def _with_labels(source: Source, label: np.ndarray) -> Source:
-  return dataclasses.replace(
-    source, arrays={**source.arrays, "label": label}, ignore_label=UNLABELED
-  )
+  arrays = {**source.arrays, "label": label}
+  return dataclasses.replace(source, arrays=arrays, ignore_label=UNLABELED)

@@ -19,12 +19,12 @@ def noise(seed, *shape):
 
 
 def idx(array):
-  """MNIST's format: two zeros, the type's code, the number of dimensions, each one's size, the values."""
+  """Returns an array in MNIST's format: magic number, dtype, rank, shape, values."""
   return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
 def write_idx(folder, train=12, test=5):
-  """Four gzipped files; returns {split: (images, labels)}."""
+  """Writes two gzipped files per split; returns {split: (images, labels)}."""
   folder.mkdir(exist_ok=True)
   arrays = {}
   for split, prefix, n in (("train", "train", train), ("test", "t10k", test)):
@@ -36,7 +36,7 @@ def write_idx(folder, train=12, test=5):
 
 
 def write_classes(root, counts, size=(6, 8)):
-  """A subfolder of PNG files per class; returns {relative path: pixels}."""
+  """Writes a subfolder of PNG files per class; returns {relative path: pixels}."""
   pixels = {}
   for name, count in counts.items():
     (root / name).mkdir(parents=True)

@@ -31,14 +31,14 @@ JITTED = jax.jit(augmentation())
 
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from([1, 5]), st.data())
-def test_a_view_does_not_depend_on_the_rest_of_its_batch(size, draw):
+def test_view_is_independent_of_other_rows(size, draw):
   index = np.array(draw.draw(st.lists(st.integers(0, 15), min_size=size, max_size=size)))
   batch = a_batch(np.random.default_rng(0))
-  whole = np.asarray(JITTED(batch)["image"])
-  np.testing.assert_array_equal(JITTED(rows(batch, index))["image"], whole[index])
+  full = np.asarray(JITTED(batch)["image"])
+  np.testing.assert_array_equal(JITTED(rows(batch, index))["image"], full[index])
 
 
-def test_a_view_does_not_depend_on_its_device(rng, mesh):
+def test_view_is_independent_of_device(rng, mesh):
   batch = a_batch(rng)
   sharded = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
   np.testing.assert_array_equal(JITTED(sharded)["image"], JITTED(batch)["image"])
@@ -48,19 +48,19 @@ def test_a_view_does_not_depend_on_its_device(rng, mesh):
   )
 
 
-def test_a_view_does_not_depend_on_jax_settings(rng):
+def test_view_is_independent_of_jax_settings(rng):
   batch = a_batch(rng)
   expected = np.asarray(JITTED(batch)["image"])
   with jax.enable_x64(True):
     wide = batch | {"id": batch["id"].astype(np.int64), "view": batch["view"].astype(np.int64)}
     np.testing.assert_array_equal(jax.jit(augmentation())(wide)["image"], expected)
   with jax.default_prng_impl("rbg"):
-    # A new function: jit would answer for the old one from its cache, whatever the generator is now.
+    # A new function: jit would reuse the program of the old one, whatever the generator is now.
     np.testing.assert_array_equal(jax.jit(augmentation())(batch)["image"], expected)
 
 
 @pytest.mark.parametrize("changed", ["id", "view", "seed"])
-def test_id_view_and_seed_each_change_the_picture(rng, changed):
+def test_id_view_and_seed_change_the_image(rng, changed):
   batch = a_batch(rng)
   if changed == "seed":
     other = jax.jit(augmentation(seed=4))(batch)
@@ -70,7 +70,7 @@ def test_id_view_and_seed_each_change_the_picture(rng, changed):
   assert same.sum() < 4  # 50 pictures are possible
 
 
-def test_only_the_image_changes_and_the_input_stays(rng):
+def test_only_the_image_changes(rng):
   batch = a_batch(rng)
   before = jax.tree.map(np.copy, batch)
   result = JITTED(batch)
@@ -87,7 +87,7 @@ def test_dtype_and_shape_stay(rng, dtype):
   assert result.dtype == dtype and result.shape == (16, 5, 5, 3)
 
 
-def test_shift_crop_makes_every_shift_with_zeros_about_equally_often(rng):
+def test_shift_crop_shifts_are_uniform(rng):
   n, padding, size = 1800, 1, 4
   image = rng.random((size, size, 1), np.float32) + 1
   batch = {"image": np.repeat(image[None], n, 0), "id": np.arange(n), "view": np.zeros(n, int)}
@@ -96,12 +96,11 @@ def test_shift_crop_makes_every_shift_with_zeros_about_equally_often(rng):
   crops = [padded[i : i + size, j : j + size] for i in range(3) for j in range(3)]
   counts = [(result == crop).all((1, 2, 3)).sum() for crop in crops]
   assert sum(counts) == n
-  assert (
-    sum((c - 200) ** 2 / 200 for c in counts) < 27
-  )  # chi-square, 8 degrees of freedom: p > 0.0007
+  # chi-square, 8 degrees of freedom: p > 0.0007
+  assert sum((c - 200) ** 2 / 200 for c in counts) < 27
 
 
-def test_flip_mirrors_half_of_the_images_left_to_right(rng):
+def test_flip_mirrors_half_of_the_images(rng):
   batch = a_batch(rng, n=600)
   result = np.asarray(jax.jit(data.augmentation(data.flip(), seed=0))(batch)["image"])
   mirrored = (result == batch["image"][:, :, ::-1]).all((1, 2, 3))
@@ -109,7 +108,7 @@ def test_flip_mirrors_half_of_the_images_left_to_right(rng):
   assert (mirrored ^ same).all() and 230 < mirrored.sum() < 370
 
 
-def test_transforms_draw_apart(rng):
+def test_transforms_have_independent_keys(rng):
   """With one key for both, a shift to the left would always be mirrored, or never."""
   batch = a_batch(rng, n=400, size=4, channels=1) | {"image": np.ones((400, 4, 4, 1), np.float32)}
   twice = jax.jit(data.augmentation(data.shift_crop(1), data.shift_crop(1), seed=0))(batch)["image"]
@@ -122,24 +121,24 @@ def test_no_transform_is_the_identity(rng):
 
 
 @pytest.mark.parametrize("name", ["image", "id", "view"])
-def test_a_missing_entry_is_named(rng, name):
+def test_missing_entry_raises(rng, name):
   batch = a_batch(rng)
   del batch[name]
-  with pytest.raises(ValueError, match=f"batch lacks '{name}'"):
+  with pytest.raises(ValueError, match=f"^{name}:"):
     augmentation()(batch)
 
 
-def test_augmentation_outside_its_range_is_refused(rng):
-  with pytest.raises(ValueError, match="padding must be at least 0, got -1"):
+def test_arguments_out_of_range_raise(rng):
+  with pytest.raises(ValueError, match=r"^padding:"):
     data.shift_crop(-1)
-  with pytest.raises(ValueError, match=r"padding 6 must be smaller than the image \(6, 6\)"):
+  with pytest.raises(ValueError, match=r"^padding:"):
     data.augmentation(data.shift_crop(6), seed=0)(a_batch(rng))
-  with pytest.raises(ValueError, match="seed must be a whole number"):
+  with pytest.raises(ValueError, match=r"^seed:"):
     data.augmentation(seed=-1)
 
 
-def test_pictures_never_change():
-  """Golden shifts: with other ones a cached teacher answers about pictures that the student never sees."""
+def test_views_match_golden_values():
+  """Other shifts would pair cached teacher outputs with views that the student never sees."""
   image = np.arange(25, dtype=np.float32).reshape(1, 5, 5, 1) + 1
   batch = {
     "image": np.repeat(image, 6, 0),

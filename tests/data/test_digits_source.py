@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from distill_jax.data.sets import digits
 
 
-def test_the_splits_are_the_whole_set_and_ids_are_its_rows():
+def test_splits_are_the_full_set_and_ids_its_rows():
   splits, original = digits.load(), load_digits()
   assert {name: len(part) for name, part in splits.items()} == {"train": 1438, "test": 359}
   ids = np.concatenate([part.arrays["id"] for part in splits.values()])
@@ -19,14 +19,14 @@ def test_the_splits_are_the_whole_set_and_ids_are_its_rows():
     np.testing.assert_array_equal(arrays["label"], original.target[arrays["id"]])
 
 
-def test_the_test_split_is_stratified():
+def test_test_split_is_stratified():
   splits = digits.load()
   counts = {name: np.bincount(part.arrays["label"]) for name, part in splits.items()}
-  share = counts["test"] / (counts["test"] + counts["train"])
-  np.testing.assert_allclose(share, 0.2, atol=0.003)
+  fraction = counts["test"] / (counts["test"] + counts["train"])
+  np.testing.assert_allclose(fraction, 0.2, atol=0.003)
 
 
-def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+def test_missing_scikit_learn_raises(monkeypatch):
   monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-  with pytest.raises(ImportError, match=r"pip install 'distill-jax\[train\]'"):
+  with pytest.raises(ImportError, match=r"distill-jax\[train\]"):
     digits.load()

@@ -8,7 +8,7 @@ from distill_jax.data.images import BadImageError
 from distill_jax.data.sets import folder
 
 
-def test_a_class_per_folder_and_ids_in_the_order_of_the_paths(tmp_path):
+def test_class_per_folder_and_ids_in_path_order(tmp_path):
   pixels = write_classes(tmp_path / "set", {"dog": 2, "cat": 3})
   source = folder.load(tmp_path / "set")
   assert source.class_names == ("cat", "dog") and source.name == "set"
@@ -19,7 +19,7 @@ def test_a_class_per_folder_and_ids_in_the_order_of_the_paths(tmp_path):
   assert source.arrays["image"].dtype == np.float32
 
 
-def test_hidden_files_and_files_that_are_no_images_are_ignored(tmp_path):
+def test_hidden_and_other_files_are_ignored(tmp_path):
   write_classes(tmp_path, {"a": 1, "b": 1, ".git": 1, "b/.cache": 2})
   (tmp_path / "a" / "Thumbs.db").write_bytes(b"x")
   (tmp_path / "a" / "._0.png").write_bytes(b"x")
@@ -28,34 +28,28 @@ def test_hidden_files_and_files_that_are_no_images_are_ignored(tmp_path):
   assert source.class_names == ("a", "b") and len(source) == 2
 
 
-def test_images_lie_at_any_depth(tmp_path):
+def test_images_at_any_depth(tmp_path):
   write_classes(tmp_path, {"a": 1, "b/x/y": 2})
   assert folder.load(tmp_path).arrays["label"].tolist() == [0, 1, 1]
 
 
-def test_a_test_set_is_numbered_like_its_training_set(tmp_path):
+def test_class_names_order_the_classes(tmp_path):
   write_classes(tmp_path, {"a": 1, "b": 1})
   source = folder.load(tmp_path, class_names=("b", "a"))
   assert source.class_names == ("b", "a") and source.arrays["label"].tolist() == [1, 0]
-  with pytest.raises(
-    ValueError, match=r"without a subfolder: \['c'\]; subfolders not in class_names: \['b'\]"
-  ):
+  with pytest.raises(ValueError, match=r"^class_names: .*'c'.*'b'"):
     folder.load(tmp_path, class_names=("a", "c"))
 
 
-def test_what_is_missing_is_said(tmp_path):
-  with pytest.raises(
-    FileNotFoundError, match="there is no folder .*picture; did you mean .*pictures"
-  ):
-    (tmp_path / "pictures").mkdir()
+def test_missing_folders_and_images_raise(tmp_path):
+  (tmp_path / "pictures").mkdir()
+  with pytest.raises(FileNotFoundError, match=r"^path: .*pictures"):
     folder.load(tmp_path / "picture")
-  with pytest.raises(ValueError, match="has no subfolders: expected one per class"):
+  with pytest.raises(ValueError, match=r"^path:"):
     folder.load(tmp_path / "pictures")
   write_classes(tmp_path / "pictures", {"full": 1})
   (tmp_path / "pictures" / "empty").mkdir()
-  with pytest.raises(
-    ValueError, match=r"class folder .*empty has no images: expected files that end in .*\.png"
-  ):
+  with pytest.raises(ValueError, match=r"^path: .*empty"):
     folder.load(tmp_path / "pictures")
 
 
@@ -65,45 +59,43 @@ def test_what_is_missing_is_said(tmp_path):
     (encoded(noise(0, 64, 64, 3))[:2000], "truncated"),
     (encoded(noise(0, 64, 64, 3), "JPEG")[:1000], "truncated"),
     (b"", "cannot identify"),
-    (
-      b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
-      "cannot identify",
-    ),  # Pillow would hand it to Ghostscript
-    (encoded(noise(0, 65, 64, 3)), "64 x 65 pixels are more than max_pixels 4096"),
-    (encoded(noise(0, 8, 8).astype(np.uint16)), "more than 8 bits"),
+    # Pillow would hand it to Ghostscript.
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "cannot identify"),
+    (encoded(noise(0, 65, 64, 3)), "max_pixels"),
+    (encoded(noise(0, 8, 8).astype(np.uint16)), "8 bits"),
   ],
 )
-def test_bad_files_are_counted_and_left_out_below_the_limit(tmp_path, content, reason):
+def test_bad_files_are_left_out_below_the_limit(tmp_path, content, reason):
   write_classes(tmp_path, {"a": 5, "b": 5})
   (tmp_path / "a" / "2.png").write_bytes(content)
-  with pytest.warns(UserWarning, match=f"1 of 10 images cannot be used; id 2: .*{reason}"):
+  with pytest.warns(UserWarning, match=f"1 of 10 .* id 2: .*{reason}"):
     source = folder.load(tmp_path, max_bad=0.1, max_pixels=4096)
   assert source.arrays["id"].tolist() == [0, 1, 3, 4, 5, 6, 7, 8, 9]
-  with pytest.raises(BadImageError, match=f"1 of 10 .*{reason}.* More than max_bad=0.09"):
+  with pytest.raises(BadImageError, match=f"1 of 10 .*{reason}.*max_bad"):
     folder.load(tmp_path, max_bad=0.09, max_pixels=4096)
 
 
-def test_a_flipped_bit_in_a_png_is_bad(tmp_path):
+def test_flipped_bit_in_a_png_is_bad(tmp_path):
   write_classes(tmp_path, {"a": 4})
   file = tmp_path / "a" / "1.png"
   content = bytearray(file.read_bytes())
   content[60] ^= 4
   file.write_bytes(content)
-  with pytest.warns(UserWarning, match="1 of 4 images cannot be used; id 1"):
+  with pytest.warns(UserWarning, match="1 of 4 .* id 1"):
     assert len(folder.load(tmp_path, max_bad=0.5)) == 3
 
 
-def test_a_small_file_that_is_gigabytes_of_pixels_is_not_decoded(tmp_path):
+def test_decompression_bomb_is_not_decoded(tmp_path):
   write_classes(tmp_path, {"a": 1})
   bomb = encoded(np.zeros((9000, 9000), bool))
   assert len(bomb) < 100_000
   (tmp_path / "a" / "0.png").write_bytes(bomb)
-  with pytest.raises(BadImageError, match="9000 x 9000 pixels are more than max_pixels 50000000"):
+  with pytest.raises(BadImageError, match="max_pixels"):
     folder.load(tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
-def test_every_8_bit_mode_becomes_rgb_or_gray(tmp_path, mode):
+def test_8_bit_modes_become_rgb_or_gray(tmp_path, mode):
   (tmp_path / "a").mkdir()
   image = PIL.Image.fromarray(noise(0, 6, 8, 3)).convert(mode)
   image.save(tmp_path / "a" / "0.tiff")
@@ -112,27 +104,27 @@ def test_every_8_bit_mode_becomes_rgb_or_gray(tmp_path, mode):
   np.testing.assert_allclose(gray[..., 0], np.asarray(image.convert("L")) / 255, atol=1e-6)
 
 
-def test_many_sizes_need_a_size(tmp_path):
+def test_images_of_many_sizes_need_a_size(tmp_path):
   write_classes(tmp_path, {"a": 1})
   wide = np.zeros((8, 16, 3), np.uint8)
   wide[:, 4:12] = 200  # the central square
   (tmp_path / "a" / "1.png").write_bytes(encoded(wide))
-  with pytest.raises(ValueError, match="image 1 is 8 x 16 and image 0 is 6 x 8: .*choose a size"):
+  with pytest.raises(ValueError, match=r"^size: .*8 x 16 .*id 1 .*6 x 8 .*id 0"):
     folder.load(tmp_path)
   image = folder.load(tmp_path, size=4).arrays["image"]
   assert image.shape == (2, 4, 4, 3)
   np.testing.assert_allclose(image[1, 1:3, 1:3], 200 / 255, rtol=1e-6)
 
 
-def test_channels_and_shares_are_checked(tmp_path):
+def test_arguments_out_of_range_raise(tmp_path):
   write_classes(tmp_path, {"a": 1})
-  with pytest.raises(ValueError, match="channels must be 3 .* or 1 .*, got 4"):
+  with pytest.raises(ValueError, match=r"^channels:"):
     folder.load(tmp_path, channels=4)
-  with pytest.raises(ValueError, match="max_bad must be a share from 0 to less than 1, got 1"):
+  with pytest.raises(ValueError, match=r"^max_bad:"):
     folder.load(tmp_path, max_bad=1)
 
 
-def test_splits_of_undecoded_images_are_those_of_decoded_ones(tmp_path):
+def test_split_of_encoded_images_matches_decoded_ones(tmp_path):
   write_classes(tmp_path, {"a": 20, "b": 20})
   parts = data.split(folder.images(tmp_path), 0.3), data.split(folder.load(tmp_path), 0.3)
   for undecoded, decoded in zip(*parts):
@@ -143,12 +135,12 @@ def test_splits_of_undecoded_images_are_those_of_decoded_ones(tmp_path):
 def test_bad_images_are_counted_for_each_subset(tmp_path):
   write_classes(tmp_path, {"a": 4})
   (tmp_path / "a" / "0.png").write_bytes(b"")
-  whole = folder.images(tmp_path, max_bad=0.5)
-  assert [image is None for image, _ in whole.decoded(whole.ids)] == [True, False, False, False]
-  assert list(whole.bad) == [0] and whole.take([0, 1]).bad == {}
+  full = folder.images(tmp_path, max_bad=0.5)
+  assert [image is None for image, _ in full.decode(full.ids)] == [True, False, False, False]
+  assert list(full.bad) == [0] and full.take([0, 1]).bad == {}
 
 
-def test_what_a_folder_holds_has_a_fingerprint(tmp_path):
+def test_content_differs_between_folders(tmp_path):
   write_classes(tmp_path, {"a": 2, "b": 1})
   contents = [folder.images(tmp_path).content, folder.images(tmp_path).content]
   contents.append(folder.images(tmp_path, class_names=("b", "a")).content)

@@ -26,13 +26,13 @@ def one_hot(labels):
 
 
 def weight_of(mixed, batch):
-  """The share of a row's own image, read off a row whose label differs from its partner's."""
+  """Returns the weight of a row's image, read off a row whose label differs from its partner's."""
   row = np.flatnonzero(batch["label"] != np.roll(batch["label"], 1))[0]
   return float(mixed["label"][row, batch["label"][row]])
 
 
 @both
-def test_labels_are_mixed_with_the_row_before_and_the_rest_stays(rng, name):
+def test_labels_are_mixed_with_the_row_before(rng, name):
   batch = a_batch(rng)
   mixed = MIXERS[name](jax.random.key(1), batch)
   w = weight_of(mixed, batch)
@@ -44,7 +44,7 @@ def test_labels_are_mixed_with_the_row_before_and_the_rest_stays(rng, name):
   assert mixed["image"].dtype == np.float32
 
 
-def test_mixup_blends_images_by_the_weight_of_their_labels(rng):
+def test_mixup_blends_images_by_the_label_weight(rng):
   batch = a_batch(rng)
   mixed = MIXERS["mixup"](jax.random.key(1), batch)
   w = weight_of(mixed, batch)
@@ -53,7 +53,7 @@ def test_mixup_blends_images_by_the_weight_of_their_labels(rng):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_cutmix_pastes_one_rectangle_whose_area_is_the_weight(rng, seed):
+def test_cutmix_pastes_a_rectangle_of_the_label_weight(rng, seed):
   batch = a_batch(rng)
   mixed = MIXERS["cutmix"](jax.random.key(seed), batch)
   pasted = (np.asarray(mixed["image"]) == np.roll(batch["image"], 1, 0)).all(-1)
@@ -67,14 +67,14 @@ def test_cutmix_pastes_one_rectangle_whose_area_is_the_weight(rng, seed):
 
 
 @pytest.mark.parametrize("alpha", [0.3, 2.0])
-def test_the_weight_of_mixup_is_beta_distributed(alpha):
+def test_mixup_weight_is_beta_distributed(alpha):
   batch = {"image": np.zeros((2, 1, 1, 1), np.float32), "label": np.array([0, 1])}
   keys = jax.random.split(jax.random.key(0), 500)
   mixed = jax.jit(jax.vmap(data.mixup(alpha, 2), (0, None)))(keys, batch)
   assert stats.kstest(mixed["label"][:, 0, 0], stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
-def test_the_rectangle_of_cutmix_has_the_distribution_of_the_paper():
+def test_cutmix_area_matches_the_authors_code():
   """Against a direct transcription of the authors' rand_bbox."""
   size, n = 12, 4000
   rng = np.random.default_rng(1)
@@ -92,7 +92,7 @@ def test_the_rectangle_of_cutmix_has_the_distribution_of_the_paper():
 
 
 @both
-def test_an_example_without_a_label_adds_no_mass(rng, name):
+def test_unlabeled_example_adds_no_mass(rng, name):
   batch = a_batch(rng) | {"label": np.array([0, -1, -1, 2, 3, 1, -1, 1], np.int32)}
   mixed = MIXERS[name](jax.random.key(1), batch)
   w = float(mixed["label"][0, 0])  # its partner, the last row, is of class 1
@@ -109,7 +109,7 @@ def test_rows_of_probabilities_mix_as_labels_do(rng, name):
 
 
 @both
-def test_a_row_that_is_left_out_is_nobodys_partner(rng, name):
+def test_row_left_out_is_no_partner(rng, name):
   batch = a_batch(rng) | {"where": np.array([1, 1, 0, 1, 1, 1, 0, 0], bool)}
   batch["image"][~batch["where"]] = np.nan
   mixed = MIXERS[name](jax.random.key(1), batch)
@@ -121,7 +121,7 @@ def test_a_row_that_is_left_out_is_nobodys_partner(rng, name):
 
 
 @both
-def test_the_key_decides_and_the_devices_do_not(rng, mesh, name):
+def test_mixing_depends_on_the_key_not_on_devices(rng, mesh, name):
   batch, mix = a_batch(rng, 16), MIXERS[name]
   sharded = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
   one, other = mix(jax.random.key(1), batch), mix(jax.random.key(2), batch)
@@ -130,26 +130,27 @@ def test_the_key_decides_and_the_devices_do_not(rng, mesh, name):
 
 
 @both
-def test_what_cannot_be_mixed_is_refused(rng, name):
+def test_batches_that_cannot_be_mixed_raise(rng, name):
   batch, key = a_batch(rng), jax.random.key(0)
-  with pytest.raises(ValueError, match="no cached teacher output, got 'teacher/logits'"):
+  with pytest.raises(ValueError, match=r"^teacher/logits:"):
     MIXERS[name](key, batch | {"teacher/logits": np.zeros((8, 4))})
-  with pytest.raises(ValueError, match=r"probabilities \[rows, 4\], got float32 \[8, 3\]"):
+  with pytest.raises(ValueError, match=r"^label:"):
     MIXERS[name](key, batch | {"label": np.zeros((8, 3), np.float32)})
-  with pytest.raises(ValueError, match=r"got float32 \[8\]"):
+  with pytest.raises(ValueError, match=r"^label:"):
     MIXERS[name](key, batch | {"label": jnp.zeros(8)})
   del batch["label"]
-  with pytest.raises(ValueError, match="batch lacks 'label'"):
+  with pytest.raises(ValueError, match=r"^label:"):
     MIXERS[name](key, batch)
 
 
 @pytest.mark.parametrize("mixer", [data.mixup, data.cutmix])
 @pytest.mark.parametrize("alpha", [0, -1, float("nan"), float("inf")])
-def test_an_alpha_outside_its_range_is_refused(mixer, alpha):
-  with pytest.raises(ValueError, match="alpha must be a finite number more than 0"):
+def test_alpha_out_of_range_raises(mixer, alpha):
+  with pytest.raises(ValueError, match=r"^alpha:"):
     mixer(alpha, 10)
 
 
-def test_no_classes_are_refused():
-  with pytest.raises(ValueError, match="classes must be at least 1, got 0"):
-    data.mixup(1.0, 0)
+def test_missing_classes_raise():
+  for classes in (0, None):
+    with pytest.raises(ValueError, match=r"^classes:"):
+      data.mixup(1.0, classes)

@@ -25,31 +25,31 @@ def labels_with(value, n=6, dtype=np.int64):
 
 
 @pytest.mark.parametrize("value", [3, 7, -1, -100, -2, 2**31, 2**32, 2**32 + 1, -(2**63)])
-def test_a_label_that_is_no_class_is_refused_with_id_value_and_range(value):
-  with pytest.raises(ValueError, match=f"label {value} of example id 14 is not a class 0 to 2"):
+def test_label_that_is_no_class_raises(value):
+  with pytest.raises(ValueError, match=f"^label: .*0 to 2, got {value} .*id 14"):
     source(label=labels_with(value))
 
 
 def test_unsigned_labels_beyond_int64_do_not_wrap():
-  with pytest.raises(ValueError, match=f"label {2**64 - 1} of example id 14"):
+  with pytest.raises(ValueError, match=f"^label: .*got {2**64 - 1} .*id 14"):
     source(label=labels_with(2**64 - 1, dtype=np.uint64))
 
 
 @pytest.mark.parametrize("ignored", [-1, -100, 255])
-def test_a_declared_ignore_label_becomes_unlabeled_and_no_other_negative_passes(ignored):
+def test_only_the_ignore_label_becomes_unlabeled(ignored):
   masked = source(label=labels_with(ignored), ignore_label=ignored)
   assert masked.arrays["label"].tolist() == [0, 0, 0, 0, data.UNLABELED, 0]
   assert masked.ignore_label == data.UNLABELED
-  with pytest.raises(ValueError, match="label -7 of example id 14"):
+  with pytest.raises(ValueError, match=r"^label: .*got -7 .*id 14"):
     source(label=labels_with(-7), ignore_label=ignored)
 
 
-def test_a_class_cannot_be_the_ignore_label():
-  with pytest.raises(ValueError, match="ignore_label 2 is one of the classes 0 to 2"):
+def test_class_as_ignore_label_raises():
+  with pytest.raises(ValueError, match=r"^ignore_label:"):
     source(ignore_label=2)
 
 
-def test_small_unsigned_labels_can_be_ignored():
+def test_unsigned_ignore_label_becomes_unlabeled():
   masked = source(label=labels_with(255, dtype=np.uint8), ignore_label=255)
   assert masked.arrays["label"].dtype == np.int32 and masked.arrays["label"][4] == data.UNLABELED
 
@@ -57,94 +57,127 @@ def test_small_unsigned_labels_can_be_ignored():
 @pytest.mark.parametrize(
   "label", [np.zeros(6), np.full(6, np.nan), np.zeros(6, bool), np.array(["a"] * 6)]
 )
-def test_labels_that_are_not_integers_are_refused(label):
-  with pytest.raises(ValueError, match="label must be integers"):
+def test_labels_that_are_no_integers_raise(label):
+  with pytest.raises(ValueError, match=r"^label:"):
     source(label=label)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
-def test_numbers_that_are_not_finite_are_refused_with_their_id(value, dtype):
+def test_numbers_that_are_not_finite_raise(value, dtype):
   image = np.zeros((6, 2, 2, 1), dtype)
   image[3, 1, 0, 0] = value
-  with pytest.raises(ValueError, match="'image' of example id 13 holds"):
+  with pytest.raises(ValueError, match=r"^image: .*id 13"):
     source(image=image)
 
 
-def test_a_number_that_only_float64_holds_is_refused():
+def test_number_that_only_float64_holds_raises():
   image = np.zeros((6, 2))
   image[2, 1] = 1e300
-  with pytest.raises(ValueError, match="'image' of example id 12 holds inf"):
+  with pytest.raises(ValueError, match=r"^image: .*got inf .*id 12"):
     source(image=image)
 
 
-def test_an_integer_input_that_would_wrap_is_refused():
-  with pytest.raises(ValueError, match=f"'tokens' of example id 10 holds {2**31}"):
+def test_integer_that_would_wrap_raises():
+  with pytest.raises(ValueError, match=f"^tokens: .*got {2**31} .*id 10"):
     source(tokens=np.full((6, 3), 2**31))
 
 
 @pytest.mark.parametrize("field", [np.array(["x"] * 6), np.array([object()] * 6)])
-def test_inputs_that_are_not_numbers_are_refused(field):
-  with pytest.raises(ValueError, match="'text' must hold numbers"):
+def test_inputs_that_are_no_numbers_raise(field):
+  with pytest.raises(ValueError, match=r"^text:"):
     source(text=field)
 
 
-def test_no_examples_and_lengths_that_differ_are_refused():
-  with pytest.raises(ValueError, match="0 rows"):
+def test_no_rows_and_different_lengths_raise():
+  with pytest.raises(ValueError, match=r"^id, label, image: .*got 0"):
     source(0)
-  with pytest.raises(ValueError, match="'image': 5"):
+  with pytest.raises(ValueError, match=r"^arrays: .*'image': 5"):
     source(image=np.zeros((5, 2, 2, 1)))
-  with pytest.raises(ValueError, match="'scale' is a single value"):
+  with pytest.raises(ValueError, match=r"^scale:"):
     source(scale=1.0)
 
 
-def test_labels_are_required():
+def test_classes_without_labels_raise():
   arrays = examples()
   del arrays["label"]
-  with pytest.raises(ValueError, match="no array 'label'"):
+  with pytest.raises(ValueError, match=r"^label:"):
     data.Source(arrays, classes=3)
 
 
-def test_without_ids_the_rows_are_the_ids_and_subsets_keep_them():
+@pytest.mark.parametrize(
+  ("label", "dtype"),
+  [
+    (np.linspace(-3, 1e6, 6), "float32"),
+    (np.zeros((6, 2, 5), np.float16), "float16"),
+    (np.eye(6, dtype=np.int64), "int32"),
+    (np.full(6, -7), "int32"),
+    (np.eye(6, dtype=bool), "bool"),
+  ],
+)
+def test_labels_without_classes_are_any_finite_numbers(label, dtype):
+  targets = source(classes=None, label=label)
+  assert targets.arrays["label"].dtype == dtype and targets.class_names == ()
+  np.testing.assert_array_equal(targets.arrays["label"], label.astype(dtype))
+  np.testing.assert_array_equal(targets.take([4]).arrays["label"], label[[4]].astype(dtype))
+
+
+@pytest.mark.parametrize("label", [np.full(6, np.nan), np.full(6, 1e300), np.array(["a"] * 6)])
+def test_labels_without_classes_that_are_not_finite_raise(label):
+  with pytest.raises(ValueError, match=r"^label:"):
+    source(classes=None, label=label)
+
+
+def test_examples_without_labels_need_no_classes():
+  arrays = examples()
+  del arrays["label"]
+  without = data.Source(arrays)
+  assert set(without.arrays) == {"id", "image"} and without.classes is None
+  for field, value in {"class_names": ("a", "b"), "ignore_label": -1}.items():
+    with pytest.raises(ValueError, match=f"^{field}:"):
+      data.Source(arrays, **{field: value})
+
+
+def test_ids_default_to_rows_and_subsets_keep_them():
   arrays = examples()
   del arrays["id"]
-  whole = data.Source(arrays, classes=3)
-  assert whole.arrays["id"].tolist() == [0, 1, 2, 3, 4, 5] and whole.arrays["id"].dtype == np.int32
-  assert whole.take([4, 1]).arrays["id"].tolist() == [4, 1]
-  with pytest.raises(ValueError, match="label 7 of example id 4"):
+  full = data.Source(arrays, classes=3)
+  assert full.arrays["id"].tolist() == [0, 1, 2, 3, 4, 5] and full.arrays["id"].dtype == np.int32
+  assert full.take([4, 1]).arrays["id"].tolist() == [4, 1]
+  with pytest.raises(ValueError, match=r"^label: .*got 7 .*id 4"):
     data.Source(arrays | {"label": labels_with(7)}, classes=3)
 
 
 @pytest.mark.parametrize("name", ["view", "where"])
-def test_what_batches_add_is_refused_in_a_source(name):
-  with pytest.raises(ValueError, match=f"'{name}' belongs to a batch"):
+def test_entries_of_batches_in_a_source_raise(name):
+  with pytest.raises(ValueError, match=f"^{name}:"):
     source(**{name: np.zeros(6, np.int32)})
 
 
 @pytest.mark.parametrize(
   ("ids", "message"),
   [
-    ([1, 2, 3, 2, 5, 1], "2 repeat, the first is 1"),
+    ([1, 2, 3, 2, 5, 1], "got 2 .*first is 1"),
     ([0, 1, 2, 3, 4, 2**31], f"got 0 to {2**31}"),
     ([0, 1, 2, 3, 4, -1], "got -1 to 4"),
-    ([0.0, 1, 2, 3, 4, 5], "one integer per example, got float64"),
+    ([0.0, 1, 2, 3, 4, 5], "got float64"),
     ([[i] for i in range(6)], r"got int64 \[6, 1\]"),
   ],
 )
-def test_ids_that_do_not_identify_are_refused(ids, message):
-  with pytest.raises(ValueError, match=message):
+def test_ids_that_do_not_identify_raise(ids, message):
+  with pytest.raises(ValueError, match=f"^id: .*{message}"):
     source(id=np.array(ids))
 
 
-def test_class_names_must_match_the_classes():
+def test_class_names_match_the_classes():
   assert source().class_names == ("0", "1", "2")
-  with pytest.raises(ValueError, match="2 class_names for 3 classes"):
+  with pytest.raises(ValueError, match=r"^class_names:"):
     data.Source(examples(), classes=3, class_names=("cat", "dog"))
-  with pytest.raises(ValueError, match="classes must be at least 1, got 0"):
+  with pytest.raises(ValueError, match=r"^classes:"):
     data.Source(examples(), classes=0)
 
 
-def test_wide_numbers_become_those_of_the_device_and_others_stay():
+def test_64_bit_numbers_become_32_bit_ones():
   arrays = source(x=np.zeros(6), mask=np.ones(6, bool), pixels=np.zeros((6, 2), np.uint8)).arrays
   dtypes = {name: str(values.dtype) for name, values in arrays.items()}
   assert [dtypes[name] for name in ("id", "label", "image", "x")] == [
@@ -156,7 +189,7 @@ def test_wide_numbers_become_those_of_the_device_and_others_stay():
   assert dtypes["mask"] == "bool" and dtypes["pixels"] == "uint8"
 
 
-def test_a_source_cannot_be_changed():
+def test_source_is_read_only():
   frozen = source()
   with pytest.raises(ValueError, match="read-only"):
     frozen.arrays["image"][0] = 1
@@ -166,14 +199,14 @@ def test_a_source_cannot_be_changed():
     frozen.classes = 4
 
 
-def test_the_arrays_handed_in_stay_writeable():
+def test_input_arrays_stay_writeable():
   arrays = examples()
   data.Source(arrays, classes=3)
   arrays["image"][0] = 1
 
 
 @pytest.mark.parametrize("rows", [[4, 0], np.array([4, 0]), slice(4, None, -4)])
-def test_a_subset_keeps_ids_and_order(rows):
+def test_subset_keeps_ids_and_order(rows):
   part = source().take(rows)
   assert (
     len(part) == 2
@@ -183,10 +216,10 @@ def test_a_subset_keeps_ids_and_order(rows):
   assert part.take(np.array([True, False])).arrays["id"].tolist() == [14]
 
 
-def test_a_subset_cannot_repeat_exceed_or_lack_examples():
-  with pytest.raises(ValueError, match="unique"):
+def test_invalid_subsets_raise():
+  with pytest.raises(ValueError, match=r"^id:"):
     source().take([0, 0])
   with pytest.raises(IndexError):
     source().take([6])
-  with pytest.raises(ValueError, match="no examples"):
+  with pytest.raises(ValueError, match=r"got 0"):
     source().take([])

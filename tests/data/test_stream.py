@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from fitting import fit_with
 from pictures import encoded, noise, write_classes
 
 from distill_jax import data, objectives
@@ -13,7 +14,6 @@ from distill_jax.data.images import BadImageError, Images
 from distill_jax.data.sets import folder
 from distill_jax.data.stream import EvalStream, Stream
 from distill_jax.models import from_apply
-from distill_jax.train import fit
 
 CROP = random_resized_crop(8, seed=1)
 
@@ -44,7 +44,7 @@ def assert_same(batches, others):
       np.testing.assert_array_equal(batch[name], other[name])
 
 
-def test_a_row_is_the_crop_of_its_id_and_view():
+def test_row_is_the_crop_of_its_id_and_view():
   examples = images()
   for batch in first(stream(examples)(0), 7):
     types = {name: (str(values.dtype), values.shape) for name, values in batch.items()}
@@ -52,12 +52,12 @@ def test_a_row_is_the_crop_of_its_id_and_view():
     assert types == dict.fromkeys(("id", "view", "label"), ("int32", (4,)))
     np.testing.assert_array_equal(batch["label"], batch["id"] % 3)
     for id, view, pixels in zip(batch["id"].tolist(), batch["view"].tolist(), batch["image"]):
-      [(image, _)] = examples.decoded([id])
+      [(image, _)] = examples.decode([id])
       np.testing.assert_array_equal(pixels, CROP(image, id, view))
 
 
 @pytest.mark.parametrize("num_views", [0, 2])
-def test_the_order_and_views_are_those_of_sets_in_memory(num_views):
+def test_order_and_views_match_sets_in_memory(num_views):
   ids = np.arange(100, 113)
   source = data.Source({"id": ids, "label": ids % 3}, classes=3)
   expected = first(data.batches(source, 4, seed=5, num_views=num_views), 12)
@@ -67,16 +67,16 @@ def test_the_order_and_views_are_those_of_sets_in_memory(num_views):
 
 @pytest.mark.parametrize("start", [1, 3, 8])
 @pytest.mark.parametrize("threads", [1, 7])
-def test_a_resumed_run_sees_the_same_with_another_number_of_threads(start, threads):
-  whole = first(stream()(0), 11)
-  assert_same(first(stream(threads=threads)(start), 11 - start), whole[start:])
+def test_resumed_stream_matches_with_any_threads(start, threads):
+  expected = first(stream()(0), 11)
+  assert_same(first(stream(threads=threads)(start), 11 - start), expected[start:])
 
 
-def test_a_start_far_away_is_reached_at_once():
+def test_distant_start_is_immediate():
   assert next(stream(num_views=3)(10**12))["view"].tolist() == [10**12 // 3 % 3] * 4
 
 
-def test_a_bad_image_is_replaced_by_the_next_of_its_epoch():
+def test_bad_image_is_replaced_by_the_next_good_one():
   examples = images(broken=(103, 107))
   got = [batch["id"].tolist() for batch in first(stream(examples)(0), 9)]
   clean = np.array([batch["id"] for batch in first(stream(images())(0), 9)]).reshape(3, 12)
@@ -92,15 +92,17 @@ def test_a_bad_image_is_replaced_by_the_next_of_its_epoch():
   )
 
 
-def test_too_many_bad_images_end_the_run():
-  with pytest.raises(BadImageError, match="2 of 13 images cannot be used; id 103: cannot identify"):
+def test_too_many_bad_images_raise():
+  with pytest.raises(BadImageError, match="2 of 13 .* id 103: .*max_bad"):
     first(stream(images(broken=(103, 107), max_bad=0.1))(0), 9)
   with pytest.raises(BadImageError):
     list(EvalStream(images(broken=(103, 107), max_bad=0.1), 4, center_crop(8)))
 
 
-def test_a_label_that_is_no_class_is_refused():
-  with pytest.raises(ValueError, match="label 2 of example id 1.. is not a class 0 to 1"):
+def test_label_that_is_no_class_raises():
+  with pytest.raises(ValueError, match=r"^classes:"):
+    images(classes=None)
+  with pytest.raises(ValueError, match=r"^label: .*got 2 "):
     first(stream(images(classes=2))(0), 3)
 
 
@@ -115,23 +117,23 @@ def test_evaluation_reads_every_good_image_once(broken):
   assert where.dtype == bool and ids.tolist() == [id for id in range(100, 113) if id not in broken]
   pixels = np.concatenate([batch["image"] for batch in batches])[where]
   for id, row in zip(ids.tolist(), pixels):
-    [(image, _)] = examples.decoded([id])
+    [(image, _)] = examples.decode([id])
     np.testing.assert_array_equal(row, crop(image, id, 0))
   assert_same(list(evaluation), batches)
 
 
-def test_fit_trains_on_a_stream_and_resumes_to_the_same_bits(tmp_path):
+def test_fit_on_a_stream_resumes_to_the_same_bits(tmp_path):
   def run(steps, name, **changes):
     student = from_apply(
       lambda key, image: 0.1 * jax.random.normal(key, (192, 3)),
       lambda w, image: image.reshape(-1, 192) @ w,
     )
     settings = dict(
-      steps=steps, batch_size=8, eval_every=2, log_every=2, progress=False, folder=tmp_path / name
+      steps=steps, batch_size=8, log_every=2, folder=tmp_path / name, checkpoint_every=2
     )
     source = stream(images(broken=(105,)), batch_size=8, **changes)
     goal = objectives.weighted(hard=(1.0, objectives.labels()))
-    return fit(student, None, goal, optax.sgd(0.1), source, **settings).state.params
+    return fit_with(student, None, goal, optax.sgd(0.1), source, **settings).state.params
 
   whole = run(6, "whole")
   run(2, "parts")
@@ -151,7 +153,7 @@ def test_no_thread_outlives_its_iterator():
     assert not thread.is_alive(), thread
 
 
-def test_identity_tells_sets_and_subsets_apart(tmp_path):
+def test_identity_differs_between_sets_and_subsets(tmp_path):
   write_classes(tmp_path, {"a": 9, "b": 4})
   examples = folder.images(tmp_path)
   same = stream(folder.images(tmp_path), seed=9, batch_size=2).identity
@@ -162,25 +164,19 @@ def test_identity_tells_sets_and_subsets_apart(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("changes", "message"),
-  [
-    ({"batch_size": 14}, "batch_size 14 is more than the 13 images of custom: at most 13"),
-    ({"batch_size": 0}, "batch_size must be a whole number from 1, got 0"),
-    ({"threads": 0}, "threads must be a whole number from 1"),
-    ({"num_views": -1}, "views must be a whole number from 0"),
-    ({"seed": -1}, "seed must be a whole number"),
-  ],
+  "changes",
+  [{"batch_size": 14}, {"batch_size": 0}, {"threads": 0}, {"num_views": -1}, {"seed": -1}],
 )
-def test_numbers_out_of_range_are_refused(changes, message):
-  with pytest.raises(ValueError, match=message):
+def test_arguments_out_of_range_raise(changes):
+  with pytest.raises(ValueError, match=f"^{next(iter(changes))}:"):
     stream(**changes)
 
 
 @pytest.mark.parametrize("rows", [[0, 1], [3], [1, 2]])
-def test_a_process_reads_its_rows_of_the_common_batches(rows):
+def test_process_reads_its_rows_of_each_batch(rows):
   rows, examples = np.array(rows), images(broken=(104, 109))
-  whole, own = first(stream(examples)(2), 6), first(stream(examples).for_rows(rows)(2), 6)
-  assert_same([{name: values[rows] for name, values in batch.items()} for batch in whole], own)
+  full, local = first(stream(examples)(2), 6), first(stream(examples).for_rows(rows)(2), 6)
+  assert_same([{name: values[rows] for name, values in batch.items()} for batch in full], local)
   evaluation = EvalStream(examples, 4, center_crop(8), threads=2)
-  whole, own = list(evaluation), list(evaluation.for_rows(rows))
-  assert_same([{name: values[rows] for name, values in batch.items()} for batch in whole], own)
+  full, local = list(evaluation), list(evaluation.for_rows(rows))
+  assert_same([{name: values[rows] for name, values in batch.items()} for batch in full], local)

@@ -8,12 +8,12 @@ import pytest
 from distill_jax import data
 from distill_jax.data import text
 from distill_jax.data.checks import UNLABELED
-from distill_jax.data.text.packed import BYTES
+from distill_jax.data.text import BYTES
 
 DOCUMENTS = [[7, 8, 9], [], [1, 2, 3, 4, 5, 6]]
 
 
-def test_a_packed_set_by_hand():
+def test_packed_rows_match_hand_written_ones():
   source = text.pack(DOCUMENTS, length=4)
   a = source.arrays
   end, none = 256, UNLABELED
@@ -29,7 +29,7 @@ def test_a_packed_set_by_hand():
 
 
 @pytest.mark.parametrize("length", [2, 3, 7, 64])
-def test_every_token_is_predicted_once_from_its_own_document(length, rng):
+def test_every_token_is_predicted_once_in_its_document(length, rng):
   documents = [rng.integers(0, 256, n) for n in rng.integers(0, 20, 30)]
   a = text.pack(documents, length=length).arrays
   flat = {name: values.ravel() for name, values in a.items() if name != "id"}
@@ -39,12 +39,12 @@ def test_every_token_is_predicted_once_from_its_own_document(length, rng):
     assert flat["tokens"][here].tolist() == [256, *document]
   for segments, positions in zip(a["segments"], a["positions"]):
     for _, part in itertools.groupby(zip(segments, positions), key=lambda pair: pair[0]):
-      found = [position for segment, position in part if segment >= 0]
-      assert found == list(range(len(found)))
+      count = [position for segment, position in part if segment >= 0]
+      assert count == list(range(len(count)))
   assert (flat["label"][flat["segments"] < 0] == UNLABELED).all()
 
 
-def test_files_are_read_in_the_order_of_their_paths_whatever_their_bytes(tmp_path):
+def test_files_of_any_bytes_are_read_in_path_order(tmp_path):
   (tmp_path / "b").mkdir()
   (tmp_path / "b" / "x.txt").write_bytes(b"\xff\x00z")
   (tmp_path / "a.txt").write_text("naïve")
@@ -57,7 +57,7 @@ def test_files_are_read_in_the_order_of_their_paths_whatever_their_bytes(tmp_pat
   assert text.load(tmp_path / "a.txt", length=16).arrays["tokens"].shape == (1, 16)
 
 
-def test_a_file_of_many_documents(tmp_path):
+def test_separator_splits_a_file_into_documents(tmp_path):
   (tmp_path / "all.txt").write_text("one\n\ntwo\n\n\n\nthree\n\n")
   a = text.load(tmp_path / "all.txt", length=20, separator="\n\n").arrays
   assert a["segments"].tolist() == [[0] * 4 + [1] * 4 + [2] * 6 + [-1] * 6]
@@ -77,43 +77,43 @@ def test_batches_follow_from_the_step(tmp_path, rng):
 
 
 @pytest.mark.parametrize(
-  "documents, length, message",
+  "documents, length, field",
   [
-    ([], 4, "no documents"),
-    ([[1]], 1, "length must be at least 2, got 1"),
-    ([[1], [257]], 4, r"document 1 has tokens that are no integers in \[0, 256\]"),
-    ([[-1]], 4, "document 0"),
-    ([[0.5]], 4, "document 0"),
+    ([], 4, "documents"),
+    ([[1]], 1, "length"),
+    ([[1], [257]], 4, "documents: .*document 1"),
+    ([[-1]], 4, "documents: .*document 0"),
+    ([[0.5]], 4, "documents: .*document 0"),
   ],
 )
-def test_what_cannot_be_packed_is_refused(documents, length, message):
-  with pytest.raises(ValueError, match=message):
+def test_documents_that_cannot_be_packed_raise(documents, length, field):
+  with pytest.raises(ValueError, match=f"^{field}"):
     text.pack(documents, length=length)
 
 
-def test_no_text_is_refused(tmp_path):
+def test_missing_text_raises(tmp_path):
   with pytest.raises(FileNotFoundError, match="nowhere"):
     text.load(tmp_path / "nowhere", length=4)
-  with pytest.raises(ValueError, match=r"no files that end in \.txt"):
+  with pytest.raises(ValueError, match=r"^suffix:"):
     text.load(tmp_path, length=4)
   (tmp_path / "a.txt").write_text("")
-  with pytest.raises(ValueError, match="holds no text"):
+  with pytest.raises(ValueError, match=r"^path:"):
     text.load(tmp_path, length=4)
 
 
 WORDS = "the quick brown fox jumps over the lazy dog, then the quick fox naps. naïve 日本\n" * 20
 
 
-def test_a_trained_vocabulary_reads_text_back(tmp_path):
+def test_bpe_decodes_its_tokens(tmp_path):
   pytest.importorskip("tokenizers")
   (tmp_path / "a.txt").write_text(WORDS)
   trained = text.train_bpe(tmp_path, size=300)
   tokenizer = text.bpe(trained)
   assert tokenizer.size == 300 and tokenizer.end == 0
   source = text.load(tmp_path, length=32, tokenizer=tokenizer)
-  kept = source.arrays["label"][source.arrays["segments"] == 0]
-  assert kept[-1] == 0 and tokenizer.decode(kept[:-1]) == WORDS
-  assert len(kept) < 0.5 * len(WORDS.encode()) and source.classes == 300
+  tokens = source.arrays["label"][source.arrays["segments"] == 0]
+  assert tokens[-1] == 0 and tokenizer.decode(tokens[:-1]) == WORDS
+  assert len(tokens) < 0.5 * len(WORDS.encode()) and source.classes == 300
   trained.save(str(tmp_path / "tokenizer.json"))
   again = text.bpe(tmp_path / "tokenizer.json")
   assert (
@@ -122,18 +122,18 @@ def test_a_trained_vocabulary_reads_text_back(tmp_path):
   assert (again.encode(WORDS.encode()) == tokenizer.encode(WORDS.encode())).all()
 
 
-def test_bytes_that_are_no_text_and_files_that_are_no_tokenizer_are_refused(tmp_path):
+def test_invalid_text_and_tokenizers_raise(tmp_path):
   tokenizers = pytest.importorskip("tokenizers")
   (tmp_path / "a.txt").write_text(WORDS)
   tokenizer = text.bpe(text.train_bpe(tmp_path, size=257))
   (tmp_path / "b.txt").write_bytes(b"abc\xff")
-  with pytest.raises(ValueError, match="b.txt: byte 3 is not UTF-8"):
+  with pytest.raises(ValueError, match=r"b\.txt: .*UTF-8.* at 3"):
     text.load(tmp_path, length=8, tokenizer=tokenizer)
-  with pytest.raises(ValueError, match="b.txt: byte 3 is not UTF-8"):
+  with pytest.raises(ValueError, match=r"b\.txt: .*UTF-8.* at 3"):
     text.train_bpe(tmp_path, size=300)
-  with pytest.raises(ValueError, match="at least 257"):
+  with pytest.raises(ValueError, match=r"^size:"):
     text.train_bpe(tmp_path, size=99)
-  with pytest.raises(ValueError, match="no tokenizer.json"):
+  with pytest.raises(ValueError, match=r"^source:"):
     text.bpe(tmp_path / "a.txt")
-  with pytest.raises(ValueError, match=r"no entry '<\|end\|>'"):
+  with pytest.raises(ValueError, match=r"^end:"):
     text.bpe(tokenizers.Tokenizer(tokenizers.models.BPE()))

@@ -1,4 +1,4 @@
-"""Text that is read from a file while training: the rows, batches, caches and runs of the same text in memory."""
+"""Text read from a file while training gives the rows, batches, caches and runs of text in memory."""
 
 import itertools
 import json
@@ -9,15 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from distill_jax import data, objectives
-from distill_jax.cache import Dense, Mismatch, TopK, verify, write_cache
+from distill_jax import data, losses, objectives
+from distill_jax.cache import Dense, Mismatch, TopK, check_run, verify, write_cache
 from distill_jax.data import text
-from distill_jax.data.text import packed, tokenized
-from distill_jax.data.text.packed import BYTES
+from distill_jax.data.text import BYTES, documents, tokenized
 from distill_jax.data.text.stream import TextStream
 from distill_jax.data.text.tokenized import tokenize
 from distill_jax.models import from_apply
-from distill_jax.train import fit
+from distill_jax.train import RunOptions, fit
 from distill_jax.types import Variables
 
 OPTIONS = {"length": 16, "separator": "\n\n"}
@@ -35,7 +34,7 @@ def corpus(tmp_path, rng):
 
 @pytest.fixture(params=[1, 7, 2**20])
 def block(request, monkeypatch):
-  monkeypatch.setattr(packed, "BLOCK", request.param)
+  monkeypatch.setattr(documents, "BLOCK", request.param)
 
 
 def speaker(seed, width=4):
@@ -57,7 +56,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("length", [2, 16, 999, 10_000])
-def test_rows_are_those_of_the_text_in_memory(corpus, tmp_path, block, length):
+def test_rows_match_text_in_memory(corpus, tmp_path, block, length):
   options = OPTIONS | {"length": length}
   expected = text.load(corpus, **options)
   found = tokenize(corpus, tmp_path / "work", **options)
@@ -69,15 +68,15 @@ def test_rows_are_those_of_the_text_in_memory(corpus, tmp_path, block, length):
   same(found.take(some).rows(found.take(some).ids), dict(expected.take(some).arrays))
 
 
-def test_the_separator_is_found_wherever_blocks_end(corpus, block):
+def test_separator_across_blocks(corpus, block):
   whole = (corpus / "b" / "c.txt").read_bytes().split(b"\n\n")
-  found = list(text.documents_of(corpus / "b" / "c.txt", BYTES, ".txt", "\n\n"))
+  found = list(text.read_documents(corpus / "b" / "c.txt", BYTES, ".txt", "\n\n"))
   assert [None if not part else list(part) for part in whole] == [
     None if x is None else x.tolist() for x in found
   ]
 
 
-def test_whole_files_are_documents_and_the_counts_are_told(tmp_path, capsys):
+def test_files_are_documents_and_counts_are_printed(tmp_path, capsys):
   folder = tmp_path / "corpus"
   folder.mkdir()
   for name, words in {"a": "one", "b": "", "c": "three"}.items():
@@ -85,7 +84,7 @@ def test_whole_files_are_documents_and_the_counts_are_told(tmp_path, capsys):
   found = tokenize(folder, tmp_path / "work", length=4)
   same(found.rows(found.ids), dict(text.load(folder, length=4).arrays))
   assert "11 tokens of 3 documents" in capsys.readouterr().out
-  assert [found.about[name] for name in ("documents", "empty", "skipped", "tokens")] == [
+  assert [found.index[name] for name in ("documents", "empty", "skipped", "tokens")] == [
     3,
     1,
     0,
@@ -93,27 +92,27 @@ def test_whole_files_are_documents_and_the_counts_are_told(tmp_path, capsys):
   ]
   (folder / "a.txt").write_text("x;;y;")
   other = tokenize(folder, tmp_path / "other", length=4, separator=";")
-  assert [other.about[name] for name in ("documents", "empty", "skipped")] == [3, 0, 3]
-  assert "0 of them empty; 3 times nothing between separators" in capsys.readouterr().out
+  assert [other.index[name] for name in ("documents", "empty", "skipped")] == [3, 0, 3]
+  assert "0 of them empty; skipped 3 times" in capsys.readouterr().out
 
 
-def test_tokens_are_written_once_and_in_few_bytes(corpus, tmp_path, monkeypatch):
+def test_tokens_are_written_once_in_few_bytes(corpus, tmp_path, monkeypatch):
   work = tmp_path / "work"
   first = tokenize(corpus, work, **OPTIONS)
-  assert (work / "tokens.bin").stat().st_size == 2 * (first.about["tokens"] + 1)
-  monkeypatch.setattr(tokenized, "documents_of", None)
+  assert (work / "tokens.bin").stat().st_size == 2 * (first.index["tokens"] + 1)
+  monkeypatch.setattr(tokenized, "read_documents", None)
   again = tokenize(corpus, work, **OPTIONS | {"length": 8})
   assert again.length == 8 and isinstance(again.tokens, np.memmap)
   np.testing.assert_array_equal(again.tokens, first.tokens)
 
 
-def test_a_tokenization_that_was_killed_begins_anew(corpus, tmp_path, monkeypatch):
+def test_interrupted_tokenization_starts_again(corpus, tmp_path, monkeypatch):
   def killed(*args):
     yield BYTES.encode(b"half")
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(tokenized, "documents_of", killed)
+    patch.setattr(tokenized, "read_documents", killed)
     with pytest.raises(KeyboardInterrupt):
       tokenize(corpus, tmp_path / "work", **OPTIONS)
   found = tokenize(corpus, tmp_path / "work", **OPTIONS)
@@ -121,7 +120,7 @@ def test_a_tokenization_that_was_killed_begins_anew(corpus, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("start", [0, 3, 40])
-def test_batches_are_those_of_the_rows_in_memory_from_any_step_on(corpus, tmp_path, start):
+def test_batches_match_rows_in_memory_from_any_step(corpus, tmp_path, start):
   source, rows = text.load(corpus, **OPTIONS), tokenize(corpus, tmp_path / "work", **OPTIONS)
   expected = data.batches(source, 8, seed=5, start=start)
   for a, b in itertools.islice(zip(TextStream(rows, 8, seed=5)(start), expected), 20):
@@ -131,31 +130,30 @@ def test_batches_are_those_of_the_rows_in_memory_from_any_step_on(corpus, tmp_pa
   same(part, {name: x[[1, 6]] for name, x in whole.items()})
 
 
-def test_a_cache_of_the_one_is_that_of_the_other(corpus, tmp_path):
+def test_cache_of_text_in_memory_fits_streamed_text(corpus, tmp_path):
   source, rows = text.load(corpus, **OPTIONS), tokenize(corpus, tmp_path / "work", **OPTIONS)
   teacher, kept = speaker(0), {"hidden": Dense("float32"), "logits": TopK(3)}
   options = {"outputs": kept, "batch_size": 8, "progress": False}
   cached = write_cache(tmp_path / "cache", teacher, rows, **options)
   again = write_cache(tmp_path / "cache", teacher, source, **options)  # or it would refuse
   assert again.digest == cached.digest
-  cached.check(source)
-  cached.check(rows.take(slice(1, 5)))
+  check_run(cached, source)
+  check_run(cached, rows.take(slice(1, 5)))
   assert verify(cached, teacher, rows, 16, batch_size=8)["logits"].top1 == 1
-  goal = objectives.weighted(soft=(1.0, objectives.tokens("kl")))
+  goal = objectives.weighted(soft=(1.0, objectives.tokens(losses.kl_divergence)))
 
   def trained(teacher_outputs, shown):
     return fit(
       speaker(1),
       teacher_outputs,
-      objectives.weighted(soft=(1.0, objectives.tokens("bucket")))
+      objectives.weighted(soft=(1.0, objectives.tokens(losses.sparse_kl)))
       if teacher_outputs is cached
       else goal,
       optax.adam(1e-2),
       shown,
       steps=5,
       batch_size=8,
-      ignore_label=data.UNLABELED,
-      progress=False,
+      run=RunOptions(ignore_label=data.UNLABELED, progress=False),
     ).state.params
 
   for teacher_outputs in (teacher, cached):
@@ -163,95 +161,88 @@ def test_a_cache_of_the_one_is_that_of_the_other(corpus, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, a, b)
   (corpus / "a.txt").write_text("another text " * 40)
   changed = tokenize(corpus, tmp_path / "changed", **OPTIONS)
-  with pytest.raises((Mismatch, ValueError), match="inputs have changed|is not in the cache"):
-    cached.check(changed)
-  with pytest.raises(Mismatch, match="example id [0-9]+ is not the one that the teacher"):
+  with pytest.raises((Mismatch, ValueError), match="example id"):
+    check_run(cached, changed)
+  with pytest.raises(Mismatch, match="example id"):
     trained(cached, TextStream(changed.take(slice(8)), 8, seed=0))
 
 
-# what does not fit
-
-
-def test_tokens_of_another_text_or_tokenizer_are_refused(corpus, tmp_path):
+def test_tokens_of_another_text_or_tokenizer_raise(corpus, tmp_path):
   work = tmp_path / "work"
   tokenize(corpus, work, **OPTIONS)
-  with pytest.raises(ValueError, match="vocabulary is 'bytes' there, 'other' wanted"):
+  with pytest.raises(ValueError, match=r"^vocabulary:"):
     tokenize(corpus, work, **OPTIONS, tokenizer=BYTES._replace(identity="other"))
-  with pytest.raises(ValueError, match="separator is '\\\\n\\\\n' there, None wanted"):
+  with pytest.raises(ValueError, match=r"^separator:"):
     tokenize(corpus, work, length=16)
   (corpus / "a.txt").write_text("more")
-  with pytest.raises(
-    ValueError, match="holds other tokens; name another folder or delete it: files is"
-  ):
+  with pytest.raises(ValueError, match=r"^files:"):
     tokenize(corpus, work, **OPTIONS)
 
 
-def test_damaged_tokens_are_refused(corpus, tmp_path):
+def test_corrupt_tokens_raise(corpus, tmp_path):
   work = tmp_path / "work"
   tokenize(corpus, work, **OPTIONS)
   for name in ("tokens.bin", "starts.bin"):
     whole = (work / name).read_bytes()
     (work / name).write_bytes(whole[:-1])
-    with pytest.raises(OSError, match=f"{name} is damaged: expected {len(whole):,} bytes"):
+    with pytest.raises(OSError, match=f"{name} is corrupt"):
       tokenize(corpus, work, **OPTIONS)
     (work / name).write_bytes(whole)
 
 
-def test_text_that_cannot_be_read_is_refused_by_the_file_s_name(tmp_path):
+def test_text_that_cannot_be_read_names_the_file(tmp_path):
   pytest.importorskip("tokenizers")
   folder = tmp_path / "corpus"
   folder.mkdir()
   (folder / "a.txt").write_text("fine words " * 30)
   tokenizer = text.bpe(text.train_bpe(folder, size=257))
   (folder / "b.txt").write_bytes(b"abc\xff")
-  with pytest.raises(ValueError, match="b.txt: byte 3 is not UTF-8"):
+  with pytest.raises(ValueError, match=r"b\.txt: .*UTF-8"):
     tokenize(folder, tmp_path / "work", length=8, tokenizer=tokenizer)
   assert not (tmp_path / "work" / tokenized.INDEX).exists()
 
 
 @pytest.mark.parametrize(
-  ("options", "message"),
+  ("options", "field"),
   [
-    ({"length": 1}, "length must be at least 2, got 1"),
-    ({"length": 4, "suffix": ".md"}, "no files that end in .md"),
+    ({"length": 1}, "length"),
+    ({"length": 4, "suffix": ".md"}, "suffix"),
   ],
 )
-def test_what_cannot_be_tokenized_is_refused(corpus, tmp_path, options, message):
-  with pytest.raises(ValueError, match=message):
+def test_text_that_cannot_be_tokenized_raises(corpus, tmp_path, options, field):
+  with pytest.raises(ValueError, match=f"^{field}:"):
     tokenize(corpus, tmp_path / "work", **options)
 
 
-def test_no_text_and_too_many_rows_are_refused(corpus, tmp_path, monkeypatch):
+def test_no_text_and_too_many_rows_raise(corpus, tmp_path, monkeypatch):
   (tmp_path / "none").mkdir()
   (tmp_path / "none" / "a.txt").write_text("")
-  with pytest.raises(ValueError, match="none holds no text"):
+  with pytest.raises(ValueError, match=r"^path:"):
     tokenize(tmp_path / "none", tmp_path / "work", length=4)
-  monkeypatch.setattr(tokenized, "ROWS", 10)
-  with pytest.raises(
-    ValueError, match="length: 16 makes [0-9]+ rows, more than the ids 10; least is [0-9]+"
-  ):
+  monkeypatch.setattr(tokenized, "MAX_ROWS", 10)
+  with pytest.raises(ValueError, match=r"^length:"):
     tokenize(corpus, tmp_path / "many", **OPTIONS)
 
 
 @pytest.mark.parametrize(
-  ("options", "message"),
+  ("options", "field"),
   [
-    ({"batch_size": 999}, "batch_size 999 is more than the [0-9]+ rows of corpus"),
-    ({"batch_size": 0}, "batch_size must be a whole number from 1"),
-    ({"seed": -1}, "seed must be"),
-    ({"threads": 0}, "threads must be"),
+    ({"batch_size": 999}, "batch_size"),
+    ({"batch_size": 0}, "batch_size"),
+    ({"seed": -1}, "seed"),
+    ({"threads": 0}, "threads"),
   ],
 )
-def test_a_stream_is_not_made_with(corpus, tmp_path, options, message):
+def test_arguments_out_of_range_raise(corpus, tmp_path, options, field):
   rows = tokenize(corpus, tmp_path / "work", **OPTIONS)
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=f"^{field}:"):
     TextStream(rows, **{"batch_size": 4, "seed": 0} | options)
 
 
-def test_a_stream_is_known_by_its_rows(corpus, tmp_path):
+def test_identity_follows_from_the_rows(corpus, tmp_path):
   rows = tokenize(corpus, tmp_path / "work", **OPTIONS)
   same_again = tokenize(corpus, tmp_path / "other", **OPTIONS)
-  known = [TextStream(r, 4, seed=0).identity for r in (rows, same_again, rows.take(slice(9)))]
-  assert known[0] == known[1] != known[2]
+  identities = [TextStream(r, 4, seed=0).identity for r in (rows, same_again, rows.take(slice(9)))]
+  assert identities[0] == identities[1] != identities[2]
   assert json.loads((tmp_path / "work" / "index.json").read_text())["dtype"] == "<u2"
   assert jnp.asarray(rows.tokens[:1]).dtype == jnp.uint16

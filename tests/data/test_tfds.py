@@ -30,7 +30,7 @@ def quiet():
 
 @pytest.fixture
 def offline(monkeypatch):
-  """As on a machine that reaches no download site."""
+  """Makes all requests fail, as on a machine without network."""
 
   def head(url, **options):
     raise requests.ConnectionError("Failed to resolve the host")
@@ -43,7 +43,7 @@ def offline(monkeypatch):
 
 
 def rows(images, labels):
-  """Examples as a set: TFDS shuffles them by their keys."""
+  """Returns examples in sorted order: TFDS shuffles them by their keys."""
   return sorted((image.tobytes(), int(label)) for image, label in zip(images, labels))
 
 
@@ -55,7 +55,7 @@ def assert_holds(source, images, labels):
   assert rows(pixels(source), source.arrays["label"]) == rows(images, labels)
 
 
-def test_fashion_mnist_is_prepared_from_a_folder_and_then_reused(tmp_path, offline):
+def test_fashion_mnist_is_prepared_once_from_a_folder(tmp_path, offline):
   arrays = write_idx(tmp_path / "idx")
   sets = tfds.load("fashion_mnist", data_dir=tmp_path, source_files=tmp_path / "idx")
   assert list(sets) == ["train", "test"]
@@ -72,7 +72,7 @@ def test_fashion_mnist_is_prepared_from_a_folder_and_then_reused(tmp_path, offli
   np.testing.assert_array_equal(pixels(again["test"]), pixels(sets["test"]))
 
 
-def test_files_without_gz_are_found_too(tmp_path):
+def test_files_without_gz_are_read(tmp_path):
   arrays = write_idx(tmp_path / "idx")
   for file in (tmp_path / "idx").iterdir():
     file.with_suffix("").write_bytes(gzip.decompress(file.read_bytes()))
@@ -139,101 +139,88 @@ def test_idx_files_are_downloaded_without_tensorflow(tmp_path, monkeypatch):
     ("svhn_cropped", False),
   ],
 )
-def test_a_site_out_of_reach_is_said_at_once_with_the_option_that_helps(
-  tmp_path, offline, name, offered
-):
-  with pytest.raises(
-    ConnectionError, match=f"^{name} cannot be downloaded from here: .*Failed to resolve"
-  ) as error:
+def test_unreachable_site_raises_with_the_remedy(tmp_path, offline, name, offered):
+  with pytest.raises(ConnectionError, match=f"^{name} .*Failed to resolve") as error:
     tfds.load(name, data_dir=tmp_path)
   assert ("source_files=FOLDER" in str(error.value)) == offered
   assert "copy it to data_dir" in str(error.value)
 
 
-def test_what_tensorflow_alone_can_prepare_says_so(tmp_path, monkeypatch):
+def test_sets_that_need_tensorflow_raise(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "tensorflow", None)
-  with pytest.raises(
-    ValueError, match="(?s)imagenet2012: give the files' folder as source_files.*ILSVRC2012"
-  ):
+  with pytest.raises(ValueError, match="(?s)^source_files: .*imagenet2012.*ILSVRC2012"):
     tfds.images("imagenet2012", data_dir=tmp_path)
   (tmp_path / "files").mkdir()
   (tmp_path / "files" / "ILSVRC2012_img_train.tar").write_bytes(b"x")
-  with pytest.raises(
-    ImportError, match="preparing imagenet2012 needs more than reading it: .*tensorflow"
-  ):
+  with pytest.raises(ImportError, match="imagenet2012 .*tensorflow"):
     tfds.images("imagenet2012", data_dir=tmp_path, source_files=tmp_path / "files")
   monkeypatch.setattr(requests, "head", lambda url, **options: requests.Response())
   monkeypatch.setattr(
     Cifar10, "_split_generators", lambda self, downloads: importlib.import_module("tensorflow")
   )
-  with pytest.raises(
-    ImportError, match="preparing cifar10 .*tensorflow.* give a folder .* source_files=FOLDER"
-  ):
+  with pytest.raises(ImportError, match="cifar10 .*tensorflow.*source_files=FOLDER"):
     tfds.images("cifar10", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
   ("name", "message"),
   [
-    ("fashion_mnsit", "no set 'fashion_mnsit'; did you mean 'fashion_mnist'"),
-    ("cifar-10", "no set 'cifar-10'; did you mean 'cifar10'"),
-    ("zzzzzzzz", r"no set 'zzzzzzzz'; tfds.list_builders\(\) names them all"),
-    ("emnist/letter", "BuilderConfig letter not found"),
-    ("cifar10:9.9.9", "cannot be loaded at version 9.9.9"),
-    (
-      "imdb_reviews",
-      "imdb_reviews is not a set of images .*: it has text: Text, label: ClassLabel",
-    ),
-    ("lfw", "lfw is not a set of images .*: it has label: Text, image: Image"),
+    ("fashion_mnsit", "'fashion_mnsit'.*'fashion_mnist'"),
+    ("cifar-10", "'cifar-10'.*'cifar10'"),
+    ("zzzzzzzz", "'zzzzzzzz'.*list_builders"),
+    ("emnist/letter", "letter"),
+    ("cifar10:9.9.9", "9.9.9"),
+    ("imdb_reviews", "imdb_reviews of text: Text, label: ClassLabel"),
+    ("lfw", "lfw of label: Text, image: Image"),
   ],
 )
-def test_names_that_are_no_such_set_are_refused(tmp_path, name, message):
-  with pytest.raises(ValueError, match=message):
+def test_names_of_no_image_set_raise(tmp_path, name, message):
+  with pytest.raises(ValueError, match=f"^name: .*{message}"):
     tfds.load(name, data_dir=tmp_path)
 
 
-def test_source_files_that_do_not_fit_are_refused(tmp_path):
-  with pytest.raises(ValueError, match="source_files: svhn_cropped can only be downloaded"):
+def test_source_files_that_do_not_fit_raise(tmp_path):
+  with pytest.raises(ValueError, match=r"^source_files: .*svhn_cropped"):
     tfds.load("svhn_cropped", data_dir=tmp_path, source_files=tmp_path)
-  with pytest.raises(FileNotFoundError, match="source_files: there is no folder .*nowhere"):
+  with pytest.raises(FileNotFoundError, match=r"^source_files: .*nowhere"):
     tfds.load("mnist", data_dir=tmp_path, source_files=tmp_path / "nowhere")
   write_idx(tmp_path / "idx")
   (tmp_path / "idx" / "t10k-labels-idx1-ubyte.gz").unlink()
   with pytest.raises(
-    FileNotFoundError, match=r"source_files: .*idx has no t10k-labels-idx1-ubyte\.gz$"
+    FileNotFoundError, match=r"^source_files: expected t10k-labels-idx1-ubyte\.gz in"
   ):
     tfds.load("mnist", data_dir=tmp_path, source_files=tmp_path / "idx")
 
 
-def test_images_and_labels_that_do_not_match_are_refused(tmp_path):
+def test_images_and_labels_that_differ_raise(tmp_path):
   write_idx(tmp_path / "idx")
   labels = np.zeros(11, np.uint8)
   (tmp_path / "idx" / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
-  with pytest.raises(ValueError, match=r"shape \[12, 28, 28\], expected \[11, 28, 28\]"):
+  with pytest.raises(ValueError, match=r"expected shape \[11, 28, 28\], got \[12, 28, 28\]"):
     tfds.load("mnist", data_dir=tmp_path, source_files=tmp_path / "idx")
 
 
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    (gzip.compress(idx(noise(0, 4, 3)), mtime=0)[:-9], "is damaged"),
-    (gzip.compress(idx(noise(0, 4, 3)), mtime=0)[:-8] + bytes(8), "is damaged"),  # the checksum
-    (idx(noise(0, 4, 3))[:-1], r"holds 11 values, its header says \[4, 3\]"),
-    (idx(noise(0, 4, 3)) + b"x", "holds 13 values"),
-    (b"", "no IDX file"),
-    (b"\0\0\x0d\x01" + bytes(8), "no IDX file of bytes"),
-    (b"\0\0\x08\x03" + bytes(4), "no IDX file of bytes"),
+    (gzip.compress(idx(noise(0, 4, 3)), mtime=0)[:-9], "is corrupt"),
+    (gzip.compress(idx(noise(0, 4, 3)), mtime=0)[:-8] + bytes(8), "is corrupt"),  # the checksum
+    (idx(noise(0, 4, 3))[:-1], "is corrupt"),
+    (idx(noise(0, 4, 3)) + b"x", "is corrupt"),
+    (b"", "IDX file"),
+    (b"\0\0\x0d\x01" + bytes(8), "IDX file"),
+    (b"\0\0\x08\x03" + bytes(4), "IDX file"),
   ],
 )
-def test_damaged_idx_files_are_refused(tmp_path, content, message):
+def test_corrupt_idx_files_raise(tmp_path, content, message):
   (tmp_path / "file").write_bytes(content)
   with pytest.raises(ValueError, match=message):
     read_idx(tmp_path / "file")
 
 
-def test_splits_are_named(tmp_path):
+def test_unknown_split_raises(tmp_path):
   write_idx(tmp_path / "idx")
-  with pytest.raises(ValueError, match="mnist has no split 'tset'; did you mean 'test'"):
+  with pytest.raises(ValueError, match=r"^splits: .*'tset'.*'test'"):
     tfds.load("mnist", splits=["tset"], data_dir=tmp_path, source_files=tmp_path / "idx")
 
 
@@ -272,7 +259,7 @@ def many_sizes(tmp_path_factory):
   return folder
 
 
-def test_a_set_of_ones_own_with_images_of_many_sizes(many_sizes):
+def test_local_builder_with_images_of_many_sizes(many_sizes):
   sets = tfds.images("many_sizes", splits=["train", "extra", "test"], data_dir=many_sizes)
   ids = {split: images.ids.tolist() for split, images in sets.items()}
   assert ids == {
@@ -281,16 +268,16 @@ def test_a_set_of_ones_own_with_images_of_many_sizes(many_sizes):
     "extra": [11, 12, 13, 14],
   }  # 6, 7: validation
   for images in sets.values():
-    for image, label in images.decoded(images.ids):
+    for image, label in images.decode(images.ids):
       i = image.height - 5
       assert label == i % 2 and image.mode == "RGB" and image.width == 9
-  with pytest.raises(ValueError, match="many_sizes/1.0.0: image .* choose a size"):
+  with pytest.raises(ValueError, match=r"^size: .*many_sizes/1.0.0"):
     tfds.load("many_sizes", data_dir=many_sizes)
   source = tfds.load("many_sizes", data_dir=many_sizes, size=4)["test"]
   assert source.arrays["image"].shape == (3, 4, 4, 3) and source.class_names == ("a", "b")
 
 
-def test_a_copy_that_is_not_array_record_is_refused(many_sizes, tmp_path):
+def test_copy_that_is_no_array_record_raises(many_sizes, tmp_path):
   folder = tmp_path / "many_sizes" / "1.0.0"
   folder.mkdir(parents=True)
   for file in (many_sizes / "many_sizes" / "1.0.0").iterdir():
@@ -298,15 +285,13 @@ def test_a_copy_that_is_not_array_record_is_refused(many_sizes, tmp_path):
   info = json.loads((folder / "dataset_info.json").read_text())
   info["fileFormat"] = "tfrecord"
   (folder / "dataset_info.json").write_text(json.dumps(info))
-  with pytest.raises(
-    ValueError, match="prepared as tfrecord, which has no random access: choose another data_dir"
-  ):
+  with pytest.raises(ValueError, match=r"^data_dir: .*tfrecord"):
     tfds.load("many_sizes", data_dir=tmp_path, size=4)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
-def test_the_real_fashion_mnist(tmp_path):
+def test_debian_fashion_mnist(tmp_path):
   sets = tfds.load("fashion_mnist", data_dir=tmp_path, source_files=DEBIAN)
   assert {split: len(source) for split, source in sets.items()} == {"train": 60000, "test": 10000}
   for split, prefix in (("train", "train"), ("test", "t10k")):

@@ -1,1 +1,1 @@
-"""Data sets, each a module with a `load()`: embedded digits, TFDS by name, a folder of images per class."""
+"""Loads data sets, a module each: scikit-learn's digits, TFDS by name, a folder per class."""

@@ -1,17 +1,17 @@
-"""Handwritten digits that come with scikit-learn: the data set that needs no download."""
+"""Loads the handwritten digits that come with scikit-learn: a data set without download."""
 
 import numpy as np
 
 from distill_jax.data.source import Source
-from distill_jax.data.split import stratified, uniform
+from distill_jax.data.split import hash_ids, stratified_mask
 
 
 def load() -> dict[str, Source]:
-  """1,797 images of 10 digits (Alpaydin and Kaynak 1998, UCI), float32 [N, 8, 8, 1] in 0..1.
+  """Returns 1,797 images of digits (Alpaydin and Kaynak 1998, UCI), float32 [N, 8, 8, 1] in 0..1.
 
-  Ids are rows of the full set. The set comes with no test split; here a fixed fifth of each class is the
-  test split (359 images), chosen by the hash of the id, and the other 1,438 are for training. The writers
-  of the images are not known, so both splits may hold images of one writer.
+  Ids are rows of the full set. The set has no test split; here a fixed fifth of each class is the
+  test split (359 images), selected by the hash of the id, and the other 1,438 are for training. The
+  writers of the images are unknown, so both splits may hold images of one writer.
 
   Returns:
     `{'train': Source, 'test': Source}`.
@@ -31,5 +31,5 @@ def load() -> dict[str, Source]:
     "label": digits.target,
   }
   full = Source(arrays, classes=10, name="digits")
-  test = stratified(digits.target, uniform(ids, 0, "digits test"), 0.2)
-  return {"train": full.take(~test), "test": full.take(test)}
+  is_test = stratified_mask(digits.target, hash_ids(ids, 0, "digits test"), 0.2)
+  return {"train": full.take(~is_test), "test": full.take(is_test)}

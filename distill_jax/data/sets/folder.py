@@ -1,4 +1,4 @@
-"""A folder of images with one subfolder per class."""
+"""Loads a folder of images with one subfolder per class."""
 
 import difflib
 import hashlib
@@ -23,14 +23,17 @@ def load(
   max_pixels: int = 50_000_000,
   max_bad: float = 0.01,
 ) -> Source:
-  """All images of a folder in memory; see `images` for the arguments and errors, `Images.load` for `size`.
+  """Returns all images of a folder, float32 in 0..1; arguments and errors as of `images`.
 
-  Files that cannot be decoded are counted in a warning and left out, up to a share of `max_bad`.
+  Files that cannot be decoded are counted in a warning and left out, up to a fraction of `max_bad`.
+
+  Args:
+    size: side in pixels to which each central square is resized; None: the images have one size.
   """
-  found = images(
+  encoded = images(
     path, class_names=class_names, channels=channels, max_pixels=max_pixels, max_bad=max_bad
   )
-  return found.load(size)
+  return encoded.load(size)
 
 
 def images(
@@ -41,17 +44,20 @@ def images(
   max_pixels: int = 50_000_000,
   max_bad: float = 0.01,
 ) -> Images:
-  """The images of a folder, read when they are needed.
+  """Returns the images of a folder, which are read on demand.
 
-  Every subfolder is a class, and holds its images at any depth. Files and folders whose name starts with a
-  dot and files that have no image's suffix are ignored. Ids number the files in the order of their paths
-  below `path`: adding a file renumbers those after it.
+  Every subfolder is a class, and holds its images at any depth. Files and folders whose name starts
+  with a dot and files without the suffix of an image are ignored. Ids number the files in the order
+  of their paths
+  below `path`: a new file changes the ids of those after it.
 
   Args:
     path: the folder.
-    class_names: the classes in the order of their numbers, e.g. the training set's for a test set; they must
-      be the subfolders' names. Without them: the subfolders in alphabetical order.
-    channels, max_pixels, max_bad: as in `Images`.
+    class_names: the subfolders' names in the order of the class numbers, e.g. the training set's
+      for a test set. By default the subfolders in alphabetical order.
+    channels: 3 (RGB) or 1 (gray).
+    max_pixels: largest height times width of an image.
+    max_bad: largest fraction of images that cannot be decoded.
 
   Raises:
     FileNotFoundError: there is no such folder.
@@ -59,7 +65,7 @@ def images(
   """
   root = Path(path)
   names = _classes(root, class_names)
-  files = [(file, label) for label, name in enumerate(names) for file in _files(root / name)]
+  files = [(file, label) for label, name in enumerate(names) for file in _image_files(root / name)]
   files.sort(key=lambda item: item[0].relative_to(root).parts)
 
   def read(ids: Sequence[int]) -> list[tuple[bytes, int]]:
@@ -78,24 +84,27 @@ def images(
   )
 
 
-def _classes(root: Path, given: Sequence[str]) -> tuple[str, ...]:
+def _classes(root: Path, class_names: Sequence[str]) -> tuple[str, ...]:
+  """Returns the names of the classes in their order, checked against the subfolders."""
   if not root.is_dir():
-    beside = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
-    near = difflib.get_close_matches(root.name, beside, n=1)
-    hint = f"; did you mean {root.parent / near[0]}?" if near else ""
-    raise FileNotFoundError(f"there is no folder {root}{hint}")
-  found = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-  if not found:
-    raise ValueError(f"{root} has no subfolders: expected one per class, with its images")
-  if given and sorted(given) != found:
-    missing, unknown = sorted({*given} - {*found}), sorted({*found} - {*given})
+    siblings = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
+    near = difflib.get_close_matches(root.name, siblings, n=1)
+    hint = f": did you mean {root.parent / near[0]}?" if near else ""
+    raise FileNotFoundError(f"path: expected a folder, got {root}, which does not exist{hint}")
+  subfolders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+  if not subfolders:
+    raise ValueError(f"path: expected one subfolder of images per class, got none in {root}")
+  if class_names and sorted(class_names) != subfolders:
+    missing = sorted({*class_names} - {*subfolders})
+    unknown = sorted({*subfolders} - {*class_names})
     raise ValueError(
-      f"{root}: class_names without a subfolder: {missing}; subfolders not in class_names: {unknown}"
+      f"class_names: expected the subfolders of {root}, got {missing} without a subfolder, and not "
+      f"{unknown}, which are subfolders"
     )
-  return tuple(given) or tuple(found)
+  return tuple(class_names) or tuple(subfolders)
 
 
-def _files(folder: Path) -> list[Path]:
+def _image_files(folder: Path) -> list[Path]:
   files = [
     Path(parent, name)
     for parent, _, names in os.walk(folder)
@@ -105,13 +114,14 @@ def _files(folder: Path) -> list[Path]:
   ]
   if not files:
     raise ValueError(
-      f"class folder {folder} has no images: expected files that end in {', '.join(sorted(SUFFIXES))}"
+      f"path: expected files that end in {', '.join(sorted(SUFFIXES))}, got none in the class "
+      f"folder {folder}"
     )
   return files
 
 
-def _fingerprint(root: Path, files) -> str:
-  """Of paths, sizes and labels: reading a large set to hash it would take longer than an epoch."""
+def _fingerprint(root: Path, files: Sequence[tuple[Path, int]]) -> str:
+  """Hashes paths, sizes and labels: to hash the images would take longer than an epoch."""
   digest = hashlib.blake2b(digest_size=8)
   for file, label in files:
     digest.update(f"{file.relative_to(root).as_posix()}\0{file.stat().st_size}\0{label}\0".encode())

@@ -1,9 +1,10 @@
-"""Image classification sets by their name in TensorFlow Datasets, read from ArrayRecord without TensorFlow."""
+"""Loads image classification sets of TensorFlow Datasets by name, without TensorFlow."""
 
 import difflib
 import urllib.error
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import requests
@@ -29,16 +30,16 @@ def load(
   data_dir: str | Path | None = None,
   source_files: str | Path | None = None,
 ) -> dict[str, Source]:
-  """Splits of a set in memory, as float32 images in 0..1: see `images` for arguments and errors.
+  """Returns splits of a set, float32 images in 0..1; other arguments and errors as of `images`.
 
   Args:
-    size: for images of many sizes: each one's central square is resized to this side.
+    size: side in pixels to which each central square is resized; None: the images have one size.
 
   Raises:
-    ValueError: also where images differ in size and none is given, or do not fit in memory.
+    ValueError: also where images differ in size and `size` is None, or do not fit in memory.
   """
-  found = images(name, splits=splits, data_dir=data_dir, source_files=source_files)
-  return {split: part.load(size) for split, part in found.items()}
+  encoded = images(name, splits=splits, data_dir=data_dir, source_files=source_files)
+  return {split: part.load(size) for split, part in encoded.items()}
 
 
 def images(
@@ -48,24 +49,25 @@ def images(
   data_dir: str | Path | None = None,
   source_files: str | Path | None = None,
 ) -> dict[str, Images]:
-  """Splits of a set, read when they are needed: for ImageNet, or images of many sizes.
+  """Returns splits of a set whose images are read on demand: for ImageNet, or images of many sizes.
 
-  The set is downloaded and prepared the first time; a copy prepared in `data_dir` is used from then on, even
-  if it was made from other source files. Ids are rows of the whole set: those of 'train' come first, then
-  'validation', 'test' and other splits in alphabetical order.
+  The set is downloaded and prepared the first time; later calls read the copy in `data_dir`, even
+  if it was made from other source files. Ids are rows of the full set: those of 'train' come first,
+  then 'validation', 'test' and other splits in alphabetical order.
 
   Args:
-    name: e.g. 'mnist', 'fashion_mnist', 'cifar10', 'cifar100', 'imagenet2012', 'emnist/letters'.
-    splits: which ones to return, under these names.
-    data_dir: where prepared sets are; None: TFDS's own place.
-    source_files: a folder with the files that would be downloaded, for machines that cannot reach the site:
-      the four IDX files of mnist, fashion_mnist and kmnist (Debian's package dataset-fashion-mnist has them),
-      the unpacked binary version of cifar10 and cifar100; and the files of sets that TFDS cannot download
-      (imagenet2012), which are then prepared by TFDS.
+    name: name of the set, e.g. 'mnist', 'cifar10', 'imagenet2012', 'emnist/letters'.
+    splits: names of the splits to return.
+    data_dir: folder of prepared sets; None: TFDS's default.
+    source_files: a folder with the files that would be downloaded, for machines that cannot reach
+      the site:
+      the four IDX files of mnist, fashion_mnist and kmnist (Debian's package dataset-fashion-mnist
+      has them), the unpacked binary version of cifar10 and cifar100; and the files of sets that
+      TFDS cannot download (imagenet2012), which are then prepared by TFDS.
 
   Raises:
-    ValueError: there is no such set (the nearest name is given) or split, it is not one of images with one
-      label each, or what is prepared there cannot be read at random.
+    ValueError: there is no such set (the error names the nearest) or split, it is not one of images
+      with one label each, or the prepared copy has no random access.
     ConnectionError: the download site cannot be reached.
     FileNotFoundError: `source_files` lacks a file.
     ImportError: preparing this set needs TensorFlow; reading it does not.
@@ -73,32 +75,30 @@ def images(
   builder = _builder(name, data_dir)
   image, label = _features(builder)
   if not builder.is_prepared():
-    builder = _prepared(builder, None if source_files is None else Path(source_files))
+    builder = _prepare(builder, None if source_files is None else Path(source_files))
   counts = {split: info.num_examples for split, info in builder.info.splits.items()}
-  order = sorted(
-    counts, key=lambda split: (ORDER.index(split) if split in ORDER else len(ORDER), split)
-  )
+  ranks = {split: rank for rank, split in enumerate(ORDER)}
+  order = sorted(counts, key=lambda split: (ranks.get(split, len(ORDER)), split))
   for split in splits:
     if split not in counts:
-      raise ValueError(f"{name} has no split {split!r}{suggest(split, order)}")
+      raise ValueError(f"splits: expected some of {name}, got {split!r}{suggest(split, order)}")
   starts = dict(zip(order, np.cumsum([0, *(counts[split] for split in order)]).tolist()))
   return {split: _split(builder, split, image, label, starts[split]) for split in splits}
 
 
-def _split(builder, split: str, image: str, label: str, start: int) -> Images:
+def _split(builder: Any, split: str, image: str, label: str, start: int) -> Images:
   info = builder.info
   try:
     examples = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
   except NotImplementedError as error:
     raise ValueError(
-      f"{info.full_name} in {builder.data_dir} is prepared as {info.file_format.value}, which has no random access: "
-      f"choose another data_dir, or {_COPY}"
+      f"data_dir: expected {info.full_name} as array_record, got {info.file_format.value} in "
+      f"{builder.data_dir}, which has no random access: choose another data_dir, or {_COPY}"
     ) from error
 
   def read(ids: Sequence[int]) -> list[tuple[bytes, int]]:
-    return [
-      (e[image], int(e[label])) for e in examples.__getitems__([int(id) - start for id in ids])
-    ]
+    rows = [int(id) - start for id in ids]
+    return [(e[image], int(e[label])) for e in examples.__getitems__(rows)]
 
   classes = info.features[label]
   return Images(
@@ -112,8 +112,8 @@ def _split(builder, split: str, image: str, label: str, start: int) -> Images:
   )
 
 
-def _features(builder) -> tuple[str, str]:
-  """The names of the image and of the label."""
+def _features(builder: Any) -> tuple[str, str]:
+  """Returns the names of the image and of the label."""
   features = builder.info.features
   features = (
     dict(features) if isinstance(features, tfds.features.FeaturesDict) else {"example": features}
@@ -122,38 +122,43 @@ def _features(builder) -> tuple[str, str]:
   kinds = [type(features.get(key)) for key in keys]
   if kinds == [tfds.features.Image, tfds.features.ClassLabel]:
     return keys[0], keys[1]
-  has = ", ".join(f"{name}: {type(feature).__name__}" for name, feature in features.items())
-  raise ValueError(f"{builder.name} is not a set of images with one class label each: it has {has}")
+  content = ", ".join(f"{name}: {type(feature).__name__}" for name, feature in features.items())
+  raise ValueError(
+    f"name: expected a set of images with one class label each, got {builder.name} of {content}"
+  )
 
 
-def _builder(name: str, data_dir):
-  """TFDS's builder, which may not be prepared yet."""
+def _builder(name: str, data_dir: str | Path | None) -> Any:
+  """Returns TFDS's builder of a set, which may not be prepared yet."""
   try:
     return tfds.builder(name, data_dir=data_dir)
-  except ValueError as error:  # not a name, or of no set
-    base, known = (
-      name.partition("/")[0].partition(":")[0],
-      tfds.list_builders(with_community_datasets=False),
-    )
-    if base in known:
-      raise
-    raise ValueError(f"tensorflow_datasets has no set {base!r}{_near(base, known)}") from error
-  except AssertionError as error:  # of a version that does not exist
-    raise ValueError(str(error)) from error
+  # TFDS raises it for a text that is no name, and for an unknown name.
+  except ValueError as error:
+    base = name.partition("/")[0].partition(":")[0]
+    names = tfds.list_builders(with_community_datasets=False)
+    if base in names:
+      raise ValueError(f"name: {error}") from error
+    raise ValueError(
+      f"name: expected a set of tensorflow_datasets, got {base!r}{_nearest(base, names)}"
+    ) from error
+  # TFDS raises it for a version that does not exist.
+  except AssertionError as error:
+    raise ValueError(f"name: {error}") from error
   except ModuleNotFoundError as error:
     raise ImportError(
-      f"tensorflow_datasets' code of {name!r} needs {error.name!r} even to be read"
+      f"name: the code of {name!r} in tensorflow_datasets imports {error.name!r}: install it"
     ) from error
 
 
-def _prepared(builder, source_files: Path | None):
-  """The same builder, or one that needs no TensorFlow, after it has prepared the set."""
-  changed = without_tensorflow(type(builder), source_files)
-  if changed is not None:
-    builder = changed(data_dir=builder.data_dir_root)
+def _prepare(builder: Any, source_files: Path | None) -> Any:
+  """Prepares the set and returns its builder: the same one, or one that needs no TensorFlow."""
+  replacement = without_tensorflow(type(builder), source_files)
+  if replacement is not None:
+    builder = replacement(data_dir=builder.data_dir_root)
   elif source_files is not None and not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
     raise ValueError(
-      f"source_files: {builder.name} can only be downloaded: leave source_files out, or {_COPY}"
+      f"source_files: expected None, {builder.name} can only be downloaded: leave source_files "
+      f"out, or {_COPY}"
     )
   if source_files is None and not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
     _check_site(builder)
@@ -162,17 +167,21 @@ def _prepared(builder, source_files: Path | None):
     builder.download_and_prepare(download_config=config, file_format="array_record")
   except (requests.RequestException, urllib.error.URLError, DownloadError) as error:
     raise _unreachable(builder, error) from error
-  except AssertionError as error:  # the folder of files that TFDS cannot download is empty
-    raise ValueError(f"{builder.name}: give the files' folder as source_files. {error}") from error
+  # TFDS raises it where the folder of files that it cannot download is empty.
+  except AssertionError as error:
+    raise ValueError(
+      f"source_files: expected a folder with the files of {builder.name}: {error}"
+    ) from error
   except ModuleNotFoundError as error:
     raise ImportError(
-      f"preparing {builder.name} needs more than reading it: {error}. Install that here once, or {_instead(builder)}"
+      f"preparing {builder.name} needs more than reading it: {error}. Install that here once, or "
+      f"{_remedy(builder)}"
     ) from error
   return builder
 
 
-def _check_site(builder) -> None:
-  """One request before TFDS, which tries for minutes."""
+def _check_site(builder: Any) -> None:
+  """Sends one request to the download site: TFDS would try for minutes."""
   for url in list(builder.url_infos or ())[:1]:
     try:
       requests.head(url, timeout=20)
@@ -180,26 +189,22 @@ def _check_site(builder) -> None:
       raise _unreachable(builder, error) from error
 
 
-def _unreachable(builder, error: Exception) -> ConnectionError:
+def _unreachable(builder: Any, error: Exception) -> ConnectionError:
   return ConnectionError(
-    f"{builder.name} cannot be downloaded from here: {_instead(builder)}. {error}"
+    f"{builder.name} cannot be downloaded from here: {_remedy(builder)}. {error}"
   )
 
 
-def _instead(builder) -> str:
-  give = (
-    "give a folder with its source files as source_files=FOLDER, or "
-    if builder.name in FROM_FILES
-    else ""
-  )
-  return give + _COPY
+def _remedy(builder: Any) -> str:
+  """Returns how to get a set without a download on this machine."""
+  if builder.name not in FROM_FILES:
+    return _COPY
+  return f"give a folder with its source files as source_files=FOLDER, or {_COPY}"
 
 
-def _near(name: str, known: Sequence[str]) -> str:
-  """Without TFDS's hundreds of names where none is near."""
-  near = difflib.get_close_matches(name, known, n=3)
-  return (
-    f"; did you mean {' or '.join(map(repr, near))}?"
-    if near
-    else "; tfds.list_builders() names them all"
-  )
+def _nearest(name: str, names: Sequence[str]) -> str:
+  """Returns a hint with the nearest names; without one, not all of TFDS's hundreds of names."""
+  near = difflib.get_close_matches(name, names, n=3)
+  if not near:
+    return ": tfds.list_builders() names them all"
+  return f": did you mean {' or '.join(map(repr, near))}?"

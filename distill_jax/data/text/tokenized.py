@@ -1,13 +1,14 @@
-"""Text beyond memory: tokens in a file that is written once and mapped, and the packed rows that lie in it.
+"""Tokenizes text once into a file, maps it into memory and packs rows of it on demand.
 
-    corpus = tokenize("corpus", "work/tokens", length=1024)
-    fit(student, teacher, objective, optimizer, TextStream(corpus, 32, seed=0), ignore_label=data.UNLABELED, ...)
+    corpus = tokenize("corpus", "work/tokens", length=1024) fit(student, teacher, objective,
+    optimizer, TextStream(corpus, 32, seed=0), ignore_label=data.UNLABELED, ...)
 
-Rows and ids are those of `text.load`, so that a teacher cache of the one is that of the other. The folder holds
+Rows and ids are those of `text.load`, so that a teacher cache of the one is that of the other. The
+folder holds
 
-    tokens.bin   every document as `end` and its tokens, one after the other, then `end`; little-endian, of `dtype`
-    starts.bin   where each document begins, int64, little-endian
-    index.json   what they are: tokenizer, files, counts; written last
+    tokens.bin   every document as `end` and its tokens, one after the other, then `end`;
+    little-endian, of `dtype` starts.bin   the position in tokens.bin at which each document begins,
+    int64, little-endian index.json   the tokenizer, files and counts; written last
 """
 
 import dataclasses
@@ -22,50 +23,56 @@ import numpy as np
 from distill_jax.data.batches import HostBatch
 from distill_jax.data.checks import UNLABELED
 from distill_jax.data.source import Source
-from distill_jax.data.text.packed import BYTES, Tokenizer, check_document, documents_of, files_of
+from distill_jax.data.text.documents import list_files, read_documents
+from distill_jax.data.text.packed import check_document, check_length
+from distill_jax.data.text.tokenizer import BYTES, Tokenizer
 from distill_jax.storage import files
 
 INDEX = "index.json"
-ROWS = 2**31 - 1  # ids are int32
+MAX_ROWS = 2**31 - 1
+"""Ids are int32."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedText:
-  """The packed rows of `text.pack`, read from a file when they are asked for.
+  """The packed rows of `text.pack`, read from a file on demand.
 
   Attributes:
-    tokens, starts: the files, mapped into memory.
+    tokens: the tokens of all documents, [tokens + 1], mapped into memory.
+    starts: the position of each document in `tokens`, int64 [documents], mapped into memory.
     length: tokens in a row.
-    ids: int32, of the rows that are meant; 4 bytes a row are all that is held.
-    about: the members of index.json.
+    ids: int32 [rows], the selected rows; they take 4 bytes of memory a row, and nothing else does.
+    index: the members of index.json.
   """
 
   tokens: np.ndarray = dataclasses.field(repr=False)
   starts: np.ndarray = dataclasses.field(repr=False)
   length: int
   ids: np.ndarray = dataclasses.field(repr=False)
-  about: dict[str, Any]
+  index: dict[str, Any]
 
   def __len__(self) -> int:
     return len(self.ids)
 
   @property
   def name(self) -> str:
-    return self.about["name"]
+    """The name of the text that the ids index."""
+    return self.index["name"]
 
   @property
   def classes(self) -> int:
-    return self.about["classes"]
+    """The number of tokens in the vocabulary."""
+    return self.index["classes"]
 
   @property
   def class_names(self) -> tuple[str, ...]:
-    """As those of the `Source`."""
+    """One name per class, as in the `Source`."""
     return tuple(map(str, range(self.classes)))
 
   @property
   def vocabulary(self) -> str:
     """The tokenizer's identity."""
-    return self.about["vocabulary"]
+    return self.index["vocabulary"]
 
   @property
   def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -74,32 +81,31 @@ class PackedText:
     rows = {name: jax.ShapeDtypeStruct((len(self), self.length), np.int32) for name in names}
     return {"id": jax.ShapeDtypeStruct((len(self),), np.int32)} | rows
 
-  def take(self, rows) -> "PackedText":
-    """The rows at these places (numbers, a mask or a slice), with the ids they have here."""
+  def take(self, rows: Any) -> "PackedText":
+    """Returns the text of these rows (indices, a mask or a slice) with their ids."""
     return dataclasses.replace(self, ids=self.ids[rows])
 
   def rows(self, ids: np.ndarray) -> HostBatch:
-    """The rows of these ids (they are known): 'id' and the arrays of `text.pack`."""
+    """Returns 'id' and the arrays of `text.pack` for rows of the text, which are not checked."""
     ids = np.asarray(ids, np.int32)
-    begins = ids[:, None].astype(np.int64) * self.length
-    places = begins + np.arange(self.length + 1)
+    row_starts = ids[:, None].astype(np.int64) * self.length
+    indices = row_starts + np.arange(self.length + 1)
     count = len(self.tokens) - 1
-    read = self.tokens[np.minimum(places, count)].astype(np.int32)
-    places = places[:, :-1]
-    segments = np.searchsorted(self.starts, places, side="right") - 1
-    valid = places < count
+    tokens = self.tokens[np.minimum(indices, count)].astype(np.int32)
+    indices = indices[:, :-1]
+    segments = np.searchsorted(self.starts, indices, side="right") - 1
+    positions = indices - np.maximum(self.starts[segments], row_starts)
+    valid = indices < count
     return {
       "id": ids,
-      "tokens": np.where(valid, read[:, :-1], np.int32(self.about["end"])),
-      "label": np.where(valid, read[:, 1:], np.int32(UNLABELED)),
+      "tokens": np.where(valid, tokens[:, :-1], np.int32(self.index["end"])),
+      "label": np.where(valid, tokens[:, 1:], np.int32(UNLABELED)),
       "segments": np.where(valid, segments, -1).astype(np.int32),
-      "positions": np.where(valid, places - np.maximum(self.starts[segments], begins), 0).astype(
-        np.int32
-      ),
+      "positions": np.where(valid, positions, 0).astype(np.int32),
     }
 
   def in_memory(self) -> Source:
-    """The rows as a `Source`, for evaluation."""
+    """Returns the rows as a `Source`, for evaluation."""
     return Source(
       self.rows(self.ids),
       self.classes,
@@ -119,64 +125,76 @@ def tokenize(
   separator: str | None = None,
   progress: bool = True,
 ) -> PackedText:
-  """Writes the tokens of text files, one document in memory at a time, or opens what an earlier call wrote.
+  """Writes the tokens of text files, a document at a time, or opens those of an earlier call.
 
   Args:
-    path, length, tokenizer, suffix, separator: as for `text.load`; the length may differ from call to call.
-    folder: for the tokens.
-    progress: prints how many documents there are, how many of them empty, and what was skipped.
+    path, tokenizer, suffix, separator: as for `text.load`.
+    folder: folder for the tokens.
+    length: tokens in a row, at least 2; it may differ from call to call.
+    progress: prints the number of documents, how many of them are empty, and what was skipped.
 
   Raises:
     FileNotFoundError: there is no such file or folder.
-    ValueError: as for `text.load`, or the folder holds tokens of another text or tokenizer: the field is named.
-    OSError: the folder cannot be written, or what is there is damaged.
+    ValueError: as for `text.load`, or the folder holds tokens of another text or tokenizer (with
+      the field's name).
+    OSError: the folder cannot be written, or its files are corrupt.
   """
-  if length < 2:
-    raise ValueError(f"length must be at least 2, got {length}")
-  root, folder = Path(path), Path(folder)
-  wanted = _wanted(root, tokenizer, suffix, separator)
+  check_length(length)
+  root = Path(path)
+  folder = Path(folder)
+  expected = _describe(root, tokenizer, suffix, separator)
   if not (folder / INDEX).exists():
     folder.mkdir(parents=True, exist_ok=True)
     counts = _write(root, folder, tokenizer, suffix, separator)
-    files.write(folder / INDEX, json.dumps(wanted | counts, indent=1))
-  about = json.loads((folder / INDEX).read_text())
-  for field, value in wanted.items():
-    if about[field] != value:
+    files.write(folder / INDEX, json.dumps(expected | counts, indent=1))
+  index = json.loads((folder / INDEX).read_text())
+  for field, value in expected.items():
+    if index[field] != value:
       raise ValueError(
-        f"{folder} holds other tokens; name another folder or delete it: {field} is {about[field]!r} there, {value!r} "
-        "wanted"
+        f"{field}: expected {value!r}, got {index[field]!r} in {folder}: name another folder or "
+        "delete this one"
       )
   if progress:
     print(
-      f"text: {about['tokens']:,} tokens of {about['documents']:,} documents in {folder}, {about['empty']:,} of them "
-      f"empty; {about['skipped']:,} times nothing between separators",
+      f"text: read {index['tokens']:,} tokens of {index['documents']:,} documents in {folder}, "
+      f"{index['empty']:,} of them empty; skipped {index['skipped']:,} times nothing between "
+      "separators",
       flush=True,
     )
-  return _opened(folder, about, length)
+  return _open(folder, index, length)
 
 
-def _wanted(root: Path, tokenizer: Tokenizer, suffix: str, separator: str | None) -> dict[str, Any]:
-  """What tells the tokens from others."""
-  listed = hashlib.blake2b(digest_size=16)
-  for file in files_of(root, suffix):
+def _describe(
+  root: Path, tokenizer: Tokenizer, suffix: str, separator: str | None
+) -> dict[str, Any]:
+  """Returns the values by which the tokens of one text and tokenizer differ from others."""
+  digest = hashlib.blake2b(digest_size=16)
+  for file in list_files(root, suffix):
     stat = file.stat()
-    listed.update(f"{file.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    digest.update(f"{file.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
   return {
     "name": root.resolve().stem,
     "vocabulary": tokenizer.identity,
     "classes": tokenizer.size,
     "end": tokenizer.end,
-    "dtype": np.min_scalar_type(tokenizer.size - 1).newbyteorder("<").str,
+    "dtype": _token_dtype(tokenizer).str,
     "separator": separator,
-    "files": listed.hexdigest(),
+    "files": digest.hexdigest(),
   }
 
 
-def _write(root: Path, folder: Path, tokenizer: Tokenizer, suffix, separator) -> dict[str, int]:
+def _token_dtype(tokenizer: Tokenizer) -> np.dtype:
+  return np.min_scalar_type(tokenizer.size - 1).newbyteorder("<")
+
+
+def _write(
+  root: Path, folder: Path, tokenizer: Tokenizer, suffix: str, separator: str | None
+) -> dict[str, int]:
+  """Writes tokens.bin and starts.bin, and returns the counts of index.json."""
   counts = {"documents": 0, "empty": 0, "skipped": 0, "tokens": 0}
-  dtype = np.min_scalar_type(tokenizer.size - 1).newbyteorder("<")
+  dtype = _token_dtype(tokenizer)
   with open(folder / "tokens.bin", "wb") as tokens, open(folder / "starts.bin", "wb") as starts:
-    for document in documents_of(root, tokenizer, suffix, separator):
+    for document in read_documents(root, tokenizer, suffix, separator):
       if document is None:
         counts["skipped"] += 1
         continue
@@ -188,28 +206,26 @@ def _write(root: Path, folder: Path, tokenizer: Tokenizer, suffix, separator) ->
       counts["tokens"] += len(document) + 1
     tokens.write(np.array(tokenizer.end, dtype).tobytes())
   if counts["documents"] == counts["empty"]:
-    raise ValueError(f"{root} holds no text")
+    raise ValueError(f"path: expected text, got none in {root}")
   return counts
 
 
-def _opened(folder: Path, about: dict[str, Any], length: int) -> PackedText:
-  found = {}
-  for name, dtype, count in (
-    ("tokens", about["dtype"], about["tokens"] + 1),
-    ("starts", "<i8", about["documents"]),
-  ):
-    path, size = folder / f"{name}.bin", np.dtype(dtype).itemsize * count
-    if not path.exists() or path.stat().st_size != size:
-      raise OSError(
-        f"{path} is damaged: expected {size:,} bytes. Delete {folder} and tokenize again"
-      )
-    found[name] = np.memmap(path, dtype, "r")
-  rows = -(-about["tokens"] // length)
-  if rows > ROWS:
-    least = -(-about["tokens"] // ROWS)
+def _open(folder: Path, index: dict[str, Any], length: int) -> PackedText:
+  tokens = _map_file(folder, "tokens", index["dtype"], index["tokens"] + 1)
+  starts = _map_file(folder, "starts", "<i8", index["documents"])
+  rows = -(-index["tokens"] // length)
+  if rows > MAX_ROWS:
+    least = -(-index["tokens"] // MAX_ROWS)
     raise ValueError(
-      f"length: {length} makes {rows:,} rows, more than the ids {ROWS:,}; least is {least}"
+      f"length: expected at least {least}, for at most {MAX_ROWS:,} rows (ids are int32), got "
+      f"{length} and {rows:,} rows"
     )
-  return PackedText(
-    found["tokens"], found["starts"], length, np.arange(rows, dtype=np.int32), about
-  )
+  return PackedText(tokens, starts, length, np.arange(rows, dtype=np.int32), index)
+
+
+def _map_file(folder: Path, name: str, dtype: str, count: int) -> np.ndarray:
+  path = folder / f"{name}.bin"
+  size = np.dtype(dtype).itemsize * count
+  if not path.exists() or path.stat().st_size != size:
+    raise OSError(f"{path} is corrupt: expected {size:,} bytes: delete {folder} and tokenize again")
+  return np.memmap(path, dtype, "r")

@@ -1,0 +1,96 @@
+"""Trains and loads byte-pair encodings, with the optional package `tokenizers`."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.data.text.documents import list_files
+from distill_jax.data.text.tokenizer import Tokenizer
+
+END = "<|end|>"
+
+
+def train_bpe(path: str | Path, *, size: int, suffix: str = ".txt") -> Any:
+  """Trains a byte-level BPE (Sennrich et al. 2016, GPT-2's bytes) on the text files of `load`.
+
+  Args:
+    path: a file or a folder, as in `load`.
+    size: number of tokens, with `end` as token 0; at least 257.
+    suffix: ending of the files of a folder to read.
+
+  Returns:
+    A `tokenizers.Tokenizer`: `.save("tokenizer.json")` stores it, `bpe` makes a `Tokenizer` of it.
+
+  Raises:
+    ImportError: the package `tokenizers` is not installed.
+    ValueError: size < 257, no files, or a file that is not UTF-8.
+  """
+  import tokenizers
+
+  if size < 257:
+    raise ValueError(f"size: expected at least 257, all bytes and the end, got {size}")
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = tokenizers.decoders.ByteLevel()
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=size,
+    special_tokens=[END],
+    initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  files = list_files(Path(path), suffix)
+  texts = (_decode_utf8(file.read_bytes(), f"{file}: ") for file in files)
+  tokenizer.train_from_iterator(texts, trainer)
+  return tokenizer
+
+
+def bpe(source: Any, *, end: str = END) -> Tokenizer:
+  """Returns a `Tokenizer` from one of the package `tokenizers` or from a (released) tokenizer.json.
+
+  Args:
+    source: a `tokenizers.Tokenizer`, or a path.
+    end: its entry that ends documents, such as '<|end_of_text|>' for Llama 3.
+
+  Raises:
+    ImportError: the package `tokenizers` is not installed.
+    ValueError: there is no such entry, or the file is no tokenizer.
+  """
+  import tokenizers
+
+  text = source.to_str() if isinstance(source, tokenizers.Tokenizer) else Path(source).read_text()
+  try:
+    tokenizer = tokenizers.Tokenizer.from_str(text)
+  # The Rust parser raises a bare Exception.
+  except Exception as error:
+    raise ValueError(f"source: expected a tokenizer.json, got {source}: {error}") from error
+  # Documents are encoded in full, and the name of `end` in a document is text.
+  tokenizer.no_truncation()
+  tokenizer.no_padding()
+  tokenizer.encode_special_tokens = True
+  end_token = tokenizer.token_to_id(end)
+  if end_token is None:
+    raise ValueError(
+      f"end: expected an entry of the tokenizer, got {end!r}: name the one that ends documents"
+    )
+
+  def encode(text: bytes) -> np.ndarray:
+    return np.array(tokenizer.encode(_decode_utf8(text), add_special_tokens=False).ids, np.int32)
+
+  def decode(tokens: Iterable[int]) -> str:
+    return tokenizer.decode(list(map(int, tokens)), skip_special_tokens=False)
+
+  identity = hashlib.blake2b(tokenizer.to_str().encode(), digest_size=8).hexdigest()
+  return Tokenizer(encode, decode, tokenizer.get_vocab_size(), end_token, f"bpe:{identity}")
+
+
+def _decode_utf8(text: bytes, prefix: str = "") -> str:
+  try:
+    return text.decode()
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f"{prefix}expected UTF-8, got another byte at {error.start} ({error.reason}): text.BYTES "
+      "reads any file"
+    ) from error

@@ -1,0 +1,49 @@
+"""Defines what a tokenizer is, and the one whose tokens are bytes."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Tokenizer(NamedTuple):
+  """A pair of functions, text to tokens and back, with the size of their vocabulary.
+
+  Attributes:
+    encode: a document's bytes -> its tokens, int [N], without `end`. Raises ValueError for bytes it
+      cannot read.
+    decode: tokens -> text; `end` and broken UTF-8 become replacement characters.
+    size: number of tokens in the vocabulary.
+    end: the token that begins and ends documents.
+    identity: equal for equal vocabularies, and for these only.
+  """
+
+  encode: Callable[[bytes], np.ndarray]
+  decode: Callable[[Iterable[int]], str]
+  size: int
+  end: int
+  identity: str
+
+
+def check_same_tokenizer(teacher: Tokenizer, student: Tokenizer) -> None:
+  """Checks that teacher and student read the same tokens.
+
+  Raises:
+    ValueError: their identities differ; `losses.uld` compares distributions over different
+      vocabularies.
+  """
+  if teacher.identity != student.identity:
+    raise ValueError(
+      f"tokenizer: expected the teacher's, {teacher.identity!r} ({teacher.size:,} tokens), got "
+      f"{student.identity!r} ({student.size:,} tokens): use one tokenizer for both, or losses.uld, "
+      "which compares sorted probabilities and needs no equal vocabularies"
+    )
+
+
+def _bytes_to_text(tokens: Iterable[int]) -> str:
+  parts = (bytes([t]) if t < 256 else "\ufffd".encode() for t in tokens)
+  return b"".join(parts).decode(errors="replace")
+
+
+BYTES = Tokenizer(lambda text: np.frombuffer(text, np.uint8), _bytes_to_text, 257, 256, "bytes")
+"""Every byte is a token, and 256 is `end`: any file can be read, nothing has to be trained."""
