@@ -1,1 +1,1 @@
-"""Where arrays and processes are: meshes and placement, agreement between processes, compiled programs, SIGTERM."""
+"""Places arrays on devices and coordinates processes; handles SIGTERM and the compilation cache."""

@@ -1,4 +1,4 @@
-"""Compiled programs that outlive the process: a run that goes on does not compile again."""
+"""Stores compiled programs on disk, so that a resumed run does not compile again."""
 
 import os
 from pathlib import Path
@@ -8,18 +8,21 @@ from jax.experimental.compilation_cache import compilation_cache
 
 
 def enable_compilation_cache(folder: str | Path) -> str:
-  """Turns on jax's persistent compilation cache, for what takes a second or more to compile.
+  """Turns on jax's persistent cache, for programs that take a second or more to compile.
 
-  To be called before anything is compiled. Who may write there may run code here: jax trusts what it finds.
+  Call it before anything is compiled. Any user who may write to the cache may run code here: jax
+  trusts its content.
 
   Args:
-    folder: of the run; programs are kept in its `compiled`. The environment's JAX_COMPILATION_CACHE_DIR comes first:
-      a folder or a URL (`gs://`) that all hosts, and all runs, may share.
+    folder: folder of the run; programs are stored in its `compiled`. The environment variable
+      JAX_COMPILATION_CACHE_DIR takes precedence: a folder or a URL (`gs://`) that all hosts, and
+        all runs, may share.
 
   Returns:
-    Where they are kept.
+    Where the programs are stored.
   """
-  place = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(Path(folder) / "compiled")
-  jax.config.update("jax_compilation_cache_dir", place)
-  compilation_cache.reset_cache()  # jax asks once where it is
-  return place
+  location = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(Path(folder) / "compiled")
+  jax.config.update("jax_compilation_cache_dir", location)
+  # jax reads the location only once.
+  compilation_cache.reset_cache()
+  return location

@@ -1,4 +1,4 @@
-"""What the processes of one run agree on: without `jax.distributed` there is one, and nothing is asked."""
+"""Coordinates the processes of one run; a single process communicates nothing."""
 
 import json
 import os
@@ -14,13 +14,15 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-HEARTBEAT = (
-  10  # seconds without a sign of life after which a process counts as dead; jax waits for 100
-)
-LEAVE = 3600  # seconds that the others wait at the end for the one that writes the report
-SEEN = 10  # seconds after which a new file shows on all hosts: mounts remember what was not there
-LOST = 75  # the exit code of a process that lost another one: the same command may be tried again
-_ROOM = 2000  # bytes of an error's text that the other processes are told
+HEARTBEAT_SECONDS = 10
+"""Seconds without a sign of life after which a process counts as dead; jax waits for 100."""
+SHUTDOWN_SECONDS = 3600
+"""Seconds that the processes wait at the end for the one that writes the report."""
+VISIBLE_SECONDS = 10
+"""Seconds after which all hosts see a new file: mounts cache for a while that it did not exist."""
+LOST_PROCESS_CODE = 75
+"""Exit code of a process that lost another one: the same command may be tried again."""
+_ERROR_BYTES = 2000
 
 
 def join(
@@ -28,45 +30,47 @@ def join(
   num_processes: int | None = None,
   process_id: int | None = None,
 ) -> None:
-  """`jax.distributed.initialize`, for a run that notices within 15 seconds that one of its processes has died.
+  """Calls `jax.distributed.initialize`, so that processes notice within 15 s that one has died.
 
-  To be called before anything else uses jax. On TPU pods, under SLURM and Open MPI jax finds the arguments itself.
-  From then on an error that nobody catches ends the process at once (`leave`).
+  Call it before anything else uses jax. On TPU pods, under SLURM and Open MPI jax finds the
+  arguments itself. From then on an uncaught error ends the process at once (`abort`).
 
   Args:
-    coordinator_address: HOST:PORT, where process 0 is going to listen.
-    num_processes: how many there are.
-    process_id: which of them this is, from 0.
+    coordinator_address: HOST:PORT on which process 0 will listen.
+    num_processes: number of processes.
+    process_id: index of this process, from 0.
 
   Raises:
-    ValueError: some of the three are given, but not all; or one is out of its range.
+    ValueError: some of the three are None, but not all; or one is out of its range.
   """
-  given = {
+  arguments = {
     "coordinator_address": coordinator_address,
     "num_processes": num_processes,
     "process_id": process_id,
   }
-  missing = [name for name, value in given.items() if value is None]
-  if missing and len(missing) < len(given):
-    raise ValueError(f"expected all of {', '.join(given)}, or none; missing: {', '.join(missing)}")
+  missing = [name for name, value in arguments.items() if value is None]
+  if missing and len(missing) < len(arguments):
+    raise ValueError(f"{', '.join(missing)}: expected all or none of {', '.join(arguments)}")
   if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
     raise ValueError(f"process_id: expected 0 to {num_processes - 1}, got {process_id}")
   jax.distributed.initialize(
     coordinator_address,
     num_processes,
     process_id,
-    heartbeat_timeout_seconds=HEARTBEAT,
-    shutdown_timeout_seconds=LEAVE,
+    heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    shutdown_timeout_seconds=SHUTDOWN_SECONDS,
   )
-  sys.excepthook = _fail
-  # Processes find each other in their first collective, and wait 30 s for one another there: they are together now.
+  sys.excepthook = _abort_on_error
+  # Processes connect in their first collective, and wait 30 s for one another there: now they are
+  # all here.
   run_on_all(lambda: None)
 
 
 def abort(code: int) -> NoReturn:
-  """Ends this process because of an error that the others may not have: they notice, and end too.
+  """Ends this process at once because of a local error: the other processes notice, and end too.
 
-  At the end of a process jax waits for all others; those would wait in the next step for this one.
+  Without it jax waits for all processes at the end of one, while the others wait for it in the next
+  step.
   """
   if not jax.distributed.is_initialized():
     sys.exit(code)
@@ -75,137 +79,154 @@ def abort(code: int) -> NoReturn:
   os._exit(code)
 
 
-def _fail(kind, error, trace) -> None:
-  sys.__excepthook__(kind, error, trace)
-  abort(LOST if issubclass(kind, jax.errors.JaxRuntimeError) else 1)
-
-
-def assert_equal(what: str, value: Any) -> None:
-  """Refuses processes that were not given the same.
+def assert_equal(name: str, value: Any) -> None:
+  """Checks that all processes pass the same value.
 
   Args:
-    what: of which there should be one.
-    value: what json can hold.
+    name: name of the value, for the error.
+    value: any value that json can hold.
 
   Raises:
-    ValueError: this process' value is not that of the first, or another's is not.
+    ValueError: the value of this process, or of another one, differs from the first one's.
   """
   if jax.process_count() == 1:
     return
-  common, own = run_on_first(lambda: value), json.loads(json.dumps(value))
+  first_value = run_on_first(lambda: value)
+  local_value = json.loads(json.dumps(value))
 
-  def compare():
-    if own != common:
+  def compare() -> None:
+    if local_value != first_value:
       raise ValueError(
-        f"the processes have not the same {what}: {_shown(own)} here, {_shown(common)} on process 0"
+        f"{name}: expected the same on all processes, got {_shorten(local_value)} here and "
+        f"{_shorten(first_value)} on process 0"
       )
 
   run_on_all(compare)
 
 
-def _shown(value: Any) -> str:
-  return json.dumps(value)[:100]
-
-
 def is_first() -> bool:
-  """Whether this process is the one that writes what is written once."""
+  """Returns whether this process is the one that writes what is written once."""
   return jax.process_index() == 0
 
 
 def run_on_first(action: Callable[[], Any]) -> Any:
-  """Runs `action` on the first process and gives its result to all. All call it, in the same order.
+  """Runs `action` on the first process and returns its result on all; all must call it.
 
   Args:
-    action: gives what json can hold. It must not wait for other processes.
+    action: returns a value that json can hold. It must not wait for other processes.
 
   Raises:
-    Exception: what `action` raised, on every process (as the built-in type nearest to it elsewhere).
+    Exception: what `action` raised, on every process (on the others as the nearest built-in type).
   """
   if jax.process_count() == 1:
     return action()
   result = run_on_all(lambda: action() if is_first() else None)
   text = json.dumps(result).encode()
   length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-  padded = np.zeros(length, np.uint8)
+  message = np.zeros(length, np.uint8)
   if is_first():
-    padded[:] = np.frombuffer(text, np.uint8)
-  return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)))
+    message[:] = np.frombuffer(text, np.uint8)
+  # The broadcast is a sum, which widens the type.
+  message = np.asarray(multihost_utils.broadcast_one_to_all(message), np.uint8)
+  return json.loads(bytes(message))
 
 
 def run_on_all(action: Callable[[], Any], *, errors: Sequence[type[Exception]] = ()) -> Any:
-  """Runs `action` on every process; what one of them raises, all raise, so that none waits for one that has ended.
+  """Runs `action` on every process; if one raises, all raise, so that none waits for it.
 
   Args:
     action: must not wait for other processes.
-    errors: what it may raise besides built-in errors, so that it is the same elsewhere; made of a text.
+    errors: types that it may raise in addition to built-in ones, each built from a text, so that
+      the others raise the same type.
 
   Returns:
     This process' result.
+
+  Raises:
+    Exception: what `action` raised here, or else on another process.
   """
   if jax.process_count() == 1:
     return action()
-  result, error = None, None
+  types = (*errors, OSError, ValueError, MemoryError, RuntimeError, Exception)
+  result = None
+  error: Exception | None = None
   try:
     result = action()
   except Exception as raised:
     error = raised
-  kinds = (*errors, OSError, ValueError, MemoryError, RuntimeError, Exception)
-  told = np.zeros(_ROOM, np.uint8)
-  if error is not None:
-    kind = next(number for number, kind in enumerate(kinds) if isinstance(error, kind))
-    text = json.dumps([kind, str(error)[: _ROOM // 8]]).encode()  # at most 6 bytes a character
-    told[: len(text)] = np.frombuffer(text, np.uint8)
-  everywhere = multihost_utils.process_allgather(told)
+  messages = multihost_utils.process_allgather(_encode_error(error, types))
   if error is not None:
     raise error
-  for process, row in enumerate(everywhere):
-    if row[0]:
-      kind, text = json.loads(bytes(row).rstrip(b"\0"))
-      raise kinds[kind](f"process {process}: {text}")
+  for process, message in enumerate(messages):
+    if message[0]:
+      index, text = json.loads(bytes(message).rstrip(b"\0"))
+      raise types[index](f"process {process}: {text}")
   return result
 
 
 def run_in_turn(action: Callable[[], Any]) -> Any:
-  """Runs `action` on the first process, then on the others: what it prepares on a shared disk, it prepares once.
+  """Runs `action` on the first process, then on the others, which see what it wrote to disk.
 
   Returns:
     This process' result.
   """
-  made = run_on_all(lambda: action() if is_first() else None)
-  others = run_on_all(lambda: None if is_first() else action())
-  return made if is_first() else others
+  first_result = run_on_all(lambda: action() if is_first() else None)
+  other_result = run_on_all(lambda: None if is_first() else action())
+  return first_result if is_first() else other_result
 
 
-def share(folder: Path) -> None:
-  """Makes a folder, and tries it: every process must be able to write there and see what the others write.
+def make_shared_folder(folder: Path) -> None:
+  """Creates a folder, and checks that every process can write there and sees the same files.
 
   Raises:
-    OSError: it cannot be made or written, or is not the same folder for all.
+    OSError: it cannot be created or written, or is not the same folder for all.
   """
-  mark = run_on_first(lambda: _mark(folder))
+  marker = run_on_first(lambda: _create_marker(folder))
   try:
-    run_on_all(lambda: _look(folder, mark))
+    run_on_all(lambda: _check_writable(folder, marker))
   finally:
-    if mark and is_first():
-      (folder / mark).unlink(missing_ok=True)
+    if marker and is_first():
+      (folder / marker).unlink(missing_ok=True)
 
 
-def _mark(folder: Path) -> str:
-  """The name of a new file that all must see."""
+def _abort_on_error(kind, error, trace) -> None:
+  sys.__excepthook__(kind, error, trace)
+  abort(LOST_PROCESS_CODE if issubclass(kind, jax.errors.JaxRuntimeError) else 1)
+
+
+def _shorten(value: Any) -> str:
+  return json.dumps(value)[:100]
+
+
+def _encode_error(error: Exception | None, types: Sequence[type[Exception]]) -> np.ndarray:
+  """Returns type index and text of an error, uint8 [_ERROR_BYTES]; zeros without an error."""
+  message = np.zeros(_ERROR_BYTES, np.uint8)
+  if error is not None:
+    index = next(index for index, kind in enumerate(types) if isinstance(error, kind))
+    # A character takes at most 6 bytes in json.
+    text = json.dumps([index, str(error)[: _ERROR_BYTES // 8]]).encode()
+    message[: len(text)] = np.frombuffer(text, np.uint8)
+  return message
+
+
+def _create_marker(folder: Path) -> str:
+  """Creates the folder, and a file that all processes must see; returns its name, or ''."""
   folder.mkdir(parents=True, exist_ok=True)
   if jax.process_count() == 1:
     return ""
-  mark = f".{uuid.uuid4().hex}"
-  (folder / mark).touch()
-  return mark
+  marker = f".{uuid.uuid4().hex}"
+  (folder / marker).touch()
+  return marker
 
 
-def _look(folder: Path, mark: str) -> None:
+def _check_writable(folder: Path, marker: str) -> None:
   tempfile.TemporaryFile(dir=folder).close()
-  deadline = time.monotonic() + SEEN
-  while mark and not (folder / mark).exists():
+  deadline = time.monotonic() + VISIBLE_SECONDS
+  while marker and not (folder / marker).exists():
     if time.monotonic() > deadline:
       raise OSError(
-        f"{folder} is another folder here than on process 0: choose one that all hosts share"
+        f"folder: expected {folder} to be the same on all hosts, got another one here than on "
+        "process 0: use a shared "
+        "one"
       )
     time.sleep(1)

@@ -1,4 +1,4 @@
-"""Names the platform that a step is traced for: this process's own, or another one when it is compiled ahead."""
+"""Returns the platform that a step is traced for, another than this process' if compiled ahead."""
 
 import contextlib
 import contextvars
@@ -12,8 +12,8 @@ _PLATFORM: contextvars.ContextVar[str] = contextvars.ContextVar("platform", defa
 def target_platform() -> str:
   """Returns 'cpu', 'gpu' or 'tpu': the platform of `tracing_for`, else `jax.default_backend()`.
 
-  Only functions that are traced again for each program may call it: a trace that jax caches keeps the
-  answer for the other platform.
+  Only functions that are traced again for each program may call it: a trace that jax caches keeps
+  the answer for the other platform.
   """
   return _PLATFORM.get() or jax.default_backend()
 

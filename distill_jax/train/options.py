@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from distill_jax.data import Source
-from distill_jax.distributed.sharding import Rules
+from distill_jax.distributed.partition import Rules
 from distill_jax.train.replay import Replay
 from distill_jax.types import Batch, OnPolicy, Outputs
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distill_jax import data
-from distill_jax.distributed import sharding
+from distill_jax.distributed import partition, sharding
 from distill_jax.train.evaluation import Accumulator
 from distill_jax.train.inputs import evaluation_batches
 from distill_jax.train.log import pack
@@ -21,7 +21,7 @@ from distill_jax.types import Model, Task, TrainState, Variables
 
 
 def place_teacher(
-  teacher: Model | None, variables: Variables | None, mesh: Mesh, rules: sharding.Rules
+  teacher: Model | None, variables: Variables | None, mesh: Mesh, rules: partition.Rules
 ) -> Any:
   """Returns the frozen teacher's weights on the mesh; `()` without a teacher and for an EMA teacher.
 
@@ -48,7 +48,7 @@ def place_teacher(
   variables = Variables(*variables)
   if not jax.tree.leaves(variables):
     return variables  # A cached teacher has no weights: a rule would match nothing and raise.
-  return sharding.place(variables, mesh, sharding.specs(variables, mesh, rules))
+  return sharding.place(variables, mesh, partition.specs(variables, mesh, rules))
 
 
 @contextlib.contextmanager
@@ -88,7 +88,7 @@ def compile_step(step: Step, mesh: Mesh, specs: TrainState) -> Callable:
     packed_step,
     donate_argnums=0,
     in_shardings=(state_shardings, None, sharding.row_sharding(mesh)),
-    out_shardings=(state_shardings, sharding.replicated(mesh)),
+    out_shardings=(state_shardings, sharding.replicated_sharding(mesh)),
   )
 
 
@@ -110,7 +110,7 @@ def compile_evaluation(
     batch_size: rows of a batch over all devices.
     rows: those of this process; None: all.
   """
-  measure = jax.jit(step, out_shardings=sharding.replicated(mesh))
+  measure = jax.jit(step, out_shardings=sharding.replicated_sharding(mesh))
 
   def place(batch):
     return sharding.place_rows(batch, mesh, batch_size)

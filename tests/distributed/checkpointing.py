@@ -1,4 +1,4 @@
-"""A small state, spread over all devices of all processes; and what each process does in test_checkpointing.py."""
+"""Runs in each process of test_checkpointing.py: saves, replaces and restores checkpoints."""
 
 import functools
 import json
@@ -10,47 +10,17 @@ import warnings
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
+from sharded_state import make_state
 from spawning import join
 
 from distill_jax.distributed import hosts
 from distill_jax.distributed.interruption import Interrupted, Interruption
-from distill_jax.storage import checkpoint
+from distill_jax.storage import serialization
 from distill_jax.storage.checkpoint import Checkpoints
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.saver import Saver
-from distill_jax.types import Skips, TrainState, Variables
-
-
-def make_state(step, devices):
-  """The same values on any mesh; some leaves are spread over it, others are on every device."""
-  mesh = jax.make_mesh(
-    (len(devices),), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices
-  )
-  spread, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("fsdp",), ()))
-
-  def make(sharding, function):
-    return jax.jit(function, out_shardings=sharding)()
-
-  def normal(number, shape, sharding, dtype=jnp.float32):
-    key = jax.random.fold_in(jax.random.key(step), number)
-    return make(sharding, lambda: jax.random.normal(key, shape).astype(dtype))
-
-  params = {
-    "kernel": normal(0, (64, 24), spread),
-    "wide": normal(1, (16, 128), NamedSharding(mesh, PartitionSpec(None, "fsdp")), jnp.bfloat16),
-    "bias": normal(2, (24,), everywhere),
-  }
-  count, *skips = (make(everywhere, lambda n=n: jnp.int32(n)) for n in (step, 0, 0, 0))
-  return TrainState(
-    step=count,
-    key=make(everywhere, lambda: jax.random.key(7)),
-    params={"student": params, "objective": {}},
-    model_state={"student": {}, "objective": ()},
-    opt_state=jax.tree.map(lambda x: jnp.square(x), params),
-    average=(),
-    skips=Skips(*skips),
-  )
+from distill_jax.types import Variables
 
 
 def save(folder, other):
@@ -59,33 +29,34 @@ def save(folder, other):
     assert checkpoints.restore(zeros) is None
     for step, accuracy in ((1, 0.9), (2, 0.2), (3, 0.3), (4, 0.4)):
       checkpoints.save(make_state(step, jax.devices()), metrics={"accuracy": accuracy})
-    told = {"steps": checkpoints.steps(), "best": checkpoints.best_step}
-    # A run that was resumed from 3 comes to other bits at 4: they replace what is there.
+    results = {"steps": checkpoints.steps(), "best": checkpoints.best_step}
+    # A run that resumed from 3 reaches other bits at 4: they replace what is stored.
     changed = make_state(5, jax.devices())._replace(step=make_state(4, jax.devices()).step)
     checkpoints.save(changed, metrics={"accuracy": 0.5})
-    told["replaced"] = fingerprint(checkpoints.restore(zeros)) == fingerprint(changed)
+    results["replaced"] = fingerprint(checkpoints.restore(zeros)) == fingerprint(changed)
     checkpoints.save(make_state(6, jax.devices()), metrics={"accuracy": 0.6})
-  told["newest"] = restored(folder)
-  if jax.process_index() == 1:  # it alone cannot read its part of the newest one
-    checkpoint.ocp.load_checkpointables = functools.partial(
-      fail_at, "6", checkpoint.ocp.load_checkpointables
+  results["newest"] = restored(folder)
+  if jax.process_index() == 1:
+    # Only this process cannot read its part of the newest one.
+    serialization.ocp.load_checkpointables = functools.partial(
+      fail_at, "6", serialization.ocp.load_checkpointables
     )
-  told["damaged on one"] = restored(folder)
+  results["corrupt on one"] = restored(folder)
   try:
     Checkpoints(folder if jax.process_index() == 0 else other)
   except OSError as error:
-    told["not shared"] = str(error)
-  return told | best_in_memory()
+    results["not shared"] = str(error)
+  return results | best_in_memory()
 
 
-def fail_at(step, load, path, wanted):
+def fail_at(step, load, path, abstract):
   if path.name == step:
     raise OSError("a bad sector")
-  return load(path, wanted)
+  return load(path, abstract)
 
 
 def restored(folder):
-  """The newest sound checkpoint, with what was said about the damaged ones, and about a state that does not fit."""
+  """Describes the newest valid checkpoint, the warnings before it, and the error of a misfit."""
   zeros = make_state(0, jax.devices())
   reader = Checkpoints(folder, read_only=True)
   with warnings.catch_warnings(record=True) as caught:
@@ -94,18 +65,18 @@ def restored(folder):
   try:
     reader.restore(zeros._replace(average=zeros.step))
   except ValueError as error:
-    refused = str(error)
+    misfit = str(error)
   return {
     "step": int(state.step),
     "fingerprint": fingerprint(state),
-    "spread": state.params["student"]["kernel"].sharding.spec == PartitionSpec("fsdp"),
+    "split": state.params["student"]["kernel"].sharding.spec == PartitionSpec("fsdp"),
     "warnings": [str(warning.message) for warning in caught if warning.category is RuntimeWarning],
-    "refused": refused,
+    "misfit": misfit,
   }
 
 
 def best_in_memory():
-  """The best variables survive that the state they came from is donated."""
+  """Returns whether the best variables survive the donation of their state."""
   donate = jax.jit(
     lambda state: jax.tree.map(lambda x: x + x if x.dtype == jnp.float32 else x, state),
     donate_argnums=0,
@@ -123,7 +94,7 @@ def best_in_memory():
 
 
 def interrupted(folder):
-  """After which question both stop, where SIGTERM comes between a save and the next question of a resumed run."""
+  """Returns the call of `at` that stops both, if SIGTERM comes after a save of a resumed run."""
   stopped = None
   try:
     with Interruption() as interruption, Checkpoints(folder) as checkpoints:
@@ -131,7 +102,8 @@ def interrupted(folder):
       checkpoints.save(make_state(1000, jax.devices()))
       if jax.process_index() == 1:
         os.kill(os.getpid(), signal.SIGTERM)
-      time.sleep(3)  # jax looks for it once a second, and the processes agree on a number at once
+      # jax looks for it once a second, and the processes agree on a number at once.
+      time.sleep(3)
       for number in range(2, 60):
         if interruption.at():
           stopped = number
@@ -144,7 +116,9 @@ def interrupted(folder):
 
 if __name__ == "__main__":
   join()
-  hosts.SEEN = 0.1
-  told = {"save": save, "restore": restored, "interrupted": interrupted}[sys.argv[1]](*sys.argv[2:])
+  hosts.VISIBLE_SECONDS = 0.1
+  results = {"save": save, "restore": restored, "interrupted": interrupted}[sys.argv[1]](
+    *sys.argv[2:]
+  )
   hosts.run_on_all(lambda: None)
-  print("told", json.dumps(told))
+  print("results", json.dumps(results))

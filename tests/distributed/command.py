@@ -1,13 +1,13 @@
-"""What each process does in test_command.py: the command line, with the flags of a run of several processes."""
+"""Runs the command line in each process of test_command.py, with the flags of several processes."""
 
 import sys
 
-from spawning import place
+from spawning import join_arguments
 
 from distill_jax.jobs.cli import run
 
 if __name__ == "__main__":
-  address, count, process = place()
+  address, count, process = join_arguments()
   flags = [
     f"--coordinator_address={address}",
     f"--num_processes={count}",

@@ -1,4 +1,4 @@
-"""Several processes on this machine that work together as several hosts do, with 8 virtual CPU devices among them."""
+"""Starts processes that work together as several hosts do, with 8 CPU devices in all."""
 
 import os
 import socket
@@ -10,11 +10,11 @@ from pathlib import Path
 from distill_jax.distributed import hosts
 
 ROOT = Path(__file__).parents[2]
-_PLACE = "DISTILL_JAX_TEST_HOST"
+_VARIABLE = "DISTILL_JAX_TEST_HOST"
 
 
 def spawn(count, script, *arguments, devices=8):
-  """Starts `python script arguments` as each of `count` processes; their output is to be read by `finish`."""
+  """Starts `python script arguments` as each of `count` processes; `finish` reads their output."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
@@ -24,14 +24,14 @@ def spawn(count, script, *arguments, devices=8):
     "--xla_llvm_disable_expensive_passes=true",
   ]
   environment = {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
-  # A script's own folder is where Python looks first: these tests are of the tree that they lie in.
-  environment["PYTHONPATH"] = os.pathsep.join(
-    [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-  )
+  # Python looks first in the folder of a script, and these tests are of the tree that contains
+  # them.
+  paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+  environment["PYTHONPATH"] = os.pathsep.join(paths)
   return [
     subprocess.Popen(
       [sys.executable, str(script), *map(str, arguments)],
-      env={**environment, _PLACE: f"127.0.0.1:{port} {count} {process}"},
+      env={**environment, _VARIABLE: f"127.0.0.1:{port} {count} {process}"},
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
@@ -40,21 +40,21 @@ def spawn(count, script, *arguments, devices=8):
   ]
 
 
-def place():
-  """In the script: the first process' address, how many there are, and which one this is."""
-  address, count, process = os.environ[_PLACE].split()
+def join_arguments():
+  """Returns in the script: the first process' address, the number of processes, this index."""
+  address, count, process = os.environ[_VARIABLE].split()
   return address, int(count), int(process)
 
 
 def join():
-  """In the script: makes this process one of those that were spawned."""
-  address, count, process = place()
+  """Makes this process, in the script, one of those that were spawned."""
+  address, count, process = join_arguments()
   if count > 1:
     hosts.join(address, count, process)
 
 
 def finish(processes, *, expected=0, seconds=120):
-  """Their outputs when all have ended; those that have not after some time are killed, and all outputs are shown."""
+  """Returns the outputs when all have ended; kills late ones, and shows outputs of failed ones."""
   deadline = time.monotonic() + seconds
   outputs = []
   try:
@@ -70,6 +70,6 @@ def finish(processes, *, expected=0, seconds=120):
   return outputs
 
 
-def said(start, outputs):
-  """Of each process what follows `start` in its line; what Gloo tells may stand in front of it."""
+def lines_after(start, outputs):
+  """Returns the rest of each process' line after `start`, before which Gloo may have printed."""
   return [output.partition(start)[2].splitlines()[0] for output in outputs]

@@ -1,8 +1,13 @@
-"""The compilation cache of a run: where it is, and that another process finds what was compiled."""
+"""A resumed run finds the programs that another process compiled."""
 
 import os
 import subprocess
 import sys
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from distill_jax.distributed.compilation import enable_compilation_cache
 
 CODE = """
 import sys, jax, jax.numpy as jnp
@@ -18,31 +23,33 @@ print(sum(name.endswith("compilation_cache/cache_hits") for name in events))
 """
 
 
-def compiles(folder, **environment):
-  """(where, result, hits) of a process that compiles."""
-  own = {
-    name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"
-  }  # the tests'
-  done = subprocess.run(
+def compile_once(folder):
+  """Returns (location, result, number of cache hits) of a process that compiles."""
+  names = set(os.environ) - {"JAX_COMPILATION_CACHE_DIR"}
+  child = subprocess.run(
     [sys.executable, "-W", "error", "-c", CODE, str(folder)],
-    env=own | environment,
+    env={name: os.environ[name] for name in names},
     capture_output=True,
     text=True,
   )
-  assert done.returncode == 0, done.stderr
-  return done.stdout.split()
+  assert child.returncode == 0, child.stderr
+  return child.stdout.split()
 
 
-def test_a_second_process_finds_what_the_first_compiled(tmp_path):
-  place, result, hits = compiles(tmp_path)
-  assert (place, hits) == (str(tmp_path / "compiled"), "0") and list(
-    (tmp_path / "compiled").iterdir()
-  )
-  again = compiles(tmp_path)
-  assert again[:2] == [place, result] and int(again[2]) > 0
+def test_second_process_finds_what_the_first_compiled(tmp_path):
+  location, result, hits = compile_once(tmp_path)
+  assert (location, hits) == (str(tmp_path / "compiled"), "0")
+  assert list((tmp_path / "compiled").iterdir())
+  again = compile_once(tmp_path)
+  assert again[:2] == [location, result] and int(again[2]) > 0
 
 
-def test_the_environment_comes_first(tmp_path):
-  shared = tmp_path / "shared"
-  assert compiles(tmp_path / "run", JAX_COMPILATION_CACHE_DIR=str(shared))[0] == str(shared)
-  assert list(shared.iterdir()) and not (tmp_path / "run").exists()
+def test_environment_takes_precedence(tmp_path, monkeypatch):
+  old = jax.config.jax_compilation_cache_dir
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "shared"))
+  try:
+    assert enable_compilation_cache(tmp_path / "run") == str(tmp_path / "shared")
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "shared")
+  finally:
+    jax.config.update("jax_compilation_cache_dir", old)
+    compilation_cache.reset_cache()

@@ -1,4 +1,4 @@
-"""SIGTERM while one process trains; test_command.py has several."""
+"""SIGTERM stops one process after a step; test_hosts.py and test_command.py have several."""
 
 import os
 import signal
@@ -15,10 +15,10 @@ from distill_jax.distributed.interruption import Interrupted, Interruption
 
 @pytest.fixture
 def handler():
-  """What handles SIGTERM outside of training."""
-  came = []
-  old = signal.signal(signal.SIGTERM, lambda *_: came.append(1))
-  yield came
+  """Handles SIGTERM outside of training; yields a list with an item for each signal."""
+  signals = []
+  old = signal.signal(signal.SIGTERM, lambda *_: signals.append(1))
+  yield signals
   signal.signal(signal.SIGTERM, old)
 
 
@@ -26,19 +26,19 @@ def terminate():
   os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_sigterm_is_told_at_the_next_step_and_the_old_handler_is_back(handler):
+def test_sigterm_is_reported_at_the_next_step(handler):
   with pytest.raises(Interrupted) as raised, Interruption() as interruption:
     assert not interruption.at()
     terminate()
     assert interruption.at() and interruption.at()
     raise Interrupted(SimpleNamespace(step=np.int32(3)))
-  assert raised.value.code == 143 and "stopped after step 3;" in str(raised.value)
+  assert raised.value.code == 143 and "step 3" in str(raised.value)
   assert handler == []
   terminate()
   assert handler == [1]
 
 
-def test_sigterm_after_the_last_step_is_not_lost(handler):
+def test_sigterm_after_the_last_step_raises(handler):
   with pytest.raises(Interrupted) as raised, Interruption():
     terminate()
   assert raised.value.code == 143 and raised.value.state is None
@@ -49,21 +49,23 @@ def test_sigterm_after_the_last_step_is_not_lost(handler):
     assert not again.at()
 
 
-def test_in_another_thread_the_signal_keeps_its_handler(handler):
+def test_other_thread_leaves_the_handler(handler):
   def train():
     with Interruption() as interruption:
       ready.set()
       sent.wait()
-      told.append(interruption.at())
+      results.append(interruption.at())
 
-  ready, sent, told = threading.Event(), threading.Event(), []
+  ready = threading.Event()
+  sent = threading.Event()
+  results = []
   thread = threading.Thread(target=train)
   thread.start()
   ready.wait()
   terminate()
   sent.set()
   thread.join()
-  assert (told, handler) == ([False], [1])
+  assert (results, handler) == ([False], [1])
 
 
 SCRIPT = """
@@ -77,7 +79,7 @@ with Interruption() as interruption:
 """
 
 
-def test_a_process_that_does_not_catch_it_ends_with_143():
+def test_uncaught_interruption_exits_with_143():
   with subprocess.Popen(
     [sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE
   ) as child:

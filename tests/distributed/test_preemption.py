@@ -1,4 +1,4 @@
-"""The main job, killed at random moments and started again, ends as an undisturbed run does."""
+"""The main job, killed at random moments and resumed, ends as an undisturbed run does."""
 
 import json
 import os
@@ -33,18 +33,19 @@ def start(folder):
     )
 
 
-def told(folder):
-  """All that a run says about its training but how long it took."""
+def logged(folder):
+  """Returns the metrics of a run without the times."""
   lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
   return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
 
 
 @pytest.mark.slow
-def test_killed_five_times_it_ends_with_the_same_bits(tmp_path):
-  whole, killed = tmp_path / "whole", tmp_path / "killed"
-  began = time.time()
-  assert start(whole).wait() == 0, (tmp_path / "whole.log").read_text()
-  duration = time.time() - began
+def test_job_killed_five_times_ends_with_the_same_bits(tmp_path):
+  undisturbed = tmp_path / "undisturbed"
+  killed = tmp_path / "killed"
+  start_time = time.time()
+  assert start(undisturbed).wait() == 0, (tmp_path / "undisturbed.log").read_text()
+  duration = time.time() - start_time
   seed = random.randrange(2**32)
   print(f"random moments of seed {seed}")  # pytest shows it where the test fails
   moments = random.Random(seed)
@@ -56,6 +57,6 @@ def test_killed_five_times_it_ends_with_the_same_bits(tmp_path):
     assert process.wait() == -signal.SIGKILL
   assert start(killed).wait() == 0, (tmp_path / "killed.log").read_text()
   for name in NETWORKS:
-    a, b = whole / name, killed / name
+    a, b = undisturbed / name, killed / name
     assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes(), name
-    assert told(a) == told(b), name
+    assert logged(a) == logged(b), name

@@ -1,4 +1,4 @@
-"""What each process does in test_training.py: trains on data that all share."""
+"""Runs in each process of test_training.py: trains on data that all share."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from spawning import join
 from distill_jax import data, losses, objectives
 from distill_jax.distributed import hosts, sharding
 from distill_jax.models import from_apply
-from distill_jax.train import fit
+from distill_jax.train import Evaluation, RunOptions, StepOptions, fit
 from distill_jax.types import Variables
 
 CLASSES, WIDTH, ROWS = 4, 8, 100
@@ -43,12 +43,12 @@ def network(hidden, **kwargs):
   return from_apply(init, apply, **kwargs)
 
 
-def run(folder, steps, **kwargs):
-  """Twenty steps of a student of a wider teacher, with a loss that relates the rows of the whole batch."""
+def run(
+  folder, steps, *, rate=1e-2, teacher=5, seed=0, examples=None, validation=None, **placement
+):
+  """Trains a student of a wider teacher; one loss relates the rows of the global batch."""
   wide = network(48)
-  teacher_outputs = Variables(
-    *wide.init(jax.random.key(kwargs.pop("teacher", 5)), source(0).arrays)
-  )
+  teacher_variables = Variables(*wide.init(jax.random.key(teacher), source(0).arrays))
   gram = objectives.features("hidden", "hidden", losses.similarity_preserving, project=False)
   return fit(
     network(32),
@@ -58,21 +58,21 @@ def run(folder, steps, **kwargs):
       soft=(0.5, objectives.logits(losses.kl_divergence, temperature=2.0)),
       gram=(1.0, gram),
     ),
-    optax.adam(kwargs.pop("rate", 1e-2), eps=1e-4),
-    kwargs.pop("source", source(0)),
-    teacher_variables=teacher_outputs,
+    optax.adam(rate, eps=1e-4),
+    examples or source(0),
+    teacher_variables=teacher_variables,
     batch_size=16,
     steps=steps,
-    folder=folder,
-    eval_every=5,
-    validation=kwargs.pop("validation", source(1, 30)),
-    mix=data.mixup(0.4, CLASSES),
-    **kwargs,
+    checkpoints=folder,
+    seed=seed,
+    evaluation=Evaluation(validation or source(1, 30), every=5),
+    step=StepOptions(mix=data.mixup(0.4, CLASSES)),
+    run=RunOptions(**placement),
   )
 
 
 def pipeline(rows):
-  """A pipeline of one's own, that gives this process' rows."""
+  """Returns a pipeline of a user's own that yields this process' rows."""
 
   def batches(start):
     for batch in data.batches(source(0), 16, seed=0, start=start):
@@ -82,32 +82,41 @@ def pipeline(rows):
   return batches
 
 
-def main(how, folder, steps):
-  folder = Path(folder)
-  if how == "spread":
+def train(how, folder, steps):
+  """Trains in one of the ways of test_training.py, and returns arrays by name."""
+  if how == "sharded":
     mesh = sharding.make_mesh(2, 2, 2)
     rules = [("up$", PartitionSpec("fsdp", "tensor")), ("down$", PartitionSpec("tensor", "fsdp"))]
-    fitted = run(folder / "run", steps, mesh=mesh, rules=rules, teacher_rules=rules)
+    result = run(folder / "run", steps, mesh=mesh, rules=rules, teacher_rules=rules)
   elif how == "pipeline":
     rows = sharding.local_rows(sharding.make_mesh(), 16)
-    fitted = run(folder / "run", steps, source=pipeline(rows))
+    result = run(folder / "run", steps, examples=pipeline(rows))
   else:
     index = jax.process_index()
-    different = {
+    # Full batches, not this process' rows.
+    validation = list(data.eval_batches(source(1, 32), 16))
+    options = {
+      "plain": {},
       "learning rate": {"rate": 1e-2 + index / 100},
       "teacher": {"teacher": 5 + index},
       "seed": {"seed": index},
-      "validation": {"validation": list(data.eval_batches(source(1, 32), 16))},  # whole batches
+      "validation": {"validation": validation},
     }
-    fitted = run(folder / "run", steps, **different.get(how, {}))
-  variables = sharding.gather_to_host(fitted.variables)
-  state = sharding.gather_to_host(fitted.state.params)
+    result = run(folder / "run", steps, **options[how])
+  leaves = {
+    "variables": sharding.gather_to_host(result.variables),
+    "state": sharding.gather_to_host(result.state.params),
+  }
+  flat = jax.tree_util.tree_leaves_with_path(leaves)
+  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in flat}
+
+
+def main(how, folder, steps):
+  arrays = train(how, folder, steps)
   if hosts.is_first():
-    leaves = {"variables": variables, "state": state}
-    flat = jax.tree_util.tree_leaves_with_path(leaves)
-    np.savez(folder / "out.npz", **{jax.tree_util.keystr(path): np.asarray(x) for path, x in flat})
+    np.savez(folder / "out.npz", **arrays)
 
 
 if __name__ == "__main__":
   join()
-  main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+  main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

@@ -1,6 +1,6 @@
-"""Training that is killed, asked to stop, or loses one of its processes: it ends with the bits that it would have had.
+"""Sweeps of training that is killed, stopped, or loses a process: it ends with the same bits.
 
-`run.py` runs the sweeps whole.
+`run.py` runs all of each sweep.
 """
 
 import json
@@ -14,19 +14,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 
 import numpy as np
-from spawning import finish, said, spawn
+from spawning import finish, lines_after, spawn
 
 SCRIPT = Path(__file__).with_name("train.py")
 
 
 class Runs:
-  """Runs that are disturbed again and again, each compared at its end with one that was left alone."""
+  """Runs that are disturbed repeatedly, each compared at its end with an undisturbed one."""
 
   def __init__(self, folder, processes, steps):
-    self.folder, self.processes, self.steps, self.number = Path(folder), processes, steps, 0
-    began = time.monotonic()
+    self.folder = Path(folder)
+    self.processes = processes
+    self.steps = steps
+    self.number = 0
+    start = time.monotonic()
     finish(self.start(), seconds=600)
-    self.seconds = time.monotonic() - began
+    self.seconds = time.monotonic() - start
     self.expected = outcome(self.run)
     self.number = 1
 
@@ -38,23 +41,24 @@ class Runs:
     return spawn(self.processes, SCRIPT, self.run, self.steps)
 
   def complete(self):
-    """The run goes on to its end; the next one is a fresh one."""
+    """Resumes the run to its end; the next one is a fresh one."""
     if not (self.run / "out.npz").exists():
       finish(self.start(), seconds=600)
-    found = outcome(self.run)
-    assert found == self.expected, f"run {self.run} ended with other bits, or told another story"
+    result = outcome(self.run)
+    assert result == self.expected, f"run {self.run} ended with other bits or metrics"
     self.number += 1
 
   def latest(self):
-    """The step of the newest checkpoint."""
+    """Returns the step of the newest checkpoint."""
     steps = [path.name for path in (self.run / "checkpoints").glob("*") if path.name.isdecimal()]
     return max(map(int, steps), default=0)
 
   def reaches(self, step, processes):
-    """Waits until a run that was started has checkpoints of its own up to a step.
+    """Waits until a run that was started has saved checkpoints up to a step.
 
     Returns:
-      Whether at least a third of it is still to come: a clock would let a fast machine end it before the signal.
+      Whether at least a third of it remains: by a clock, a fast machine would end before the
+        signal.
     """
     before = self.latest()
     while self.latest() < max(step, before + 1) and all(
@@ -65,7 +69,7 @@ class Runs:
 
 
 def outcome(run):
-  """The last parameters bit for bit, and what a run says of its evaluations."""
+  """Returns the last parameters bit for bit, and the metrics of the evaluations."""
   with np.load(run / "out.npz") as file:
     arrays = {name: (x.dtype.str, x.shape, x.tobytes()) for name, x in file.items()}
   lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -73,16 +77,18 @@ def outcome(run):
 
 
 def sweep_kills(folder, count, seed):
-  """One process, killed at random moments: while it starts, trains, evaluates, saves, or ends.
+  """Kills one process at random moments: while it starts, trains, evaluates, saves, or ends.
 
   Returns:
-    How many runs they were.
+    Number of runs.
   """
-  runs, draw, killed = Runs(folder, 1, steps=2000), random.Random(seed), 0
+  runs = Runs(folder, 1, steps=2000)
+  generator = random.Random(seed)
+  killed = 0
   while killed < count:
     (process,) = runs.start()
     try:
-      process.wait(timeout=draw.uniform(0, runs.seconds))
+      process.wait(timeout=generator.uniform(0, runs.seconds))
     except subprocess.TimeoutExpired:
       process.kill()
       killed += 1
@@ -95,44 +101,46 @@ def sweep_kills(folder, count, seed):
 
 
 def sweep_sigterms(folder, count, seed):
-  """Two processes, one of which gets SIGTERM: both stop after one step, which is the newest checkpoint.
+  """Sends SIGTERM to one of two processes: both stop after one step, the newest checkpoint.
 
   Returns:
-    The longest time until both had ended, in seconds.
+    Seconds until both had ended, at most.
   """
-  return max(disturb(runs, draw, signal.SIGTERM) for runs, draw in disturbed(folder, count, seed))
+  return max(disturb(*each, signal.SIGTERM) for each in disturbed(folder, count, seed))
 
 
 def sweep_losses(folder, count, seed):
-  """Two processes, one of which is killed: the other one ends.
+  """Kills one of two processes: the other one ends.
 
   Returns:
-    The longest time until it had, in seconds.
+    Seconds until it had ended, at most.
   """
-  return max(disturb(runs, draw, signal.SIGKILL) for runs, draw in disturbed(folder, count, seed))
+  return max(disturb(*each, signal.SIGKILL) for each in disturbed(folder, count, seed))
 
 
 def disturbed(folder, count, seed):
-  """`count` times the runs as they are, and at last their ends."""
-  runs, draw = Runs(folder, 2, steps=1500), random.Random(seed)
+  """Yields the runs and a random generator `count` times, then completes the last run."""
+  runs = Runs(folder, 2, steps=1500)
+  generator = random.Random(seed)
   for _ in range(count):
-    yield runs, draw
+    yield runs, generator
   runs.complete()
 
 
-def disturb(runs, draw, number):
-  """Starts a run and disturbs it while it trains. Returns: the seconds from the signal to the end of both."""
+def disturb(runs, generator, number):
+  """Sends a signal to a run while it trains, and returns the seconds until both have ended."""
   processes = runs.start()
-  while not runs.reaches(draw.randrange(runs.steps // 2), processes):
+  while not runs.reaches(generator.randrange(runs.steps // 2), processes):
     finish(processes)
     runs.complete()
     processes = runs.start()
-  time.sleep(draw.uniform(0, 0.1))  # not always right after a checkpoint
-  processes[draw.randrange(2)].send_signal(number)
-  began = time.monotonic()
+  # Not always right after a checkpoint.
+  time.sleep(generator.uniform(0, 0.1))
+  processes[generator.randrange(2)].send_signal(number)
+  start = time.monotonic()
   if number == signal.SIGTERM:
     outputs = finish(processes, expected=143, seconds=60)
-    steps = {int(step) for step in said("stopped after ", outputs)}
+    steps = {int(step) for step in lines_after("stopped after ", outputs)}
     assert steps == {runs.latest()}, f"stopped after {steps}, saved {runs.latest()}"
   else:
     try:
@@ -142,4 +150,4 @@ def disturb(runs, draw, number):
       for process in processes:
         process.kill()
     assert all(process.returncode for process in processes)
-  return time.monotonic() - began
+  return time.monotonic() - start

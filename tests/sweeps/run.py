@@ -1,4 +1,4 @@
-"""All sweeps whole: `python tests/sweeps/run.py [NAME ...]`; prints a table. The tests run five of each."""
+"""Runs all of each sweep: `python tests/sweeps/run.py [NAME ...]` prints a table."""
 
 import sys
 import tempfile
@@ -31,11 +31,11 @@ SWEEPS = {
     lambda folder: checkpoints.sweep_calls(folder, "ENOSPC"),
   ),
 }
-TOLD = {
+RESULTS = {
   "kills": "{} runs, all with the bits of an undisturbed one",
   "sigterms": "all stopped after one step, at most {:.1f} s later; the same bits at the end",
   "losses": "the other one ended at most {:.1f} s later; the same bits at the end",
-  "flips": "{} noticed, the others did not change what is restored",
+  "flips": "{} detected, the others did not change what is restored",
 }
 
 
@@ -43,12 +43,11 @@ def main(names):
   for name in names or SWEEPS:
     title, sweep = SWEEPS[name]
     with tempfile.TemporaryDirectory() as folder:
-      began = time.monotonic()
+      start = time.monotonic()
       result = sweep(folder)
-      told = TOLD.get(name, "{0[0]} of {0[1]} calls failed, right checkpoints restored").format(
-        result
-      )
-      print(f"| {title} | {told} | {time.monotonic() - began:.0f} s |", flush=True)
+      text = RESULTS.get(name, "{0[0]} of {0[1]} calls failed, valid checkpoints restored")
+      seconds = time.monotonic() - start
+      print(f"| {title} | {text.format(result)} | {seconds:.0f} s |", flush=True)
 
 
 if __name__ == "__main__":

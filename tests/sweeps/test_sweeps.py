@@ -1,4 +1,4 @@
-"""Five of each sweep; `run.py` runs them whole."""
+"""Runs five cases of each sweep; `run.py` runs all."""
 
 import random
 
@@ -11,7 +11,8 @@ from test_checkpoint import orbax_gives_up, settled  # noqa: F401
 @pytest.fixture
 def seed():
   seed = random.randrange(2**32)
-  print(f"seed {seed}")  # pytest shows it where the test fails
+  # pytest shows it where the test fails.
+  print(f"seed {seed}")
   return seed
 
 
@@ -26,13 +27,14 @@ def test_disturbed_training_ends_with_the_same_bits(tmp_path, seed, sweep):
 
 
 @orbax_gives_up
-def test_flipped_bits_are_noticed_or_change_nothing(tmp_path, seed):
+@pytest.mark.integration
+def test_flipped_bits_are_detected_or_harmless(tmp_path, seed):
   checkpoints.sweep_flips(tmp_path, 5, seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["kill", "EIO", "ENOSPC"])
-def test_a_save_whose_calls_fail_leaves_a_checkpoint(tmp_path, seed, fault):
+def test_save_whose_calls_fail_leaves_a_checkpoint(tmp_path, seed, fault):
   if checkpoints.build(tmp_path) is None:
     pytest.skip("needs a C compiler on Linux")
   assert checkpoints.sweep_calls(tmp_path, fault, 5, seed)[0] == 5

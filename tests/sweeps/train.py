@@ -1,4 +1,4 @@
-"""The training that is disturbed: `python train.py FOLDER STEPS`, on one process or as one of several."""
+"""Trains a run that a sweep disturbs, as one of its processes: `python train.py FOLDER STEPS`."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from training import network, source
 from distill_jax import losses, objectives
 from distill_jax.distributed import hosts
 from distill_jax.distributed.interruption import Interrupted
-from distill_jax.train import fit
+from distill_jax.train import CheckpointOptions, Evaluation, RunOptions, fit
 from distill_jax.types import Variables
 
 EVERY = 20
@@ -34,12 +34,9 @@ def train(folder, steps):
     teacher_variables=Variables(*wide.init(jax.random.key(5), source(0).arrays)),
     batch_size=16,
     steps=steps,
-    folder=folder,
-    eval_every=10 * EVERY,
-    checkpoint_every=EVERY,
-    log_every=EVERY,
-    validation=source(1, 30),
-    progress=False,
+    checkpoints=CheckpointOptions(folder, every=EVERY),
+    evaluation=Evaluation(source(1, 30), every=10 * EVERY),
+    run=RunOptions(log_every=EVERY, progress=False),
   )
 
 
@@ -47,13 +44,13 @@ if __name__ == "__main__":
   join()
   folder = Path(sys.argv[1])
   try:
-    fitted = train(folder, int(sys.argv[2]))
+    result = train(folder, int(sys.argv[2]))
   except Interrupted as interrupted:
     print("stopped after", int(interrupted.state.step), flush=True)
     raise
   if hosts.is_first():
     leaves = jax.tree_util.tree_leaves_with_path(
-      (fitted.variables, fitted.state.params, fitted.state.opt_state)
+      (result.variables, result.state.params, result.state.opt_state)
     )
     np.savez(
       folder / "out.npz", **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
