@@ -259,7 +259,7 @@ class Checkpoints:
 
   def _open_writer(self) -> serialization.Writer:
     try:
-      hosts.share(self.folder)
+      hosts.make_shared_folder(self.folder)
     except OSError as error:
       text = f"folder: expected a writable checkpoint folder, got {self.folder}: {error}"
       raise OSError(text) from error
