@@ -1,23 +1,32 @@
-"""Teacher outputs that are computed once, kept on disk or in an object store, and trusted.
+"""Stores a teacher's outputs once, in a folder or an object store, and checks each that it reads.
 
-`write_cache` lets a teacher go over the data, `open_cache` opens what it left, and `train.fit` takes the `Cache` in the
-place of the teacher:
+`write_cache` computes them for all examples, `open_cache` opens them, and `train.fit` takes the
+`Cache` instead of the teacher:
 
-    outputs = write_cache("teacher_outputs", teacher, train, {"logits": Dense("float16")}, augment=augment, num_views=8)
-    fitted = fit(student, outputs, objective, optimizer, train, augment=augment, steps=3000, batch_size=128)
+    outputs = write_cache(
+      "teacher_outputs", teacher, train, {"logits": Dense("float16")}, augment=augment, num_views=8
+    )
+    fitted = fit(
+      student, outputs, objective, optimizer, train, augment=augment, steps=3000, batch_size=128
+    )
 
-`Dense` keeps an output whole, `TopK` the most probable of many classes, `RandomSampling` draws from them (`codecs`); a name
-such as 'logits@top8' keeps 'logits' in one way of several. Of a language model that gives hidden states and a head,
-`Dense` keeps 'hidden', and the head once (`heads`, with the bytes that a token takes); `TopK` and `RandomSampling` keep
-'logits' without ever holding them (`headed`). The bytes on disk are specified in `format` and `shards`, what a cache is
-compared by in `identity`.
+`Dense` stores all values of an output, `TopK` the most probable of many classes, `RandomSampling`
+samples of them (`codecs`); a name such as 'logits@top8' stores 'logits' in one way of several. Of
+a language model that returns hidden states and a head, `Dense` stores 'hidden', and the head once
+(`teacher.lm_head`, with the bytes per token); `TopK` and `RandomSampling` store 'logits' without
+ever computing all of them at once (`teacher.lazy_logits`). `store.format` and `store.shards`
+specify the bytes on disk, `identity` what a cache depends on.
 
-`estimate` measures what each codec costs and loses before anything is written, `describe` says what a cache holds, and
-`verify` asks the teacher again.
+`estimate` measures what each codec costs and loses before anything is written, `describe` returns
+what a cache holds, `verify` compares random rows with the teacher, and `check_run` and
+`check_teacher` reject a cache of other data or of another teacher.
 """
 
-from distill_jax.cache.codecs.dense import Dense, RandomSampling, TopK
+from distill_jax.cache.codecs.dense_codec import Dense
 from distill_jax.cache.codecs.estimates import Estimate, estimate
+from distill_jax.cache.codecs.random_sampling import RandomSampling
+from distill_jax.cache.codecs.top_k import TopK
+from distill_jax.cache.compatibility import check_run, check_teacher, check_teacher_weights
 from distill_jax.cache.identity import vocabulary
 from distill_jax.cache.inspection import describe
 from distill_jax.cache.reader import Cache, open_cache
@@ -37,6 +46,9 @@ __all__ = [
   "Mismatch",
   "RandomSampling",
   "TopK",
+  "check_run",
+  "check_teacher",
+  "check_teacher_weights",
   "describe",
   "estimate",
   "open_cache",

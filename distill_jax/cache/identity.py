@@ -1,68 +1,74 @@
-"""What a cache was made from, as plain values that can be compared and shown: a run that differs is refused.
+"""Defines what a cache depends on, as plain values: a run that differs in one is rejected.
 
-    teacher       fingerprint of the weights, its answers to made-up examples, its head where hidden states are kept
-                  (`heads`), what the caller says of it (its config)
-    data          name of the set, dtypes and shapes of its inputs, digests over the classes' names (a tokenizer's
-                  words) and over every example's id and checksum; of streamed images also what their files are, how
-                  they are cropped, and what that makes of a made-up image; of text its tokenizer
-    augmentation  what it is, and what it makes of made-up examples: a changed random generator is noticed
+    teacher       fingerprint of the weights, outputs for artificial examples, the head where
+                  hidden states are stored (`teacher.lm_head`), and the caller's description (its
+                  config)
+    data          name of the set, dtypes and shapes of its inputs, digests of the classes' names
+                  (a tokenizer's words) and of every example's id and checksum; of streamed images
+                  also a digest of their files, the crop, and the crop of an artificial image; of
+                  text its tokenizer
+    augmentation  name, and views of artificial examples, which detect a changed random generator
     outputs       per output: its codec, shape and dtype
 
-Where and with which versions it was computed is recorded beside it, and is no part of it.
+The device and the versions that computed a cache are its provenance, not its identity.
 """
 
 import hashlib
-import inspect
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import PIL.Image
 
-from distill_jax.cache.codecs.dense import output_of
-from distill_jax.cache.teacher import heads
+from distill_jax.cache.codecs import codec as codecs
+from distill_jax.cache.codecs.codec import Codec, output_of
+from distill_jax.cache.function_names import function_name
+from distill_jax.cache.probes import (
+  NUM_PROBES,
+  input_names,
+  probe_batch,
+  probe_image,
+  row_sums,
+  same_output_sums,
+  same_sums,
+)
+from distill_jax.cache.teacher.lm_head import head_identity, head_of
 from distill_jax.data.crops import Crop
 from distill_jax.storage.fingerprint import fingerprint
-from distill_jax.teachers import CACHED
 from distill_jax.types import Batch, Model, Variables
-
-PROBES = 32
-NOT_INPUTS = ("id", "label", "view", "where")
 
 Augment = Callable[[Batch], Batch]
 
 
-def inputs(arrays: Mapping[str, Any]) -> dict[str, str]:
-  """Dtype and shape per example of each input: of all arrays but ids, labels and teacher outputs.
+def input_specs(arrays: Mapping[str, Any]) -> dict[str, str]:
+  """Returns dtype and shape per example of each input.
 
-  Labels are left out, so that a run which hides some of them reads the same cache.
+  Labels are no inputs, so that a run which hides some of them reads the same cache.
   """
   return {
-    name: f"{arrays[name].dtype}{list(arrays[name].shape[1:])}" for name in sorted(_inputs(arrays))
+    name: f"{arrays[name].dtype}{list(arrays[name].shape[1:])}"
+    for name in sorted(input_names(arrays))
   }
 
 
-def shapes(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shape and dtype of each."""
+def array_shapes(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns shape and dtype of each array."""
   return {name: jax.ShapeDtypeStruct(values.shape, values.dtype) for name, values in arrays.items()}
 
 
-def source_checksums(arrays: Mapping[str, Any], names: Iterable[str]) -> np.ndarray:
-  """crc32 of each example's inputs of these names, uint32 [N], never 0."""
-  crc = [0] * len(arrays["id"])
+def input_checksums(arrays: Mapping[str, Any], names: Iterable[str]) -> np.ndarray:
+  """Returns the crc32 of each example's inputs of these names, uint32 [N], never 0."""
+  checksums = [0] * len(arrays["id"])
   for name in sorted(names):
     rows = np.ascontiguousarray(arrays[name])
-    crc = [
-      zlib.crc32(row.data, value)
-      for row, value in zip(rows.reshape(len(rows), -1).view(np.uint8), crc)
-    ]
-  return np.maximum(np.array(crc, np.uint32), 1)
+    row_bytes = rows.reshape(len(rows), -1).view(np.uint8)
+    checksums = [zlib.crc32(row.data, value) for row, value in zip(row_bytes, checksums)]
+  return np.maximum(np.array(checksums, np.uint32), 1)
 
 
 def vocabulary(names: Sequence[str]) -> str:
-  """A digest of the classes' names, or a tokenizer's words, in their order: other words of the same number differ.
+  """Returns a digest of the classes' names, or a tokenizer's words, in their order.
 
   >>> vocabulary(["cat", "dog"]) == vocabulary(["dog", "cat"])
   False
@@ -70,165 +76,109 @@ def vocabulary(names: Sequence[str]) -> str:
   return hashlib.blake2b("\0".join(names).encode(), digest_size=16).hexdigest()
 
 
-def digest(ids: np.ndarray, checksums: np.ndarray) -> str:
-  """Of a set of examples, whatever their order."""
+def examples_digest(ids: np.ndarray, checksums: np.ndarray) -> str:
+  """Returns a digest of a set of examples, whatever their order."""
   order = np.argsort(ids)
   pairs = np.stack([ids[order].astype("<i8"), checksums[order].astype("<i8")], 1)
   return hashlib.blake2b(pairs.tobytes(), digest_size=16).hexdigest()
 
 
-def teacher(
+def teacher_identity(
   model: Model,
   variables: Variables,
   outputs: Iterable[str],
   arrays: Mapping[str, Any],
   description: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """The part of an identity that tells one teacher from another.
+  """Returns the `teacher` part of an identity.
 
   Args:
     model, variables: the teacher.
-    outputs: names of what is kept.
+    outputs: names of the outputs to store.
     arrays: examples [N, ...]; only shapes and dtypes are used.
-    description: plain values that json can hold, for what neither weights nor answers show.
+    description: plain JSON values, for what neither weights nor outputs show.
   """
-  batch = _probe_batch(arrays)
+  batch = probe_batch(arrays)
 
   @jax.jit
-  def answer(variables, batch):
-    said = model.apply(*variables, batch, train=False, key=None)[0]
-    # Hidden states stand for logits that are not given: those of all probes may not fit.
-    chosen = {name if name in said else "hidden" for name in map(output_of, outputs)}
-    return {name: said[name] for name in chosen if name in said}
+  def probe_outputs(variables: Any, batch: Any) -> dict[str, jax.Array]:
+    teacher_outputs = model.apply(*variables, batch, train=False, key=None)[0]
+    # Hidden states are probed instead of lazy logits: the logits of all probes may not fit.
+    names = {name if name in teacher_outputs else "hidden" for name in map(output_of, outputs)}
+    return {name: teacher_outputs[name] for name in names if name in teacher_outputs}
 
-  answers = _numbers({"id": batch["id"]} | answer(tuple(variables), batch))
-  head = heads.head_of(model, variables, outputs, arrays)
-  known = {} if head is None else {"head": heads.about(head)}
+  sums = row_sums({"id": batch["id"]} | probe_outputs(tuple(variables), batch))
+  head = head_of(model, variables, outputs, arrays)
   return {
     "weights": fingerprint(tuple(variables)),
-    "answers": answers,
-    **known,
+    "probe_outputs": sums,
+    **({} if head is None else {"head": head_identity(head)}),
     **dict(description or {}),
   }
 
 
-def augmentation(augment: Augment | None, arrays: Mapping[str, Any]) -> dict[str, Any]:
-  """What an augmentation is called, and one number for each of some views of made-up examples.
+def augmentation_identity(augment: Augment | None, arrays: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the `augmentation` part of an identity.
 
   Args:
     augment: `batch -> batch`, a function of 'id' and 'view'; None: none.
     arrays: examples [N, ...]; only shapes and dtypes are used.
 
   Raises:
-    ValueError: a view cannot be made again: it draws anew at each call, or mixes rows.
+    ValueError: a view cannot be repeated: `augment` is random at each call, or mixes rows.
   """
   if augment is None:
     return {"name": "none", "probes": []}
-  batch = _probe_batch(arrays)
-  probes = _numbers(augment(batch))
-  if not same_probes(probes, _numbers(augment(batch))):
+  batch = probe_batch(arrays)
+  sums = row_sums(augment(batch))
+  if not same_sums(sums, row_sums(augment(batch))):
     raise ValueError(
-      "augment: two calls gave different views of one example: draw from 'id' and 'view' alone"
+      "augment: expected a function of 'id' and 'view', got different views of one example in two "
+      "calls: derive its random numbers from 'id' and 'view'"
     )
-  alone = [
-    _numbers(augment({name: x[i : i + 1] for name, x in batch.items()}))[0] for i in range(PROBES)
-  ]
-  if not same_probes(probes, alone):
+  single_rows = [{name: x[i : i + 1] for name, x in batch.items()} for i in range(NUM_PROBES)]
+  if not same_sums(sums, [row_sums(augment(row))[0] for row in single_rows]):
     raise ValueError(
-      "augment: a view of an example came out otherwise alone than in a batch, so it cannot be made again: it must "
-      "follow from 'id' and 'view' (what mixes rows, mixup or cutmix, needs a live teacher)"
+      "augment: expected a function of 'id' and 'view', got a view that depends on the other rows "
+      "of the batch: use a live teacher for what mixes rows (mixup, CutMix)"
     )
-  return {"name": name_of(augment), "probes": probes}
+  return {"name": function_name(augment), "probes": sums}
 
 
-def cropping(crop: Crop, channels: int) -> dict[str, Any]:
-  """What a crop is called, and one number for each of some views of a made-up image."""
+def crop_identity(crop: Crop, channels: int) -> dict[str, Any]:
+  """Returns the `data.crop` part of an identity."""
   image = probe_image(channels)
-  views = np.stack([crop(image, i, i) for i in range(PROBES)])
-  return {"name": name_of(crop), "probes": _numbers({"id": np.arange(PROBES), "image": views})}
+  views = np.stack([crop(image, number, number) for number in range(NUM_PROBES)])
+  sums = row_sums({"id": np.arange(NUM_PROBES), "image": views})
+  return {"name": function_name(crop), "probes": sums}
 
 
-def varies(data: Mapping[str, Any]) -> bool:
-  """Whether a crop, by the `data` part of an identity, makes different views of one image."""
-  return "crop" in data and not np.allclose(
-    data["crop"]["probes"], data["crop"]["probes"][0], atol=1e-3
-  )
+def output_identity(codec: Codec, output: Any) -> dict[str, Any]:
+  """Returns the `outputs` part of an identity for one output, or `ShapeDtypeStruct`, [B, ...]."""
+  return {
+    "codec": codecs.to_json(codec),
+    "shape": list(output.shape[1:]),
+    "dtype": str(output.dtype),
+  }
 
 
-def probe_image(channels: int) -> PIL.Image.Image:
-  """Random pixels."""
-  values = np.random.Generator(np.random.Philox(1)).integers(0, 256, (48, 64, channels), np.uint8)
-  return PIL.Image.fromarray(values if channels == 3 else values[..., 0])
+def crop_varies(data: Mapping[str, Any]) -> bool:
+  """Returns whether the crop of a `data` part makes different views of one image."""
+  if "crop" not in data:
+    return False
+  sums = data["crop"]["probes"]
+  return not np.allclose(sums, sums[0], atol=1e-3)
 
 
-def same(field: str, old: Any, new: Any) -> bool:
-  """Whether two values of a field stand for the same: probes may differ by rounding."""
+def has_views(identity: Mapping[str, Any]) -> bool:
+  """Returns whether the views of an example differ: it is augmented or cropped at random."""
+  return identity["augmentation"]["name"] != "none" or crop_varies(identity["data"])
+
+
+def same_value(field: str, old: Any, new: Any) -> bool:
+  """Returns whether two values of a field count as equal: probes may differ by rounding."""
   if field in ("augmentation.probes", "data.crop.probes"):
-    return same_probes(old, new)
-  if field == "teacher.answers":  # low precision differs from device to device
-    return len(old) == len(new) and bool(
-      np.allclose(old, new, rtol=0.03, atol=0.03 * max(map(abs, old), default=0))
-    )
+    return same_sums(old, new)
+  if field == "teacher.probe_outputs":
+    return same_output_sums(old, new)
   return bool(old == new)
-
-
-def same_probes(a: list[float], b: list[float]) -> bool:
-  """Equal but for rounding, which differs from device to device."""
-  return len(a) == len(b) and bool(np.allclose(a, b, rtol=1e-3, atol=1e-3))
-
-
-def name_of(function: Any) -> str:
-  """A function with what it closes over: `augmentation(seed=0, transforms=(shift_crop(padding=2), flip()))`."""
-  if isinstance(function, tuple | list):
-    return f"({', '.join(map(name_of, function))})"
-  if not callable(function):
-    plain = function is None or isinstance(function, bool | int | float | str)
-    return repr(function) if plain else type(function).__qualname__  # a repr may hold an address
-  name = getattr(function, "__qualname__", type(function).__qualname__).partition(".<locals>")[0]
-  if not inspect.isfunction(function):
-    return name
-  held = _held(function)
-  return f"{name}({', '.join(f'{key}={name_of(held[key])}' for key in sorted(held))})"
-
-
-def _held(function) -> dict[str, Any]:
-  """What a function closes over; functions beside it stand for what they close over."""
-  scope = function.__qualname__.rpartition(".")[0]
-  held: dict[str, Any] = {}
-  for name, value in inspect.getclosurevars(function).nonlocals.items():
-    beside = (
-      inspect.isfunction(value)
-      and value.__qualname__.rpartition(".")[0] == scope
-      and value is not function
-    )
-    held.update(_held(value) if beside and scope else {name: value})
-  return held
-
-
-def _inputs(arrays) -> list[str]:
-  return [name for name in arrays if name not in NOT_INPUTS and not name.startswith(CACHED)]
-
-
-def _probe_batch(arrays) -> dict[str, np.ndarray]:
-  random = np.random.Generator(np.random.Philox(0))
-  batch = {"id": np.arange(PROBES, dtype=np.int32), "view": np.arange(PROBES, dtype=np.int32)}
-  for name in sorted(_inputs(arrays)):
-    shape, dtype = (PROBES, *arrays[name].shape[1:]), arrays[name].dtype
-    highest = (
-      256 if dtype == np.uint8 else 2
-    )  # pixels; others may be words, of a vocabulary of any size
-    floating = np.issubdtype(dtype, np.floating)
-    batch[name] = (random.random(shape) if floating else random.integers(0, highest, shape)).astype(
-      dtype
-    )
-  return {**batch, "label": np.zeros(PROBES, np.int32)}
-
-
-def _numbers(batch: Batch) -> list[float]:
-  """One number per row that tells its contents, and their order, from others."""
-  total = np.zeros(PROBES if len(batch["id"]) == PROBES else len(batch["id"]))
-  for name in sorted(_inputs(batch)):
-    rows = np.asarray(jax.device_get(batch[name]), np.float64).reshape(len(total), -1)
-    rows = np.where(np.isfinite(rows), rows, 0)
-    total += rows @ np.cos(np.arange(rows.shape[1])) / np.sqrt(rows.shape[1])
-  return [round(float(x), 4) for x in total]

@@ -6,15 +6,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from distill_jax.cache import Cache, Incomplete, describe, estimate, open_cache, verify, write_cache
-from distill_jax.cache.codecs.dense import output_of
-from distill_jax.cache.codecs.estimates import row_bytes, table
-from distill_jax.cache.examples import Examples, Streamed, examples_of
-from distill_jax.cache.identity import varies
+from distill_jax.cache import (
+  Cache,
+  Incomplete,
+  check_run,
+  check_teacher,
+  describe,
+  estimate,
+  open_cache,
+  verify,
+  write_cache,
+)
+from distill_jax.cache.codecs.codec import output_of
+from distill_jax.cache.codecs.estimates import estimate_table, row_bytes
+from distill_jax.cache.identity import crop_varies
 from distill_jax.cache.store.backend import open_store
 from distill_jax.cache.store.shards import open_complete
-from distill_jax.cache.teacher.headed import LazyLogits
+from distill_jax.cache.teacher.lazy_logits import LazyLogits
 from distill_jax.cache.teacher.predictor import make_output_fn
+from distill_jax.cache.teacher_inputs import ImageInputs, TeacherInputs, make_teacher_inputs
 from distill_jax.cache.writer import plan
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
@@ -82,7 +92,8 @@ def open_checked(job: Job, trained_teacher: TrainedTeacher | None = None) -> Cac
     raise ConfigError(f"--stages: the students read the cache, add 'cache': {error}") from error
   if trained_teacher is not None:
     shapes = _examples(job).shapes
-    cached.check_teacher(
+    check_teacher(
+      cached,
       trained_teacher.teacher,
       trained_teacher.variables,
       job.config.cached_outputs(),
@@ -90,7 +101,8 @@ def open_checked(job: Job, trained_teacher: TrainedTeacher | None = None) -> Cac
       _description(job),
     )
   if crop is not None:  # examples in memory are compared by `fit`, of others it sees a batch
-    cached.check(
+    check_run(
+      cached,
       train_data(job, "student"),
       crop=crop,
       augment=job.config.augment(),
@@ -132,7 +144,7 @@ def check(job: Job, trained_teacher: TrainedTeacher) -> None:
       raise ConfigError(
         f"cache_verify: {name}: {1 - found.top1:.1%} of the teacher's first classes are others now"
       )
-  record = cached.scan()
+  record = cached.check_checksums()
   print(
     f"cache_verify: {record['rows']:,} rows, {record['bytes']:,} bytes, every checksum holds",
     flush=True,
@@ -157,7 +169,7 @@ def estimate_cost(job: Job, trained_teacher: TrainedTeacher) -> None:
   planned = plan(kept, outputs, examples, config.num_views or 1, config.cache_batch_size)
   size = sum(row_bytes(codec, outputs[name]) for name, codec in kept.items())
   print(
-    f"cache_estimate: {planned.header(0).record.itemsize:,} bytes a row, {size:,} of them as configured "
+    f"cache_estimate: {planned.header(0).record_dtype.itemsize:,} bytes a row, {size:,} of them as configured "
     f"({', '.join(kept)}), the others ids, checksums and padding; {len(planned.rows):,} rows, {planned.size:,} bytes "
     f"in {len(planned.plan)} shards; about {seconds * len(planned.rows):.0f} s"
   )
@@ -174,16 +186,20 @@ def estimate_cost(job: Job, trained_teacher: TrainedTeacher) -> None:
       )
     print(
       f"  {name}: on {shown}, gradients at a student that knows nothing, temperature {temperature:g}:\n"
-      + table(estimate(output, temperature=temperature)),
+      + estimate_table(estimate(output, temperature=temperature)),
       flush=True,
     )
     break  # the others keep the same logits
 
 
-def _examples(job: Job) -> Examples:
+def _examples(job: Job) -> TeacherInputs:
   """The student's."""
-  examples = examples_of(train_data(job, "student"), _crop(job))
-  if job.config.num_views == 0 and isinstance(examples, Streamed) and varies(examples.about()):
+  examples = make_teacher_inputs(train_data(job, "student"), _crop(job))
+  if (
+    job.config.num_views == 0
+    and isinstance(examples, ImageInputs)
+    and crop_varies(examples.identity())
+  ):
     raise ConfigError(
       "num_views: expected at least 1, got 0 (a new view each epoch): a cache holds a number of views of each image"
     )

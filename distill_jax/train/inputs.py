@@ -36,7 +36,7 @@ def batches_of(
   """
   if cache is not None:
     stream = batches_of(source, batch_size, seed, run, num_classes=num_classes, rows=rows)
-    return lambda start: map(cache.join, stream(start))
+    return lambda start: map(cache.add_columns, stream(start))
   if isinstance(source, data.Source):
     return lambda start: data.batches(
       source, batch_size, seed=seed, start=start, num_views=run.num_views, rows=rows

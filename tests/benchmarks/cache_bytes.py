@@ -19,8 +19,8 @@ from distill_jax.cache.store import shards
 from distill_jax.cache.store.backend import open_store
 from distill_jax.cache.store.format import Column
 from distill_jax.cache.store.manifest import Manifest
-from distill_jax.cache.store.rows import Rows
-from distill_jax.cache.store.table import Table
+from distill_jax.cache.store.row_reader import RowReader
+from distill_jax.cache.store.rows import RowIndex
 
 
 class Sizes(NamedTuple):
@@ -61,7 +61,7 @@ def read(sizes: Sizes, pairs: int, clock=time.perf_counter) -> Ratio:
     views = np.zeros(sizes.rows, np.int32)
 
     def ours(calls):
-      table = Table(store, made)
+      table = RowReader(store, made)
       return [table.read(at, views[: len(at)])["payload"][0, 0] for at in places[:calls]]
 
     def theirs(calls):
@@ -120,7 +120,7 @@ def main() -> None:
 
 def _written(folder: Path, sizes: Sizes):
   store = open_store(folder / "cache")
-  rows, columns = Rows(np.arange(sizes.rows)), (Column("payload", "uint8", (sizes.payload,)),)
+  rows, columns = RowIndex(np.arange(sizes.rows)), (Column("payload", "uint8", (sizes.payload,)),)
   made = shards.begin(store, Manifest({}, columns, rows, -(-sizes.rows // sizes.shards)))
   payload = np.random.default_rng(0).integers(0, 256, (sizes.rows, sizes.payload), np.uint8)
   for number in range(len(made.plan)):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import losses
-from distill_jax.cache.codecs.dense import RandomSampling, TopK
+from distill_jax.cache import RandomSampling, TopK
 from distill_jax.cache.codecs.estimates import row_bytes
 
 CHUNK = 64

@@ -15,7 +15,7 @@ from toys import AUGMENT, images, linear, student, written
 from distill_jax import losses, objectives
 from distill_jax.cache import writer
 from distill_jax.distributed import sharding
-from distill_jax.train import fit
+from distill_jax.train import RunOptions, StepOptions, fit
 from distill_jax.types import Variables
 
 
@@ -41,18 +41,7 @@ def main(folder):
     teacher_variables=Variables(weights, teacher.variables.state),
   )
   objective = objectives.weighted(soft=(1.0, objectives.logits(losses.kl_divergence)))
-  fitted = fit(
-    student(),
-    cached,
-    objective,
-    optax.sgd(0.1),
-    source,
-    steps=6,
-    batch_size=16,
-    augment=AUGMENT,
-    mesh=mesh,
-    progress=False,
-  )
+  fitted = fit(student(), cached, objective, optax.sgd(0.1), source, steps=6, batch_size=16, step=StepOptions(augment=AUGMENT), run=RunOptions(mesh=mesh, progress=False))
   total = sum(
     float(np.abs(np.asarray(leaf)).sum()) for leaf in jax.tree.leaves(fitted.variables.params)
   )

@@ -21,15 +21,15 @@ from distill_jax.cache.store.backend import StoreError, open_store
 from distill_jax.cache.store.format import Column
 from distill_jax.cache.store.manifest import Manifest
 from distill_jax.cache.store.records import CorruptCache
-from distill_jax.cache.store.rows import Rows, share
-from distill_jax.cache.store.table import Table
+from distill_jax.cache.store.row_reader import RowReader
+from distill_jax.cache.store.rows import RowIndex, shards_of_process
 
 COLUMNS = (Column("logits", "float16", (10,)), Column("top", "uint8", (3,)))
 
 
 def manifest(examples=23, num_views=2, per_shard=10, columns=COLUMNS, **identity):
   ids = np.random.default_rng(examples).permutation(3 * examples)[:examples]
-  return Manifest({"teacher": "a", **identity}, columns, Rows(ids, num_views), per_shard)
+  return Manifest({"teacher": "a", **identity}, columns, RowIndex(ids, num_views), per_shard)
 
 
 def values(rows, columns=COLUMNS):
@@ -58,7 +58,7 @@ def make(folder, **changes):
   """A whole small cache in a folder."""
   store = open_store(folder)
   plan = shards.begin(store, manifest(**changes))
-  write(store, plan, shards.missing(store, plan))
+  write(store, plan, shards.missing_shards(store, plan))
   shards.complete(store, plan)
   return store, plan
 
@@ -66,9 +66,9 @@ def make(folder, **changes):
 def read_all(store, batch=8, seed=0):
   """Every row in random batches as a run reads them, then every byte; compared with what was written."""
   plan = shards.open_complete(store)
-  ids, views = plan.rows.at(0, len(plan.rows))
+  ids, views = plan.rows.ids_and_views(0, len(plan.rows))
   expected = values(np.arange(len(ids)), plan.columns)
-  table = Table(store, plan)
+  table = RowReader(store, plan)
   order = np.random.default_rng(seed).permutation(len(ids))
   for rows in np.split(order, range(batch, len(ids), batch)):
     records = table.read(ids[rows], views[rows])
@@ -135,17 +135,17 @@ def refused(store, path, change, seed):
 def check_text(text, plan, key, before, after, first):
   """The message names the file; where only rows differ, a damaged row and its example (the first, in order)."""
   assert key in text, text
-  shard = next(plan.plan.planned([key]), None)
+  shard = next(plan.plan.shard_numbers([key]), None)
   if shard is None or len(before) != len(after):
     return
   header = plan.header(shard)
-  start, size = len(header.encoded), header.record.itemsize
+  start, size = len(header.data), header.record_dtype.itemsize
   if before[:start] != after[:start]:
     return
   changed = [
     n for n in range(header.rows) if _row(before, start, size, n) != _row(after, start, size, n)
   ]
-  ids, views = plan.rows.at(*plan.plan.span(shard))
+  ids, views = plan.rows.ids_and_views(*plan.plan.span(shard))
   named = [f"row {n} (example id {ids[n]}, view {views[n]})" for n in changed]
   assert any(name in text for name in (named[:1] if first else named)), (text, named)
 
@@ -161,7 +161,7 @@ def sweep(folder, kind, count, seed):
   files = [Path(folder) / key for key in store.keys()]
   likely = [1 if file.name.startswith("shard-") else 0.1 for file in files]
   for number in range(count):
-    refused(store, draw.choices(files, likely)[0], kind(draw), number)
+    refused(store, draw.default_codecs(files, likely)[0], kind(draw), number)
   read_all(store)
 
 
@@ -203,8 +203,8 @@ def writer_main(folder, index, count):
   store = open_store(folder)
   plan = shards.begin(store, manifest(**BIG))
   print("begun", flush=True)
-  write(store, plan, share(shards.missing(store, plan), int(index), int(count)))
-  while todo := shards.missing(store, plan):
+  write(store, plan, shards_of_process(shards.missing_shards(store, plan), int(index), int(count)))
+  while todo := shards.missing_shards(store, plan):
     write(store, plan, todo)
   shards.complete(store, plan)
 
@@ -229,10 +229,10 @@ def sweep_kills(folder, count, seed):
     store, plan = open_store(killed), manifest(**BIG)
     left = [file for file in killed.iterdir() if file.name.endswith(".__lock")]
     assert not [key for key in store.keys() if key.endswith(".__lock")]
-    midway += 0 < len(shards.missing(store, plan)) < len(plan.plan)
+    midway += 0 < len(shards.missing_shards(store, plan)) < len(plan.plan)
     unfinished += bool(left)
     plan = shards.begin(store, plan)
-    write(store, plan, shards.missing(store, plan))
+    write(store, plan, shards.missing_shards(store, plan))
     shards.complete(store, plan)
     assert contents(killed) == expected, f"kill {number}: other bytes than undisturbed"
   return midway, unfinished
@@ -245,12 +245,12 @@ def full_disk_main(folder):
   filler.write_bytes(bytes(800_000))
   plan = shards.begin(store, manifest(columns=(Column("states", "float16", (5000,)),)))
   try:
-    write(store, plan, shards.missing(store, plan))
+    write(store, plan, shards.missing_shards(store, plan))
   except StoreError as error:
     print(error)
-  before = shards.missing(store, plan)
+  before = shards.missing_shards(store, plan)
   for shard in set(range(len(plan.plan))) - set(before):
-    shards.open_shard(store, plan, shard).check(*plan.rows.at(*plan.plan.span(shard)))
+    shards.open_shard(store, plan, shard).check(*plan.rows.ids_and_views(*plan.plan.span(shard)))
   filler.unlink()
   write(store, plan, before)
   shards.complete(store, plan)

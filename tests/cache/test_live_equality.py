@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import optax
 import pytest
+from fitting import fit_with
 
 from distill_jax import data, losses, objectives
 from distill_jax.cache import Dense, write_cache
 from distill_jax.data.sets import digits, tfds
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.cnn import CNN
-from distill_jax.train import fit
 
 VIEWS, BATCH = 3, 64
 OBJECTIVE = objectives.weighted(
@@ -33,7 +33,7 @@ def network(source, *widths):
 
 
 def train(student, teacher, objective, source, steps, **settings):
-  return fit(
+  return fit_with(
     student,
     teacher,
     objective,
@@ -41,9 +41,8 @@ def train(student, teacher, objective, source, steps, **settings):
     source,
     steps=steps,
     batch_size=BATCH,
-    progress=False,
-    augment=AUGMENT,
     num_views=VIEWS,
+    augment=AUGMENT,
     **settings,
   )
 

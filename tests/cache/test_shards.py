@@ -15,14 +15,14 @@ from distill_jax.cache.store import shards
 from distill_jax.cache.store.backend import StoreError, open_store
 from distill_jax.cache.store.manifest import Mismatch
 from distill_jax.cache.store.records import CorruptCache
-from distill_jax.cache.store.rows import Plan, Rows, share
+from distill_jax.cache.store.rows import RowIndex, ShardPlan, shards_of_process
 from distill_jax.cache.store.shards import Incomplete
 
 
 def test_rows_lie_view_by_view():
-  rows = Rows([7, 3, 5], num_views=2)
+  rows = RowIndex([7, 3, 5], num_views=2)
   assert len(rows) == 6
-  ids, views = rows.at(1, 5)
+  ids, views = rows.ids_and_views(1, 5)
   np.testing.assert_array_equal(ids, [3, 5, 7, 3])
   np.testing.assert_array_equal(views, [0, 0, 1, 1])
   np.testing.assert_array_equal(rows.numbers([5, 5, 3], [1, 0, 1]), [5, 2, 4])
@@ -30,8 +30,8 @@ def test_rows_lie_view_by_view():
 
 @pytest.mark.parametrize("spread", [1, 3, 10**9])
 def test_every_row_is_found_by_its_id_and_view(rng, spread):
-  rows = Rows(rng.permutation(50) * spread - 5 * (spread == 3), num_views=3)
-  np.testing.assert_array_equal(rows.numbers(*rows.at(0, 150)), np.arange(150))
+  rows = RowIndex(rng.permutation(50) * spread - 5 * (spread == 3), num_views=3)
+  np.testing.assert_array_equal(rows.numbers(*rows.ids_and_views(0, 150)), np.arange(150))
   for ids in ([rows.ids.max() + 1], [rows.ids.min() - 1], [rows.ids[0], -1000], [2**40 + 1]):
     with pytest.raises(
       ValueError, match=f"example id {ids[-1]} is not in the cache: it holds 50 ids from "
@@ -54,17 +54,17 @@ def test_every_row_is_found_by_its_id_and_view(rng, spread):
 )
 def test_rows_that_cannot_be_are_refused(ids, views, text):
   with pytest.raises(ValueError) as caught:
-    Rows(ids, views)
+    RowIndex(ids, views)
   assert text in str(caught.value)
 
 
 @pytest.mark.parametrize("rows, per_shard", [(1, 1), (10, 3), (9, 3), (5, 100)])
 def test_every_row_is_in_one_shard(rows, per_shard):
-  plan = Plan(rows, per_shard)
+  plan = ShardPlan(rows, per_shard)
   spans = [plan.span(shard) for shard in range(len(plan))]
   assert np.concatenate([np.arange(*span) for span in spans]).tolist() == list(range(rows))
   assert max(last - first for first, last in spans) <= per_shard
-  assert list(plan.planned(map(plan.key, range(len(plan) + 2)))) == list(range(len(plan)))
+  assert list(plan.shard_numbers(map(plan.key, range(len(plan) + 2)))) == list(range(len(plan)))
 
 
 def test_other_names_are_no_shards():
@@ -76,16 +76,16 @@ def test_other_names_are_no_shards():
     "x/shard-00000000",
     "shard-00000001",
   ]
-  assert list(Plan(2, 1).planned(names)) == [1]
+  assert list(ShardPlan(2, 1).shard_numbers(names)) == [1]
   with pytest.raises(ValueError, match="rows_per_shard: expected at least 1, got 0"):
-    Plan(10, 0)
+    ShardPlan(10, 0)
 
 
 def test_processes_share_what_is_missing_whatever_each_of_them_saw():
   missing = [1, 2, 3, 5, 8, 9]
-  assert sorted(sum((share(missing, index, 4) for index in range(4)), [])) == missing
+  assert sorted(sum((shards_of_process(missing, index, 4) for index in range(4)), [])) == missing
   later = missing[2:]  # another process has written two by the time this one looks
-  assert set(share(missing, 0, 2) + share(later, 1, 2)) >= set(later)
+  assert set(shards_of_process(missing, 0, 2) + shards_of_process(later, 1, 2)) >= set(later)
 
 
 def test_a_cache_comes_back_from_wherever_it_lies(url):
@@ -237,7 +237,7 @@ def test_a_missing_shard_is_named_and_never_zeros(tmp_path):
       attempt()
   with pytest.raises(Incomplete, match="shard 5 of the cache in .* is missing"):
     shards.open_shard(store, plan, 5)
-  sweeps.write(store, plan, shards.missing(store, plan))
+  sweeps.write(store, plan, shards.missing_shards(store, plan))
   sweeps.read_all(store)
 
 
@@ -261,7 +261,7 @@ def test_no_record_of_completion_is_written_over_a_damaged_shard(tmp_path):
     shards.complete(store, plan)
   assert store.read("complete.json") is None
   path.unlink()
-  sweeps.write(store, plan, shards.missing(store, plan))
+  sweeps.write(store, plan, shards.missing_shards(store, plan))
   assert shards.complete(store, plan)["rows"] == 46
 
 
@@ -355,9 +355,9 @@ def test_a_full_disk_stops_the_writer_and_room_lets_it_go_on(tmp_path):
       sweeps.write(store, plan, [1])
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-  assert shards.missing(store, plan) == [1, 2, 3]
-  shards.open_shard(store, plan, 0).check(*plan.rows.at(0, 12))
-  sweeps.write(store, plan, shards.missing(store, plan))
+  assert shards.missing_shards(store, plan) == [1, 2, 3]
+  shards.open_shard(store, plan, 0).check(*plan.rows.ids_and_views(0, 12))
+  sweeps.write(store, plan, shards.missing_shards(store, plan))
   shards.complete(store, plan)
   sweeps.read_all(store)
 

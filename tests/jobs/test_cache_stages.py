@@ -26,7 +26,7 @@ from distill_jax.jobs.overrides import load_config
 from distill_jax.jobs.plan import Job
 from distill_jax.models import from_apply, from_nnx
 from distill_jax.models.zoo.mlp import MLP
-from distill_jax.train import fit
+from distill_jax.train import RunOptions, StepOptions, fit
 
 CONFIG = """
 import dataclasses
@@ -135,7 +135,7 @@ def test_another_run_may_read_the_same_cache(run, tmp_path):
   )
   assert "reused, written 20" in out and "student-0: accuracy" in out
   with pytest.raises(
-    ValueError, match="another one.*\n  augmentation.name: 'none' in the cache, 'augmentation"
+    ValueError, match=r"augmentation\.name"
   ):
     run(cache, "--config.shift=1", "--config.num_views=1", name="shifted", stages="cache")
 
@@ -154,10 +154,10 @@ def test_a_cache_that_lacks_a_shard_is_not_called_reused(run, tmp_path):
 def test_a_student_alone_refuses_the_cache_of_another_teacher(run, tmp_path):
   cache = f"--config.cache={tmp_path / 'cache'}"
   run(cache, stages="cache")
-  with pytest.raises(ValueError, match="outputs.logits.codec: 'Dense' in the cache, 'TopK' wanted"):
+  with pytest.raises(ValueError, match=r"outputs\.logits\.codec\.name"):
     run(cache, "--config.k=3", name="other", stages="student")
   with pytest.raises(
-    ValueError, match="teacher.teacher_width: 0.03125 in the cache, 0.0625 wanted"
+    ValueError, match=r"teacher\.teacher_width"
   ):
     run(cache, "--config.teacher_width=0.0625", name="wider", stages="teacher,student")
 
@@ -175,8 +175,8 @@ def test_the_most_probable_classes_are_kept_and_looked_at(run, tmp_path):
   out = run(*settings, stages="cache,student,cache_inspect,cache_verify")
   assert size == sum(path.stat().st_size for path in (tmp_path / "cache").glob("shard-*"))
   assert "student-0: accuracy" in out
-  assert "outputs.logits.k: 3" in out and "teacher.teacher_width: 0.03125" in out
-  assert "its accuracy on the" in out
+  assert "outputs.logits.codec.k: 3" in out and "teacher.teacher_width: 0.03125" in out
+  assert "accuracy on" in out
   assert "cache_verify: logits: 256 rows" in out and "100.0% with the same first class" in out
   assert "every checksum holds" in out
 
@@ -187,14 +187,14 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(run, tmp_path):
     run(cache, "--config.shift=1")
   with pytest.raises(ValueError, match="num_views: expected 1 .or 0. without augmentation, got 3"):
     run(cache, "--config.num_views=3")
-  with pytest.raises(ValueError, match="cache_batch_size: batch_size 20 does not divide over 8"):
+  with pytest.raises(ValueError, match=r"cache_batch_size: batch_size: .*16 or 24"):
     run(cache, "--config.cache_batch_size=20")
   with pytest.raises(ValueError, match="k: expected 1 to 10"):
     run(cache, "--config.k=11")
   with pytest.raises(ValueError, match="cache_verify needs a cache: give --config.cache=FOLDER"):
     run(stages="cache_verify")
   with pytest.raises(
-    ValueError, match="the students read the cache, add 'cache': there is no cache in"
+    ValueError, match=r"cache: expected a cache in"
   ):
     run(cache, name="apart", stages="student")
   with pytest.raises(ValueError, match="no stage 'cache_verfy'; did you mean 'cache_verify'"):
@@ -246,7 +246,7 @@ def test_images_that_are_read_while_training_have_a_cache_too(tmp_path, capsys, 
   kernel = jnp.asarray(np.random.default_rng(1).normal(size=(8 * 8 * 3, 2)), jnp.float32)
   teacher = from_apply(None, lambda w, x: (x.reshape(len(x), -1) @ w, {}), variables=kernel)
   trained_teacher = TrainedTeacher(teacher, teacher.variables, None)
-  monkeypatch.setattr(estimates, "choices", lambda classes, **_: [TopK(1)])
+  monkeypatch.setattr(estimates, "default_codecs", lambda classes, **_: [TopK(1)])
   cache_stages.estimate_cost(job(), trained_teacher)
   assert "48 rows, " in capsys.readouterr().out and not (tmp_path / "cache").exists()
   cache_stages.write(job(), trained_teacher)
@@ -262,17 +262,17 @@ def test_images_that_are_read_while_training_have_a_cache_too(tmp_path, capsys, 
     config, images = job().config, pictures()
     source = job_data.training(config, images, 8, 0)
     student = from_nnx(lambda rngs: MLP(8 * 8 * 3, (4,), 2, rngs=rngs))
-    settings = dict(steps=7, batch_size=8, augment=config.augment(), num_views=2, progress=False)
+    settings = dict(steps=7, batch_size=8, step=StepOptions(augment=config.augment()), run=RunOptions(num_views=2, progress=False))
     fitted = fit(student, from_teacher, config.objective(), optax.sgd(0.1), source, **settings)
     found[name] = jax.tree.leaves(fitted.state.params)
   for kept, live in zip(found["cached"], found["live"]):
     np.testing.assert_allclose(kept, live, atol=1e-3)  # float16
   with pytest.raises(ValueError, match="data.crop.name"):
     cache_stages.open_checked(job(least_area=0.5), trained_teacher)
-  with pytest.raises(ValueError, match="data.content: 'a' in the cache, 'b' wanted"):
+  with pytest.raises(ValueError, match=r"data\.content"):
     cache_stages.open_checked(job(images=pictures(content="b")), trained_teacher)
   with pytest.raises(
-    ValueError, match="num_views: the cache in .* holds 2 of each example, the run asks for 3"
+    ValueError, match=r"num_views: expected 2"
   ):
     cache_stages.open_checked(job(num_views=3), trained_teacher)
   endless = job()
@@ -333,7 +333,7 @@ def test_the_fashion_mnist_config_writes_its_cache_and_then_reuses_it(fashion, t
   assert f"{rows} rows in {tmp_path / 'cache'}: reused, written 20" in again
   assert again.count("complete, skipped") == 2
   out = fashion("--stages=cache_inspect,cache_verify")
-  assert "outputs.logits.codec: Dense" in out and "every checksum holds" in out
+  assert "outputs.logits.codec.name: Dense" in out and "every checksum holds" in out
 
 
 @pytest.mark.parametrize("codec", ["top_k", "samples"])

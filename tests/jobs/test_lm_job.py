@@ -45,7 +45,7 @@ def text(tmp_path):
 
 def test_from_text_to_table(text, tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(
-    estimates, "choices", lambda classes, **_: [TopK(2)]
+    estimates, "default_codecs", lambda classes, **_: [TopK(2)]
   )  # each compiles for half a second
   run = tmp_path / "run"
   stages = (

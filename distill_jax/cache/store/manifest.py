@@ -1,4 +1,4 @@
-"""What a cache is: the manifest that its first writer creates and that all others are held to."""
+"""Writes, reads and compares the manifest: what a cache is, as its first writer defined it."""
 
 import dataclasses
 import hashlib
@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 
 from distill_jax.cache.store.backend import Store
-from distill_jax.cache.store.format import VERSION, Column, Header, normal_columns
+from distill_jax.cache.store.format import VERSION, Column, Header, normalize_columns
 from distill_jax.cache.store.records import CorruptCache
-from distill_jax.cache.store.rows import Plan, Rows
+from distill_jax.cache.store.rows import RowIndex, ShardPlan
 
 KEY = "manifest.json"
+_ABSENT = "(absent)"
 Same = Callable[[str, Any, Any], bool]
 """`(field, old, new)` -> whether the two count as equal; fields of nested mappings are dotted."""
 
 
 class Mismatch(ValueError):
-  """The cache is not the one that is wanted; each field that differs is named, old and new."""
+  """A cache that differs from the expected one; the message names each field, old and new."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,34 +28,32 @@ class Manifest:
   """What a cache is.
 
   Attributes:
-    identity: plain values that json can hold: all that must be equal for the rows to be of use.
-    columns: what each row holds.
-    rows: of which examples, and how many views of each.
-    rows_per_shard: how many are written at once.
-    provenance: plain values that are written down and compared with nothing.
-    plan: which shard holds which rows.
-    body: all of it but provenance, as json has it.
-    digest: 32 hexadecimal digits that stand for `body`; every shard holds them.
+    identity: plain JSON values: all that must be equal for the rows to be of use.
+    columns: of each row.
+    rows: index of the examples and views.
+    rows_per_shard: number of rows that are written at once.
+    provenance: plain JSON values that are recorded and never compared.
+    plan: division of the rows into shards.
+    body: the manifest without provenance, as JSON stores it.
+    digest: 32 hexadecimal digits of `body`; every shard holds them.
 
   Raises:
-    ValueError: a column cannot be stored, `rows_per_shard` is less than 1, json cannot hold a value.
+    ValueError: a column cannot be stored, `rows_per_shard` is less than 1, or JSON cannot hold a
+      value.
   """
 
   identity: Mapping[str, Any]
   columns: tuple[Column, ...]
-  rows: Rows
+  rows: RowIndex
   rows_per_shard: int
   provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  plan: Plan = dataclasses.field(init=False)
+  plan: ShardPlan = dataclasses.field(init=False)
   body: Mapping[str, Any] = dataclasses.field(init=False)
   digest: str = dataclasses.field(init=False)
 
   def __post_init__(self):
-    def derive(field, value):
-      object.__setattr__(self, field, value)  # the class is frozen for everybody else
-
-    derive("columns", normal_columns(self.columns))
-    derive("plan", Plan(len(self.rows), self.rows_per_shard))
+    self._set("columns", normalize_columns(self.columns))
+    self._set("plan", ShardPlan(len(self.rows), self.rows_per_shard))
     body = {
       "format": VERSION,
       "identity": self.identity,
@@ -64,8 +63,12 @@ class Manifest:
       "rows_per_shard": self.rows_per_shard,
       "ids": digest(self.ids),
     }
-    derive("body", json.loads(_json(body)))
-    derive("digest", digest(_json(self.body)))
+    self._set("body", json.loads(_json(body)))
+    self._set("digest", digest(_json(self.body)))
+
+  def _set(self, field: str, value: Any) -> None:
+    # The class is frozen for its callers.
+    object.__setattr__(self, field, value)
 
   @property
   def ids(self) -> bytes:
@@ -74,21 +77,21 @@ class Manifest:
 
   @property
   def size(self) -> int:
-    """Bytes of all shards."""
+    """Number of bytes of all shards."""
     return sum(self.header(shard).size for shard in range(len(self.plan)))
 
   def header(self, shard: int) -> Header:
-    """What a shard must say of itself."""
+    """Returns the header that a shard must have."""
     first, last = self.plan.span(shard)
     return Header(self.digest, shard, first, last - first, self.columns)
 
 
 def load(store: Store) -> Manifest | None:
-  """The manifest of a cache, None where there is none.
+  """Returns the manifest of a cache; None without one.
 
   Raises:
-    CorruptCache: it was changed.
-    Mismatch: another version wrote it.
+    CorruptCache: it or the ids were changed.
+    Mismatch: it has another format version.
     StoreError: it cannot be read.
   """
   data = store.read(KEY)
@@ -97,92 +100,98 @@ def load(store: Store) -> Manifest | None:
   body, provenance = unseal(data, f"{store.url}/{KEY}")
   if body["format"] != VERSION:
     raise Mismatch(
-      f"the cache in {store.url} has format version {body['format']}, expected {VERSION}"
+      f"format: expected version {VERSION}, got {body['format']} in {store.url}: "
+      "write the cache again"
     )
-  key = ids_key(body["ids"])
-  ids = store.read(key)
-  if ids is None or digest(ids) != body["ids"]:
-    raise CorruptCache(
-      f"{store.url}/{key}", "is missing" if ids is None else "is damaged", f"it and {KEY}"
-    )
-  rows = Rows(np.frombuffer(ids, "<i8"), body["num_views"])
+  rows = RowIndex(_read_ids(store, body["ids"]), body["num_views"])
   columns = tuple(Column(name, dtype, tuple(shape)) for name, dtype, shape in body["columns"])
   return Manifest(body["identity"], columns, rows, body["rows_per_shard"], provenance)
 
 
-def check(
-  store: Store, old: Mapping[str, Any], new: Mapping[str, Any], same: Same | None = None
+def check_equal(
+  store: Store, stored: Mapping[str, Any], expected: Mapping[str, Any], same: Same | None = None
 ) -> None:
-  """Refuse a cache that differs from what is wanted. How its rows are divided into shards is no difference.
+  """Checks that a stored manifest is the expected one, however its rows are divided into shards.
 
   Args:
-    old, new: bodies of manifests.
-    same: what counts as equal; None: `==`.
+    store: for the message.
+    stored, expected: bodies of manifests, or parts of them.
+    same: what counts as equal; None: `==`. A field that only one side has is never equal.
 
   Raises:
-    Mismatch: with a line for each field.
+    Mismatch: with a line for each field that differs.
   """
-  before, now = flat(old), flat(json.loads(_json(new)))
-  absent, lines = "(absent)", []
-  for field in sorted({**before, **now}.keys() - {"rows_per_shard"}):
-    name, was, wanted = (
-      field.removeprefix("identity."),
-      before.get(field, absent),
-      now.get(field, absent),
-    )
-    if not (was == wanted if same is None or absent in (was, wanted) else same(name, was, wanted)):
-      lines.append(f"\n  {name}: {was!r} in the cache, {wanted!r} wanted")
+  old_fields = flatten(stored)
+  new_fields = flatten(json.loads(_json(expected)))
+  lines = []
+  for field in sorted({**old_fields, **new_fields}.keys() - {"rows_per_shard"}):
+    name = field.removeprefix("identity.")
+    old = old_fields.get(field, _ABSENT)
+    new = new_fields.get(field, _ABSENT)
+    one_sided = _ABSENT in (old, new)
+    is_equal = old == new if same is None or one_sided else same(name, old, new)
+    if not is_equal:
+      lines.append(f"\n  {name}: expected {new!r}, got {old!r} in the cache")
   if lines:
     raise Mismatch(
-      f"the cache in {store.url} is another one; name another folder or delete it:{''.join(lines)}"
+      f"the cache in {store.url} is another one: name another folder or delete it:{''.join(lines)}"
     )
 
 
 def seal(body: Any, provenance: Mapping[str, Any] | None = None) -> bytes:
-  """JSON that `unseal` finds every change in."""
+  """Returns JSON with a sha256 of itself, so that `unseal` detects every change."""
   content = {"body": body} | ({} if provenance is None else {"provenance": provenance})
   return _json(content | {"sha256": hashlib.sha256(_json(content)).hexdigest()}, indent=1)
 
 
-def unseal(data: bytes, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Body and provenance.
+def unseal(data: bytes, location: str) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns body and provenance of sealed JSON.
 
   Raises:
     CorruptCache: a bit was changed.
   """
   try:
     content = json.loads(data)
-    body, provenance = content["body"], content.get("provenance")
-    whole = (
-      seal(body, provenance) == data
-    )  # bytes, not values: json reads some texts alike (1e5 and 1E5)
+    body = content["body"]
+    provenance = content.get("provenance")
+    # Bytes are compared, not values: JSON reads some texts alike (1e5 and 1E5).
+    is_valid = seal(body, provenance) == data
   except (ValueError, KeyError, TypeError, AttributeError):
-    whole = False
-  if not whole:
-    raise CorruptCache(key, "is damaged: it is not what was written")
+    is_valid = False
+  if not is_valid:
+    raise CorruptCache(location, "is corrupt: its bytes are not those that were written")
   return body, provenance or {}
 
 
 def ids_key(ids_digest: str) -> str:
-  """Name of the ids in the store: no other ids have it, so that they can be written before the manifest."""
+  """Returns the key of the ids; it is unique to them, so that they precede the manifest."""
   return f"ids-{ids_digest}"
 
 
 def digest(data: bytes) -> str:
-  """32 hexadecimal digits."""
+  """Returns 32 hexadecimal digits of a sha256."""
   return hashlib.sha256(data).hexdigest()[:32]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns nested mappings as one: `{'a': {'b': 1}}` -> `{'a.b': 1}`."""
+  flat: dict[str, Any] = {}
+  for name, value in values.items():
+    if isinstance(value, Mapping) and value:
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[f"{prefix}{name}"] = value
+  return flat
+
+
+def _read_ids(store: Store, ids_digest: str) -> np.ndarray:
+  key = ids_key(ids_digest)
+  data = store.read(key)
+  if data is None or digest(data) != ids_digest:
+    reason = "is missing" if data is None else "is corrupt"
+    raise CorruptCache(f"{store.url}/{key}", reason, f"it and {KEY}")
+  return np.frombuffer(data, "<i8")
 
 
 def _json(values: Any, indent: int | None = None) -> bytes:
   return json.dumps(values, sort_keys=True, allow_nan=False, indent=indent).encode()
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """`{'a': {'b': 1}}` -> `{'a.b': 1}`."""
-  found: dict[str, Any] = {}
-  for name, value in values.items():
-    if isinstance(value, Mapping) and value:
-      found |= flat(value, f"{prefix}{name}.")
-    else:
-      found[f"{prefix}{name}"] = value
-  return found

@@ -1,4 +1,4 @@
-"""Shards as they are read: nothing that was changed, cut, renamed or mixed up gets through."""
+"""Checks shards as they are read: changed, truncated, renamed and foreign ones raise."""
 
 import json
 import mmap
@@ -7,140 +7,159 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from distill_jax.cache.store.format import CRC, MAGIC, START, VERSION, Column, Header, changed
+from distill_jax.cache.store.format import (
+  CRC_BYTES,
+  MAGIC,
+  START,
+  VERSION,
+  Column,
+  Header,
+  corrupt_rows,
+)
 
 
 class CorruptCache(OSError):
-  """What was read must not be used; the text says where, why, and what to do.
+  """Bytes that must not be used; the message has the location, the reason and the next step.
 
   Args:
-    where: folder and key of the value.
-    text: what is wrong with it.
-    delete: what to delete so that it is written anew.
+    location: folder and key of the value.
+    reason: a predicate, such as "is corrupt: ...".
+    delete: what to delete so that the next run writes it again.
   """
 
-  def __init__(self, where: str, text: str, delete: str = "it"):
+  def __init__(self, location: str, reason: str, delete: str = "it"):
     super().__init__(
-      f"{where} {text}. Delete {delete} and run the cache stage again: it writes what is missing."
+      f"{location} {reason}. Delete {delete} and run the cache stage again: it writes what is "
+      "missing."
     )
 
 
 class Shard:
-  """A shard that was read or mapped into memory; its header is checked here, its rows by `check`.
+  """A shard in memory or mapped into it; the header is checked here, the rows by `check`.
+
+  Args:
+    data: all bytes of the shard.
+    location: folder and key, for messages.
+    expected: the header that the shard must have; None: any.
 
   Attributes:
-    where: folder and key.
-    header: what it says of itself.
-    data: all its bytes.
-    raw: the records' bytes.
-    records: the records, a read-only structured array [rows] that copies nothing; `records['logits']` is a column.
+    location: as given.
+    header: the shard's own.
+    file_data: all bytes.
+    data: bytes of the records.
+    records: the records, a read-only structured array [rows] without a copy; `records['logits']`
+      is a column.
 
   Raises:
-    CorruptCache: the header was changed, bytes are missing or too many, or it is not the shard that was expected.
+    CorruptCache: the header was changed, the size differs, or it is not the expected shard.
   """
 
-  def __init__(self, data: bytes | mmap.mmap, where: str, expected: Header | None = None):
-    view = memoryview(data).toreadonly()
-    self.where, self.header, self.data = where, _read_header(view, where), view
+  def __init__(self, data: bytes | mmap.mmap, location: str, expected: Header | None = None):
+    self.location = location
+    self.file_data = memoryview(data).toreadonly()
+    self.header = _read_header(self.file_data, location)
     if expected is not None:
-      _check_header(self.header, expected, where)
-    if len(view) != self.header.size:
+      _check_header(self.header, expected, location)
+    if len(self.file_data) != self.header.size:
       raise CorruptCache(
-        where, f"is damaged: it has {len(view):,} bytes, expected {self.header.size:,}"
+        location, f"is corrupt: it has {len(self.file_data):,} bytes, expected {self.header.size:,}"
       )
-    self.raw = view[len(self.header.encoded) :]
-    self.records = np.frombuffer(self.raw, self.header.record)
+    self.data = self.file_data[len(self.header.data) :]
+    self.records = np.frombuffer(self.data, self.header.record_dtype)
 
   def check(self, ids: np.ndarray, views: np.ndarray) -> None:
-    """Compare every row with its checksum and with what should be there.
+    """Compares every row with its checksum and with the expected example.
 
     Args:
       ids, views: of all rows, integers [rows].
 
     Raises:
-      CorruptCache: a row was changed or is another one's; the example is named.
+      CorruptCache: a row was changed or belongs to another example; the message names it.
     """
-    wrong = changed(self.raw, self.header.record.itemsize)
-    check_records(self.records, ids, views, lambda row: (self.where, row), wrong)
+    corrupt = corrupt_rows(self.data, self.header.record_dtype.itemsize)
+    check_records(self.records, ids, views, lambda row: (self.location, row), corrupt)
 
 
 def check_records(
   records: np.ndarray,
   ids: np.ndarray,
   views: np.ndarray,
-  place: Callable[[int], tuple[str, int]],
-  wrong: Sequence[int],
+  location: Callable[[int], tuple[str, int]],
+  corrupt: Sequence[int],
 ) -> None:
-  """Refuse records that were changed, or are not those that were asked for.
+  """Checks that records are unchanged and the requested ones.
 
   Args:
     records: a structured array [rows].
-    ids, views: integers [rows].
-    place: for the message, the shard that a record came from and its row there.
-    wrong: those of `records` that were changed.
+    ids, views: integers [rows], the requested ones.
+    location: index in `records` -> the shard of that record and its row there, for the message.
+    corrupt: indices of the records whose checksum differs.
 
   Raises:
-    CorruptCache: shard, row and example are named.
+    CorruptCache: the message names shard, row and example.
   """
-  right = (records["id"] == ids) & (records["view"] == views)
-  if not wrong and right.all():
+  equal = (records["id"] == ids) & (records["view"] == views)
+  if not corrupt and equal.all():
     return
-  at = wrong[0] if wrong else int(np.argmin(right))
-  where, row = place(at)
-  what = f"row {row} (example id {ids[at]}, view {views[at]})"
-  if wrong:
-    raise CorruptCache(where, f"is damaged: {what} has another checksum than when it was written")
-  held = f"(example id {records['id'][at]}, view {records['view'][at]})"
-  raise CorruptCache(where, f"does not belong here: {what} is another one {held}")
+  at = corrupt[0] if corrupt else int(np.argmin(equal))
+  shard, row = location(at)
+  example = f"row {row} (example id {ids[at]}, view {views[at]})"
+  if corrupt:
+    raise CorruptCache(shard, f"is corrupt: {example} has another checksum than when written")
+  stored = f"(example id {records['id'][at]}, view {records['view'][at]})"
+  raise CorruptCache(shard, f"does not belong here: {example} is another one {stored}")
 
 
-def _read_header(data: memoryview, where: str) -> Header:
+def _read_header(data: memoryview, location: str) -> Header:
+  """Returns the header of a shard after the checks that need no expected header."""
   if len(data) < START or data[:8] != MAGIC:
     raise CorruptCache(
-      where, f"is damaged, or no shard of a cache: it does not begin with {MAGIC.decode()}"
+      location, f"is corrupt, or no shard of a cache: expected it to begin with {MAGIC.decode()}"
     )
-  version, length = (int.from_bytes(data[at : at + 4], "little") for at in (8, 12))
+  version = int.from_bytes(data[8:12], "little")
   if version != VERSION:
     raise CorruptCache(
-      where, f"is damaged, or another program's: format version {version}, expected {VERSION}"
+      location, f"is corrupt, or another program's: format version {version}, expected {VERSION}"
     )
-  end = START + length
-  if len(data) < end + CRC:
+  end = START + int.from_bytes(data[12:16], "little")
+  if len(data) < end + CRC_BYTES:
     raise CorruptCache(
-      where, f"is damaged: it has {len(data):,} bytes, its header alone {end + CRC:,}"
+      location,
+      f"is corrupt: it has {len(data):,} bytes, expected {end + CRC_BYTES:,} for its header alone",
     )
-  if zlib.crc32(data[:end]) != int.from_bytes(data[end : end + CRC], "little"):
-    raise CorruptCache(
-      where, "is damaged: its header has another checksum than when it was written"
-    )
+  if zlib.crc32(data[:end]) != int.from_bytes(data[end : end + CRC_BYTES], "little"):
+    raise CorruptCache(location, "is corrupt: its header has another checksum than when written")
+  return _parse_header(data, end, location)
+
+
+def _parse_header(data: memoryview, end: int, location: str) -> Header:
   try:
     members = json.loads(bytes(data[START:end]))
     columns = tuple(
       Column(name, dtype, tuple(shape)) for name, dtype, shape, _ in members["columns"]
     )
-    plain = {name: members[name] for name in ("identity", "shard", "first_row", "rows")}
-    header = Header(**plain, columns=columns)
-    same = header.members == members and len(header.encoded) == end + CRC
+    fields = {name: members[name] for name in ("identity", "shard", "first_row", "rows")}
+    header = Header(**fields, columns=columns)
+    is_canonical = header.members == members and len(header.data) == end + CRC_BYTES
   except (ValueError, KeyError, TypeError) as error:
     raise CorruptCache(
-      where, f"is not written as the format has it: its header gives {error!r}"
+      location, f"does not follow the format: its header gives {error!r}"
     ) from error
-  if not same:
-    raise CorruptCache(
-      where, "is not written as the format has it: its columns should lie elsewhere"
-    )
+  if not is_canonical:
+    raise CorruptCache(location, "does not follow the format: its columns have other offsets")
   return header
 
 
-def _check_header(found: Header, expected: Header, where: str) -> None:
-  """Tell the shard that should be here from every other."""
-  if found.identity != expected.identity:
+def _check_header(header: Header, expected: Header, location: str) -> None:
+  """Raises unless this is the expected shard."""
+  if header.identity != expected.identity:
     raise CorruptCache(
-      where,
-      f"is of another cache: its identity is {found.identity!r}, expected {expected.identity!r}",
+      location,
+      f"is of another cache: its identity is {header.identity!r}, expected {expected.identity!r}",
     )
   for field, value in expected.members.items():
-    if found.members[field] != value:
+    if header.members[field] != value:
       raise CorruptCache(
-        where, f"does not belong here: its {field} is {found.members[field]}, expected {value}"
+        location,
+        f"does not belong here: its {field} is {header.members[field]}, expected {value}",
       )

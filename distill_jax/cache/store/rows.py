@@ -1,103 +1,124 @@
-"""Which row holds which view of which example, and which shard holds which rows."""
+"""Maps examples and views to row numbers, and row numbers to shards."""
 
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
-_SPREAD = (
-  8  # ids that leave no larger gaps on average are looked up in a table: a tenth of a search's time
-)
+# Ids with no larger gaps than this on average are looked up in a table, in a tenth of the time of
+# a search.
+_MAX_AVERAGE_GAP = 8
 
 
-class Rows:
-  """The rows of a cache: view by view, and within each the examples in their order.
+class RowIndex:
+  """The rows of a cache: view by view, and within a view the examples in their order.
 
-  One epoch reads one view, so its rows lie together. Row number = view x N + position of the example's id.
+  One epoch reads one view, so its rows are stored together. Row number = view x N + position of
+  the example's id.
+
+  Args:
+    ids: unique integers [N], of the examples in the order of their rows.
+    num_views: number of views of each example, at least 1.
 
   Attributes:
-    ids: of the N examples, int64.
-    num_views: how many of each are kept.
+    ids: int64 [N].
+    num_views: as given.
 
   Raises:
-    ValueError: ids are not integers, there are none, or some repeat; `num_views` is not at least 1.
+    ValueError: `ids` are no integers, none, or repeat, or `num_views` is out of range.
   """
 
-  def __init__(self, ids, num_views: int = 1):
-    given = np.asarray(ids)
-    if given.ndim != 1 or given.size == 0 or not np.issubdtype(given.dtype, np.integer):
+  def __init__(self, ids: Any, num_views: int = 1):
+    ids = np.asarray(ids)
+    if ids.ndim != 1 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
       raise ValueError(
-        f"ids: expected integers [N], at least one; got {given.dtype} {list(given.shape)}"
+        f"ids: expected integers [N], at least one; got {ids.dtype} {list(ids.shape)}"
       )
     if not 1 <= num_views <= np.iinfo(np.int32).max:
       raise ValueError(f"num_views: expected at least 1, got {num_views}")
-    self.ids, self.num_views = given.astype(np.int64), int(num_views)
-    order = np.argsort(self.ids, kind="stable")
-    ordered = self.ids[order]
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    if repeated.size:
-      raise ValueError(
-        f"ids: expected each once, {repeated.size} repeat; the first is {repeated[0]}"
-      )
-    self._order, self._ordered, self._place = order, ordered, None
-    if ordered[0] >= 0 and ordered[-1] < _SPREAD * len(ordered):
-      self._place = np.zeros(ordered[-1] + 1, np.int64)
-      self._place[self.ids] = np.arange(len(self.ids))
+    self.ids = ids.astype(np.int64)
+    self.num_views = int(num_views)
+    self._order = np.argsort(self.ids, kind="stable")
+    self._sorted_ids = self.ids[self._order]
+    _check_unique(self._sorted_ids)
+    self._position_of_id = self._lookup_table()
 
   def __len__(self) -> int:
     return len(self.ids) * self.num_views
 
-  def at(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (int64) and views (int32) of rows `first` to `last` - 1."""
+  def ids_and_views(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids (int64) and views (int32) of rows `first` to `last` - 1."""
     view, position = np.divmod(np.arange(first, last), len(self.ids))
     return self.ids[position], view.astype(np.int32)
 
-  def numbers(self, ids, views) -> np.ndarray:
-    """The row numbers, int64 [B], of ids [B] and views [B].
+  def numbers(self, ids: np.ndarray, views: np.ndarray) -> np.ndarray:
+    """Returns the row numbers, int64 [B], of ids [B] and views [B].
 
     Raises:
-      ValueError: an id or a view is not in the cache; it is named.
+      ValueError: an id or a view is not in the cache; the message names it.
     """
-    ids, views = np.asarray(ids), np.asarray(views)
-    numbers = self.nearest(ids, views)
-    view, position = np.divmod(numbers, len(self.ids))
-    for what, held, wanted in (("example id", self.ids[position], ids), ("view", view, views)):
-      if not (held == wanted).all():
-        wrong = wanted[np.argmin(held == wanted)]
-        padding = (
-          "; a row that only fills up its batch must be False in 'where'" if wrong < 0 else ""
-        )
-        raise ValueError(
-          f"{what} {wrong} is not in the cache: it holds {len(self.ids)} ids from {self._ordered[0]} to"
-          f" {self._ordered[-1]}, and views 0 to {self.num_views - 1} of each{padding}"
-        )
+    ids = np.asarray(ids)
+    views = np.asarray(views)
+    numbers = self.nearest_numbers(ids, views)
+    stored_views, positions = np.divmod(numbers, len(self.ids))
+    self._check_found("example id", self.ids[positions], ids)
+    self._check_found("view", stored_views, views)
     return numbers
 
-  def nearest(self, ids: np.ndarray, views: np.ndarray) -> np.ndarray:
-    """As `numbers`, without its checks: some row or other where an id or a view is not in the cache."""
-    if self._place is not None:
-      place = self._place.take(ids, mode="clip")
+  def nearest_numbers(self, ids: np.ndarray, views: np.ndarray) -> np.ndarray:
+    """Returns what `numbers` does, unchecked: any row for an id or a view that is not stored."""
+    if self._position_of_id is not None:
+      position = self._position_of_id.take(ids, mode="clip")
     else:
-      place = self._order.take(self._ordered.searchsorted(ids), mode="clip")
+      position = self._order.take(self._sorted_ids.searchsorted(ids), mode="clip")
     if self.num_views == 1:
-      return place
-    return np.minimum(views.astype(np.uint32), self.num_views - 1) * np.int64(len(self.ids)) + place
+      return position
+    view = np.minimum(views.astype(np.uint32), self.num_views - 1)
+    return view * np.int64(len(self.ids)) + position
+
+  def _lookup_table(self) -> np.ndarray | None:
+    smallest, largest = self._sorted_ids[[0, -1]]
+    if smallest < 0 or largest >= _MAX_AVERAGE_GAP * len(self.ids):
+      return None
+    table = np.zeros(largest + 1, np.int64)
+    table[self.ids] = np.arange(len(self.ids))
+    return table
+
+  def _check_found(self, kind: str, stored: np.ndarray, requested: np.ndarray) -> None:
+    equal = stored == requested
+    if equal.all():
+      return
+    value = requested[np.argmin(equal)]
+    hint = "; a row that only pads its batch must be False in 'where'" if value < 0 else ""
+    raise ValueError(
+      f"{kind} {value} is not in the cache: expected one of {len(self.ids)} ids from"
+      f" {self._sorted_ids[0]} to {self._sorted_ids[-1]} and views 0 to {self.num_views - 1}{hint}"
+    )
+
+
+def _check_unique(sorted_ids: np.ndarray) -> None:
+  repeated = sorted_ids[1:][sorted_ids[1:] == sorted_ids[:-1]]
+  if repeated.size:
+    raise ValueError(
+      f"ids: expected unique ids, got {repeated.size} repeats; the first is {repeated[0]}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """How rows are divided into shards: as many in each, but for the last.
+class ShardPlan:
+  """The division of rows into shards of equal size; the last one may be smaller.
 
   Attributes:
-    rows: of the whole cache.
+    num_rows: number of rows of the full cache.
     rows_per_shard: at least 1.
 
   Raises:
     ValueError: `rows_per_shard` is less than 1.
   """
 
-  rows: int
+  num_rows: int
   rows_per_shard: int
 
   def __post_init__(self):
@@ -105,29 +126,30 @@ class Plan:
       raise ValueError(f"rows_per_shard: expected at least 1, got {self.rows_per_shard}")
 
   def __len__(self) -> int:
-    return -(-self.rows // self.rows_per_shard)
+    return -(-self.num_rows // self.rows_per_shard)
 
   def span(self, shard: int) -> tuple[int, int]:
-    """First row of a shard, and the one behind its last."""
+    """Returns the first row of a shard and the one after its last."""
     first = shard * self.rows_per_shard
-    return first, min(first + self.rows_per_shard, self.rows)
+    return first, min(first + self.rows_per_shard, self.num_rows)
 
   @staticmethod
   def key(shard: int) -> str:
-    """A shard's name in the store."""
+    """Returns a shard's name in the store."""
     return f"shard-{shard:08d}"
 
-  def planned(self, keys: Iterable[str]) -> Iterator[int]:
-    """The numbers of the plan's shards among keys of a store."""
+  def shard_numbers(self, keys: Iterable[str]) -> Iterator[int]:
+    """Yields the numbers of the plan's shards among keys of a store."""
     for key in keys:
-      number = re.fullmatch(r"shard-(\d{8,})", key)
-      if number and int(number[1]) < len(self) and self.key(int(number[1])) == key:
-        yield int(number[1])
+      match = re.fullmatch(r"shard-(\d{8,})", key)
+      if match and int(match[1]) < len(self) and self.key(int(match[1])) == key:
+        yield int(match[1])
 
 
-def share(missing: Iterable[int], index: int, count: int) -> list[int]:
-  """What process `index` of `count` is to write of the missing shards.
+def shards_of_process(missing: Iterable[int], index: int, count: int) -> list[int]:
+  """Returns which of the missing shards process `index` of `count` writes.
 
-  A shard is always the same process's, whatever is missing when each of them looks: together they leave nothing out.
+  A shard always belongs to the same process, whatever is missing when each process looks, so that
+  together they leave nothing out.
   """
   return [shard for shard in missing if shard % count == index]

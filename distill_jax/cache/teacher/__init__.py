@@ -1,1 +1,1 @@
-"""The teacher of a cache: computes its outputs, stores its head, and checks that both still agree."""
+"""Runs a teacher for a cache: its outputs, its weights, its head, and the comparison with it."""

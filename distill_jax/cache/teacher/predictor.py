@@ -1,4 +1,4 @@
-"""A teacher as it is asked for what a cache keeps: jitted with its codecs, its rows spread over the devices."""
+"""Compiles a teacher together with its codecs, with rows sharded over the devices."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -6,26 +6,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distill_jax.cache.codecs.dense import Codec, output_of
-from distill_jax.cache.teacher import headed
-from distill_jax.cache.teacher.headed import LazyLogits
+from distill_jax.cache.codecs.codec import Codec, output_of
+from distill_jax.cache.teacher.lazy_logits import LazyLogits, encode_output, mask_classes
 from distill_jax.distributed import sharding
 from distill_jax.errors import suggest
 from distill_jax.types import Batch, Model, Outputs, Variables
 
 Augment = Callable[[Batch], Batch]
+OutputFn = Callable[[Variables, Batch], tuple[Outputs, Batch]]
 
 
 class Predictor(NamedTuple):
-  """A teacher that gives columns.
+  """A teacher that returns columns.
 
   Attributes:
-    run: `batch -> (columns, faults)`; a jitted call with the weights bound.
-    shapes: `batch -> {output: ShapeDtypeStruct}` of the outputs that are kept.
+    run: `batch -> (columns, errors)`, a jitted call with the weights bound.
+    output_shapes: `batch -> {name: ShapeDtypeStruct}` of the outputs to store.
   """
 
   run: Callable[[Batch], tuple[dict[str, jax.Array], dict[str, jax.Array]]]
-  shapes: Callable[[Batch], dict[str, jax.ShapeDtypeStruct]]
+  output_shapes: Callable[[Batch], dict[str, jax.ShapeDtypeStruct]]
 
 
 def make_predictor(
@@ -36,93 +36,113 @@ def make_predictor(
   mesh: jax.sharding.Mesh,
   classes: int | None = None,
 ) -> Predictor:
-  """The teacher with its codecs, so that only their columns leave the devices; arguments as for `make_output_fn`."""
-  answers = make_output_fn(teacher, outputs, augment, classes)
+  """Returns the teacher with its codecs, so that only their columns leave the devices.
 
-  def predict(variables, batch):
-    kept = _encoded(outputs, *answers(variables, batch))
+  Args:
+    teacher, variables: the teacher and its weights.
+    outputs: the outputs to store, each with its codec.
+    augment, classes: as for `make_output_fn`.
+    mesh: rows are sharded over its axis `data`.
+  """
+  output_fn = make_output_fn(teacher, outputs, augment, classes)
+
+  def predict(variables: Variables, batch: Batch):
+    encoded = _encode(outputs, *output_fn(variables, batch))
     columns = {
-      f"{name}.{part}": x for name, (parts, _) in kept.items() for part, x in parts.items()
+      f"{name}.{part}": x for name, (parts, _) in encoded.items() for part, x in parts.items()
     }
-    return columns, {name: found for name, (_, found) in kept.items()}
+    return columns, {name: errors for name, (_, errors) in encoded.items()}
 
-  compiled = jax.jit(
-    predict,
-    in_shardings=(None, sharding.row_sharding(mesh)),
-    out_shardings=sharding.row_sharding(mesh),
-  )
-  placed = sharding.replicate(variables, mesh)
+  rows = sharding.row_sharding(mesh)
+  compiled = jax.jit(predict, in_shardings=(None, rows), out_shardings=rows)
+  device_variables = sharding.replicate(variables, mesh)
+
+  def output_shapes(batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
+    shapes = jax.eval_shape(lambda batch: output_fn(variables, batch)[0], batch)
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in shapes.items()}
+
   return Predictor(
-    lambda batch: compiled(placed, jax.device_put(batch, sharding.row_sharding(mesh))),
-    lambda batch: {
-      name: jax.ShapeDtypeStruct(x.shape, x.dtype)
-      for name, x in jax.eval_shape(lambda b: answers(variables, b)[0], batch).items()
-    },
+    lambda batch: compiled(device_variables, jax.device_put(batch, rows)), output_shapes
   )
 
 
 def make_output_fn(
   teacher: Model, outputs: Iterable[str], augment: Augment | None, classes: int | None = None
-) -> Callable[[Variables, Batch], tuple[Outputs, Batch]]:
-  """`(variables, batch) -> (what the teacher says under these names, the batch as it saw it)`.
+) -> OutputFn:
+  """Returns `(variables, batch) -> (outputs to store, augmented batch)`.
 
-  The names are those of the outputs, or 'output@anything'. Logits of a teacher that gives hidden states and a head are
-  `LazyLogits`. Logits from number `classes` on, entries of a padded vocabulary, are -inf; None: there are none.
+  Args:
+    teacher: its logits are `LazyLogits` where it returns hidden states and a head instead.
+    outputs: names of outputs, or 'output@anything'.
+    augment: `batch -> batch`; None: none.
+    classes: number of classes that exist; later logits, entries of a padded vocabulary, are -inf.
+      None: all.
   """
 
-  def answers(variables, batch):
+  def output_fn(variables: Variables, batch: Batch) -> tuple[Outputs, Batch]:
     batch = batch if augment is None else augment(batch)
-    said = teacher.apply(*variables, batch, train=False, key=None)[0]
-    return {name: named(said, name, classes) for name in outputs}, batch
+    teacher_outputs = teacher.apply(*variables, batch, train=False, key=None)[0]
+    return {name: select_output(teacher_outputs, name, classes) for name in outputs}, batch
 
-  return answers
+  return output_fn
 
 
-def words_of(source: Any) -> int | None:
-  """How many words the tokenizer of a text has; None of other examples."""
+def tokenizer_size(source: Any) -> int | None:
+  """Returns the vocabulary size of a text's tokenizer; None for other examples."""
   return source.classes if getattr(source, "vocabulary", "") else None
 
 
-def named(said: Outputs, name: str, classes: int | None = None):
-  """What of a teacher's outputs is kept under a name; arguments as for `make_output_fn`.
+def select_output(
+  teacher_outputs: Outputs, name: str, classes: int | None = None
+) -> jax.Array | LazyLogits:
+  """Returns the one of a teacher's outputs that is stored under a name.
+
+  Args:
+    teacher_outputs: what `teacher.apply` returns.
+    name, classes: as for `make_output_fn`.
 
   Raises:
-    ValueError: it does not give that.
+    ValueError: the teacher does not return it.
   """
   output = output_of(name)
-  if output == "logits" and "logits" in said:
-    return headed.existing(said["logits"], classes)
-  if output in said:
-    return said[output]
-  if output == "logits" and "hidden" in said and "head" in said:
-    return LazyLogits(said["hidden"], said["head"], classes)
-  raise ValueError(f"outputs: the teacher gives no {output!r}{suggest(output, said)}")
+  if output == "logits" and "logits" in teacher_outputs:
+    return mask_classes(teacher_outputs["logits"], classes)
+  if output in teacher_outputs:
+    return teacher_outputs[output]
+  if output == "logits" and "hidden" in teacher_outputs and "head" in teacher_outputs:
+    return LazyLogits(teacher_outputs["hidden"], teacher_outputs["head"], classes)
+  raise ValueError(
+    f"outputs: expected outputs of the teacher, got {output!r}{suggest(output, teacher_outputs)}"
+  )
 
 
 def with_cached_outputs(teacher: Model, outputs: Mapping[str, Codec]) -> Model:
-  """The live teacher with its outputs as a cache gives them, to compare shapes before there is one.
+  """Returns the live teacher with its outputs as a cache decodes them, to compare shapes early.
 
-  Raises (in apply):
-    ValueError: the teacher does not give what is to be kept.
+  Its `apply` raises ValueError where the teacher does not return an output to store.
   """
 
-  def apply(params, state, batch, *, train, key):
-    said, state = teacher.apply(params, state, batch, train=train, key=key)
-    whole = {"view": jnp.zeros(len(batch["id"]), jnp.int32), **batch}
-    given = {name: named(said, name) for name in outputs}
-    encoded = _encoded(outputs, given, whole)
-    kept = {name: codec.decode(encoded[name][0], given[name]) for name, codec in outputs.items()}
-    if "hidden" in map(output_of, outputs) and "head" in said:
-      kept["head"] = said["head"]
-    return kept, state
+  def apply(params: Any, state: Any, batch: Batch, *, train: bool, key: Any):
+    teacher_outputs, state = teacher.apply(params, state, batch, train=train, key=key)
+    selected = {name: select_output(teacher_outputs, name) for name in outputs}
+    keyed_batch = {"view": jnp.zeros(len(batch["id"]), jnp.int32), **batch}
+    encoded = _encode(outputs, selected, keyed_batch)
+    decoded = {
+      name: codec.decode(encoded[name][0], selected[name]) for name, codec in outputs.items()
+    }
+    if "hidden" in map(output_of, outputs) and "head" in teacher_outputs:
+      decoded["head"] = teacher_outputs["head"]
+    return decoded, state
 
   return teacher._replace(apply=apply)
 
 
-def _encoded(outputs: Mapping[str, Codec], said: Mapping[str, Any], batch: Batch):
-  """By name, columns and faults; what is made of one output is made of it at once."""
-  kept: dict[str, tuple[dict[str, jax.Array], jax.Array]] = {}
+def _encode(
+  outputs: Mapping[str, Codec], teacher_outputs: Mapping[str, Any], batch: Batch
+) -> dict[str, tuple[dict[str, jax.Array], jax.Array]]:
+  """Returns by name columns and errors; all codecs of one output share its chunks."""
+  encoded: dict[str, tuple[dict[str, jax.Array], jax.Array]] = {}
   for output in dict.fromkeys(map(output_of, outputs)):
     codecs = {name: codec for name, codec in outputs.items() if output_of(name) == output}
-    kept |= headed.encode(codecs, said[next(iter(codecs))], batch)
-  return kept
+    encoded |= encode_output(codecs, teacher_outputs[next(iter(codecs))], batch)
+  return encoded

@@ -10,8 +10,14 @@ import pytest
 from scipy.special import softmax
 
 from distill_jax import losses
-from distill_jax.cache.codecs.dense import Dense, RandomSampling, TopK
-from distill_jax.cache.codecs.estimates import choices, estimate, kept_mass, row_bytes, table
+from distill_jax.cache import Dense, RandomSampling, TopK
+from distill_jax.cache.codecs.estimates import (
+  default_codecs,
+  estimate,
+  estimate_table,
+  row_bytes,
+  top_k_mass,
+)
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 
@@ -31,7 +37,7 @@ def test_mass_kept_and_its_fifth_percentile(logits, shape):
   p = -np.sort(-softmax(logits[0].astype(np.float64) / 2, -1), -1)
   for k in (1, 4, 100):
     mass = p[:, :k].sum(-1)
-    found = kept_mass(logits[0].reshape(shape), k, temperature=2.0)
+    found = top_k_mass(logits[0].reshape(shape), k, temperature=2.0)
     np.testing.assert_allclose(found, (mass.mean(), np.percentile(mass, 5)), rtol=1e-5)
 
 
@@ -73,7 +79,7 @@ def test_a_student_that_knows_nothing_and_the_usual_choices_are_the_defaults(log
     assert (classes, temperature) == (100, 2.0)
     return [Dense("int8")]
 
-  monkeypatch.setattr("distill_jax.cache.codecs.estimates.choices", usual)
+  monkeypatch.setattr("distill_jax.cache.codecs.estimates.default_codecs", usual)
   found = estimate(logits[0], temperature=2.0)
   assert found == estimate(logits[0], 0 * logits[0], temperature=2.0, codecs=[Dense("int8")])
   assert found != estimate(*logits, temperature=2.0)
@@ -93,7 +99,7 @@ def test_the_table_has_a_line_for_each_codec(logits):
   codecs = [Dense("int8"), TopK(64, 2.0), RandomSampling(12)]
   found = estimate(*logits, codecs=codecs)
   assert [e.codec for e in found] == codecs
-  header, _, *lines = [line.strip("| ").split(" | ") for line in table(found).splitlines()]
+  header, _, *lines = [line.strip("| ").split(" | ") for line in estimate_table(found).splitlines()]
   assert {len(line) for line in lines} == {len(header)}
   top = found[1]
   assert lines[1] == [
@@ -111,7 +117,7 @@ def test_the_table_has_a_line_for_each_codec(logits):
 
 
 def test_the_usual_choices_fit_the_classes_and_the_temperature():
-  made = choices(16, temperature=2.0)
+  made = default_codecs(16, temperature=2.0)
   assert [c.k for c in made if isinstance(c, TopK)] == [1, 4, 16]
   assert {c.temperature for c in made if not isinstance(c, Dense)} == {2.0}
 

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from speaking import LENGTH, VOCABULARY, made, rows, speaker
+from language_models import LENGTH, VOCABULARY, language_model, made, rows
 
 from distill_jax import losses
 from distill_jax.cache import Dense, RandomSampling, TopK, open_cache, verify, write_cache
-from distill_jax.cache.teacher import headed
-from distill_jax.cache.teacher.headed import LazyLogits
+from distill_jax.cache.teacher import lazy_logits
+from distill_jax.cache.teacher.lazy_logits import LazyLogits
 from distill_jax.cache.teacher.predictor import with_cached_outputs
 from distill_jax.data import text
 
@@ -31,7 +31,7 @@ def source(rng):
 @pytest.fixture
 def chunks(monkeypatch):
   """Three tokens at a time: the last chunk has one."""
-  monkeypatch.setattr(headed, "MEMORY", 4 * 8 * VOCABULARY * 3)
+  monkeypatch.setattr(lazy_logits, "CHUNK_BYTES", 4 * 8 * VOCABULARY * 3)
 
 
 def written(folder, teacher, source, kept=None):
@@ -42,7 +42,7 @@ def written(folder, teacher, source, kept=None):
 
 def records(cached):
   ids = cached.manifest.rows.ids
-  return cached.table.read(ids, 0 * ids)
+  return cached.row_reader.read(ids, 0 * ids)
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,10 @@ def records(cached):
   ],
 )
 def test_columns_are_those_of_the_logits(tmp_path, source, monkeypatch, codec, options, tokens):
-  monkeypatch.setattr(headed, "MEMORY", 4 * 8 * VOCABULARY * tokens)
+  monkeypatch.setattr(lazy_logits, "CHUNK_BYTES", 4 * 8 * VOCABULARY * tokens)
   kept = {"logits": codec}
-  fused = written(tmp_path / "fused", speaker(1, **options), source, kept)
-  whole = written(tmp_path / "whole", speaker(1, logits=True, **options), source, kept)
+  fused = written(tmp_path / "fused", language_model(1, **options), source, kept)
+  whole = written(tmp_path / "whole", language_model(1, logits=True, **options), source, kept)
   a, b = records(fused), records(whole)
   assert [c.name for c in fused.manifest.columns] == [c.name for c in whole.manifest.columns]
   for name in set(a.dtype.names) - {
@@ -71,19 +71,19 @@ def test_columns_are_those_of_the_logits(tmp_path, source, monkeypatch, codec, o
     )
   if isinstance(codec, TopK):
     one, other = (
-      cached.model.apply({}, {}, cached.join({"id": source.ids}), train=False, key=None)[0][
+      cached.model.apply({}, {}, cached.add_columns({"id": source.ids}), train=False, key=None)[0][
         "logits"
       ]
       for cached in (fused, whole)
     )
-    np.testing.assert_allclose(one.log_probs, other.log_probs, atol=codec.largest_error(30.0))
+    np.testing.assert_allclose(one.log_probs, other.log_probs, atol=codec.max_error(30.0))
     assert ((a["logits.label_log_prob"] <= 0) == (source.arrays["label"] >= 0)).all()
 
 
 def test_several_ways_to_keep_one_output_lie_side_by_side(tmp_path, source, chunks):
-  teacher = speaker(2)
+  teacher = language_model(2)
   cached = written(tmp_path, teacher, source, KEPT)
-  batch = cached.join({"id": source.ids[:8]})
+  batch = cached.add_columns({"id": source.ids[:8]})
   model = open_cache(tmp_path).model
   said = model.apply(*model.variables, batch, train=False, key=None)[0]
   assert set(KEPT) <= set(said)
@@ -95,7 +95,7 @@ def test_several_ways_to_keep_one_output_lie_side_by_side(tmp_path, source, chun
     expected = losses.top_k(logits, KEPT[name].k, temperature=KEPT[name].temperature)
     np.testing.assert_array_equal(said[name].indices, expected.indices)
     assert said[name].temperature == KEPT[name].temperature
-  assert said["logits@drawn"].drawn and said["logits@drawn"].indices.shape == (8, LENGTH, 5)
+  assert said["logits@drawn"].sampled and said["logits@drawn"].indices.shape == (8, LENGTH, 5)
   np.testing.assert_array_equal(said["hidden"], outputs["hidden"])
   shown = jax.eval_shape(
     lambda b: with_cached_outputs(teacher, KEPT).apply(
@@ -109,7 +109,7 @@ def test_several_ways_to_keep_one_output_lie_side_by_side(tmp_path, source, chun
 
 
 def test_the_teacher_is_asked_again_a_few_tokens_at_a_time(tmp_path, source, chunks):
-  teacher = speaker(3)
+  teacher = language_model(3)
   kept = {"logits": TopK(4), "logits@drawn": RandomSampling(3), "logits@half": Dense("float16")}
   cached = written(tmp_path, teacher, source, kept)
   found = verify(cached, teacher, source, 24, batch_size=8)
@@ -118,7 +118,7 @@ def test_the_teacher_is_asked_again_a_few_tokens_at_a_time(tmp_path, source, chu
   )
   assert found["logits"].kl < 1e-2 and found["logits@half"].kl < 1e-4
   assert found["logits@drawn"].difference == 0
-  other = verify(cached, speaker(4), source, 24, batch_size=8)
+  other = verify(cached, language_model(4), source, 24, batch_size=8)
   assert (
     other["logits"].top1 < 0.5
     and other["logits@half"].kl > 0.1
@@ -141,7 +141,7 @@ def test_what_cannot_be_kept_is_found_in_any_chunk(tmp_path, chunks):
   source = text.pack(
     [[97] * 20 + [ord("q")], [98] * 40], length=LENGTH
   )  # a 'q' at place 8 of row 1 alone
-  teacher = speaker(5)
+  teacher = language_model(5)
   kernel = teacher.variables.params["here"].at[ord("q")].set(np.nan)
   broken = teacher._replace(
     variables=teacher.variables._replace(params=teacher.variables.params | {"here": kernel})
@@ -167,7 +167,7 @@ def test_what_cannot_be_kept_is_found_in_any_chunk(tmp_path, chunks):
 )
 def test_what_cannot_be_kept_is_refused_before_anything_is_written(tmp_path, source, kept, message):
   with pytest.raises(ValueError, match=message):
-    written(tmp_path / "none", speaker(0), source, kept)
+    written(tmp_path / "none", language_model(0), source, kept)
   assert not (tmp_path / "none").exists()
 
 
@@ -180,8 +180,8 @@ def test_the_logits_are_never_held_at_once():
   batch = {name: jax.ShapeDtypeStruct((8,), jnp.int32) for name in ("id", "view")}
   for codecs in ({"top": TopK(8)}, {"top": TopK(8), "more": TopK(64), "drawn": RandomSampling(8)}):
     program = jax.jit(
-      lambda h, w, b, codecs=codecs: headed.encode(codecs, LazyLogits(h, (w, None, None)), b)
+      lambda h, w, b, codecs=codecs: lazy_logits.encode_output(codecs, LazyLogits(h, (w, None, None)), b)
     )
     taken = program.lower(*shapes, batch).compile().memory_analysis().temp_size_in_bytes
     print(list(codecs), f"{taken:,}")
-    assert taken < 6 * headed.MEMORY < 0.8 * 4 * 8 * 512 * 32_768
+    assert taken < 6 * lazy_logits.CHUNK_BYTES < 0.8 * 4 * 8 * 512 * 32_768

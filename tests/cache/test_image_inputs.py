@@ -8,17 +8,17 @@ import numpy as np
 import optax
 import PIL.Image
 import pytest
+from fitting import fit_with
 from toys import linear
 
 from distill_jax import losses, objectives
 from distill_jax.cache import Dense, Mismatch, TopK, describe, verify, write_cache
-from distill_jax.cache.examples import Streamed
+from distill_jax.cache.teacher_inputs import ImageInputs
 from distill_jax.data.crops import center_crop, random_resized_crop
 from distill_jax.data.images import Images
 from distill_jax.data.stream import Stream
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.mlp import MLP
-from distill_jax.train import fit
 
 CLASSES, ROWS = 5, 24
 CROP = random_resized_crop(4, seed=3, area=(0.2, 1.0))
@@ -65,8 +65,8 @@ def written(folder, images, **changed):
 def train(teacher, images, num_views=2, crop=CROP, seed=0, **changed):
   student = from_nnx(lambda rngs: MLP(16, (8,), CLASSES, rngs=rngs))
   source = Stream(images, 8, crop, seed, num_views)
-  settings = dict(steps=9, batch_size=8, num_views=num_views, progress=False) | changed
-  return fit(student, teacher, OBJECTIVE, optax.adam(1e-2), source, **settings).state.params
+  settings = dict(steps=9, batch_size=8, num_views=num_views) | changed
+  return fit_with(student, teacher, OBJECTIVE, optax.adam(1e-2), source, **settings).state.params
 
 
 def largest_difference(a, b):
@@ -89,8 +89,8 @@ def test_each_row_is_what_the_teacher_says_of_that_view_of_that_image(tmp_path, 
   batch = next(iter(Stream(images, 8, CROP, 0, 2)(4)))  # the second view
   assert (batch["view"] == 1).all()
   expected = batch["image"].reshape(8, -1).astype(np.float64) @ linear().variables.params
-  np.testing.assert_allclose(cached.join(batch)["teacher/logits.values"], expected, atol=1e-5)
-  other = cached.join({**batch, "view": np.zeros(8, np.int32)})["teacher/logits.values"]
+  np.testing.assert_allclose(cached.add_columns(batch)["teacher/logits.values"], expected, atol=1e-5)
+  other = cached.add_columns({**batch, "view": np.zeros(8, np.int32)})["teacher/logits.values"]
   assert np.abs(other - expected).max() > 1e-2
 
 
@@ -109,7 +109,7 @@ def test_what_the_run_crops_otherwise_is_refused_before_training(tmp_path, image
 
   def fields(source=images, crop=CROP, **changed):
     with pytest.raises(Mismatch) as caught:
-      cached.check(source, crop=crop, **changed)
+      check_run(cached, source, crop=crop, **changed)
     return [line.strip().partition(":")[0] for line in str(caught.value).splitlines()[1:]]
 
   assert fields(crop=random_resized_crop(4, seed=4, area=(0.2, 1.0))) == [
@@ -118,12 +118,12 @@ def test_what_the_run_crops_otherwise_is_refused_before_training(tmp_path, image
   ]
   assert fields(images_of(encoded, name="others", content="b")) == ["data.content", "data.name"]
   assert fields(augment=lambda batch: batch) == ["augmentation.name", "augmentation.probes"]
-  cached.check(images.take(slice(3, 9)), crop=CROP)
+  check_run(cached, images.take(slice(3, 9)), crop=CROP)
   with pytest.raises(ValueError, match="example id 7 is not in the cache"):
-    cached.check(dataclasses.replace(images, ids=np.array([7])), crop=CROP)
+    check_run(cached, dataclasses.replace(images, ids=np.array([7])), crop=CROP)
   with pytest.raises(
     Mismatch,
-    match="data.crop.name: 'random_resized_crop.*' in the cache, 'center_crop.share=0.875, si",
+    match="data.crop.name: 'random_resized_crop.*' in the cache, 'center_crop.fraction=0.875, si",
   ):
     written(tmp_path, images, crop=center_crop(4), num_views=2, augment=lambda batch: {**batch})
 
@@ -175,8 +175,8 @@ def test_labels_and_codecs_are_those_of_any_cache(tmp_path, images):
   cached = write_cache(
     tmp_path, linear(), images, {"logits": TopK(2)}, crop=CROP, batch_size=8, progress=False
   )
-  batch = Streamed(images, CROP).batch(images.ids[:8], np.zeros(8, int))
+  batch = ImageInputs(images, CROP).batch(images.ids[:8], np.zeros(8, int))
   z = batch["image"].reshape(8, -1).astype(np.float64) @ linear().variables.params
   log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
-  found = cached.join(batch)["teacher/logits.label_log_prob"]
+  found = cached.add_columns(batch)["teacher/logits.label_log_prob"]
   np.testing.assert_allclose(found, log_p[np.arange(8), images.ids[:8] % CLASSES], atol=1e-5)

@@ -16,7 +16,7 @@ def rows(rng, length=LENGTH, number=24):
   return text.pack([text.BYTES.encode(word) for word in words], length=length, name="words")
 
 
-def speaker(
+def language_model(
   seed, width=6, *, softcap=None, bias=False, whole=True, logits=False, **kwargs
 ) -> Model:
   """Its sums are exact in float32, in any order, where `whole`: halves of small integers."""

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import sweeps
 
-from distill_jax.cache.store import table as tables
+from distill_jax.cache.store import row_reader
 from distill_jax.cache.store.records import CorruptCache
-from distill_jax.cache.store.table import Table
+from distill_jax.cache.store.row_reader import RowReader
 
 
 @pytest.mark.parametrize("batch", [8, 60])
 @pytest.mark.parametrize("per_shard", [1, 7, 46, 100])
 def test_rows_at_random_are_those_that_were_written(tmp_path, rng, per_shard, batch):
   store, plan = sweeps.make(tmp_path, per_shard=per_shard)
-  table, expected = Table(store, plan), sweeps.values(np.arange(46))
-  ids, views = plan.rows.at(0, 46)
+  table, expected = RowReader(store, plan), sweeps.values(np.arange(46))
+  ids, views = plan.rows.ids_and_views(0, 46)
   for _ in range(20):
     rows = rng.integers(0, 46, batch)
     records = table.read(ids[rows].astype(np.int32), views[rows])
@@ -30,7 +30,7 @@ def test_rows_at_random_are_those_that_were_written(tmp_path, rng, per_shard, ba
 @pytest.mark.parametrize("num_views", [1, 2])
 def test_what_is_not_there_is_named(tmp_path, num_views):
   store, plan = sweeps.make(tmp_path, num_views=num_views)
-  table, known = Table(store, plan), plan.rows.ids[:3]
+  table, known = RowReader(store, plan), plan.rows.ids[:3]
   unknown = np.setdiff1d(np.arange(100), plan.rows.ids)[[0, -1]]
   for wrong in (*unknown, -1, 2**31 - 1):
     with pytest.raises(ValueError, match=f"example id {wrong} is not in the cache"):
@@ -43,12 +43,12 @@ def test_what_is_not_there_is_named(tmp_path, num_views):
 
 def test_rows_are_summed_until_each_was_read_once(tmp_path, monkeypatch):
   store, plan = sweeps.make(tmp_path)
-  table, summed = Table(store, plan), []
-  changed = tables.changed
+  table, summed = RowReader(store, plan), []
+  changed = row_reader.corrupt_rows
   monkeypatch.setattr(
-    tables, "changed", lambda raw, size: summed.append(len(raw) // size) or changed(raw, size)
+    row_reader, "corrupt_rows", lambda raw, size: summed.append(len(raw) // size) or changed(raw, size)
   )
-  ids, views = plan.rows.at(0, 46)
+  ids, views = plan.rows.ids_and_views(0, 46)
   for rows in (
     np.arange(10),
     np.arange(5, 15),
@@ -63,7 +63,7 @@ def test_rows_are_summed_until_each_was_read_once(tmp_path, monkeypatch):
 
 def test_an_empty_batch_has_no_rows(tmp_path):
   store, plan = sweeps.make(tmp_path)
-  assert Table(store, plan).read(np.zeros(0, int), np.zeros(0, int)).shape == (0,)
+  assert RowReader(store, plan).read(np.zeros(0, int), np.zeros(0, int)).shape == (0,)
 
 
 def test_damage_in_a_later_shard_names_it(tmp_path):
@@ -72,8 +72,8 @@ def test_damage_in_a_later_shard_names_it(tmp_path):
   data = bytearray(path.read_bytes())
   data[-30] ^= 64  # its last row, number 39
   path.write_bytes(data)
-  table = Table(store, plan)
-  ids, views = plan.rows.at(0, 46)
+  table = RowReader(store, plan)
+  ids, views = plan.rows.ids_and_views(0, 46)
   table.read(ids[[3, 5]], views[[3, 5]])
   text = rf"shard-00000003 is damaged: row 9 \(example id {ids[39]}, view 1\)"
   for _ in range(2):  # and again: it does not count as checked
@@ -85,12 +85,12 @@ def test_damage_in_a_later_shard_names_it(tmp_path):
 def test_ids_are_compared_at_every_read(tmp_path):
   """Two rows change places below a table that has checked them; their checksums are still right."""
   store, plan = sweeps.make(tmp_path, num_views=1)
-  table = Table(store, plan)
-  ids, views = plan.rows.at(0, 23)
+  table = RowReader(store, plan)
+  ids, views = plan.rows.ids_and_views(0, 23)
   table.read(ids, views)
-  size = plan.header(0).record.itemsize
+  size = plan.header(0).record_dtype.itemsize
   with open(store.path(plan.plan.key(0)), "r+b") as file:
-    start = len(plan.header(0).encoded)
+    start = len(plan.header(0).data)
     file.seek(start)
     first, second = file.read(size), file.read(size)
     file.seek(start)
@@ -104,7 +104,7 @@ def test_ids_are_compared_at_every_read(tmp_path):
 
 def test_threads_may_read_one_table(tmp_path):
   store, plan = sweeps.make(tmp_path, examples=500, num_views=1, per_shard=90)
-  table, failures = Table(store, plan), []
+  table, failures = RowReader(store, plan), []
 
   def run(seed):
     rng = np.random.default_rng(seed)

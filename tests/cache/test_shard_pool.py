@@ -9,11 +9,11 @@ import pytest
 import sweeps
 
 from distill_jax.cache import open_cache
-from distill_jax.cache.store import pool, shards
+from distill_jax.cache.store import shard_pool, shards
 from distill_jax.cache.store.backend import Store
 from distill_jax.cache.store.records import CorruptCache
+from distill_jax.cache.store.row_reader import RowReader
 from distill_jax.cache.store.shards import Incomplete
-from distill_jax.cache.store.table import Table
 
 EXAMPLES, PER_SHARD, PER_VIEW = 40, 10, 4
 
@@ -37,7 +37,7 @@ def made(url, num_views=3):
 
 
 def table_of(store, plan, shards_held):
-  return Table(store, plan, memory=shards_held * plan.header(0).size)
+  return RowReader(store, plan, memory=shards_held * plan.header(0).size)
 
 
 def right(table, plan, rows):
@@ -66,7 +66,7 @@ def test_the_next_view_is_read_ahead_while_one_is_used(tmp_path, reads, rng):
       if step == 1:  # what this view still lacked was read with its first batch
         assert set(range(view * PER_VIEW, (view + 1) * PER_VIEW)) <= set(reads)
       right(table, plan, view * EXAMPLES + rng.permutation(EXAMPLES))
-      assert len(table._shards._open) + len(table._shards._coming) <= 2 * PER_VIEW
+      assert len(table._pool._shards) + len(table._pool._reads) <= 2 * PER_VIEW
     assert set(range((view + 1) * PER_VIEW, min(view + 2, 3) * PER_VIEW)) <= set(reads)
   assert sorted(set(reads)) == list(range(3 * PER_VIEW))
   assert len(reads) == 3 * PER_VIEW + PER_VIEW  # and the first view again, for the next epoch
@@ -89,7 +89,7 @@ def test_too_little_room_is_said_once_and_gives_the_same_rows(tmp_path, reads, r
   ) as caught:
     for epoch in range(3):
       right(table, plan, epoch * EXAMPLES + rng.permutation(EXAMPLES))
-  assert len(caught) == 1 and len(table._shards._open) <= 2
+  assert len(caught) == 1 and len(table._pool._shards) <= 2
 
 
 def test_a_shard_that_has_gone_or_was_changed_is_refused_when_it_is_read(tmp_path):
@@ -119,14 +119,14 @@ def test_an_opened_cache_takes_the_bound(tmp_path):
     data={},
     teacher={},
   )
-  assert open_cache(url, memory=3 * plan.header(0).size).table._shards._most == 3
+  assert open_cache(url, memory=3 * plan.header(0).size).row_reader._pool._max_shards == 3
 
 
 def test_more_local_shards_than_files_may_be_open(tmp_path, monkeypatch, rng):
-  monkeypatch.setattr(pool, "MAPPED", 5)
+  monkeypatch.setattr(shard_pool, "MAX_MAPPED", 5)
   store, plan = made(tmp_path)
   before = len(os.listdir("/proc/self/fd"))
-  table = Table(store, plan)
+  table = RowReader(store, plan)
   for _ in range(5):
     right(table, plan, rng.permutation(3 * EXAMPLES)[:30])
     assert len(os.listdir("/proc/self/fd")) <= before + 5

@@ -1,0 +1,75 @@
+"""Finds teacher outputs that must not be stored: on the device per example, named on the host."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+REASONS = (
+  "",
+  "has NaN or +inf",
+  "has a row of logits that are all -inf: no class exists",
+  "has a value that overflows its codec's dtype: use Dense('float32')",
+)
+NOT_FINITE, NO_CLASS, OVERFLOW = range(1, 4)
+
+
+def value_errors(output: jax.Array, overflow: jax.Array) -> jax.Array:
+  """Returns the index of a reason for each example, uint8 [B]; 0 for none.
+
+  Args:
+    output: [B, ...]; -inf is no error.
+    overflow: bool [B, ...], True for values that the dtype does not hold.
+  """
+  return _first_error((_not_finite(output), NOT_FINITE), (overflow, OVERFLOW))
+
+
+def logit_errors(logits: jax.Array) -> jax.Array:
+  """Returns what `value_errors` does for logits [B, ..., V]; every row needs a class > -inf."""
+  return _first_error((_not_finite(logits), NOT_FINITE), ((logits == -jnp.inf).all(-1), NO_CLASS))
+
+
+def check_errors(name: str, errors: np.ndarray, ids: np.ndarray, views: np.ndarray) -> None:
+  """Raises for the first example whose output cannot be stored.
+
+  Args:
+    name: of the output, for the message.
+    errors: a codec's `errors(output)`, integers [B], of the rows that count.
+    ids, views: integers [B].
+
+  Raises:
+    ValueError: the message names the example, its view and the reason.
+  """
+  rows = np.flatnonzero(np.asarray(errors))
+  if rows.size:
+    row = rows[0]
+    raise ValueError(
+      f"outputs[{name!r}]: example id {int(ids[row])}, view {int(views[row])} "
+      f"{REASONS[int(errors[row])]} ({rows.size} such rows of {len(errors)})"
+    )
+
+
+def check_output_shape(output: jax.Array | jax.ShapeDtypeStruct, axes: int) -> None:
+  """Checks that an output is floating [B, ...] with at least `axes` axes, none of them empty.
+
+  Raises:
+    ValueError: another shape or dtype.
+  """
+  is_floating = jnp.issubdtype(output.dtype, jnp.floating)
+  if len(output.shape) < axes or 0 in output.shape[1:] or not is_floating:
+    raise ValueError(
+      f"output: expected floating values with at least {axes} axes, rows first, none empty; "
+      f"got {output.dtype} {tuple(output.shape)}"
+    )
+
+
+def _not_finite(output: jax.Array) -> jax.Array:
+  return jnp.isnan(output) | (output == jnp.inf)
+
+
+def _first_error(*marks_and_errors: tuple[jax.Array, int]) -> jax.Array:
+  """Returns for each example [B] the first error that is marked anywhere in it."""
+  errors = jnp.zeros(marks_and_errors[0][0].shape[0], jnp.uint8)
+  for marks, error in reversed(marks_and_errors):
+    is_marked = marks.reshape(len(errors), -1).any(-1)
+    errors = jnp.where(is_marked, jnp.uint8(error), errors)
+  return errors

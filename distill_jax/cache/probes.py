@@ -1,0 +1,63 @@
+"""Builds artificial examples, and reduces what a function returns for them to a few numbers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import PIL.Image
+
+from distill_jax.teachers import CACHED
+from distill_jax.types import Batch
+
+NUM_PROBES = 32
+NOT_INPUTS = ("id", "label", "view", "where")
+
+
+def input_names(arrays: Mapping[str, Any]) -> list[str]:
+  """Returns the names of the inputs: all but ids, labels and teacher outputs."""
+  return [name for name in arrays if name not in NOT_INPUTS and not name.startswith(CACHED)]
+
+
+def probe_batch(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Returns random examples, a row for each probe, with the inputs of arrays [N, ...]."""
+  rng = np.random.Generator(np.random.Philox(0))
+  numbers = np.arange(NUM_PROBES, dtype=np.int32)
+  batch = {"id": numbers, "view": numbers}
+  for name in sorted(input_names(arrays)):
+    shape = (NUM_PROBES, *arrays[name].shape[1:])
+    dtype = arrays[name].dtype
+    # uint8 is a pixel; other integers may be tokens of a vocabulary of any size.
+    high = 256 if dtype == np.uint8 else 2
+    is_floating = np.issubdtype(dtype, np.floating)
+    values = rng.random(shape) if is_floating else rng.integers(0, high, shape)
+    batch[name] = values.astype(dtype)
+  return {**batch, "label": np.zeros(NUM_PROBES, np.int32)}
+
+
+def probe_image(channels: int) -> PIL.Image.Image:
+  """Returns an image of random pixels."""
+  rng = np.random.Generator(np.random.Philox(1))
+  pixels = rng.integers(0, 256, (48, 64, channels), np.uint8)
+  return PIL.Image.fromarray(pixels if channels == 3 else pixels[..., 0])
+
+
+def row_sums(batch: Batch) -> list[float]:
+  """Returns one weighted sum per row, which depends on its values and their order."""
+  sums = np.zeros(len(batch["id"]))
+  for name in sorted(input_names(batch)):
+    rows = np.asarray(jax.device_get(batch[name]), np.float64).reshape(len(sums), -1)
+    rows = np.where(np.isfinite(rows), rows, 0)
+    sums += rows @ np.cos(np.arange(rows.shape[1])) / np.sqrt(rows.shape[1])
+  return [round(float(x), 4) for x in sums]
+
+
+def same_sums(a: list[float], b: list[float]) -> bool:
+  """Returns whether sums are equal but for rounding, which differs from device to device."""
+  return len(a) == len(b) and bool(np.allclose(a, b, rtol=1e-3, atol=1e-3))
+
+
+def same_output_sums(a: list[float], b: list[float]) -> bool:
+  """Returns whether sums of a network's outputs agree; low precision differs between devices."""
+  atol = 0.03 * max(map(abs, a), default=0)
+  return len(a) == len(b) and bool(np.allclose(a, b, rtol=0.03, atol=atol))

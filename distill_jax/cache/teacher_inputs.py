@@ -1,0 +1,193 @@
+"""Builds a teacher's input batches from arrays, from images that are cropped on demand, or text."""
+
+import functools
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from distill_jax.cache import identity
+from distill_jax.cache.probes import probe_image
+from distill_jax.data import Source
+from distill_jax.data.crops import Crop
+from distill_jax.data.images import Images
+from distill_jax.data.text.tokenized import PackedText
+
+THREADS = 16  # that read, decode and crop
+TEXT_ROWS = 4096  # read at once
+UNDECODABLE = 0  # source_crc of an image that cannot be decoded
+
+
+class ArrayInputs:
+  """The examples of a `Source`.
+
+  Attributes:
+    source: the `Source`.
+    shapes: name -> `ShapeDtypeStruct` [N, ...] of its arrays.
+  """
+
+  def __init__(self, source: Source):
+    self.source = source
+    self.shapes = identity.array_shapes(source.arrays)
+    self._order = np.argsort(source.ids)
+    self._sorted_ids = source.ids[self._order]
+
+  def identity(self) -> dict[str, Any]:
+    """Returns the `data` part of a cache's identity."""
+    source = self.source
+    tokenizer = {"vocabulary": source.vocabulary} if source.vocabulary else {}
+    return tokenizer | {
+      "inputs": identity.input_specs(self.shapes),
+      "name": source.name,
+      "examples": identity.examples_digest(source.ids, self._checksums),
+      "classes": identity.vocabulary(source.class_names),
+    }
+
+  def batch(self, ids: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the examples of these ids [B], all of the source, with their views [B]."""
+    positions = self.positions(ids)
+    batch = {name: values.take(positions, axis=0) for name, values in self.source.arrays.items()}
+    return batch | {"view": np.asarray(views, np.int32)}
+
+  def checksums(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns checksums of a batch's inputs before augmentation, uint32 [B]."""
+    return self._checksums[self.positions(batch["id"])]
+
+  def positions(self, ids: np.ndarray) -> np.ndarray:
+    """Returns the positions of these ids in the source."""
+    return self._order[np.searchsorted(self._sorted_ids, ids)]
+
+  @functools.cached_property
+  def _checksums(self) -> np.ndarray:
+    return identity.input_checksums(self.source.arrays, identity.input_specs(self.shapes))
+
+
+class ImageInputs:
+  """Crops of encoded `Images`: a view is computed from the image, its id and the view's number.
+
+  An image that cannot be decoded is black, and its rows are marked: no run reads them, because a
+  `data.Stream` leaves the image out as well.
+
+  Attributes:
+    source: the `Images`.
+    crop: `(image, id, view) -> float32 [size, size, channels]`.
+    shapes: name -> `ShapeDtypeStruct` [N, ...] of the arrays of all examples.
+  """
+
+  def __init__(self, images: Images, crop: Crop):
+    self.source = images
+    self.crop = crop
+    image_shape = crop(probe_image(images.channels), 0, 0).shape
+    row_specs = {"id": ((), np.int32), "image": (image_shape, np.float32), "label": ((), np.int32)}
+    self.shapes = {
+      name: jax.ShapeDtypeStruct((len(images), *shape), dtype)
+      for name, (shape, dtype) in row_specs.items()
+    }
+
+  def identity(self) -> dict[str, Any]:
+    """Returns the `data` part of a cache's identity."""
+    images = self.source
+    return {
+      "inputs": identity.input_specs(self.shapes),
+      "name": images.name,
+      "content": images.content,
+      "examples": identity.examples_digest(images.ids, np.zeros(len(images), np.uint32)),
+      "classes": identity.vocabulary(images.class_names),
+      "crop": identity.crop_identity(self.crop, images.channels),
+    }
+
+  def batch(self, ids: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns these views [B] of the examples of these ids [B]; undecodable images are black.
+
+    Raises:
+      BadImageError: more images are undecodable than the set allows.
+    """
+    ids = np.asarray(ids, np.int32)
+    views = np.asarray(views, np.int32)
+    with ThreadPoolExecutor(THREADS) as pool:
+      examples = list(pool.map(self._example, ids.tolist(), views.tolist()))
+    black = np.zeros(self.shapes["image"].shape[1:], np.float32)
+    return {
+      "id": ids,
+      "view": views,
+      "label": np.array([label for _, label in examples], np.int32),
+      "image": np.stack([black if image is None else image for image, _ in examples]),
+    }
+
+  def checksums(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns checksums of a batch's inputs, uint32 [B]; `UNDECODABLE` for such an image."""
+    is_decodable = np.array([int(id) not in self.source.bad for id in batch["id"]])
+    checksums = identity.input_checksums(batch, ["image"])
+    return np.where(is_decodable, checksums, np.uint32(UNDECODABLE))
+
+  def _example(self, id: int, view: int) -> tuple[np.ndarray | None, int]:
+    [(image, label)] = self.source.decode([id])
+    return (None if image is None else self.crop(image, id, view)), label
+
+
+class TextInputs:
+  """The rows of a text in a file; a cache of them equals one of the `Source` of `text.load`.
+
+  Attributes:
+    source: the `PackedText`.
+    shapes: name -> `ShapeDtypeStruct` [N, ...] of the arrays of all rows.
+  """
+
+  def __init__(self, text: PackedText):
+    self.source = text
+    self.shapes = text.shapes
+
+  def identity(self) -> dict[str, Any]:
+    """Returns the `data` part of a cache's identity; reads all rows."""
+    text = self.source
+    firsts = range(0, len(text), TEXT_ROWS)
+    parts = (text.rows(text.ids[first : first + TEXT_ROWS]) for first in firsts)
+    checksums = np.concatenate([self.checksums(part) for part in parts])
+    return {
+      "vocabulary": text.vocabulary,
+      "inputs": identity.input_specs(self.shapes),
+      "name": text.name,
+      "examples": identity.examples_digest(text.ids, checksums),
+      "classes": identity.vocabulary(text.class_names),
+    }
+
+  def batch(self, ids: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the examples of these ids [B], all of the source, with their views [B]."""
+    return self.source.rows(ids) | {"view": np.asarray(views, np.int32)}
+
+  def checksums(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns checksums of a batch's inputs, uint32 [B]."""
+    return identity.input_checksums(batch, identity.input_specs(self.shapes))
+
+
+TeacherInputs = ArrayInputs | ImageInputs | TextInputs
+
+
+def make_teacher_inputs(source: Any, crop: Crop | None) -> TeacherInputs:
+  """Returns the inputs of a `Source`, of `Images` and a crop, or of a `PackedText`.
+
+  Raises:
+    ValueError: another source, or a crop that is missing or not needed.
+  """
+  if isinstance(source, Source):
+    if crop is not None:
+      raise ValueError(
+        "crop: expected None for a data.Source, got a crop, which is for data.images.Images: leave "
+        "it out"
+      )
+    return ArrayInputs(source)
+  if isinstance(source, Images):
+    if crop is None:
+      raise ValueError(
+        f"crop: expected a crop of the images of {source.name!r}, got None: pass the one of the "
+        "student's data.Stream, such as data.crops.random_resized_crop(224, seed=0)"
+      )
+    return ImageInputs(source, crop)
+  if isinstance(source, PackedText):
+    return TextInputs(source)
+  raise ValueError(
+    "source: expected a data.Source, data.images.Images or data.tokenized.PackedText, got "
+    f"{type(source).__name__}: build one with data.Source(arrays, classes)"
+  )
