@@ -1,11 +1,12 @@
-"""Ahead of time: does it fit on chips that are not here, and what will a step cost?
+"""Computes the cost of a train step on chips that this machine may not have, and of a model here.
 
-Train steps are compiled by libtpu's own compiler on a machine that needs no TPU, and read: memory of a chip, FLOPs,
-communication between chips, and the time that a step takes at least.
+libtpu's own compiler compiles train steps on a machine that needs no TPU. The compiled programs
+show the memory of a chip, FLOPs, communication between chips, and a lower bound of a step's time.
 
     compile_for("v5e:4x4", student, teacher, objective, optimizer, batch).fits
 
-A floor is what no program of so many FLOPs can beat: real steps take longer.
+No program of so many FLOPs is faster than its lower bound: real steps take longer. `runtime.py`
+measures models on the device that is there.
 """
 
 from distill_jax.cost.analysis import Analysis, Parts

@@ -13,7 +13,7 @@ from distill_jax.types import Batch, Model, Variables
 def cached_teacher(
   teacher: Model, batch: Batch, codecs: Mapping[str, Codec]
 ) -> tuple[Model, Batch]:
-  """Returns a teacher without weights, like `Cache.model`, and the batch with the columns it decodes.
+  """Returns a teacher without weights, like `Cache.model`, and the batch with its columns.
 
   Args:
     teacher: model of which only the shapes of the outputs are used.

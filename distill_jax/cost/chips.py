@@ -1,4 +1,4 @@
-"""What is known of the chips, and how slices of them are named."""
+"""Lists the peaks of TPU chips, and parses the names of their slices."""
 
 import math
 import re
@@ -8,15 +8,16 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-  """Peaks of one chip.
+  """The peaks of one chip.
 
   Attributes:
-    kind: as Google names it.
+    kind: Google's name of it.
     flops: FLOP/s in bfloat16.
     bandwidth: bytes/s to and from its HBM.
-    memory: bytes of HBM that a program may use; libtpu keeps the rest of the 32, 16, 95 and 32 GB for itself.
-    axes: of a slice: 2 or 3.
-    source: of the peaks.
+    memory: bytes of HBM that a program may use; libtpu reserves the rest of the 32, 16, 95 and 32
+      GB.
+    axes: number of axes of a slice, 2 or 3.
+    source: page with the peaks.
   """
 
   kind: str
@@ -27,8 +28,8 @@ class Chip(NamedTuple):
   source: str
 
 
-# Peaks: "peak compute per chip (bf16)" and "HBM bandwidth" in Google's tables. Memory: what libtpu 0.0.42 calls
-# "available HBM" where it refuses a program.
+# Peaks: "peak compute per chip (bf16)" and "HBM bandwidth" in Google's tables. Memory: the
+# "available HBM" of libtpu 0.0.42 where it rejects a program.
 CHIPS = {
   "v4": Chip("TPU v4", 275e12, 1200e9, int(30.75 * GIB), 3, "cloud.google.com/tpu/docs/v4"),
   "v5e": Chip("TPU v5e", 197e12, 819e9, int(15.75 * GIB), 2, "cloud.google.com/tpu/docs/v5e"),
@@ -37,42 +38,44 @@ CHIPS = {
     "TPU v6e (Trillium)", 918e12, 1638e9, int(31.25 * GIB), 2, "cloud.google.com/tpu/docs/v6e"
   ),
 }
-_HOST = (2, 2, 1)  # chips that one host has, at most, unless libtpu is told otherwise
+# Largest grid of chips that libtpu gives one host by default.
+_HOST = (2, 2, 1)
 
 
 class Slice(NamedTuple):
-  """Chips of one kind in a grid or torus of this shape."""
+  """A grid or torus of chips of one kind."""
 
   chip: Chip
   shape: tuple[int, ...]
 
   @property
   def size(self) -> int:
+    """Number of chips."""
     return math.prod(self.shape)
 
 
-def slice_of(topology: str) -> Slice:
-  """The slice of a name such as 'v5e:4x4' or 'v5p:8x8x8'.
+def parse_topology(topology: str) -> Slice:
+  """Returns the slice of a name such as 'v5e:4x4' or 'v5p:8x8x8'.
 
   Raises:
-    ValueError: there is no such chip, or the shape has another number of axes than its slices have.
+    ValueError: there is no such chip, or its slices have another number of axes.
   """
   name, _, sizes = topology.partition(":")
-  wanted = f"topology: expected 'cpu', or a chip and a shape such as 'v5e:4x4' or 'v5p:2x2x1', got {topology!r}"
+  text = f"topology: expected 'cpu', 'v5e:4x4', 'v5p:2x2x1' or the like, got {topology!r}"
   if name not in CHIPS:
-    raise ValueError(f"{wanted}; chips: {', '.join(CHIPS)}")
+    raise ValueError(f"{text}: use a chip of {', '.join(CHIPS)}")
   if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes):
-    raise ValueError(wanted)
+    raise ValueError(text)
   shape = tuple(map(int, sizes.split("x")))
   if len(shape) != CHIPS[name].axes:
-    raise ValueError(f"{wanted}: slices of {name} have {CHIPS[name].axes} axes")
+    raise ValueError(f"{text}: slices of {name} have {CHIPS[name].axes} axes")
   return Slice(CHIPS[name], shape)
 
 
 def topology_options(topology: str) -> dict[str, Any]:
-  """What libtpu has to be told beside the name, to describe the slice as jax shows it on such a slice."""
-  slice_ = slice_of(topology)
-  # A v4 chip has two cores, which jax joins to one device; the description would list them apart.
+  """Returns libtpu's options for the devices that jax shows on such a slice."""
+  slice_ = parse_topology(topology)
+  # A v4 chip has two cores, which jax joins to one device; by default libtpu lists both.
   options: dict[str, Any] = {"chip_config_name": "megacore"} if slice_.chip is CHIPS["v4"] else {}
   shape = (*slice_.shape, 1)[:3]
   if any(size < host for size, host in zip(shape, _HOST)):

@@ -1,4 +1,4 @@
-"""Programs that are lowered in one process and may be compiled in another, and what compiling them shows."""
+"""Lowers programs in one process, compiles them in the same or another, and reads their costs."""
 
 import re
 import time
@@ -16,8 +16,9 @@ from distill_jax.distributed.platform import tracing_for
 
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _MEASURE = r"([\d.]+)([KMGTB]?)"
-# "the total memory required for HLO temporaries (74.53G) exceeds available HBM (15.75G)"; "Used 28.7G of 15.7G hbm"
-_REFUSALS = (
+# "the total memory required for HLO temporaries (74.53G) exceeds available HBM (15.75G)"; "Used
+# 28.7G of 15.7G hbm"
+_MEMORY_ERRORS = (
   rf"required[^(]*\({_MEASURE}\) exceeds available[^(]*\({_MEASURE}\)",
   rf"Used {_MEASURE} of {_MEASURE}",
 )
@@ -27,8 +28,8 @@ class Program(NamedTuple):
   """A function of flat arguments, lowered for a platform and a mesh.
 
   Attributes:
-    exported: what `jax.export` serializes.
-    donated: how many of its arguments, from the first, are donated.
+    exported: the function as `jax.export` serializes it.
+    donated: number of its arguments, from the first, that are donated.
     products: FLOPs of its matrix products and convolutions, over all devices (`product_flops`).
   """
 
@@ -38,11 +39,13 @@ class Program(NamedTuple):
 
 
 class Memory(NamedTuple):
-  """Bytes on one device.
+  """The memory of a program on one device, in bytes.
 
   Attributes:
-    arguments, outputs: of which `aliased` bytes are the same, donated.
-    temporaries: at their peak.
+    arguments: arguments, including the donated ones.
+    outputs: results, including those that reuse donated arguments.
+    aliased: donated arguments that results reuse.
+    temporaries: intermediate arrays at their peak.
     code: the program itself.
   """
 
@@ -54,19 +57,19 @@ class Memory(NamedTuple):
 
 
 class Compiled(NamedTuple):
-  """What a compiled program costs on one device each time it runs.
+  """The cost of a compiled program on one device each time it runs.
 
   Attributes:
-    seconds: it took to compile.
-    needed: bytes of memory.
-    available: bytes of memory that the compiler says there are; None: it said nothing.
-    memory: what the needed bytes are for; None, as all that follows, where the compiler refused the program because
-      it does not fit.
-    flops: as XLA counts them: those in a loop once.
-    accessed: bytes read and written, as XLA counts them: also between memories of the chip.
-    collectives, loops: from the text of the program.
-    products: FLOPs of matrix products and convolutions before compilation, in a loop as often as it runs, spread evenly
-      over the devices.
+    seconds: time of the compilation.
+    needed: bytes of memory that the program needs.
+    available: bytes of memory that the compiler reports as available; None: it reports nothing.
+    memory: what the needed bytes are for; None, like all that follow, if the compiler rejected the
+      program because it does not fit.
+    flops: FLOPs by XLA's count, those in a loop once.
+    accessed: bytes read and written by XLA's count, also between memories of the chip.
+    collectives, loops: contents of the program's text.
+    products: FLOPs of matrix products and convolutions before compilation, in a loop as often as it
+      runs, divided by the number of devices.
   """
 
   seconds: float
@@ -90,27 +93,26 @@ def lower(
   *,
   donate: bool = False,
 ) -> Program:
-  """The program of `function(*arguments)`; nothing is computed, and no device is needed.
+  """Returns the program of `function(*arguments)`; nothing is computed, and no device is needed.
 
   Args:
-    function: pure, of trees of arrays.
+    function: pure function of trees of arrays.
     arguments: trees of arrays or `ShapeDtypeStruct`s.
-    specs: for each argument a tree of `PartitionSpec`s, each for a leaf or for a whole branch.
-    out_specs: the same for what the function returns.
-    mesh: the axes that the specs name.
+    specs: for each argument a tree of `PartitionSpec`s, each for a leaf or for a branch.
+    out_specs: the same for the results.
+    mesh: mesh with the axes that the specs name.
     platform: 'tpu', 'cpu' ...
-    donate: the first argument is donated.
+    donate: whether the first argument is donated.
   """
   leaves, structure = jax.tree.flatten(tuple(arguments))
 
-  # Flat, because a serialized program knows no named tuples.
+  # Flat, because a serialized program has no named tuples.
   def flat(*leaves):
     return tuple(jax.tree.leaves(function(*jax.tree.unflatten(structure, leaves))))
 
   def shardings(specs, tree):
-    return tuple(
-      NamedSharding(mesh, spec) for spec in jax.tree.leaves(jax.tree.broadcast(specs, tree))
-    )
+    leaf_specs = jax.tree.leaves(jax.tree.broadcast(specs, tree))
+    return tuple(NamedSharding(mesh, spec) for spec in leaf_specs)
 
   with tracing_for(platform):
     outputs = jax.eval_shape(function, *arguments)
@@ -126,9 +128,14 @@ def lower(
 
 
 def compile_on(program: Program, mesh: Mesh) -> Compiled:
-  """Compiles a program for the devices of a mesh, which may be descriptions of devices.
+  """Compiles a program, which may have been lowered in another process.
 
-  The mesh has the axes that the program was lowered for.
+  Args:
+    program: program of `lower`.
+    mesh: devices, or descriptions of them, with the axes that the program was lowered for.
+
+  Raises:
+    RuntimeError: the compiler failed for another reason than memory.
   """
   exported = jax.export.deserialize(bytearray(program.exported))
   jitted = jax.jit(
@@ -142,52 +149,68 @@ def compile_on(program: Program, mesh: Mesh) -> Compiled:
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    needed, available = refusal(str(error))
+    needed, available = parse_memory_error(str(error))
     return Compiled(time.time() - start, needed, available)
-  seconds, text = time.time() - start, compiled.as_text() or ""
-  stats: Any = compiled.memory_analysis()
-  memory = Memory(
-    stats.argument_size_in_bytes,
-    stats.output_size_in_bytes,
-    stats.alias_size_in_bytes,
-    stats.temp_size_in_bytes,
-    stats.generated_code_size_in_bytes,
-  )
-  needed = memory.arguments + memory.outputs - memory.aliased + memory.temporaries + memory.code
+  seconds = time.time() - start
+  text = compiled.as_text() or ""
+  memory = _memory_of(compiled)
   cost: Any = compiled.cost_analysis() or {}
-  counted = cost.get("flops"), cost.get("bytes accessed")
-  products = program.products / mesh.size
-  return Compiled(seconds, needed, None, memory, *counted, collectives(text), loops(text), products)
+  return Compiled(
+    seconds=seconds,
+    needed=memory.arguments + memory.outputs - memory.aliased + memory.temporaries + memory.code,
+    memory=memory,
+    flops=cost.get("flops"),
+    accessed=cost.get("bytes accessed"),
+    collectives=collectives(text),
+    loops=loops(text),
+    products=program.products / mesh.size,
+  )
 
 
-def refusal(message: str) -> tuple[int, int]:
-  """(bytes needed, bytes available) from a compiler's message that a program does not fit.
+def parse_memory_error(message: str) -> tuple[int, int]:
+  """Returns (bytes needed, bytes available) from a compiler's message that a program does not fit.
 
   Raises:
-    RuntimeError: it says something else.
+    RuntimeError: the message is about something else.
   """
-  for pattern in _REFUSALS:
-    found = re.search(pattern, message)
-    if found and "RESOURCE_EXHAUSTED" in message:
-      sizes = found.groups()
-      return tuple(int(float(n) * _UNITS[unit]) for n, unit in zip(sizes[::2], sizes[1::2]))  # type: ignore[return-value]
+  for pattern in _MEMORY_ERRORS:
+    match = re.search(pattern, message)
+    if match and "RESOURCE_EXHAUSTED" in message:
+      needed, needed_unit, available, available_unit = match.groups()
+      return _bytes(needed, needed_unit), _bytes(available, available_unit)
   raise RuntimeError(f"the compiler failed: {message}")
 
 
 def shapes_of(tree: Any) -> Any:
+  """Returns the tree with a `ShapeDtypeStruct` instead of each array."""
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
-def plain(compiled: Compiled) -> dict[str, Any]:
-  """What json can hold."""
+def to_json(compiled: Compiled) -> dict[str, Any]:
+  """Returns the cost of a program as values that json can hold."""
   return {**compiled._asdict(), "memory": compiled.memory and compiled.memory._asdict()}
 
 
-def from_plain(values: Mapping[str, Any]) -> Compiled:
-  """The inverse of `plain`."""
+def from_json(values: Mapping[str, Any]) -> Compiled:
+  """Returns the cost of a program from the values of `to_json`."""
   memory = values["memory"]
   return Compiled(**values)._replace(
     memory=None if memory is None else Memory(**memory),
-    collectives=tuple(Collective(*c) for c in values["collectives"]),
+    collectives=tuple(Collective(*collective) for collective in values["collectives"]),
     loops=tuple(Loop(*loop) for loop in values["loops"]),
   )
+
+
+def _memory_of(compiled: Any) -> Memory:
+  stats = compiled.memory_analysis()
+  return Memory(
+    arguments=stats.argument_size_in_bytes,
+    outputs=stats.output_size_in_bytes,
+    aliased=stats.alias_size_in_bytes,
+    temporaries=stats.temp_size_in_bytes,
+    code=stats.generated_code_size_in_bytes,
+  )
+
+
+def _bytes(number: str, unit: str) -> int:
+  return int(float(number) * _UNITS[unit])

@@ -1,4 +1,4 @@
-"""FLOPs as a traced program has them: the loops of a compiled one are counted once by XLA."""
+"""Counts FLOPs in a traced program: in a compiled one, XLA counts a loop once."""
 
 import math
 from collections.abc import Iterator
@@ -10,13 +10,14 @@ from jax.interpreters import partial_eval
 
 
 def product_flops(jaxpr: ClosedJaxpr) -> float:
-  """Of the matrix products and convolutions that a program's results depend on, over all devices.
+  """Returns the FLOPs of the matrix products and convolutions that the results depend on.
 
-  A scan's body counts as often as it runs, a `while`'s once, of a `cond` the branch with most. Two for a product and
-  its sum; taps of a convolution that fall on the border count too.
+  They are those of all devices. The body of a scan counts as often as it runs, that of a `while`
+  once, and of a `cond` the branch with most FLOPs. A product and its sum count two; taps of a
+  convolution on the border count too.
   """
-  used, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, True)
-  return _flops(used)
+  live, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, True)
+  return _flops(live)
 
 
 def _flops(jaxpr) -> float:
@@ -28,20 +29,20 @@ def _of_equation(equation) -> float:
   if name == "dot_general":
     (contract, _), _ = params["dimension_numbers"]
     left = equation.invars[0].aval.shape
-    return (
-      2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contract)
-    )
+    terms = math.prod(left[axis] for axis in contract)
+    return 2 * math.prod(equation.outvars[0].aval.shape) * terms
   if name == "conv_general_dilated":
-    kernel, layout = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
+    kernel = equation.invars[1].aval.shape
+    layout = params["dimension_numbers"].rhs_spec
     return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[layout[0]]
-  inner = [_flops(part) for part in _parts(list(params.values()))]
+  inner = [_flops(jaxpr) for jaxpr in _inner_jaxprs(list(params.values()))]
   if name == "cond":
     return max(inner)
   return sum(inner) * (params["length"] if name == "scan" else 1)
 
 
-def _parts(values: Any) -> Iterator[Any]:
-  """The programs among an equation's parameters."""
+def _inner_jaxprs(values: Any) -> Iterator[Any]:
+  """Yields the programs among an equation's parameters."""
   for value in jax.tree.leaves(values, is_leaf=lambda x: hasattr(x, "jaxpr")):
     value = getattr(value, "jaxpr", value)
     if hasattr(value, "eqns"):

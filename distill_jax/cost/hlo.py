@@ -1,7 +1,7 @@
-"""What the text of a compiled program says about communication and loops.
+"""Parses communication and loops from the text of a compiled program.
 
-`compiled.as_text()` is XLA's optimized HLO for one device: computations, one after the other, each a list of
-`%name = type opcode(operands), attributes`.
+`compiled.as_text()` is XLA's optimized HLO for one device: computations, one after the other, each
+a list of `%name = type opcode(operands), attributes`.
 """
 
 import math
@@ -31,12 +31,12 @@ class Collective(NamedTuple):
 
   Attributes:
     kind: 'all-reduce', 'reduce-scatter', 'all-gather' ...
-    dtype: of the arrays, 'bf16'; several as 'bf16+f32'.
-    group: how many devices take part together.
-    calls: per execution of the program, those in loops once for each trip.
-    bytes: per execution, of the whole arrays: what each device gives to an all-reduce or a reduce-scatter, and gets
-      from an all-gather. How much of that crosses a link depends on the algorithm.
-    exact: False where some are in a loop of unknown length, of which one trip is counted.
+    dtype: dtype of the arrays, 'bf16'; several as 'bf16+f32'.
+    group: number of devices that communicate.
+    calls: calls per execution of the program, those in loops once for each trip.
+    bytes: bytes of the full arrays per execution: the input of an all-reduce or a reduce-scatter on
+      each device, or the output of an all-gather. How many cross a link depends on the algorithm.
+    exact: False if some calls are in a loop of unknown length, of which one trip is counted.
   """
 
   kind: str
@@ -48,11 +48,12 @@ class Collective(NamedTuple):
 
 
 class Loop(NamedTuple):
-  """A `while`.
+  """A `while` loop.
 
   Attributes:
-    trips: how often its body runs each time; None: unknown.
-    products: convolutions and matrix products in its body. XLA's cost analysis counts the FLOPs of one trip.
+    trips: number of times its body runs in each execution; None: unknown.
+    products: number of convolutions and matrix products in its body. XLA's cost analysis counts the
+      FLOPs of one trip.
   """
 
   trips: int | None
@@ -73,18 +74,22 @@ class _Program(NamedTuple):
 
 
 class _Use(NamedTuple):
-  """How often a computation runs per execution of the program."""
+  """The number of times that a computation runs per execution of the program."""
 
   times: int
   exact: bool
 
 
 def collectives(text: str) -> tuple[Collective, ...]:
-  """The communication in the text of a compiled program, largest first; see `Collective`."""
+  """Returns the communication in the text of a compiled program, largest first.
+
+  Raises:
+    ValueError: it is no text of a compiled program.
+  """
   program = _parse(text)
-  found: dict[tuple[str, str, int], Collective] = {}
-  # An asynchronous one that is fused with other work stands in several computations, under one channel.
-  seen: set[tuple[str, str]] = set()
+  sums: dict[tuple[str, str, int], Collective] = {}
+  # An asynchronous one that is fused with other work is in several computations, under one channel.
+  channels: set[tuple[str, str]] = set()
   for computation, use in _uses(program).items():
     for instruction in program.computations[computation]:
       kind = instruction.opcode.removesuffix("-start")
@@ -92,72 +97,78 @@ def collectives(text: str) -> tuple[Collective, ...]:
         continue
       channel = re.search(r"\bchannel_id=(\d+)", instruction.rest)
       if channel:
-        if (kind, channel[1]) in seen:
+        if (kind, channel[1]) in channels:
           continue
-        seen.add((kind, channel[1]))
-      one = _collective(computation, instruction, kind, program.devices)
-      key = one.kind, one.dtype, one.group
-      old = found.get(key, Collective(*key, 0, 0, True))
-      found[key] = old._replace(
+        channels.add((kind, channel[1]))
+      collective = _collective(computation, instruction, kind, program.devices)
+      key = collective.kind, collective.dtype, collective.group
+      old = sums.get(key, Collective(*key, 0, 0, True))
+      sums[key] = old._replace(
         calls=old.calls + use.times,
-        bytes=old.bytes + use.times * one.bytes,
+        bytes=old.bytes + use.times * collective.bytes,
         exact=old.exact and use.exact,
       )
-  return tuple(sorted(found.values(), key=lambda c: -c.bytes))
+  return tuple(sorted(sums.values(), key=lambda c: -c.bytes))
 
 
 def loops(text: str) -> tuple[Loop, ...]:
-  """The `while` loops in the text of a compiled program, those inside others too."""
+  """Returns the `while` loops in the text of a compiled program, including those inside others.
+
+  Raises:
+    ValueError: it is no text of a compiled program.
+  """
   program = _parse(text)
-  found = []
+  result = []
   for computation in _uses(program):
     for instruction in program.computations[computation]:
       if instruction.opcode == "while":
-        inside = [
-          i
-          for name in _reached(program, _called(instruction)["body"])
-          for i in program.computations[name]
-        ]
-        found.append(Loop(_trips(program, instruction), sum(map(_is_product, inside))))
-  return tuple(found)
+        body = _reachable(program, _called(instruction)["body"])
+        instructions = [i for name in body for i in program.computations[name]]
+        products = sum(map(_is_product, instructions))
+        result.append(Loop(_trips(program, instruction), products))
+  return tuple(result)
 
 
 def _collective(computation: str, instruction: _Instruction, kind: str, devices: int) -> Collective:
   arrays = list(_arrays(instruction.type))
   if instruction.opcode.endswith("-start") and kind != "all-reduce":
-    arrays = [a for a in arrays if a != ("u32", 4)]  # contexts
-    half = len(arrays) // 2  # operands and results
+    # Without the contexts, the first half are operands and the second half results.
+    arrays = [array for array in arrays if array != ("u32", 4)]
+    half = len(arrays) // 2
     arrays = arrays[:half] if kind == "collective-permute" else arrays[half:]
   group = _group(instruction.rest, devices)
-  total = sum(size for _, size in arrays)
+  size = sum(size for _, size in arrays)
   if kind == "reduce-scatter":
-    total *= group
-  if kind == "all-reduce" and computation.startswith(
-    "all-reduce-scatter"
-  ):  # TPU: a fusion that keeps one part
+    size *= group
+  # On TPUs, a fusion that keeps one part of an all-reduce.
+  if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
     kind = "reduce-scatter"
-  return Collective(kind, "+".join(sorted({dtype for dtype, _ in arrays})), group, 1, total, True)
+  return Collective(kind, "+".join(sorted({dtype for dtype, _ in arrays})), group, 1, size, True)
 
 
 def _group(attributes: str, devices: int) -> int:
-  """How many devices are in one group, from any of XLA's notations."""
-  found = re.search(r"replica_groups=(.*)", attributes)
-  if found is None:  # collective-permute: pairs
+  """Returns the number of devices in one group, from any of XLA's notations."""
+  match = re.search(r"replica_groups=(.*)", attributes)
+  if match is None:
+    # A collective-permute has pairs.
     return 2
-  groups = found[1]
-  if groups.startswith("mesh["):  # mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a','b':(1)2}
+  groups = match[1]
+  # mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a','b':(1)2}
+  if groups.startswith("mesh["):
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", groups.partition("]")[0]))
     axes = re.search(r"\{([^}]*)\}", groups)
-    used = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[1]) if axes else []
-    return math.prod(int(part or sizes[name]) for name, part in used)
-  if groups.startswith("["):  # [groups,devices]<=[4,2]T(1,0)
+    names = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[1]) if axes else []
+    return math.prod(int(part or sizes[name]) for name, part in names)
+  # [groups,devices]<=[4,2]T(1,0)
+  if groups.startswith("["):
     return int(re.findall(r"\d+", groups)[1])
-  first = re.match(r"\{\{([\d, ]*)\}", groups)  # {{0,1},{2,3}}; {} is one group of all
+  # {{0,1},{2,3}}; {} is one group of all.
+  first = re.match(r"\{\{([\d, ]*)\}", groups)
   return len(first[1].split(",")) if first else devices
 
 
 def _uses(program: _Program) -> dict[str, _Use]:
-  """The computations that run, the entry first."""
+  """Returns how often each computation runs, the entry first."""
   uses: dict[str, _Use] = {}
 
   def visit(name: str, use: _Use) -> None:
@@ -176,28 +187,29 @@ def _uses(program: _Program) -> dict[str, _Use]:
   return uses
 
 
-def _reached(program: _Program, start: str) -> set[str]:
-  """The computation and all that it calls."""
-  found: set[str] = set()
+def _reachable(program: _Program, start: str) -> set[str]:
+  """Returns the computation and all that it calls."""
+  names: set[str] = set()
   new = {start}
   while new:
-    found |= new
-    new = {
-      name for old in new for i in program.computations[old] for name in _all_called(i)
-    } - found
-  return found
+    names |= new
+    instructions = [i for name in new for i in program.computations[name]]
+    new = {name for i in instructions for name in _all_called(i)} - names
+  return names
 
 
 def _trips(program: _Program, loop: _Instruction) -> int | None:
-  """From XLA's own note, or from a condition `counter < constant`: what a scan becomes counts up from 0."""
-  noted = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
-  if noted:
-    return int(noted[1])
+  """Returns the trips by XLA's own note, or by a condition `counter < constant`.
+
+  What a scan becomes counts up from 0.
+  """
+  note = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
+  if note:
+    return int(note[1])
   condition = program.computations[_called(loop)["condition"]]
   limits = {i.name: i.rest for i in condition if i.opcode == "constant"}
-  tests = [
-    i.rest for i in condition if i.opcode not in ("parameter", "get-tuple-element", "constant")
-  ]
+  trivial = ("parameter", "get-tuple-element", "constant")
+  tests = [i.rest for i in condition if i.opcode not in trivial]
   test = re.match(r"%[\w.-]+, %([\w.-]+)\), direction=LT", tests[0]) if len(tests) == 1 else None
   limit = re.match(r"(\d+)\)", limits.get(test[1], "")) if test else None
   return int(limit[1]) if limit else None
@@ -205,8 +217,8 @@ def _trips(program: _Program, loop: _Instruction) -> int | None:
 
 def _is_product(instruction: _Instruction) -> bool:
   target = re.search(r'custom_call_target="([^"]*)"', instruction.rest)
-  named = target and re.search("gemm|matmul|conv|dot", target[1].lower())
-  return instruction.opcode in ("convolution", "dot") or bool(named)
+  is_product = target and re.search("gemm|matmul|conv|dot", target[1].lower())
+  return instruction.opcode in ("convolution", "dot") or bool(is_product)
 
 
 def _called(instruction: _Instruction) -> dict[str, str]:
@@ -221,7 +233,7 @@ def _all_called(instruction: _Instruction) -> list[str]:
 
 
 def _arrays(type_: str) -> Iterator[tuple[str, int]]:
-  """(dtype, bytes) of each array in a type."""
+  """Yields (dtype, bytes) of each array in a type."""
   for dtype, sizes in _ARRAY.findall(type_):
     bits = _BITS[dtype] if dtype in _BITS else int(re.findall(r"\d+", dtype)[0])
     count = math.prod(int(size.strip("<= ")) for size in sizes.split(",") if size)
@@ -230,7 +242,9 @@ def _arrays(type_: str) -> Iterator[tuple[str, int]]:
 
 def _parse(text: str) -> _Program:
   computations: dict[str, list[_Instruction]] = {}
-  entry, current, devices = "", None, 1
+  entry = ""
+  current: list[_Instruction] | None = None
+  devices = 1
   for line in text.splitlines():
     if line.startswith("HloModule"):
       sizes = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", line)
@@ -241,25 +255,25 @@ def _parse(text: str) -> _Program:
     elif current is not None and (instruction := _instruction(line)):
       current.append(instruction)
   if not entry:
-    raise ValueError("expected the text of a compiled program (compiled.as_text()), found no ENTRY")
+    raise ValueError("text: expected a compiled program (compiled.as_text()), got no ENTRY in it")
   return _Program(computations, entry, devices)
 
 
 def _instruction(line: str) -> _Instruction | None:
-  found = re.match(r"\s+(?:ROOT )?%?([\w.-]+) = (.*)", line)
-  if found is None:
+  match = re.match(r"\s+(?:ROOT )?%?([\w.-]+) = (.*)", line)
+  if match is None:
     return None
-  rest = found[2]
+  rest = match[2]
   end = _closing(rest) + 1 if rest.startswith("(") else rest.index(" ")
   call = re.match(r"\s*([\w-]+)\((.*)", rest[end:])
-  return _Instruction(found[1], rest[:end], call[1], call[2]) if call else None
+  return _Instruction(match[1], rest[:end], call[1], call[2]) if call else None
 
 
 def _closing(text: str) -> int:
-  """The place of the bracket that closes the first one."""
+  """Returns the index of the bracket that closes the first one."""
   depth = 0
-  for place, letter in enumerate(text):
+  for index, letter in enumerate(text):
     depth += (letter == "(") - (letter == ")")
     if depth == 0:
-      return place
-  raise ValueError(f"no closing bracket in {text[:80]!r}")
+      return index
+  raise ValueError(f"text: expected a closing bracket, got none in {text[:80]!r}")

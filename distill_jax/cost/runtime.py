@@ -20,8 +20,8 @@ def measure_cost(
 ) -> dict[str, float]:
   """Returns size, FLOPs, latency and throughput of a model in evaluation mode.
 
-  The compiled program computes the primary outputs (`primary_outputs`: the logits), so features that
-  only distillation reads cost nothing.
+  The compiled program computes the primary outputs (`primary_outputs`: the logits), so features
+  that only distillation reads cost nothing.
 
   Args:
     model: only its `apply` is used.

@@ -1,4 +1,4 @@
-"""A distillation with group norm, whose costs can be counted by hand."""
+"""A distillation with group norm whose costs have formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ class Net(nnx.Module):
 
 
 def parameters(width):
-  """Of a `Net`: kernels and biases of two convolutions and the head, scale and bias of the norm."""
+  """Returns the number of parameters of a `Net`: two convolutions, the norm and the head."""
   return 9 * 3 * width + width + 2 * width + 9 * width * width + width + 10 * width + 10
 
 
@@ -43,7 +43,7 @@ def batch(rows=ROWS, side=32):
 
 
 def job(**options):
-  """Arguments of `compile_for` after the topology: a student of width 8, a teacher of width 16."""
+  """Returns arguments of `compile_for` after the topology, with widths of 8 and 16."""
   objective = objectives.weighted(
     soft=(1.0, objectives.logits(losses.kl_divergence, temperature=1.0))
   )

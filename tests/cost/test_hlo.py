@@ -1,4 +1,4 @@
-"""Communication and loops in the text of compiled programs: snippets counted by hand, and programs of known traffic."""
+"""Communication and loops in texts of compiled programs that are counted by hand."""
 
 import functools
 
@@ -27,9 +27,9 @@ ENTRY %main (x: f32[4]) -> f32[4] {{
 """
 
 
-def one(line, **others):
-  [found] = collectives(module(line, **others))
-  return found
+def parse_one(line, **others):
+  [collective] = collectives(module(line, **others))
+  return collective
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,9 @@ def one(line, **others):
   ],
 )
 def test_groups_in_every_notation(groups, size):
-  line = f"%r = f32[4]{{0}} all-reduce(%x), channel_id=1, {groups}, use_global_device_ids=true, to_apply=%sum"
-  assert one(line) == Collective("all-reduce", "f32", size, 1, 16, True)
+  attributes = f"channel_id=1, {groups}, use_global_device_ids=true, to_apply=%sum"
+  line = f"%r = f32[4]{{0}} all-reduce(%x), {attributes}"
+  assert parse_one(line) == Collective("all-reduce", "f32", size, 1, 16, True)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,8 @@ def test_groups_in_every_notation(groups, size):
   [
     ("%r = f32[] all-reduce(%x), replica_groups={{0,1}}, to_apply=%sum", "all-reduce", "f32", 4),
     (
-      "%r = (bf16[3,5]{1,0:T(8,128)(2,1)S(1)}, f32[]{:T(128)}, /*index=2*/bf16[7]{0}) all-reduce(%x, %x, %x), "
+      "%r = (bf16[3,5]{1,0:T(8,128)(2,1)S(1)}, f32[]{:T(128)}, /*index=2*/bf16[7]{0}) "
+      "all-reduce(%x, %x, %x), "
       "replica_groups=[1,2]<=[2], to_apply=%sum",
       "all-reduce",
       "bf16+f32",
@@ -78,7 +80,8 @@ def test_groups_in_every_notation(groups, size):
       32,
     ),
     (
-      "%r = ((f32[4], f32[2]), (f32[8], f32[4])) all-gather-start(%x, %x), replica_groups={{0,1}}, dimensions={0}",
+      "%r = ((f32[4], f32[2]), (f32[8], f32[4])) all-gather-start(%x, %x), "
+      "replica_groups={{0,1}}, dimensions={0}",
       "all-gather",
       "f32",
       48,
@@ -102,7 +105,8 @@ def test_groups_in_every_notation(groups, size):
       4,
     ),
     (
-      "%r = (c64[3], c64[3], u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), source_target_pairs={{0,1}}",
+      "%r = (c64[3], c64[3], u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), "
+      "source_target_pairs={{0,1}}",
       "collective-permute",
       "c64",
       24,
@@ -115,13 +119,14 @@ def test_groups_in_every_notation(groups, size):
     ),
   ],
 )
-def test_bytes_are_those_of_the_whole_arrays(line, kind, dtype, bytes_):
-  assert one(line) == Collective(kind, dtype, 2, 1, bytes_, True)
+def test_bytes_are_those_of_the_full_arrays(line, kind, dtype, bytes_):
+  assert parse_one(line) == Collective(kind, dtype, 2, 1, bytes_, True)
 
 
-def test_what_a_start_began_is_not_counted_again_when_it_is_done():
+def test_asynchronous_calls_count_once():
   text = module(
-    "%s = (f32[4], f32[8]) all-gather-start(%x), channel_id=1, replica_groups={{0,1}}, dimensions={0}",
+    "%s = (f32[4], f32[8]) all-gather-start(%x), channel_id=1, replica_groups={{0,1}}, "
+    "dimensions={0}",
     "%d = f32[8] all-gather-done(%s)",
     "%u = ((f32[4]), f32[2]) async-start(%x), calls=%scatter",
     "%v = ((f32[4]), f32[2]) async-update(%u), calls=%scatter",
@@ -129,7 +134,7 @@ def test_what_a_start_began_is_not_counted_again_when_it_is_done():
     others="""
 %scatter (p: f32[4]) -> f32[2] {
   %p = f32[4] parameter(0)
-  ROOT %r = f32[2] reduce-scatter(%p), channel_id=2, replica_groups={{0,1}}, dimensions={0}, to_apply=%sum
+  ROOT %r = f32[2] reduce-scatter(%p), channel_id=2, replica_groups={{0,1}}, to_apply=%sum
 }
 """,
   )
@@ -143,8 +148,9 @@ def fused(name, line):
   return f"\n%{name} (p: f32[4]) -> f32[4] {{\n  %p = f32[4] parameter(0)\n  ROOT {line}\n}}\n"
 
 
-def test_one_that_is_fused_with_others_work_counts_once():
-  # TPU: a start, a matrix product beside it, and an end, each with a copy of the collective under the same channel.
+def test_fused_copies_of_one_channel_count_once():
+  # On TPUs a start, a matrix product and an end each have a copy of the collective, under one
+  # channel.
   line = "%g = f32[8] all-gather(%p), channel_id=13, replica_groups=[1,2]<=[2], dimensions={0}"
   text = module(
     *(f"%f{i} = f32[8] fusion(%x), kind=kCustom, calls=%part.{i}" for i in range(3)),
@@ -153,7 +159,7 @@ def test_one_that_is_fused_with_others_work_counts_once():
   assert collectives(text) == (Collective("all-gather", "f32", 2, 1, 32, True),)
 
 
-def test_a_fused_all_reduce_that_keeps_a_part_is_a_reduce_scatter():
+def test_fused_all_reduce_of_a_part_is_a_reduce_scatter():
   line = "%r = f32[4] all-reduce(%p), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%sum"
   text = module(
     "%f = f32[2] fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3",
@@ -206,13 +212,13 @@ def test_trips_of_a_loop(condition, attributes, trips):
   other, line = loop("while.1", condition, attributes)
   text = module(line.replace("(%p)", "(%x)"), others=other)
   assert loops(text) == (Loop(trips, 0),)
-  [found] = collectives(text)
-  assert found == Collective(
+  [collective] = collectives(text)
+  assert collective == Collective(
     "all-reduce", "f32", 8, trips or 1, 16 * (trips or 1), trips is not None
   )
 
 
-def test_loops_in_loops_multiply_and_products_are_seen_through_fusions():
+def test_nested_loops_multiply_and_fusions_have_products():
   product = "%r = f32[4] fusion(%p), kind=kOutput, calls=%fused"
   inner, line = loop("inner", counted("LT", 3), inside=product)
   outer, outer_line = loop("outer", counted("LT", 4), inside=line)
@@ -234,7 +240,7 @@ def test_both_branches_of_a_conditional_count():
   assert collectives(text) == (Collective("all-reduce", "f32", 2, 2, 32, True),)
 
 
-def test_equal_ones_are_added_up_and_the_largest_comes_first():
+def test_equal_collectives_add_up_in_the_order_of_bytes():
   line = "= {} all-reduce(%x), replica_groups={{{{0,1}}}}, to_apply=%sum"
   text = module(
     *(f"%r{i} {line.format(t)}" for i, t in enumerate(("f32[4]", "bf16[20]", "f32[2]")))
@@ -245,12 +251,12 @@ def test_equal_ones_are_added_up_and_the_largest_comes_first():
   ]
 
 
-def test_other_text_is_refused():
-  with pytest.raises(ValueError, match="found no ENTRY"):
+def test_other_text_raises():
+  with pytest.raises(ValueError, match=r"^text: "):
     collectives("func.func public @main() { return }")
 
 
-def test_compiled_programs_have_the_traffic_that_was_written(mesh):
+def test_compiled_program_has_the_traffic_of_its_code(mesh):
   def step(x):  # x: f32[6] of each of 8 devices
     total = jax.lax.fori_loop(0, 5, lambda i, s: s + jax.lax.psum(s * x[0], "data"), jnp.zeros(10))
     parts = jax.lax.psum_scatter(jnp.tile(x[:1], 16), "data", tiled=True)
@@ -265,16 +271,18 @@ def test_compiled_programs_have_the_traffic_that_was_written(mesh):
 
   mapped = functools.partial(jax.shard_map, mesh=mesh, in_specs=P("data"), check_vma=False)
   text = jax.jit(mapped(step, out_specs=P("data"))).lower(jnp.ones(48)).compile().as_text()
-  found = {c.kind: c for c in collectives(text)}
-  assert found.pop("all-reduce") == Collective("all-reduce", "f32", 8, 5, 5 * 40, True)
-  assert found.pop("all-gather") == Collective("all-gather", "f32", 8, 1, 8 * 24, True)
-  assert found.pop("reduce-scatter") == Collective("reduce-scatter", "f32", 8, 1, 64, True)
-  assert found.pop("all-to-all").bytes == 32
-  assert found.pop("collective-permute") == Collective("collective-permute", "f32", 2, 1, 24, True)
-  assert not found
+  by_kind = {c.kind: c for c in collectives(text)}
+  assert by_kind.pop("all-reduce") == Collective("all-reduce", "f32", 8, 5, 5 * 40, True)
+  assert by_kind.pop("all-gather") == Collective("all-gather", "f32", 8, 1, 8 * 24, True)
+  assert by_kind.pop("reduce-scatter") == Collective("reduce-scatter", "f32", 8, 1, 64, True)
+  assert by_kind.pop("all-to-all").bytes == 32
+  assert by_kind.pop("collective-permute") == Collective(
+    "collective-permute", "f32", 2, 1, 24, True
+  )
+  assert not by_kind
 
 
-def test_a_compiled_scan_shows_its_trips_and_products():
+def test_compiled_scan_has_its_trips_and_products():
   def step(w, x):
     return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)[0]
 

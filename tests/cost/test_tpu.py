@@ -1,4 +1,4 @@
-"""Steps compiled by libtpu for chips that are not here; skipped where it is not installed."""
+"""Steps compiled by libtpu for absent chips; skipped where it is not installed."""
 
 import importlib.util
 
@@ -10,13 +10,14 @@ from networks import batch, job, parameters
 from distill_jax import cost, data
 from distill_jax.cost import child, compile_for
 from distill_jax.models import cast
+from distill_jax.train import StepOptions
 
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: the extra `tpu`"
 )
 
 
-def test_without_libtpu_it_says_what_to_install(monkeypatch):
+def test_without_libtpu_the_error_has_the_command(monkeypatch):
   monkeypatch.setattr(child.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ImportError, match=r"pip install 'distill-jax\[tpu\]'"):
     compile_for("v5e:2x2", *job())
@@ -27,22 +28,24 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
   "topology, chips", [("v5e:2x2", 4), ("v4:2x2x1", 4), ("v5p:2x2x1", 4), ("v6e:1x1", 1)]
 )
-def test_a_step_is_what_it_must_be(topology, chips):
+def test_step_for_one_to_four_chips(topology, chips):
   *models, rows = job(dtype=jnp.bfloat16)
   parts = topology == "v5e:2x2"
-  step = compile_for(topology, *models, batch(64, 64), mix=data.mixup(1.0, 10), parts=parts)
+  step = compile_for(
+    topology, *models, batch(64, 64), options=StepOptions(mix=data.mixup(1.0, 10)), parts=parts
+  )
   assert step.fits and step.chips == chips and step.step.needed < step.available
   assert not parts or step.ratio <= 1.01
   reduced = sum(c.bytes for c in step.step.collectives if c.kind == "all-reduce")
   # Gradients in what the network computes in, and the loss.
   assert reduced == (2 * parameters(8) + 4 if chips > 1 else 0)
   assert step.step.memory.aliased >= step.sizes["train state"]
-  assert 0 < step.floor < 1
+  assert 0 < step.lower_bound < 1
 
 
 @needs_libtpu
 @pytest.mark.slow
-def test_narrow_weights_of_a_teacher_stay_narrow():
+def test_bfloat16_weights_of_a_teacher_stay_bfloat16():
   student, teacher, *rest = job(dtype=jnp.bfloat16)
   variables = jax.eval_shape(teacher.init, jax.random.key(0), rest[-1])
   memory = [
@@ -56,7 +59,7 @@ def test_narrow_weights_of_a_teacher_stay_narrow():
 
 @needs_libtpu
 @pytest.mark.slow
-def test_what_does_not_fit_is_measured():
+def test_step_that_does_not_fit_has_its_size():
   *models, rows = job()
   step = compile_for("v5e:1x1", *models, batch(100_000, 128))
   assert not step.fits and step.step.needed > step.available == cost.CHIPS["v5e"].memory
@@ -64,6 +67,6 @@ def test_what_does_not_fit_is_measured():
 
 
 @needs_libtpu
-def test_a_slice_that_libtpu_does_not_know_is_refused():
-  with pytest.raises(ValueError, match="topology 'v5e:3x3'.*not divisible"):
+def test_unknown_slice_raises():
+  with pytest.raises(ValueError, match=r"topology: .*'v5e:3x3'"):
     compile_for("v5e:3x3", *job()[:4], batch(9))
