@@ -1,4 +1,4 @@
-"""What the steps of a config cost on chips that may not be here."""
+"""Computes what the steps of a config cost on chips that this machine may not have."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.cost.analysis import Analysis
-from distill_jax.cost.cached import from_cache
+from distill_jax.cost.cached import cached_teacher
 from distill_jax.cost.steps import compile_for
 from distill_jax.jobs import data
 from distill_jax.jobs.config import Config, ConfigError, Training
+from distill_jax.jobs.plan import select_train_data
 from distill_jax.jobs.recipes import Recipe
 from distill_jax.models import cast
 from distill_jax.types import Batch, Model, Objective, OnPolicy
@@ -27,27 +28,25 @@ def compile_config(
   axes: Mapping[str, int] | None = None,
   parts: bool = False,
 ) -> Analysis:
-  """`compile_for` of the train step of one of a config's networks.
+  """Compiles the train step of one of a config's networks (see `compile_for`).
 
   Args:
     topology, parts: as in `compile_for`.
-    axes: of the mesh; None: the config's.
-    config: its `abstract_batch(rows)` gives the shapes of a batch, if it has one; otherwise they are read off its
-      data.
-    role: 'student', the one that is distilled, by its first variant, from the cache where the config has one;
-      'baseline', the student alone; or 'teacher'.
+    config: its `abstract_batch(rows)` returns the shapes of a batch, if it has one; otherwise they are those of its data.
+    role: 'student' (the first variant, from the cache where the config has one), 'baseline' or 'teacher'.
+    axes: sizes of the mesh's axes; None: the config's.
 
   Raises:
     ValueError, ImportError, RuntimeError: as `compile_for`; or there is no such network to train.
   """
-  learner, teacher, objective, training, on_policy = _network(config, role)
+  model, teacher, objective, training, on_policy = _network(config, role)
   batch = _batch(config, role, training.batch_size)
   cached = _reads_cache(config, role)
   if cached and teacher is not None:
-    teacher, batch = from_cache(teacher, config.cached_outputs(), batch)
+    teacher, batch = cached_teacher(teacher, batch, config.cached_outputs())
   return compile_for(
     topology,
-    learner,
+    model,
     teacher,
     objective,
     training.optimizer(),
@@ -55,16 +54,13 @@ def compile_config(
     axes=dataclasses.asdict(config.mesh) if axes is None else axes,
     rules=config.rules(role),
     teacher_rules=() if cached else config.teacher_rules(),
-    microbatches=training.microbatches,
-    augment=config.augment(),
-    mix=config.mix(),
-    on_policy=on_policy,
+    options=config.step_options(training, on_policy),
     parts=parts,
   )
 
 
 def describe_cost(config: Config, topology: str, *, role: str = "student") -> str:
-  """The table of `compile_config`, and how long the configured steps take.
+  """Returns the table of `compile_config` as text, and how long the configured steps take.
 
   Raises:
     ValueError, ImportError, RuntimeError: as `compile_config`.
@@ -76,8 +72,8 @@ def describe_cost(config: Config, topology: str, *, role: str = "student") -> st
   hours = analysis.hours(training.steps)
   if hours is not None:
     lines.append(
-      f"  all steps    {hours:,.2f} hours at the floor, {hours * analysis.chips:,.0f} hours of a chip; nothing "
-      "reaches the floor"
+      f"  all steps    {hours:,.2f} hours at the lower bound, {hours * analysis.chips:,.0f} hours of a chip; no "
+      "program reaches it"
     )
   if not analysis.fits:
     smaller = f"--config.{_field(role)}.microbatches={2 * training.microbatches}"
@@ -90,7 +86,7 @@ def _network(
 ) -> tuple[Model, Model | None, Objective, Training, OnPolicy | None]:
   if role == "student":
     recipe, objective = _recipe(config), config.variant_objective(config.variants()[0])
-    teacher = _kept(config, config.teacher()) if recipe.teacher else None
+    teacher = _in_teacher_dtype(config, config.teacher()) if recipe.teacher else None
     return (
       recipe.train_model or recipe.student,
       teacher,
@@ -105,19 +101,19 @@ def _network(
   teacher = config.teacher()
   if teacher is None or teacher.variables is not None or teacher.ema_update is not None:
     raise ConfigError(
-      "teacher: this config trains none: there is none, it has its weights, or it follows the student"
+      "teacher: expected one that is trained, got none, one with weights or an EMA of the student: choose another role"
     )
   return teacher, None, config.baseline_objective(), config.teacher_training, None
 
 
-def _kept(config: Config, teacher: Model | None) -> Model | None:
-  """The teacher, with weights of the dtype that it teaches with."""
+def _in_teacher_dtype(config: Config, teacher: Model | None) -> Model | None:
+  """Returns the teacher with weights of the dtype in which it teaches."""
   if teacher is None or teacher.ema_update is not None or not config.teacher_dtype:
     return teacher
-  dtype, make, own = jnp.dtype(config.teacher_dtype), teacher.init, teacher.variables
+  dtype, init, variables = jnp.dtype(config.teacher_dtype), teacher.init, teacher.variables
   return teacher._replace(
-    init=lambda key, batch: cast(make(key, batch), dtype),
-    variables=None if own is None else cast(own, dtype),
+    init=lambda key, batch: cast(init(key, batch), dtype),
+    variables=None if variables is None else cast(variables, dtype),
   )
 
 
@@ -135,13 +131,9 @@ def _field(role: str) -> str:
 
 
 def _batch(config: Config, role: str, rows: int) -> Batch:
-  told: Any = getattr(config, "abstract_batch", None)
-  if told is not None:
-    return told(rows)
-  own = {
-    "teacher": config.teacher_train,
-    "baseline": config.baseline_train,
-    "student": config.student_train,
-  }
-  example = next(data.training_batches(config, own[role](config.data().train), 1))
+  abstract_batch: Any = getattr(config, "abstract_batch", None)
+  if abstract_batch is not None:
+    return abstract_batch(rows)
+  train = select_train_data(config, role, config.data().train)
+  example = next(data.training_batches(config, train, 1))
   return {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in example.items()}

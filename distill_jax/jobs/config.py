@@ -1,12 +1,13 @@
-"""What a config file holds.
+"""Defines what a config file holds.
 
 A config file is Python: a dataclass derived from `Config`, whose fields are plain values and whose methods build
 the data, the networks and the objective *after* the overrides, and a function `get_config()` that returns it:
 
     python -m distill_jax --config=configs/digits.py --config.temperature=2 --config.student_training.steps=500
 
-A config may import one that lies beside it (`from digits import Digits`). It must not say
-`from __future__ import annotations`: overrides need the fields' types. What it needs of `recipes` is found here too.
+A config may import another one of its folder (`from digits import Digits`). It must not say
+`from __future__ import annotations`: overrides need the fields' types. This module also exports what a config needs of
+`recipes`.
 """
 
 import dataclasses
@@ -16,12 +17,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from distill_jax import objectives
-from distill_jax.cache.codecs.dense import Codec, Dense
+from distill_jax import objectives, tasks
+from distill_jax.cache.codecs.codec import Codec
+from distill_jax.cache.codecs.dense_codec import Dense
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
-from distill_jax.distributed import sharding
+from distill_jax.distributed import partition, sharding
 from distill_jax.errors import suggest
 from distill_jax.jobs.recipes import (
   ConfigError,
@@ -32,26 +34,16 @@ from distill_jax.jobs.recipes import (
   check_recipe,
   error_prefix,
 )
-from distill_jax.types import Batch, Model, Objective, Variables
-
-SCORES = (
-  "accuracy",
-  "top5",
-  "nll",
-  "precision",
-  "recall",
-  "f1",
-  "ece",
-  "perplexity",
-)  # of an evaluation, see `metrics.summary`
-
+from distill_jax.train.options import StepOptions
+from distill_jax.train.replay import Replay
+from distill_jax.types import Batch, Model, Objective, OnPolicy, Task, Variables
 
 Examples = Source | Images
-"""In memory; or encoded, of any size and number, and read while training (`Config.crops` says how)."""
+"""Examples in memory; or encoded images of any size and number, read while training (see `Config.crops`)."""
 
 
 class Splits(NamedTuple):
-  """Three disjoint sets, each `Examples`: `validation` chooses, `test` is read by the report alone."""
+  """Three disjoint sets of `Examples`: `validation` chooses; only the report reads `test`."""
 
   train: Any
   validation: Any
@@ -67,12 +59,12 @@ class Crops(NamedTuple):
 
 @dataclasses.dataclass
 class MeshSizes:
-  """Devices along each axis of the mesh; one of them may be -1: what is left.
+  """Numbers of devices along each axis of the mesh; one of them may be -1: all remaining ones.
 
   Attributes:
-    data: rows of a batch are spread over it.
-    fsdp: rows as well, and large arrays of the networks and the optimizer.
-    tensor: arrays of the networks, by `Config.rules` and `teacher_rules`.
+    data: axis that splits the rows of a batch.
+    fsdp: axis that splits rows as well, and large arrays of the networks and the optimizer.
+    tensor: axis that splits arrays of the networks, by `Config.rules` and `teacher_rules`.
   """
 
   data: int = -1
@@ -86,25 +78,24 @@ class Config:
 
   Attributes:
     teacher_training, student_training: how they are trained; the baseline is trained like the student.
-    num_views: different augmented views per example; 0: a new one each epoch.
+    num_views: number of augmented views per example; 0: a new one each epoch.
     eval_every: steps between evaluations; 0: a tenth of the steps.
     log_every: steps between reports.
-    checkpoint_every: steps between checkpoints besides those at evaluations; 0: none besides.
-    max_skips: abort after so many updates in a row that were not finite.
-    best: the validation score that chooses the exported weights, and 'max' or 'min'.
-    devices: how many devices to use, of one process; 0: all of all processes.
+    checkpoint_every: steps between checkpoints in addition to those at evaluations; 0: none in addition.
+    max_skips: number of updates in a row that are not finite after which training is aborted.
+    best: name of the task's metric that chooses the exported weights on the validation set; empty: the task's first.
+    devices: number of devices to use, of one process; 0: all devices of all processes.
     mesh: how they are arranged.
-    teacher_seed: of the teacher's training; `--seeds` are the students'.
-    teacher_dtype: what a teacher's weights are kept in while it teaches: 'bfloat16', half the memory; empty: as they
-      are.
-    init_from: 'baseline': a distilled student starts from the weights of the one trained alone with its seed, where its
-      recipe names no other; empty: from random ones.
-    generations: students distilled one after the other; from the second on each has the one before it as its
-      teacher, and the last is the one reported (born-again networks, Furlanello et al. 2018).
-    cache: folder or URL (`gs://`, `s3://`) where the teacher's outputs are kept, and the students read them. Empty:
-      the teacher is live.
-    cache_batch_size: rows that the teacher takes at once while it fills the cache, over all devices.
-    reference: the variant with whose train step the report compares the others' in time; empty: it does not.
+    teacher_seed: seed of the teacher's training; `--seeds` are the students'.
+    teacher_dtype: dtype of a teacher's weights while it teaches ('bfloat16' halves the memory); empty: their own.
+    init_from: 'baseline': a distilled student starts from the weights of the baseline with its seed, unless its recipe
+      names another network; empty: from random ones.
+    generations: number of students distilled one after the other. From the second on each has the one before it as its
+      teacher; the last is reported (born-again networks, Furlanello et al. 2018).
+    cache: folder or URL (`gs://`, `s3://`) where the teacher's outputs are stored, and from which students read them;
+      empty: the teacher is live.
+    cache_batch_size: rows that the teacher computes at once while it fills the cache, over all devices.
+    reference: name of the variant whose train step's time is 1 in the report; empty: no times.
   """
 
   teacher_training: Training = dataclasses.field(default_factory=Training)
@@ -114,7 +105,7 @@ class Config:
   log_every: int = 50
   checkpoint_every: int = 0
   max_skips: int = 10
-  best: tuple[str, str] = ("accuracy", "max")
+  best: str = ""
   devices: int = 0
   mesh: MeshSizes = dataclasses.field(default_factory=MeshSizes)
   teacher_seed: int = 0
@@ -126,45 +117,50 @@ class Config:
   reference: str = ""
 
   def data(self) -> Splits:
+    """Returns the training, validation and test sets."""
     raise NotImplementedError
 
+  def task(self) -> Task:
+    """Returns what is measured in training and in the report."""
+    return tasks.classification()
+
   def crops(self) -> Crops:
-    """How the images are cut where `data` gives `Images`."""
+    """Returns how images are cropped where `data` returns `Images`."""
     raise ConfigError(
-      "crops: data() gives images to be read while training, and the config does not say how they are cut: define "
+      "crops: expected crops for the images that data() returns, got none: define "
       "crops(), such as Crops(random_resized_crop(224, seed=0), center_crop(224))"
     )
 
   def teacher_train(self, train: Examples) -> Examples:
-    """What the teacher trains on: `train` or a part of it, or any other examples."""
+    """Returns what the teacher trains on: `train` or a part of it, or any other examples."""
     return train
 
   def student_train(self, train: Examples) -> Examples:
-    """What the student is distilled on; the labels may be few, or none (a transfer set)."""
+    """Returns what the student is distilled on; few of them may have labels, or none (a transfer set)."""
     return train
 
   def baseline_train(self, train: Examples) -> Examples:
-    """What the student alone is trained on, the labeled examples at least in part."""
+    """Returns what the baseline is trained on; some of them must have labels."""
     return self.student_train(train)
 
   def teacher(self) -> Model | None:
-    """None: there is no teacher, as where students teach one another."""
+    """Returns the teacher; None where there is none, as where students teach one another."""
     raise NotImplementedError
 
   def student(self) -> Model:
-    """The network that the baseline trains alone, and that distillation trains where no `recipe` says otherwise."""
+    """Returns the network of the baseline, which distillation trains too where no `recipe` names another."""
     raise NotImplementedError
 
   def objective(self) -> Objective:
-    """What the distilled student minimizes."""
+    """Returns what the distilled student minimizes."""
     raise NotImplementedError
 
   def cached_outputs(self) -> Mapping[str, Codec]:
-    """Which outputs of the teacher a cache keeps, and how."""
+    """Returns the codec of each teacher output that a cache stores, by name."""
     return {"logits": Dense("float16")}
 
-  def rules(self, role: str) -> sharding.Rules:
-    """Where the arrays of the network that is trained lie on the mesh, where the default does not suit it.
+  def rules(self, role: str) -> partition.Rules:
+    """Returns the rules that place the trained network's arrays on the mesh; (): the default.
 
     Args:
       role: 'teacher', 'baseline' or 'student'.
@@ -172,54 +168,65 @@ class Config:
     del role
     return ()
 
-  def teacher_rules(self) -> sharding.Rules:
-    """The same of the teacher, while it teaches."""
+  def teacher_rules(self) -> partition.Rules:
+    """Returns the rules that place the teacher's arrays while it teaches; (): the default."""
     return ()
 
   def variants(self) -> Sequence[str]:
-    """Names of the distilled students of one run, which differ in their objectives; one without a name."""
+    """Returns the names of the distilled students of one run, one per objective; a single one has no name."""
     return ("",)
 
   def recipe(self, variant: str) -> Recipe:
-    """How the student of this name comes about: `super().recipe(variant)._replace(...)`."""
+    """Returns how the student of this name is built and trained: `super().recipe(variant)._replace(...)`."""
     del variant
     return Recipe(self.student(), self.student_training, init_from=self.init_from)
 
   def variant_objective(
     self, variant: str, trained_teacher: TrainedTeacher | None = None
   ) -> Objective:
-    """What the student of this name minimizes.
+    """Returns what the student of this name minimizes.
 
     Args:
       variant: one of `variants`.
-      trained_teacher: the trained teacher and the student's examples, for what needs them: OFD's margins, a paraphraser. None
-        where the config is checked and described: then numbers may be others, but not shapes.
+      trained_teacher: the trained teacher and the student's examples, for what needs them (OFD's margins, a paraphraser).
+        None where the config is checked and described: values may then differ, but not shapes.
     """
     del variant, trained_teacher
     return self.objective()
 
-  def shown(self, model: Model, variables: Variables) -> str:
-    """What the report prints of a network beside its scores, such as text that it writes; empty: nothing."""
+  def report_text(self, model: Model, variables: Variables) -> str:
+    """Returns what the report prints for a network, such as text that it generates; empty: nothing."""
     del model, variables
     return ""
 
   def baseline_objective(self) -> Objective:
-    """What the teacher, and the student trained alone, minimize."""
+    """Returns what the teacher and the baseline minimize."""
     return objectives.weighted(hard=(1.0, objectives.labels()))
 
   def augment(self) -> Callable[[Batch], Batch] | None:
-    """Augmentation by (seed, id, view), the same for teacher and student; None: none."""
+    """Returns the augmentation, a function of (seed, id, view), the same for teacher and student; None: none."""
     return None
 
   def mix(self) -> Callable[[jax.Array, Batch], Batch] | None:
-    """Mixup or cutmix; None: none."""
+    """Returns mixup or cutmix; None: neither."""
     return None
 
+  def step_options(
+    self, training: Training, on_policy: OnPolicy | Replay | None = None
+  ) -> StepOptions:
+    """Returns the options of a network's train step."""
+    return StepOptions(
+      augment=self.augment(),
+      mix=self.mix(),
+      on_policy=on_policy,
+      microbatches=training.microbatches,
+    )
+
   def make_mesh(self) -> jax.sharding.Mesh:
-    """The mesh of `devices` and `mesh`.
+    """Returns the mesh of `devices` and `mesh`.
 
     Raises:
-      ConfigError: there are not so many devices, or the sizes do not fit them.
+      ConfigError: there are fewer devices, or the sizes do not fit them.
     """
     devices = jax.devices()
     if self.devices and (jax.process_count() > 1 or self.devices > len(devices)):
@@ -238,7 +245,11 @@ class Config:
       raise ConfigError(str(error)) from error
 
   def validate(self) -> None:
-    """Raises a ConfigError for values that cannot be run; a config with more fields extends it."""
+    """Checks values that cannot be run; a config with more fields extends it.
+
+    Raises:
+      ConfigError: names the field.
+    """
     for name in ("num_views", "eval_every", "checkpoint_every", "devices", "teacher_seed"):
       check(self, name, least=0)
     for name in ("log_every", "max_skips", "generations"):
@@ -251,10 +262,11 @@ class Config:
       raise ConfigError(
         f"teacher_dtype: expected 'bfloat16', 'float16', 'float32' or nothing, got {self.teacher_dtype!r}"
       )
-    if self.best[1] not in ("max", "min"):
-      raise ConfigError(f"best: expected a score and 'max' or 'min', got {self.best}")
-    if self.best[0] not in SCORES:
-      raise ConfigError(f"best: there is no score {self.best[0]!r}{suggest(self.best[0], SCORES)}")
+    names = [metric.name for metric in self.task().metrics]
+    if self.best and self.best not in names:
+      raise ConfigError(
+        f"best: expected a metric of the task, got {self.best!r}{suggest(self.best, names)}"
+      )
     for name in ("teacher_training", "student_training"):
       with error_prefix(name):
         getattr(self, name).validate()
@@ -265,21 +277,21 @@ class Config:
       return
     if self.mix() is not None:
       raise ConfigError(
-        "cache: expected none: mix() makes a new example in every batch, and no cache holds it"
+        f"cache: expected none with mix(), which makes new examples in every batch, got {self.cache!r}: leave it empty"
       )
     if self.augment() is None and self.num_views > 1:
       raise ConfigError(
-        f"num_views: expected 1 (or 0) without augmentation, got {self.num_views}: all views would be one"
+        f"num_views: expected 1 (or 0) without augmentation, got {self.num_views}: all views would be equal"
       )
     if self.generations > 1 and not all(
       isinstance(codec, Dense) for codec in self.cached_outputs().values()
     ):
       raise ConfigError(
-        "generations: expected 1: only the first generation reads the cache, and it keeps no dense logits"
+        f"generations: expected 1 with a cache that is not dense, got {self.generations}: later ones have live teachers"
       )
     if self.augment() is not None and self.num_views == 0:
       raise ConfigError(
-        "num_views: expected at least 1, got 0 (a new view each epoch): a cache holds a number of views of each example"
+        "num_views: expected at least 1 with a cache, got 0 (a new view each epoch): set the number of views to store"
       )
 
   def _validate_variants(self) -> None:
@@ -287,7 +299,7 @@ class Config:
     for name in variants:
       if name in ("teacher", "baseline"):
         raise ConfigError(
-          f"variants: expected names of distilled students, got {name!r}: it names another role"
+          f"variants: expected names of distilled students, got {name!r}, which is a role: choose another name"
         )
       if variants != ("",) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+]{0,23}", name):
         raise ConfigError(
@@ -297,26 +309,28 @@ class Config:
       raise ConfigError(f"variants: expected different names, at least one, got {variants}")
     if self.generations > 1 and variants != ("",):
       raise ConfigError(
-        f"generations: expected 1, got {self.generations}: there are variants {variants}, and a generation has one "
+        f"generations: expected 1 with the variants {variants}, got {self.generations}: each generation has one "
         "teacher"
       )
     if self.reference and self.reference not in variants:
       raise ConfigError(
-        f"reference: there is no variant {self.reference!r}{suggest(self.reference, variants)}"
+        f"reference: expected a variant, got {self.reference!r}{suggest(self.reference, variants)}"
       )
 
   def recipes(self) -> dict[str, Recipe]:
-    """The recipe of each variant.
+    """Returns the recipe of each variant.
 
     Raises:
-      ConfigError: one that cannot be followed; the variant and the field are named.
+      ConfigError: one cannot be followed; the variant and the field are named.
     """
-    found: dict[str, Recipe] = {}
+    recipes: dict[str, Recipe] = {}
     for variant in self.variants():
       with error_prefix(f"recipe of {variant!r}" if variant else "recipe"):
         recipe = self.recipe(variant)
-        check_recipe(recipe, found, self.student_training, self.generations, self.cache)
-        found[variant] = recipe
-    if self.cache and not any(recipe.cached for recipe in found.values()):
-      raise ConfigError("cache: expected none: no variant's recipe reads it")
-    return found
+        check_recipe(recipe, recipes, self.student_training, self.generations, self.cache)
+        recipes[variant] = recipe
+    if self.cache and not any(recipe.cached for recipe in recipes.values()):
+      raise ConfigError(
+        f"cache: expected a recipe that reads it, got cached=False in all of {list(recipes)}: leave cache empty"
+      )
+    return recipes

@@ -1,12 +1,12 @@
-"""What a job would train, in words: nothing is trained and nothing written."""
+"""Prints what a job would train; trains and writes nothing."""
 
 from typing import Any
 
 import jax
 import numpy as np
 
-from distill_jax import metrics
 from distill_jax.cache.teacher.predictor import with_cached_outputs
+from distill_jax.cost.runtime import measure_cost
 from distill_jax.data import Source
 from distill_jax.jobs import data
 from distill_jax.jobs.config import Examples, Splits, error_prefix
@@ -18,24 +18,24 @@ def print_plan(job: Job) -> None:
   """Prints shapes, parameters, FLOPs and memory of each network, and of a step of each variant."""
   print("data: " + ", ".join(f"{n} {len(s)}" for n, s in zip(Splits._fields, job.splits)))
   for role in ROLES:
-    found = one_per_variant(job, role)
-    shown: set[str] = set()
-    for network in found:
-      shown |= _describe_model(job, network, shown)
-    if found:
-      _describe_examples(train_data(job, role))
-    for network in found:
-      _describe_step(job, network)
+    networks = one_per_variant(job, role)
+    printed: set[str] = set()
+    for network in networks:
+      printed |= _print_model(job, network, printed)
+    if networks:
+      _print_examples(train_data(job, role))
+    for network in networks:
+      _print_step(job, network)
 
 
-def _describe_model(job: Job, network: Network, shown: set[str]) -> set[str]:
-  """Describes a network unless one of its shapes was `shown`; returns its shapes."""
+def _print_model(job: Job, network: Network, printed: set[str]) -> set[str]:
+  """Prints a network unless one of its shapes was printed before; returns its shapes."""
   key, example = jax.random.key(0), data.first(job.config, job.splits.train)
   shapes = str(jax.tree.map(lambda x: x.shape, jax.eval_shape(network.model.init, key, example)))
-  if shapes in shown:
+  if shapes in printed:
     return set()
   variables = network.model.init(key, example)
-  cost = metrics.cost(network.model.apply, variables, example, repeats=1)
+  cost = measure_cost(network.model, variables, example, repeats=1)
   outputs = jax.eval_shape(
     lambda v, b: network.model.apply(*v, b, train=False, key=None)[0], variables, example
   )
@@ -46,19 +46,19 @@ def _describe_model(job: Job, network: Network, shown: set[str]) -> set[str]:
   for name, output in outputs.items():
     if hasattr(output, "shape"):
       print(f"  {name}: {('batch', *output.shape[1:])} {output.dtype}")
-    else:  # of no example: a head, weights
+    else:  # It has no row per example: a head, weights.
       print(f"  {name}: {[leaf.shape for leaf in jax.tree.leaves(output)]}")
   return {shapes}
 
 
-def _describe_examples(train: Examples) -> None:
-  labeled = (
-    np.count_nonzero(train.arrays["label"] >= 0) if isinstance(train, Source) else len(train)
-  )
+def _print_examples(train: Examples) -> None:
+  labeled = len(train)
+  if isinstance(train, Source) and train.classes is not None:
+    labeled = np.count_nonzero(train.arrays["label"] >= 0)
   print(f"  trained on {len(train):,} examples of {train.name}, {labeled:,} with a label")
 
 
-def _describe_step(job: Job, network: Network) -> None:
+def _print_step(job: Job, network: Network) -> None:
   config, training, teacher, key = job.config, network.training, network.teacher, jax.random.key(0)
   batch = next(data.training_batches(config, train_data(job, network.role), training.batch_size))
   teacher_variables = (
@@ -70,13 +70,7 @@ def _describe_step(job: Job, network: Network) -> None:
   on_policy = network.recipe.on_policy
   with error_prefix(f"{network.role} and its objective"):
     state = make_init(*parts, on_policy=on_policy)(key, batch)
-  step = make_train_step(
-    *parts,
-    microbatches=training.microbatches,
-    augment=config.augment(),
-    mix=config.mix(),
-    on_policy=on_policy,
-  )
+  step = make_train_step(*parts, config.step_options(training, on_policy))
   compiled = jax.jit(step, donate_argnums=0).lower(state, teacher_variables, batch).compile()
   memory: Any = compiled.memory_analysis()
   variant = f" with {network.variant}" if network.variant else ""

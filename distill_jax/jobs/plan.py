@@ -1,4 +1,4 @@
-"""A job and the networks it trains: where they are kept, how they learn, and who teaches them."""
+"""Plans a job: the networks that it trains, where they are stored, how they learn, and which teacher they have."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -11,11 +11,12 @@ from distill_jax.jobs.config import Config, Examples, Recipe, Splits, TrainedTea
 from distill_jax.storage.student import DESCRIPTION, WEIGHTS
 from distill_jax.types import Model, Objective
 
-ROLES = ("teacher", "baseline", "student")  # a student may start from its baseline
+ROLES = ("teacher", "baseline", "student")  # A student may start from its baseline.
 STAGES = ("teacher", "cache", "baseline", "student", "report")
-EXTRA_STAGES = ("cache_estimate", "cache_inspect", "cache_verify")  # run when they are asked for
+EXTRA_STAGES = ("cache_estimate", "cache_inspect", "cache_verify")  # They run on request only.
 RESULT = "result.json"
-ORIGINS = "origins.txt"  # of the first weights, where some came from the teacher
+ORIGINS = "origins.txt"
+"""Where a network's first weights came from, if some came from the teacher."""
 
 
 class Job(NamedTuple):
@@ -23,11 +24,11 @@ class Job(NamedTuple):
 
   Attributes:
     config: validated.
-    folder: of the run; each trained network has a folder of its own in it.
-    seeds: of the student and the baseline.
+    folder: the run's; each trained network has a folder of its own in it.
+    seeds: the students' and the baselines'.
     splits: the data.
     run: what identifies the run, for the report.
-    profile_steps: of each training, that are traced; None: none.
+    profile_steps: steps of each training that are traced; None: none.
   """
 
   config: Config
@@ -39,17 +40,20 @@ class Job(NamedTuple):
 
 
 class Network(NamedTuple):
-  """One network to train: where, how, and taught by whom.
+  """One network to train.
 
   Attributes:
-    recipe: how it comes about.
-    objective: what it minimizes, given the trained teacher, or None while there is none.
-    teacher: None for a network that has none.
-    teacher_folder: where the teacher's weights are, if it does not carry them.
-    init_folder: where the weights are that it starts from, if it does not make its own.
-    generation: of a student, from 1; each is initialized anew.
-    variant: of a student: `Config.variants`.
-    cached: whether it learns from what the teacher said earlier.
+    role: 'teacher', 'baseline' or 'student'.
+    seed: of its training.
+    folder: where it is stored.
+    recipe: how it is built and trained.
+    objective: returns what it minimizes from the trained teacher, or None before there is one.
+    teacher: its teacher; None: it has none.
+    teacher_folder: where the teacher's weights are; None: the teacher carries them.
+    init_folder: where the weights are from which it starts; None: it initializes its own.
+    generation: of a student, from 1; each starts from random weights.
+    variant: name of a student among `Config.variants`.
+    cached: whether it learns from cached teacher outputs.
   """
 
   role: str
@@ -66,12 +70,12 @@ class Network(NamedTuple):
 
   @property
   def model(self) -> Model:
-    """What is exported, evaluated and compared."""
+    """The Model that is exported, evaluated and compared."""
     return self.recipe.student
 
   @property
   def train_model(self) -> Model:
-    """What is trained."""
+    """The Model that is trained."""
     return self.recipe.train_model or self.recipe.student
 
   @property
@@ -83,8 +87,8 @@ class Network(NamedTuple):
     return self.folder.name
 
   @property
-  def own_seed(self) -> int:
-    """Of the first generation, the seed, as for the baseline; of each further one, another that follows from it."""
+  def train_seed(self) -> int:
+    """The seed; of later generations another one that follows from it."""
     if self.generation == 1:
       return self.seed
     return int(np.random.SeedSequence([self.seed, self.generation]).generate_state(1)[0])
@@ -95,38 +99,40 @@ class Network(NamedTuple):
 
 
 def networks(job: Job, role: str) -> list[Network]:
-  """The networks of a role: students by generation, seed and variant; no teacher where none has to be trained."""
+  """Returns the networks of a role: students by generation, seed and variant; no teacher where none is trained."""
   config = job.config
   if role == "student":
     return _students(job)
   if role == "baseline":
-    alone = _without_teacher(job, role, config.student(), config.student_training)
-    return [alone._replace(seed=seed, folder=job.folder / f"{role}-{seed}") for seed in job.seeds]
+    baseline = _without_teacher(job, role, config.student(), config.student_training)
+    return [baseline._replace(seed=seed, folder=_folder(job, role, seed)) for seed in job.seeds]
   teacher = config.teacher()
-  return (
-    [_without_teacher(job, role, teacher, config.teacher_training)]
-    if _to_be_trained(teacher)
-    else []
-  )
+  if not _needs_training(teacher):
+    return []
+  return [_without_teacher(job, role, teacher, config.teacher_training)]
 
 
 def one_per_variant(job: Job, role: str) -> list[Network]:
-  """One network of each variant of a role: seeds and generations differ in nothing that can be known beforehand."""
-  found: dict[str, Network] = {}
+  """Returns one network of each variant of a role: seeds and generations have the same shapes."""
+  by_variant: dict[str, Network] = {}
   for network in networks(job, role):
-    found.setdefault(network.variant, network)
-  return list(found.values())
+    by_variant.setdefault(network.variant, network)
+  return list(by_variant.values())
 
 
 def train_data(job: Job, role: str) -> Examples:
-  """What the networks of a role are trained on."""
-  config = job.config
-  own = {
+  """Returns the training examples of a role."""
+  return select_train_data(job.config, role, job.splits.train)
+
+
+def select_train_data(config: Config, role: str, train: Examples) -> Examples:
+  """Returns what the networks of a role are trained on, from the training split."""
+  select = {
     "teacher": config.teacher_train,
     "baseline": config.baseline_train,
     "student": config.student_train,
   }
-  return own[role](job.splits.train)
+  return select[role](train)
 
 
 def is_complete(folder: Path) -> bool:
@@ -137,56 +143,63 @@ def is_complete(folder: Path) -> bool:
 def _without_teacher(job: Job, role: str, model: Model, training: Training) -> Network:
   objective = job.config.baseline_objective()
   recipe = Recipe(model, training, teacher="")
-  return Network(
-    role, job.config.teacher_seed, job.folder / role, recipe, lambda trained_teacher: objective
-  )
+  seed = job.config.teacher_seed
+  return Network(role, seed, job.folder / role, recipe, lambda trained_teacher: objective)
 
 
 def _students(job: Job) -> list[Network]:
-  config, teacher = job.config, job.config.teacher()
-  recipes = config.recipes()
-
-  def folder(name: str, seed: int, generation: int = 1) -> Path:
-    """Of 'teacher', 'baseline' or a variant."""
-    if name == "teacher":
-      return job.folder / name
-    first = (
-      f"{name}-{seed}"
-      if name == "baseline"
-      else f"student-{name}-{seed}"
-      if name
-      else f"student-{seed}"
-    )
-    return job.folder / (first if generation == 1 else f"{first}-gen{generation}")
-
-  def teacher_of(generation: int, seed: int, variant: str) -> tuple[Model | None, Path | None]:
-    name = recipes[variant].teacher
-    if generation > 1:
-      return recipes[variant].student, folder(variant, seed, generation - 1)
-    if not name:
-      return None, None
-    if name in recipes:
-      return recipes[name].student, folder(name, seed)
-    return teacher, folder(name, seed) if _to_be_trained(teacher) else None
-
-  def student(generation: int, seed: int, variant: str) -> Network:
-    recipe = recipes[variant]
-    return Network(
-      "student",
-      seed,
-      folder(variant, seed, generation),
-      recipe,
-      functools.partial(config.variant_objective, variant),
-      *teacher_of(generation, seed, variant),
-      folder(recipe.init_from, seed) if recipe.init_from else None,
-      generation,
-      variant,
-      bool(config.cache) and recipe.cached and recipe.teacher == "teacher" and generation == 1,
-    )
-
-  generations = range(1, config.generations + 1)
-  return [student(g, seed, name) for g in generations for seed in job.seeds for name in recipes]
+  recipes = job.config.recipes()
+  return [
+    _student(job, recipes, variant, seed, generation)
+    for generation in range(1, job.config.generations + 1)
+    for seed in job.seeds
+    for variant in recipes
+  ]
 
 
-def _to_be_trained(teacher: Model | None) -> TypeGuard[Model]:
+def _student(
+  job: Job, recipes: Mapping[str, Recipe], variant: str, seed: int, generation: int
+) -> Network:
+  config, recipe = job.config, recipes[variant]
+  teacher, teacher_folder = _teacher(job, recipes, variant, seed, generation)
+  reads_cache = bool(config.cache) and recipe.cached and recipe.teacher == "teacher"
+  return Network(
+    "student",
+    seed,
+    _folder(job, variant, seed, generation),
+    recipe,
+    functools.partial(config.variant_objective, variant),
+    teacher=teacher,
+    teacher_folder=teacher_folder,
+    init_folder=_folder(job, recipe.init_from, seed) if recipe.init_from else None,
+    generation=generation,
+    variant=variant,
+    cached=reads_cache and generation == 1,
+  )
+
+
+def _teacher(
+  job: Job, recipes: Mapping[str, Recipe], variant: str, seed: int, generation: int
+) -> tuple[Model | None, Path | None]:
+  """Returns a student's teacher, and where its weights are."""
+  name = recipes[variant].teacher
+  if generation > 1:
+    return recipes[variant].student, _folder(job, variant, seed, generation - 1)
+  if not name:
+    return None, None
+  if name in recipes:
+    return recipes[name].student, _folder(job, name, seed)
+  teacher = job.config.teacher()
+  return teacher, job.folder / name if _needs_training(teacher) else None
+
+
+def _folder(job: Job, name: str, seed: int, generation: int = 1) -> Path:
+  """Returns the folder of the baseline, or of a variant's student."""
+  if name == "baseline":
+    return job.folder / f"baseline-{seed}"
+  student = f"student-{name}-{seed}" if name else f"student-{seed}"
+  return job.folder / (student if generation == 1 else f"{student}-gen{generation}")
+
+
+def _needs_training(teacher: Model | None) -> TypeGuard[Model]:
   return teacher is not None and teacher.ema_update is None and teacher.variables is None

@@ -1,4 +1,4 @@
-"""How the networks of a run come about, and what a config must not ask for."""
+"""Defines how the networks of a run are built and trained, and checks what a config asks for."""
 
 import dataclasses
 import math
@@ -6,16 +6,15 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import optax
 
 from distill_jax.compression.initialization.provenance import Provenance
 from distill_jax.errors import suggest
-from distill_jax.types import Batch, Model, Variables
+from distill_jax.types import Model, OnPolicy, Variables
 
 
 class ConfigError(ValueError):
-  """A config that cannot be run; the message names the field, what it got and what it expected."""
+  """Raised for a config that cannot be run; the message names the field, what was expected and what came."""
 
 
 def check(
@@ -26,17 +25,21 @@ def check(
   above: float = -math.inf,
   most: float = math.inf,
 ) -> None:
-  """Raises a ConfigError unless the field `name` is finite, `>= least`, `> above` and `<= most`."""
+  """Checks that the field `name` is finite, `>= least`, `> above` and `<= most`.
+
+  Raises:
+    ConfigError: it is not.
+  """
   value = getattr(config, name)
   if math.isfinite(value) and value >= least and value > above and value <= most:
     return
   bounds = [(f">= {least}", least), (f"> {above}", above), (f"<= {most}", most)]
-  wanted = " and ".join(text for text, bound in bounds if math.isfinite(bound))
-  raise ConfigError(f"{name}: expected a finite number {wanted}, got {value}")
+  expected = " and ".join(text for text, bound in bounds if math.isfinite(bound))
+  raise ConfigError(f"{name}: expected a finite number {expected}, got {value}")
 
 
 class error_prefix:
-  """Puts a field's name in front of ConfigErrors, and makes ConfigErrors of ValueErrors, raised inside."""
+  """A context that turns ValueErrors raised inside into ConfigErrors, with a field's name in front."""
 
   def __init__(self, name: str):
     self.name = name
@@ -52,16 +55,16 @@ class error_prefix:
 
 @dataclasses.dataclass
 class Training:
-  """How one network is trained: AdamW under a learning rate that warms up linearly and decays along a cosine.
+  """The training of one network: AdamW, whose learning rate warms up linearly and decays along a cosine.
 
   Attributes:
-    steps: optimizer steps.
+    steps: number of optimizer steps.
     batch_size: rows per step, over all devices.
-    learning_rate: its peak.
+    learning_rate: peak of the learning rate.
     warmup_steps: steps from 0 to the peak.
-    schedule_steps: where the decay ends; 0: at `steps`.
-    weight_decay: AdamW's, decoupled.
-    microbatches: gradients are accumulated over so many parts of the batch.
+    schedule_steps: step at which the decay ends; 0: `steps`.
+    weight_decay: AdamW's decoupled weight decay.
+    microbatches: number of parts of the batch over which gradients are accumulated.
   """
 
   steps: int = 1000
@@ -73,7 +76,7 @@ class Training:
   microbatches: int = 1
 
   def schedule(self) -> optax.Schedule:
-    """The learning rate as a function of the optimizer step."""
+    """Returns the learning rate as a function of the optimizer step."""
     return optax.warmup_cosine_decay_schedule(
       0.0 if self.warmup_steps else self.learning_rate,
       self.learning_rate,
@@ -82,9 +85,15 @@ class Training:
     )
 
   def optimizer(self) -> optax.GradientTransformation:
+    """Returns AdamW under the schedule."""
     return optax.adamw(self.schedule(), weight_decay=self.weight_decay)
 
   def validate(self) -> None:
+    """Checks the fields.
+
+    Raises:
+      ConfigError: names the field.
+    """
     check(self, "steps", least=1)
     check(self, "batch_size", least=1)
     check(self, "microbatches", least=1)
@@ -98,18 +107,18 @@ class Training:
       )
     if end < self.steps:
       warnings.warn(
-        f"the learning rate is 0 from step {end} on, and training goes to step {self.steps}: raise schedule_steps",
+        f"schedule_steps: expected at least {self.steps} steps, got {end}: the learning rate is 0 from there on",
         stacklevel=2,
       )
 
 
 class TrainedTeacher(NamedTuple):
-  """What an objective may want to know once the teacher has been trained.
+  """A teacher after its training, for objectives and initial weights that depend on it.
 
   Attributes:
     teacher: the Model.
     variables: its weights.
-    train: what the student is distilled on (`Examples`).
+    train: the student's training examples (`Examples`).
   """
 
   teacher: Model
@@ -118,24 +127,23 @@ class TrainedTeacher(NamedTuple):
 
 
 class Recipe(NamedTuple):
-  """How the student of one variant comes about.
+  """How the student of one variant is built and trained.
 
   Attributes:
-    student: what is exported, evaluated and compared.
+    student: the Model that is exported, evaluated and compared.
     training: how it is trained.
-    train_model: what distillation trains, where it is more than the student: a cohort that it is a member of, or the
-      network that it will be cut out of. None: the student.
-    export_fn: the student's weights out of the learner's. None: they are the same.
-    export_last: the weights of the last step count, not those of the best evaluation: where they are pruned on the way,
-      earlier ones are not yet, and where no label is in the objective no evaluation tells.
-    allow_shrunk: whether the exported arrays may be smaller than the student's (`compression.shrink`).
-    teacher: who teaches it: 'teacher', an earlier variant with the same seed (an assistant), or '', nobody.
-    init_from: whose exported weights it starts from: 'baseline' or an earlier variant, with the same seed; '': random
-      ones.
-    init_from_teacher: `(own first weights, TrainedTeacher) -> (first weights, where each came from)`, as `compression.inject` gives them;
-      both weights are `Variables` of the learner. None: they stay as they are.
-    cached: whether it reads the cache, where the config has one; otherwise the teacher is live.
-    on_policy: `(student Variables, key, batch) -> batch`, as `train.fit` takes it; None: the data's own sequences.
+    train_model: the Model that distillation trains, where it is more than the student: a cohort of which the student is
+      a member, or the network from which it will be cut. None: the student.
+    export_fn: returns the student's variables from `train_model`'s. None: they are the same.
+    export_last: whether to export the last step's weights in place of the best evaluation's. Weights that are pruned
+      during training are not pruned yet in earlier ones; without labels in the objective no evaluation chooses well.
+    allow_shrunk: whether the exported arrays may be smaller than the student's (`compression.pruning.shrink`).
+    teacher: 'teacher'; an earlier variant with the same seed (an assistant); or '': none.
+    init_from: whose exported weights it starts from: 'baseline' or an earlier variant with the same seed; '': random ones.
+    init_from_teacher: `(initial Variables, TrainedTeacher) -> (initial Variables, where each came from)`, as
+      `compression.initialization` makes them; both are of `train_model`. None: the initial weights stay.
+    cached: whether it reads the cache, where the config has one; otherwise its teacher is live.
+    on_policy: `(student Variables, key, batch) -> batch`, as in `StepOptions`; None: the data's own sequences.
   """
 
   student: Model
@@ -150,49 +158,57 @@ class Recipe(NamedTuple):
     None
   )
   cached: bool = True
-  on_policy: Callable[[Variables, jax.Array, Batch], Batch] | None = None
+  on_policy: OnPolicy | None = None
 
 
 def check_recipe(
   recipe: Recipe, earlier: Mapping[str, Recipe], training: Training, generations: int, cache: str
 ) -> None:
-  """Raises a ConfigError, which names the field, for a recipe that cannot be followed.
+  """Checks that a recipe can be followed.
 
   Args:
     recipe: of one variant.
     earlier: those of the variants before it.
-    training, generations, cache: the config's `student_training`, which is checked already, and fields.
+    training: the config's `student_training`, which was checked before.
+    generations, cache: the config's fields.
+
+  Raises:
+    ConfigError: names the field.
   """
   for field, other in (("teacher", "teacher"), ("init_from", "baseline")):
-    name, known = getattr(recipe, field), (other, *earlier)
-    if name and name not in known:
+    name, names = getattr(recipe, field), (other, *earlier)
+    if name and name not in names:
       raise ConfigError(
-        f"{field}: expected one of {known} or nothing, got {name!r}{suggest(name, known)}"
+        f"{field}: expected one of {names} or nothing, got {name!r}{suggest(name, names)}"
       )
-  if recipe.teacher in earlier and earlier[recipe.teacher].allow_shrunk:
-    raise ConfigError(
-      f"teacher: {recipe.teacher!r} is cut, and no network of its shape can be checked against it"
-    )
-  if (
-    recipe.init_from in earlier
-    and earlier[recipe.init_from].allow_shrunk
-    and not recipe.allow_shrunk
-  ):
-    raise ConfigError(
-      f"allow_shrunk: expected True, as that of {recipe.init_from!r}, whose weights it starts from"
-    )
+  _check_shrunk(recipe, earlier, generations)
   if recipe.init_from_teacher is not None and not recipe.teacher:
-    raise ConfigError("init_from_teacher: there is no teacher whose weights could be given")
-  if recipe.allow_shrunk and generations > 1:
-    raise ConfigError(
-      "allow_shrunk: expected False: a student that is cut cannot teach the next generation"
-    )
+    raise ConfigError("init_from_teacher: expected a teacher, got teacher='': name one")
   if recipe.teacher != "teacher" and generations > 1:
-    raise ConfigError("teacher: expected 'teacher': a later generation's is the student before it")
+    raise ConfigError(
+      f"teacher: expected 'teacher' with generations, got {recipe.teacher!r}: a later generation's teacher is the "
+      "student before it"
+    )
   if cache and recipe.cached and recipe.teacher == "teacher" and recipe.on_policy:
     raise ConfigError(
-      "on_policy: a cache holds what the teacher said about other sequences: expected cached=False"
+      "on_policy: expected cached=False, got a cache, which has no outputs for generated rows"
     )
   if recipe.training is not training:
     with error_prefix("training"):
       recipe.training.validate()
+
+
+def _check_shrunk(recipe: Recipe, earlier: Mapping[str, Recipe], generations: int) -> None:
+  if recipe.teacher in earlier and earlier[recipe.teacher].allow_shrunk:
+    raise ConfigError(
+      f"teacher: expected a network of known shape, got {recipe.teacher!r}, which may be shrunk: choose another"
+    )
+  shrunk_init = recipe.init_from in earlier and earlier[recipe.init_from].allow_shrunk
+  if shrunk_init and not recipe.allow_shrunk:
+    raise ConfigError(
+      f"allow_shrunk: expected True, got False: {recipe.init_from!r}, from whose weights it starts, may be shrunk"
+    )
+  if recipe.allow_shrunk and generations > 1:
+    raise ConfigError(
+      "allow_shrunk: expected False with generations, got True: a shrunk student cannot teach the next one"
+    )

@@ -1,126 +1,158 @@
-"""The report of a job: its finished networks on the test split."""
+"""Writes the report of a job: its finished networks on the test split."""
 
 import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 
-from distill_jax import metrics, report
+from distill_jax import report
 from distill_jax.compression.sizes import disk_bytes, layer_zeros
+from distill_jax.cost.runtime import measure_cost
 from distill_jax.jobs import data
 from distill_jax.jobs.config import ConfigError, Splits
 from distill_jax.jobs.plan import ORIGINS, RESULT, ROLES, Job, Network, networks
 from distill_jax.jobs.step_times import step_times
 from distill_jax.storage.student import load_student
+from distill_jax.train.evaluation import Evaluated, evaluate_models
 from distill_jax.types import Batch, Model, Variables
 
 
+class _Finished(NamedTuple):
+  """A network of the report: one that was trained here, or a teacher that came with its weights."""
+
+  role: str
+  seed: int
+  model: Model
+  variables: Variables
+  network: Network | None
+
+
 def write_report(job: Job) -> Path:
-  """Compares the finished networks on the test split, which nothing else reads."""
-  trained = [n for role in ROLES for n in networks(job, role) if n.complete]
-  if not trained:
+  """Compares the finished networks on the test split, which nothing else reads; returns the report's path.
+
+  Raises:
+    ConfigError: no network has been trained yet.
+  """
+  complete = [n for role in ROLES for n in networks(job, role) if n.complete]
+  if not complete:
     raise ConfigError(
-      f"--stages: nothing to report in {job.folder}: no network has been trained there yet"
+      f"--stages: expected a trained network in {job.folder}, got none: run the other stages first"
     )
-  test = job.splits.test
-  known = data.known(data.evaluation(job.config, test))
+  test, task = job.splits.test, job.config.task()
   sizes = {name: len(split) for name, split in zip(Splits._fields, job.splits)}
+  names = tuple(dict.fromkeys(("id", *task.references)))
   path = report.write(
     job.folder / "report",
-    _entries(job, trained),
-    labels=known.labels,
-    images=known.images,
-    ids=known.ids,
+    _entries(job, complete),
+    task=task,
+    references=data.references(data.evaluation(job.config, test), names),
     class_names=test.class_names,
-    run={**job.run, "seconds": _seconds(trained), "data": {"name": test.name, **sizes}},
+    run={**job.run, "seconds": _seconds(complete), "data": {"name": test.name, **sizes}},
   )
   print(f"report: {path}", flush=True)
   return path
 
 
-def _entries(job: Job, trained: list[Network]) -> list[report.Entry]:
-  config = job.config
-  batch, example = data.first(config, job.splits.test, 256), data.first(config, job.splits.train)
-  teacher, trained_teacher = config.teacher(), None
-  entries: list[report.Entry] = []
-  if teacher is not None and teacher.variables is not None:  # it came with its weights
-    trained_teacher = teacher, teacher.variables
-    cost = _cost(*trained_teacher, batch)
-    entries.append(_entry(job, "teacher", config.teacher_seed, trained_teacher, None, cost, []))
-  ratios = step_times(job) if any(n.role == "student" for n in trained) else {}
-  costs: dict[str, dict[str, float]] = {}  # of networks that differ in their weights only, once
-  for network in trained:
-    own = (
-      network.model,
-      load_student(
-        network.folder, network.model, example, allow_shrunk=network.recipe.allow_shrunk
-      ),
-    )
-    program = _program(*own, batch)
-    costs[program] = costs.get(program) or _cost(*own, batch)
-    timed = (network.role, network.variant)
-    cost = costs[program] | ({"step_ratio": ratios[timed]} if timed in ratios else {})
-    history = [
-      json.loads(line) for line in (network.folder / "metrics.jsonl").read_text().splitlines()
-    ]
-    entry = _entry(job, network.role, network.seed, own, trained_teacher, cost, history)
-    text = "\n\n".join(filter(None, [entry.text, _origins(network)]))
-    entries.append(entry._replace(variant=_variant(job, network), text=text))
-    if network.role == "teacher":
-      trained_teacher = own
+def _entries(job: Job, complete: list[Network]) -> list[report.Entry]:
+  finished = _load(job, complete)
+  results = _evaluate(job, finished)
+  has_students = any(network.role == "student" for network in complete)
+  ratios = step_times(job) if has_students else {}
+  batch = data.first(job.config, job.splits.test, 256)
+  costs: dict[
+    str, dict[str, float]
+  ] = {}  # Networks that differ in their weights only cost the same.
+  entries = []
+  for one, result in zip(finished, results):
+    program = _program(one.model, one.variables, batch)
+    if program not in costs:
+      costs[program] = measure_cost(one.model, one.variables, batch, batch_sizes=(report.BATCH,))
+    variant = "" if one.network is None else one.network.variant
+    ratio = ratios.get((one.role, variant))
+    cost = costs[program] | ({} if ratio is None else {"step_ratio": ratio})
+    entries.append(_entry(job, one, result, cost))
   return entries
 
 
+def _load(job: Job, complete: list[Network]) -> list[_Finished]:
+  config = job.config
+  teacher = config.teacher()
+  finished = []
+  if teacher is not None and teacher.variables is not None:  # It came with its weights.
+    finished.append(_Finished("teacher", config.teacher_seed, teacher, teacher.variables, None))
+  example = data.first(config, job.splits.train)
+  for network in complete:
+    variables = load_student(
+      network.folder, network.model, example, allow_shrunk=network.recipe.allow_shrunk
+    )
+    finished.append(_Finished(network.role, network.seed, network.model, variables, network))
+  return finished
+
+
+def _evaluate(job: Job, finished: list[_Finished]) -> list[Evaluated]:
+  """Evaluates all networks in one pass, the students next to the teacher."""
+  examples = data.evaluation(job.config, job.splits.test)
+  task = job.config.task()
+  teachers = [one for one in finished if one.role == "teacher"]
+  students = [one for one in finished if one.role != "teacher"]
+  teacher = (teachers[0].model, teachers[0].variables) if teachers else None
+  predict = task.figures is not None
+  results = []
+  for group, reference in ((teachers, None), (students, teacher)):
+    models = [(one.model, one.variables) for one in group]
+    if models:
+      results += evaluate_models(models, examples, task, teacher=reference, predict=predict)
+  return results
+
+
 def _entry(
-  job: Job, role: str, seed: int, network: data.Trained, teacher: data.Trained | None, cost, history
+  job: Job, finished: _Finished, result: Evaluated, cost: dict[str, float]
 ) -> report.Entry:
-  """What a network says about the test split; a language model beside its teacher."""
-  config, test = job.config, data.evaluation(job.config, job.splits.test)
-  logits = counts = None
-  if data.is_language(network, data.first(config, job.splits.test)):
-    counts = data.token_scores(network, test, teacher)
-  else:
-    logits = data.predict(*network, test)
-  zeros = layer_zeros(network[1].params)
-  disk = disk_bytes(network[1])
+  network, variables = finished.network, finished.variables
+  zeros = layer_zeros(variables.params)
+  disk = disk_bytes(variables)
   size = {
     "nonzeros": sum(layer.parameters - layer.zeros for layer in zeros),
     "disk": disk.dense,
     "compressed": disk.compressed,
   }
+  text = job.config.report_text(finished.model, variables)
   return report.Entry(
-    role,
-    seed,
-    logits,
-    cost | size,
-    history,
-    counts=counts,
-    text=config.shown(*network),
+    finished.role,
+    finished.seed,
+    scores=result.scores,
+    cost=cost | size,
+    history=[] if network is None else _history(network),
+    variant="" if network is None else _variant(job, network),
+    statistics=result.statistics,
+    predictions=result.predictions,
+    text=text if network is None else "\n\n".join(filter(None, [text, _origins(network)])),
     layers=zeros,
   )
 
 
+def _history(network: Network) -> list[dict[str, Any]]:
+  lines = (network.folder / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
 def _origins(network: Network) -> str:
-  """Which of its first weights came from where, if some came from the teacher."""
+  """Returns which of its first weights came from where, if some came from the teacher."""
   path = network.folder / ORIGINS
   return f"First weights: {path.read_text().rstrip()}" if path.exists() else ""
 
 
 def _variant(job: Job, network: Network) -> str:
-  several = network.role == "student" and job.config.generations > 1
-  return f"generation {network.generation}" if several else network.variant
+  by_generation = network.role == "student" and job.config.generations > 1
+  return f"generation {network.generation}" if by_generation else network.variant
 
 
 def _program(model: Model, variables: Variables, batch: Batch) -> str:
-  """What the network computes: equal programs cost as much."""
-  return str(
-    jax.make_jaxpr(lambda v, b: model.apply(*v, b, train=False, key=None)[0])(variables, batch)
-  )
+  """Returns what the network computes, as text: equal programs cost the same."""
+  apply = lambda v, b: model.apply(*v, b, train=False, key=None)[0]  # noqa: E731
+  return str(jax.make_jaxpr(apply)(variables, batch))
 
 
-def _cost(model: Model, variables: Variables, batch: Batch) -> dict[str, float]:
-  return metrics.cost(model.apply, variables, batch, batch_sizes=(report.BATCH,))
-
-
-def _seconds(trained: list[Network]) -> dict[str, float]:
-  return {n.name: json.loads((n.folder / RESULT).read_text())["seconds"] for n in trained}
+def _seconds(complete: list[Network]) -> dict[str, float]:
+  return {n.name: json.loads((n.folder / RESULT).read_text())["seconds"] for n in complete}

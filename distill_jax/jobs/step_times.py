@@ -1,4 +1,4 @@
-"""How long a train step of one variant takes, as a ratio to another's."""
+"""Measures how long a train step of each variant takes, as a ratio to one of them."""
 
 import statistics
 import time
@@ -11,27 +11,28 @@ from distill_jax.jobs import data
 from distill_jax.jobs.plan import Job, Network, one_per_variant, train_data
 from distill_jax.train import make_init, make_train_step
 
-REPEATS, SECONDS = 15, 0.2  # turns of each side, and how long one takes at least
+REPEATS = 15
+"""Turns of each side."""
+SECONDS = 0.2
+"""What a turn takes at least."""
 
 Run = Callable[[], float]
-"""Seconds per step of some steps."""
+"""Returns seconds per step of some steps."""
 
 
 def step_times(job: Job) -> dict[tuple[str, str], float]:
-  """{(role, variant): step time over the reference's} of the student alone and of each variant.
+  """Returns {(role, variant): step time over the reference's} of the baseline and of each variant.
 
-  Ratios of medians over turns taken one after the other.
-
-  Both sides are timed on one batch, on one device, in this process: what else the machine does slows both. One
-  variant's program at a time is kept beside the reference's. Teachers are untrained: their weights take no less time.
-  Nothing where the config names no reference.
+  Ratios are of medians over alternating turns. Both sides are timed on one batch, on one device, in this process, so
+  that other load slows both. One variant's program at a time is in memory with the reference's. Teachers are untrained:
+  the values of their weights do not change the time. Without a reference in the config the result is empty.
   """
   name, ratios = job.config.reference, {}
   if not name:
     return {}
-  found = [*one_per_variant(job, "baseline"), *one_per_variant(job, "student")]
-  reference = _steps(job, next(network for network in found if network.variant == name))
-  for network in found:
+  networks = [*one_per_variant(job, "baseline"), *one_per_variant(job, "student")]
+  reference = _steps(job, next(network for network in networks if network.variant == name))
+  for network in networks:
     value = 1.0 if network.variant == name else ratio(_steps(job, network), reference)
     ratios[network.role, network.variant] = value
     print(
@@ -42,7 +43,7 @@ def step_times(job: Job) -> dict[tuple[str, str], float]:
 
 
 def ratio(run: Run, reference: Run) -> float:
-  """Median seconds of `run` over those of `reference`, by turns; the side that goes first alternates."""
+  """Returns the median seconds of `run` over those of `reference`, by turns; the side that goes first alternates."""
   sides = run, reference
   times: tuple[list[float], list[float]] = [], []
   for turn in range(REPEATS):
@@ -52,19 +53,13 @@ def ratio(run: Run, reference: Run) -> float:
 
 
 def _steps(job: Job, network: Network) -> Run:
-  """Some steps of a network on one batch, compiled and warm."""
+  """Returns a function that times some steps of a network on one batch, compiled and warm."""
   config, training, teacher, key = job.config, network.training, network.teacher, jax.random.key(0)
   batches = data.training_batches(config, train_data(job, network.role), training.batch_size)
   batch = jax.device_put(next(batches))
   parts = network.train_model, teacher, network.objective(None), training.optimizer()
   on_policy = network.recipe.on_policy
-  step = make_train_step(
-    *parts,
-    microbatches=training.microbatches,
-    augment=config.augment(),
-    mix=config.mix(),
-    on_policy=on_policy,
-  )
+  step = make_train_step(*parts, config.step_options(training, on_policy))
   state = make_init(*parts, on_policy=on_policy)(key, batch)
   teacher_variables: Any = ()
   if teacher is not None and teacher.ema_update is None:

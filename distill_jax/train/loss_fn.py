@@ -127,6 +127,9 @@ def _sum_terms(
   """
   devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
   loss = jnp.zeros(())
+  if axis_name is not None:
+    # Varying: the gradient of a scalar equal on all devices would be divided by their number.
+    loss = jax.lax.pcast(loss, axis_name, to="varying")
   pairs = {}
   for name, (weight, value) in terms.items():
     if isinstance(value, tuple):

@@ -11,9 +11,9 @@ import optax
 from jax.sharding import Mesh
 
 from distill_jax import data, tasks
-from distill_jax.cache import Cache
-from distill_jax.cache.teacher.checks import check_weights
-from distill_jax.distributed import hosts, sharding
+from distill_jax.cache import Cache, check_run, check_teacher_weights
+from distill_jax.cache.teacher.variables import check_weights
+from distill_jax.distributed import hosts, partition, sharding
 from distill_jax.errors import suggest
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.evaluation import make_eval_step, make_terms_step
@@ -126,7 +126,7 @@ def prepare(arguments: Arguments) -> Run:
   teacher_fingerprint = fingerprint(inputs.teacher_variables)
   state = _initialize(arguments, inputs)
   measure = _choose_measure(arguments, inputs, state)
-  specs = sharding.state_specs(state, inputs.mesh, arguments.run.rules)
+  specs = partition.state_specs(state, inputs.mesh, arguments.run.rules)
   state = sharding.place(state, inputs.mesh, specs)
   identity = _identity(arguments, teacher_fingerprint)
   intervals = _intervals(arguments)
@@ -160,12 +160,12 @@ def _check(arguments: Arguments) -> Arguments:
   if not run.num_views:
     run = dataclasses.replace(run, num_views=cache.num_views)
   if arguments.teacher_variables is not None:
-    cache.check_weights(arguments.teacher_variables)
+    check_teacher_weights(cache, arguments.teacher_variables)
   source = arguments.source
   examples = source if isinstance(source, data.Source) else next(iter(source(0)))
   num_views = getattr(source, "num_views", run.num_views)
   step = arguments.step
-  cache.check(examples, augment=step.augment, num_views=num_views, mix=step.mix)
+  check_run(cache, examples, augment=step.augment, num_views=num_views, mix=step.mix)
   return arguments._replace(teacher_variables=None, run=run)
 
 
@@ -280,9 +280,10 @@ def _metric(task: Task, name: str) -> Metric:
 
 def _intervals(arguments: Arguments) -> Intervals:
   evaluation, checkpoints = arguments.evaluation, arguments.checkpoints
-  every = None if evaluation is None else evaluation.every
-  evaluate = max(1, arguments.steps // 10) if every is None else every
   save = None if checkpoints is None else checkpoints.every
+  # Without an evaluation nothing but the given interval asks for a checkpoint.
+  every = save if evaluation is None else evaluation.every
+  evaluate = every or max(1, arguments.steps // 10)
   return Intervals(arguments.steps, evaluate, save or evaluate)
 
 

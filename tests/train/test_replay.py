@@ -9,7 +9,15 @@ import pytest
 from distill_jax import data, losses, objectives
 from distill_jax.distributed import sharding
 from distill_jax.models import from_apply
-from distill_jax.train import fit, make_init, make_train_step, replayed
+from distill_jax.train import (
+  CheckpointOptions,
+  RunOptions,
+  StepOptions,
+  fit,
+  make_init,
+  make_train_step,
+  replayed,
+)
 from distill_jax.types import Variables
 
 ROWS, EVERY, KEPT = 8, 3, 10
@@ -105,11 +113,9 @@ def train(folder=None, steps=6, devices=8):
     steps=steps,
     batch_size=16,
     teacher_variables=network().init(jax.random.key(9), {"tokens": arrays["tokens"]}),
-    on_policy=replayed(counted, every=3, kept=32),
-    mesh=sharding.make_mesh(devices=jax.devices()[:devices]),
-    folder=folder,
-    eval_every=4,
-    progress=False,
+    step=StepOptions(on_policy=replayed(counted, every=3, kept=32)),
+    run=RunOptions(mesh=sharding.make_mesh(devices=jax.devices()[:devices]), progress=False),
+    checkpoints=None if folder is None else CheckpointOptions(folder, every=4),
   )
 
 
@@ -141,8 +147,10 @@ def test_what_does_not_fit_is_refused():
   replay, net = replayed(counted, every=2, kept=8), network()
   parts = net, net, objectives.weighted(hard=(1.0, objectives.labels())), optax.sgd(0.1)
   with pytest.raises(ValueError, match="not shared over axis_name 'data'"):
-    make_train_step(*parts, on_policy=replay, axis_name="data")
+    make_train_step(*parts, StepOptions(on_policy=replay, axis_name="data"))
   rows = {**batch(0), "label": np.zeros(ROWS, np.int32)}
   state = make_init(*parts)(jax.random.key(0), rows)
   with pytest.raises(ValueError, match="no samples to replay: give make_init the same on_policy"):
-    make_train_step(*parts, on_policy=replay)(state, net.init(jax.random.key(0), rows), rows)
+    make_train_step(*parts, StepOptions(on_policy=replay))(
+      state, net.init(jax.random.key(0), rows), rows
+    )

@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from distill_jax import losses, objectives, reduce, teachers
+from distill_jax import losses, objectives, reduce, tasks, teachers
 from distill_jax.models import from_apply, from_linen, from_nnx
-from distill_jax.train import make_eval_step, make_init, make_train_step
+from distill_jax.train import StepOptions, make_eval_step, make_init, make_train_step
 from distill_jax.types import Variables
 
 CLASSES = 5
@@ -46,6 +46,9 @@ def teacher_model(features=()):
   return from_linen(Teacher(), {**variables, "batch_stats": stats}, features=features)
 
 
+METRICS = tasks.classification().train_metrics
+
+
 def batch(rng, rows=16, masked=True):
   where = rng.random(rows) > 0.4 if masked else np.ones(rows, bool)
   return {
@@ -72,7 +75,7 @@ def setup(rng, student=None, teacher=None, goal=None, optimizer=None, **kwargs):
   teacher = teacher or teacher_model(["Dense_0"])
   goal, optimizer = goal or objective(), optimizer or optax.sgd(0.1, momentum=0.9)
   init = make_init(student, teacher, goal, optimizer)
-  step = make_train_step(student, teacher, goal, optimizer, **kwargs)
+  step = make_train_step(student, teacher, goal, optimizer, StepOptions(**kwargs))
   return init(jax.random.key(0), batch(rng)), step, teacher.variables
 
 
@@ -350,7 +353,7 @@ def test_accuracy_leaves_out_what_the_student_wrote(rng):
     )  # its own are right, the others wrong
     return {**batch, "label": label, "generated": sampled}
 
-  state, step, teacher_outputs = setup(rng, student, on_policy=own_labels)
+  state, step, teacher_outputs = setup(rng, student, on_policy=own_labels, metrics=METRICS)
   b = batch(rng)
   measured = step(state, teacher_outputs, b)[1]["accuracy"]
   assert measured == (0, (b["where"] & (b["id"] % 2 == 1)).sum())
@@ -378,16 +381,15 @@ def test_a_plain_function_teaches(rng):
   b = batch(rng, 64, masked=False)
   trained, measured = run(state, step, teacher_outputs, [b] * 300)
   assert reduce.value(measured["soft"]) < 0.1
-  evaluate = jax.jit(make_eval_step(from_nnx(Student(nnx.Rngs(0))), teacher))
-  counts = evaluate(
-    Variables(trained.params["student"], trained.model_state["student"]), teacher_outputs, b
-  )
-  assert reduce.value(counts["agreement"]) > 0.9
+  evaluate = jax.jit(make_eval_step(from_nnx(Student(nnx.Rngs(0))), tasks.classification(), teacher))
+  variables = Variables(trained.params["student"], trained.model_state["student"])
+  statistics, _ = evaluate(variables, teacher_outputs, b)
+  assert reduce.value(statistics["agreement"]) > 0.9
 
 
 def test_a_frozen_teacher_needs_its_variables(rng):
   state, step, _ = setup(rng)
-  with pytest.raises(ValueError, match="teacher variables"):
+  with pytest.raises(ValueError, match="teacher_variables"):
     step(state, (), batch(rng))
 
 
@@ -410,7 +412,7 @@ def test_an_update_that_is_not_finite_is_skipped_though_its_gradient_is(rng):
 
 
 def test_a_skipped_update_counts_in_no_mean(rng):
-  state, step, teacher_outputs = setup(rng)
+  state, step, teacher_outputs = setup(rng, metrics=METRICS)
   bad = batch(rng, masked=False)
   bad["image"][3] = np.nan
   _, measured = run(state, step, teacher_outputs, [bad])

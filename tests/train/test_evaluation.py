@@ -1,0 +1,184 @@
+"""`evaluate`, `predict` and evaluations in `fit` for kinds of problems other than classification."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from fitting import fit_with
+from sklearn import metrics as sk
+
+from distill_jax import data, losses, objectives, tasks, train
+from distill_jax.models import from_apply
+from distill_jax.train.evaluation import evaluate_models
+from distill_jax.types import Objective, Variables
+
+
+def source(label, seed=0, rows=60, **arrays):
+  rng = np.random.default_rng(seed)
+  image = rng.normal(size=(rows, 4)).astype(np.float32)
+  return data.Source({"image": image, "label": label(image)} | arrays)
+
+
+def linear(outputs, name="logits"):
+  return from_apply(
+    lambda key, x: 0.01 * jax.random.normal(key, (4, outputs)), lambda w, x: {name: x @ w}
+  )
+
+
+WEIGHTS = np.random.default_rng(7).normal(size=(4, 3)).astype(np.float32)
+REGRESSION = objectives.weighted(hard=(1.0, objectives.labels(loss=optax.squared_error)))
+MULTI_LABEL = objectives.weighted(
+  hard=(1.0, objectives.labels(loss=optax.sigmoid_binary_cross_entropy))
+)
+
+
+def number(image):
+  return image @ WEIGHTS[:, 0]
+
+
+def classes(image):
+  return (image @ WEIGHTS > 0).astype(np.int32)
+
+
+def test_regression_trains_and_validates_with_its_task():
+  validation = source(number, seed=1, rows=30)
+  result = fit_with(
+    linear(1), None, REGRESSION, optax.adam(0.05), source(number), steps=60, batch_size=16,
+    validation=validation, eval_every=20, task=tasks.regression(),
+  )  # fmt: skip
+  lines = [line for line in result.history if line["phase"] == "validation"]
+  assert lines[-1]["rmse"] < 0.5 * lines[0]["rmse"] and lines[-1]["r2"] > 0.5
+  prediction = result.predict(validation)["logits"][:, 0]
+  rmse = np.sqrt(sk.mean_squared_error(validation.arrays["label"], prediction))
+  assert rmse == pytest.approx(min(line["rmse"] for line in lines), rel=1e-5)
+
+
+def test_multi_label_trains_and_validates_with_its_task():
+  validation = source(classes, seed=1, rows=30)
+  result = fit_with(
+    linear(3), None, MULTI_LABEL, optax.adam(0.1), source(classes), steps=60, batch_size=16,
+    validation=validation, eval_every=30, task=tasks.multi_label(),
+  )  # fmt: skip
+  scores = train.evaluate(result.student, result.variables, validation, tasks.multi_label())
+  assert scores["f1"] > 0.8 and scores["map"] > 0.8
+  best = max(line["f1"] for line in result.history if line["phase"] == "validation")
+  assert scores["f1"] == pytest.approx(best)
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_without_a_task_the_terms_are_the_metrics(labeled):
+  teacher = from_apply(None, lambda w, x: {"embedding": x @ w}, variables=WEIGHTS)
+  label = classes if labeled else lambda image: np.full(len(image), 0.5, np.float32)
+  validation = source(label, seed=1, rows=30)
+  objective = objectives.weighted(
+    match=(0.5, objectives.features("embedding", "embedding", losses.hint))
+  )
+  result = fit_with(
+    linear(3, "embedding"), teacher, objective, optax.adam(0.05), source(label), steps=40,
+    batch_size=16, validation=validation, eval_every=20,
+  )  # fmt: skip
+  last = result.history[-1]
+  student = result.predict(validation)["embedding"]
+  expected = ((student - validation.arrays["image"] @ WEIGHTS) ** 2).mean()
+  assert last["match"] == pytest.approx(expected, rel=1e-4)
+  assert last["loss"] == pytest.approx(0.5 * expected, rel=1e-4)
+
+
+def test_evaluations_hold_one_set_of_sums(monkeypatch):
+  """Memory of an evaluation does not depend on the number of batches."""
+  task = tasks.classification()
+  model = linear(3)
+  variables = model.init(jax.random.key(0), {"image": np.zeros((1, 4), np.float32)})
+  batches = [
+    {"image": np.ones((8, 4), np.float32), "label": np.zeros(8, np.int32)} for _ in range(12)
+  ]
+  live = []
+
+  def watched():
+    for batch in batches:
+      live.append(sum(x.size for x in jax.live_arrays() if x.shape == (3, 3)))
+      yield batch
+
+  train.evaluate(model, variables, watched(), task)
+  assert live[-1] <= live[2]
+
+
+def test_evaluate_compares_with_a_teacher_and_drops_padding():
+  labels = source(lambda image: (image @ WEIGHTS).argmax(1).astype(np.int32), rows=21)
+  teacher = from_apply(None, lambda w, x: x @ w, variables=WEIGHTS)
+  other = from_apply(None, lambda w, x: x @ w, variables=-WEIGHTS)
+  task = tasks.classification()
+  pairs = [(teacher, teacher.variables), (other, other.variables)]
+  results = evaluate_models(pairs, labels, task, teacher=pairs[0], predict=True, batch_size=8)
+  assert [r.scores["agreement"] for r in results] == [1.0, 0.0]
+  assert results[0].scores["accuracy"] == 1.0
+  predicted = (labels.arrays["image"] @ WEIGHTS).argmax(1)
+  np.testing.assert_array_equal(results[0].predictions["class"], predicted)
+  assert train.evaluate(teacher, None, labels, task, batch_size=8)["accuracy"] == 1.0
+  with pytest.raises(ValueError, match="variables"):
+    train.evaluate(linear(3), None, labels, task)
+
+
+def test_predict_takes_a_batch_a_source_and_batches():
+  model = from_apply(None, lambda w, x: x @ w, variables=WEIGHTS)
+  examples = source(number, rows=21)
+  expected = examples.arrays["image"] @ WEIGHTS
+  batches = list(data.eval_batches(examples, 8))
+  for given in (examples, batches, {"image": examples.arrays["image"]}):
+    outputs = train.predict(model, None, given, batch_size=8)["logits"]
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5)
+
+
+def documented_objective():
+  """Written as `Objective`'s docstring says, without `objectives`."""
+
+  def init(key, student_outputs, teacher_outputs):
+    return Variables({}, {})
+
+  def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
+    error = (student["logits"] - teacher["logits"]) ** 2
+    return {"match": (1.0, (error.mean(-1), batch.get("where")))}, state
+
+  return Objective(init, apply)
+
+
+@pytest.mark.parametrize("how", ["jit", "pmap", "accumulation"])
+def test_documented_objective_works(how):
+  student = linear(3)
+  teacher = from_apply(None, lambda w, x: x @ w, variables=WEIGHTS)
+  objective, optimizer = documented_objective(), optax.sgd(0.1)
+  batch = next(data.batches(source(number), 16, seed=0))
+  parts = student, teacher, objective, optimizer
+  state = train.make_init(*parts)(jax.random.key(0), batch)
+  one, metrics = train.make_train_step(*parts)(state, teacher.variables, batch)
+  if how == "accumulation":
+    options = train.StepOptions(microbatches=4)
+    other, _ = train.make_train_step(*parts, options)(state, teacher.variables, batch)
+  elif how == "pmap":
+    options = train.StepOptions(axis_name="data")
+    step = jax.pmap(train.make_train_step(*parts, options), "data", in_axes=(None, None, 0))
+    split = jax.tree.map(lambda x: x.reshape(8, 2, *x.shape[1:]), batch)
+    other = jax.tree.map(lambda x: x[0], step(state, teacher.variables, split)[0])
+  else:
+    other, _ = jax.jit(train.make_train_step(*parts))(state, teacher.variables, batch)
+  np.testing.assert_allclose(other.params["student"], one.params["student"], rtol=1e-5)
+  total, count = metrics["match"]
+  assert count == 16 and total > 0
+
+
+def test_loss_fn_is_the_step_s_loss():
+  student = linear(3)
+  teacher = from_apply(None, lambda w, x: x @ w, variables=WEIGHTS)
+  objective = documented_objective()
+  batch = next(data.batches(source(number), 16, seed=0))
+  state = train.make_init(student, teacher, objective, optax.sgd(0.1))(jax.random.key(0), batch)
+  loss_fn = train.make_loss_fn(student, teacher, objective)
+  (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+    state.params, state.model_state, teacher.variables, batch, step=state.step, key=state.key
+  )
+  x = jnp.asarray(batch["image"])
+  error = x @ state.params["student"] - x @ WEIGHTS
+  assert loss == pytest.approx(float((error**2).mean()), rel=1e-5)
+  np.testing.assert_allclose(grads["student"], 2 * x.T @ error / error.size, rtol=1e-4, atol=1e-6)
+  assert set(aux.terms) == {"match"} and "logits" in aux.outputs
