@@ -93,7 +93,7 @@ def check(
   Args:
     entries: the networks of the run.
     metrics: the task's metrics.
-    references: {name: array over all test examples}.
+    references: {name: array over all test examples, or None}.
 
   Raises:
     ValueError: names the first argument that does not fit.
@@ -133,13 +133,14 @@ def of_group(entries: Iterable[Entry], group: Group) -> list[Entry]:
 def over_seeds(entries: Sequence[Entry], group: Group, name: str) -> Spread | None:
   """Returns the spread of one score or cost over a group's seeds; None where no entry has it."""
   values = [entry.values for entry in of_group(entries, group)]
-  return spread([own[name] for own in values if name in own])
+  return spread([by_name[name] for by_name in values if name in by_name])
 
 
 def gain(entries: Sequence[Entry], group: Group, name: str) -> Spread | None:
   """Returns distilled minus baseline, paired by seed; None where no seed has both."""
   values = [(student.values, baseline.values) for student, baseline in pairs(entries, group)]
-  return spread([own[name] - base[name] for own, base in values if name in own and name in base])
+  both = [(left, right) for left, right in values if name in left and name in right]
+  return spread([left[name] - right[name] for left, right in both])
 
 
 def pairs(entries: Sequence[Entry], group: Group) -> list[tuple[Entry, Entry]]:
@@ -162,11 +163,12 @@ def one_per_group(entries: Sequence[Entry]) -> dict[Group, Entry]:
   A group without that seed has the entry of its first seed.
   """
   by_group = {group: of_group(entries, group) for group in groups(entries)}
-  seeds = [{e.seed for e in own} for group, own in by_group.items() if group.role != "teacher"]
+  is_student = {group: group.role != "teacher" for group in by_group}
+  seeds = [{e.seed for e in members} for group, members in by_group.items() if is_student[group]]
   common = set.intersection(*seeds) if seeds else set()
   return {
-    group: min(own, key=lambda entry: (entry.seed not in common, entry.seed))
-    for group, own in by_group.items()
+    group: min(members, key=lambda entry: (entry.seed not in common, entry.seed))
+    for group, members in by_group.items()
   }
 
 
@@ -225,7 +227,7 @@ def _check_entry(entry: Entry, rows: int | None) -> None:
 
 def _num_rows(references: Mapping[str, Any]) -> int | None:
   """Returns the number of test examples; None where there are no references."""
-  rows = {name: len(array) for name, array in references.items()}
+  rows = {name: len(array) for name, array in references.items() if array is not None}
   if len(set(rows.values())) > 1:
     raise ValueError(f"references: expected arrays with one row per test example, got {rows} rows")
   return next(iter(rows.values()), None)

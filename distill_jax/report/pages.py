@@ -91,9 +91,8 @@ def _write_files(
 def _num_examples(run: Mapping[str, Any], references: Mapping[str, Any]) -> int | None:
   """Returns the number of test examples; None where neither argument has it."""
   number = (run.get("data") or {}).get("test")
-  if number is None and "id" in references:
-    number = len(references["id"])
-  return number
+  ids = references.get("id")
+  return len(ids) if number is None and ids is not None else number
 
 
 def _comparison(

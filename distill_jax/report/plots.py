@@ -84,9 +84,9 @@ def _sized_group(
     return
   factor = scale(metric)
   values = [entry.values for entry in of_group(entries, group)]
-  sizes = [own["parameters"] for own in values]
+  sizes = [by_name["parameters"] for by_name in values]
   size = sum(sizes) / len(sizes)
-  scores = [factor * own[metric.name] for own in values]
+  scores = [factor * by_name[metric.name] for by_name in values]
   axes.plot([n * shift for n in sizes], scores, **look.points, markersize=4, alpha=0.5)
   bar = None if mean.deviation is None else factor * mean.deviation
   label = f"{group.title}: {size:,.0f}"

@@ -67,9 +67,10 @@ def make_entries(*, seeds=(0, 1, 2), roles=ROLES, history=True, cost=COST):
       scores |= {name: rng.uniform(0.05, 0.95) for name in ("f1", "nll", "ece")}
       if role != "teacher":
         scores["agreement"] = rng.uniform()
-      own = cost | {"parameters": 8000.0} if role == "teacher" and cost else cost
+      is_teacher = role == "teacher" and cost
+      role_cost = cost | {"parameters": 8000.0} if is_teacher else cost
       lines = make_history(seed) if history else []
-      entries.append(report.Entry(role, seed, scores, own, lines))
+      entries.append(report.Entry(role, seed, scores, role_cost, lines))
   return entries
 
 
@@ -78,11 +79,11 @@ def make_variants(names, ratios=(), seeds=(0, 1), **options):
   entries = make_entries(seeds=seeds, roles=ROLES[:2], **options)
   baselines = [e for e in entries if e.role == "baseline"]
   for position, name in enumerate(names, 1):
-    own = {"step_ratio": ratios[name]} if name in ratios else {}
+    time = {"step_ratio": ratios[name]} if name in ratios else {}
     for e in baselines:
       scores = {**e.scores, "accuracy": e.scores["accuracy"] + 0.01 * position + 0.001 * e.seed}
       entries.append(
-        e._replace(role="student", variant=name, scores=scores, cost={**e.cost, **own})
+        e._replace(role="student", variant=name, scores=scores, cost={**e.cost, **time})
       )
   return sorted(entries, key=lambda e: e.seed)  # the order of a run: all variants of a seed
 
@@ -98,23 +99,23 @@ def write(folder, entries, *, task=CLASSIFICATION, references=REFERENCES, run=No
 
 def tables(markdown):
   """Returns each table as rows of {column title: cell}."""
-  found = []
+  result = []
   for block in markdown.split("\n\n"):
     if block.startswith("|"):
       header, _, *rows = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines()
       ]
-      found.append([dict(zip(header, row)) for row in rows])
-  return found
+      result.append([dict(zip(header, row)) for row in rows])
+  return result
 
 
 def cells(markdown, index=0):
   """Returns one table as {row title: {column title: cell}}."""
-  found = {}
+  result = {}
   for row in tables(markdown)[index]:
     title, *values = row.values()
-    found[title] = dict(zip(list(row)[1:], values))
-  return found
+    result[title] = dict(zip(list(row)[1:], values))
+  return result
 
 
 def headings(markdown):

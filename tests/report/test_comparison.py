@@ -168,8 +168,8 @@ def test_regression_rows_are_in_the_metrics_units():
   values = {"baseline": [2.0, 2.2], "student": [1.5, 1.6]}
   entries = [
     scored(role, seed, value, name="rmse")._replace(scores={"rmse": value, "r2": -0.25})
-    for role, own in values.items()
-    for seed, value in enumerate(own)
+    for role, scores in values.items()
+    for seed, value in enumerate(scores)
   ]
   rows = table(entries, REGRESSION.metrics)
   assert rows["Test RMSE, mm ↓"]["Distilled − baseline"] == "−0.550 ± 0.071"

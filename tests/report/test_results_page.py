@@ -173,10 +173,12 @@ def test_curve_is_at_the_values_with_their_spread(tmp_path, values, scale):
   ],
 )
 def test_a_series_differs_in_one_number_only(tmp_path, changes, fields):
-  folders = [make_run(tmp_path / str(number), settings=own) for number, own in enumerate(changes)]
-  found = series([read(Path(folder)) for folder in folders])
-  assert [one.field for one in found] == fields
-  assert all(len(one.runs) == 2 for one in found)
+  folders = [
+    make_run(tmp_path / str(number), settings=change) for number, change in enumerate(changes)
+  ]
+  varied = series([read(Path(folder)) for folder in folders])
+  assert [one.field for one in varied] == fields
+  assert all(len(one.runs) == 2 for one in varied)
 
 
 def test_series_of_one_field_do_not_share_a_picture(tmp_path):
@@ -287,17 +289,18 @@ def test_sections_of_a_readme_are_replaced_and_nothing_else(tmp_path):
 
 def test_metrics_have_separate_tables_and_their_own_units(tmp_path):
   depths = [
-    make_run(tmp_path / f"d{t}", metric=RMSE, settings={"temperature": t}, name="depth")
-    for t in (1.0, 2.0)
+    make_run(tmp_path / f"d{t}", metric=RMSE, settings={"temperature": t}) for t in (1.0, 2.0)
   ]
-  text = page(tmp_path, [make_run(tmp_path / "a"), *depths])
+  folders = [make_run(tmp_path / "a"), *depths]
+  text = page(tmp_path, folders)
   assert headings(text)[:2] == ["digits: accuracy", "digits: RMSE"]
   (accuracy,), depth, by_temperature = tables(text)
   assert accuracy["Distilled"] == "94.00 ± 2.65"
   assert depth[0]["Distilled − baseline"] == "+0.030 ± 0.020"
   assert by_temperature[0]["Baseline"] == "0.910 ± 0.010"
   assert "Test RMSE in mm (359 examples)" in text and "test RMSE against temperature" in text
-  (varied,) = series([read(Path(folder)) for folder in depths])
+  (varied,) = series([read(Path(folder)) for folder in folders])
+  assert len(varied.runs) == 2
   assert summary.curve(varied).axes[0].get_ylabel() == "test RMSE, mm"
 
 

@@ -35,9 +35,9 @@ def entries():
 
 
 def test_names_that_end_in_three_numbers_are_a_series(entries):
-  found = series.series(entries)
-  assert {name: [*numbers] for name, numbers in found.items()} == {"top": [1, 4, 16]}
-  assert found["top"][4].variant == "top.4"
+  by_name = series.series(entries)
+  assert {name: [*numbers] for name, numbers in by_name.items()} == {"top": [1, 4, 16]}
+  assert by_name["top"][4].variant == "top.4"
 
 
 def test_curve_joins_the_means_in_the_order_of_the_numbers(entries):

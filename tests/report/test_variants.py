@@ -38,9 +38,9 @@ def test_a_row_per_variant_with_the_time_of_its_step(tmp_path):
     "Step time / kd ↓",
   ]
   for position, name in enumerate(RATIOS, 1):
-    own = [100 * e.scores["accuracy"] for e in entries if e.variant == name]
+    values = [100 * e.scores["accuracy"] for e in entries if e.variant == name]
     mean, spread = map(float, rows[name]["Test accuracy, % ↑"].split(" ± "))
-    assert (mean, spread) == pytest.approx((np.mean(own), np.std(own, ddof=1)), abs=0.006)
+    assert (mean, spread) == pytest.approx((np.mean(values), np.std(values, ddof=1)), abs=0.006)
     change = float(rows[name]["− baseline"].split()[0])
     assert change == pytest.approx(position + 0.05, abs=0.006)
   times = {name: row["Step time / kd ↓"] for name, row in rows.items()}
@@ -58,8 +58,8 @@ def test_table_has_all_variants_and_pictures_the_first(tmp_path):
   assert "Step time" not in markdown
   assert "first 5 of 8 distilled students: v0, v1, v2, v3, v4." in markdown
   assert {e["variant"] for e in numbers["entries"]} == {"", *names}
-  drawn = {e.variant for e in variants.few(entries)}
-  assert drawn == {"", *names[:5]}
+  few = {e.variant for e in variants.few(entries)}
+  assert few == {"", *names[:5]}
 
 
 def test_brief_tables_have_metrics_of_detail_0_only():

@@ -34,7 +34,8 @@ def disagreement_figures(
   Nothing without labels, or where no student and baseline of one seed have predictions.
   """
   predicted = [entry for entry in few(entries) if "class" in (entry.predictions or {})]
-  matched = [found[0] for group in students(predicted) if (found := pairs(predicted, group))]
+  by_student = [pairs(predicted, group) for group in students(predicted)]
+  matched = [seeds[0] for seeds in by_student if seeds]
   labels = np.asarray(references.get("label", ()))
   if not matched or labels.ndim != 1 or not len(labels):
     return []
