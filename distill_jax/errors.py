@@ -1,11 +1,15 @@
-"""Wording that error messages share."""
+"""Suggests names in error messages."""
 
 import difflib
 from collections.abc import Iterable
 
 
-def suggest(name: str, known: Iterable[object]) -> str:
-  """The tail of a message about an unknown name: the nearest known one, or all of them."""
-  names = sorted(map(str, known))
-  near = difflib.get_close_matches(name, names, n=1)
-  return f"; did you mean {near[0]!r}?" if near else f"; there are {names}"
+def suggest(name: str, candidates: Iterable[object]) -> str:
+  """Returns the end of a message about an unknown name: the nearest candidate, or all of them.
+
+  >>> suggest("lable", ["label", "image"])
+  "; did you mean 'label'?"
+  """
+  names = sorted(map(str, candidates))
+  nearest = difflib.get_close_matches(name, names, n=1)
+  return f"; did you mean {nearest[0]!r}?" if nearest else f"; there are {names}"

@@ -9,11 +9,9 @@ from distill_jax.types import Tree
 
 
 def named_leaves(tree: Tree) -> list[tuple[str, jax.Array]]:
-  """The leaves with their paths as text: `[('layers/0/kernel', array), ...]`."""
-  with_path = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return [
-    (jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in with_path
-  ]
+  """Returns the leaves with their paths as text: `[('layers/0/kernel', array), ...]`."""
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
 
 
 def describe_leaf(shape: Sequence[int], dtype: object) -> str:
@@ -25,32 +23,37 @@ def describe_leaf(shape: Sequence[int], dtype: object) -> str:
   return f"{dtype}[{','.join(map(str, shape))}]"
 
 
-def matching(tree: Tree, pattern: str) -> Tree:
-  """A tree of bools: whether the regular expression is found in a leaf's path; a mask as optax takes them.
+def path_mask(tree: Tree, pattern: str) -> Tree:
+  """Returns a tree of bools, a mask for optax: whether the pattern is found in a leaf's path.
 
-      optax.chain(optax.adamw(1e-3), optax.freeze(lambda params: matching(params, r"^student/blocks/0/")))
+      optax.freeze(lambda params: path_mask(params, r"^student/blocks/0/"))
 
   Args:
     tree: arrays, or `ShapeDtypeStruct`s.
-    pattern: for `re.search`; "" is found in every path.
+    pattern: regular expression for `re.search`; "" is found in every path.
 
   Raises:
-    ValueError: it is found in none, or is no regular expression.
+    ValueError: it is found in no path, or is no regular expression.
 
-  >>> matching({"a": {"kernel": 1.0, "bias": 0.0}}, "kernel$")
+  >>> path_mask({"a": {"kernel": 1.0, "bias": 0.0}}, "kernel$")
   {'a': {'bias': False, 'kernel': True}}
   """
   names = [name for name, _ in named_leaves(tree)]
   try:
-    found = [re.search(pattern, name) is not None for name in names]
+    mask = [re.search(pattern, name) is not None for name in names]
   except re.error as error:
-    raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from error
-  if not any(found):
-    raise ValueError(f"pattern {pattern!r} fits no leaf; some are {', '.join(names[:8])}")
-  return jax.tree.unflatten(jax.tree.structure(tree), found)
+    raise ValueError(f"pattern: expected a regular expression, got {pattern!r}: {error}") from error
+  if not any(mask):
+    raise ValueError(
+      f"pattern: expected one found in a leaf's path, got {pattern!r}; some paths are "
+      f"{', '.join(names[:8])}"
+    )
+  return jax.tree.unflatten(jax.tree.structure(tree), mask)
 
 
-def chosen(tree: Tree, pattern: str) -> dict[str, jax.Array]:
-  """The leaves in whose path the pattern is found, by path. Raises as `matching`."""
-  found = jax.tree.leaves(matching(tree, pattern))
-  return {name: leaf for (name, leaf), fits in zip(named_leaves(tree), found, strict=True) if fits}
+def select_leaves(tree: Tree, pattern: str) -> dict[str, jax.Array]:
+  """Returns the leaves in whose path the pattern is found, by path; raises as `path_mask`."""
+  mask = jax.tree.leaves(path_mask(tree, pattern))
+  return {
+    name: leaf for (name, leaf), selected in zip(named_leaves(tree), mask, strict=True) if selected
+  }

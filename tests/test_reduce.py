@@ -1,3 +1,5 @@
+"""Means of valid rows are exact: masks, merged pairs, and any number of devices."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,17 +32,18 @@ def test_empty_mask_is_zero_with_a_finite_gradient():
 
 
 def test_low_precision_is_summed_in_float32():
+  # The sum is above the largest float16.
   assert reduce.mean(jnp.ones(70_000, jnp.float16) * 2) == 2
   assert reduce.mean(jnp.ones(3, jnp.bfloat16)).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("where", [np.ones(3, bool), np.ones((2, 2), bool), np.ones(2, np.float32)])
-def test_masks_that_do_not_fit_are_refused(where):
-  with pytest.raises(ValueError, match="where"):
+def test_masks_that_do_not_fit_raise(where):
+  with pytest.raises(ValueError, match=r"^where: "):
     reduce.mean(jnp.ones((2, 3)), where)
 
 
-def test_pairs_merge_to_the_mean_of_everything(rng):
+def test_merged_pairs_have_the_mean_of_all_values(rng):
   values, where = rng.normal(size=11), rng.random(11) > 0.4
   parts = [
     {"loss": reduce.total(jnp.asarray(values[s]), jnp.asarray(where[s]))}
@@ -51,7 +54,7 @@ def test_pairs_merge_to_the_mean_of_everything(rng):
   assert reduce.merge() == {}
 
 
-def test_one_device_eight_devices_and_mapped_devices_agree(mesh, rng):
+def test_one_eight_and_mapped_devices_agree(mesh, rng):
   values, where = rng.normal(size=(16,)).astype(np.float32), np.arange(16) < 5
   expected = values[where].mean()
   sharded = jax.device_put((values, where), NamedSharding(mesh, PartitionSpec("data")))
