@@ -15,9 +15,9 @@ python -m distill_jax --config=configs/llm_8b_to_1b.py --compile_for=v5p:2x2x2 -
     [--config.cache=gs://bucket/cache: from the cache, which nobody has to have written]
 
 Compiled by libtpu 0.0.42, one sequence a chip (products: FLOPs of a chip's matrix products, counted before compilation;
-floor: of a step, at the peak; sent: bytes of the whole arrays):
+bound: least time of a step, at the peak; sent: bytes of the full arrays):
 
-                      memory of a chip   products      floor   at the floor           sent
+                      memory of a chip   products      bound   at the bound           sent
     live teacher    33.21 of 95.74 GiB   2.785e14   606.8 ms   13,500 tokens/s/chip   42 GB
     from the cache  31.25 of 95.74 GiB   1.118e14   243.5 ms   33,641 tokens/s/chip   12 GB
 
@@ -36,30 +36,31 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from distill_jax import data, objectives
+from distill_jax import data, losses, objectives
 from distill_jax.cache import TopK
 from distill_jax.data import text
 from distill_jax.errors import suggest
 from distill_jax.jobs.config import Config, ConfigError, MeshSizes, Splits, Training, check
 from distill_jax.models import cast, from_nnx, pretrained
-from distill_jax.models.llm.decoder import Decoder, RopeScaling
-from distill_jax.models.llm.weights import decoder_arguments, decoder_name
+from distill_jax.models.llm.decoder import Decoder, DecoderOptions
+from distill_jax.models.llm.huggingface import decoder_arguments, decoder_name
+from distill_jax.models.llm.rope import RopeScaling
 from distill_jax.models.remat import POLICIES
 from distill_jax.types import Model
 
 STRETCHED = RopeScaling(32.0, 1.0, 4.0, 8192)
-LLAMA = {"rope_base": 500_000.0, "epsilon": 1e-5}
+LLAMA = DecoderOptions(rope_theta=500_000.0, norm_eps=1e-5)
 
 
 @dataclasses.dataclass
 class Shape:
-  """Of a Llama: arguments of `models.decoder.Decoder`."""
+  """Sizes of a Llama: arguments of `models.llm.decoder.Decoder`."""
 
-  width: int
-  depth: int
-  inner: int
-  heads: int = 32
-  kv_heads: int = 8
+  embed_dim: int
+  num_layers: int
+  mlp_dim: int
+  num_heads: int = 32
+  num_kv_heads: int = 8
 
 
 @dataclasses.dataclass
@@ -130,11 +131,14 @@ class Llama(Config):
     return pretrained(model._replace(variables=narrow), path, names=decoder_name, cast=True)
 
   def student(self):
-    arguments = self._arguments(self.student_shape) | {"tied": True, "rope_scaling": STRETCHED}
+    options = dataclasses.replace(LLAMA, rope_scaling=STRETCHED)
+    arguments = self._arguments(self.student_shape) | {"tie_embeddings": True, "options": options}
     return self._network(arguments | {"remat": self.remat})
 
   def objective(self):
-    return objectives.weighted(soft=(1.0, objectives.tokens("bucket" if self.cache else "kl")))
+    return objectives.weighted(
+      soft=(1.0, objectives.tokens(losses.sparse_kl if self.cache else losses.kl_divergence))
+    )
 
   def baseline_objective(self):
     return objectives.weighted(hard=(1.0, objectives.next_tokens()))
@@ -157,10 +161,11 @@ class Llama(Config):
       raise ConfigError(f"remat: there is no policy {self.remat!r}{suggest(self.remat, POLICIES)}")
 
   def _arguments(self, shape: Shape) -> dict:
-    return LLAMA | {"vocabulary": self.vocabulary} | dataclasses.asdict(shape)
+    return {"vocab_size": self.vocabulary, "options": LLAMA} | dataclasses.asdict(shape)
 
   def _network(self, arguments: dict) -> Model:
-    arguments = arguments | {"length": self.length, "dtype": jnp.bfloat16}
+    options = dataclasses.replace(arguments["options"], max_length=self.length)
+    arguments = arguments | {"options": options, "dtype": jnp.bfloat16}
     inputs = ("tokens", "segments", "positions")
     return from_nnx(lambda rngs: Decoder(**arguments, rngs=rngs), inputs=inputs)
 

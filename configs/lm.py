@@ -27,12 +27,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from distill_jax import objectives
+from distill_jax import losses, objectives
 from distill_jax.cache import RandomSampling, TopK
 from distill_jax.data import text
 from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check
 from distill_jax.models import from_nnx
-from distill_jax.models.llm.decoder import Decoder
+from distill_jax.models.llm.decoder import Decoder, DecoderOptions
 from distill_jax.models.llm.on_policy import generate_on_policy
 from distill_jax.models.llm.sampling import Generator
 
@@ -118,7 +118,7 @@ class LanguageModel(Config):
       return made
     tokenizer, _ = _read(self.text, self.vocabulary)
     sampled = generate_on_policy(
-      self._make_student(), share=self.share, prompt=self.prompt, stop=tokenizer.end
+      self._make_student(), fraction=self.share, prompt=self.prompt, stop_token=tokenizer.end
     )
     return made._replace(on_policy=sampled)
 
@@ -129,13 +129,13 @@ class LanguageModel(Config):
 
   def variant_objective(self, variant, trained_teacher=None):
     how, _, k = variant.partition(".")
-    tail, kept = {
-      "top": ("conditional", f"logits@top{k}"),
-      "bucket": ("bucket", f"logits@top{k}"),
-      "draws": ("sampled", f"logits@draws{k}"),
-    }.get(how, ("kl", "logits"))
+    loss, kept = {
+      "top": (losses.sparse_kl_conditional, f"logits@top{k}"),
+      "bucket": (losses.sparse_kl, f"logits@top{k}"),
+      "draws": (losses.sampled_cross_entropy, f"logits@draws{k}"),
+    }.get(how, (losses.kl_divergence, "logits"))
     return objectives.weighted(
-      tokens=(1.0, objectives.tokens(tail, label_weight=self.label_weight, targets=kept))
+      tokens=(1.0, objectives.tokens(loss, label_weight=self.label_weight, targets=kept))
     )
 
   def baseline_objective(self):
@@ -146,7 +146,7 @@ class LanguageModel(Config):
     width, depth = variables.params["embed"]["embedding"].shape[1], len(variables.params["blocks"])
     given = ([tokenizer.end, *map(int, tokenizer.encode(prompt.encode()))] for prompt in PROMPTS)
     prompts = [prompt[: self.length // 2] for prompt in given]
-    rows = Generator(self._decoder(width, depth), stop=tokenizer.end)(
+    rows = Generator(self._decoder(width, depth), stop_token=tokenizer.end)(
       variables.params, prompts, self.length // 2, temperature=0.8, key=jax.random.key(0)
     )
     return "\n\n".join(tokenizer.decode(row[1:]) for row in rows)
@@ -184,9 +184,9 @@ class LanguageModel(Config):
 
   def _decoder(self, width: int, depth: int):
     def make(rngs: nnx.Rngs):
-      return Decoder(
-        self._size, width, depth, width // HEAD, length=self.length, tied=True, rngs=rngs
-      )
+      options = DecoderOptions(max_length=self.length)
+      sizes = (self._size, width, depth, width // HEAD)
+      return Decoder(*sizes, tie_embeddings=True, options=options, rngs=rngs)
 
     return make
 
@@ -204,7 +204,7 @@ def _read(folder: str, vocabulary: int):
     except (FileNotFoundError, ValueError) as error:
       raise ConfigError(f"text: {error}; or give a folder of .txt files") from error
   tokenizer = text.bpe(text.train_bpe(folder, size=vocabulary)) if vocabulary else text.BYTES
-  found = text.documents_of(Path(folder), tokenizer, ".txt", corpora.SEPARATOR)
+  found = text.read_documents(Path(folder), tokenizer, ".txt", corpora.SEPARATOR)
   return tokenizer, [document for document in found if document is not None]
 
 

@@ -1,7 +1,6 @@
-"""Teachers that are more than one network with its weights. Each is a Model: the step cannot tell them apart.
-
-A frozen teacher is any Model with `variables`; what is here changes its dtype, joins several, reads outputs
-that ride in the batch, or follows the student.
+"""Makes teachers of more than one network with its weights. Each is a Model like any other.
+ A frozen teacher is any Model with `variables`. The functions here change its dtype, join several,
+read outputs from the batch, or follow the student as an EMA.
 """
 
 import math
@@ -9,48 +8,53 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from distill_jax.models.cohort import cohort
-from distill_jax.models.precision import cast
+from distill_jax.models.precision import cast, check_floating
 from distill_jax.types import Model, Variables
 
 CACHED = "teacher/"
-_COLUMNS = (".values", ".indices")  # every codec of `cache.codecs` has one of them
+_COLUMNS = (".values", ".indices")  # Every codec of `cache.codecs` has one of them.
 
 
-def with_dtype(model: Model, *, dtype) -> Model:
-  """The model with its weights and inputs in a dtype of its own (a bfloat16 teacher of a float32 student).
+def with_dtype(model: Model, *, dtype: DTypeLike) -> Model:
+  """Returns the model with weights and inputs in another dtype: a bfloat16 teacher of a float32
+  student.
 
-  What it says depends on the program that it is a part of: XLA keeps some intermediate results in float32, and which
-  ones changes with the batch size and with what is compiled beside it. In bfloat16 a logit then differs by a unit in
-  the last place (2^-8 of its size; 0.016 of logits up to 2.4, measured on digits), so that a run from its cache and
-  one with it live end farther apart than in float32: parameters by 3.2e-4, where float32 gave 0.
+  Its outputs depend on the program that contains it: XLA keeps some intermediate results in
+    float32, and which ones
+  depends on the batch size and on what is compiled with it. In bfloat16 a logit then differs by a
+  unit in the last place (2^-8 of its size; 0.016 for logits up to 2.4, measured on digits), so that
+  a run from its cache and one with the live teacher end farther apart than in float32: parameters
+  by 3.2e-4 instead of 0.
 
   Args:
     model: any Model; floating weights, states and batch entries are cast, integers stay.
     dtype: a floating dtype. Losses still compute in float32.
 
   Raises:
-    ValueError: the dtype is not floating, or the model follows the student and so has the student's dtype.
+    ValueError: the dtype is not floating, or the model is an EMA, which has the student's dtype.
   """
-  if not jnp.issubdtype(dtype, jnp.floating):
-    raise ValueError(f"dtype: expected a floating one such as jnp.bfloat16, got {dtype}")
+  check_floating(dtype)
   if model.ema_update is not None:
     raise ValueError(
-      "live: a moving average lives in the train state: pass it to the step as it is"
+      "model: expected one with weights, got an EMA of the student: pass it without with_dtype"
     )
 
-  def init(key, batch):
+  def init(key, batch) -> Variables:
     return Variables(*cast(tuple(model.init(key, batch)), dtype))
 
   def apply(params, state, batch, *, train, key):
     return model.apply(params, state, cast(dict(batch), dtype), train=train, key=key)
 
-  return Model(init, apply, model.variables and Variables(*cast(tuple(model.variables), dtype)))
+  variables = model.variables and Variables(*cast(tuple(model.variables), dtype))
+  return Model(init, apply, variables)
 
 
 def cached() -> Model:
-  """A teacher without weights: its outputs ride in the batch as 'teacher/logits', 'teacher/block3', ...
+  """Returns a teacher without weights: its outputs are the batch's 'teacher/logits',
+  'teacher/block3', ...
 
   Raises (in apply):
     ValueError: the batch has none, or the columns of a `cache.Cache`, whose `model` decodes them.
@@ -60,14 +64,12 @@ def cached() -> Model:
     del params, train, key
     outputs = {name.removeprefix(CACHED): x for name, x in batch.items() if name.startswith(CACHED)}
     if not outputs:
-      raise ValueError(
-        f"the batch has no cached teacher outputs ('{CACHED}...'); it has {sorted(batch)}"
-      )
+      raise ValueError(f"batch: expected teacher outputs '{CACHED}...', got {sorted(batch)}")
     for name in outputs:
       if name.endswith(_COLUMNS):
         raise ValueError(
-          f"the batch's '{CACHED}{name}' is a column of a cache: the teacher that decodes it is `Cache.model`; "
-          "teachers.cached() takes whole outputs"
+          f"batch: expected decoded outputs, got the cache's column '{CACHED}{name}': "
+          "use `Cache.model` as the teacher"
         )
     return outputs, state
 
@@ -77,57 +79,56 @@ def cached() -> Model:
 def ensemble(
   models: Sequence[Model], *, weights: Sequence[float] | None = None, mean: str
 ) -> Model:
-  """Several teachers as one.
+  """Returns several teachers as one.
 
   Args:
-    models: at least one Model that gives 'logits'.
-    weights: one number >= 0 each, not all 0; normalized to sum 1. None: equal.
-    mean: 'probabilities': logits = log of the weighted mean of the softmax probabilities at T = 1 (Hinton et
-      al. 2015, section 3; a temperature applied later sharpens or softens that mean). 'logits': the weighted
-      mean of the logits (a geometric mean of probabilities).
+    models: at least one Model that outputs 'logits'.
+    weights: one number >= 0 each, not all 0; normalized to sum 1. None: equal weights.
+    mean: 'probabilities': logits = log of the weighted mean of the softmax probabilities at T = 1
+      (Hinton et al. 2015, section 3; a temperature that is applied later sharpens or softens that
+      mean). 'logits': the weighted mean of the logits (a geometric mean of probabilities).
 
   Returns:
     A Model with 'logits', and every output of teacher i as 'i/name'.
 
   Raises:
-    ValueError: no models, weights that do not fit, another `mean`, a model that follows the student; in apply,
-      a teacher without 'logits', or logits of different shapes.
+    ValueError: no models, weights that do not fit, another `mean`, a model that is an EMA of the
+      student; in apply, a teacher without 'logits', or logits of different shapes.
   """
   joined = cohort(models)
-  shares = [1.0] * len(models) if weights is None else [float(w) for w in weights]
-  if (
-    len(shares) != len(models)
-    or not all(math.isfinite(w) and w >= 0 for w in shares)
-    or sum(shares) == 0
-  ):
-    raise ValueError(
-      f"weights: expected {len(models)} finite numbers >= 0, not all 0, got {weights}"
-    )
+  fractions = _normalize(weights, len(models))
   if mean not in ("probabilities", "logits"):
     raise ValueError(f"mean: expected 'probabilities' or 'logits', got {mean!r}")
-  shares = [w / sum(shares) for w in shares]
 
   def apply(params, state, batch, *, train, key):
     outputs, state = joined.apply(params, state, batch, train=train, key=key)
     for i in range(len(models)):
       if f"{i}/logits" not in outputs:
-        raise ValueError(f"ensemble: teacher {i} gives no 'logits'; it gives {_own(outputs, i)}")
+        names = sorted(n.removeprefix(f"{i}/") for n in outputs if n.startswith(f"{i}/"))
+        raise ValueError(f"models: expected 'logits' of each, got {names} of teacher {i}")
     all_logits = [outputs[f"{i}/logits"] for i in range(len(models))]
     shapes = [z.shape for z in all_logits]
     if len(set(shapes)) > 1:
-      raise ValueError(f"ensemble: the teachers' logits have different shapes {shapes}")
-    own = {name: x for name, x in outputs.items() if "/" in name}
-    return own | {"logits": _mean(all_logits, shares, mean)}, state
+      raise ValueError(f"models: expected logits of one shape, got {shapes}")
+    # The cohort also outputs those of its first network without a number.
+    numbered = {name: x for name, x in outputs.items() if "/" in name}
+    return numbered | {"logits": _mean(all_logits, fractions, mean)}, state
 
   return joined._replace(apply=apply)
 
 
 def moving_average(student: Model, *, decay: float = 0.999) -> Model:
-  """A teacher whose weights are an exponential moving average of the student's (Tarvainen & Valpola 2017).
+  """Returns a teacher whose weights are an exponential moving average of the student's.
 
-  After each update `own = d own + (1 - d) student`, with `d = min(decay, (1 + step) / (10 + step))` so that
-  the first steps do not remember the random start; batch statistics are averaged the same way. It lives in the
-  train state, in float32 or wider, hence in its checkpoints.
+  After each update `average = d average + (1 - d) student`, with `d = min(decay, (1 + step) / (10 +
+  step))` so that the random initial weights are forgotten soon. Batch statistics are averaged in
+  the same way. The average is part of the train state, in float32 or wider, and hence of its
+  checkpoints.
+  Source: Tarvainen & Valpola 2017.
+
+  Args:
+    student: the Model that is trained.
+    decay: weight of the average in each update, in [0, 1).
 
   Raises:
     ValueError: decay outside [0, 1).
@@ -135,30 +136,33 @@ def moving_average(student: Model, *, decay: float = 0.999) -> Model:
   if not 0 <= decay < 1:
     raise ValueError(f"decay: expected a number in [0, 1), got {decay}")
 
-  def ema_update(own: Variables, current: Variables, step: jax.Array) -> Variables:
+  def ema_update(average: Variables, current: Variables, step: jax.Array) -> Variables:
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
     def blend(a, b):
       floating = jnp.issubdtype(a.dtype, jnp.floating)
       return (a + (1 - d).astype(a.dtype) * (b - a)) if floating else b
 
-    return jax.tree.map(blend, own, current)
+    return jax.tree.map(blend, average, current)
 
   return Model(student.init, student.apply, None, ema_update)
 
 
-def _own(outputs, i: int) -> list[str]:
-  return sorted(name.removeprefix(f"{i}/") for name in outputs if name.startswith(f"{i}/"))
+def _normalize(weights: Sequence[float] | None, count: int) -> list[float]:
+  values = [1.0] * count if weights is None else [float(w) for w in weights]
+  finite = all(math.isfinite(w) and w >= 0 for w in values)
+  if len(values) != count or not finite or sum(values) == 0:
+    raise ValueError(f"weights: expected {count} finite numbers >= 0, not all 0, got {weights}")
+  return [w / sum(values) for w in values]
 
 
-def _mean(all_logits, shares, mean):
+def _mean(all_logits: list[jax.Array], fractions: list[float], mean: str) -> jax.Array:
   # A teacher of weight 0 is left out: its -inf or NaN times 0 would be NaN.
-  used = [(z, share) for z, share in zip(all_logits, shares) if share > 0]
+  used = [(z, fraction) for z, fraction in zip(all_logits, fractions, strict=True) if fraction > 0]
   stacked = jnp.stack([z for z, _ in used])
   stacked = stacked.astype(jnp.promote_types(stacked.dtype, jnp.float32))
-  weight = jnp.asarray([w for _, w in used], stacked.dtype).reshape(
-    (-1,) + (1,) * (stacked.ndim - 1)
-  )
+  weights = jnp.asarray([fraction for _, fraction in used], stacked.dtype)
+  weights = weights.reshape((-1,) + (1,) * (stacked.ndim - 1))
   if mean == "logits":
-    return (weight * stacked).sum(0)
-  return jax.nn.logsumexp(jax.nn.log_softmax(stacked, -1), axis=0, b=weight)
+    return (weights * stacked).sum(0)
+  return jax.nn.logsumexp(jax.nn.log_softmax(stacked, -1), axis=0, b=weights)

@@ -1,39 +1,49 @@
-"""The width of weights."""
+"""Casts weights to another dtype."""
 
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 Tree = TypeVar("Tree")
 
 
-def cast(tree: Tree, dtype) -> Tree:
-  """The tree with its floating arrays in another dtype, such as a teacher's `Variables` in half the memory.
+def cast(tree: Tree, dtype: DTypeLike) -> Tree:
+  """Returns the tree with its floating arrays in another dtype, such as a teacher in half the
+  memory.
 
       fit(student, teacher, ..., teacher_variables=cast(variables, jnp.bfloat16))
 
-  Only what is not trained should be narrow: a parameter in bfloat16 does not move by less than 1/256 of itself. A
-  network computes in the dtype of its layers (`dtype=`), or in the wider one of inputs and weights where they have
-  none.
+  Cast only what is not trained: a parameter in bfloat16 does not change by less than 1/256 of its
+    value.
+  A network computes in the dtype of its layers (`dtype=`), and without one in the wider dtype of
+  inputs and weights.
 
   Args:
-    tree: of arrays or `ShapeDtypeStruct`s; integers, booleans and keys stay as they are.
-    dtype: a floating one.
+    tree: arrays or `ShapeDtypeStruct`s; integers, booleans and keys stay as they are.
+    dtype: a floating dtype.
 
   Raises:
     ValueError: the dtype is not floating.
   """
-  if not jnp.issubdtype(dtype, jnp.floating):
-    raise ValueError(f"dtype: expected a floating one such as jnp.bfloat16, got {dtype}")
+  check_floating(dtype)
 
-  def one(x):
+  def cast_leaf(x):
     if not jnp.issubdtype(x.dtype, jnp.floating):
       return x
-    return (
-      jax.ShapeDtypeStruct(x.shape, dtype)
-      if isinstance(x, jax.ShapeDtypeStruct)
-      else x.astype(dtype)
-    )
+    if isinstance(x, jax.ShapeDtypeStruct):
+      return jax.ShapeDtypeStruct(x.shape, dtype)
+    return x.astype(dtype)
 
-  return jax.tree.map(one, tree)
+  return jax.tree.map(cast_leaf, tree)
+
+
+def check_floating(dtype: DTypeLike) -> None:
+  """Checks that a dtype is floating.
+
+  Raises:
+    ValueError: it is not.
+  """
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise ValueError(f"dtype: expected a floating one such as jnp.bfloat16, got {dtype}")

@@ -1,4 +1,5 @@
-"""Blocks of a network that keep less for the backward pass, and compute it again (`jax.checkpoint`)."""
+"""Computes blocks of a network again in the backward pass, to store less for it
+(`jax.checkpoint`)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,23 +13,26 @@ POLICIES = ("nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveab
 
 
 def rematerialized(block: Callable[..., Any], policy: str) -> Callable[..., Any]:
-  """A block that keeps for the backward pass what the policy says; the rest is computed again there.
+  """Returns a block that stores what the policy allows, and computes the rest again in the backward
+  pass.
 
       for block in self.blocks:
         x = rematerialized(Block.__call__, self.remat)(block, x)
 
-  Compiled for v5e, WRN-16-4 in bfloat16 with 1,024 images of 32 x 32 takes 949 MiB of temporaries with
-  'nothing_saveable' in place of 1,181, for 2.53e12 FLOPs in place of 2.23e12. On a CPU it costs the time and
-  frees nothing: XLA keeps there what it would have kept (jax 0.10.2).
+  Compiled for v5e, WRN-16-4 in bfloat16 with 1,024 images of 32 x 32 takes 949 MiB of temporaries
+  with 'nothing_saveable' instead of 1,181, and 2.53e12 FLOPs instead of 2.23e12. On a CPU it costs
+  the time and
+  saves nothing: there XLA stores what it would have stored (jax 0.10.2).
 
   Args:
-    block: `(nnx module, *arrays) -> arrays`, such as the method of a class.
-    policy: of `jax.checkpoint_policies`, by name. 'nothing_saveable': the arguments alone, for a second forward pass
-      of the block; 'dots_saveable': what convolutions and matrix products give too, so that norms and activations
-      alone are computed again. Empty: the block as it is.
+    block: function `(nnx module, *arrays) -> arrays`, such as the method of a class.
+    policy: name of a policy of `jax.checkpoint_policies`. 'nothing_saveable' stores the arguments
+      only, at the cost of a second forward pass of the block; 'dots_saveable' also stores the
+      results of convolutions and matrix products, so that only norms and activations are computed
+      again. Empty: the block as it is.
 
   Raises:
-    ValueError: there is no such policy.
+    ValueError: an unknown policy.
   """
   if not policy:
     return block
@@ -37,6 +41,10 @@ def rematerialized(block: Callable[..., Any], policy: str) -> Callable[..., Any]
 
 
 def check_policy(policy: str) -> None:
-  """Raises a ValueError with the nearest name where there is no such policy; an empty one is none at all."""
+  """Checks that a policy is empty or one of `POLICIES`.
+
+  Raises:
+    ValueError: it is neither; the message has the nearest name.
+  """
   if policy and policy not in POLICIES:
-    raise ValueError(f"remat: there is no policy {policy!r}{suggest(policy, POLICIES)}")
+    raise ValueError(f"remat: expected a policy, got {policy!r}{suggest(policy, POLICIES)}")

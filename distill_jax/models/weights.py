@@ -1,4 +1,5 @@
-"""Released weights, from .safetensors or .npz files, for a network of ours. Pickled files are never opened."""
+"""Loads released weights from .safetensors or .npz files into a network. Pickled files are never
+opened."""
 
 import fnmatch
 import json
@@ -13,7 +14,7 @@ import numpy as np
 import safetensors
 
 from distill_jax.errors import suggest
-from distill_jax.trees import named_leaves
+from distill_jax.trees import describe_leaf, named_leaves
 from distill_jax.types import Batch, Model, Tree, Variables
 
 _INDEX = ".safetensors.index.json"
@@ -29,49 +30,51 @@ def load_weights(
   ignore: Sequence[str] = (),
   cast: bool = False,
 ) -> Tree:
-  """The arrays of a file in the tree of a network.
+  """Returns the arrays of a file in the tree of a network.
 
   Args:
-    path: a .safetensors or an .npz file; or, of a checkpoint in several files, its model.safetensors.index.json.
+    path: a .safetensors or .npz file; or the model.safetensors.index.json of a checkpoint in
+      several files.
     like: the tree to fill: `Variables`, or any tree of arrays or `ShapeDtypeStruct`s.
-    names: where each leaf comes from: `{our name: theirs}`, or a function from our name to theirs. Ours are paths,
-      'params/head/kernel'. In place of their name there may be `(their name, function)`: the function turns their
-      array into ours (`torch_kernel`, a slice of packed projections). Several leaves may come from one array.
-      Leaves that a mapping does not name have the same name in the file, and so have all leaves where it is None.
-    ignore: patterns ('*.num_batches_tracked') of entries of the file that nobody has to use.
-    cast: convert floating types to floating and integers to integers; otherwise a dtype that differs is an error.
+    names: the entry of each leaf: `{leaf: entry}`, or a function from leaf to entry. Leaves are
+      paths such as 'params/head/kernel'. Instead of an entry's name there may be `(name,
+      function)`: the function converts the entry's array into the leaf's (`torch_kernel`, a slice
+      of packed projections). Several leaves may use one entry. Leaves that a mapping does not have
+      are entries of the same name, and so are all leaves if it is None.
+    ignore: patterns ('*.num_batches_tracked') of entries that need not be used.
+    cast: whether to convert floating types to floating ones and integers to integers; else another
+      dtype is an error.
 
   Returns:
     A tree of the structure of `like`, of new arrays.
 
   Raises:
-    FileNotFoundError: there is no such file, or none that the index names.
-    ValueError: it is of another kind, or is damaged; `names` names no leaf of ours; or entries do not fit:
-      each that is missing, unexpected, or of another shape or dtype has a line.
+    FileNotFoundError: the file, or one that the index names, does not exist.
+    ValueError: a file of another kind or a corrupt one; a key of `names` that is no leaf; or
+      entries that do not fit: the message has a line for each that is missing, unexpected, or of
+      another shape or dtype.
 
-  >>> load_weights(path, like, names={"params/head/kernel": ("fc.weight", torch_kernel)})  # doctest: +SKIP
+  >>> names = {"params/head/kernel": ("fc.weight", torch_kernel)}
+  >>> load_weights(path, like, names=names)  # doctest: +SKIP
   """
-  leaves, path = dict(named_leaves(like)), Path(path)
+  path = Path(path)
+  leaves = dict(named_leaves(like))
   if isinstance(names, Mapping):
     for name in names:
       if name not in leaves:
-        raise ValueError(f"names: the network has no leaf {name!r}{suggest(name, leaves)}")
-  found = _read(path)
+        raise ValueError(f"names: expected paths of leaves, got {name!r}{suggest(name, leaves)}")
+  entries = _read(path)
   origins = {name: _origin(names, name) for name in leaves}
-  values, lines = {}, []
+  values = {}
+  lines = []
   for name, leaf in leaves.items():
     try:
-      values[name] = _fitted(found, origins, name, leaf, cast)
-    except _Misfit as shape_mismatch:
-      lines.append(f"\n  {shape_mismatch}")
-  used = {theirs for theirs, _ in origins.values()}
-  for name in found.keys() - used:
-    if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore):
-      lines.append(
-        f"\n  unexpected: {name} {_show(found[name])}: nothing takes it, nor is it in ignore"
-      )
+      values[name] = _fit(entries, origins, name, leaf, cast)
+    except _Misfit as misfit:
+      lines.append(f"\n  {misfit}")
+  lines += _unexpected(entries, origins, ignore)
   if lines:
-    raise ValueError(f"{path} does not fit:{''.join(sorted(lines))}")
+    raise ValueError(f"path: {path} does not fit the network:{''.join(sorted(lines))}")
   return jax.tree.unflatten(jax.tree.structure(like), [jnp.array(values[name]) for name in leaves])
 
 
@@ -84,44 +87,52 @@ def pretrained(
   ignore: Sequence[str] = (),
   cast: bool = False,
 ) -> Model:
-  """The model with weights from a file: a teacher, or a student that starts from them.
+  """Returns the model with weights from a file: a teacher, or a student that starts from them.
 
   Args:
-    model: decides names, shapes and dtypes: by its `variables`, or by what its `init` would make.
+    model: any Model; the leaves are those of its `variables`, or of what its `init` returns.
     path, names, ignore, cast: as in `load_weights`.
-    batch: an example batch for `init` (arrays or `ShapeDtypeStruct`s), where the model has no `variables`.
+    batch: an example batch for `init` (arrays or `ShapeDtypeStruct`s), for a model without
+      `variables`.
 
   Raises:
-    FileNotFoundError, ValueError: as `load_weights`; or there is nothing to learn the shapes from.
+    FileNotFoundError, ValueError: as `load_weights`; or neither `variables` nor a batch.
   """
   like = model.variables
   if like is None:
     if batch is None:
-      raise ValueError(
-        "the model holds no variables: give batch=, an example batch, to learn its shapes from"
-      )
+      raise ValueError("batch: expected an example batch for a model without variables, got None")
     like = jax.eval_shape(model.init, jax.random.key(0), batch)
-  loaded: Variables = load_weights(path, like, names=names, ignore=ignore, cast=cast)
+  variables: Variables = load_weights(path, like, names=names, ignore=ignore, cast=cast)
 
   def init(key: jax.Array, batch: Batch) -> Variables:
     del key, batch
-    return Variables(*jax.tree.map(jnp.copy, tuple(loaded)))
+    return Variables(*jax.tree.map(jnp.copy, tuple(variables)))
 
-  return model._replace(init=init, variables=loaded)
+  return model._replace(init=init, variables=variables)
 
 
 def torch_kernel(weight: np.ndarray) -> np.ndarray:
-  """PyTorch's weight of a Linear or Conv layer [outputs, inputs, *window] as a kernel [*window, inputs, outputs].
+  """Returns PyTorch's weight of a Linear or Conv layer as a kernel.
 
-  Those of ConvTranspose are laid out otherwise. Raises ValueError for fewer than two axes.
+  The layout of a ConvTranspose differs.
+
+  Args:
+    weight: [outputs, inputs, *window].
+
+  Returns:
+    [*window, inputs, outputs].
+
+  Raises:
+    ValueError: fewer than two axes.
   """
   if weight.ndim < 2:
-    raise ValueError(f"expected a weight [outputs, inputs, ...], got {weight.shape}")
+    raise ValueError(f"weight: expected [outputs, inputs, ...], got {weight.shape}")
   return weight.transpose(*range(2, weight.ndim), 1, 0)
 
 
 class _Misfit(Exception):
-  pass
+  """An entry that does not fit its leaf; the message is a line of the error."""
 
 
 def _origin(names: Names | None, name: str) -> tuple[str, Callable | None]:
@@ -129,44 +140,59 @@ def _origin(names: Names | None, name: str) -> tuple[str, Callable | None]:
   return (origin, None) if isinstance(origin, str) else origin
 
 
-def _fitted(found, origins, name: str, leaf: Any, cast: bool) -> np.ndarray:
-  theirs, change = origins[name]
-  if theirs not in found:
-    spare = found.keys() - {origin for origin, _ in origins.values()}
-    hint = suggest(theirs, spare) if spare else ""
-    raise _Misfit(f"missing: {theirs}, for {name} {_show(leaf)}{hint}")
-  value, label = found[theirs], f"{name} <- {theirs}"
-  if change is not None:
+def _fit(entries, origins, name: str, leaf: Any, cast: bool) -> np.ndarray:
+  """Returns the leaf's entry in its shape and dtype."""
+  entry, convert = origins[name]
+  if entry not in entries:
+    spare = entries.keys() - {origin for origin, _ in origins.values()}
+    hint = suggest(entry, spare) if spare else ""
+    raise _Misfit(f"missing: {entry}, for {name} {_describe(leaf)}{hint}")
+  value = entries[entry]
+  label = f"{name} <- {entry}"
+  if convert is not None:
     try:
-      value = np.asarray(change(value))
+      value = np.asarray(convert(value))
     except Exception as error:
-      raise _Misfit(f"function: {label} {_show(value)}: {error}") from error
+      raise _Misfit(f"function: {label} {_describe(value)}: {error}") from error
   if value.shape != leaf.shape:
-    flipped = value.ndim > 1 and torch_kernel(value).shape == leaf.shape
-    hint = "; torch_kernel makes it that" if flipped and change is None else ""
-    raise _Misfit(f"shape: {label} is {_show(value)}, expected {_show(leaf)}{hint}")
-  if value.dtype == leaf.dtype:
-    return value
+    fits_transposed = value.ndim > 1 and torch_kernel(value).shape == leaf.shape
+    hint = "; use torch_kernel" if fits_transposed and convert is None else ""
+    raise _Misfit(f"shape: {label} is {_describe(value)}, expected {_describe(leaf)}{hint}")
+  return value if value.dtype == leaf.dtype else _cast(value, leaf, label, cast)
+
+
+def _cast(value: np.ndarray, leaf: Any, label: str, cast: bool) -> np.ndarray:
   if not _same_kind(value.dtype, leaf.dtype):
-    raise _Misfit(f"dtype: {label} is {_show(value)}, expected {_show(leaf)}")
+    raise _Misfit(f"dtype: {label} is {_describe(value)}, expected {_describe(leaf)}")
   if not cast:
-    raise _Misfit(
-      f"dtype: {label} is {_show(value)}, expected {_show(leaf)}; cast=True converts it"
-    )
+    raise _Misfit(f"dtype: {label} is {_describe(value)}, expected {_describe(leaf)}; use cast")
   with np.errstate(all="ignore"):
     converted = value.astype(leaf.dtype)
-    lost = (
-      int((~np.isfinite(converted) & np.isfinite(value)).sum()) if _floating(value.dtype) else 0
-    )
-  if lost or (not _floating(value.dtype) and (converted != value).any()):
-    raise _Misfit(f"dtype: {label} is {_show(value)} and has values that {leaf.dtype} has not")
+    if _floating(value.dtype):
+      overflow = (~np.isfinite(converted) & np.isfinite(value)).any()
+    else:
+      overflow = (converted != value).any()
+  if overflow:
+    raise _Misfit(f"dtype: {label} is {_describe(value)} with values outside {leaf.dtype}")
   return converted
 
 
+def _unexpected(entries, origins, ignore: Sequence[str]) -> list[str]:
+  used = {origin for origin, _ in origins.values()}
+  return [
+    f"\n  unexpected: {name} {_describe(entries[name])}: use it, or add it to ignore"
+    for name in entries.keys() - used
+    if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore)
+  ]
+
+
+def _describe(leaf: Any) -> str:
+  return describe_leaf(leaf.shape, leaf.dtype)
+
+
 def _same_kind(a, b) -> bool:
-  return any(
-    jnp.issubdtype(a, kind) and jnp.issubdtype(b, kind) for kind in (jnp.floating, jnp.integer)
-  )
+  kinds = (jnp.floating, jnp.integer)
+  return any(jnp.issubdtype(a, kind) and jnp.issubdtype(b, kind) for kind in kinds)
 
 
 def _floating(dtype) -> bool:
@@ -177,34 +203,30 @@ def _read(path: Path) -> dict[str, np.ndarray]:
   if path.name.endswith(_INDEX) and path.is_file():
     return _read_parts(path)
   if path.suffix not in (".safetensors", ".npz"):
-    raise ValueError(f"{path} is no .safetensors or .npz file; pickled weights are never opened")
+    raise ValueError(f"path: expected a .safetensors or .npz file (never a pickle), got {path}")
   if not path.is_file():
-    raise FileNotFoundError(f"no file {path}")
+    raise FileNotFoundError(f"path: expected a file, got {path}, which does not exist")
   try:
     if path.suffix == ".npz":
       with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
     with safetensors.safe_open(path, framework="numpy") as file:
       return {name: file.get_tensor(name) for name in file.keys()}
-  except Exception as error:  # zipfile, numpy and the Rust parser raise many kinds
-    raise ValueError(f"{path} is damaged, or holds more than plain arrays: {error}") from error
+  except Exception as error:  # zipfile, numpy and the Rust parser raise many kinds.
+    raise ValueError(f"path: {path} is corrupt, or has more than plain arrays: {error}") from error
 
 
 def _read_parts(index: Path) -> dict[str, np.ndarray]:
-  """The arrays of all the files beside an index that it names."""
+  """Returns the arrays of all the files that an index names."""
   try:
     files = json.loads(index.read_text())["weight_map"]
     names = sorted(set(files.values()))
     if any(Path(name).name != name for name in names):
-      raise ValueError("it names files that do not lie beside it")
+      raise ValueError("it names files outside its folder")
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f"{index} is damaged: {error!r}") from error
+    raise ValueError(f"path: {index} is corrupt: {error!r}") from error
   parts = {file: _read(index.parent / file) for file in names}
   for name, file in files.items():
     if name not in parts[file]:
-      raise ValueError(f"{index}: {file} has no {name}")
+      raise ValueError(f"path: {index} expects {name} in {file}, which does not have it")
   return {name: value for part in parts.values() for name, value in part.items()}
-
-
-def _show(leaf: Any) -> str:
-  return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"

@@ -14,9 +14,9 @@ from distill_jax.jobs.config import ConfigError
 from distill_jax.jobs.overrides import load_config
 
 PATH = "configs/llm_8b_to_1b.py"
-HEADS = {"heads": 4, "kv_heads": 2}
-TEACHER = {"width": 64, "depth": 2, "inner": 96} | HEADS
-STUDENT = {"width": 32, "depth": 1, "inner": 64} | HEADS
+HEADS = {"num_heads": 4, "num_kv_heads": 2}
+TEACHER = {"embed_dim": 64, "num_layers": 2, "mlp_dim": 96} | HEADS
+STUDENT = {"embed_dim": 32, "num_layers": 1, "mlp_dim": 64} | HEADS
 VOCABULARY, LENGTH, ROWS = 640, 64, 8
 SMALL = [
   *(f"teacher_shape.{name}={value}" for name, value in TEACHER.items()),
@@ -25,16 +25,18 @@ SMALL = [
 ]
 
 
-def parameters(width, depth, inner, heads, kv_heads):
+def parameters(embed_dim, num_layers, mlp_dim, num_heads, num_kv_heads):
   """Of a network whose head is its embedding."""
-  blocks = 2 * width**2 * (1 + kv_heads / heads) + 3 * width * inner + 2 * width
-  return int(depth * blocks + width + VOCABULARY * width)
+  blocks = 2 * embed_dim**2 * (1 + num_kv_heads / num_heads)
+  blocks += 3 * embed_dim * mlp_dim + 2 * embed_dim
+  return int(num_layers * blocks + embed_dim + VOCABULARY * embed_dim)
 
 
-def forward(width, depth, inner, heads, kv_heads):
+def forward(embed_dim, num_layers, mlp_dim, num_heads, num_kv_heads):
   """FLOPs of all blocks, for the batch; scores of all pairs of tokens are computed."""
-  weights = depth * (2 * width**2 * (1 + kv_heads / heads) + 3 * width * inner)
-  return 2 * ROWS * LENGTH * (weights + depth * 2 * width * LENGTH)
+  attention = 2 * embed_dim**2 * (1 + num_kv_heads / num_heads)
+  weights = num_layers * (attention + 3 * embed_dim * mlp_dim)
+  return 2 * ROWS * LENGTH * (weights + num_layers * 2 * embed_dim * LENGTH)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def steps():
 
 
 def test_the_step_is_what_it_must_be(steps):
-  student, teacher = parameters(**STUDENT), parameters(**TEACHER) + VOCABULARY * TEACHER["width"]
+  student, teacher = parameters(**STUDENT), parameters(**TEACHER) + VOCABULARY * TEACHER["embed_dim"]
   for how, step in steps.items():
     assert step.parameters == student and step.items == (ROWS * LENGTH, "tokens")
     assert step.sizes["teacher"] == (2 * teacher if how == "online" else 0)  # in bfloat16
@@ -59,9 +61,9 @@ def test_its_products_are_those_of_the_networks(steps):
   # The student's blocks: forward, again up to the last product, and backward with twice as many. So few logits are
   # made once.
   token = 2 * ROWS * LENGTH
-  student = 4 * forward(**STUDENT) - token * STUDENT["width"] * STUDENT["inner"]
-  student += 3 * token * VOCABULARY * STUDENT["width"]
-  teacher = forward(**TEACHER) + token * VOCABULARY * TEACHER["width"]
+  student = 4 * forward(**STUDENT) - token * STUDENT["embed_dim"] * STUDENT["mlp_dim"]
+  student += 3 * token * VOCABULARY * STUDENT["embed_dim"]
+  teacher = forward(**TEACHER) + token * VOCABULARY * TEACHER["embed_dim"]
   for how, expected in (("cached", student), ("online", student + teacher)):
     assert steps[how].step.products * 8 == expected
 

@@ -15,7 +15,7 @@ from distill_jax.models import from_nnx
 from distill_jax.models.llm.decoder import Decoder
 from distill_jax.models.zoo.vit import ViT
 from distill_jax.objectives import attention, layer_map, layers, relations, weighted
-from distill_jax.train import make_init, make_train_step
+from distill_jax.train import StepOptions, make_init, make_train_step
 
 KEY = jax.random.key(0)
 ROWS, LENGTH = 4, 7
@@ -227,7 +227,7 @@ def test_whole_rows_are_minilm(rng):
 def decoder(width, depth, heads):
   inputs = ("tokens", "segments")
   return from_nnx(
-    lambda rngs: Decoder(11, width, depth, heads, kv_heads=2, rngs=rngs), inputs=inputs
+    lambda rngs: Decoder(11, width, depth, heads, num_kv_heads=2, rngs=rngs), inputs=inputs
   )
 
 
@@ -293,9 +293,9 @@ def test_padding_packing_accumulation_and_devices_change_nothing(rng, mesh):
   spec = PartitionSpec("data")
   spread = jax.device_put(packed, NamedSharding(mesh, spec))
   assert_same_step(
-    expected, jax.jit(make_train_step(*parts, microbatches=2))(state, teacher_outputs, spread)
+    expected, jax.jit(make_train_step(*parts, StepOptions(microbatches=2)))(state, teacher_outputs, spread)
   )
-  mapped = make_train_step(*parts, axis_name="data")
+  mapped = make_train_step(*parts, StepOptions(axis_name="data"))
   specs = {"in_specs": (PartitionSpec(), PartitionSpec(), spec), "out_specs": PartitionSpec()}
   assert_same_step(
     expected, jax.jit(jax.shard_map(mapped, mesh=mesh, **specs))(state, teacher_outputs, packed)

@@ -1,1 +1,1 @@
-"""Turns networks of any library into a `Model`: Flax NNX, Flax Linen, Keras 3, and plain functions."""
+"""Turns networks of any library into a `Model`: Flax NNX, Flax Linen, Keras 3 and functions."""

@@ -1,4 +1,4 @@
-"""Plain functions as Models, hence the modules of every other library."""
+"""Turns plain functions into Models, and with them the modules of every other library."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -18,15 +18,19 @@ def from_apply(
   variables: Any = None,
   inputs: str | Sequence[str] = "image",
 ) -> Model:
-  """Plain functions as a Model: `apply(params, *inputs) -> outputs`.
+  """Returns a Model of plain functions: `apply(params, *inputs) -> outputs`.
 
   Args:
-    init: `(key, *inputs) -> params`, or `-> (params, state)` if `apply` takes `state`. None: there are only
-      the given `variables`.
-    apply: takes `params` and the inputs; arguments of the names `state`, `train` and `key`, if it has them,
-      are passed by keyword. With `state` it returns `(outputs, new state)`.
-    variables: trained params, or `(params, state)`.
-    inputs: the batch entry, or entries, passed in order.
+    init: `(key, *inputs) -> params`, or `-> (params, state)` if `apply` takes `state`. None: the
+      model has only `variables`.
+    apply: function of `params` and the inputs. Arguments named `state`, `train` and `key`, if it
+      has them, are passed by keyword. With `state` it returns `(outputs, new state)`.
+    variables: trained params, or `(params, state)`; None: the model is initialized by `init`.
+    inputs: the batch entry, or entries, to pass in order.
+
+  Raises:
+    ValueError: `variables` that are no pair where `apply` takes `state`; in init and apply, results
+      that are none.
 
   >>> model = from_apply(lambda key, x: jnp.zeros((64, 10)), lambda w, x: x.reshape(len(x), -1) @ w)
   """
@@ -35,32 +39,27 @@ def from_apply(
   def as_variables(values) -> Variables:
     if "state" not in accepted:
       return Variables(values, {})
-    return Variables(
-      *_two(values, "with an argument `state`, init and variables must be (params, state)")
-    )
+    return Variables(*_pair(values, "variables: expected (params, state), as apply takes `state`"))
 
-  def full_init(key: jax.Array, batch: Batch) -> Variables:
+  def init_model(key: jax.Array, batch: Batch) -> Variables:
     if variables is not None:
       return as_variables(jax.tree.map(jnp.copy, variables))
     if init is None:
-      raise ValueError("the model has neither init nor variables: give one of them to from_apply")
+      raise ValueError("init, variables: expected one of them in from_apply, got neither")
     return as_variables(init(key, *select_inputs(batch, inputs)))
 
-  def full_apply(params, state, batch, *, train: bool, key) -> tuple[Outputs, Any]:
-    given = {"state": state, "train": train, "key": key}
-    result = apply(
-      params, *select_inputs(batch, inputs), **{name: given[name] for name in accepted}
-    )
+  def apply_model(params, state, batch, *, train: bool, key) -> tuple[Outputs, Any]:
+    options = {"state": state, "train": train, "key": key}
+    options = {name: options[name] for name in accepted}
+    result = apply(params, *select_inputs(batch, inputs), **options)
     if "state" in accepted:
-      result, state = _two(
-        result, "with an argument `state`, apply must return (outputs, new state)"
-      )
+      result, state = _pair(result, "apply: expected (outputs, new state), as it takes `state`")
     return as_outputs(result), state
 
-  return Model(full_init, full_apply, as_variables(variables) if variables is not None else None)
+  return Model(init_model, apply_model, None if variables is None else as_variables(variables))
 
 
-def _two(values: Any, expected: str) -> tuple[Any, Any]:
+def _pair(values: Any, expected: str) -> tuple[Any, Any]:
   if not isinstance(values, (tuple, list)) or len(values) != 2:
     raise ValueError(f"{expected}, got {type(values).__name__}")
   return values[0], values[1]

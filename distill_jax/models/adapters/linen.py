@@ -1,4 +1,4 @@
-"""Flax Linen modules as Models."""
+"""Turns Flax Linen modules into Models."""
 
 import dataclasses
 import inspect
@@ -33,26 +33,32 @@ def from_linen(
   rngs: Sequence[str] = ("dropout",),
   call: Callable[..., Any] | None = None,
 ) -> Model:
-  """A Flax Linen module as a Model.
+  """Returns a Model of a Flax Linen module.
 
   Args:
-    module: the module. An argument of its `__call__` named `train`, `training`, `is_training`,
-      `deterministic` or `use_running_average` is set by the mode; so is a field of that name that is a bool
-      or None, where `__call__` has no such argument.
-    variables: trained variables, `{'params': ..., 'batch_stats': ...}`, if there are any.
-    inputs: the batch entry, or entries, passed to the module in order.
+    module: the module. The mode sets an argument of its `__call__` named `train`, `training`,
+      `is_training`, `deterministic` or `use_running_average`, and without such an argument a field
+      of that name that is a bool or None.
+    variables: trained variables, `{'params': ..., 'batch_stats': ...}`; None: `init` creates them.
+    inputs: the batch entry, or entries, to pass to the module in order.
     features: as in `from_nnx`; paths are module names, 'Conv_0' or 'encoder/layer_3'.
     rngs: names of the random streams that training uses.
-    call: `(bound module, *inputs, train=bool) -> outputs` for a module that is used in another way.
+    call: `(bound module, *inputs, train=bool) -> outputs`, for a module that is used in another
+      way; None: it is called with its inputs and its mode.
 
   Returns:
     A Model. Its params are the collection 'params', its state all other collections.
+
+  Raises:
+    ValueError: variables without params; in apply, a batch without an input, outputs of another
+      kind, or a path that no submodule has.
   """
-  flags = (
-    set(inspect.signature(type(module).__call__).parameters) & _FLAGS if call is None else set()
-  )
-  fields = _mode_fields(module) - flags if call is None else set()
-  in_mode = {
+  flags: set[str] = set()
+  fields: set[str] = set()
+  if call is None:
+    flags = set(inspect.signature(type(module).__call__).parameters) & _FLAGS
+    fields = _mode_fields(module) - flags
+  modules = {
     train: module.clone(**_mode(fields, train)) if fields else module for train in (True, False)
   }
   variables = None if variables is None else unfreeze(dict(variables))
@@ -67,22 +73,25 @@ def from_linen(
     if variables is not None:
       return _linen_variables(jax.tree.map(jnp.copy, variables))
     streams = {name: jax.random.fold_in(key, i) for i, name in enumerate(("params", *rngs))}
-    made = in_mode[False].init(streams, *select_inputs(batch, inputs), train=False, method=method)
-    return _linen_variables(unfreeze(made))
+    args = select_inputs(batch, inputs)
+    collections = modules[False].init(streams, *args, train=False, method=method)
+    return _linen_variables(unfreeze(collections))
 
   def apply(params, state, batch, *, train: bool, key) -> tuple[Outputs, Any]:
     mutable = [*(state if train else ()), *(["intermediates"] if paths else [])]
-    streams = (
-      {} if key is None else {name: jax.random.fold_in(key, i) for i, name in enumerate(rngs)}
-    )
+    streams = {}
+    if key is not None:
+      streams = {name: jax.random.fold_in(key, i) for i, name in enumerate(rngs)}
     called = set()
 
     def capture(submodule, method_name):
+      if method_name != "__call__":
+        return False
       path = "/".join(submodule.path)
-      called.update([path] if method_name == "__call__" else [])
-      return method_name == "__call__" and path in paths
+      called.add(path)
+      return path in paths
 
-    result, changed = in_mode[train].apply(
+    result, changed = modules[train].apply(
       {"params": params, **state},
       *select_inputs(batch, inputs),
       train=train,
@@ -98,7 +107,7 @@ def from_linen(
   return Model(init, apply, _linen_variables(variables) if variables is not None else None)
 
 
-def _mode_fields(module) -> set[str]:
+def _mode_fields(module: Any) -> set[str]:
   names = {field.name for field in dataclasses.fields(module)} & _FLAGS
   return {name for name in names if isinstance(getattr(module, name), bool | None)}
 
@@ -109,14 +118,15 @@ def _mode(flags: set[str], train: bool) -> dict[str, bool]:
 
 def _linen_variables(collections: Mapping[str, Any]) -> Variables:
   if "params" not in collections:
-    raise ValueError(f"variables have no collection 'params'; they have {sorted(collections)}")
-  kept = {
-    name: value for name, value in collections.items() if name != "params" and not _sown(value)
+    raise ValueError(f"variables: expected a collection 'params', got {sorted(collections)}")
+  state = {
+    name: value for name, value in collections.items() if name != "params" and not _is_sown(value)
   }
-  return Variables(collections["params"], kept)
+  return Variables(collections["params"], state)
 
 
-def _sown(collection: Any) -> bool:
-  """What `Module.sow` fills are tuples that grow with every call: nothing to carry from step to step."""
+def _is_sown(collection: Any) -> bool:
+  """Returns whether `Module.sow` fills the collection."""
+  # It fills tuples that grow with every call, which no step can carry to the next.
   nodes = jax.tree.leaves(collection, is_leaf=lambda node: isinstance(node, tuple))
   return any(isinstance(node, tuple) for node in nodes)

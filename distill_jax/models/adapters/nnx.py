@@ -1,4 +1,4 @@
-"""Flax NNX modules as Models."""
+"""Turns Flax NNX modules into Models."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,28 +24,36 @@ def from_nnx(
   features: Features = (),
   call: Callable[..., Any] | None = None,
 ) -> Model:
-  """A Flax NNX module as a Model.
+  """Returns a Model of a Flax NNX module.
 
   Args:
-    module: a module with its weights (copied: training never touches yours), or a function
-      `(nnx.Rngs) -> module` that makes a new one from the key given to `init`.
-    inputs: the batch entry, or entries, passed to the module in order.
-    features: outputs of submodules to capture without editing the module, `{name: path}` or a list of paths,
-      a path being like 'layers/3' ('layers/3:0' for the first call of a submodule that runs several times).
-    call: `(module, *inputs, train=bool) -> outputs` for a module that is not simply called, or whose mode is
-      its own argument. Dropout and batch norm are switched for you in any case.
+    module: a module with its weights (they are copied: training never touches yours), or a function
+      `(nnx.Rngs) -> module`, which builds a new one from the key of `init`.
+    inputs: the batch entry, or entries, to pass to the module in order.
+    features: outputs of submodules to capture without editing the module, `{name: path}` or a list
+      of paths such as 'layers/3' ('layers/3:0' for the first call of a submodule that runs several
+      times).
+    call: `(module, *inputs, train=bool) -> outputs`, for a module that is not simply called, or
+      whose mode is its own argument; None: `module(*inputs)`. Dropout and batch norm are switched
+      for you in any case.
 
   Returns:
-    A Model. Its params are the module's `nnx.Param`s, its state everything else but random streams; in
-    training each random stream is seeded anew from the key of the call.
+    A Model. Its params are the module's `nnx.Param`s, its state everything else but random streams;
+    in training each random stream gets a new seed from the key of the call.
+
+  Raises:
+    ValueError: a function that returns no module; in apply, no key for a module with random streams
+      in training, a batch without an input, outputs of another kind, or a path that no submodule
+      has.
   """
-  made = isinstance(module, nnx.Module)
-  concrete = (
-    _bare(module) if made else nnx.eval_shape(lambda: _construct(module, jax.random.key(0)))
-  )
-  graphs = {train: nnx.graphdef(_in_mode(concrete, train)) for train in (True, False)}
-  _, params, streams, state = _split(concrete)
-  variables = Variables(*jax.tree.map(jnp.copy, (params, state))) if made else None
+  has_weights = isinstance(module, nnx.Module)
+  if isinstance(module, nnx.Module):
+    template = _without_intermediates(module)
+  else:
+    template = nnx.eval_shape(lambda: _construct(module, jax.random.key(0)))
+  graphs = {train: nnx.graphdef(_in_mode(template, train)) for train in (True, False)}
+  _, params, streams, state = _split(template)
+  variables = Variables(*jax.tree.map(jnp.copy, (params, state))) if has_weights else None
 
   def init(key: jax.Array, batch: Batch) -> Variables:
     del batch
@@ -56,63 +64,70 @@ def from_nnx(
 
   def apply(params, state, batch, *, train: bool, key) -> tuple[Outputs, Any]:
     if train and key is None and jax.tree.leaves(streams):
-      raise ValueError(
-        "the module draws random numbers (dropout?) in training: key must not be None"
-      )
+      raise ValueError("key: expected a PRNG key for the module's random streams, got None")
     net = nnx.merge(graphs[train], params, _seed(streams, key), state, copy=True)
-    forward = (
-      (lambda m, *args: call(m, *args, train=train)) if call else (lambda m, *args: m(*args))
-    )
-    args = select_inputs(batch, inputs)
-    if features:
-      result, found = nnx.capture(forward, nnx.Intermediate, method_outputs=nnx.Intermediate)(
-        net, *args
-      )
-      captured = named_calls(nnx.to_pure_dict(found))
-    else:
-      result, captured = forward(net, *args), {}
+
+    def forward(net, *args):
+      return net(*args) if call is None else call(net, *args, train=train)
+
+    result, captured = _run(forward, net, select_inputs(batch, inputs), capture=bool(features))
     new_state = nnx.state(net, nnx.Not(nnx.Any(nnx.Param, nnx.RngState, nnx.Intermediate)))
     return as_outputs(result) | pick_features(captured, features), nnx.to_pure_dict(new_state)
 
   return Model(init, apply, variables)
 
 
-def _construct(make, key) -> nnx.Module:
+def _construct(make, key: jax.Array) -> nnx.Module:
   module = make(nnx.Rngs(key))
   if not isinstance(module, nnx.Module):
     raise ValueError(
-      f"expected an nnx.Module or a function (nnx.Rngs) -> nnx.Module, got {type(module).__name__}"
+      "module: expected an nnx.Module or a function (nnx.Rngs) -> nnx.Module, got "
+      f"{type(module).__name__}"
     )
   return module
 
 
-def _bare(module):
-  """The module without values that an earlier call of it left behind: they are no part of its state."""
+def _run(forward, net: nnx.Module, args, *, capture: bool) -> tuple[Any, dict[str, Any]]:
+  """Returns what the network returns, and the outputs of its submodules by path."""
+  if not capture:
+    return forward(net, *args), {}
+  capturing = nnx.capture(forward, nnx.Intermediate, method_outputs=nnx.Intermediate)
+  result, calls = capturing(net, *args)
+  return result, named_calls(nnx.to_pure_dict(calls))
+
+
+def _without_intermediates(module: nnx.Module) -> nnx.Module:
+  """Returns the module without values that an earlier call of it left: they are no part of its
+  state."""
   bare = nnx.view(module, only=nnx.Module, raise_if_not_found=False)
   nnx.pop(bare, nnx.Intermediate)
   return bare
 
 
-def _in_mode(module, train: bool):
+def _in_mode(module: nnx.Module, train: bool) -> nnx.Module:
   modes = {"deterministic": not train, "use_running_average": not train}
-  # An nnx.Rngs takes every attribute for a stream, so view would draw from a stream called 'set_view'.
+  # An nnx.Rngs returns a stream for every attribute, so that view would use a stream called
+  # 'set_view'.
   return nnx.view(module, only=nnx.Module, raise_if_not_found=False, **modes)
 
 
-def _split(module):
+def _split(module: nnx.Module) -> tuple[Any, Any, Any, Any]:
+  """Returns the graph, the params, the random streams and all other state."""
   graph, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
-  return graph, *map(nnx.to_pure_dict, states)
+  params, streams, state = map(nnx.to_pure_dict, states)
+  return graph, params, streams, state
 
 
-def _seed(streams, key):
-  """A key of its own for every stream: equal keys would give two dropout layers the same mask."""
+def _seed(streams: Any, key: jax.Array | None) -> Any:
+  """Returns the streams with a key of its own for each: equal keys would give two dropout layers
+  one mask."""
   key = jax.random.key(0) if key is None else key
   leaves, structure = jax.tree.flatten(streams)
   seeded = []
   for i, leaf in enumerate(leaves):
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      own = jax.random.fold_in(key, i)
-      seeded.append(jax.random.split(own, leaf.shape) if leaf.shape else own)
+      stream_key = jax.random.fold_in(key, i)
+      seeded.append(jax.random.split(stream_key, leaf.shape) if leaf.shape else stream_key)
     else:
       seeded.append(jnp.zeros(leaf.shape, leaf.dtype))
   return jax.tree.unflatten(structure, seeded)

@@ -1,10 +1,10 @@
-"""What a network takes from a batch and what it returns, as named arrays: shared by all adapters.
-
-A network may return an array (the logits), a mapping of named outputs, or `(logits, mapping)`; all three
-become `Outputs`. What it does not return can be captured by the path of the submodule that makes it.
+"""Selects a network's inputs from a batch and names its outputs: shared by all adapters.
+ A network may return an array (the logits), a mapping of named outputs, or `(logits, mapping)`; all
+three become `Outputs`. What it does not return can be captured by the path of the submodule that
+computes it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,14 +17,25 @@ Features = Mapping[str, str] | Sequence[str]
 
 
 def select_inputs(batch: Batch, inputs: str | Sequence[str]) -> tuple[jax.Array, ...]:
+  """Returns the entries of the batch that a network takes, in order.
+
+  Raises:
+    ValueError: the batch does not have one.
+  """
   names = (inputs,) if isinstance(inputs, str) else tuple(inputs)
   for name in names:
     if name not in batch:
-      raise ValueError(f"the batch has no entry {name!r}{suggest(name, batch)}")
+      hint = suggest(name, batch)
+      raise ValueError(f"inputs: expected an entry of the batch, got {name!r}{hint}")
   return tuple(batch[name] for name in names)
 
 
 def as_outputs(result: Any) -> dict[str, Any]:
+  """Returns what a network returned as named outputs.
+
+  Raises:
+    ValueError: it is no array, mapping, or (array, mapping).
+  """
   if isinstance(result, Mapping):
     return dict(result)
   if isinstance(result, (jax.Array, np.ndarray)):
@@ -32,12 +43,19 @@ def as_outputs(result: Any) -> dict[str, Any]:
   if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
     return {"logits": result[0], **result[1]}
   raise ValueError(
-    f"a network must return logits, a mapping of outputs, or (logits, mapping); got {type(result).__name__}"
+    "outputs: expected logits, a mapping of outputs, or (logits, mapping), got "
+    f"{type(result).__name__}"
   )
 
 
+def primary_outputs(outputs: Mapping[str, Any]) -> Any:
+  """Returns what a model is used for when it is served: its logits, or all outputs without logits."""
+  return outputs.get("logits", outputs)
+
+
 def named_calls(tree: Mapping) -> dict[str, Any]:
-  """`{'layers/3': output}`; a submodule that ran n times is 'path:0' ... 'path:n-1'."""
+  """Returns captured outputs as `{'layers/3': output}`; n calls of one submodule are 'path:0' to
+  'path:n-1'."""
   named: dict[str, Any] = {}
   for path, calls in _walk(tree, ()):
     for i, output in enumerate(calls):
@@ -45,7 +63,7 @@ def named_calls(tree: Mapping) -> dict[str, Any]:
   return named
 
 
-def _walk(tree, path):
+def _walk(tree: Mapping, path: tuple[str, ...]) -> Iterator[tuple[str, Sequence[Any]]]:
   for name, value in tree.items():
     if name == "__call__":
       yield "/".join(path), value
@@ -54,15 +72,27 @@ def _walk(tree, path):
 
 
 def as_mapping(features: Features) -> dict[str, str]:
+  """Returns `{output name: path}` of features given as a mapping, or as a list of paths."""
   return dict(features) if isinstance(features, Mapping) else {path: path for path in features}
 
 
-def pick_features(captured: Mapping[str, Any], features: Features, called=()) -> dict[str, Any]:
-  picked = {}
+def pick_features(
+  captured: Mapping[str, Any], features: Features, paths: Iterable[str] = ()
+) -> dict[str, Any]:
+  """Returns the captured outputs that `features` names.
+
+  Args:
+    captured: `{path: output}` of the calls that were captured.
+    features: `{output name: path}`, or a list of paths.
+    paths: further paths that exist, for the hint of an error.
+
+  Raises:
+    ValueError: a path that is not among the captured ones.
+  """
+  outputs = {}
   for name, path in as_mapping(features).items():
     if path not in captured:
-      raise ValueError(
-        f"no submodule output {path!r} to capture as {name!r}{suggest(path, {*captured, *called} - {path})}"
-      )
-    picked[name] = captured[path]
-  return picked
+      hint = suggest(path, {*captured, *paths} - {path})
+      raise ValueError(f"features: expected a submodule's path for {name!r}, got {path!r}{hint}")
+    outputs[name] = captured[path]
+  return outputs

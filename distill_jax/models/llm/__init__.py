@@ -1,1 +1,1 @@
-"""Language models: a decoder of the Llama kind, its released weights, sampling, and on-policy batches."""
+"""Language models: decoders, their heads, released weights, sampling and on-policy rows."""

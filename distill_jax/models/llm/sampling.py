@@ -1,86 +1,118 @@
-"""Text from a `Decoder`: greedy or at a temperature, with a cache of keys and values, compiled once a length bucket.
-
-A model of 5.3 million parameters (vocabulary 4,096, width 256, 4 blocks, float32) gives 1,130 tokens a second to one
-prompt of 32 tokens and about 1,800 to 16 of them, 220 new ones each: per second of one CPU core's time, on a busy
-machine.
+"""Generates text from a `Decoder`, greedily or by sampling, with a cache of keys and values.
+ A model of 5.3 million parameters (vocab_size 4,096, embed_dim 256, 4 blocks, float32) generates
+1,130 tokens a second for one prompt of 32 tokens, and about 1,800 for 16 of them, 220 new tokens
+each: per second of one CPU core's time, on a busy machine.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from distill_jax.models.llm.decoder import Decoder, logits
+from distill_jax.models.llm.decoder import Decoder, KVCache
+from distill_jax.models.llm.head import head_logits
 
-SMALLEST = 32  # positions
+MIN_BUCKET = 32  # positions of the shortest compiled program
 
 
 def generate(
-  decoder: Decoder, tokens, lengths, most, *, temperature=0.0, key=None, stop: int | None = None
+  decoder: Decoder,
+  tokens: jax.Array,
+  prompt_lengths: jax.Array,
+  max_new_tokens: int | jax.Array,
+  *,
+  temperature: float | jax.Array = 0.0,
+  key: jax.Array | None = None,
+  stop_token: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """Continues every row in place; a pure function, for use inside jit.
+  """Returns every row with its continuation; a pure function, for use inside jit.
 
   Args:
     decoder: the model.
-    tokens: int [B, S]: prompts, each at the beginning of its row; what follows them is overwritten.
-    lengths: int [B]: of the prompts, in [1, S].
-    most: how many tokens to add to a row at most, a scalar that may be traced; rows are full at S.
-    temperature: a scalar >= 0, may be traced; 0 takes the most probable token.
-    key: a PRNG key, or one for each row [B], whose draws then depend on no other row; None only at temperature 0.
-    stop: the token after which a row ends, or None.
+    tokens: int [B, S], each prompt at the beginning of its row; what follows it is overwritten.
+    prompt_lengths: int [B], in [1, S].
+    max_new_tokens: maximum number of tokens to add to a row, a scalar that may be traced; a row of
+      S tokens ends in any case.
+    temperature: scalar >= 0 that may be traced; 0 takes the most probable token.
+    key: a PRNG key, or one for each row [B], which makes a row's samples independent of the other
+      rows. None: only at temperature 0.
+    stop_token: token that ends a row; None: rows end only at their last position.
 
   Returns:
-    The rows, int32 [B, S], with 0 behind their ends; and their new lengths [B].
+    The rows, int32 [B, S], with 0 after their ends; and their new lengths, int [B].
   """
   rows, size = tokens.shape
-  key = jax.random.key(0) if key is None else key
-  one_a_row = key.ndim == 1 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-  keys = key if one_a_row else jax.random.split(key, rows)
-  places = jnp.arange(size)
-  tokens = jnp.where(places < lengths[:, None], tokens, 0).astype(jnp.int32)
-  out, cache = decoder.extend(tokens, jnp.zeros(rows, jnp.int32), decoder.empty_cache(rows, size))
-  last = jnp.take_along_axis(
-    out["hidden"], lengths[:, None, None] - 1, 1
-  )  # the head of one token alone
-  z = logits({**out, "hidden": last})[:, 0]
+  keys = _row_keys(key, rows)
+  positions = jnp.arange(size)
+  tokens = jnp.where(positions < prompt_lengths[:, None], tokens, 0).astype(jnp.int32)
+  cache = decoder.init_cache(rows, size)
+  outputs, cache = decoder.extend(tokens, jnp.zeros(rows, jnp.int32), cache)
+  # The head is applied to each row's last token only: logits of all positions would take S times
+  # the memory.
+  last = jnp.take_along_axis(outputs["hidden"], prompt_lengths[:, None, None] - 1, 1)
+  z = head_logits({**outputs, "hidden": last})[:, 0]
 
-  def going(state):
-    return (state[0] < most) & ~state[4].all()
+  def unfinished(loop: _Loop) -> jax.Array:
+    return (loop.step < max_new_tokens) & ~loop.done.all()
 
-  def add(state):
-    i, tokens, lengths, z, done, cache = state
-    new = _draw(jax.vmap(jax.random.fold_in, (0, None))(keys, i), z, temperature)
-    tokens = jnp.where((places == lengths[:, None]) & ~done[:, None], new[:, None], tokens)
-    ended = done if stop is None else done | (new == stop)
-    out, cache = decoder.extend(new[:, None], jnp.minimum(lengths, size - 1), cache)
-    lengths = lengths + ~done
-    return i + 1, tokens, lengths, logits(out)[:, 0], ended | (lengths >= size), cache
+  def add_token(loop: _Loop) -> _Loop:
+    step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, loop.step)
+    new = _sample(step_keys, loop.z, temperature)
+    at_end = (positions == loop.lengths[:, None]) & ~loop.done[:, None]
+    stopped = loop.done if stop_token is None else loop.done | (new == stop_token)
+    starts = jnp.minimum(loop.lengths, size - 1)
+    outputs, cache = decoder.extend(new[:, None], starts, loop.cache)
+    lengths = loop.lengths + ~loop.done
+    return _Loop(
+      step=loop.step + 1,
+      tokens=jnp.where(at_end, new[:, None], loop.tokens),
+      lengths=lengths,
+      z=head_logits(outputs)[:, 0],
+      done=stopped | (lengths >= size),
+      cache=cache,
+    )
 
-  start = 0, tokens, lengths.astype(jnp.int32), z, lengths >= size, cache
-  _, tokens, lengths, *_ = jax.lax.while_loop(going, add, start)
-  return tokens, lengths
+  lengths = prompt_lengths.astype(jnp.int32)
+  loop = _Loop(0, tokens, lengths, z, prompt_lengths >= size, cache)
+  loop = jax.lax.while_loop(unfinished, add_token, loop)
+  return loop.tokens, loop.lengths
 
 
-def _draw(keys, z, temperature) -> jax.Array:
-  drawn = jax.vmap(jax.random.categorical)(keys, z / jnp.where(temperature > 0, temperature, 1))
-  return jnp.where(temperature > 0, drawn, z.argmax(-1)).astype(jnp.int32)
+class _Loop(NamedTuple):
+  """State of the sampling loop: rows so far, and the logits of each row's next token."""
+
+  step: int | jax.Array
+  tokens: jax.Array
+  lengths: jax.Array
+  z: jax.Array
+  done: jax.Array
+  cache: KVCache
 
 
 class Generator:
-  """`generate` for prompts of any length, compiled once per number of rows and power of two of positions."""
+  """`generate` for prompts of any length, compiled once per number of rows and power of two of
+  positions."""
 
-  def __init__(self, make: Callable[[nnx.Rngs], Decoder], *, stop: int | None = None):
-    """For the parameters of `from_nnx(make, ...)`; `stop`: the token after which a row ends."""
+  def __init__(self, make: Callable[[nnx.Rngs], Decoder], *, stop_token: int | None = None):
+    """Prepares the program.
+
+    Args:
+      make: function `(nnx.Rngs) -> Decoder`, as given to `from_nnx`.
+      stop_token: token that ends a row; None: rows end only at their maximum length.
+    """
     abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     graph = nnx.graphdef(abstract)
-    self.length, self.vocabulary, self.stop = abstract.length, abstract.embed.num_embeddings, stop
+    self.max_length = abstract.options.max_length
+    self.vocab_size = abstract.embed.num_embeddings
+    self.stop_token = stop_token
 
-    def run(params, tokens, lengths, most, temperature, key):
+    def run(params, tokens, lengths, max_new_tokens, temperature, key):
       decoder = nnx.merge(graph, params)
-      return generate(decoder, tokens, lengths, most, temperature=temperature, key=key, stop=stop)
+      options = {"temperature": temperature, "key": key, "stop_token": stop_token}
+      return generate(decoder, tokens, lengths, max_new_tokens, **options)
 
     self._run = jax.jit(run)
 
@@ -88,47 +120,64 @@ class Generator:
     self,
     params: Any,
     prompts: Sequence[Sequence[int]],
-    most: int,
+    max_new_tokens: int,
     *,
     temperature: float = 0.0,
-    key=None,
+    key: jax.Array | None = None,
   ) -> list[list[int]]:
-    """Prompts and what follows them, token by token.
+    """Returns each prompt with its continuation, as lists of tokens.
 
     Args:
-      params: of the decoder.
+      params: parameters of the decoder.
       prompts: lists of tokens, none empty.
-      most: tokens to add to each at most.
+      max_new_tokens: maximum number of tokens to add to each.
       temperature: 0 takes the most probable token.
-      key: a PRNG key, needed above temperature 0.
+      key: a PRNG key; None: only at temperature 0.
 
     Raises:
-      ValueError: no prompts or an empty one, a token outside the vocabulary, a longest row beyond the model's length,
-        or a temperature that is negative, or positive without a key.
+      ValueError: no prompts or an empty one, a token outside the vocabulary, a row that could
+        become longer than the model's max_length, or a temperature that is negative, or positive
+        without a key.
     """
-    tokens, lengths = self._padded(prompts, most)
+    tokens, lengths = self._pad(prompts, max_new_tokens)
     if temperature < 0 or (temperature > 0 and key is None):
-      raise ValueError(f"temperature={temperature} must be >= 0, and has a key where it is > 0")
+      raise ValueError(f"temperature: expected 0, or a number > 0 with a key, got {temperature}")
     key = jax.random.key(0) if key is None else key
-    tokens, lengths = self._run(params, tokens, lengths, most, float(temperature), key)
-    return [list(map(int, row[:n])) for row, n in zip(np.asarray(tokens), np.asarray(lengths))]
+    tokens, lengths = self._run(params, tokens, lengths, max_new_tokens, float(temperature), key)
+    rows = zip(np.asarray(tokens), np.asarray(lengths))
+    return [list(map(int, row[:length])) for row, length in rows]
 
-  def _padded(self, prompts, most) -> tuple[np.ndarray, np.ndarray]:
+  def _pad(self, prompts, max_new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns prompts as rows of one of the bucket lengths, and their lengths."""
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    if not lengths.size or not lengths.all() or most < 1:
+    if not lengths.size or not lengths.all():
+      raise ValueError(f"prompts: expected lists of tokens, none empty, got lengths {lengths[:9]}")
+    if max_new_tokens < 1:
+      raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+    longest = int(lengths.max()) + max_new_tokens
+    if longest > self.max_length:
       raise ValueError(
-        f"{lengths.size} prompts of lengths {lengths[:9]}, most={most}: expected at least 1 of each"
+        f"max_new_tokens: expected at most {self.max_length - lengths.max()} after a prompt of "
+        f"{lengths.max()} tokens (max_length={self.max_length}), got {max_new_tokens}"
       )
-    longest = int(lengths.max()) + most
-    if longest > self.length:
-      raise ValueError(
-        f"a prompt of {lengths.max()} tokens and {most} more are longer than the model's length={self.length}"
-      )
-    size = min(max(SMALLEST, 1 << (longest - 1).bit_length()), self.length)
-    tokens = np.zeros((len(prompts), size), np.int32)
+    bucket = max(MIN_BUCKET, 1 << (longest - 1).bit_length())
+    tokens = np.zeros((len(prompts), min(bucket, self.max_length)), np.int32)
     for row, prompt in zip(tokens, prompts):
       row[: len(prompt)] = prompt
-    wrong = (tokens < 0) | (tokens >= self.vocabulary)
-    if wrong.any():
-      raise ValueError(f"token {tokens[wrong][0]} is outside the vocabulary of {self.vocabulary}")
+    unknown = tokens[(tokens < 0) | (tokens >= self.vocab_size)]
+    if unknown.size:
+      raise ValueError(
+        f"prompts: expected tokens below vocab_size={self.vocab_size}, got {unknown[0]}"
+      )
     return tokens, lengths
+
+
+def _row_keys(key: jax.Array | None, rows: int) -> jax.Array:
+  key = jax.random.key(0) if key is None else key
+  per_row = key.ndim == 1 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+  return key if per_row else jax.random.split(key, rows)
+
+
+def _sample(keys, z, temperature) -> jax.Array:
+  samples = jax.vmap(jax.random.categorical)(keys, z / jnp.where(temperature > 0, temperature, 1))
+  return jnp.where(temperature > 0, samples, z.argmax(-1)).astype(jnp.int32)

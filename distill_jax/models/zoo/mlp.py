@@ -1,4 +1,4 @@
-"""A multi-layer perceptron."""
+"""Defines a multi-layer perceptron."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from distill_jax.types import Outputs
 
 
 class MLP(nnx.Module):
-  """Linear layers with ReLU between them, for rows of numbers or small images.
+  """Linear layers with ReLU between them, for rows of values or small images.
 
   Outputs:
     hidden1, hidden2, ...: [B, widths[0]], [B, widths[1]], ...: after the ReLU, before dropout.
@@ -26,15 +26,15 @@ class MLP(nnx.Module):
     dtype=None,
     rngs: nnx.Rngs,
   ):
-    """Build the layers with He initialization (He et al. 2015, equation 10).
+    """Builds the layers with He initialization (He et al. 2015, equation 10).
 
     Args:
-      inputs: numbers per example: H * W * C for images.
-      widths: units of each hidden layer; () makes a linear classifier.
+      inputs: number of values per example: H * W * C for images.
+      widths: units of each hidden layer; () is a linear classifier.
       classes: number of logits.
-      dropout: probability that a hidden unit is dropped, in train mode; 0 draws nothing.
-      dtype: of the computation and the outputs; parameters are float32. None: that of the input, float32
-        or wider.
+      dropout: probability that a hidden unit is dropped, in training; 0 needs no random stream.
+      dtype: dtype of the computation and the outputs; parameters are float32. None: that of the
+        input, float32 or wider.
       rngs: streams `params` and, with dropout, `dropout`.
     """
     he = nnx.initializers.he_normal()
@@ -46,20 +46,20 @@ class MLP(nnx.Module):
     self.head = nnx.Linear(sizes[-1], classes, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> Outputs:
-    """Outputs of a batch [B, ...], flattened per example.
+    """Returns the outputs of a batch [B, ...], flattened per example.
 
     Raises:
-      ValueError: an example does not have `inputs` numbers.
+      ValueError: an example does not have `inputs` values.
     """
-    expected = self.head.in_features if not self.hidden else self.hidden[0].in_features
+    first = self.hidden[0] if self.hidden else self.head
     flat = x.reshape(x.shape[0], -1)
-    if flat.shape[-1] != expected:
+    if flat.shape[-1] != first.in_features:
       raise ValueError(
-        f"MLP expects inputs={expected} numbers per example, got {flat.shape[-1]} in {x.shape}"
+        f"inputs: expected {first.in_features} values an example, got {flat.shape[-1]} in {x.shape}"
       )
     outputs = {}
     x = flat
     for number, layer in enumerate(self.hidden, 1):
-      x = outputs[f"hidden{number}"] = nnx.relu(layer(x))
-      x = self.dropout(x)
+      outputs[f"hidden{number}"] = nnx.relu(layer(x))
+      x = self.dropout(outputs[f"hidden{number}"])
     return {**outputs, "logits": self.head(x)}
