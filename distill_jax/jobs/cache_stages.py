@@ -1,12 +1,14 @@
-"""The stages of a job that keep what its teacher says: written once, read by every student."""
+"""Runs the stages of a job that store its teacher's outputs, which every student reads."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from distill_jax.cache import (
+  Agreement,
   Cache,
   Incomplete,
   check_run,
@@ -30,34 +32,40 @@ from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.distributed import hosts, sharding
 from distill_jax.jobs.config import ConfigError, TrainedTeacher
-from distill_jax.jobs.overrides import settings_of
+from distill_jax.jobs.identity import settings_of
 from distill_jax.jobs.plan import Job, train_data
-from distill_jax.models.llm import decoder
+from distill_jax.models.llm.head import head_logits
 
-AGREED = 0.98  # of the first classes; rounding on another device moves few
-VERIFIED = 256  # rows that are asked for again
-SAMPLED = 512  # examples of an estimate
+MIN_AGREEMENT = 0.98
+"""Least fraction of equal predicted classes of a valid cache; rounding on another device moves few.
+"""
+VERIFIED_ROWS = 256
+"""Rows that the teacher computes again."""
+ESTIMATE_EXAMPLES = 512
+"""Examples of an estimate."""
 
 
 def check_writable(job: Job) -> None:
-  """Finds out before the teacher is trained that nothing could be written.
+  """Checks that the cache's folder can be written, before the teacher is trained.
 
   Raises:
-    StoreError: it is an OSError.
+    StoreError: it cannot; an OSError.
   """
-  if not _is_whole(job.config.cache):
+  if not _is_complete(job.config.cache):
     open_store(job.config.cache).probe_writable()
 
 
 def write(job: Job, trained_teacher: TrainedTeacher) -> Cache:
-  """Lets the teacher go over the student's examples; goes on where it was stopped; opens what is there."""
+  """Computes the teacher's outputs on the student's examples; resumes an interrupted cache, opens a
+  complete one.
+  """
   config, started = job.config, time.perf_counter()
-  examples = _examples(job)
-  there = _is_whole(config.cache)
-  cached = write_cache(
+  inputs = _teacher_inputs(job)
+  complete = _is_complete(config.cache)
+  cache = write_cache(
     config.cache,
     trained_teacher.teacher,
-    examples.source,
+    inputs.source,
     config.cached_outputs(),
     teacher_variables=trained_teacher.variables,
     description=_description(job),
@@ -68,14 +76,145 @@ def write(job: Job, trained_teacher: TrainedTeacher) -> Cache:
     mesh=sharding.data_mesh(config.devices or None),
     progress=hosts.is_first(),
   )
-  seconds, written = time.perf_counter() - started, cached.manifest.provenance["date"]
-  how = f"reused, written {written}" if there else f"written in {seconds:.0f} s"
+  seconds = time.perf_counter() - started
+  date = cache.manifest.provenance["date"]
+  how = f"reused, written {date}" if complete else f"written in {seconds:.0f} s"
   if hosts.is_first():
-    print(f"cache: {len(cached):,} rows in {cached.store.url}: {how}", flush=True)
-  return cached
+    print(f"cache: {len(cache):,} rows in {cache.store.url}: {how}", flush=True)
+  return cache
 
 
-def _is_whole(url: str) -> bool:
+def open_checked(job: Job, trained_teacher: TrainedTeacher | None = None) -> Cache:
+  """Returns the complete cache.
+
+  Raises:
+    ConfigError: it is not complete.
+    Mismatch: it is of another teacher or other data, or stores other outputs.
+  """
+  crop = _crop(job)
+  try:
+    cache = open_cache(job.config.cache)
+  except Incomplete as error:
+    raise ConfigError(f"--stages: the students read the cache, add 'cache': {error}") from error
+  if trained_teacher is not None:
+    check_teacher(
+      cache,
+      trained_teacher.teacher,
+      trained_teacher.variables,
+      job.config.cached_outputs(),
+      _teacher_inputs(job).shapes,
+      _description(job),
+    )
+  if crop is not None:  # `fit` compares examples in memory; of others it sees one batch.
+    check_run(
+      cache,
+      train_data(job, "student"),
+      crop=crop,
+      augment=job.config.augment(),
+      num_views=job.config.num_views or 1,
+    )
+  return cache
+
+
+def inspect(job: Job) -> None:
+  """Prints what the cache stores, and the entropy and accuracy of its teacher."""
+  source = train_data(job, "student")
+  print(describe(open_checked(job), source if isinstance(source, Source) else None), flush=True)
+
+
+def check(job: Job, trained_teacher: TrainedTeacher) -> None:
+  """Compares some rows with the teacher and reads every byte of the cache; prints both results.
+
+  Raises:
+    ConfigError: too many of the teacher's predicted classes differ.
+  """
+  cache = open_checked(job, trained_teacher)
+  agreements = verify(
+    cache,
+    trained_teacher.teacher,
+    train_data(job, "student"),
+    VERIFIED_ROWS,
+    teacher_variables=trained_teacher.variables,
+    crop=_crop(job),
+    augment=job.config.augment(),
+    batch_size=job.config.cache_batch_size,
+    mesh=sharding.data_mesh(job.config.devices or None),
+  )
+  for name, agreement in agreements.items():
+    _print_agreement(name, agreement)
+  record = cache.check_checksums()
+  size = f"{record['rows']:,} rows, {record['bytes']:,} bytes"
+  print(f"cache_verify: {size}, every checksum holds", flush=True)
+
+
+def estimate_cost(job: Job, trained_teacher: TrainedTeacher) -> None:
+  """Prints what the cache would cost, and what each codec of logits would lose; writes nothing."""
+  config, inputs, codecs = job.config, _teacher_inputs(job), job.config.cached_outputs()
+  num_examples = ESTIMATE_EXAMPLES
+  if "tokens" in inputs.shapes:
+    num_examples = min(num_examples, config.cache_batch_size)
+  ids = np.sort(inputs.source.ids)[:num_examples]
+  outputs, seconds = _compute_outputs(job, trained_teacher, inputs, ids)
+  planned = plan(codecs, outputs, inputs, config.num_views or 1, config.cache_batch_size)
+  size = sum(row_bytes(codec, outputs[name]) for name, codec in codecs.items())
+  print(
+    f"cache_estimate: {planned.header(0).record_dtype.itemsize:,} bytes a row, {size:,} of them as "
+    "configured "
+    f"({', '.join(codecs)}), the others ids, checksums and padding; {len(planned.rows):,} rows, "
+    f"{planned.size:,} bytes in {len(planned.plan)} shards; about "
+    f"{seconds * len(planned.rows):.0f} s"
+  )
+  # Several codecs of the logits have the same estimate.
+  name = next((name for name in outputs if output_of(name) == "logits"), None)
+  if name is not None:
+    _print_losses(name, outputs[name], getattr(codecs[name], "temperature", 1.0), len(ids))
+
+
+def _print_agreement(name: str, agreement: Agreement) -> None:
+  logits = ""
+  if agreement.kl is not None:
+    logits = f", KL {agreement.kl:.2e} nats, {agreement.top1:.1%} with the same predicted class"
+  print(
+    f"cache_verify: {name}: {agreement.rows} rows, largest difference "
+    f"{agreement.difference:.2e}{logits}",
+    flush=True,
+  )
+  if agreement.top1 is not None and agreement.top1 < MIN_AGREEMENT:
+    raise ConfigError(
+      f"cache: {name}: expected at least {MIN_AGREEMENT:.0%} of the teacher's predicted classes, "
+      f"got {agreement.top1:.1%}: write the cache again"
+    )
+
+
+def _compute_outputs(
+  job: Job, trained_teacher: TrainedTeacher, inputs: TeacherInputs, ids: np.ndarray
+) -> tuple[Mapping[str, Any], float]:
+  """Returns the teacher's outputs of some examples, and seconds per example."""
+  config = job.config
+  output_fn = make_output_fn(trained_teacher.teacher, config.cached_outputs(), config.augment())
+  compute = jax.jit(lambda variables, batch: output_fn(variables, batch)[0])
+  batch = inputs.batch(ids, np.zeros(len(ids), np.int32))
+  outputs = jax.block_until_ready(compute(trained_teacher.variables, batch))
+  started = time.perf_counter()
+  jax.block_until_ready(compute(trained_teacher.variables, batch))
+  return outputs, (time.perf_counter() - started) / len(ids)
+
+
+def _print_losses(name: str, logits: Any, temperature: float, num_examples: int) -> None:
+  sample = f"{num_examples} examples"
+  if isinstance(logits, LazyLogits):
+    tokens = logits.hidden.reshape(-1, logits.hidden.shape[-1])[:ESTIMATE_EXAMPLES]
+    logits = head_logits({"hidden": tokens, "head": logits.head})
+    sample = f"{len(tokens)} tokens"
+  table = estimate_table(estimate(logits, temperature=temperature))
+  print(
+    f"  {name}: on {sample}, gradients at an untrained student, temperature {temperature:g}:\n"
+    f"{table}",
+    flush=True,
+  )
+
+
+def _is_complete(url: str) -> bool:
   try:
     open_complete(open_store(url))
   except Incomplete:
@@ -83,136 +222,25 @@ def _is_whole(url: str) -> bool:
   return True
 
 
-def open_checked(job: Job, trained_teacher: TrainedTeacher | None = None) -> Cache:
-  """The finished cache, refused where it is another teacher's, or keeps other outputs."""
-  crop = _crop(job)
-  try:
-    cached = open_cache(job.config.cache)
-  except Incomplete as error:
-    raise ConfigError(f"--stages: the students read the cache, add 'cache': {error}") from error
-  if trained_teacher is not None:
-    shapes = _examples(job).shapes
-    check_teacher(
-      cached,
-      trained_teacher.teacher,
-      trained_teacher.variables,
-      job.config.cached_outputs(),
-      shapes,
-      _description(job),
-    )
-  if crop is not None:  # examples in memory are compared by `fit`, of others it sees a batch
-    check_run(
-      cached,
-      train_data(job, "student"),
-      crop=crop,
-      augment=job.config.augment(),
-      num_views=job.config.num_views or 1,
-    )
-  return cached
-
-
-def inspect(job: Job) -> None:
-  """Prints what the cache is, how sure its teacher is, and how often right."""
-  source = train_data(job, "student")
-  print(describe(open_checked(job), source if isinstance(source, Source) else None), flush=True)
-
-
-def check(job: Job, trained_teacher: TrainedTeacher) -> None:
-  """Asks the teacher again about some rows, and reads every byte of the cache; prints both."""
-  cached = open_checked(job, trained_teacher)
-  for name, found in verify(
-    cached,
-    trained_teacher.teacher,
-    train_data(job, "student"),
-    VERIFIED,
-    teacher_variables=trained_teacher.variables,
-    crop=_crop(job),
-    augment=job.config.augment(),
-    batch_size=job.config.cache_batch_size,
-    mesh=sharding.data_mesh(job.config.devices or None),
-  ).items():
-    of_logits = (
-      ""
-      if found.kl is None
-      else f", KL {found.kl:.2e} nats, {found.top1:.1%} with the same first class"
-    )
-    print(
-      f"cache_verify: {name}: {found.rows} rows, largest difference {found.difference:.2e}{of_logits}",
-      flush=True,
-    )
-    if found.top1 is not None and found.top1 < AGREED:
-      raise ConfigError(
-        f"cache_verify: {name}: {1 - found.top1:.1%} of the teacher's first classes are others now"
-      )
-  record = cached.check_checksums()
-  print(
-    f"cache_verify: {record['rows']:,} rows, {record['bytes']:,} bytes, every checksum holds",
-    flush=True,
-  )
-
-
-def estimate_cost(job: Job, trained_teacher: TrainedTeacher) -> None:
-  """Prints, and writes nothing, what the cache would cost, and what each way of keeping logits would lose."""
-  config, examples, kept = job.config, _examples(job), job.config.cached_outputs()
-  rows = min(SAMPLED, config.cache_batch_size) if "tokens" in examples.shapes else SAMPLED
-  ids = np.sort(examples.source.ids)[:rows]
-  said = jax.jit(
-    lambda variables, batch: make_output_fn(trained_teacher.teacher, kept, config.augment())(
-      variables, batch
-    )[0]
-  )
-  batch = examples.batch(ids, np.zeros(len(ids), np.int32))
-  outputs = jax.block_until_ready(said(trained_teacher.variables, batch))
-  started = time.perf_counter()
-  jax.block_until_ready(said(trained_teacher.variables, batch))
-  seconds = (time.perf_counter() - started) / len(ids)
-  planned = plan(kept, outputs, examples, config.num_views or 1, config.cache_batch_size)
-  size = sum(row_bytes(codec, outputs[name]) for name, codec in kept.items())
-  print(
-    f"cache_estimate: {planned.header(0).record_dtype.itemsize:,} bytes a row, {size:,} of them as configured "
-    f"({', '.join(kept)}), the others ids, checksums and padding; {len(planned.rows):,} rows, {planned.size:,} bytes "
-    f"in {len(planned.plan)} shards; about {seconds * len(planned.rows):.0f} s"
-  )
-  for name, output in outputs.items():
-    if output_of(name) != "logits":
-      continue
-    temperature = getattr(kept[name], "temperature", 1.0)
-    shown = f"{len(ids)} examples"
-    if isinstance(output, LazyLogits):
-      tokens = output.hidden.reshape(-1, output.hidden.shape[-1])[:SAMPLED]
-      output, shown = (
-        decoder.logits({"hidden": tokens, "head": output.head}),
-        f"{len(tokens)} tokens",
-      )
-    print(
-      f"  {name}: on {shown}, gradients at a student that knows nothing, temperature {temperature:g}:\n"
-      + estimate_table(estimate(output, temperature=temperature)),
-      flush=True,
-    )
-    break  # the others keep the same logits
-
-
-def _examples(job: Job) -> TeacherInputs:
-  """The student's."""
-  examples = make_teacher_inputs(train_data(job, "student"), _crop(job))
-  if (
-    job.config.num_views == 0
-    and isinstance(examples, ImageInputs)
-    and crop_varies(examples.identity())
-  ):
+def _teacher_inputs(job: Job) -> TeacherInputs:
+  """Returns the student's examples as the teacher sees them."""
+  inputs = make_teacher_inputs(train_data(job, "student"), _crop(job))
+  is_varying = isinstance(inputs, ImageInputs) and crop_varies(inputs.identity())
+  if job.config.num_views == 0 and is_varying:
     raise ConfigError(
-      "num_views: expected at least 1, got 0 (a new view each epoch): a cache holds a number of views of each image"
+      "num_views: expected at least 1 with a cache, got 0 (a new view each epoch): set the number "
+      "of views to store"
     )
-  return examples
+  return inputs
 
 
 def _crop(job: Job) -> Crop | None:
-  """How the student's examples are cut, where they are read while training."""
+  """Returns how the student's examples are cropped; None where they are in memory."""
   return None if isinstance(train_data(job, "student"), Source) else job.config.crops().training
 
 
 def _description(job: Job) -> dict[str, Any]:
-  """The teacher's own settings: what its weights do not show."""
+  """Returns the teacher's own settings, which its weights do not show."""
   return {
     name: value
     for name, value in settings_of(job.config).items()

@@ -80,7 +80,9 @@ def _training_field(job: Job, network: Network) -> str:
 
 
 def _check_objectives(job: Job, students: Collection[Network]) -> None:
-  """Checks all variants' objectives and optimizers by shapes: the last one would be rejected hours later."""
+  """Checks all variants' objectives and optimizers by shapes: the last one would be rejected hours
+  later.
+  """
   key, batch = jax.random.key(0), data.first(job.config, job.splits.train)
   for network in students:
     with error_prefix(f"objective of {network.variant!r}" if network.variant else "objective"):
@@ -126,7 +128,9 @@ def _zeros(tree: Variables) -> Variables:
 
 
 def _check_sharding(job: Job, network: Network, mesh: jax.sharding.Mesh) -> None:
-  """Checks rules against the arrays: one that fits nothing would be found when the network is made."""
+  """Checks rules against the arrays: one that fits nothing would be found when the network is
+  made.
+  """
   config, training = job.config, network.training
   rules, teacher_rules = config.rules(network.role), config.teacher_rules()
   if not rules and not teacher_rules:
@@ -144,7 +148,9 @@ def _check_sharding(job: Job, network: Network, mesh: jax.sharding.Mesh) -> None
 def _teacher(
   job: Job, network: Network, key: jax.Array, batch: Batch
 ) -> tuple[Model | None, Variables]:
-  """Returns the teacher of a network of the first generation, from the cache if it reads one, and its weights' shapes."""
+  """Returns the teacher of a network of the first generation, from the cache if it reads one, and
+  its weights' shapes.
+  """
   teacher = network.teacher
   if network.cached and teacher is not None:
     teacher = with_cached_outputs(teacher, job.config.cached_outputs())

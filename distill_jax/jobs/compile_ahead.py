@@ -32,8 +32,10 @@ def compile_config(
 
   Args:
     topology, parts: as in `compile_for`.
-    config: its `abstract_batch(rows)` returns the shapes of a batch, if it has one; otherwise they are those of its data.
-    role: 'student' (the first variant, from the cache where the config has one), 'baseline' or 'teacher'.
+    config: its `abstract_batch(rows)` returns the shapes of a batch, if it has one; otherwise they
+      are those of its data.
+    role: 'student' (the first variant, from the cache where the config has one), 'baseline' or
+      'teacher'.
     axes: sizes of the mesh's axes; None: the config's.
 
   Raises:
@@ -72,8 +74,8 @@ def describe_cost(config: Config, topology: str, *, role: str = "student") -> st
   hours = analysis.hours(training.steps)
   if hours is not None:
     lines.append(
-      f"  all steps    {hours:,.2f} hours at the lower bound, {hours * analysis.chips:,.0f} hours of a chip; no "
-      "program reaches it"
+      f"  all steps    {hours:,.2f} hours at the lower bound, {hours * analysis.chips:,.0f} hours "
+      "of a chip; no program reaches it"
     )
   if not analysis.fits:
     smaller = f"--config.{_field(role)}.microbatches={2 * training.microbatches}"
@@ -101,7 +103,8 @@ def _network(
   teacher = config.teacher()
   if teacher is None or teacher.variables is not None or teacher.ema_update is not None:
     raise ConfigError(
-      "teacher: expected one that is trained, got none, one with weights or an EMA of the student: choose another role"
+      "teacher: expected one that is trained, got none, one with weights or an EMA of the student: "
+      "choose another role"
     )
   return teacher, None, config.baseline_objective(), config.teacher_training, None
 

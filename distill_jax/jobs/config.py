@@ -1,12 +1,16 @@
 """Defines what a config file holds.
 
-A config file is Python: a dataclass derived from `Config`, whose fields are plain values and whose methods build
-the data, the networks and the objective *after* the overrides, and a function `get_config()` that returns it:
+A config file is Python: a dataclass derived from `Config`, whose fields are plain values and whose
+  methods build
+the data, the networks and the objective *after* the overrides, and a function `get_config()` that
+returns it:
 
-    python -m distill_jax --config=configs/digits.py --config.temperature=2 --config.student_training.steps=500
+    python -m distill_jax --config=configs/digits.py --config.temperature=2
+    --config.student_training.steps=500
 
 A config may import another one of its folder (`from digits import Digits`). It must not say
-`from __future__ import annotations`: overrides need the fields' types. This module also exports what a config needs of
+`from __future__ import annotations`: overrides need the fields' types. This module also exports
+  what a config needs of
 `recipes`.
 """
 
@@ -39,7 +43,9 @@ from distill_jax.train.replay import Replay
 from distill_jax.types import Batch, Model, Objective, OnPolicy, Task, Variables
 
 Examples = Source | Images
-"""Examples in memory; or encoded images of any size and number, read while training (see `Config.crops`)."""
+"""Examples in memory; or encoded images of any size and number, read while training (see
+`Config.crops`).
+"""
 
 
 class Splits(NamedTuple):
@@ -77,24 +83,30 @@ class Config:
   """A job: derive from it, add fields, define `data`, `teacher`, `student` and `objective`.
 
   Attributes:
-    teacher_training, student_training: how they are trained; the baseline is trained like the student.
+    teacher_training, student_training: how they are trained; the baseline is trained like the
+      student.
     num_views: number of augmented views per example; 0: a new one each epoch.
     eval_every: steps between evaluations; 0: a tenth of the steps.
     log_every: steps between reports.
-    checkpoint_every: steps between checkpoints in addition to those at evaluations; 0: none in addition.
+    checkpoint_every: steps between checkpoints in addition to those at evaluations; 0: none in
+      addition.
     max_skips: number of updates in a row that are not finite after which training is aborted.
-    best: name of the task's metric that chooses the exported weights on the validation set; empty: the task's first.
+    best: name of the task's metric that chooses the exported weights on the validation set; empty:
+      the task's first.
     devices: number of devices to use, of one process; 0: all devices of all processes.
     mesh: how they are arranged.
     teacher_seed: seed of the teacher's training; `--seeds` are the students'.
-    teacher_dtype: dtype of a teacher's weights while it teaches ('bfloat16' halves the memory); empty: their own.
-    init_from: 'baseline': a distilled student starts from the weights of the baseline with its seed, unless its recipe
-      names another network; empty: from random ones.
-    generations: number of students distilled one after the other. From the second on each has the one before it as its
-      teacher; the last is reported (born-again networks, Furlanello et al. 2018).
-    cache: folder or URL (`gs://`, `s3://`) where the teacher's outputs are stored, and from which students read them;
-      empty: the teacher is live.
-    cache_batch_size: rows that the teacher computes at once while it fills the cache, over all devices.
+    teacher_dtype: dtype of a teacher's weights while it teaches ('bfloat16' halves the memory);
+      empty: their own.
+    init_from: 'baseline': a distilled student starts from the weights of the baseline with its
+      seed, unless its recipe names another network; empty: from random ones.
+    generations: number of students distilled one after the other. From the second on each has the
+      one before it as its teacher; the last is reported (born-again networks, Furlanello et al.
+      2018).
+    cache: folder or URL (`gs://`, `s3://`) where the teacher's outputs are stored, and from which
+      students read them; empty: the teacher is live.
+    cache_batch_size: rows that the teacher computes at once while it fills the cache, over all
+      devices.
     reference: name of the variant whose train step's time is 1 in the report; empty: no times.
   """
 
@@ -136,7 +148,9 @@ class Config:
     return train
 
   def student_train(self, train: Examples) -> Examples:
-    """Returns what the student is distilled on; few of them may have labels, or none (a transfer set)."""
+    """Returns what the student is distilled on; few of them may have labels, or none (a transfer
+    set).
+    """
     return train
 
   def baseline_train(self, train: Examples) -> Examples:
@@ -148,7 +162,9 @@ class Config:
     raise NotImplementedError
 
   def student(self) -> Model:
-    """Returns the network of the baseline, which distillation trains too where no `recipe` names another."""
+    """Returns the network of the baseline, which distillation trains too where no `recipe` names
+    another.
+    """
     raise NotImplementedError
 
   def objective(self) -> Objective:
@@ -173,11 +189,15 @@ class Config:
     return ()
 
   def variants(self) -> Sequence[str]:
-    """Returns the names of the distilled students of one run, one per objective; a single one has no name."""
+    """Returns the names of the distilled students of one run, one per objective; a single one has
+    no name.
+    """
     return ("",)
 
   def recipe(self, variant: str) -> Recipe:
-    """Returns how the student of this name is built and trained: `super().recipe(variant)._replace(...)`."""
+    """Returns how the student of this name is built and trained:
+    `super().recipe(variant)._replace(...)`.
+    """
     del variant
     return Recipe(self.student(), self.student_training, init_from=self.init_from)
 
@@ -188,14 +208,17 @@ class Config:
 
     Args:
       variant: one of `variants`.
-      trained_teacher: the trained teacher and the student's examples, for what needs them (OFD's margins, a paraphraser).
-        None where the config is checked and described: values may then differ, but not shapes.
+      trained_teacher: the trained teacher and the student's examples, for what needs them (OFD's
+        margins, a paraphraser). None where the config is checked and described: values may then
+        differ, but not shapes.
     """
     del variant, trained_teacher
     return self.objective()
 
   def report_text(self, model: Model, variables: Variables) -> str:
-    """Returns what the report prints for a network, such as text that it generates; empty: nothing."""
+    """Returns what the report prints for a network, such as text that it generates; empty:
+    nothing.
+    """
     del model, variables
     return ""
 
@@ -204,7 +227,9 @@ class Config:
     return objectives.weighted(hard=(1.0, objectives.labels()))
 
   def augment(self) -> Callable[[Batch], Batch] | None:
-    """Returns the augmentation, a function of (seed, id, view), the same for teacher and student; None: none."""
+    """Returns the augmentation, a function of (seed, id, view), the same for teacher and student;
+    None: none.
+    """
     return None
 
   def mix(self) -> Callable[[jax.Array, Batch], Batch] | None:
@@ -260,7 +285,8 @@ class Config:
       raise ConfigError(f"init_from: expected 'baseline' or nothing, got {self.init_from!r}")
     if self.teacher_dtype not in ("", "bfloat16", "float16", "float32"):
       raise ConfigError(
-        f"teacher_dtype: expected 'bfloat16', 'float16', 'float32' or nothing, got {self.teacher_dtype!r}"
+        "teacher_dtype: expected 'bfloat16', 'float16', 'float32' or nothing, got "
+        f"{self.teacher_dtype!r}"
       )
     names = [metric.name for metric in self.task().metrics]
     if self.best and self.best not in names:
@@ -277,21 +303,25 @@ class Config:
       return
     if self.mix() is not None:
       raise ConfigError(
-        f"cache: expected none with mix(), which makes new examples in every batch, got {self.cache!r}: leave it empty"
+        "cache: expected none with mix(), which makes new examples in every batch, got "
+        f"{self.cache!r}: leave it empty"
       )
     if self.augment() is None and self.num_views > 1:
       raise ConfigError(
-        f"num_views: expected 1 (or 0) without augmentation, got {self.num_views}: all views would be equal"
+        f"num_views: expected 1 (or 0) without augmentation, got {self.num_views}: all views would "
+        "be equal"
       )
     if self.generations > 1 and not all(
       isinstance(codec, Dense) for codec in self.cached_outputs().values()
     ):
       raise ConfigError(
-        f"generations: expected 1 with a cache that is not dense, got {self.generations}: later ones have live teachers"
+        f"generations: expected 1 with a cache that is not dense, got {self.generations}: later "
+        "ones have live teachers"
       )
     if self.augment() is not None and self.num_views == 0:
       raise ConfigError(
-        "num_views: expected at least 1 with a cache, got 0 (a new view each epoch): set the number of views to store"
+        "num_views: expected at least 1 with a cache, got 0 (a new view each epoch): set the "
+        "number of views to store"
       )
 
   def _validate_variants(self) -> None:
@@ -299,18 +329,20 @@ class Config:
     for name in variants:
       if name in ("teacher", "baseline"):
         raise ConfigError(
-          f"variants: expected names of distilled students, got {name!r}, which is a role: choose another name"
+          f"variants: expected names of distilled students, got {name!r}, which is a role: choose "
+          "another name"
         )
       if variants != ("",) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+]{0,23}", name):
         raise ConfigError(
-          f"variants: expected names of 1 to 24 letters, digits, '_', '.' and '+', got {name!r}: they name folders"
+          f"variants: expected names of 1 to 24 letters, digits, '_', '.' and '+', got {name!r}: "
+          "they name folders"
         )
     if not variants or len(set(variants)) < len(variants):
       raise ConfigError(f"variants: expected different names, at least one, got {variants}")
     if self.generations > 1 and variants != ("",):
       raise ConfigError(
-        f"generations: expected 1 with the variants {variants}, got {self.generations}: each generation has one "
-        "teacher"
+        f"generations: expected 1 with the variants {variants}, got {self.generations}: each "
+        "generation has one teacher"
       )
     if self.reference and self.reference not in variants:
       raise ConfigError(
@@ -331,6 +363,7 @@ class Config:
         recipes[variant] = recipe
     if self.cache and not any(recipe.cached for recipe in recipes.values()):
       raise ConfigError(
-        f"cache: expected a recipe that reads it, got cached=False in all of {list(recipes)}: leave cache empty"
+        f"cache: expected a recipe that reads it, got cached=False in all of {list(recipes)}: "
+        "leave cache empty"
       )
     return recipes

@@ -20,7 +20,9 @@ MAX_IMAGE_BYTES = 2**29
 def training(
   config: Config, examples: Examples, batch_size: int, seed: int
 ) -> Source | Callable[[int], Any]:
-  """Returns what `fit` takes as its source: the examples, or a function from the step to shuffled batches."""
+  """Returns what `fit` takes as its source: the examples, or a function from the step to shuffled
+  batches.
+  """
   if isinstance(examples, Source):
     return examples
   from distill_jax.data.stream import Stream  # Grain: two seconds that sets in memory need not wait
@@ -56,7 +58,8 @@ def first(config: Config, examples: Examples, rows: int = 1) -> Batch:
 def references(examples: Batches, names: tuple[str, ...]) -> dict[str, np.ndarray]:
   """Returns entries of all examples, in order, for a report; images are bytes.
 
-  Entries that the examples do not have are left out, and so are images of more than `MAX_IMAGE_BYTES`.
+  Entries that the examples do not have are left out, and so are images of more than
+  `MAX_IMAGE_BYTES`.
   """
   if isinstance(examples, Source):
     return {name: examples.arrays[name] for name in names if name in examples.arrays}

@@ -76,6 +76,8 @@ def _print_step(job: Job, network: Network) -> None:
   variant = f" with {network.variant}" if network.variant else ""
   print(
     f"  one step{variant} of batch {training.batch_size} on one device: "
-    f"arguments {memory.argument_size_in_bytes:,} bytes, temporaries {memory.temp_size_in_bytes:,}, "
-    f"outputs {memory.output_size_in_bytes:,} (of which {memory.alias_size_in_bytes:,} reuse donated arguments)"
+    f"arguments {memory.argument_size_in_bytes:,} bytes, temporaries "
+    f"{memory.temp_size_in_bytes:,}, "
+    f"outputs {memory.output_size_in_bytes:,} (of which {memory.alias_size_in_bytes:,} reuse "
+    "donated arguments)"
   )

@@ -1,4 +1,6 @@
-"""Plans a job: the networks that it trains, where they are stored, how they learn, and which teacher they have."""
+"""Plans a job: the networks that it trains, where they are stored, how they learn, and which
+teacher they have.
+"""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -99,7 +101,9 @@ class Network(NamedTuple):
 
 
 def networks(job: Job, role: str) -> list[Network]:
-  """Returns the networks of a role: students by generation, seed and variant; no teacher where none is trained."""
+  """Returns the networks of a role: students by generation, seed and variant; no teacher where none
+  is trained.
+  """
   config = job.config
   if role == "student":
     return _students(job)

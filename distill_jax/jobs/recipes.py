@@ -14,7 +14,9 @@ from distill_jax.types import Model, OnPolicy, Variables
 
 
 class ConfigError(ValueError):
-  """Raised for a config that cannot be run; the message names the field, what was expected and what came."""
+  """Raised for a config that cannot be run; the message names the field, what was expected and what
+  came.
+  """
 
 
 def check(
@@ -39,7 +41,9 @@ def check(
 
 
 class error_prefix:
-  """A context that turns ValueErrors raised inside into ConfigErrors, with a field's name in front."""
+  """A context that turns ValueErrors raised inside into ConfigErrors, with a field's name in
+  front.
+  """
 
   def __init__(self, name: str):
     self.name = name
@@ -55,7 +59,8 @@ class error_prefix:
 
 @dataclasses.dataclass
 class Training:
-  """The training of one network: AdamW, whose learning rate warms up linearly and decays along a cosine.
+  """The training of one network: AdamW, whose learning rate warms up linearly and decays along a
+  cosine.
 
   Attributes:
     steps: number of optimizer steps.
@@ -103,11 +108,13 @@ class Training:
     end = self.schedule_steps or self.steps
     if not 0 <= self.warmup_steps < end:
       raise ConfigError(
-        f"warmup_steps: expected 0 to {end - 1} (the schedule has {end} steps), got {self.warmup_steps}"
+        f"warmup_steps: expected 0 to {end - 1} (the schedule has {end} steps), got "
+        f"{self.warmup_steps}"
       )
     if end < self.steps:
       warnings.warn(
-        f"schedule_steps: expected at least {self.steps} steps, got {end}: the learning rate is 0 from there on",
+        f"schedule_steps: expected at least {self.steps} steps, got {end}: the learning rate is 0 "
+        "from there on",
         stacklevel=2,
       )
 
@@ -132,18 +139,23 @@ class Recipe(NamedTuple):
   Attributes:
     student: the Model that is exported, evaluated and compared.
     training: how it is trained.
-    train_model: the Model that distillation trains, where it is more than the student: a cohort of which the student is
-      a member, or the network from which it will be cut. None: the student.
+    train_model: the Model that distillation trains, where it is more than the student: a cohort of
+      which the student is a member, or the network from which it will be cut. None: the student.
     export_fn: returns the student's variables from `train_model`'s. None: they are the same.
-    export_last: whether to export the last step's weights in place of the best evaluation's. Weights that are pruned
-      during training are not pruned yet in earlier ones; without labels in the objective no evaluation chooses well.
-    allow_shrunk: whether the exported arrays may be smaller than the student's (`compression.pruning.shrink`).
+    export_last: whether to export the last step's weights in place of the best evaluation's.
+      Weights that are pruned during training are not pruned yet in earlier ones; without labels in
+      the objective no evaluation chooses well.
+    allow_shrunk: whether the exported arrays may be smaller than the student's
+      (`compression.pruning.shrink`).
     teacher: 'teacher'; an earlier variant with the same seed (an assistant); or '': none.
-    init_from: whose exported weights it starts from: 'baseline' or an earlier variant with the same seed; '': random ones.
-    init_from_teacher: `(initial Variables, TrainedTeacher) -> (initial Variables, where each came from)`, as
-      `compression.initialization` makes them; both are of `train_model`. None: the initial weights stay.
+    init_from: whose exported weights it starts from: 'baseline' or an earlier variant with the same
+      seed; '': random ones.
+    init_from_teacher: `(initial Variables, TrainedTeacher) -> (initial Variables, where each came
+      from)`, as `compression.initialization` makes them; both are of `train_model`. None: the
+      initial weights stay.
     cached: whether it reads the cache, where the config has one; otherwise its teacher is live.
-    on_policy: `(student Variables, key, batch) -> batch`, as in `StepOptions`; None: the data's own sequences.
+    on_policy: `(student Variables, key, batch) -> batch`, as in `StepOptions`; None: the data's own
+      sequences.
   """
 
   student: Model
@@ -186,8 +198,8 @@ def check_recipe(
     raise ConfigError("init_from_teacher: expected a teacher, got teacher='': name one")
   if recipe.teacher != "teacher" and generations > 1:
     raise ConfigError(
-      f"teacher: expected 'teacher' with generations, got {recipe.teacher!r}: a later generation's teacher is the "
-      "student before it"
+      f"teacher: expected 'teacher' with generations, got {recipe.teacher!r}: a later generation's "
+      "teacher is the student before it"
     )
   if cache and recipe.cached and recipe.teacher == "teacher" and recipe.on_policy:
     raise ConfigError(
@@ -201,14 +213,17 @@ def check_recipe(
 def _check_shrunk(recipe: Recipe, earlier: Mapping[str, Recipe], generations: int) -> None:
   if recipe.teacher in earlier and earlier[recipe.teacher].allow_shrunk:
     raise ConfigError(
-      f"teacher: expected a network of known shape, got {recipe.teacher!r}, which may be shrunk: choose another"
+      f"teacher: expected a network of known shape, got {recipe.teacher!r}, which may be shrunk: "
+      "choose another"
     )
   shrunk_init = recipe.init_from in earlier and earlier[recipe.init_from].allow_shrunk
   if shrunk_init and not recipe.allow_shrunk:
     raise ConfigError(
-      f"allow_shrunk: expected True, got False: {recipe.init_from!r}, from whose weights it starts, may be shrunk"
+      f"allow_shrunk: expected True, got False: {recipe.init_from!r}, from whose weights it "
+      "starts, may be shrunk"
     )
   if recipe.allow_shrunk and generations > 1:
     raise ConfigError(
-      "allow_shrunk: expected False with generations, got True: a shrunk student cannot teach the next one"
+      "allow_shrunk: expected False with generations, got True: a shrunk student cannot teach the "
+      "next one"
     )

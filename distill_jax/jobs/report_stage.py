@@ -29,7 +29,8 @@ class _Finished(NamedTuple):
 
 
 def write_report(job: Job) -> Path:
-  """Compares the finished networks on the test split, which nothing else reads; returns the report's path.
+  """Compares the finished networks on the test split, which nothing else reads; returns the
+  report's path.
 
   Raises:
     ConfigError: no network has been trained yet.

@@ -1,4 +1,6 @@
-"""Runs the stages of a job: trains teacher, baseline and students; caches; compares. Each can be resumed."""
+"""Runs the stages of a job: trains teacher, baseline and students; caches; compares. Each can be
+resumed.
+"""
 
 import json
 import time
@@ -203,7 +205,9 @@ def _with_initial_weights(job: Job, network: Network, train: Examples) -> Model:
 
 
 def _teacher_variables(job: Job, network: Network) -> Variables | None:
-  """Returns the weights of a frozen teacher that was trained in this run, or that teaches in another dtype."""
+  """Returns the weights of a frozen teacher that was trained in this run, or that teaches in
+  another dtype.
+  """
   variables, dtype = _trained_variables(job, network), job.config.teacher_dtype
   if not dtype:
     return variables

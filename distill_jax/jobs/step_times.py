@@ -23,9 +23,10 @@ Run = Callable[[], float]
 def step_times(job: Job) -> dict[tuple[str, str], float]:
   """Returns {(role, variant): step time over the reference's} of the baseline and of each variant.
 
-  Ratios are of medians over alternating turns. Both sides are timed on one batch, on one device, in this process, so
-  that other load slows both. One variant's program at a time is in memory with the reference's. Teachers are untrained:
-  the values of their weights do not change the time. Without a reference in the config the result is empty.
+  Ratios are of medians over alternating turns. Both sides are timed on one batch, on one device, in
+  this process, so that other load slows both. One variant's program at a time is in memory with the
+  reference's. Teachers are untrained: the values of their weights do not change the time. Without a
+    reference in the config the result is empty.
   """
   name, ratios = job.config.reference, {}
   if not name:
@@ -43,7 +44,9 @@ def step_times(job: Job) -> dict[tuple[str, str], float]:
 
 
 def ratio(run: Run, reference: Run) -> float:
-  """Returns the median seconds of `run` over those of `reference`, by turns; the side that goes first alternates."""
+  """Returns the median seconds of `run` over those of `reference`, by turns; the side that goes
+  first alternates.
+  """
   sides = run, reference
   times: tuple[list[float], list[float]] = [], []
   for turn in range(REPEATS):

@@ -1,9 +1,11 @@
-"""What a kind of problem measures: a `Task` each, for `train.fit`, `Config.task` and `report.write`.
+"""What a kind of problem measures: a `Task` each, for `train.fit`, `Config.task` and
+`report.write`.
 
     fit(..., evaluation=validation, task=tasks.multi_label())
 
-A task needs nothing from the code that trains, runs jobs or writes reports: it is plain data and pure functions.
-`Task.with_metric` adds a score of your own; `infer` chooses a task by the shapes of outputs and labels, where that is safe.
+A task needs nothing from the code that trains, runs jobs or writes reports: it is plain data and
+pure functions. `Task.with_metric` adds a score of your own; `infer` chooses a task by the shapes of
+outputs and labels, where that is safe.
 """
 
 from distill_jax.tasks.classification import classification

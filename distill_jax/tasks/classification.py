@@ -41,11 +41,11 @@ _METRICS = (
 def classification() -> Task:
   """Returns the task of logits [B, C] and integer labels [B].
 
-  Its metrics are accuracy, top-5 accuracy (with more than 5 classes), macro precision, recall and F1 over the classes that
-  occur as label or prediction (scikit-learn's `average="macro", zero_division=0`), negative log-likelihood, expected
-  calibration error (Guo et al. 2017, equation 3; 15 bins) and, next to a teacher, agreement with it and
-  KL(teacher || student). A negative label marks an example without one, left out of all but the comparison with the
-  teacher.
+  Its metrics are accuracy, top-5 accuracy (with more than 5 classes), macro precision, recall and
+  F1 over the classes that occur as label or prediction (scikit-learn's `average="macro",
+  zero_division=0`), negative log-likelihood, expected calibration error (Guo et al. 2017, equation
+  3; 15 bins) and, next to a teacher, agreement with it and KL(teacher || student). A negative label
+  marks an example without one, left out of all but the comparison with the teacher.
   """
   return Task(
     metrics=_METRICS,
@@ -120,7 +120,8 @@ def _logits(outputs: Outputs, batch: Batch) -> jax.Array:
   label = batch["label"]
   if label.shape != logits.shape[:1] or not jnp.issubdtype(label.dtype, jnp.integer):
     raise ValueError(
-      f"'label': expected integers {logits.shape[:1]}, one per row of the logits, got {label.dtype} {label.shape}: "
+      f"'label': expected integers {logits.shape[:1]}, one per row of the logits, got "
+      f"{label.dtype} {label.shape}: "
       "use tasks.multi_label for several labels per example, tasks.regression for numbers"
     )
   return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -135,7 +136,9 @@ def _per_class(predicted, label, labeled, classes: int) -> jax.Array:
 
 
 def _rank(logits, label) -> jax.Array:
-  """Returns how many classes are predicted before the label; the last position if a logit is NaN."""
+  """Returns how many classes are predicted before the label; the last position if a logit is
+  NaN.
+  """
   label_logit = jnp.take_along_axis(logits, label[:, None], -1)
   index = jnp.arange(logits.shape[-1])
   behind = (label_logit > logits) | ((label_logit == logits) & (label[:, None] < index))

@@ -11,10 +11,10 @@ from distill_jax.types import Batch, Outputs, Task
 def infer(outputs: Outputs, batch: Batch) -> Task | None:
   """Returns the task that outputs and labels fit, by their shapes alone; None where none is safe.
 
-  Integer labels [B] next to logits [B, C] are classification, [B, L] next to logits [B, L, V] or next to hidden states
-  [B, L, D] with a head language modeling, and [B, H, W] next to logits [B, H, W, C] segmentation (negative labels are
-  ignored). All others (numbers, several labels per example, no label) must be named: `tasks.regression()`,
-  `tasks.multi_label()`.
+  Integer labels [B] next to logits [B, C] are classification, [B, L] next to logits [B, L, V] or
+  next to hidden states [B, L, D] with a head language modeling, and [B, H, W] next to logits [B, H,
+  W, C] segmentation (negative labels are ignored). All others (numbers, several labels per example,
+  no label) must be named: `tasks.regression()`, `tasks.multi_label()`.
 
   Args:
     outputs: a model's outputs, or their shapes.

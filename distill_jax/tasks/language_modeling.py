@@ -1,4 +1,6 @@
-"""Next-token prediction: perplexity and calibration over tokens, with few logits in memory at a time."""
+"""Next-token prediction: perplexity and calibration over tokens, with few logits in memory at a
+time.
+"""
 
 import math
 from collections.abc import Mapping
@@ -27,9 +29,10 @@ PERPLEXITY = Metric("perplexity", "perplexity", "", "min", ".3f")
 def language_modeling(*, memory: int = 2**26) -> Task:
   """Returns the task of next tokens: labels int [B, L], negative ones left out.
 
-  Its metrics are perplexity, accuracy, negative log-likelihood per token, expected calibration error (15 bins) and, next
-  to a teacher of the same vocabulary, agreement with it and KL(teacher || student). Models return 'logits' [B, L, V], or
-  'hidden' [B, L, D] and 'head' (kernel [D, V], bias or None, soft-cap or None).
+  Its metrics are perplexity, accuracy, negative log-likelihood per token, expected calibration
+  error (15 bins) and, next to a teacher of the same vocabulary, agreement with it and KL(teacher ||
+  student). Models return 'logits' [B, L, V], or 'hidden' [B, L, D] and 'head' (kernel [D, V], bias
+  or None, soft-cap or None).
 
   Args:
     memory: bytes that one network's logits may take at once.
@@ -62,7 +65,8 @@ def _statistics(
   vocab_size = num_classes(outputs)
   if teacher is not None and num_classes(teacher) != vocab_size:
     raise ValueError(
-      f"teacher: expected the student's vocabulary of {vocab_size} tokens, got {num_classes(teacher)}"
+      f"teacher: expected the student's vocabulary of {vocab_size} tokens, got "
+      f"{num_classes(teacher)}"
     )
   valid = labels >= 0
   if "where" in batch:

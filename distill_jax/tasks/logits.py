@@ -1,4 +1,6 @@
-"""Statistics of logits [rows, classes] with one label a row: what classification and language models share."""
+"""Statistics of logits [rows, classes] with one label a row: what classification and language
+models share.
+"""
 
 from typing import Any
 
@@ -36,15 +38,16 @@ def logit_statistics(
 
   Args:
     logits: [rows, classes], float32 or wider.
-    labels: int [rows]; a negative one marks a row without a label, which counts in the comparison with the teacher only.
+    labels: int [rows]; a negative one marks a row without a label, which counts in the comparison
+      with the teacher only.
     valid: bool [rows], the rows that are no padding.
     teacher_logits: [rows, classes], to compare with; None: nothing is compared.
     bins: number of confidence bins.
 
   Returns:
-    Pairs (sum, count) 'accuracy', 'nll' (nats) and, with a teacher, 'agreement' (both predict the same class) and
-    'teacher_kl' (KL(teacher || student), nats); 'calibration' [bins, 3]: examples, sum of their confidence, number
-    correct. The lowest class wins a tie.
+    Pairs (sum, count) 'accuracy', 'nll' (nats) and, with a teacher, 'agreement' (both predict the
+    same class) and 'teacher_kl' (KL(teacher || student), nats); 'calibration' [bins, 3]: examples,
+    sum of their confidence, number correct. The lowest class wins a tie.
   """
   labeled = valid & (labels >= 0)
   labels = jnp.where(labels >= 0, labels, 0)
@@ -66,13 +69,17 @@ def logit_statistics(
 
 
 def means(statistics: dict[str, Any]) -> dict[str, float]:
-  """Returns the mean of each (sum, count) pair among the statistics; 0 where nothing was counted."""
+  """Returns the mean of each (sum, count) pair among the statistics; 0 where nothing was
+  counted.
+  """
   pairs = {name: value for name, value in statistics.items() if isinstance(value, tuple)}
   return {name: float(reduce.value(pair)) for name, pair in pairs.items()}
 
 
 def calibration_error(calibration: np.ndarray) -> float:
-  """Returns the expected calibration error (Guo et al. 2017, equation 3) of [bins, 3] sums; 0 of no example."""
+  """Returns the expected calibration error (Guo et al. 2017, equation 3) of [bins, 3] sums; 0 of no
+  example.
+  """
   number, confidence, correct = np.asarray(calibration, np.float64).T
   return float(np.abs(correct - confidence).sum() / max(number.sum(), 1))
 

@@ -14,11 +14,13 @@ from distill_jax.types import Batch, Metric, Outputs, Task
 
 
 def multi_label(*, label: str = "label", output: str = "logits") -> Task:
-  """Returns the task of logits [B, C] and labels [B, C] of 0 and 1 (any dtype); a class is predicted where its logit is > 0.
+  """Returns the task of logits [B, C] and labels [B, C] of 0 and 1 (any dtype); a class is
+  predicted where its logit is > 0.
 
-  Its metrics are macro F1 over the classes (0 for a class that neither occurs nor is predicted), micro F1, the fraction of
-  examples whose classes are all correct (subset accuracy), mean average precision over the classes that occur
-  (scikit-learn's `average_precision_score`), and binary cross entropy per class in nats.
+  Its metrics are macro F1 over the classes (0 for a class that neither occurs nor is predicted),
+  micro F1, the fraction of examples whose classes are all correct (subset accuracy), mean average
+  precision over the classes that occur (scikit-learn's `average_precision_score`), and binary cross
+  entropy per class in nats.
 
   Args:
     label: the batch's entry with the labels.
@@ -66,7 +68,8 @@ def multi_label(*, label: str = "label", output: str = "logits") -> Task:
 def _inputs(logits, labels, where, name: str) -> tuple[jax.Array, jax.Array, jax.Array]:
   if logits.ndim != 2 or labels.shape != logits.shape:
     raise ValueError(
-      f"{name!r}: expected 0 or 1 for each of the logits {logits.shape}, got {labels.dtype} {labels.shape}"
+      f"{name!r}: expected 0 or 1 for each of the logits {logits.shape}, got {labels.dtype} "
+      f"{labels.shape}"
     )
   rows = jnp.ones(len(logits), bool) if where is None else where
   dtype = jnp.promote_types(logits.dtype, jnp.float32)

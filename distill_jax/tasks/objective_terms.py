@@ -11,7 +11,8 @@ OUTPUT = "objective/terms"
 
 
 def objective_terms(names: Sequence[str]) -> Task:
-  """Returns the task whose metrics are the validation 'loss' and each term of the objective, unweighted.
+  """Returns the task whose metrics are the validation 'loss' and each term of the objective,
+  unweighted.
 
   `train.fit` evaluates the terms next to the student's outputs; elsewhere use a task of the data.
 
@@ -23,8 +24,8 @@ def objective_terms(names: Sequence[str]) -> Task:
     del batch, teacher
     if OUTPUT not in outputs:
       raise ValueError(
-        "task: expected a task that needs no objective, got tasks.objective_terms: pass one such as "
-        "tasks.classification()"
+        "task: expected a task that needs no objective, got tasks.objective_terms: pass one such "
+        "as tasks.classification()"
       )
     return dict(outputs[OUTPUT])
 

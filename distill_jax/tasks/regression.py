@@ -12,10 +12,12 @@ from distill_jax.types import Batch, Metric, Outputs, Task
 
 
 def regression(*, label: str = "label", output: str = "logits", unit: str = "") -> Task:
-  """Returns the task of predictions [B] or [B, ...] and labels of the same shape; [B, 1] goes with [B].
+  """Returns the task of predictions [B] or [B, ...] and labels of the same shape; [B, 1] goes with
+  [B].
 
-  Its metrics are the root mean squared error, the mean absolute error, and R^2 = 1 - squared error / variance of the labels
-  (scikit-learn's `r2_score`, over all numbers together). A NaN label is a number without one and does not count. Sums are
+  Its metrics are the root mean squared error, the mean absolute error, and R^2 = 1 - squared error
+  / variance of the labels (scikit-learn's `r2_score`, over all numbers together). A NaN label is a
+  number without one and does not count. Sums are
   float32: R^2 loses digits where the labels' mean is over 1,000 times their spread, so subtract it.
 
   Args:

@@ -15,12 +15,13 @@ from distill_jax.types import Batch, Metric, Outputs, Task
 def segmentation(*, ignore_label: int = -1, label: str = "label", output: str = "logits") -> Task:
   """Returns the task of logits [B, ..., C] and integer labels [B, ...] on the same grid.
 
-  Its metrics come from one running confusion matrix [C, C]: mean intersection over union and mean Dice coefficient over
-  the classes that occur as label or prediction, and pixel accuracy; next to a teacher, agreement with it and
-  KL(teacher || student) per pixel.
+  Its metrics come from one running confusion matrix [C, C]: mean intersection over union and mean
+  Dice coefficient over the classes that occur as label or prediction, and pixel accuracy; next to a
+  teacher, agreement with it and KL(teacher || student) per pixel.
 
   Args:
-    ignore_label: the label of pixels that do not count (255 and -1 are common); negative labels never do.
+    ignore_label: the label of pixels that do not count (255 and -1 are common); negative labels
+      never do.
     label: the batch's entry with the labels.
     output: the output of both networks with the logits.
   """
@@ -66,8 +67,8 @@ def segmentation(*, ignore_label: int = -1, label: str = "label", output: str = 
 def _check(logits, labels, name: str) -> None:
   if labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
     raise ValueError(
-      f"{name!r}: expected integers {logits.shape[:-1]}, one per pixel of the logits, got {labels.dtype} "
-      f"{labels.shape}: resize one of them in the model"
+      f"{name!r}: expected integers {logits.shape[:-1]}, one per pixel of the logits, got "
+      f"{labels.dtype} {labels.shape}: resize one of them in the model"
     )
 
 

@@ -1,7 +1,7 @@
 """Training: pure functions for loops of your own, and the loop that drives them.
 
-`fit` distills; `evaluate` and `predict` apply what it returns. `make_loss_fn`, `make_train_step` and `make_eval_step` are
-the pure functions inside.
+`fit` distills; `evaluate` and `predict` apply what it returns. `make_loss_fn`, `make_train_step`
+and `make_eval_step` are the pure functions inside.
 """
 
 from distill_jax.train.evaluation import evaluate, evaluate_models, make_eval_step, predict

@@ -22,8 +22,9 @@ class Clock:
         values = jax.device_get(measured)
       line = clock.report(number)
 
-  A step is dispatched long before it is done, so the time between two dispatches is that of the host. What is left
-  for the report to wait for is spread evenly over its steps: their times sum up to what the clock on the wall says,
+  A step is dispatched long before it is done, so the time between two dispatches is that of the
+  host. What is left for the report to wait for is spread evenly over its steps: their times sum up
+    to what the clock on the wall says,
   and one that came late, because its data did, stands out.
   """
 
@@ -47,14 +48,17 @@ class Clock:
   def waiting(self, name: str) -> "_Wait":
     """A context whose time is told under this name.
 
-    That of 'data' and 'device' is part of the steps; that of any other ('checkpoint', 'evaluation') is not.
+    That of 'data' and 'device' is part of the steps; that of any other ('checkpoint', 'evaluation')
+    is not.
     """
     if name not in self._waits:
       self._waits[name] = _Wait(self, name in _IN_STEPS)
     return self._waits[name]
 
   def stepped(self) -> None:
-    """A step was dispatched. The first one was compiled before: until then the run was starting ('start')."""
+    """A step was dispatched. The first one was compiled before: until then the run was starting
+    ('start').
+    """
     now = time.perf_counter()
     interval = now - self._last - self._outside
     if self._compiling:
@@ -70,15 +74,17 @@ class Clock:
     Returns:
       step: as given.
       time: now, as `time.time()` tells it.
-      wall: seconds since the run was started for the first time, those when it did not run among them.
+      wall: seconds since the run was started for the first time, those when it did not run among
+        them.
       in_steps: of these, the seconds of steps. Steps that a restart did again count once.
       goodput: in_steps / wall.
       starts: how often the run was started.
-      step_ms: the 50th, 90th and 99th percentile of the steps' times in ms; missing where there was no step.
-      waited: seconds by the names given to `waiting`. Where that for 'data' is long and that for the 'device' short,
-        devices were idle.
-      memory: bytes of the fullest device of this host, 'in_use', at its 'peak', and in all ('limit'); missing where
-        it does not tell.
+      step_ms: the 50th, 90th and 99th percentile of the steps' times in ms; missing where there was
+        no step.
+      waited: seconds by the names given to `waiting`. Where that for 'data' is long and that for
+        the 'device' short, devices were idle.
+      memory: bytes of the fullest device of this host, 'in_use', at its 'peak', and in all
+        ('limit'); missing where it does not tell.
     """
     line: dict[str, Any] = {"step": step, "time": time.time()}
     if times := self._times():
@@ -132,7 +138,9 @@ class _Wait:
 
 
 def device_memory() -> dict[str, int]:
-  """Bytes 'in_use', at the 'peak' and in all ('limit') of the device of this host that has most in use; or nothing."""
+  """Bytes 'in_use', at the 'peak' and in all ('limit') of the device of this host that has most in
+  use; or nothing.
+  """
   told = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
   if not told:
     return {}

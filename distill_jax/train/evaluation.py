@@ -24,7 +24,8 @@ class Evaluated(NamedTuple):
   Attributes:
     scores: {metric name: value}.
     statistics: the task's added sums, host arrays.
-    predictions: {name: array [N, ...]} of all valid examples, in order; {} where none were asked for.
+    predictions: {name: array [N, ...]} of all valid examples, in order; {} where none were asked
+      for.
   """
 
   scores: dict[str, float]
@@ -100,8 +101,8 @@ def predict(
 
   Args:
     model, variables, batch_size: as in `evaluate`.
-    examples: one batch (a mapping of arrays), a `Source`, or an iterable of batches; outputs of all valid rows are
-      joined, in order.
+    examples: one batch (a mapping of arrays), a `Source`, or an iterable of batches; outputs of all
+      valid rows are joined, in order.
 
   Raises:
     ValueError: no variables, or no batch.
@@ -129,7 +130,8 @@ def iterate(examples: Examples, batch_size: int) -> Iterator[HostBatch]:
 def make_eval_step(
   student: Model, task: Task, teacher: Model | None = None
 ) -> Callable[[Variables, Any, Batch], tuple[Any, dict[str, Any]]]:
-  """Returns a pure step `(variables, teacher_variables, batch) -> (statistics, rows)`; see `Accumulator`.
+  """Returns a pure step `(variables, teacher_variables, batch) -> (statistics, rows)`; see
+  `Accumulator`.
 
   Rows whose 'where' is False count nowhere.
 
@@ -149,7 +151,9 @@ def make_eval_step(
 def make_terms_step(
   student: Model, task: Task, teacher: Model | None, objective: Objective
 ) -> Callable[[TrainState, Any, Batch], tuple[Any, dict[str, Any]]]:
-  """Returns the same step for `tasks.objective_terms`; it takes the train state in place of the variables."""
+  """Returns the same step for `tasks.objective_terms`; it takes the train state in place of the
+  variables.
+  """
 
   def step(state: TrainState, teacher_variables, batch: Batch):
     teacher_outputs = apply_teacher(teacher, teacher_variables, batch)
@@ -206,7 +210,9 @@ class Accumulator:
 
 
 def _measure_model(apply, task: Task, predict: bool, variables, teacher_outputs, batch: Batch):
-  """Returns a batch's statistics, and its rows' predictions and references where they are needed."""
+  """Returns a batch's statistics, and its rows' predictions and references where they are
+  needed.
+  """
   outputs = apply(*variables, batch, train=False, key=None)[0]
   statistics = task.statistics(outputs, batch, teacher_outputs)
   if task.predict is None or not (predict or task.evaluate_predictions is not None):

@@ -1,4 +1,6 @@
-"""Gradients of a batch: at once, or accumulated over microbatches with the full batch's denominators."""
+"""Gradients of a batch: at once, or accumulated over microbatches with the full batch's
+denominators.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,7 +33,9 @@ class Sums(NamedTuple):
 def full_gradients(
   loss_of_outputs: Callable, teach: Callable[[Batch], Outputs], options: StepOptions
 ) -> Callable[..., tuple[Sums, Any]]:
-  """Returns `(params, model_state, batch, *, step, keys) -> (Sums, model_state)` for a batch as it is."""
+  """Returns `(params, model_state, batch, *, step, keys) -> (Sums, model_state)` for a batch as it
+  is.
+  """
   differentiate = _make_differentiate(loss_of_outputs, options)
 
   def gradients(params, model_state, batch: Batch, *, step, keys):
@@ -43,7 +47,9 @@ def full_gradients(
 def accumulated_gradients(
   loss_of_outputs: Callable, teach: Callable[[Batch], Outputs], options: StepOptions
 ) -> Callable[..., tuple[Sums, Any]]:
-  """Returns the same function, which computes `options.microbatches` parts of the batch one after the other."""
+  """Returns the same function, which computes `options.microbatches` parts of the batch one after
+  the other.
+  """
   differentiate = _make_differentiate(loss_of_outputs, options)
   count = options.microbatches
 
@@ -52,7 +58,8 @@ def accumulated_gradients(
     parts = rows, tuple(jax.random.split(key, count) for key in keys)
 
     def count_part(carry, part):
-      # Only the masks' sums are used: the compiler removes what they do not need of this forward pass.
+      # Only the masks' sums are used: the compiler removes what they do not need of this forward
+      # pass.
       batch, keys = part
       _, aux = loss_of_outputs(params, model_state, teach(batch), batch, step=step, keys=keys)
       return count_terms(aux.terms), carry
@@ -82,7 +89,9 @@ def _make_differentiate(loss_of_outputs: Callable, options: StepOptions) -> Call
 
 
 def _interleave(x: jax.Array, parts: int) -> jax.Array:
-  """Returns [parts, B / parts, ...] of [B, ...]: every parts-th row, so that rows stay on their devices."""
+  """Returns [parts, B / parts, ...] of [B, ...]: every parts-th row, so that rows stay on their
+  devices.
+  """
   return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
 

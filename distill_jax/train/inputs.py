@@ -49,7 +49,8 @@ def _checked(
   batches: Iterable[Mapping[str, Any]], num_classes: int | None, ignore_label: int | None
 ) -> Iterator[Mapping[str, Any]]:
   for batch in batches:
-    # A copy: the transfer is asynchronous, and a pipeline may fill the same buffers again meanwhile.
+    # A copy: the transfer is asynchronous, and a pipeline may fill the same buffers again
+    # meanwhile.
     batch = {name: np.array(x) for name, x in batch.items()}
     data.check_batch(batch, num_classes, ignore_label)
     if ignore_label is not None and batch["label"].ndim == 1:
@@ -59,7 +60,8 @@ def _checked(
 
 
 def local_share(pipeline: Any, batch_size: int, rows: np.ndarray | None) -> Any:
-  """Returns a pipeline that yields these rows of each batch, if it has `for_rows`; else it must know them itself.
+  """Returns a pipeline that yields these rows of each batch, if it has `for_rows`; else it must
+  know them itself.
 
   Raises:
     ValueError: the pipeline's batches have another size.
@@ -68,7 +70,8 @@ def local_share(pipeline: Any, batch_size: int, rows: np.ndarray | None) -> Any:
     return pipeline
   if pipeline.batch_size != batch_size:
     raise ValueError(
-      f"batch_size: expected the pipeline's {pipeline.batch_size} rows, got {batch_size}: make them equal"
+      f"batch_size: expected the pipeline's {pipeline.batch_size} rows, got {batch_size}: make "
+      "them equal"
     )
   return pipeline.for_rows(rows)
 
@@ -110,7 +113,8 @@ def next_batch(batches: Iterator, step: int, batch_size: int, num_rows: int) -> 
   if rows != {num_rows}:
     local = "" if num_rows == batch_size else f", of which this process reads {num_rows}"
     raise ValueError(
-      f"source: expected batches of batch_size {batch_size} rows{local}, got {sorted(rows)} at step {step}"
+      f"source: expected batches of batch_size {batch_size} rows{local}, got {sorted(rows)} at "
+      f"step {step}"
     )
   return batch
 
@@ -135,7 +139,8 @@ def check_kinds(student: Any, teacher: Any, objective: Any, source: Any) -> None
   for name, value in {"student": student, "teacher": teacher}.items():
     if not isinstance(value, Model) and (value is not None or name == "student"):
       raise ValueError(
-        f"{name}: expected a Model, got {type(value).__name__}: wrap it with from_nnx, from_linen or from_apply"
+        f"{name}: expected a Model, got {type(value).__name__}: wrap it with from_nnx, from_linen "
+        "or from_apply"
       )
   if not isinstance(objective, Objective):
     raise ValueError(
@@ -156,7 +161,8 @@ def check_classes(num_classes: int | None, source: Any) -> None:
   data_classes = getattr(source, "classes", None)
   if num_classes is not None and data_classes is not None and num_classes < data_classes:
     raise ValueError(
-      f"student: expected the {data_classes} classes of the data set {source.name!r}, got {num_classes}"
+      f"student: expected the {data_classes} classes of the data set {source.name!r}, got "
+      f"{num_classes}"
     )
 
 

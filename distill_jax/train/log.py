@@ -1,4 +1,6 @@
-"""What a run tells while it goes: a progress bar or lines, metrics.jsonl, timings.jsonl, TensorBoard files."""
+"""What a run tells while it goes: a progress bar or lines, metrics.jsonl, timings.jsonl,
+TensorBoard files.
+"""
 
 import dataclasses
 import functools
@@ -33,9 +35,9 @@ class Log:
   """The history of one training run, in memory, on the screen and (given a folder) on disk.
 
   Use as a context manager. Lines of `metrics.jsonl` are
-  `{"step": 100, "phase": "train" | "validation", "loss": ..., ...}`, those of `timings.jsonl` what `Clock.report`
-  gives, one for every start and every report; what was written after the step that a run resumes from is dropped, so
-  that no step is told twice.
+  `{"step": 100, "phase": "train" | "validation", "loss": ..., ...}`, those of `timings.jsonl` what
+  `Clock.report` gives, one for every start and every report; what was written after the step that a
+  run resumes from is dropped, so that no step is told twice.
 
   Attributes:
     history: the lines of `metrics.jsonl`.
@@ -110,7 +112,9 @@ class Log:
     self._time = time.perf_counter()  # evaluation is not training time
 
   def evaluations_since_best(self, name: str, better: str) -> int:
-    """Returns the number of evaluations after the one with the best score; the earliest wins a tie."""
+    """Returns the number of evaluations after the one with the best score; the earliest wins a
+    tie.
+    """
     scores = [line[name] for line in self.history if line["phase"] == "validation"]
     if not scores:
       return 0
@@ -173,7 +177,9 @@ def _text(values: Mapping[str, float], names: Sequence[str], prefix: str = "") -
 
 
 def _flat(timings: Mapping[str, Any]) -> dict[str, float]:
-  """What TensorBoard shows of `Clock.report`: 'goodput', 'step_ms_p50', 'waited_data', 'memory_peak' ..."""
+  """What TensorBoard shows of `Clock.report`: 'goodput', 'step_ms_p50', 'waited_data',
+  'memory_peak' ...
+  """
   groups = ("step_ms", "waited", "memory")
   nested = {f"{group}_{k}": v for group in groups for k, v in timings.get(group, {}).items()}
   return {"goodput": timings["goodput"], **nested}

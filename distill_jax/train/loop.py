@@ -46,7 +46,9 @@ class FitResult(NamedTuple):
   history: list[dict[str, Any]]
 
   def predict(self, examples: Any, *, batch_size: int = 256) -> dict[str, Any]:
-    """Returns the student's outputs as host arrays: of a batch, a `Source` or batches (`train.predict`)."""
+    """Returns the student's outputs as host arrays: of a batch, a `Source` or batches
+    (`train.predict`).
+    """
     return predict(self.student, self.variables, examples, batch_size=batch_size)
 
 
@@ -94,21 +96,22 @@ def fit(
 
   Args:
     student, objective, optimizer: as in `make_train_step`.
-    teacher: a Model; a `cache.Cache` of the same examples, augmentation and views, whose outputs join the batches; or
-      None, to train the student without a teacher.
-    source: the training examples; or a pipeline of your own, a function `start step -> iterable of batches` (dicts
-      of host arrays of `batch_size` rows), which must yield the same batches again to a run that resumes. Where
-      several processes share a batch, it yields the rows that `sharding.local_rows` names, and so do the batches of an
-      evaluation.
+    teacher: a Model; a `cache.Cache` of the same examples, augmentation and views, whose outputs
+      join the batches; or None, to train the student without a teacher.
+    source: the training examples; or a pipeline of your own, a function `start step -> iterable of
+      batches` (dicts of host arrays of `batch_size` rows), which must yield the same batches again
+      to a run that resumes. Where several processes share a batch, it yields the rows that
+      `sharding.local_rows` names, and so do the batches of an evaluation.
     steps: in all, including those of an earlier run that is resumed.
     batch_size: rows per step over all devices.
     seed: of the student's initial weights, the order of the examples, and every draw.
     teacher_variables: the frozen teacher's weights, if the Model does not carry them.
-    task: what is measured in training and evaluation. None: it is inferred from outputs and labels where that is safe
-      (`tasks.infer`), and otherwise the objective's own terms are evaluated, for which the teacher runs too.
+    task: what is measured in training and evaluation. None: it is inferred from outputs and labels
+      where that is safe (`tasks.infer`), and otherwise the objective's own terms are evaluated, for
+      which the teacher runs too.
     evaluation: validation examples, or an `Evaluation` of them.
-    checkpoints: the run's folder, or `CheckpointOptions`. The same call again resumes there, and ends with the parameters
-      that an undisturbed run has. None: nothing is written.
+    checkpoints: the run's folder, or `CheckpointOptions`. The same call again resumes there, and
+      ends with the parameters that an undisturbed run has. None: nothing is written.
     step: see `StepOptions`.
     run: see `RunOptions`.
 
@@ -116,8 +119,8 @@ def fit(
     A `FitResult`; its arrays are placed as in training.
 
   Raises:
-    ValueError: what does not fit: networks and their weights, objective, labels, batch and devices, arrays and rules,
-      a folder of another run, or what other processes were given.
+    ValueError: what does not fit: networks and their weights, objective, labels, batch and devices,
+      arrays and rules, a folder of another run, or what other processes were given.
     NonFiniteError: see `RunOptions.max_skips`; the folder keeps its last checkpoint.
     RuntimeError: the frozen teacher's weights changed during training.
     LeaseError: another process trains in the folder.
@@ -173,7 +176,8 @@ def _run(run: Run, began: float) -> FitResult:
       state = _train(run, state, saver, interruption, profile, log)
     if fingerprint(run.teacher_variables) != run.teacher_fingerprint:
       raise RuntimeError(
-        "teacher_variables: expected frozen weights, got others after training: copy them before you change them"
+        "teacher_variables: expected frozen weights, got others after training: copy them before "
+        "you change them"
       )
     evaluated = run.evaluate is not None
     variables = saver.best_variables(state) if evaluated else student_variables(state)
@@ -220,7 +224,8 @@ def _due(run: Run, step: int, *, stop: bool) -> _Due:
   intervals = run.intervals
   evaluate = step % intervals.evaluate == 0 or step == intervals.steps
   save = stop or evaluate or step % intervals.save == 0
-  # What was not reported before a checkpoint would be missing from the report of a run that resumes there.
+  # What was not reported before a checkpoint would be missing from the report of a run that resumes
+  # there.
   report = save or step % run.arguments.run.log_every == 0
   return _Due(report, evaluate and run.evaluate is not None, save, stop)
 
@@ -243,7 +248,9 @@ def _evaluate(run: Run, log: Log, step: int, state: TrainState) -> dict[str, flo
 
 
 def _is_patience_over(run: Run, log: Log) -> bool:
-  """Whether so many evaluations in a row brought no better score. The first process has the whole history."""
+  """Whether so many evaluations in a row brought no better score. The first process has the whole
+  history.
+  """
   evaluation = run.arguments.evaluation
   if evaluation is None or evaluation.patience is None:
     return False
@@ -257,8 +264,9 @@ def _check_skips(state: TrainState, max_skips: int) -> None:
   skips = jax.device_get(state.skips)
   if skips.longest >= max_skips:
     raise NonFiniteError(
-      f"max_skips: expected fewer than {max_skips} updates in a row that are not finite, got {skips.longest} "
-      f"({skips.total} in all) up to step {int(state.step)}; the parameters are those from before: look for NaN in "
-      "the teacher's outputs, or lower the learning rate",
+      f"max_skips: expected fewer than {max_skips} updates in a row that are not finite, got "
+      f"{skips.longest} "
+      f"({skips.total} in all) up to step {int(state.step)}; the parameters are those from before: "
+      "look for NaN in the teacher's outputs, or lower the learning rate",
       state,
     )

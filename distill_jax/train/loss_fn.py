@@ -1,4 +1,6 @@
-"""The loss of a train step as a function of the parameters, for this package's step and for loops of your own."""
+"""The loss of a train step as a function of the parameters, for this package's step and for loops
+of your own.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -68,9 +70,9 @@ def make_loss_of_outputs(
 ) -> Callable[..., tuple[jax.Array, Aux]]:
   """Returns the loss function of teacher outputs that were computed before.
 
-  `(params, model_state, teacher_outputs, batch, *, step, keys, denominators=None) -> (loss, Aux)`: `keys` are the
-  student's and the objective's, `denominators` the terms' counts over the full batch, where it is one of several
-  `microbatches`.
+  `(params, model_state, teacher_outputs, batch, *, step, keys, denominators=None) -> (loss, Aux)`:
+  `keys` are the student's and the objective's, `denominators` the terms' counts over the full
+  batch, where it is one of several `microbatches`.
   """
   context = {} if axis_name is None else {"axis_name": axis_name}
 
@@ -108,7 +110,8 @@ def apply_teacher(teacher: Model | None, teacher_variables: Any, batch: Batch) -
     return {}
   if not teacher_variables:
     raise ValueError(
-      "teacher_variables: expected the teacher's Variables, got none: pass them as an argument of the step"
+      "teacher_variables: expected the teacher's Variables, got none: pass them as an argument of "
+      "the step"
     )
   return teacher.apply(*teacher_variables, batch, train=False, key=None)[0]
 

@@ -21,21 +21,25 @@ class StepOptions:
   """What a train step does in addition to its forward and backward passes.
 
   Attributes:
-    augment: `batch -> batch`, a function of ids and views (`data.augmentation`). It runs first, so that teacher and
-      student see the same view.
+    augment: `batch -> batch`, a function of ids and views (`data.augmentation`). It runs first, so
+      that teacher and student see the same view.
     mix: `(key, batch) -> batch` mixes rows (`data.mixup`). It runs after `augment`.
-    on_policy: `(student Variables, key, batch) -> batch` replaces some rows by sequences that the student generates
-      (`models.llm.on_policy.generate_on_policy`), for the teacher to score. It runs on the full batch, after `mix`, and
-      is not differentiated. The key is the same on all devices: rows differ by their ids. Or a `Replay`.
-    microbatches: number of equal parts of the batch over which gradients are accumulated. Each term's denominator is
-      that of the full batch, so the result equals one large step's. Batch norm and losses that relate rows see one part.
-    metrics: `(student Outputs, batch) -> {name: (sum, count)}`, metrics of training (`Task.train_metrics`); None: none.
-    axis_name: the mapped axis under `pmap` or `shard_map`. The batch is then one device's part, and the result equals
-      the jitted step's on the full batch, for networks without batch norm or whose batch norm has the axis name. Leave
-      it None under `jit` over a mesh.
+    on_policy: `(student Variables, key, batch) -> batch` replaces some rows by sequences that the
+      student generates (`models.llm.on_policy.generate_on_policy`), for the teacher to score. It
+      runs on the full batch, after `mix`, and is not differentiated. The key is the same on all
+      devices: rows differ by their ids. Or a `Replay`.
+    microbatches: number of equal parts of the batch over which gradients are accumulated. Each
+      term's denominator is that of the full batch, so the result equals one large step's. Batch
+      norm and losses that relate rows see one part.
+    metrics: `(student Outputs, batch) -> {name: (sum, count)}`, metrics of training
+      (`Task.train_metrics`); None: none.
+    axis_name: the mapped axis under `pmap` or `shard_map`. The batch is then one device's part, and
+      the result equals the jitted step's on the full batch, for networks without batch norm or
+      whose batch norm has the axis name. Leave it None under `jit` over a mesh.
 
   Raises:
-    ValueError: fewer than one microbatch, or a `Replay` under a mapped axis, where its buffer is not shared.
+    ValueError: fewer than one microbatch, or a `Replay` under a mapped axis, where its buffer is
+      not shared.
   """
 
   augment: Callable[[Batch], Batch] | None = None
@@ -49,8 +53,8 @@ class StepOptions:
     _check_least(self, 1, "microbatches")
     if isinstance(self.on_policy, Replay) and self.axis_name is not None:
       raise ValueError(
-        f"on_policy: expected no Replay under axis_name {self.axis_name!r}, where its buffer is not "
-        "shared: jit over a mesh"
+        f"on_policy: expected no Replay under axis_name {self.axis_name!r}, where its buffer is "
+        "not shared: jit over a mesh"
       )
 
 
@@ -59,11 +63,12 @@ class Evaluation:
   """On what, how often and by which metric a student is evaluated while it trains.
 
   Attributes:
-    data: validation examples, never trained on; or batches that can be iterated again and again, the last one filled up
-      under 'where' (`data.stream.EvalStream`).
+    data: validation examples, never trained on; or batches that can be iterated again and again,
+      the last one filled up under 'where' (`data.stream.EvalStream`).
     every: steps between evaluations; None: a tenth of all steps. The last step is always evaluated.
     best: the task's metric that chooses the returned variables; None: the task's first.
-    patience: number of evaluations in a row without a better `best` after which training stops; None: it never does.
+    patience: number of evaluations in a row without a better `best` after which training stops;
+      None: it never does.
 
   Raises:
     ValueError: `every` or `patience` is less than 1.
@@ -83,10 +88,12 @@ class CheckpointOptions:
   """Where and how often a run is saved, and by what it is recognized when it resumes.
 
   Attributes:
-    folder: for checkpoints, metrics.jsonl, timings.jsonl and TensorBoard files; the same one for all processes.
+    folder: for checkpoints, metrics.jsonl, timings.jsonl and TensorBoard files; the same one for
+      all processes.
     every: steps between checkpoints in addition to those at evaluations; None: none in addition.
-    identity: what must be equal for a run to resume, in addition to the data, seed, views, batch size and teacher.
-      Functions are not compared: put what else matters here (the learning rate, a hash of your config).
+    identity: what must be equal for a run to resume, in addition to the data, seed, views, batch
+      size and teacher. Functions are not compared: put what else matters here (the learning rate, a
+        hash of your config).
 
   Raises:
     ValueError: `every` is less than 1.
@@ -106,14 +113,16 @@ class RunOptions:
 
   Attributes:
     num_views: number of augmented views per example; 0: a new one each epoch.
-    ignore_label: the label that marks examples without one in a pipeline of your own (a `Source` knows its own).
+    ignore_label: the label that marks examples without one in a pipeline of your own (a `Source`
+      knows its own).
     mesh: `sharding.make_mesh(...)`; None: all devices along `data`.
-    rules: places arrays of the train state on the mesh. Without a rule large arrays are split over `fsdp`, and all
-      others are on every device.
+    rules: places arrays of the train state on the mesh. Without a rule large arrays are split over
+      `fsdp`, and all others are on every device.
     teacher_rules: the same for a live teacher's arrays.
     log_every: steps between reports; metrics stay on the device until then.
     max_skips: number of updates in a row that were not finite after which training is aborted.
-    profile_steps: numbers of the steps to be traced into the folder's `profile`, for xprof; None: none.
+    profile_steps: numbers of the steps to be traced into the folder's `profile`, for xprof; None:
+      none.
     title: of the progress bar.
     progress: whether to show a progress bar on a terminal, and a line per evaluation elsewhere.
 

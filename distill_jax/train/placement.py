@@ -1,4 +1,6 @@
-"""Places what `fit` computes with on a mesh: the teacher, the compiled step, the batches of an evaluation."""
+"""Places what `fit` computes with on a mesh: the teacher, the compiled step, the batches of an
+evaluation.
+"""
 
 import contextlib
 import math
@@ -23,7 +25,8 @@ from distill_jax.types import Model, Task, TrainState, Variables
 def place_teacher(
   teacher: Model | None, variables: Variables | None, mesh: Mesh, rules: partition.Rules
 ) -> Any:
-  """Returns the frozen teacher's weights on the mesh; `()` without a teacher and for an EMA teacher.
+  """Returns the frozen teacher's weights on the mesh; `()` without a teacher and for an EMA
+  teacher.
 
   Args:
     teacher: the Model.
@@ -42,8 +45,8 @@ def place_teacher(
   variables = teacher.variables if variables is None else variables
   if variables is None:
     raise ValueError(
-      "teacher_variables: expected the teacher's trained weights, got none: pass them, or build the Model from "
-      "trained weights (an untrained teacher would teach noise)"
+      "teacher_variables: expected the teacher's trained weights, got none: pass them, or build "
+      "the Model from trained weights (an untrained teacher would teach noise)"
     )
   variables = Variables(*variables)
   if not jax.tree.leaves(variables):
@@ -65,15 +68,17 @@ def init_on_host(mesh: Mesh) -> Iterator[None]:
     host = jax.local_devices(backend="cpu")[0]
   except RuntimeError as error:
     raise ValueError(
-      f"mesh: {dict(mesh.shape)} needs the host's memory to initialize what it splits, and JAX_PLATFORMS "
-      "leaves it out: add ',cpu'"
+      f"mesh: {dict(mesh.shape)} needs the host's memory to initialize what it splits, and "
+      "JAX_PLATFORMS leaves it out: add ',cpu'"
     ) from error
   with jax.default_device(host):
     yield
 
 
 def compile_step(step: Step, mesh: Mesh, specs: TrainState) -> Callable:
-  """Returns the jitted step, which takes host batches: jit places them in a tenth of `device_put`'s time."""
+  """Returns the jitted step, which takes host batches: jit places them in a tenth of `device_put`'s
+  time.
+  """
 
   def packed_step(state, teacher_variables, batch):
     state, metrics = step(state, teacher_variables, batch)
@@ -100,7 +105,8 @@ def compile_evaluation(
   batch_size: int,
   rows: np.ndarray | None,
 ) -> Callable[[Any, Any], dict[str, float]]:
-  """Returns `(variables, teacher_variables) -> scores` on all examples; those in memory are placed once.
+  """Returns `(variables, teacher_variables) -> scores` on all examples; those in memory are placed
+  once.
 
   Args:
     step: of `make_eval_step` or `make_terms_step`.
@@ -129,7 +135,9 @@ def compile_evaluation(
 
 
 def sparsity(state: TrainState) -> dict[str, float]:
-  """Returns 'sparsity', the fraction of zeros among the student's weights (arrays of two axes and more), if any."""
+  """Returns 'sparsity', the fraction of zeros among the student's weights (arrays of two axes and
+  more), if any.
+  """
   zeros, size = map(float, _count_zeros(state.params["student"]))
   return {"sparsity": zeros / size} if zeros else {}
 

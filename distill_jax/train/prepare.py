@@ -1,4 +1,6 @@
-"""Prepares a run: checks its arguments, places its arrays, compiles its step. Nothing is trained or written yet."""
+"""Prepares a run: checks its arguments, places its arrays, compiles its step. Nothing is trained or
+written yet.
+"""
 
 import dataclasses
 import functools
@@ -101,7 +103,9 @@ class Run(NamedTuple):
 
 
 class _Inputs(NamedTuple):
-  """The mesh, the rows of this process (None: all), one batch, and the teacher's placed variables."""
+  """The mesh, the rows of this process (None: all), one batch, and the teacher's placed
+  variables.
+  """
 
   mesh: Mesh
   rows: np.ndarray | None
@@ -110,7 +114,9 @@ class _Inputs(NamedTuple):
 
 
 class _Measure(NamedTuple):
-  """What is measured: the task, its number of classes, and an evaluation's step with its arguments from a state."""
+  """What is measured: the task, its number of classes, and an evaluation's step with its arguments
+  from a state.
+  """
 
   task: Task
   num_classes: int | None
@@ -209,7 +215,9 @@ def _initialize(arguments: Arguments, inputs: _Inputs) -> TrainState:
 
 
 def _choose_measure(arguments: Arguments, inputs: _Inputs, state: TrainState) -> _Measure:
-  """Returns the task, given, inferred or made of the objective's terms; checks it on the evaluation's examples."""
+  """Returns the task, given, inferred or made of the objective's terms; checks it on the
+  evaluation's examples.
+  """
   student, evaluation = arguments.student, arguments.evaluation
   example = inputs.example
   if evaluation is not None:

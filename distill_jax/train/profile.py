@@ -18,8 +18,8 @@ class Profile:
         for number in ...:
           state, measured = profile(number, step, state, teacher, batch)
 
-  Of several processes each writes its own file there. It tells where time goes within a step; to take a trace costs
-  time itself.
+  Of several processes each writes its own file there. It tells where time goes within a step; to
+  take a trace costs time itself.
   """
 
   def __init__(self, folder: str | Path | None, steps: range | None):

@@ -13,7 +13,8 @@ class Replay(NamedTuple):
   """An `on_policy` that remembers; `replayed` makes one.
 
   Attributes:
-    init: `batch -> buffer`, what is remembered: arrays, kept in the train state's `model_state["replay"]`.
+    init: `batch -> buffer`, what is remembered: arrays, kept in the train state's
+      `model_state["replay"]`.
     apply: `(student Variables, buffer, step, key, batch) -> (batch, buffer)`.
   """
 
@@ -22,18 +23,22 @@ class Replay(NamedTuple):
 
 
 def replayed(on_policy: OnPolicy, *, every: int, kept: int) -> Replay:
-  """RandomSampling in every so many-th step only; in the steps between, rows are replaced by samples of earlier steps.
+  """RandomSampling in every so many-th step only; in the steps between, rows are replaced by
+  samples of earlier steps.
 
-  A row comes back whole, with the id that it had, and by the same share as was sampled last. Which rows give way, and
-  to which samples (evenly, with replacement), is drawn by key and id. The teacher judges a sample each time anew.
-  Source: the replay buffer of DistiLLM, Ko et al. 2024, section 3.2, where the odds of new samples follow the
+  A row comes back whole, with the id that it had, and by the same share as was sampled last. Which
+  rows give way, and to which samples (evenly, with replacement), is drawn by key and id. The
+  teacher judges a sample each time anew.
+  Source: the replay buffer of DistiLLM, Ko et al. 2024, section 3.2, where the odds of new samples
+    follow the
   validation loss; here `every` is fixed.
 
   Args:
-    on_policy: `(student Variables, key, batch) -> batch` with the bool entry 'generated' [B], such as
-      `models.on_policy.generate_on_policy`'s.
+    on_policy: `(student Variables, key, batch) -> batch` with the bool entry 'generated' [B], such
+      as `models.on_policy.generate_on_policy`'s.
     every: steps from one sampling to the next, at least 2.
-    kept: samples that are remembered, at least the rows of a batch; the oldest give way to new ones.
+    kept: samples that are remembered, at least the rows of a batch; the oldest give way to new
+      ones.
 
   Returns:
     A `Replay`, for `make_init` and `make_train_step`, or `fit`.

@@ -1,4 +1,6 @@
-"""Saves a run while it trains: checkpoints in a folder, or the best variables in memory without one."""
+"""Saves a run while it trains: checkpoints in a folder, or the best variables in memory without
+one.
+"""
 
 import contextlib
 import math
@@ -14,7 +16,8 @@ from distill_jax.types import TrainState, Variables
 
 
 class Saver:
-  """Checkpoints in a leased folder, or the best variables in memory without one. Use it as a context manager.
+  """Checkpoints in a leased folder, or the best variables in memory without one. Use it as a
+  context manager.
 
   Attributes:
     folder: absolute, or None.
@@ -55,7 +58,9 @@ class Saver:
     self._stack.__exit__(*error)
 
   def restore(self, state: TrainState) -> TrainState:
-    """Returns the last saved state, with the placement of `state`; `state` itself where there is none."""
+    """Returns the last saved state, with the placement of `state`; `state` itself where there is
+    none.
+    """
     restored = None if self._checkpoints is None else self._checkpoints.restore(state)
     return state if restored is None else restored
 
@@ -78,7 +83,9 @@ class Saver:
       self._checkpoints.wait()
 
   def best_variables(self, state: TrainState) -> Variables:
-    """Returns the student's variables from the best evaluation; those of `state` where there was none."""
+    """Returns the student's variables from the best evaluation; those of `state` where there was
+    none.
+    """
     if self._checkpoints is not None:
       self._checkpoints.wait()
       state = self._checkpoints.restore(state, step="best") or state

@@ -60,7 +60,8 @@ def make_init(
       model_state["replay"] = on_policy.init(batch)
     average: Any = ()
     if teacher is not None and teacher.ema_update is not None:
-      # A copy: the average and the student are donated together, and a shared buffer cannot be donated twice.
+      # A copy: the average and the student are donated together, and a shared buffer cannot be
+      # donated twice.
       average = Variables(*jax.tree.map(_copy_wide, tuple(variables)))
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
@@ -83,7 +84,8 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   options: StepOptions = StepOptions(),  # noqa: B008 (frozen)
 ) -> Step:
-  """Returns a pure step `(state, teacher_variables, batch) -> (state, metrics)`; jit it, donating the state.
+  """Returns a pure step `(state, teacher_variables, batch) -> (state, metrics)`; jit it, donating
+  the state.
 
   Args:
     student, teacher: Models. teacher None trains the student without one (or trains a teacher).
@@ -93,17 +95,20 @@ def make_train_step(
 
   The step's arguments:
     state: from `make_init`.
-    teacher_variables: the frozen teacher's `Variables`; `()` without a teacher and for an EMA teacher.
+    teacher_variables: the frozen teacher's `Variables`; `()` without a teacher and for an EMA
+      teacher.
     batch: arrays, rows first, their number a multiple of `options.microbatches`.
 
   Returns:
-    The step function. Its metrics are (sum, count) pairs, the same on every device: 'loss', every term by
-    name (unweighted), those of `options.metrics`, 'grad_norm' (global, L2), 'nonfinite' (the update was skipped because
-    the loss or the gradient's norm was not finite, or entries of it that were not finite were left out; then the other
-    metrics count nothing) and 'empty' (a term had no valid value).
+    The step function. Its metrics are (sum, count) pairs, the same on every device: 'loss', every
+    term by name (unweighted), those of `options.metrics`, 'grad_norm' (global, L2), 'nonfinite'
+    (the update was skipped because the loss or the gradient's norm was not finite, or entries of it
+    that were not finite were left out; then the other metrics count nothing) and 'empty' (a term
+    had no valid value).
 
   Raises:
-    ValueError: on-policy rows without a teacher to score them; in a step, what does not fit the batch.
+    ValueError: on-policy rows without a teacher to score them; in a step, what does not fit the
+      batch.
   """
   if options.on_policy is not None and teacher is None:
     raise ValueError(
@@ -138,7 +143,8 @@ def make_train_step(
 
 
 def check_no_cached_outputs(batch: Batch) -> None:
-  """Checks that a batch has no cached teacher outputs, which do not cover rows generated in the step.
+  """Checks that a batch has no cached teacher outputs, which do not cover rows generated in the
+  step.
 
   Raises:
     ValueError: it has some.
@@ -146,17 +152,20 @@ def check_no_cached_outputs(batch: Batch) -> None:
   cached = sorted(name for name in batch if name.startswith("teacher/"))
   if cached:
     raise ValueError(
-      f"on_policy: expected a live teacher, got cached outputs ({cached[0]!r}), which do not cover generated "
-      "rows: pass the teacher's Model"
+      f"on_policy: expected a live teacher, got cached outputs ({cached[0]!r}), which do not cover "
+      "generated rows: pass the teacher's Model"
     )
 
 
 def _prepare(state: TrainState, batch: Batch, options: StepOptions) -> tuple[Batch, Any, dict]:
-  """Returns the batch as the networks see it, the student's and the objective's keys, and a new replay buffer."""
+  """Returns the batch as the networks see it, the student's and the objective's keys, and a new
+  replay buffer.
+  """
   step_key = jax.random.fold_in(state.key, state.step)
   mix_key, student_key, objective_key = jax.random.split(step_key, 3)
   if options.axis_name is not None:
-    # Devices draw different dropout masks; what the objective draws (negatives, masks) is the same on all.
+    # Devices draw different dropout masks; what the objective draws (negatives, masks) is the same
+    # on all.
     device = jax.lax.axis_index(options.axis_name)
     mix_key, student_key = (jax.random.fold_in(key, device) for key in (mix_key, student_key))
   batch = _blank_invalid(batch)
@@ -171,7 +180,9 @@ def _prepare(state: TrainState, batch: Batch, options: StepOptions) -> tuple[Bat
 def _generate(
   state: TrainState, key: jax.Array, batch: Batch, on_policy: OnPolicy | Replay | None
 ) -> tuple[Batch, dict[str, Any]]:
-  """Returns the batch with rows that the student generated, and the replay buffer if there is one."""
+  """Returns the batch with rows that the student generated, and the replay buffer if there is
+  one.
+  """
   if on_policy is None:
     return batch, {}
   check_no_cached_outputs(batch)
@@ -180,7 +191,8 @@ def _generate(
     return on_policy(variables, key, batch), {}
   if "replay" not in state.model_state:
     raise ValueError(
-      "on_policy: expected a replay buffer in the train state, got none: give make_init the same on_policy"
+      "on_policy: expected a replay buffer in the train state, got none: give make_init the same "
+      "on_policy"
     )
   batch, buffer = on_policy.apply(variables, state.model_state["replay"], state.step, key, batch)
   return batch, {"replay": buffer}
@@ -202,7 +214,9 @@ def _drop_weak_types(tree):
 
 
 def _copy_wide(x: jax.Array) -> jax.Array:
-  """Returns a copy in float32 or wider: an average in bfloat16 would not move by a thousandth of a difference."""
+  """Returns a copy in float32 or wider: an average in bfloat16 would not move by a thousandth of a
+  difference.
+  """
   floating = jnp.issubdtype(x.dtype, jnp.floating)
   dtype = jnp.promote_types(x.dtype, jnp.float32) if floating else x.dtype
   return jnp.array(x, dtype, copy=True)
@@ -222,13 +236,15 @@ def _check_rows(batch: Batch, microbatches: int) -> None:
   if n % microbatches:
     nearest = n // microbatches * microbatches
     raise ValueError(
-      f"microbatches: expected a divisor of the batch's {n} rows, got {microbatches}; nearest batch sizes: "
-      f"{nearest or microbatches}, {nearest + microbatches}"
+      f"microbatches: expected a divisor of the batch's {n} rows, got {microbatches}; nearest "
+      f"batch sizes: {nearest or microbatches}, {nearest + microbatches}"
     )
 
 
 def _blank_invalid(batch: Batch) -> Batch:
-  """Returns the batch with zeros in rows that do not count: NaN times zero is NaN in the weights' gradients."""
+  """Returns the batch with zeros in rows that do not count: NaN times zero is NaN in the weights'
+  gradients.
+  """
   if "where" not in batch:
     return batch
   where = batch["where"]

@@ -1,4 +1,6 @@
-"""The update of a train step: optimizer, moving average, and what is skipped where numbers are not finite."""
+"""The update of a train step: optimizer, moving average, and what is skipped where numbers are not
+finite.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +18,14 @@ def make_update(
 ) -> Callable[[TrainState, Sums, Any], tuple[TrainState, dict[str, Any]]]:
   """Returns `(state, sums, model_state) -> (state, metrics)`.
 
-  An update is skipped as a whole where the loss or the gradients' norm is not finite. Single entries of an update that
-  are not finite are left out.
+  An update is skipped as a whole where the loss or the gradients' norm is not finite. Single
+  entries of an update that are not finite are left out.
   """
 
   def updated(state: TrainState, grads, model_state):
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    # Finite gradients can make an update that is not (Adam with eps 0, a learning rate of NaN). Entry by entry: to
-    # decide for all of them at once, all would have to be kept.
+    # Finite gradients can make an update that is not (Adam with eps 0, a learning rate of NaN).
+    # Entry by entry: to decide for all of them at once, all would have to be kept.
     finite = jnp.stack([jnp.isfinite(u).all() for u in jax.tree.leaves(updates)]).all()
     updates = jax.tree.map(lambda u: jnp.where(jnp.isfinite(u), u, 0), updates)
     params = optax.apply_updates(state.params, updates)
@@ -70,8 +72,8 @@ def _metrics(sums: Sums, norm: jax.Array, finite: jax.Array) -> dict[str, Any]:
 
 def _if(condition: jax.Array, new: Callable[[], Any], old: Any) -> Any:
   """Returns the tree `new()` where the scalar condition holds, else `old`."""
-  # A select keeps the old values alive: XLA:CPU then copies Adam's moments in every step, and a conditional updates
-  # in place. On a GPU a conditional makes the host wait for the gradients.
+  # A select keeps the old values alive: XLA:CPU then copies Adam's moments in every step, and a
+  # conditional updates in place. On a GPU a conditional makes the host wait for the gradients.
   if jax.default_backend() == "cpu":
     return jax.lax.cond(condition, new, lambda: old)
   return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new(), old)
