@@ -54,3 +54,13 @@ def test_a_folder_that_is_refused_is_given_back(tmp_path):
   with pytest.raises(ValueError, match="best"):
     Saver(tmp_path, ("accuracy", "maximum"), {})
   assert not (tmp_path / NAME).exists()
+
+
+@pytest.mark.parametrize("direction, sign", [("max", 1.0), ("min", -1.0)])
+def test_best_in_memory_is_the_first_of_equal_scores(direction, sign):
+  scores = {1: 0.1, 2: 0.9, 3: 0.9, 4: float("nan"), 5: 0.5}
+  with Saver(None, ("score", direction), {}) as saver:
+    for step, score in scores.items():
+      saver.save(make_state(step), {"score": sign * score})
+    best = saver.best_variables(make_state(6))
+  assert best.params["w"].tolist() == [2, 2, 2]
