@@ -206,7 +206,7 @@ def _place_local(
       f"{len(values)}"
     )
 
-  def read(index: tuple[slice, ...]) -> np.ndarray:
+  def read(index: Any) -> np.ndarray:
     start, stop, _ = index[0].indices(rows)
     first = bisect.bisect_left(local, start)
     return values[first : first + stop - start]

@@ -9,7 +9,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -17,7 +17,7 @@ from orbax.checkpoint import v1 as ocp
 from distill_jax.storage import seal
 from distill_jax.types import TrainState
 
-Writer = ocp.training.Checkpointer
+Writer: TypeAlias = ocp.training.Checkpointer
 # Part of the format on disk.
 _METADATA_FILE = "_CHECKPOINT_METADATA"
 _STATE = "state"
