@@ -1,9 +1,9 @@
 """Distillation losses: pure functions of arrays that import jax and nothing else.
 
-`f(student, teacher, ..., *, hyperparameters)`: logits in, never probabilities; channels last. A loss gives
-one value per example or token, unreduced, to be averaged with `distill_jax.reduce.mean(values, where)`; a
-loss that relates the rows of a batch gives a scalar and takes `where=` and `axis_name=`. Low-precision inputs
-are computed in float32. README.md in this folder is a table of all of them.
+`f(student, teacher, ..., *, hyperparameters)`: logits, never probabilities; channels last. A loss
+returns one value per example or token, for `distill_jax.reduce.mean(values, where)`; a loss that
+relates the rows of a batch returns a scalar and takes `where=` and `axis_name=`. Low-precision
+inputs are computed in float32. README.md in this folder is a table of all losses.
 """
 
 from distill_jax.losses.attention import (
@@ -13,14 +13,7 @@ from distill_jax.losses.attention import (
   weight_alignment,
 )
 from distill_jax.losses.batch_logits import batch_gram, class_gram, dist
-from distill_jax.losses.contrastive import (
-  CrdState,
-  crd,
-  crd_state,
-  dino,
-  info_nce,
-  queue_similarity,
-)
+from distill_jax.losses.contrastive import dino, info_nce, queue_similarity
 from distill_jax.losses.dense import cwd, localization, pearson
 from distill_jax.losses.features import (
   attention_transfer,
@@ -36,19 +29,18 @@ from distill_jax.losses.labels import dkd, nkd, ofa, wsld
 from distill_jax.losses.layers import LayerAttention, layer_attention, layer_attention_init
 from distill_jax.losses.linear import linear_cross_entropy, linear_kl, linear_sparse_kl
 from distill_jax.losses.logits import (
-  binary_kl,
-  hard_distillation,
   kl_divergence,
-  logit_mse,
   reverse_kl,
   soft_cross_entropy,
   standardize,
   total_variation,
   uld,
 )
+from distill_jax.losses.memory import CrdState, crd, crd_state
 from distill_jax.losses.mixtures import jensen_shannon, skew_kl, skew_reverse_kl
 from distill_jax.losses.preactivations import activation_boundary, ofd, ofd_margin
 from distill_jax.losses.projected import mgd, review_kd, srd, vid, vid_raw_scale, vkd
+from distill_jax.losses.raw_logits import binary_kl, hard_distillation, logit_mse
 from distill_jax.losses.relations import (
   correlation_congruence,
   pkt,
@@ -58,14 +50,12 @@ from distill_jax.losses.relations import (
 )
 from distill_jax.losses.sequence import rnnt_three_way
 from distill_jax.losses.sparse import (
-  SparseTargets,
-  sample_k,
   sampled_cross_entropy,
   sparse_kl,
   sparse_kl_conditional,
   sparse_kl_smoothed,
-  top_k,
 )
+from distill_jax.losses.targets import SparseTargets, sample_k, top_k
 
 __all__ = [
   "Context",

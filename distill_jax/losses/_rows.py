@@ -1,65 +1,72 @@
-"""The rows of a batch, of all devices, with the invalid ones blank: what relational losses start from."""
+"""Gathers the rows of a batch from all devices and sets the invalid ones to 0.
+
+Losses that relate rows start from these."""
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 
 from distill_jax.losses import _checks
 
 
-def gather(*arrays: jax.Array, where=None, axis_name=None) -> tuple[jax.Array, ...]:
-  """The rows of every device of `axis_name`, invalid ones set to 0, and `where` last.
+def gather(
+  *arrays: jax.Array, where: ArrayLike | None = None, axis_name: str | None = None
+) -> tuple[jax.Array, ...]:
+  """Returns the rows of every device of `axis_name`, invalid ones set to 0, and `where` last.
 
-  A loss of gathered rows is the same global scalar on every device. Its gradient by a device's own copy of the
-  parameters holds the part of that device's rows times the number of devices, so `pmean` of the gradients is
-  the gradient of the scalar.
+  A loss of gathered rows is the same global scalar on every device. Its gradient by a device's copy
+  of the parameters is the part of that device's rows times the number of devices, so `pmean` of the
+  gradients is the gradient of the scalar.
 
   Args:
     *arrays: [B, ...] each.
-    where: valid rows, bool [B]; None: all. What is masked may be NaN.
+    where: valid rows, bool [B]; None: all. Masked rows may be NaN.
     axis_name: a mapped axis of `pmap` or `shard_map`, or None.
 
   Raises:
     ValueError: `where` is not bool or not [B].
   """
-  where = valid(where, arrays[0].shape[0])
-  blank = [jnp.where(column(where, x.ndim), x, jnp.zeros_like(x)) for x in arrays]
-  if axis_name is not None:
-    *blank, where = (jax.lax.all_gather(x, axis_name, tiled=True) for x in (*blank, where))
-  return (*blank, where)
+  mask = valid(where, arrays[0].shape[0])
+  rows = (*(jnp.where(column(mask, x.ndim), x, jnp.zeros_like(x)) for x in arrays), mask)
+  if axis_name is None:
+    return rows
+  return tuple(jax.lax.all_gather(x, axis_name, tiled=True) for x in rows)
 
 
-def valid(where, size: int) -> jax.Array:
-  """`where` as bool [size]; None: all rows are valid."""
+def valid(where: ArrayLike | None, size: int) -> jax.Array:
+  """Returns `where` as bool [size]; None: all rows are valid."""
   where = jnp.ones(size, bool) if where is None else jnp.asarray(where)
   if where.dtype != jnp.bool_ or where.shape != (size,):
     raise ValueError(
-      f"where must be bool ({size},), one value a row, got {where.dtype} {where.shape}"
+      f"where: expected bool ({size},), one value a row, got {where.dtype} {where.shape}"
     )
   return where
 
 
 def column(where: jax.Array, ndim: int) -> jax.Array:
-  """`where` [B] as [B, 1, ...] with `ndim` axes."""
+  """Returns `where` [B] as [B, 1, ...] with `ndim` axes."""
   return where.reshape(where.shape + (1,) * (ndim - 1))
 
 
 def flat(x: jax.Array) -> jax.Array:
-  """[B, ...] -> [B, D]."""
+  """Flattens each row: [B, ...] -> [B, D]."""
   return x.reshape(x.shape[0], -1)
 
 
 def gram(x: jax.Array) -> jax.Array:
-  """x x', in full precision."""
+  """Returns x x', in full precision."""
   return jnp.matmul(x, x.T, precision=_checks.HIGHEST)
 
 
-def count(where: jax.Array, dtype) -> jax.Array:
-  """How many rows are valid, at least 1: a denominator."""
+def count(where: jax.Array, dtype: DTypeLike) -> jax.Array:
+  """Returns the number of valid rows, at least 1, as a denominator."""
   return jnp.maximum(where.sum(dtype=dtype), 1)
 
 
-def moments(x: jax.Array, where: jax.Array, ddof=0) -> tuple[jax.Array, jax.Array]:
-  """Per channel over valid rows and space: x minus its mean (0 in invalid rows), and the variance [C].
+def moments(x: jax.Array, where: jax.Array, ddof: int = 0) -> tuple[jax.Array, jax.Array]:
+  """Returns x minus its mean per channel (0 in invalid rows), and the variance [C].
+
+  Both moments are over the valid rows and over space.
 
   Args:
     x: [B, ..., C], 0 in invalid rows.
@@ -71,3 +78,16 @@ def moments(x: jax.Array, where: jax.Array, ddof=0) -> tuple[jax.Array, jax.Arra
   mean = x.sum(axes) / jnp.maximum(size, 1)
   centered = jnp.where(column(where, x.ndim), x - mean, 0)
   return centered, (centered**2).sum(axes) / jnp.maximum(size - ddof, 1)
+
+
+def mean(x: jax.Array, where: jax.Array, axis_name: str | None) -> jax.Array:
+  """Returns the mean over the valid rows of all devices, 0 without any."""
+  values = jnp.where(column(where, x.ndim), x, 0).sum(0)
+  values = values if axis_name is None else jax.lax.psum(values, axis_name)
+  return values / jnp.maximum(total(where, axis_name), 1)
+
+
+def total(where: jax.Array, axis_name: str | None) -> jax.Array:
+  """Returns the number of valid rows of all devices."""
+  number = where.sum()
+  return number if axis_name is None else jax.lax.psum(number, axis_name)

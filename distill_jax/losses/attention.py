@@ -1,21 +1,26 @@
 """Losses on the attention of transformers, and on weights and features matched across layers."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from distill_jax.losses import _checks, _softmax
 
 
-def attention_scores_mse(student, teacher, *, mask=None) -> jax.Array:
+def attention_scores_mse(
+  student: ArrayLike, teacher: ArrayLike, *, mask: ArrayLike | None = None
+) -> jax.Array:
   """Mean over heads and valid pairs of (s - t)^2, scores before the softmax.
 
   Args:
     student: scores [B, heads, queries, keys].
     teacher: scores of the same shape.
-    mask: pairs that exist (padding, causality), bool, broadcastable to the scores. -inf on both sides removes
-      a pair too.
+    mask: pairs that exist (padding, causality), bool, broadcastable to the scores. -inf on both
+      sides removes a pair too.
 
   Returns:
     [B]; 0 where no pair is valid.
@@ -29,7 +34,8 @@ def attention_scores_mse(student, teacher, *, mask=None) -> jax.Array:
   Weight: 1
   Source: TinyBERT, Jiao et al. 2020, arXiv:1909.10351
 
-  >>> attention_scores_mse(jnp.zeros((1, 1, 1, 2)), jnp.array([[[[2., 9.]]]]), mask=jnp.array([True, False]))
+  >>> mask = jnp.array([True, False])
+  >>> attention_scores_mse(jnp.zeros((1, 1, 1, 2)), jnp.array([[[[2., 9.]]]]), mask=mask)
   Array([4.], dtype=float32)
   """
   student, teacher, mask = _scores(student, teacher, mask)
@@ -40,14 +46,16 @@ def attention_scores_mse(student, teacher, *, mask=None) -> jax.Array:
   return squares.sum((1, 2, 3)) / jnp.maximum(valid.sum((1, 2, 3), dtype=squares.dtype), 1)
 
 
-def attention_kl(student, teacher, *, mask=None) -> jax.Array:
+def attention_kl(
+  student: ArrayLike, teacher: ArrayLike, *, mask: ArrayLike | None = None
+) -> jax.Array:
   """KL(softmax t || softmax s) summed over keys, mean over heads and valid queries.
 
   Args:
     student: scores before the softmax, [B, heads, queries, keys].
     teacher: scores of the same shape.
-    mask: pairs that exist (padding, causality), bool, broadcastable to the scores; a query is valid if any
-      of its pairs is. -inf on both sides removes a pair too.
+    mask: pairs that exist (padding, causality), bool, broadcastable to the scores; a query is valid
+      if any of its pairs is. -inf on both sides removes a pair too.
 
   Returns:
     Nats, [B]; 0 where no query is valid.
@@ -70,14 +78,22 @@ def attention_kl(student, teacher, *, mask=None) -> jax.Array:
   return _softmax.divergence(log_p, log_q).sum((1, 2)) / jnp.maximum(valid.sum((1, 2)), 1)
 
 
-def minilm_relations(student, teacher, mask=None, *, relation_heads) -> jax.Array:
-  """Sum over A in (queries, keys, values) of the mean over heads and valid positions of KL between relations.
+def minilm_relations(
+  student: Sequence[ArrayLike],
+  teacher: Sequence[ArrayLike],
+  mask: ArrayLike | None = None,
+  *,
+  relation_heads: int,
+) -> jax.Array:
+  """Sum over A in (queries, keys, values) of the mean KL of relations over heads and positions.
 
-  A relation is softmax(A A' / sqrt(d_r)) with A split anew into `relation_heads` heads of width d_r, so that
-  widths and numbers of heads may differ.
+
+  A relation is softmax(A A' / sqrt(d_r)) with A split into `relation_heads` heads of width
+  d_r, so that width and head count may differ.
 
   Args:
-    student: (queries, keys, values) of one layer, each [B, length, width], all heads side by side.
+    student: (queries, keys, values) of one layer, each [B, length, width], all heads next to one
+      another.
     teacher: the same of the teacher, any width.
     mask: tokens that exist, bool [B, length].
     relation_heads: r, which divides both widths; 48 or 64 in the paper.
@@ -86,12 +102,12 @@ def minilm_relations(student, teacher, mask=None, *, relation_heads) -> jax.Arra
     Nats, [B]; 0 where no token exists.
 
   Raises:
-    ValueError: other numbers of arrays, batch or length differ, or a width that r does not divide.
+    ValueError: the number of arrays, the batch or the length differs, or r does not divide a width.
 
   Compares: self-attention relations between tokens
   Shapes: 3 x [B, L, C], 3 x [B, L, D] -> [B]
   Use: transformers of any width, one layer (the teacher's last or upper middle)
-  Weight: 1, alone
+  Weight: 1, as the only loss
   Source: MiniLMv2, Wang et al. 2021, arXiv:2012.15828
 
   >>> x = jax.random.normal(jax.random.key(0), (1, 3, 4))
@@ -100,7 +116,7 @@ def minilm_relations(student, teacher, mask=None, *, relation_heads) -> jax.Arra
   """
   if len(student) != len(teacher) or not len(student):
     raise ValueError(
-      f"student has {len(student)} arrays and teacher {len(teacher)}: give as many of both"
+      f"student: expected as many arrays as teacher has, {len(teacher)}, got {len(student)}"
     )
   values = []
   for s, t in zip(student, teacher):
@@ -113,10 +129,10 @@ def minilm_relations(student, teacher, mask=None, *, relation_heads) -> jax.Arra
   return sum(values[1:], values[0])
 
 
-def weight_alignment(student, teacher) -> jax.Array:
+def weight_alignment(student: Any, teacher: Any) -> jax.Array:
   """Mean over matrices of <(W_s - W_t)^2>: the student's weights against the teacher's.
 
-  For layers that have one shape (or whose student side was projected to it). Each matrix counts the same.
+  For layers of one shape, or with a student projected to it. Each matrix has the same weight.
 
   Args:
     student: a tree of arrays.
@@ -132,7 +148,7 @@ def weight_alignment(student, teacher) -> jax.Array:
   Shapes: tree, tree -> scalar
   Use: attention weights of a student whose layers are as wide as the teacher's
   Weight: 1
-  Source: FitNets' squared error, on weights in place of features
+  Source: FitNets' squared error, on weights instead of features
 
   >>> weight_alignment({"kernel": jnp.ones((2, 2))}, {"kernel": jnp.zeros((2, 2))})
   Array(1., dtype=float32)
@@ -140,21 +156,28 @@ def weight_alignment(student, teacher) -> jax.Array:
   leaves, structure = jax.tree.flatten(student)
   others, other = jax.tree.flatten(teacher)
   if str(structure) != str(other) or not leaves:
-    raise ValueError(f"student {structure} and teacher {other} must be one structure of arrays")
+    raise ValueError(
+      f"student: expected the teacher's tree of arrays, got student {structure} and teacher {other}"
+    )
   pairs = [_checks.pair(s, t) for s, t in zip(leaves, others)]
   return jnp.stack([((s - t) ** 2).mean() for s, t in pairs]).mean()
 
 
-def _scores(student, teacher, mask):
+def _scores(
+  student: ArrayLike, teacher: ArrayLike, mask: ArrayLike | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns checked scores and the mask, all True for None."""
   student, teacher = _checks.pair(student, teacher, exactly=4)
   mask = _checks.mask("mask", mask, student.shape)
   return student, teacher, jnp.ones(student.shape, bool) if mask is None else mask
 
 
-def _relation(name, x, heads):
-  """Scores [B, heads, length, length] of x [B, length, width] with itself."""
+def _relation(name: str, x: jax.Array, heads: int) -> jax.Array:
+  """Returns scores [B, heads, length, length] of x [B, length, width] with itself."""
   if heads < 1 or x.shape[-1] % heads:
-    raise ValueError(f"relation_heads {heads} must divide the {name}'s width {x.shape[-1]}")
+    raise ValueError(
+      f"relation_heads: expected a divisor of the {name}'s width {x.shape[-1]}, got {heads}"
+    )
   x = x.reshape(*x.shape[:2], heads, -1)
   scores = jnp.einsum("bqhd,bkhd->bhqk", x, x, precision=_checks.HIGHEST)
   return scores / math.sqrt(x.shape[-1])

@@ -1,20 +1,24 @@
 """Losses for dense prediction: segmentation maps, boxes and detectors' features.
 
-Per-pixel distillation is `kl_divergence` of [B, H, W, C] logits, with the pixels that count [B, H, W] as the mask:
+Per-pixel distillation is `kl_divergence` of [B, H, W, C] logits, with the valid pixels [B, H, W] as
+the mask:
 
-  reduce.mean(losses.kl_divergence(student, teacher), labels != 255)  # 255: the label of pixels to ignore
+  reduce.mean(losses.kl_divergence(student, teacher), labels != 255)  # 255: the label of pixels to
+  ignore
 
-In an objective: `objectives.logits(losses.kl_divergence, valid="pixels")` and the batch's 'pixels' = labels != 255. A
-loss or a term that takes labels (`dkd`, `objectives.labels`) wants a negative one where a pixel is ignored:
-'label' = where(labels == 255, -1, labels).
+In an objective: `objectives.logits(losses.kl_divergence, valid="pixels")` and the batch's 'pixels'
+= labels != 255. A loss or a term that takes labels (`dkd`, `objectives.labels`) wants a negative
+one where a pixel is ignored: 'label' = where(labels == 255, -1, labels).
 """
 
 import jax
+from jax.typing import ArrayLike
 
 from distill_jax.losses import _checks, _rows, _softmax
+from distill_jax.losses._checks import Scalar
 
 
-def cwd(student, teacher, *, temperature=4.0) -> jax.Array:
+def cwd(student: ArrayLike, teacher: ArrayLike, *, temperature: Scalar = 4.0) -> jax.Array:
   """T^2 KL per channel between softmaxes over space, mean over channels.
 
   Args:
@@ -34,7 +38,8 @@ def cwd(student, teacher, *, temperature=4.0) -> jax.Array:
   Weight: 3 (logits), 50 (features)
   Source: CWD, Shu et al. 2021, arXiv:2011.13256
 
-  >>> cwd(jnp.zeros((1, 1, 2, 1)), jnp.array([[[[0.], [4. * jnp.log(3.)]]]]), temperature=4.).round(4)
+  >>> teacher = jnp.array([[[[0.], [4. * jnp.log(3.)]]]])
+  >>> cwd(jnp.zeros((1, 1, 2, 1)), teacher, temperature=4.).round(4)
   Array([2.093], dtype=float32)
   """
   pair = _checks.pair(student, teacher, exactly=4)
@@ -43,7 +48,13 @@ def cwd(student, teacher, *, temperature=4.0) -> jax.Array:
   return t**2 * _softmax.divergence(log_p, log_q).mean(-1)
 
 
-def pearson(student, teacher, *, where=None, axis_name=None) -> jax.Array:
+def pearson(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  where: ArrayLike | None = None,
+  axis_name: str | None = None,
+) -> jax.Array:
   """1/2 <(s - t)^2> of maps standardized per channel over batch and space, ddof 1, eps 1e-6.
 
   Args:
@@ -79,10 +90,13 @@ def pearson(student, teacher, *, where=None, axis_name=None) -> jax.Array:
   return 0.5 * values.sum() / _rows.count(where, values.dtype)
 
 
-def localization(student, teacher, *, temperature=10.0) -> jax.Array:
+def localization(
+  student: ArrayLike, teacher: ArrayLike, *, temperature: Scalar = 10.0
+) -> jax.Array:
   """T^2 KL summed over box edges and over the bins of each edge.
 
-  The paper sums; published code averages over the bins (17 times less at 17 bins) and over the edges.
+  The paper sums; published code averages over the bins (17 times less at 17 bins) and over the
+  edges.
 
   Args:
     student: logits of the bins of each edge, [..., edges, bins].

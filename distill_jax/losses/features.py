@@ -1,16 +1,18 @@
-"""Losses on feature maps and vectors, channels last: [B, H, W, C], or [B, ..., C] where said.
+"""Losses on feature maps and vectors, channels last: [B, H, W, C] or [B, ..., C].
 
-Where widths must agree and do not, the student goes through a learned projection first
-(`objectives.learned`). Losses whose other side is itself learned are in projected.py.
+Where widths must agree and do not, a learned projection of the student comes first
+(`objectives.learned`). Losses with a learned student side are in projected.py.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from distill_jax.losses import _checks
+from distill_jax.losses._checks import Scalar
 
 
-def hint(student, teacher) -> jax.Array:
+def hint(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
   """<(s - t)^2>, the mean over all elements of one example.
 
   The paper writes half the sum; every published implementation takes the mean of all elements.
@@ -38,7 +40,7 @@ def hint(student, teacher) -> jax.Array:
   return _checks.per_example((student - teacher) ** 2)
 
 
-def cosine(student, teacher) -> jax.Array:
+def cosine(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
   """1 - cos(s, t) over the last axis.
 
   A row of zeros has no direction: its cosine is 0 and its gradient 0.
@@ -56,22 +58,24 @@ def cosine(student, teacher) -> jax.Array:
   Compares: directions of feature vectors
   Shapes: [..., C] -> [...]
   Use: hidden states of transformers, where scale carries little
-  Weight: 1 beside the logit loss
+  Weight: 1 in addition to the logit loss
   Source: DistilBERT, Sanh et al. 2019, arXiv:1910.01108
 
   >>> cosine(jnp.array([[1., 0.]]), jnp.array([[0., 2.]]))
   Array([1.], dtype=float32)
   """
   s, t = (_checks.unit(x) for x in _checks.pair(student, teacher))
-  # |s - t|^2 / 2 in place of 1 - s't, which loses all digits near 0; norms are 1, or 0 for zeros.
+  # |s - t|^2 / 2 instead of 1 - s't, which loses all digits near 0; norms are 1, or 0 for zeros.
   return 0.5 * ((s - t) ** 2).sum(-1) + 0.5 * ((s == 0).all(-1).astype(s.dtype) + (t == 0).all(-1))
 
 
-def attention_transfer(student, teacher, *, p=2, squared=True) -> jax.Array:
-  """<(Q_s - Q_t)^2> with Q = vec(mean_c |F|^p) over its L2 norm: where the network looks.
+def attention_transfer(
+  student: ArrayLike, teacher: ArrayLike, *, p: Scalar = 2, squared: bool = True
+) -> jax.Array:
+  """<(Q_s - Q_t)^2> with Q = vec(mean_c |F|^p) over its L2 norm: the network's spatial attention.
 
-  The paper writes the norm of the difference (`squared=False`); its code, and everybody since, the mean of the
-  squares (`squared=True`), to which the weight 1000 belongs.
+  The paper writes the norm of the difference (`squared=False`); its code, and later ones, the mean
+  of the squares (`squared=True`), to which the weight 1000 belongs.
 
   Args:
     student: maps [B, H, W, C].
@@ -100,8 +104,9 @@ def attention_transfer(student, teacher, *, p=2, squared=True) -> jax.Array:
   return ((s - t) ** 2).mean(-1) if squared else _checks.root(((s - t) ** 2).sum(-1))
 
 
-def nst(student, teacher) -> jax.Array:
-  """Squared MMD, with the kernel (a'b)^2, between the sets of channels, each a spatial map of norm 1.
+def nst(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
+  """Squared MMD with the kernel (a'b)^2 between sets of channels, each a spatial map of norm 1.
+
 
   mean_ij (t_i't_j)^2 + mean_ij (s_i's_j)^2 - 2 mean_ij (s_i't_j)^2.
 
@@ -128,7 +133,8 @@ def nst(student, teacher) -> jax.Array:
   s, t = (_checks.unit(x.reshape(x.shape[0], -1, x.shape[-1]), axis=1) for x in (student, teacher))
 
   if s.shape[1] <= max(s.shape[2], t.shape[2]):
-    # sum_ij (a_i'b_j)^2 = <A A', B B'>: few positions make a small Gram matrix, and the MMD one difference.
+    # sum_ij (a_i'b_j)^2 = <A A', B B'>: few positions make a small Gram matrix, and the MMD one
+    # difference.
     s, t = (
       jnp.einsum("bpc,bqc->bpq", x, x, precision=_checks.HIGHEST) / x.shape[2] for x in (s, t)
     )
@@ -141,10 +147,11 @@ def nst(student, teacher) -> jax.Array:
   return kernel(t, t) + kernel(s, s) - 2 * kernel(s, t)
 
 
-def fsp(student, teacher) -> jax.Array:
+def fsp(student: tuple[ArrayLike, ArrayLike], teacher: tuple[ArrayLike, ArrayLike]) -> jax.Array:
   """<(G_s - G_t)^2> with G = F_a' F_b over space / (H W): the flow from layer a to layer b.
 
-  torchdistill sums the L2 norms of the columns of the difference in place of the mean of the squares.
+  torchdistill sums the L2 norms of the columns of the difference instead of the mean of the
+  squares.
 
   Args:
     student: two maps, [B, H, W, C] and [B, H, W, D].
@@ -154,8 +161,8 @@ def fsp(student, teacher) -> jax.Array:
     [B].
 
   Raises:
-    ValueError: not two maps; the two of one network differ in batch or space (pool the larger one first); or
-      the networks differ in batch or channels.
+    ValueError: not two maps; the two maps of a network differ in batch or space (pool the larger
+      one first); or the networks differ in batch or channels.
 
   Compares: Gram matrices between two layers
   Shapes: ([B, H, W, C], [B, H, W, D]) x 2 -> [B]
@@ -171,16 +178,17 @@ def fsp(student, teacher) -> jax.Array:
   if s.shape != t.shape:
     shapes = [[jnp.shape(x) for x in maps] for maps in (student, teacher)]
     raise ValueError(
-      f"student {shapes[0]} and teacher {shapes[1]} must agree in batch and channels"
+      f"student: expected the teacher's batch and channels, got student {shapes[0]} and teacher "
+      f"{shapes[1]}"
     )
   return _checks.per_example((s - t) ** 2)
 
 
-def factor_transfer(student, teacher, *, p=1) -> jax.Array:
+def factor_transfer(student: ArrayLike, teacher: ArrayLike, *, p: Scalar = 1) -> jax.Array:
   """mean |f_s - f_t|^p, f the factors flattened over H, W, C and over their L2 norm.
 
-  Factors are what a learned paraphraser (teacher) and translator (student) give. For p = 2 torchdistill takes
-  the L2 norm of the difference in place of the mean of the squares.
+  Factors are the outputs of a learned paraphraser (teacher) and translator (student). For p = 2
+  torchdistill takes the L2 norm of the difference instead of the mean of the squares.
 
   Args:
     student: factors [B, ...].
@@ -193,7 +201,7 @@ def factor_transfer(student, teacher, *, p=1) -> jax.Array:
   Raises:
     ValueError: shapes differ, or p < 1.
 
-  Compares: directions of whole maps
+  Compares: directions of full maps
   Shapes: [B, ...] -> [B]
   Use: the last stage, through a paraphraser trained before
   Weight: 200
@@ -208,11 +216,13 @@ def factor_transfer(student, teacher, *, p=1) -> jax.Array:
   return (jnp.abs(s - t) ** p).mean(-1)
 
 
-def inter_channel(student, teacher) -> jax.Array:
-  """Squared Frobenius norm of G_s - G_t over C; G = channel Gram F'F over space, rows over their L2 norm.
+def inter_channel(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
+  """Squared Frobenius norm of G_s - G_t over C; G is the channel Gram matrix with rows of norm 1.
 
-  Published code divides by the batch size once more than a mean over the batch does; the weight 500 / B
-  says so.
+  The Gram matrix F'F is over space; its rows are divided by their L2 norm.
+
+  Published code divides by the batch size once more than a mean over the batch does, hence the
+  weight 500 / B.
 
   Args:
     student: maps [B, H, W, C], through a learned linear layer to the teacher's channels.
@@ -241,22 +251,26 @@ def inter_channel(student, teacher) -> jax.Array:
 
   if (student.shape[0], student.shape[3]) != (teacher.shape[0], teacher.shape[3]):
     raise ValueError(
-      f"student {student.shape} and teacher {teacher.shape} must agree in batch and channels"
+      f"student: expected the teacher's batch and channels, got student {student.shape} and "
+      f"teacher {teacher.shape}"
     )
   return ((gram(student) - gram(teacher)) ** 2).sum((1, 2)) / student.shape[-1]
 
 
-def _vector(x):
+def _vector(x: jax.Array) -> jax.Array:
   return x.reshape(x.shape[0], -1)
 
 
-def _flow(name, maps):
+def _flow(name: str, maps: tuple[ArrayLike, ArrayLike]) -> jax.Array:
+  """Returns the Gram matrix [B, C, D] between two maps, the mean over space."""
   if not isinstance(maps, tuple | list) or len(maps) != 2:
     raise ValueError(
-      f"{name} must be two maps (first layer, last layer), got {type(maps).__name__}"
+      f"{name}: expected two maps (first layer, last layer), got {type(maps).__name__}"
     )
   a, b = (_checks.array(name, x, exactly=4) for x in maps)
   if a.shape[:3] != b.shape[:3]:
-    raise ValueError(f"{name}'s maps {a.shape} and {b.shape} must agree in batch, height and width")
+    raise ValueError(
+      f"{name}: expected two maps of one batch, height and width, got {a.shape} and {b.shape}"
+    )
   gram = jnp.einsum("bhwc,bhwd->bcd", a, b, precision=_checks.HIGHEST)
   return gram / (a.shape[1] * a.shape[2])

@@ -1,16 +1,19 @@
-"""Focal and global distillation for detectors (FGD): its four terms, its box weights and its learned context."""
+"""Focal and global distillation for detectors (FGD): four terms, box weights, a learned context."""
 
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from distill_jax.losses import _checks
+from distill_jax.losses._checks import Scalar
 
 
 class Context(NamedTuple):
-  """One global context block: attention pooling over space, then a bottleneck that is added to the map.
+  """One global context block: attention pooling over space, then a bottleneck added to the map.
+
 
   Attributes:
     attention: kernel [C] and bias [] of the pooling's scores.
@@ -25,8 +28,10 @@ class Context(NamedTuple):
   expand: tuple[jax.Array, jax.Array]
 
 
-def fgd_init(key, channels: int) -> tuple[Context, Context]:
-  """Learned blocks of student and teacher for `fgd`; the last kernel is 0, so that both start as the identity.
+def fgd_init(key: jax.Array, channels: int) -> tuple[Context, Context]:
+  """Returns learned blocks of student and teacher for `fgd`.
+
+  The last kernel is 0, so that both blocks start as the identity.
 
   >>> fgd_init(jax.random.key(0), 4)[0].reduce[0].shape
   (4, 2)
@@ -46,17 +51,18 @@ def fgd_init(key, channels: int) -> tuple[Context, Context]:
   return block(student), block(teacher)
 
 
-def box_weights(boxes, valid, *, height: int, width: int) -> jax.Array:
-  """1 / area of the smallest box that covers a position, 0 outside all boxes: the foreground for `fgd`.
+def box_weights(boxes: ArrayLike, valid: ArrayLike, *, height: int, width: int) -> jax.Array:
+  """Returns the foreground of `fgd`: 1 / area of the smallest box at a position, 0 outside all.
 
-  A box covers the positions from floor of its low edge to ceil of its high edge, both included, as in the
-  reference code.
+
+  A box covers the positions from floor of its low edge to ceil of its high edge, both included, as
+  in the reference code.
 
   Args:
     boxes: (x0, y0, x1, y1) in positions of the map, [B, N, 4].
     valid: boxes that exist, bool [B, N].
-    height: of the map.
-    width: of the map.
+    height: height of the map.
+    width: width of the map.
 
   Returns:
     [B, height, width].
@@ -72,7 +78,8 @@ def box_weights(boxes, valid, *, height: int, width: int) -> jax.Array:
   valid = jnp.asarray(valid)
   if boxes.shape[-1] != 4 or valid.shape != boxes.shape[:2] or valid.dtype != jnp.bool_:
     raise ValueError(
-      f"boxes {boxes.shape} must be [B, N, 4] and valid {valid.dtype} {valid.shape} bool [B, N]"
+      f"boxes, valid: expected [B, N, 4] and bool [B, N], got {boxes.shape} and {valid.dtype} "
+      f"{valid.shape}"
     )
   low, high = jnp.floor(boxes[..., :2]), jnp.ceil(boxes[..., 2:])
   weight = 1 / jnp.maximum(high - low + 1, 1).prod(-1)
@@ -83,22 +90,24 @@ def box_weights(boxes, valid, *, height: int, width: int) -> jax.Array:
 
 
 def fgd(
-  student,
-  teacher,
-  foreground,
-  context,
+  student: ArrayLike,
+  teacher: ArrayLike,
+  foreground: ArrayLike,
+  context: tuple[Context, Context],
   *,
-  temperature=0.5,
-  alpha=1e-3,
-  beta=5e-4,
-  gamma=1e-3,
-  relation=5e-6,
+  temperature: Scalar = 0.5,
+  alpha: Scalar = 1e-3,
+  beta: Scalar = 5e-4,
+  gamma: Scalar = 1e-3,
+  relation: Scalar = 5e-6,
 ) -> jax.Array:
   """alpha foreground + beta background + gamma attention + relation global, as sums over the map.
 
-  Foreground and background: sum of M A_t (s - t)^2, A_t the teacher's attention over space times over channels
-  (softmax at T of mean |F|, times H W and C), M = `foreground`, or 1 / (number of positions outside all boxes).
-  Attention: sum of |A_s - A_t| over space and over channels. Global: sum of squares of the difference after a
+  Foreground and background: sum of M A_t (s - t)^2, A_t the teacher's attention over space times
+  over channels (softmax at T of mean |F|, times H W and C), M = `foreground`, or 1 / (number of
+  positions outside all boxes).
+  Attention: sum of |A_s - A_t| over space and over channels. Global: sum of squares of the
+    difference after a
   learned global context block on each side.
 
   Args:
@@ -107,10 +116,10 @@ def fgd(
     foreground: weights from `box_weights`, [B, H, W]; 0 is background.
     context: blocks of student and teacher, from `fgd_init`, learned with the student.
     temperature: T > 0, may be traced.
-    alpha: weight >= 0, may be traced, as the next three.
-    beta: weight >= 0.
-    gamma: weight >= 0.
-    relation: weight >= 0.
+    alpha: weight >= 0 of the foreground, may be traced, like the next three.
+    beta: weight >= 0 of the background.
+    gamma: weight >= 0 of the attention term.
+    relation: weight >= 0 of the global term.
 
   Returns:
     [B].
@@ -131,38 +140,32 @@ def fgd(
   student, teacher = _checks.pair(student, teacher, exactly=4)
   foreground = _checks.array("foreground", foreground).astype(student.dtype)
   if foreground.shape != student.shape[:3]:
-    raise ValueError(f"foreground {foreground.shape} must be {student.shape[:3]}")
+    raise ValueError(f"foreground: expected shape {student.shape[:3]}, got {foreground.shape}")
   t = _checks.positive("temperature", temperature, student.dtype)
-  names = ("alpha", "beta", "gamma", "relation")
-  weights = [
-    _checks.number(n, x, student.dtype, low=0)
-    for n, x in zip(names, (alpha, beta, gamma, relation))
-  ]
+  alpha = _checks.number("alpha", alpha, student.dtype, low=0)
+  beta = _checks.number("beta", beta, student.dtype, low=0)
+  gamma = _checks.number("gamma", gamma, student.dtype, low=0)
+  relation = _checks.number("relation", relation, student.dtype, low=0)
   context = jax.tree.map(lambda x: jnp.asarray(x).astype(student.dtype), context)
   outside = (foreground == 0).astype(student.dtype)
   background = outside / jnp.maximum(outside.sum((1, 2), keepdims=True), 1)
   (space_s, channel_s), (space_t, channel_t) = (_attention(x, t) for x in (student, teacher))
   error = ((student - teacher) ** 2 * channel_t[:, None, None]).sum(-1) * space_t
-  terms = (
-    (foreground * error).sum((1, 2)),
-    (background * error).sum((1, 2)),
-    jnp.abs(space_s - space_t).sum((1, 2)) + jnp.abs(channel_s - channel_t).sum(-1),
-    _checks.per_example(
-      (_global(student, context[0]) - _global(teacher, context[1])) ** 2, total=True
-    ),
-  )
-  return sum(weight * term for weight, term in zip(weights, terms))
+  attention = jnp.abs(space_s - space_t).sum((1, 2)) + jnp.abs(channel_s - channel_t).sum(-1)
+  difference = _global(student, context[0]) - _global(teacher, context[1])
+  value = alpha * (foreground * error).sum((1, 2)) + beta * (background * error).sum((1, 2))
+  return value + gamma * attention + relation * _checks.per_example(difference**2, total=True)
 
 
-def _attention(x, temperature):
-  """Over space [B, H, W], summing to H W, and over channels [B, C], summing to C."""
+def _attention(x: jax.Array, temperature: Scalar) -> tuple[jax.Array, jax.Array]:
+  """Returns attention over space [B, H, W], with sum H W, and over channels [B, C], with sum C."""
   size = jnp.abs(x)
   space = jax.nn.softmax(size.mean(-1) / temperature, axis=(1, 2)) * (x.shape[1] * x.shape[2])
   return space, jax.nn.softmax(size.mean((1, 2)) / temperature, axis=-1) * x.shape[-1]
 
 
-def _global(x, block: Context):
-  """x plus the bottleneck of its attention-pooled mean."""
+def _global(x: jax.Array, block: Context) -> jax.Array:
+  """Returns x plus the bottleneck of its attention-pooled mean."""
 
   def dense(y, layer):
     return jnp.matmul(y, layer[0], precision=_checks.HIGHEST) + layer[1]

@@ -1,23 +1,36 @@
-"""Losses on logits that also take the label: student [..., C], teacher [..., C], labels [...] give [...].
+"""Losses on logits and labels: student [..., C], teacher [..., C] and labels [...] give [...].
 
-Labels are integers: mixed labels (mixup, cutmix) have no target class. A label that is no existing class gives
-NaN for its row, which the train step notices; a row masked out of the mean (an ignore label) is harmless.
-In the formulas p = softmax(teacher / T), q = softmax(student / T), y = label.
+
+Labels are integers: mixed labels (mixup, cutmix) have no target class. A label that is no existing
+class gives NaN for its row, which the train step reports; a row masked out of the mean (an ignore
+label) may have any label. In the formulas p = softmax(teacher / T), q = softmax(student / T), y =
+label.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from distill_jax.losses import _checks, _softmax
+from distill_jax.losses._checks import Scalar
 
 
 def dkd(
-  student, teacher, labels, *, alpha=1.0, beta=8.0, temperature=4.0, axis=-1, class_mask=None
+  student: ArrayLike,
+  teacher: ArrayLike,
+  labels: ArrayLike,
+  *,
+  alpha: Scalar = 1.0,
+  beta: Scalar = 8.0,
+  temperature: Scalar = 4.0,
+  axis: int = -1,
+  class_mask: ArrayLike | None = None,
 ) -> jax.Array:
   """T^2 [alpha KL(target vs rest) + beta KL(among the non-target classes)], decoupled distillation.
 
-  At alpha = 1 and beta = 1 - p_y it is `kl_divergence`. The reference code warms beta's term up over the first
-  20 epochs and computes it by subtracting 1000 from the target's logit; here the class is removed.
+  At alpha = 1 and beta = 1 - p_y it is `kl_divergence`. The reference code warms beta's term up
+  over the first 20 epochs and computes it by subtracting 1000 from the target's logit; here the
+  class is removed.
 
   Args:
     student: logits [..., C], C > 2.
@@ -33,13 +46,13 @@ def dkd(
     Nats per example, [...].
 
   Raises:
-    ValueError: shapes differ, labels are not integers, 2 classes (the second term is constant), temperature
-      <= 0, or a negative weight.
+    ValueError: shapes differ, labels are not integers, 2 classes (the second term is constant),
+      temperature <= 0, or a negative weight.
 
   Compares: target confidence, and the other classes among themselves
   Shapes: [..., C], labels [...] -> [...]
   Use: classification with a confident teacher and many classes
-  Weight: 1 beside cross entropy, with beta 8 (CIFAR-100), 0.5 to 2 (ImageNet)
+  Weight: 1 in addition to cross entropy, with beta 8 (CIFAR-100), 0.5 to 2 (ImageNet)
   Source: DKD, Zhao et al. 2022, equation 7, arXiv:2203.08679
 
   >>> dkd(jnp.array([1., 2., 3.]), jnp.array([1., 2., 3.]), jnp.array(2))
@@ -48,7 +61,7 @@ def dkd(
   log_q, log_p, t = _softmax.log_pair(student, teacher, temperature, axis, class_mask)
   if log_q.shape[-1] <= 2:
     raise ValueError(
-      f"dkd needs more than 2 classes, got {log_q.shape[-1]}: its second term would be constant"
+      f"student: expected more than 2 classes, got {log_q.shape[-1]}: the second term is constant"
     )
   alpha = _checks.number("alpha", alpha, log_q.dtype, low=0)
   beta = _checks.number("beta", beta, log_q.dtype, low=0)
@@ -60,11 +73,18 @@ def dkd(
   )
   among = _softmax.divergence(_softmax.log_softmax(rest_p), _softmax.log_softmax(rest_q))
   value = alpha * _softmax.divergence(binary_p, binary_q) + beta * among
-  return _softmax.with_valid_labels(t**2 * value, target, log_q)
+  return _softmax.nan_at_invalid_labels(t**2 * value, target, log_q)
 
 
 def nkd(
-  student, teacher, labels, *, gamma=1.5, temperature=1.0, axis=-1, class_mask=None
+  student: ArrayLike,
+  teacher: ArrayLike,
+  labels: ArrayLike,
+  *,
+  gamma: Scalar = 1.5,
+  temperature: Scalar = 1.0,
+  axis: int = -1,
+  class_mask: ArrayLike | None = None,
 ) -> jax.Array:
   """-p_y log q_y at T = 1, minus gamma T^2 sum_{j != y} p^_j log q^_j, p^ and q^ renormalized at T.
 
@@ -86,7 +106,7 @@ def nkd(
   Compares: target confidence, and the other classes among themselves
   Shapes: [..., C], labels [...] -> [...]
   Use: classification, as dkd with one scale less to tune
-  Weight: 1 beside cross entropy
+  Weight: 1 in addition to cross entropy
   Source: NKD, Yang et al. 2023, arXiv:2303.13005
 
   >>> nkd(jnp.array([0., 0.]), jnp.array([0., 0.]), jnp.array(1)).round(4)
@@ -101,14 +121,23 @@ def nkd(
   )
   hard = _softmax.cross_entropy(*(jnp.where(target, x, -jnp.inf) for x in (log_p, log_q)))
   value = hard + gamma * t**2 * _softmax.cross_entropy(rest_p, rest_q)
-  return _softmax.with_valid_labels(value, target, log_q)
+  return _softmax.nan_at_invalid_labels(value, target, log_q)
 
 
-def wsld(student, teacher, labels, *, temperature=2.0, axis=-1, class_mask=None) -> jax.Array:
-  """T^2 (1 - exp(-CE_s / (CE_t + 1e-7))) CE(p, q): soft labels weigh less where the student is already better.
+def wsld(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  labels: ArrayLike,
+  *,
+  temperature: Scalar = 2.0,
+  axis: int = -1,
+  class_mask: ArrayLike | None = None,
+) -> jax.Array:
+  """T^2 (1 - exp(-CE_s / (CE_t + 1e-7))) CE(p, q): less weight where the student is already better.
 
-  CE_s and CE_t are the cross entropies of student and teacher against the label at T = 1. The weight is held
-  constant in the gradient (`stop_gradient`), as in the reference code.
+
+  CE_s and CE_t are the cross entropies of student and teacher against the label at T = 1. The
+  weight is a constant of the gradient (`stop_gradient`), as in the reference code.
 
   Args:
     student: logits [..., C].
@@ -127,29 +156,39 @@ def wsld(student, teacher, labels, *, temperature=2.0, axis=-1, class_mask=None)
   Compares: class probabilities, weighted by the example
   Shapes: [..., C], labels [...] -> [...]
   Use: classification with many hard examples
-  Weight: 2.5 beside cross entropy
+  Weight: 2.5 in addition to cross entropy
   Source: WSLD, Zhou et al. 2021, arXiv:2102.00650
 
   >>> wsld(jnp.array([0., 0.]), jnp.array([0., 0.]), jnp.array(1)).round(2)
   Array(1.75, dtype=float32)
   """
   log_q, log_p, _ = _softmax.log_pair(student, teacher, axis=axis, class_mask=class_mask)
-  soft = soft_target(log_q, log_p, temperature)
+  soft = _soft_target(log_q, log_p, temperature)
   target = _softmax.one_hot(labels, log_q.shape)
   ce_s, ce_t = (-_softmax.log_gather(jax.lax.stop_gradient(x), target) for x in (log_q, log_p))
   ratio = jnp.where(ce_t == jnp.inf, 0, ce_s / (jnp.where(ce_t == jnp.inf, 0, ce_t) + 1e-7))
-  return _softmax.with_valid_labels(-jnp.expm1(-ratio) * soft, target, log_q)
+  return _softmax.nan_at_invalid_labels(-jnp.expm1(-ratio) * soft, target, log_q)
 
 
-def ofa(student, teacher, labels, *, eps, axis=-1, class_mask=None) -> jax.Array:
-  """-[(1 + p_y)^eps - 1] log q_y - sum_{c != y} p_c log q_c, the target raised by the teacher's confidence.
+def ofa(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  labels: ArrayLike,
+  *,
+  eps: Scalar,
+  axis: int = -1,
+  class_mask: ArrayLike | None = None,
+) -> jax.Array:
+  """-[(1 + p_y)^eps - 1] log q_y - sum_{c != y} p_c log q_c: a target raised by its confidence.
 
-  eps = 1 is `soft_cross_entropy`. The paper raises the target's factor alone; the reference code writes
-  -sum_c [(p_c + 1_{c = y})^eps - 1_{c = y}] log q_c, which raises every class. The paper's own formula has
-  no "- 1": it includes the cross entropy with the label, which is a term of its own here, as in the code.
+
+  eps = 1 is `soft_cross_entropy`. The paper raises the target's factor only; the reference code
+  writes -sum_c [(p_c + 1_{c = y})^eps - 1_{c = y}] log q_c, which raises every class. The paper's
+  formula has no "- 1": it includes the cross entropy with the label, which is another term here, as
+  in the code.
 
   Args:
-    student: logits [..., C], of a branch or of the whole student.
+    student: logits [..., C] of a branch or of the full student.
     teacher: logits of the same shape.
     labels: integers [...].
     eps: exponent >= 1, may be traced; 1 to 1.5 in the paper.
@@ -165,7 +204,7 @@ def ofa(student, teacher, labels, *, eps, axis=-1, class_mask=None) -> jax.Array
   Compares: class probabilities with an enhanced target
   Shapes: [..., C], labels [...] -> [...]
   Use: teacher and student of different families, through branches at several stages
-  Weight: 1 beside cross entropy, for the student and for each branch
+  Weight: 1 in addition to cross entropy, for the student and for each branch
   Source: OFA-KD, Hao et al. 2023, arXiv:2310.19444
 
   >>> ofa(jnp.array([0., 0.]), jnp.array([0., 0.]), jnp.array(1), eps=1).round(4)
@@ -176,12 +215,14 @@ def ofa(student, teacher, labels, *, eps, axis=-1, class_mask=None) -> jax.Array
   target = _softmax.one_hot(labels, log_q.shape)
   # (1 + p)^eps - 1, exact where p is small.
   raised = jnp.expm1(eps * jnp.log1p(jnp.exp(_softmax.log_gather(log_p, target))))
-  value = _softmax.surprise(jnp.where(target, raised[..., None], jnp.exp(log_p)), log_q)
-  return _softmax.with_valid_labels(value, target, log_q)
+  value = _softmax.weighted_cross_entropy(
+    jnp.where(target, raised[..., None], jnp.exp(log_p)), log_q
+  )
+  return _softmax.nan_at_invalid_labels(value, target, log_q)
 
 
-def soft_target(log_q, log_p, temperature) -> jax.Array:
-  """-T^2 sum p log q at `temperature`, from log-probabilities at temperature 1."""
+def _soft_target(log_q: jax.Array, log_p: jax.Array, temperature: Scalar) -> jax.Array:
+  """Returns -T^2 sum p log q at `temperature`, from log-probabilities at temperature 1."""
   t = _checks.positive("temperature", temperature, log_q.dtype)
   return t**2 * _softmax.cross_entropy(
     _softmax.log_softmax(log_p / t), _softmax.log_softmax(log_q / t)

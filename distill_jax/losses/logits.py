@@ -1,21 +1,32 @@
-"""Losses on logits: student [..., C] and teacher [..., C] give one value per example or token, [...].
+"""Losses on logits: student [..., C] and teacher [..., C] give one value a row, [...].
 
-In the formulas p = softmax(teacher / T), q = softmax(student / T). A class is missing where `class_mask` is
-False or where both logits are -inf; a logit of -inf on one side is probability 0. Losses that also take the
-label are in labels.py.
+A row is an example or a token.
+
+In the formulas p = softmax(teacher / T), q = softmax(student / T). A class is missing where
+`class_mask` is False or where both logits are -inf; a logit of -inf on one side is probability 0.
+Losses that also take the label are in labels.py.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from distill_jax.losses import _checks, _softmax
+from distill_jax.losses._checks import Scalar
 
 
-def kl_divergence(student, teacher, *, temperature=1.0, axis=-1, class_mask=None) -> jax.Array:
+def kl_divergence(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  temperature: Scalar = 1.0,
+  axis: int = -1,
+  class_mask: ArrayLike | None = None,
+) -> jax.Array:
   """T^2 KL(p || q), the distillation loss.
 
-  Many programs leave the factor T^2 out (then the gradient shrinks as 1/T^2) or average over the classes as
-  well as over the batch (then the loss is C times too weak).
+  Many programs leave the factor T^2 out (then the gradient shrinks as 1/T^2) or average over the
+  classes as well as over the batch (then the loss is C times too weak).
 
   Args:
     student: logits [..., C], any float dtype; computed in float32 or wider.
@@ -25,8 +36,8 @@ def kl_divergence(student, teacher, *, temperature=1.0, axis=-1, class_mask=None
     class_mask: classes that exist, bool, broadcastable to the logits (a padded vocabulary).
 
   Returns:
-    Nats per example, [...], unreduced: `reduce.mean` applies example masks. inf where the student gives
-    probability 0 to what the teacher believes possible.
+    Nats per example, [...], unreduced: `reduce.mean` applies example masks. inf where the student
+    gives probability 0 to a class that the teacher believes possible.
 
   Raises:
     ValueError: shapes differ, or temperature <= 0.
@@ -34,7 +45,7 @@ def kl_divergence(student, teacher, *, temperature=1.0, axis=-1, class_mask=None
   Compares: class probabilities
   Shapes: [..., C] -> [...]
   Use: the default for classification, segmentation (per pixel) and language models
-  Weight: 0.9 at T = 4, beside 0.1 x cross entropy
+  Weight: 0.9 at T = 4, in addition to 0.1 x cross entropy
   Source: Hinton et al. 2015, section 2.1, arXiv:1503.02531
 
   >>> kl_divergence(jnp.array([1., 2.]), jnp.array([1., 2.]))
@@ -44,8 +55,16 @@ def kl_divergence(student, teacher, *, temperature=1.0, axis=-1, class_mask=None
   return t**2 * _softmax.divergence(log_p, log_q)
 
 
-def reverse_kl(student, teacher, *, temperature=1.0, axis=-1, class_mask=None) -> jax.Array:
-  """T^2 KL(q || p): the student avoids what the teacher holds unlikely, and may cover one mode only.
+def reverse_kl(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  temperature: Scalar = 1.0,
+  axis: int = -1,
+  class_mask: ArrayLike | None = None,
+) -> jax.Array:
+  """T^2 KL(q || p): the student avoids the teacher's unlikely classes, and may cover one mode only.
+
 
   MiniLLM takes it over sequences that the student samples; per token it is this function.
 
@@ -57,7 +76,8 @@ def reverse_kl(student, teacher, *, temperature=1.0, axis=-1, class_mask=None) -
     class_mask: classes that exist, bool, broadcastable to the logits.
 
   Returns:
-    Nats per example, [...]. inf where the teacher gives probability 0 to what the student believes possible.
+    Nats per example, [...]. inf where the teacher gives probability 0 to a class that the student
+    believes possible.
 
   Raises:
     ValueError: shapes differ, or temperature <= 0.
@@ -74,7 +94,14 @@ def reverse_kl(student, teacher, *, temperature=1.0, axis=-1, class_mask=None) -
   return kl_divergence(teacher, student, temperature=temperature, axis=axis, class_mask=class_mask)
 
 
-def soft_cross_entropy(student, teacher, *, temperature=1.0, axis=-1, class_mask=None) -> jax.Array:
+def soft_cross_entropy(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  temperature: Scalar = 1.0,
+  axis: int = -1,
+  class_mask: ArrayLike | None = None,
+) -> jax.Array:
   """-T^2 sum p log q: `kl_divergence` plus T^2 times the teacher's entropy.
 
   Its gradient for the student is that of `kl_divergence`; its value at student = teacher is not 0.
@@ -105,7 +132,14 @@ def soft_cross_entropy(student, teacher, *, temperature=1.0, axis=-1, class_mask
   return t**2 * _softmax.cross_entropy(log_p, log_q)
 
 
-def total_variation(student, teacher, *, temperature=1.0, axis=-1, class_mask=None) -> jax.Array:
+def total_variation(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  temperature: Scalar = 1.0,
+  axis: int = -1,
+  class_mask: ArrayLike | None = None,
+) -> jax.Array:
   """1/2 sum |p - q|, without the factor T^2.
 
   Args:
@@ -134,130 +168,20 @@ def total_variation(student, teacher, *, temperature=1.0, axis=-1, class_mask=No
   return 0.5 * jnp.abs(jnp.exp(log_p) - jnp.exp(log_q)).sum(-1)
 
 
-def logit_mse(student, teacher, *, axis=-1, class_mask=None) -> jax.Array:
-  """<(student - teacher)^2>, the mean over the classes that exist.
-
-  Args:
-    student: logits [..., C].
-    teacher: logits of the same shape.
-    axis: the class axis.
-    class_mask: classes that exist, bool, broadcastable to the logits.
-
-  Returns:
-    [...]. inf where one side alone is -inf; 0 where no class exists.
-
-  Raises:
-    ValueError: shapes differ.
-
-  Compares: raw logits, their common offset too
-  Shapes: [..., C] -> [...]
-  Use: regression to logits; the limit of kl_divergence at a high temperature, with its offset
-  Weight: 1
-  Source: Ba & Caruana 2014, arXiv:1312.6184
-
-  >>> logit_mse(jnp.array([1., 2.]), jnp.array([1., 4.]))
-  Array(2., dtype=float32)
-  """
-  student, teacher = _checks.pair(student, teacher)
-  mask = _checks.mask("class_mask", class_mask, student.shape)
-  exists = jnp.maximum(student, teacher) != -jnp.inf
-  exists = exists if mask is None else exists & mask
-  used = exists & (jnp.minimum(student, teacher) != -jnp.inf)
-  error = jnp.where(used, student, 0) - jnp.where(used, teacher, 0)
-  squares = jnp.where(exists & ~used, jnp.inf, error**2).sum(axis)
-  return squares / jnp.maximum(exists.sum(axis, dtype=squares.dtype), 1)
-
-
-def hard_distillation(
-  student, teacher, *, label_smoothing=0.0, axis=-1, class_mask=None
+def standardize(
+  logits: ArrayLike, *, axis: int = -1, class_mask: ArrayLike | None = None
 ) -> jax.Array:
-  """Cross entropy of the student at argmax(teacher), at T = 1: the teacher's decision as a label.
-
-  Ties go to the first class. The teacher gets no gradient, since argmax has none.
-
-  Args:
-    student: logits [..., C].
-    teacher: logits of the same shape.
-    label_smoothing: e in [0, 1): the label is 1 - e at the argmax plus e spread over all classes.
-    axis: the class axis.
-    class_mask: classes that exist, bool, broadcastable to the logits.
-
-  Returns:
-    Nats per example, [...].
-
-  Raises:
-    ValueError: shapes differ, or label_smoothing is not in [0, 1).
-
-  Compares: the student with the teacher's decision
-  Shapes: [..., C] -> [...]
-  Use: vision transformers with a distillation token; needs no temperature
-  Weight: 0.5 beside 0.5 x cross entropy
-  Source: DeiT, Touvron et al. 2021, arXiv:2012.12877
-
-  >>> hard_distillation(jnp.array([0., 0.]), jnp.array([0., 9.])).round(4)
-  Array(0.6931, dtype=float32)
-  """
-  student, teacher = _checks.pair(student, teacher)
-  e = _checks.number(
-    "label_smoothing", label_smoothing, student.dtype, low=0, high=1, open_high=True
-  )
-  mask = _checks.mask("class_mask", class_mask, student.shape)
-  log_q = _softmax.log_softmax(student, axis, mask)
-  z = jnp.moveaxis(teacher if mask is None else jnp.where(mask, teacher, -jnp.inf), axis, -1)
-  exists = (log_q != -jnp.inf) | (z != -jnp.inf)
-  label = jnp.where(_first_max(z), 1 - e, 0) + e / jnp.maximum(exists.sum(-1, keepdims=True), 1)
-  return _softmax.surprise(jnp.where(exists, label, 0), log_q)
+  """(z - mean) / (std + 1e-7) over the classes, std with ddof 1, for use before any loss of logits.
 
 
-def binary_kl(student, teacher, *, temperature=1.0, axis=-1, class_mask=None) -> jax.Array:
-  """T^2 sum_c KL(Bernoulli(sigmoid(t_c / T)) || Bernoulli(sigmoid(s_c / T))).
+  The temperature then multiplies the standard deviation of one. A row of equal logits becomes
+  zeros.
 
   Args:
-    student: logits [..., C], one yes-or-no question each.
-    teacher: logits of the same shape; -inf is a certain no.
-    temperature: T > 0, may be traced.
+    logits: logits [..., C].
     axis: the class axis.
-    class_mask: classes that exist, bool, broadcastable to the logits.
-
-  Returns:
-    Nats per example, [...], summed over the classes.
-
-  Raises:
-    ValueError: shapes differ, or temperature <= 0.
-
-  Compares: independent probabilities
-  Shapes: [..., C] -> [...]
-  Use: multi-label classification and detection heads with sigmoids
-  Weight: 1
-  Source: multi-label form of Hinton et al. 2015; Yang et al. 2023 (L2D), arXiv:2308.06453
-
-  >>> binary_kl(jnp.array([0.]), jnp.array([jnp.log(3.)])).round(4)
-  Array(0.1308, dtype=float32)
-  """
-  student, teacher = _checks.pair(student, teacher)
-  t = _checks.positive("temperature", temperature, student.dtype)
-  mask = _checks.mask("class_mask", class_mask, student.shape)
-  never_s, never_t = student == -jnp.inf, teacher == -jnp.inf
-  exists = ~(never_s & never_t) if mask is None else mask & ~(never_s & never_t)
-  s = jnp.where(exists & ~never_s, student / t, 0)
-  z = jnp.where(exists & ~never_t, teacher / t, 0)
-  # Where the teacher says yes, yes and no change places: with z <= 0 no large terms cancel.
-  s, z = (jnp.where(z > 0, -x, x) for x in (s, z))
-  odds, surprise = jnp.exp(z), _softplus(s)
-  divergence = odds / (1 + odds) * (z - s) + surprise - jnp.log1p(odds)
-  terms = jnp.where(never_t, surprise, jnp.where(never_s, jnp.inf, divergence))
-  return t**2 * jnp.where(exists, terms, 0).sum(axis)
-
-
-def standardize(logits, *, axis=-1, class_mask=None) -> jax.Array:
-  """(z - mean) / (std + 1e-7) over the classes, std with ddof 1: put in front of any loss of logits.
-
-  The temperature then multiplies the standard deviation of one. A row of equal logits becomes zeros.
-
-  Args:
-    logits: [..., C].
-    axis: the class axis.
-    class_mask: classes that exist, bool, broadcastable to the logits; the others and -inf become -inf.
+    class_mask: classes that exist, bool, broadcastable to the logits; the others and -inf become
+      -inf.
 
   Returns:
     Standardized logits, of the same shape.
@@ -278,11 +202,12 @@ def standardize(logits, *, axis=-1, class_mask=None) -> jax.Array:
   return jnp.where(exists, centered / (_checks.root(variance) + 1e-7), -jnp.inf)
 
 
-def uld(student, teacher) -> jax.Array:
-  """sum_i |p_(i) - q_(i)| of the probabilities sorted from large to small, the shorter side padded by 0.
+def uld(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
+  """sum_i |p_(i) - q_(i)| of probabilities in descending order, the shorter side padded by 0.
 
-  It needs no common vocabulary, and no token is compared with its own translation: only the shapes of the two
-  distributions are. The paper adds cross entropy with weight 1 and this term with weight 1.5.
+
+  It needs no common vocabulary and compares no token with its translation, only the shapes of the
+  two distributions. The paper adds cross entropy with weight 1 and this term with weight 1.5.
 
   Args:
     student: logits [..., C].
@@ -308,16 +233,3 @@ def uld(student, teacher) -> jax.Array:
   s, t = (jnp.sort(jnp.exp(_softmax.log_softmax(z)), descending=True) for z in (student, teacher))
   s, t = (jnp.pad(z, [(0, 0)] * (z.ndim - 1) + [(0, wide - z.shape[-1])]) for z in (s, t))
   return jnp.abs(s - t).sum(-1)
-
-
-def _first_max(x):
-  """Bool, True at argmax(x) over the last axis. XLA's own argmax takes ten times as long on CPUs."""
-  places = jnp.arange(x.shape[-1])
-  first = jnp.where(x < x.max(-1, keepdims=True), x.shape[-1], places).min(-1, keepdims=True)
-  return places == first
-
-
-def _softplus(x):
-  """log(1 + e^x); `jax.nn.softplus` also cares for infinite x and takes three times as long."""
-  size = jnp.where(x > 0, x, -x)  # not abs, whose derivative at 0 is 0
-  return jnp.where(x > 0, x, 0) + jnp.log1p(jnp.exp(-size))

@@ -1,33 +1,38 @@
-"""Divergences to a mixture of teacher and student: bounded, or easier on a student that is far away.
+"""Divergences to a mixture of teacher and student: bounded, or with bounded gradients.
 
-In the formulas p = softmax(teacher / T), q = softmax(student / T); a mixture is a logaddexp of log-probabilities.
+
+In the formulas p = softmax(teacher / T), q = softmax(student / T); a mixture is the logaddexp of
+log-probabilities.
 """
 
 import jax
+from jax.typing import ArrayLike
 
 from distill_jax.losses import _checks, _softmax
+from distill_jax.losses._checks import Scalar
 
 
 def jensen_shannon(
-  student,
-  teacher,
+  student: ArrayLike,
+  teacher: ArrayLike,
   *,
-  teacher_weight=0.5,
-  temperature=1.0,
-  normalize=False,
-  axis=-1,
-  class_mask=None,
+  teacher_weight: Scalar = 0.5,
+  temperature: Scalar = 1.0,
+  normalize: bool = False,
+  axis: int = -1,
+  class_mask: ArrayLike | None = None,
 ) -> jax.Array:
   """T^2 [w KL(p || m) + (1 - w) KL(q || m)] with m = w p + (1 - w) q.
 
-  w is the teacher's weight: TRL's `beta` is w, DistiLLM's `lambda` is 1 - w. At 0.5 nobody can tell.
+  w is the teacher's weight: TRL's `beta` is w, DistiLLM's `lambda` is 1 - w. At 0.5 they are equal.
 
   Args:
     student: logits [..., C].
     teacher: logits of the same shape.
     teacher_weight: w in (0, 1), may be traced.
     temperature: T > 0, may be traced.
-    normalize: divide by w (1 - w): then w -> 0 tends to KL(p || q) and w -> 1 to KL(q || p), as GKD says.
+    normalize: divide by w (1 - w): then w -> 0 tends to KL(p || q) and w -> 1 to KL(q || p), as in
+      GKD.
     axis: the class axis.
     class_mask: classes that exist, bool, broadcastable to the logits.
 
@@ -39,7 +44,7 @@ def jensen_shannon(
 
   Compares: class probabilities, bounded, between KL and reverse KL
   Shapes: [..., C] -> [...]
-  Use: language models on their own samples
+  Use: language models on samples of the student
   Weight: 1
   Source: GKD, Agarwal et al. 2024, arXiv:2306.13649
 
@@ -55,13 +60,21 @@ def jensen_shannon(
   return t**2 * (value / (w * (1 - w)) if normalize else value)
 
 
-def skew_kl(student, teacher, *, alpha=0.1, temperature=1.0, axis=-1, class_mask=None) -> jax.Array:
+def skew_kl(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  alpha: Scalar = 0.1,
+  temperature: Scalar = 1.0,
+  axis: int = -1,
+  class_mask: ArrayLike | None = None,
+) -> jax.Array:
   """T^2 KL(p || a p + (1 - a) q): KL whose gradient stays bounded where the student is far off.
 
   Args:
     student: logits [..., C].
     teacher: logits of the same shape.
-    alpha: a in [0, 1), the teacher's share of the mixture; 0 is `kl_divergence`. May be traced.
+    alpha: a in [0, 1), the teacher's fraction of the mixture; 0 is `kl_divergence`. May be traced.
     temperature: T > 0, may be traced.
     axis: the class axis.
     class_mask: classes that exist, bool, broadcastable to the logits.
@@ -74,7 +87,7 @@ def skew_kl(student, teacher, *, alpha=0.1, temperature=1.0, axis=-1, class_mask
 
   Compares: class probabilities, bounded
   Shapes: [..., C] -> [...]
-  Use: language models, in place of kl_divergence
+  Use: language models, instead of kl_divergence
   Weight: 1
   Source: DistiLLM, Ko et al. 2024, arXiv:2402.03898
 
@@ -87,14 +100,20 @@ def skew_kl(student, teacher, *, alpha=0.1, temperature=1.0, axis=-1, class_mask
 
 
 def skew_reverse_kl(
-  student, teacher, *, alpha=0.1, temperature=1.0, axis=-1, class_mask=None
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  alpha: Scalar = 0.1,
+  temperature: Scalar = 1.0,
+  axis: int = -1,
+  class_mask: ArrayLike | None = None,
 ) -> jax.Array:
   """T^2 KL(q || (1 - a) p + a q); the gradient flows through the mixture too.
 
   Args:
     student: logits [..., C].
     teacher: logits of the same shape.
-    alpha: a in [0, 1), the student's share of the mixture; 0 is `reverse_kl`. May be traced.
+    alpha: a in [0, 1), the student's fraction of the mixture; 0 is `reverse_kl`. May be traced.
     temperature: T > 0, may be traced.
     axis: the class axis.
     class_mask: classes that exist, bool, broadcastable to the logits.
@@ -107,7 +126,7 @@ def skew_reverse_kl(
 
   Compares: class probabilities, mode seeking, bounded
   Shapes: [..., C] -> [...]
-  Use: language models on their own samples
+  Use: language models on samples of the student
   Weight: 1
   Source: DistiLLM, Ko et al. 2024, arXiv:2402.03898
 

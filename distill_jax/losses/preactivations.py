@@ -1,14 +1,20 @@
-"""Losses on features before their ReLU: what the sign says, and what is left of a negative value."""
+"""Losses on features before their ReLU: their signs, and partial distances of negative values."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from distill_jax.losses import _checks
+from distill_jax.losses._checks import Scalar
 
 
-def activation_boundary(student, teacher, *, margin=1.0) -> jax.Array:
-  """Sum of squared hinges on the sign of the teacher: (s + m)^2 where t <= 0 < s + m, (s - m)^2 where t > 0.
+def activation_boundary(
+  student: ArrayLike, teacher: ArrayLike, *, margin: Scalar = 1.0
+) -> jax.Array:
+  """Sum of squared hinges on the teacher's sign: (s + m)^2 where t <= 0, (s - m)^2 where t > 0.
+
+  Each counts only on the other side of its margin: s > -m, and s < m.
 
   Args:
     student: pre-activations [B, ...], through a learned connector.
@@ -16,14 +22,14 @@ def activation_boundary(student, teacher, *, margin=1.0) -> jax.Array:
     margin: m >= 0, may be traced.
 
   Returns:
-    [B], summed over all positions. A student equal to its teacher pays where |t| < m.
+    [B], summed over all positions. A student equal to its teacher has a loss > 0 where |t| < m.
 
   Raises:
     ValueError: shapes differ, or margin < 0.
 
   Compares: signs of pre-activations
   Shapes: [B, ...] -> [B]
-  Use: before training proper, to start the student
+  Use: before the main training, to initialize the student
   Weight: 1/1000 (3/1000 in the papers' comparison code)
   Source: AB, Heo et al. 2019, arXiv:1811.03233
 
@@ -36,12 +42,8 @@ def activation_boundary(student, teacher, *, margin=1.0) -> jax.Array:
   return _checks.per_example(jnp.maximum(hinge, 0) ** 2, total=True)
 
 
-def ofd(student, teacher, margin) -> jax.Array:
-  """Sum of the partial L2 distance to max(t, margin): nothing to pay where both are below it or negative.
-
-  (s - t')^2 with t' = max(t, margin), except 0 where t' <= 0 and s <= t'.
-
-  Args:
+def ofd(student: ArrayLike, teacher: ArrayLike, margin: ArrayLike) -> jax.Array:
+  """Sum of (s - t')^2 with t' = max(t, margin), except 0 where t' <= 0 and s <= t'.  Args:
     student: pre-activations [B, ..., C], through a learned connector.
     teacher: pre-activations of the same shape.
     margin: negative margins [C], from `ofd_margin`.
@@ -64,22 +66,24 @@ def ofd(student, teacher, margin) -> jax.Array:
   student, teacher = _checks.pair(student, teacher, ndim=2)
   margin = _checks.array("margin", margin).astype(student.dtype)
   if margin.shape != student.shape[-1:]:
-    raise ValueError(f"margin {margin.shape} must have one value a channel, {student.shape[-1:]}")
+    raise ValueError(
+      f"margin: expected one value a channel, {student.shape[-1:]}, got {margin.shape}"
+    )
   target = jnp.maximum(teacher, margin)
-  paid = (student > target) | (target > 0)
-  return _checks.per_example(jnp.where(paid, student - target, 0) ** 2, total=True)
+  counts = (student > target) | (target > 0)
+  return _checks.per_example(jnp.where(counts, student - target, 0) ** 2, total=True)
 
 
-def ofd_margin(scale, bias) -> jax.Array:
-  """The mean of the negative part of a normal variable per channel: E[x | x < 0], x ~ N(bias, scale^2).
+def ofd_margin(scale: ArrayLike, bias: ArrayLike) -> jax.Array:
+  """Returns the mean of a normal variable's negative part: E[x | x < 0], x ~ N(bias, scale^2).
 
   Args:
-    scale: of the teacher's batch norm before the ReLU, [C]; its sign does not matter.
-    bias: of the same batch norm, [C].
+    scale: scale of the teacher's batch norm before the ReLU, [C]; its sign has no effect.
+    bias: bias of the same batch norm, [C].
 
   Returns:
-    Margins [C], for `ofd`. Channels that are almost never negative (in fewer than 1 of 1,000) get -3 |scale|,
-    as in the reference code.
+    Margins [C], for `ofd`. Channels that are almost never negative (in fewer than 1 of 1,000) get
+    -3 |scale|, as in the reference code.
 
   Raises:
     ValueError: shapes differ.
@@ -91,7 +95,7 @@ def ofd_margin(scale, bias) -> jax.Array:
   """
   scale, bias = (_checks.array(name, x) for name, x in (("scale", scale), ("bias", bias)))
   if scale.shape != bias.shape:
-    raise ValueError(f"scale {scale.shape} and bias {bias.shape} must have one shape")
+    raise ValueError(f"bias: expected the shape of scale, {scale.shape}, got {bias.shape}")
   scale = jnp.abs(scale)
   z = bias / jnp.where(scale > 0, scale, 1)
   log_negative = jax.scipy.stats.norm.logcdf(-z)

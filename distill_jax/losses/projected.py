@@ -1,20 +1,28 @@
 """Feature losses whose student side is learned: a projection, a generator, a fusion, a variance.
 
-The learned part stays outside: what comes in is its output, or its parameters as an array.
+The learned part is outside of the loss, which takes its output, or its parameters as an array.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from distill_jax.losses import _checks, _rows
+from distill_jax.losses._checks import Scalar
 
 
-def review_kd(student, teacher, *, levels=(4, 2, 1)) -> jax.Array:
-  """Squared error at full size + 1/2, 1/4, 1/8 of it at average pools of 4, 2, 1, over the sum of the weights.
+def review_kd(
+  student: ArrayLike, teacher: ArrayLike, *, levels: Sequence[int] = (4, 2, 1)
+) -> jax.Array:
+  """Squared error at full size + 1/2, 1/4, 1/8 of it at average pools of 4, 2, 1, over 15/8.
 
-  A pool that is not smaller than the map is skipped, and its weight goes to the next. The hierarchical context
-  loss of one stage; the student's map comes out of the learned attention-based fusion.
+
+  The divisor is the sum of the weights. A pool that is not smaller than the map is skipped, and its
+  weight goes to the next. This is the hierarchical context loss of one stage; the student's map is
+  the output of the learned attention-based fusion.
 
   Args:
     student: fused maps [B, H, W, C].
@@ -38,7 +46,7 @@ def review_kd(student, teacher, *, levels=(4, 2, 1)) -> jax.Array:
   """
   student, teacher = _checks.pair(student, teacher, exactly=4)
   if any(level < 1 for level in levels):
-    raise ValueError(f"levels must be at least 1, got {levels}")
+    raise ValueError(f"levels: expected sizes of at least 1, got {levels}")
   difference = student - teacher  # pooling is linear: pool it once, not both sides
   values, weights = [_checks.per_example(difference**2)], [1.0]
   for level in levels:
@@ -49,7 +57,10 @@ def review_kd(student, teacher, *, levels=(4, 2, 1)) -> jax.Array:
 
 
 def pooled(x: jax.Array, bins: tuple[int, int]) -> jax.Array:
-  """Adaptive average pooling of x [B, H, W, C] to `bins`; bin i of n is floor(i size/n) to ceil((i+1) size/n)."""
+  """Returns adaptive average pooling of x [B, H, W, C] to `bins`.
+
+  Bin i of n is floor(i size / n) to ceil((i + 1) size / n).
+  """
   height, width = bins
   if x.shape[1] % height == 0 and x.shape[2] % width == 0:
     cut = x.reshape(len(x), height, x.shape[1] // height, width, x.shape[2] // width, x.shape[3])
@@ -59,7 +70,7 @@ def pooled(x: jax.Array, bins: tuple[int, int]) -> jax.Array:
 
 
 def _pooling(size: int, bins: int, dtype) -> np.ndarray:
-  """Average pooling of one axis as a matrix [bins, size]."""
+  """Returns average pooling of one axis as a matrix [bins, size]."""
   starts = [i * size // bins for i in range(bins)]
   ends = [-(-(i + 1) * size // bins) for i in range(bins)]
   return np.stack(
@@ -67,10 +78,12 @@ def _pooling(size: int, bins: int, dtype) -> np.ndarray:
   ).astype(dtype) / np.subtract(ends, starts)[:, None].astype(dtype)
 
 
-def mgd(generated, teacher) -> jax.Array:
-  """Sum over all positions of (generated - t)^2; the learned generator saw a randomly masked student.
+def mgd(generated: ArrayLike, teacher: ArrayLike) -> jax.Array:
+  """Sum over all positions of (generated - t)^2, generated from a randomly masked student.
 
-  The masks differ by task: positions in space for dense prediction (65 %), channels for classification (15 %).
+
+  The masks differ by task: positions in space for dense prediction (65 %), channels for
+  classification (15 %).
 
   Args:
     generated: maps [B, ...].
@@ -82,7 +95,7 @@ def mgd(generated, teacher) -> jax.Array:
   Raises:
     ValueError: shapes differ.
 
-  Compares: feature values, generated from part of the student's
+  Compares: feature values, generated from a part of the student's
   Shapes: [B, ...] -> [B]
   Use: detection, segmentation and classification, at the last stage or the neck
   Weight: 2e-5 (two-stage and dense), 7e-5 (classification)
@@ -95,13 +108,13 @@ def mgd(generated, teacher) -> jax.Array:
   return _checks.per_example((generated - teacher) ** 2, total=True)
 
 
-def vid(mean, teacher, raw_scale) -> jax.Array:
-  """1/2 <(mean - t)^2 / v + log v>, v = softplus(raw_scale) + 1e-5: a lower bound on mutual information.
+def vid(mean: ArrayLike, teacher: ArrayLike, raw_scale: ArrayLike) -> jax.Array:
+  """1/2 <(mean - t)^2 / v + log v>, v = softplus(raw_scale) + 1e-5: a bound on mutual information.
 
   Args:
     mean: the student's prediction of the teacher, from a learned regressor, [B, ..., C].
     teacher: features of the same shape.
-    raw_scale: learned, [C]; starts at `vid_raw_scale(C)`.
+    raw_scale: learned scale [C]; starts at `vid_raw_scale(C)`.
 
   Returns:
     [B]; may be negative.
@@ -122,14 +135,14 @@ def vid(mean, teacher, raw_scale) -> jax.Array:
   raw_scale = _checks.array("raw_scale", raw_scale).astype(mean.dtype)
   if raw_scale.shape != mean.shape[-1:]:
     raise ValueError(
-      f"raw_scale {raw_scale.shape} must have one value a channel, {mean.shape[-1:]}"
+      f"raw_scale: expected one value a channel, {mean.shape[-1:]}, got {raw_scale.shape}"
     )
   variance = jax.nn.softplus(raw_scale) + 1e-5
   return 0.5 * _checks.per_example((mean - teacher) ** 2 / variance + jnp.log(variance))
 
 
-def vid_raw_scale(channels: int, *, variance=5.0) -> jax.Array:
-  """What `vid` starts from: [channels] with softplus(raw) + 1e-5 = variance.
+def vid_raw_scale(channels: int, *, variance: Scalar = 5.0) -> jax.Array:
+  """Returns the initial raw_scale of `vid`: [channels] with softplus(raw) + 1e-5 = variance.
 
   Raises:
     ValueError: variance <= 1e-5.
@@ -141,10 +154,18 @@ def vid_raw_scale(channels: int, *, variance=5.0) -> jax.Array:
   return jnp.full(channels, jnp.log(jnp.expm1(variance - 1e-5)), jnp.float32)
 
 
-def srd(student, teacher, *, power=4.0, where=None, axis_name=None) -> jax.Array:
-  """log sum |s - t|^power over the whole batch, both sides after batch norm without scale and bias.
+def srd(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  power: Scalar = 4.0,
+  where: ArrayLike | None = None,
+  axis_name: str | None = None,
+) -> jax.Array:
+  """log sum |s - t|^power over the full batch, both sides after batch norm without scale and bias.
 
-  Batch norm here is that of training: mean and variance (ddof 0, eps 1e-4) of the valid rows and of space.
+  Batch norm here is that of training: mean and variance (ddof 0, eps 1e-4) of the valid rows and of
+  space.
 
   Args:
     student: features [B, ..., C], through a learned linear projection.
@@ -154,7 +175,8 @@ def srd(student, teacher, *, power=4.0, where=None, axis_name=None) -> jax.Array
     axis_name: mapped axis whose devices hold the other rows.
 
   Returns:
-    A scalar. At student = teacher its limit is -inf, its value here the log of the smallest normal number.
+    A scalar. At student = teacher its limit is -inf, its value here the log of the smallest normal
+    number.
 
   Raises:
     ValueError: shapes differ, or power < 1.
@@ -162,7 +184,7 @@ def srd(student, teacher, *, power=4.0, where=None, axis_name=None) -> jax.Array
   Compares: feature values, normalized per channel
   Shapes: [B, ..., C] -> scalar
   Use: penultimate features through one linear layer
-  Weight: 1 beside cross entropy and kl_divergence
+  Weight: 1 in addition to cross entropy and kl_divergence
   Source: SRD, Miles & Mikolajczyk 2024, arXiv:2303.11098
 
   >>> srd(jnp.array([[1.], [3.]]), jnp.array([[3.], [1.]])).round(3)
@@ -181,14 +203,16 @@ def srd(student, teacher, *, power=4.0, where=None, axis_name=None) -> jax.Array
   return jnp.where(where.any(), jnp.log(jnp.maximum(total, jnp.finfo(total.dtype).tiny)), 0)
 
 
-def vkd(student, teacher) -> jax.Array:
+def vkd(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
   """<smooth L1 (s - layer_norm(t))>, s orthogonally projected to the teacher's width.
 
-  An orthogonal projection [C_s, C_t] is `jax.scipy.linalg.expm(raw - raw.T)[:C_s]` of a learned raw [C_t, C_t].
+  An orthogonal projection [C_s, C_t] is `jax.scipy.linalg.expm(raw - raw.T)[:C_s]` of a learned raw
+  [C_t, C_t].
 
   Args:
     student: projected features [B, ..., C].
-    teacher: features of the same shape; layer norm without scale and bias, eps 1e-5, is applied here.
+    teacher: features of the same shape; layer norm without scale and bias, eps 1e-5, is applied
+      here.
 
   Returns:
     [B].

@@ -1,20 +1,28 @@
 """Losses that relate the rows of a batch by their features: a scalar for the batch of all devices.
 
-student [B, ...] and teacher [B, ...] are flattened per row and may differ in width: no projection is needed.
-`where` marks the valid rows, and a mean over pairs is over pairs of valid rows. Under `pmap` or `shard_map`
-pass `axis_name=`: every device then returns the scalar of the global batch, and `pmean` of the gradients is its
-gradient.
+student [B, ...] and teacher [B, ...] are flattened per row and may differ in width: no projection
+is needed. `where` marks the valid rows, and a mean over pairs is over pairs of valid rows. Under
+`pmap` or `shard_map` pass `axis_name=`: every device then returns the scalar of the global batch,
+and `pmean` of the gradients is its gradient.
 """
 
 import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from distill_jax.losses import _checks, _rows
+from distill_jax.losses._checks import Scalar
 
 
-def similarity_preserving(student, teacher, *, where=None, axis_name=None) -> jax.Array:
+def similarity_preserving(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  where: ArrayLike | None = None,
+  axis_name: str | None = None,
+) -> jax.Array:
   """Squared Frobenius norm of G_s - G_t over B^2; G = F F' with its rows over their L2 norm.
 
   Not the L1 norm, which torchdistill 1.1.5 takes: it weighs large batches far less.
@@ -45,11 +53,18 @@ def similarity_preserving(student, teacher, *, where=None, axis_name=None) -> ja
   return ((s - t) ** 2).sum() / _rows.count(where, s.dtype) ** 2
 
 
-def rkd_distance(student, teacher, *, where=None, axis_name=None) -> jax.Array:
-  """Smooth L1 between pairwise distances, each side over its mean; the mean of B^2 entries, diagonal included.
+def rkd_distance(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  where: ArrayLike | None = None,
+  axis_name: str | None = None,
+) -> jax.Array:
+  """Mean over B^2 entries of the smooth L1 between pairwise distances, each side over its mean.
 
-  The mean distance is over those that are not 0. Distances come from a Gram matrix of centered rows: those
-  below its rounding error count as 0.
+
+  The diagonal is included; the mean distance is over those that are not 0. Distances are computed
+  from a Gram matrix of centered rows: those below its rounding error count as 0.
 
   Args:
     student: embeddings [B, ...].
@@ -78,11 +93,18 @@ def rkd_distance(student, teacher, *, where=None, axis_name=None) -> jax.Array:
   return _checks.smooth_l1(s - t).sum() / _rows.count(where, s.dtype) ** 2
 
 
-def rkd_angle(student, teacher, *, where=None, axis_name=None) -> jax.Array:
-  """Smooth L1 between the cosines of all triplets, cos(e_j - e_i, e_k - e_i); the mean of B^3 entries.
+def rkd_angle(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  where: ArrayLike | None = None,
+  axis_name: str | None = None,
+) -> jax.Array:
+  """Mean over B^3 triplets of the smooth L1 between cosines, cos(e_j - e_i, e_k - e_i).
 
-  Computed from Gram matrices, a few anchors i at a time: B^3 numbers are never held (at B = 512 the reference
-  code holds 0.5 GB a side). A side of length 0 gives cosine 0.
+
+  Computed from Gram matrices, a few anchors i at a time: B^3 values are never in memory (at B = 512
+  the reference code holds 0.5 GB a side). A side of length 0 gives cosine 0.
 
   Args:
     student: embeddings [B, ...].
@@ -109,7 +131,7 @@ def rkd_angle(student, teacher, *, where=None, axis_name=None) -> jax.Array:
   student, teacher, where = _batch(student, teacher, where, axis_name)
   sides = [_geometry(x, where) for x in (student, teacher)]
 
-  @jax.checkpoint  # keep one anchor's B^2 cosines at a time in the gradient too
+  @jax.checkpoint  # The gradient then also holds B^2 cosines of one anchor at a time.
   def anchor(i):
     s, t = (_cosines(gram, square, i) for gram, square in sides)
     return _checks.smooth_l1(s - t).sum()
@@ -119,7 +141,13 @@ def rkd_angle(student, teacher, *, where=None, axis_name=None) -> jax.Array:
   return total / _rows.count(where, total.dtype) ** 3
 
 
-def pkt(student, teacher, *, where=None, axis_name=None) -> jax.Array:
+def pkt(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  where: ArrayLike | None = None,
+  axis_name: str | None = None,
+) -> jax.Array:
   """sum p log((p + 1e-7) / (q + 1e-7)) / B^2, p and q the rows of (cosine + 1) / 2 over their sums.
 
   The paper sums over all pairs; every implementation takes the mean, to which the weight belongs.
@@ -154,20 +182,28 @@ def pkt(student, teacher, *, where=None, axis_name=None) -> jax.Array:
 
 
 def correlation_congruence(
-  student, teacher, *, kernel="gaussian", gamma=0.4, degree=2, where=None, axis_name=None
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  kernel: str = "gaussian",
+  gamma: Scalar = 0.4,
+  degree: int = 2,
+  where: ArrayLike | None = None,
+  axis_name: str | None = None,
 ) -> jax.Array:
   """sum (K_s - K_t)^2 / B^2 between kernel matrices.
 
   'bilinear': K = x'y. 'gaussian': exp(-gamma |x - y|^2) of rows of norm 1, by its Taylor series
-  exp(-2 gamma) sum_{p <= degree} (2 gamma)^p (x'y)^p / p!. The series holds for unit rows only, so they are
-  normalized here; torchdistill does not, and takes the norm of the difference in place of its square.
+  exp(-2 gamma) sum_{p <= degree} (2 gamma)^p (x'y)^p / p!. The series is exact for unit rows only,
+  so they are normalized here; torchdistill does not normalize them, and takes the norm of the
+  difference instead of its square.
 
   Args:
     student: embeddings [B, ...].
     teacher: embeddings [B, ...], any width.
     kernel: 'gaussian' or 'bilinear'.
-    gamma: of the Gaussian kernel, > 0, may be traced.
-    degree: of its Taylor series, >= 1.
+    gamma: width parameter > 0 of the Gaussian kernel, may be traced.
+    degree: degree >= 1 of its Taylor series.
     where: valid rows, bool [B].
     axis_name: mapped axis whose devices hold the other rows.
 
@@ -180,16 +216,16 @@ def correlation_congruence(
   Compares: kernel matrices between examples
   Shapes: [B, ...], [B, ...] -> scalar
   Use: penultimate features
-  Weight: not given for a mean over the batch
+  Weight: not published for a mean over the batch
   Source: CCKD, Peng et al. 2019, arXiv:1904.01802
 
   >>> correlation_congruence(jnp.eye(2), jnp.ones((2, 1)), kernel="bilinear")
   Array(0.5, dtype=float32)
   """
   if kernel not in ("gaussian", "bilinear"):
-    raise ValueError(f"kernel must be 'gaussian' or 'bilinear', got {kernel!r}")
+    raise ValueError(f"kernel: expected 'gaussian' or 'bilinear', got {kernel!r}")
   if degree < 1:
-    raise ValueError(f"degree must be at least 1, got {degree}")
+    raise ValueError(f"degree: expected at least 1, got {degree}")
   student, teacher, where = _batch(student, teacher, where, axis_name)
   gamma = _checks.positive("gamma", gamma, student.dtype)
 
@@ -198,28 +234,31 @@ def correlation_congruence(
       return _rows.gram(x)
     cosine = _rows.gram(_checks.unit(x))
     series = sum((2 * gamma) ** p / math.factorial(p) * cosine**p for p in range(1, degree + 1))
-    return jnp.exp(-2 * gamma) * series  # the constant of p = 0 cancels in the difference
+    return jnp.exp(-2 * gamma) * series  # The constant of p = 0 cancels.
 
   return ((matrix(student) - matrix(teacher)) ** 2).sum() / _rows.count(where, student.dtype) ** 2
 
 
-def _batch(student, teacher, where, axis_name):
-  """Rows flattened, of all devices, with `where`."""
+def _batch(
+  student: ArrayLike, teacher: ArrayLike, where: ArrayLike | None, axis_name: str | None
+) -> tuple[jax.Array, ...]:
+  """Returns flattened rows of all devices, and `where`."""
   student = _checks.array("student", student, ndim=1)
   teacher = _checks.array("teacher", teacher, ndim=1)
   if student.shape[0] != teacher.shape[0]:
     raise ValueError(
-      f"student {student.shape} and teacher {teacher.shape} must have the same batch size"
+      f"student: expected the teacher's batch size, got student {student.shape} and teacher "
+      f"{teacher.shape}"
     )
   dtype = jnp.promote_types(student.dtype, teacher.dtype)
   s, t = (_rows.flat(x).astype(dtype) for x in (student, teacher))
   return _rows.gather(s, t, where=where, axis_name=axis_name)
 
 
-def _geometry(x, where):
-  """Gram matrix of the centered rows and their squared distances; those of invalid rows are 0."""
-  mean = x.sum(0) / _rows.count(where, x.dtype)
-  gram = _rows.gram(jnp.where(where[:, None], x - mean, 0))  # centered: distances lose fewer digits
+def _geometry(x: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns the Gram matrix of centered rows and their squared distances, 0 for invalid rows."""
+  mean = x.sum(0) / _rows.count(where, x.dtype)  # Distances of centered rows lose fewer digits.
+  gram = _rows.gram(jnp.where(where[:, None], x - mean, 0))
   norms = jnp.diag(gram)
   sums = norms[:, None] + norms
   square = sums - 2 * gram
@@ -227,23 +266,24 @@ def _geometry(x, where):
   return gram, jnp.where(pairs & (square > 8 * jnp.finfo(x.dtype).eps * sums), square, 0)
 
 
-def _scaled(distance):
-  """Distances over the mean of those that are not 0."""
+def _scaled(distance: jax.Array) -> jax.Array:
+  """Returns distances over the mean of those that are not 0."""
   positive = distance > 0
-  total, number = distance.sum(), positive.sum(dtype=distance.dtype)
-  return distance * jnp.where(number > 0, number / jnp.where(number > 0, total, 1), 0)
+  total = distance.sum()
+  count = positive.sum(dtype=distance.dtype)
+  return distance * jnp.where(count > 0, count / jnp.where(count > 0, total, 1), 0)
 
 
-def _cosines(gram, square, i):
-  """cos of the angle at row i between all pairs of rows; 0 where a side has length 0."""
+def _cosines(gram: jax.Array, square: jax.Array, i: jax.Array) -> jax.Array:
+  """Returns cosines of the angles at row i between all rows; 0 where a side has length 0."""
   inner = gram - gram[i][:, None] - gram[i] + gram[i, i]
   present = square[i] > 0
   inverse = jnp.where(present, jax.lax.rsqrt(jnp.where(present, square[i], 1)), 0)
   return inner * inverse[:, None] * inverse
 
 
-def _neighbors(x, pairs):
-  """Rows of (cosine + 1) / 2 over their sums, 0 outside `pairs`."""
+def _neighbors(x: jax.Array, pairs: jax.Array) -> jax.Array:
+  """Returns rows of (cosine + 1) / 2 over their sums, 0 outside `pairs`."""
   similar = jnp.where(pairs, (_rows.gram(_checks.unit(x)) + 1) / 2, 0)
   total = similar.sum(-1, keepdims=True)
   return similar / jnp.where(total > 0, total, 1)

@@ -1,94 +1,21 @@
-"""Teachers kept as K of V classes, and losses of a student [..., V] against them.
+"""Losses of a student [..., V] against a teacher stored as K of V classes.
 
-Targets hold log-probabilities at one temperature under the full vocabulary's normalizer; they cannot be
-re-tempered, so the losses read the temperature from them. An index outside [0, V) gives NaN, never silence.
+An index outside [0, V) gives NaN.
 """
-
-import dataclasses
-import functools
-import math
-import operator
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from distill_jax.losses import _checks, _softmax
+from distill_jax.losses._checks import Scalar
+from distill_jax.losses.targets import SparseTargets
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=["indices", "log_probs", "log_tail"],
-  meta_fields=["temperature", "drawn"],
-)
-@dataclasses.dataclass(frozen=True)
-class SparseTargets:
-  """K classes of a teacher's distribution.
-
-  Attributes:
-    indices: integers [..., K].
-    log_probs: of these classes at `temperature`, under the normalizer of the full vocabulary, [..., K].
-    log_tail: log of the mass that was left out, [...]; -inf for none. RandomSampling have none: their K entries of
-      -log K (an index may repeat) stand for the whole distribution.
-    temperature: a number > 0; static under jit.
-    drawn: True of `sample_k`, which `sampled_cross_entropy` alone takes; False of `top_k`, which the others take; None:
-      not known, and not checked. Static under jit.
-  """
-
-  indices: jax.Array
-  log_probs: jax.Array
-  log_tail: jax.Array
-  temperature: float = 1.0
-  drawn: bool | None = None
-
-
-def top_k(logits, k: int, *, temperature=1.0) -> SparseTargets:
-  """The k most probable classes, largest first, and the exact mass of the rest.
-
-  Args:
-    logits: [..., V]; -inf is a class that does not exist.
-    k: in [1, V].
-    temperature: a number > 0.
-
-  Raises:
-    ValueError: k outside [1, V], or temperature <= 0 or traced.
-
-  >>> top_k(jnp.array([0., 2., 1.]), 2).indices
-  Array([1, 2], dtype=int32)
-  """
-  log_p, k, temperature = _tempered(logits, k, temperature)
-  if k > log_p.shape[-1]:
-    raise ValueError(f"k must be in [1, {log_p.shape[-1]}], the number of classes, got {k}")
-  # Or XLA merges a slice of the result with top_k's own, and then sorts all V: 100 times slower on CPU.
-  log_probs, indices = jax.lax.optimization_barrier(jax.lax.top_k(log_p, k))
-  return SparseTargets(
-    indices, log_probs, _softmax.log_sum(_without(log_p, indices)), temperature, False
-  )
-
-
-def sample_k(key, logits, k: int, *, temperature=1.0) -> SparseTargets:
-  """k draws with replacement from softmax(logits / temperature), each of probability 1 / k.
-
-  Args:
-    key: a PRNG key.
-    logits: [..., V]; -inf is never drawn.
-    k: at least 1.
-    temperature: a number > 0.
-
-  Raises:
-    ValueError: k < 1, or temperature <= 0 or traced.
-
-  >>> sample_k(jax.random.key(0), jnp.array([0., -jnp.inf]), 3).indices
-  Array([0, 0, 0], dtype=int32)
-  """
-  log_p, k, temperature = _tempered(logits, k, temperature)
-  shape = log_p.shape[:-1]
-  log_probs = jnp.full((*shape, k), -jnp.log(k), log_p.dtype)
-  no_tail = jnp.full(shape, -jnp.inf, log_p.dtype)
-  return SparseTargets(_draw(key, log_p, k), log_probs, no_tail, temperature, True)
-
-
-def sparse_kl(student, targets: SparseTargets, *, class_mask=None) -> jax.Array:
-  """T^2 KL over K + 1 classes: the kept ones and "everything else", on both sides.
+def sparse_kl(
+  student: ArrayLike, targets: SparseTargets, *, class_mask: ArrayLike | None = None
+) -> jax.Array:
+  """T^2 KL over K + 1 classes: those of the targets and "all others", on both sides.
 
   Never negative, at most the full `kl_divergence`, and equal to it at K = V.
 
@@ -101,7 +28,7 @@ def sparse_kl(student, targets: SparseTargets, *, class_mask=None) -> jax.Array:
     Nats, [...].
 
   Raises:
-    ValueError: the targets are draws, their shapes do not fit the student's, or K > V.
+    ValueError: the targets are random samples, their shapes do not fit the student's, or K > V.
 
   Compares: class probabilities of the teacher's top classes, the rest as one
   Shapes: [..., V], targets [..., K] -> [...]
@@ -114,16 +41,18 @@ def sparse_kl(student, targets: SparseTargets, *, class_mask=None) -> jax.Array:
   Array(0., dtype=float32)
   """
   z, indices, log_probs, log_tail, t = _aligned(student, targets, class_mask)
-  rest = _softmax.log_sum(_without(z, indices))
+  rest = _softmax.log_sum(_softmax.without(z, indices))
   log_q = _softmax.log_softmax(jnp.concatenate([_gather(z, indices), rest[..., None]], -1))
   return t**2 * _softmax.divergence(jnp.concatenate([log_probs, log_tail[..., None]], -1), log_q)
 
 
-def sparse_kl_conditional(student, targets: SparseTargets, *, class_mask=None) -> jax.Array:
+def sparse_kl_conditional(
+  student: ArrayLike, targets: SparseTargets, *, class_mask: ArrayLike | None = None
+) -> jax.Array:
   """T^2 KL of both sides renormalized on the K classes.
 
-  Silent about the student's mass elsewhere (it is unchanged while the student leaks it), so combine it with a
-  label term. Often called plain KL.
+  The student's probability of all other classes does not change it, so combine it with a label
+  term. Many programs call it KL without a qualifier.
 
   Args:
     student: logits [..., V].
@@ -134,24 +63,27 @@ def sparse_kl_conditional(student, targets: SparseTargets, *, class_mask=None) -
     Nats, [...].
 
   Raises:
-    ValueError: the targets are draws, their shapes do not fit the student's, or K > V.
+    ValueError: the targets are random samples, their shapes do not fit the student's, or K > V.
 
-  Compares: class probabilities among the teacher's top classes alone
+  Compares: class probabilities among the teacher's top classes only
   Shapes: [..., V], targets [..., K] -> [...]
-  Use: beside a label term, where a teacher's tail was not stored
+  Use: with a label term, where a teacher's tail was not stored
   Weight: as kl_divergence
   Source: common practice (top-k, renormalized)
 
-  >>> abs(sparse_kl_conditional(jnp.array([1., 2., 9.]), top_k(jnp.array([1., 2., -9.]), 2))).round(6)
+  >>> targets = top_k(jnp.array([1., 2., -9.]), 2)
+  >>> abs(sparse_kl_conditional(jnp.array([1., 2., 9.]), targets)).round(6)
   Array(0., dtype=float32)
   """
   z, indices, log_probs, _, t = _aligned(student, targets, class_mask)
-  kept = _gather(z, indices)
-  return t**2 * _softmax.divergence(_softmax.log_softmax(log_probs), _softmax.log_softmax(kept))
+  log_p = _softmax.log_softmax(log_probs)
+  return t**2 * _softmax.divergence(log_p, _softmax.log_softmax(_gather(z, indices)))
 
 
-def sparse_kl_smoothed(student, targets: SparseTargets, *, class_mask=None) -> jax.Array:
-  """T^2 KL with the left-out mass spread evenly over the V - K other classes that exist.
+def sparse_kl_smoothed(
+  student: ArrayLike, targets: SparseTargets, *, class_mask: ArrayLike | None = None
+) -> jax.Array:
+  """T^2 KL with the tail's probability spread evenly over the V - K other classes that exist.
 
   Args:
     student: logits [..., V].
@@ -162,7 +94,7 @@ def sparse_kl_smoothed(student, targets: SparseTargets, *, class_mask=None) -> j
     Nats, [...].
 
   Raises:
-    ValueError: the targets are draws, their shapes do not fit the student's, or K > V.
+    ValueError: the targets are random samples, their shapes do not fit the student's, or K > V.
 
   Compares: class probabilities, the tail as uniform
   Shapes: [..., V], targets [..., K] -> [...]
@@ -176,21 +108,25 @@ def sparse_kl_smoothed(student, targets: SparseTargets, *, class_mask=None) -> j
   """
   z, indices, log_probs, log_tail, t = _aligned(student, targets, class_mask)
   log_q = _softmax.log_softmax(z)
-  rest = _without(log_q, indices)
+  rest = _softmax.without(log_q, indices)
   others = rest != -jnp.inf
-  number = others.sum(-1, dtype=log_q.dtype)
-  mean = jnp.where(others, rest, 0).sum(-1) / jnp.maximum(number, 1)
-  # The tail is spread over `number` classes, so that its part is tail (log(tail / number) - mean log q). With no
-  # class left to carry it, it is mass that the student cannot match.
+  count = others.sum(-1, dtype=log_q.dtype)
+  mean = jnp.where(others, rest, 0).sum(-1) / jnp.maximum(count, 1)
+  # The tail is spread over `count` classes, so that its part is tail (log(tail / count) - mean log
+  # q). Without other classes it is probability that the student cannot match.
   has_tail = log_tail != -jnp.inf
   log_tail = jnp.where(has_tail, log_tail, 0)
-  spread = jnp.exp(log_tail) * (log_tail - jnp.log(jnp.maximum(number, 1)) - mean)
-  spread = jnp.where(has_tail, jnp.where(number > 0, spread, jnp.inf), 0)
+  spread = jnp.exp(log_tail) * (log_tail - jnp.log(jnp.maximum(count, 1)) - mean)
+  spread = jnp.where(has_tail, jnp.where(count > 0, spread, jnp.inf), 0)
   return t**2 * (_softmax.divergence(log_probs, _gather(log_q, indices)) + spread)
 
 
-def sampled_cross_entropy(student, targets: SparseTargets, *, class_mask=None) -> jax.Array:
-  """-T^2 times the mean over draws of log q: its gradient is, on average, that of `soft_cross_entropy`.
+def sampled_cross_entropy(
+  student: ArrayLike, targets: SparseTargets, *, class_mask: ArrayLike | None = None
+) -> jax.Array:
+  """-T^2 times the mean over random samples of log q.
+
+  Its expectation and the expectation of its gradient are those of `soft_cross_entropy`.
 
   Args:
     student: logits [..., V].
@@ -201,9 +137,9 @@ def sampled_cross_entropy(student, targets: SparseTargets, *, class_mask=None) -
     Nats, [...].
 
   Raises:
-    ValueError: the targets are no draws, or their shapes do not fit the student's.
+    ValueError: the targets are not random samples, or their shapes do not fit the student's.
 
-  Compares: class probabilities, by draws from the teacher
+  Compares: class probabilities, by random samples of the teacher
   Shapes: [..., V], targets [..., K] -> [...]
   Use: stored language-model teachers, where top-k is biased; K about 50
   Weight: as soft_cross_entropy
@@ -212,61 +148,19 @@ def sampled_cross_entropy(student, targets: SparseTargets, *, class_mask=None) -
   >>> sampled_cross_entropy(jnp.zeros(2), sample_k(jax.random.key(0), jnp.zeros(2), 5)).round(4)
   Array(0.6931, dtype=float32)
   """
-  z, indices, log_probs, _, t = _aligned(student, targets, class_mask, repeats=True)
+  z, indices, log_probs, _, t = _aligned(student, targets, class_mask, sampled=True)
   return t**2 * _softmax.cross_entropy(log_probs, _gather(_softmax.log_softmax(z), indices))
 
 
-def _draw(key, log_p, k):
-  """k classes drawn with replacement from log_p [..., V], int32 [..., k].
-
-  First a block of about sqrt(V) classes, then a class in it: Gumbel noise for 2 k sqrt(V) numbers in place of k V.
-  """
-  classes, shape = log_p.shape[-1], log_p.shape[:-1]
-  width = math.isqrt(classes - 1) + 1
-  number = -(-classes // width)
-  padding = [(0, 0)] * len(shape) + [(0, number * width - classes)]
-  blocks = jnp.pad(log_p, padding, constant_values=-jnp.inf).reshape(*shape, number, width)
-  block_key, class_key = jax.random.split(key)
-  block = jax.random.categorical(block_key, _softmax.log_sum(blocks), shape=(k, *shape))
-  block = jnp.moveaxis(block, 0, -1)
-  inside = jax.random.categorical(class_key, jnp.take_along_axis(blocks, block[..., None], -2))
-  return (block * width + inside).astype(jnp.int32)
-
-
-def _tempered(logits, k, temperature):
-  logits = _checks.array("logits", logits, ndim=1)
-  if isinstance(temperature, jax.core.Tracer):
-    raise ValueError("temperature must be a number: targets carry it as a static field")
-  temperature = _checks.positive("temperature", temperature, logits.dtype)
-  k = operator.index(k)
-  if k < 1:
-    raise ValueError(f"k must be at least 1, got {k}")
-  return _softmax.log_softmax(logits / temperature), k, temperature
-
-
-def _aligned(student, targets, class_mask, repeats=False):
-  """The student's logits over the temperature, -inf where masked, and the checked parts of the targets."""
-  if targets.drawn is not None and targets.drawn != repeats:
-    raise ValueError(
-      "targets are draws (sample_k): their loss is sampled_cross_entropy"
-      if targets.drawn
-      else "targets are the most probable classes (top_k): their loss is sparse_kl, or sparse_kl_conditional or "
-      "sparse_kl_smoothed; sampled_cross_entropy takes draws (sample_k)"
-    )
+def _aligned(
+  student: ArrayLike, targets: SparseTargets, class_mask: ArrayLike | None, sampled: bool = False
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, Scalar]:
+  """Returns student logits / temperature (-inf where masked) and the targets' checked parts."""
   student = _checks.array("student", student, ndim=1)
-  shape = (*student.shape[:-1], jnp.shape(targets.log_probs)[-1])
-  if jnp.shape(targets.log_probs) != shape or jnp.shape(targets.log_tail) != shape[:-1]:
-    raise ValueError(
-      f"student {student.shape} does not fit log_probs {jnp.shape(targets.log_probs)} and log_tail "
-      f"{jnp.shape(targets.log_tail)}: expected [..., V], [..., K] and [...]"
-    )
-  if shape[-1] > student.shape[-1] and not repeats:
-    raise ValueError(
-      f"targets keep {shape[-1]} classes, more than the student's {student.shape[-1]}"
-    )
+  shape = _check_targets(student, targets, sampled)
   dtype = jnp.promote_types(student.dtype, jnp.result_type(targets.log_probs, targets.log_tail))
   indices = _checks.integers("indices", targets.indices, shape)
-  indices = jnp.where(indices < 0, student.shape[-1], indices)  # a negative index would wrap
+  indices = jnp.where(indices < 0, student.shape[-1], indices)  # A negative index would wrap.
   t = _checks.positive("temperature", targets.temperature, dtype)
   mask = _checks.mask("class_mask", class_mask, student.shape)
   z = student.astype(dtype) / t
@@ -274,13 +168,29 @@ def _aligned(student, targets, class_mask, repeats=False):
   return z, indices, targets.log_probs.astype(dtype), targets.log_tail.astype(dtype), t
 
 
-def _gather(z, indices):
+def _check_targets(student: jax.Array, targets: SparseTargets, sampled: bool) -> tuple[int, ...]:
+  """Raises unless the targets fit the loss and the student; returns the shape of their indices."""
+  if targets.sampled is not None and targets.sampled != sampled:
+    raise ValueError(
+      "targets: expected top_k targets, got random samples (sample_k): use sampled_cross_entropy"
+      if targets.sampled
+      else "targets: expected random samples (sample_k), got top_k targets: use sparse_kl, "
+      "sparse_kl_conditional or sparse_kl_smoothed"
+    )
+  log_probs = jnp.shape(targets.log_probs)
+  log_tail = jnp.shape(targets.log_tail)
+  shape = (*student.shape[:-1], log_probs[-1])
+  if log_probs != shape or log_tail != shape[:-1]:
+    raise ValueError(
+      f"targets: expected log_probs [..., K] and log_tail [...] for student [..., V] "
+      f"{student.shape}, got {log_probs} and {log_tail}"
+    )
+  if shape[-1] > student.shape[-1] and not sampled:
+    raise ValueError(
+      f"targets: expected at most the student's {student.shape[-1]} classes, got {shape[-1]}"
+    )
+  return shape
+
+
+def _gather(z: jax.Array, indices: jax.Array) -> jax.Array:
   return jnp.take_along_axis(z, indices, -1, mode="fill", fill_value=jnp.nan)
-
-
-def _without(log_a, indices):
-  """log_a with -inf at the kept classes."""
-  kept = jnp.put_along_axis(
-    jnp.zeros(log_a.shape, bool), indices, True, -1, inplace=False, mode="drop"
-  )
-  return jnp.where(kept, -jnp.inf, log_a)

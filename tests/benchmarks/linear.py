@@ -87,7 +87,8 @@ def row(tokens: int, classes: int, given: argparse.Namespace) -> str:
   own = losses.linear_kl if given.teacher else losses.linear_sparse_kl
   sides = 2 if given.teacher else 1
   least = 4 * (
-    losses.linear.LEAST_TOKENS * sides * (classes + 4 * losses.linear.PART) + 2 * tokens * WIDTH
+    losses.linear.plan.MIN_TOKENS * sides * (classes + 4 * losses.linear.plan.PART)
+    + 2 * tokens * WIDTH
   )
   share = given.memory * MIB if given.memory else max(int(full // 8), least)
   for memory in (None, share):

@@ -30,10 +30,10 @@ sys.path.append(str(pathlib.Path(__file__).parent.parent / "losses"))
 
 import jax
 import numpy as np
-import own_losses
+import jax_losses
 import torch
 import torch_losses
-from peer_cases import CASES, Case, Draw
+from peer_cases import CASES, Case, Inputs
 from timing import Ratio, Run, compare, seconds
 
 HEADER = "| loss | student | torch side | speed | ours, ms | torch, ms | spread |\n|---|---|---|---|---|---|---|"
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(case: Case, pairs: int, clock) -> Ratio:
   """Seconds of both sides, once they agree."""
-  args = case.make(Draw(real=True))
+  args = case.make(Inputs(real=True))
   check_same(case, args)
   own, other = ours(case, args)[0], theirs(case, args)[0]
   seconds(own, 1)
@@ -88,7 +88,7 @@ def ours(case: Case, args) -> tuple[Run, Callable]:
   """Makes some steps; and the value and gradient of one."""
   student, *rest = jax.device_put(args)
   f = jax.jit(
-    jax.value_and_grad(lambda student, rest: own_losses.value(case, (student, *rest)), has_aux=True)
+    jax.value_and_grad(lambda student, rest: jax_losses.value(case, (student, *rest)), has_aux=True)
   )
 
   def run(calls):
@@ -126,7 +126,7 @@ def row(case: Case, ratio: Ratio) -> str:
   """A line of the table."""
   own, other = (1000 * seconds for seconds in ratio.medians)
   slow, fast = ratio.middle
-  shape = case.make(Draw(real=True))[0]
+  shape = case.make(Inputs(real=True))[0]
   shapes = " ".join(str(list(np.shape(x))) for x in itertools.islice(jax.tree.leaves(shape), 2))
   cells = [case.id, shapes, case.peer, f"{1 / ratio.value:.2f}", f"{own:.2f}", f"{other:.2f}"]
   return f"| {' | '.join(cells)} | {1 / fast:.2f} to {1 / slow:.2f} |"

@@ -1,9 +1,9 @@
-"""What several files of tests share."""
+"""A fixture of several test files."""
 
 import pytest
 
 
 @pytest.fixture
-def parts_by_tokens_too(monkeypatch):
-  """Small losses by tokens come in several parts, as large ones do."""
-  monkeypatch.setattr("distill_jax.losses.linear.PART", 128)
+def small_parts(monkeypatch):
+  """Computes small losses by tokens in several parts of the classes, like large ones."""
+  monkeypatch.setattr("distill_jax.losses.linear.plan.PART", 128)

@@ -1,4 +1,4 @@
-"""Float64 references of the losses on logits, from the formulas, with probabilities rather than log space."""
+"""Float64 references of the losses on logits, from the formulas, with probabilities."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ def kl(p, q):
 
 
 def rows(f):
-  """Apply `f` to the rows one by one."""
+  """Returns `f` of the rows one by one."""
   return lambda s, t, *rest, **kwargs: np.array([f(*row, **kwargs) for row in zip(s, t, *rest)])
 
 
@@ -131,16 +131,16 @@ def batch_gram(s, t, *, temperature=1.0):
 
 @rows
 def sparse(s, t, *, k, temperature, tail):
-  """KL of `k` kept classes by what becomes of the rest: 'bucket', 'conditional' or 'smoothed'."""
+  """Returns KL of the top `k` classes; `tail`: bucket, conditional or smoothed."""
   p, q = softmax(t, temperature), softmax(s, temperature)
-  kept = np.argsort(-p)[:k]
-  rest = np.setdiff1d(np.arange(len(p)), kept)
+  top = np.argsort(-p)[:k]
+  rest = np.setdiff1d(np.arange(len(p)), top)
   if tail == "bucket":
-    a, b = np.append(p[kept], p[rest].sum()), np.append(q[kept], q[rest].sum())
+    a, b = np.append(p[top], p[rest].sum()), np.append(q[top], q[rest].sum())
   elif tail == "conditional":
-    a, b = p[kept] / p[kept].sum(), q[kept] / q[kept].sum()
+    a, b = p[top] / p[top].sum(), q[top] / q[top].sum()
   else:
-    a, b = np.where(np.isin(np.arange(len(p)), kept), p, p[rest].mean()), q
+    a, b = np.where(np.isin(np.arange(len(p)), top), p, p[rest].mean()), q
   return temperature**2 * kl(a, b)
 
 
@@ -149,8 +149,8 @@ def rnnt_three_way(s, t, labels, *, blank=0):
   batch, frames, nodes, _ = s.shape
   out = np.zeros((batch, frames, nodes))
   for b, f, u in np.ndindex(out.shape):
-    keep = [blank] + ([labels[b, u]] if u < nodes - 1 else [])
-    three = [np.append(x[b, f, u, keep], 1 - x[b, f, u, keep].sum()) for x in (p, q)]
+    classes = [blank] + ([labels[b, u]] if u < nodes - 1 else [])
+    three = [np.append(x[b, f, u, classes], 1 - x[b, f, u, classes].sum()) for x in (p, q)]
     out[b, f, u] = kl(*three)
   return out
 

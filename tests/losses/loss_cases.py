@@ -1,4 +1,4 @@
-"""One row per public loss: arguments, a reference, what is true of it. Add a row, get every test."""
+"""The cases of test_contract.py: one per public loss, with arguments and a float64 reference."""
 
 import dataclasses
 import functools
@@ -16,41 +16,54 @@ from distill_jax import losses
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-  """A loss, how to call it and what is true of it.
+  """A loss, its arguments and its properties.
 
-  `make(rng)` gives the positional arguments in float64, student and teacher (arrays or trees of them) first.
+  Attributes:
+    name: name of the loss in `distill_jax.losses`.
+    make: `rng -> positional arguments` in float64, student and teacher (arrays or trees) first.
+    reference: the same loss of NumPy arrays in float64.
+    kwargs: hyper-parameters.
+    kind: 'logits' for softmax losses over the last axis, which a constant added to a row does not
+      change; else 'features'.
+    scalar: returns one scalar, not one value a row.
+    relational: takes where= and axis_name=.
+    least: value at student = teacher; None: not the least value, or not a constant.
+    smooth: the gradient at student = teacher is 0.
+    positive: is never negative.
+    class_mask: takes class_mask=.
+    derivatives: number of first arguments whose gradient is the derivative; the others are
+      constants.
+    shared: positions of the arguments without a batch axis.
+    batch_axis: axis of the rows.
+    invalid: changes of the teacher that must raise.
+    loss: a function of (student, teacher, ...) where the public one has other arguments.
+    label: tells two cases of one loss apart.
   """
 
   name: str
   make: Callable
   reference: Callable
   kwargs: dict = dataclasses.field(default_factory=dict)
-  kind: str = (
-    "features"  # "logits": softmax losses over the last axis, blind to a constant added to a row
-  )
-  scalar: bool = False  # one scalar, not a value a row
-  relational: bool = False  # takes where= and axis_name=
-  least: float | None = 0.0  # its value at student = teacher; None: not the least or not a constant
-  smooth: bool = True  # its gradient at student = teacher is 0
-  positive: bool = True  # never negative
-  class_mask: bool = False  # takes class_mask=
-  derivatives: int = (
-    2  # of how many first arguments the gradient is the derivative (constants by contract)
-  )
-  shared: tuple[int, ...] = ()  # positional arguments that have no batch axis
+  kind: str = "features"
+  scalar: bool = False
+  relational: bool = False
+  least: float | None = 0.0
+  smooth: bool = True
+  positive: bool = True
+  class_mask: bool = False
+  derivatives: int = 2
+  shared: tuple[int, ...] = ()
   batch_axis: int = 0
-  wrong: tuple[str, ...] = ("batch", "width", "rank")  # changes of the teacher that must be refused
-  loss: Callable | None = (
-    None  # where the public function does not take (student, teacher, ...) itself
-  )
-  label: str = ""  # tells two rows of one loss apart
+  invalid: tuple[str, ...] = ("batch", "width", "rank")
+  loss: Callable | None = None
+  label: str = ""
 
   @property
   def id(self):
     return f"{self.name}-{self.label}" if self.label else self.name
 
   def __call__(self, *args, **kwargs):
-    """The loss alone, without the state that some return beside it."""
+    """Returns the loss without the state that some return with it."""
     out = (self.loss or getattr(losses, self.name))(*args, **self.kwargs, **kwargs)
     return out if isinstance(out, jax.Array) else out[0]
 
@@ -68,19 +81,19 @@ def labeled(rng):
 
 
 def soft(name, label="", make=None, **options):
-  """A softmax loss of [4, 5] logits that takes class_mask; unknown options are the loss's own."""
+  """A softmax loss of [4, 5] logits that takes class_mask; unknown options are the loss's."""
   fields = {f.name for f in dataclasses.fields(Case)}
-  own = {key: options.pop(key) for key in list(options) if key not in fields}
+  kwargs = {key: options.pop(key) for key in list(options) if key not in fields}
   make = make or pair(4, 5)
   return Case(
-    name, make, getattr(logit, name), own, "logits", class_mask=True, label=label, **options
+    name, make, getattr(logit, name), kwargs, "logits", class_mask=True, label=label, **options
   )
 
 
 def related(name, reference, **options):
   """A relational loss of features of any width."""
   make = two((5, 3), (5, 2, 2))
-  return Case(name, make, reference, scalar=True, relational=True, wrong=("batch",), **options)
+  return Case(name, make, reference, scalar=True, relational=True, invalid=("batch",), **options)
 
 
 def sparse(name, tail):
@@ -92,19 +105,19 @@ def sparse(name, tail):
 
   least = None if tail == "smoothed" else 0.0
   return Case(
-    name, pair(4, 5), reference, kind="logits", loss=loss, least=least, wrong=("batch", "rank")
+    name, pair(4, 5), reference, kind="logits", loss=loss, least=least, invalid=("batch", "rank")
   )
 
 
-def one_hot_draws(student, teacher):
-  """Each class as often as a teacher of probabilities (0.5, 0.25, 0.25, 0, 0) would be drawn."""
-  draws = losses.SparseTargets(
+def from_samples(student, teacher):
+  """Returns `sampled_cross_entropy` of the samples 0, 0, 1, 2 with the teacher's weights."""
+  targets = losses.SparseTargets(
     jnp.tile(jnp.array([0, 0, 1, 2]), (4, 1)), jnp.log(teacher), jnp.full(4, -jnp.inf), 2.0
   )
-  return losses.sampled_cross_entropy(student, draws)
+  return losses.sampled_cross_entropy(student, targets)
 
 
-def drawn(s, t):
+def sampled_reference(s, t):
   p = np.zeros((4, 5))
   for i, c in enumerate([0, 0, 1, 2]):
     p[:, c] += t[:, i]
@@ -112,7 +125,7 @@ def drawn(s, t):
 
 
 def from_hidden(student, teacher, **options):
-  """`linear_kl` of logits: hidden states under a kernel that changes nothing."""
+  """Returns `linear_kl` of logits: hidden states under the identity."""
   kernel = jnp.eye(5)
   return losses.linear_kl(student, kernel, teacher, kernel, **options)
 
@@ -207,18 +220,18 @@ LOGITS = [
   soft("batch_gram", scalar=True, relational=True, temperature=3.0),
   Case("logit_mse", pair(4, 5), logit.logit_mse, class_mask=True),
   Case("binary_kl", pair(4, 5), logit.binary_kl, {"temperature": 3.0}, class_mask=True),
-  Case("uld", two((4, 5), (4, 7)), logit.uld, kind="logits", wrong=("batch", "rank")),
+  Case("uld", two((4, 5), (4, 7)), logit.uld, kind="logits", invalid=("batch", "rank")),
   sparse("sparse_kl", "bucket"),
   sparse("sparse_kl_conditional", "conditional"),
   sparse("sparse_kl_smoothed", "smoothed"),
   Case(
     "sampled_cross_entropy",
     lambda rng: (pair(4, 5)(rng)[0], rng.dirichlet(np.ones(4), size=4)),
-    drawn,
-    loss=one_hot_draws,
+    sampled_reference,
+    loss=from_samples,
     least=None,
     positive=False,
-    wrong=("batch", "rank"),
+    invalid=("batch", "rank"),
   ),
 ]
 LINEAR = [
@@ -249,7 +262,7 @@ LINEAR = [
     scalar=True,
     derivatives=1,
     loss=from_hidden_sparse,
-    wrong=("batch", "rank"),
+    invalid=("batch", "rank"),
   ),
   Case(
     "linear_cross_entropy",
@@ -258,7 +271,7 @@ LINEAR = [
     scalar=True,
     least=None,
     shared=(1,),
-    wrong=("batch", "rank"),
+    invalid=("batch", "rank"),
   ),
 ]
 MAPS = [
@@ -269,20 +282,24 @@ MAPS = [
     two((3, 2, 3, 4), (3, 2, 3, 5)),
     maps.attention_transfer,
     {"p": 2.0},
-    wrong=("batch", "rank"),
+    invalid=("batch", "rank"),
   ),
   Case(
     "attention_transfer",
     pair(3, 2, 3, 4),
     maps.attention_transfer,
     {"squared": False},
-    wrong=("batch",),
+    invalid=("batch",),
     label="norm",
     smooth=False,
   ),
-  Case("nst", two((3, 2, 3, 4), (3, 2, 3, 2)), maps.nst, wrong=("batch", "rank")),
+  Case("nst", two((3, 2, 3, 4), (3, 2, 3, 2)), maps.nst, invalid=("batch", "rank")),
   Case(
-    "nst", two((3, 1, 3, 4), (3, 1, 3, 2)), maps.nst, wrong=("batch", "rank"), label="few_positions"
+    "nst",
+    two((3, 1, 3, 4), (3, 1, 3, 2)),
+    maps.nst,
+    invalid=("batch", "rank"),
+    label="few_positions",
   ),
   Case("fsp", two_maps, maps.fsp),
   Case("factor_transfer", pair(3, 2, 3), maps.factor_transfer, {"p": 1.0}, smooth=False),
@@ -357,7 +374,7 @@ MODELS = [
     derivatives=1,
     shared=(2,),
     batch_axis=1,
-    wrong=("width", "rank"),
+    invalid=("width", "rank"),
   ),
   Case(
     "attention_scores_mse",
@@ -372,7 +389,7 @@ MODELS = [
     relations,
     models.minilm_relations,
     {"relation_heads": 2},
-    wrong=("batch", "rank"),
+    invalid=("batch", "rank"),
   ),
   Case("layer_attention", layers, models.layer_attention, least=None, shared=(2,)),
   Case("weight_alignment", trees, models.weight_alignment, scalar=True),
@@ -393,7 +410,7 @@ SEPARABLE = [case for case in CASES if not case.scalar and "mask" not in case.kw
 
 
 def arguments(case, seed=0, dtype=np.float32):
-  """The case's arguments, the floating ones as `dtype`."""
+  """Returns the case's arguments, the floating ones as `dtype`."""
   return cast(case.make(np.random.default_rng(seed)), dtype)
 
 

@@ -1,16 +1,17 @@
-"""Writes golden.json: what PyTorch and published packages give for the inputs of peer_cases.py, in float64.
+"""Writes golden.json: float64 values of PyTorch and published packages for peer_cases.py.
 
 python tests/losses/make_golden.py [--check]
 
---check writes nothing and exits with 1 where a number has moved. Needs an environment of its own:
+--check writes nothing and exits with 1 where a value differs. It needs another environment:
 
   python -m venv /tmp/peers
-  /tmp/peers/bin/pip install torch==2.13.0 torchdistill==1.1.5 keras==3.15.1 jax==0.10.2 optax==0.2.8
+  /tmp/peers/bin/pip install torch==2.13.0 torchdistill==1.1.5 keras==3.15.1
+  /tmp/peers/bin/pip install jax==0.10.2 optax==0.2.8
   /tmp/peers/bin/pip install --no-deps trl==1.16.0 google-tunix==0.1.7
   /tmp/peers/bin/python tests/losses/make_golden.py --check
 
-(torch's CPU wheel, where there is one.) Functions of TRL and Tunix are cut out of their sources: to import the
-packages takes all that they depend on.
+(torch's CPU wheel, where there is one.) Functions of TRL and Tunix are cut out of their sources: an
+import of the packages needs all of their dependencies.
 """
 
 import argparse
@@ -32,7 +33,7 @@ import optax
 import torch
 import torch.nn.functional as F
 import torch_losses
-from peer_cases import CASES, PUBLISHED, Case, Draw
+from peer_cases import CASES, PUBLISHED, Case, Inputs
 from torch_features import PAIR
 from torch_logits import PATH, io
 from torchdistill.losses import mid_level
@@ -40,7 +41,7 @@ from torchdistill.losses import mid_level
 GOLDEN = pathlib.Path(__file__).with_name("golden.json")
 PACKAGES = ("torch", "torchdistill", "keras", "trl", "google-tunix")
 IMAGES = Case("", lambda draw: (), images=True)
-PEERS = ("torchdistill", "trl", "keras", "tunix")  # what the functions below are called after
+PEERS = ("torchdistill", "trl", "keras", "tunix")  # Prefixes of the functions below.
 TRL = "trl/experimental"
 
 
@@ -49,52 +50,52 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--check", action="store_true", help="compare with the file, write nothing")
-  made = page()
+  values = page()
   if not parser.parse_args().check:
-    GOLDEN.write_text(json.dumps(made, indent=1) + "\n")
+    GOLDEN.write_text(json.dumps(values, indent=1) + "\n")
     return
-  moved = differences(json.loads(GOLDEN.read_text()), made)
-  print("\n".join(moved) or f"{GOLDEN.name} is what the packages give")
-  raise SystemExit(bool(moved))
+  changes = differences(json.loads(GOLDEN.read_text()), values)
+  print("\n".join(changes) or f"{GOLDEN.name} is what the packages give")
+  raise SystemExit(bool(changes))
 
 
 def page() -> dict:
   keras.config.set_floatx("float64")
   torch.set_default_dtype(torch.float64)
   versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-  values = {case.id: own_inputs(case) for case in CASES}
+  by_case = {case.id: value(case) for case in CASES}
   published = {
     name: f() for name, f in globals().items() if name.split("_")[0] in PEERS and callable(f)
   }
   rounded = [
-    {name: float(f"{float(x):.13g}") for name, x in group.items()} for group in (values, published)
+    {name: float(f"{float(x):.13g}") for name, x in group.items()} for group in (by_case, published)
   ]
   return {"made_by": versions, "values": rounded[0], "published": rounded[1]}
 
 
-def differences(stored: dict, made: dict) -> list[str]:
-  """What differs by more than rounding on another machine may explain."""
-  found = [f"made by {stored['made_by']}, here {made['made_by']}"] * (
-    stored["made_by"] != made["made_by"]
+def differences(stored: dict, values: dict) -> list[str]:
+  """Returns the differences that rounding on another machine does not explain."""
+  changes = [f"made by {stored['made_by']}, here {values['made_by']}"] * (
+    stored["made_by"] != values["made_by"]
   )
   for group in ("values", "published"):
-    for name in sorted(set(stored[group]) | set(made[group])):
-      old, new = stored[group].get(name), made[group].get(name)
+    for name in sorted(set(stored[group]) | set(values[group])):
+      old, new = stored[group].get(name), values[group].get(name)
       if (
         old is None
         or new is None
         or not np.isclose(old, new, rtol=1e-9 if group == "values" else 1e-6)
       ):
-        found.append(f"{name}: {old} in the file, {new} here")
-  return found
+        changes.append(f"{name}: {old} in the file, {new} here")
+  return changes
 
 
-def own_inputs(case: Case):
-  return torch_losses.value(case, torch_losses.tensors(case, case.make(Draw(real=False))))
+def value(case: Case):
+  return torch_losses.value(case, torch_losses.tensors(case, case.make(Inputs(real=False))))
 
 
 def inputs(name: str) -> tuple:
-  """Tensors for what peer_cases.PUBLISHED calls so."""
+  """Returns tensors of an entry of peer_cases.PUBLISHED."""
   return torch_losses.tensors(IMAGES, PUBLISHED[name])
 
 
@@ -142,7 +143,7 @@ def torchdistill_fsp():
 
 
 def torchdistill_crd_twice():
-  """The second step: with the constants that the first one set, and the memory that it moved."""
+  """Returns the second step's loss, with the constants and the memory of the first."""
   student, teacher, indices, negatives, (first, second, _) = inputs("memory")
   torch.manual_seed(0)
   loss = mid_level.CRDLoss("s", "e", "t", 4, 9, 6, 9, temperature=0.5)
@@ -207,13 +208,13 @@ def _jsd(*args, **kwargs):
 
 
 def _trl_top_k(tail):
-  """TRL keeps the classes of its student and takes the reverse KL: both sides change places."""
-  file, known = f"{TRL}/sdpo/loss_utils.py", {"torch": torch, "F": F}
+  """TRL takes the classes of its student and the reverse KL: both sides are swapped."""
+  file, names = f"{TRL}/sdpo/loss_utils.py", {"torch": torch, "F": F}
   for name in ("compute_divergence", "add_tail_bucket", "compute_topk_self_distillation_loss"):
-    known[name] = function_of("trl", file, name, **known)
+    names[name] = function_of("trl", file, name, **names)
   s, t = inputs("logits")
   options = {"distillation_topk": 3, "distillation_alpha": 1.0, "distillation_add_tail": tail}
-  return known["compute_topk_self_distillation_loss"](t, s, **options).mean()
+  return names["compute_topk_self_distillation_loss"](t, s, **options).mean()
 
 
 def _tunix(top_k):
@@ -226,15 +227,15 @@ def _tunix(top_k):
   return f(strategy, jnp.asarray(s), jnp.asarray(t), labels)[1]["distill/soft_loss"]
 
 
-def function_of(distribution: str, file: str, name: str, **known):
-  """A function cut out of a package's source, with the names that it uses."""
+def function_of(distribution: str, file: str, name: str, **names):
+  """Returns a function cut out of a package's source, with the names that it uses."""
   path = importlib.metadata.distribution(distribution).locate_file(file)
   tree = ast.parse(path.read_text())
   (node,) = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == name]
   node.decorator_list, node.returns = [], None
   for argument in (*node.args.args, *node.args.kwonlyargs):
     argument.annotation = None
-  namespace = dict(known)
+  namespace = dict(names)
   exec(compile(ast.Module([node], []), str(path), "exec"), namespace)
   return namespace[name]
 

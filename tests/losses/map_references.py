@@ -8,7 +8,7 @@ from logit_references import kl, softmax
 
 
 def each(f):
-  """Apply `f` to the examples one by one; what comes after student and teacher is shared."""
+  """Returns `f` of the examples one by one; arguments after student and teacher are shared."""
   return lambda s, t, *rest, **kwargs: np.array([f(a, b, *rest, **kwargs) for a, b in zip(s, t)])
 
 
@@ -100,7 +100,7 @@ def review_kd(s, t, *, levels=(4, 2, 1)):
   def pool(x, bins):
     out = np.zeros((bins, bins, x.shape[2]))
     for i, j in np.ndindex(bins, bins):
-      low, high = ([math.floor(k * n / bins) for k, n in zip((i, j), x.shape)], None)
+      low = [math.floor(k * n / bins) for k, n in zip((i, j), x.shape)]
       high = [math.ceil((k + 1) * n / bins) for k, n in zip((i, j), x.shape)]
       out[i, j] = x[low[0] : high[0], low[1] : high[1]].mean((0, 1))
     return out

@@ -85,9 +85,9 @@ def layer_attention(student, teacher, params):
     total = 0.0
     for i, x in enumerate(teacher):
       query = x[b].mean((0, 1)) @ params.queries[i]
-      place = params.teacher_position[i]
+      position = params.teacher_position[i]
       scores = [
-        query @ params.bilinear[i] @ k + place @ p for k, p in zip(keys, params.student_position)
+        query @ params.bilinear[i] @ k + position @ p for k, p in zip(keys, params.student_position)
       ]
       weights = softmax(np.array(scores) / np.sqrt(len(query)))
       target = unit((x[b] ** 2).mean(-1).ravel())

@@ -1,6 +1,6 @@
-"""One row per loss that is compared with PyTorch: its inputs, tiny ones and ones of a size in use.
+"""The cases of losses that are compared with PyTorch: tiny inputs, and inputs of a size in use.
 
-Imports NumPy alone, so that make_golden.py can run where there is no JAX.
+Imports only NumPy, so that make_golden.py can run where there is no JAX.
 """
 
 from collections.abc import Callable
@@ -13,16 +13,17 @@ class Case(NamedTuple):
   """A loss and its inputs, the student's first.
 
   Attributes:
-    name: of the loss in `distill_jax.losses`.
-    make: `(Draw) -> arguments`.
-    kwargs: its hyper-parameters.
+    name: name of the loss in `distill_jax.losses`.
+    make: `Inputs -> arguments`.
+    kwargs: hyper-parameters.
     images: arrays with four axes are images: PyTorch keeps their channels second.
-    label: tells two rows of one loss apart.
-    peer: whose loss it is compared with: "torchdistill", or "torch" where that has none and it is written here.
+    label: tells two cases of one loss apart.
+    peer: package of the other loss: "torchdistill", or "torch" where that has none and it is
+      written here.
   """
 
   name: str
-  make: Callable[["Draw"], tuple]
+  make: Callable[["Inputs"], tuple]
   kwargs: dict[str, Any] = {}
   images: bool = False
   label: str = ""
@@ -33,8 +34,8 @@ class Case(NamedTuple):
     return f"{self.name}-{self.label}" if self.label else self.name
 
 
-class Draw:
-  """Makes arrays: tiny ones from sines in float64, or random ones of a real size in float32."""
+class Inputs:
+  """Makes arrays: tiny ones from sines in float64, or random ones of a size in use in float32."""
 
   def __init__(self, real: bool):
     self.real, self.rng, self.phase = real, np.random.default_rng(0), -1
@@ -53,7 +54,7 @@ class Draw:
     return self.floats(*shape), self.floats(*shape)
 
   def integers(self, high: int, *shape: int) -> np.ndarray:
-    """In [0, high), as PyTorch wants them."""
+    """Returns int64 in [0, high)."""
     if self.real:
       return self.rng.integers(0, high, shape)
     return (5 * np.arange(np.prod(shape)).reshape(shape) + 1) % high
@@ -64,153 +65,161 @@ def wave(shape, phase) -> np.ndarray:
   return (2 * np.sin(1.7 * i + phase) + np.cos(0.3 * i * i + phase)).reshape(shape)
 
 
-def logits(draw):
-  return draw.pair((4, 7), (256, 1000))
+def logits(inputs):
+  return inputs.pair((4, 7), (256, 1000))
 
 
-def labeled(draw):
-  student, teacher = logits(draw)
-  return student, teacher, draw.integers(student.shape[1], len(student))
+def labeled(inputs):
+  student, teacher = logits(inputs)
+  return student, teacher, inputs.integers(student.shape[1], len(student))
 
 
-def two_vocabularies(draw):
-  batch, own, other = draw.size((4, 7, 9), (64, 8000, 10000))
-  return draw.floats(batch, own), draw.floats(batch, other)
+def two_vocabularies(inputs):
+  batch, classes, other = inputs.size((4, 7, 9), (64, 8000, 10000))
+  return inputs.floats(batch, classes), inputs.floats(batch, other)
 
 
-def kept(draw):
-  """A student, and K of V classes of its teacher: indices, log-probabilities and the log of the rest."""
-  (batch, classes), k = draw.size(((4, 7), 3), ((128, 16000), 64))
-  student, teacher = draw.floats(batch, classes), 2 * draw.floats(batch, classes)
+def top_classes(inputs):
+  """Returns a student, and its teacher's top classes: indices, log-probabilities, log tail."""
+  (batch, classes), k = inputs.size(((4, 7), 3), ((128, 16000), 64))
+  student, teacher = inputs.floats(batch, classes), 2 * inputs.floats(batch, classes)
   log_p = teacher - np.log(np.exp(teacher).sum(-1, keepdims=True))
   indices = np.argsort(-log_p, -1)[:, :k]
   log_probs = np.take_along_axis(log_p, indices, -1)
   return student, indices, log_probs, np.log1p(-np.exp(log_probs).sum(-1))
 
 
-def drawn(draw):
-  student, indices, log_probs, log_tail = kept(draw)
+def random_samples(inputs):
+  student, indices, log_probs, log_tail = top_classes(inputs)
   evenly = np.full_like(log_probs, -np.log(indices.shape[1]))
   return student, indices, evenly, np.full_like(log_tail, -np.inf)
 
 
-def maps(draw):
-  return draw.pair((3, 4, 4, 5), (64, 8, 8, 256))
+def maps(inputs):
+  return inputs.pair((3, 4, 4, 5), (64, 8, 8, 256))
 
 
-def few_positions(draw):
-  return draw.pair((3, 2, 2, 5), (64, 8, 8, 256))
+def few_positions(inputs):
+  return inputs.pair((3, 2, 2, 5), (64, 8, 8, 256))
 
 
-def large_maps(draw):
-  return draw.pair((3, 4, 4, 5), (16, 32, 32, 64))
+def large_maps(inputs):
+  return inputs.pair((3, 4, 4, 5), (16, 32, 32, 64))
 
 
-def segmentation(draw):
-  return draw.pair((2, 3, 4, 5), (4, 64, 64, 19))
+def segmentation(inputs):
+  return inputs.pair((2, 3, 4, 5), (4, 64, 64, 19))
 
 
-def rows(draw):
-  return draw.pair((5, 6), (256, 512))
+def rows(inputs):
+  return inputs.pair((5, 6), (256, 512))
 
 
-def triplets(draw):
-  return draw.pair((5, 6), (128, 512))
+def triplets(inputs):
+  return inputs.pair((5, 6), (128, 512))
 
 
-def tokens(draw):
-  return draw.pair((2, 3, 6), (16, 128, 768))
+def tokens(inputs):
+  return inputs.pair((2, 3, 6), (16, 128, 768))
 
 
-def two_layers(draw):
-  shape = draw.size((3, 4, 4), (64, 16, 16))
-  narrow, wide = draw.size((5, 2), (64, 128))
-  return tuple((draw.floats(*shape, narrow), draw.floats(*shape, wide)) for _ in range(2))
+def two_layers(inputs):
+  shape = inputs.size((3, 4, 4), (64, 16, 16))
+  narrow, wide = inputs.size((5, 2), (64, 128))
+  return tuple((inputs.floats(*shape, narrow), inputs.floats(*shape, wide)) for _ in range(2))
 
 
-def margins(draw):
-  student, teacher = maps(draw)
-  return student, teacher, -np.abs(draw.floats(student.shape[-1]))
+def margins(inputs):
+  student, teacher = maps(inputs)
+  return student, teacher, -np.abs(inputs.floats(student.shape[-1]))
 
 
-def variances(draw):
-  student, teacher = maps(draw)
-  return student, teacher, draw.floats(student.shape[-1])
+def variances(inputs):
+  student, teacher = maps(inputs)
+  return student, teacher, inputs.floats(student.shape[-1])
 
 
-def queue(draw):
-  student, teacher = draw.pair((4, 6), (256, 128))
-  return student, teacher, draw.floats(draw.size(5, 16384), student.shape[1])
+def queue(inputs):
+  student, teacher = inputs.pair((4, 6), (256, 128))
+  return student, teacher, inputs.floats(inputs.size(5, 16384), student.shape[1])
 
 
-def memory(draw):
-  """Embeddings of norm 1, their indices, those of the negatives, and the memory of all examples."""
-  batch, width, examples, negatives = draw.size((3, 4, 9, 6), (64, 128, 50_000, 4096))
+def memory(inputs):
+  """Returns unit embeddings, their indices, those of the negatives, and the memory."""
+  batch, width, examples, negatives = inputs.size((3, 4, 9, 6), (64, 128, 50_000, 4096))
   student, teacher, *memories = (
-    unit(draw.floats(n, width)) for n in (batch, batch, examples, examples)
+    unit(inputs.floats(n, width)) for n in (batch, batch, examples, examples)
   )
-  constants = np.array([50.0, 70.0], student.dtype) * draw.size(1, 1000)
-  indices = np.arange(batch) * draw.size(2, 700)
+  constants = np.array([50.0, 70.0], student.dtype) * inputs.size(1, 1000)
+  indices = np.arange(batch) * inputs.size(2, 700)
   return (
     student,
     teacher,
     indices,
-    draw.integers(examples, batch, negatives),
+    inputs.integers(examples, batch, negatives),
     (*memories, constants),
   )
 
 
-def views(draw):
-  batch, width = draw.size((3, 5), (32, 8192))
-  student, teacher = draw.floats(draw.size(3, 10), batch, width), draw.floats(2, batch, width)
-  return student, teacher, draw.floats(width)
+def views(inputs):
+  batch, width = inputs.size((3, 5), (32, 8192))
+  student, teacher = inputs.floats(inputs.size(3, 10), batch, width), inputs.floats(2, batch, width)
+  return student, teacher, inputs.floats(width)
 
 
-def scores(draw):
-  return draw.pair((2, 2, 3, 3), (16, 12, 128, 128))
+def scores(inputs):
+  return inputs.pair((2, 2, 3, 3), (16, 12, 128, 128))
 
 
-def relations(draw):
-  """Queries, keys and values of both."""
-  batch, length, narrow, wide = draw.size((2, 3, 4, 6), (8, 128, 384, 768))
+def relations(inputs):
+  """Returns queries, keys and values of student and teacher."""
+  batch, length, narrow, wide = inputs.size((2, 3, 4, 6), (8, 128, 384, 768))
   return tuple(
-    tuple(draw.floats(batch, length, width) for _ in range(3)) for width in (narrow, wide)
+    tuple(inputs.floats(batch, length, width) for _ in range(3)) for width in (narrow, wide)
   )
 
 
-def layers(draw):
-  """Maps of two layers each, and the learned part: queries, keys, bilinear form, positions."""
-  student = [(2, 4, 4, 3), (2, 2, 2, 5)] if not draw.real else [(64, 32, 32, 32), (64, 16, 16, 64)]
-  teacher = [(2, 2, 2, 6), (2, 1, 1, 4)] if not draw.real else [(64, 16, 16, 128), (64, 8, 8, 256)]
-  width = draw.size(3, 128)
-  own, other = (tuple(draw.floats(*shape) for shape in shapes) for shapes in (student, teacher))
-  queries, keys = (tuple(draw.floats(x.shape[-1], width) for x in maps) for maps in (other, own))
-  positions = draw.floats(2, width), draw.floats(2, width)
-  return own, other, (queries, keys, draw.floats(2, width, width), *positions)
+def layers(inputs):
+  """Returns maps of two layers each, and parameters: queries, keys, bilinear form, positions."""
+  student = (
+    [(2, 4, 4, 3), (2, 2, 2, 5)] if not inputs.real else [(64, 32, 32, 32), (64, 16, 16, 64)]
+  )
+  teacher = (
+    [(2, 2, 2, 6), (2, 1, 1, 4)] if not inputs.real else [(64, 16, 16, 128), (64, 8, 8, 256)]
+  )
+  width = inputs.size(3, 128)
+  student_maps, teacher_maps = (
+    tuple(inputs.floats(*shape) for shape in shapes) for shapes in (student, teacher)
+  )
+  queries, keys = (
+    tuple(inputs.floats(x.shape[-1], width) for x in maps) for maps in (teacher_maps, student_maps)
+  )
+  positions = inputs.floats(2, width), inputs.floats(2, width)
+  return student_maps, teacher_maps, (queries, keys, inputs.floats(2, width, width), *positions)
 
 
-def kernels(draw):
-  shape = draw.size((2, 3), (768, 768))
-  return tuple({name: draw.floats(*shape) for name in "abcd"} for _ in range(2))
+def kernels(inputs):
+  shape = inputs.size((2, 3), (768, 768))
+  return tuple({name: inputs.floats(*shape) for name in "abcd"} for _ in range(2))
 
 
-def lattice(draw):
-  batch, frames, nodes, classes = draw.size((2, 3, 3, 5), (4, 100, 25, 512))
-  labels = 1 + draw.integers(classes - 1, batch, nodes - 1)
-  return *(draw.floats(batch, frames, nodes, classes) for _ in range(2)), labels
+def lattice(inputs):
+  batch, frames, nodes, classes = inputs.size((2, 3, 3, 5), (4, 100, 25, 512))
+  labels = 1 + inputs.integers(classes - 1, batch, nodes - 1)
+  return *(inputs.floats(batch, frames, nodes, classes) for _ in range(2)), labels
 
 
-def edges(draw):
-  return draw.pair((2, 3, 4, 5), (8, 1000, 4, 17))
+def edges(inputs):
+  return inputs.pair((2, 3, 4, 5), (8, 1000, 4, 17))
 
 
-def boxes(draw):
-  """Maps, the foreground's weights, and both context blocks."""
-  student, teacher = draw.pair((2, 3, 4, 6), (4, 32, 32, 256))
-  foreground = np.maximum(draw.floats(*student.shape[:3]), 0)
+def boxes(inputs):
+  """Returns maps, the weights of the foreground, and both context blocks."""
+  student, teacher = inputs.pair((2, 3, 4, 6), (4, 32, 32, 256))
+  foreground = np.maximum(inputs.floats(*student.shape[:3]), 0)
   width, half = student.shape[-1], student.shape[-1] // 2
   shapes = [((width,), ()), ((width, half), (half,)), ((half,), (half,)), ((half, width), (width,))]
-  blocks = [tuple(tuple(draw.floats(*s) / 4 for s in pair) for pair in shapes) for _ in range(2)]
+  blocks = [tuple(tuple(inputs.floats(*s) / 4 for s in pair) for pair in shapes) for _ in range(2)]
   return student, teacher, foreground, tuple(blocks)
 
 
@@ -240,10 +249,10 @@ CASES = [
   Case("dist", logits, {"beta": 2.0, "gamma": 1.5, "temperature": 4.0}, peer=TORCHDISTILL),
   Case("class_gram", logits, {"temperature": 4.0}),
   Case("batch_gram", logits, {"temperature": 4.0}),
-  Case("sparse_kl", kept),
-  Case("sparse_kl_conditional", kept),
-  Case("sparse_kl_smoothed", kept),
-  Case("sampled_cross_entropy", drawn),
+  Case("sparse_kl", top_classes),
+  Case("sparse_kl_conditional", top_classes),
+  Case("sparse_kl_smoothed", top_classes),
+  Case("sampled_cross_entropy", random_samples),
   Case("hint", maps, images=True),
   Case("cosine", tokens),
   Case("attention_transfer", maps, images=True, peer=TORCHDISTILL),
@@ -280,14 +289,14 @@ CASES = [
   Case("fgd", boxes, {"temperature": 0.5, "relation": 1e-3}, images=True),
 ]
 
-_DRAW = Draw(real=False)
-PUBLISHED = {  # inputs of what published packages define in another way, in test_golden.py
-  "logits": _DRAW.pair((4, 7), ()),
-  "labels": _DRAW.integers(7, 4),
-  "tokens": _DRAW.pair((2, 3, 7), ()),
+_INPUTS = Inputs(real=False)
+PUBLISHED = {  # Inputs of test_golden.py for what published packages define in another way.
+  "logits": _INPUTS.pair((4, 7), ()),
+  "labels": _INPUTS.integers(7, 4),
+  "tokens": _INPUTS.pair((2, 3, 7), ()),
   "tokens_labels": np.array([[1, 2, -100], [-100, 5, -100]]),
-  "rows": _DRAW.pair((5, 6), ()),
-  "maps": _DRAW.pair((3, 4, 4, 5), ()),
-  "two_layers": tuple((_DRAW.floats(3, 4, 4, 5), _DRAW.floats(3, 4, 4, 1)) for _ in range(2)),
-  "memory": memory(_DRAW),
+  "rows": _INPUTS.pair((5, 6), ()),
+  "maps": _INPUTS.pair((3, 4, 4, 5), ()),
+  "two_layers": tuple((_INPUTS.floats(3, 4, 4, 5), _INPUTS.floats(3, 4, 4, 1)) for _ in range(2)),
+  "memory": memory(_INPUTS),
 }

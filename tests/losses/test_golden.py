@@ -1,6 +1,6 @@
-"""Numbers that PyTorch and published packages gave for the same inputs, in float64: golden.json, by make_golden.py.
+"""Equality with float64 values of PyTorch and published packages, in golden.json.
 
-Where a package differs from the loss's definition the row says how.
+make_golden.py writes the file. Comments state where a package differs from the loss's definition.
 """
 
 import json
@@ -8,17 +8,17 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import jax_losses
 import numpy as np
-import own_losses
 import pytest
 from loss_cases import HELPERS
-from peer_cases import CASES, PUBLISHED, Draw
+from peer_cases import CASES, PUBLISHED, Inputs
 
 from distill_jax import losses, reduce
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden.json").read_text())
 LOGITS, LABELS, ROWS, MAPS = (PUBLISHED[name] for name in ("logits", "labels", "rows", "maps"))
-TOKENS, KEPT = PUBLISHED["tokens"], jnp.asarray(PUBLISHED["tokens_labels"] != -100)
+TOKENS, VALID = PUBLISHED["tokens"], jnp.asarray(PUBLISHED["tokens_labels"] != -100)
 
 
 def cross_entropy(logits, labels):
@@ -32,7 +32,7 @@ def similarity_by_l1():
 
 
 def norm(batch_mean_of_squares, size):
-  """The L2 norm from a mean of `size` squares."""
+  """Returns the L2 norm from a mean of `size` squares."""
   return jnp.sqrt(batch_mean_of_squares * size)
 
 
@@ -54,7 +54,7 @@ def top_k(loss):
 
 
 VALUES = {
-  # 0.1 cross entropy + 0.9 T^2 KL, as here; but without labels T^2 goes, and so does the 0.9.
+  # 0.1 cross entropy + 0.9 T^2 KL, as here; but without labels there is neither T^2 nor 0.9.
   "torchdistill_kd_with_labels": lambda: (
     0.1 * cross_entropy(LOGITS[0], LABELS)
     + 0.9 * losses.kl_divergence(*LOGITS, temperature=3.0).mean()
@@ -68,7 +68,8 @@ VALUES = {
   ),
   # Rows of the Gram matrix over their L1 norm, where the paper says L2.
   "torchdistill_similarity": similarity_by_l1,
-  # The norm of the difference over B^2, where the paper squares it; the Gaussian kernel of rows as they come.
+  # The norm of the difference over B^2, where the paper squares it; the Gaussian kernel of raw
+  # rows.
   "torchdistill_correlation": lambda: (
     norm(losses.correlation_congruence(*ROWS, kernel="bilinear"), 5**2) / 5**2
   ),
@@ -84,15 +85,15 @@ VALUES = {
   "torchdistill_crd_twice": crd_twice,
   # The same mean over the tokens that count, without T^2; beta is the teacher's weight.
   "trl_jensen_shannon": lambda: (
-    reduce.mean(losses.jensen_shannon(*TOKENS, teacher_weight=0.1, temperature=3.0), KEPT) / 9
+    reduce.mean(losses.jensen_shannon(*TOKENS, teacher_weight=0.1, temperature=3.0), VALID) / 9
   ),
-  "trl_kl": lambda: reduce.mean(losses.kl_divergence(*TOKENS), KEPT),
-  "trl_reverse_kl": lambda: reduce.mean(losses.reverse_kl(*TOKENS), KEPT),
+  "trl_kl": lambda: reduce.mean(losses.kl_divergence(*TOKENS), VALID),
+  "trl_reverse_kl": lambda: reduce.mean(losses.reverse_kl(*TOKENS), VALID),
   # With no mask it divides by the sequences, not by the tokens.
   "trl_without_labels": lambda: losses.kl_divergence(*TOKENS).sum() / len(TOKENS[0]),
   "trl_top_k": lambda: top_k(losses.sparse_kl_conditional).mean(),
   "trl_top_k_and_tail": lambda: top_k(losses.sparse_kl).mean(),
-  # Probabilities are clipped at 1e-7. By default (the loss as a string) Keras forgets the softmax and T^2.
+  # Probabilities are clipped at 1e-7. By default (loss a string) Keras has neither softmax nor T^2.
   "keras_logits": lambda: losses.kl_divergence(*LOGITS, temperature=3.0).mean(),
   "keras_logits_by_default": clipped_kl,
   "keras_cosine": lambda: losses.cosine(*ROWS).mean() - 1,
@@ -107,22 +108,22 @@ VALUES = {
 @pytest.mark.parametrize("case", CASES, ids=[case.id for case in CASES])
 def test_equals_pytorch(case):
   with jax.enable_x64(True):
-    value, _ = jax.jit(lambda args: own_losses.value(case, args))(case.make(Draw(real=False)))
+    value, _ = jax.jit(lambda args: jax_losses.value(case, args))(case.make(Inputs(real=False)))
   np.testing.assert_allclose(value, GOLDEN["values"][case.id], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_equals_published_packages_up_to_known_differences(name):
+def test_equals_published_packages_up_to_definitions(name):
   with jax.enable_x64(True):
     np.testing.assert_allclose(jax.jit(VALUES[name])(), GOLDEN["published"][name], rtol=1e-6)
 
 
-def test_every_loss_and_every_golden_number_is_compared():
+def test_every_loss_and_golden_value_is_compared():
   fused = {
     "linear_kl",
     "linear_sparse_kl",
     "linear_cross_entropy",
-  }  # equal to losses that are compared
+  }  # test_linear.py compares them with losses that are compared here.
   assert {case.name for case in CASES} == set(losses.__all__) - HELPERS - fused | {"standardize"}
   assert {case.id for case in CASES} == set(GOLDEN["values"])
   assert set(VALUES) == set(GOLDEN["published"])

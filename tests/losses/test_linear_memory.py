@@ -1,4 +1,4 @@
-"""What the losses of linear.py hold and compute: compiled, or traced, never run."""
+"""Memory and matrix products of the losses of linear.py: compiled, or traced, never run."""
 
 import math
 
@@ -8,7 +8,7 @@ import pytest
 
 from distill_jax import losses
 
-TOKENS, WIDTH, CLASSES, KEPT = 4096, 512, 131_072, 64
+TOKENS, WIDTH, CLASSES, TOP = 4096, 512, 131_072, 64
 MIB = 2**20
 
 
@@ -18,12 +18,12 @@ def shaped(*shape, dtype=jnp.float32):
 
 HIDDEN, KERNEL = shaped(TOKENS, WIDTH), shaped(WIDTH, CLASSES)
 TARGETS = losses.SparseTargets(
-  shaped(TOKENS, KEPT, dtype=jnp.int32), shaped(TOKENS, KEPT), shaped(TOKENS)
+  shaped(TOKENS, TOP, dtype=jnp.int32), shaped(TOKENS, TOP), shaped(TOKENS)
 )
 
 
 def temporaries(loss, *arguments):
-  """MiB of the value and both gradients of the student."""
+  """Returns MiB of temporaries for the value and both gradients of the student."""
   compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arguments).compile()
   return compiled.memory_analysis().temp_size_in_bytes / MIB
 
@@ -32,21 +32,21 @@ def multiply(hidden, kernel):
   return jnp.matmul(hidden, kernel, precision="highest")
 
 
-@pytest.mark.parametrize("memory, share, most", [(None, 40, 80), (512 * MIB, 8, 512)])
-def test_top_k_targets(memory, share, most):
-  held = temporaries(
+@pytest.mark.parametrize("memory, ratio, most", [(None, 40, 80), (512 * MIB, 8, 512)])
+def test_top_k_targets(memory, ratio, most):
+  size = temporaries(
     lambda h, w, t: losses.linear_sparse_kl(h, w, t, memory=memory), HIDDEN, KERNEL, TARGETS
   )
   unfused = temporaries(
     lambda h, w, t: losses.sparse_kl(multiply(h, w), t).mean(), HIDDEN, KERNEL, TARGETS
   )
-  assert held <= most and held <= unfused / share
+  assert size <= most and size <= unfused / ratio
 
 
 @pytest.mark.parametrize(
   "tokens, classes, memory", [(2048, 4096, 32), (4096, 6143, 64), (8192, 32_000, 256)]
 )
-def test_budgets_are_kept(tokens, classes, memory):
+def test_temporaries_fit_the_budget(tokens, classes, memory):
   hidden, kernel = shaped(tokens, WIDTH), shaped(WIDTH, classes)
 
   def labeled(h, w, labels):
@@ -59,7 +59,7 @@ def test_budgets_are_kept(tokens, classes, memory):
   assert temporaries(live, hidden, kernel, hidden, kernel) <= 1.1 * memory
 
 
-def test_the_gradient_of_many_hidden_states_is_a_part_of_the_budget():
+def test_budget_includes_the_hidden_states_gradient():
   def labeled(h, w, labels):
     return losses.linear_cross_entropy(h, w, labels, memory=80 * MIB)
 
@@ -76,12 +76,12 @@ def test_a_live_teacher(divergence):
     return losses.kl_divergence(multiply(h, w), multiply(g, u)).mean()
 
   arguments = HIDDEN, KERNEL, HIDDEN, KERNEL
-  held = temporaries(fused, *arguments)
-  assert held <= 100 and held <= temporaries(unfused, *arguments) / 20
+  size = temporaries(fused, *arguments)
+  assert size <= 100 and size <= temporaries(unfused, *arguments) / 20
 
 
 def products(jaxpr, times=1):
-  """Multiply-adds of a program, a loop's body as often as it runs."""
+  """Yields the multiply-adds of a program's products, a loop's as often as it runs."""
   for equation in jaxpr.eqns:
     if equation.primitive.name == "dot_general":
       (contract, _), _ = equation.params["dimension_numbers"]
@@ -104,7 +104,7 @@ DENSE = HIDDEN, KERNEL, HIDDEN, KERNEL
 
 @pytest.mark.parametrize(
   "loss, arguments, memory, work",
-  [  # matrix products where the unfused loss needs 3 for the student's side and 1 for the teacher's
+  [  # Relative to the unfused loss: 3 products for the student's side and 1 for the teacher's.
     (losses.linear_cross_entropy, LIGER, None, 4 / 3),
     (losses.linear_cross_entropy, LIGER, 2**33, 1),
     (losses.linear_sparse_kl, (HIDDEN, KERNEL, TARGETS), None, 4 / 3),
@@ -114,7 +114,7 @@ DENSE = HIDDEN, KERNEL, HIDDEN, KERNEL
 )
 def test_number_of_matrix_products(loss, arguments, memory, work):
   step = jax.value_and_grad(lambda h, w, *rest: loss(h, w, *rest, memory=memory), (0, 1))
-  done = sum(products(jax.make_jaxpr(step)(*arguments).jaxpr))
+  total = sum(products(jax.make_jaxpr(step)(*arguments).jaxpr))
   (tokens, width), (_, classes) = arguments[0].shape, arguments[1].shape
   unfused = tokens * width * classes * (4 if loss is losses.linear_kl else 3)
-  assert work == pytest.approx(done / unfused, rel=0.01)
+  assert work == pytest.approx(total / unfused, rel=0.01)

@@ -1,13 +1,13 @@
-"""Both sides of the benchmark of the losses give one value and one gradient; skipped where PyTorch is missing.
+"""Values and gradients equal PyTorch's; skipped without PyTorch.
 
-Without it golden.json still holds the values.
+Without it golden.json still has the values.
 """
 
 import pathlib
 
 import jax
 import pytest
-from peer_cases import CASES, Draw
+from peer_cases import CASES, Inputs
 
 pytest.importorskip("torchdistill")
 
@@ -18,4 +18,4 @@ def test_sides_agree(case, monkeypatch):
   import losses as benchmark
 
   with jax.enable_x64(True):
-    benchmark.check_same(case, case.make(Draw(real=False)))
+    benchmark.check_same(case, case.make(Inputs(real=False)))

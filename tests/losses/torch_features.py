@@ -1,6 +1,7 @@
 """The losses on features in PyTorch: torchdistill's where it has one, else as one would write them.
 
-Each takes tensors laid out as PyTorch has them (channels second) and gives a scalar, the mean over the batch.
+Each takes tensors laid out as PyTorch has them (channels second) and gives a scalar, the mean over
+the batch.
 """
 
 import math
@@ -37,7 +38,7 @@ def nst(student, teacher):
 
 def fsp(student, teacher):
   s, t = (mid_level.FSPLoss.compute_fsp_matrix(*x) for x in (student, teacher))
-  return F.mse_loss(s, t)  # torchdistill's own loss sums norms
+  return F.mse_loss(s, t)  # The loss of torchdistill sums norms.
 
 
 def factor_transfer(student, teacher):
@@ -123,7 +124,7 @@ def pkt(student, teacher):
 
 
 def correlation_congruence(student, teacher):
-  """Of unit rows, and squared: torchdistill normalizes nothing, takes the norm, and loops over the rows."""
+  """Returns the loss of unit rows, squared; torchdistill takes raw rows and the norm."""
   gamma, degree = 0.4, 2
 
   def kernel(x):

@@ -72,8 +72,8 @@ def hard_distillation(student, teacher, *, label_smoothing):
 def binary_kl(student, teacher, *, temperature):
   s, t = student / temperature, teacher / temperature
   p = torch.sigmoid(t)
-  cross, own = (F.binary_cross_entropy_with_logits(x, p, reduction="sum") for x in (s, t))
-  return temperature**2 * (cross - own) / len(s)
+  cross, entropy = (F.binary_cross_entropy_with_logits(x, p, reduction="sum") for x in (s, t))
+  return temperature**2 * (cross - entropy) / len(s)
 
 
 def uld(student, teacher):
@@ -105,8 +105,10 @@ def wsld(student, teacher, labels, *, temperature):
     student / temperature, torch.softmax(teacher / temperature, -1), reduction="none"
   )
   with torch.no_grad():
-    own, other = (F.cross_entropy(x, labels, reduction="none") for x in (student, teacher))
-    weight = 1 - torch.exp(-own / (other + 1e-7))
+    student_loss, teacher_loss = (
+      F.cross_entropy(x, labels, reduction="none") for x in (student, teacher)
+    )
+    weight = 1 - torch.exp(-student_loss / (teacher_loss + 1e-7))
   return temperature**2 * (weight * soft).mean()
 
 
@@ -132,9 +134,9 @@ def batch_gram(student, teacher, *, temperature):
 
 def sparse_kl(student, indices, log_probs, log_tail):
   q = torch.softmax(student, -1)
-  own = q.gather(-1, indices)
-  rest = 1 - own.sum(-1, keepdim=True)
-  log_q = torch.cat([own, rest], -1).log()
+  top = q.gather(-1, indices)
+  rest = 1 - top.sum(-1, keepdim=True)
+  log_q = torch.cat([top, rest], -1).log()
   return kl(torch.cat([log_probs, log_tail[:, None]], -1), log_q)
 
 

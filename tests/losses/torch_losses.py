@@ -1,4 +1,4 @@
-"""PyTorch's side of the cases in peer_cases.py."""
+"""PyTorch's losses of the cases in peer_cases.py."""
 
 import inspect
 
@@ -17,7 +17,7 @@ LOSSES = {
 
 
 def tensors(case, tree):
-  """The same tree with tensors for arrays; images with their channels second."""
+  """Returns the tree with tensors for arrays; images have their channels second."""
   if isinstance(tree, dict):
     return {name: tensors(case, x) for name, x in tree.items()}
   if isinstance(tree, tuple):
@@ -28,7 +28,7 @@ def tensors(case, tree):
 
 
 def arrays(case, tree):
-  """The way back."""
+  """Returns the tree with arrays for tensors: the inverse of `tensors`."""
   if isinstance(tree, dict):
     return {name: arrays(case, x) for name, x in tree.items()}
   if isinstance(tree, tuple):
@@ -38,5 +38,5 @@ def arrays(case, tree):
 
 
 def value(case, args) -> torch.Tensor:
-  """The loss of tensors, a scalar."""
+  """Returns the loss of tensors, a scalar."""
   return LOSSES[case.name](*args, **case.kwargs)

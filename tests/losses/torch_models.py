@@ -1,7 +1,7 @@
 """Contrastive losses, and those on attention and detectors' maps, in PyTorch.
 
-torchdistill's where it has one, else as one would write them. Each takes tensors laid out as PyTorch has them
-and gives a scalar, the mean over the batch.
+torchdistill's where it has one, else as one would write them. Each takes tensors laid out as
+PyTorch has them and gives a scalar, the mean over the batch.
 """
 
 import itertools
@@ -28,7 +28,7 @@ def queue_similarity(student, teacher, queue, *, student_temperature, teacher_te
 
 
 def crd(student, teacher, indices, negatives, state, *, temperature, momentum):
-  """torchdistill's, with its memory given; it moves the memory in place."""
+  """Returns torchdistill's loss with this memory, which it moves in place."""
   memories, examples = state[:2], len(state[0])
   loss = mid_level.CRDLoss.__new__(mid_level.CRDLoss)  # __init__ loops over all examples in Python
   torch.nn.Module.__init__(loss)

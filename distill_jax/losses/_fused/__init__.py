@@ -1,1 +1,1 @@
-"""What the `linear_*` losses share: logits that are made a chunk at a time, forward and backward."""
+"""Code of the `linear_*` losses: logits computed a chunk at a time, forward and backward."""

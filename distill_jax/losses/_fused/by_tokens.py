@@ -1,10 +1,15 @@
-"""The loss some tokens at a time, whose logits are computed once and held, with gradients on the way forward.
+"""Computes the loss some tokens at a time, with their gradients on the way forward.
 
-What follows the logits goes some classes at a time, so that nothing else is as large. A factor of the loss comes in
-last: it does not save gradients that are too small for hidden states in float16.
+Their logits are computed once.
+
+What follows the logits is computed some classes at a time, so that no other array is as large. The
+scale of the loss is multiplied in last, so loss scaling does not save gradients that underflow in
+float16 hidden states.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,97 +17,101 @@ import jax.numpy as jnp
 from distill_jax.losses._fused import heads
 from distill_jax.losses._fused.heads import Plan, Products, Rows, Shared
 from distill_jax.losses._fused.passes import gradients, statistics
-from distill_jax.losses._fused.token_values import Statistics, classified, totals
+from distill_jax.losses._fused.token_values import Statistics, nan_at_invalid, totals
 
 
 def by_tokens(plan: Plan, rows: Rows, shared: Shared) -> tuple[jax.Array, tuple]:
-  """What `_token_values.totals` gives, differentiable in the student's hidden states, kernel and bias."""
+  """Returns `token_values.totals`, differentiable in the student's arrays."""
   return _sum(plan, *heads.vary((rows, shared), heads.axes((rows, shared))))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum(plan: Plan, rows: Rows, shared: Shared):
-  def add(loss, chunk):
-    found, _ = statistics(
-      plan, chunk, shared, functools.partial(_cut, heads.products(chunk, shared))
-    )
-    return jax.tree.map(jnp.add, loss, _totals(plan, chunk, shared, found)), None
+def _sum(plan: Plan, rows: Rows, shared: Shared) -> tuple[jax.Array, tuple]:
+  def add(losses, chunk):
+    read = functools.partial(_slice, heads.products(chunk, shared))
+    chunk_statistics, _ = statistics(plan, chunk, shared, read)
+    loss = _totals(plan, chunk, shared, chunk_statistics)
+    return jax.tree.map(jnp.add, losses, loss), None
 
-  return _over_tokens(plan, rows, add, _nothing(rows, shared))[0]
+  return _scan_tokens(plan, rows, add, _zero_totals(rows, shared))[0]
 
 
-def _forward(plan: Plan, rows: Rows, shared: Shared):
+def _forward(plan: Plan, rows: Rows, shared: Shared) -> tuple[tuple, tuple]:
   head = shared.student
+  parts = [x for x in (head.kernel, head.bias) if x is not None]
 
   def add(carry, chunk):
     losses, d_head = carry
-    read = functools.partial(_cut, heads.products(chunk, shared))
-    known = statistics(plan, chunk, shared, read)
-    loss, cotangent = jax.value_and_grad(
-      functools.partial(_totals, plan, chunk, shared), has_aux=True
-    )(known[0])
-    d_hidden, d_head = gradients(plan, chunk, shared, read, known, cotangent, d_head, _added)
+    read = functools.partial(_slice, heads.products(chunk, shared))
+    results = statistics(plan, chunk, shared, read)
+    chunk_totals = functools.partial(_totals, plan, chunk, shared)
+    loss, cotangent = jax.value_and_grad(chunk_totals, has_aux=True)(results[0])
+    d_hidden, d_head = gradients(plan, chunk, shared, read, results, cotangent, d_head, _add)
     return (jax.tree.map(jnp.add, losses, loss), d_head), d_hidden.astype(chunk.student.dtype)
 
-  d_head = tuple(
-    jnp.zeros(x.shape, rows.weights.dtype) for x in (head.kernel, head.bias) if x is not None
-  )
-  carry = _nothing(rows, shared), heads.vary(d_head, heads.axes((rows, shared)))
-  (loss, d_head), d_hidden = _over_tokens(plan, rows, add, carry)
-  d_hidden = d_hidden.swapaxes(0, 1).reshape(-1, rows.student.shape[-1])[: rows.student.shape[0]]
-  like = [jnp.zeros((), x.dtype) for x in (rows.student, head.kernel, head.bias) if x is not None]
+  d_head = tuple(jnp.zeros(x.shape, rows.weights.dtype) for x in parts)
+  carry = _zero_totals(rows, shared), heads.vary(d_head, heads.axes((rows, shared)))
+  (loss, d_head), d_hidden = _scan_tokens(plan, rows, add, carry)
+  num_tokens, width = rows.student.shape
+  d_hidden = d_hidden.swapaxes(0, 1).reshape(-1, width)[:num_tokens]
+  like = [jnp.zeros((), x.dtype) for x in (rows.student, *parts)]
   return loss, ((d_hidden, *d_head), like)
 
 
-def _backward(plan: Plan, held: tuple, cotangent):
+def _backward(plan: Plan, residuals: tuple, cotangent: tuple) -> tuple[Rows, Shared]:
   del plan
-  own, like = held
-  scale = cotangent[0]  # the parts beside the sum are there to be read
-  return heads.cotangents(
-    *((scale * x).astype(final.dtype) for x, final in zip(own, like, strict=True))
-  )
+  student_gradients, like = residuals
+  scale = cotangent[0]  # The other entries, the parts of the sum, are constants to log.
+  pairs = zip(student_gradients, like, strict=True)
+  return heads.cotangents(*((scale * x).astype(final.dtype) for x, final in pairs))
 
 
 _sum.defvjp(_forward, _backward)
 
 
-def _totals(plan: Plan, rows: Rows, shared: Shared, found: Statistics):
-  return totals(plan, classified(found, rows, shared.student.kernel.shape[-1]), rows, shared)
+def _totals(plan: Plan, rows: Rows, shared: Shared, chunk_statistics: Statistics):
+  classes = shared.student.kernel.shape[-1]
+  return totals(plan, nan_at_invalid(chunk_statistics, rows, classes), rows, shared)
 
 
-def _nothing(rows: Rows, shared: Shared):
-  """`totals` of no tokens."""
+def _zero_totals(rows: Rows, shared: Shared) -> tuple[jax.Array, tuple]:
+  """Returns `totals` of no tokens."""
   zero = jnp.zeros((), rows.weights.dtype)
   return heads.vary((zero, (zero, zero)), heads.axes((rows, shared)))
 
 
-def _cut(held: Products, part: Shared, start, size: int) -> Products:
+def _slice(products: Products, part: Shared, start: Any, size: int) -> Products:
   del part
-  return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, -1), held)
+  return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, -1), products)
 
 
-def _added(whole: jax.Array, part: jax.Array, start) -> jax.Array:
-  old = jax.lax.dynamic_slice_in_dim(whole, start, part.shape[-1], -1)
-  return jax.lax.dynamic_update_slice_in_dim(whole, old + part, start, -1)
+def _add(full: jax.Array, part: jax.Array, start: Any) -> jax.Array:
+  old = jax.lax.dynamic_slice_in_dim(full, start, part.shape[-1], -1)
+  return jax.lax.dynamic_update_slice_in_dim(full, old + part, start, -1)
 
 
-def _over_tokens(plan: Plan, rows: Rows, add, carry):
-  """A scan over chunks of rows, the last one filled up with rows of weight 0.
+def _scan_tokens(plan: Plan, rows: Rows, add: Callable, carry: Any) -> tuple[Any, Any]:
+  """Scans over chunks of rows; the last chunk is padded with rows of weight 0.
 
-  A chunk takes every n-th token, so that tokens spread over devices stay there and every device has work.
+  A chunk takes every n-th token, so that tokens sharded over devices stay there and every device
+  has work.
   """
-  tokens = rows.student.shape[0]
-  chunks = -(-tokens // plan.tokens)
+  assert plan.tokens is not None
+  chunk_size = plan.tokens
+  num_tokens = rows.student.shape[0]
+  num_chunks = -(-num_tokens // chunk_size)
+  padding = num_chunks * chunk_size - num_tokens
 
   def split(x):
-    x = jnp.pad(x, [(0, chunks * plan.tokens - tokens)] + [(0, 0)] * (x.ndim - 1))
-    return x.reshape(plan.tokens, chunks, *x.shape[1:])
+    x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
+    return x.reshape(chunk_size, num_chunks, *x.shape[1:])
 
-  parts = jax.tree.map(split, rows)
+  chunks = jax.tree.map(split, rows)
 
   def step(carry, i):
-    return add(
-      carry, jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 1, keepdims=False), parts)
-    )
+    def chunk(x):
+      return jax.lax.dynamic_index_in_dim(x, i, 1, keepdims=False)
 
-  return jax.lax.scan(step, carry, jnp.arange(chunks))
+    return add(carry, jax.tree.map(chunk, chunks))
+
+  return jax.lax.scan(step, carry, jnp.arange(num_chunks))

@@ -1,4 +1,4 @@
-"""Two sides' hidden states and heads, cut by tokens and by classes: what the losses of linear.py compute on."""
+"""Hidden states and heads of student and teacher, cut by tokens and by classes."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,57 +10,93 @@ from distill_jax.losses import _checks
 
 
 class Head(NamedTuple):
-  """logits = cap(hidden @ kernel + bias); [H, V], [V] or None, a scalar or None."""
+  """A head: logits = cap(hidden @ kernel + bias), cap(z) = softcap tanh(z / softcap).
+
+  Attributes:
+    kernel: [H, V].
+    bias: [V]; None: no bias.
+    softcap: a scalar > 0; None: no cap.
+  """
 
   kernel: Any
-  bias: Any
-  softcap: Any
+  bias: Any = None
+  softcap: Any = None
 
 
 class Rows(NamedTuple):
-  """Arrays with one row a token, [T, ...]; None where one is not used."""
+  """Arrays with one row a token; None where the loss does not use one.
 
-  student: Any  # [T, H]
-  teacher: Any = None  # [T, G]
-  kept: Any = None  # the teacher's classes [T, K]
-  log_probs: Any = None  # of these [T, K]
-  log_tail: Any = None  # [T]
-  labels: Any = None  # [T]
-  weights: Any = None  # of the divergence [T]
-  label_weights: Any = None  # of the cross entropy [T]
+  Attributes:
+    student: hidden states [T, H].
+    teacher: hidden states [T, G].
+    indices: classes of a sparse teacher [T, K].
+    log_probs: log-probabilities of these classes [T, K].
+    log_tail: log of the probability of all other classes [T].
+    labels: classes [T].
+    weights: weights of the divergence [T].
+    label_weights: weights of the cross entropy [T].
+  """
+
+  student: Any
+  teacher: Any = None
+  indices: Any = None
+  log_probs: Any = None
+  log_tail: Any = None
+  labels: Any = None
+  weights: Any = None
+  label_weights: Any = None
 
 
 class Shared(NamedTuple):
-  """What all tokens share."""
+  """Arrays and hyper-parameters that all tokens share.
+
+  Attributes:
+    student: the student's `Head`.
+    teacher: the teacher's `Head`; None for a sparse teacher or none.
+    class_mask: classes that exist [V]; None: all.
+    temperature: a scalar > 0.
+    mix: teacher_weight of jensen_shannon, or alpha of the skewed divergences.
+  """
 
   student: Head
-  teacher: Any = None  # a Head
-  class_mask: Any = None  # [V]
+  teacher: Any = None
+  class_mask: Any = None
   temperature: Any = 1.0
-  mix: Any = 0.0  # the teacher's weight, or alpha
+  mix: Any = 0.0
 
 
 class Plan(NamedTuple):
-  """What is decided before tracing.
+  """Decisions made before tracing.
 
   Attributes:
-    divergence: of a dense teacher, a key of `_token_values.DIVERGENCES`; or what stands for a sparse teacher's tail,
-      'bucket', 'conditional' or 'generated'; None: labels alone.
-    classes: how many are computed at a time.
-    tokens: how many are computed at a time, all classes of them; None: all, and their logits are not held.
-    axis_name: the mesh axis that the vocabulary is spread over.
-    one_temperature: the temperature is the number 1, so that one normalizer serves both terms.
+    divergence: from a dense teacher, a key of `token_values.DIVERGENCES`; or the treatment of a
+      sparse teacher's tail, 'bucket', 'conditional' or 'sampled'; None: labels only.
+    classes: number of classes computed at a time.
+    tokens: number of tokens computed at a time, with their logits of all classes in memory; None:
+      all tokens, whose logits are never in memory together.
+    axis_name: the mesh axis that the vocabulary is sharded over.
+    unit_temperature: the temperature is the number 1, so that one normalizer serves both terms.
   """
 
   divergence: str | None
   classes: int
   tokens: int | None
   axis_name: str | None
-  one_temperature: bool
+  unit_temperature: bool
+
+
+class Products(NamedTuple):
+  """hidden @ kernel of both sides, [T, V]; None without a teacher."""
+
+  student: Any
+  teacher: Any
 
 
 def multiply(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-  """The matrix product over one axis of each, in their common dtype, added up in float32 or wider."""
+  """Returns the matrix product over one axis of each, summed in float32 or wider.
+
+  The factors are multiplied in their common dtype.
+  """
   dtype = jnp.promote_types(a.dtype, b.dtype)
   return jax.lax.dot_general(
     a.astype(dtype),
@@ -71,67 +107,60 @@ def multiply(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array
   )
 
 
-class Products(NamedTuple):
-  """hidden @ kernel of both sides, [T, V]; None where there is no teacher."""
-
-  student: Any
-  teacher: Any
-
-
 def products(rows: Rows, shared: Shared) -> Products:
-  """In the dtype of all that the loss adds up, the widest of its inputs'."""
-
-  def product(hidden, head):
-    return (
-      None if hidden is None else multiply(hidden, head.kernel, (1, 0)).astype(rows.weights.dtype)
-    )
-
-  return Products(product(rows.student, shared.student), product(rows.teacher, shared.teacher))
+  """Returns hidden @ kernel of both sides, in the dtype of the loss's sums."""
+  dtype = rows.weights.dtype
+  student = multiply(rows.student, shared.student.kernel, (1, 0)).astype(dtype)
+  if rows.teacher is None:
+    return Products(student, None)
+  return Products(student, multiply(rows.teacher, shared.teacher.kernel, (1, 0)).astype(dtype))
 
 
 def hidden_gradient(dz: jax.Array, hidden: jax.Array, head: Head) -> jax.Array:
-  """Of the hidden states, from that of the products [T, V]; float32 or wider, like the next."""
+  """Returns the gradient of the hidden states from that of the products, in float32 or wider."""
   dtype = jnp.promote_types(hidden.dtype, head.kernel.dtype)
   return multiply(dz.astype(dtype), head.kernel, (1, 1))
 
 
 def head_gradient(dz: jax.Array, hidden: jax.Array, head: Head) -> tuple[jax.Array, ...]:
-  """Of the kernel, and of the bias where there is one."""
+  """Returns the gradient of the kernel, and of the bias if there is one, in float32 or wider."""
   dtype = jnp.promote_types(hidden.dtype, head.kernel.dtype)
-  return multiply(hidden, dz.astype(dtype), (0, 0)), *(() if head.bias is None else (dz.sum(0),))
+  kernel = multiply(hidden, dz.astype(dtype), (0, 0))
+  return (kernel,) if head.bias is None else (kernel, dz.sum(0))
 
 
 def cotangents(hidden: jax.Array, kernel: jax.Array, *bias: jax.Array) -> tuple[Rows, Shared]:
-  """What `custom_vjp` wants: these gradients, and none for anything else."""
-  head = Head(kernel, bias[0] if bias else None, None)
-  return Rows(hidden, *[None] * (len(Rows._fields) - 1)), Shared(
-    head, *[None] * (len(Shared._fields) - 1)
-  )
+  """Returns the cotangents for `custom_vjp`: these gradients, and None for all other arguments."""
+  no_rows = [None] * (len(Rows._fields) - 1)
+  no_shared = [None] * (len(Shared._fields) - 1)
+  return Rows(hidden, *no_rows), Shared(Head(kernel, *bias), *no_shared)
 
 
 def logits(raw: jax.Array, head: Head, class_mask: jax.Array | None) -> jax.Array:
-  """With the bias, the cap, and -inf at classes that do not exist."""
+  """Adds the bias to the products and caps them; -inf at classes that do not exist."""
   z = raw if head.bias is None else raw + head.bias.astype(raw.dtype)
   z = z if head.softcap is None else head.softcap * jnp.tanh(z / head.softcap)
   return z if class_mask is None else jnp.where(class_mask, z, -jnp.inf)
 
 
-def columns(shared: Shared, start, size: int) -> Shared:
-  """Of `size` classes from `start` on."""
+def columns(shared: Shared, start: Any, size: int) -> Shared:
+  """Returns `shared` with `size` classes from `start` on."""
 
   def cut(x):
     return None if x is None else jax.lax.dynamic_slice_in_dim(x, start, size, -1)
 
-  def head(side):
-    return None if side is None else side._replace(kernel=cut(side.kernel), bias=cut(side.bias))
+  def cut_head(head):
+    return None if head is None else head._replace(kernel=cut(head.kernel), bias=cut(head.bias))
 
   return shared._replace(
-    student=head(shared.student), teacher=head(shared.teacher), class_mask=cut(shared.class_mask)
+    student=cut_head(shared.student),
+    teacher=cut_head(shared.teacher),
+    class_mask=cut(shared.class_mask),
   )
 
 
-def in_parts(total: int, size: int, body: Callable, carry):
-  """`carry = body(carry, start, size)` for parts of `total`, the remainder last."""
+def scan_parts(total: int, size: int, body: Callable, carry: Any) -> Any:
+  """Repeats `carry = body(carry, start, size)` for parts of `total`, the remainder last."""
   parts, rest = divmod(total, size)
   if parts == 1:
     carry = body(carry, 0, size)
@@ -141,13 +170,13 @@ def in_parts(total: int, size: int, body: Callable, carry):
   return body(carry, parts * size, rest) if rest else carry
 
 
-def axes(tree) -> tuple[str, ...]:
-  """The mapped axes that a tree differs along, under `shard_map` with `check_vma`."""
+def axes(tree: Any) -> tuple[str, ...]:
+  """Returns the mapped axes along which a tree differs, under `shard_map` with `check_vma`."""
   return tuple(sorted(set().union(*(_varying(x) for x in jax.tree.leaves(tree)))))
 
 
-def vary(tree, names: tuple[str, ...]):
-  """The tree as one that differs along `names`: what is added up over them stays theirs in the gradient."""
+def vary(tree: Any, names: tuple[str, ...]) -> Any:
+  """Marks the tree as different along `names`, so that its gradient is not summed over them."""
 
   def leaf(x):
     missing = tuple(name for name in names if name not in _varying(x))

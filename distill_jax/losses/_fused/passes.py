@@ -1,6 +1,6 @@
-"""Passes over logits that come some classes at a time: statistics of each token, and gradients.
+"""Passes over logits that are read some classes at a time: statistics of each token, and gradients.
 
-Where the logits come from is the caller's: `Read` computes them, or cuts them out of an array.
+The caller's `Read` function computes the logits' products, or slices them out of an array.
 """
 
 from collections.abc import Callable
@@ -9,46 +9,52 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distill_jax.losses._fused import heads, token_values
+from distill_jax.losses._fused import heads, log_sums, token_values
 from distill_jax.losses._fused.heads import Plan, Products, Rows, Shared
-from distill_jax.losses._fused.token_values import DIVERGENCES, Statistics, at, normalized, put
+from distill_jax.losses._fused.log_sums import ExpSum
+from distill_jax.losses._fused.token_values import DIVERGENCES, Statistics, normalized
 
 Read = Callable[[Shared, Any, int], Products]
-"""`(the heads' part of some classes, the first of them, how many) -> their products`."""
+"""`(the heads' columns of some classes, the first of these classes, their number) -> products`."""
 
 
-class _Sum(NamedTuple):
-  """A sum of exponentials, exp(peak) * total, of the classes seen so far; [T] each."""
+class Residuals(NamedTuple):
+  """Values for the gradients, [T] each; None where no term needs one.
 
-  peak: jax.Array
-  total: jax.Array
-
-  def log(self) -> jax.Array:
-    return jnp.log(jnp.where(self.total == 0, 1, self.total)) + self.peak
-
-
-class Saved(NamedTuple):
-  """For the gradients, [T] each: log sums of both sides, and the divergence's derivative by the student's."""
+  Attributes:
+    student: log sum exp of the student.
+    teacher: log sum exp of the teacher.
+    slope: derivative of the divergence by `student`.
+  """
 
   student: Any
   teacher: Any
   slope: Any
 
 
-def statistics(plan: Plan, rows: Rows, shared: Shared, read: Read) -> tuple[Statistics, Saved]:
-  """Of all classes; 0 where an index is no class."""
-  sums, found = _first_pass(plan, rows, shared, read)
-  log_sum, teacher = (sums[side].log() if side in sums else None for side in ("student", "teacher"))
-  if plan.divergence not in DIVERGENCES:
-    slope = None
-  elif plan.divergence in ("kl", "reverse_kl"):
-    found["divergence"], slope = _from_sums(plan, sums)
-  else:
-    found["divergence"], slope = _second_pass(plan, rows, shared, read, log_sum, teacher)
-  label_log_sum = sums["plain"].log() if "plain" in sums else None
-  return Statistics(**found, log_sum=log_sum, label_log_sum=label_log_sum), Saved(
-    log_sum, teacher, slope
-  )
+class _Chunk(NamedTuple):
+  """Some classes: their heads, their first class in the full vocabulary, products and logits."""
+
+  part: Shared
+  first: Any
+  raw: Products
+  logits: jax.Array
+  z: jax.Array  # logits / temperature
+
+
+def statistics(plan: Plan, rows: Rows, shared: Shared, read: Read) -> tuple[Statistics, Residuals]:
+  """Returns the statistics over all classes, 0 where an index is no class, and the residuals."""
+  sums, values = _first_pass(plan, rows, shared, read)
+  log_sum = sums["student"].log() if "student" in sums else None
+  teacher = sums["teacher"].log() if "teacher" in sums else None
+  label_log_sum = sums["label"].log() if "label" in sums else None
+  slope = None
+  if plan.divergence in ("kl", "reverse_kl"):
+    values["divergence"], slope = log_sums.kl(plan, sums)
+  elif plan.divergence in DIVERGENCES:
+    values["divergence"], slope = _second_pass(plan, rows, shared, read, log_sum, teacher)
+  all_statistics = Statistics(**values, log_sum=log_sum, label_log_sum=label_log_sum)
+  return all_statistics, Residuals(log_sum, teacher, slope)
 
 
 def gradients(
@@ -56,211 +62,192 @@ def gradients(
   rows: Rows,
   shared: Shared,
   read: Read,
-  known: tuple[Statistics, Saved],
+  results: tuple[Statistics, Residuals],
   cotangent: Statistics,
   d_head: tuple[jax.Array, ...],
   write: Callable[[jax.Array, jax.Array, Any], jax.Array],
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-  """Of the hidden states, [T, H] in float32 or wider, and the head's, which `write(d_head, part, start)` takes up."""
+  """Returns the gradients of the hidden states, [T, H] in float32 or wider, and of the head.
+
+  `write(d_head, part, start)` writes the head's gradient of some classes into that of all.
+  """
   hidden = rows.student
-  names = heads.axes((rows, shared))
   zeros = jnp.zeros(hidden.shape, rows.weights.dtype)
-  carry, cotangent = heads.vary(((zeros, d_head), cotangent), names)
+  carry, cotangent = heads.vary(((zeros, d_head), cotangent), heads.axes((rows, shared)))
 
   def body(carry, start, size):
     d_hidden, d_head = carry
     part = heads.columns(shared, start, size)
     raw = read(part, start, size)
-    plain, pull = jax.vjp(lambda raw: heads.logits(raw, part.student, part.class_mask), raw.student)
-    first = _first_class(plan, shared) + start
-    (dz,) = pull(_logit_gradient(plan, rows, part, known, cotangent, plain, raw, first))
-    own = heads.hidden_gradient(dz, hidden, part.student)
-    parts = heads.head_gradient(dz, hidden, part.student)
-    return d_hidden + own, tuple(
-      write(old, new, start) for old, new in zip(d_head, parts, strict=True)
-    )
+    logits, pull = jax.vjp(lambda x: heads.logits(x, part.student, part.class_mask), raw.student)
+    chunk = _chunk(plan, shared, part, start, raw, logits)
+    (dz,) = pull(_logit_gradient(plan, rows, chunk, results, cotangent))
+    d_hidden = d_hidden + heads.hidden_gradient(dz, hidden, chunk.part.student)
+    parts = heads.head_gradient(dz, hidden, chunk.part.student)
+    pairs = zip(d_head, parts, strict=True)
+    return d_hidden, tuple(write(old, new, start) for old, new in pairs)
 
-  return heads.in_parts(shared.student.kernel.shape[-1], plan.classes, body, carry)
+  return heads.scan_parts(shared.student.kernel.shape[-1], plan.classes, body, carry)
 
 
-def _logit_gradient(plan, rows, part, known, cotangent, plain, raw, first) -> jax.Array:
-  """The gradient by the chunk's logits [T, C], before bias and cap are undone."""
-  found, saved = known
-  z = token_values.tempered(plan, plain, part)
-  dz = jnp.zeros_like(z)
-  if saved.student is not None:
-    q = jnp.exp(normalized(z, saved.student))
+def _read_chunk(plan: Plan, shared: Shared, read: Read, start: Any, size: int) -> _Chunk:
+  """Returns the chunk of `size` classes from `start` on."""
+  part = heads.columns(shared, start, size)
+  raw = read(part, start, size)
+  logits = heads.logits(raw.student, part.student, part.class_mask)
+  return _chunk(plan, shared, part, start, raw, logits)
+
+
+def _chunk(plan, shared, part: Shared, start: Any, raw: Products, logits: jax.Array) -> _Chunk:
+  z = token_values.over_temperature(plan, logits, part)
+  return _Chunk(part, _class_offset(plan, shared) + start, raw, logits, z)
+
+
+def _logit_gradient(plan: Plan, rows: Rows, chunk: _Chunk, results, cotangent) -> jax.Array:
+  """Returns the gradient by the chunk's logits [T, C], before bias and cap are undone."""
+  all_statistics, residuals = results
+  dz = jnp.zeros_like(chunk.z)
+  if residuals.student is not None:
+    q = jnp.exp(normalized(chunk.z, residuals.student))
     dz = cotangent.log_sum[:, None] * q
-  if plan.divergence in DIVERGENCES:
-    log_p = normalized(_taught(plan, raw, part), saved.teacher)
-
-    def divergence(z):
-      return DIVERGENCES[plan.divergence](log_p, normalized(z, saved.student), part.mix)
-
-    (direct,) = jax.vjp(divergence, z)[1](cotangent.divergence)
-    dz = dz + direct + (cotangent.divergence * saved.slope)[:, None] * q
-  if (
-    rows.kept is not None
-  ):  # with a bucket, log_sum does not count the kept classes; draws may repeat
-    dz = put(dz, rows.kept - first, cotangent.kept, add=plan.divergence != "bucket")
-  dz = dz if plan.one_temperature else dz / part.temperature
+    if plan.divergence in DIVERGENCES:
+      dz = dz + _divergence_gradient(plan, chunk, residuals, cotangent.divergence)
+      dz = dz + (cotangent.divergence * residuals.slope)[:, None] * q
+  if rows.indices is not None:
+    # With a bucket, log_sum leaves the targets' classes out. Random samples may repeat: add.
+    add = plan.divergence != "bucket"
+    dz = token_values.put(dz, rows.indices - chunk.first, cotangent.at_indices, add=add)
+  dz = dz if plan.unit_temperature else dz / chunk.part.temperature
   if rows.labels is not None:
-    chosen = token_values.is_label(rows.labels - first, z.shape[-1])
-    dz = dz + jnp.where(chosen, cotangent.label[:, None], 0)
-  if found.label_log_sum is not None:
-    dz = dz + cotangent.label_log_sum[:, None] * jnp.exp(normalized(plain, found.label_log_sum))
+    is_label = token_values.one_hot(rows.labels - chunk.first, dz.shape[-1])
+    dz = dz + jnp.where(is_label, cotangent.at_label[:, None], 0)
+  if all_statistics.label_log_sum is not None:
+    probabilities = jnp.exp(normalized(chunk.logits, all_statistics.label_log_sum))
+    dz = dz + cotangent.label_log_sum[:, None] * probabilities
   return dz
 
 
+def _divergence_gradient(
+  plan: Plan, chunk: _Chunk, residuals: Residuals, cotangent: jax.Array
+) -> jax.Array:
+  """Returns the gradient of a dense divergence by z with the student's log sum fixed."""
+  assert plan.divergence is not None
+  f = DIVERGENCES[plan.divergence]
+  log_p = normalized(_teacher_logits(plan, chunk.raw, chunk.part), residuals.teacher)
+
+  def divergence(z):
+    return f(log_p, normalized(z, residuals.student), chunk.part.mix)
+
+  return jax.vjp(divergence, chunk.z)[1](cotangent)[0]
+
+
 def _first_pass(plan: Plan, rows: Rows, shared: Shared, read: Read) -> tuple[dict, dict]:
-  """Sums of exponentials, and single logits, of all classes."""
+  """Returns sums of exponentials, and single logits, over all classes."""
 
-  def body(seen, start, size):
-    return _collect(plan, rows, shared, read, seen, start, size)
+  def body(carry, start, size):
+    return _collect(plan, rows, shared, read, carry, start, size)
 
-  empty = heads.vary(_nothing_seen(plan, rows), heads.axes((rows, shared)))
-  sums, found = heads.in_parts(shared.student.kernel.shape[-1], plan.classes, body, empty)
-  if plan.axis_name is not None:
-    sums, found = _join(sums, plan), jax.lax.psum(found, plan.axis_name)
-  return sums, found
+  carry = heads.vary(_empty_carry(plan, rows), heads.axes((rows, shared)))
+  sums, values = heads.scan_parts(shared.student.kernel.shape[-1], plan.classes, body, carry)
+  if plan.axis_name is None:
+    return sums, values
+  return log_sums.over_devices(sums, plan), jax.lax.psum(values, plan.axis_name)
 
 
-def _nothing_seen(plan: Plan, rows: Rows) -> tuple[dict, dict]:
-  tokens, dtype = rows.student.shape[0], rows.weights.dtype
-  empty, zeros = (
-    _Sum(jnp.full(tokens, -jnp.inf, dtype), jnp.zeros(tokens, dtype)),
-    jnp.zeros(tokens, dtype),
-  )
-  sums: dict[str, Any] = {"student": empty} if token_values.collects_log_sum(plan) else {}
+def _empty_carry(plan: Plan, rows: Rows) -> tuple[dict, dict]:
+  """Returns sums and single logits of no classes, of those that the plan needs."""
+  num_tokens = rows.student.shape[0]
+  dtype = rows.weights.dtype
+  empty = ExpSum.empty(num_tokens, dtype)
+  zeros = jnp.zeros(num_tokens, dtype)
+  sums: dict[str, Any] = {}
+  if token_values.needs_log_sum(plan):
+    sums["student"] = empty
   if plan.divergence in DIVERGENCES:
     sums["teacher"] = empty
   if plan.divergence in ("kl", "reverse_kl"):
     sums |= {"cross": zeros, "infinite": zeros}
-  if token_values.collects_label_log_sum(plan, rows):
-    sums["plain"] = empty
-  found = {} if rows.kept is None else {"kept": jnp.zeros(rows.kept.shape, dtype)}
-  return sums, found | ({} if rows.labels is None else {"label": zeros})
+  if token_values.needs_label_log_sum(plan, rows):
+    sums["label"] = empty
+  values = {}
+  if rows.indices is not None:
+    values["at_indices"] = jnp.zeros(rows.indices.shape, dtype)
+  if rows.labels is not None:
+    values["at_label"] = zeros
+  return sums, values
 
 
-def _collect(plan: Plan, rows: Rows, shared: Shared, read: Read, seen, start, size: int):
-  """The first pass over one chunk."""
-  sums, found = seen
-  new: dict[str, Any] = {}
-  part, first = heads.columns(shared, start, size), _first_class(plan, shared) + start
-  raw = read(part, start, size)
-  plain = heads.logits(raw.student, part.student, part.class_mask)
-  z = token_values.tempered(plan, plain, part)
-  if "kept" in found:
-    found = {**found, "kept": found["kept"] + at(z, rows.kept - first)}
-  if "label" in found:
-    chosen = token_values.is_label(rows.labels - first, size)
-    found = {**found, "label": found["label"] + jnp.where(chosen, plain, 0).sum(-1)}
-  if "plain" in sums:
-    new["plain"] = _grown(sums["plain"], plain)
-  if "student" in sums:
-    seen = put(z, rows.kept - first, -jnp.inf) if plan.divergence == "bucket" else z
-    new["student"] = _grown(sums["student"], seen)
-  if "teacher" in sums:
-    t = _taught(plan, raw, part)
-    new["teacher"] = _grown(sums["teacher"], t)
-  if "cross" in sums:
-    a, b = _leading(plan)
-    new["cross"] = _moved(sums["cross"], sums[a], sums[b], new[a].peak, new[b].peak)
-    cross, infinite = _crossed(*((t, z) if a == "teacher" else (z, t)), new[a].peak, new[b].peak)
-    new |= {"cross": new["cross"] + cross, "infinite": jnp.maximum(sums["infinite"], infinite)}
-  return new, found
+def _collect(plan: Plan, rows: Rows, shared: Shared, read: Read, carry, start, size: int):
+  """Returns the carry of the first pass after one more chunk."""
+  sums, values = carry
+  chunk = _read_chunk(plan, shared, read, start, size)
+  return _add_to_sums(plan, rows, chunk, sums), _add_to_values(rows, chunk, values)
 
 
-def _join(sums: dict, plan: Plan) -> dict:
-  """The sums of all devices along the axis."""
-
-  def joined(own: _Sum) -> _Sum:
-    peak = jax.lax.pmax(own.peak, plan.axis_name)
-    return _Sum(peak, jax.lax.psum(own.total * jnp.exp(own.peak - _finite(peak)), plan.axis_name))
-
-  new: dict[str, Any] = {name: joined(own) for name, own in sums.items() if isinstance(own, _Sum)}
-  if "cross" in sums:
-    a, b = _leading(plan)
-    cross = _moved(sums["cross"], sums[a], sums[b], new[a].peak, new[b].peak)
-    new["cross"] = jax.lax.psum(cross, plan.axis_name)
-    new["infinite"] = jax.lax.pmax(sums["infinite"], plan.axis_name)
+def _add_to_values(rows: Rows, chunk: _Chunk, values: dict) -> dict:
+  new = {}
+  if "at_indices" in values:
+    new["at_indices"] = values["at_indices"] + token_values.at(chunk.z, rows.indices - chunk.first)
+  if "at_label" in values:
+    is_label = token_values.one_hot(rows.labels - chunk.first, chunk.logits.shape[-1])
+    new["at_label"] = values["at_label"] + jnp.where(is_label, chunk.logits, 0).sum(-1)
   return new
 
 
-def _grown(seen: _Sum, z: jax.Array) -> _Sum:
-  peak = jnp.maximum(seen.peak, z.max(-1))
-  base = _finite(peak)
-  return _Sum(peak, seen.total * jnp.exp(seen.peak - base) + jnp.exp(z - base[:, None]).sum(-1))
+def _add_to_sums(plan: Plan, rows: Rows, chunk: _Chunk, sums: dict) -> dict:
+  new: dict[str, Any] = {}
+  z = {"student": chunk.z}
+  if "label" in sums:
+    new["label"] = sums["label"].add(chunk.logits)
+  if "student" in sums:
+    others = chunk.z
+    if plan.divergence == "bucket":
+      others = token_values.put(chunk.z, rows.indices - chunk.first, -jnp.inf)
+    new["student"] = sums["student"].add(others)
+  if "teacher" in sums:
+    z["teacher"] = _teacher_logits(plan, chunk.raw, chunk.part)
+    new["teacher"] = sums["teacher"].add(z["teacher"])
+  if "cross" in sums:
+    a, b = log_sums.kl_sides(plan)
+    peaks = new[a].peak, new[b].peak
+    cross, infinite = log_sums.cross_sum(z[a], z[b], *peaks)
+    new["cross"] = log_sums.move_cross(sums["cross"], sums[a], sums[b], *peaks) + cross
+    new["infinite"] = jnp.maximum(sums["infinite"], infinite)
+  return new
 
 
-# KL from a to b of logits seen in chunks: the sum of exp(a - peak_a) ((a - peak_a) - (b - peak_b)), which a new peak
-# moves. Relative to the peaks, so that a constant added to all logits costs no digits.
-
-
-def _leading(plan: Plan) -> tuple[str, str]:
-  return ("teacher", "student") if plan.divergence == "kl" else ("student", "teacher")
-
-
-def _moved(cross, a: _Sum, b: _Sum, peak_a, peak_b) -> jax.Array:
-  shift = (_finite(a.peak) - _finite(peak_a)) - (_finite(b.peak) - _finite(peak_b))
-  return jnp.exp(a.peak - _finite(peak_a)) * (cross + a.total * shift)
-
-
-def _crossed(a, b, peak_a, peak_b) -> tuple[jax.Array, jax.Array]:
-  """Of one chunk; and 1 where b is impossible and a is not."""
-  a, b = a - _finite(peak_a)[:, None], b - _finite(peak_b)[:, None]
-  gap = jnp.where((a == -jnp.inf) | (b == -jnp.inf), 0, a - b)
-  infinite = (a != -jnp.inf) & (b == -jnp.inf)
-  return (jnp.exp(a) * gap).sum(-1), infinite.any(-1).astype(a.dtype)
-
-
-def _from_sums(plan: Plan, sums: dict) -> tuple[jax.Array, jax.Array]:
-  """The divergence, and its derivative by the student's log sum with the logits held."""
-  a, b = (sums[side] for side in _leading(plan))
-  exists = a.total > 0
-  a_total, b_total = (jnp.where(side.total > 0, side.total, 1) for side in (a, b))
-  value = sums["cross"] / a_total + jnp.log(b_total) - jnp.log(a_total)
-  value = jnp.where(sums["infinite"] > 0, jnp.inf, jnp.where(exists, value, 0))
-  return value, exists.astype(value.dtype) if plan.divergence == "kl" else jnp.where(
-    exists, -1 - value, 0
-  )
-
-
-def _second_pass(plan, rows, shared, read, log_sum, teacher_log_sum) -> tuple[jax.Array, jax.Array]:
-  """A divergence to a mixture, and its derivative by the student's log sum with the logits held."""
+def _second_pass(
+  plan: Plan, rows: Rows, shared: Shared, read: Read, log_sum, teacher_log_sum
+) -> tuple[jax.Array, jax.Array]:
+  """Returns a divergence to a mixture, and its derivative by the student's log sum."""
+  assert plan.divergence is not None
+  f = DIVERGENCES[plan.divergence]
 
   def body(carry, start, size):
-    part = heads.columns(shared, start, size)
-    raw = read(part, start, size)
-    plain = heads.logits(raw.student, part.student, part.class_mask)
-    z = token_values.tempered(plan, plain, part)
-    log_p = normalized(_taught(plan, raw, part), teacher_log_sum)
+    chunk = _read_chunk(plan, shared, read, start, size)
+    log_p = normalized(_teacher_logits(plan, chunk.raw, chunk.part), teacher_log_sum)
 
     def divergence(log_sum):
-      return DIVERGENCES[plan.divergence](log_p, normalized(z, log_sum), shared.mix)
+      return f(log_p, normalized(chunk.z, log_sum), shared.mix)
 
     value, pull = jax.vjp(divergence, log_sum)
     return carry[0] + value, carry[1] + pull(jnp.ones_like(value))[0]
 
   axes = heads.axes((rows, shared))
   log_sum, zeros = heads.vary((log_sum, jnp.zeros_like(log_sum)), axes)
-  found = heads.in_parts(shared.student.kernel.shape[-1], plan.classes, body, (zeros, zeros))
-  return found if plan.axis_name is None else jax.lax.psum(found, plan.axis_name)
+  num_classes = shared.student.kernel.shape[-1]
+  totals = heads.scan_parts(num_classes, plan.classes, body, (zeros, zeros))
+  return totals if plan.axis_name is None else jax.lax.psum(totals, plan.axis_name)
 
 
-def _taught(plan: Plan, raw: Products, part: Shared) -> jax.Array:
-  """The teacher's logits at the temperature."""
-  return token_values.tempered(plan, heads.logits(raw.teacher, part.teacher, part.class_mask), part)
+def _teacher_logits(plan: Plan, raw: Products, part: Shared) -> jax.Array:
+  """Returns the teacher's logits over the temperature."""
+  z = heads.logits(raw.teacher, part.teacher, part.class_mask)
+  return token_values.over_temperature(plan, z, part)
 
 
-def _first_class(plan: Plan, shared: Shared):
-  """The index, in the whole vocabulary, of this device's first class."""
-  return (
-    0
-    if plan.axis_name is None
-    else jax.lax.axis_index(plan.axis_name) * shared.student.kernel.shape[-1]
-  )
-
-
-def _finite(peak: jax.Array) -> jax.Array:
-  return jnp.where(peak == -jnp.inf, 0, peak)
+def _class_offset(plan: Plan, shared: Shared) -> Any:
+  """Returns the index of this device's first class in the full vocabulary."""
+  if plan.axis_name is None:
+    return 0
+  return jax.lax.axis_index(plan.axis_name) * shared.student.kernel.shape[-1]

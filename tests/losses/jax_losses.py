@@ -1,4 +1,4 @@
-"""This package's side of the cases in peer_cases.py."""
+"""This package's losses of the cases in peer_cases.py."""
 
 import jax
 
@@ -6,7 +6,7 @@ from distill_jax import losses
 
 
 def value(case, args):
-  """The mean over the batch, and the state that some losses carry."""
+  """Returns the mean over the batch, and the state of losses that have one."""
   name, kwargs = case.name, case.kwargs
   if name == "standardize":
     out = losses.kl_divergence(*map(losses.standardize, args), **kwargs)
@@ -24,7 +24,7 @@ def value(case, args):
 
 
 def _learned(name, last):
-  """What a loss wants as its last argument, from plain tuples."""
+  """Returns the last argument in the loss's type, from plain tuples."""
   if name == "layer_attention":
     return losses.LayerAttention(*last)
   if name == "crd":
