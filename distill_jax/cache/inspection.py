@@ -60,7 +60,8 @@ def _describe_confidence(cache: Cache, name: str, source: Source | None) -> list
   if top.label_log_prob is not None and (top.label_log_prob <= 0).any():
     log_prob = top.label_log_prob[top.label_log_prob <= 0]
     lines.append(f"  cross entropy{at} on {log_prob.size:,} stored labels: {-log_prob.mean():.4f}")
-  if source is not None and top.index.ndim == 1:
+  has_classes = source is not None and source.classes is not None
+  if has_classes and top.index.ndim == source.arrays["label"].ndim == 1:
     lines.append(_accuracy(top.index, ids, source))
   return lines
 

@@ -1,13 +1,15 @@
-"""Places where a cache may lie."""
+"""Provides the locations of a cache, and small caches that tests only read."""
 
 import urllib.request
 
+import numpy as np
 import pytest
+import toys
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-  """Address of an S3 server with the bucket `bucket`."""
+  """Returns the address of an S3 server with the bucket `bucket`."""
   moto = pytest.importorskip("moto.server")
   empty = tmp_path_factory.mktemp("aws") / "empty"
   empty.touch()
@@ -36,3 +38,21 @@ def url(request, tmp_path):
   return (
     f"s3://bucket/{tmp_path.name}/?endpoint={request.getfixturevalue('server')}&region=us-east-1"
   )
+
+
+@pytest.fixture(scope="session")
+def source():
+  return toys.images(np.random.default_rng(0))
+
+
+@pytest.fixture(scope="session")
+def cached(tmp_path_factory, source):
+  """A cache of float32 logits."""
+  return toys.written(tmp_path_factory.mktemp("cache") / "cache", source)
+
+
+@pytest.fixture(scope="session")
+def augmented(tmp_path_factory, source):
+  """A cache of float32 logits of two augmented views."""
+  folder = tmp_path_factory.mktemp("augmented") / "cache"
+  return toys.written(folder, source, augment=toys.AUGMENT, num_views=2)

@@ -1,4 +1,4 @@
-"""Rows of tokens, and language models that look one token back and give hidden states and a head."""
+"""Builds rows of tokens, and language models that return hidden states and a head."""
 
 import jax
 import jax.numpy as jnp
@@ -11,40 +11,60 @@ from distill_jax.types import Model, Variables
 VOCABULARY, LENGTH = text.BYTES.size, 13
 
 
-def rows(rng, length=LENGTH, number=24):
+def token_rows(rng, length=LENGTH, number=24):
   words = [bytes(rng.integers(97, 123, n).tolist()) for n in rng.integers(1, 40, number)]
   return text.pack([text.BYTES.encode(word) for word in words], length=length, name="words")
 
 
 def language_model(
-  seed, width=6, *, softcap=None, bias=False, whole=True, logits=False, **kwargs
+  seed, width=6, *, softcap=None, bias=False, exact=True, logits=False, **kwargs
 ) -> Model:
-  """Its sums are exact in float32, in any order, where `whole`: halves of small integers."""
+  """Returns a model whose hidden states depend on a token and the one before.
+
+  Args:
+    seed: of its weights.
+    width: of the hidden states.
+    softcap: of its head.
+    bias: whether its head has one.
+    exact: whether its weights are halves of small integers, whose sums are exact in float32.
+    logits: whether it returns logits instead of hidden states and a head.
+    kwargs: of `from_apply`.
+  """
+  shapes = {
+    "token": (VOCABULARY, width),
+    "previous": (VOCABULARY, width),
+    "head": (width, VOCABULARY),
+  }
+  shapes |= {"bias": (VOCABULARY,)} if bias else {}
 
   def init(key, tokens):
     del tokens
-    shapes = {
-      "here": (VOCABULARY, width),
-      "before": (VOCABULARY, width),
-      "head": (width, VOCABULARY),
-    }
-    shapes |= {"bias": (VOCABULARY,)} if bias else {}
     keys = dict(zip(shapes, jax.random.split(key, len(shapes))))
-    drawn = {name: jax.random.normal(keys[name], shape) for name, shape in shapes.items()}
-    return {name: jnp.round(2 * x) / 2 for name, x in drawn.items()} if whole else drawn
+    return {name: jax.random.normal(keys[name], shape) for name, shape in shapes.items()}
 
-  def apply(w, tokens):
-    before = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)))
-    hidden = w["here"][tokens] + w["before"][before]
+  def apply(params, tokens):
+    previous = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)))
+    hidden = params["token"][tokens] + params["previous"][previous]
     if logits:
-      return {"logits": made(hidden, w["head"], w.get("bias"), softcap)}
-    return {"hidden": hidden, "head": (w["head"], w.get("bias"), softcap)}
+      return {"logits": logits_of(hidden, params["head"], params.get("bias"), softcap)}
+    return {"hidden": hidden, "head": (params["head"], params.get("bias"), softcap)}
 
-  model = from_apply(init, apply, inputs="tokens", **kwargs)
-  example = {"tokens": np.zeros((1, 2), np.int32)}
-  return model._replace(variables=Variables(*model.init(jax.random.key(seed), example)))
+  rng = np.random.default_rng(seed)
+  params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+  if exact:
+    params = {name: np.round(2 * x) / 2 for name, x in params.items()}
+  params = {name: jnp.asarray(x) for name, x in params.items()}
+  return from_apply(init, apply, inputs="tokens", **kwargs)._replace(
+    variables=Variables(params, {})
+  )
 
 
-def made(hidden, kernel, bias=None, softcap=None):
-  z = hidden @ kernel + (0 if bias is None else bias)
-  return z if softcap is None else softcap * jnp.tanh(z / softcap)
+def with_params(model, **params):
+  """Returns the model with other arrays of these names."""
+  variables = model.variables
+  return model._replace(variables=variables._replace(params=variables.params | params))
+
+
+def logits_of(hidden, kernel, bias=None, softcap=None):
+  logits = hidden @ kernel + (0 if bias is None else bias)
+  return logits if softcap is None else softcap * jnp.tanh(logits / softcap)

@@ -1,7 +1,8 @@
-"""Damage and death, swept: every damaged cache is refused, every killed writer's work is finished by the next.
+"""Sweeps corruption and kills: corrupt caches are rejected, the next writer completes a killed one.
 
-`python tests/cache/sweeps.py` runs the sweeps whole; the tests run five of each.
-`python tests/cache/sweeps.py write FOLDER INDEX COUNT` is a writer, to be killed or run beside others.
+`python tests/cache/sweeps.py` runs the full sweeps; the tests run five of each.
+`python tests/cache/sweeps.py write FOLDER INDEX COUNT` is a writer, to be killed or run next to
+others.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ def manifest(examples=23, num_views=2, per_shard=10, columns=COLUMNS, **identity
 
 
 def values(rows, columns=COLUMNS):
-  """What the teacher says of rows: a function of their numbers."""
+  """Returns the columns of rows, a function of their numbers."""
   made = {}
   for column in columns:
     random_bytes = [
@@ -55,7 +56,7 @@ def write(store, plan, todo):
 
 
 def make(folder, **changes):
-  """A whole small cache in a folder."""
+  """Writes a complete small cache."""
   store = open_store(folder)
   plan = shards.begin(store, manifest(**changes))
   write(store, plan, shards.missing_shards(store, plan))
@@ -64,7 +65,7 @@ def make(folder, **changes):
 
 
 def read_all(store, batch=8, seed=0):
-  """Every row in random batches as a run reads them, then every byte; compared with what was written."""
+  """Compares every row in random batches, as a run reads them, then reads every byte."""
   plan = shards.open_complete(store)
   ids, views = plan.rows.ids_and_views(0, len(plan.rows))
   expected = values(np.arange(len(ids)), plan.columns)
@@ -74,7 +75,7 @@ def read_all(store, batch=8, seed=0):
     records = table.read(ids[rows], views[rows])
     for name, wanted in expected.items():
       if records[name].tobytes() != wanted[rows].tobytes():
-        raise AssertionError(f"rows {rows}: {name} was read wrong and nobody noticed")
+        raise AssertionError(f"rows {rows}: {name} differs without an error")
   shards.complete(store, plan)
 
 
@@ -83,8 +84,8 @@ def full_check(store):
 
 
 @contextlib.contextmanager
-def damaged(path, change):
-  """The file with other bytes, for a while."""
+def corrupted(path, change):
+  """Changes the bytes of a file within the context."""
   before = path.read_bytes()
   after = bytearray(before)
   change(after)
@@ -119,21 +120,24 @@ def cut(draw):
   return change
 
 
-def refused(store, path, change, seed):
-  """One damage: reading rows and reading all both refuse it, and name the file and the example."""
+def check_rejected(store, path, change, seed):
+  """Checks that one change makes reads of rows and of everything raise, with file and example."""
   plan = shards.open_complete(store)
-  with damaged(path, change) as (before, after):
+  with corrupted(path, change) as (before, after):
     for read in (full_check, lambda store: read_all(store, seed=seed)):
       try:
         read(store)
       except CorruptCache as error:
         check_text(str(error), plan, path.name, before, after, first=read is full_check)
       else:
-        raise AssertionError(f"{path.name}: damage was not noticed")
+        raise AssertionError(f"{path.name}: the corruption was not noticed")
 
 
 def check_text(text, plan, key, before, after, first):
-  """The message names the file; where only rows differ, a damaged row and its example (the first, in order)."""
+  """Checks that the message names the file and, where only rows differ, a corrupt row.
+
+  A read in order names the first one.
+  """
   assert key in text, text
   shard = next(plan.plan.shard_numbers([key]), None)
   if shard is None or len(before) != len(after):
@@ -155,37 +159,37 @@ def _row(data, start, size, number):
 
 
 def sweep(folder, kind, count, seed):
-  """`count` random damages of one kind to the files of a cache, shards most of all."""
+  """Applies `count` random changes of one kind to the files of a cache, shards most of all."""
   store, plan = make(folder)
   draw = random.Random(seed)
   files = [Path(folder) / key for key in store.keys()]
   likely = [1 if file.name.startswith("shard-") else 0.1 for file in files]
   for number in range(count):
-    refused(store, draw.default_codecs(files, likely)[0], kind(draw), number)
+    check_rejected(store, draw.choices(files, likely)[0], kind(draw), number)
   read_all(store)
 
 
 def sweep_mixed_up(folder, limit=None):
-  """Shards that change places, or come from another teacher's cache or another division of the rows."""
+  """Swaps shards, and inserts those of another teacher or of another division of the rows."""
   folder = Path(folder)
-  store, plan = make(folder / "own")
+  store, plan = make(folder / "cache")
   others = [make(folder / "teacher", teacher="b"), make(folder / "division", per_shard=9)]
   keys = [plan.plan.key(shard) for shard in range(len(plan.plan))]
-  pairs = [(folder / "own" / a, folder / "own" / b) for a in keys for b in keys if a != b]
-  pairs += [(folder / "own" / key, Path(other.folder) / key) for other, _ in others for key in keys]
+  pairs = [(folder / "cache" / a, folder / "cache" / b) for a in keys for b in keys if a != b]
+  pairs += [
+    (folder / "cache" / key, Path(other.folder) / key) for other, _ in others for key in keys
+  ]
   for at, (path, source) in enumerate(pairs[:limit] if limit else pairs):
     data = source.read_bytes()
-    refused(store, path, lambda old, data=data: old.__setitem__(slice(None), data), at)
+    check_rejected(store, path, lambda old, data=data: old.__setitem__(slice(None), data), at)
   return len(pairs[:limit] if limit else pairs)
 
 
-BIG = dict(
-  examples=600, num_views=2, per_shard=100, columns=(Column("states", "float16", (2000,)),)
-)
+BIG = dict(examples=300, num_views=2, per_shard=50, columns=(Column("states", "float16", (1000,)),))
 
 
 def contents(folder):
-  """Digest of every file in a folder."""
+  """Returns the digest of every file in a folder."""
   return {
     file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in Path(folder).iterdir()
   }
@@ -210,7 +214,7 @@ def writer_main(folder, index, count):
 
 
 def sweep_kills(folder, count, seed):
-  """Writers killed at random moments; the next one ends with the bytes of an undisturbed one.
+  """Kills writers at random moments; the next one ends with the bytes of an undisturbed one.
 
   Returns:
     How many were killed between the first shard and the last, and how many left an unfinished file.
@@ -239,7 +243,7 @@ def sweep_kills(folder, count, seed):
 
 
 def full_disk_main(folder):
-  """On a small disk: the error is clear, what was written stays, and with room again the writer goes on."""
+  """Fills a small disk: the error is clear, written shards remain, and with space it resumes."""
   store = open_store(folder)
   filler = Path(folder) / "filler"
   filler.write_bytes(bytes(800_000))
@@ -269,7 +273,7 @@ def main():
       began = time.monotonic()
       result = run(folder)
       print(
-        f"{name}: all noticed or mended in {time.monotonic() - began:.1f} s",
+        f"{name}: all noticed or completed in {time.monotonic() - began:.1f} s",
         result or "",
         flush=True,
       )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from toys import AUGMENT, ROWS, images, linear, student, written
+from toys import ROWS, linear, student, written
 
 from distill_jax import data, losses, objectives, teachers
 from distill_jax.cache import (
@@ -22,16 +22,6 @@ from distill_jax.cache import (
   write_cache,
 )
 from distill_jax.train import fit
-
-
-@pytest.fixture(scope="module")
-def source():
-  return images(np.random.default_rng(0))
-
-
-@pytest.fixture(scope="module")
-def cached(tmp_path_factory, source):
-  return written(tmp_path_factory.mktemp("arguments") / "cache", source)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +110,7 @@ def without(batch, name):
   return {entry: x for entry, x in batch.items() if entry != name}
 
 
-def test_a_batch_needs_the_keys_of_its_rows(tmp_path, cached, source):
+def test_a_batch_needs_the_keys_of_its_rows(cached, augmented, source):
   batch = batch_of(source)
   with pytest.raises(ValueError, match="batch: expected 'id', .*no 'id' in .*'image'"):
     cached.add_columns(without(batch, "id"))
@@ -128,7 +118,6 @@ def test_a_batch_needs_the_keys_of_its_rows(tmp_path, cached, source):
     cached.add_columns(without(batch, "view"))["teacher/logits.values"],
     cached.add_columns(batch)["teacher/logits.values"],
   )
-  augmented = written(tmp_path / "augmented", source, augment=AUGMENT, num_views=2)
   with pytest.raises(ValueError, match="batch: expected 'id' and 'view', .*no 'view'"):
     augmented.add_columns(without(batch, "view"))
   with pytest.raises(Mismatch, match=r"data\.inputs\.image: .*absent"):

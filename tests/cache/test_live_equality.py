@@ -1,10 +1,9 @@
-"""Live and cached training of an augmented run on real images end alike; the largest differences are printed (-s)."""
+"""Compares live and cached training on augmented real images; `-s` prints the differences."""
 
-import jax
-import numpy as np
 import optax
 import pytest
 from fitting import fit_with
+from toys import largest_difference
 
 from distill_jax import data, losses, objectives
 from distill_jax.cache import Dense, write_cache
@@ -24,7 +23,7 @@ def fashion_mnist():
   try:
     return tfds.load("fashion_mnist", splits=["train"])["train"].take(slice(0, 2048))
   except (OSError, ValueError) as error:
-    pytest.skip(f"Fashion-MNIST is not here: {error}")
+    pytest.skip(f"no Fashion-MNIST: {error}")
 
 
 def network(source, *widths):
@@ -47,22 +46,17 @@ def train(student, teacher, objective, source, steps, **settings):
   )
 
 
-def largest_difference(a, b):
-  apart = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), a.state.params, b.state.params)
-  return max(jax.tree.leaves(apart))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "load", [fashion_mnist, lambda: digits.load()["train"]], ids=["fashion_mnist", "digits"]
 )
-def test_live_and_cached_training_of_augmented_images_end_alike(tmp_path, load):
+def test_live_and_cached_training_end_alike(tmp_path, load):
   source = load()
   steps = 2 * VIEWS * (len(source) // BATCH)  # every view twice
-  teacher_outputs = train(
+  trained = train(
     network(source, 16, 32), None, objectives.weighted(hard=(1.0, objectives.labels())), source, 100
   )
-  teacher = network(source, 16, 32)._replace(variables=teacher_outputs.variables)
+  teacher = network(source, 16, 32)._replace(variables=trained.variables)
   student = network(source, 8, 16)
   live = train(student, teacher, OBJECTIVE, source, steps)
   found = {}

@@ -1,4 +1,4 @@
-"""Rows at random: what is asked for, checked the first time, from any number of shards."""
+"""Checks random reads of rows from any number of shards."""
 
 import threading
 
@@ -13,11 +13,11 @@ from distill_jax.cache.store.row_reader import RowReader
 
 @pytest.mark.parametrize("batch", [8, 60])
 @pytest.mark.parametrize("per_shard", [1, 7, 46, 100])
-def test_rows_at_random_are_those_that_were_written(tmp_path, rng, per_shard, batch):
+def test_random_rows_are_those_that_were_written(tmp_path, rng, per_shard, batch):
   store, plan = sweeps.make(tmp_path, per_shard=per_shard)
   table, expected = RowReader(store, plan), sweeps.values(np.arange(46))
   ids, views = plan.rows.ids_and_views(0, 46)
-  for _ in range(20):
+  for _ in range(5):
     rows = rng.integers(0, 46, batch)
     records = table.read(ids[rows].astype(np.int32), views[rows])
     for name, values in expected.items():
@@ -28,25 +28,27 @@ def test_rows_at_random_are_those_that_were_written(tmp_path, rng, per_shard, ba
 
 
 @pytest.mark.parametrize("num_views", [1, 2])
-def test_what_is_not_there_is_named(tmp_path, num_views):
+def test_unknown_ids_and_views_are_named(tmp_path, num_views):
   store, plan = sweeps.make(tmp_path, num_views=num_views)
   table, known = RowReader(store, plan), plan.rows.ids[:3]
   unknown = np.setdiff1d(np.arange(100), plan.rows.ids)[[0, -1]]
   for wrong in (*unknown, -1, 2**31 - 1):
-    with pytest.raises(ValueError, match=f"example id {wrong} is not in the cache"):
+    with pytest.raises(ValueError, match=rf"example id {wrong}\b"):
       table.read(np.array([*known, wrong]), np.zeros(4, np.int32))
   for wrong in (-1, num_views, 2**31 - 1):
-    with pytest.raises(ValueError, match=f"view {wrong} is not in the cache"):
+    with pytest.raises(ValueError, match=rf"view {wrong}\b"):
       table.read(known, np.array([0, wrong, 0], np.int32))
   table.read(known, np.zeros(3, np.int32))
 
 
-def test_rows_are_summed_until_each_was_read_once(tmp_path, monkeypatch):
+def test_checksums_are_computed_until_each_row_was_read(tmp_path, monkeypatch):
   store, plan = sweeps.make(tmp_path)
   table, summed = RowReader(store, plan), []
   changed = row_reader.corrupt_rows
   monkeypatch.setattr(
-    row_reader, "corrupt_rows", lambda raw, size: summed.append(len(raw) // size) or changed(raw, size)
+    row_reader,
+    "corrupt_rows",
+    lambda raw, size: summed.append(len(raw) // size) or changed(raw, size),
   )
   ids, views = plan.rows.ids_and_views(0, 46)
   for rows in (
@@ -66,7 +68,7 @@ def test_an_empty_batch_has_no_rows(tmp_path):
   assert RowReader(store, plan).read(np.zeros(0, int), np.zeros(0, int)).shape == (0,)
 
 
-def test_damage_in_a_later_shard_names_it(tmp_path):
+def test_corruption_in_a_later_shard_names_it(tmp_path):
   store, plan = sweeps.make(tmp_path)
   path = store.path(plan.plan.key(3))
   data = bytearray(path.read_bytes())
@@ -75,7 +77,7 @@ def test_damage_in_a_later_shard_names_it(tmp_path):
   table = RowReader(store, plan)
   ids, views = plan.rows.ids_and_views(0, 46)
   table.read(ids[[3, 5]], views[[3, 5]])
-  text = rf"shard-00000003 is damaged: row 9 \(example id {ids[39]}, view 1\)"
+  text = rf"shard-00000003 .*row 9 \(example id {ids[39]}, view 1\)"
   for _ in range(2):  # and again: it does not count as checked
     with pytest.raises(CorruptCache, match=text):
       table.read(ids[[3, 39, 5]], views[[3, 39, 5]])
@@ -95,9 +97,7 @@ def test_ids_are_compared_at_every_read(tmp_path):
     first, second = file.read(size), file.read(size)
     file.seek(start)
     file.write(second + first)
-  text = (
-    rf"shard-00000000 does not belong here: row 1 \(example id {ids[1]}, view 0\) is another one"
-  )
+  text = rf"shard-00000000 .*row 1 \(example id {ids[1]}, view 0\)"
   with pytest.raises(CorruptCache, match=text):
     table.read(ids[[5, 1]], views[[5, 1]])
 

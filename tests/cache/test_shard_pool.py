@@ -1,5 +1,4 @@
-"""Shards of an object store: read when they are needed, a view ahead, within a bound; local ones within the files that
-a process may open."""
+"""Checks which shards are open: read on demand and a view ahead, within bounds."""
 
 import os
 import threading
@@ -20,7 +19,7 @@ EXAMPLES, PER_SHARD, PER_VIEW = 40, 10, 4
 
 @pytest.fixture
 def reads(monkeypatch):
-  """Keys of shards, as their reading begins."""
+  """Numbers of shards in the order in which their reads begin."""
   begun, begin = [], Store.begin_read
 
   def watched(self, key):
@@ -32,83 +31,81 @@ def reads(monkeypatch):
   return begun
 
 
-def made(url, num_views=3):
+def write(url, num_views=3):
   return sweeps.make(url, examples=EXAMPLES, num_views=num_views, per_shard=PER_SHARD)
 
 
-def table_of(store, plan, shards_held):
-  return RowReader(store, plan, memory=shards_held * plan.header(0).size)
+def table_of(store, plan, max_shards):
+  return RowReader(store, plan, memory=max_shards * plan.header(0).size)
 
 
-def right(table, plan, rows):
-  """Reads rows by their numbers, and compares."""
+def check_rows(table, plan, rows):
+  """Reads rows by their numbers and compares them."""
   ids, views = plan.rows.ids[rows % EXAMPLES], rows // EXAMPLES
   records = table.read(ids, views)
   for name, wanted in sweeps.values(rows, plan.columns).items():
     assert records[name].tobytes() == wanted.tobytes()
 
 
-def test_nothing_is_read_before_it_is_needed(tmp_path, reads):
-  store, plan = made(f"memory://{tmp_path}")
+def test_shards_are_read_on_demand(tmp_path, reads):
+  store, plan = write(f"memory://{tmp_path}")
   reads.clear()
   table = table_of(store, plan, 100)
   assert reads == []
-  right(table, plan, np.array([3, 17, 5]))
+  check_rows(table, plan, np.array([3, 17, 5]))
   assert reads[:2] == [0, 1] and len(reads) <= 3
 
 
-def test_the_next_view_is_read_ahead_while_one_is_used(tmp_path, reads, rng):
-  store, plan = made(f"memory://{tmp_path}")
+def test_the_next_view_is_read_ahead(tmp_path, reads, rng):
+  store, plan = write(f"memory://{tmp_path}")
   table = table_of(store, plan, 2 * PER_VIEW)
   reads.clear()
   for view in range(3):
     for step in range(12):
       if step == 1:  # what this view still lacked was read with its first batch
         assert set(range(view * PER_VIEW, (view + 1) * PER_VIEW)) <= set(reads)
-      right(table, plan, view * EXAMPLES + rng.permutation(EXAMPLES))
+      check_rows(table, plan, view * EXAMPLES + rng.permutation(EXAMPLES))
       assert len(table._pool._shards) + len(table._pool._reads) <= 2 * PER_VIEW
     assert set(range((view + 1) * PER_VIEW, min(view + 2, 3) * PER_VIEW)) <= set(reads)
   assert sorted(set(reads)) == list(range(3 * PER_VIEW))
   assert len(reads) == 3 * PER_VIEW + PER_VIEW  # and the first view again, for the next epoch
 
 
-def test_with_room_for_all_every_shard_is_read_once(tmp_path, reads, rng):
-  store, plan = made(f"memory://{tmp_path}")
+def test_with_room_for_all_each_shard_is_read_once(tmp_path, reads, rng):
+  store, plan = write(f"memory://{tmp_path}")
   table = table_of(store, plan, 100)
   reads.clear()
   for epoch in range(7):
-    right(table, plan, epoch % 3 * EXAMPLES + rng.permutation(EXAMPLES))
+    check_rows(table, plan, epoch % 3 * EXAMPLES + rng.permutation(EXAMPLES))
   assert sorted(reads) == list(range(3 * PER_VIEW))
 
 
-def test_too_little_room_is_said_once_and_gives_the_same_rows(tmp_path, reads, rng):
-  store, plan = made(f"memory://{tmp_path}")
+def test_too_little_memory_warns_once(tmp_path, reads, rng):
+  store, plan = write(f"memory://{tmp_path}")
   table = table_of(store, plan, 2)
-  with pytest.warns(
-    UserWarning, match="a view of the cache in memory://.* lies in 4 shards, and memory= holds 2"
-  ) as caught:
+  with pytest.warns(UserWarning, match="memory: .*4 shards.*for 2") as caught:
     for epoch in range(3):
-      right(table, plan, epoch * EXAMPLES + rng.permutation(EXAMPLES))
+      check_rows(table, plan, epoch * EXAMPLES + rng.permutation(EXAMPLES))
   assert len(caught) == 1 and len(table._pool._shards) <= 2
 
 
-def test_a_shard_that_has_gone_or_was_changed_is_refused_when_it_is_read(tmp_path):
-  store, plan = made(f"memory://{tmp_path}")
+def test_changed_and_missing_shards_are_rejected_when_read(tmp_path):
+  store, plan = write(f"memory://{tmp_path}")
   table = table_of(store, plan, 100)
   keys = [plan.plan.key(number) for number in (2, 3)]
   before = store.read(keys[0])
   store.put(keys[0], before[:-8])
-  with pytest.raises(CorruptCache, match=f"{keys[0]} is damaged: it has"):
-    right(table, plan, np.array([25]))
+  with pytest.raises(CorruptCache, match=keys[0]):
+    check_rows(table, plan, np.array([25]))
   store.put(keys[0], before)
-  right(table, plan, np.array([25]))
+  check_rows(table, plan, np.array([25]))
   table = table_of(store, plan, 1)  # nothing is read ahead
   store.kv.write(keys[1], None).result()
-  with pytest.raises(Incomplete, match="shard 3 of the cache in memory://.* is missing"):
-    right(table, plan, np.array([35]))
+  with pytest.raises(Incomplete, match="shard 3"):
+    check_rows(table, plan, np.array([35]))
 
 
-def test_an_opened_cache_takes_the_bound(tmp_path):
+def test_open_cache_passes_the_bound(tmp_path):
   url = f"memory://{tmp_path}"
   store, plan = sweeps.make(
     url,
@@ -122,25 +119,25 @@ def test_an_opened_cache_takes_the_bound(tmp_path):
   assert open_cache(url, memory=3 * plan.header(0).size).row_reader._pool._max_shards == 3
 
 
-def test_more_local_shards_than_files_may_be_open(tmp_path, monkeypatch, rng):
+def test_more_local_shards_than_open_files(tmp_path, monkeypatch, rng):
   monkeypatch.setattr(shard_pool, "MAX_MAPPED", 5)
-  store, plan = made(tmp_path)
+  store, plan = write(tmp_path)
   before = len(os.listdir("/proc/self/fd"))
   table = RowReader(store, plan)
   for _ in range(5):
-    right(table, plan, rng.permutation(3 * EXAMPLES)[:30])
+    check_rows(table, plan, rng.permutation(3 * EXAMPLES)[:30])
     assert len(os.listdir("/proc/self/fd")) <= before + 5
 
 
 def test_threads_share_what_is_read(tmp_path, reads):
-  store, plan = made(f"memory://{tmp_path}")
+  store, plan = write(f"memory://{tmp_path}")
   table, failures = table_of(store, plan, 6), []
 
   def run(seed):
     rng = np.random.default_rng(seed)
     try:
       for _ in range(30):
-        right(table, plan, rng.integers(0, 3) * EXAMPLES + rng.permutation(EXAMPLES)[:8])
+        check_rows(table, plan, rng.integers(0, 3) * EXAMPLES + rng.permutation(EXAMPLES)[:8])
     except BaseException as error:
       failures.append(error)
 
@@ -153,7 +150,7 @@ def test_threads_share_what_is_read(tmp_path, reads):
 
 
 def test_a_complete_cache_is_read_back_shard_by_shard(tmp_path, reads):
-  store, plan = made(f"memory://{tmp_path}")
+  store, plan = write(f"memory://{tmp_path}")
   reads.clear()
   shards.complete(store, plan)
   assert reads == list(range(3 * PER_VIEW))

@@ -1,4 +1,4 @@
-"""Named values in folders, in memory and on a server that speaks S3."""
+"""Checks named values in folders, in memory and on a server that speaks S3."""
 
 import concurrent.futures
 import errno
@@ -14,8 +14,8 @@ from distill_jax.cache.store.backend import StoreError, open_store
 
 
 @pytest.fixture
-def nobody(tmp_path):
-  """A folder with a value that this process may read and not write."""
+def read_only(tmp_path):
+  """A folder with a value that this process may read but not write."""
   folder = Path(tempfile.mkdtemp())  # others can reach it, unlike pytest's own
   folder.chmod(0o755)
   open_store(folder).put("old", b"1")
@@ -32,7 +32,7 @@ def nobody(tmp_path):
   shutil.rmtree(folder)
 
 
-def test_values_come_back(url):
+def test_values_are_read_back(url):
   store = open_store(url)
   assert store.read("a") is None and store.keys() == []
   for key, value in {"shard-1": b"one", "shard-2": bytes(100_000), "other": b""}.items():
@@ -82,7 +82,7 @@ def test_names_are_plain_files(tmp_path, monkeypatch):
 
 
 def test_unfinished_files_are_never_listed(url, tmp_path):
-  """What a killed write leaves in a folder, also where the folder was copied to a bucket."""
+  """A killed write leaves such files, also where its folder was copied to a bucket."""
   store = open_store(url)
   store.put("shard-0", b"1")
   if store.folder is not None:
@@ -104,28 +104,28 @@ def test_unfinished_files_are_never_listed(url, tmp_path):
     ("zip://x", "got zip:/..."),
     (
       "s3://bucket/x?endpont=http://host",
-      "s3:// has no option 'endpont'; did you mean 'endpoint'?",
+      "'endpont'; did you mean 'endpoint'?",
     ),
-    ("s3://bucket/x?region=", "option 'region' takes one value"),
-    ("s3://bucket/x?region=a&region=b", "option 'region' takes one value"),
-    ("gs://bucket/x?endpoint=http://host", "gs:// has no option 'endpoint'"),
+    ("s3://bucket/x?region=", "option 'region', got"),
+    ("s3://bucket/x?region=a&region=b", "option 'region', got"),
+    ("gs://bucket/x?endpoint=http://host", "gs://, got 'endpoint'"),
     ("gs://bucket/x#y", "no fragment"),
     ("file://folder/x", "file:///folder; got file://folder/x"),
   ],
 )
-def test_what_is_no_store_is_refused(url, text):
+def test_other_urls_are_rejected(url, text):
   with pytest.raises(ValueError) as caught:
     open_store(url)
   assert text in str(caught.value)
 
 
-def test_a_password_is_refused_and_not_repeated():
-  with pytest.raises(ValueError, match="no user, no password") as caught:
+def test_a_password_is_rejected_and_not_repeated():
+  with pytest.raises(ValueError, match="password") as caught:
     open_store("s3://user:secret@bucket/x")
   assert "secret" not in str(caught.value)
 
 
-def test_google_and_amazon_are_told_what_the_url_says():
+def test_the_url_sets_bucket_path_and_options():
   spec = open_store("gs://my-bucket/a/b").kv.spec().to_json()
   assert (spec["driver"], spec["bucket"], spec["path"]) == ("gcs", "my-bucket", "a/b/")
   spec = (
@@ -139,27 +139,27 @@ def test_google_and_amazon_are_told_what_the_url_says():
     open_store("gs://My Bucket")
 
 
-def test_a_read_only_folder_is_found_before_anything_is_computed(nobody):
-  store = open_store(nobody)
+def test_a_read_only_folder_is_noticed_early(read_only):
+  store = open_store(read_only)
   assert store.read("old") == b"1"
   for attempt in (
     store.probe_writable,
     lambda: store.put("new", b""),
     lambda: store.create("new", b""),
   ):
-    with pytest.raises(StoreError, match=f"to {nobody}: Permission denied") as caught:
+    with pytest.raises(StoreError, match=f"to {read_only}: Permission denied") as caught:
       attempt()
     assert caught.value.errno == errno.EACCES
   assert store.keys() == ["old"]
 
 
-def test_an_unreadable_value_is_named(nobody):
+def test_an_unreadable_value_is_named(read_only):
   os.seteuid(os.getuid())
-  (nobody / "old").chmod(0)
+  (read_only / "old").chmod(0)
   if os.getuid() == 0:
     os.seteuid(65534)
-  with pytest.raises(StoreError, match=f"cannot read 'old' from {nobody}: Permission denied"):
-    open_store(nobody).read("old")
+  with pytest.raises(StoreError, match=f"cannot read 'old' from {read_only}: Permission denied"):
+    open_store(read_only).read("old")
 
 
 def test_a_file_in_the_way_is_named(tmp_path):
@@ -168,7 +168,7 @@ def test_a_file_in_the_way_is_named(tmp_path):
     open_store(tmp_path / "file").probe_writable()
 
 
-def test_a_disk_with_too_little_room_is_found_before_anything_is_computed(tmp_path):
+def test_a_disk_with_too_little_room_is_noticed_early(tmp_path):
   with pytest.raises(StoreError, match="cannot write 1,000,000,000,000,000 bytes") as caught:
     open_store(tmp_path / "cache").probe_writable(nbytes=10**15)
   assert caught.value.errno == errno.ENOSPC

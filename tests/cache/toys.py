@@ -1,5 +1,6 @@
-"""A small set of images, a linear teacher and a cache of what it says."""
+"""Builds a small set of images, a linear teacher, and caches of its outputs."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,18 +14,27 @@ AUGMENT = data.augmentation(data.shift_crop(1), data.flip(), seed=3)
 
 
 def images(rng):
-  """Ids that are neither sorted nor without gaps."""
+  """Returns examples whose ids are neither sorted nor without gaps."""
   ids = rng.permutation(200)[:ROWS]
   pixels = rng.normal(size=(ROWS, 4, 4, 1)).astype(np.float32)
-  return data.Source(
-    {"id": ids, "image": pixels, "label": rng.integers(0, CLASSES, ROWS)}, CLASSES, name="toy"
-  )
+  labels = rng.integers(0, CLASSES, ROWS)
+  return data.Source({"id": ids, "image": pixels, "label": labels}, CLASSES, name="toy")
 
 
 def linear(seed=0, scale=1.0):
   kernel = scale * np.random.default_rng(seed).normal(size=(16, CLASSES)).astype(np.float32)
-  apply = lambda w, x: (x.reshape(len(x), -1) @ w, {"hidden": x.reshape(len(x), -1)})  # noqa: E731
+
+  def apply(w, x):
+    rows = x.reshape(len(x), -1)
+    return rows @ w, {"hidden": rows}
+
   return from_apply(None, apply, variables=jnp.asarray(kernel))
+
+
+def teacher_logits(images, temperature=1.0):
+  """Returns the logits of `linear()`, float64 [N, CLASSES]."""
+  kernel = np.float64(linear().variables.params)
+  return images.reshape(len(images), -1).astype(np.float64) @ kernel / temperature
 
 
 def student(width=8):
@@ -35,3 +45,11 @@ def written(folder, source, teacher=None, outputs=None, **settings):
   outputs = outputs or {"logits": Dense("float32")}
   settings = dict(batch_size=16, progress=False) | settings
   return write_cache(folder, teacher or linear(), source, outputs, **settings)
+
+
+def largest_difference(a, b):
+  """Returns the largest difference between the student's parameters of two `FitResult`s."""
+  distances = jax.tree.map(
+    lambda x, y: float(np.abs(np.asarray(x) - np.asarray(y)).max()), a.state.params, b.state.params
+  )
+  return max(jax.tree.leaves(distances))

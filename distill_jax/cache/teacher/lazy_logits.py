@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.cache.codecs.codec import Codec
-from distill_jax.models.llm import decoder
+from distill_jax.models.llm.head import head_logits
 from distill_jax.types import Batch
 
 CHUNK_BYTES = 2**26  # of logits at a time, over all devices; at least one token of each row
@@ -66,7 +66,7 @@ def encode_output(
 def compute_logits(output: LazyLogits) -> jax.Array:
   """Returns all logits, float32 [..., V]."""
   with jax.default_matmul_precision("highest"):  # as in the losses
-    logits = decoder.logits({"hidden": output.hidden, "head": output.head})
+    logits = head_logits({"hidden": output.hidden, "head": output.head})
   return mask_classes(logits, output.classes)
 
 

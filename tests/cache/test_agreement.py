@@ -1,0 +1,47 @@
+"""Checks that `verify` finds a teacher whose outputs differ from a cache."""
+
+import numpy as np
+from toys import AUGMENT, ROWS, linear, written
+
+from distill_jax.cache import Dense, RandomSampling, TopK, verify
+
+
+def test_verify_finds_another_teacher(tmp_path, source):
+  outputs = {"logits": Dense("float16"), "hidden": Dense("float32")}
+  cached = written(tmp_path, source, outputs=outputs, augment=AUGMENT, num_views=2)
+  same = verify(cached, linear(), source, 50, augment=AUGMENT, batch_size=16)
+  assert same["logits"].rows == 50 and 0 < same["logits"].difference < 0.01
+  assert same["logits"].kl < 1e-5 and same["logits"].top1 == 1
+  assert same["hidden"].difference < 1e-6 and same["hidden"].kl is None
+  other = verify(cached, linear(scale=1.1), source, 50, augment=AUGMENT, batch_size=16)
+  assert other["logits"].difference > 0.1 and other["logits"].kl > 1e-4
+  unaugmented = verify(cached, linear(), source, 50, batch_size=16)
+  assert unaugmented["hidden"].difference > 0.1
+
+
+def test_verify_compares_top_k_and_random_samples(tmp_path, source):
+  outputs = {"logits@top": TopK(3, temperature=2.0), "logits@samples": RandomSampling(4)}
+  cached = written(tmp_path, source, outputs=outputs)
+  same = verify(cached, linear(), source, batch_size=16)
+  assert same["logits@top"].rows == ROWS and same["logits@top"].difference < 0.05
+  assert same["logits@top"].kl < 1e-3 and same["logits@top"].top1 == 1
+  assert same["logits@samples"].difference == 0 and same["logits@samples"].kl is None
+  other = verify(cached, linear(1), source, batch_size=16)
+  assert other["logits@top"].top1 < 0.8
+  assert other["logits@samples"].difference > 0.2
+
+
+def test_verify_samples_rows_by_seed(augmented, source, monkeypatch):
+  rows = []
+  add_columns = type(augmented).add_columns
+
+  def record_rows(self, batch):
+    rows.append(list(zip(batch["id"].tolist(), batch["view"].tolist())))
+    return add_columns(self, batch)
+
+  monkeypatch.setattr(type(augmented), "add_columns", record_rows)
+  for seed in (0, 0, 1):
+    verify(augmented, linear(), source, 8, augment=AUGMENT, batch_size=8, seed=seed)
+  assert rows[0] == rows[1] != rows[2]
+  assert len(set(rows[0])) == 8 and {view for _, view in rows[0] + rows[2]} == {0, 1}
+  assert {id for id, _ in rows[0]} <= set(np.asarray(source.ids).tolist())
