@@ -51,8 +51,10 @@ def check_run(
     raise ValueError(
       "mix: expected None with a cache, which has no outputs of mixed examples: use a live teacher"
     )
-  is_batch = isinstance(source, Mapping)
-  arrays = source if is_batch else make_teacher_inputs(source, crop).shapes
+  if isinstance(source, Mapping):
+    arrays: Mapping[str, Any] = source
+  else:
+    arrays = make_teacher_inputs(source, crop).shapes
   _check_data_fields(cache, source, crop, arrays)
   _check_examples(cache, source)
   augmentation = identity.augmentation_identity(augment, arrays)

@@ -1,6 +1,6 @@
 """Describes a cache for people: what it is, and how confident and accurate its teacher is."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +22,13 @@ class _TopClass(NamedTuple):
 
   Attributes:
     probability: [N, ...].
-    index: integers [N, ...].
+    number: of the class, integers [N, ...].
     label_log_prob: [N, ...], above 0 without a label; None where it is not stored.
   """
 
-  probability: np.ndarray
-  index: np.ndarray
-  label_log_prob: np.ndarray | None
+  probability: Any
+  number: Any
+  label_log_prob: Any
 
 
 def describe(cache: Cache, source: Source | None = None) -> str:
@@ -60,9 +60,8 @@ def _describe_confidence(cache: Cache, name: str, source: Source | None) -> list
   if top.label_log_prob is not None and (top.label_log_prob <= 0).any():
     log_prob = top.label_log_prob[top.label_log_prob <= 0]
     lines.append(f"  cross entropy{at} on {log_prob.size:,} stored labels: {-log_prob.mean():.4f}")
-  has_classes = source is not None and source.classes is not None
-  if has_classes and top.index.ndim == source.arrays["label"].ndim == 1:
-    lines.append(_accuracy(top.index, ids, source))
+  if source is not None and source.classes is not None and top.number.ndim == 1:
+    lines.append(_accuracy(top.number, ids, source))
   return lines
 
 

@@ -1,9 +1,9 @@
-"""Defines what each process of test_cache_hosts.py does: all write one cache, then train from it."""
+"""Runs a process of test_cache_hosts.py: all write one cache, then train from it."""
 
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "distributed")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 
 import jax
 import numpy as np

@@ -113,13 +113,11 @@ class TopK:
   def _label_log_prob(
     self, logits: jax.Array, highest: jax.Array, label: jax.Array | None
   ) -> jax.Array:
-    has_label = (
-      label is not None
-      and label.shape == highest.shape
-      and jnp.issubdtype(label.dtype, jnp.integer)
-    )
-    if not has_label:
-      return jnp.full(highest.shape, NO_LABEL, jnp.float32)
+    missing = jnp.full(highest.shape, NO_LABEL, jnp.float32)
+    if label is None or label.shape != highest.shape:
+      return missing
+    if not jnp.issubdtype(label.dtype, jnp.integer):
+      return missing
     logits = logits.astype(highest.dtype)
     classes = logits.shape[-1]
     index = jnp.clip(label, 0, classes - 1)[..., None]

@@ -124,7 +124,7 @@ def _make_compare_fn(
   augment: Callable[[Batch], Batch] | None,
   classes: int | None,
   mesh: jax.sharding.Mesh,
-) -> Callable[[Variables, Variables, Batch], dict[str, Scores]]:
+) -> Callable[..., dict[str, Scores]]:
   """Returns the jitted `(teacher's variables, cache's variables, batch) -> scores by output`."""
   head = () if cache.head is None else ("head",)
   output_fn = make_output_fn(teacher, [*cache.outputs, *head], augment, classes)
