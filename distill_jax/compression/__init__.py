@@ -1,13 +1,16 @@
-"""Smaller students: sparsity while distilling, and the teacher's weights as a start.
+"""Makes students smaller, and initializes them from their teacher's weights.
 
-While training, as optax transformations: `regularize` (penalties and proximal steps), `group_prox` (a proximal step of
-channels, neurons, heads, blocks), `prune` (masks of single weights), `channels` (of channels, neurons, heads) and
-`layers` (of residual blocks).
-After it, as functions of parameter trees: `shrink` and `layers.drop_layers` (what is dead really removed), `rebuild`
-(what to build the smaller network with), `spr` (how far each layer can be cut), `sizes` (zeros and bytes).
-Before it: `inject` (the teacher's weights in a student), `merge` (units that are alike become one), `provenance` (which
-came from where). None of them needs this package's trainer.
+- `initialization`, before training: `teacher` copies, slices, projects or factorizes the teacher's
+  weights, `merge` merges units that are alike, `provenance` records which weights came from where.
+- `regularizers`, while training, as optax transformations: `penalties` (penalties and proximal
+  steps), `groups` (a proximal step for channels, neurons, heads and blocks).
+- `pruning`, while training, as optax transformations: `weights` (masks of single weights),
+  `channels` (of channels, neurons and heads), `layers` (of residual blocks). After it, as functions
+  of parameter trees: `shrink` and `layers.drop_layers` remove what is dead, `rebuild` returns the
+  arguments of the smaller network, `thresholds` finds how far each layer can be cut.
+- `quantize`: int8. `sizes`: zeros and bytes of a network.
 
-Parameters are chosen by a regular expression that is found in their path, such as `r"conv/kernel$"`; in a train state
-the paths of the student's begin with `student/`.
+None of them needs this package's trainer. Parameters are selected by a regular expression that is
+found in their path, such as `r"conv/kernel$"`; in a train state the paths of the student's
+parameters begin with `student/`.
 """

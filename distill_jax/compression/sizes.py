@@ -1,4 +1,4 @@
-"""How large a sparse network is: numbers that are not zero, layer by layer, and bytes on disk."""
+"""Measures a sparse network: values that are not zero, layer by layer, and bytes on disk."""
 
 import os
 import zlib
@@ -17,12 +17,12 @@ _CHUNK = 1 << 22
 
 
 class Layer(NamedTuple):
-  """One array of a network.
+  """The size of one array of a network.
 
   Attributes:
     name: its path.
-    parameters: numbers in it.
-    zeros: those of them that are zero.
+    parameters: number of values in it.
+    zeros: number of those that are zero.
   """
 
   name: str
@@ -30,17 +30,17 @@ class Layer(NamedTuple):
   zeros: int
 
   @property
-  def share(self) -> float:
-    """Of zeros; 0 of an array that is empty."""
+  def sparsity(self) -> float:
+    """The fraction of zeros; 0 for an empty array."""
     return self.zeros / max(1, self.parameters)
 
 
-class Disk(NamedTuple):
-  """Bytes of a network in the format of `export_student`.
+class DiskSize(NamedTuple):
+  """The bytes of a network in the format of `export_student`.
 
   Attributes:
-    dense: as it is written; zeros take as much as other numbers.
-    compressed: by DEFLATE at its default level, as gzip does: what single zeros save.
+    dense: size of the file; zeros take as much as other values.
+    compressed: size after DEFLATE at its default level, as of gzip: it shows what zeros save.
   """
 
   dense: int
@@ -48,10 +48,10 @@ class Disk(NamedTuple):
 
 
 def layer_zeros(params: Tree) -> list[Layer]:
-  """The arrays of a network in their order, a row each of the table of layer-wise sparsity.
+  """Returns the arrays of a network in their order, the rows of a table of layer-wise sparsity.
 
   Args:
-    params: arrays, wherever they lie; they are counted there.
+    params: tree of arrays, counted on their devices.
   """
   leaves = named_leaves(params)
   zeros = jax.device_get(_zeros([leaf for _, leaf in leaves]))
@@ -60,32 +60,30 @@ def layer_zeros(params: Tree) -> list[Layer]:
   ]
 
 
-def nonzeros(params: Tree) -> int:
-  """The numbers of a network that are not zero."""
-  return sum(layer.parameters - layer.zeros for layer in layer_zeros(params))
-
-
-def disk_bytes(network: str | os.PathLike | Tree) -> Disk:
-  """What a network takes on disk.
+def disk_bytes(network: str | os.PathLike | Tree) -> DiskSize:
+  """Returns the bytes that a network takes on disk.
 
   Args:
-    network: the folder of an exported student, its safetensors file, or a tree of arrays, such as `Variables`.
+    network: the folder of an exported student, its safetensors file, or a tree of arrays, such as
+      `Variables`.
 
   Raises:
     FileNotFoundError: there is no such file, or no `model.safetensors` in the folder.
   """
   if not isinstance(network, (str, os.PathLike)):
     data = safetensors.flax.save({name: jnp.asarray(leaf) for name, leaf in named_leaves(network)})
-    return Disk(len(data), len(zlib.compress(data)))
+    return DiskSize(len(data), len(zlib.compress(data)))
   path = Path(network)
   path = path / "model.safetensors" if path.is_dir() else path
-  compressor, size = zlib.compressobj(), 0
+  compressor = zlib.compressobj()
+  compressed = 0
   with path.open("rb") as file:
     while chunk := file.read(_CHUNK):
-      size += len(compressor.compress(chunk))
-  return Disk(path.stat().st_size, size + len(compressor.flush()))
+      compressed += len(compressor.compress(chunk))
+  compressed += len(compressor.flush())
+  return DiskSize(path.stat().st_size, compressed)
 
 
 @jax.jit
-def _zeros(leaves):
+def _zeros(leaves: list[jax.Array]) -> list[jax.Array]:
   return [jnp.sum(leaf == 0, dtype=np.int32) for leaf in leaves]

@@ -1,18 +1,20 @@
-"""Starting a narrower student from its teacher by merging units that are alike: Net2Net's widening backward.
+"""Initializes a narrower student by merging the teacher's units: Net2Net's widening in reverse.
 
-Net2WiderNet (Chen et al. 2016, section 2.3) duplicates units and divides the weights that read them. Here the units of
-a group (`groups`) that are most alike become one: the mean of what writes them, read by the sum of what reads them. A
-teacher that was widened so is undone, and says the same; of any other the merged units are an approximation.
+Net2WiderNet (Chen et al. 2016, section 2.3) duplicates units and divides the weights that read
+them. Here the units of a group (`pruning.groups`) that are most alike become one: the mean of the
+weights that write them, read by the sum of the weights that read them. This undoes such a widening
+exactly; for any other teacher the merged units are an approximation.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.compression.initialization.provenance import Origin, Provenance
-from distill_jax.compression.pruning.groups import Groups, Slot, widths
+from distill_jax.compression.pruning.groups import Group, Groups, widths
 from distill_jax.errors import suggest
 from distill_jax.trees import named_leaves
 from distill_jax.types import Variables
@@ -20,107 +22,133 @@ from distill_jax.types import Variables
 Leaves = dict[str, np.ndarray]
 
 
-def merge(student: Variables, teacher: Variables, groups: Groups) -> tuple[Variables, Provenance]:
-  """A student's variables with the teacher's in them, each group merged to as many units as the student has.
+class _Slot(NamedTuple):
+  """An axis of an array that numbers the units of a group; averaged where it writes them."""
 
-  Which units are alike is found by Ward's clustering (1963) of all numbers that write them, running statistics
-  included; groups are merged in their order.
+  part: str
+  path: str
+  axis: int
+  averaged: bool
+
+
+def merge(student: Variables, teacher: Variables, groups: Groups) -> tuple[Variables, Provenance]:
+  """Returns the teacher's variables with each group merged to as many units as the student has.
+
+  Ward's clustering (1963) of all values that write a unit, running statistics included, selects
+  the units that are alike; groups are merged in their order.
 
   Args:
-    student: the same network with smaller groups; of its numbers only shapes and dtypes count.
-    teacher: its variables.
-    groups: of the teacher's params, from `groups_of`; with `parts` the student has the teacher's numbers for each unit.
+    student: variables of the same network with smaller groups; only shapes and dtypes matter.
+    teacher: the teacher's variables.
+    groups: groups of the teacher's params, from `groups_of`; with `parts` the student has as many
+      values per unit as the teacher.
 
   Returns:
-    (a tree of the student's structure and dtypes, where each leaf came from: 'merged' or 'copied').
+    (a tree of the student's structure and dtypes, the origin of each leaf: 'merged' or 'copied').
 
   Raises:
-    ValueError: groups that are not the teacher's; a group that is larger in the student; leaves that are missing or of
-      other shapes after merging: each has a line.
+    ValueError: groups that are not the teacher's; a group that is larger in the student; leaves
+      that are missing or of other shapes after merging, with a line for each.
   """
   sizes = widths(groups, teacher.params)
-  params, state = ({n: np.asarray(w) for n, w in named_leaves(tree)} for tree in teacher)
-  targets = dict(named_leaves(student.params))
-  touched: set[str] = set()
+  leaves = {
+    "params": {name: np.asarray(leaf) for name, leaf in named_leaves(teacher.params)},
+    "state": {name: np.asarray(leaf) for name, leaf in named_leaves(teacher.state)},
+  }
+  student_params = dict(named_leaves(student.params))
+  merged: set[str] = set()
   for name, group in groups.items():
-    slots = [
-      *((params, slot, True) for slot in group.writers),
-      *((state, slot, True) for slot in group.state),
-    ]
-    slots += [(params, slot, False) for slot in group.readers]
-    for tree, (path, axis), _ in slots:
-      if path not in tree or tree[path].shape[axis] % sizes[name]:
-        raise ValueError(
-          f"group {name!r}: expected {path!r} with {sizes[name]} units along axis {axis}{suggest(path, tree)}"
-        )
-    labels = _labels(
-      slots, sizes[name], _target(name, sizes[name], group.writers[0], params, targets)
-    )
-    for tree, (path, axis), averaged in slots:
-      tree[path] = _merged(tree[path], axis, labels, averaged)
-    touched |= {f"{'state' if tree is state else 'params'}/{path}" for tree, (path, _), _ in slots}
-  return _into(student, teacher, {"params": params, "state": state}, touched)
+    slots = _slots(group)
+    _check_slots(name, slots, leaves, sizes[name])
+    target = _target_size(name, sizes[name], group, leaves["params"], student_params)
+    labels = _cluster(slots, leaves, sizes[name], target)
+    for part, path, axis, averaged in slots:
+      leaves[part][path] = _merge_units(leaves[part][path], axis, labels, averaged)
+      merged.add(f"{part}/{path}")
+  return _fill(student, teacher, leaves, merged)
 
 
-def _target(
-  name: str, size: int, slot: Slot, params: Leaves, targets: Mapping[str, jax.Array]
+def _slots(group: Group) -> list[_Slot]:
+  writers = [_Slot("params", path, axis, True) for path, axis in group.writers]
+  state = [_Slot("state", path, axis, True) for path, axis in group.state]
+  readers = [_Slot("params", path, axis, False) for path, axis in group.readers]
+  return writers + state + readers
+
+
+def _check_slots(name: str, slots: list[_Slot], leaves: Mapping[str, Leaves], size: int) -> None:
+  for part, path, axis, _ in slots:
+    if path not in leaves[part] or leaves[part][path].shape[axis] % size:
+      raise ValueError(
+        f"group {name!r}: expected {path!r} with {size} units along axis {axis}"
+        f"{suggest(path, leaves[part])}"
+      )
+
+
+def _target_size(
+  name: str, size: int, group: Group, params: Leaves, student_params: Mapping[str, jax.Array]
 ) -> int:
-  path, axis = slot
-  if path not in targets:
-    raise ValueError(f"group {name!r}: the student has no {path!r}{suggest(path, targets)}")
-  numbers, own = params[path].shape[axis], targets[path].shape[axis]
-  target, rest = divmod(own * size, numbers)
+  """Returns the number of units that the student has in a group of `size` units."""
+  path, axis = group.writers[0]
+  if path not in student_params:
+    raise ValueError(
+      f"group {name!r}: expected {path!r} in the student{suggest(path, student_params)}"
+    )
+  teacher_width = params[path].shape[axis]
+  student_width = student_params[path].shape[axis]
+  target, rest = divmod(student_width * size, teacher_width)
   if rest or not 1 <= target <= size:
     raise ValueError(
-      f"group {name!r}: expected 1 to {size} units in the student, of {numbers // size} numbers each; its {path} has "
-      f"{own} numbers along axis {axis}"
+      f"group {name!r}: expected 1 to {size} units of {teacher_width // size} values in the "
+      f"student, got {student_width} values along axis {axis} of {path}"
     )
   return target
 
 
-def _labels(slots: list, size: int, target: int) -> np.ndarray:
-  """The number of each unit's cluster, int [size]; clusters are in the order of their first units."""
+def _cluster(
+  slots: list[_Slot], leaves: Mapping[str, Leaves], size: int, target: int
+) -> np.ndarray:
+  """Returns the cluster of each unit, int [size]; in the order of their first units."""
   if target == size:
     return np.arange(size)
   from sklearn.cluster import AgglomerativeClustering
 
   rows = [
-    np.moveaxis(tree[path], axis, 0).reshape(size, -1)
-    for tree, (path, axis), written in slots
-    if written
+    np.moveaxis(leaves[slot.part][slot.path], slot.axis, 0).reshape(size, -1)
+    for slot in slots
+    if slot.averaged
   ]
-  found = AgglomerativeClustering(target).fit(np.concatenate(rows, 1).astype(np.float64)).labels_
-  _, first = np.unique(found, return_index=True)
-  return np.argsort(np.argsort(first))[found]
+  features = np.concatenate(rows, 1).astype(np.float64)
+  labels = AgglomerativeClustering(target).fit(features).labels_
+  _, first = np.unique(labels, return_index=True)
+  return np.argsort(np.argsort(first))[labels]
 
 
-def _merged(array: np.ndarray, axis: int, labels: np.ndarray, averaged: bool) -> np.ndarray:
-  """Sums, or means, over the units of each cluster."""
+def _merge_units(array: np.ndarray, axis: int, labels: np.ndarray, averaged: bool) -> np.ndarray:
+  """Returns the sums, or means, over the units of each cluster."""
   rows = np.moveaxis(array, axis, 0)
   units = rows.reshape(len(labels), -1).astype(np.float64)
-  belongs = np.arange(labels.max() + 1)[:, None] == labels
+  membership = np.arange(labels.max() + 1)[:, None] == labels
   if averaged:
-    belongs = belongs / belongs.sum(1, keepdims=True)
-  merged = (belongs @ units).reshape(-1, *rows.shape[1:])
+    membership = membership / membership.sum(1, keepdims=True)
+  merged = (membership @ units).reshape(-1, *rows.shape[1:])
   return np.moveaxis(merged, 0, axis).astype(array.dtype)
 
 
-def _into(
-  student: Variables, teacher: Variables, merged: Mapping[str, Leaves], touched: set[str]
+def _fill(
+  student: Variables, teacher: Variables, leaves: Mapping[str, Leaves], merged: set[str]
 ) -> tuple[Variables, Provenance]:
-  found = {
-    f"{part}/{name}": leaf for part, leaves in merged.items() for name, leaf in leaves.items()
-  }
-  shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(teacher)}
+  """Returns the student's tree with these leaves, and their origins."""
+  arrays = {f"{part}/{name}": leaf for part in leaves for name, leaf in leaves[part].items()}
+  teacher_shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(teacher)}
   values, origins, lines = [], {}, []
   for name, leaf in named_leaves(student):
-    if name not in found or found[name].shape != leaf.shape:
-      got = list(found[name].shape) if name in found else "nothing"
-      lines.append(f"{name} {list(leaf.shape)}: merging gives {got}")
+    if name not in arrays or arrays[name].shape != leaf.shape:
+      got = list(arrays[name].shape) if name in arrays else "none"
+      lines.append(f"{name}: expected {list(leaf.shape)} after merging, got {got}")
       continue
-    values.append(jnp.asarray(found[name], leaf.dtype))
-    how = "merged" if name in touched and shapes[name] != leaf.shape else "copied"
-    origins[name] = Origin(tuple(leaf.shape), name, shapes[name], how)
+    values.append(jnp.asarray(arrays[name], leaf.dtype))
+    how = "merged" if name in merged and teacher_shapes[name] != leaf.shape else "copied"
+    origins[name] = Origin(tuple(leaf.shape), name, teacher_shapes[name], how)
   if lines:
     raise ValueError(
       "the teacher does not fit the student:" + "".join(f"\n  {line}" for line in lines)

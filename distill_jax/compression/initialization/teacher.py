@@ -1,16 +1,17 @@
-"""Starting a student from its teacher's weights: layers copied by a map, wider arrays sliced, kernels factorized.
+"""Initializes a student from its teacher: layers copied by a map, wider arrays sliced, or factors.
 
     every_other = {rf"^layers/{i}/": f"layers/{2 * i}/" for i in range(6)}
-    params, origins = inject(student, teacher, every_other | {r"^head/": "head/"})
+    params, origins = init_from_teacher(student, teacher, every_other | {r"^head/": "head/"})
 
-takes every other layer (DistilBERT, Sanh et al. 2019, section 2). `merge` averages units in place of slices, and
-`print(provenance.describe(origins))` says which array came from where. Trees may be `Variables`, so that the running
-statistics of batch norm come along. To hold what was injected: `optax.freeze(lambda p: paths.matching(p, pattern))`.
-That holds parameters alone: the running statistics of batch norm are state, and go on moving to the student's batches.
+takes every other layer (DistilBERT, Sanh et al. 2019, section 2). `merge.merge` averages units
+instead of slicing them, and `print(provenance.format_origins(origins))` lists the origin of each
+array. Trees may be `Variables`, so that the running statistics of batch norm are included.
+`optax.freeze(lambda params: trees.path_mask(params, pattern))` freezes these parameters; the
+running statistics are state, and still follow the student's batches.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,76 +23,79 @@ from distill_jax.trees import named_leaves
 from distill_jax.types import Tree
 
 Fit = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+"""`(teacher's array, shape of the student's) -> array of that shape`, or a ValueError."""
 
 
 def copied(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """The array as it is.
+  """Returns the array.
 
   Raises:
     ValueError: it has another shape.
   """
   if array.shape != shape:
     raise ValueError(
-      f"expected the teacher's shape {list(array.shape)}; fit=sliced takes a part of it"
+      f"expected the teacher's shape {list(array.shape)}, got {list(shape)}: fit=sliced takes a "
+      "part"
     )
   return array
 
 
 def sliced(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """Evenly spaced slices of every axis (uniform weight selection, Xu et al. 2024, section 3.2).
+  """Returns evenly spaced slices of every axis (weight selection, Xu et al. 2024, section 3.2).
 
-  Of n the m at i n / m where m divides n, and else at i (n - 1) / (m - 1), rounded. Axes of one length here and there
-  are sliced alike, so that the outputs of one layer are the inputs of the next.
+  Of n slices it takes m: those at i n / m where m divides n, and else at i (n - 1) / (m - 1),
+  rounded. Equal pairs of lengths give equal slices, so that the outputs of one layer are the inputs
+  of the next.
 
   Raises:
     ValueError: other ranks, or an axis longer than the teacher's.
   """
   if array.ndim != len(shape) or any(m > n for m, n in zip(shape, array.shape, strict=True)):
     raise ValueError(
-      f"cannot be sliced from the teacher's {list(array.shape)}: no axis may be longer there"
+      f"expected no axis longer than in the teacher's {list(array.shape)}, got {list(shape)}"
     )
-  return array[np.ix_(*(_evenly(n, m) for n, m in zip(array.shape, shape, strict=True)))]
+  return array[np.ix_(*(_spaced(n, m) for n, m in zip(array.shape, shape, strict=True)))]
 
 
 def projected(embedding: np.ndarray, width: int) -> Fit:
-  """Fits arrays to a narrower network by the principal directions of the teacher's embedding, the same for all.
+  """Returns a fit that projects onto the principal directions of the teacher's embedding.
 
       narrow = projected(teacher["embed"]["embedding"], 128)
-      inject(student, teacher, {"^embed/": "embed/", "^head$": "head"}, fit=narrow)
+      init_from_teacher(student, teacher, {"^embed/": "embed/", "^head$": "head"}, fit=narrow)
 
-  gives the embedding whose inner products are nearest to the teacher's (Eckart & Young 1936), and the head that reads
-  hidden states in the same directions.
+  gives the embedding whose inner products are nearest to the teacher's (Eckart & Young 1936), and
+  the head that reads hidden states in the same directions.
 
   Args:
-    embedding: [vocabulary, the teacher's width].
-    width: of the student.
+    embedding: [vocabulary, teacher's width].
+    width: the student's width.
 
   Returns:
-    For `inject`: it projects the axes that differ, from the teacher's width to the student's.
+    A fit that projects each axis of another length from the teacher's width to the student's.
 
   Raises:
     ValueError: the embedding is no matrix, or has fewer directions than `width`.
   """
   if np.ndim(embedding) != 2 or not 1 <= width <= min(np.shape(embedding)):
     raise ValueError(
-      f"embedding, width: expected [vocabulary, teacher's width] with at least width={width} of each, got "
+      f"embedding: expected [vocabulary, teacher's width] with at least width={width} of each, got "
       f"{list(np.shape(embedding))}"
     )
   directions = np.linalg.svd(np.asarray(embedding, np.float64), full_matrices=False)[2][:width]
-  # The sign of a singular vector is the library's choice.
+  # A library may return either sign of a singular vector.
   largest = np.abs(directions).argmax(1)[:, None]
   directions = directions * np.sign(np.take_along_axis(directions, largest, 1))
 
   def fit(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    differ = [axis for axis, (n, m) in enumerate(zip(array.shape, shape)) if n != m]
+    axes = [axis for axis, (n, m) in enumerate(zip(array.shape, shape)) if n != m]
     if array.ndim != len(shape) or any(
-      (shape[a], array.shape[a]) != directions.shape for a in differ
+      (shape[a], array.shape[a]) != directions.shape for a in axes
     ):
       raise ValueError(
-        f"cannot be projected from the teacher's {list(array.shape)}: axes may differ as {directions.shape[1]} "
-        f"there and {width} here"
+        f"expected the teacher's {list(array.shape)} with axes of {directions.shape[1]} projected "
+        f"to {width}, got {list(shape)}"
       )
-    for axis in differ:
+    for axis in axes:
       array = np.moveaxis(np.tensordot(array, directions, (axis, 1)), -1, axis)
     return array
 
@@ -99,132 +103,152 @@ def projected(embedding: np.ndarray, width: int) -> Fit:
   return fit
 
 
-def inject(
+def init_from_teacher(
   student: Tree, teacher: Tree, layers: Mapping[str, str] | None = None, *, fit: Fit = copied
 ) -> tuple[Tree, Provenance]:
-  """A student's parameters with the teacher's in them.
+  """Returns a student's parameters with leaves of the teacher in them.
 
   Args:
-    student, teacher: trees of arrays.
-    layers: `{pattern: replacement}`: the first pattern (`re.search`) found in a leaf's path is replaced there once, as
-      by `re.sub`, and what comes out is the path in the teacher. Leaves without one stay as they are. None: every
-      leaf, from the same path.
-    fit: `(teacher's array, shape) -> array`: `copied`, `sliced`, or a function of yours that raises a ValueError.
+    student: tree of arrays; leaves without a counterpart keep their values.
+    teacher: tree of arrays.
+    layers: `{pattern: replacement}`: the first pattern that `re.search` finds in a leaf's path is
+      replaced there once, as by `re.sub`; the result is the path in the teacher. Leaves without a
+      pattern keep their values. None: every leaf, from the same path.
+    fit: `(teacher's array, shape) -> array`: `copied`, `sliced`, `projected(...)`, or any function
+      that raises a ValueError for a shape it cannot give.
 
   Returns:
-    (a tree of the student's structure and dtypes, where each of its leaves came from).
+    (a tree of the student's structure and dtypes, the origin of each leaf).
 
   Raises:
-    ValueError: a pattern that fits no leaf of the student; or leaves whose counterpart is missing or does not fit: each
-      has a line.
+    ValueError: a pattern that fits no leaf of the student; or leaves whose counterpart is missing
+      or does not fit, with a line for each.
   """
   layers = {"": ""} if layers is None else layers
-  own, theirs = dict(named_leaves(student)), dict(named_leaves(teacher))
-  sources = _sources(own, layers)
+  student_leaves = dict(named_leaves(student))
+  teacher_leaves = dict(named_leaves(teacher))
+  _check_patterns(layers, student_leaves)
   values, origins, lines = {}, {}, []
-  for name, leaf in own.items():
-    source = sources[name]
-    values[name], origins[name] = leaf, Origin(tuple(leaf.shape))
+  for name, leaf in student_leaves.items():
+    shape = tuple(leaf.shape)
+    source = _source(name, layers)
+    values[name] = leaf
+    origins[name] = Origin(shape)
     if source is None:
       continue
-    if source not in theirs:
-      lines.append(f"{name}: the teacher has no {source!r}{suggest(source, theirs)}")
+    if source not in teacher_leaves:
+      lines.append(f"{name}: expected {source!r} in the teacher{suggest(source, teacher_leaves)}")
       continue
+    array = np.asarray(teacher_leaves[source])
     try:
-      values[name] = jnp.asarray(fit(np.asarray(theirs[source]), tuple(leaf.shape)), leaf.dtype)
+      values[name] = jnp.asarray(fit(array, shape), leaf.dtype)
     except ValueError as error:
-      lines.append(f"{name} {list(leaf.shape)} from {source}: {error}")
-    origins[name] = Origin(
-      tuple(leaf.shape), source, tuple(theirs[source].shape), getattr(fit, "__name__", "fit")
-    )
-  _raise(lines)
+      lines.append(f"{name} from {source}: {error}")
+    origins[name] = Origin(shape, source, tuple(array.shape), getattr(fit, "__name__", "fit"))
+  _raise_misfits(lines)
   return jax.tree.unflatten(jax.tree.structure(student), list(values.values())), origins
 
 
-def inject_factors(
+def init_from_factors(
   student: Tree, teacher: Tree, factors: Mapping[tuple[str, str], str]
 ) -> tuple[Tree, Provenance]:
-  """A student's pairs of kernels as the factors of the teacher's.
+  """Returns a student's parameters with pairs of kernels that are factors of the teacher's kernels.
 
-  The best approximation of the teacher's kernel [inputs, outputs] of the pair's rank (Eckart & Young 1936), by its
-  singular values s: first = U sqrt(s) [inputs, rank], second = sqrt(s) V' [rank, outputs].
+  The factors give the best approximation of the teacher's kernel [inputs, outputs] of the pair's
+  rank (Eckart & Young 1936), by its singular values s: first = U sqrt(s) [inputs, rank], second =
+  sqrt(s) V' [rank, outputs].
 
   Args:
-    student, teacher: trees of arrays.
+    student: tree of arrays; all other leaves keep their values.
+    teacher: tree of arrays.
     factors: `{(path of the first, path of the second): path in the teacher}`.
 
   Returns:
-    As `inject`; chain them where both are wanted.
+    (a tree of the student's structure and dtypes, the origin of each leaf).
 
   Raises:
-    ValueError: as `inject`, for paths that are not there and shapes that do not fit.
+    ValueError: paths that do not exist and shapes that do not fit, with a line for each.
   """
-  own, theirs = dict(named_leaves(student)), dict(named_leaves(teacher))
-  values, lines = dict(own), []
-  origins = {name: Origin(tuple(leaf.shape)) for name, leaf in own.items()}
-  for (first, second), source in factors.items():
-    missing = [
-      f"the student has no {name!r}{suggest(name, own)}"
-      for name in (first, second)
-      if name not in own
-    ]
-    missing += (
-      [] if source in theirs else [f"the teacher has no {source!r}{suggest(source, theirs)}"]
-    )
-    if missing:
-      lines += missing
+  student_leaves = dict(named_leaves(student))
+  teacher_leaves = dict(named_leaves(teacher))
+  values = dict(student_leaves)
+  origins = {name: Origin(tuple(leaf.shape)) for name, leaf in student_leaves.items()}
+  lines = []
+  for pair, source in factors.items():
+    misfits = _factor_misfits(pair, source, student_leaves, teacher_leaves)
+    lines += misfits
+    if misfits:
       continue
-    kernel, shapes = np.asarray(theirs[source]), (tuple(own[first].shape), tuple(own[second].shape))
-    rank = shapes[0][-1]
-    if (
-      kernel.ndim != 2
-      or shapes != ((kernel.shape[0], rank), (rank, kernel.shape[1]))
-      or rank > min(kernel.shape)
-    ):
-      lines.append(
-        f"{first} {list(shapes[0])} and {second} {list(shapes[1])} are no factors of {source} {list(kernel.shape)}: "
-        "expected [inputs, rank] and [rank, outputs], the rank no more than either"
-      )
-      continue
-    u, s, v = np.linalg.svd(kernel.astype(np.float64), full_matrices=False)
-    root = np.sqrt(s[:rank])
-    for name, value in ((first, u[:, :rank] * root), (second, root[:, None] * v[:rank])):
-      values[name] = jnp.asarray(value, own[name].dtype)
-      origins[name] = Origin(tuple(own[name].shape), source, tuple(kernel.shape), "factorized")
-  _raise(lines)
+    kernel = np.asarray(teacher_leaves[source])
+    rank = student_leaves[pair[0]].shape[-1]
+    for name, factor in zip(pair, _factorize(kernel, rank), strict=True):
+      values[name] = jnp.asarray(factor, student_leaves[name].dtype)
+      origins[name] = Origin(tuple(factor.shape), source, tuple(kernel.shape), "factorized")
+  _raise_misfits(lines)
   return jax.tree.unflatten(jax.tree.structure(student), list(values.values())), origins
 
 
-def _sources(own: Iterable[str], layers: Mapping[str, str]) -> dict[str, str | None]:
-  """The path in the teacher for each of the student's."""
+def _factor_misfits(
+  pair: tuple[str, str], source: str, student: Mapping[str, jax.Array], teacher: Mapping
+) -> list[str]:
+  """Returns a line for each reason why a pair cannot be the factors of the teacher's kernel."""
+  lines = [
+    f"{name}: expected a leaf of the student{suggest(name, student)}"
+    for name in pair
+    if name not in student
+  ]
+  if source not in teacher:
+    lines.append(f"{source}: expected a leaf of the teacher{suggest(source, teacher)}")
+  if lines:
+    return lines
+  shape = np.shape(teacher[source])
+  first, second = (tuple(student[name].shape) for name in pair)
+  rank = first[-1]
+  if len(shape) == 2 and (first, second) == ((shape[0], rank), (rank, shape[1])):
+    if rank <= min(shape):
+      return []
+  return [
+    f"{pair[0]}, {pair[1]}: expected [inputs, rank] and [rank, outputs] with a rank of at most "
+    f"both, as factors of {source} {list(shape)}, got {list(first)} and {list(second)}"
+  ]
+
+
+def _factorize(kernel: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+  u, s, v = np.linalg.svd(kernel.astype(np.float64), full_matrices=False)
+  root = np.sqrt(s[:rank])
+  return u[:, :rank] * root, root[:, None] * v[:rank]
+
+
+def _check_patterns(layers: Mapping[str, str], names: Iterable[str]) -> None:
+  """Raises a ValueError for a pattern that is no regular expression or fits no leaf."""
   for pattern, replacement in layers.items():
     try:
-      found = [
-        re.sub(pattern, replacement, name, count=1) for name in own if re.search(pattern, name)
-      ]
+      sources = [_source(name, {pattern: replacement}) for name in names]
     except (re.error, IndexError) as error:
       raise ValueError(
-        f"layers: {pattern!r} to {replacement!r} is no substitution: {error}"
+        f"layers: expected a substitution, got {pattern!r} to {replacement!r}: {error}"
       ) from error
-    if not found:
+    if all(source is None for source in sources):
       raise ValueError(
-        f"layers: {pattern!r} fits no leaf of the student; some are {', '.join([*own][:8])}"
+        f"layers: expected patterns of the student's leaves, {', '.join([*names][:8])}, ..., got "
+        f"{pattern!r}"
       )
-  return {name: _source(name, layers) for name in own}
 
 
 def _source(name: str, layers: Mapping[str, str]) -> str | None:
+  """Returns the path in the teacher for a path of the student; None without a pattern for it."""
   for pattern, replacement in layers.items():
     if re.search(pattern, name):
       return re.sub(pattern, replacement, name, count=1)
   return None
 
 
-def _evenly(n: int, m: int) -> np.ndarray:
+def _spaced(n: int, m: int) -> np.ndarray:
+  """Returns m evenly spaced indices of n."""
   return np.arange(m) * (n // m) if n % m == 0 else np.round(np.linspace(0, n - 1, m)).astype(int)
 
 
-def _raise(lines: Iterable[str]) -> None:
+def _raise_misfits(lines: Sequence[str]) -> None:
   if lines:
     raise ValueError(
       "the teacher does not fit the student:" + "".join(f"\n  {line}" for line in lines)

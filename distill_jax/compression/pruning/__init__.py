@@ -1,1 +1,1 @@
-"""Pruning: masks while training, then a really smaller network."""
+"""Prunes networks: masks while training, then smaller arrays with the same outputs."""

@@ -1,14 +1,14 @@
-"""Pruning of whole channels, neurons or heads while training: as `prune`, with one mask for all arrays of a group.
+"""Prunes channels, neurons or heads while training, with one mask for all arrays of a group.
 
     def groups(params):
       return under("student", groups_of(params["student"]))
 
     prune_channels(optax.adamw(1e-3), groups, PolynomialSchedule(1000, 5000, 500), sparsity=0.5)
 
-`shrink` then removes them from the network; `layers` does the same with whole residual blocks.
+`shrink.shrink` then removes them from the network; `layers` does the same with residual blocks.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -20,45 +20,52 @@ from distill_jax.compression.pruning.masks import (
   PolynomialSchedule,
   check_sparsity,
   keep_highest,
-  masked,
+  with_masks,
 )
 from distill_jax.errors import suggest
 from distill_jax.trees import named_leaves
 from distill_jax.types import Tree
 
 Leaves = dict[str, jax.Array]
+Score = Callable[[Leaves, Leaves, Group], jax.Array]
+"""`(params by path, gradients by path, group) -> scores [channels]`."""
 SCOPES = ("uniform", "global")
 
 
 def norm(params: Leaves, gradients: Leaves, group: Group) -> jax.Array:
-  """The root mean square of a channel's kernels (Li et al. 2017, with the 2-norm; the mean makes widths comparable)."""
+  """Returns the root mean square of each channel's kernels (Li et al. 2017, with the 2-norm).
+
+  The mean instead of a sum makes groups of different widths comparable.
+  """
   del gradients
-  kernels = [rows(params, slot, group) for slot in group.writers if params[slot[0]].ndim > 1]
+  kernels = [channel_rows(params, s, group) for s in group.writers if params[s[0]].ndim > 1]
   return jnp.sqrt((jnp.concatenate(kernels, 1) ** 2).mean(1))
 
 
 def scale(params: Leaves, gradients: Leaves, group: Group) -> jax.Array:
-  """The mean |scale| of a channel's batch norms (Liu et al. 2017, network slimming).
+  """Returns the mean |scale| of each channel's batch norms (Liu et al. 2017, network slimming).
 
   Raises:
     ValueError: the group has none.
   """
   del gradients
-  scales = [rows(params, slot, group) for slot in group.writers if slot[0].endswith("/scale")]
+  scales = [channel_rows(params, s, group) for s in group.writers if s[0].endswith("/scale")]
   if not scales:
-    raise ValueError(
-      f"score: no batch norm writes the group, only {[name for name, _ in group.writers]}"
-    )
+    names = [name for name, _ in group.writers]
+    raise ValueError(f"score: expected a batch norm among the writers of the group, got {names}")
   return jnp.abs(jnp.concatenate(scales, 1)).mean(1)
 
 
 def taylor(params: Leaves, gradients: Leaves, group: Group) -> jax.Array:
-  """|sum of w g| over all that writes a channel: what the loss changes by without it, to first order.
+  """Returns |sum of w g| over all that writes a channel: to first order, its effect on the loss.
 
-  Molchanov et al. 2019, equation 8, before the square. Batch norm makes a kernel's share 0, as the loss does not depend
-  on the kernel's size, and leaves its own scale's and bias'.
+  Molchanov et al. 2019, equation 8, before the square. With batch norm the term of a kernel is 0,
+  as the loss does not depend on the kernel's size, and those of the norm's scale and bias remain.
   """
-  products = [rows(params, slot, group) * rows(gradients, slot, group) for slot in group.writers]
+  products = [
+    channel_rows(params, slot, group) * channel_rows(gradients, slot, group)
+    for slot in group.writers
+  ]
   return jnp.abs(jnp.concatenate(products, 1).sum(1))
 
 
@@ -68,21 +75,22 @@ def prune_channels(
   schedule: PolynomialSchedule,
   *,
   sparsity: float,
-  score: Callable[[Leaves, Leaves, Group], jax.Array] = norm,
+  score: Score = norm,
   distribution: str = "uniform",
 ) -> optax.GradientTransformationExtraArgs:
-  """Structured pruning: ever more of the channels with the lowest scores are zero.
+  """Wraps an optimizer with structured pruning: the channels with the lowest scores become zero.
 
   Args:
     inner: the optimizer.
-    groups: by name, with paths in the tree that is optimized; or a function of that tree.
-    schedule: when, and how much at each time.
-    sparsity: the share in [0, 1) of channels that are zero in the end; at least one of each group is kept.
+    groups: groups by name, with paths in the optimized tree; or a function of that tree.
+    schedule: the steps of pruning, and how much is pruned at each.
+    sparsity: final fraction of zero channels, in [0, 1); at least one of each group remains.
     score: `(params by path, gradients by path, group) -> [channels]`: `norm`, `scale` or `taylor`.
-    distribution: 'uniform', the same share of each group; 'global', the lowest scores of all.
+    distribution: 'uniform', the same fraction of each group; 'global', the lowest scores of all.
 
   Raises:
-    ValueError: at once, a sparsity or distribution that there is not; in init, groups that are not the tree's.
+    ValueError: at once, an invalid sparsity or distribution; in init, groups that do not fit the
+      tree.
   """
   check_sparsity(sparsity)
   if distribution not in SCOPES:
@@ -90,57 +98,79 @@ def prune_channels(
       f"distribution: expected one of {SCOPES}, got {distribution!r}{suggest(distribution, SCOPES)}"
     )
 
-  def of(params) -> Groups:
-    return groups(params) if callable(groups) else groups
-
-  def start(params):
-    sizes = widths(of(params), params).values()
-    jax.eval_shape(lambda p: _scores(p, p), params)
+  def init_masks(params):
+    sizes = widths(resolve_groups(groups, params), params).values()
+    jax.eval_shape(lambda p: group_scores(groups, score, p, p), params)
     return tuple(jnp.ones(size, bool) for size in sizes)
 
-  def _scores(params, gradients):
-    own = of(params).values()
-    params, gradients = dict(named_leaves(params)), dict(named_leaves(gradients))
-    return [score(params, gradients, group).astype(jnp.float32) for group in own]
-
-  def remake(which, masks, params, gradients):
-    scores = _scores(params, gradients)
+  def update_masks(index, masks, params, gradients):
+    scores = group_scores(groups, score, params, gradients)
     sizes = [mask.size for mask in masks]
     if distribution == "uniform":
-      kept = [jnp.asarray(schedule.kept(size, sparsity))[which] for size in sizes]
-      return tuple(map(keep_highest, scores, masks, kept))
-    # The best of each group comes first: a group without channels would cut the network in two. One alone: where all
-    # are equal, as scales are at the start, the first group would take what is kept.
-    best = [jnp.where(m, s, -jnp.inf).argmax() for s, m in zip(scores, masks)]
-    scores = [s.at[index].set(jnp.inf) for s, index in zip(scores, best)]
-    total = np.maximum(len(sizes), schedule.kept(sum(sizes), sparsity))
-    whole = keep_highest(jnp.concatenate(scores), jnp.concatenate(masks), jnp.asarray(total)[which])
-    return tuple(jnp.split(whole, np.cumsum(sizes)[:-1].tolist()))
+      counts = [jnp.asarray(schedule.remaining(size, sparsity))[index] for size in sizes]
+      return tuple(map(keep_highest, scores, masks, counts))
+    counts = np.maximum(len(sizes), schedule.remaining(sum(sizes), sparsity))
+    return _keep_highest_of_all(scores, masks, jnp.asarray(counts)[index])
 
-  def spread(masks, params):
-    return spread_over(masks, params, of(params))
+  def broadcast(masks, params):
+    return broadcast_masks(masks, params, resolve_groups(groups, params))
 
-  return masked(inner, schedule, start=start, remake=remake, spread=spread)
-
-
-def rows(leaves: Leaves, slot: Slot, group: Group) -> jax.Array:
-  """A channel's numbers in an array of its group, [channels, the rest of the array], float32."""
-  name, axis = slot
-  leaf = jnp.moveaxis(leaves[name], axis, 0)
-  return leaf.reshape(group.parts or leaf.shape[0], -1).astype(
-    jnp.promote_types(leaf.dtype, jnp.float32)
+  return with_masks(
+    inner, schedule, init_masks=init_masks, update_masks=update_masks, broadcast=broadcast
   )
 
 
-def spread_over(masks: Iterable[jax.Array], params: Tree, groups: Groups) -> Tree:
-  """A mask for each group as masks that broadcast against the params; `optax.MaskedNode()` for those of no group."""
-  found: dict[str, jax.Array] = {}
+def resolve_groups(groups: Groups | Callable[[Tree], Groups], params: Tree) -> Groups:
+  """Returns the groups of a tree, which may be a function of it."""
+  return groups(params) if callable(groups) else groups
+
+
+def group_scores(
+  groups: Groups | Callable[[Tree], Groups], score: Score, params: Tree, gradients: Tree
+) -> list[jax.Array]:
+  """Returns the scores of each group's channels, float32 [channels] each."""
+  leaves = dict(named_leaves(params))
+  gradient_leaves = dict(named_leaves(gradients))
+  return [
+    score(leaves, gradient_leaves, group).astype(jnp.float32)
+    for group in resolve_groups(groups, params).values()
+  ]
+
+
+def channel_rows(leaves: Mapping[str, jax.Array], slot: Slot, group: Group) -> jax.Array:
+  """Returns the values of each channel in one array of its group, float32 [channels, values]."""
+  name, axis = slot
+  leaf = jnp.moveaxis(leaves[name], axis, 0)
+  rows = leaf.reshape(group.parts or leaf.shape[0], -1)
+  return rows.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def broadcast_masks(masks: Iterable[jax.Array], params: Tree, groups: Groups) -> Tree:
+  """Returns a mask per group as masks that broadcast against the params.
+
+  Leaves without a group get `optax.MaskedNode()`.
+  """
+  leaf_masks: dict[str, jax.Array] = {}
   leaves = dict(named_leaves(params))
   for mask, group in zip(masks, groups.values(), strict=True):
     for name, axis in group.writers:
       shape = [1] * leaves[name].ndim
       shape[axis] = -1
-      own = mask.repeat(leaves[name].shape[axis] // mask.size).reshape(shape)
-      found[name] = found[name] & own if name in found else own
-  masked_leaves = [found.get(name, optax.MaskedNode()) for name in leaves]
-  return jax.tree.unflatten(jax.tree.structure(params), masked_leaves)
+      leaf_mask = mask.repeat(leaves[name].shape[axis] // mask.size).reshape(shape)
+      leaf_masks[name] = leaf_masks[name] & leaf_mask if name in leaf_masks else leaf_mask
+  masks_or_nodes = [leaf_masks.get(name, optax.MaskedNode()) for name in leaves]
+  return jax.tree.unflatten(jax.tree.structure(params), masks_or_nodes)
+
+
+def _keep_highest_of_all(
+  scores: list[jax.Array], masks: tuple[jax.Array, ...], count: jax.Array
+) -> tuple[jax.Array, ...]:
+  """Returns masks of the `count` highest scores of all groups, at least one of each."""
+  # The best of each group comes first: a group without channels would cut the network in two. Only
+  # one is the best: where all are equal, as scales are at the start, the first group would else
+  # take the full count.
+  best = [jnp.where(m, s, -jnp.inf).argmax() for s, m in zip(scores, masks)]
+  scores = [s.at[index].set(jnp.inf) for s, index in zip(scores, best)]
+  mask = keep_highest(jnp.concatenate(scores), jnp.concatenate(masks), count)
+  ends = np.cumsum([mask.size for mask in masks])[:-1].tolist()
+  return tuple(jnp.split(mask, ends))

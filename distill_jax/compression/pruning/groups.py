@@ -1,4 +1,4 @@
-"""Which axes of which parameters belong to the same channels, neurons or heads: to be pruned, and removed."""
+"""Groups the axes of parameters that belong to the same channels, neurons or heads."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,19 +9,20 @@ from distill_jax.trees import named_leaves
 from distill_jax.types import Tree
 
 Slot = tuple[str, int]
-"""(path of an array, axis of it that numbers the channels)."""
+"""(path of an array, the axis that numbers the channels)."""
 
 
 class Group(NamedTuple):
-  """Channels (or neurons, or heads) of one width.
+  """The arrays of a set of channels (or neurons, or heads), which are pruned and removed together.
 
   Attributes:
-    writers: parameters that make them. A channel is dead, zero for every input, if all of its slices of these are
-      zero: kernels, biases, and the scales and biases of batch norm before a ReLU or a sum with channels of the group.
-    readers: parameters that are multiplied with them.
-    state: what else has a number for each of them: running statistics, in the tree of the model's state.
-    parts: how many there are where an array has several neighboring numbers for each, as heads have; an axis is
-      divided into so many equal parts. None: one number for each.
+    writers: parameters that compute the channels. A channel is dead, zero for every input, if all
+      its slices of these are zero: kernels, biases, and the scales and biases of batch norm before
+      a ReLU or a sum with channels of the group.
+    readers: parameters that are multiplied with the channels.
+    state: arrays of the model's state with a value per channel: running statistics.
+    parts: number of channels where each has several neighboring values, as heads have: an axis is
+      divided into as many equal parts. None: one value per channel.
   """
 
   writers: tuple[Slot, ...]
@@ -33,35 +34,37 @@ class Group(NamedTuple):
 Groups = Mapping[str, Group]
 
 
-def groups_of(params: Tree, *, head_width: int | None = None) -> dict[str, Group]:
-  """The groups of our networks, by the layer that makes the channels.
+def groups_of(params: Tree, *, head_dim: int | None = None) -> dict[str, Group]:
+  """Returns the groups of a network of `models.zoo`, by the layer that computes the channels.
 
-  In a `ResNet` the channels between the two convolutions of a block are a group, and so is the sum that blocks of one
-  width add to, with all that writes it and reads it. (The mean over the map, pooling and dropout keep zeros.)
+  In a `ResNet` the channels between the two convolutions of a block are a group, and so is the sum
+  that blocks of one width add to, with all its writers and readers. (The mean over the map, pooling
+  and dropout keep zeros.)
 
-  In a `Decoder` and a `ViT` the heads of each block are a group, a head of keys and values with all the queries that
-  look at it, and the inner neurons another. The width that blocks add to is none: norms divide by it, zeros or not.
-  Blocks as a whole are `layers.layers_of`.
+  In a `Decoder` and a `ViT` the heads of each block are a group, a head of keys and values with all
+  the queries that attend to it, and the neurons of its MLP another. The stream that blocks add to
+  is
+  none: norms divide by all its values, zeros or not. `layers.layers_of` groups full blocks.
 
   Args:
-    params: of the network: arrays, or `ShapeDtypeStruct`s.
-    head_width: of a transformer, numbers of a head: its arrays do not tell.
+    params: parameters of the network: arrays, or `ShapeDtypeStruct`s.
+    head_dim: values of a head of a transformer, which its arrays do not show; else None.
 
   Raises:
-    ValueError: another network; then write its groups down. Or a head_width that is missing or does not divide.
+    ValueError: another network, whose groups must be written by hand; or a head_dim that is missing
+      or does not divide.
   """
   names = [name for name, _ in named_leaves(params)]
   if "blocks/0/query/kernel" in names:
-    return _transformer(params, head_width)
+    return _transformer(params, head_dim)
   if "stem/kernel" in names and not any(re.search(r"shortcut/kernel$", name) for name in names):
     return _residual(names)
-  kernels = sorted(
-    (n for n in names if re.fullmatch(r"(blocks|hidden)/[\d/]+(conv/)?kernel", n)), key=natural
-  )
+  kernels = [n for n in names if re.fullmatch(r"(blocks|hidden)/[\d/]+(conv/)?kernel", n)]
+  kernels.sort(key=path_numbers)
   if not kernels or "head/kernel" not in names:
     raise ValueError(
-      "groups_of knows MLP, CNN, VGG, ResNet, Decoder and ViT; give a Group for each width of another network. Its "
-      f"leaves are {', '.join(names[:8])}, ..."
+      "params: expected an MLP, CNN, VGG, ResNet, Decoder or ViT, got the leaves "
+      f"{', '.join(names[:8])}, ...: write a Group for each width of another network"
     )
   layers = [kernel.removesuffix("/kernel") for kernel in kernels]
   return {
@@ -71,43 +74,46 @@ def groups_of(params: Tree, *, head_width: int | None = None) -> dict[str, Group
 
 
 def under(prefix: str, groups: Groups) -> dict[str, Group]:
-  """The groups of a tree that holds the network's parameters under a name: `under("student", groups)` in training."""
+  """Returns the groups with a prefix to all paths: `under("student", groups)` for a train state."""
 
-  def moved(slots: Iterable[Slot]) -> tuple[Slot, ...]:
+  def with_prefix(slots: Iterable[Slot]) -> tuple[Slot, ...]:
     return tuple((f"{prefix}/{name}", axis) for name, axis in slots)
 
   return {
-    n: Group(moved(g.writers), moved(g.readers), moved(g.state), g.parts) for n, g in groups.items()
+    name: Group(with_prefix(g.writers), with_prefix(g.readers), with_prefix(g.state), g.parts)
+    for name, g in groups.items()
   }
 
 
 def widths(groups: Groups, params: Tree) -> dict[str, int]:
-  """The number of channels of each group.
+  """Returns the number of channels of each group.
 
   Raises:
-    ValueError: there are no groups, a group names no writer, an array or an axis that is not there, or arrays that
-      differ in their number of channels, or do not divide into `parts`.
+    ValueError: no groups; a group without writers, with an array or an axis that does not exist, or
+      with arrays that differ in their number of channels or do not divide into `parts`.
   """
   if not groups:
-    raise ValueError("groups: expected at least one")
+    raise ValueError("groups: expected at least one, got none")
   shapes = {name: leaf.shape for name, leaf in named_leaves(params)}
-  found = {}
+  channels = {}
   for name, group in groups.items():
     sizes = {}
     for path, axis in (*group.writers, *group.readers):
       if path not in shapes:
-        raise ValueError(f"group {name!r}: there is no {path!r}{suggest(path, shapes)}")
+        raise ValueError(f"group {name!r}: expected a leaf {path!r}{suggest(path, shapes)}")
       if not -len(shapes[path]) <= axis < len(shapes[path]):
-        raise ValueError(f"group {name!r}: {path} {list(shapes[path])} has no axis {axis}")
+        raise ValueError(
+          f"group {name!r}: expected an axis of {path} {list(shapes[path])}, got {axis}"
+        )
       sizes[f"{path}, axis {axis}"] = shapes[path][axis]
     if group.parts is not None:
       _check_parts(name, group.parts, sizes)
     elif not group.writers or len(set(sizes.values())) > 1:
       raise ValueError(
-        f"group {name!r}: expected writers, and arrays with as many channels each, got {sizes}"
+        f"group {name!r}: expected writers, and arrays with equally many channels, got {sizes}"
       )
-    found[name] = group.parts or next(iter(sizes.values()))
-  return found
+    channels[name] = group.parts or next(iter(sizes.values()))
+  return channels
 
 
 def _check_parts(name: str, parts: int, sizes: Mapping[str, int]) -> None:
@@ -117,36 +123,38 @@ def _check_parts(name: str, parts: int, sizes: Mapping[str, int]) -> None:
     )
 
 
-def _transformer(params: Tree, head_width: int | None) -> dict[str, Group]:
+def _transformer(params: Tree, head_dim: int | None) -> dict[str, Group]:
   shapes = {name: leaf.shape for name, leaf in named_leaves(params)}
-  blocks = sorted({m[0] for n in shapes if (m := re.match(r"blocks/\d+", n))}, key=natural)
+  blocks = sorted({m[0] for n in shapes if (m := re.match(r"blocks/\d+", n))}, key=path_numbers)
   groups = {}
   for block in blocks:
     size = shapes[f"{block}/key/kernel"][-1]
-    if head_width is None or head_width < 1 or size % head_width:
+    if head_dim is None or head_dim < 1 or size % head_dim:
       raise ValueError(
-        f"head_width: expected the numbers of a head, a divisor of the {size} of {block}/key/kernel, got {head_width}"
+        f"head_dim: expected the values of a head, a divisor of the {size} of {block}/key/kernel, "
+        f"got {head_dim}"
       )
-    heads, neurons = (f"{block}/{part}" for part in ("attention", "inner"))
-    attention = _group(
-      [*shapes], [f"{block}/{part}" for part in ("query", "key", "value")], [f"{block}/output"]
-    )
-    groups[heads] = attention._replace(parts=size // head_width)
-    groups[neurons] = _group(
-      [*shapes], [f"{block}/{part}" for part in ("gate", "up")], [f"{block}/down"]
-    )
+    projections = [f"{block}/{part}" for part in ("query", "key", "value")]
+    attention = _group([*shapes], projections, [f"{block}/output"])
+    groups[f"{block}/attention"] = attention._replace(parts=size // head_dim)
+    inner = [f"{block}/{part}" for part in ("gate", "up")]
+    groups[f"{block}/inner"] = _group([*shapes], inner, [f"{block}/down"])
   return groups
 
 
 def _residual(names: Sequence[str]) -> dict[str, Group]:
-  blocks = sorted({m[0] for n in names if (m := re.match(r"stages/\d+/\d+", n))}, key=natural)
-  groups, stream, writers, readers = {}, "stem", ["stem", "norm"], []
+  blocks = sorted({m[0] for n in names if (m := re.match(r"stages/\d+/\d+", n))}, key=path_numbers)
+  groups = {}
+  stream = "stem"
+  writers = ["stem", "norm"]
+  readers: list[str] = []
   for block in blocks:
     readers.append(f"{block}/conv1")
     if f"{block}/shortcut/layers/0/kernel" in names:
       readers.append(f"{block}/shortcut/layers/0")
       groups[stream] = _group(names, writers, readers)
-      stream, readers = block, []
+      stream = block
+      readers = []
       writers = [f"{block}/shortcut/layers/0", f"{block}/shortcut/layers/1"]
     groups[f"{block}/conv1"] = _group(
       names, [f"{block}/conv1", f"{block}/norm1"], [f"{block}/conv2"]
@@ -156,9 +164,9 @@ def _residual(names: Sequence[str]) -> dict[str, Group]:
 
 
 def _group(names: Sequence[str], layers: Sequence[str], readers: Sequence[str]) -> Group:
-  """The group that these layers write, and the batch norm beside a convolution of `ConvNormRelu`."""
-  beside = [re.sub("conv$", "norm", layer) for layer in layers if re.search("(^|/)conv$", layer)]
-  layers = [*layers, *beside]
+  """Returns the group that these layers write, with the batch norm of each `ConvNormRelu`."""
+  norms = [re.sub("conv$", "norm", layer) for layer in layers if re.search("(^|/)conv$", layer)]
+  layers = [*layers, *norms]
   parts = [f"{layer}/{part}" for layer in layers for part in ("kernel", "scale", "bias")]
   norms = [layer for layer in layers if f"{layer}/scale" in names]
   return Group(
@@ -168,6 +176,6 @@ def _group(names: Sequence[str], layers: Sequence[str], readers: Sequence[str]) 
   )
 
 
-def natural(name: str) -> list[int]:
-  """The numbers in a path, a key to sort by."""
+def path_numbers(name: str) -> list[int]:
+  """Returns the numbers in a path, a key to sort by."""
   return [int(number) for number in re.findall(r"\d+", name)]

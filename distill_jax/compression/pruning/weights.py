@@ -1,10 +1,11 @@
-"""Pruning of single weights while training: optax transformations around an optimizer, with masks in their state.
+"""Prunes single weights while training: transformations around an optimizer, with masks as state.
 
-    prune(optax.adamw(1e-3), PolynomialSchedule(1000, 8000, 100), sparsity=0.9, pattern=r"^student/.*kernel$")
+    schedule = PolynomialSchedule(1000, 8000, 100)
+    prune(optax.adamw(1e-3), schedule, sparsity=0.9, pattern=r"^student/.*kernel$")
 
-The names are jaxpruner's (Lee et al. 2023), and so is what they mean: a mask is made of the parameters and gradients
-before an update and holds after it. Other than there, no parameter that was pruned comes back. An update that
-is skipped (it was not finite) does not count as a step.
+Names and meaning are jaxpruner's (Lee et al. 2023): a mask follows from the parameters and
+gradients before an update and holds after it. Unlike there, a pruned parameter stays pruned. An
+update that is skipped (it was not finite) does not count as a step.
 """
 
 import functools
@@ -21,10 +22,10 @@ from distill_jax.compression.pruning.masks import (
   PolynomialSchedule,
   check_sparsity,
   keep_highest,
-  masked,
+  with_masks,
 )
 from distill_jax.errors import suggest
-from distill_jax.trees import chosen, matching
+from distill_jax.trees import path_mask, select_leaves
 from distill_jax.types import Tree
 
 Score = Callable[[jax.Array, jax.Array], jax.Array]
@@ -34,13 +35,13 @@ DISTRIBUTIONS = ("uniform", "erk", "global")
 
 
 def magnitude(w: jax.Array, gradient: jax.Array) -> jax.Array:
-  """|w|: what is pruned is small."""
+  """Returns |w|: the smallest weights are pruned."""
   del gradient
   return jnp.abs(w)
 
 
 def saliency(w: jax.Array, gradient: jax.Array) -> jax.Array:
-  """|w g|: what is pruned changes the loss least, to first order (Molchanov et al. 2019, section 3.1)."""
+  """Returns |w g|, to first order the effect on the loss (Molchanov et al. 2019, section 3.1)."""
   return jnp.abs(w * gradient)
 
 
@@ -53,52 +54,57 @@ def prune(
   distribution: str = "uniform",
   score: Score = magnitude,
 ) -> optax.GradientTransformationExtraArgs:
-  """Unstructured pruning: ever more of the parameters with the lowest scores are zero.
+  """Wraps an optimizer with unstructured pruning: the weights with the lowest scores become zero.
 
   Args:
     inner: the optimizer.
-    schedule: when, and how much at each time.
-    sparsity: the share in [0, 1) of the chosen parameters that are zero in the end; of each array round(size * (1 -
-      sparsity)) are kept, and at least one.
-    pattern: which leaves, see `paths.matching`.
-    distribution: 'uniform', the same share of each array; 'erk', see `erk`; 'global', the lowest scores of all.
-    score: `(array, its gradient) -> scores`; the highest are kept.
+    schedule: the steps of pruning, and how much is pruned at each.
+    sparsity: final fraction of zeros among the selected parameters, in [0, 1); of each array
+      round(size * (1 - sparsity)) values remain, and at least one.
+    pattern: regular expression found in the paths of the leaves to prune, see `trees.path_mask`.
+    distribution: 'uniform', the same fraction of each array; 'erk', see `erk`; 'global', the lowest
+      scores of all.
+    score: `(array, its gradient) -> scores`; the highest remain.
 
   Raises:
-    ValueError: at once, a sparsity or distribution that there is not; in init, a pattern that fits nothing.
+    ValueError: at once, an invalid sparsity or distribution; in init, a pattern that fits nothing.
   """
   check_sparsity(sparsity)
   if distribution not in DISTRIBUTIONS:
     raise ValueError(
-      f"distribution: expected one of {DISTRIBUTIONS}, got {distribution!r}{suggest(distribution, DISTRIBUTIONS)}"
+      f"distribution: expected one of {DISTRIBUTIONS}, got {distribution!r}"
+      f"{suggest(distribution, DISTRIBUTIONS)}"
     )
 
-  def remake(which, masks, params, gradients):
-    own, flat = chosen(params, pattern), [mask.ravel() for mask in jax.tree.leaves(masks)]
+  def update_masks(index, masks, params, gradients):
+    leaves = select_leaves(params, pattern)
     scores = [
       score(w, g).ravel().astype(jnp.float32)
-      for w, g in zip(own.values(), chosen(gradients, pattern).values(), strict=True)
+      for w, g in zip(leaves.values(), select_leaves(gradients, pattern).values(), strict=True)
     ]
-    sizes = [w.size for w in own.values()]
+    flat = [mask.ravel() for mask in jax.tree.leaves(masks)]
     if distribution == "global":
-      kept = jnp.asarray(schedule.kept(sum(sizes), sparsity))[which]
-      whole = keep_highest(jnp.concatenate(scores), jnp.concatenate(flat), kept)
-      new = list(jnp.split(whole, np.cumsum(sizes)[:-1].tolist()))
+      sizes = [w.size for w in leaves.values()]
+      count = jnp.asarray(schedule.remaining(sum(sizes), sparsity))[index]
+      mask = keep_highest(jnp.concatenate(scores), jnp.concatenate(flat), count)
+      new = list(jnp.split(mask, np.cumsum(sizes)[:-1].tolist()))
     else:
-      shares = (erk if distribution == "erk" else uniform)(
-        {n: w.shape for n, w in own.items()}, sparsity
-      )
-      counts = [jnp.asarray(schedule.kept(w.size, shares[name]))[which] for name, w in own.items()]
+      distribute = erk if distribution == "erk" else uniform
+      sparsities = distribute({name: w.shape for name, w in leaves.items()}, sparsity)
+      counts = [
+        jnp.asarray(schedule.remaining(w.size, sparsities[name]))[index]
+        for name, w in leaves.items()
+      ]
       new = list(map(keep_highest, scores, flat, counts))
-    new = [mask.reshape(w.shape) for mask, w in zip(new, own.values(), strict=True)]
+    new = [mask.reshape(w.shape) for mask, w in zip(new, leaves.values(), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(masks), new)
 
-  return masked(
+  return with_masks(
     inner,
     schedule,
-    start=functools.partial(_open, pattern=pattern),
-    remake=remake,
-    spread=_as_they_are,
+    init_masks=functools.partial(_full_masks, pattern=pattern),
+    update_masks=update_masks,
+    broadcast=_unchanged,
   )
 
 
@@ -112,90 +118,114 @@ def prune_n_by_m(
   pattern: str = KERNELS,
   score: Score = magnitude,
 ) -> optax.GradientTransformationExtraArgs:
-  """N:M pruning: of every m neighbors along an axis the n with the highest scores are kept, from one step on.
+  """Wraps an optimizer with N:M pruning: of m neighbors the n with the highest scores remain.
 
   Args:
     inner: the optimizer.
-    step: number of the update, from 0, at which the masks are made.
-    n, m: 1 <= n <= m; 2:4 is what NVIDIA's sparse tensor cores compute with (Mishra et al. 2021).
-    axis: the one that a product sums over: the inputs of kernels [*window, inputs, outputs].
-    pattern, score: as in `prune`.
+    step: number of the update, from 0, at which the masks are set.
+    n: number of values that remain of m neighbors, from 1 to m.
+    m: number of neighbors; NVIDIA's sparse tensor cores compute with 2:4 (Mishra et al. 2021).
+    axis: the axis of neighbors, over which a product sums: the inputs of kernels [*window, inputs,
+      outputs].
+    pattern: as in `prune`.
+    score: as in `prune`.
 
   Raises:
-    ValueError: at once, n or m that cannot be; in init, an array whose axis does not divide into parts of m, or a
-      pattern that fits nothing.
+    ValueError: at once, an invalid n or m; in init, an array whose axis does not divide into parts
+      of m, or a pattern that fits nothing.
   """
   if not 1 <= n <= m:
     raise ValueError(f"n, m: expected 1 <= n <= m, got {n} and {m}")
 
-  def start(params):
-    for name, w in chosen(params, pattern).items():
+  def init_masks(params):
+    for name, w in select_leaves(params, pattern).items():
       if not -w.ndim <= axis < w.ndim or w.shape[axis] % m:
-        raise ValueError(f"{name} {list(w.shape)}: axis {axis} does not divide into parts of m={m}")
-    return _open(params, pattern)
+        raise ValueError(
+          f"axis: expected one that divides into parts of m={m}, got {axis} of {name} "
+          f"{list(w.shape)}"
+        )
+    return _full_masks(params, pattern)
 
-  def one(w, gradient):
+  def leaf_mask(w, gradient):
     scores = jnp.moveaxis(score(w, gradient), axis, -1)
     parts = scores.reshape(*scores.shape[:-1], -1, m)
     ranks = jnp.argsort(jnp.argsort(parts, descending=True, stable=True))
     return jnp.moveaxis((ranks < n).reshape(scores.shape), -1, axis)
 
-  def remake(which, masks, params, gradients):
-    del which
-    new = map(one, chosen(params, pattern).values(), chosen(gradients, pattern).values())
+  def update_masks(index, masks, params, gradients):
+    del index
+    new = map(
+      leaf_mask, select_leaves(params, pattern).values(), select_leaves(gradients, pattern).values()
+    )
     return jax.tree.unflatten(jax.tree.structure(masks), list(new))
 
-  return masked(
-    inner, PolynomialSchedule(step, step), start=start, remake=remake, spread=_as_they_are
+  return with_masks(
+    inner,
+    PolynomialSchedule(step, step),
+    init_masks=init_masks,
+    update_masks=update_masks,
+    broadcast=_unchanged,
   )
 
 
 def hold_zeros(
   inner: optax.GradientTransformation, pattern: str = KERNELS
 ) -> optax.GradientTransformationExtraArgs:
-  """Weights that are zero at the start stay zero, exactly: to fine-tune a student whose single weights were pruned.
+  """Wraps an optimizer so that weights that are zero in `init` stay exactly zero.
+
+  It fine-tunes a student whose single weights were pruned:
 
       student = student._replace(init=lambda key, batch: pruned)      # the pruned Variables
-      fit(student, teacher, objective, hold_zeros(optax.adamw(1e-4), r"^student/.*kernel$"), source, ...)
+      optimizer = hold_zeros(optax.adamw(1e-4), r"^student/.*kernel$")
 
   Args:
-    inner: the optimizer; it gets the whole gradient.
-    pattern: which leaves, see `paths.matching`; biases begin at zero without having been pruned.
+    inner: the optimizer; it gets the full gradient.
+    pattern: regular expression found in the paths of the leaves to hold, see `trees.path_mask`;
+      biases are zero at the start without having been pruned.
 
   Returns:
-    A transformation whose init makes the masks of the parameters it gets; they are in its state, as `prune`'s are.
+    A transformation whose init derives the masks from its parameters; they are in its state, as
+    those of `prune`.
 
   Raises:
     ValueError: in init, a pattern that fits nothing.
   """
 
-  def start(params):
-    def one(w, fits):
+  def init_masks(params):
+    def leaf_mask(w, fits):
       return w != 0 if fits else optax.MaskedNode()
 
-    return jax.tree.map(one, params, matching(params, pattern))
+    return jax.tree.map(leaf_mask, params, path_mask(params, pattern))
 
-  def same(which, masks, params, gradients):
-    del which, params, gradients
+  def update_masks(index, masks, params, gradients):
+    del index, params, gradients
     return masks
 
-  return masked(inner, PolynomialSchedule(0, 0), start=start, remake=same, spread=_as_they_are)
+  return with_masks(
+    inner,
+    PolynomialSchedule(0, 0),
+    init_masks=init_masks,
+    update_masks=update_masks,
+    broadcast=_unchanged,
+  )
 
 
 def uniform(shapes: Shapes, sparsity: float) -> dict[str, float]:
-  """The same sparsity for every array."""
+  """Returns the same sparsity for every array."""
   return dict.fromkeys(shapes, sparsity)
 
 
 def erk(shapes: Shapes, sparsity: float) -> dict[str, float]:
-  """Erdos-Renyi-Kernel (Evci et al. 2020, section 3): densities in proportion to the sum of a shape over its product.
+  """Returns the sparsities of Erdos-Renyi-Kernel (Evci et al. 2020, section 3).
+
+  Densities are in proportion to the sum of a shape over its product.
 
   Args:
-    shapes: by name; the window of a kernel counts in both.
-    sparsity: of all of them together, in [0, 1).
+    shapes: shapes by name; the window of a kernel is included.
+    sparsity: fraction of zeros in all arrays together, in [0, 1).
 
   Returns:
-    The sparsity of each; 0 where its density would be above 1, and the others are then the sparser.
+    The sparsity of each; 0 where its density would be above 1, and the others are then sparser.
   """
   sizes = {name: math.prod(shape) for name, shape in shapes.items()}
   dense: set[str] = set()
@@ -211,25 +241,29 @@ def erk(shapes: Shapes, sparsity: float) -> dict[str, float]:
 
 
 def layer_sparsity(tree: Tree, pattern: str = KERNELS) -> dict[str, reduce.Pair]:
-  """(zeros, numbers) of each chosen leaf; `reduce.value` makes the sparsity of it. Raises as `paths.matching`."""
-  return {name: reduce.total(leaf == 0) for name, leaf in chosen(tree, pattern).items()}
+  """Returns (zeros, size) of each selected leaf; `reduce.value` of it is the sparsity.
+
+  Raises:
+    ValueError: as `trees.path_mask`.
+  """
+  return {name: reduce.total(leaf == 0) for name, leaf in select_leaves(tree, pattern).items()}
 
 
 def sparsity(tree: Tree, pattern: str = KERNELS) -> reduce.Pair:
-  """(zeros, numbers) of the chosen leaves together, as `layer_sparsity`."""
-  zeros, numbers = zip(*layer_sparsity(tree, pattern).values(), strict=True)
-  return jnp.stack(zeros).sum(), jnp.stack(numbers).sum()
+  """Returns (zeros, size) of the selected leaves together, as `layer_sparsity`."""
+  zeros, sizes = zip(*layer_sparsity(tree, pattern).values(), strict=True)
+  return jnp.stack(zeros).sum(), jnp.stack(sizes).sum()
 
 
-def _open(params: Tree, pattern: str) -> Tree:
-  """Masks of the parameters' structure, so that they are placed on a mesh as the parameters are."""
+def _full_masks(params: Tree, pattern: str) -> Tree:
+  """Returns masks of True in the parameters' structure, so that a mesh shards both alike."""
 
-  def one(w, fits):
+  def leaf_mask(w, fits):
     return jnp.ones(w.shape, bool) if fits else optax.MaskedNode()
 
-  return jax.tree.map(one, params, matching(params, pattern))
+  return jax.tree.map(leaf_mask, params, path_mask(params, pattern))
 
 
-def _as_they_are(masks: Tree, params: Tree) -> Tree:
+def _unchanged(masks: Tree, params: Tree) -> Tree:
   del params
   return masks

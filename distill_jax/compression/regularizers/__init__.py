@@ -1,1 +1,1 @@
-"""Regularizers as optax transformations: penalties, proximal steps, and group lasso."""
+"""Regularizes weights by optax transformations: penalties, proximal steps and group lasso."""

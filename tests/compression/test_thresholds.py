@@ -8,7 +8,7 @@ from distill_jax.compression.pruning.thresholds import search_thresholds
 
 
 def tree(rng):
-  """Columns of sizes 1, 2, ..., in an order of their own."""
+  """Returns kernels with columns of sizes 1, 2, ..., in another order each."""
 
   def kernel(rows, order):
     return jnp.asarray(
@@ -47,28 +47,28 @@ def test_each_layer_is_cut_as_far_as_the_score_allows(rng):
 
 
 @pytest.mark.parametrize("axes, groups", [((-2,), 4), (None, 20), ((), 1)])
-def test_groups_are_what_the_axes_say(rng, axes, groups):
+def test_axes_number_the_groups(rng, axes, groups):
   kernel = jnp.asarray(rng.normal(size=(4, 5)), jnp.float32)
   cut = search_thresholds({"kernel": kernel}, lambda params: 1.0, minimum=0.5, axes=axes)
   np.testing.assert_allclose(cut.sparsity["kernel"], 1 - 1 / groups)
-  kept = np.asarray(cut.params["kernel"]) != 0
-  assert kept.sum() == 20 // groups
+  remaining = np.asarray(cut.params["kernel"]) != 0
+  assert remaining.sum() == 20 // groups
   if axes == (-2,):
-    assert kept[np.argmax((np.asarray(kernel) ** 2).sum(1))].all()
+    assert remaining[np.argmax((np.asarray(kernel) ** 2).sum(1))].all()
 
 
-def test_a_budget_that_cannot_be_met_is_an_error(rng):
-  with pytest.raises(ValueError, match="minimum: .* got 0.9; it reaches 0.85"):
+def test_invalid_arguments_raise(rng):
+  with pytest.raises(ValueError, match="^minimum: .*0.85, got 0.9"):
     search_thresholds(tree(rng), lambda params: 0.85, minimum=0.9)
-  with pytest.raises(ValueError, match="it reaches nan"):
+  with pytest.raises(ValueError, match="^minimum:"):
     search_thresholds(tree(rng), lambda params: float("nan"), minimum=0.9)
-  with pytest.raises(ValueError, match="fits no leaf"):
+  with pytest.raises(ValueError, match=r"pattern: "):
     search_thresholds(tree(rng), lambda params: 0.85, minimum=0.5, pattern="conv")
-  with pytest.raises(ValueError, match="axes: expected different axes of an array"):
+  with pytest.raises(ValueError, match="^axes:"):
     search_thresholds(tree(rng), lambda params: 0.85, minimum=0.5, axes=(3,))
 
 
-def test_a_sharded_network_is_cut_alike(rng, mesh):
+def test_sharded_network_is_cut_alike(rng, mesh):
   params = {"kernel": jnp.asarray(rng.normal(size=(16, 24)), jnp.float32)}
 
   def evaluate(params):
