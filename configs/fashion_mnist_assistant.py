@@ -5,24 +5,25 @@ python -m distill_jax --config=configs/fashion_mnist_assistant.py --seeds=0,1,2
 All students are as in fashion_mnist_10k.py.
 
 - assistant: a network of a size between teacher and student, distilled (Mirzadeh et al. 2020);
-- via.assistant: the student, which the assistant teaches;
-- hints: the student's middle, which follows the teacher's (FitNets' first stage, Romero et al. 2015);
-- hints.then.kd: which starts from there (the second stage);
-- together: injected convolutions, attention transfer and soft targets at once;
-- together.pruned: that student, half of whose channels are pruned away while it is distilled further;
+- via.assistant: the student, taught by the assistant;
+- hints: only the student's middle map is trained, on the teacher's (FitNets' first stage, Romero et
+  al. 2015);
+- hints.then.kd: starts from `hints` and is distilled (the second stage);
+- together: convolutions initialized from the teacher, attention transfer and soft targets at once;
+- together.pruned: that student, half of whose channels are pruned while it is distilled further;
 - together.tuned: that smaller one, fine-tuned with the labels and the teacher.
 
-Measured on 2 CPU cores, beside another such job: 8 minutes. Test accuracy in %, 3 seeds: teacher 89.08; student
-alone 82.12 +- 0.10, kd 82.21 +- 0.20, assistant 86.07 +- 0.34 (98,682 parameters), via.assistant 81.99 +- 0.10,
-hints.then.kd 82.60 +- 0.51 (of hints alone the head has learned nothing), together 83.07 +- 0.23, pruned 76.24 +- 0.60
-(6,274), tuned 77.94 +- 0.22.
+Measured on 2 CPU cores, next to another such job: 8 minutes. Test accuracy in %, 3 seeds: teacher
+89.08; baseline 82.12 +- 0.10, kd 82.21 +- 0.20, assistant 86.07 +- 0.34 (98,682 parameters),
+via.assistant 81.99 +- 0.10, hints.then.kd 82.60 +- 0.51 (the head of `hints` is not trained),
+together 83.07 +- 0.23, pruned 76.24 +- 0.60 (6,274), tuned 77.94 +- 0.22.
 """
 
 import dataclasses
 
 from fashion_mnist_10k import FashionMnist10k
-from fashion_mnist_inject import inject_convolutions
-from fashion_mnist_prune import PrunedTraining, small
+from fashion_mnist_prune import PrunedTraining, remove_channels
+from fashion_mnist_teacher_init import init_convolutions
 
 from distill_jax import losses, objectives
 from distill_jax.jobs.config import Training, check
@@ -36,8 +37,9 @@ class Staged(FashionMnist10k):
 
   Attributes:
     assistant_widths: channels of the assistant's blocks.
-    hint_training, pruned_training, tuning: of the stages.
-    attention_weight: of attention transfer, beside the labels and soft targets, whose weights sum to 1.
+    hint_training, pruned_training, tuning: training of `hints`, `together.pruned` and
+      `together.tuned`.
+    attention_weight: weight of attention transfer; those of labels and soft targets sum to 1.
   """
 
   assistant_widths: tuple[int, ...] = (16, 32, 64, 128)
@@ -71,38 +73,38 @@ class Staged(FashionMnist10k):
     )
 
   def recipe(self, variant):
-    made = super().recipe(variant)
+    recipe = super().recipe(variant)
     match variant:
       case "assistant":
-        return made._replace(
+        return recipe._replace(
           student=from_nnx(lambda rngs: CNN(1, self.assistant_widths, 10, rngs=rngs))
         )
       case "via.assistant":
-        return made._replace(teacher="assistant")
+        return recipe._replace(teacher="assistant")
       case "hints":
-        return made._replace(training=self.hint_training, export_last=True)
+        return recipe._replace(training=self.hint_training, export_last=True)
       case "hints.then.kd":
-        return made._replace(init_from="hints")
+        return recipe._replace(init_from="hints")
       case "together":
-        return made._replace(init_from_teacher=inject_convolutions)
+        return recipe._replace(init_from_teacher=init_convolutions)
       case "together.pruned":
-        return made._replace(
+        return recipe._replace(
           init_from="together",
           training=self.pruned_training,
-          export_fn=small,
+          export_fn=remove_channels,
           allow_shrunk=True,
           export_last=True,
         )
       case "together.tuned":
-        return made._replace(init_from="together.pruned", training=self.tuning, allow_shrunk=True)
-    return made
+        return recipe._replace(init_from="together.pruned", training=self.tuning, allow_shrunk=True)
+    return recipe
 
   def variant_objective(self, variant, trained_teacher=None):
     if variant == "hints":
       return objectives.weighted(hint=(1.0, objectives.features("block2", "block2", losses.hint)))
     if not variant.startswith("together"):
       return self.objective()
-    at = [
+    attention = [
       objectives.features(f"block{k}", f"block{k}", losses.attention_transfer, project=False)
       for k in (1, 2)
     ]
@@ -112,7 +114,7 @@ class Staged(FashionMnist10k):
         1 - self.hard_weight,
         objectives.logits(losses.kl_divergence, temperature=self.temperature),
       ),
-      **{f"attention{k}": (self.attention_weight, term) for k, term in enumerate(at, 1)},
+      **{f"attention{k}": (self.attention_weight, term) for k, term in enumerate(attention, 1)},
     )
 
   def validate(self) -> None:

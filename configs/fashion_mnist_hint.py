@@ -1,12 +1,14 @@
-"""Fashion-MNIST, FitNets' two stages (Romero et al. 2015): the student first learns to predict a map of the teacher.
+"""Fashion-MNIST, FitNets' two stages (Romero et al. 2015): first a teacher's map, then logits.
 
 python -m distill_jax --config=configs/fashion_mnist_hint.py --seeds=0,1,2
 
-Stage 1 is the hint alone, through a learned 1x1 convolution; stage 2 is soft targets and labels, as in
-fashion_mnist.py. Both are one run: the weights are schedules of the step, and the optimizer goes on.
+Stage 1 is only the hint, through a learned 1x1 convolution; stage 2 is soft targets and labels, as
+in fashion_mnist.py. Both are one run: the weights are schedules of the step, and the optimizer's
+state continues.
 
-Measured on 2 CPU cores that others used too: 35 minutes. Accuracy on the validation split, 3 seeds: alone 90.68 +- 0.13
-%, distilled 89.20 +- 0.31 %: no better than fashion_mnist.py without the hint.
+Measured on 2 CPU cores with other work: 35 minutes. Accuracy on the validation split, 3 seeds:
+baseline 90.68 +- 0.13 %, distilled 89.20 +- 0.31 %: no better than fashion_mnist.py without the
+hint.
 """
 
 import dataclasses
@@ -23,8 +25,8 @@ class Hint(FashionMnist):
   """As `FashionMnist`.
 
   Attributes:
-    hint_steps: steps of the first stage.
-    student_layer, teacher_layer: the pair of maps; the student's is resized where the sizes differ.
+    hint_steps: number of steps of the first stage.
+    student_layer, teacher_layer: names of the two maps; the student's is resized to the teacher's.
   """
 
   hint_steps: int = 750

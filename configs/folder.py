@@ -1,10 +1,12 @@
-"""Your own images, a folder with a subfolder per class: a VGG-11 teaches a small convolutional network.
+"""Your images, a folder with a subfolder per class: a VGG-11 teaches a small convolutional network.
 
-python -m distill_jax --config=configs/folder.py --config.train_dir=photos/train --config.test_dir=photos/test
+python -m distill_jax --config=configs/folder.py --config.train_dir=photos/train \
+    --config.test_dir=photos/test
 
-Images may have any size and number: they are read and decoded while training, a random part of each resized to a square
-(Inception's crop) for teacher and student alike, the center for evaluation. Classes are the subfolders' names; those of
-the test folder must be the same. A tenth of the training images chooses the weights.
+Images may have any size and number: they are read and decoded while training. Teacher and student
+see the same random part of each, resized to a square (Inception's crop); evaluation uses the
+center. Classes are the subfolders' names; those of the test folder must be the same. A tenth of the
+training images chooses the weights.
 """
 
 import dataclasses
@@ -26,10 +28,10 @@ class Folder(Config):
   Attributes:
     train_dir, test_dir: folders with a subfolder of images per class.
     size: side in pixels of the square that the networks see.
-    least_area: smallest share of an image that a training crop may show.
-    max_bad: share of the images that may be impossible to decode; they are left out.
-    temperature: of the soft targets.
-    hard_weight: of the cross entropy with the labels; the soft targets weigh the rest.
+    least_area: smallest fraction of an image that a training crop may show.
+    max_bad: largest fraction of images that cannot be decoded; they are left out.
+    temperature: temperature of the soft targets.
+    hard_weight: weight of the cross entropy with the labels; the soft targets have the rest of 1.
     teacher_width: width multiplier of the teacher's convolutions.
     student_widths: channels of the student's blocks.
   """
@@ -71,6 +73,7 @@ class Folder(Config):
     return from_nnx(lambda rngs: CNN(3, self.student_widths, self.classes(), rngs=rngs))
 
   def classes(self) -> int:
+    """Returns the number of subfolders."""
     return sum(
       path.is_dir() and not path.name.startswith(".") for path in Path(self.train_dir).iterdir()
     )

@@ -1,30 +1,35 @@
-"""ImageNet, "a good teacher is patient and consistent" (Beyer et al. 2022): a BiT ResNet-152x2 teaches a ResNet-50.
+"""ImageNet, "a good teacher is patient and consistent": a BiT ResNet-152x2 teaches a ResNet-50.
 
 python -m distill_jax --config=configs/imagenet_patient.py --stages=student,report \
     --config.teacher_weights=R152x2_T_224.npz --config.data_dir=gs://bucket/tensorflow_datasets
 
-Function matching: teacher and student see the same picture, a random crop, mirrored or not, mixed with another one in
-any proportion; the student minimizes the divergence from the teacher's probabilities at temperature 1, and sees no
-label. 1,200 epochs of batches of 4,096. Optimizer, schedule, augmentation and networks are those of the authors' own
-config (big_vision, configs/proj/distill/bit_i1k.py); two things differ: the convolutions compute in bfloat16, also
-between layers, and of the training images a hash of the id leaves out the 2 % that choose the best weights.
+Function matching (Beyer et al. 2022): teacher and student see the same picture, a random crop,
+mirrored or not, mixed with another one in any proportion. The student minimizes the divergence from
+the teacher's probabilities at temperature 1, and sees no label. 1,200 epochs of batches of 4,096.
+Optimizer, schedule, augmentation and networks are those of the authors' config (big_vision,
+configs/proj/distill/bit_i1k.py). Two things differ: the convolutions compute in bfloat16, also
+between layers, and a hash of the id holds out 2 % of the training images to choose the best
+weights.
 
-The teacher's weights are those that the authors released, storage.googleapis.com/bit_models/distill/R152x2_T_224.npz,
-83.0 % top-1 at 224 x 224; a file like BiT-M-R152x2-ILSVRC2012.npz fits as well. Without `teacher_weights` a teacher is
-trained here first, on ImageNet alone, which the authors do not do. Their best ResNet-50 reaches 82.8 %. ImageNet is
+The teacher's weights are those that the authors released,
+storage.googleapis.com/bit_models/distill/R152x2_T_224.npz, 83.0 % top-1 at 224 x 224; a file like
+BiT-M-R152x2-ILSVRC2012.npz fits as well. Without `teacher_weights` a teacher is trained here first,
+only on ImageNet, which the authors do not do. Their best ResNet-50 reaches 82.8 %. ImageNet is
 TFDS's `imagenet2012`, prepared as ArrayRecord.
 
-What a step costs, without a TPU (`pip install 'distill-jax[tpu]'`; 3 to 6 minutes on two cores, 7 GB of memory):
+The cost of a step, without a TPU (`pip install 'distill-jax[tpu]'`; 3 to 6 minutes on two cores, 7
+GB of memory):
 
 python -m distill_jax --config=configs/imagenet_patient.py --compile_for=v5e:16x16
 
-Never run on a TPU. Compiled by libtpu 0.0.42 for (FLOPs of a chip, and over those of teacher forward + student forward
-and backward, compiled apart; all-reduced in a step are 51,098,708 bytes, the gradients in bfloat16 and the loss):
+Never run on a TPU. Compiled by libtpu 0.0.42 (FLOPs of a chip, and over those of teacher forward +
+student forward and backward, compiled separately; a step all-reduces 51,098,708 bytes, the
+gradients in bfloat16 and the loss):
 
-              images a chip   memory of a chip        FLOPs              floor of a step   all steps at the floor
-    v5e:4x4             256   9.83 of 15.75 GiB   2.883e13                     146 ms               14.9 hours
-    v5e:16x16            16   1.93 of 15.75 GiB   1.806e12  1.0010 x             9.17 ms               0.93 hours
-    v5p:8x8x8             8   1.70 of 95.74 GiB   9.044e11  1.0017 x             1.97 ms               0.20 hours
+             images a chip   memory of a chip        FLOPs             a step at least   all steps
+    v5e:4x4            256   9.83 of 15.75 GiB   2.883e13                    146 ms     14.9 hours
+    v5e:16x16           16   1.93 of 15.75 GiB   1.806e12  1.0010 x         9.17 ms     0.93 hours
+    v5p:8x8x8            8   1.70 of 95.74 GiB   9.044e11  1.0017 x         1.97 ms     0.20 hours
 """
 
 import dataclasses
@@ -44,25 +49,26 @@ from distill_jax.models.zoo.bit import BiT, released_name
 from distill_jax.trees import named_leaves
 
 CLASSES = 1000
-HELD_OUT = 0.02  # of the training images: what the authors keep for tuning
-EPOCH = int(1_281_167 * (1 - HELD_OUT)) // 4096  # steps
+# The fraction of the training images that the authors hold out for tuning.
+HELD_OUT = 0.02
+# Steps.
+EPOCH = int(1_281_167 * (1 - HELD_OUT)) // 4096
 
 
 @dataclasses.dataclass
 class Patient(Training):
-  """AdamW with clipped gradients, that decays the kernels alone.
+  """AdamW with clipped gradients and weight decay only of kernels.
 
   Attributes:
-    clip: largest norm of all gradients together.
+    clip: largest global norm of the gradients.
   """
 
   steps: int = 1200 * EPOCH
   batch_size: int = 4096
   learning_rate: float = 0.03
   warmup_steps: int = 5000
-  weight_decay: float = (
-    0.01  # times the rate: the authors' 3e-4, which they multiply by the schedule alone
-  )
+  # Times the rate it is the authors' 3e-4, which they multiply only by the schedule.
+  weight_decay: float = 0.01
   clip: float = 1.0
 
   def optimizer(self) -> optax.GradientTransformation:
@@ -80,15 +86,16 @@ class ImagenetPatient(Config):
   """See `Config` for the fields that all jobs have.
 
   Attributes:
-    teacher_weights: an .npz file with released weights of the teacher; empty: it is trained here.
-    teacher_depth, teacher_width, student_depth, student_width: of the networks: 152 and 2 for ResNet-152x2.
-    size: side of the images that both see.
-    temperature: of both networks' probabilities.
-    dtype: what the networks compute in, 'bfloat16' or 'float32'; weights are float32.
-    remat: what a unit of the student keeps for the backward pass: '' all that it needs, 'dots_saveable' its
-      convolutions, 'nothing_saveable' its input alone (`models.remat`).
-    data_dir: where TFDS keeps prepared sets; empty: its own place.
-    source_files: a folder with the archives of imagenet2012, to be prepared there the first time.
+    teacher_weights: .npz file with released weights of the teacher; empty: it is trained here.
+    teacher_depth, teacher_width, student_depth, student_width: layers and width multiplier of the
+      networks: 152 and 2 for ResNet-152x2.
+    size: height and width of the images.
+    temperature: temperature of both networks' probabilities.
+    dtype: dtype of the computation, 'bfloat16' or 'float32'; weights are float32.
+    remat: what a unit of the student stores for the backward pass: '' all that it needs,
+      'dots_saveable' its convolutions, 'nothing_saveable' only its input (`models.remat`).
+    data_dir: folder of TFDS's prepared data sets; empty: its default.
+    source_files: folder with the archives of imagenet2012, from which TFDS prepares the set once.
   """
 
   teacher_weights: str = ""
@@ -120,7 +127,7 @@ class ImagenetPatient(Config):
     return Crops(random_resized_crop(self.size, seed=0, area=(0.05, 1.0)), center_crop(self.size))
 
   def abstract_batch(self, rows: int):
-    """The shapes of a batch, known without the data."""
+    """Returns the shapes of a batch, which do not depend on the data."""
     number = jax.ShapeDtypeStruct((rows,), jnp.int32)
     image = jax.ShapeDtypeStruct((rows, self.size, self.size, 3), jnp.float32)
     return {"id": number, "view": number, "label": number, "image": image}
@@ -151,11 +158,14 @@ class ImagenetPatient(Config):
     if self.dtype not in ("bfloat16", "float32"):
       raise ConfigError(f"dtype: expected 'bfloat16' or 'float32', got {self.dtype!r}")
     if self.remat not in ("", *POLICIES):
-      raise ConfigError(f"remat: there is no policy {self.remat!r}{suggest(self.remat, POLICIES)}")
+      raise ConfigError(
+        f"remat: expected a policy, got {self.remat!r}{suggest(self.remat, POLICIES)}"
+      )
 
   def _network(self, depth: int, width: float, remat: str = ""):
     def call(net, image, *, train):
-      return net(2 * image - 1)  # the released networks know pixels in -1..1, and `data` gives 0..1
+      # The released networks take pixels in -1..1; `data` gives 0..1.
+      return net(2 * image - 1)
 
     dtype = jnp.dtype(self.dtype)
 

@@ -10,13 +10,13 @@ from distill_jax.jobs.cli import main
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.vgg import VGG
 
-NAMES = ("prune", "spr", "inject", "attention", "vit", "assistant")
+NAMES = ("prune", "spr", "teacher_init", "attention", "vit", "assistant")
 SMALL = ["--config.images=24", "--config.teacher_training.batch_size=8", "--config.devices=1"]
 WIDTHS = {"prune": "(4,8,12)", "attention": "(2,4,8)"}  # twos of four; the teacher's own
 TRAINED = {
   "prune": ("channels", "weights", "two_of_four"),
   "spr": ("channels", "weights"),
-  "inject": ("frozen_training",),
+  "teacher_init": ("frozen_training",),
   "assistant": ("hint_training", "pruned_training", "tuning"),
 }
 
@@ -44,7 +44,7 @@ def options(name):
   if name in ("prune", "spr"):
     made += [f"--config.tuning.{field}" for field in ("batch_size=8", "steps=2")]
   if name == "spr":
-    made += ["--config.judges=4"]
+    made += ["--config.validation_images=4"]
   return [*made, "--config.teacher_training.steps=2", "--config.teacher_training.warmup_steps=0"]
 
 
@@ -66,7 +66,7 @@ def test_every_job_runs_and_is_reported(images, tmp_path, name):
   assert all((folder / "model.stablehlo").exists() for folder in tmp_path.glob("student-*"))
 
 
-@pytest.mark.parametrize("kind", ["channels", "weights", "two.of.four"])
+@pytest.mark.parametrize("kind", ["channels", "weights", "2_of_4"])
 def test_every_kind_prunes_the_student(monkeypatch, kind):
   monkeypatch.syspath_prepend("configs")
   from fashion_mnist_prune import Pruned, PrunedTraining
@@ -87,10 +87,10 @@ def test_every_kind_prunes_the_student(monkeypatch, kind):
 
 def test_what_cannot_be_pruned_is_said(images):
   for option, message in (
-    ("channels.kind=chanels", "did you mean 'channels'"),
-    ("weights.sparsity=1.0", r"sparsity: expected a share in \[0, 1\)"),
+    ("channels.kind=chanels", r"kind: .*chanels"),
+    ("weights.sparsity=1.0", r"weights.*sparsity"),
     ("channels.every=0", "every"),
-    ("channels.end=3", "end: expected less than steps=3"),
+    ("channels.end=3", r"end: .*steps=3"),
   ):
     with pytest.raises(ValueError, match=message):
       main(
@@ -105,22 +105,22 @@ def test_what_cannot_be_pruned_is_said(images):
 
 def test_the_teachers_convolutions_are_in_the_student(monkeypatch):
   monkeypatch.syspath_prepend("configs")
-  from fashion_mnist_inject import FIRST, Injected, inject_convolutions
+  from fashion_mnist_teacher_init import FIRST, TeacherInit, init_convolutions
 
   from distill_jax.jobs.config import TrainedTeacher
 
-  config = Injected(teacher_width=0.03125, student_widths=(2, 3))
+  config = TeacherInit(teacher_width=0.03125, student_widths=(2, 3))
   teacher = from_nnx(lambda rngs: VGG(1, 11, 10, width=0.03125, rngs=rngs))
   trained_teacher = TrainedTeacher(teacher, jax.jit(teacher.init)(jax.random.key(0), {}), None)
   own = jax.jit(config.student().init)(jax.random.key(1), {})
-  student, origins = inject_convolutions(own, trained_teacher)
+  student, origins = init_convolutions(own, trained_teacher)
   ours, theirs = student.params["blocks"], trained_teacher.variables.params["blocks"]
   np.testing.assert_array_equal(ours[0]["conv"]["kernel"], theirs[0][0]["conv"]["kernel"])
   np.testing.assert_array_equal(
     ours[1]["conv"]["kernel"], theirs[1][0]["conv"]["kernel"][..., [0, 2, 3]]
   )
   assert origins["params/head/kernel"].source is None
-  first, _ = inject_convolutions(own, trained_teacher, FIRST)
+  first, _ = init_convolutions(own, trained_teacher, FIRST)
   np.testing.assert_array_equal(
     first.params["blocks"][1]["conv"]["kernel"], own.params["blocks"][1]["conv"]["kernel"]
   )
