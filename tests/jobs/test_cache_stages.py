@@ -336,7 +336,7 @@ def test_the_fashion_mnist_config_writes_its_cache_and_then_reuses_it(fashion, t
   assert "outputs.logits.codec.name: Dense" in out and "every checksum holds" in out
 
 
-@pytest.mark.parametrize("codec", ["top_k", "samples"])
+@pytest.mark.parametrize("codec", ["top_k", "random_sampling"])
 def test_the_fashion_mnist_config_fits_its_networks_with_every_codec(
   fashion, tmp_path, codec, monkeypatch
 ):
@@ -346,7 +346,7 @@ def test_the_fashion_mnist_config_fits_its_networks_with_every_codec(
   )
   fashion(f"--config.codec={codec}", "--dry_run")
   assert checked == [codec] and not (tmp_path / "cache").exists()
-  with pytest.raises(ValueError, match="codec: there is no 'top_kk'; did you mean 'top_k'"):
+  with pytest.raises(ValueError, match=r"codec: .*top_kk"):
     fashion("--config.codec=top_kk", "--dry_run")
 
 
