@@ -1,3 +1,5 @@
+"""Runs the command line: `python -m distill_jax`."""
+
 from distill_jax.jobs.cli import run
 
 run()

@@ -1,6 +1,9 @@
-"""The command line: stages, skipping, refusing, reporting."""
+"""The command line: stages, resumed and rejected commands, exit codes."""
 
+import contextlib
+import io
 import json
+import shutil
 import sys
 
 import jax
@@ -10,21 +13,20 @@ import small_digits
 
 from distill_jax import data
 from distill_jax.jobs import checks, plan, stages
-from distill_jax.jobs import data as job_data
-from distill_jax.jobs.cli import main, run
+from distill_jax.jobs.cli import main, parse_arguments, run
+from distill_jax.jobs.config import ConfigError
 from distill_jax.jobs.overrides import load_config
-from distill_jax.storage.student import load_student
 from distill_jax.storage.fingerprint import fingerprint
+from distill_jax.storage.student import load_student
 
-DIGITS = [
-  "--config=configs/digits.py",
-  "--config.teacher_width=0.03125",
-  "--config.teacher_training.steps=4",
-  "--config.student_training.steps=6",
-  "--config.eval_every=2",
-  "--config.devices=1",
+OVERRIDES = [
+  "teacher_width=0.03125",
+  "teacher_training.steps=4",
+  "student_training.steps=6",
+  "eval_every=2",
+  "devices=1",
 ]
-QUICK = DIGITS[2:]  # for the configs that build on it
+QUICK = [f"--config.{override}" for override in OVERRIDES]
 
 
 @pytest.fixture(scope="module")
@@ -35,188 +37,299 @@ def configs(tmp_path_factory):
   return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def small(configs):
   """A command of a few steps."""
-  return [f"--config={configs / 'quick_digits.py'}", *DIGITS[1:]]
+  return [f"--config={configs / 'quick_digits.py'}", *QUICK]
 
 
-def test_all_stages_then_nothing_left_to_do(tmp_path, capsys, small):
-  command = [*small, f"--workdir={tmp_path}", "--seeds=0,1"]
-  main(command)
-  first = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def complete_run(tmp_path_factory, small):
+  """The folder of a complete run of two seeds, and what it printed."""
+  folder = tmp_path_factory.mktemp("complete")
+  output = io.StringIO()
+  with contextlib.redirect_stdout(output):
+    main([*small, f"--workdir={folder}", "--seeds=0,1"])
+  return folder, output.getvalue()
+
+
+@pytest.fixture
+def copy_networks(complete_run, tmp_path):
+  """Copies trained networks of the complete run into the folder of another one."""
+
+  def copy(*names):
+    for name in names:
+      shutil.copytree(complete_run[0] / name, tmp_path / name)
+
+  return copy
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+  """The arguments and the result of each call of `fit`, by the network's name."""
+  calls = {}
+  fit = stages.fit
+
+  def record(student, teacher, objective, optimizer, source, **options):
+    result = fit(student, teacher, objective, optimizer, source, **options)
+    calls[options["run"].title] = student, source, options, result
+    return result
+
+  monkeypatch.setattr(stages, "fit", record)
+  return calls
+
+
+class _Fit(Exception):
+  """Ends a job at its first call of `fit`, with the call's arguments."""
+
+
+@pytest.fixture
+def stop_at_fit(monkeypatch):
+  def stop(student, teacher, objective, optimizer, source, **options):
+    raise _Fit(student, source, options)
+
+  monkeypatch.setattr(stages, "fit", stop)
+
+  def arguments(command):
+    with pytest.raises(_Fit) as stopped:
+      main(command)
+    return stopped.value.args
+
+  return arguments
+
+
+@pytest.fixture
+def entries(monkeypatch):
+  """The entries of a report, which is not written: its pictures take most of the time."""
+  entries = []
+
+  def write(folder, report_entries, **options):
+    entries.extend(report_entries)
+    return folder
+
+  monkeypatch.setattr("distill_jax.report.write", write)
+  return entries
+
+
+def load(job, folder):
+  """Returns the weights of a trained student, and a batch of the validation split."""
+  batch = {name: values[:4] for name, values in job.data().validation.arrays.items()}
+  return load_student(folder, job.student(), batch), batch
+
+
+def logits(job, variables, source):
+  outputs, _ = job.student().apply(*variables, source.arrays, train=False, key=None)
+  return np.asarray(outputs["logits"])
+
+
+def test_all_stages_write_networks_and_report(complete_run, small):
+  folder, output = complete_run
   for name in ("teacher", "student-0", "student-1", "baseline-0", "baseline-1"):
-    assert (tmp_path / name / "model.safetensors").exists()
-    assert (tmp_path / name / "model.stablehlo").exists()
-    assert f"{name}: accuracy" in first
-  report = (tmp_path / "report" / "report.md").read_text()
-  assert "Student alone" in report and small[0].removeprefix("--config=") in report
-  main(command)
+    assert (folder / name / "model.safetensors").exists()
+    assert (folder / name / "model.stablehlo").exists()
+    assert f"{name}: accuracy" in output
+  report = (folder / "report" / "report.md").read_text()
+  assert "Baseline" in report and small[0].removeprefix("--config=") in report
+
+
+def test_run_file_identifies_the_run(complete_run):
+  stored = json.loads((complete_run[0] / "run.json").read_text())
+  assert stored["settings"]["student_training"]["steps"] == 6
+  assert {"jax", "flax", "optax"} <= set(stored["versions"])
+  assert "--config.student_training.steps=6" in stored["command"]
+  assert stored["overrides"] == OVERRIDES
+
+
+def test_same_command_skips_complete_networks(complete_run, capsys, small):
+  command = [*small, f"--workdir={complete_run[0]}", "--seeds=0,1"]
+  main([*command, "--stages=teacher,baseline,student"])
   assert capsys.readouterr().out.count("complete, skipped") == 5
-  written = json.loads((tmp_path / "run.json").read_text())
-  assert written["settings"]["student_training"]["steps"] == 6
-  assert {"jax", "flax", "optax"} <= set(written["versions"])
-  assert "--config.student_training.steps=6" in written["command"]
-  assert written["overrides"] == [o.removeprefix("--config.") for o in DIGITS[1:]]
-  with pytest.raises(ValueError, match="other settings.*\n  temperature: 4.0 -> 2.0"):
+  with pytest.raises(ConfigError, match=r"\n  temperature: 4.0 -> 2.0"):
     main([*command, "--config.temperature=2"])
 
 
-def test_dry_run_describes_and_writes_nothing(tmp_path, capsys):
-  main([*DIGITS, f"--workdir={tmp_path / 'run'}", "--dry_run"])
-  out = capsys.readouterr().out
-  assert "student: 2,410 parameters, 9,640 bytes" in out
-  assert "logits: ('batch', 10) float32" in out and "temporaries" in out
+def test_report_alone_keeps_the_command_that_trained(tmp_path, monkeypatch, small):
+  monkeypatch.setattr("distill_jax.jobs.cli.run_stages", lambda job, stages: None)
+  for selection in ("--stages=teacher,student", "--stages=report"):
+    main([*small, f"--workdir={tmp_path}", selection])
+  assert "--stages=teacher,student" in json.loads((tmp_path / "run.json").read_text())["command"]
+
+
+def test_lost_files_of_a_network_are_restored(copy_networks, tmp_path, capsys, small):
+  copy_networks("teacher")
+  folder = tmp_path / "teacher"
+  weights = (folder / "model.safetensors").read_bytes()
+  (folder / "model.json").unlink()
+  (folder / "result.json").unlink()
+  main([*small, f"--workdir={tmp_path}", "--stages=teacher"])
+  assert "skipped" not in capsys.readouterr().out
+  assert (folder / "model.safetensors").read_bytes() == weights
+
+
+def test_dry_run_prints_sizes_and_writes_nothing(tmp_path, capsys, small):
+  main([*small, f"--workdir={tmp_path / 'run'}", "--dry_run"])
+  output = capsys.readouterr().out
+  assert "student: 2,410 parameters, 9,640 bytes" in output
+  assert "logits: ('batch', 10) float32" in output and "temporaries" in output
   assert not (tmp_path / "run").exists()
 
 
-def test_a_run_of_an_older_version_goes_on(tmp_path, small):
-  main([*small, f"--workdir={tmp_path}", "--stages=teacher"])
-  path = tmp_path / "run.json"
-  run = json.loads(path.read_text())
-  del run["settings"]["cache_batch_size"], run["settings"]["student_training"]["microbatches"]
-  path.write_text(json.dumps(run))
-  with pytest.raises(ValueError, match="student_training.microbatches: 1 -> 2"):
-    main(
-      [
-        *small,
-        f"--workdir={tmp_path}",
-        "--stages=teacher",
-        "--config.student_training.microbatches=2",
-      ]
-    )
-  main([*small, f"--workdir={tmp_path}", "--stages=teacher"])
-  assert json.loads(path.read_text())["settings"]["cache_batch_size"] == 256
-
-
-def test_what_a_step_costs_is_said_ahead_of_time(tmp_path, capsys):
-  main([*DIGITS, f"--workdir={tmp_path / 'run'}", "--compile_for=cpu"])
-  out = capsys.readouterr().out
-  assert "student: 6 steps of 64 rows on" in out and "FLOPs" in out
+def test_compile_for_prints_cost_and_writes_nothing(tmp_path, capsys, small):
+  main([*small, f"--workdir={tmp_path / 'run'}", "--compile_for=cpu"])
+  output = capsys.readouterr().out
+  assert "student: 6 steps of 64 rows on" in output and "FLOPs" in output
   assert not (tmp_path / "run").exists()
 
 
-def test_the_student_needs_its_teacher(tmp_path, small):
-  with pytest.raises(ValueError, match="needs its teacher"):
+def test_stages_need_earlier_ones(tmp_path, small):
+  with pytest.raises(ConfigError, match="--stages: student-0 .* teacher"):
     main([*small, f"--workdir={tmp_path}", "--stages=student"])
-  with pytest.raises(ValueError, match="nothing to report"):
+  with pytest.raises(ConfigError, match="--stages"):
     main([*small, f"--workdir={tmp_path}", "--stages=report"])
 
 
 @pytest.mark.parametrize(
   ("argument", "message"),
   [
-    ("--stages=techer", "no stage 'techer'; did you mean 'teacher'"),
-    ("--seeds=0,x", "--seeds: expected integers"),
-    ("--seeds=0,0", "different integers"),
+    ("--stages=techer", "argument --stages: there is no stage 'techer'; did you mean 'teacher'"),
+    ("--seeds=0,x", "argument --seeds: expected different integers"),
+    ("--seeds=0,0", "argument --seeds: expected different integers"),
+    ("--profile_steps=7", "argument --profile_steps: "),
     ("--config.temprature=3", "did you mean 'temperature'"),
     ("--config.temperature=0", "temperature"),
+    ("--config.temperature", "--config.temperature=VALUE"),
     ("--config.devices=99", "devices: expected 1 to 8"),
+    ("--num_processes=2", "--distributed: coordinator_address"),
   ],
 )
-def test_bad_commands_exit_with_2_and_say_what_is_wrong(tmp_path, capsys, argument, message, small):
-  with pytest.raises(SystemExit) as exit_:
+def test_bad_commands_exit_with_2_and_name_the_flag(tmp_path, capsys, argument, message, small):
+  with pytest.raises(SystemExit) as stop:
     run([*small, f"--workdir={tmp_path / 'run'}", argument])
-  assert exit_.value.code == 2
+  assert stop.value.code == 2
   assert message in capsys.readouterr().err
 
 
-def test_a_teacher_may_teach_with_narrower_weights(tmp_path, monkeypatch, small):
-  seen = []
-
-  def fit(student, teacher, *arguments, **settings):
-    if settings["teacher_variables"] is not None:
-      seen.extend(str(leaf.dtype) for leaf in jax.tree.leaves(settings["teacher_variables"].params))
-    return real(student, teacher, *arguments, **settings)
-
-  real = stages.fit
-  monkeypatch.setattr(stages, "fit", fit)
-  command = [*small, f"--workdir={tmp_path}", "--stages=teacher,student"]
-  main([*command, "--config.teacher_dtype=bfloat16"])
-  assert set(seen) == {"bfloat16"}
-  with pytest.raises(ValueError, match="teacher_dtype: expected 'bfloat16'.*got 'bf16'"):
-    main([*command, "--config.teacher_dtype=bf16"])
+def test_override_may_follow_its_field_after_a_space():
+  arguments = ["--config=f.py", "--config.widths", "(8,)", "--config.a.b=c=d", "--dry_run"]
+  flags, overrides = parse_arguments(arguments)
+  assert flags.config == "f.py" and flags.dry_run
+  assert overrides == ["widths=(8,)", "a.b=c=d"]
 
 
-def test_a_value_may_stand_apart_from_its_field(tmp_path, monkeypatch, small):
-  found = []
-  monkeypatch.setattr(
-    "distill_jax.jobs.cli.print_plan", lambda job: found.append(job.config.student_widths)
-  )
-  main([*small, "--config.student_widths", "(8,)", f"--workdir={tmp_path}", "--dry_run"])
-  assert found == [(8,)]
-
-
-def test_a_folder_that_cannot_be_made_is_named(tmp_path, small):
+def test_folder_that_cannot_be_created_is_named(tmp_path, small):
   (tmp_path / "file").write_text("")
   with pytest.raises(OSError, match=r"folder: .*file/run"):
     main([*small, f"--workdir={tmp_path / 'file' / 'run'}"])
 
 
-def test_a_missing_data_set_is_said_before_anything_is_compiled(tmp_path, monkeypatch, small):
+def test_missing_data_set_raises_before_compiling(tmp_path, monkeypatch, small):
   monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
   with pytest.raises((ImportError, ValueError), match="train"):
     main([*small, f"--workdir={tmp_path / 'run'}"])
   assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture
-def fitted(monkeypatch):
-  """What `fit` was called with and what it gave, by the network's name."""
-  calls, fit = {}, stages.fit
-
-  def recorded(student, teacher, objective, optimizer, source, **options):
-    found = fit(student, teacher, objective, optimizer, source, **options)
-    calls[options["title"]] = student, source, options, found
-    return found
-
-  monkeypatch.setattr(stages, "fit", recorded)
-  return calls
-
-
-def load(job, folder):
-  """The weights of a trained student, and a batch of the validation split."""
-  validation = job.data().validation
-  batch = {name: values[:4] for name, values in validation.arrays.items()}
-  return load_student(folder, job.student(), batch), validation, batch
+@pytest.mark.parametrize(
+  ("argument", "field"),
+  [
+    ("--config.student_training.batch_size=5000", r"student_training\.batch_size: "),
+    ("--config.student_training.microbatches=5", "student_training: batch_size: "),
+    ("--config.best=acc", "best: .*'acc'.*accuracy"),
+    ("--config.teacher_dtype=bf16", "teacher_dtype: .*'bf16'"),
+  ],
+)
+def test_errors_of_later_stages_are_raised_at_once(tmp_path, small, argument, field):
+  with pytest.raises(ConfigError, match=field):
+    main([*small, f"--workdir={tmp_path / 'run'}", argument, "--dry_run"])
+  with pytest.raises(ConfigError, match=field):
+    main([*small, f"--workdir={tmp_path / 'run'}", argument])
+  assert not (tmp_path / "run").exists()
 
 
-def test_a_student_may_start_from_its_baseline(tmp_path, fitted, small):
-  command = [*small, f"--workdir={tmp_path}", "--config.init_from=baseline"]
-  with pytest.raises(
-    ValueError, match="student-0 needs its baseline, and .*baseline-0 holds .*add 'baseline'"
-  ):
-    main([*command, "--stages=teacher,student"])
-  main([*command, "--stages=baseline,student"])
-  model = fitted["student-0"][0]
-  baseline, _, batch = load(load_config("configs/digits.py"), tmp_path / "baseline-0")
+@pytest.mark.parametrize(
+  ("method", "stage"),
+  [("student_train", "baseline"), ("baseline_train", "baseline"), ("teacher_train", "teacher")],
+)
+def test_missing_labels_raise_before_training(tmp_path, method, stage):
+  config = load_config("configs/digits.py")
+  setattr(config, method, data.unlabeled)
+  job = plan.Job(config, tmp_path, (0,), config.data(), {})
+  with pytest.raises(ConfigError, match=f"{stage}_train: "):
+    checks.check(job, plan.STAGES)
+  assert not list(tmp_path.iterdir())
+
+
+def test_hyperparameters_out_of_range_raise_before_training(tmp_path):
+  config = load_config("configs/digits.py")
+  config.temperature = 0.0
+  job = plan.Job(config, tmp_path, (0,), config.data(), {})
+  with pytest.raises(ConfigError, match="objective: .*temperature"):
+    checks.check(job, plan.STAGES)
+
+
+def test_teacher_dtype_narrows_the_weights(copy_networks, tmp_path, stop_at_fit, small):
+  copy_networks("teacher")
+  dtype = "--config.teacher_dtype=bfloat16"
+  *_, options = stop_at_fit([*small, f"--workdir={tmp_path}", "--stages=student", dtype])
+  leaves = jax.tree.leaves(options["teacher_variables"].params)
+  assert {str(leaf.dtype) for leaf in leaves} == {"bfloat16"}
+
+
+def test_student_may_start_from_its_baseline(copy_networks, tmp_path, stop_at_fit, small):
+  command = [*small, f"--workdir={tmp_path}", "--config.init_from=baseline", "--stages=student"]
+  copy_networks("teacher")
+  with pytest.raises(ConfigError, match="--stages: student-0 .* baseline"):
+    main(command)
+  copy_networks("baseline-0")
+  model, *_ = stop_at_fit(command)
+  baseline, batch = load(load_config("configs/digits.py"), tmp_path / "baseline-0")
   assert fingerprint(model.init(jax.random.key(1), batch)) == fingerprint(baseline)
 
 
-def test_each_generation_is_taught_by_the_one_before(tmp_path, fitted):
+def test_transfer_set_is_unlabeled_and_not_the_teachers(
+  configs, copy_networks, tmp_path, stop_at_fit
+):
+  command = [f"--config={configs / 'digits_transfer.py'}", *QUICK, f"--workdir={tmp_path}"]
+  sources = {}
+  for stage in ("teacher", "baseline", "student"):
+    if stage == "student":
+      copy_networks("teacher")
+    _, sources[stage], _ = stop_at_fit([*command, f"--stages={stage}"])
+  assert not set(sources["teacher"].ids) & set(sources["student"].ids)
+  np.testing.assert_array_equal(sources["teacher"].ids, sources["baseline"].ids)
+  assert (sources["student"].arrays["label"] == data.UNLABELED).all()
+  assert (sources["baseline"].arrays["label"] >= 0).all()
+
+
+@pytest.mark.integration
+def test_transfer_config_runs_to_its_report(configs, tmp_path):
+  main([f"--config={configs / 'digits_transfer.py'}", *QUICK, f"--workdir={tmp_path}"])
+  assert "Baseline" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_each_generation_has_the_one_before_as_teacher(tmp_path, fitted, entries):
   overrides = ["widths=(2,)", "generations=2"]
   command = ["--config=configs/digits_born_again.py", *QUICK, *[f"--config.{o}" for o in overrides]]
   main([*command, f"--workdir={tmp_path}", "--stages=teacher,student,report"])
-  job = load_config("configs/digits_born_again.py", overrides)
-  for before, after in (("teacher", "student-0"), ("student-0", "student-0-gen2")):
-    taught_by = fitted[after][2]["teacher_variables"]
-    assert fingerprint(taught_by) == fingerprint(load(job, tmp_path / before)[0]), after
+  config = load_config("configs/digits_born_again.py", overrides)
+  for teacher, student in (("teacher", "student-0"), ("student-0", "student-0-gen2")):
+    variables = fitted[student][2]["teacher_variables"]
+    assert fingerprint(variables) == fingerprint(load(config, tmp_path / teacher)[0]), student
   assert len({options["seed"] for _, _, options, _ in fitted.values()}) == 3
-  entries = json.loads((tmp_path / "report" / "results.json").read_text())["entries"]
-  students = {entry["variant"]: entry["scores"] for entry in entries if entry["role"] == "student"}
-  assert list(students) == ["generation 1", "generation 2"]
-  test = job.data().test
-  logits = job_data.predict(job.student(), load(job, tmp_path / "student-0-gen2")[0], test)
-  chosen = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(test)), test.arrays["label"]]
-  assert students["generation 2"]["nll"] == pytest.approx(-chosen.mean(), rel=1e-5)
+  scores = {entry.variant: entry.scores for entry in entries if entry.role == "student"}
+  assert list(scores) == ["generation 1", "generation 2"]
+  test = config.data().test
+  last = load(config, tmp_path / "student-0-gen2")[0]
+  log_probabilities = np.asarray(jax.nn.log_softmax(logits(config, last, test)))
+  nll = -log_probabilities[np.arange(len(test)), test.arrays["label"]].mean()
+  assert scores["generation 2"]["nll"] == pytest.approx(nll, rel=1e-5)
 
 
 def test_generations_of_several_seeds_do_not_mix(tmp_path):
-  settings = load_config("configs/digits_born_again.py", ["generations=3"])
-  job = plan.Job(settings, tmp_path, (0, 7), settings.data(), {})
+  config = load_config("configs/digits_born_again.py", ["generations=3"])
+  job = plan.Job(config, tmp_path, (0, 7), config.data(), {})
   networks = plan.networks(job, "student")
-  students = {n.name: (n.seed, n.teacher_folder.name) for n in networks}
-  assert students == {
+  assert {n.name: (n.seed, n.teacher_folder.name) for n in networks} == {
     "student-0": (0, "teacher"),
     "student-7": (7, "teacher"),
     "student-0-gen2": (0, "student-0"),
@@ -224,99 +337,22 @@ def test_generations_of_several_seeds_do_not_mix(tmp_path):
     "student-0-gen3": (0, "student-0-gen2"),
     "student-7-gen3": (7, "student-7-gen2"),
   }
-  assert len({n.own_seed for n in networks}) == 6
-  assert [n.own_seed for n in networks[:2]] == [0, 7]  # the baselines', with which these are paired
+  assert len({n.train_seed for n in networks}) == 6
+  assert [n.train_seed for n in networks[:2]] == [0, 7]  # As the baselines they are paired with.
 
 
-def test_of_students_that_teach_one_another_one_is_exported(tmp_path, fitted):
-  main(["--config=configs/digits_mutual.py", *QUICK, f"--workdir={tmp_path}"])
+def test_one_student_of_a_mutual_cohort_is_exported(tmp_path, fitted, entries):
+  command = ["--config=configs/digits_mutual.py", *QUICK, f"--workdir={tmp_path}"]
+  main([*command, "--stages=teacher,student,report"])
   assert not (tmp_path / "teacher").exists()
-  job = load_config("configs/digits_mutual.py")
-  variables, validation, _ = load(job, tmp_path / "student-0")
-  both = fitted["student-0"][3].variables
-  assert fingerprint(variables) == fingerprint(job.recipe("").exported(both)) and set(
-    both.params
-  ) == {
-    "0",
-    "1",
-  }
-  accuracy = (
-    job_data.predict(job.student(), variables, validation).argmax(-1) == validation.arrays["label"]
-  ).mean()
-  written = json.loads((tmp_path / "student-0" / "result.json").read_text())["validation"]
-  assert written["accuracy"] == pytest.approx(accuracy)
-  results = json.loads((tmp_path / "report" / "results.json").read_text())
-  costs = {e["role"]: e["scores"]["parameters"] for e in results["entries"]}
-  assert costs == {"baseline": 2410, "student": 2410}
-
-
-def test_a_transfer_set_is_not_the_teachers_and_needs_no_labels(configs, tmp_path, fitted):
-  command = [f"--config={configs / 'digits_transfer.py'}", *DIGITS[1:], f"--workdir={tmp_path}"]
-  main(command)
-  teacher, baseline, student = (fitted[name][1] for name in ("teacher", "baseline-0", "student-0"))
-  assert not set(teacher.ids) & set(student.ids)
-  np.testing.assert_array_equal(teacher.ids, baseline.ids)
-  assert (student.arrays["label"] == data.UNLABELED).all() and (baseline.arrays["label"] >= 0).all()
-  assert "Student alone" in (tmp_path / "report" / "report.md").read_text()
-
-
-@pytest.mark.parametrize(
-  ("method", "stage"),
-  [("student_train", "baseline"), ("baseline_train", "baseline"), ("teacher_train", "teacher")],
-)
-def test_labels_that_are_not_there_are_missed_before_anything_is_trained(tmp_path, method, stage):
-  settings = load_config("configs/digits.py")
-  setattr(settings, method, data.unlabeled)
-  job = plan.Job(settings, tmp_path, (0,), settings.data(), {})
-  with pytest.raises(
-    ValueError, match=f"{stage}_train: no example has a label.* leave '{stage}' out of"
-  ):
-    checks.check(job, plan.STAGES)
-  assert not list(tmp_path.iterdir())
-  with pytest.raises(ValueError, match="student-0 needs its teacher"):
-    stages.run_stages(job, ["student"])
-
-
-def test_what_would_fail_in_a_later_stage_is_refused_at_once(tmp_path, small):
-  for argument, message in (
-    ("--config.student_training.batch_size=5000", "student_training.batch_size: expected at most"),
-    ("--config.student_training.microbatches=5", "student_training: batch_size 64 does not divide"),
-    ("--config.best=('acc','max')", "best: there is no score 'acc'; there are .*accuracy"),
-  ):
-    for more in ([], ["--dry_run"]):
-      with pytest.raises(ValueError, match=message):
-        main([*small, f"--workdir={tmp_path}", argument, *more])
-
-
-def test_a_config_whose_code_changed_is_another_run(tmp_path):
-  path = small_digits.write(tmp_path)
-  text = path.read_text()
-  command = [f"--config={path}", *DIGITS[1:], f"--workdir={tmp_path / 'run'}", "--stages=teacher"]
-  main(command)
-  path.write_text(text.replace("a small VGG teaches", "a VGG teaches") + "# a comment\n")
-  main(command)
-  path.write_text(text.replace("1 - self.hard_weight", "2 - self.hard_weight"))
-  with pytest.raises(ValueError, match="code: "):
-    main(command)
-  (tmp_path / "run" / "run.json").write_text("{}")
-  with pytest.raises(ValueError, match="run.json is damaged.*delete it"):
-    main(command)
-
-
-def test_lost_files_of_a_finished_network_are_written_again(tmp_path, capsys, small):
-  command = [*small, f"--workdir={tmp_path}", "--stages=teacher"]
-  main(command)
-  weights = (tmp_path / "teacher" / "model.safetensors").read_bytes()
-  (tmp_path / "teacher" / "model.json").unlink()
-  (tmp_path / "teacher" / "result.json").unlink()
-  capsys.readouterr()
-  main(command)
-  assert "skipped" not in capsys.readouterr().out
-  assert (tmp_path / "teacher" / "model.safetensors").read_bytes() == weights
-
-
-def test_a_report_is_told_with_the_command_that_trained(tmp_path):
-  main([*DIGITS, f"--workdir={tmp_path}", "--stages=teacher,student"])
-  main([*DIGITS, f"--workdir={tmp_path}", "--stages=report"])
-  command = json.loads((tmp_path / "run.json").read_text())["command"]
-  assert "--stages=teacher,student" in command
+  config = load_config("configs/digits_mutual.py")
+  variables = load(config, tmp_path / "student-0")[0]
+  cohort = fitted["student-0"][3].variables
+  assert set(cohort.params) == {"0", "1"}
+  assert fingerprint(variables) == fingerprint(config.recipe("").export_fn(cohort))
+  validation = config.data().validation
+  classes = logits(config, variables, validation).argmax(-1)
+  result = json.loads((tmp_path / "student-0" / "result.json").read_text())
+  accuracy = (classes == validation.arrays["label"]).mean()
+  assert result["validation"]["accuracy"] == pytest.approx(accuracy)
+  assert {entry.role: entry.cost["parameters"] for entry in entries} == {"student": 2410}

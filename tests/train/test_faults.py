@@ -14,7 +14,6 @@ from test_loop import assert_identical, linear, run, source
 
 from distill_jax import data, losses, objectives
 from distill_jax.distributed.interruption import Interrupted
-from distill_jax.jobs import cli
 from distill_jax.models import from_apply
 from distill_jax.storage import seal
 from distill_jax.storage.lease import LeaseError
@@ -138,18 +137,3 @@ def test_training_has_no_processes_that_could_outlive_it(tmp_path):  # 60
   before = children()
   run(tmp_path, source=watched, steps=5)
   assert seen and all(now == before for now in seen)
-
-
-def test_a_run_that_goes_on_with_other_devices_says_so(tmp_path, capsys):  # 51
-  identity = {
-    "config": "a.py",
-    "settings": {"rate": 1},
-    "code": "c",
-    "command": "run",
-    "device": "8 x cpu",
-  }
-  for device in ("8 x cpu", "8 x cpu", "1 x cpu"):
-    cli._write_run_file(tmp_path, identity | {"device": device}, {"rate": 1}, report_only=False)
-  assert (
-    capsys.readouterr().out == "goes on with 1 x cpu, began with 8 x cpu: last bits may differ\n"
-  )
