@@ -1,47 +1,44 @@
-"""How a config file is read, overridden and checked as a whole."""
+"""Loads a config file, applies `--config.FIELD=VALUE` overrides and checks the result."""
 
+import ast
+import contextlib
+import copy
 import dataclasses
 import difflib
 import importlib.util
 import inspect
-import re
 import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from absl import flags
-from ml_collections import config_flags
-
+from distill_jax.errors import suggest
 from distill_jax.jobs.config import Config, ConfigError, error_prefix
 
-_BESIDE: list[str] = []  # modules that the last config imported from its own folder
+_BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+_UNIONS = (typing.Union, types.UnionType)
+_siblings: list[str] = []  # Names of the modules that the last config imported from its folder.
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
-  """The config of a file with overrides, checked as a whole.
+  """Returns the config of a file with overrides, checked as a whole.
 
   Args:
-    path: the file; it defines `get_config()`.
-    overrides: `field=value` or `nested.field=value`; tuples as `(1,2)` or `1,2`, texts in them with or without
-      quotes.
+    path: Python file that defines `get_config()`.
+    overrides: texts `field=value` or `nested.field=value`. Names may have hyphens for underscores.
+      Tuples are `(1,2)` or `1,2`, texts in them with or without quotes. `None` resets an optional
+      field.
 
   Raises:
-    ConfigError: no such file, no such field (the nearest is named), a value of another type or outside its range.
+    ConfigError: the file or a field does not exist, or a value has another type than its field or
+      is outside its range. The message names the field, the value and the nearest existing name.
   """
-  if not Path(path).is_file():
-    near = difflib.get_close_matches(
-      Path(path).name, [p.name for p in Path(path).parent.glob("*.py")], n=1
-    )
-    hint = f"; did you mean {Path(path).parent / near[0]}?" if near else ""
-    raise ConfigError(f"--config: there is no file {path}{hint}")
-  config = _read(path)
+  config = _read(Path(path))
   for override in overrides:
-    _check_name(config, override.partition("=")[0])
-  config = _override(config, [f"--config.{_quoted(config, override)}" for override in overrides])
-  _check_types(config, "")
+    config = _override(config, override)
+  _check_types(config)
   config.validate()
   for variant in config.variants():
     with error_prefix(f"objective of {variant!r}" if variant else "objective"):
@@ -49,139 +46,103 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
   return config
 
 
-def settings_of(config: Any) -> dict[str, Any]:
-  """All fields as plain values that json can hold, nested dataclasses as dicts."""
-  return _plain(dataclasses.asdict(config))
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-  """Lines `field: old -> new` for the fields in which two settings differ."""
-  lines = []
-  for name in sorted({*old, *new}):
-    a, b = old.get(name), new.get(name)
-    if isinstance(a, dict) and isinstance(b, dict):
-      lines += differences(a, b, f"{prefix}{name}.")
-    elif a != b:
-      lines.append(f"{prefix}{name}: {a!r} -> {b!r}")
-  return lines
-
-
-def _plain(value: Any) -> Any:
-  if isinstance(value, dict):
-    return {k: _plain(v) for k, v in value.items()}
-  return list(value) if isinstance(value, tuple) else value
-
-
-def _read(path: str) -> Config:
-  spec: Any = importlib.util.spec_from_file_location(Path(path).stem, path)
+def _read(path: Path) -> Config:
+  """Runs a config file and returns what its `get_config` returns, without overrides."""
+  if not path.is_file():
+    neighbors = [str(file) for file in path.parent.glob("*.py")]
+    hint = suggest(str(path), neighbors) if neighbors else ""
+    raise ConfigError(f"--config: there is no file {path}{hint}")
+  spec: Any = importlib.util.spec_from_file_location(f"__config_{path.stem}__", path)
   module = importlib.util.module_from_spec(spec)
-  # Another folder may have files of these names. They stay until now: functions of the last config may import them.
-  while _BESIDE:
-    sys.modules.pop(_BESIDE.pop(), None)
-  folder, before = Path(path).resolve().parent, dict(sys.modules)
-  sys.modules[spec.name] = module  # dataclasses look their module up
-  sys.path.insert(0, str(folder))
-  try:
+  sys.modules[spec.name] = module  # Dataclasses and type hints look their module up there.
+  with _imports_from(path.resolve().parent):
     spec.loader.exec_module(module)
-  finally:
-    sys.path.pop(0)
-    del sys.modules[spec.name]
-    if spec.name in before:
-      sys.modules[spec.name] = before[spec.name]
-    _BESIDE.extend(
-      name for name in sys.modules.keys() - before.keys() if _lies_in(folder, sys.modules[name])
-    )
-  if not hasattr(module, "get_config"):
-    raise ConfigError(f"{path} defines no get_config()")
-  config = module.get_config()
+  config = module.get_config() if hasattr(module, "get_config") else None
   if not isinstance(config, Config):
     raise ConfigError(
-      f"{path}: get_config() must return a distill_jax.jobs.config.Config, got {type(config).__name__}"
+      f"--config: expected {path} to define get_config(), which returns a "
+      f"distill_jax.jobs.config.Config, got {type(config).__name__}"
     )
   _check_defaults(config)
   return config
 
 
-def _lies_in(folder: Path, module: types.ModuleType) -> bool:
-  file = getattr(module, "__file__", None)
-  return file is not None and "." not in module.__name__ and Path(file).resolve().parent == folder
+@contextlib.contextmanager
+def _imports_from(folder: Path) -> Iterator[None]:
+  """Lets a config import the files next to it.
 
-
-def _check_defaults(value: Any) -> None:
-  """Refuses fields of a dataclass, and of those in it, whose new default Python would leave out without a word."""
-  made = type(value)
-  for field in dataclasses.fields(made):
-    owner = next(c for c in made.__mro__ if _gives(c, field.name))
-    why = _why_lost(field, owner)
-    if why:
-      raise ConfigError(f"{made.__name__}.{field.name}: {owner.__name__} sets it, {why}")
-    inner = getattr(value, field.name)
-    if dataclasses.is_dataclass(inner):
-      _check_defaults(inner)
-
-
-def _why_lost(field: dataclasses.Field, owner: type) -> str:
-  """Why a field of a dataclass is not the one that a class gives; empty if it is."""
-  name, fields = field.name, owner.__dict__.get("__dataclass_fields__", {})
-  if name not in inspect.get_annotations(owner):
-    return f"without its type: write `{name}: TYPE = ...`"
-  if name not in fields:
-    return "but is no dataclass: put @dataclasses.dataclass before it"
-  if field is not fields[name]:
-    return (
-      "but of several bases a dataclass takes the first one's, even where that one only inherits it: derive from one "
-      "config, and share functions"
-    )
-  return ""
-
-
-def _gives(owner: type, name: str) -> bool:
-  """Whether a class itself gives a default, or a field: slots and properties of the name are neither."""
-  value = owner.__dict__.get(name)
-  is_field = name in inspect.get_annotations(owner) and name in owner.__dict__.get(
-    "__dataclass_fields__", {}
-  )
-  return is_field or (name in owner.__dict__ and not hasattr(value, "__set__"))
-
-
-def _override(config: Config, arguments: list[str]) -> Config:
-  values, argv = flags.FlagValues(), ["distill-jax", *arguments]
-  config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=argv)
+  They stay imported until another config is read, because methods of this one may import them
+  later. Then they are forgotten, because another folder may have files of the same names.
+  """
+  while _siblings:
+    sys.modules.pop(_siblings.pop(), None)
+  before = set(sys.modules)
+  sys.path.insert(0, str(folder))
   try:
-    values(argv)
-    return values.config
-  except (flags.Error, TypeError, ValueError) as error:
-    raise ConfigError(str(error).strip().partition("\n")[0] or type(error).__name__) from error
+    yield
+  finally:
+    sys.path.remove(str(folder))
+    for name in sys.modules.keys() - before:
+      file = getattr(sys.modules[name], "__file__", None)
+      if file and "." not in name and Path(file).resolve().parent == folder:
+        _siblings.append(name)
 
 
-def _quoted(config: Any, override: str) -> str:
-  """An override with quotes around the texts of a tuple; without them `a,b` would be one text."""
-  name, _, value = override.partition("=")
-  *parents, last = name.split(".")
-  for parent in parents:
-    config = getattr(config, parent)
-  hint = typing.get_type_hints(type(config))[last]
-  if (
-    typing.get_origin(hint) is not tuple
-    or str not in typing.get_args(hint)
-    or re.search(r"[\'\"]", value)
-  ):
-    return override
-  texts = (text.strip() for text in value.strip("()").split(","))
-  return f"{name}={tuple(text for text in texts if text)!r}"
+def _check_defaults(config: Any) -> None:
+  """Raises for a class attribute that looks like a field's default, but is none.
+
+  A dataclass silently ignores a value without a type, a value in a subclass without the decorator,
+  and the value of a second base where the first base inherits the field.
+  """
+  for field in dataclasses.fields(config):
+    for owner in type(config).__mro__:
+      attributes = vars(owner)
+      declared = None
+      if field.name in inspect.get_annotations(owner):
+        declared = attributes.get("__dataclass_fields__", {}).get(field.name)
+      if declared is field:
+        break
+      slot = inspect.isdatadescriptor(attributes.get(field.name))
+      if declared is not None or (field.name in attributes and not slot):
+        raise ConfigError(
+          f"{type(config).__name__}.{field.name}: expected a dataclass field, got a value in "
+          f"{owner.__name__} that has no effect: write `{field.name}: TYPE = VALUE` in "
+          f"{type(config).__name__}, with @dataclasses.dataclass before the class"
+        )
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      _check_defaults(value)
 
 
-def _check_name(config: Any, dotted: str) -> None:
-  known = list(_paths(config, ""))
-  if dotted in known:
-    return
-  same_end = [path for path in known if path.rpartition(".")[2] == dotted.rpartition(".")[2]]
-  near = same_end or difflib.get_close_matches(dotted, known, n=1, cutoff=0.5)
-  hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {known}"
-  raise ConfigError(f"--config.{dotted}: there is no such field; {hint}")
+def _override(config: Config, override: str) -> Config:
+  """Returns a copy of the config in which one field has another value."""
+  name, equals, text = override.partition("=")
+  path = name.replace("-", "_")
+  if not equals:
+    raise ConfigError(f"--config.{name}: expected --config.{name}=VALUE, got no value")
+  paths = list(_paths(config))
+  if path not in paths:
+    same_field = [known for known in paths if known.split(".")[-1] == path.split(".")[-1]]
+    near = same_field or difflib.get_close_matches(path, paths, n=1, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {paths}"
+    raise ConfigError(f"--config.{name}: there is no such field; {hint}")
+  return _replace(config, path.split("."), text)
 
 
-def _paths(config: Any, prefix: str) -> Iterator[str]:
+def _replace(config: Any, path: Sequence[str], text: str) -> Any:
+  """Returns a copy, so that fields that share one default instance do not change together."""
+  name, *inner_path = path
+  if inner_path:
+    value = _replace(getattr(config, name), inner_path, text)
+  else:
+    value = _convert(text, typing.get_type_hints(type(config))[name])
+  config = copy.copy(config)
+  object.__setattr__(config, name, value)  # The copy may be of a frozen dataclass.
+  return config
+
+
+def _paths(config: Any, prefix: str = "") -> Iterator[str]:
+  """Yields the dotted names of all fields, those of nested dataclasses in place of the nested."""
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
     if dataclasses.is_dataclass(value):
@@ -190,32 +151,70 @@ def _paths(config: Any, prefix: str) -> Iterator[str]:
       yield f"{prefix}{field.name}"
 
 
-def _check_types(config: Any, prefix: str) -> None:
+def _convert(text: str, hint: Any) -> Any:
+  """Returns `text` as a value of the type `hint`; as it is where it is none (`_check_types`)."""
+  options = typing.get_args(hint)
+  if typing.get_origin(hint) in _UNIONS:
+    if text == "None" and types.NoneType in options:
+      return None
+    values = [_convert(text, option) for option in options]
+    return next((v for v, option in zip(values, options) if _fits(v, option)), text)
+  if typing.get_origin(hint) is Literal:
+    return next((option for option in options if str(option) == text), text)
+  if typing.get_origin(hint) is tuple:
+    return _convert_tuple(text, options)
+  try:
+    if hint is bool:
+      return _BOOLEANS[text.lower()]
+    return int(text, 0) if hint is int else float(text) if hint is float else text
+  except (KeyError, ValueError):
+    return text
+
+
+def _convert_tuple(text: str, item_types: tuple[Any, ...]) -> tuple[Any, ...]:
+  if str in item_types and not any(quote in text for quote in "'\""):
+    items = [item.strip() for item in text.strip("()[]").split(",") if item.strip()]
+  else:
+    try:
+      literal = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+      literal = text
+    literals = literal if isinstance(literal, (tuple, list)) else (literal,)
+    items = [item if isinstance(item, str) else repr(item) for item in literals]
+  if item_types[-1] is Ellipsis:
+    item_types = item_types[:1] * len(items)
+  if len(items) != len(item_types):
+    return tuple(items)
+  return tuple(map(_convert, items, item_types))
+
+
+def _check_types(config: Any, prefix: str = "") -> None:
+  """Raises for a value, of an override or of a default, that has another type than its field."""
   hints = typing.get_type_hints(type(config))
   for field in dataclasses.fields(config):
-    value, hint = getattr(config, field.name), hints[field.name]
+    name = f"{prefix}{field.name}"
+    value = getattr(config, field.name)
+    hint = hints[field.name]
     if dataclasses.is_dataclass(value):
-      _check_types(value, f"{prefix}{field.name}.")
+      _check_types(value, f"{name}.")
     elif not _fits(value, hint):
-      raise ConfigError(f"{prefix}{field.name}: expected {_name(hint)}, got {value!r}")
+      type_name = hint.__name__ if hint in (bool, int, float, str) else hint
+      raise ConfigError(f"{name}: expected {type_name}, got {value!r}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
-  origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-  if origin in (typing.Union, types.UnionType):
-    return any(_fits(value, option) for option in arguments)
-  if origin is tuple:
-    if not isinstance(value, tuple):
-      return False
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-      return all(_fits(item, arguments[0]) for item in value)
-    return len(value) == len(arguments) and all(map(_fits, value, arguments))
-  if hint is float:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-  if hint is int:
-    return isinstance(value, int) and not isinstance(value, bool)
-  return isinstance(value, hint)
-
-
-def _name(hint: Any) -> str:
-  return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+  """Returns whether a value has a type; an int is a float as well, and a bool is no int."""
+  origin = typing.get_origin(hint)
+  options = typing.get_args(hint)
+  if hint is Any:
+    return True
+  if origin is Literal:
+    return value in options
+  if origin in _UNIONS:
+    return any(_fits(value, option) for option in options)
+  if origin is tuple and isinstance(value, tuple):
+    item_types = options[:1] * len(value) if options[-1] is Ellipsis else options
+    return len(value) == len(item_types) and all(map(_fits, value, item_types))
+  if isinstance(value, bool):
+    return hint is bool
+  return isinstance(value, (int, float) if hint is float else origin or hint)
