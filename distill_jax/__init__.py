@@ -1,16 +1,40 @@
 """Knowledge distillation in JAX.
 
-`from distill_jax import losses` imports jax and nothing else; everything that trains needs the `train` extra.
+Subpackages are imported when they are first used: `import distill_jax` imports nothing else,
+`distill_jax.losses` imports jax, and everything that trains needs the `train` extra.
 """
 
+import importlib
+from typing import Any
+
 from distill_jax.version import __version__
+
+_SUBPACKAGES = (
+  "cache",
+  "compression",
+  "data",
+  "distributed",
+  "losses",
+  "models",
+  "objectives",
+  "reduce",
+  "report",
+  "storage",
+  "tasks",
+  "teachers",
+  "train",
+)
 
 __all__ = ["__version__", "load_student"]
 
 
-def __getattr__(name):
-  if name == "load_student":  # lazy: it needs safetensors, which `losses` does not
-    from distill_jax.storage.student import load_student
-
-    return load_student
+def __getattr__(name: str) -> Any:
+  if name in _SUBPACKAGES:
+    return importlib.import_module(f"distill_jax.{name}")
+  if name == "load_student":
+    return importlib.import_module("distill_jax.storage.student").load_student
   raise AttributeError(f"module 'distill_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  return sorted([*__all__, *_SUBPACKAGES])
