@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -214,13 +215,16 @@ def _place_local(
   return jax.make_array_from_callback((rows, *values.shape[1:]), sharding, read)
 
 
-def _put(x, sharding: NamedSharding) -> jax.Array:
+def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+  """Returns a copy of one array, of which every process has all values."""
+  if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    data = _put(jax.random.key_data(x), sharding)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
   if sharding.is_fully_addressable:
+    if isinstance(x, jax.Array) and sharding.is_fully_replicated:
+      # From one device to several or back, `device_put` ignores `may_alias` and shares the buffer.
+      x = jnp.copy(x)
     return jax.device_put(x, sharding, may_alias=False)
-  if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-    return jax.random.wrap_key_data(
-      _put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x)
-    )
   # `device_put` would compare the processes' values, array by array.
   values = np.asarray(x)
   return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])

@@ -64,11 +64,31 @@ def test_batch_must_divide_over_devices_and_microbatches():
     sharding.check_divisible(12, mesh, microbatches=2)
 
 
-def test_caller_keeps_arrays_when_the_placed_copy_is_donated():
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("source", ["numpy", "one", "replicated", "rows"])
+def test_caller_keeps_arrays_when_the_placed_copy_is_donated(devices, source):
+  mesh = sharding.data_mesh(devices)
+  everywhere = sharding.data_mesh()
+  arrays = {"a": jnp.arange(8.0), "b": jnp.arange(8.0), "key": jax.random.key(0)}
+  if source == "numpy":
+    arrays = {**arrays, "a": np.arange(8.0), "b": np.arange(8.0)}
+  elif source != "one":
+    spec = P() if source == "replicated" else P("data")
+    arrays = {
+      name: jax.device_put(x, NamedSharding(everywhere, P() if x.ndim == 0 else spec))
+      for name, x in arrays.items()
+    }
+  specs = {"a": P("data"), "b": P(), "key": P()}
+  placed = sharding.place(arrays, mesh, specs)
+  for name, spec in specs.items():
+    assert placed[name].sharding == NamedSharding(mesh, spec)
+  jax.jit(lambda tree: {**tree, "a": tree["a"] + 1, "b": tree["b"] + 1}, donate_argnums=0)(placed)
+  for name in ("a", "b"):
+    np.testing.assert_array_equal(arrays[name], np.arange(8))
+  assert jax.random.key_data(arrays["key"]).tolist() == [0, 0]
+
+
+def test_replicate_copies_to_every_device():
   mesh = sharding.make_mesh()
-  arrays = {"a": jnp.arange(8.0), "key": jax.random.key(0)}
-  placed = sharding.place(arrays, mesh, {"a": P("data"), "key": P()})
-  assert placed["a"].sharding == NamedSharding(mesh, P("data"))
-  jax.jit(lambda tree: tree["a"] + 1, donate_argnums=0)(placed)
-  np.testing.assert_array_equal(arrays["a"], np.arange(8))
-  assert sharding.replicate(arrays, mesh)["a"].sharding == sharding.replicated_sharding(mesh)
+  placed = sharding.replicate({"a": jnp.arange(8.0)}, mesh)
+  assert placed["a"].sharding == sharding.replicated_sharding(mesh)
