@@ -27,6 +27,8 @@ def coordinate(folder):
       results[f"{run.__name__} {process}"] = error_of(
         lambda run=run, process=process: run(functools.partial(fail_on, process))
       )
+  long = functools.partial(fail_on, 0, "ö" * 5000)
+  results["long"] = error_of(lambda: hosts.run_on_all(long))
   results["equal"] = error_of(lambda: hosts.assert_equal("seed", 3))
   results["different"] = error_of(lambda: hosts.assert_equal("seed", jax.process_index()))
   results |= lease(folder)
@@ -44,9 +46,9 @@ def append(path):
     return file.read()
 
 
-def fail_on(process):
+def fail_on(process, text="there is nö"):
   if jax.process_index() == process:
-    raise FileNotFoundError(f"there is nö {process}")
+    raise FileNotFoundError(f"{text} {process}")
 
 
 def error_of(action):

@@ -47,6 +47,8 @@ def check_results(first, second, pid):
   assert second["run_on_all 1"] == ["FileNotFoundError", "there is nö 1"]
   assert second["run_on_all 0"] == ["OSError", "process 0: there is nö 0"]
   assert second["run_on_first 0"] == ["OSError", "process 0: there is nö 0"]
+  # Of a long text the other processes get the beginning.
+  assert second["long"][1].startswith("process 0: " + "ö" * 100)
   assert first["run_on_all 1"] == ["OSError", "process 1: there is nö 1"]
 
 

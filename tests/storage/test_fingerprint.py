@@ -39,6 +39,12 @@ def test_every_flipped_bit_changes_the_checksum(dtype, rng):
     assert checksums({"x": flipped.view(dtype)}) != original
 
 
+def test_exchanged_and_negated_values_change_the_checksum():
+  arrays = ([1.0, 2.0, 3.0], [2.0, 1.0, 3.0], [-1.0, -2.0, 3.0], [1.0, 3.0, 2.0])
+  sums = {checksums({"x": np.array(array, np.float32)})["x"] for array in arrays}
+  assert len(sums) == len(arrays)
+
+
 def test_names_shapes_and_dtypes_change_the_fingerprint():
   x = np.zeros(4, np.float32)
   fingerprints = {

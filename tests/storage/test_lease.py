@@ -102,6 +102,7 @@ def test_remote_owner_is_replaced_only_without_renewals(tmp_path, trainer, capfd
     Lease(tmp_path, patience=60).__enter__()
   assert f"process {child.pid} on" in capfd.readouterr().err
   child.send_signal(signal.SIGSTOP)
+  os.waitid(os.P_PID, child.pid, os.WSTOPPED)
   with Lease(tmp_path, renew_every=0.05, patience=0.3) as ours:
     child.send_signal(signal.SIGCONT)
     output, _ = child.communicate("check\n")
@@ -118,6 +119,15 @@ def test_remote_owner_without_renewals_is_replaced(tmp_path, content):
   with Lease(tmp_path, patience=0.2) as ours:
     ours.check()
   assert list(tmp_path.iterdir()) == []
+
+
+def test_remote_owner_is_replaced_after_the_patience(tmp_path, monkeypatch):
+  clock = [0.0]
+  monkeypatch.setattr(lease.time, "monotonic", lambda: clock[0])
+  monkeypatch.setattr(lease.time, "sleep", lambda seconds: clock.append(clock.pop() + seconds))
+  write_lease(tmp_path)
+  with Lease(tmp_path, patience=60):
+    assert 60 < clock[0] <= 62
 
 
 def test_one_of_eight_waiting_processes_gets_the_lease(tmp_path):

@@ -177,3 +177,17 @@ def test_failed_export_keeps_the_last_one(tmp_path, student, monkeypatch):
 
 def test_package_exports_load_student():
   assert distill_jax.load_student is load_student
+
+
+def test_allow_shrunk_accepts_other_sizes_but_not_ranks(tmp_path, student):
+  large = MODEL._replace(variables=student)
+  small = jax.tree.map(lambda x: x, student)
+  small.params["layers"][3] = {"kernel": jnp.ones((5, 2))}
+  folder = export_student(small, tmp_path, description={})
+  assert_identical(load_student(folder, large, allow_shrunk=True), small)
+  with pytest.raises(ValueError, match=r"differs: params/layers/3/kernel"):
+    load_student(folder, large)
+  small.params["layers"][3] = {"kernel": jnp.ones(5)}
+  export_student(small, folder, description={})
+  with pytest.raises(ValueError, match=r"differs: params/layers/3/kernel"):
+    load_student(folder, large, allow_shrunk=True)
