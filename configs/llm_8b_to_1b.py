@@ -3,28 +3,34 @@
 python -m distill_jax --config=configs/llm_8b_to_1b.py --stages=student,report \
     --config.teacher_folder=Llama-3.1-8B --config.text=corpus
 
-The student starts from random weights and minimizes the divergence from the teacher's next-token probabilities; no
-logits are held. With --config.cache=gs://bucket/cache and the stage `cache` before `student`, the 64 most probable of
-128,256 tokens are kept once, 208 bytes a token, and the student learns from them with all others as
-one class more. A teacher's weights are those that Meta released, as `safetensors` with their config.json and
-tokenizer.json. Steps and rates are where a search may begin: this has never been trained, and never run on a TPU.
+The student starts from random weights and minimizes the divergence from the teacher's next-token
+probabilities; no logits are held. With --config.cache=gs://bucket/cache and the stage `cache`
+before `student`, the 64 most probable of 128,256 tokens are kept once, 208 bytes a token, and the
+student learns from them with all others as one class more. A teacher's weights are those that Meta
+released, as `safetensors` with their config.json and tokenizer.json. Steps and rates are where a
+search may begin: this has never been trained, and never run on a TPU.
 
-What a step costs, without a TPU (`pip install 'distill-jax[tpu]'`; 3 minutes on two cores, 5 GB of memory):
+What a step costs, without a TPU (`pip install 'distill-jax[tpu]'`; 3 minutes on two cores, 5 GB of
+memory):
 
-python -m distill_jax --config=configs/llm_8b_to_1b.py --compile_for=v5p:2x2x2 --config.student_training.batch_size=8
+python -m distill_jax --config=configs/llm_8b_to_1b.py --compile_for=v5p:2x2x2
+--config.student_training.batch_size=8
     [--config.cache=gs://bucket/cache: from the cache, which nobody has to have written]
 
-Compiled by libtpu 0.0.42, one sequence a chip (products: FLOPs of a chip's matrix products, counted before compilation;
+Compiled by libtpu 0.0.42, one sequence a chip (products: FLOPs of a chip's matrix products, counted
+before compilation;
 bound: least time of a step, at the peak; sent: bytes of the full arrays):
 
                       memory of a chip   products      bound   at the bound           sent
     live teacher    33.21 of 95.74 GiB   2.785e14   606.8 ms   13,500 tokens/s/chip   42 GB
     from the cache  31.25 of 95.74 GiB   1.118e14   243.5 ms   33,641 tokens/s/chip   12 GB
 
-About 25 GiB of each are attention scores [32, 8192, 8192] of one block in float32, which XLA holds while it computes
-that block; it makes those of no other (`remat`). They cross the HBM several times: with that a step would take 1,067
-and 682 ms, if nothing stayed on chip. Eight chips share a copy of weights and optimizer (`mesh.fsdp`), and each has
-the whole heads. Spread over 512 chips (fsdp=512 on v5p:8x8x8), XLA sums activations in the place of gathering
+About 25 GiB of each are attention scores [32, 8192, 8192] of one block in float32, which XLA holds
+while it computes that block; it makes those of no other (`remat`). They cross the HBM several
+times: with that a step would take 1,067 and 682 ms, if nothing stayed on chip. Eight chips share a
+  copy of weights and optimizer (`mesh.fsdp`), and each has
+the whole heads. Spread over 512 chips (fsdp=512 on v5p:8x8x8), XLA sums activations in the place of
+gathering
 weights: 8.2 TB are sent, and 71.28 GiB taken.
 """
 
@@ -36,7 +42,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from distill_jax import data, losses, objectives
+from distill_jax import data, losses, objectives, tasks
 from distill_jax.cache import TopK
 from distill_jax.data import text
 from distill_jax.errors import suggest
@@ -68,16 +74,17 @@ class Llama(Config):
   """See `Config` for the fields that all jobs have.
 
   Attributes:
-    teacher_folder: a released checkpoint: config.json, and model.safetensors or its parts with their index. Needed to
-      train, not for --compile_for.
-    text: a folder of .txt files, each a document. It is held in memory, 16 bytes a token.
-    tokenizer: the checkpoint's tokenizer.json; empty: the one in teacher_folder.
-    end: its token between documents.
-    length: tokens of a sequence.
-    k: classes of a token that the cache keeps.
-    vocabulary: number of tokens, where there is no teacher_folder.
-    teacher_shape, student_shape: of the networks; the first where there is no teacher_folder.
-    remat: what a block of the student keeps for the backward pass (`models.remat`).
+    teacher_folder: folder of a released checkpoint: config.json, and model.safetensors or its parts
+      with their index. Training needs it, --compile_for does not.
+    text: folder of .txt files, each a document. Memory holds it, 16 bytes a token.
+    tokenizer: path of the checkpoint's tokenizer.json; empty: the one in teacher_folder.
+    end: token between documents.
+    length: number of tokens in a sequence.
+    k: number of classes of a token that the cache stores.
+    vocab_size: number of tokens, where there is no teacher_folder.
+    teacher_shape, student_shape: sizes of the networks; the teacher's counts where there is no
+      teacher_folder.
+    remat: policy for what a block of the student stores for the backward pass (`models.remat`).
   """
 
   teacher_folder: str = ""
@@ -86,18 +93,20 @@ class Llama(Config):
   end: str = "<|end_of_text|>"
   length: int = 8192
   k: int = 64
-  vocabulary: int = 128_256
+  vocab_size: int = 128_256
   teacher_shape: Shape = dataclasses.field(default_factory=lambda: Shape(4096, 32, 14_336))
   student_shape: Shape = dataclasses.field(default_factory=lambda: Shape(2048, 16, 8192))
   remat: str = "nothing_saveable"
   teacher_dtype: str = "bfloat16"
-  best: tuple[str, str] = ("perplexity", "min")
   mesh: MeshSizes = dataclasses.field(default_factory=lambda: MeshSizes(data=-1, fsdp=8))
   student_training: Training = dataclasses.field(
     default_factory=lambda: Training(
       steps=2500, batch_size=512, learning_rate=3e-4, warmup_steps=250, weight_decay=0.1
     )
   )
+
+  def task(self):
+    return tasks.language_modeling()
 
   def data(self) -> Splits:
     if not self.text or not self.teacher_folder:
@@ -111,7 +120,7 @@ class Llama(Config):
     return Splits(train, *data.split(held_out, 0.5, seed=1))
 
   def abstract_batch(self, rows: int):
-    """The shapes of a batch, known without the data."""
+    """Returns the shapes of a batch, which do not depend on the data."""
     number = jax.ShapeDtypeStruct((rows,), jnp.int32)
     tokens = jax.ShapeDtypeStruct((rows, self.length), jnp.int32)
     return {"id": number, "view": number} | dict.fromkeys(
@@ -123,12 +132,13 @@ class Llama(Config):
       return self._network(self._arguments(self.teacher_shape))
     folder = Path(self.teacher_folder)
     model = self._network(decoder_arguments(json.loads((folder / "config.json").read_text())))
-    narrow = cast(
+    shapes = cast(
       jax.eval_shape(model.init, jax.random.key(0), self.abstract_batch(1)), jnp.bfloat16
     )
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    path = whole if whole.exists() else index
-    return pretrained(model._replace(variables=narrow), path, names=decoder_name, cast=True)
+    path = folder / "model.safetensors"
+    if not path.exists():
+      path = folder / "model.safetensors.index.json"
+    return pretrained(model._replace(variables=shapes), path, names=decoder_name, cast=True)
 
   def student(self):
     options = dataclasses.replace(LLAMA, rope_scaling=STRETCHED)
@@ -146,7 +156,8 @@ class Llama(Config):
   def cached_outputs(self):
     return {"logits": TopK(self.k)}
 
-  # Every chip has the whole heads: the losses read them some classes at a time, and would gather them each time.
+  # Every chip has the full heads: the losses read some classes at a time, and would gather them
+  # each time.
   def rules(self, role):
     return [("params/.*head$" if role == "teacher" else "embed/embedding$", PartitionSpec())]
 
@@ -156,12 +167,14 @@ class Llama(Config):
   def validate(self) -> None:
     super().validate()
     check(self, "length", least=2)
-    check(self, "k", least=1, most=self.vocabulary)
+    check(self, "k", least=1, most=self.vocab_size)
     if self.remat not in ("", *POLICIES):
-      raise ConfigError(f"remat: there is no policy {self.remat!r}{suggest(self.remat, POLICIES)}")
+      raise ConfigError(
+        f"remat: expected a policy, got {self.remat!r}{suggest(self.remat, POLICIES)}"
+      )
 
   def _arguments(self, shape: Shape) -> dict:
-    return {"vocab_size": self.vocabulary, "options": LLAMA} | dataclasses.asdict(shape)
+    return {"vocab_size": self.vocab_size, "options": LLAMA} | dataclasses.asdict(shape)
 
   def _network(self, arguments: dict) -> Model:
     options = dataclasses.replace(arguments["options"], max_length=self.length)

@@ -8,10 +8,8 @@ returns it:
     python -m distill_jax --config=configs/digits.py --config.temperature=2
     --config.student_training.steps=500
 
-A config may import another one of its folder (`from digits import Digits`). It must not say
-`from __future__ import annotations`: overrides need the fields' types. This module also exports
-  what a config needs of
-`recipes`.
+A config may import another one of its folder (`from digits import Digits`). This module also exports
+what a config needs of `recipes`.
 """
 
 import dataclasses

@@ -142,10 +142,10 @@ def test_what_must_know_the_trained_teacher_gets_it(job, outputs):
 @pytest.mark.parametrize(
   ("override", "message"),
   [
-    ("methods=kd_t4,dkdd", "methods: there is no method 'dkdd'; did you mean 'dkd'"),
-    ("methods=dkd", "reference: there is no variant 'kd_t4'"),
-    ("images=0", "images: expected a finite number >= 1, got 0"),
-    ("student_widths=(16,32)", "student_widths: expected 3"),
+    ("methods=kd_t4,dkdd", "methods"),
+    ("methods=dkd", "reference"),
+    ("images=0", "images"),
+    ("student_widths=(16,32)", "student_widths"),
   ],
 )
 def test_what_cannot_be_run_is_refused(override, message):
