@@ -49,9 +49,9 @@ class Objective(NamedTuple):
   Attributes:
     init: `(key, student_outputs, teacher_outputs) -> Variables`, of the objective's own learned parts.
       The outputs may be `ShapeDtypeStruct`s.
-    apply: `(params, state, student, teacher, batch, *, step, key) -> (terms, state)` with
-      `terms = {name: (weight, value)}`; a value is `(values, where)`, unreduced with the valid ones, or a
-      scalar where the loss relates rows.
+    apply: `(params, state, student, teacher, batch, *, step, key, axis_name=None) ->
+      (terms, state)` with `terms = {name: (weight, value)}`; a value is `(values, where)`,
+      unreduced with the valid ones (None: all), or a scalar where the loss relates rows.
   """
 
   init: Callable[..., Variables]

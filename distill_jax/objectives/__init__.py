@@ -1,4 +1,4 @@
-"""What to minimize: weighted terms over (student, teacher, batch), with learned parts where a term needs them.
+"""Defines what to minimize: weighted terms over (student, teacher, batch).
 
 objective = weighted(
   hard=(0.1, labels()),
@@ -6,12 +6,14 @@ objective = weighted(
   hint=(optax.linear_schedule(1.0, 0.0, 1000), features("block2", "block3", losses.hint)),
 )
 
-A loss of arrays alone goes through `logits` or `features`, one of a few of the teacher's classes through `sparse`,
-language models through `tokens`, layers of transformers through `layers`, `attention` and `relations`. A method that
-learns or remembers something of its own is a term here, under the name of its loss: `vid`, `mgd`, `crd`, ...;
-`learned` makes others.
+A loss of arrays goes through `logits` or `features`, one of a few of the teacher's classes through
+`sparse`, language models through `tokens`, layers of transformers through `layers`, `attention` and
+`relations`. A method with learned parts or a memory is a term here, under the name of its loss:
+`vid`, `mgd`, `crd`, ...; `learned` builds others.
 """
 
+from distill_jax.objectives.comparisons import features, logits, mutual
+from distill_jax.objectives.labels import labels
 from distill_jax.objectives.layer_maps import layer_map
 from distill_jax.objectives.layers import attention, layers, relations
 from distill_jax.objectives.learned import (
@@ -33,7 +35,7 @@ from distill_jax.objectives.maps import (
 )
 from distill_jax.objectives.memories import crd, dino, queue_similarity
 from distill_jax.objectives.sparse import sparse
-from distill_jax.objectives.terms import Term, features, labels, logits, mutual, weighted
+from distill_jax.objectives.terms import Term, weighted
 from distill_jax.objectives.tokens import next_tokens, tokens
 from distill_jax.objectives.weights import weights
 

@@ -1,187 +1,212 @@
-"""How a term reads its inputs and calls a loss: by name, with what the loss wants of labels, masks and axis."""
+"""Calls a loss for a term: reads outputs, labels, masks and entries of the batch by name."""
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from distill_jax.errors import suggest
 from distill_jax.losses import SparseTargets
 from distill_jax.types import Batch, Outputs
 
 Names = str | tuple[str, ...]
+STEP_ARGUMENTS = frozenset({"labels", "where", "axis_name"})
 
 
-class Call(NamedTuple):
-  """A loss with everything but its inputs; `prepare` makes one.
+class LossCall(NamedTuple):
+  """A loss with all arguments but the two sides; `prepare` builds it.
 
   Attributes:
     loss: `(student, teacher, ...)`.
-    wanted: which of `labels`, `where` and `axis_name` the loss takes from the step.
+    step_arguments: which of `labels`, `where` and `axis_name` the loss takes from the step.
     hyperparameters: its other arguments.
     entries: arguments that are entries of the batch, `{argument: entry}`.
-    valid: the batch entry that says which of the loss's values are valid, or None.
+    valid: the entry of the batch that marks the loss's valid values; None: no entry.
   """
 
   loss: Callable[..., jax.Array]
-  wanted: frozenset[str]
+  step_arguments: frozenset[str]
   hyperparameters: dict[str, Any]
   entries: dict[str, str]
   valid: str | None
 
-  def check(self, s, t, label_shape) -> None:
-    """Raises what the loss raises for arrays of these shapes; what comes from the batch has none yet."""
+  def check(self, s: Any, t: Any, label_shape: tuple[int, ...]) -> None:
+    """Raises what the loss raises for arrays of these shapes, such as a value out of its range.
+
+    With `entries` the first step checks instead: the shapes of entries are not known before.
+    """
     if self.entries:
       return
     rows = jax.tree.leaves(s)[0].shape[:1]
-    shapes = {"labels": (label_shape, jnp.int32), "where": (rows, jnp.bool_)}
-    extras = {name: jax.ShapeDtypeStruct(*of) for name, of in shapes.items() if name in self.wanted}
+    shapes = {
+      "labels": jax.ShapeDtypeStruct(label_shape, jnp.int32),
+      "where": jax.ShapeDtypeStruct(rows, jnp.bool_),
+    }
+    extras = {name: shape for name, shape in shapes.items() if name in self.step_arguments}
     jax.eval_shape(
       lambda s, t, extras: self.loss(s, t, **extras, **self.hyperparameters), s, t, extras
     )
 
-  def value(self, s, t, batch: Batch, axis_name):
-    """The loss as a term's value."""
-    known, extras = None, dict(self.hyperparameters)
+  def value(self, s: Any, t: Any, batch: Batch, axis_name: str | None) -> Any:
+    """Returns the loss as a term's value: `(values, where)`, or a scalar."""
+    mask = None
+    extras = dict(self.hyperparameters)
     extras |= {argument: batch_entry(batch, name) for argument, name in self.entries.items()}
-    if "labels" in self.wanted:
+    if "labels" in self.step_arguments:
       label = _integer_labels(batch)
-      known, extras["labels"] = label >= 0, jnp.maximum(label, 0)
-    if "where" in self.wanted:
-      extras["where"] = valid_rows(batch, known)
-    if "axis_name" in self.wanted:
+      mask = label >= 0
+      extras["labels"] = jnp.maximum(label, 0)
+    if "where" in self.step_arguments:
+      extras["where"] = valid_rows(batch, mask)
+    if "axis_name" in self.step_arguments:
       extras["axis_name"] = axis_name
     values = self.loss(s, t, **extras)
     if values.ndim == 0:
       return values
     if self.valid is not None:
-      own = batch_entry(batch, self.valid)
-      known = own if known is None else known & own
-    return values, valid_rows(batch, known)
+      valid = batch_entry(batch, self.valid)
+      mask = valid if mask is None else mask & valid
+    return values, valid_rows(batch, mask)
 
 
-def prepare(loss, hyperparameters, *, entries=None, valid=None, several: bool = False) -> Call:
-  """A `Call`, once its hyper-parameters are known to the loss and in range.
+def prepare(
+  loss: Callable[..., jax.Array],
+  hyperparameters: Mapping[str, Any],
+  *,
+  entries: Mapping[str, str] | None = None,
+  valid: str | None = None,
+) -> LossCall:
+  """Returns a `LossCall` whose arguments the loss has by name.
+
+  Their values are checked by `LossCall.check`, which knows the shapes of the outputs.
 
   Args:
-    loss, hyperparameters, entries, valid: as in `Call`.
-    several: the loss takes trees of arrays (tuples, `SparseTargets`).
+    loss, hyperparameters, entries, valid: as in `LossCall`.
 
   Raises:
-    ValueError: an argument that the loss does not have, lacks or refuses.
+    ValueError: the loss has no argument of a name, or requires one that is missing.
   """
   entries = dict(entries or {})
-  given = set(hyperparameters) | set(entries)
-  wanted = frozenset(
-    set(inspect.signature(loss).parameters) & {"labels", "where", "axis_name"} - given
-  )
-  call = Call(loss, wanted, hyperparameters, entries, valid)
-  _check_arguments(call)
-  if not several:
-    _check_ranges(call)
+  passed = set(hyperparameters) | set(entries)
+  step_arguments = STEP_ARGUMENTS & set(inspect.signature(loss).parameters) - passed
+  call = LossCall(loss, step_arguments, dict(hyperparameters), entries, valid)
+  _check_names(call)
   return call
 
 
-def _check_arguments(call: Call) -> None:
+def name_of(loss: Any) -> str:
+  """Returns the name of a loss for messages."""
+  return getattr(loss, "__name__", type(loss).__name__)
+
+
+def _check_names(call: LossCall) -> None:
   signature = inspect.signature(call.loss)
-  given = {**call.hyperparameters, **call.entries}
+  passed = {**call.hyperparameters, **call.entries}
   try:
-    signature.bind(None, None, **dict.fromkeys(call.wanted), **given)
+    signature.bind(None, None, **dict.fromkeys(call.step_arguments), **passed)
   except TypeError as error:
-    unknown = sorted(set(given) - set(signature.parameters))
-    hint = suggest(unknown[0], set(list(signature.parameters)[2:]) - call.wanted) if unknown else ""
-    name = getattr(call.loss, "__name__", type(call.loss).__name__)
-    raise ValueError(f"hyper-parameters of {name}: {error}{hint}") from error
+    unknown = sorted(set(passed) - set(signature.parameters))
+    if not unknown:
+      raise ValueError(f"{name_of(call.loss)}: {error}") from error
+    options = set(list(signature.parameters)[2:]) - call.step_arguments
+    raise ValueError(
+      f"{unknown[0]}: expected a hyper-parameter of {name_of(call.loss)}, got {unknown[0]!r}"
+      f"{suggest(unknown[0], options)}"
+    ) from error
 
 
-def _check_ranges(call: Call) -> None:
-  """Makes what the loss refuses an error when the config is read, by calling it on shapes alone.
-
-  The real shapes are not known yet: images of each rank are tried, and only an error that names a
-  hyper-parameter counts. The rest, and arrays (a class mask), wait for init.
-  """
-  arrays = (np.ndarray, jax.Array)
-  if any(isinstance(value, arrays) and value.ndim for value in call.hyperparameters.values()):
-    return
-  refusals = []
-  for axes in ((64,), (64, 64), (64, 64, 64)):
-    shape = jax.ShapeDtypeStruct((*axes, 4096), jnp.float32)
-    try:
-      return call.check(shape, shape, axes)
-    except Exception as error:
-      refusals.append(error)
-  for refusal in refusals:
-    if any(re.search(rf"\b{name}\b", str(refusal)) for name in call.hyperparameters):
-      raise refusal
-
-
-def label_of(batch: Batch):
+def label_of(batch: Batch) -> jax.Array:
+  """Returns the batch's labels; raises a `ValueError` where it has none."""
   if "label" not in batch:
-    raise ValueError(f"this needs labels and the batch has no 'label'; it has {sorted(batch)}")
+    raise ValueError(f"label: expected labels in the batch, got only {sorted(batch)}")
   return jnp.asarray(batch["label"])
 
 
-def _integer_labels(batch: Batch):
+def _integer_labels(batch: Batch) -> jax.Array:
   label = label_of(batch)
   if not jnp.issubdtype(label.dtype, jnp.integer):
     raise ValueError(
-      f"this loss needs integer labels, got {label.dtype} {label.shape}: "
-      "it cannot be used with mixed labels (mixup, cutmix)"
+      f"label: expected integers, got {label.dtype} {label.shape}: "
+      "this loss cannot be used with mixed labels (mixup, cutmix)"
     )
   return label
 
 
-def valid_rows(batch: Batch, known=None):
-  """The batch's valid rows and, of those, what is `known` (bool, rows first); None where all are."""
+def valid_rows(batch: Batch, mask: jax.Array | None = None) -> jax.Array | None:
+  """Returns the batch's valid rows within a mask.
+
+  Args:
+    batch: with bool 'where', rows first, or without it.
+    mask: bool, rows first; None: all.
+
+  Returns:
+    'where' and `mask` combined, bool of the higher rank; None where both are missing.
+  """
   where = batch.get("where")
   if where is None:
-    return known
-  if known is None:
+    return mask
+  if mask is None:
     return where
-  rank = max(where.ndim, known.ndim)
-  where, known = (x.reshape(x.shape + (1,) * (rank - x.ndim)) for x in (where, known))
-  return where & known
+  rank = max(where.ndim, mask.ndim)
+  where, mask = (x.reshape(x.shape + (1,) * (rank - x.ndim)) for x in (where, mask))
+  return where & mask
 
 
-def has_true_label(batch: Batch, known):
-  """Of what is `known` (bool, rows first), that whose label is true: the student did not write the row."""
+def has_true_label(batch: Batch, mask: jax.Array) -> jax.Array:
+  """Returns `mask` (bool, rows first) without the rows that the student generated.
+
+  Their labels belong to another text.
+
+  Raises:
+    ValueError: the batch's 'generated' is not bool [rows].
+  """
   if "generated" not in batch:
-    return known
-  sampled = jnp.asarray(batch["generated"])
-  if sampled.dtype != jnp.bool_ or sampled.shape != known.shape[:1]:
+    return mask
+  generated = jnp.asarray(batch["generated"])
+  if generated.dtype != jnp.bool_ or generated.shape != mask.shape[:1]:
     raise ValueError(
-      f"sampled: expected rows, bool {known.shape[:1]}, got {sampled.dtype} {sampled.shape}"
+      f"generated: expected one bool a row, {mask.shape[:1]}, "
+      f"got {generated.dtype} {generated.shape}"
     )
-  return known & ~sampled.reshape(sampled.shape + (1,) * (known.ndim - 1))
+  return mask & ~generated.reshape(generated.shape + (1,) * (mask.ndim - 1))
 
 
-def batch_entry(batch: Mapping[str, Any], name: str):
+def batch_entry(batch: Mapping[str, Any], name: str) -> jax.Array:
+  """Returns the entry of the batch; raises a `ValueError` that names the nearest one."""
   if name not in batch:
-    raise ValueError(f"the batch has no {name!r}{suggest(name, batch)}")
+    raise ValueError(f"{name}: expected an entry of the batch, got none{suggest(name, batch)}")
   return jnp.asarray(batch[name])
 
 
-def outputs_of(outputs: Outputs, names: Names, whose: str):
-  """The output of this name, all of it, or a tuple of those of these names."""
+def outputs_of(outputs: Outputs, names: Names, side: str) -> Any:
+  """Returns the output of this name, with all classes, or a tuple of those of these names.
+
+  Args:
+    outputs: of one network.
+    names: a name, or a tuple of names.
+    side: 'student' or 'teacher', for messages.
+
+  Raises:
+    ValueError: no output of a name, or one that stores only some of the classes.
+  """
   if not isinstance(names, str):
-    return type(names)(outputs_of(outputs, name, whose) for name in names)
-  value = any_output_of(outputs, names, whose)
+    return type(names)(outputs_of(outputs, name, side) for name in names)
+  value = any_output_of(outputs, names, side)
   if isinstance(value, SparseTargets):
     raise ValueError(
-      f"the {whose}'s {names!r} keeps {value.indices.shape[-1]} of its classes (SparseTargets), and this term needs "
-      "all: use objectives.sparse with a loss such as losses.sparse_kl, or a dense cache"
+      f"{names}: expected all classes of the {side}, got {value.indices.shape[-1]} of them "
+      "(SparseTargets): use objectives.sparse with a loss such as losses.sparse_kl, "
+      "or a dense cache"
     )
   return value
 
 
-def any_output_of(outputs: Outputs, name: str, whose: str):
-  """The output of this name, an array or `SparseTargets`."""
+def any_output_of(outputs: Outputs, name: str, side: str) -> Any:
+  """Returns the output of this name, an array, a tree or `SparseTargets`; arguments as above."""
   if not outputs:
-    raise ValueError(f"there is no {whose}, or it gives no outputs: this term needs its {name!r}")
+    raise ValueError(f"{name}: expected an output of the {side}, got no {side} or no outputs")
   if name not in outputs:
-    raise ValueError(f"the {whose} has no output {name!r}{suggest(name, outputs)}")
+    raise ValueError(f"{name}: expected an output of the {side}, got none{suggest(name, outputs)}")
   return outputs[name]

@@ -1,4 +1,4 @@
-"""Which layer of a student follows which layer of its teacher."""
+"""Pairs layers of a student with layers of its teacher."""
 
 from collections.abc import Sequence
 
@@ -13,16 +13,19 @@ MAPS = ("uniform", "last", "skip")
 def layer_map(
   student_depth: int, teacher_depth: int, how: str = "uniform"
 ) -> tuple[tuple[int, int], ...]:
-  """Pairs (student layer m, teacher layer g(m)) for every m = 1 ... S, layers counted from 1 as in 'block1'.
+  """Returns pairs (student layer m, teacher layer g(m)) for m = 1 ... S, counted from 1.
+
+  Patient knowledge distillation (Sun et al. 2019, section 3.2) leaves the last student layer to
+  the logits: its PKD-Skip is 'uniform' and its PKD-Last 'last', both without the last pair,
+  `layer_map(6, 12)[:-1]`.
 
   Args:
-    student_depth: S.
-    teacher_depth: T, no less than S. Quotients are rounded down.
-    how: 'uniform': g(m) = m T / S, every n-th up to the last (TinyBERT, Jiao et al. 2020, section 4).
-      'last': g(m) = m + T - S, the last ones (its 'top').
-      'skip': g(m) = 1 + (m - 1) T / S, every n-th from the first (DistilBERT's initialization, Sanh et al. 2019).
-      Patient knowledge distillation (Sun et al. 2019, section 3.2) leaves the last student layer to the logits: its
-      PKD-Skip is 'uniform' and its PKD-Last 'last', both without the last pair, `layer_map(6, 12)[:-1]`.
+    student_depth: number of student layers S.
+    teacher_depth: number of teacher layers T >= S. Quotients are rounded down.
+    how: 'uniform': g(m) = m T / S, every n-th up to the last (TinyBERT, Jiao et al. 2020,
+      section 4). 'last': g(m) = m + T - S, the last ones (its 'top'). 'skip':
+      g(m) = 1 + (m - 1) T / S, every n-th from the first (DistilBERT's initialization, Sanh et
+      al. 2019).
 
   Raises:
     ValueError: another map, a depth below 1, or more layers than the teacher has.
@@ -31,30 +34,29 @@ def layer_map(
   ((1, 1), (2, 3), (3, 5))
   """
   if how not in MAPS:
-    raise ValueError(f"how: there is no map {how!r}{suggest(how, MAPS)}")
+    raise ValueError(f"how: expected one of {MAPS}, got {how!r}{suggest(how, MAPS)}")
   if not 1 <= student_depth <= teacher_depth:
     raise ValueError(
-      f"a student of {student_depth} layers cannot be mapped to a teacher of {teacher_depth}: "
-      f"expected 1 to {teacher_depth}"
+      f"student_depth: expected 1 to {teacher_depth}, the teacher's layers, got {student_depth}"
     )
-  follows = {
+  teacher_layer = {
     "uniform": lambda m: m * teacher_depth // student_depth,
     "last": lambda m: m + teacher_depth - student_depth,
     "skip": lambda m: 1 + (m - 1) * teacher_depth // student_depth,
   }[how]
-  return tuple((m, follows(m)) for m in range(1, student_depth + 1))
+  return tuple((m, teacher_layer(m)) for m in range(1, student_depth + 1))
 
 
 def check_pairs(pairs: Pairs, last: int | None) -> None:
-  """Raises a ValueError for what are no pairs of layers, or no number of last tokens."""
+  """Raises a `ValueError` for invalid pairs of layers, or an invalid number of last tokens."""
   if not len(pairs) or any(len(pair) != 2 or min(pair) < 1 for pair in pairs):
     raise ValueError(f"pairs: expected (student layer, teacher layer), both from 1, got {pairs!r}")
   if last is not None and last < 1:
     raise ValueError(f"last: expected a number of tokens >= 1, got {last}")
 
 
-def cut(x: jax.Array, last: int | None, axes: tuple[int, ...]) -> jax.Array:
-  """The last entries along these axes; None: all."""
+def last_entries(x: jax.Array, last: int | None, axes: tuple[int, ...]) -> jax.Array:
+  """Returns the last entries along these axes; None: all."""
   if last is None:
     return x
   for axis in axes:

@@ -1,30 +1,47 @@
-"""Terms over pairs of layers of transformers: which layer follows which; hidden states, attention, relations.
+"""Compares pairs of layers of transformers: hidden states, attention, relations.
 
     pairs = layer_map(4, 12)  # ((1, 3), (2, 6), (3, 9), (4, 12))
     objective = weighted(
       soft=(1.0, tokens()),
       hidden=(1.0, layers(pairs, losses.hint)),
-      looks=(1.0, attention(pairs)),
-      related=(1.0, relations([(4, 12)], relation_heads=12)),
+      attention=(1.0, attention(pairs)),
+      relations=(1.0, relations([(4, 12)], relation_heads=12)),
     )
 
-Each gives one value a token, the sum over the pairs, and the mean is over the tokens that count in the whole batch,
-however they are padded, packed, sharded or accumulated. Where the batch's 'label' is the next token, int [B, L], those
-count that have one (not negative); elsewhere, as in images, all do. With 'segments', int [B, L], a token is related to
-those of its own document alone, and a negative one is no token.
+Each term gives one value a token, the sum over the pairs. The mean is over the tokens of the
+global batch that count, however they are padded, packed, sharded or accumulated. Where the batch's
+'label' is the next token, int [B, L], tokens with a label (not negative) count; elsewhere, as in
+images, all do. With 'segments', int [B, L], a token is related only to those of its document, and
+a negative segment is no token.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from distill_jax import losses
 from distill_jax.objectives.calls import outputs_of, prepare, valid_rows
-from distill_jax.objectives.layer_maps import Pairs, check_pairs, cut
-from distill_jax.objectives.terms import Term, features
+from distill_jax.objectives.comparisons import features
+from distill_jax.objectives.layer_maps import Pairs, check_pairs, last_entries
+from distill_jax.objectives.terms import Term
 from distill_jax.types import Batch, Outputs, Variables
+
+
+class Masks(NamedTuple):
+  """Masks of the last tokens.
+
+  Attributes:
+    counted: tokens that have a value, bool [B, L].
+    exists: tokens that others may relate to, bool [B, L].
+    same: pairs of tokens of one document, bool [B, L, L]; None: all.
+  """
+
+  counted: jax.Array
+  exists: jax.Array
+  same: jax.Array | None
 
 
 def layers(
@@ -34,56 +51,55 @@ def layers(
   name: str = "block",
   project: bool = True,
   last: int | None = None,
-  **hyperparameters,
+  **hyperparameters: Any,
 ) -> Term:
-  """A feature loss between the hidden states of pairs of layers, token by token.
+  """Compares the hidden states of pairs of layers, token by token.
 
-  Weight 1 with `losses.hint` (TinyBERT, Jiao et al. 2020, equation 8); DistilBERT's is `losses.cosine`.
+  Weight 1 with `losses.hint` (TinyBERT, Jiao et al. 2020, eq. 8); DistilBERT's is `losses.cosine`.
 
   Args:
     pairs: (student layer, teacher layer), from `layer_map` or by hand.
-    loss: `(student [N, C], teacher [N, C], **hyperparameters) -> [N]`, N tokens; or a scalar that relates them, with an
-      argument `where` for those that count.
-    name: of the outputs [B, L, C], without the number.
+    loss: `(student [N, C], teacher [N, C], **hyperparameters) -> [N]`, N tokens; or a scalar that
+      relates them, with an argument `where` for those that count.
+    name: name of the outputs [B, L, C], without the number.
     project: learn, for each pair whose widths differ, a linear map, as `features` does.
-    last: compare the last so many tokens: the patches of images, where the networks' other tokens differ.
+    last: number of last tokens that are compared, such as the patches of images, where the
+      networks' other tokens differ; None: all.
     **hyperparameters: passed to the loss.
 
   Raises:
-    ValueError: at once, no pairs, or a hyper-parameter that the loss refuses; in init, a layer that does not exist, or
-      outputs that cannot be aligned.
+    ValueError: at once, no pairs, or a hyper-parameter that the loss does not have; in init, a
+      value that the loss rejects, a layer that does not exist, or outputs that cannot be aligned.
   """
   check_pairs(pairs, last)
-  own = _each_token(loss)
+  token_loss = _each_token(loss)
   terms = [
-    features(f"{name}{s}", f"{name}{t}", own, project=project, **hyperparameters) for s, t in pairs
+    features(f"{name}{s}", f"{name}{t}", token_loss, project=project, **hyperparameters)
+    for s, t in pairs
   ]
 
-  def sides(student, teacher):
-    return [
-      tuple(
-        {f"{name}{layer}": cut(outputs_of(outputs, f"{name}{layer}", whose), last, (1,))}
-        for outputs, layer, whose in ((student, s, "student"), (teacher, t, "teacher"))
-      )
-      for s, t in pairs
-    ]
+  def outputs_per_pair(student, teacher):
+    def select(outputs, layer, side):
+      x = outputs_of(outputs, f"{name}{layer}", side)
+      return {f"{name}{layer}": last_entries(x, last, (1,))}
+
+    return [(select(student, s, "student"), select(teacher, t, "teacher")) for s, t in pairs]
 
   def init(key, student, teacher):
-    shapes = jax.eval_shape(sides, student, teacher)
-    made = [
-      term.init(jax.random.fold_in(key, i), *both)
-      for i, (term, both) in enumerate(zip(terms, shapes))
-    ]
-    return Variables({str(i): variables.params for i, variables in enumerate(made)}, {})
+    shapes = jax.eval_shape(outputs_per_pair, student, teacher)
+    params = {}
+    for i, (term, outputs) in enumerate(zip(terms, shapes)):
+      params[str(i)] = term.init(jax.random.fold_in(key, i), *outputs).params
+    return Variables(params, {})
 
   def apply(params, state, student, teacher, batch, **context):
-    counted = _masks(batch, outputs_of(student, f"{name}{pairs[0][0]}", "student").shape[:2], last)[
-      0
-    ]
+    shape = outputs_of(student, f"{name}{pairs[0][0]}", "student").shape[:2]
+    counted = _masks(batch, shape, last).counted
+    batch = {**batch, "where": counted}
     values: list[jax.Array] = []
-    for i, (term, both) in enumerate(zip(terms, sides(student, teacher))):
-      both = jax.tree.map(lambda x: jnp.where(counted[..., None], x, 0), both)
-      value, _ = term.apply(params[str(i)], {}, *both, {**batch, "where": counted}, **context)
+    for i, (term, outputs) in enumerate(zip(terms, outputs_per_pair(student, teacher))):
+      outputs = jax.tree.map(lambda x: jnp.where(counted[..., None], x, 0), outputs)
+      value, _ = term.apply(params[str(i)], {}, *outputs, batch, **context)
       values.append(value[0] if isinstance(value, tuple) else value)
     total = sum(values[1:], values[0])
     return (total if total.ndim == 0 else (total, counted)), state
@@ -97,34 +113,34 @@ def attention(
   *,
   name: str = "attention",
   last: int | None = None,
-  **hyperparameters,
+  **hyperparameters: Any,
 ) -> Term:
-  """A loss between the attention of pairs of layers, query by query.
+  """Compares the attention of pairs of layers, query by query.
 
-  Weight 1 with `losses.attention_kl` (MobileBERT, Sun et al. 2020) or `losses.attention_scores_mse` (TinyBERT, Jiao et
-  al. 2020, equation 7). Networks with other numbers of heads are compared by the mean of their heads' maps; its
-  logarithm stands for the scores.
+  Weight 1 with `losses.attention_kl` (MobileBERT, Sun et al. 2020) or
+  `losses.attention_scores_mse` (TinyBERT, Jiao et al. 2020, equation 7). Networks with different
+  numbers of heads are compared by the mean of their heads' maps; its log replaces the scores.
 
   Args:
-    pairs, last: as in `layers`; of the last tokens both queries and keys are taken.
-    loss: `(student, teacher, **hyperparameters) -> [N]` of scores before the softmax [N, heads, 1, keys], N queries.
-    name: of the outputs [B, heads, L, L], without the number: scores before the softmax, -inf where a query does not
-      look.
+    pairs, last: as in `layers`; queries and keys are both limited to the last tokens.
+    loss: `(student, teacher, **hyperparameters) -> [N]` of scores before the softmax
+      [N, heads, 1, keys], N queries.
+    name: name of the outputs [B, heads, L, L], without the number: scores before the softmax, -inf
+      where a query does not attend.
     **hyperparameters: passed to the loss.
 
   Raises:
-    ValueError: at once, no pairs, or a hyper-parameter that the loss refuses; in init, a layer that does not exist, or
-      lengths that differ.
+    ValueError: at once, no pairs, or a hyper-parameter that the loss does not have; in init, a
+      value that the loss rejects, a layer that does not exist, or lengths that differ.
   """
   call = prepare(loss, hyperparameters)
 
-  def scores(x, whose, exists, same):
-    del whose
+  def scores(x, side, exists, same):
+    del side
     return x if same is None else jnp.where((same & exists[:, None])[:, None], x, -jnp.inf)
 
-  return _scored(
-    pairs, (name,), scores, functools.partial(call.loss, **call.hyperparameters), last, rank=4
-  )
+  bound_loss = functools.partial(call.loss, **call.hyperparameters)
+  return _query_term(pairs, (name,), scores, bound_loss, last, rank=4)
 
 
 def relations(
@@ -134,26 +150,29 @@ def relations(
   names: tuple[str, ...] = ("queries", "keys", "values"),
   last: int | None = None,
 ) -> Term:
-  """Self-attention relations of pairs of layers, query by query: `losses.minilm_relations` for any batch of tokens.
+  """Compares self-attention relations of pairs of layers: `losses.minilm_relations` by query.
 
-  Weight 1, alone, of one pair: the last layers, or the teacher's upper middle one (MiniLMv2, Wang et al. 2021). A
-  token without a label is related to no other, unless 'segments' say that it exists.
+  Weight 1, without other terms, on one pair: the last layers, or the teacher's upper middle one
+  (MiniLMv2, Wang et al. 2021). A token without a label is related to no other, unless 'segments'
+  mark it as a token.
 
   Args:
     pairs, last: as in `layers`.
-    relation_heads: divides all widths, as in the loss; numbers of heads may differ.
-    names: of the outputs [B, L, C] that are related with themselves, without the number; `("values",)` beside
-      `attention` is MiniLM's first version.
+    relation_heads: number of heads that divides all widths, as in the loss; the networks' numbers
+      of heads may differ.
+    names: names of the outputs [B, L, C] that are related with themselves, without the number;
+      `("values",)` next to `attention` is MiniLM's first version.
 
   Raises:
-    ValueError: at once, no pairs; in init, a layer that does not exist, lengths that differ, or a width that
-      relation_heads does not divide.
+    ValueError: at once, no pairs; in init, a layer that does not exist, lengths that differ, or a
+      width that relation_heads does not divide.
   """
 
-  def scores(x, whose, exists, same):
+  def scores(x, side, exists, same):
     if relation_heads < 1 or x.shape[-1] % relation_heads:
       raise ValueError(
-        f"relation_heads {relation_heads} must divide the {whose}'s width {x.shape[-1]}"
+        f"relation_heads: expected a divisor of the {side}'s width {x.shape[-1]}, "
+        f"got {relation_heads}"
       )
     x = jnp.where(exists[..., None], x, 0).astype(jnp.promote_types(x.dtype, jnp.float32))
     x = x.reshape(*x.shape[:2], relation_heads, -1)
@@ -161,90 +180,108 @@ def relations(
     related = exists[:, None] if same is None else same & exists[:, None]
     return jnp.where(related[:, None], products, -jnp.inf)
 
-  return _scored(pairs, names, scores, losses.attention_kl, last, rank=3)
+  return _query_term(pairs, names, scores, losses.attention_kl, last, rank=3)
 
 
-def _scored(pairs: Pairs, names, scores, loss, last, *, rank: int) -> Term:
-  """The sum over pairs and names of a loss of `scores(output, whose, exists, same)`, each query a row."""
+def _query_term(pairs: Pairs, names, scores, loss, last: int | None, *, rank: int) -> Term:
+  """Returns the sum over pairs and names of a loss of scores, with one value a query.
+
+  Args:
+    pairs, names, last: as in `relations`.
+    scores: `(output, side, exists, same) -> [B, heads, queries, keys]`.
+    loss: of scores [N, heads, 1, keys], N queries.
+    rank: number of axes of the outputs; 3: [B, L, C], 4: [B, heads, L, L].
+  """
   check_pairs(pairs, last)
+  first = [f"{names[0]}{layer}" for layer in pairs[0]]
 
-  def value(student, teacher, counted, exists, same):
+  def value(student, teacher, masks: Masks):
     values = []
     for s, t in pairs:
       for name in names:
-        both = _both(student, teacher, f"{name}{s}", f"{name}{t}", last, rank)
-        both = [scores(x, whose, exists, same) for x, whose in zip(both, ("student", "teacher"))]
-        both = [jnp.where(counted[:, None, :, None], x, 0) for x in both]
-        if both[0].shape[1] != both[1].shape[1]:
-          both = [_mean_of_heads(x) for x in both]
-        # [B, heads, queries, keys] -> [B queries, heads, 1, keys]
-        rows = [x.swapaxes(1, 2).reshape(-1, x.shape[1], 1, x.shape[3]) for x in both]
-        values.append(loss(*rows).reshape(counted.shape))
+        outputs = _outputs_of_pair(student, teacher, f"{name}{s}", f"{name}{t}", last, rank)
+        sides = zip(outputs, ("student", "teacher"))
+        s_scores, t_scores = (scores(x, side, masks.exists, masks.same) for x, side in sides)
+        values.append(_loss_per_query(loss, s_scores, t_scores, masks.counted))
     return sum(values[1:], values[0])
 
   def init(key, student, teacher):
     del key
 
     def shapes(student, teacher):
-      x, _ = _both(
-        student, teacher, f"{names[0]}{pairs[0][0]}", f"{names[0]}{pairs[0][1]}", last, rank
-      )
+      x, _ = _outputs_of_pair(student, teacher, *first, last, rank)
       every = jnp.ones((x.shape[0], x.shape[rank - 2]), bool)
-      return value(student, teacher, every, every, None)
+      return value(student, teacher, Masks(every, every, None))
 
     jax.eval_shape(shapes, student, teacher)
     return Variables({}, {})
 
-  def apply(params, state, student, teacher, batch, *, step, key, axis_name):
+  def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
     del params, step, key, axis_name
-    x = outputs_of(student, f"{names[0]}{pairs[0][0]}", "student")
+    x = outputs_of(student, first[0], "student")
     masks = _masks(batch, (x.shape[0], x.shape[rank - 2]), last)
-    return (value(student, teacher, *masks), masks[0]), state
+    return (value(student, teacher, masks), masks.counted), state
 
   return Term(init, apply)
 
 
-def _both(student: Outputs, teacher: Outputs, s_name: str, t_name: str, last, rank: int):
-  """The outputs of these names, cut to the last tokens."""
+def _loss_per_query(loss, s_scores, t_scores, counted):
+  """Returns the loss [B, queries] of scores [B, heads, queries, keys]."""
+  scores = [jnp.where(counted[:, None, :, None], x, 0) for x in (s_scores, t_scores)]
+  if s_scores.shape[1] != t_scores.shape[1]:
+    scores = [_mean_of_heads(x) for x in scores]
+  # [B, heads, queries, keys] -> [B queries, heads, 1, keys]
+  rows = [x.swapaxes(1, 2).reshape(-1, x.shape[1], 1, x.shape[3]) for x in scores]
+  return loss(*rows).reshape(counted.shape)
+
+
+def _outputs_of_pair(
+  student: Outputs, teacher: Outputs, s_name: str, t_name: str, last: int | None, rank: int
+):
+  """Returns the outputs of these names, limited to the last tokens."""
   axes = (1,) if rank == 3 else (2, 3)
-  s, t = outputs_of(student, s_name, "student"), outputs_of(teacher, t_name, "teacher")
-  for whose, name, x in (("student", s_name, s), ("teacher", t_name, t)):
+  s = outputs_of(student, s_name, "student")
+  t = outputs_of(teacher, t_name, "teacher")
+  for side, name, x in (("student", s_name, s), ("teacher", t_name, t)):
     if x.ndim != rank:
-      raise ValueError(f"the {whose}'s {name!r} {x.shape}: expected {rank} axes")
-  if s.shape[0] != t.shape[0] or any(
-    cut(s, last, axes).shape[a] != cut(t, last, axes).shape[a] for a in axes
-  ):
+      raise ValueError(f"{name}: expected {rank} axes of the {side}'s output, got {x.shape}")
+  s_last = last_entries(s, last, axes)
+  t_last = last_entries(t, last, axes)
+  if s.shape[0] != t.shape[0] or any(s_last.shape[a] != t_last.shape[a] for a in axes):
     raise ValueError(
-      f"student {s_name!r} {s.shape} and teacher {t_name!r} {t.shape}: their numbers of rows or tokens differ; "
-      "`last` compares the last tokens alone, such as the patches of images"
+      f"last: student {s_name!r} {s.shape} and teacher {t_name!r} {t.shape} differ in rows or "
+      "tokens: set last to compare only the last tokens, such as the patches of images"
     )
-  return cut(s, last, axes), cut(t, last, axes)
+  return s_last, t_last
 
 
-def _masks(batch: Batch, shape: tuple[int, int], last: int | None):
-  """Of the last tokens: which count and which exist, bool [B, L], and pairs of one document [B, L, L] (None: all)."""
-  label, segments = batch.get("label"), batch.get("segments")
+def _masks(batch: Batch, shape: tuple[int, int], last: int | None) -> Masks:
+  """Returns the masks of the last tokens of outputs [B, L, ...] of this shape."""
+  label = batch.get("label")
+  segments = batch.get("segments")
   labeled = jnp.ones(shape, bool)
   if label is not None and label.shape == shape and jnp.issubdtype(label.dtype, jnp.integer):
     labeled = jnp.asarray(label) >= 0
   if segments is None:
-    exists, same = labeled, None
+    exists = labeled
+    same = None
+  elif segments.shape != shape:
+    raise ValueError(
+      f"segments: expected the outputs' rows and tokens {shape}, got {segments.shape}"
+    )
   else:
-    if segments.shape != shape:
-      raise ValueError(
-        f"segments {segments.shape} must have the rows and tokens of the outputs {shape}"
-      )
     segments = jnp.asarray(segments)
-    exists, same = segments >= 0, cut(segments[:, :, None] == segments[:, None, :], last, (1, 2))
+    exists = segments >= 0
+    same = last_entries(segments[:, :, None] == segments[:, None, :], last, (1, 2))
   exists = valid_rows(batch, exists)
-  return cut(labeled & exists, last, (1,)), cut(exists, last, (1,)), same
+  return Masks(last_entries(labeled & exists, last, (1,)), last_entries(exists, last, (1,)), same)
 
 
 def _each_token(loss):
-  """A loss of rows [N, C] as one of hidden states [B, L, C]."""
+  """Returns a loss of rows [N, C] as one of hidden states [B, L, C]."""
 
   @functools.wraps(loss)
-  def own(s, t, **arguments):
+  def token_loss(s, t, **arguments):
     if arguments.get("where") is not None:
       where = arguments["where"]
       where = where.reshape(where.shape + (1,) * (s.ndim - 1 - where.ndim))
@@ -252,14 +289,12 @@ def _each_token(loss):
     values = loss(s.reshape(-1, s.shape[-1]), t.reshape(-1, t.shape[-1]), **arguments)
     return values if values.ndim == 0 else values.reshape(s.shape[:-1])
 
-  return own
+  return token_loss
 
 
 def _mean_of_heads(scores):
-  """[B, heads, queries, keys] -> the logarithm of the mean over heads of the maps, [B, 1, queries, keys]."""
-  log_shares = jax.nn.log_softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)))
-  seen = (log_shares > -jnp.inf).any(1, keepdims=True)
-  means = jax.nn.logsumexp(jnp.where(seen, log_shares, 0), 1, keepdims=True) - jnp.log(
-    scores.shape[1]
-  )
-  return jnp.where(seen, means, -jnp.inf)
+  """Returns log of the mean over heads of softmax(scores): [B, h, q, k] -> [B, 1, q, k]."""
+  log_maps = jax.nn.log_softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)))
+  attended = (log_maps > -jnp.inf).any(1, keepdims=True)
+  log_sums = jax.nn.logsumexp(jnp.where(attended, log_maps, 0), 1, keepdims=True)
+  return jnp.where(attended, log_sums - jnp.log(scores.shape[1]), -jnp.inf)

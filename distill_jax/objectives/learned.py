@@ -1,8 +1,9 @@
-"""Terms that own what they learn: `learned`, and on it the methods that compare two features through a learned part.
+"""Terms with parameters and state: `learned`, and methods that compare two features through them.
 
-The learned parts train with the student, are checkpointed with it and are not exported. Each docstring gives the
-paper's weight; a warm-up is a schedule in place of it, `(optax.linear_schedule(0.0, 8.0, steps), review_kd(...))`.
-Methods with a network over maps are in maps.py, those with a memory in memories.py.
+The learned parts train with the student, are checkpointed with it and are not exported. Each
+docstring gives the paper's weight; a warm-up is a schedule instead of a number,
+`(optax.linear_schedule(0.0, 8.0, steps), review_kd(...))`. Methods with a network over maps are in
+maps.py, those with a memory in memories.py.
 """
 
 import inspect
@@ -20,14 +21,13 @@ from distill_jax.objectives.parts import (
   connector_init,
   layer,
   layer_init,
-  resized,
+  resize_to,
   shape_mismatch,
   stack,
   stack_init,
 )
 from distill_jax.objectives.terms import Term
-from distill_jax.trees import named_leaves
-from distill_jax.types import Variables
+from distill_jax.types import Outputs, Tree, Variables
 
 
 def learned(
@@ -38,21 +38,23 @@ def learned(
   *,
   entries: Mapping[str, str] | None = None,
 ) -> Term:
-  """A term with parameters (they train with the student) and state (only carried along) of its own.
+  """Builds a term with parameters (they train with the student) and state (only carried along).
 
   Args:
-    student, teacher: names of the outputs that it compares; with a tuple of names (it may be empty) `init` and
-      `apply` get a tuple of arrays.
-    init: `(key, s, t) -> Variables`; s and t may be `ShapeDtypeStruct`s. It raises a `ValueError` where they do
-      not fit.
-    apply: `(params, state, s, t, ...) -> (values, state)`; values are [B, ...], unreduced, or a scalar that
-      relates rows. It also gets, by name, what it asks for of `where` (the valid rows, bool [B], or None for
-      all), `step`, `key`, and `axis_name`. Only valid rows may reach the state, and under an axis name the
-      state must come out the same on every device (gather the rows first).
+    student, teacher: names of the outputs that it compares; with a tuple of names (it may be
+      empty) `init` and `apply` get a tuple of arrays.
+    init: `(key, s, t) -> Variables`; s and t may be `ShapeDtypeStruct`s. It raises a `ValueError`
+      where they do not fit.
+    apply: `(params, state, s, t, ...) -> (values, state)`; values are [B, ...], unreduced, or a
+      scalar that relates rows. It also gets those of its other arguments that are called `where`
+      (the valid rows, bool [B], or None for all), `step`, `key` or `axis_name`. Only valid rows
+      may reach the state, and under an axis name the new state must be equal on every device
+      (gather the rows first).
     entries: further arguments that are entries of the batch, `{argument: entry}`.
 
   Raises:
-    ValueError: in init, an unknown name, or what `init` and `apply` raise for the shapes, with both of them.
+    ValueError: in init, an unknown name, or what `init` and `apply` raise for the shapes, with
+      both of them.
 
   >>> def init(key, s, t):
   ...   return Variables({"scale": jnp.ones(())}, {})
@@ -61,32 +63,28 @@ def learned(
   >>> term = learned("embedding", "embedding", init, apply)
   """
   entries = dict(entries or {})
-  asked = set(inspect.signature(apply).parameters)
+  parameters = set(inspect.signature(apply).parameters)
 
-  def pair(s_outputs, t_outputs):
+  def sides(s_outputs: Outputs, t_outputs: Outputs):
     return outputs_of(s_outputs, student, "student"), outputs_of(t_outputs, teacher, "teacher")
 
   def init_term(key, s_outputs, t_outputs):
-    s, t = pair(s_outputs, t_outputs)
-    rows = jax.tree.leaves((s, t))[0].shape[:1]
-    context = {"where": jnp.ones(rows, bool), "step": jnp.zeros((), jnp.int32), "key": key}
-    offered = {name: x for name, x in context.items() if name in asked}
-    none = {"axis_name": None} if "axis_name" in asked else {}
+    s, t = sides(s_outputs, t_outputs)
     try:
       variables = init(key, s, t)
-      if not entries:  # their shapes are not known yet
-        jax.eval_shape(lambda *args: apply(*args[:4], **args[4], **none), *variables, s, t, offered)
+      if not entries:  # The shapes of entries are not known yet: the first step checks them.
+        _check_shapes(apply, parameters, variables, s, t, key)
     except ValueError as error:
       raise ValueError(
         f"student {student!r} {_shapes(s)} and teacher {teacher!r} {_shapes(t)}: {error}"
       ) from error
     return variables
 
-  def apply_term(params, state, s_outputs, t_outputs, batch, *, step, key, axis_name):
+  def apply_term(params, state, s_outputs, t_outputs, batch, *, step, key, axis_name=None):
     context = {"where": valid_rows(batch), "step": step, "key": key, "axis_name": axis_name}
-    extras = {name: x for name, x in context.items() if name in asked}
+    extras = {name: x for name, x in context.items() if name in parameters}
     extras |= {argument: batch_entry(batch, name) for argument, name in entries.items()}
-    values, state = apply(params, state, *pair(s_outputs, t_outputs), **extras)
+    values, state = apply(params, state, *sides(s_outputs, t_outputs), **extras)
     return (values if values.ndim == 0 else (values, valid_rows(batch))), state
 
   return Term(init_term, apply_term)
@@ -95,9 +93,10 @@ def learned(
 def vid(student: str, teacher: str) -> Term:
   """Variational information distillation: `losses.vid` of a learned regression of the teacher.
 
-  The regressor is three linear maps of the channels (1x1 convolutions, no biases) with ReLUs between, all as wide
-  as the teacher, as in RepDistiller and torchdistill; the variances start at 5. A student's map of another size
-  is resized. Weight 1 (Ahn et al. 2019, arXiv:1904.05835); sum it over the stages.
+  The regressor is three linear maps of the channels (1x1 convolutions, no biases) with ReLUs
+  between, all as wide as the teacher, as in RepDistiller and torchdistill; the variances start
+  at 5. A student's map of another size is resized. Weight 1 (Ahn et al. 2019, arXiv:1904.05835);
+  sum it over the stages.
 
   Args:
     student, teacher: names of outputs of one rank, [B, ..., C].
@@ -113,15 +112,17 @@ def vid(student: str, teacher: str) -> Term:
     return Variables({"regressor": regressor, "raw_scale": losses.vid_raw_scale(width)}, {})
 
   def apply(params, state, s, t):
-    return losses.vid(stack(params["regressor"], resized(s, t)), t, params["raw_scale"]), state
+    mean = stack(params["regressor"], resize_to(s, t))
+    return losses.vid(mean, t, params["raw_scale"]), state
 
   return learned(student, teacher, init, apply)
 
 
 def srd(student: str, teacher: str, *, power: float = 4.0) -> Term:
-  """`losses.srd` of the student through a learned linear map (no bias: the loss's batch norm would remove it).
+  """`losses.srd` of the student through a learned linear map.
 
-  Weight 1 beside `labels` and `logits(losses.kl_divergence)` (Miles & Mikolajczyk 2024, arXiv:2303.11098).
+  The map has no bias: the loss's batch norm would remove it. Weight 1 next to `labels` and
+  `logits(losses.kl_divergence)` (Miles & Mikolajczyk 2024, arXiv:2303.11098).
 
   Args:
     student, teacher: names of the penultimate features, [B, ..., C].
@@ -136,7 +137,7 @@ def srd(student: str, teacher: str, *, power: float = 4.0) -> Term:
     return Variables(layer_init(key, s.shape[-1], t.shape[-1], bias=False), {})
 
   def apply(params, state, s, t, *, where, axis_name):
-    projected = layer(params, resized(s, t))
+    projected = layer(params, resize_to(s, t))
     return losses.srd(projected, t, power=power, where=where, axis_name=axis_name), state
 
   return learned(student, teacher, init, apply)
@@ -145,9 +146,9 @@ def srd(student: str, teacher: str, *, power: float = 4.0) -> Term:
 def vkd(student: str, teacher: str) -> Term:
   """`losses.vkd` of the student through a learned orthogonal projection.
 
-  The projection [C_s, C_t] is the corner of expm(raw - raw.T), raw [n, n] with n the larger of the two widths,
-  normal with variance 1/n at first: its rows are orthonormal (its columns, for a student wider than its teacher).
-  Weight 1 (Miles et al. 2024, arXiv:2403.06213).
+  The projection [C_s, C_t] is the corner of expm(raw - raw.T), raw [n, n] with n the larger of the
+  two widths, normal with variance 1/n at first: its rows are orthonormal (its columns, for a
+  student wider than its teacher). Weight 1 (Miles et al. 2024, arXiv:2403.06213).
 
   Args:
     student, teacher: names of outputs of one rank, [B, ..., C].
@@ -163,11 +164,10 @@ def vkd(student: str, teacher: str) -> Term:
 
   def apply(params, state, s, t):
     raw = params["raw"]
-    with jax.default_matmul_precision(
-      "highest"
-    ):  # or the projection would not be orthogonal on a TPU
+    # In bfloat16, a TPU's default, the projection would not be orthogonal.
+    with jax.default_matmul_precision("highest"):
       kernel = jax.scipy.linalg.expm(raw - raw.T)[: s.shape[-1], : t.shape[-1]]
-    return losses.vkd(layer({"kernel": kernel}, resized(s, t)), t), state
+    return losses.vkd(layer({"kernel": kernel}, resize_to(s, t)), t), state
 
   return learned(student, teacher, init, apply)
 
@@ -179,43 +179,50 @@ def ofd(student: str, teacher: str, margin: jax.Array) -> Term:
 
   Args:
     student, teacher: names of maps before the ReLU that ends a stage, [B, ..., C].
-    margin: negative margins [C] of the teacher's channels: `losses.ofd_margin(scale, bias)` of the batch norm
-      that gives the teacher's map; `ofd_margin_at` finds it in the teacher's parameters.
+    margin: negative margins [C] of the teacher's channels: `losses.ofd_margin(scale, bias)` of the
+      batch norm that gives the teacher's map; `ofd_margin_at` reads it from the teacher's
+      parameters.
 
   Raises:
     ValueError: in init, ranks, rows or lengths differ, or margin is not [C].
   """
 
   def apply(params, state, s, t, *, where, axis_name):
-    return losses.ofd(
-      connector(params, resized(s, t), where=where, axis_name=axis_name), t, margin
-    ), state
+    mapped = connector(params, resize_to(s, t), where=where, axis_name=axis_name)
+    return losses.ofd(mapped, t, margin), state
 
   return learned(student, teacher, _connector_init, apply)
 
 
-def ofd_margin_at(params, path: str) -> jax.Array:
-  """`losses.ofd_margin` of the batch norm at a path of the teacher's parameters, e.g. `teacher.variables.params`.
+def ofd_margin_at(params: Tree, path: str) -> jax.Array:
+  """Returns `losses.ofd_margin` of the batch norm at a path of the teacher's parameters.
 
   Args:
-    params: a tree of parameters.
-    path: keys from the root, joined by '/': 'blocks/2/norm', with the leaves 'scale' and 'bias' under it.
+    params: tree of parameters, such as `teacher.variables.params`.
+    path: keys from the root, joined by '/': 'blocks/2/norm', with the leaves 'scale' and 'bias'
+      under it.
 
   Raises:
-    ValueError: there is no batch norm at the path; the nearest that there is, is named.
+    ValueError: there is no batch norm at the path; the message names the nearest one.
   """
-  leaves = dict(named_leaves(params))
+  leaves = {
+    jax.tree_util.keystr(keys, simple=True, separator="/"): x
+    for keys, x in jax.tree_util.tree_leaves_with_path(params)
+  }
   norms = [name.removesuffix("/scale") for name in leaves if name.endswith("/scale")]
   if f"{path}/scale" not in leaves or f"{path}/bias" not in leaves:
-    raise ValueError(f"no batch norm with scale and bias at {path!r}{suggest(path, norms)}")
+    raise ValueError(
+      f"path: expected a batch norm with scale and bias, got {path!r}{suggest(path, norms)}"
+    )
   return losses.ofd_margin(leaves[f"{path}/scale"], leaves[f"{path}/bias"])
 
 
 def activation_boundary(student: str, teacher: str, *, margin: float = 1.0) -> Term:
   """`losses.activation_boundary` through a 1x1 convolution and batch norm, the paper's connector.
 
-  Weight 1/1000, alone, before training proper (Heo et al. 2019, arXiv:1811.03233): a schedule that falls to 0 and
-  `labels` under one that starts at 0 do both in one run.
+  Weight 1/1000, without other terms, before the main training (Heo et al. 2019,
+  arXiv:1811.03233): a schedule that falls to 0 and `labels` under one that starts at 0 do both in
+  one run.
 
   Args:
     student, teacher: names of maps before the ReLU, [B, ..., C].
@@ -226,14 +233,14 @@ def activation_boundary(student: str, teacher: str, *, margin: float = 1.0) -> T
   """
 
   def apply(params, state, s, t, *, where, axis_name):
-    mapped = connector(params, resized(s, t), where=where, axis_name=axis_name)
+    mapped = connector(params, resize_to(s, t), where=where, axis_name=axis_name)
     return losses.activation_boundary(mapped, t, margin=margin), state
 
   return learned(student, teacher, _connector_init, apply)
 
 
-def check_pair(s, t, *, rank: int | None = None) -> None:
-  """Raises a ValueError where two features cannot be aligned, or are not of this rank."""
+def check_pair(s: jax.Array, t: jax.Array, *, rank: int | None = None) -> None:
+  """Raises a `ValueError` where two features cannot be aligned, or are not of this rank."""
   problem = shape_mismatch(s.shape, t.shape)
   if problem is None and rank is not None and len(s.shape) != rank:
     problem = f"expected {rank} axes"
@@ -244,6 +251,15 @@ def check_pair(s, t, *, rank: int | None = None) -> None:
 def _connector_init(key, s, t):
   check_pair(s, t)
   return Variables(connector_init(key, s.shape[-1], t.shape[-1]), {})
+
+
+def _check_shapes(apply, parameters: set[str], variables: Variables, s, t, key) -> None:
+  """Calls `apply` on the shapes, with those of the step's arguments that it has."""
+  rows = jax.tree.leaves((s, t))[0].shape[:1]
+  context = {"where": jnp.ones(rows, bool), "step": jnp.zeros((), jnp.int32), "key": key}
+  extras = {name: x for name, x in context.items() if name in parameters}
+  static = {"axis_name": None} if "axis_name" in parameters else {}
+  jax.eval_shape(lambda *args: apply(*args[:4], **args[4], **static), *variables, s, t, extras)
 
 
 def _shapes(arrays):

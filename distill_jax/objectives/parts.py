@@ -1,4 +1,4 @@
-"""Learned parts of terms as dicts of arrays: linear maps, convolutions, batch norm, and what aligns two features.
+"""Builds the learned parts of terms as dicts of arrays: linear maps, convolutions, batch norm.
 
 Parameters are float32; a layer computes in the dtype of its input.
 """
@@ -11,17 +11,21 @@ import jax.numpy as jnp
 from distill_jax.types import Tree
 
 
-def layer_init(key, *shape: int, bias: bool = True) -> dict[str, jax.Array]:
-  """A kernel [in, out] (a linear map of the channels) or [height, width, in, out] (a convolution).
+def layer_init(key: jax.Array, *shape: int, bias: bool = True) -> dict[str, jax.Array]:
+  """Returns a kernel of this shape and a bias of zeros.
 
-  Normal with variance 1 / fan-in (LeCun), biases 0.
+  Args:
+    key: typed PRNG key.
+    *shape: [in, out] (a linear map of the channels) or [height, width, in, out] (a convolution).
+      Normal values with variance 1 / fan-in (LeCun).
+    bias: add a bias [out].
   """
   params = {"kernel": jax.nn.initializers.lecun_normal()(key, shape, jnp.float32)}
   return params | {"bias": jnp.zeros(shape[-1])} if bias else params
 
 
-def layer(params, x: jax.Array) -> jax.Array:
-  """[..., in] -> [..., out]; a convolution keeps height and width (stride 1, zeros around)."""
+def layer(params: Tree, x: jax.Array) -> jax.Array:
+  """Maps [..., in] to [..., out]; a convolution has stride 1 and pads with zeros."""
   kernel = params["kernel"].astype(x.dtype)
   if kernel.ndim == 2:
     x = x @ kernel
@@ -33,9 +37,9 @@ def layer(params, x: jax.Array) -> jax.Array:
 
 
 def stack_init(
-  key, sizes: Sequence[int], *, window: tuple[int, ...] = (), bias: bool = True
+  key: jax.Array, sizes: Sequence[int], *, window: tuple[int, ...] = (), bias: bool = True
 ) -> Tree:
-  """Layers '0', '1', ... from each size to the next; `window` (3, 3) makes them convolutions."""
+  """Returns layers '0', '1', ... from each size to the next; window (3, 3): convolutions."""
   keys = jax.random.split(key, len(sizes) - 1)
   return {
     str(i): layer_init(keys[i], *window, a, b, bias=bias)
@@ -43,23 +47,29 @@ def stack_init(
   }
 
 
-def stack(params, x: jax.Array, activation: Callable = jax.nn.relu) -> jax.Array:
-  """The layers one after the other, with the activation between them (not after the last)."""
+def stack(params: Tree, x: jax.Array, activation: Callable = jax.nn.relu) -> jax.Array:
+  """Applies the layers in order, with the activation between them (not after the last)."""
   for i in range(len(params)):
     x = layer(params[str(i)], x if i == 0 else activation(x))
   return x
 
 
-def connector_init(key, *shape: int) -> Tree:
-  """A layer without bias and its batch norm, as `layer_init`."""
+def connector_init(key: jax.Array, *shape: int) -> Tree:
+  """Returns a layer without bias and its batch norm; shape as in `layer_init`."""
   return {
     "layer": layer_init(key, *shape, bias=False),
     "norm": {"scale": jnp.ones(shape[-1]), "bias": jnp.zeros(shape[-1])},
   }
 
 
-def connector(params, x: jax.Array, *, where=None, axis_name=None) -> jax.Array:
-  """The layer and batch norm: mean and variance (ddof 0, eps 1e-5) of the valid rows and of space.
+def connector(
+  params: Tree,
+  x: jax.Array,
+  *,
+  where: jax.Array | None = None,
+  axis_name: str | None = None,
+) -> jax.Array:
+  """Applies the layer and batch norm over the valid rows and space (ddof 0, eps 1e-5).
 
   A term is only computed while training, so there are no running statistics.
 
@@ -82,31 +92,35 @@ def connector(params, x: jax.Array, *, where=None, axis_name=None) -> jax.Array:
   count = jnp.maximum(total(jnp.ones_like(x)), 1)
   centered = x - _channels(total(x) / count, x)
   variance = total(centered**2) / count
-  scale, bias = params["norm"]["scale"], params["norm"]["bias"]
+  scale = params["norm"]["scale"]
+  bias = params["norm"]["bias"]
   normal = centered * _channels(jax.lax.rsqrt(variance + 1e-5) * scale, x) + _channels(bias, x)
   return normal.astype(dtype)
 
 
-def align_init(key, s, t) -> Tree:
-  """A linear map from the channels of s to those of t, FitNets' regressor; nothing where they are equal."""
+def align_init(key: jax.Array, s: jax.Array, t: jax.Array) -> Tree:
+  """Returns a linear map from the channels of s to those of t (FitNets' regressor).
+
+  It is empty where the channels are equal. `s` and `t` may be `ShapeDtypeStruct`s.
+  """
   return layer_init(key, s.shape[-1], t.shape[-1]) if s.shape[-1] != t.shape[-1] else {}
 
 
-def align(params, s: jax.Array, t, *, resize: bool = True) -> jax.Array:
-  """s with the channels of t and, of maps [B, H, W, C], with its height and width."""
+def align(params: Tree, s: jax.Array, t: jax.Array, *, resize: bool = True) -> jax.Array:
+  """Returns s with the channels of t and, of maps [B, H, W, C], with its height and width."""
   s = layer(params, s) if params else s
-  return resized(s, t) if resize else s
+  return resize_to(s, t) if resize else s
 
 
-def resized(s: jax.Array, t, method: str = "linear") -> jax.Array:
-  """A map [B, H, W, C] at the height and width of t; linear interpolation is antialiased."""
+def resize_to(s: jax.Array, t: jax.Array, method: str = "linear") -> jax.Array:
+  """Returns a map [B, H, W, C] at the height and width of t, antialiased where it shrinks."""
   if s.ndim != 4 or s.shape[1:3] == t.shape[1:3]:
     return s
   return jax.image.resize(s, (s.shape[0], *t.shape[1:3], s.shape[3]), method)
 
 
 def shape_mismatch(s: tuple[int, ...], t: tuple[int, ...], *, resize: bool = True) -> str | None:
-  """Why features of these shapes cannot be aligned, or None."""
+  """Returns why features of these shapes cannot be aligned, or None."""
   if len(s) != len(t):
     return "their ranks differ"
   if len(s) < 2:
@@ -121,5 +135,5 @@ def shape_mismatch(s: tuple[int, ...], t: tuple[int, ...], *, resize: bool = Tru
 
 
 def _channels(values, x):
-  """[C] with the rank of x."""
+  """Returns values [C] with the rank of x."""
   return values.reshape((1,) * (x.ndim - 1) + (-1,))

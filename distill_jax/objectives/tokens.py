@@ -1,7 +1,9 @@
-"""Terms for language models, from hidden states and heads: no array of [tokens, vocabulary] is made."""
+"""Terms for language models, from hidden states and heads, without logits [tokens, vocabulary]."""
 
 import inspect
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,124 +15,113 @@ from distill_jax.objectives.calls import (
   any_output_of,
   has_true_label,
   label_of,
+  name_of,
   outputs_of,
   valid_rows,
 )
 from distill_jax.objectives.terms import Term
-from distill_jax.types import Batch, Variables
+from distill_jax.types import Batch, Outputs, Variables
 
 STATES = ("hidden", "head")
+LIVE = {  # a loss of live logits: its name in `losses.linear_kl`
+  losses.kl_divergence: "kl",
+  losses.reverse_kl: "reverse_kl",
+  losses.jensen_shannon: "jensen_shannon",
+  losses.skew_kl: "skew_kl",
+  losses.skew_reverse_kl: "skew_reverse_kl",
+}
+CACHED = {  # a loss of `SparseTargets`: its name in `losses.linear_sparse_kl`
+  losses.sparse_kl: "bucket",
+  losses.sparse_kl_conditional: "conditional",
+  losses.sampled_cross_entropy: "sampled",
+}
 
 
 def tokens(
-  divergence: str = "kl",
+  loss: Callable[..., jax.Array] | None = losses.kl_divergence,
   *,
   label_weight: float = 0.0,
   temperature: float | None = None,
   memory: int | None = None,
   targets: str = "logits",
-  **options,
+  **options: Any,
 ) -> Term:
-  """The divergence between student and teacher at every token that has a label, and the labels' own cross entropy.
+  """Compares student and teacher at every token with a label, and adds the labels' cross entropy.
 
-  Both networks give 'hidden' [B, L, width] and 'head' = (kernel [width, V], bias, softcap) (`models.decoder`). A
-  cached teacher may give `targets` kept as `SparseTargets` instead, [B, L, K].
+      tokens(losses.kl_divergence, label_weight=0.25)  # a live teacher
+      tokens(losses.sparse_kl, label_weight=0.25)  # the top k of a cached one
+      tokens(None)  # labels only
 
-  The batch's 'label' is the next token, int [B, L]; where it is negative (padding, the end of a document) a token
-  counts in neither. The mean is over the tokens that count in the whole batch, however they are padded, packed,
-  sharded or accumulated; it is 0 where none does. Rows that the batch calls 'generated' (bool [B]: the student wrote
-  them, `models.on_policy`) have no true labels: there the cross entropy is 0, in the same mean.
+  Both networks give 'hidden' [B, L, width] and 'head' = (kernel [width, V], bias, softcap)
+  (`models.llm.decoder`). The output `targets` of a cached teacher is `SparseTargets` [B, L, K]
+  instead. The fused `linear_*` losses compute the same values as `loss` does from logits.
+
+  The batch's 'label' is the next token, int [B, L]; where it is negative (padding, the end of a
+  document) a token does not count. The mean is over the tokens of the global batch that count,
+  however they are padded, packed, sharded or accumulated; it is 0 where none counts. Rows that the
+  batch marks as 'generated' (bool [B], `models.llm.on_policy`) have no true labels: their cross
+  entropy is 0, in the same mean.
 
   Args:
-    divergence: 'kl', 'reverse_kl', 'jensen_shannon', 'skew_kl' or 'skew_reverse_kl' (`losses.linear_kl`) of a live
-      teacher; 'bucket', 'conditional' or 'sampled' (`losses.linear_sparse_kl`'s tail) of a cached one.
-    label_weight: of the cross entropy, added in the same pass over the vocabulary.
-    temperature: of a live teacher, None is 1; of a cached one None is its own.
-    memory: bytes that temporaries may take.
-    targets: the name of a cached teacher's output, 'logits' or such as 'logits@top8' where a cache keeps several.
-    **options: passed to the loss.
+    loss: of a live teacher `losses.kl_divergence`, `reverse_kl`, `jensen_shannon`, `skew_kl` or
+      `skew_reverse_kl`; of a cached one `losses.sparse_kl`, `sparse_kl_conditional` or
+      `sampled_cross_entropy`. None: the labels only, as `next_tokens`.
+    label_weight: weight of the labels' cross entropy, which is computed in the same pass over the
+      vocabulary.
+    temperature: > 0, of a live teacher; None is 1. For a cached one None is the stored one.
+    memory: number of bytes that temporaries may take; None: 64 MiB.
+    targets: name of the cached teacher's output, such as 'logits@top8' where a cache stores
+      several.
+    **options: hyper-parameters of the loss, such as `class_mask`.
 
   Raises:
-    ValueError: at once, a divergence or an option that there is not, or a number outside its range; in init, hidden
-      states, heads or targets that are missing or do not fit, a divergence that is not for such a teacher, another
-      temperature than a cached teacher's; vocabularies that differ.
+    ValueError: at once, another loss, an option that it does not have, or a label_weight or memory
+      out of range; in init, a temperature or an option out of range, hidden states, heads or
+      targets that are missing or do not fit, a loss that is not for such a teacher, another
+      temperature than a cached teacher's, or vocabularies that differ.
   """
-  if not (math.isfinite(label_weight) and label_weight >= 0):
-    raise ValueError(f"label_weight: expected a finite number >= 0, got {label_weight}")
-  if divergence not in (*losses.linear.DIVERGENCES, *losses.linear.TAILS):
-    known = (*losses.linear.DIVERGENCES, *losses.linear.TAILS)
-    raise ValueError(f"divergence: there is no {divergence!r}{suggest(divergence, known)}")
-  _check_options(memory, options)
-  extras = {"memory": memory, **options}
+  if loss is None:
+    _check_no_teacher(label_weight=label_weight, temperature=temperature, **options)
+    return next_tokens(memory=memory)
+  _check(loss, label_weight, memory, options)
 
-  def value(student, teacher, label, valid, true):
-    hidden, (kernel, bias, softcap) = _flat(student, "student")
+  def value(student, teacher, label, weights, label_weights):
+    loss_kwargs = {"weights": weights, "memory": memory, **options}
     if label_weight:
-      extra = {"labels": jnp.maximum(label, 0).reshape(-1), "label_weights": label_weight * true}
+      loss_kwargs["labels"] = jnp.maximum(label, 0).reshape(-1)
+      loss_kwargs["label_weights"] = label_weight * label_weights
+    stored = teacher.get(targets)
+    if isinstance(stored, SparseTargets):
+      _check_cached(loss, stored, temperature, targets)
+      total = _cached_loss(student, stored, CACHED[loss], **loss_kwargs)
     else:
-      extra = {}
-    kept = teacher.get(targets)
-    if isinstance(kept, SparseTargets):
-      if temperature not in (None, kept.temperature):
-        raise ValueError(
-          f"temperature: the cached teacher's {targets!r} has {kept.temperature}, got {temperature}: leave it out"
-        )
-      flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept)
-      given = losses.linear_sparse_kl(
-        hidden,
-        kernel,
-        flat,
-        weights=valid,
-        tail=divergence,
-        bias=bias,
-        softcap=softcap,
-        **extra,
-        **extras,
-      )
-    else:
-      teacher_hidden, (teacher_kernel, teacher_bias, teacher_softcap) = _flat(teacher, "teacher")
-      if teacher_kernel.shape[1] != kernel.shape[1]:
-        raise ValueError(
-          f"the teacher's vocabulary has {teacher_kernel.shape[1]} tokens and the student's {kernel.shape[1]}: "
-          "tokens can be compared one by one only where both mean the same; `losses.uld` needs no equal ones"
-        )
-      given = losses.linear_kl(
-        hidden,
-        kernel,
-        teacher_hidden,
-        teacher_kernel,
-        weights=valid,
-        divergence=divergence,
-        temperature=1.0 if temperature is None else temperature,
-        student_bias=bias,
-        teacher_bias=teacher_bias,
-        student_softcap=softcap,
-        teacher_softcap=teacher_softcap,
-        **extra,
-        **extras,
-      )
-    return given[0] if label_weight else given
+      _check_live(loss)
+      total = _live_loss(student, teacher, LIVE[loss], temperature, **loss_kwargs)
+    return total[0] if label_weight else total
 
   def init(key, student, teacher):
     del key
     if targets not in teacher:
       any_output_of(teacher, "hidden" if targets == "logits" else targets, "teacher")
-    used = [{name: x[name] for name in (*STATES, targets) if name in x} for x in (student, teacher)]
+    names = (*STATES, targets)
+    s, t = ({name: x[name] for name in names if name in x} for x in (student, teacher))
     label = jax.ShapeDtypeStruct(outputs_of(student, "hidden", "student").shape[:2], jnp.int32)
-    jax.eval_shape(lambda s, t, y: value(s, t, y, jnp.ones(y.size), jnp.ones(y.size)), *used, label)
+    ones = jnp.ones(math.prod(label.shape))
+    jax.eval_shape(lambda s, t, label: value(s, t, label, ones, ones), s, t, label)
     return Variables({}, {})
 
-  def apply(params, state, student, teacher, batch, *, step, key, axis_name):
+  def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
     del params, step, key, axis_name
     label, where = _counted(batch)
-    weights = (x.reshape(-1).astype(jnp.float32) for x in (where, has_true_label(batch, where)))
-    return _mean(value(student, teacher, label, *weights), where), state
+    weights = where.reshape(-1).astype(jnp.float32)
+    label_weights = has_true_label(batch, where).reshape(-1).astype(jnp.float32)
+    return _mean(value(student, teacher, label, weights, label_weights), where), state
 
   return Term(init, apply)
 
 
 def next_tokens(*, memory: int | None = None) -> Term:
-  """Cross entropy of the student with the next tokens: a language model alone.
+  """Cross entropy of the student with the next tokens, without a teacher.
 
   Outputs, labels, mean and `memory` as in `tokens`; rows that are 'generated' do not count.
 
@@ -144,46 +135,127 @@ def next_tokens(*, memory: int | None = None) -> Term:
       any_output_of(student, name, "student")
     return Variables({}, {})
 
-  def apply(params, state, student, teacher, batch, *, step, key, axis_name):
+  def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
     del params, teacher, step, key, axis_name
     label, where = _counted(batch)
     where = has_true_label(batch, where)
-    hidden, (kernel, bias, softcap) = _flat(student, "student")
-    weights, label = where.reshape(-1).astype(jnp.float32), jnp.maximum(label, 0).reshape(-1)
     total = losses.linear_cross_entropy(
-      hidden, kernel, label, weights=weights, bias=bias, softcap=softcap, memory=memory
+      *_flat(student, "student"),
+      jnp.maximum(label, 0).reshape(-1),
+      weights=where.reshape(-1).astype(jnp.float32),
+      memory=memory,
     )
     return _mean(total, where), state
 
   return Term(init, apply)
 
 
-def _check_options(memory: int | None, options) -> None:
+def _cached_loss(student: Outputs, stored: SparseTargets, tail: str, **loss_kwargs: Any):
+  """Returns the loss of a cached teacher's targets [B, L, K], summed over the tokens."""
+  flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stored)
+  return losses.linear_sparse_kl(*_flat(student, "student"), flat, tail=tail, **loss_kwargs)
+
+
+def _live_loss(
+  student: Outputs,
+  teacher: Outputs,
+  divergence: str,
+  temperature: float | None,
+  **loss_kwargs: Any,
+):
+  """Returns the loss of a live teacher's hidden states, summed over the tokens."""
+  hidden, head = _flat(student, "student")
+  teacher_hidden, teacher_head = _flat(teacher, "teacher")
+  vocabulary = head[0].shape[1]
+  if teacher_head[0].shape[1] != vocabulary:
+    raise ValueError(
+      f"head: expected one vocabulary, got {teacher_head[0].shape[1]} tokens of the teacher and "
+      f"{vocabulary} of the student: tokens are compared one by one; losses.uld takes different "
+      "vocabularies"
+    )
+  return losses.linear_kl(
+    hidden,
+    head,
+    teacher_hidden,
+    teacher_head,
+    divergence=divergence,
+    temperature=1.0 if temperature is None else temperature,
+    **loss_kwargs,
+  )
+
+
+def _check(loss, label_weight: float, memory: int | None, options) -> None:
+  if not any(loss is supported for supported in (*LIVE, *CACHED)):
+    raise ValueError(
+      f"loss: expected one of {_names(LIVE)} (a live teacher), {_names(CACHED)} (a cached one) or "
+      f"None, got {loss if isinstance(loss, str) else name_of(loss)!r}"
+    )
+  if not (math.isfinite(label_weight) and label_weight >= 0):
+    raise ValueError(f"label_weight: expected a finite number >= 0, got {label_weight}")
   if memory is not None and memory < 1:
     raise ValueError(f"memory: expected a number of bytes >= 1, got {memory}")
-  known = {
-    *inspect.signature(losses.linear_kl).parameters,
-    *inspect.signature(losses.linear_sparse_kl).parameters,
-  }
+  fused = losses.linear_kl if loss in LIVE else losses.linear_sparse_kl
+  hyperparameters = {*inspect.signature(loss).parameters, "axis_name"}
+  supported = hyperparameters & set(inspect.signature(fused).parameters)
   for name in options:
-    if name not in known:
+    if name not in supported:
       raise ValueError(
-        f"{name}: neither linear_kl nor linear_sparse_kl has it{suggest(name, known)}"
+        f"{name}: expected an option of {name_of(loss)} that {name_of(fused)} supports, got "
+        f"{name!r}{suggest(name, supported)}"
       )
 
 
-def _flat(outputs, whose: str):
-  """Hidden states as [tokens, width], and the head."""
-  hidden = outputs_of(outputs, "hidden", whose)
+def _check_no_teacher(**arguments: Any) -> None:
+  for name, value in arguments.items():
+    if value is not None and not (name == "label_weight" and value == 0):
+      raise ValueError(
+        f"{name}: expected none without a loss, got {value!r}: the labels' weight is the term's"
+      )
+
+
+def _check_cached(loss, stored: SparseTargets, temperature, targets: str) -> None:
+  if loss not in CACHED:
+    raise ValueError(
+      f"loss: expected one of {_names(CACHED)} for the cached teacher's {targets!r}, got "
+      f"{name_of(loss)}: it compares with a live teacher"
+    )
+  if stored.sampled is not None and stored.sampled != (CACHED[loss] == "sampled"):
+    kind = "random samples (sample_k)" if stored.sampled else "the top k classes (top_k)"
+    fitting = [f for f in CACHED if (CACHED[f] == "sampled") == stored.sampled]
+    raise ValueError(
+      f"loss: expected {_names(fitting)} for {targets!r}, which are {kind}, got {name_of(loss)}"
+    )
+  if temperature not in (None, stored.temperature):
+    raise ValueError(
+      f"temperature: expected {stored.temperature}, the cached teacher's for {targets!r}, got "
+      f"{temperature}: leave temperature out"
+    )
+
+
+def _check_live(loss) -> None:
+  if loss not in LIVE:
+    raise ValueError(
+      f"loss: expected one of {_names(LIVE)} for a live teacher, got {name_of(loss)}: it compares "
+      "with the SparseTargets of a cache"
+    )
+
+
+def _names(functions) -> str:
+  return ", ".join(name_of(function) for function in functions)
+
+
+def _flat(outputs: Outputs, side: str):
+  """Returns the hidden states as [tokens, width], and the head."""
+  hidden = outputs_of(outputs, "hidden", side)
   if hidden.ndim != 3:
     raise ValueError(
-      f"the {whose}'s 'hidden' {tuple(hidden.shape)}: expected [rows, tokens, width]"
+      f"hidden: expected [rows, tokens, width] of the {side}, got {tuple(hidden.shape)}"
     )
-  return hidden.reshape(-1, hidden.shape[-1]), any_output_of(outputs, "head", whose)
+  return hidden.reshape(-1, hidden.shape[-1]), any_output_of(outputs, "head", side)
 
 
-def _counted(batch: Batch):
-  """The labels, and which tokens have one."""
+def _counted(batch: Batch) -> tuple[jax.Array, jax.Array]:
+  """Returns the labels, and which tokens have one, both [B, L]."""
   label = label_of(batch)
   if label.ndim != 2 or not jnp.issubdtype(label.dtype, jnp.integer):
     raise ValueError(
@@ -192,6 +264,9 @@ def _counted(batch: Batch):
   return label, valid_rows(batch, label >= 0)
 
 
-def _mean(total, where):
-  """A sum over tokens as a term's value: at each of them their mean, so that counts add up as for other terms."""
+def _mean(total: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns a sum over tokens as a term's value: at each of them their mean.
+
+  The counts then add up over microbatches and devices as for other terms.
+  """
   return jnp.broadcast_to(total / jnp.maximum(where.sum(), 1), where.shape), where

@@ -1,7 +1,8 @@
-"""The student's weights against the teacher's."""
+"""Compares the student's weights with the teacher's."""
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
@@ -9,7 +10,7 @@ from distill_jax import losses
 from distill_jax.errors import suggest
 from distill_jax.objectives.calls import any_output_of
 from distill_jax.objectives.terms import Term
-from distill_jax.types import Variables
+from distill_jax.types import Outputs, Variables
 
 
 def weights(
@@ -17,7 +18,9 @@ def weights(
   *,
   layers: Mapping[str, str] | None = None,
 ) -> Term:
-  """A loss between weights of the student and frozen ones of the teacher, both from `models.with_weights`.
+  """Compares weights of the student with frozen ones of the teacher.
+
+  Both networks come from `models.with_weights`.
 
       blocks = {rf"^blocks/{s - 1}/": f"blocks/{t - 1}/" for s, t in layer_map(2, 4)}
       weighted(hard=(1.0, labels()), same=(0.1, weights(layers=blocks)))
@@ -26,43 +29,52 @@ def weights(
 
   Args:
     loss: `(student, teacher) -> scalar` of two dicts, both by the student's paths.
-    layers: `{pattern: replacement}`: the first pattern (`re.search`) found in a student's path is replaced there once,
-      as by `re.sub`, and what comes out is the path in the teacher (as `compression.inject`). None: the same paths.
+    layers: `{pattern: replacement}`: the first pattern (`re.search`) in a student's path is
+      replaced there once, as by `re.sub`, and the result is the path in the teacher (as in
+      `compression.initialization`). None: the same paths.
 
   Raises:
-    ValueError: in init, a network without 'weights', or a path or shape that the teacher does not have.
+    ValueError: in init, a network without 'weights', or a path or shape that the teacher does not
+      have.
   """
-
-  def pair(student, teacher):
-    own, theirs = (
-      any_output_of(student, "weights", "student"),
-      any_output_of(teacher, "weights", "teacher"),
-    )
-    sources = {name: _source(name, layers or {}) for name in own}
-    for name, source in sources.items():
-      if source not in theirs:
-        raise ValueError(
-          f"the teacher has no weights {source!r} for the student's {name!r}{suggest(source, theirs)}"
-        )
-      if theirs[source].shape != own[name].shape:
-        raise ValueError(
-          f"student {name!r} {own[name].shape} and teacher {source!r} {theirs[source].shape}: expected one shape"
-        )
-    return own, {name: theirs[source] for name, source in sources.items()}
+  layers = layers or {}
 
   def init(key, student, teacher):
     del key
-    jax.eval_shape(loss, *pair(student, teacher))
+    jax.eval_shape(loss, *_matched(student, teacher, layers))
     return Variables({}, {})
 
-  def apply(params, state, student, teacher, batch, *, step, key, axis_name):
+  def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
     del params, batch, step, key, axis_name
-    return loss(*pair(student, teacher)), state
+    return loss(*_matched(student, teacher, layers)), state
 
   return Term(init, apply)
 
 
-def _source(name: str, layers: Mapping[str, str]) -> str:
+def _matched(
+  student: Outputs, teacher: Outputs, layers: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns the weights of both networks, by the student's paths."""
+  s_weights = any_output_of(student, "weights", "student")
+  t_weights = any_output_of(teacher, "weights", "teacher")
+  matched = {}
+  for name, weight in s_weights.items():
+    path = _teacher_path(name, layers)
+    if path not in t_weights:
+      raise ValueError(
+        f"{path}: expected weights of the teacher for the student's {name!r}, got none"
+        f"{suggest(path, t_weights)}"
+      )
+    if t_weights[path].shape != weight.shape:
+      raise ValueError(
+        f"{path}: expected the shape {weight.shape} of the student's {name!r}, got "
+        f"{t_weights[path].shape} of the teacher"
+      )
+    matched[name] = t_weights[path]
+  return s_weights, matched
+
+
+def _teacher_path(name: str, layers: Mapping[str, str]) -> str:
   for pattern, replacement in layers.items():
     if re.search(pattern, name):
       return re.sub(pattern, replacement, name, count=1)

@@ -1,4 +1,4 @@
-"""Pairs of layers of transformers: the maps, and their terms against float64 numpy; padding, packing and devices."""
+"""Pairs of layers of transformers: maps, and terms against float64 numpy; packing and devices."""
 
 import functools
 
@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 import scipy.special
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec as P
+from terms_by_hand import shaped
 
-from distill_jax import losses, objectives, reduce
-from distill_jax.models import from_nnx
-from distill_jax.models.llm.decoder import Decoder
+from distill_jax import losses, reduce
+from distill_jax.models import from_apply, from_nnx
 from distill_jax.models.zoo.vit import ViT
 from distill_jax.objectives import attention, layer_map, layers, relations, weighted
 from distill_jax.train import StepOptions, make_init, make_train_step
@@ -46,15 +46,15 @@ def test_maps(how, depths, expected):
 
 
 @pytest.mark.parametrize(
-  "arguments, message",
+  ("arguments", "field"),
   [
-    ((4, 12, "unifrom"), "no map 'unifrom'; did you mean 'uniform'"),
-    ((6, 4), "6 layers cannot be mapped to a teacher of 4: expected 1 to 4"),
-    ((0, 4), "0 layers"),
+    ((4, 12, "unifrom"), "how: .*'uniform'"),
+    ((6, 4), "student_depth: .*1 to 4.*got 6"),
+    ((0, 4), "student_depth: .*got 0"),
   ],
 )
-def test_maps_that_do_not_exist_are_refused(arguments, message):
-  with pytest.raises(ValueError, match=message):
+def test_invalid_map_raises(arguments, field):
+  with pytest.raises(ValueError, match=f"^{field}"):
     layer_map(*arguments)
 
 
@@ -65,24 +65,23 @@ def tokens_that_count():
   return [(b, q) for b in range(ROWS) for q in range(LENGTH) if WHERE[b] and LABEL[b, q] >= 0]
 
 
-def drawn(rng, *, widths=(6, 10), heads=(2, 2), causal=True):
-  """Outputs of a student of 2 layers and a teacher of 4; what does not count is not finite."""
-  made = []
-  for depth, width, n in zip((2, 4), widths, heads):
-    out = {}
+def outputs(rng, *, widths=(6, 10), heads=(2, 2), causal=True):
+  """Outputs of a student of 2 layers and a teacher of 4; rows that do not count are NaN."""
+  attends = np.tril(np.ones((LENGTH, LENGTH), bool)) & (SEGMENTS[:, :, None] == SEGMENTS[:, None])
+  networks = []
+  for depth, width, num_heads in zip((2, 4), widths, heads):
+    network = {}
     for k in range(1, depth + 1):
-      shapes = {"block": (LENGTH, width), "attention": (n, LENGTH, LENGTH)}
-      shapes |= dict.fromkeys(("queries", "keys", "values"), (LENGTH, width))
-      for name, shape in shapes.items():
-        out[f"{name}{k}"] = rng.normal(size=(ROWS, *shape)).astype(np.float32)
-        out[f"{name}{k}"][3] = np.nan
-      if causal:
-        looks = np.tril(np.ones((LENGTH, LENGTH), bool)) & (
-          SEGMENTS[:, :, None] == SEGMENTS[:, None]
+      for name in ("block", "attention", "queries", "keys", "values"):
+        attention_map = name == "attention"
+        shape = (num_heads, LENGTH, LENGTH) if attention_map else (LENGTH, width)
+        x = rng.normal(size=(ROWS, *shape)).astype(np.float32)
+        x[3] = np.nan
+        network[f"{name}{k}"] = (
+          np.where(attends[:, None], x, -np.inf) if attention_map and causal else x
         )
-        out[f"attention{k}"] = np.where(looks[:, None], out[f"attention{k}"], -np.inf)
-    made.append(out)
-  return made
+    networks.append(network)
+  return networks
 
 
 def related(b, q):
@@ -97,13 +96,18 @@ def kl(p_scores, q_scores):
 def evaluate(term, student, teacher, batch=None, params=None):
   batch = {"label": LABEL, "segments": SEGMENTS, "where": WHERE} if batch is None else batch
   params = term.init(KEY, student, teacher).params if params is None else params
-  value, _ = term.apply(params, {}, student, teacher, batch, step=0, key=KEY, axis_name=None)
-  return reduce.mean(*value) if isinstance(value, tuple) else value
+
+  @jax.jit
+  def mean(params, student, teacher, batch):
+    value, _ = term.apply(params, {}, student, teacher, batch, step=0, key=KEY)
+    return reduce.mean(*value) if isinstance(value, tuple) else value
+
+  return mean(params, student, teacher, batch)
 
 
 @pytest.mark.parametrize("loss", [losses.hint, losses.cosine])
-def test_hidden_states_through_a_projection_of_each_pair(rng, loss):
-  s, t = drawn(rng)
+def test_each_pair_of_hidden_states_has_a_projection(rng, loss):
+  s, t = outputs(rng)
   term = layers(PAIRS, loss)
   params = term.init(KEY, s, t).params
   assert jax.tree.map(np.shape, params) == {i: {"kernel": (6, 10), "bias": (10,)} for i in "01"}
@@ -112,18 +116,18 @@ def test_hidden_states_through_a_projection_of_each_pair(rng, loss):
   for b, q in tokens_that_count():
     total = 0
     for i, (m, g) in enumerate(PAIRS):
-      own = s[f"block{m}"][b, q] @ np.float64(params[str(i)]["kernel"]) + params[str(i)]["bias"]
-      other = np.float64(t[f"block{g}"][b, q])
+      s_x = s[f"block{m}"][b, q] @ np.float64(params[str(i)]["kernel"]) + params[str(i)]["bias"]
+      t_x = np.float64(t[f"block{g}"][b, q])
       if loss is losses.hint:
-        total += ((own - other) ** 2).mean()
+        total += ((s_x - t_x) ** 2).mean()
       else:
-        total += 1 - own @ other / np.linalg.norm(own) / np.linalg.norm(other)
+        total += 1 - s_x @ t_x / np.linalg.norm(s_x) / np.linalg.norm(t_x)
     each.append(total)
   np.testing.assert_allclose(evaluate(term, s, t, params=params), np.mean(each), rtol=1e-5)
 
 
 def test_equal_widths_learn_nothing(rng):
-  s, t = drawn(rng, widths=(6, 6))
+  s, t = outputs(rng, widths=(6, 6))
   term = layers([(2, 3)], losses.hint)
   assert not jax.tree.leaves(term.init(KEY, s, t))
   expected = np.mean(
@@ -132,66 +136,70 @@ def test_equal_widths_learn_nothing(rng):
   np.testing.assert_allclose(evaluate(term, s, t), expected, rtol=1e-5)
 
 
-def test_a_loss_that_relates_tokens_gets_those_that_count(rng):
-  s, t = drawn(rng, widths=(6, 6))
+def test_loss_that_relates_tokens_gets_those_that_count(rng):
+  s, t = outputs(rng, widths=(6, 6))
 
   def gram(s, t, *, where):
     valid = where[:, None] & where
     return jnp.where(valid, (s @ s.T - t @ t.T) ** 2, 0).sum() / valid.sum()
 
-  own, other = (np.stack([x[at] for at in tokens_that_count()]) for x in (s["block1"], t["block1"]))
-  expected = ((own @ own.T - other @ other.T) ** 2).mean()
+  s_x, t_x = (np.stack([x[at] for at in tokens_that_count()]) for x in (s["block1"], t["block1"]))
+  expected = ((s_x @ s_x.T - t_x @ t_x.T) ** 2).mean()
   np.testing.assert_allclose(evaluate(layers([(1, 1)], gram), s, t), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("loss", [losses.attention_kl, losses.attention_scores_mse])
-def test_attention_over_the_keys_of_the_same_document(rng, loss, causal):
+def test_attention_is_over_keys_of_the_same_document(rng, loss, causal):
   """With models that look anywhere, as one may be whose scores are taken before it masks them."""
-  s, t = drawn(rng, causal=causal)
+  s, t = outputs(rng, causal=causal)
   each = []
   for b, q in tokens_that_count():
     keys, total = [k for k in related(b, q) if k <= q or not causal], 0
     for m, g in PAIRS:
       for h in range(2):
-        own, other = (x[b, h, q][keys] for x in (s[f"attention{m}"], t[f"attention{g}"]))
-        one = (
-          kl(other, own) if loss is losses.attention_kl else ((np.float64(own) - other) ** 2).mean()
-        )
-        total += one / 2
+        s_x, t_x = (x[b, h, q][keys] for x in (s[f"attention{m}"], t[f"attention{g}"]))
+        squares = (np.float64(s_x) - t_x) ** 2
+        total += (kl(t_x, s_x) if loss is losses.attention_kl else squares.mean()) / 2
     each.append(total)
   np.testing.assert_allclose(evaluate(attention(PAIRS, loss), s, t), np.mean(each), rtol=1e-5)
 
 
-def test_other_numbers_of_heads_are_compared_by_their_mean_map(rng):
-  s, t = drawn(rng, heads=(2, 3))
+def test_different_numbers_of_heads_compare_their_mean_map(rng):
+  s, t = outputs(rng, heads=(2, 3))
   each, squares = [], []
   for b, q in tokens_that_count():
     keys = [k for k in related(b, q) if k <= q]
-    own, other = (
+    s_x, t_x = (
       np.log(np.mean([scipy.special.softmax(np.float64(x[b, h, q][keys])) for h in range(n)], 0))
       for x, n in ((s["attention2"], 2), (t["attention4"], 3))
     )
-    each.append(kl(other, own))
-    squares.append(((own - other) ** 2).mean())
+    each.append(kl(t_x, s_x))
+    squares.append(((s_x - t_x) ** 2).mean())
   term = attention([(2, 4)])
   np.testing.assert_allclose(evaluate(term, s, t), np.mean(each), rtol=1e-5)
   squared = attention([(2, 4)], losses.attention_scores_mse)
   np.testing.assert_allclose(evaluate(squared, s, t), np.mean(squares), rtol=1e-5)
 
-  def of(scores):
-    return evaluate(term, {**s, "attention2": scores}, t)
+  batch = {"label": LABEL, "segments": SEGMENTS, "where": WHERE}
 
-  slope = jax.grad(of)(jnp.asarray(s["attention2"]))
+  @jax.jit
+  @jax.value_and_grad
+  def mean(scores):
+    value, _ = term.apply({}, {}, {"attention2": scores}, t, batch, step=0, key=KEY)
+    return reduce.mean(*value)
+
+  _, slope = mean(s["attention2"])
+  slope = np.asarray(slope)
   move = rng.normal(size=slope.shape)
-  moved = [of(jnp.asarray(s["attention2"] + e * move, jnp.float32)) for e in (1e-2, -1e-2)]
+  moved = [mean(np.float32(s["attention2"] + e * move))[0] for e in (1e-2, -1e-2)]
   assert np.isfinite(slope).all()
   np.testing.assert_allclose((slope * move).sum(), (moved[0] - moved[1]) / 2e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("names", [("queries", "keys", "values"), ("values",)])
 def test_relations_within_documents(rng, names):
-  s, t = drawn(rng, widths=(6, 12))
+  s, t = outputs(rng, widths=(6, 12))
   each = []
   for b, q in tokens_that_count():
     total = 0
@@ -202,46 +210,103 @@ def test_relations_within_documents(rng, names):
         rows.append(
           np.einsum("hd,khd->hk", heads[q], heads[related(b, q)]) / np.sqrt(heads.shape[-1])
         )
-      total += np.mean([kl(other, own) for own, other in zip(*rows)])
+      total += np.mean([kl(t_x, s_x) for s_x, t_x in zip(*rows)])
     each.append(total)
   term = relations([(2, 4)], relation_heads=3, names=names)
   np.testing.assert_allclose(evaluate(term, s, t), np.mean(each), rtol=1e-5)
 
 
-def test_whole_rows_are_minilm(rng):
-  s, t = ({name: x[:3] for name, x in outputs.items()} for outputs in drawn(rng, widths=(6, 12)))
+def test_full_rows_are_minilm_relations(rng):
+  s, t = ({name: x[:3] for name, x in network.items()} for network in outputs(rng, widths=(6, 12)))
   names = ("queries", "keys", "values")
-  own, other = (tuple(x[f"{name}{k}"] for name in names) for x, k in ((s, 2), (t, 4)))
-  expected = losses.minilm_relations(own, other, relation_heads=3).mean()
-  found = evaluate(relations([(2, 4)], relation_heads=3), s, t, {"label": np.zeros(3, int)})
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  stacks = tuple(tuple(x[f"{name}{k}"] for name in names) for x, k in ((s, 2), (t, 4)))
   mask = np.arange(LENGTH) < np.array([7, 3, 5])[:, None]
-  padded = losses.minilm_relations(own, other, mask, relation_heads=3)
-  found = evaluate(relations([(2, 4)], relation_heads=3), s, t, {"label": np.where(mask, 0, -1)})
-  np.testing.assert_allclose(found, (padded * mask.sum(1)).sum() / mask.sum(), rtol=1e-5)
+  loss = jax.jit(functools.partial(losses.minilm_relations, relation_heads=3))
+  term = relations([(2, 4)], relation_heads=3)
+  for exists in (np.ones((3, LENGTH), bool), mask):
+    expected = (np.asarray(loss(*stacks, exists)) * exists.sum(1)).sum() / exists.sum()
+    mean = evaluate(term, s, t, {"label": np.where(exists, 0, -1)})
+    np.testing.assert_allclose(mean, expected, rtol=1e-5)
 
 
-# Whole steps
+@pytest.mark.parametrize(
+  "make",
+  [
+    functools.partial(layers, PAIRS, losses.hint),
+    functools.partial(attention, PAIRS),
+    functools.partial(relations, PAIRS, relation_heads=3),
+  ],
+)
+def test_last_compares_only_the_last_tokens(rng, make):
+  """The student has two tokens more in front, as a vision transformer with class tokens."""
+  networks = outputs(rng, widths=(6, 6), causal=False)
+  s, t = ({name: x[:3] for name, x in network.items()} for network in networks)
+  longer = {}
+  for name, x in s.items():
+    token_axes = (1,) if x.ndim == 3 else (2, 3)
+    longer[name] = np.pad(x, [(2 * (axis in token_axes), 0) for axis in range(x.ndim)])
+
+  def end(x):
+    return x[:, -3:] if x.ndim == 3 else x[:, :, -3:, -3:]
+
+  expected = evaluate(make(), jax.tree.map(end, s), jax.tree.map(end, t), {})
+  np.testing.assert_allclose(evaluate(make(last=3), longer, t, {}), expected, rtol=1e-5)
 
 
-def decoder(width, depth, heads):
-  inputs = ("tokens", "segments")
-  return from_nnx(
-    lambda rngs: Decoder(11, width, depth, heads, num_kv_heads=2, rngs=rngs), inputs=inputs
-  )
+def test_last_fits_the_patches_of_vision_transformers():
+  """With and without DeiT's distillation token, whose outputs have other lengths."""
+  batch = {"image": jnp.zeros((2, 8, 8, 1))}
+
+  def vit(width, depth, heads, *, distilled=False):
+    model = from_nnx(lambda rngs: ViT(1, 8, 5, width, depth, heads, distilled=distilled, rngs=rngs))
+    variables = jax.eval_shape(model.init, KEY, batch)
+    apply = functools.partial(model.apply, train=False, key=None)
+    return jax.eval_shape(apply, *variables, batch)[0]
+
+  student, teacher = vit(12, 1, 3, distilled=True), vit(16, 2, 2)
+  pairs = layer_map(1, 2)
+  for make in (
+    functools.partial(layers, pairs, losses.hint),
+    functools.partial(attention, pairs),
+    functools.partial(relations, pairs, relation_heads=4),
+  ):
+    make(last=4).init(KEY, student, teacher)
+    with pytest.raises(ValueError, match="lengths|last"):
+      make().init(KEY, student, teacher)
 
 
-def vit(width, depth, heads, *, distilled=False):
-  return from_nnx(lambda rngs: ViT(1, 8, 5, width, depth, heads, distilled=distilled, rngs=rngs))
+# Full steps
 
 
-def language_goal():
-  return weighted(
-    soft=(1.0, objectives.tokens()),
-    hidden=(1.0, layers(layer_map(1, 2), losses.hint)),
-    looks=(1.0, attention(layer_map(1, 2, "skip"))),
-    related=(1.0, relations([(1, 2)], relation_heads=2)),
-  )
+def network(width):
+  """A layer of attention within documents, with the outputs that the terms name."""
+
+  def init(key, tokens, segments):
+    del tokens, segments
+    keys = jax.random.split(key, 4)
+    weights = {"embed": 2 * jax.random.normal(keys[0], (11, width))}
+    for name, k in zip(("queries", "keys", "values"), keys[1:]):
+      weights[name] = 2 * jax.random.normal(k, (width, width)) / width**0.5
+    return weights
+
+  def apply(w, tokens, segments):
+    x = w["embed"][tokens]
+    q, k, v = (x @ w[name] for name in ("queries", "keys", "values"))
+    causal = jnp.tril(jnp.ones(tokens.shape[1:] * 2, bool))
+    attends = causal & (segments[:, :, None] == segments[:, None])
+    heads = [x.reshape(*x.shape[:2], 2, -1) for x in (q, k)]
+    scores = jnp.einsum("bqhd,bkhd->bhqk", *heads) * width**-0.5
+    scores = jnp.where(attends[:, None], scores, -jnp.inf)
+    hidden = x + jax.nn.softmax(scores).mean(1) @ v
+    return {
+      "block1": hidden,
+      "attention1": scores,
+      "queries1": q,
+      "keys1": k,
+      "values1": v,
+    }
+
+  return from_apply(init, apply, inputs=("tokens", "segments"))
 
 
 def documents(rng, rows=16):
@@ -253,161 +318,92 @@ def documents(rng, rows=16):
   for i, part in enumerate(parts):
     n, start = len(part) - 1, len(parts[i - 1]) - 1 if i % 2 else 0
     values = {"tokens": part[:-1], "label": part[1:].copy(), "segments": np.full(n, i)}
-    values["label"][0] = -1  # nobody asks for it, but it is seen
+    values["label"][0] = -1  # It has no label, but others attend to it.
     for name, value in values.items():
       padded[name][i, :n] = packed[name][i // 2, start : start + n] = value
   return padded, packed
 
 
-def larger(variables):
-  """With attention that is not nearly even, as it is at the start."""
-  return variables._replace(
-    params=jax.tree_util.tree_map_with_path(
-      lambda path, x: 6 * x if "query" in str(path) else x, variables.params
-    )
-  )
-
-
-def assert_same_step(expected, found):
-  (one, measured), (other, again) = expected, found
-  for name in measured:
+def assert_same_step(expected, got):
+  for name, pair in expected[1].items():
     np.testing.assert_allclose(
-      *map(reduce.value, (measured[name], again[name])), rtol=1e-4, err_msg=name
+      reduce.value(got[1][name]), reduce.value(pair), rtol=1e-4, err_msg=name
     )
-  jax.tree.map(
-    lambda a, e: np.testing.assert_allclose(a, e, rtol=2e-3, atol=2e-5), other.params, one.params
-  )
+  close = functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-5)
+  jax.tree.map(close, got[0].params, expected[0].params)
 
 
-def test_padding_packing_accumulation_and_devices_change_nothing(rng, mesh):
+def test_packing_accumulation_and_devices_change_nothing(rng, mesh):
   padded, packed = documents(rng)
-  parts = decoder(16, 1, 2), decoder(24, 2, 4), language_goal(), optax.sgd(0.1)
-  state, teacher_outputs = (
-    jax.jit(make_init(*parts))(KEY, padded),
-    jax.jit(parts[1].init)(jax.random.key(1), {}),
+  goal = weighted(
+    hidden=(1.0, layers([(1, 1)], losses.hint)),
+    attention=(1.0, attention([(1, 1)])),
+    relations=(1.0, relations([(1, 1)], relation_heads=2)),
   )
-  state, teacher_outputs = larger(state), larger(teacher_outputs)
+  parts = network(8), network(12), goal, optax.sgd(0.01)
+  state = jax.jit(make_init(*parts))(KEY, padded)
+  teacher = jax.jit(parts[1].init)(jax.random.key(1), padded)
   step = jax.jit(make_train_step(*parts))
-  expected = step(state, teacher_outputs, padded)
-  assert all(reduce.value(expected[1][name]) > 0 for name in ("hidden", "looks", "related"))
-  spec = PartitionSpec("data")
-  spread = jax.device_put(packed, NamedSharding(mesh, spec))
-  assert_same_step(
-    expected, jax.jit(make_train_step(*parts, StepOptions(microbatches=2)))(state, teacher_outputs, spread)
+  expected = step(state, teacher, padded)
+  assert all(
+    reduce.value(expected[1][name]) > 0.01 for name in ("hidden", "attention", "relations")
   )
-  mapped = make_train_step(*parts, StepOptions(axis_name="data"))
-  specs = {"in_specs": (PartitionSpec(), PartitionSpec(), spec), "out_specs": PartitionSpec()}
-  assert_same_step(
-    expected, jax.jit(jax.shard_map(mapped, mesh=mesh, **specs))(state, teacher_outputs, packed)
-  )
-  nothing = {**padded, "label": np.full_like(padded["label"], -1)}
-  new, measured = step(state, teacher_outputs, nothing)
-  assert (
-    reduce.value(measured["loss"]) == 0
-    and measured["empty"][0] == 1
-    and measured["nonfinite"][0] == 0
-  )
+  mapped = make_train_step(*parts, StepOptions(axis_name="data", microbatches=2))
+  specs = {"in_specs": (P(), P(), P("data")), "out_specs": P()}
+  mapped = jax.jit(jax.shard_map(mapped, mesh=mesh, **specs))
+  assert_same_step(expected, mapped(state, teacher, packed))
+  unlabeled = {**padded, "label": np.full_like(padded["label"], -1)}
+  new, metrics = step(state, teacher, unlabeled)
+  assert reduce.value(metrics["loss"]) == 0
+  assert metrics["empty"][0] == 1 and metrics["nonfinite"][0] == 0
   jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
 
 
-def test_a_distilled_vit_learns_the_patches_of_one_without_the_token(rng):
-  student, teacher, patches = vit(12, 1, 3, distilled=True), vit(16, 2, 2), 4
-  pairs = layer_map(1, 2)
-  terms = {
-    "hidden": layers(pairs, losses.hint, last=patches),
-    "looks": attention(pairs, last=patches),
-    "related": relations(pairs, relation_heads=4, last=patches),
-  }
-  batch = {
-    "image": rng.normal(size=(16, 8, 8, 1)).astype(np.float32),
-    "label": rng.integers(0, 5, 16).astype(np.int32),
-  }
-  parts = (
-    student,
-    teacher,
-    weighted(**{name: (1.0, term) for name, term in terms.items()}),
-    optax.adam(1e-2),
-  )
-  teacher_outputs = jax.jit(teacher.init)(jax.random.key(1), batch)
-  state, step, seen = jax.jit(make_init(*parts))(KEY, batch), jax.jit(make_train_step(*parts)), []
-  for _ in range(40):
-    state, measured = step(state, teacher_outputs, batch)
-    seen.append({name: float(reduce.value(measured[name])) for name in terms})
-  for name in terms:
-    assert seen[-1][name] < 0.8 * seen[0][name], name
-  # The mean map of the last tokens, renormalized over them.
-  s, t = (
-    jax.jit(functools.partial(model.apply, train=False, key=None))(params, {}, batch)[0]
-    for model, params in ((student, state.params["student"]), (teacher, teacher_outputs.params))
-  )
-  own, other = (
-    np.log(scipy.special.softmax(np.float64(x)[:, :, -patches:, -patches:], -1).mean(1))
-    for x in (s["attention1"], t["attention2"])
-  )
-  expected = (np.exp(other) * (other - own)).sum(-1).mean()
-  np.testing.assert_allclose(
-    evaluate(attention(pairs, last=patches), s, t, batch), expected, rtol=1e-4
-  )
-
-
-def shaped(**shapes):
-  return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-
-
 @pytest.mark.parametrize(
-  "make, message",
+  ("make", "field"),
   [
-    (lambda: layers([], losses.hint), r"pairs: expected \(student layer, teacher layer\)"),
-    (lambda: attention([(0, 1)]), r"both from 1, got \[\(0, 1\)\]"),
+    (lambda: layers([], losses.hint), "pairs"),
+    (lambda: attention([(0, 1)]), r"pairs: .*\(0, 1\)"),
     (lambda: relations([(1, 2, 3)], relation_heads=2), "pairs"),
-    (
-      lambda: layers([(1, 1)], losses.hint, last=0),
-      "last: expected a number of tokens >= 1, got 0",
-    ),
-    (lambda: layers([(1, 1)], losses.hint, temprature=2.0), "hyper-parameters of hint"),
-    (lambda: attention([(1, 1)], temperature=2.0), "hyper-parameters of attention_kl"),
+    (lambda: layers([(1, 1)], losses.hint, last=0), "last: .*got 0"),
+    (lambda: layers([(1, 1)], losses.hint, temprature=2.0), "temprature: .*hint"),
+    (lambda: attention([(1, 1)], temperature=2.0), "temperature: .*attention_kl"),
   ],
 )
-def test_what_is_wrong_by_itself_is_refused_at_once(make, message):
-  with pytest.raises(ValueError, match=message):
+def test_invalid_argument_raises_at_once(make, field):
+  with pytest.raises(ValueError, match=f"^{field}"):
     make()
 
 
 @pytest.mark.parametrize(
-  "term, message",
+  ("term", "field"),
   [
-    (layers([(1, 5)], losses.hint), "the teacher has no output 'block5'; did you mean 'block1'"),
-    (attention([(3, 1)]), "the student has no output 'attention3'; did you mean 'attention1'"),
-    (layers([(1, 1)], losses.hint), r"block1.*\(2, 5, 6\).*\(2, 4, 8\).*lengths differ"),
-    (attention([(1, 1)]), r"\(2, 2, 5, 5\).*\(2, 2, 4, 4\).*`last` compares"),
-    (relations([(1, 1)], relation_heads=3), r"queries1.*\(2, 5, 6\).*\(2, 4, 8\)"),
-    (
-      relations([(1, 1)], relation_heads=3, last=4),
-      "relation_heads 3 must divide the teacher's width 8",
-    ),
-    (attention([(1, 1)], name="queries"), r"'queries1' \(2, 5, 6\): expected 4 axes"),
+    (layers([(1, 5)], losses.hint), "block5: .*teacher.*'block1'"),
+    (attention([(3, 1)]), "attention3: .*student.*'attention1'"),
+    (layers([(1, 1)], losses.hint), r".*block1.*\(2, 5, 6\).*\(2, 4, 8\)"),
+    (attention([(1, 1)]), r"last: .*\(2, 2, 5, 5\).*\(2, 2, 4, 4\)"),
+    (relations([(1, 1)], relation_heads=3), r"last: .*queries1.*\(2, 5, 6\).*\(2, 4, 8\)"),
+    (relations([(1, 1)], relation_heads=3, last=4), "relation_heads: .*teacher.*8.*3"),
+    (attention([(1, 1)], name="queries"), r"queries1: .*4 axes.*\(2, 5, 6\)"),
   ],
 )
-def test_what_does_not_fit_is_refused_in_init(term, message):
-  s = shaped(
-    block1=(2, 5, 6),
-    queries1=(2, 5, 6),
-    keys1=(2, 5, 6),
-    values1=(2, 5, 6),
-    attention1=(2, 2, 5, 5),
-  )
-  t = shaped(
-    block1=(2, 4, 8),
-    queries1=(2, 4, 8),
-    keys1=(2, 4, 8),
-    values1=(2, 4, 8),
-    attention1=(2, 2, 4, 4),
-  )
-  with pytest.raises(ValueError, match=message):
-    term.init(KEY, s, t)
+def test_outputs_that_do_not_fit_raise_in_init(term, field):
+  def network(tokens, width):
+    rows = dict.fromkeys(("block1", "queries1", "keys1", "values1"), (2, tokens, width))
+    return shaped(**rows, attention1=(2, 2, tokens, tokens))
+
+  with pytest.raises(ValueError, match=f"^{field}"):
+    term.init(KEY, network(5, 6), network(4, 8))
 
 
-def test_segments_of_another_shape_are_refused(rng):
-  s, t = drawn(rng)
-  with pytest.raises(ValueError, match=r"segments \(4, 6\) must have .* \(4, 7\)"):
+def test_hyperparameter_out_of_range_raises_in_init():
+  outputs = shaped(block1=(2, 5, 6), logits=(2, 5, 6))
+  term = layers([(1, 1)], losses.kl_divergence, temperature=0.0)
+  with pytest.raises(ValueError, match="temperature"):
+    term.init(KEY, outputs, outputs)
+
+
+def test_segments_of_another_shape_raise(rng):
+  s, t = outputs(rng)
+  with pytest.raises(ValueError, match=r"^segments: .*\(4, 7\).*\(4, 6\)"):
     evaluate(attention([(2, 4)]), s, t, {"label": LABEL, "segments": SEGMENTS[:, :6]})

@@ -1,4 +1,4 @@
-"""The term of teachers kept as K of V classes: cached and live, masked, accumulated, on one device and on eight."""
+"""Teachers of which K of V classes are stored: cached and live, masked, accumulated, on devices."""
 
 import functools
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from distill_jax import losses, objectives, reduce
 from distill_jax.cache import RandomSampling, TopK
@@ -17,18 +18,18 @@ from distill_jax.types import Model, Variables
 
 KEY = jax.random.key(0)
 V = 12
-ONE, EVERY = jax.P(), jax.P("data")
 TOP_K = [losses.sparse_kl, losses.sparse_kl_conditional, losses.sparse_kl_smoothed]
 
 
 def evaluate(term, student, teacher, batch, key=KEY):
+  """Returns the term's values and which of them count."""
   variables = term.init(KEY, {"logits": student}, {"logits": teacher})
   assert variables == Variables({}, {})
 
   @jax.jit
   def apply(student, teacher, batch, key):
     outputs = {"logits": student}, {"logits": teacher}
-    return term.apply({}, {}, *outputs, batch, step=jnp.int32(0), key=key, axis_name=None)[0]
+    return term.apply({}, {}, *outputs, batch, step=jnp.int32(0), key=key)[0]
 
   return apply(student, teacher, batch, key)
 
@@ -38,51 +39,63 @@ def pair(rng):
   return (2 * rng.normal(size=(2, 16, V))).astype(np.float32)
 
 
+@functools.cache
+def stored(codec):
+  """What a codec stores of fixed logits [16, V], and the logits."""
+  z = (2 * np.random.default_rng(1).normal(size=(16, V))).astype(np.float32)
+  batch = {"id": np.arange(16), "view": np.zeros(16, np.int32)}
+  return jax.jit(lambda z: codec.decode(codec.encode(z, batch), z))(z)
+
+
 @pytest.mark.parametrize("loss", TOP_K)
-def test_a_live_teacher_and_its_targets_give_one_value(pair, loss):
+def test_live_teacher_and_its_targets_give_one_value(pair, loss):
   s, t = pair
-  targets = losses.top_k(t, 4, temperature=2.0)
-  expected = loss(s, targets)
-  live, _ = evaluate(objectives.sparse(loss, k=4, temperature=2.0), s, t, {})
+  targets = jax.jit(lambda t: losses.top_k(t, 4, temperature=2.0))(t)
+  expected = jax.jit(loss)(s, targets)
+  term = objectives.sparse(loss, k=4, temperature=2.0)
+  live, _ = evaluate(term, s, t, {})
   np.testing.assert_allclose(live, expected, rtol=1e-6)
-  for term in (objectives.sparse(loss), objectives.sparse(loss, k=4, temperature=2.0)):
-    np.testing.assert_array_equal(evaluate(term, s, targets, {})[0], expected)
+  for cached_term in (term, objectives.sparse(loss)):
+    np.testing.assert_array_equal(evaluate(cached_term, s, targets, {})[0], expected)
 
 
-def test_hyper_parameters_masks_and_other_outputs_reach_the_loss(rng):
+def test_options_masks_and_other_outputs_reach_the_loss(rng):
   s, t = rng.normal(size=(2, 3, 5, V)).astype(np.float32)
   mask = np.arange(V) < 9
-  token, rows = rng.random((3, 5)) > 0.4, np.array([True, False, True])
+  token = rng.random((3, 5)) > 0.4
+  rows = np.array([True, False, True])
   term = objectives.sparse(losses.sparse_kl, k=3, output="words", valid="token", class_mask=mask)
   outputs = {"words": s}, {"words": t}
   term.init(KEY, *outputs)
-  batch = {"token": token, "where": rows}
-  value, _ = term.apply({}, {}, *outputs, batch, step=0, key=KEY, axis_name=None)
-  expected = np.asarray(losses.sparse_kl(s, losses.top_k(t, 3), class_mask=mask))
-  np.testing.assert_allclose(reduce.mean(*value), expected[token & rows[:, None]].mean(), rtol=1e-5)
+  apply = jax.jit(functools.partial(term.apply, step=0, key=KEY))
+  value, _ = apply({}, {}, *outputs, {"token": token, "where": rows})
+  expected = jax.jit(lambda s, t: losses.sparse_kl(s, losses.top_k(t, 3), class_mask=mask))(s, t)
+  expected = np.asarray(expected)[token & rows[:, None]].mean()
+  np.testing.assert_allclose(reduce.mean(*value), expected, rtol=1e-5)
 
 
-def test_live_draws_are_a_function_of_the_key_and_the_id(pair):
-  s, t = np.zeros_like(pair[0]), np.tile(pair[1][:1], (16, 1))
-  s += np.arange(V)
+def test_live_samples_are_a_function_of_the_key_and_the_id(pair):
+  s = np.broadcast_to(np.arange(V, dtype=np.float32), pair[0].shape)
+  t = np.tile(pair[1][:1], (16, 1))
   term = objectives.sparse(losses.sampled_cross_entropy, k=3)
+
+  @jax.jit
+  def apply(ids, key):
+    return term.apply({}, {}, {"logits": s}, {"logits": t}, {"id": ids}, step=0, key=key)[0][0]
+
   ids = np.arange(16)
-  values = np.asarray(evaluate(term, s, t, {"id": ids})[0])
+  values = np.asarray(apply(ids, KEY))
   assert len(set(values.tolist())) > 4
-  np.testing.assert_array_equal(evaluate(term, s, t, {"id": ids[::-1]})[0], values[::-1])
-  assert (evaluate(term, s, t, {"id": ids}, jax.random.key(1))[0] != values).any()
-  with pytest.raises(ValueError, match="batch"):
-    evaluate(term, s, t, {"label": ids})
+  np.testing.assert_array_equal(apply(ids[::-1], KEY), values[::-1])
+  assert (apply(ids, jax.random.key(1)) != values).any()
+  with pytest.raises(ValueError, match="^id: "):
+    term.apply({}, {}, {"logits": s}, {"logits": t}, {"label": ids}, step=0, key=KEY)
 
 
-def test_live_draws_are_right_on_average(pair):
+def test_live_samples_give_the_mean_of_the_full_loss(pair):
   s, t = (np.tile(z[:1], (4000, 1)) for z in pair)
-  values = evaluate(
-    objectives.sparse(losses.sampled_cross_entropy, k=5, temperature=2.0),
-    s,
-    t,
-    {"id": np.arange(4000)},
-  )[0]
+  term = objectives.sparse(losses.sampled_cross_entropy, k=5, temperature=2.0)
+  values = np.asarray(evaluate(term, s, t, {"id": np.arange(4000)})[0])
   exact = losses.soft_cross_entropy(s[0], t[0], temperature=2.0)
   assert abs(values.mean() - exact) < 4 * values.std() / np.sqrt(4000)
 
@@ -91,89 +104,73 @@ def test_live_draws_are_right_on_average(pair):
 
 
 @pytest.mark.parametrize(
-  ("arguments", "message"),
+  ("arguments", "field"),
   [
-    ({"k": 0}, "k: expected an integer >= 1, got 0"),
-    ({"k": 2, "temperature": 0.0}, "temperature: expected a finite number > 0, got 0"),
-    ({"k": 2, "temperatur": 2.0}, "temperatur'; "),
+    ({"k": 0}, "k: .*got 0"),
+    ({"k": 2, "temperature": 0.0}, "temperature: .*got 0"),
+    ({"k": 2, "temperatur": 2.0}, "temperatur: "),
   ],
 )
-def test_arguments_are_checked_at_once(arguments, message):
-  with pytest.raises(ValueError, match=message):
+def test_invalid_argument_raises_at_once(arguments, field):
+  with pytest.raises(ValueError, match=f"^{field}"):
     objectives.sparse(losses.sparse_kl, **arguments)
 
 
-def test_targets_that_are_kept_otherwise_are_refused(pair):
-  s, targets = pair[0], losses.top_k(pair[1], 4, temperature=2.0)
-  for arguments, message in [
-    ({"k": 5}, "k: the cached teacher 'logits' keeps 4 of its classes, got 5"),
-    ({"temperature": 1.0}, "temperature: the cached teacher 'logits' is kept at 2.0, got 1.0"),
-  ]:
-    with pytest.raises(ValueError, match=message):
-      evaluate(objectives.sparse(losses.sparse_kl, **arguments), s, targets, {})
-  with pytest.raises(ValueError, match="targets"):
-    objectives.sparse(losses.sparse_kl).init(KEY, {"logits": s[1:]}, {"logits": targets})
+def test_targets_of_another_k_or_temperature_raise(pair):
+  targets = losses.top_k(pair[1], 4, temperature=2.0)
+  outputs = {"logits": pair[0]}, {"logits": targets}
+  for arguments, field in (({"k": 5}, "k: .*4.*5"), ({"temperature": 1.0}, "temperature: .*2.*1")):
+    with pytest.raises(ValueError, match=f"^{field}"):
+      objectives.sparse(losses.sparse_kl, **arguments).init(KEY, *outputs)
+  with pytest.raises(ValueError, match=r"\(15, 12\)"):
+    objectives.sparse(losses.sparse_kl).init(KEY, {"logits": pair[0][1:]}, outputs[1])
 
 
 @pytest.mark.parametrize("loss", [*TOP_K, losses.sampled_cross_entropy])
-def test_draws_and_the_most_probable_classes_are_not_mistaken_for_one_another(pair, loss):
-  s, t = pair
-  batch = {"id": np.arange(16), "view": np.zeros(16, np.int32)}
-  takes_draws = loss is losses.sampled_cross_entropy
+def test_samples_and_top_k_need_their_own_losses(pair, loss):
   for codec in (TopK(4), RandomSampling(4)):
-    kept = codec.decode(codec.encode(jnp.asarray(t), batch), t)
-    if isinstance(codec, RandomSampling) == takes_draws:
-      assert np.isfinite(evaluate(objectives.sparse(loss), s, kept, batch)[0]).all()
-      continue
-    message = (
-      "most probable classes .top_k.: their loss is sparse_kl"
-      if takes_draws
-      else "loss is sampled_cross_entropy"
-    )
-    with pytest.raises(ValueError, match=message):
-      objectives.sparse(loss).init(KEY, {"logits": s}, {"logits": kept})
+    outputs = {"logits": pair[0]}, {"logits": stored(codec)}
+    if isinstance(codec, RandomSampling) == (loss is losses.sampled_cross_entropy):
+      objectives.sparse(loss).init(KEY, *outputs)
+    else:
+      with pytest.raises(ValueError, match="targets"):
+        objectives.sparse(loss).init(KEY, *outputs)
 
 
-def test_a_live_teacher_that_does_not_fit_is_refused(pair):
-  s, t = pair
-  with pytest.raises(ValueError, match=r"k: teacher 'logits' \(16, 12\) is live: say how many"):
-    evaluate(objectives.sparse(losses.sparse_kl), s, t, {})
-  with pytest.raises(ValueError, match=r"\bk\b"):
-    evaluate(objectives.sparse(losses.sparse_kl, k=13), s, t, {})
-  with pytest.raises(
-    ValueError, match=r"teacher 'logits' \(16, 11\) must be SparseTargets, or .*\(16, 12\)"
+def test_live_teacher_that_does_not_fit_raises(pair):
+  s, t = ({"logits": x} for x in pair)
+  for k, teacher, field in (
+    (None, t, r"k: .*\(16, 12\)"),
+    (13, t, r"k\b"),
+    (2, {"logits": pair[1][:, 1:]}, r"logits: .*\(16, 12\).*\(16, 11\)"),
+    (2, {"logit": pair[1]}, "logits: .*'logit'"),
   ):
-    evaluate(objectives.sparse(losses.sparse_kl, k=2), s, t[:, 1:], {})
-  with pytest.raises(ValueError, match="teacher has no output 'logits'; did you mean 'logit'"):
-    objectives.sparse(losses.sparse_kl, k=2).init(KEY, {"logits": s}, {"logit": t})
+    with pytest.raises(ValueError, match=f"^{field}"):
+      objectives.sparse(losses.sparse_kl, k=k).init(KEY, s, teacher)
 
 
 @pytest.mark.parametrize(
   "term",
   [objectives.logits(losses.kl_divergence), objectives.features("logits", "logits", losses.hint)],
 )
-def test_terms_that_need_every_class_say_so(pair, term):
-  with pytest.raises(
-    ValueError, match=r"teacher's 'logits' keeps 4 of its classes .*objectives.sparse"
-  ):
-    evaluate(term, pair[0], losses.top_k(pair[1], 4), {})
+def test_term_that_needs_all_classes_names_sparse(pair, term):
+  with pytest.raises(ValueError, match="^logits: .*teacher.*got 4 .*objectives.sparse"):
+    term.init(KEY, {"logits": pair[0]}, {"logits": losses.top_k(pair[1], 4)})
 
 
 # the train step
 
 
-CODECS = {"logits": TopK(4, 2.0), "drawn": RandomSampling(6)}
+CODECS = {"logits": TopK(4, 2.0), "sampled": RandomSampling(6)}
 
 
 def student_and_batch(rng, rows=16):
   """A student with its logits twice, and a batch with what each codec keeps of one teacher."""
-  x, z = (
-    rng.normal(size=(rows, 6)).astype(np.float32),
-    (2 * rng.normal(size=(rows, V))).astype(np.float32),
-  )
+  x = rng.normal(size=(rows, 6)).astype(np.float32)
+  z = (2 * rng.normal(size=(rows, V))).astype(np.float32)
 
   def apply(w, x):
-    return x @ w, {"drawn": x @ w}
+    return x @ w, {"sampled": x @ w}
 
   student = from_apply(lambda key, x: jax.random.normal(key, (6, V)) / 4, apply)
   batch = {
@@ -206,22 +203,22 @@ def cached():
   return Model(lambda key, batch: Variables({}, {}), apply, Variables({}, {}))
 
 
-SPARSE = objectives.sparse(losses.sparse_kl)
-DRAWN = objectives.sparse(losses.sampled_cross_entropy, output="drawn")
+TERMS = {
+  "soft": objectives.sparse(losses.sparse_kl),
+  "sampled": objectives.sparse(losses.sampled_cross_entropy, output="sampled"),
+}
 
 
-def trained(student, teacher, terms, batch, mesh=None, **how):
+def trained(student, teacher, terms, batch, mesh=None, **options):
   """The student's weights after two steps, and the terms' values in the second."""
-  objective, optimizer = (
-    objectives.weighted(**{name: (1.0, term) for name, term in terms.items()}),
-    optax.sgd(0.5),
-  )
-  state = make_init(student, teacher, objective, optimizer)(KEY, batch)
-  step = make_train_step(student, teacher, objective, optimizer, StepOptions(**how))
+  goal = objectives.weighted(**{name: (1.0, term) for name, term in terms.items()})
+  parts = student, teacher, goal, optax.sgd(0.5)
+  state = make_init(*parts)(KEY, batch)
+  step = make_train_step(*parts, StepOptions(**options))
   if mesh is not None:
-    batch = jax.device_put(batch, jax.sharding.NamedSharding(mesh, EVERY))
-  if "axis_name" in how:
-    step = jax.shard_map(step, mesh=mesh, in_specs=(ONE, ONE, EVERY), out_specs=ONE)
+    batch = jax.device_put(batch, jax.sharding.NamedSharding(mesh, P("data")))
+  if "axis_name" in options:
+    step = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=P())
   step = jax.jit(step)
   for _ in range(2):
     state, metrics = step(state, teacher.variables, batch)
@@ -229,45 +226,35 @@ def trained(student, teacher, terms, batch, mesh=None, **how):
   return np.asarray(state.params["student"]), [float(reduce.value(metrics[name])) for name in terms]
 
 
-def check_same(results):
-  (weights, value), *others = results
-  for other, same in others:
-    np.testing.assert_allclose(other, weights, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(same, value, rtol=1e-5)
+def assert_same(results):
+  (weights, values), *others = results
+  for other_weights, other_values in others:
+    np.testing.assert_allclose(other_weights, weights, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(other_values, values, rtol=1e-5)
 
 
-def test_masks_microbatches_and_devices_change_nothing(rng, mesh):
+def test_microbatches_and_devices_change_nothing(rng, mesh):
   student, batch = student_and_batch(rng)
-  run = functools.partial(trained, student, cached(), {"soft": SPARSE, "drawn": DRAWN})
-  rows = np.flatnonzero(batch["where"])
-  sliced = run({name: x[rows] for name, x in batch.items()})
-  check_same(
-    [
-      run(batch),
-      sliced,
-      run(batch, microbatches=2),
-      run(batch, mesh),
-      run(batch, mesh, axis_name="data"),
-    ]
-  )
+  run = functools.partial(trained, student, cached(), TERMS, batch)
+  assert_same([run(), run(mesh, microbatches=2), run(mesh, axis_name="data")])
 
 
-def test_live_draws_of_eight_devices_are_those_of_one(rng, mesh):
+def test_live_samples_are_equal_on_one_device_and_eight(rng, mesh):
   student, batch = student_and_batch(rng)
   weights = rng.normal(size=(6, V)).astype(np.float32)
   teacher = from_apply(None, lambda w, x: x @ w, variables=weights)
   terms = {"soft": objectives.sparse(losses.sampled_cross_entropy, k=2)}
   run = functools.partial(trained, student, teacher, terms, batch)
-  check_same([run(), run(mesh, axis_name="data")])
+  assert_same([run(), run(mesh, axis_name="data")])
 
 
-def test_an_index_that_is_no_class_skips_the_update(rng):
-  student, batch = student_and_batch(rng)
-  batch["where"][:] = True
-  batch["teacher/logits/indices"] = batch["teacher/logits/indices"] | 0xFF  # two of class 15 of 12
-  teacher, objective, optimizer = cached(), objectives.weighted(soft=(1.0, SPARSE)), optax.sgd(0.5)
-  state = make_init(student, teacher, objective, optimizer)(KEY, batch)
-  step = jax.jit(make_train_step(student, teacher, objective, optimizer))
-  after, metrics = step(state, teacher.variables, batch)
-  assert metrics["nonfinite"][0] == 1
-  np.testing.assert_array_equal(after.params["student"], state.params["student"])
+def test_index_that_is_no_class_gives_nan(rng):
+  z = rng.normal(size=(16, V)).astype(np.float32)
+  codec = TopK(4)
+  batch = {"id": np.arange(16), "view": np.zeros(16, np.int32)}
+  columns = jax.jit(lambda z: codec.encode(z, batch))(z)
+  indices = np.array(columns["indices"])
+  indices[3] |= 0xFF  # two of class 15 of 12
+  targets = jax.jit(lambda columns: codec.decode(columns, z))(columns | {"indices": indices})
+  values, _ = evaluate(TERMS["soft"], z, targets, {})
+  np.testing.assert_array_equal(np.isnan(values), np.arange(16) == 3)

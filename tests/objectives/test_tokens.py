@@ -1,4 +1,6 @@
-"""Language models: terms and evaluation from hidden states, against unfused losses; a student that learns."""
+"""Language models: terms from hidden states, against unfused losses in every layout of the rows."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,25 +9,27 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from distill_jax import data, losses, metrics, objectives, reduce
+from distill_jax import data, losses, reduce
 from distill_jax.models import from_apply, from_nnx
 from distill_jax.models.llm.decoder import Decoder
-from distill_jax.train import fit, make_init, make_train_step
-from distill_jax.types import Variables
+from distill_jax.objectives import next_tokens, tokens, weighted
+from distill_jax.train import Evaluation, RunOptions, StepOptions, fit, make_init, make_train_step
 
-VOCABULARY, LENGTH = 24, 12
+KEY = jax.random.key(0)
+VOCABULARY, LENGTH, ROWS = 24, 6, 16
+BY_TOKENS, BY_CLASSES = 2**26, 1  # bytes of memory that lead to each way of computing
 
 
-def network(width, **kwargs):
-  """Looks one token back."""
+def network(width):
+  """A language model that sees one token back."""
 
   def init(key, tokens):
     del tokens
     keys = jax.random.split(key, 3)
-    shapes = (VOCABULARY, width), (VOCABULARY, width), (width, VOCABULARY)
     return {
-      name: jax.random.normal(k, s) / 4
-      for name, k, s in zip(("here", "before", "head"), keys, shapes)
+      "here": jax.random.normal(keys[0], (VOCABULARY, width)) / 4,
+      "before": jax.random.normal(keys[1], (VOCABULARY, width)) / 4,
+      "head": jax.random.normal(keys[2], (width, VOCABULARY)) / 4,
     }
 
   def apply(w, tokens):
@@ -33,280 +37,296 @@ def network(width, **kwargs):
     hidden = jnp.tanh(w["here"][tokens] + w["before"][before])
     return {"hidden": hidden, "head": (w["head"], None, 5.0)}
 
-  return from_apply(init, apply, inputs="tokens", **kwargs)
+  return from_apply(init, apply, inputs="tokens")
+
+
+STUDENT, TEACHER = network(8), network(16)
+
+
+@functools.cache
+def variables():
+  """Student and teacher variables."""
+  batch = {"tokens": jnp.zeros((1, LENGTH), jnp.int32)}
+  inits = (jax.jit(functools.partial(model.init, batch=batch)) for model in (STUDENT, TEACHER))
+  return tuple(init(jax.random.key(i)) for i, init in enumerate(inits))
+
+
+@pytest.fixture
+def batch(rng):
+  sequences = rng.integers(0, VOCABULARY, (ROWS, LENGTH + 1)).astype(np.int32)
+  label = sequences[:, 1:].copy()
+  label[rng.random(label.shape) < 0.3] = -1
+  return {
+    "id": np.arange(ROWS, dtype=np.int32),
+    "tokens": sequences[:, :-1],
+    "label": label,
+    "where": rng.random(ROWS) > 0.2,
+  }
 
 
 def logits_of(outputs):
-  kernel, bias, softcap = outputs["head"]
-  z = outputs["hidden"] @ kernel + (0 if bias is None else bias)
-  return z if softcap is None else softcap * jnp.tanh(z / softcap)
+  kernel, _, softcap = outputs["head"]
+  return softcap * jnp.tanh(outputs["hidden"] @ kernel / softcap)
 
 
-def batch(rng, rows=16):
-  tokens = rng.integers(0, VOCABULARY, (rows, LENGTH + 1)).astype(np.int32)
-  label = tokens[:, 1:].copy()
-  label[rng.random(label.shape) < 0.3] = -1
-  return {
-    "id": np.arange(rows, dtype=np.int32),
-    "tokens": tokens[:, :-1],
-    "label": label,
-    "where": rng.random(rows) > 0.2,
-  }
+def outputs_of(batch):
+  """Student and teacher outputs, and the logits of both."""
+
+  @jax.jit
+  def apply(student, teacher):
+    outputs = (
+      STUDENT.apply(*student, batch, train=True, key=None)[0],
+      TEACHER.apply(*teacher, batch, train=False, key=None)[0],
+    )
+    return outputs, tuple(map(logits_of, outputs))
+
+  return apply(*variables())
 
 
-def setup(goal, **kwargs):
-  student, teacher = network(8), network(16)
-  teacher_outputs = Variables(
-    *teacher.init(jax.random.key(1), {"tokens": jnp.zeros((1, LENGTH), jnp.int32)})
+def mean_of(term, outputs, teacher_outputs, batch):
+  value, _ = jax.jit(functools.partial(term.apply, step=0, key=None))(
+    {}, {}, outputs, teacher_outputs, batch
   )
-  parts = student, teacher, goal, optax.sgd(0.5)
-  return student, teacher, teacher_outputs, make_init(*parts), make_train_step(*parts, **kwargs)
+  return reduce.mean(*value)
 
 
-def test_terms_are_the_unfused_means_over_the_labeled_tokens(rng):
-  b = batch(rng)
-  goal = objectives.weighted(
-    both=(1.0, objectives.tokens("reverse_kl", label_weight=0.5, temperature=2.0)),
-    hard=(0.25, objectives.next_tokens()),
-  )
-  student, teacher, teacher_outputs, init, step = setup(goal)
-  state = init(jax.random.key(0), b)
-  known = (b["label"] >= 0) & b["where"][:, None]
-
-  def loss(params):
-    z = logits_of(student.apply(params, {}, b, train=True, key=None)[0])
-    t = logits_of(teacher.apply(*teacher_outputs, b, train=False, key=None)[0])
-    soft = losses.reverse_kl(z, t, temperature=2.0)
-    hard = optax.softmax_cross_entropy_with_integer_labels(z, np.maximum(b["label"], 0))
-    return (jnp.where(known, soft + 0.75 * hard, 0)).sum() / known.sum()
-
-  expected, grads = jax.value_and_grad(loss)(state.params["student"])
-  new, measured = jax.jit(step)(state, teacher_outputs, b)
-  np.testing.assert_allclose(reduce.value(measured["loss"]), expected, rtol=1e-5)
-  moved = jax.tree.map(lambda p, g: p - 0.5 * g, state.params["student"], grads)
-  jax.tree.map(
-    lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-6),
-    new.params["student"],
-    moved,
-  )
+def log_softmax64(z):
+  z = np.float64(z)
+  return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 
-BY_TOKENS, BY_CLASSES = 2**26, 1  # bytes of memory that lead to each
+def counted(batch):
+  return (batch["label"] >= 0) & batch["where"][:, None]
+
+
+LIVE = {
+  losses.kl_divergence: {},
+  losses.reverse_kl: {},
+  losses.jensen_shannon: {"teacher_weight": 0.2},
+  losses.skew_kl: {"alpha": 0.3},
+  losses.skew_reverse_kl: {"alpha": 0.3},
+}
+
+
+@pytest.mark.parametrize("loss", LIVE)
+def test_live_teacher_gives_the_unfused_loss(batch, loss):
+  (s, t), (z_s, z_t) = outputs_of(batch)
+  options = LIVE[loss] | {"temperature": 2.0}
+  expected = reduce.mean(loss(z_s, z_t, **options), counted(batch))
+  term = tokens(loss, **options)
+  term.init(KEY, s, t)
+  np.testing.assert_allclose(mean_of(term, s, t, batch), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-  "how, memory",
+  "loss", [losses.sparse_kl, losses.sparse_kl_conditional, losses.sampled_cross_entropy]
+)
+def test_cached_teacher_gives_the_unfused_loss(batch, loss):
+  (s, _), (z_s, z_t) = outputs_of(batch)
+  if loss is losses.sampled_cross_entropy:
+    stored = losses.sample_k(KEY, z_t, 5, temperature=2.0)
+  else:
+    stored = losses.top_k(z_t, 5, temperature=2.0)
+  exists = np.arange(VOCABULARY) < 20
+  term = tokens(loss, targets="logits@5", class_mask=exists)
+  term.init(KEY, s, {"logits@5": stored})
+  expected = reduce.mean(loss(z_s, stored, class_mask=exists), counted(batch))
+  mean = mean_of(term, s, {"logits@5": stored}, batch)
+  np.testing.assert_allclose(mean, expected, rtol=1e-5)
+
+
+def test_step_moves_by_the_gradient_of_the_unfused_means(batch):
+  goal = weighted(
+    both=(1.0, tokens(losses.reverse_kl, label_weight=0.5, temperature=2.0)),
+    hard=(0.25, next_tokens()),
+  )
+  parts = STUDENT, TEACHER, goal, optax.sgd(0.5)
+  _, teacher = variables()
+  state = jax.jit(make_init(*parts))(KEY, batch)
+  where = counted(batch)
+
+  @jax.jit
+  @jax.value_and_grad
+  def loss(params):
+    z = logits_of(STUDENT.apply(params, {}, batch, train=True, key=None)[0])
+    t = logits_of(TEACHER.apply(*teacher, batch, train=False, key=None)[0])
+    soft = losses.reverse_kl(z, t, temperature=2.0)
+    hard = optax.softmax_cross_entropy_with_integer_labels(z, np.maximum(batch["label"], 0))
+    return jnp.where(where, soft + 0.75 * hard, 0).sum() / where.sum()
+
+  expected, gradients = loss(state.params["student"])
+  new, metrics = jax.jit(make_train_step(*parts))(state, teacher, batch)
+  np.testing.assert_allclose(reduce.value(metrics["loss"]), expected, rtol=1e-5)
+  moved = jax.tree.map(lambda p, g: p - 0.5 * g, state.params["student"], gradients)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+  jax.tree.map(close, new.params["student"], moved)
+
+
+@functools.cache
+def compiled(memory):
+  """The parts of a step, its first state, and the step compiled for one device."""
+  goal = weighted(
+    soft=(1.0, tokens(label_weight=0.5, memory=memory)),
+    hard=(0.5, next_tokens(memory=memory)),
+  )
+  parts = STUDENT, TEACHER, goal, optax.sgd(0.5)
+  state = jax.jit(make_init(*parts))(KEY, {"tokens": jnp.zeros((ROWS, LENGTH), jnp.int32)})
+  return parts, state, jax.jit(make_train_step(*parts))
+
+
+@pytest.mark.parametrize(
+  ("layout", "memory"),
   [
-    ("microbatches", BY_TOKENS),
-    ("shards", BY_TOKENS),
-    ("padding", BY_TOKENS),
+    ("sharded", BY_TOKENS),
     ("pmap", BY_TOKENS),
     ("checked", BY_TOKENS),
-    ("unchecked", BY_TOKENS),
-    ("microbatches", BY_CLASSES),
-    ("checked", BY_CLASSES),
     ("unchecked", BY_CLASSES),
   ],
 )
-def test_the_mean_does_not_depend_on_accumulation_sharding_or_padding(rng, mesh, how, memory):
-  b = {**batch(rng), "generated": np.arange(16) % 3 == 1}
-  goal = objectives.weighted(
-    soft=(1.0, objectives.tokens(label_weight=0.5, memory=memory)),
-    hard=(0.5, objectives.next_tokens(memory=memory)),
-  )
-  _, _, teacher_outputs, init, step = setup(goal)
-  state = init(jax.random.key(0), b)
-  expected, measured = jax.jit(step)(state, teacher_outputs, b)
-  if how == "microbatches":
-    step = setup(goal, microbatches=4)[4]
-  elif how == "shards":
-    b = jax.device_put(b, jax.NamedSharding(mesh, P("data")))
-  elif how == "padding":
-    pads = {"tokens": 0, "label": -1}
-    b = {
-      n: np.pad(x, ((0, 0), (0, 4)), constant_values=pads[n]) if n in pads else x
-      for n, x in b.items()
-    }
-  else:
-    step = setup(goal, axis_name="data")[4]
-  if how == "pmap":
-    b = {n: x.reshape(8, 2, *x.shape[1:]) for n, x in b.items()}
-    found, again = jax.pmap(step, "data", in_axes=(None, None, 0), out_axes=None)(
-      state, teacher_outputs, b
-    )
-  else:
-    if how in ("checked", "unchecked"):
-      specs = {"in_specs": (P(), P(), P("data")), "out_specs": P()}
-      step = jax.shard_map(step, mesh=mesh, check_vma=how == "checked", **specs)
-    found, again = jax.jit(step)(state, teacher_outputs, b)
-  for name in ("loss", "soft", "hard"):
-    np.testing.assert_allclose(
-      *(reduce.value(m[name]) for m in (measured, again)), rtol=1e-5, err_msg=name
-    )
-  jax.tree.map(
-    lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-6),
-    found.params,
-    expected.params,
-  )
-
-
-def test_the_mean_does_not_depend_on_packing(rng):
-  """Documents one a row and filled up, and the same ones packed, some of them by the student."""
-  documents = [rng.integers(0, VOCABULARY, n + 1) for n in (7, 5, 4, 8)]
-  arrays = {
-    name: np.full((4, LENGTH), fill)
-    for name, fill in (("tokens", 0), ("label", -1), ("segments", -1))
+def test_mean_does_not_depend_on_the_layout(batch, mesh, layout, memory):
+  """Microbatches of padded rows on eight devices give what one batch gives on one."""
+  batch["generated"] = np.arange(ROWS) % 3 == 1
+  _, teacher = variables()
+  parts, state, step = compiled(memory)
+  expected, expected_metrics = step(state, teacher, batch)
+  padded = {
+    **batch,
+    "tokens": np.pad(batch["tokens"], ((0, 0), (0, 2))),
+    "label": np.pad(batch["label"], ((0, 0), (0, 2)), constant_values=-1),
   }
-  packed = {name: x[:2].copy() for name, x in arrays.items()}
-  for i, document in enumerate(documents):
-    n, start = len(document) - 1, i % 2 * (LENGTH - len(documents[i]) + 1)
-    for rows, row, place in ((arrays, i, 0), (packed, i // 2, start)):
-      parts = {"tokens": document[:-1], "label": document[1:], "segments": np.full(n, i)}
-      for name, part in parts.items():
-        rows[name][row, place : place + n] = part
-  sampled = np.array([True, True, False, False])
-  batches = ({**arrays, "generated": sampled}, {**packed, "generated": sampled[::2]})
-
-  def decoder(width):
-    return from_nnx(
-      lambda rngs: Decoder(VOCABULARY, width, 1, 2, rngs=rngs), inputs=("tokens", "segments")
-    )
-
-  goal = objectives.weighted(
-    soft=(1.0, objectives.tokens(label_weight=0.5)), hard=(0.5, objectives.next_tokens())
-  )
-  student, teacher = decoder(16), decoder(32)
-  parts = student, teacher, goal, optax.sgd(0.5)
-  state, teacher_outputs = (
-    make_init(*parts)(jax.random.key(0), batches[0]),
-    teacher.init(jax.random.key(1), {}),
-  )
-  step = jax.jit(make_train_step(*parts))
-  (one, expected), (other, found) = (step(state, teacher_outputs, b) for b in batches)
+  if layout == "sharded":
+    split = make_train_step(*parts, StepOptions(microbatches=2))
+    rows = jax.device_put(padded, jax.NamedSharding(mesh, P("data")))
+    new, metrics = jax.jit(split)(state, teacher, rows)
+  elif layout == "pmap":
+    mapped = make_train_step(*parts, StepOptions(axis_name="data"))
+    rows = {name: x.reshape(8, 2, *x.shape[1:]) for name, x in batch.items()}
+    over_rows = jax.pmap(mapped, "data", in_axes=(None, None, 0), out_axes=None)
+    new, metrics = over_rows(state, teacher, rows)
+  else:
+    mapped = make_train_step(*parts, StepOptions(axis_name="data", microbatches=2))
+    specs = {"in_specs": (P(), P(), P("data")), "out_specs": P()}
+    over_rows = jax.shard_map(mapped, mesh=mesh, check_vma=layout == "checked", **specs)
+    new, metrics = jax.jit(over_rows)(state, teacher, padded)
   for name in ("loss", "soft", "hard"):
-    np.testing.assert_allclose(
-      *(reduce.value(m[name]) for m in (expected, found)), rtol=1e-5, err_msg=name
-    )
-  jax.tree.map(
-    lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-6), other.params, one.params
-  )
-
-
-def test_sampled_rows_count_in_the_divergence_alone(rng):
-  b = {**batch(rng), "generated": rng.random(16) > 0.5}
-  student, teacher, teacher_outputs, _, _ = setup(
-    objectives.weighted(soft=(1.0, objectives.tokens()))
-  )
-  params = student.init(jax.random.key(0), b).params
-  outputs = student.apply(params, {}, b, train=True, key=None)[0]
-  t = teacher.apply(*teacher_outputs, b, train=False, key=None)[0]
-
-  def mean(term, batch):
-    (values, where), _ = term.apply({}, {}, outputs, t, batch, step=0, key=None, axis_name=None)
-    return reduce.mean(values, where)
-
-  known = (b["label"] >= 0) & b["where"][:, None]
-  true = known & ~b["generated"][:, None]
-  log_q, log_p = (np.float64(jax.nn.log_softmax(logits_of(x))) for x in (outputs, t))
-  kl = (np.exp(log_p) * (log_p - log_q)).sum(-1)
-  hard = -np.take_along_axis(log_q, np.maximum(b["label"], 0)[..., None], -1)[..., 0]
-  expected = (kl * known + 0.5 * hard * true).sum() / known.sum()
-  np.testing.assert_allclose(mean(objectives.tokens(label_weight=0.5), b), expected, rtol=1e-5)
-  np.testing.assert_allclose(mean(objectives.next_tokens(), b), hard[true].mean(), rtol=1e-5)
-  for wrong in (b["generated"].astype(np.int32), known):
-    with pytest.raises(ValueError, match=r"sampled: expected rows, bool \(16,\), got"):
-      mean(objectives.next_tokens(), {**b, "generated": wrong})
+    values = (reduce.value(m[name]) for m in (metrics, expected_metrics))
+    np.testing.assert_allclose(*values, rtol=1e-5, err_msg=name)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+  jax.tree.map(close, new.params, expected.params)
 
 
 @pytest.mark.parametrize("memory", [BY_TOKENS, BY_CLASSES])
-@pytest.mark.parametrize("nothing", ["label", "where", "generated"])
-def test_nothing_that_counts_is_an_empty_term_of_value_0(rng, memory, nothing):
-  rows = {
-    "label": np.full((16, LENGTH), -1, np.int32),
-    "where": np.zeros(16, bool),
-    "generated": np.ones(16, bool),
-  }
-  b = {**batch(rng), nothing: rows[nothing]}
-  terms = {"hard": (0.5, objectives.next_tokens(memory=memory))}
-  if nothing != "generated":
-    terms["soft"] = 1.0, objectives.tokens(label_weight=0.5, memory=memory)
-  _, _, teacher_outputs, init, step = setup(objectives.weighted(**terms))
-  state = init(jax.random.key(0), b)
-  new, measured = jax.jit(step)(state, teacher_outputs, b)
-  assert measured["empty"][0] == 1 and measured["nonfinite"][0] == 0
-  assert all(reduce.value(measured[name]) == 0 for name in ("loss", *terms))
-  jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
+@pytest.mark.parametrize("masked", ["label", "where", "generated"])
+def test_term_without_valid_tokens_is_empty_and_0(batch, memory, masked):
+  batch["generated"] = np.full(ROWS, masked == "generated")
+  if masked == "label":
+    batch["label"] = np.full((ROWS, LENGTH), -1, np.int32)
+  if masked == "where":
+    batch["where"] = np.zeros(ROWS, bool)
+  _, teacher = variables()
+  _, state, step = compiled(memory)
+  new, metrics = step(state, teacher, batch)
+  assert metrics["empty"][0] == 1 and metrics["nonfinite"][0] == 0
+  assert reduce.value(metrics["hard"]) == 0
+  if masked == "generated":  # Only the divergence of generated rows counts.
+    assert reduce.value(metrics["soft"]) > 0
+  else:
+    assert reduce.value(metrics["loss"]) == reduce.value(metrics["soft"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
 
 
-def test_rows_without_labels_may_hold_anything(rng):
-  b = batch(rng)
-  b["label"][5] = -1
-  student, teacher, teacher_outputs, _, _ = setup(
-    objectives.weighted(soft=(1.0, objectives.tokens()))
-  )
-  params = student.init(jax.random.key(0), b).params
-  t = dict(teacher.apply(*teacher_outputs, b, train=False, key=None)[0])
-  bad = {**t, "hidden": t["hidden"].at[5].set(jnp.nan)}
+def test_mean_does_not_depend_on_packing(rng):
+  """Rows of one document each, and the same documents two a row, some of them generated."""
+  lengths = (7, 5, 4, 8)
+  padded = {"label": np.full((4, 12), -1), "hidden": np.full((4, 12, 6), np.nan, np.float32)}
+  packed = {name: x[:2].copy() for name, x in padded.items()}
+  for i, n in enumerate(lengths):
+    start = i % 2 * (12 - n)
+    label = rng.integers(0, VOCABULARY, n)
+    label[0] = -1
+    hidden = rng.normal(size=(n, 6))
+    for rows, row, at in ((padded, i, 0), (packed, i // 2, start)):
+      rows["label"][row, at : at + n] = label
+      rows["hidden"][row, at : at + n] = hidden
+  s_kernel, t_kernel = rng.normal(size=(2, 6, VOCABULARY)).astype(np.float32)
+  generated = np.array([True, True, False, False])
 
-  def loss(params, t):
-    outputs = student.apply(params, {}, b, train=True, key=None)[0]
-    term = objectives.tokens(label_weight=0.5)
-    return reduce.mean(*term.apply({}, {}, outputs, t, b, step=0, key=None, axis_name=None)[0])
+  @functools.partial(jax.jit, static_argnames="term")
+  @jax.value_and_grad
+  def mean(kernel, hidden, batch, *, term):
+    student = {"hidden": hidden, "head": (kernel, None, None)}
+    teacher = {"hidden": -hidden, "head": (t_kernel, None, None)}
+    value, _ = term.apply({}, {}, student, teacher, batch, step=0, key=None)
+    return reduce.mean(*value)
 
-  good, found = (jax.value_and_grad(loss)(params, x) for x in (t, bad))
-  jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-7), found, good)
-
-
-def test_targets_of_a_few_tokens_are_learned_from(rng):
-  b = batch(rng)
-  student, teacher, teacher_outputs, _, _ = setup(
-    objectives.weighted(soft=(1.0, objectives.tokens()))
-  )
-  t = logits_of(teacher.apply(*teacher_outputs, b, train=False, key=None)[0])
-  kept = {"logits": losses.top_k(t, 5)}
-  params = student.init(jax.random.key(0), b).params
-  outputs = student.apply(params, {}, b, train=True, key=None)[0]
-  term = objectives.tokens("bucket")
-  term.init(jax.random.key(0), outputs, kept)
-  (values, where), _ = term.apply({}, {}, outputs, kept, b, step=0, key=None, axis_name=None)
-  expected = losses.sparse_kl(logits_of(outputs), kept["logits"])
-  np.testing.assert_allclose(reduce.mean(values, where), reduce.mean(expected, where), rtol=1e-5)
-
-
-def test_perplexity_is_that_of_the_labeled_tokens(rng):
-  b = batch(rng)
-  student = network(8)
-  params = student.init(jax.random.key(0), b).params
-  outputs = student.apply(params, {}, b, train=False, key=None)[0]
-  counts = metrics.token_counts(outputs["hidden"], outputs["head"], b["label"], b["where"])
-  known = (b["label"] >= 0) & b["where"][:, None]
-  log_q = np.asarray(jax.nn.log_softmax(logits_of(outputs)), np.float64)
-  nll = -np.take_along_axis(log_q, np.maximum(b["label"], 0)[..., None], -1)[..., 0][known].mean()
-  assert metrics.summary(counts) == {
-    "nll": pytest.approx(nll, rel=1e-5),
-    "perplexity": pytest.approx(np.exp(nll), rel=1e-5),
-  }
+  for term in (tokens(label_weight=0.5), next_tokens()):
+    results = [
+      mean(s_kernel, rows["hidden"], {"label": rows["label"], "generated": flags}, term=term)
+      for rows, flags in ((padded, generated), (packed, generated[::2]))
+    ]
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    assert np.isfinite(results[0][0])
+    jax.tree.map(close, *results)
 
 
-def test_a_decoder_learns_from_a_decoder():
+def test_generated_rows_count_only_in_the_divergence(batch):
+  batch["generated"] = np.arange(ROWS) % 2 == 1
+  (s, t), (z_s, z_t) = outputs_of(batch)
+  where = counted(batch)
+  labeled = where & ~batch["generated"][:, None]
+  log_q, log_p = log_softmax64(z_s), log_softmax64(z_t)
+  kl = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+  hard = -np.take_along_axis(log_q, np.maximum(batch["label"], 0)[..., None], -1)[..., 0]
+  expected = (kl * where + 0.5 * hard * labeled).sum() / where.sum()
+  np.testing.assert_allclose(mean_of(tokens(label_weight=0.5), s, t, batch), expected, rtol=1e-5)
+  for term in (next_tokens(), tokens(None)):
+    np.testing.assert_allclose(mean_of(term, s, {}, batch), hard[labeled].mean(), rtol=1e-5)
+  for invalid in (batch["generated"].astype(np.int32), where):
+    with pytest.raises(ValueError, match="^generated: "):
+      mean_of(next_tokens(), s, t, {**batch, "generated": invalid})
+
+
+def test_rows_without_labels_may_be_nan(batch):
+  batch["label"][5] = -1
+  (s, t), _ = outputs_of(batch)
+
+  @jax.jit
+  @jax.value_and_grad
+  def loss(kernel, teacher_hidden):
+    student = {"hidden": s["hidden"], "head": (kernel, None, 5.0)}
+    teacher = {"hidden": teacher_hidden, "head": t["head"]}
+    term = tokens(label_weight=0.5)
+    return reduce.mean(*term.apply({}, {}, student, teacher, batch, step=0, key=None)[0])
+
+  kernel = s["head"][0]
+  expected = loss(kernel, t["hidden"])
+  results = loss(kernel, t["hidden"].at[5].set(jnp.nan))
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+  jax.tree.map(close, results, expected)
+
+
+@pytest.mark.integration
+def test_decoder_learns_from_decoder():
   rng = np.random.default_rng(0)
-  tokens = np.cumsum(rng.integers(1, 3, (96, LENGTH + 1)), 1).astype(np.int32) % VOCABULARY
-  arrays = {"id": np.arange(96), "tokens": tokens[:, :-1], "label": tokens[:, 1:]}
+  sequences = np.cumsum(rng.integers(1, 3, (96, 13)), 1).astype(np.int32) % VOCABULARY
+  arrays = {"id": np.arange(96), "tokens": sequences[:, :-1], "label": sequences[:, 1:]}
   source = data.Source(arrays, classes=VOCABULARY, name="counting")
 
   def decoder(width):
     return from_nnx(lambda rngs: Decoder(VOCABULARY, width, 1, 2, rngs=rngs), inputs="tokens")
 
   settings = dict(
-    steps=60, batch_size=16, validation=source, best=("nll", "min"), eval_every=60, progress=False
+    steps=60,
+    batch_size=16,
+    evaluation=Evaluation(source, every=60, best="nll"),
+    run=RunOptions(progress=False),
   )
-  alone = objectives.weighted(hard=(1.0, objectives.next_tokens()))
-  teacher = fit(decoder(32), None, alone, optax.adam(1e-2), source, **settings)
-  goal = objectives.weighted(soft=(1.0, objectives.tokens()))
+  baseline = weighted(hard=(1.0, next_tokens()))
+  teacher = fit(decoder(32), None, baseline, optax.adam(1e-2), source, **settings)
   student = fit(
     decoder(16),
     decoder(32),
-    goal,
+    weighted(soft=(1.0, tokens())),
     optax.adam(1e-2),
     source,
     teacher_variables=teacher.variables,
@@ -316,47 +336,73 @@ def test_a_decoder_learns_from_a_decoder():
     assert fitted.history[-1]["perplexity"] < 6  # 24 at the start, 2 at best
 
 
-def test_vocabularies_that_differ_are_refused(rng):
-  b = batch(rng)
-  student = network(8)
-  outputs = student.apply(student.init(jax.random.key(0), b).params, {}, b, train=True, key=None)[0]
-  other = {"hidden": outputs["hidden"], "head": (jnp.ones((8, 30)), None, None)}
-  with pytest.raises(ValueError, match="30 tokens and the student's 24.*uld"):
-    objectives.tokens().init(jax.random.key(0), outputs, other)
-  with pytest.raises(ValueError, match="the teacher has no output 'hidden'"):
-    objectives.tokens().init(jax.random.key(0), outputs, {"block1": outputs["hidden"]})
-  with pytest.raises(ValueError, match="label_weight"):
-    objectives.tokens(label_weight=-1)
+# what does not fit
 
 
-def test_what_no_teacher_has_is_refused_at_once():
-  for options, message in (
-    ({"divergence": "reverse_kll"}, "there is no 'reverse_kll'; did you mean 'reverse_kl'"),
-    ({"label_weight": float("nan")}, "label_weight: expected a finite number"),
-    ({"memory": 0}, "memory: expected a number of bytes >= 1, got 0"),
-    ({"clas_mask": None}, "clas_mask: neither .* did you mean 'class_mask'"),
+def heads(rng):
+  """Outputs of a student, and logits of a teacher."""
+  hidden = rng.standard_normal((2, 3, 4), np.float32)
+  kernel = rng.standard_normal((4, 9), np.float32)
+  return {"hidden": hidden, "head": (kernel, None, None)}, jnp.asarray(hidden @ kernel)
+
+
+def test_networks_that_do_not_fit_raise_in_init(rng):
+  student, _ = heads(rng)
+  for teacher, field in (
+    ({"hidden": student["hidden"], "head": (np.ones((4, 30)), None, None)}, "head: .*30.*9"),
+    ({"block1": student["hidden"]}, "hidden"),
+    ({"hidden": student["hidden"][0], "head": student["head"]}, "hidden"),
   ):
-    with pytest.raises(ValueError, match=message):
-      objectives.tokens(**options)
+    with pytest.raises(ValueError, match=f"^{field}"):
+      tokens().init(KEY, student, teacher)
+  for name in ("hidden", "head"):
+    with pytest.raises(ValueError, match=f"^{name}"):
+      next_tokens().init(KEY, {n: x for n, x in student.items() if n != name}, {})
 
 
-def test_a_cached_teachers_temperature_and_kind_are_its_own(rng):
-  hidden, kernel = (
-    rng.standard_normal((2, 3, 4), np.float32),
-    rng.standard_normal((4, 9), np.float32),
-  )
-  student = {"hidden": jnp.asarray(hidden), "head": (jnp.asarray(kernel), None, None)}
-  kept = losses.top_k(jnp.asarray(hidden @ kernel), 2, temperature=2.0)
-  drawn = losses.sample_k(jax.random.key(0), jnp.asarray(hidden @ kernel), 2, temperature=2.0)
-  key = jax.random.key(0)
-  objectives.tokens("bucket", temperature=2.0).init(key, student, {"logits": kept})
-  with pytest.raises(
-    ValueError, match="temperature: the cached teacher's 'logits' has 2.0, got 4.0"
+@pytest.mark.parametrize(
+  ("arguments", "field"),
+  [
+    ({"loss": "kl"}, "loss: .*kl_divergence.*sparse_kl.*'kl'"),
+    ({"loss": losses.hint}, "loss: .*kl_divergence.*sparse_kl.*'hint'"),
+    ({"loss": losses.sparse_kl_smoothed}, "loss"),
+    ({"label_weight": -1}, "label_weight"),
+    ({"label_weight": float("nan")}, "label_weight"),
+    ({"memory": 0}, "memory: .*got 0"),
+    ({"clas_mask": None}, "clas_mask: .*'class_mask'"),
+    ({"alpha": 0.2}, "alpha: .*kl_divergence"),
+    ({"loss": losses.jensen_shannon, "normalize": True}, "normalize: .*linear_kl"),
+    ({"loss": None, "temperature": 2.0}, "temperature"),
+    ({"loss": None, "label_weight": 0.5}, "label_weight"),
+    ({"loss": None, "class_mask": np.ones(9, bool)}, "class_mask"),
+  ],
+)
+def test_invalid_argument_raises_at_once(arguments, field):
+  with pytest.raises(ValueError, match=f"^{field}"):
+    tokens(**arguments)
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan")])
+def test_temperature_out_of_range_raises(rng, temperature):
+  student, logits = heads(rng)
+  stored = losses.top_k(logits, 2)
+  for loss, teacher in ((losses.kl_divergence, student), (losses.sparse_kl, {"logits": stored})):
+    with pytest.raises(ValueError, match="^temperature"):
+      tokens(loss, temperature=temperature).init(KEY, student, teacher)
+
+
+def test_cached_teacher_accepts_only_its_temperature_and_kind(rng):
+  student, logits = heads(rng)
+  top = {"logits": losses.top_k(logits, 2, temperature=2.0)}
+  samples = {"logits": losses.sample_k(KEY, logits, 2, temperature=2.0)}
+  tokens(losses.sparse_kl, temperature=2.0).init(KEY, student, top)
+  with pytest.raises(ValueError, match="^temperature: .*2.0.*got 4.0"):
+    tokens(losses.sparse_kl, temperature=4.0).init(KEY, student, top)
+  for loss, teacher, supported in (
+    (losses.sparse_kl, samples, "sampled_cross_entropy"),
+    (losses.sampled_cross_entropy, top, "sparse_kl, sparse_kl_conditional"),
+    (losses.kl_divergence, top, "sparse_kl"),
+    (losses.sparse_kl, student, "kl_divergence"),
   ):
-    objectives.tokens("bucket", temperature=4.0).init(key, student, {"logits": kept})
-  with pytest.raises(ValueError, match=r"draws \(sample_k\): expected 'sampled', got 'bucket'"):
-    objectives.tokens("bucket").init(key, student, {"logits": drawn})
-  with pytest.raises(
-    ValueError, match=r"\(top_k\): expected 'bucket' or 'conditional', got 'sampled'"
-  ):
-    objectives.tokens("sampled").init(key, student, {"logits": kept})
+    with pytest.raises(ValueError, match=f"^loss: expected .*{supported}.*got {loss.__name__}"):
+      tokens(loss).init(KEY, student, teacher)
