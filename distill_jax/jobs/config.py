@@ -1,15 +1,13 @@
 """Defines what a config file holds.
 
 A config file is Python: a dataclass derived from `Config`, whose fields are plain values and whose
-  methods build
-the data, the networks and the objective *after* the overrides, and a function `get_config()` that
-returns it:
+methods build the data, the networks and the objective *after* the overrides, and a function
+`get_config()` that returns it:
 
-    python -m distill_jax --config=configs/digits.py --config.temperature=2
-    --config.student_training.steps=500
+    python -m distill_jax --config=configs/digits.py --config.temperature=2 --config.eval_every=50
 
-A config may import another one of its folder (`from digits import Digits`). This module also exports
-what a config needs of `recipes`.
+A config may import another one of its folder (`from digits import Digits`). This module
+also exports what a config needs of `recipes`.
 """
 
 import dataclasses

@@ -54,7 +54,7 @@ def _print_model(job: Job, network: Network, printed: set[str]) -> set[str]:
 def _print_examples(train: Examples) -> None:
   labeled = len(train)
   if isinstance(train, Source) and train.classes is not None:
-    labeled = np.count_nonzero(train.arrays["label"] >= 0)
+    labeled = int(np.count_nonzero(train.arrays["label"] >= 0))
   print(f"  trained on {len(train):,} examples of {train.name}, {labeled:,} with a label")
 
 

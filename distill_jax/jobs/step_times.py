@@ -26,7 +26,7 @@ def step_times(job: Job) -> dict[tuple[str, str], float]:
   Ratios are of medians over alternating turns. Both sides are timed on one batch, on one device, in
   this process, so that other load slows both. One variant's program at a time is in memory with the
   reference's. Teachers are untrained: the values of their weights do not change the time. Without a
-    reference in the config the result is empty.
+  reference in the config the result is empty.
   """
   name, ratios = job.config.reference, {}
   if not name:

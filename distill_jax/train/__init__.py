@@ -8,7 +8,7 @@ from distill_jax.train.evaluation import evaluate, evaluate_models, make_eval_st
 from distill_jax.train.loop import FitResult, NonFiniteError, fit
 from distill_jax.train.loss_fn import make_loss_fn
 from distill_jax.train.options import CheckpointOptions, Evaluation, RunOptions, StepOptions
-from distill_jax.train.replay import replayed
+from distill_jax.train.replay import with_replay
 from distill_jax.train.step import make_init, make_train_step
 
 __all__ = [
@@ -26,5 +26,5 @@ __all__ = [
   "make_loss_fn",
   "make_train_step",
   "predict",
-  "replayed",
+  "with_replay",
 ]

@@ -1,4 +1,4 @@
-"""Where the time of a long run goes: steps, waiting, restarts; and the memory of its devices."""
+"""Measures where the time of a long run goes: steps, waiting, restarts; and its devices' memory."""
 
 import time
 from collections.abc import Mapping
@@ -7,24 +7,25 @@ from typing import Any
 import jax
 import numpy as np
 
-_IN_STEPS = ("data", "device")  # devices may compute meanwhile, or do
+_IN_STEPS = ("data", "device")
+"""Waits during which devices may compute."""
 
 
 class Clock:
-  """Tells the time of a run's steps from that of all else, without waiting for a device.
+  """The time of a run's steps, apart from all other time, measured without waiting for a device.
 
       with clock.waiting("data"):
         batch = next(batches)
-      state, measured = step(state, batch)
+      state, metrics = step(state, batch)
       clock.stepped()
       ...
       with clock.waiting("device"):
-        values = jax.device_get(measured)
+        values = jax.device_get(metrics)
       line = clock.report(number)
 
   A step is dispatched long before it is done, so the time between two dispatches is that of the
   host. What is left for the report to wait for is spread evenly over its steps: their times sum up
-    to what the clock on the wall says,
+  to what the clock on the wall says,
   and one that came late, because its data did, stands out.
   """
 
@@ -32,8 +33,8 @@ class Clock:
     """Starts to measure.
 
     Args:
-      earlier: the last line that counts of the run that is resumed.
-      began: when this part of the run began, as `time.time()` tells it; None: now.
+      earlier: last valid line of the run that is resumed; None: it is new.
+      began: `time.time()` at which this part of the run began; None: now.
     """
     began = time.time() if began is None else began
     self._first = began if earlier is None else earlier["time"] - earlier["wall"]
@@ -46,19 +47,17 @@ class Clock:
     self._compiling = True
 
   def waiting(self, name: str) -> "_Wait":
-    """A context whose time is told under this name.
+    """Returns a context whose time is reported under this name.
 
-    That of 'data' and 'device' is part of the steps; that of any other ('checkpoint', 'evaluation')
-    is not.
+    Waits for 'data' and 'device' are part of the steps; all others ('checkpoint', 'evaluation')
+    are not.
     """
     if name not in self._waits:
       self._waits[name] = _Wait(self, name in _IN_STEPS)
     return self._waits[name]
 
   def stepped(self) -> None:
-    """A step was dispatched. The first one was compiled before: until then the run was starting
-    ('start').
-    """
+    """Records that a step was dispatched; the time before the first one is 'start'."""
     now = time.perf_counter()
     interval = now - self._last - self._outside
     if self._compiling:
@@ -69,16 +68,16 @@ class Clock:
     self._last, self._outside = now, 0.0
 
   def report(self, step: int) -> dict[str, Any]:
-    """What was measured since the last report, after the host has waited for this step.
+    """Returns what was measured since the last report; call it after the host has waited for the
+    step.
 
     Returns:
-      step: as given.
-      time: now, as `time.time()` tells it.
-      wall: seconds since the run was started for the first time, those when it did not run among
-        them.
+      step: the argument.
+      time: `time.time()`.
+      wall: seconds since the run was first started, including those when it did not run.
       in_steps: of these, the seconds of steps. Steps that a restart did again count once.
       goodput: in_steps / wall.
-      starts: how often the run was started.
+      starts: number of times the run was started.
       step_ms: the 50th, 90th and 99th percentile of the steps' times in ms; missing where there was
         no step.
       waited: seconds by the names given to `waiting`. Where that for 'data' is long and that for
@@ -108,7 +107,7 @@ class Clock:
     }
 
   def _times(self) -> list[float]:
-    """Seconds of each step since the last report."""
+    """Returns the seconds of each step since the last report."""
     if not self._intervals:
       return []
     now, count = time.perf_counter(), len(self._intervals)
@@ -141,9 +140,9 @@ def device_memory() -> dict[str, int]:
   """Bytes 'in_use', at the 'peak' and in all ('limit') of the device of this host that has most in
   use; or nothing.
   """
-  told = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
-  if not told:
+  device_stats = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+  if not device_stats:
     return {}
-  fullest = max(told, key=lambda stats: stats.get("bytes_in_use", 0))
+  fullest = max(device_stats, key=lambda stats: stats.get("bytes_in_use", 0))
   names = {"in_use": "bytes_in_use", "peak": "peak_bytes_in_use", "limit": "bytes_limit"}
   return {name: int(fullest[key]) for name, key in names.items() if key in fullest}

@@ -1,6 +1,4 @@
-"""What a run tells while it goes: a progress bar or lines, metrics.jsonl, timings.jsonl,
-TensorBoard files.
-"""
+"""Reports a run: a progress bar or lines, metrics.jsonl, timings.jsonl, TensorBoard files."""
 
 import dataclasses
 import functools
@@ -28,7 +26,7 @@ class Packed:
   """A step's metrics as one array: to fetch a dozen scalars takes longer than a small step."""
 
   values: jax.Array
-  structure: Any  # of the metrics' tree
+  structure: Any
 
 
 class Log:
@@ -36,12 +34,12 @@ class Log:
 
   Use as a context manager. Lines of `metrics.jsonl` are
   `{"step": 100, "phase": "train" | "validation", "loss": ..., ...}`, those of `timings.jsonl` what
-  `Clock.report` gives, one for every start and every report; what was written after the step that a
-  run resumes from is dropped, so that no step is told twice.
+  `Clock.report` returns, one for every start and every report. Lines after the step from which a
+  run resumes are dropped, so that no step is reported twice.
 
   Attributes:
     history: the lines of `metrics.jsonl`.
-    clock: to be told of the steps, and of what is waited for.
+    clock: measures the steps and what the host waits for.
   """
 
   def __init__(
@@ -58,13 +56,13 @@ class Log:
     """Opens the files.
 
     Args:
-      folder: None: nothing is written.
-      start: the step that the run resumes from.
-      steps: in all.
-      title: of the progress bar.
-      progress: whether to show one, or lines.
+      folder: where files are written; None: none are.
+      start: step from which the run resumes.
+      steps: number of steps in all.
+      title: title of the progress bar.
+      progress: whether to show a progress bar, or lines.
       main: name of the score that is shown next to the loss.
-      began: when this part of the run began, as `time.time()` tells it; None: now.
+      began: `time.time()` at which this part of the run began; None: now.
     """
     self.history: list[dict[str, Any]] = []
     self._files: dict[str, TextIO] = {}
@@ -81,7 +79,7 @@ class Log:
       total=steps, initial=start, desc=title, unit="step", disable=not terminal, leave=False
     )
     self._terminal, self._last, self._time = terminal, start, time.perf_counter()
-    self._shown: dict[str, float] = {}
+    self._last_metrics: dict[str, float] = {}
 
   def __enter__(self):
     return self
@@ -103,12 +101,12 @@ class Log:
     return values
 
   def validation(self, step: int, values: Mapping[str, float]) -> None:
-    """Reports an evaluation; where there is no terminal it is a line."""
+    """Reports an evaluation; without a terminal it prints a line."""
     with self.clock.waiting("report"):
       self._add(step, "validation", values)
       if self._progress and not self._terminal:
-        shown = f"{_text(self._shown, self._names)}  {_text(values, self._names, 'val ')}"
-        print(f"{self._title} {step}/{self._steps}  {shown}", flush=True)
+        line = f"{_text(self._last_metrics, self._names)}  {_text(values, self._names, 'val ')}"
+        print(f"{self._title} {step}/{self._steps}  {line}", flush=True)
     self._time = time.perf_counter()  # evaluation is not training time
 
   def evaluations_since_best(self, name: str, better: str) -> int:
@@ -134,7 +132,7 @@ class Log:
     line = {"step": step, "phase": phase, **values}
     self.history.append(line)
     if phase == "train":
-      self._shown = dict(values)
+      self._last_metrics = dict(values)
       self._bar.set_postfix_str(_text(values, self._names))
     self._write("metrics", line)
     self._show(phase, step, values)

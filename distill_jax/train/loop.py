@@ -149,11 +149,12 @@ def fit(
     step=step,
     run=run,
   )
-  return _run(prepare(arguments), began)
+  return _run(arguments, began)
 
 
-def _run(run: Run, began: float) -> FitResult:
-  """Restores, trains, and returns the result."""
+def _run(arguments: Arguments, began: float) -> FitResult:
+  """Prepares, restores, trains, and returns the result."""
+  run, state = prepare(arguments)
   options, checkpoints = run.arguments.run, run.arguments.checkpoints
   folder = None if checkpoints is None else checkpoints.folder
   first = hosts.is_first()
@@ -162,8 +163,7 @@ def _run(run: Run, began: float) -> FitResult:
     Interruption() as interruption,
     Profile(saver.folder, options.profile_steps) as profile,
   ):
-    state = saver.restore(run.state)
-    run = run._replace(state=())  # The step consumes the state: nothing else may hold on to it.
+    state = saver.restore(state)
     with Log(
       saver.folder if first else None,
       start=int(state.step),

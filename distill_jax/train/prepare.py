@@ -76,7 +76,6 @@ class Run(NamedTuple):
   Attributes:
     arguments: of `fit`.
     step_fn: compiled; it consumes the state that it gets.
-    state: the initial train state, placed.
     teacher_variables: placed; `()` without a frozen teacher.
     teacher_fingerprint: of them, before training.
     stream: `start step -> host batches` of this process.
@@ -90,7 +89,6 @@ class Run(NamedTuple):
 
   arguments: Arguments
   step_fn: Callable
-  state: TrainState
   teacher_variables: Any
   teacher_fingerprint: str
   stream: Stream
@@ -125,8 +123,11 @@ class _Measure(NamedTuple):
   arguments: Callable[[TrainState], Any]
 
 
-def prepare(arguments: Arguments) -> Run:
-  """Returns the run that `fit`'s arguments describe; raises what `fit` raises before training."""
+def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
+  """Returns the run that `fit`'s arguments describe, and its initial state, placed.
+
+  Raises what `fit` raises before training.
+  """
   arguments = _check(arguments)
   inputs = _prepare_inputs(arguments)
   teacher_fingerprint = fingerprint(inputs.teacher_variables)
@@ -139,10 +140,9 @@ def prepare(arguments: Arguments) -> Run:
   if inputs.rows is not None:
     start = {"log_every": arguments.run.log_every, "start": fingerprint(state)}
     hosts.assert_equal("run", identity | intervals._asdict() | start)
-  return Run(
+  run = Run(
     arguments=arguments,
     step_fn=_compile_train_step(arguments, inputs, measure.task, specs),
-    state=state,
     teacher_variables=inputs.teacher_variables,
     teacher_fingerprint=teacher_fingerprint,
     stream=_stream(arguments, inputs.rows, measure.num_classes),
@@ -153,6 +153,7 @@ def prepare(arguments: Arguments) -> Run:
     best=measure.best,
     identity=identity,
   )
+  return run, state
 
 
 def _check(arguments: Arguments) -> Arguments:
@@ -184,9 +185,8 @@ def _prepare_inputs(arguments: Arguments) -> _Inputs:
   mesh = arguments.run.mesh or sharding.make_mesh()
   sharding.check_mesh(mesh)
   sharding.check_divisible(batch_size, mesh, microbatches=arguments.step.microbatches)
-  rows = sharding.local_rows(mesh, batch_size)
-  if jax.process_count() == 1:
-    rows = None
+  local_rows = sharding.local_rows(mesh, batch_size)
+  rows = local_rows if jax.process_count() > 1 else None
   example = next(iter(_stream(arguments, rows, None)(0)), None)
   if example is None:
     raise ValueError(

@@ -1,4 +1,6 @@
-"""Earlier samples of the student, used again: sampling is most of an on-policy step's time."""
+"""Replays rows that the student generated before: generation is most of an on-policy step's
+time.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,11 +12,10 @@ from distill_jax.types import Batch, OnPolicy, Tree, Variables
 
 
 class Replay(NamedTuple):
-  """An `on_policy` that remembers; `replayed` makes one.
+  """An `on_policy` with a buffer; `with_replay` makes one.
 
   Attributes:
-    init: `batch -> buffer`, what is remembered: arrays, kept in the train state's
-      `model_state["replay"]`.
+    init: `batch -> buffer`: arrays, which the train state holds in `model_state["replay"]`.
     apply: `(student Variables, buffer, step, key, batch) -> (batch, buffer)`.
   """
 
@@ -22,29 +23,26 @@ class Replay(NamedTuple):
   apply: Callable[..., tuple[Batch, Tree]]
 
 
-def replayed(on_policy: OnPolicy, *, every: int, kept: int) -> Replay:
-  """RandomSampling in every so many-th step only; in the steps between, rows are replaced by
-  samples of earlier steps.
+def with_replay(on_policy: OnPolicy, *, every: int, buffer_size: int) -> Replay:
+  """Generates rows in every `every`-th step; in between, rows of earlier steps replace the batch's.
 
-  A row comes back whole, with the id that it had, and by the same share as was sampled last. Which
-  rows give way, and to which samples (evenly, with replacement), is drawn by key and id. The
-  teacher judges a sample each time anew.
-  Source: the replay buffer of DistiLLM, Ko et al. 2024, section 3.2, where the odds of new samples
-    follow the
-  validation loss; here `every` is fixed.
+  A row returns whole, with its id, and as many rows return as were generated last. Which rows are
+  replaced, and by which ones of the buffer (uniformly, with replacement), follows from key and id.
+  The teacher scores a replayed row again. Source: the replay buffer of DistiLLM, Ko et al. 2024,
+  section 3.2, where the probability of new rows follows the validation loss; here `every` is fixed.
 
   Args:
     on_policy: `(student Variables, key, batch) -> batch` with the bool entry 'generated' [B], such
-      as `models.on_policy.generate_on_policy`'s.
-    every: steps from one sampling to the next, at least 2.
-    kept: samples that are remembered, at least the rows of a batch; the oldest give way to new
-      ones.
+      as `models.llm.on_policy.generate_on_policy`'s.
+    every: steps from one generation to the next, at least 2.
+    buffer_size: number of rows in the buffer, at least those of a batch; new rows replace the
+      oldest.
 
   Returns:
-    A `Replay`, for `make_init` and `make_train_step`, or `fit`.
+    A `Replay`, for `make_init` and `StepOptions`.
 
   Raises:
-    ValueError: every < 2; in init, fewer samples kept than a batch has rows.
+    ValueError: `every` is less than 2; in init, `buffer_size` is less than a batch's rows.
   """
   if every < 2:
     raise ValueError(
@@ -53,60 +51,60 @@ def replayed(on_policy: OnPolicy, *, every: int, kept: int) -> Replay:
 
   def init(batch: Batch) -> Tree:
     rows = len(batch["id"])
-    if kept < rows:
+    if buffer_size < rows:
       raise ValueError(
-        f"kept: {kept} samples are fewer than the {rows} rows of a batch; at least {rows}"
+        f"buffer_size: expected at least the {rows} rows of a batch, got {buffer_size}: raise it"
       )
-    shapes = {name: (kept, *x.shape[1:]) for name, x in batch.items()}
-    types = {name: jax.dtypes.canonicalize_dtype(x.dtype) for name, x in batch.items()}
+    shapes = {name: (buffer_size, *x.shape[1:]) for name, x in batch.items()}
+    dtypes = {name: jax.dtypes.canonicalize_dtype(x.dtype) for name, x in batch.items()}
     zero = jnp.zeros((), jnp.int32)
     return {
-      "rows": {name: jnp.zeros(shapes[name], types[name]) for name in batch},
+      "rows": {name: jnp.zeros(shapes[name], dtypes[name]) for name in batch},
       "next": zero,
       "filled": zero + 0,
       "last": zero + 0,
     }
 
-  def apply(student: Variables, buffer, step, key, batch: Batch):
-    def sample():
-      new = on_policy(student, key, batch)
-      return new, _remembered(buffer, new, kept)
+  def apply(student: Variables, buffer: Tree, step, key, batch: Batch) -> tuple[Batch, Tree]:
+    def generate():
+      generated = on_policy(student, key, batch)
+      return generated, _append(buffer, generated, buffer_size)
 
-    # A skipped update forgets what it sampled, so that the first samples may be missing.
-    fresh = (step % every == 0) | (buffer["filled"] == 0)
-    return jax.lax.cond(fresh, sample, lambda: (_reused(buffer, key, batch), buffer))
+    # A skipped update forgets the rows it generated, so the buffer may still be empty.
+    is_due = (step % every == 0) | (buffer["filled"] == 0)
+    return jax.lax.cond(is_due, generate, lambda: (_replay(buffer, key, batch), buffer))
 
   return Replay(init, apply)
 
 
-def _remembered(buffer, new: Batch, kept: int) -> dict[str, Any]:
-  """The buffer with the batch's sampled rows in the places of the oldest."""
-  counts = new["generated"] & new.get("where", True)
-  number = counts.sum(dtype=jnp.int32)
-  places = jnp.where(
-    counts, (buffer["next"] + counts.cumsum() - 1) % kept, kept
-  )  # behind the end: dropped
+def _append(buffer: Tree, batch: Batch, buffer_size: int) -> dict[str, Any]:
+  """Returns the buffer with the batch's generated rows in place of the oldest."""
+  generated = batch["generated"] & batch.get("where", True)
+  count = generated.sum(dtype=jnp.int32)
+  # An index behind the end drops the row.
+  index = jnp.where(generated, (buffer["next"] + generated.cumsum() - 1) % buffer_size, buffer_size)
+  rows = {name: x.at[index].set(batch[name], mode="drop") for name, x in buffer["rows"].items()}
   return {
-    "rows": {name: x.at[places].set(new[name], mode="drop") for name, x in buffer["rows"].items()},
-    "next": (buffer["next"] + number) % kept,
-    "filled": jnp.minimum(buffer["filled"] + number, kept),
-    "last": number,
+    "rows": rows,
+    "next": (buffer["next"] + count) % buffer_size,
+    "filled": jnp.minimum(buffer["filled"] + count, buffer_size),
+    "last": count,
   }
 
 
-def _reused(buffer, key, batch: Batch) -> Batch:
-  """The batch with as many remembered rows as were sampled last."""
+def _replay(buffer: Tree, key: jax.Array, batch: Batch) -> Batch:
+  """Returns the batch with as many rows of the buffer as were generated last."""
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["id"])
-  order, places = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in range(2))
-  taken = jax.vmap(jax.random.uniform)(order).argsort().argsort() < buffer["last"]
-  places = jax.vmap(lambda k: jax.random.randint(k, (), 0, buffer["filled"]))(places)
+  order_keys, index_keys = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in range(2))
+  ranks = jax.vmap(jax.random.uniform)(order_keys).argsort().argsort()
+  replaced = ranks < buffer["last"]
+  index = jax.vmap(lambda k: jax.random.randint(k, (), 0, buffer["filled"]))(index_keys)
 
-  def put(name, new):
+  def replace(name: str, values: jax.Array) -> jax.Array:
     rows = buffer["rows"].get(name)
-    return (
-      new
-      if rows is None
-      else jnp.where(taken.reshape(-1, *(1,) * (rows.ndim - 1)), rows[places], new)
-    )
+    if rows is None:
+      return values
+    mask = replaced.reshape(-1, *(1,) * (rows.ndim - 1))
+    return jnp.where(mask, rows[index], values)
 
-  return {**{name: put(name, x) for name, x in batch.items()}, "generated": taken}
+  return {**{name: replace(name, x) for name, x in batch.items()}, "generated": replaced}

@@ -105,7 +105,7 @@ def weights(folder):
   return safetensors.numpy.load_file(folder / "model.safetensors")
 
 
-def test_students_read_what_the_teacher_said_once_and_end_where_they_would_have(run, tmp_path):
+def test_student_from_cache_matches_live_teacher(run, tmp_path):
   shifted, cache = (
     ["--config.shift=1", "--config.num_views=2"],
     f"--config.cache={tmp_path / 'cache'}",
@@ -134,9 +134,7 @@ def test_another_run_may_read_the_same_cache(run, tmp_path):
     stages="cache,student",
   )
   assert "reused, written 20" in out and "student-0: accuracy" in out
-  with pytest.raises(
-    ValueError, match=r"augmentation\.name"
-  ):
+  with pytest.raises(ValueError, match=r"augmentation\.name"):
     run(cache, "--config.shift=1", "--config.num_views=1", name="shifted", stages="cache")
 
 
@@ -151,18 +149,16 @@ def test_a_cache_that_lacks_a_shard_is_not_called_reused(run, tmp_path):
   assert "reused, written 20" in run(cache, stages="cache")
 
 
-def test_a_student_alone_refuses_the_cache_of_another_teacher(run, tmp_path):
+def test_student_stage_rejects_the_cache_of_another_teacher(run, tmp_path):
   cache = f"--config.cache={tmp_path / 'cache'}"
   run(cache, stages="cache")
   with pytest.raises(ValueError, match=r"outputs\.logits\.codec\.name"):
     run(cache, "--config.k=3", name="other", stages="student")
-  with pytest.raises(
-    ValueError, match=r"teacher\.teacher_width"
-  ):
+  with pytest.raises(ValueError, match=r"teacher\.teacher_width"):
     run(cache, "--config.teacher_width=0.0625", name="wider", stages="teacher,student")
 
 
-def test_the_most_probable_classes_are_kept_and_looked_at(run, tmp_path):
+def test_top_k_cache_is_estimated_inspected_and_verified(run, tmp_path):
   settings = [f"--config.cache={tmp_path / 'cache'}", "--config.k=3"]
   out = run(*settings, stages="cache_estimate")
   assert not (tmp_path / "cache").exists()
@@ -181,7 +177,7 @@ def test_the_most_probable_classes_are_kept_and_looked_at(run, tmp_path):
   assert "every checksum holds" in out
 
 
-def test_what_does_not_fit_is_said_before_anything_is_trained(run, tmp_path):
+def test_settings_that_do_not_fit_a_cache_are_rejected_first(run, tmp_path):
   cache = f"--config.cache={tmp_path / 'cache'}"
   with pytest.raises(ValueError, match="num_views"):
     run(cache, "--config.shift=1")
@@ -193,9 +189,7 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(run, tmp_path):
     run(cache, "--config.k=11")
   with pytest.raises(ValueError, match="cache_verify needs a cache: give --config.cache=FOLDER"):
     run(stages="cache_verify")
-  with pytest.raises(
-    ValueError, match="cache"
-  ):
+  with pytest.raises(ValueError, match="cache"):
     run(cache, name="apart", stages="student")
   with pytest.raises(ValueError, match="no stage 'cache_verfy'; did you mean 'cache_verify'"):
     run(stages="cache_verfy")
@@ -225,7 +219,7 @@ def pictures(rows=24, content="a"):
   return Images(read, np.arange(rows), 2, name="pictures", content=content, max_bad=0.2)
 
 
-def test_images_that_are_read_while_training_have_a_cache_too(tmp_path, capsys, monkeypatch):
+def test_streamed_images_have_a_cache(tmp_path, capsys, monkeypatch):
   """By the stages' functions: crops of configs/folder.py, and its mirroring besides."""
   (tmp_path / "cat").mkdir()
   folders = [f"{name}_dir={tmp_path}" for name in ("train", "test")]
@@ -262,7 +256,12 @@ def test_images_that_are_read_while_training_have_a_cache_too(tmp_path, capsys, 
     config, images = job().config, pictures()
     source = job_data.training(config, images, 8, 0)
     student = from_nnx(lambda rngs: MLP(8 * 8 * 3, (4,), 2, rngs=rngs))
-    settings = dict(steps=7, batch_size=8, step=StepOptions(augment=config.augment()), run=RunOptions(num_views=2, progress=False))
+    settings = dict(
+      steps=7,
+      batch_size=8,
+      step=StepOptions(augment=config.augment()),
+      run=RunOptions(num_views=2, progress=False),
+    )
     fitted = fit(student, from_teacher, config.objective(), optax.sgd(0.1), source, **settings)
     found[name] = jax.tree.leaves(fitted.state.params)
   for kept, live in zip(found["cached"], found["live"]):
@@ -271,15 +270,11 @@ def test_images_that_are_read_while_training_have_a_cache_too(tmp_path, capsys, 
     cache_stages.open_checked(job(least_area=0.5), trained_teacher)
   with pytest.raises(ValueError, match=r"data\.content"):
     cache_stages.open_checked(job(images=pictures(content="b")), trained_teacher)
-  with pytest.raises(
-    ValueError, match="num_views"
-  ):
+  with pytest.raises(ValueError, match="num_views"):
     cache_stages.open_checked(job(num_views=3), trained_teacher)
   endless = job()
   endless.config.num_views = 0
-  with pytest.raises(
-    ValueError, match="num_views"
-  ):
+  with pytest.raises(ValueError, match="num_views"):
     cache_stages.write(endless, trained_teacher)
 
 
@@ -320,7 +315,7 @@ def fashion(monkeypatch, tmp_path, rng, capsys):
 
 
 @pytest.mark.slow
-def test_the_fashion_mnist_config_writes_its_cache_and_then_reuses_it(fashion, tmp_path):
+def test_fashion_mnist_config_writes_and_reuses_its_cache(fashion, tmp_path):
   first = fashion("--stages=teacher,cache,student")
   rows = 2 * len(
     data.split(data.Source({"label": np.zeros(40, int)}, 10, name="fashion_mnist"), 0.1)[0]
@@ -337,9 +332,7 @@ def test_the_fashion_mnist_config_writes_its_cache_and_then_reuses_it(fashion, t
 
 
 @pytest.mark.parametrize("codec", ["top_k", "random_sampling"])
-def test_the_fashion_mnist_config_fits_its_networks_with_every_codec(
-  fashion, tmp_path, codec, monkeypatch
-):
+def test_fashion_mnist_config_fits_every_codec(fashion, tmp_path, codec, monkeypatch):
   checked = []  # before a step is compiled
   monkeypatch.setattr(
     "distill_jax.jobs.cli.print_plan", lambda job: checked.append(job.config.codec)

@@ -31,7 +31,9 @@ def test_the_step_is_built_without_data_or_weights(config):
   optimizer, batch = config.student_training.optimizer(), config.abstract_batch(8)
   key = jax.eval_shape(lambda: jax.random.key(0))
   state = jax.eval_shape(make_init(student, teacher, objective, optimizer), key, batch)
-  step = make_train_step(student, teacher, objective, optimizer, StepOptions(augment=config.augment(), mix=config.mix()))
+  step = make_train_step(
+    student, teacher, objective, optimizer, StepOptions(augment=config.augment(), mix=config.mix())
+  )
   after, metrics = jax.eval_shape(step, state, jax.eval_shape(teacher.init, key, batch), batch)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
     lambda x: (x.shape, x.dtype), state
@@ -69,7 +71,7 @@ def test_an_update_is_the_authors(config, rng):
     np.testing.assert_allclose(updates[name], expected, rtol=2e-2)
 
 
-def test_pixels_are_stretched_to_what_the_released_networks_know(config):
+def test_pixels_have_the_range_of_released_networks(config):
   network = config.student()
   batch = {"image": jnp.full((1, 32, 32, 3), 0.5)}
   variables = jax.tree.map(jnp.ones_like, jax.eval_shape(network.init, jax.random.key(0), batch))

@@ -48,7 +48,10 @@ def steps():
 
 
 def test_the_step_is_what_it_must_be(steps):
-  student, teacher = parameters(**STUDENT), parameters(**TEACHER) + VOCABULARY * TEACHER["embed_dim"]
+  student, teacher = (
+    parameters(**STUDENT),
+    parameters(**TEACHER) + VOCABULARY * TEACHER["embed_dim"],
+  )
   for how, step in steps.items():
     assert step.parameters == student and step.items == (ROWS * LENGTH, "tokens")
     assert step.sizes["teacher"] == (2 * teacher if how == "online" else 0)  # in bfloat16

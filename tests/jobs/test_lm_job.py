@@ -105,5 +105,3 @@ def test_documents_are_in_one_split_alone(text):
 def test_tokens_that_cannot_be_kept_are_refused():
   with pytest.raises(ConfigError, match="ks: "):
     load_config("configs/lm.py", ["ks=2048"])
-
-

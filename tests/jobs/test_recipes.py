@@ -203,9 +203,7 @@ def test_recipe_that_cannot_be_followed_is_rejected(job):
     ("width=12", "recipe of 'injected'.init_from_teacher"),
   ],
 )
-def test_initial_weights_that_do_not_fit_are_rejected_first(
-  job, tmp_path, option, message
-):
+def test_initial_weights_that_do_not_fit_are_rejected_first(job, tmp_path, option, message):
   with pytest.raises(ConfigError, match=message):
     main(
       [

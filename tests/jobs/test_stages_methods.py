@@ -37,7 +37,7 @@ def leaves(tree):
   return [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
 
 
-def test_every_method_fits_the_networks_and_keeps_the_types_of_its_state(job):
+def test_methods_fit_the_networks_and_keep_state_types(job):
   checks.check(job, ["student"])
   students = plan.one_per_variant(job, "student")
   assert len(students) == 40 and students[0].variant == job.config.reference
@@ -81,7 +81,7 @@ def outputs(job):
 @pytest.mark.parametrize(
   "name", ["standardized_kd", "mlkd", "ofa", "fsp", "ofd", "crd", "activation_boundary"]
 )
-def test_what_the_config_puts_together_has_finite_gradients(job, outputs, name):
+def test_combined_objectives_have_finite_gradients(job, outputs, name):
   batch, student, teacher, _ = outputs
   objective, key = job.config.variant_objective(name), jax.random.key(2)
   learned = objective.init(key, student, teacher)

@@ -93,7 +93,7 @@ def test_each_variant_is_trained_reported_and_resumed(job, tmp_path, monkeypatch
   assert capsys.readouterr().out.count("complete, skipped") == 4
 
 
-def test_an_objective_may_know_the_trained_teacher_and_the_examples(job, tmp_path):
+def test_objective_gets_the_trained_teacher_and_its_data(job, tmp_path):
   config = load_config(job, ["names=kd", "label_fraction=0.5"])
   splits = config.data()
   seen = []
@@ -140,12 +140,12 @@ def test_networks_of_all_seeds_and_variants(job, tmp_path):
     (["names=kd," + 25 * "x"], "variants"),
   ],
 )
-def test_what_cannot_be_distilled_is_refused_when_the_config_is_read(job, overrides, message):
+def test_impossible_variants_are_rejected_on_reading(job, overrides, message):
   with pytest.raises(ConfigError, match=message):
     load_config(job, overrides)
 
 
-def test_an_objective_that_does_not_fit_the_networks_is_refused_before_training(job, tmp_path):
+def test_objective_that_does_not_fit_is_rejected_first(job, tmp_path):
   with pytest.raises(ConfigError, match="objective of 'mse'"):
     main([f"--config={job}", *SMALL, f"--workdir={tmp_path / 'run'}", "--config.layer=embeding"])
   assert not (tmp_path / "run").exists()

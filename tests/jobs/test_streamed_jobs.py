@@ -124,7 +124,7 @@ def test_predictions_batch_by_batch_are_those_in_memory(photos):
   np.testing.assert_allclose(logits, 2 * pixels.reshape(8, -1)[:, :2], atol=1e-6)
 
 
-def test_images_too_many_to_show_are_left_out_of_the_report(photos, monkeypatch):
+def test_report_leaves_out_too_many_images(photos, monkeypatch):
   monkeypatch.setattr(job_data, "SHOWN", 4 * SIZE * SIZE * 3)
   images = folder.images(photos / "test", max_bad=0.2)
   known = job_data.known(job_data.evaluation(loaded(photos), images, 4))
@@ -163,7 +163,7 @@ def test_what_is_wrong_is_said_before_anything_is_trained(
   assert not (tmp_path / "run").exists()
 
 
-def test_a_config_that_does_not_say_how_images_are_cut_is_refused(photos, tmp_path):
+def test_images_need_crops(photos, tmp_path):
   settings = loaded(photos)
   settings.crops = lambda: config.Config.crops(settings)
   job = plan.Job(settings, tmp_path, (0,), settings.data(), {})
@@ -171,7 +171,7 @@ def test_a_config_that_does_not_say_how_images_are_cut_is_refused(photos, tmp_pa
     job_data.first(job.config, job.splits.train)
 
 
-def test_a_batch_in_memory_and_one_that_is_read_have_one_shape(photos):
+def test_batches_in_memory_and_streamed_have_one_shape(photos):
   settings = loaded(photos)
   batch = next(job_data.training_batches(settings, settings.data().train, 4))
   shapes = jax.tree.map(np.shape, batch)

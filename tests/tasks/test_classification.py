@@ -81,7 +81,7 @@ def test_scores_equal_scikit_learn(rng, classes):
   assert scores.keys() <= named
 
 
-def test_missing_and_unpredicted_classes_average_as_scikit_learn(rng):
+def test_missing_classes_average_as_in_scikit_learn(rng):
   logits, labels, teacher = predictions(rng, n=24, never=3)
   logits[:, 7] -= 20  # labels of class 7 stay: it is never predicted
   labels[labels == 2] = 4
@@ -130,7 +130,7 @@ def test_padding_counts_nowhere_whatever_it_holds(rng):
     assert_scores(scores_of(logits, labels, where, teacher), expected)
 
 
-def test_unlabeled_rows_count_in_the_comparison_with_the_teacher_only(rng):
+def test_unlabeled_rows_count_only_next_to_the_teacher(rng):
   logits, labels, teacher = predictions(rng)
   labeled = rng.random(48) > 0.5
   full = reference(logits, labels, teacher)
@@ -195,7 +195,7 @@ def test_bfloat16_is_computed_in_float32(rng):
   jax.tree.map(np.testing.assert_array_equal, sums, wide)
 
 
-def test_certainty_is_in_the_last_bin_and_an_edge_in_the_lower_one():
+def test_certainty_and_edges_have_their_confidence_bins():
   sure = np.array([[1000, 0, -1000]], np.float32)
   assert reliability(statistics(sure, np.array([0])))["number"][-1] == 1
   thirds = reliability(statistics(np.zeros((3, 3), np.float32), np.array([0, 0, 1])))
@@ -224,7 +224,7 @@ def test_what_does_not_fit_is_named(changed, field):
     statistics(**(good | changed))
 
 
-def test_train_accuracy_leaves_out_padding_unlabeled_and_generated_rows(rng):
+def test_train_accuracy_counts_only_true_labels(rng):
   logits, labels, _ = predictions(rng)
   labels[:5] = -1
   where, generated = np.arange(48) > 2, np.arange(48) % 4 == 0

@@ -62,7 +62,7 @@ def test_goodput_leaves_out_start_evaluation_and_checkpoints(wall):
   assert second["waited"] == {"evaluation": 5, "checkpoint": 3}
 
 
-def test_what_the_report_waits_for_is_spread_over_its_steps(wall, rng):
+def test_device_wait_is_spread_over_the_steps(wall, rng):
   clock = Clock()
   step(clock, wall, 30)
   host = rng.uniform(0, 0.1, 200)
@@ -121,7 +121,7 @@ def timings(folder):
   return [json.loads(line) for line in (folder / "timings.jsonl").read_text().splitlines()]
 
 
-def test_goodput_goes_on_over_restarts_and_counts_lost_steps_as_lost(wall, tmp_path):
+def test_goodput_spans_restarts_and_excludes_lost_steps(wall, tmp_path):
   metrics = {"loss": (1.0, 1.0)}
   with log(tmp_path) as first:
     for number in range(1, 31):
@@ -150,7 +150,7 @@ def test_goodput_goes_on_over_restarts_and_counts_lost_steps_as_lost(wall, tmp_p
   assert lines[-1]["waited"] == {"start": 5}
 
 
-def test_a_run_that_died_before_its_first_checkpoint_has_its_time_counted(wall, tmp_path):
+def test_time_before_the_first_checkpoint_counts(wall, tmp_path):
   log(tmp_path).__exit__()
   wall.passes(50)
   with log(tmp_path) as second:

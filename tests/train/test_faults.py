@@ -36,7 +36,7 @@ def terminated_at(step):
 
 
 @pytest.mark.parametrize("step", [8, 10, 20])
-def test_sigterm_saves_the_step_and_the_run_ends_with_the_same_bits(tmp_path, step):  # 57, 58
+def test_sigterm_saves_the_step_and_resumes_to_the_same_bits(tmp_path, step):  # 57, 58
   before = signal.getsignal(signal.SIGTERM)
   whole = run(tmp_path / "whole", source=terminated_at(None))
   with pytest.raises(Interrupted) as raised:
@@ -50,7 +50,7 @@ def test_sigterm_saves_the_step_and_the_run_ends_with_the_same_bits(tmp_path, st
   assert_identical(whole.variables, resumed.variables)
 
 
-def test_float16_logits_of_any_size_give_finite_losses_and_updates():  # 17, 18
+def test_float16_logits_of_any_size_keep_updates_finite():  # 17, 18
   def half(w, x):
     return (1000 * x.astype(jnp.float16)) @ w.astype(
       jnp.float16
@@ -98,7 +98,7 @@ def test_a_donated_state_is_refused():  # 27
     jax.block_until_ready(step(state, (), batch))
 
 
-def test_a_trainer_that_is_refused_leaves_the_other_one_s_unfinished_files(tmp_path):  # 49, 50
+def test_second_trainer_leaves_unfinished_files_alone(tmp_path):  # 49, 50
   with Saver(tmp_path, ("accuracy", "max"), {}) as saver:
     saver.save(make_state(1), None)  # by then it has cleared what killed runs left
     unfinished = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp"

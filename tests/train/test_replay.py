@@ -16,7 +16,7 @@ from distill_jax.train import (
   fit,
   make_init,
   make_train_step,
-  replayed,
+  with_replay,
 )
 from distill_jax.types import Variables
 
@@ -37,7 +37,7 @@ def stamped(student, key, batch):
   return {**batch, "tokens": tokens, "generated": sampled}
 
 
-REPLAY = replayed(stamped, every=EVERY, kept=KEPT)
+REPLAY = with_replay(stamped, every=EVERY, buffer_size=KEPT)
 APPLY = jax.jit(REPLAY.apply)
 
 
@@ -52,7 +52,7 @@ def run(steps, key=0):
   return taken
 
 
-def test_rows_are_new_every_third_step_and_the_latest_ones_between():
+def test_rows_are_new_every_third_step_and_replayed_between():
   kept, seen = [], set()
   for step, new in enumerate(run(30)):
     old, sampled = batch(step), new["generated"]
@@ -71,7 +71,7 @@ def test_rows_are_new_every_third_step_and_the_latest_ones_between():
   assert seen == {*range(ROWS)}
 
 
-def test_what_is_replayed_is_drawn_evenly_by_key_and_id():
+def test_replayed_rows_are_uniform_and_follow_key_and_id():
   rows = [new["tokens"][new["generated"], 0] for key in range(200) for new in run(2, key)[1:]]
   values, counts = np.unique(np.concatenate(rows), return_counts=True)
   np.testing.assert_array_equal(values, 1000 + np.array([2, 4, 6]))  # row 0 is not valid
@@ -113,13 +113,13 @@ def train(folder=None, steps=6, devices=8):
     steps=steps,
     batch_size=16,
     teacher_variables=network().init(jax.random.key(9), {"tokens": arrays["tokens"]}),
-    step=StepOptions(on_policy=replayed(counted, every=3, kept=32)),
+    step=StepOptions(on_policy=with_replay(counted, every=3, buffer_size=32)),
     run=RunOptions(mesh=sharding.make_mesh(devices=jax.devices()[:devices]), progress=False),
     checkpoints=None if folder is None else CheckpointOptions(folder, every=4),
   )
 
 
-def test_a_run_resumes_with_its_buffer_and_devices_do_not_matter(tmp_path):
+def test_run_resumes_with_its_buffer_on_any_devices(tmp_path):
   whole = train()
   train(tmp_path, steps=4)
   resumed = train(tmp_path)
@@ -137,20 +137,18 @@ def test_a_skipped_update_does_not_leave_nothing_to_replay():
   assert buffer["filled"] == (new["generated"] & new["where"]).sum()
 
 
-def test_what_does_not_fit_is_refused():
-  with pytest.raises(ValueError, match="every: expected at least 2 steps, got 1"):
-    replayed(stamped, every=1, kept=8)
-  with pytest.raises(
-    ValueError, match="kept: 7 samples are fewer than the 8 rows of a batch; at least 8"
-  ):
-    replayed(stamped, every=2, kept=7).init(batch(0))
-  replay, net = replayed(counted, every=2, kept=8), network()
+def test_arguments_that_do_not_fit_are_rejected():
+  with pytest.raises(ValueError, match="every"):
+    with_replay(stamped, every=1, buffer_size=8)
+  with pytest.raises(ValueError, match="buffer_size"):
+    with_replay(stamped, every=2, buffer_size=7).init(batch(0))
+  replay, net = with_replay(counted, every=2, buffer_size=8), network()
   parts = net, net, objectives.weighted(hard=(1.0, objectives.labels())), optax.sgd(0.1)
-  with pytest.raises(ValueError, match="not shared over axis_name 'data'"):
+  with pytest.raises(ValueError, match="on_policy"):
     make_train_step(*parts, StepOptions(on_policy=replay, axis_name="data"))
   rows = {**batch(0), "label": np.zeros(ROWS, np.int32)}
   state = make_init(*parts)(jax.random.key(0), rows)
-  with pytest.raises(ValueError, match="no samples to replay: give make_init the same on_policy"):
+  with pytest.raises(ValueError, match="on_policy"):
     make_train_step(*parts, StepOptions(on_policy=replay))(
       state, net.init(jax.random.key(0), rows), rows
     )

@@ -44,7 +44,7 @@ def test_who_lost_the_folder_saves_nothing_more(tmp_path):
       "token": "theirs",
     }
     (tmp_path / NAME).write_text(json.dumps(other))
-    with pytest.raises(LeaseError, match=r"folder: .*process 1 on b"):
+    with pytest.raises(LeaseError, match="folder"):
       saver.save(make_state(2), None)
   assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
   assert json.loads((tmp_path / NAME).read_text()) == other

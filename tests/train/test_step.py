@@ -200,7 +200,7 @@ def test_accumulation_equals_the_large_batch(rng, microbatches):
     np.testing.assert_allclose(reduce.value(one[name]), reduce.value(several[name]), rtol=1e-5)
 
 
-def test_microbatches_that_do_not_divide_are_refused_with_the_nearest_sizes(rng):
+def test_indivisible_microbatches_name_the_nearest_sizes(rng):
   state, step, teacher_outputs = setup(rng, microbatches=3)
   with pytest.raises(ValueError, match="15, 18"):
     step(state, teacher_outputs, batch(rng))
@@ -270,7 +270,7 @@ def test_moving_average_follows_the_student(rng):
 @pytest.mark.parametrize(
   "backend", ["cpu", "gpu"]
 )  # they choose between old and new in different ways
-def test_updates_that_are_not_finite_are_skipped_and_counted(rng, monkeypatch, backend):
+def test_non_finite_updates_are_skipped_and_counted(rng, monkeypatch, backend):
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
   state, step, teacher_outputs = setup(rng, optimizer=optax.adam(0.1))
   good, bad = batch(rng, masked=False), batch(rng, masked=False)
@@ -330,7 +330,7 @@ def test_compiles_once_for_a_shape(rng):
   assert len(traces) == 1
 
 
-def test_dropout_differs_from_step_to_step_and_repeats_with_the_key(rng):
+def test_dropout_follows_step_and_key(rng):
   student = from_nnx(Student(nnx.Rngs(0), dropout=0.5))
   state, step, teacher_outputs = setup(rng, student=student, optimizer=optax.sgd(0.0))
   b = batch(rng, masked=False)
@@ -342,7 +342,7 @@ def test_dropout_differs_from_step_to_step_and_repeats_with_the_key(rng):
   assert reduce.value(first["loss"]) == reduce.value(again["loss"])
 
 
-def test_accuracy_leaves_out_what_the_student_wrote(rng):
+def test_accuracy_leaves_out_generated_rows(rng):
   student = from_nnx(Student(nnx.Rngs(0)))
 
   def own_labels(variables, key, batch):
@@ -381,7 +381,9 @@ def test_a_plain_function_teaches(rng):
   b = batch(rng, 64, masked=False)
   trained, measured = run(state, step, teacher_outputs, [b] * 300)
   assert reduce.value(measured["soft"]) < 0.1
-  evaluate = jax.jit(make_eval_step(from_nnx(Student(nnx.Rngs(0))), tasks.classification(), teacher))
+  evaluate = jax.jit(
+    make_eval_step(from_nnx(Student(nnx.Rngs(0))), tasks.classification(), teacher)
+  )
   variables = Variables(trained.params["student"], trained.model_state["student"])
   statistics, _ = evaluate(variables, teacher_outputs, b)
   assert reduce.value(statistics["agreement"]) > 0.9
@@ -402,7 +404,7 @@ def test_nothing_goes_to_the_host_inside_a_step(rng):
     jax.block_until_ready(step(state, teacher_outputs, b))
 
 
-def test_an_update_that_is_not_finite_is_skipped_though_its_gradient_is(rng):
+def test_non_finite_update_of_finite_gradients_is_skipped(rng):
   for optimizer in (optax.adam(np.nan), optax.chain(optax.scale(jnp.inf), optax.scale(1.0))):
     state, step, teacher_outputs = setup(rng, optimizer=optimizer)
     got, measured = run(state, step, teacher_outputs, [batch(rng)])
