@@ -135,17 +135,18 @@ def test_fit_on_a_stream_resumes_to_the_same_bits(tmp_path):
     goal = objectives.weighted(hard=(1.0, objectives.labels()))
     return fit_with(student, None, goal, optax.sgd(0.1), source, **settings).state.params
 
-  whole = run(6, "whole")
-  run(2, "parts")
-  assert (jax.tree.leaves(whole)[0] != jax.tree.leaves(run(4, "parts"))[0]).any()
-  jax.tree.map(np.testing.assert_array_equal, run(6, "parts", threads=2), whole)
+  full = run(6, "full")
+  half = run(4, "parts")
+  assert (jax.tree.leaves(full)[0] != jax.tree.leaves(half)[0]).any()
+  jax.tree.map(np.testing.assert_array_equal, run(6, "parts", threads=2), full)
 
 
 def test_no_thread_outlives_its_iterator():
   before = set(threading.enumerate())
   batches = stream()(0)
   next(batches)
-  started = set(threading.enumerate()) - before  # threads of earlier tests may end meanwhile
+  # Threads of earlier tests may end meanwhile.
+  started = set(threading.enumerate()) - before
   assert started
   batches.close()
   for thread in started:

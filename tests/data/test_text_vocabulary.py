@@ -1,7 +1,5 @@
 """Tokenizers that differ raise; padded entries of a vocabulary are not cached and do not count."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,24 +54,23 @@ def other(tokenizer):
   return tokenizer._replace(identity="bytes:other")
 
 
-def written(folder, source, teacher=None, **kept):
-  kept = kept or {"logits": TopK(4)}
-  return write_cache(
-    folder, teacher or padded_teacher(), source, kept, batch_size=8, progress=False
-  )
+def cache_of(folder, source, teacher=None, **codecs):
+  codecs = codecs or {"logits": TopK(4)}
+  teacher = teacher or padded_teacher()
+  return write_cache(folder, teacher, source, codecs, batch_size=8, progress=False)
 
 
 def test_cache_of_another_tokenizer_raises(tmp_path):
-  own = text.pack(DOCUMENTS, length=8)
+  source = text.pack(DOCUMENTS, length=8)
   changed = text.pack(DOCUMENTS, length=8, tokenizer=other(text.BYTES))
-  assert own.vocabulary == own.take(slice(2)).vocabulary == "bytes"
-  cached = written(tmp_path, own)
-  check_run(cached, own.take(slice(2)))
+  assert source.vocabulary == source.take(slice(2)).vocabulary == "bytes"
+  cached = cache_of(tmp_path, source)
+  check_run(cached, source.take(slice(2)))
   message = r"data\.vocabulary"
   with pytest.raises(Mismatch, match=message):
     check_run(cached, changed)
   with pytest.raises(Mismatch, match=message):
-    written(tmp_path, changed)
+    cache_of(tmp_path, changed)
   goal = objectives.weighted(soft=(1.0, objectives.tokens(losses.sparse_kl)))
   with pytest.raises(Mismatch, match=message):
     fit(
@@ -100,35 +97,35 @@ def test_different_tokenizers_raise():
 @pytest.mark.parametrize("logits", [False, True])
 def test_padded_entries_are_not_cached(tmp_path, logits):
   source, teacher = text.pack(DOCUMENTS, length=8), padded_teacher(logits=logits)
-  kept = {
+  codecs = {
     "logits@top": TopK(5, bits=16),
-    "logits@drawn": RandomSampling(20),
-    "logits@whole": Dense("float32"),
+    "logits@sampled": RandomSampling(20),
+    "logits@dense": Dense("float32"),
   }
-  cached = written(tmp_path, source, teacher, **kept)
+  cached = cache_of(tmp_path, source, teacher, **codecs)
   batch = cached.add_columns({"id": source.ids})
-  said = open_cache(tmp_path).model.apply({}, {}, batch, train=False, key=None)[0]
+  outputs = open_cache(tmp_path).model.apply({}, {}, batch, train=False, key=None)[0]
   w = jax.tree.map(np.float64, teacher.variables.params)
   log_p = log_softmax((w["embed"][source.arrays["tokens"]] @ w["head"])[..., :SIZE], -1)
-  top = said["logits@top"]
+  top = outputs["logits@top"]
   np.testing.assert_array_equal(top.indices, np.argsort(-log_p, -1)[..., :5])
   np.testing.assert_allclose(top.log_probs, -np.sort(-log_p, -1)[..., :5], atol=1e-3)
   np.testing.assert_allclose(
     top.log_tail, np.log(np.sort(np.exp(log_p), -1)[..., :-5].sum(-1)), rtol=1e-4
   )
-  assert (said["logits@drawn"].indices < SIZE).all()
-  assert (said["logits@whole"][..., SIZE:] == -np.inf).all() and np.isfinite(
-    said["logits@whole"][..., :SIZE]
-  ).all()
-  found = verify(cached, teacher, source, batch_size=8)
-  assert found["logits@top"].top1 == 1 and found["logits@drawn"].difference == 0
-  assert found["logits@whole"].difference < 1e-5
+  assert (outputs["logits@sampled"].indices < SIZE).all()
+  assert (outputs["logits@dense"][..., SIZE:] == -np.inf).all()
+  assert np.isfinite(outputs["logits@dense"][..., :SIZE]).all()
+  if logits:
+    return
+  agreement = verify(cached, teacher, source, batch_size=8)
+  assert agreement["logits@top"].top1 == 1 and agreement["logits@sampled"].difference == 0
+  assert agreement["logits@dense"].difference < 1e-5
 
 
 def value(term, student, teacher, label):
   batch = {"label": label}
-  apply = jax.jit(functools.partial(term.apply, step=0, key=None, axis_name=None))
-  values, where = apply({}, {}, student, teacher, batch)[0]
+  values, where = term.apply({}, {}, student, teacher, batch, step=0, key=None, axis_name=None)[0]
   return jnp.sum(jnp.where(where, values, 0)) / where.sum()
 
 
@@ -136,48 +133,54 @@ def test_class_mask_with_live_and_sparse_teachers(rng):
   teacher = padded_teacher()
   tokens = rng.integers(0, SIZE, (3, 8))
   label = rng.integers(0, SIZE, (3, 8))
-  outputs = teacher.apply(*teacher.variables, {"tokens": tokens}, train=False, key=None)[0]
-  student = {"hidden": jnp.asarray(rng.normal(size=(3, 8, 6)), jnp.float32)}
-  student["head"] = jnp.asarray(rng.normal(size=(6, PADDED)), jnp.float32), None, None
-  z = np.float64(student["hidden"]) @ np.float64(student["head"][0])
-  t = np.float64(outputs["hidden"]) @ np.float64(outputs["head"][0]) + np.float64(
-    outputs["head"][1]
-  )
+  hidden = rng.normal(size=(3, 8, 6)).astype(np.float32)
+  kernel = rng.normal(size=(6, PADDED)).astype(np.float32)
+  w = jax.tree.map(np.float64, teacher.variables.params)
+  z = np.float64(hidden) @ np.float64(kernel)
+  t = w["embed"][tokens] @ w["head"] + w["bias"]
   log_q, log_p = (log_softmax(x[..., :SIZE], -1) for x in (z, t))
+  masked = np.where(EXISTS, t, -np.inf).astype(np.float32)
   options = {"class_mask": jnp.asarray(EXISTS), "label_weight": 0.5}
+
+  @jax.jit
+  def run(hidden, kernel, masked):
+    student = {"hidden": hidden, "head": (kernel, None, None)}
+    outputs, _ = teacher.apply(*teacher.variables, {"tokens": tokens}, train=False, key=None)
+    cached = {"logits": losses.top_k(masked, 5)}
+    live = objectives.tokens(losses.kl_divergence, **options)
+    unmasked = objectives.tokens(losses.kl_divergence, label_weight=0.5)
+    conditional = objectives.tokens(losses.sparse_kl_conditional, **options)
+    bucket = objectives.tokens(losses.sparse_kl, **options)
+
+    def loss(kernel):
+      return value(bucket, student | {"head": (kernel, None, None)}, cached, label)
+
+    return (
+      value(live, student, outputs, label),
+      value(unmasked, student, outputs, label),
+      value(conditional, student, cached, label),
+      jax.grad(loss)(kernel),
+    )
+
+  live, unmasked, conditional, gradient = map(np.asarray, run(hidden, kernel, masked))
   hard = -np.take_along_axis(log_q, label[..., None], -1).mean()
-  live = value(objectives.tokens(losses.kl_divergence, **options), student, outputs, label)
   exact = (np.exp(log_p) * (log_p - log_q)).sum(-1).mean()
   np.testing.assert_allclose(live, exact + 0.5 * hard, rtol=1e-5)
-  assert (
-    abs(
-      value(objectives.tokens(losses.kl_divergence, label_weight=0.5), student, outputs, label)
-      - live
-    )
-    > 0.1
-  )
-  masked = jnp.where(EXISTS, jnp.asarray(t, jnp.float32), -jnp.inf)
-  kept = {"logits": losses.top_k(masked, 5)}
-  sparse = value(objectives.tokens(losses.sparse_kl_conditional, **options), student, kept, label)
+  assert abs(unmasked - live) > 0.1
   order = np.argsort(-log_p, -1)[..., :5]
   p, q = (softmax(np.take_along_axis(x, order, -1), -1) for x in (log_p, log_q))
-  np.testing.assert_allclose(sparse, (p * np.log(p / q)).sum(-1).mean() + 0.5 * hard, rtol=1e-5)
-
-  def loss(kernel):
-    outputs = student | {"head": (kernel, None, None)}
-    return value(objectives.tokens(losses.sparse_kl, **options), outputs, kept, label)
-
-  grads = jax.grad(loss)(student["head"][0])
-  assert (grads[:, SIZE:] == 0).all() and jnp.abs(grads[:, :SIZE]).max() > 1e-3
+  expected = (p * np.log(p / q)).sum(-1).mean() + 0.5 * hard
+  np.testing.assert_allclose(conditional, expected, rtol=1e-5)
+  assert (gradient[:, SIZE:] == 0).all() and np.abs(gradient[:, :SIZE]).max() > 1e-3
 
 
 def test_bpe_encodes_full_documents(tmp_path):
   (tmp_path / "a.txt").write_text("some words of a document. " * 50)
-  made = text.train_bpe(tmp_path, size=300)
-  made.enable_truncation(16)
-  made.enable_padding(length=32)
-  tokenizer = text.bpe(made)
+  trained = text.train_bpe(tmp_path, size=300)
+  trained.enable_truncation(16)
+  trained.enable_padding(length=32)
+  tokenizer = text.bpe(trained)
   tokens = tokenizer.encode(b"some words of a document. " * 50)
   assert len(tokens) > 100 and tokenizer.end not in tokens
-  named = tokenizer.encode(b"a<|end|>b")
-  assert tokenizer.end not in named and tokenizer.decode(named) == "a<|end|>b"
+  tokens = tokenizer.encode(b"a<|end|>b")
+  assert tokenizer.end not in tokens and tokenizer.decode(tokens) == "a<|end|>b"
