@@ -23,7 +23,7 @@ def with_dtype(model: Model, *, dtype: DTypeLike) -> Model:
   student.
 
   Its outputs depend on the program that contains it: XLA keeps some intermediate results in
-    float32, and which ones
+  float32, and which ones
   depends on the batch size and on what is compiled with it. In bfloat16 a logit then differs by a
   unit in the last place (2^-8 of its size; 0.016 for logits up to 2.4, measured on digits), so that
   a run from its cache and one with the live teacher end farther apart than in float32: parameters

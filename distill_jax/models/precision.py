@@ -16,7 +16,7 @@ def cast(tree: Tree, dtype: DTypeLike) -> Tree:
       fit(student, teacher, ..., teacher_variables=cast(variables, jnp.bfloat16))
 
   Cast only what is not trained: a parameter in bfloat16 does not change by less than 1/256 of its
-    value.
+  value.
   A network computes in the dtype of its layers (`dtype=`), and without one in the wider dtype of
   inputs and weights.
 

@@ -1,4 +1,5 @@
-"""The network of g2p-en 2.1.0 (word -> phones, GRU encoder-decoder, 835k parameters) in JAX, and its name map."""
+"""The network of g2p-en 2.1.0 in JAX, with its name map: a GRU encoder-decoder from words to
+phones."""
 
 import importlib.metadata
 import pathlib
@@ -48,7 +49,8 @@ def released() -> pathlib.Path | None:
 
 
 def network(width: int):
-  """`word` [B, L] of letters, ended by '</s>', and `phones` [B, T], begun with '<s>' -> logits [B, T, 74]."""
+  """Returns a model: `word` [B, L] to '</s>' and `phones` [B, T] from '<s>' -> logits [B, T,
+  74]."""
   return from_apply(lambda key, *_: init(key, width), forward, inputs=("word", "phones"))
 
 
@@ -72,12 +74,13 @@ def init(key, width):
 
 def gru(params, h, x):
   """PyTorch's cell: https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html."""
-  given, own = (
-    a @ params[part]["kernel"] + params[part]["bias"] for part, a in (("input", x), ("state", h))
-  )
-  (r, z, n), (own_r, own_z, own_n) = jnp.split(given, 3, -1), jnp.split(own, 3, -1)
-  r, z = jax.nn.sigmoid(r + own_r), jax.nn.sigmoid(z + own_z)
-  return (1 - z) * jnp.tanh(n + r * own_n) + z * h
+  parts = (("input", x), ("state", h))
+  of_input, of_state = (a @ params[p]["kernel"] + params[p]["bias"] for p, a in parts)
+  input_r, input_z, input_n = jnp.split(of_input, 3, -1)
+  state_r, state_z, state_n = jnp.split(of_state, 3, -1)
+  r = jax.nn.sigmoid(input_r + state_r)
+  z = jax.nn.sigmoid(input_z + state_z)
+  return (1 - z) * jnp.tanh(input_n + r * state_n) + z * h
 
 
 def encode(params, word):

@@ -1,4 +1,4 @@
-"""Weights from files: names, shapes and dtypes by hand, layouts against scipy, and one released model."""
+"""Tests weights from files: names, shapes, dtypes, layouts, and one released model."""
 
 import json
 import pathlib
@@ -31,7 +31,7 @@ NAMES = {
 KEY = jax.random.key(0)
 
 
-def theirs(rng):
+def file_arrays(rng):
   return {
     "fc.weight": rng.normal(size=(2, 3)).astype(np.float32),
     "fc.bias": rng.normal(size=2).astype(np.float32),
@@ -53,7 +53,7 @@ def path(request, tmp_path):
 
 
 def test_every_leaf_comes_from_its_entry(rng, path):
-  arrays = theirs(rng)
+  arrays = file_arrays(rng)
   got = load_weights(write(path, arrays), LIKE, names=NAMES)
   assert jax.tree.structure(got) == jax.tree.structure(LIKE)
   np.testing.assert_array_equal(got.params["head"]["kernel"], arrays["fc.weight"].T)
@@ -62,8 +62,8 @@ def test_every_leaf_comes_from_its_entry(rng, path):
   assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(got))
 
 
-def test_equal_names_need_no_map_and_a_function_is_one(rng, path):
-  arrays = theirs(rng)
+def test_names_may_be_equal_or_a_function(rng, path):
+  arrays = file_arrays(rng)
   like = {
     "a": jax.ShapeDtypeStruct((3,), jnp.float32),
     "b": {"c": jax.ShapeDtypeStruct((2,), jnp.float32)},
@@ -78,7 +78,7 @@ def test_equal_names_need_no_map_and_a_function_is_one(rng, path):
   np.testing.assert_array_equal(got["b"]["c"], arrays["fc.bias"])
 
 
-def test_packed_projections_are_taken_apart(rng, path):
+def test_packed_projections_are_split(rng, path):
   packed = rng.normal(size=(6, 4)).astype(np.float32)
   names = {part: ("qkv", lambda w, i=i: w[2 * i : 2 * i + 2].T) for i, part in enumerate("qkv")}
   got = load_weights(
@@ -88,7 +88,7 @@ def test_packed_projections_are_taken_apart(rng, path):
     np.testing.assert_array_equal(got[part], packed[2 * i : 2 * i + 2].T)
 
 
-def test_torch_kernels_compute_what_torch_would(rng):
+def test_torch_kernels_compute_as_in_torch(rng):
   linear, x = rng.normal(size=(5, 3)), rng.normal(size=(2, 3))
   np.testing.assert_allclose(x @ torch_kernel(linear), np.einsum("oi,bi->bo", linear, x))
   window, image = rng.normal(size=(4, 3, 3, 2)), rng.normal(size=(6, 7, 3))
@@ -101,7 +101,7 @@ def test_torch_kernels_compute_what_torch_would(rng):
   np.testing.assert_allclose(
     conv(jnp.asarray(image[None])), np.stack(expected, -1)[None], rtol=1e-4, atol=1e-5
   )
-  with pytest.raises(ValueError, match=r"got \(3,\)"):
+  with pytest.raises(ValueError, match=r"^weight"):
     torch_kernel(np.zeros(3))
 
 
@@ -109,7 +109,7 @@ def test_torch_kernels_compute_what_torch_would(rng):
 
 
 def test_each_difference_has_its_line(rng, path):
-  arrays = theirs(rng)
+  arrays = file_arrays(rng)
   arrays["fc.bias_"] = arrays.pop("fc.bias")
   arrays["mean"] = np.zeros(4, np.float32)
   arrays["extra"] = np.zeros((1, 2), np.float32)
@@ -117,28 +117,27 @@ def test_each_difference_has_its_line(rng, path):
   with pytest.raises(ValueError) as error:
     load_weights(write(path, arrays), LIKE, names=names)
   assert str(error.value).splitlines() == [
-    f"{path} does not fit:",
+    f"path: {path} does not fit the network:",
     "  missing: fc.bias, for params/head/bias float32[2]; did you mean 'fc.bias_'?",
-    "  shape: params/head/kernel <- fc.weight is float32[2,3], expected float32[3,2]; torch_kernel makes it that",
+    "  shape: params/head/kernel <- fc.weight is float32[2,3], expected float32[3,2]"
+    "; use torch_kernel",
     "  shape: state/mean <- mean is float32[4], expected float32[3]",
-    "  unexpected: extra float32[1,2]: nothing takes it, nor is it in ignore",
-    "  unexpected: fc.bias_ float32[2]: nothing takes it, nor is it in ignore",
+    "  unexpected: extra float32[1,2]: use it, or add it to ignore",
+    "  unexpected: fc.bias_ float32[2]: use it, or add it to ignore",
   ]
 
 
-def test_entries_that_nobody_needs_are_named(rng, path):
-  write(path, {**theirs(rng), "norm.num_batches_tracked": np.zeros((), np.int64)})
+def test_unused_entries_raise_unless_ignored(rng, path):
+  write(path, {**file_arrays(rng), "norm.num_batches_tracked": np.zeros((), np.int64)})
   with pytest.raises(ValueError, match=r"unexpected: norm.num_batches_tracked int64\[\]"):
     load_weights(path, LIKE, names=NAMES)
   load_weights(path, LIKE, names=NAMES, ignore=["*.num_batches_tracked"])
 
 
-def test_a_function_that_fails_or_turns_it_wrong(rng, path):
-  write(path, theirs(rng))
+def test_function_that_fails_or_gives_another_shape_raises(rng, path):
+  write(path, file_arrays(rng))
   names = {**NAMES, "state/mean": ("mean", torch_kernel)}
-  with pytest.raises(
-    ValueError, match=r"function: state/mean <- mean float32\[3\]: expected a weight"
-  ):
+  with pytest.raises(ValueError, match=r"function: state/mean <- mean float32\[3\]"):
     load_weights(path, LIKE, names=names)
   names = {**NAMES, "state/mean": ("mean", lambda w: w[:2])}
   with pytest.raises(
@@ -147,15 +146,13 @@ def test_a_function_that_fails_or_turns_it_wrong(rng, path):
     load_weights(path, LIKE, names=names)
 
 
-def test_a_map_with_a_name_that_is_no_leaf(rng, path):
-  with pytest.raises(
-    ValueError, match="no leaf 'params/head/kernl'; did you mean 'params/head/kernel'"
-  ):
-    load_weights(write(path, theirs(rng)), LIKE, names={"params/head/kernl": "fc.weight"})
+def test_names_with_a_key_that_is_no_leaf_raise(rng, path):
+  with pytest.raises(ValueError, match="^names: .*kernl'; did you mean 'params/head/kernel'"):
+    load_weights(write(path, file_arrays(rng)), LIKE, names={"params/head/kernl": "fc.weight"})
 
 
 @pytest.mark.parametrize(
-  ("stored", "wanted", "fits"),
+  ("stored", "dtype", "fits"),
   [
     (np.float64([1.5, 2]), jnp.float32, True),
     (np.float16([1.5, 2]), jnp.float32, True),
@@ -168,9 +165,9 @@ def test_a_map_with_a_name_that_is_no_leaf(rng, path):
     (np.array([True, False]), jnp.float32, False),
   ],
 )
-def test_dtypes_are_cast_when_asked_within_their_kind_and_range(path, stored, wanted, fits):
+def test_dtypes_are_cast_only_within_kind_and_range(path, stored, dtype, fits):
   write(path, {"w": stored})
-  like = {"w": jax.ShapeDtypeStruct((2,), wanted)}
+  like = {"w": jax.ShapeDtypeStruct((2,), dtype)}
   with pytest.raises(ValueError, match=rf"dtype: w <- w is {stored.dtype}\[2\], expected"):
     load_weights(path, like)
   if not fits:
@@ -178,7 +175,7 @@ def test_dtypes_are_cast_when_asked_within_their_kind_and_range(path, stored, wa
       load_weights(path, like, cast=True)
     return
   got = load_weights(path, like, cast=True)["w"]
-  assert got.dtype == wanted
+  assert got.dtype == dtype
   np.testing.assert_array_equal(np.float64(got), np.float64(stored))
 
 
@@ -197,18 +194,18 @@ def test_pickles_are_never_opened(tmp_path):
   for name in ("w.pt", "w.safetensors", "raw.npz"):
     (tmp_path / name).write_bytes(pickle.dumps(Trap()))
   for name in ("w.npz", "w.pt", "w.safetensors", "raw.npz"):
-    with pytest.raises(ValueError, match="pickled weights are never opened|more than plain arrays"):
+    with pytest.raises(ValueError, match="^path: "):
       load_weights(tmp_path / name, LIKE)
   assert not (tmp_path / "ran").exists()
 
 
-def test_damaged_and_missing_files(rng, path):
+def test_corrupt_and_missing_files_raise(rng, path):
   with pytest.raises(FileNotFoundError, match=path.name):
     load_weights(path, LIKE)
-  content = write(path, theirs(rng)).read_bytes()
-  for damaged in (b"", content[:20], content[:-20]):
-    path.write_bytes(damaged)
-    with pytest.raises(ValueError, match="is damaged"):
+  content = write(path, file_arrays(rng)).read_bytes()
+  for corrupt in (b"", content[:20], content[:-20]):
+    path.write_bytes(corrupt)
+    with pytest.raises(ValueError, match="^path: .*corrupt"):
       load_weights(path, LIKE, names=NAMES)
 
 
@@ -216,11 +213,11 @@ def test_damaged_and_missing_files(rng, path):
 
 
 def test_pretrained_models_start_from_the_file(rng, path):
-  arrays, batch = theirs(rng), {"image": rng.normal(size=(4, 3)).astype(np.float32)}
+  arrays, batch = file_arrays(rng), {"image": rng.normal(size=(4, 3)).astype(np.float32)}
   names = {"params/kernel": ("fc.weight", torch_kernel), "params/bias": "fc.bias"}
   write(path, {name: arrays[name] for name in ("fc.weight", "fc.bias")})
-  for made in (lambda rngs: nnx.Linear(3, 2, rngs=rngs), nnx.Linear(3, 2, rngs=nnx.Rngs(0))):
-    model = pretrained(from_nnx(made), path, batch, names=names)
+  for module in (lambda rngs: nnx.Linear(3, 2, rngs=rngs), nnx.Linear(3, 2, rngs=nnx.Rngs(0))):
+    model = pretrained(from_nnx(module), path, batch, names=names)
     assert isinstance(model.variables, Variables)
     outputs, _ = model.apply(*model.init(KEY, batch), batch, train=False, key=None)
     expected = batch["image"] @ arrays["fc.weight"].T + arrays["fc.bias"]
@@ -228,12 +225,12 @@ def test_pretrained_models_start_from_the_file(rng, path):
     for leaf in jax.tree.leaves(model.init(KEY, batch)):
       leaf.delete()
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(model.variables))
-  with pytest.raises(ValueError, match="give batch="):
+  with pytest.raises(ValueError, match="^batch: "):
     pretrained(from_nnx(lambda rngs: nnx.Linear(3, 2, rngs=rngs)), path)
 
 
-# A released model: g2p-en. On 4,096 other words of cmudict this network with these weights has a phone error
-# rate of 10.1 % and 68.4 % of the words right.
+# A released model: g2p-en. On 4,096 other words of cmudict this network with these weights has a
+# phone error rate of 10.1 % and 68.4 % of the words correct.
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +242,7 @@ def teacher():
   return pretrained(g2p.network(256), path, batch, names=g2p.NAMES)
 
 
-def test_the_released_model_pronounces_as_published(teacher):
+def test_released_model_pronounces_as_published(teacher):
   assert sum(leaf.size for leaf in jax.tree.leaves(teacher.variables)) == 834_890
   words, expected = g2p.dictionary()
   found = g2p.pronounce(teacher.variables.params, words)
@@ -256,51 +253,41 @@ def test_the_released_model_pronounces_as_published(teacher):
   assert word == ["AE2 K T IH0 V EY1 SH AH0 N IH0 S T".split()]
 
 
-def test_the_released_model_teaches(teacher):
-  words, _ = g2p.dictionary()
-  teacher_outputs = np.asarray(g2p.greedy(teacher.variables.params, g2p.spell(words)))
-  started = np.concatenate([np.full((len(words), 1), 2), teacher_outputs[:, :-1]], 1).astype(
-    np.int32
-  )
-  batch = {"word": g2p.spell(words), "phones": started}
-  student = g2p.network(32)
+def test_released_model_teaches(teacher):
+  words = g2p.spell(g2p.dictionary()[0][:64])
+  phones = np.asarray(g2p.greedy(teacher.variables.params, words))[:, :10]
+  begun = np.concatenate([np.full((len(words), 1), 2), phones[:, :-1]], 1).astype(np.int32)
+  batch = {"word": words, "phones": begun}
+  student = g2p.network(16)
   objective = objectives.weighted(soft=(1.0, objectives.logits(losses.kl_divergence)))
-  optimizer = optax.adam(0.01)
-  state = make_init(student, teacher, objective, optimizer)(KEY, batch)
+  optimizer = optax.adam(0.02)
+  state = jax.jit(make_init(student, teacher, objective, optimizer))(KEY, batch)
   step = jax.jit(make_train_step(student, teacher, objective, optimizer), donate_argnums=0)
-  measured = []
-  for _ in range(20):
+  values = []
+  for _ in range(15):
     state, metrics = step(state, teacher.variables, batch)
-    measured.append(float(reduce.value(metrics["soft"])))
-  assert measured[-1] < 0.6 * measured[0]
+    values.append(float(reduce.value(metrics["soft"])))
+  assert values[-1] < 0.7 * values[0]
 
 
-def test_a_checkpoint_in_several_files(rng, tmp_path):
-  arrays = theirs(rng)
+def test_checkpoint_in_several_files(rng, tmp_path):
+  arrays = file_arrays(rng)
   parts = {"fc.weight": "a.safetensors", "fc.bias": "b.safetensors", "mean": "b.safetensors"}
   for file in set(parts.values()):
     write(tmp_path / file, {name: arrays[name] for name in parts if parts[name] == file})
   index = tmp_path / "model.safetensors.index.json"
   index.write_text(json.dumps({"metadata": {}, "weight_map": parts}))
-  write(tmp_path / "whole.safetensors", arrays)
-  got, whole = (
-    load_weights(file, LIKE, names=NAMES) for file in (index, tmp_path / "whole.safetensors")
+  write(tmp_path / "single.safetensors", arrays)
+  parts_tree, single = (
+    load_weights(file, LIKE, names=NAMES) for file in (index, tmp_path / "single.safetensors")
   )
-  jax.tree.map(np.testing.assert_array_equal, got, whole)
-  for broken, error, message in (
-    ({"weight_map": parts | {"mean": "a.safetensors"}}, ValueError, "a.safetensors has no mean"),
-    (
-      {"weight_map": parts | {"mean": "../a.safetensors"}},
-      ValueError,
-      "is damaged.*do not lie beside it",
-    ),
-    (
-      {"weight_map": parts | {"mean": "c.safetensors"}},
-      FileNotFoundError,
-      "no file .*c.safetensors",
-    ),
-    ([], ValueError, "is damaged"),
+  jax.tree.map(np.testing.assert_array_equal, parts_tree, single)
+  for files, error, field in (
+    (parts | {"mean": "a.safetensors"}, ValueError, "mean in a.safetensors"),
+    (parts | {"mean": "../a.safetensors"}, ValueError, "corrupt"),
+    (parts | {"mean": "c.safetensors"}, FileNotFoundError, "c.safetensors"),
+    (None, ValueError, "corrupt"),
   ):
-    index.write_text(json.dumps(broken))
-    with pytest.raises(error, match=message):
+    index.write_text(json.dumps({"weight_map": files} if files else []))
+    with pytest.raises(error, match=f"^path: .*{field}"):
       load_weights(index, LIKE, names=NAMES)

@@ -49,7 +49,7 @@ def as_outputs(result: Any) -> dict[str, Any]:
 
 
 def primary_outputs(outputs: Mapping[str, Any]) -> Any:
-  """Returns what a model is used for when it is served: its logits, or all outputs without logits."""
+  """Returns what a served model is used for: its logits, or all outputs without logits."""
   return outputs.get("logits", outputs)
 
 

@@ -10,7 +10,7 @@ def head_logits(outputs: Outputs) -> jax.Array:
   """Returns `hidden @ kernel + bias`, capped: float32 [..., vocab_size].
 
   Use it for a few tokens: the `losses.linear_*` take hidden states and head, and never make all
-    logits.
+  logits.
 
   Args:
     outputs: 'hidden' [..., embed_dim] and 'head' = (kernel [embed_dim, vocab_size], bias or None,

@@ -101,7 +101,7 @@ class WideResNet(nnx.Module):
       wrn_40_2 = WideResNet(3, 40, 2, 100, rngs=rngs)
 
   A stage's last ReLU is the first one after it: the next stage's, or the one before the mean. It
-    follows
+  follows
   a batch norm, which belongs to that next stage.
 
   Outputs, with k = 1, 2, 3:

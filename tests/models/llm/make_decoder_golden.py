@@ -1,8 +1,7 @@
-"""Writes decoder_golden.json: what `transformers` computes with the checkpoints of decoder_files.py.
-
-python -m venv /tmp/peers
-/tmp/peers/bin/pip install torch==2.13.0 transformers==5.23.0   (torch's CPU wheel, where there is one)
-cd tests/models && /tmp/peers/bin/python make_decoder_golden.py
+"""Writes decoder_golden.json: what `transformers` computes with the checkpoints of
+decoder_files.py.
+ python -m venv /tmp/peers /tmp/peers/bin/pip install torch==2.13.0 transformers==5.23.0   (torch's
+CPU wheel, where there is one) cd tests/models/llm && /tmp/peers/bin/python make_decoder_golden.py
 """
 
 import json
@@ -17,7 +16,8 @@ CLASSES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 
 def outputs(family: str) -> dict:
-  """The configuration as transformers writes it, outputs of the first row, greedy continuations of both."""
+  """The configuration as transformers writes it, outputs of the first row, greedy continuations of
+  both."""
   config = getattr(transformers, f"{CLASSES[family]}Config")(
     **FAMILIES[family], attn_implementation="eager"
   )
