@@ -105,10 +105,8 @@ def fgd(
 
   Foreground and background: sum of M A_t (s - t)^2, A_t the teacher's attention over space times
   over channels (softmax at T of mean |F|, times H W and C), M = `foreground`, or 1 / (number of
-  positions outside all boxes).
-  Attention: sum of |A_s - A_t| over space and over channels. Global: sum of squares of the
-    difference after a
-  learned global context block on each side.
+  positions outside all boxes). Attention: sum of |A_s - A_t| over space and over channels. Global:
+  sum of squares of the difference after a learned global context block on each side.
 
   Args:
     student: maps [B, H, W, C].

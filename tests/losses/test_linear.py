@@ -168,8 +168,9 @@ def test_probability_outside_the_support_is_reduced(memory):
   assert np.isinf(reverse)
 
 
-@pytest.mark.parametrize("kind, tokens", [("kl", 600), ("kl", 599), ("bucket", 599)])
-def test_chunks_of_tokens_and_a_short_last_one(kind, tokens):
+@pytest.mark.parametrize("kind", ["kl", "bucket"])
+def test_chunks_of_tokens_and_a_short_last_one(kind):
+  tokens = 599
   sides, copies = (2, 4) if kind == "kl" else (1, 2)
   memory = 4 * (300 * (sides * CLASSES + copies * 256) + 2 * tokens * 3)  # for 300 tokens
   p = problem(tokens=tokens, width=3, dtype=np.float32)
@@ -178,9 +179,8 @@ def test_chunks_of_tokens_and_a_short_last_one(kind, tokens):
   np.testing.assert_allclose(value, exact, rtol=1e-5)
   for a, b in zip(gradients, expected, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
-  if tokens == 599:
-    without_gradient, _ = jax.jit(functools.partial(fused, kind, 2.0, memory))(*p)
-    np.testing.assert_allclose(without_gradient, value, rtol=1e-6)
+  without_gradient, _ = jax.jit(functools.partial(fused, kind, 2.0, memory))(*p)
+  np.testing.assert_allclose(without_gradient, value, rtol=1e-6)
 
 
 @MODES

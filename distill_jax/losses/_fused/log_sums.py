@@ -46,13 +46,17 @@ def kl_sides(plan: Plan) -> tuple[str, str]:
   return ("teacher", "student") if plan.divergence == "kl" else ("student", "teacher")
 
 
-def move_cross(cross: jax.Array, a: ExpSum, b: ExpSum, peak_a, peak_b) -> jax.Array:
+def move_cross(
+  cross: jax.Array, a: ExpSum, b: ExpSum, peak_a: jax.Array, peak_b: jax.Array
+) -> jax.Array:
   """Returns the cross sum relative to new peaks."""
   shift = (finite(a.peak) - finite(peak_a)) - (finite(b.peak) - finite(peak_b))
   return jnp.exp(a.peak - finite(peak_a)) * (cross + a.total * shift)
 
 
-def cross_sum(a: jax.Array, b: jax.Array, peak_a, peak_b) -> tuple[jax.Array, jax.Array]:
+def cross_sum(
+  a: jax.Array, b: jax.Array, peak_a: jax.Array, peak_b: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   """Returns the cross sum of one chunk, and 1 where b is impossible and a is not."""
   a = a - finite(peak_a)[:, None]
   b = b - finite(peak_b)[:, None]

@@ -64,7 +64,9 @@ DIVERGENCES: dict[str, Callable] = {
 TAILS = ("bucket", "conditional", "sampled")
 
 
-def totals(plan: Plan, statistics: Statistics, rows: Rows, shared: Shared):
+def totals(
+  plan: Plan, statistics: Statistics, rows: Rows, shared: Shared
+) -> tuple[jax.Array, tuple]:
   """Returns `(loss, (divergence, cross entropy))`, each summed under its weights.
 
   A row of weight 0 adds exactly 0, even if it contains NaN.
