@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, on data of the reader's shapes."""
+"""Runs the README's Python as it is written, on data of the reader's shapes."""
 
 import pathlib
 import re
@@ -7,16 +7,16 @@ import flax.linen as linen
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import pytest
 from flax import nnx
 
-from distill_jax import objectives
 from distill_jax.models import from_nnx
 from distill_jax.models.llm.decoder import Decoder
-from distill_jax.train import fit
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+LOSSES, MODEL, SCORES, METRIC, CACHE, TEXT, MESH = BLOCKS
 
 
 class Teacher(linen.Module):
@@ -33,12 +33,35 @@ class MySmallModule(nnx.Module):
     return self.head(x.reshape(len(x), -1))
 
 
-def test_losses_in_your_own_loop(rng):
+def run(block, names, steps):
+  exec(re.sub(r"steps=[\d_]+", f"steps={steps}", block), names)
+  assert names["result"].history[-1]["step"] == steps
+
+
+@pytest.fixture
+def names(rng, tmp_path, monkeypatch):
+  """The names that the README takes as given, in a folder of their own."""
+  monkeypatch.chdir(tmp_path)
+  images = rng.normal(size=(128, 4, 4, 1)).astype(np.float32)
+  labels = rng.integers(0, 10, 128)
+  return {
+    "my_linen_module": Teacher(),
+    "my_trained_variables": Teacher().init(jax.random.key(0), images[:1]),
+    "MySmallModule": MySmallModule,
+    "images": images,
+    "labels": labels,
+    "test_images": images[:32],
+    "test_labels": labels[:32],
+    "new_images": images[:3],
+  }
+
+
+def test_losses_run_in_a_loop_of_your_own(rng):
   def student(params, image):
     return image.mean((1, 2)) @ params, image
 
   names = {"student": student}
-  exec(BLOCKS[0], names)
+  exec(LOSSES, names)
   batch = {
     "image": jnp.asarray(rng.normal(size=(4, 5, 5, 3)), jnp.float32),
     "label": jnp.array([0, 1, 2, 3]),
@@ -50,36 +73,36 @@ def test_losses_in_your_own_loop(rng):
   assert value > 0 and np.abs(gradient).max() > 0
 
 
-def test_your_own_model_live_and_from_a_cache(rng, tmp_path, monkeypatch):
-  lines = [line for line in BLOCKS[1].splitlines() if line.strip()]
-  assert len(lines) <= 15, "under 15 lines with your own model"
-  monkeypatch.chdir(tmp_path)
-  images = rng.normal(size=(128, 4, 4, 1)).astype(np.float32)
-  teacher = Teacher()
-  names = {
-    "my_linen_module": teacher,
-    "my_trained_variables": teacher.init(jax.random.key(0), images[:1]),
-    "MySmallModule": MySmallModule,
-    "images": images,
-    "labels": rng.integers(0, 10, 128),
-    "test_images": images[:32],
-    "test_labels": rng.integers(0, 10, 32),
-  }
-  for block, steps in ("\n".join(lines), 20), (BLOCKS[2], 10), (BLOCKS[4], 5):
-    exec(block.replace("steps=3000", f"steps={steps}, progress=False"), names)
-    assert names["fitted"].history[-1]["step"] == steps
-  assert names["outputs"].num_views == 8
-
-
-def test_language_models(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  (tmp_path / "corpus").mkdir()
-  (tmp_path / "corpus" / "a.txt").write_text("a few words of text. " * 40)
-  small = BLOCKS[3].replace("512, 8, 8", "16, 1, 2").replace("length=1024", "length=16")
-  names = {"from_nnx": from_nnx, "objectives": objectives, "optax": optax, "fit": fit}
-  decoder = from_nnx(
-    lambda rngs: Decoder(257, 16, 1, 2, rngs=rngs), inputs=("tokens", "segments", "positions")
+def test_your_model_runs_live_cached_and_on_a_mesh(names):
+  lines = [line for line in MODEL.splitlines() if line.strip()]
+  assert len(lines) <= 15, "the core example stays short"
+  run(MODEL, names, steps=20)
+  exec(SCORES, names)
+  assert 0 < names["scores"]["accuracy"] <= 1 and names["logits"].shape == (3, 10)
+  exec(METRIC, names)
+  scores = names["evaluate"](
+    names["student"], names["result"].variables, names["test"], names["task"]
   )
-  names["teacher"] = decoder._replace(variables=decoder.init(jax.random.key(1), {}))
-  exec(small.replace("steps=10_000", "steps=2, progress=False"), names)
-  assert names["fitted"].history[-1]["step"] == 2
+  assert scores["accuracy"] < scores["top3"] <= scores["top5"]
+  run(CACHE, names, steps=10)
+  assert names["outputs"].num_views == 8
+  run(MESH, names, steps=5)
+  assert pathlib.Path("run").exists()
+
+
+def test_language_model_runs(names):
+  folder = pathlib.Path("corpus")
+  folder.mkdir()
+  (folder / "a.txt").write_text("a few words of text. " * 40)
+  inputs = ("tokens", "segments", "positions")
+  teacher = from_nnx(lambda rngs: Decoder(257, 16, 1, 2, rngs=rngs), inputs=inputs)
+  imports = "\n".join(line for line in MODEL.splitlines() if line.startswith(("import", "from")))
+  exec(imports, names)
+  names["teacher"] = teacher._replace(variables=teacher.init(jax.random.key(1), {}))
+  small = TEXT.replace("512, 8, 8", "16, 1, 2").replace("length=1024", "length=16")
+  run(small, names, steps=2)
+
+
+def test_links_point_at_files():
+  for link in re.findall(r"\]\(([^)#]+)\)", README):
+    assert link.startswith("http") or (ROOT / link).exists(), link
