@@ -136,7 +136,7 @@ def test_equal_scores_keep_a_channel_of_each_group(score, fraction, remaining):
 
 
 def test_gradual_pruning_on_eight_devices_matches_one(rng, mesh):
-  variables = random_variables(NETWORKS["cnn"], rng)
+  variables = random_variables(NETWORKS["mlp"], rng)
   tree = {"student": variables.params, "objective": {"kernel": jnp.ones((2, 2))}}
   groups = under("student", groups_of(variables.params))
 
@@ -155,7 +155,7 @@ def test_gradual_pruning_on_eight_devices_matches_one(rng, mesh):
     state, counts = jax.jit(step.init)(params), []
     for _ in range(6):
       params, state = update(params, state)
-      counts.append(int(living_channels(params, groups)["blocks/2"].sum()))
+      counts.append(int(living_channels(params, groups)["hidden/0"].sum()))
     return params, state, counts
 
   one, state, counts = run(tree)

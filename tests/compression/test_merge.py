@@ -9,20 +9,17 @@ from distill_jax.compression.initialization.merge import merge
 from distill_jax.compression.pruning.groups import Group, groups_of
 from distill_jax.models import from_nnx
 from distill_jax.models.llm.decoder import Decoder
-from distill_jax.models.zoo.cnn import CNN
 from distill_jax.models.zoo.resnet import ResNet
 from distill_jax.trees import named_leaves
 from distill_jax.types import Variables
 
 MODELS = {
-  "cnn": lambda *widths: from_nnx(lambda rngs: CNN(1, widths, 10, rngs=rngs)),
   "resnet": lambda *widths: from_nnx(lambda rngs: ResNet(1, 8, 10, widths=widths, rngs=rngs)),
   "decoder": lambda heads, inner: from_nnx(
     lambda rngs: Decoder(32, 16, 2, heads, head_dim=4, mlp_dim=inner, rngs=rngs), inputs="tokens"
   ),
 }
 SIZES = {
-  "cnn": ((4, 6), (7, 9)),
   "resnet": ((4, 4, 6, 8), (6, 6, 7, 12)),
   "decoder": ((2, 10), (4, 13)),
 }
