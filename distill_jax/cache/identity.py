@@ -136,8 +136,10 @@ def augmentation_identity(augment: Augment | None, arrays: Mapping[str, Any]) ->
       "augment: expected a function of 'id' and 'view', got different views of one example in two "
       "calls: derive its random numbers from 'id' and 'view'"
     )
+  # Compiled once, as in a train step: so many eager calls take longer.
+  augment_row = jax.jit(augment)
   single_rows = [{name: x[i : i + 1] for name, x in batch.items()} for i in range(NUM_PROBES)]
-  if not same_sums(sums, [row_sums(augment(row))[0] for row in single_rows]):
+  if not same_sums(sums, [row_sums(augment_row(row))[0] for row in single_rows]):
     raise ValueError(
       "augment: expected a function of 'id' and 'view', got a view that depends on the other rows "
       "of the batch: use a live teacher for what mixes rows (mixup, CutMix)"

@@ -411,4 +411,11 @@ def test_a_row_without_classes_names_the_example(codec):
   logits[0, 1] = -np.inf
   with pytest.raises(ValueError, match="example id 30, view 0 .*-inf"):
     check(codec, logits)
+  logits[0, 0, 2] = np.nan
+  with pytest.raises(ValueError, match="example id 30, view 0 .*NaN"):
+    check(codec, logits)
+
+
+def test_dense_stores_rows_without_classes():
+  logits = np.full((3, 2, 4), -np.inf, np.float32)
   check(Dense(), logits)

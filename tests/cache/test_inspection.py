@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 from scipy.special import log_softmax, softmax
-from toys import AUGMENT, ROWS, teacher_logits, written
+from toys import ROWS, teacher_logits, written
 
 from distill_jax import data
-from distill_jax.cache import RandomSampling, TopK, describe, writer
+from distill_jax.cache import RandomSampling, TopK, describe
 
 
 def test_describe_has_confidence_and_accuracy(cached, source):
@@ -41,15 +41,14 @@ def test_describe_without_confidence_or_classes(tmp_path, cached, source):
   assert "accuracy" not in describe(cached, regression)
 
 
-def test_repr_has_size_and_identity(tmp_path, source, monkeypatch):
-  monkeypatch.setattr(writer, "SHARD_BATCHES", 1)
-  cached = written(tmp_path, source, augment=AUGMENT, num_views=2)
-  text = repr(cached)
-  size = sum(path.stat().st_size for path in tmp_path.glob("shard-*"))
-  row_bytes = 40
+def test_repr_has_size_and_identity(augmented):
+  text = repr(augmented)
+  folder = augmented.store.folder
+  size = sum(path.stat().st_size for path in folder.glob("shard-*"))
+  row_bytes = 16 + 5 * 4 + 4
   assert text.startswith(
-    f"cache in {tmp_path}\n  120 rows: 60 examples x 2 views, {row_bytes} bytes a row, {size:,} "
+    f"cache in {folder}\n  120 rows: 60 examples x 2 views, {row_bytes} bytes a row, {size:,} "
   )
   assert "\n  data.name: toy\n" in text and "... 32 in all]" in text
   assert "outputs.logits.codec.dtype: float32" in text
-  assert describe(cached).startswith(text)
+  assert describe(augmented).startswith(text)

@@ -54,11 +54,16 @@ def records(cached):
   return cached.row_reader.read(ids, 0 * ids)
 
 
-@pytest.mark.parametrize(
-  ("options", "tokens"), [({}, LENGTH), ({"bias": True, "softcap": 30.0}, 3)]
-)
-def test_columns_are_those_of_the_logits(tmp_path, source, monkeypatch, options, tokens):
-  set_chunk(monkeypatch, tokens)
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory, source):
+  """Several codecs of the logits and hidden states of `language_model(2)`, in chunks."""
+  with pytest.MonkeyPatch.context() as patch:
+    set_chunk(patch, 3)
+    return write(tmp_path_factory.mktemp("lazy") / "cache", language_model(2), source, OUTPUTS)
+
+
+def test_columns_are_those_of_the_logits(tmp_path, source, chunks):
+  options = {"bias": True, "softcap": 30.0}
   outputs = {name: codec for name, codec in OUTPUTS.items() if name != "hidden"}
   lazy = write(tmp_path / "lazy", language_model(1, **options), source, outputs)
   full = write(tmp_path / "full", language_model(1, logits=True, **options), source, outputs)
@@ -82,11 +87,10 @@ def test_columns_are_those_of_the_logits(tmp_path, source, monkeypatch, options,
   assert ((a["logits@top4.label_log_prob"] <= 0) == has_label).all()
 
 
-def test_one_output_is_stored_in_several_ways(tmp_path, source, chunks):
+def test_one_output_is_stored_in_several_ways(cached, source):
   teacher = language_model(2)
-  cached = write(tmp_path, teacher, source, OUTPUTS)
   columns = cached.add_columns({"id": source.ids[:8]})
-  model = open_cache(tmp_path).model
+  model = open_cache(cached.store.url).model
   decoded = model.apply(*model.variables, columns, train=False, key=None)[0]
   assert set(OUTPUTS) <= set(decoded)
   batch = {"id": source.ids[:8], "tokens": source.arrays["tokens"][:8]}
@@ -110,18 +114,16 @@ def test_one_output_is_stored_in_several_ways(tmp_path, source, chunks):
     )
 
 
-def test_verify_compares_a_few_tokens_at_a_time(tmp_path, source, chunks):
-  outputs = {"logits": TopK(4), "logits@samples": RandomSampling(3), "logits@half": Dense()}
-  teacher = language_model(3)
-  cached = write(tmp_path, teacher, source, outputs)
-  same = verify(cached, teacher, source, 24, batch_size=8)
-  assert same["logits"].difference < 0.05
-  assert same["logits"].top1 == same["logits@half"].top1 == 1
-  assert same["logits"].kl < 1e-2 and same["logits@half"].kl < 1e-4
+def test_verify_compares_a_few_tokens_at_a_time(cached, source, chunks):
+  same = verify(cached, language_model(2), source, 24, batch_size=8)
+  assert same["logits@top4"].difference < 0.05 and same["logits@top4"].kl < 1e-2
+  assert same["logits@top9"].difference < 1e-3 and same["logits@top9"].kl < 1e-5
+  assert same["logits@top4"].top1 == same["logits@top9"].top1 == 1
+  assert same["logits@int8"].kl < 1e-2 and same["logits@int8"].top1 > 0.9
   assert same["logits@samples"].difference == 0
   other = verify(cached, language_model(4), source, 24, batch_size=8)
-  assert other["logits"].top1 < 0.5
-  assert other["logits@half"].kl > 0.1
+  assert other["logits@top4"].top1 < 0.5
+  assert other["logits@int8"].kl > 0.1
   assert other["logits@samples"].difference > 0.5
 
 
