@@ -57,7 +57,7 @@ def test_each_network_can_be_asked_for(config):
 
 
 def test_no_teacher_is_trained_where_there_is_none():
-  with pytest.raises(ConfigError, match="this config trains none"):
+  with pytest.raises(ConfigError, match="teacher"):
     compile_config("cpu", load_config("configs/digits_mutual.py"), role="teacher")
 
 

@@ -110,5 +110,5 @@ def test_the_student_alone_computes_again(config):
 
 def test_weights_that_are_not_there_are_named(tmp_path):
   config = load_config(PATH, [*SMALL, f"teacher_weights={tmp_path}/R152x2_T_224.npz"])
-  with pytest.raises(FileNotFoundError, match="no file .*R152x2_T_224.npz"):
+  with pytest.raises(FileNotFoundError, match="R152x2_T_224.npz"):
     config.teacher()

@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 from pictures import write_classes
 
+from distill_jax import train
 from distill_jax.data.sets import folder
 from distill_jax.jobs import config, plan
 from distill_jax.jobs import data as job_data
@@ -104,8 +105,8 @@ def loaded(photos):
 def test_the_dry_run_describes_a_folder_of_images(photos, tmp_path, capsys):
   main([*command(photos), f"--workdir={tmp_path / 'run'}", "--dry_run"])
   out = capsys.readouterr().out
-  train = 40 - held_out(photos)
-  assert f"trained on {train} examples of train, {train} with a label" in out
+  size = 40 - held_out(photos)
+  assert f"trained on {size} examples of train, {size} with a label" in out
   assert "block1: ('batch', 8, 8, 2) float32" in out and "one step of batch 4" in out
   assert not (tmp_path / "run").exists()
 
@@ -115,44 +116,35 @@ def test_predictions_batch_by_batch_are_those_in_memory(photos):
   images = folder.images(photos / "test", max_bad=0.2)
   model = from_apply(None, lambda w, x: x.reshape(len(x), -1)[:, :2] * w, variables=np.float32(2))
   streamed = job_data.evaluation(settings, images, 4)
-  known = job_data.known(streamed)
-  logits = job_data.predict(model, model.variables, streamed)
-  assert known.ids.tolist() == list(range(1, 9)) and known.labels.tolist() == [0] * 4 + [1] * 4
+  entries = job_data.references(streamed, ("id", "label", "image"))
+  assert entries["id"].tolist() == list(range(1, 9))
+  assert entries["label"].tolist() == [0] * 4 + [1] * 4
   pixels = np.stack(list(centers(photos).values()))
-  assert known.images.dtype == np.uint8
-  np.testing.assert_allclose(known.images / 255, pixels, atol=0.501 / 255)
+  assert entries["image"].dtype == np.uint8
+  np.testing.assert_allclose(entries["image"] / 255, pixels, atol=0.501 / 255)
+  logits = train.predict(model, None, streamed)["logits"]
   np.testing.assert_allclose(logits, 2 * pixels.reshape(8, -1)[:, :2], atol=1e-6)
 
 
 def test_report_leaves_out_too_many_images(photos, monkeypatch):
-  monkeypatch.setattr(job_data, "SHOWN", 4 * SIZE * SIZE * 3)
+  monkeypatch.setattr(job_data, "MAX_IMAGE_BYTES", 4 * SIZE * SIZE * 3)
   images = folder.images(photos / "test", max_bad=0.2)
-  known = job_data.known(job_data.evaluation(loaded(photos), images, 4))
-  assert known.images is None and len(known.labels) == 8
+  streamed = job_data.evaluation(loaded(photos), images, 4)
+  entries = job_data.references(streamed, ("label", "image"))
+  assert "image" not in entries and len(entries["label"]) == 8
 
 
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    (
-      "train_dir=",
-      "train_dir",
-    ),
-    ("train_dir=PHOTOS/trian", "there is no folder .*trian; did you mean .*train"),
-    (
-      "test_dir=PHOTOS/other",
-      r"class_names without a subfolder: \['dog'\]; subfolders not .*\['fish'\]",
-    ),
-    (
-      "student_training.batch_size=64",
-      "student_training.batch_size",
-    ),
+    ("train_dir=", "train_dir"),
+    ("train_dir=PHOTOS/trian", "trian"),
+    ("test_dir=PHOTOS/other", "class_names"),
+    ("student_training.batch_size=64", "student_training.batch_size"),
     ("size=2", "size"),
   ],
 )
-def test_what_is_wrong_is_said_before_anything_is_trained(
-  photos, tmp_path, capsys, change, message
-):
+def test_wrong_settings_are_rejected_before_training(photos, tmp_path, capsys, change, message):
   if not (photos / "other").exists():
     shutil.copytree(photos / "test" / "cat", photos / "other" / "cat")
     shutil.copytree(photos / "test" / "dog", photos / "other" / "fish")
