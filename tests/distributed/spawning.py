@@ -22,6 +22,7 @@ def spawn(count, script, *arguments, devices=8):
     f"--xla_force_host_platform_device_count={devices // count}",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
+    os.environ.get("DISTILL_JAX_TEST_CODEGEN", ""),
   ]
   environment = {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
   # Python looks first in the folder of a script, and these tests are of the tree that contains
