@@ -1,4 +1,4 @@
-"""The few shapes that everything agrees on."""
+"""Defines the few shapes that everything agrees on."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,15 +10,15 @@ from distill_jax import reduce
 Tree = Any  # a pytree of arrays
 Batch = Mapping[str, Any]
 """Arrays of one batch, rows first: 'id' (row in the full named split), 'view', 'image' or 'tokens',
-'label' (int [B], or rows of probabilities [B, C]), 'where' (valid rows, bool [B]), 'generated' (rows that the student
-wrote, bool [B]), 'teacher/...'."""
+'label' (int [B], rows of probabilities [B, C], or what the task reads), 'where' (valid rows, bool
+[B]), 'generated' (rows that the student generated, bool [B]), 'teacher/...' when cached."""
 
 Outputs = Mapping[str, Any]
-"""What a model says about a batch: 'logits' [B, C] and every named feature that anyone may distill."""
+"""A model's outputs for a batch: 'logits' [B, C] and every named feature that a term may read."""
 
 
 class Variables(NamedTuple):
-  """What a model holds: `params` are trained, `state` (batch statistics) is only carried along."""
+  """A model's arrays: `params` are trained; `state` (batch statistics) changes with every batch."""
 
   params: Tree
   state: Tree
@@ -29,12 +29,13 @@ class Model(NamedTuple):
 
   Attributes:
     init: `(key, batch) -> Variables`.
-    apply: `(params, state, batch, *, train, key) -> (Outputs, state)`. `train` is a Python bool, `key` a
-      typed PRNG key or None (then the model must not draw). Only `params` are differentiated.
-    variables: the weights the model was built with, if it was built with any. A frozen teacher needs
-      them (or `teacher_variables=` in `train.fit`); `init` returns a copy of them.
-    ema_update: `(own, student, step) -> own`, all `Variables`: set for a teacher that is computed from the
-      student after each update (a moving average). Such a teacher lives in the train state.
+    apply: `(params, state, batch, *, train, key) -> (Outputs, state)`. `train` is a Python bool,
+      `key` a typed PRNG key or None (then the model must not draw). Only `params` are
+      differentiated.
+    variables: the weights the model was built with, if it was built with any. A frozen teacher
+      needs them (or `teacher_variables=` in `train.fit`); `init` returns a copy of them.
+    ema_update: `(average, student, step) -> average`, all `Variables`, for a teacher that is an
+      exponential moving average (EMA) of the student; the train state holds it. None: it is not.
   """
 
   init: Callable[..., Variables]
@@ -47,11 +48,12 @@ class Objective(NamedTuple):
   """What to minimize, as pure functions.
 
   Attributes:
-    init: `(key, student_outputs, teacher_outputs) -> Variables`, of the objective's own learned parts.
-      The outputs may be `ShapeDtypeStruct`s.
+    init: `(key, student_outputs, teacher_outputs) -> Variables`, those that the objective learns
+      (projections); empty trees where there are none. The outputs may be `ShapeDtypeStruct`s.
     apply: `(params, state, student, teacher, batch, *, step, key, axis_name=None) ->
       (terms, state)` with `terms = {name: (weight, value)}`; a value is `(values, where)`,
-      unreduced with the valid ones (None: all), or a scalar where the loss relates rows.
+      unreduced with the valid ones (None: all), or a scalar where the loss relates rows. The step
+      passes `axis_name` under `pmap` and `shard_map` only.
   """
 
   init: Callable[..., Variables]
@@ -59,8 +61,8 @@ class Objective(NamedTuple):
 
 
 OnPolicy = Callable[[Variables, jax.Array, Batch], Batch]
-"""`(student Variables, key, batch) -> batch`: replaces rows by text that the student generates; the new batch
-marks them in 'generated'."""
+"""`(student Variables, key, batch) -> batch`: replaces rows by sequences that the student
+generates; the new batch marks them in 'generated'."""
 
 
 class Metric(NamedTuple):
@@ -71,11 +73,11 @@ class Metric(NamedTuple):
     title: in words, for tables and axes: 'accuracy', 'perplexity'.
     unit: '%', 'nats', 'px'; empty where there is none.
     better: 'max' or 'min'.
-    format: a format specification of Python. One that ends in '%' ('.2%') multiplies by 100; the unit is then '%', and
-      differences are in points.
+    format: a format specification of Python. One that ends in '%' ('.2%') multiplies by 100; the
+      unit is then '%', and differences are in points.
     short: title of its column in tables with a row per network ('ECE'); empty: `title`.
-    detail: tables that show it. 0: all; 1: all but those over several runs; 2: only those with a row per metric. The
-      first metric of a task is in all of them.
+    detail: tables that show it. 0: all; 1: all but those over several runs; 2: only those with a
+      row per metric. The first metric of a task is in all of them.
   """
 
   name: str
@@ -91,18 +93,24 @@ class Task(NamedTuple):
   """What a kind of problem measures: plain data and pure functions. `distill_jax.tasks` makes them.
 
   Attributes:
-    metrics: the scores, in the order of a report. The first one decides which weights are kept, and heads the report.
-    statistics: `(student Outputs, batch, teacher Outputs or None) -> tree of sums` over the batch's valid rows. Runs on
-      the device, under jit; the sums of several batches, devices and processes are added.
+    metrics: the scores, in the order of a report. The first one decides which variables `fit`
+      returns, and heads the report.
+    statistics: `(student Outputs, batch, teacher Outputs or None) -> tree of sums` over the batch's
+      valid rows. Runs on the device, under jit; the sums of several batches, devices and processes
+      are added.
     compute: `added statistics (host arrays) -> {metric name: float}`.
-    num_classes: `Outputs (or their shapes) -> int`: labels are 0 to that minus 1. None: labels are no class numbers.
-    train_metrics: `(student Outputs, batch) -> {name: (sum, count)}`, cheap ones for the log of training; or None.
-    predict: `(student Outputs, batch) -> {name: array}`, one row per example, what the host needs; or None.
-    evaluate_predictions: `(predictions, references) -> {metric name: float}` on the host, for scores that are no sums
-      over examples; both are mappings of arrays over all examples, `references` the batch's entries of that name.
+    num_classes: `Outputs (or their shapes) -> int`: labels are 0 to that minus 1. None: labels are
+      no class numbers.
+    train_metrics: `(student Outputs, batch) -> {name: (sum, count)}`, cheap ones for the log of
+      training; or None.
+    predict: `(student Outputs, batch) -> {name: array}`, one row per example, what the host needs;
+      or None.
+    evaluate_predictions: `(predictions, references) -> {metric name: float}` on the host, for
+      scores that are no sums over examples; both are mappings of arrays over all examples,
+      `references` the batch's entries of that name.
     references: names of the batch's entries that `evaluate_predictions` and `figures` read.
-    figures: `(entries, references, class_names) -> report blocks`, the pictures and tables of this kind of problem, from
-      the `report.Entry` of each network; or None.
+    figures: `(entries, references, class_names) -> report blocks`, the pictures and tables of this
+      kind of problem, from the `report.Entry` of each network; or None.
   """
 
   metrics: tuple[Metric, ...]
@@ -119,17 +127,18 @@ class Task(NamedTuple):
     """Returns the task with one more metric: a mean over what `statistics` counts.
 
         top3 = Metric("top3", "top-3 accuracy", "%", format=".2%")
-        task = classification().with_metric(top3, lambda outputs, batch, teacher: reduce.total(hits(outputs, batch)))
+        task = classification().with_metric(top3, lambda outputs, batch, teacher:
+        reduce.total(hits(outputs, batch)))
 
     Args:
       metric: of a name that the task does not have yet.
-      statistics: `(student Outputs, batch, teacher Outputs or None) -> (sum, count)`, as `reduce.total` returns them;
-        `where=batch.get("where")` leaves padding out.
+      statistics: `(student Outputs, batch, teacher Outputs or None) -> (sum, count)`, as
+        `reduce.total` returns them; `where=batch.get("where")` leaves padding out.
 
     Raises:
       ValueError: the task has a metric of this name.
     """
-    names = [known.name for known in self.metrics]
+    names = [m.name for m in self.metrics]
     if metric.name in names:
       raise ValueError(f"metric: expected a new name, got {metric.name!r}: the task has {names}")
 
@@ -146,23 +155,29 @@ class Task(NamedTuple):
 
 
 class Skips(NamedTuple):
-  """Updates skipped because the loss or a gradient was not finite; int32 scalars."""
+  """Numbers of updates skipped because the loss or a gradient was not finite; int32 scalars.
+
+  Attributes:
+    total: in all.
+    streak: in a row, up to now.
+    longest: the longest streak so far.
+  """
 
   total: jax.Array
-  streak: jax.Array  # in a row, up to now
-  longest: jax.Array  # the longest streak so far
+  streak: jax.Array
+  longest: jax.Array
 
 
 class TrainState(NamedTuple):
-  """All that changes while training, and all that a checkpoint holds.
+  """Everything that changes during training, and everything that a checkpoint holds.
 
   Attributes:
-    step: batches consumed, int32; the position in the data follows from it.
-    key: typed PRNG key; every draw folds `step` (or an example id) into it.
+    step: number of batches consumed, int32; the position in the data follows from it.
+    key: typed PRNG key; every random number folds `step` (or an example id) into it.
     params: `{'student': ..., 'objective': ...}`; both are trained.
-    model_state: `{'student': ..., 'objective': ...}`; carried along (batch statistics, memory banks).
-    opt_state: the optimizer's.
-    average: `Variables` of a teacher that follows the student, else `()`.
+    model_state: `{'student': ..., 'objective': ...}`: batch statistics, memory banks.
+    opt_state: the optimizer's state.
+    average: `Variables` of an EMA teacher; `()` without one.
     skips: see `Skips`.
   """
 

@@ -25,8 +25,7 @@ class Clock:
 
   A step is dispatched long before it is done, so the time between two dispatches is that of the
   host. What is left for the report to wait for is spread evenly over its steps: their times sum up
-  to what the clock on the wall says,
-  and one that came late, because its data did, stands out.
+  to the wall clock's, and a step that was late, because its data was, can be seen.
   """
 
   def __init__(self, earlier: Mapping[str, Any] | None = None, *, began: float | None = None):
@@ -83,7 +82,7 @@ class Clock:
       waited: seconds by the names given to `waiting`. Where that for 'data' is long and that for
         the 'device' short, devices were idle.
       memory: bytes of the fullest device of this host, 'in_use', at its 'peak', and in all
-        ('limit'); missing where it does not tell.
+        ('limit'); missing where it does not report them.
     """
     line: dict[str, Any] = {"step": step, "time": time.time()}
     if times := self._times():

@@ -86,7 +86,7 @@ def evaluation_batches(
 
 
 def data_identity(source: Source) -> str:
-  """Returns what tells the examples from others, for the run's identity."""
+  """Returns a text that identifies the examples, for the run's identity."""
   if isinstance(source, data.Source):
     return f"{source.name}:{fingerprint(dict(source.arrays))}"
   return getattr(source, "identity", getattr(source, "__qualname__", type(source).__qualname__))

@@ -13,6 +13,7 @@ from distill_jax.cache import Cache
 from distill_jax.distributed import hosts
 from distill_jax.distributed.interruption import Interrupted, Interruption
 from distill_jax.storage.fingerprint import fingerprint
+from distill_jax.train.arguments import Arguments
 from distill_jax.train.evaluation import predict
 from distill_jax.train.inputs import next_batch
 from distill_jax.train.log import Log, fetch
@@ -24,7 +25,7 @@ from distill_jax.train.options import (
   StepOptions,
 )
 from distill_jax.train.placement import sparsity
-from distill_jax.train.prepare import Arguments, Run, prepare
+from distill_jax.train.prepare import Run, prepare
 from distill_jax.train.profile import Profile
 from distill_jax.train.saver import Saver, student_variables
 from distill_jax.types import Model, Objective, Task, TrainState, Variables

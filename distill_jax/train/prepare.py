@@ -3,63 +3,33 @@ written yet.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
-from jax.sharding import Mesh
 
-from distill_jax import data, tasks
-from distill_jax.cache import Cache, check_run, check_teacher_weights
+from distill_jax import data
+from distill_jax.cache import check_run, check_teacher_weights
 from distill_jax.cache.teacher.variables import check_weights
 from distill_jax.distributed import hosts, partition, sharding
-from distill_jax.errors import suggest
 from distill_jax.storage.fingerprint import fingerprint
-from distill_jax.train.evaluation import make_eval_step, make_terms_step
+from distill_jax.train.arguments import Arguments, Inputs
 from distill_jax.train.inputs import (
-  Source,
   Stream,
   batches_of,
-  check_classes,
   check_counts,
-  check_evaluation,
   check_kinds,
   data_identity,
 )
-from distill_jax.train.loss_fn import make_loss_fn
-from distill_jax.train.options import CheckpointOptions, Evaluation, RunOptions, StepOptions
+from distill_jax.train.measure import choose_measure, make_evaluator
 from distill_jax.train.placement import (
-  compile_evaluation,
   compile_step,
   init_on_host,
   place_teacher,
 )
-from distill_jax.train.saver import student_variables
 from distill_jax.train.step import check_no_cached_outputs, make_init, make_train_step
-from distill_jax.types import Batch, Metric, Model, Objective, Task, TrainState, Variables
-
-
-class Arguments(NamedTuple):
-  """The arguments of `fit`; of a cache, `teacher` is the Model that reads it."""
-
-  student: Model
-  teacher: Model | None
-  cache: Cache | None
-  objective: Objective
-  optimizer: optax.GradientTransformation
-  source: Source
-  steps: int
-  batch_size: int
-  seed: int
-  teacher_variables: Variables | None
-  task: Task | None
-  evaluation: Evaluation | None
-  checkpoints: CheckpointOptions | None
-  step: StepOptions
-  run: RunOptions
+from distill_jax.types import Batch, Metric, Task, TrainState, Variables
 
 
 class Intervals(NamedTuple):
@@ -100,29 +70,6 @@ class Run(NamedTuple):
   identity: dict[str, Any]
 
 
-class _Inputs(NamedTuple):
-  """The mesh, the rows of this process (None: all), one batch, and the teacher's placed
-  variables.
-  """
-
-  mesh: Mesh
-  rows: np.ndarray | None
-  example: Batch
-  teacher_variables: Any
-
-
-class _Measure(NamedTuple):
-  """What is measured: the task, its number of classes, and an evaluation's step with its arguments
-  from a state.
-  """
-
-  task: Task
-  num_classes: int | None
-  best: Metric
-  step: Callable
-  arguments: Callable[[TrainState], Any]
-
-
 def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
   """Returns the run that `fit`'s arguments describe, and its initial state, placed.
 
@@ -132,7 +79,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
   inputs = _prepare_inputs(arguments)
   teacher_fingerprint = fingerprint(inputs.teacher_variables)
   state = _initialize(arguments, inputs)
-  measure = _choose_measure(arguments, inputs, state)
+  measure = choose_measure(arguments, inputs, state)
   specs = partition.state_specs(state, inputs.mesh, arguments.run.rules)
   state = sharding.place(state, inputs.mesh, specs)
   identity = _identity(arguments, teacher_fingerprint)
@@ -149,7 +96,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
     place=_placer(arguments, inputs),
     num_rows=arguments.batch_size if inputs.rows is None else len(inputs.rows),
     intervals=intervals,
-    evaluate=_evaluator(arguments, inputs, measure),
+    evaluate=make_evaluator(arguments, inputs, measure),
     best=measure.best,
     identity=identity,
   )
@@ -176,7 +123,7 @@ def _check(arguments: Arguments) -> Arguments:
   return arguments._replace(teacher_variables=None, run=run)
 
 
-def _prepare_inputs(arguments: Arguments) -> _Inputs:
+def _prepare_inputs(arguments: Arguments) -> Inputs:
   teacher, variables, batch_size = (
     arguments.teacher,
     arguments.teacher_variables,
@@ -199,10 +146,10 @@ def _prepare_inputs(arguments: Arguments) -> _Inputs:
   if variables is not None and teacher is not None:
     check_weights(teacher, Variables(*variables), example)
   rules = () if arguments.cache is not None else arguments.run.teacher_rules
-  return _Inputs(mesh, rows, example, place_teacher(teacher, variables, mesh, rules))
+  return Inputs(mesh, rows, example, place_teacher(teacher, variables, mesh, rules))
 
 
-def _initialize(arguments: Arguments, inputs: _Inputs) -> TrainState:
+def _initialize(arguments: Arguments, inputs: Inputs) -> TrainState:
   init = make_init(
     arguments.student,
     arguments.teacher,
@@ -212,78 +159,6 @@ def _initialize(arguments: Arguments, inputs: _Inputs) -> TrainState:
   )
   with init_on_host(inputs.mesh):
     return init(jax.random.key(arguments.seed), inputs.example)
-
-
-def _choose_measure(arguments: Arguments, inputs: _Inputs, state: TrainState) -> _Measure:
-  """Returns the task, given, inferred or made of the objective's terms; checks it on the
-  evaluation's examples.
-  """
-  student, evaluation = arguments.student, arguments.evaluation
-  example = inputs.example
-  if evaluation is not None:
-    example = _first_batch(evaluation, arguments.batch_size)
-  apply = functools.partial(student.apply, train=False, key=None)
-  outputs = jax.eval_shape(lambda v, b: apply(*v, b)[0], student_variables(state), example)
-  task = arguments.task or tasks.infer(outputs, example)
-  if task is None:
-    teacher, objective = arguments.teacher, arguments.objective
-    task = tasks.objective_terms(_term_names(arguments, inputs, state))
-    measure = _Measure(
-      task,
-      None,
-      task.metrics[0],
-      make_terms_step(student, task, teacher, objective),
-      lambda state: (state, _teacher_of(arguments, inputs, state)),
-    )
-  else:
-    measure = _Measure(
-      task,
-      None if task.num_classes is None else task.num_classes(outputs),
-      task.metrics[0],
-      make_eval_step(student, task),
-      lambda state: (student_variables(state), ()),
-    )
-  check_classes(measure.num_classes, arguments.source)
-  if evaluation is None:
-    return measure
-  if evaluation.best is not None:
-    measure = measure._replace(best=_metric(task, evaluation.best))
-  check_evaluation(
-    measure.step, measure.arguments(state), evaluation.data, example, measure.num_classes
-  )
-  return measure
-
-
-def _first_batch(evaluation: Evaluation, batch_size: int) -> Batch:
-  if isinstance(evaluation.data, data.Source):
-    return next(data.eval_batches(evaluation.data, batch_size))
-  batch = next(iter(evaluation.data), None)
-  if batch is None:
-    raise ValueError("evaluation: expected batches, got none: give a Source or a list of batches")
-  return batch
-
-
-def _term_names(arguments: Arguments, inputs: _Inputs, state: TrainState) -> list[str]:
-  loss_fn = make_loss_fn(arguments.student, arguments.teacher, arguments.objective)
-  loss_fn = functools.partial(loss_fn, step=state.step, key=state.key)
-  teacher_variables = _teacher_of(arguments, inputs, state)
-  _, aux = jax.eval_shape(
-    loss_fn, state.params, state.model_state, teacher_variables, inputs.example
-  )
-  return list(aux.terms)
-
-
-def _teacher_of(arguments: Arguments, inputs: _Inputs, state: TrainState) -> Any:
-  teacher = arguments.teacher
-  follows = teacher is not None and teacher.ema_update is not None
-  return state.average if follows else inputs.teacher_variables
-
-
-def _metric(task: Task, name: str) -> Metric:
-  metrics = {metric.name: metric for metric in task.metrics}
-  if name not in metrics:
-    raise ValueError(f"best: expected a metric of the task, got {name!r}{suggest(name, metrics)}")
-  return metrics[name]
 
 
 def _intervals(arguments: Arguments) -> Intervals:
@@ -319,14 +194,14 @@ def _stream(arguments: Arguments, rows: np.ndarray | None, num_classes: int | No
   )
 
 
-def _placer(arguments: Arguments, inputs: _Inputs) -> Callable[[Batch], Batch]:
+def _placer(arguments: Arguments, inputs: Inputs) -> Callable[[Batch], Batch]:
   if inputs.rows is None:
     return lambda batch: batch  # The compiled step takes host batches.
   return lambda batch: sharding.place_rows(batch, inputs.mesh, arguments.batch_size)
 
 
 def _compile_train_step(
-  arguments: Arguments, inputs: _Inputs, task: Task, specs: TrainState
+  arguments: Arguments, inputs: Inputs, task: Task, specs: TrainState
 ) -> Callable:
   options = arguments.step
   if options.metrics is None:
@@ -335,20 +210,3 @@ def _compile_train_step(
     arguments.student, arguments.teacher, arguments.objective, arguments.optimizer, options
   )
   return compile_step(step, inputs.mesh, specs)
-
-
-def _evaluator(
-  arguments: Arguments, inputs: _Inputs, measure: _Measure
-) -> Callable[[TrainState], dict[str, float]] | None:
-  evaluation = arguments.evaluation
-  if evaluation is None:
-    return None
-  evaluate = compile_evaluation(
-    measure.step,
-    measure.task,
-    inputs.mesh,
-    evaluation.data,
-    arguments.batch_size,
-    inputs.rows,
-  )
-  return lambda state: evaluate(*measure.arguments(state))

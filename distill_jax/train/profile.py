@@ -1,4 +1,4 @@
-"""A trace of some steps on request, for xprof and TensorBoard's profile tab."""
+"""Traces some steps of a run, for xprof and TensorBoard's profile tab."""
 
 import re
 import warnings
@@ -12,21 +12,26 @@ import jax
 class Profile:
   """Traces some steps of a run into `folder/profile`; `xprof --logdir=folder/profile` shows it.
 
-  Use as a context manager, or a trace that an error cuts short is lost.
+  Use it as a context manager, which saves a trace that an error cuts short.
 
       with Profile(folder, range(100, 110)) as profile:
         for number in ...:
-          state, measured = profile(number, step, state, teacher, batch)
+          state, metrics = profile(number, step, state, teacher, batch)
 
-  Of several processes each writes its own file there. It tells where time goes within a step; to
-  take a trace costs time itself.
+  Each of several processes writes a file of its own there. A trace shows where time goes within a
+  step; taking it costs time itself.
   """
 
   def __init__(self, folder: str | Path | None, steps: range | None):
-    """`steps`: the numbers of those to be traced, in a row; None, or no folder: none is."""
+    """Prepares the trace.
+
+    Args:
+      folder: of the run; None: nothing is traced.
+      steps: consecutive numbers of the steps to trace; None: nothing is traced.
+    """
     # Traces are named after the host, and several processes may share one.
-    own = f"process-{jax.process_index()}" if jax.process_count() > 1 else ""
-    self._folder = None if folder is None else Path(folder) / "profile" / own
+    process = f"process-{jax.process_index()}" if jax.process_count() > 1 else ""
+    self._folder = None if folder is None else Path(folder) / "profile" / process
     self._steps = range(0) if steps is None or folder is None else steps
     self._on = self._done = False
 
@@ -69,8 +74,8 @@ def parse_steps(text: str) -> range:
   >>> parse_steps("100:110")
   range(100, 110)
   """
-  found = re.fullmatch(r"(\d+):(\d+)", text)
-  steps = range(*map(int, found.groups())) if found else range(0)
+  match = re.fullmatch(r"(\d+):(\d+)", text)
+  steps = range(*map(int, match.groups())) if match else range(0)
   if not steps or steps[0] < 1:
     raise ValueError(f"expected START:STOP with 1 <= START < STOP, such as 100:110, got {text!r}")
   return steps

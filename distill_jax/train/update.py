@@ -25,7 +25,7 @@ def make_update(
   def updated(state: TrainState, grads, model_state):
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     # Finite gradients can make an update that is not (Adam with eps 0, a learning rate of NaN).
-    # Entry by entry: to decide for all of them at once, all would have to be kept.
+    # Entry by entry: to decide for all of them at once, memory would have to hold all.
     finite = jnp.stack([jnp.isfinite(u).all() for u in jax.tree.leaves(updates)]).all()
     updates = jax.tree.map(lambda u: jnp.where(jnp.isfinite(u), u, 0), updates)
     params = optax.apply_updates(state.params, updates)

@@ -1,0 +1,45 @@
+"""Holds the arguments of `fit`, and what they become on a mesh."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from distill_jax.cache import Cache
+from distill_jax.train.inputs import (
+  Source,
+)
+from distill_jax.train.options import CheckpointOptions, Evaluation, RunOptions, StepOptions
+from distill_jax.types import Batch, Model, Objective, Task, Variables
+
+
+class Arguments(NamedTuple):
+  """The arguments of `fit`; of a cache, `teacher` is the Model that reads it."""
+
+  student: Model
+  teacher: Model | None
+  cache: Cache | None
+  objective: Objective
+  optimizer: optax.GradientTransformation
+  source: Source
+  steps: int
+  batch_size: int
+  seed: int
+  teacher_variables: Variables | None
+  task: Task | None
+  evaluation: Evaluation | None
+  checkpoints: CheckpointOptions | None
+  step: StepOptions
+  run: RunOptions
+
+
+class Inputs(NamedTuple):
+  """The mesh, the rows of this process (None: all), one batch, and the teacher's placed
+  variables.
+  """
+
+  mesh: Mesh
+  rows: np.ndarray | None
+  example: Batch
+  teacher_variables: Any
