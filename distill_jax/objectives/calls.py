@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -132,6 +132,14 @@ def _integer_labels(batch: Batch) -> jax.Array:
       "this loss cannot be used with mixed labels (mixup, cutmix)"
     )
   return label
+
+
+@overload
+def valid_rows(batch: Batch, mask: jax.Array) -> jax.Array: ...
+
+
+@overload
+def valid_rows(batch: Batch, mask: jax.Array | None = None) -> jax.Array | None: ...
 
 
 def valid_rows(batch: Batch, mask: jax.Array | None = None) -> jax.Array | None:

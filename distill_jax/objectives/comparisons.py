@@ -60,7 +60,8 @@ def logits(
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
     del params, step, key
-    return call.value(*sides(student, teacher), batch, axis_name), state
+    s, t = sides(student, teacher)
+    return call.value(s, t, batch, axis_name), state
 
   return Term(init, apply)
 

@@ -193,7 +193,7 @@ def _query_term(pairs: Pairs, names, scores, loss, last: int | None, *, rank: in
     rank: number of axes of the outputs; 3: [B, L, C], 4: [B, heads, L, L].
   """
   check_pairs(pairs, last)
-  first = [f"{names[0]}{layer}" for layer in pairs[0]]
+  s_first, t_first = (f"{names[0]}{layer}" for layer in pairs[0])
 
   def value(student, teacher, masks: Masks):
     values = []
@@ -209,7 +209,7 @@ def _query_term(pairs: Pairs, names, scores, loss, last: int | None, *, rank: in
     del key
 
     def shapes(student, teacher):
-      x, _ = _outputs_of_pair(student, teacher, *first, last, rank)
+      x, _ = _outputs_of_pair(student, teacher, s_first, t_first, last, rank)
       every = jnp.ones((x.shape[0], x.shape[rank - 2]), bool)
       return value(student, teacher, Masks(every, every, None))
 
@@ -218,7 +218,7 @@ def _query_term(pairs: Pairs, names, scores, loss, last: int | None, *, rank: in
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
     del params, step, key, axis_name
-    x = outputs_of(student, first[0], "student")
+    x = outputs_of(student, s_first, "student")
     masks = _masks(batch, (x.shape[0], x.shape[rank - 2]), last)
     return (value(student, teacher, masks), masks.counted), state
 

@@ -162,14 +162,15 @@ def dino(
   def apply(params, state, s, t, *, where, step, axis_name):
     if s.ndim != 3 or t.ndim != 3:
       raise ValueError("expected outputs of views, [B, V, K] and [B, U, K]")
-    scheduled = callable(teacher_temperature)
-    step_temperature = teacher_temperature(step) if scheduled else teacher_temperature
+    temperature = (
+      teacher_temperature(step) if callable(teacher_temperature) else teacher_temperature
+    )
     values, center = losses.dino(
       s.swapaxes(0, 1),
       t.swapaxes(0, 1),
       state["center"],
       student_temperature=student_temperature,
-      teacher_temperature=step_temperature,
+      teacher_temperature=temperature,
       momentum=momentum,
       where=where,
       axis_name=axis_name,

@@ -56,7 +56,12 @@ def sparse(
     if isinstance(t, SparseTargets):
       _check_stored(t, k, temperature, output)
       return t
-    _check_live(t, s.shape, k, output)
+    _check_live(t, s.shape, output)
+    if k is None:
+      raise ValueError(
+        f"k: expected the number of classes to take of a live teacher's {output!r} "
+        f"{tuple(t.shape)}, got None"
+      )
     live_temperature = 1.0 if temperature is None else temperature
     if loss is not losses.sampled_cross_entropy:
       return losses.top_k(t, k, temperature=live_temperature)
@@ -98,14 +103,9 @@ def _check_stored(targets: SparseTargets, k, temperature, output: str) -> None:
     )
 
 
-def _check_live(t, shape: tuple[int, ...], k, output: str) -> None:
+def _check_live(t, shape: tuple[int, ...], output: str) -> None:
   if getattr(t, "shape", None) != shape:
     raise ValueError(
       f"{output}: expected SparseTargets of the teacher, or logits of the student's shape "
       f"{tuple(shape)}, got {getattr(t, 'shape', type(t).__name__)}"
-    )
-  if k is None:
-    raise ValueError(
-      f"k: expected the number of classes to take of a live teacher's {output!r} {tuple(shape)}, "
-      "got None"
     )

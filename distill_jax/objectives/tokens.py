@@ -139,8 +139,10 @@ def next_tokens(*, memory: int | None = None) -> Term:
     del params, teacher, step, key, axis_name
     label, where = _counted(batch)
     where = has_true_label(batch, where)
+    hidden, head = _flat(student, "student")
     total = losses.linear_cross_entropy(
-      *_flat(student, "student"),
+      hidden,
+      head,
       jnp.maximum(label, 0).reshape(-1),
       weights=where.reshape(-1).astype(jnp.float32),
       memory=memory,
@@ -152,8 +154,9 @@ def next_tokens(*, memory: int | None = None) -> Term:
 
 def _cached_loss(student: Outputs, stored: SparseTargets, tail: str, **loss_kwargs: Any):
   """Returns the loss of a cached teacher's targets [B, L, K], summed over the tokens."""
+  hidden, head = _flat(student, "student")
   flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stored)
-  return losses.linear_sparse_kl(*_flat(student, "student"), flat, tail=tail, **loss_kwargs)
+  return losses.linear_sparse_kl(hidden, head, flat, tail=tail, **loss_kwargs)
 
 
 def _live_loss(

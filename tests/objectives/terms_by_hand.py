@@ -18,10 +18,15 @@ def evaluate(term, student, teacher, batch, *, params=None, axis_name=None):
   """Returns a term's value, and its mean as the step takes it."""
   if params is None:
     params = term.init(KEY, student, teacher).params
-  value, _ = term.apply(
-    params, {}, student, teacher, batch, step=jnp.int32(0), key=KEY, axis_name=axis_name
-  )
-  return value, reduce.mean(*value) if isinstance(value, tuple) else value
+
+  @jax.jit
+  def apply(params, student, teacher, batch):
+    value, _ = term.apply(
+      params, {}, student, teacher, batch, step=jnp.int32(0), key=KEY, axis_name=axis_name
+    )
+    return value, reduce.mean(*value) if isinstance(value, tuple) else value
+
+  return apply(params, student, teacher, batch)
 
 
 def softmax64(z):
