@@ -1,4 +1,4 @@
-"""Runs the notebooks from top to bottom in a fresh kernel; `--slow` checks the scores they claim."""
+"""Runs the notebooks from top to bottom in a fresh kernel; `--slow` checks their scores."""
 
 import base64
 import os
