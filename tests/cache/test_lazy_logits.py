@@ -15,6 +15,7 @@ from language_models import (
 
 from distill_jax import losses
 from distill_jax.cache import Dense, RandomSampling, TopK, open_cache, verify, write_cache
+from distill_jax.cache.codecs import output_errors
 from distill_jax.cache.teacher import lazy_logits
 from distill_jax.cache.teacher.lazy_logits import LazyLogits
 from distill_jax.cache.teacher.predictor import with_cached_outputs
@@ -166,6 +167,18 @@ def test_an_invalid_output_is_found_in_any_chunk(tmp_path, chunks):
   tokens = teacher.variables.params["token"].at[ord("q")].set(np.nan)
   with pytest.raises(ValueError, match=r"'logits'.* id 1, view 0 .*NaN"):
     write(tmp_path, with_params(teacher, token=tokens), source)
+
+
+def test_the_first_error_of_an_examples_tokens_is_returned(chunks):
+  hidden = np.zeros((8, LENGTH, 2), np.float32)
+  hidden[3, 5] = np.nan
+  # A bias of -inf leaves no class to any token, but NaN comes first.
+  head = jnp.zeros((2, VOCABULARY)), jnp.full(VOCABULARY, -jnp.inf), None
+  output = LazyLogits(jnp.asarray(hidden), head)
+  _, errors = lazy_logits.encode_output({"top": TopK(1)}, output, {})["top"]
+  expected = np.full(8, output_errors.NO_CLASS)
+  expected[3] = output_errors.NOT_FINITE
+  np.testing.assert_array_equal(errors, expected)
 
 
 @pytest.mark.parametrize(

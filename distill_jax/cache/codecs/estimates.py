@@ -127,7 +127,7 @@ def _check_logits(logits: jax.Array) -> None:
 def _check_codecs(codecs: Any) -> None:
   kinds = "Dense, TopK and RandomSampling"
   if isinstance(codecs, Codec):
-    raise ValueError(f"codecs: expected a sequence of {kinds}, got {type(codecs).__name__} alone")
+    raise ValueError(f"codecs: expected a sequence of {kinds}, got {type(codecs).__name__}")
   if not codecs:
     raise ValueError(f"codecs: expected at least one of {kinds}, got none")
   for codec in codecs:

@@ -125,7 +125,7 @@ def _read_header(data: memoryview, location: str) -> Header:
   if len(data) < end + CRC_BYTES:
     raise CorruptCache(
       location,
-      f"is corrupt: it has {len(data):,} bytes, expected {end + CRC_BYTES:,} for its header alone",
+      f"is corrupt: it has {len(data):,} bytes, expected {end + CRC_BYTES:,} for its header",
     )
   if zlib.crc32(data[:end]) != int.from_bytes(data[end : end + CRC_BYTES], "little"):
     raise CorruptCache(location, "is corrupt: its header has another checksum than when written")
