@@ -1,0 +1,265 @@
+"""`fit` with every documented kind of source, evaluation, teacher and folder."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from distill_jax import data, tasks
+from distill_jax.models import from_apply
+from distill_jax.train import (
+  CheckpointOptions,
+  Evaluation,
+  RunOptions,
+  evaluate,
+  fit,
+  predict,
+)
+
+QUIET = RunOptions(progress=False)
+
+
+def assert_equal_trees(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def numpy_batches(source, start=0):
+  """A pipeline of one's own: batch `step` depends on `step` only."""
+  step = start
+  while True:
+    rows = np.random.default_rng(step).choice(len(source.ids), 16, replace=False)
+    yield {name: array[rows] for name, array in source.arrays.items() if name != "id"}
+    step += 1
+
+
+class Loader:
+  """Batches that can be iterated again and again, the last one filled up under 'where'."""
+
+  def __init__(self, source):
+    self.source = source
+
+  def __iter__(self):
+    return data.eval_batches(self.source, 16)
+
+
+@pytest.fixture(scope="module")
+def distill(student, teacher, objective):
+  """`fit` of the shared networks: `distill(source, steps=..., ...)`."""
+  # One optimizer and objective, so that jax finds the compiled programs again.
+  optimizer = optax.adam(0.05)
+
+  def distill(source, *, teacher=teacher, objective=objective, steps=20, **kwargs):
+    kwargs = dict(batch_size=16, run=QUIET) | kwargs
+    return fit(student, teacher, objective, optimizer, source, steps=steps, **kwargs)
+
+  return distill
+
+
+@pytest.fixture(scope="module")
+def result(distill, train, validation):
+  return distill(train, evaluation=Evaluation(validation, every=5))
+
+
+def test_fit_on_source_learns(result):
+  scores = [line for line in result.history if line["phase"] == "validation"]
+  assert [line["step"] for line in scores] == [5, 10, 15, 20]
+  assert scores[-1]["accuracy"] > 0.8 and scores[-1]["nll"] < scores[0]["nll"]
+  assert any(line["phase"] == "train" and line["loss"] > 0 for line in result.history)
+  assert int(result.state.step) == 20
+
+
+@pytest.mark.parametrize("kind", ["generator", "list", "iterator"])
+def test_fit_on_own_pipeline(distill, train, kind):
+  def pipeline(start):
+    if kind == "generator":
+      return numpy_batches(train, start)
+    if kind == "list":
+      batches = numpy_batches(train, 0)
+      return [next(batches) for _ in range(20)][start:]
+    return iter(data.batches(train, 16, seed=0, start=start))
+
+  result = distill(pipeline)
+  assert int(result.state.step) == 20
+  params = result.variables.params
+  prediction = (train.arrays["x"] @ params["w"] + params["b"]).argmax(-1)
+  assert (prediction == train.arrays["label"]).mean() > 0.7
+
+
+def test_fit_with_generator_function_itself(distill, train):
+  def pipeline(start):
+    yield from numpy_batches(train, start)
+
+  assert_equal_trees(
+    distill(pipeline).variables, distill(lambda start: numpy_batches(train, start)).variables
+  )
+
+
+def test_pipeline_errors_name_the_field(distill, train):
+  batches = [batch for batch, _ in zip(numpy_batches(train), range(5))]
+  with pytest.raises((TypeError, ValueError), match=r"source"):
+    distill(batches)
+  with pytest.raises((TypeError, ValueError), match=r"source"):
+    distill(iter(batches))
+  with pytest.raises(ValueError, match=r"source"):
+    distill(lambda start: batches[start:])
+  with pytest.raises(ValueError, match=r"rows"):
+    distill(lambda start: numpy_batches(train, start), batch_size=32)
+  with pytest.raises(ValueError, match=r"label"):
+    distill(lambda start: ({**b, "label": b["label"] + 3} for b in numpy_batches(train, start)))
+  with pytest.raises(ValueError, match=r"x"):
+    distill(lambda start: ({"x": b["x"] * np.nan, "label": b["label"]} for b in batches))
+
+
+def test_validation_kinds_give_the_same_scores(distill, train, validation, result):
+  batches = [dict(batch) for batch in data.eval_batches(validation, 16)]
+  expected = [line for line in result.history if line["phase"] == "validation"]
+  for examples in (batches, Loader(validation)):
+    other = distill(train, evaluation=Evaluation(examples, every=5))
+    actual = [line for line in other.history if line["phase"] == "validation"]
+    for a, b in zip(actual, expected, strict=True):
+      assert a["step"] == b["step"]
+      assert a["accuracy"] == pytest.approx(b["accuracy"]) and a["nll"] == pytest.approx(b["nll"])
+
+
+def test_validation_that_runs_dry_is_rejected(distill, train, validation):
+  with pytest.raises((TypeError, ValueError), match=r"evaluation"):
+    distill(train, evaluation=iter(data.eval_batches(validation, 16)))
+
+
+def test_evaluation_is_every_tenth_by_default(distill, train, validation):
+  history = distill(train, evaluation=validation).history
+  steps = [line["step"] for line in history if line["phase"] == "validation"]
+  assert steps == list(range(2, 21, 2))
+
+
+def test_result_is_of_the_best_evaluation(result, validation):
+  best = max(x["accuracy"] for x in result.history if x["phase"] == "validation")
+  scores = evaluate(result.student, result.variables, validation, tasks.classification())
+  assert scores["accuracy"] == pytest.approx(best)
+
+
+def test_predict_of_batch_source_and_batches(result, validation):
+  of_source = result.predict(validation)["logits"]
+  assert isinstance(of_source, np.ndarray) and of_source.shape == (24, 3)
+  of_batches = result.predict(Loader(validation))["logits"]
+  np.testing.assert_allclose(of_batches, of_source, rtol=1e-5, atol=1e-6)
+  of_batch = result.predict({"x": validation.arrays["x"][:5]})["logits"]
+  np.testing.assert_allclose(of_batch, of_source[:5], rtol=1e-5, atol=1e-6)
+  small = predict(result.student, result.variables, validation, batch_size=7)["logits"]
+  np.testing.assert_allclose(small, of_source, rtol=1e-5, atol=1e-6)
+
+
+def test_evaluate_next_to_teacher(result, teacher, validation):
+  task = tasks.classification()
+  alone = evaluate(result.student, result.variables, validation, task)
+  compared = evaluate(
+    result.student, result.variables, validation, task, teacher=(teacher, teacher.variables)
+  )
+  assert set(compared) - set(alone) == {"agreement", "teacher_kl"}
+  assert evaluate(teacher, None, validation, task)["accuracy"] == 1.0
+  with pytest.raises(ValueError, match=r"variables"):
+    evaluate(result.student, None, validation, task)
+  with pytest.raises(ValueError, match=r"variables"):
+    predict(result.student, None, validation)
+
+
+def test_fit_without_teacher(distill, train, validation, baseline, objective):
+  result = distill(train, teacher=None, objective=baseline, evaluation=validation)
+  assert "agreement" not in result.history[-1]
+  with pytest.raises(ValueError, match=r"teacher"):
+    distill(train, teacher=None, objective=objective)
+
+
+def test_teacher_variables_are_given_or_carried(distill, train, teacher, result, validation):
+  bare = teacher._replace(variables=None)
+  other = distill(
+    train,
+    teacher=bare,
+    teacher_variables=teacher.variables,
+    evaluation=Evaluation(validation, every=5),
+  )
+  assert_equal_trees(other.variables, result.variables)
+  with pytest.raises(ValueError, match=r"teacher_variables"):
+    distill(train, teacher=bare)
+
+
+def test_interrupted_run_resumes_to_the_same_end(distill, train, validation, tmp_path):
+  evaluation = Evaluation(validation, every=4)
+
+  starts, fails = [], False
+
+  def pipeline(start):
+    starts.append(start)
+    for step, batch in enumerate(numpy_batches(train, start), start):
+      if fails and step == 13:
+        raise KeyboardInterrupt
+      yield batch
+
+  expected = distill(pipeline, evaluation=evaluation)
+  checkpoints = CheckpointOptions(tmp_path, every=3)
+  fails = True
+  with pytest.raises(KeyboardInterrupt):
+    distill(pipeline, evaluation=evaluation, checkpoints=checkpoints)
+  fails = False
+  resumed = distill(pipeline, evaluation=evaluation, checkpoints=checkpoints)
+  assert starts[-1] >= 9
+  assert_equal_trees(resumed.variables, expected.variables)
+  assert_equal_trees(resumed.state.params, expected.state.params)
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line) for line in lines] == resumed.history
+  validations = [x["step"] for x in resumed.history if x["phase"] == "validation"]
+  assert validations == [4, 8, 12, 16, 20]
+
+
+def test_finished_run_returns_its_result_again(distill, train, validation, tmp_path):
+  arguments = dict(evaluation=validation, checkpoints=tmp_path / "run")
+  first = distill(train, **arguments)
+  again = distill(train, **arguments)
+  assert_equal_trees(again.variables, first.variables)
+  assert again.history == first.history
+  longer = distill(train, steps=24, **arguments)
+  assert int(longer.state.step) == 24
+
+
+@pytest.mark.parametrize(
+  "change, field",
+  [
+    (dict(seed=1), "seed"),
+    (dict(batch_size=8), "batch_size"),
+    (dict(identity={"learning_rate": 0.1}), "learning_rate"),
+    (dict(num_views=2), "views"),
+  ],
+)
+def test_folder_of_another_run_is_rejected(distill, train, tmp_path_factory, change, field):
+  folder = tmp_path_factory.getbasetemp() / "other_run"
+  if not folder.exists():
+    distill(train, checkpoints=CheckpointOptions(folder, identity={"learning_rate": 0.05}))
+  identity = change.pop("identity", {"learning_rate": 0.05})
+  run = dataclasses.replace(QUIET, num_views=change.pop("num_views", 0))
+  with pytest.raises(ValueError, match=field):
+    distill(train, checkpoints=CheckpointOptions(folder, identity=identity), run=run, **change)
+
+
+def test_options_reject_values_and_name_the_field(validation, tmp_path):
+  for name, bad in (("every", 0), ("patience", 0)):
+    with pytest.raises(ValueError, match=name):
+      Evaluation(validation, **{name: bad})
+  with pytest.raises(ValueError, match=r"every"):
+    CheckpointOptions(tmp_path, every=0)
+  for name, bad in (("log_every", 0), ("max_skips", 0), ("num_views", -1)):
+    with pytest.raises(ValueError, match=name):
+      RunOptions(**{name: bad})
+
+
+def test_training_does_not_touch_the_callers_arrays(teacher, train, objective):
+  start = {"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, np.float32)}
+  student = from_apply(
+    None, lambda params, x: x @ params["w"] + params["b"], variables=start, inputs="x"
+  )
+  result = fit(
+    student, teacher, objective, optax.sgd(0.1), train, steps=2, batch_size=16, run=QUIET
+  )
+  assert not start["w"].any() and np.asarray(result.variables.params["w"]).any()
