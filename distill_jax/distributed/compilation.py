@@ -16,7 +16,7 @@ def enable_compilation_cache(folder: str | Path) -> str:
   Args:
     folder: folder of the run; programs are stored in its `compiled`. The environment variable
       JAX_COMPILATION_CACHE_DIR takes precedence: a folder or a URL (`gs://`) that all hosts, and
-        all runs, may share.
+      all runs, may share.
 
   Returns:
     Where the programs are stored.

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -69,6 +70,21 @@ def finish(processes, *, expected=0, seconds=120):
   codes = [process.returncode for process in processes]
   assert codes == [expected] * len(processes), "\n".join([f"ended with {codes}", *outputs])
   return outputs
+
+
+def read_until(text, processes, *, seconds=120):
+  """Returns the lines of all processes before one with `text`; kills them if it is late."""
+  lines = []
+  watchdog = threading.Timer(seconds, lambda: [process.kill() for process in processes])
+  watchdog.start()
+  try:
+    for process in processes:
+      while text not in (line := process.stdout.readline()):
+        assert line or process.poll() is None, "".join(lines)
+        lines.append(line)
+  finally:
+    watchdog.cancel()
+  return lines
 
 
 def lines_after(start, outputs):

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from spawning import finish, lines_after, spawn
+from spawning import finish, lines_after, read_until, spawn
 
 from distill_jax.distributed import hosts
 from distill_jax.storage.checkpoint import Checkpoints
@@ -14,15 +14,17 @@ from distill_jax.storage.checkpoint import Checkpoints
 SCRIPT = Path(__file__).with_name("run_hosts.py")
 
 
+def test_long_error_text_is_cut_to_the_message():
+  message = hosts._encode_error(ValueError("ö" * 5000), (OSError, ValueError))
+  index, text = json.loads(bytes(message).rstrip(b"\0"))
+  assert index == 1 and "ö" * 100 in text
+
+
 @pytest.mark.parametrize("signaled", [pytest.param(0, marks=pytest.mark.integration), 1])
 def test_processes_share_results_errors_and_sigterm(tmp_path, signaled):
   folder = tmp_path / "run"
   processes = spawn(2, SCRIPT, "coordinate", folder)
-  lines = []
-  for process in processes:
-    while "stepping" not in (line := process.stdout.readline()):
-      assert process.poll() is None, lines
-      lines.append(line)
+  lines = read_until("stepping", processes)
   processes[signaled].send_signal(signal.SIGTERM)
   outputs = finish(processes, expected=143, seconds=30)
   steps = [int(step) for step in lines_after("stopped after ", outputs)]
