@@ -79,6 +79,15 @@ class Source:
     """The examples' ids, int32 [N]."""
     return self.arrays["id"]
 
+  @property
+  def labeled(self) -> np.ndarray:
+    """Bool [N]: which examples have a label, of tokens or pixels at least one."""
+    label = self.arrays.get("label")
+    if label is None:
+      return np.zeros(len(self), bool)
+    is_label = np.ones(label.shape, bool) if self.classes is None else label >= 0
+    return is_label.reshape(len(self), -1).any(1)
+
   def take(self, rows: Any) -> "Source":
     """Returns the examples at these rows (indices, a mask or a slice) with their ids."""
     arrays = {name: values[rows] for name, values in self.arrays.items()}

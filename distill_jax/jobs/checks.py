@@ -45,12 +45,11 @@ def _check_labeled(job: Job, stages: Collection[str]) -> None:
     if role not in stages or not one_per_variant(job, role):
       continue
     train = train_data(job, role)
-    if isinstance(train, Source) and train.classes is not None:
-      if (train.arrays["label"] < 0).all():
-        raise ConfigError(
-          f"{role}_train: expected labels, from which alone the {role} learns, got none: let "
-          f"{role}_train return labeled examples, or leave {role!r} out of --stages"
-        )
+    if isinstance(train, Source) and not train.labeled.any():
+      raise ConfigError(
+        f"{role}_train: expected labels, from which alone the {role} learns, got none: let "
+        f"{role}_train return labeled examples, or leave {role!r} out of --stages"
+      )
 
 
 def _check_cache(job: Job) -> None:

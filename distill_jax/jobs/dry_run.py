@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import numpy as np
 
 from distill_jax.cache.teacher.predictor import with_cached_outputs
 from distill_jax.cost.runtime import measure_cost
@@ -52,9 +51,7 @@ def _print_model(job: Job, network: Network, printed: set[str]) -> set[str]:
 
 
 def _print_examples(train: Examples) -> None:
-  labeled = len(train)
-  if isinstance(train, Source) and train.classes is not None:
-    labeled = int(np.count_nonzero(train.arrays["label"] >= 0))
+  labeled = int(train.labeled.sum()) if isinstance(train, Source) else len(train)
   print(f"  trained on {len(train):,} examples of {train.name}, {labeled:,} with a label")
 
 

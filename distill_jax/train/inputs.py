@@ -53,8 +53,8 @@ def _checked(
     # meanwhile.
     batch = {name: np.array(x) for name, x in batch.items()}
     data.check_batch(batch, num_classes, ignore_label)
-    if ignore_label is not None and batch["label"].ndim == 1:
-      label = batch["label"]
+    label = batch.get("label")
+    if ignore_label is not None and label is not None and label.ndim == 1:
       batch["label"] = np.where(label == ignore_label, data.UNLABELED, label)
     yield batch
 

@@ -223,3 +223,13 @@ def test_invalid_subsets_raise():
     source().take([6])
   with pytest.raises(ValueError, match=r"got 0"):
     source().take([])
+
+
+def test_labeled_marks_examples_with_a_label():
+  image = np.zeros((3, 2), np.float32)
+  assert data.Source({"image": image}).labeled.tolist() == [False] * 3
+  numbers = data.Source({"image": image, "label": np.array([0.5, -1.0, 2.0])})
+  assert numbers.labeled.all()
+  tokens = np.array([[0, -1], [-1, -1], [1, 1]])
+  text = data.Source({"image": image, "label": tokens}, classes=2, ignore_label=-1)
+  assert text.labeled.tolist() == [True, False, True]
