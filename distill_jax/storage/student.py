@@ -79,8 +79,8 @@ def load_student(
     model: decides the names, shapes and dtypes: `model.variables`, or what `model.init` returns.
     batch: an example batch for `model.init` (arrays or `ShapeDtypeStruct`s). None: the model has
       `variables`.
-    allow_shrunk: the arrays may have other sizes than the model's (`compression.pruning.shrink`), not other
-      names or ranks.
+    allow_shrunk: the arrays may have other sizes than the model's (`compression.pruning.shrink`),
+      not other names or ranks.
 
   Raises:
     FileNotFoundError: one of the two files is missing.

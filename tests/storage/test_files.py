@@ -1,4 +1,4 @@
-"""A file is replaced as a whole or not at all."""
+"""Files are replaced atomically, or not at all."""
 
 import os
 

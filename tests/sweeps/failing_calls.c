@@ -16,14 +16,14 @@
 #include <unistd.h>
 
 static char folder[PATH_MAX];
-static int wanted, error, lasting;
+static int target, error, lasting;
 static atomic_int calls, armed;
 
 /* From now on the calls are counted; the one of this number (the first is 1) fails with this error, those after it too
    if it is lasting. Error 0: the process is killed instead of making the call. */
 void failing_arm(const char *below, int number, int with, int forever) {
   snprintf(folder, sizeof folder, "%s/", below);
-  wanted = number, error = with, lasting = forever;
+  target = number, error = with, lasting = forever;
   calls = 0;
   armed = 1;
 }
@@ -37,21 +37,21 @@ int failing_disarm(void) {
 static int fails(const char *path) {
   if (strncmp(path, folder, strlen(folder))) return 0;
   int number = ++calls;
-  if (number != wanted && !(lasting && number > wanted)) return 0;
+  if (number != target && !(lasting && number > target)) return 0;
   if (!error) kill(getpid(), SIGKILL);
   errno = error;
   return 1;
 }
 
 static int at_fails(int directory, const char *path) {
-  char whole[2 * PATH_MAX], link[64];
+  char absolute[2 * PATH_MAX], link[64];
   if (!armed || !path) return 0;
   if (*path == '/' || directory == AT_FDCWD) return fails(path);
   snprintf(link, sizeof link, "/proc/self/fd/%d", directory);
-  ssize_t length = readlink(link, whole, PATH_MAX);
+  ssize_t length = readlink(link, absolute, PATH_MAX);
   if (length < 0) return 0;
-  snprintf(whole + length, PATH_MAX, "/%s", path);
-  return fails(whole);
+  snprintf(absolute + length, PATH_MAX, "/%s", path);
+  return fails(absolute);
 }
 
 static int open_fails(int file) {
