@@ -38,6 +38,7 @@ from distill_jax.train import fit
     (dict(outputs={"logit": Dense()}), "outputs: .*got 'logit'.*'logits'"),
     (dict(outputs={"logits": TopK(6)}), "k: .*1 to 5"),
     (dict(part=(3, 2)), r"part: .*got \(3, 2\)"),
+    (dict(part=(2, 2)), r"part: .*got \(2, 2\)"),
     (dict(part=(-1, 2)), r"part: .*got \(-1, 2\)"),
     (dict(source={"image": np.zeros((4, 2))}), "source: .*got dict"),
     (dict(teacher=lambda x: x), "teacher: .*got function"),
@@ -127,7 +128,7 @@ def test_a_batch_needs_the_keys_of_its_rows(cached, augmented, source):
       cached.add_columns({**batch, "id": wrong})
 
 
-def test_a_padding_row_needs_no_example(cached, source):
+def test_a_padding_row_needs_no_example(cached, augmented, source):
   batch = batch_of(source)
   where = np.arange(8) < 6
   padded = {**batch, "id": np.where(where, batch["id"], -1)}
@@ -138,6 +139,9 @@ def test_a_padding_row_needs_no_example(cached, source):
   np.testing.assert_array_equal(columns[name][:6], cached.add_columns(batch)[name][:6])
   np.testing.assert_array_equal(columns["id"], padded["id"])
   check_run(cached, {**padded, "where": where})
+  columns = augmented.add_columns({**padded, "view": np.where(where, 1, -1), "where": where})
+  expected = augmented.add_columns({**batch, "view": np.ones(8, np.int32)})
+  np.testing.assert_array_equal(columns[name][:6], expected[name][:6])
 
 
 def test_a_pipeline_without_ids_is_rejected(cached, source):
