@@ -160,7 +160,7 @@ def test_loss_equals_numpy_where_rows_count(rng, name, output_shape, label_shape
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.bool_])
-def test_bfloat16_output_and_integer_label_are_compared_in_float32(rng, dtype):
+def test_bfloat16_output_and_integer_label_become_float32(rng, dtype):
   z = jnp.asarray(normal(rng, 5, 3), jnp.bfloat16)
   y = rng.integers(0, 2, (5, 3)).astype(dtype)
   term = labels(optax.sigmoid_binary_cross_entropy, output="tags")

@@ -83,6 +83,14 @@ def outputs_of(batch):
   return apply(*variables())
 
 
+@functools.partial(jax.jit, static_argnames=("k", "samples"))
+def stored_of(logits, *, k, samples=False):
+  """What a cache stores of logits: the top k, or random samples, at temperature 2."""
+  if samples:
+    return losses.sample_k(KEY, logits, k, temperature=2.0)
+  return losses.top_k(logits, k, temperature=2.0)
+
+
 def mean_of(term, outputs, teacher_outputs, batch):
   value, _ = jax.jit(functools.partial(term.apply, step=0, key=None))(
     {}, {}, outputs, teacher_outputs, batch
@@ -112,7 +120,8 @@ LIVE = {
 def test_live_teacher_gives_the_unfused_loss(batch, loss):
   (s, t), (z_s, z_t) = outputs_of(batch)
   options = LIVE[loss] | {"temperature": 2.0}
-  expected = reduce.mean(loss(z_s, z_t, **options), counted(batch))
+  expected = jax.jit(functools.partial(loss, **options))(z_s, z_t)
+  expected = reduce.mean(expected, counted(batch))
   term = tokens(loss, **options)
   term.init(KEY, s, t)
   np.testing.assert_allclose(mean_of(term, s, t, batch), expected, rtol=1e-5)
@@ -123,14 +132,12 @@ def test_live_teacher_gives_the_unfused_loss(batch, loss):
 )
 def test_cached_teacher_gives_the_unfused_loss(batch, loss):
   (s, _), (z_s, z_t) = outputs_of(batch)
-  if loss is losses.sampled_cross_entropy:
-    stored = losses.sample_k(KEY, z_t, 5, temperature=2.0)
-  else:
-    stored = losses.top_k(z_t, 5, temperature=2.0)
+  stored = stored_of(z_t, k=5, samples=loss is losses.sampled_cross_entropy)
   exists = np.arange(VOCABULARY) < 20
   term = tokens(loss, targets="logits@5", class_mask=exists)
   term.init(KEY, s, {"logits@5": stored})
-  expected = reduce.mean(loss(z_s, stored, class_mask=exists), counted(batch))
+  expected = jax.jit(functools.partial(loss, class_mask=exists))(z_s, stored)
+  expected = reduce.mean(expected, counted(batch))
   mean = mean_of(term, s, {"logits@5": stored}, batch)
   np.testing.assert_allclose(mean, expected, rtol=1e-5)
 
@@ -343,7 +350,7 @@ def heads(rng):
   """Outputs of a student, and logits of a teacher."""
   hidden = rng.standard_normal((2, 3, 4), np.float32)
   kernel = rng.standard_normal((4, 9), np.float32)
-  return {"hidden": hidden, "head": (kernel, None, None)}, jnp.asarray(hidden @ kernel)
+  return {"hidden": hidden, "head": (kernel, None, None)}, hidden @ kernel
 
 
 def test_networks_that_do_not_fit_raise_in_init(rng):
@@ -385,7 +392,7 @@ def test_invalid_argument_raises_at_once(arguments, field):
 @pytest.mark.parametrize("temperature", [0, -1.0, float("nan")])
 def test_temperature_out_of_range_raises(rng, temperature):
   student, logits = heads(rng)
-  stored = losses.top_k(logits, 2)
+  stored = stored_of(logits, k=2)
   for loss, teacher in ((losses.kl_divergence, student), (losses.sparse_kl, {"logits": stored})):
     with pytest.raises(ValueError, match="^temperature"):
       tokens(loss, temperature=temperature).init(KEY, student, teacher)
@@ -393,8 +400,8 @@ def test_temperature_out_of_range_raises(rng, temperature):
 
 def test_cached_teacher_accepts_only_its_temperature_and_kind(rng):
   student, logits = heads(rng)
-  top = {"logits": losses.top_k(logits, 2, temperature=2.0)}
-  samples = {"logits": losses.sample_k(KEY, logits, 2, temperature=2.0)}
+  top = {"logits": stored_of(logits, k=2)}
+  samples = {"logits": stored_of(logits, k=2, samples=True)}
   tokens(losses.sparse_kl, temperature=2.0).init(KEY, student, top)
   with pytest.raises(ValueError, match="^temperature: .*2.0.*got 4.0"):
     tokens(losses.sparse_kl, temperature=4.0).init(KEY, student, top)
