@@ -77,6 +77,7 @@ def job(tmp_path_factory):
   return [f"--config={folder / 'line.py'}", f"--workdir={folder / 'runs'}"], folder / "runs"
 
 
+@pytest.mark.integration
 def test_config_of_a_regression_writes_its_report(job, capsys):
   arguments, folder = job
   main([*arguments, "--config.student_training.steps=15"])

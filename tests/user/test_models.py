@@ -1,5 +1,7 @@
 """Networks of NNX, Linen and plain functions, as students and as teachers of one another."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,7 +71,7 @@ def teacher_of(kind):
     return from_nnx(NnxNet(16, nnx.Rngs(1)), inputs="x", features=["body"]), "body"
   if kind == "linen":
     module = LinenNet(16)
-    variables = module.init(jax.random.key(1), x, train=False)
+    variables = jax.jit(lambda key: module.init(key, x, train=False))(jax.random.key(1))
     return from_linen(module, variables, inputs="x"), "before_head"
   variables = plain_init(16)(jax.random.key(1), x)
   return from_apply(None, plain_apply, variables=variables, inputs="x"), "hidden"
@@ -92,7 +94,7 @@ def test_any_library_distills_any_other(train, student, teacher):
   assert curve[-1] < 0.5 * curve[0]
   # The learned projection trains with the student and is not exported.
   assert [x.shape for x in jax.tree.leaves(result.state.params["objective"])].count((8, 16)) == 1
-  example = model.init(jax.random.key(0), {"x": train.arrays["x"][:1]})
+  example = jax.jit(model.init)(jax.random.key(0), {"x": train.arrays["x"][:1]})
   assert jax.tree.structure(result.variables) == jax.tree.structure(example)
   jax.tree.map(np.testing.assert_array_equal, teacher.variables, before)
   # The state (batch statistics) followed the data.
@@ -104,19 +106,20 @@ def test_any_library_distills_any_other(train, student, teacher):
 def test_inference_mode_is_deterministic(batch):
   for make, feature in STUDENTS.values():
     model = make()
-    variables = model.init(jax.random.key(0), batch)
+    variables = jax.jit(model.init)(jax.random.key(0), batch)
     one, two = (predict(model, variables, {"x": batch["x"]}) for _ in range(2))
     np.testing.assert_array_equal(one["logits"], two["logits"])
     assert feature in one
-    outputs, state = model.apply(*variables, batch, train=True, key=jax.random.key(2))
-    other, _ = model.apply(*variables, batch, train=True, key=jax.random.key(3))
+    training = jax.jit(functools.partial(model.apply, train=True))
+    outputs, _ = training(*variables, batch, key=jax.random.key(2))
+    other, _ = training(*variables, batch, key=jax.random.key(3))
     assert not np.array_equal(outputs["logits"], other["logits"])
 
 
 def test_adapters_name_missing_inputs_paths_and_kinds(batch):
   models = [
     from_nnx(NnxNet(8, nnx.Rngs(0))),
-    from_linen(LinenNet(8), LinenNet(8).init(jax.random.key(0), batch["x"], train=False)),
+    from_linen(LinenNet(8), {"params": {}}),
     from_apply(plain_init(8), plain_apply, variables=plain_init(8)(jax.random.key(0), None)),
   ]
   for model in models:

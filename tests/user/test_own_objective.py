@@ -66,7 +66,7 @@ def jitted(student, teacher, batch):
 
   def run(name):
     objective = OBJECTIVES[name]
-    state = make_init(student, teacher, objective, OPTIMIZER)(jax.random.key(0), batch)
+    state = jax.jit(make_init(student, teacher, objective, OPTIMIZER))(jax.random.key(0), batch)
     step = jax.jit(make_train_step(student, teacher, objective, OPTIMIZER))
     first, _ = step(state, teacher.variables, batch)
     return (state, *step(first, teacher.variables, batch))
@@ -96,10 +96,8 @@ def test_own_objective_weighs_its_terms_by_step(jitted):
 
 def test_accumulation_equals_one_large_step(student, teacher, batch, jitted):
   state, end, _ = jitted["term"]
-  step = make_train_step(
-    student, teacher, OBJECTIVES["term"], OPTIMIZER, StepOptions(microbatches=4)
-  )
-  step = jax.jit(step)
+  options = StepOptions(microbatches=4)
+  step = jax.jit(make_train_step(student, teacher, OBJECTIVES["term"], OPTIMIZER, options))
   for _ in range(2):
     state, metrics = step(state, teacher.variables, batch)
   assert_close_params(state, end)
@@ -130,7 +128,7 @@ def _of_device(tree, device):
 
 def test_term_that_relates_rows_under_pmap(student, teacher, batch):
   objective = weighted(gap=(1.0, mean_gap()))
-  state = make_init(student, teacher, objective, OPTIMIZER)(jax.random.key(0), batch)
+  state = jax.jit(make_init(student, teacher, objective, OPTIMIZER))(jax.random.key(0), batch)
   step = make_train_step(student, teacher, objective, OPTIMIZER)
   _, expected = jax.jit(step)(state, teacher.variables, batch)
   options = StepOptions(axis_name="i")
@@ -189,7 +187,7 @@ def test_learned_term_as_documented(student, teacher, batch):
     return losses.hint(params["scale"] * s, t), state
 
   objective = weighted(scaled=(1.0, learned("logits", "logits", init, apply)))
-  state = make_init(student, teacher, objective, OPTIMIZER)(jax.random.key(0), batch)
+  state = jax.jit(make_init(student, teacher, objective, OPTIMIZER))(jax.random.key(0), batch)
   step = jax.jit(make_train_step(student, teacher, objective, OPTIMIZER))
   end, _ = step(state, teacher.variables, batch)
   [scale] = jax.tree.leaves(end.params["objective"])
@@ -199,7 +197,7 @@ def test_learned_term_as_documented(student, teacher, batch):
 def test_schedule_weight_follows_the_step(student, teacher, batch):
   soft = objectives.logits(losses.logit_mse)
   objective = weighted(soft=(optax.linear_schedule(1.0, 0.0, 2), soft))
-  state = make_init(student, teacher, objective, OPTIMIZER)(jax.random.key(0), batch)
+  state = jax.jit(make_init(student, teacher, objective, OPTIMIZER))(jax.random.key(0), batch)
   step = jax.jit(make_train_step(student, teacher, objective, OPTIMIZER))
   ratios = []
   for _ in range(3):
@@ -213,7 +211,7 @@ def test_own_loss_function_in_logits(student, teacher, batch):
     return scale * jnp.abs(student - teacher).sum(-1)
 
   objective = weighted(soft=(1.0, objectives.logits(absolute, scale=2.0)))
-  state = make_init(student, teacher, objective, OPTIMIZER)(jax.random.key(0), batch)
+  state = jax.jit(make_init(student, teacher, objective, OPTIMIZER))(jax.random.key(0), batch)
   step = jax.jit(make_train_step(student, teacher, objective, OPTIMIZER))
   _, metrics = step(state, teacher.variables, batch)
   logits = [
