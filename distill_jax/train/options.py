@@ -92,8 +92,8 @@ class CheckpointOptions:
       all processes.
     every: steps between checkpoints in addition to those at evaluations; None: none in addition.
     identity: what must be equal for a run to resume, in addition to the data, seed, views, batch
-      size and teacher. Functions are not compared: put what else matters here (the learning rate, a
-      hash of your config).
+      size and teacher. Functions are not compared, and a pipeline of your own only by its name: put
+      what else matters here (the learning rate, a hash of your config).
 
   Raises:
     ValueError: `every` is less than 1.
