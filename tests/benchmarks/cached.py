@@ -1,4 +1,4 @@
-"""Training from a cache / training the student alone, both through `fit`, in two threads that take turns."""
+"""Times training from a cache / without a teacher, through `fit`, by turns in two threads."""
 
 import tempfile
 import threading
@@ -17,14 +17,15 @@ from distill_jax.cache import Cache, Dense, TopK, write_cache
 from distill_jax.data import Source
 from distill_jax.models import from_apply, from_nnx
 from distill_jax.models.zoo.mlp import MLP
-from distill_jax.train import fit
+from distill_jax.train import RunOptions, fit
 from distill_jax.types import Model, Objective
 
-EVERY = 50  # steps of a turn, after which `fit` reports and so waits for the device
+EVERY = 50
+"""Steps of a turn, after which `fit` reports and so waits for the device."""
 
 
-def dense_to_alone(problem: Problem, pairs: int) -> Ratio:
-  """10 classes of float16."""
+def dense_to_baseline(problem: Problem, pairs: int) -> Ratio:
+  """Times a cache of 10 classes in float16."""
   with tempfile.TemporaryDirectory() as folder:
     cache = write_cache(
       folder, problem.teacher, problem.source, {"logits": Dense()}, progress=False
@@ -32,8 +33,8 @@ def dense_to_alone(problem: Problem, pairs: int) -> Ratio:
     return _compare(problem.student, problem.source, problem.batch_size, cache, DISTILLED, pairs)
 
 
-def top_k_to_alone(problem: Problem, pairs: int) -> Ratio:
-  """The 64 most probable of 32,000 classes; the student is a perceptron with so many outputs."""
+def top_k_to_baseline(problem: Problem, pairs: int) -> Ratio:
+  """Times a cache of the 64 most probable of 32,000 classes, the outputs of a perceptron."""
   classes, k = (40, 4) if len(problem.source.arrays["image"][0]) < 28 else (32_000, 64)
   arrays = {**problem.source.arrays, "label": problem.source.arrays["label"] * (classes // 10)}
   source = Source(arrays, classes, name="random images")
@@ -61,21 +62,20 @@ def _compare(
       source,
       steps=EVERY * (pairs + 2) + 1,
       batch_size=batch_size,
-      log_every=EVERY,
-      eval_every=10**9,
-      progress=False,
+      run=RunOptions(log_every=EVERY, progress=False),
     )
 
   return by_turns(lambda: run(cache, objective), lambda: run(None, SUPERVISED))
 
 
 def by_turns(ours: Callable[[], None], theirs: Callable[[], None], every: int = EVERY) -> Ratio:
-  """Runs two loops over `data.batches`, `every` batches of one and then of the other, and times the turns.
+  """Runs two loops over `data.batches` by turns of `every` batches, and times the turns.
 
-  The first turn of each, in which it compiles, is not counted, nor is the last.
+  The first turn of each, which compiles, and the last one are not counted.
   """
   times: Ratio = Ratio([], [])
-  turn, made = threading.Condition(), data.batches
+  turn = threading.Condition()
+  original_batches = data.batches
   state = {"whose": 0, "done": [False, False], "error": None}
 
   def wait(side: int) -> None:
@@ -87,13 +87,13 @@ def by_turns(ours: Callable[[], None], theirs: Callable[[], None], every: int = 
       state["whose"] = 1 - side
       turn.notify_all()
 
-  def watched(side: int, batches: Iterator) -> Iterator:
+  def timed(side: int, batches: Iterator) -> Iterator:
     start = None
-    for taken, batch in enumerate(batches):
-      if taken % every == 0:
-        if taken > every:
+    for count, batch in enumerate(batches):
+      if count % every == 0:
+        if count > every:
           times[side].append((time.perf_counter() - start) / every)
-        if taken:
+        if count:
           hand_over(side)
           wait(side)
         start = time.perf_counter()
@@ -101,7 +101,7 @@ def by_turns(ours: Callable[[], None], theirs: Callable[[], None], every: int = 
 
   def loop(side: int, run: Callable[[], None]) -> None:
     wait(side)
-    own.side = side
+    local.side = side
     try:
       run()
     except BaseException as error:
@@ -112,14 +112,13 @@ def by_turns(ours: Callable[[], None], theirs: Callable[[], None], every: int = 
         state["whose"] = 1 - side
         turn.notify_all()
 
-  own = threading.local()
+  local = threading.local()
 
   def batches(*args, **kwargs):
-    found = made(*args, **kwargs)
-    own.calls = getattr(own, "calls", 0) + 1
-    return (
-      found if own.calls == 1 else watched(own.side, found)
-    )  # the first is for an example's shapes alone
+    iterator = original_batches(*args, **kwargs)
+    local.calls = getattr(local, "calls", 0) + 1
+    # `fit` takes the first iterator only for the shapes of a batch.
+    return iterator if local.calls == 1 else timed(local.side, iterator)
 
   with mock.patch.object(data, "batches", batches):
     threads = [

@@ -1,6 +1,6 @@
-"""The distillation step that one would write by hand for these networks: jax.numpy, lax and optax alone.
+"""Defines the distillation step written by hand for these networks, with jax.numpy, lax and optax.
 
-Parameters are plain nested dicts with the names that the library's networks have, so one tree serves both.
+Parameters are nested dicts with the names of the library's networks, so both take one tree.
 """
 
 import jax
@@ -12,7 +12,7 @@ TEMPERATURE, HARD = 4.0, 0.1
 
 
 def mlp(params, stats, images, *, train):
-  """`{'hidden': {0: {'kernel', 'bias'}, ...}, 'head': ...}`; there are no statistics."""
+  """Applies `{'hidden': {0: {'kernel', 'bias'}, ...}, 'head': ...}`, without statistics."""
   del train
   x = images.reshape(len(images), -1)
   for i in range(len(params["hidden"])):
@@ -22,25 +22,25 @@ def mlp(params, stats, images, *, train):
 
 
 def cnn(params, stats, images, *, train):
-  """`{'blocks': {0: {'conv', 'norm'}, ...}, 'head': ...}`."""
+  """Applies `{'blocks': {0: {'conv', 'norm'}, ...}, 'head': ...}`."""
   x: jax.Array = images
-  new: dict = {}
+  new_stats: dict = {}
   for i in range(len(params["blocks"])):
-    x, new[i] = conv_norm_relu(params["blocks"][i], stats["blocks"][i], x, train)
+    x, new_stats[i] = conv_norm_relu(params["blocks"][i], stats["blocks"][i], x, train)
     x = max_pool(x)
-  return x.mean((1, 2)) @ params["head"]["kernel"] + params["head"]["bias"], {"blocks": new}
+  return x.mean((1, 2)) @ params["head"]["kernel"] + params["head"]["bias"], {"blocks": new_stats}
 
 
 def vgg(params, stats, images, *, train):
-  """`{'blocks': {0: {0: {'conv', 'norm'}, ...}, ...}, 'head': ...}`."""
+  """Applies `{'blocks': {0: {0: {'conv', 'norm'}, ...}, ...}, 'head': ...}`."""
   x: jax.Array = images
-  new: dict = {}
+  new_stats: dict = {}
   for i in range(len(params["blocks"])):
-    layers, new[i] = params["blocks"][i], {}
+    layers, new_stats[i] = params["blocks"][i], {}
     for j in range(len(layers)):
-      x, new[i][j] = conv_norm_relu(layers[j], stats["blocks"][i][j], x, train)
+      x, new_stats[i][j] = conv_norm_relu(layers[j], stats["blocks"][i][j], x, train)
     x = max_pool(x)
-  return x.mean((1, 2)) @ params["head"]["kernel"] + params["head"]["bias"], {"blocks": new}
+  return x.mean((1, 2)) @ params["head"]["kernel"] + params["head"]["bias"], {"blocks": new_stats}
 
 
 def conv_norm_relu(params, stats, x, train):
@@ -58,7 +58,7 @@ def conv_norm_relu(params, stats, x, train):
 
 
 def max_pool(x):
-  """2x2; by reshaping, the fast way."""
+  """Returns the maxima of 2x2 windows, by reshaping: the fast way."""
   n, h, w, c = x.shape
   high, wide = min(2, h), min(2, w)
   rows, columns = h // high, w // wide
@@ -66,11 +66,14 @@ def max_pool(x):
 
 
 def make_step(student, teacher, optimizer):
-  """`((params, stats, opt_state), teacher's (params, stats), images, labels) -> (state, loss, accuracy)`."""
+  """Returns `(state, teacher_variables, images, labels) -> (state, loss, accuracy)`.
 
-  def step(state, taught_by, images, labels):
+  A state is (params, stats, opt_state), the teacher's variables are (params, stats).
+  """
+
+  def step(state, teacher_variables, images, labels):
     params, stats, opt_state = state
-    target = teacher(*taught_by, images, train=False)[0]
+    target = teacher(*teacher_variables, images, train=False)[0]
 
     def loss_fn(params):
       logits, new_stats = student(params, stats, images, train=True)

@@ -1,20 +1,20 @@
-"""How fast each loss is, forward and backward, beside torchdistill's or a direct translation to PyTorch.
+"""Times each loss, forward and backward, against torchdistill's or a direct translation to PyTorch.
 
 python tests/benchmarks/losses.py [--threads 1] [--pairs N] [NAME ...]
 
-In an environment of its own, with the package's checkout on the path and the versions of the table:
+Run it in a separate environment, with the package's checkout on the path and the table's versions:
 
   python -m venv /tmp/peers
-  /tmp/peers/bin/pip install torch==2.13.0 torchdistill==1.1.5 jax==0.10.2   (torch's CPU wheel, where there is one)
+  /tmp/peers/bin/pip install torch==2.13.0 torchdistill==1.1.5 jax==0.10.2   (torch's CPU wheel)
   PYTHONPATH=. /tmp/peers/bin/python tests/benchmarks/losses.py
 
-Both sides get the same float32 arrays, give the mean over the batch and its gradient for the student, must agree,
-and are timed by turns in one process: ours under `jax.jit`, PyTorch eagerly, images with their channels last and
-second. Prints a Markdown table; a speed is PyTorch's median time over ours.
+Both sides take the same float32 arrays, return the mean over the batch and its gradient for the
+student, must agree, and are timed by turns in one process: ours under `jax.jit`, PyTorch eagerly,
+with channels last and second. Prints a Markdown table; a speed is PyTorch's median time over ours.
 
-On two cores (the default) it takes the wall clock, and a quiet machine: PyTorch's threads wait for each other, so
-that other work slows it down more than its share. --threads 1 takes processor time on one core, which other work
-hardly changes.
+On two cores (the default) it uses the wall clock and needs a quiet machine: PyTorch's threads wait
+for each other, so that other work slows it down more. --threads 1 uses processor time on one core,
+which other work hardly changes.
 """
 
 import argparse
@@ -29,17 +29,21 @@ from collections.abc import Callable, Sequence
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "losses"))
 
 import jax
-import numpy as np
 import jax_losses
+import numpy as np
 import torch
 import torch_losses
 from peer_cases import CASES, Case, Inputs
 from timing import Ratio, Run, compare, seconds
 
-HEADER = "| loss | student | torch side | speed | ours, ms | torch, ms | spread |\n|---|---|---|---|---|---|---|"
+HEADER = (
+  "| loss | student | torch side | speed | ours, ms | torch, ms | spread |\n"
+  "|---|---|---|---|---|---|---|"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+  """Prints the table."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -48,44 +52,48 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument(
     "--threads", type=int, choices=(1, 2), default=2, help="1: processor time on one core"
   )
-  given = parser.parse_args(arguments)
-  unknown = set(given.names) - {case.id for case in CASES}
+  options = parser.parse_args(arguments)
+  unknown = set(options.names) - {case.id for case in CASES}
   if unknown:
-    parser.error(f"no loss {', '.join(sorted(unknown))}")
-  torch.set_num_threads(given.threads)
-  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-given.threads :])
-  clock = time.process_time if given.threads == 1 else time.perf_counter
+    parser.error(f"names: expected names of losses, got {', '.join(sorted(unknown))}")
+  torch.set_num_threads(options.threads)
+  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-options.threads :])
+  clock = time.process_time if options.threads == 1 else time.perf_counter
   print(HEADER, flush=True)
   ratios = []
   for case in CASES:
-    if case.id in given.names or not given.names:
-      ratios.append(measure(case, given.pairs, clock))
+    if case.id in options.names or not options.names:
+      ratios.append(measure(case, options.pairs, clock))
       print(row(case, ratios[-1]), flush=True)
   mean = statistics.geometric_mean(1 / ratio.value for ratio in ratios)
   print(f"| **geometric mean** | | | **{mean:.2f}** | | | |")
 
 
 def measure(case: Case, pairs: int, clock) -> Ratio:
-  """Seconds of both sides, once they agree."""
+  """Returns the seconds of both sides, after a check that they agree."""
   args = case.make(Inputs(real=True))
   check_same(case, args)
-  own, other = ours(case, args)[0], theirs(case, args)[0]
-  seconds(own, 1)
-  calls = max(2, round(0.02 / seconds(own, 2)))
-  return compare(own, other, pairs=pairs, calls=calls, clock=clock, pause=0.02)
+  run, other_run = ours(case, args)[0], theirs(case, args)[0]
+  seconds(run, 1)
+  calls = max(2, round(0.02 / seconds(run, 2)))
+  return compare(run, other_run, pairs=pairs, calls=calls, clock=clock, pause=0.02)
 
 
 def check_same(case: Case, args) -> None:
-  """Raises an AssertionError unless both sides give one value and one gradient, to rounding."""
-  (_, own), (_, other) = (side(case, args) for side in (ours, theirs))
-  (value, gradient), (expected, reference) = own(), other()
+  """Checks that both sides return one value and one gradient, to rounding.
+
+  Raises:
+    AssertionError: they do not.
+  """
+  value, gradient = ours(case, args)[1]()
+  expected, reference = theirs(case, args)[1]()
   np.testing.assert_allclose(value, expected, rtol=1e-3, err_msg=case.id)
   for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(reference), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max(), rtol=1e-3, err_msg=case.id)
 
 
 def ours(case: Case, args) -> tuple[Run, Callable]:
-  """Makes some steps; and the value and gradient of one."""
+  """Returns a function that runs some steps, and one that returns the value and gradient of one."""
   student, *rest = jax.device_put(args)
   f = jax.jit(
     jax.value_and_grad(lambda student, rest: jax_losses.value(case, (student, *rest)), has_aux=True)
@@ -102,6 +110,7 @@ def ours(case: Case, args) -> tuple[Run, Callable]:
 
 
 def theirs(case: Case, args) -> tuple[Run, Callable]:
+  """Returns the same functions of PyTorch."""
   tensors = torch_losses.tensors(case, args)
   leaves = jax.tree.leaves(tensors[0])
   for leaf in leaves:
@@ -123,12 +132,13 @@ def theirs(case: Case, args) -> tuple[Run, Callable]:
 
 
 def row(case: Case, ratio: Ratio) -> str:
-  """A line of the table."""
-  own, other = (1000 * seconds for seconds in ratio.medians)
+  """Returns a line of the table."""
+  milliseconds, torch_milliseconds = (1000 * seconds for seconds in ratio.medians)
   slow, fast = ratio.middle
   shape = case.make(Inputs(real=True))[0]
   shapes = " ".join(str(list(np.shape(x))) for x in itertools.islice(jax.tree.leaves(shape), 2))
-  cells = [case.id, shapes, case.peer, f"{1 / ratio.value:.2f}", f"{own:.2f}", f"{other:.2f}"]
+  cells = [case.id, shapes, case.peer, f"{1 / ratio.value:.2f}"]
+  cells += [f"{milliseconds:.2f}", f"{torch_milliseconds:.2f}"]
   return f"| {' | '.join(cells)} | {1 / fast:.2f} to {1 / slow:.2f} |"
 
 

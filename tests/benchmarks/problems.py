@@ -1,4 +1,4 @@
-"""What is distilled, by the library and by hand: a small CNN from a VGG, and a tiny MLP from a wider one."""
+"""Defines what is distilled: a small CNN from a VGG, and a small MLP from a wider one."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -28,9 +28,13 @@ DISTILLED = objectives.weighted(
 
 
 class Problem(NamedTuple):
-  """Two networks, as Models and as functions by hand (student's, teacher's), and random images to train on.
+  """Two networks and random images.
 
   Attributes:
+    student, teacher: the networks as Models.
+    by_hand: the networks (student, teacher) as functions in `handwritten`.
+    source: random images.
+    batch_size: rows per step.
     calls: steps in one sample of the clock: some tens of milliseconds.
   """
 
@@ -46,12 +50,12 @@ class Problem(NamedTuple):
     return optax.adam(1e-3)
 
   def batch(self) -> dict[str, np.ndarray]:
-    """The first training batch, on the host."""
+    """Returns the first training batch, on the host."""
     return next(data.batches(self.source, self.batch_size, seed=0))
 
 
 def cnn(quick: bool = False) -> Problem:
-  """CNN (16, 32, 64) from VGG-11 of a quarter's width, 28x28x1, batch 64."""
+  """Returns CNN (16, 32, 64) from VGG-11 of a quarter's width, 28x28x1, batch 64."""
   widths, width, size = ((2, 2), 0.05, 8) if quick else ((16, 32, 64), 0.25, 28)
   return Problem(
     from_nnx(lambda rngs: CNN(1, widths, CLASSES, rngs=rngs)),
@@ -64,7 +68,7 @@ def cnn(quick: bool = False) -> Problem:
 
 
 def mlp(quick: bool = False) -> Problem:
-  """MLP (64,) from MLP (256, 256), 28x28x1, batch 128: what a step costs beside its arithmetic shows here."""
+  """Returns MLP (64,) from MLP (256, 256), 28x28x1, batch 128: it shows a step's overhead."""
   widths, size = ((4,), 4) if quick else ((256, 256), 28)
   return Problem(
     from_nnx(lambda rngs: MLP(size**2, (4 if quick else 64,), CLASSES, rngs=rngs)),
@@ -77,17 +81,17 @@ def mlp(quick: bool = False) -> Problem:
 
 
 def _with_weights(model: Model) -> Model:
-  """He's initialization in NumPy: to compile the network's own takes longer than all of a quick benchmark."""
+  """Initializes as He et al. in NumPy: compiling `init` takes longer than a quick run."""
   rng = np.random.default_rng(1)
 
-  def draw(x):
+  def sample(x):
     scale = np.sqrt(2 / np.prod(x.shape[:-1]))
     return jnp.asarray(
       scale * rng.normal(size=x.shape) if len(x.shape) > 1 else np.ones(x.shape), x.dtype
     )
 
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), {}))
-  return model._replace(variables=jax.tree.map(draw, shapes))
+  return model._replace(variables=jax.tree.map(sample, shapes))
 
 
 def _images(size: int, rows: int = 2048) -> data.Source:

@@ -1,8 +1,9 @@
-"""How fast the library is: ratios of medians, both sides timed by turns in one process, on one device.
+"""Times the library: ratios of medians, both sides by turns in one process, on one device.
 
 python tests/benchmarks/run.py [--quick] [NAME ...]
 
-Prints a Markdown table. The spread is the middle half of the ratios sample by sample: wide on a busy machine.
+Prints a Markdown table. The spread is the middle half of the ratios sample by sample: it is wide on
+a busy machine.
 """
 
 import argparse
@@ -23,9 +24,9 @@ RUNS = {  # name: (case, problem, samples, goal)
   "fit-mlp": (cases.fit_to_step, problems.mlp, 100, 1.10),
   "cached-cnn": (cases.cached_to_supervised, problems.cnn, 60, 1.03),
   "cached-mlp": (cases.cached_to_supervised, problems.mlp, 200, 1.20),
-  "cache-cnn": (cached.dense_to_alone, problems.cnn, 20, 1.05),
-  "cache-mlp": (cached.dense_to_alone, problems.mlp, 100, 1.20),
-  "cache-top64": (cached.top_k_to_alone, problems.mlp, 20, 1.05),
+  "cache-cnn": (cached.dense_to_baseline, problems.cnn, 20, 1.05),
+  "cache-mlp": (cached.dense_to_baseline, problems.mlp, 100, 1.20),
+  "cache-top64": (cached.top_k_to_baseline, problems.mlp, 20, 1.05),
   "read-classes": (cache_bytes.read, cache_bytes.classes, 20, 1.50),
   "read-tokens": (cache_bytes.read, cache_bytes.tokens, 20, 1.50),
   "write": (cache_bytes.write, cache_bytes.classes, 20, 1.20),
@@ -34,6 +35,7 @@ HEADER = "| benchmark | ratio | goal | ours, ms | theirs, ms | spread |\n|---|--
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+  """Prints the table."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -41,27 +43,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument(
     "--quick", action="store_true", help="tiny sizes, 3 samples: the times mean nothing"
   )
-  given = parser.parse_args(arguments)
-  unknown = set(given.names) - set(RUNS)
+  options = parser.parse_args(arguments)
+  unknown = set(options.names) - set(RUNS)
   if unknown:
-    parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(RUNS)}")
+    parser.error(f"names: expected some of {', '.join(RUNS)}, got {', '.join(sorted(unknown))}")
   print(HEADER, flush=True)
-  for name in given.names or RUNS:
-    print(row(name, measure(name, quick=given.quick)), flush=True)
+  for name in options.names or RUNS:
+    print(row(name, measure(name, quick=options.quick)), flush=True)
 
 
 def measure(name: str, *, quick: bool = False) -> Ratio:
-  """One benchmark by name."""
+  """Returns the ratio of the benchmark of this name."""
   case, problem, samples, _ = RUNS[name]
   return case(problem(quick), 3 if quick else samples)
 
 
 def row(name: str, ratio: Ratio) -> str:
-  """A line of the table."""
+  """Returns a line of the table."""
   ours, theirs = (1000 * seconds for seconds in ratio.medians)
   low, high = ratio.middle
   goal = RUNS[name][-1]
-  return f"| {name} | {ratio.value:.3f} | {goal:.2f} | {ours:.3f} | {theirs:.3f} | {low:.3f} to {high:.3f} |"
+  numbers = f"{ratio.value:.3f} | {goal:.2f} | {ours:.3f} | {theirs:.3f}"
+  return f"| {name} | {numbers} | {low:.3f} to {high:.3f} |"
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How much faster a student is of which half of the channels were pruned and removed: throughput over the dense one's.
+"""Times a student whose channels are halved by pruning: its throughput over the dense one's.
 
 python tests/benchmarks/shrink.py [--quick] [--pairs N]
 
-Prints a Markdown table for networks of these widths on 28x28 images, evaluation, float32: the pruned network says what
-the masked one says to 1e-5, and both are timed by turns. Ratios are of medians, by this process' processor time, which
-others on the machine move less than the clock on the wall, and by that clock. What --pairs 25 printed on two quiet
-cores, with jax 0.10.2:
+Prints a Markdown table for networks of these widths on 28x28 images, evaluation, float32. The
+shrunk network's outputs equal the masked one's to 1e-5, and both are timed by turns. Ratios are of
+medians, by this process' processor time, which other work on the machine changes less, and by wall
+clock. Output of --pairs 25 on two quiet cores, with jax 0.10.2:
 
 | network | batch | processor time | wall | dense, examples/s | shrunk |
 |---|---|---|---|---|---|
@@ -18,9 +18,9 @@ cores, with jax 0.10.2:
 | VGG-11, a quarter | 1 | 2.17 | 1.75 | 4,045 | 7,085 |
 | VGG-11, a quarter | 128 | 1.94 | 1.96 | 17,047 | 33,341 |
 
-A shrunk network of 8, 16, 32 channels has about a fourth of the multiplications and hardly gains: what is left is
-pooling, norms and calls. From 32, 64, 128 channels on the goal of 1.4 is reached at batch 128, and at batch 1 from
-twice as many on.
+A shrunk network of 8, 16, 32 channels has about a fourth of the multiplications and is hardly
+faster: pooling, norms and calls dominate. From 32, 64, 128 channels on the goal of 1.4 is reached
+at batch 128, and at batch 1 from twice as many on.
 """
 
 import argparse
@@ -48,10 +48,14 @@ NETWORKS = {
   "CNN 64, 128, 256": lambda rngs: CNN(1, (64, 128, 256), 10, rngs=rngs),
   "VGG-11, a quarter": lambda rngs: VGG(1, 11, 10, width=0.25, rngs=rngs),
 }
-HEADER = "| network | batch | processor time | wall | dense, examples/s | shrunk |\n|---|---|---|---|---|---|"
+HEADER = (
+  "| network | batch | processor time | wall | dense, examples/s | shrunk |\n"
+  "|---|---|---|---|---|---|"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+  """Prints the table."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -59,15 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     "--quick", action="store_true", help="one small network, whose times mean nothing"
   )
   parser.add_argument("--pairs", type=int, default=15, help="samples of both sides")
-  given = parser.parse_args(arguments)
+  options = parser.parse_args(arguments)
   print(HEADER, flush=True)
-  for name, make in [*NETWORKS.items()][: 1 if given.quick else None]:
-    for rows in (1, 4) if given.quick else (1, 128):
-      print(row(name, from_nnx(make), rows, 2 if given.quick else given.pairs), flush=True)
+  for name, make in [*NETWORKS.items()][: 1 if options.quick else None]:
+    for rows in (1, 4) if options.quick else (1, 128):
+      print(row(name, from_nnx(make), rows, 2 if options.quick else options.pairs), flush=True)
 
 
 def row(name: str, model: Model, rows: int, pairs: int) -> str:
-  """A line of the table."""
+  """Returns a line of the table."""
   dense, small = networks(model)
   images = jnp.asarray(np.random.default_rng(0).normal(size=(rows, 28, 28, 1)), jnp.float32)
   predict = jax.jit(lambda v, x: model.apply(*v, {"image": x}, train=False, key=None)[0]["logits"])
@@ -91,7 +95,7 @@ def row(name: str, model: Model, rows: int, pairs: int) -> str:
 
 
 def networks(model: Model) -> tuple[Variables, Variables]:
-  """The network with zeros for half of its channels, and without them."""
+  """Returns the network with zeros for half of its channels, and the network without them."""
   variables = jax.jit(model.init)(jax.random.key(0), {})
   groups = groups_of(variables.params)
   step = prune_channels(optax.sgd(0.0), groups, PolynomialSchedule(0, 0), sparsity=0.5)

@@ -1,4 +1,4 @@
-"""Two ways to do the same work, timed by turns."""
+"""Times two ways to do the same work by turns."""
 
 import statistics
 import time
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import jax
 
 Run = Callable[[int], Any]
-"""Makes a number of steps and returns arrays that are ready when the last one is done."""
+"""Runs a number of steps and returns arrays that are ready when the last one is done."""
 
 
 class Ratio(NamedTuple):
-  """Seconds per step of both sides, sample i of one taken right beside sample i of the other."""
+  """Seconds per step of both sides; sample i of one was measured next to sample i of the other."""
 
   ours: list[float]
   theirs: list[float]
@@ -28,7 +28,7 @@ class Ratio(NamedTuple):
 
   @property
   def middle(self) -> tuple[float, float]:
-    """Quartiles of the ratios pair by pair."""
+    """The quartiles of the ratios pair by pair."""
     pairs = [a / b for a, b in zip(self.ours, self.theirs)]
     low, _, high = statistics.quantiles(pairs, n=4, method="inclusive")
     return low, high
@@ -37,10 +37,17 @@ class Ratio(NamedTuple):
 def compare(
   ours: Run, theirs: Run, *, pairs: int, calls: int, clock=time.perf_counter, pause: float = 0.0
 ) -> Ratio:
-  """Times `calls` steps of each side by turns, `pairs` times, after one turn each that is not counted.
+  """Times `calls` steps of each side by turns, `pairs` times.
 
-  The side that goes first alternates, so that neither always finds the caches as the other left them.
-  `clock` gives seconds. Before each sample `pause` seconds pass, in which the other side's threads go to sleep.
+  One turn of each before them is not counted. The side that goes first alternates, so that neither
+  always meets the other's caches.
+
+  Args:
+    ours, theirs: the two sides.
+    pairs: number of samples of each side.
+    calls: steps in a sample.
+    clock: returns seconds.
+    pause: seconds before each sample, in which the other side's threads go to sleep.
   """
   sides = ours, theirs
   times: Ratio = Ratio([], [])
@@ -54,25 +61,25 @@ def compare(
 
 
 def seconds(run: Run, calls: int, clock=time.perf_counter) -> float:
-  """Per step, until the last result is there."""
+  """Returns the seconds per step until the last result is ready."""
   start = clock()
   jax.block_until_ready(run(calls))
   return (clock() - start) / calls
 
 
 def between(batches: Iterator, theirs: Run, *, every: int, times: Ratio) -> Iterator:
-  """Passes batches on and measures who takes them: after each `every` of them, as many steps of `theirs`.
+  """Yields batches and times their consumer: after each `every` of them, as many steps of `theirs`.
 
-  The taker must have finished its steps whenever it asks for batch `every * k`, as a loop has that reports
-  every `every` steps. Its first turn, in which it compiles, is not counted.
+  The consumer must have finished its steps whenever it requests batch `every * k`, like a loop that
+  reports every `every` steps. Its first turn, which compiles, is not counted.
   """
   seconds(theirs, every)
   start = time.perf_counter()
-  for taken, batch in enumerate(batches):
-    if taken and taken % every == 0:
-      own = (time.perf_counter() - start) / every
-      if taken > every:
-        times.ours.append(own)
+  for count, batch in enumerate(batches):
+    if count and count % every == 0:
+      consumer = (time.perf_counter() - start) / every
+      if count > every:
+        times.ours.append(consumer)
         times.theirs.append(seconds(theirs, every))
       start = time.perf_counter()
     yield batch
