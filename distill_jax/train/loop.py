@@ -109,7 +109,8 @@ def fit(
     teacher_variables: the frozen teacher's weights, if the Model does not carry them.
     task: what is measured in training and evaluation. None: it is inferred from outputs and labels
       where that is safe (`tasks.infer`), and otherwise the objective's own terms are evaluated, for
-      which the teacher runs too.
+      which the teacher runs too. Metrics that compare with the teacher are left out: `evaluate`
+      computes them.
     evaluation: validation examples, or an `Evaluation` of them.
     checkpoints: the run's folder, or `CheckpointOptions`. The same call again resumes there, and
       ends with the parameters that an undisturbed run has. None: nothing is written.
