@@ -2,8 +2,8 @@
 
 python -m distill_jax --config=configs/fashion_mnist_few_labels.py --seeds=0,1,2
 
-A tenth of the labels; others: --config.label_fraction=0.01, --config.label_fraction=1, each with a
---workdir of its own. The teacher has all labels. The baseline learns only from the
+The students have a tenth of the labels, the teacher has all. Others, each with a --workdir of its
+own: --config.label_fraction=0.01, --config.label_fraction=1. The baseline learns only from the
 labels; the distilled student also learns from the teacher's outputs for the unlabeled images.
 
 Hinton et al. 2015, section 3: a student that is distilled on a transfer set without one class still

@@ -4,34 +4,33 @@ python -m distill_jax --config=configs/llm_8b_to_1b.py --stages=student,report \
     --config.teacher_folder=Llama-3.1-8B --config.text=corpus
 
 The student starts from random weights and minimizes the divergence from the teacher's next-token
-probabilities; no logits are held. With --config.cache=gs://bucket/cache and the stage `cache`
-before `student`, the 64 most probable of 128,256 tokens are kept once, 208 bytes a token, and the
-student learns from them with all others as one class more. A teacher's weights are those that Meta
-released, as `safetensors` with their config.json and tokenizer.json. Steps and rates are where a
-search may begin: this has never been trained, and never run on a TPU.
+probabilities, without ever storing the logits. With --config.cache=gs://bucket/cache and the stage
+`cache` before `student`, the 64 most probable of 128,256 tokens are stored once, 208 bytes a token,
+and the student learns from them with all others as one more class. The teacher's weights are those
+that Meta released, as `safetensors` with their config.json and tokenizer.json. Steps and learning
+rates are a starting point for a search: this has never been trained, and never run on a TPU.
 
-What a step costs, without a TPU (`pip install 'distill-jax[tpu]'`; 3 minutes on two cores, 5 GB of
-memory):
+The cost of a step, without a TPU (`pip install 'distill-jax[tpu]'`; 3 minutes on two cores, 5 GB of
+memory); with --config.cache=gs://bucket/cache it is that of a step from the cache, which need not
+exist:
 
-python -m distill_jax --config=configs/llm_8b_to_1b.py --compile_for=v5p:2x2x2
---config.student_training.batch_size=8
-    [--config.cache=gs://bucket/cache: from the cache, which nobody has to have written]
+python -m distill_jax --config=configs/llm_8b_to_1b.py --compile_for=v5p:2x2x2 \
+    --config.student_training.batch_size=8
 
 Compiled by libtpu 0.0.42, one sequence a chip (products: FLOPs of a chip's matrix products, counted
-before compilation;
-bound: least time of a step, at the peak; sent: bytes of the full arrays):
+before compilation; bound: lower bound of a step's time, at the peak; sent: bytes of the full
+arrays):
 
                       memory of a chip   products      bound   at the bound           sent
     live teacher    33.21 of 95.74 GiB   2.785e14   606.8 ms   13,500 tokens/s/chip   42 GB
     from the cache  31.25 of 95.74 GiB   1.118e14   243.5 ms   33,641 tokens/s/chip   12 GB
 
-About 25 GiB of each are attention scores [32, 8192, 8192] of one block in float32, which XLA holds
-while it computes that block; it makes those of no other (`remat`). They cross the HBM several
-times: with that a step would take 1,067 and 682 ms, if nothing stayed on chip. Eight chips share a
-  copy of weights and optimizer (`mesh.fsdp`), and each has
-the whole heads. Spread over 512 chips (fsdp=512 on v5p:8x8x8), XLA sums activations in the place of
-gathering
-weights: 8.2 TB are sent, and 71.28 GiB taken.
+About 25 GiB of each are attention scores [32, 8192, 8192] of one block in float32, which XLA stores
+while it computes that block; it stores those of no other (`remat`). They cross the HBM several
+times: including that, a step would take 1,067 and 682 ms if nothing stayed on chip. Eight chips
+share a copy of weights and optimizer (`mesh.fsdp`), and each has the full heads. On 512 chips
+(fsdp=512 on v5p:8x8x8), XLA sums activations instead of gathering weights: it sends 8.2 TB and
+takes 71.28 GiB.
 """
 
 import dataclasses

@@ -1,4 +1,6 @@
-"""Tests run on 8 virtual CPU devices; `--integration` adds whole jobs, `--slow` the ones that take minutes."""
+"""Tests run on 8 virtual CPU devices; `--integration` adds whole jobs, `--slow` the ones that
+take minutes.
+"""
 
 import atexit
 import os
@@ -9,9 +11,10 @@ import tempfile
 os.environ["XLA_FLAGS"] = " ".join(
   [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 )
-# The tests compile a lot and compute little: without LLVM's slow passes, and with the code generator that compiles
-# faster, they take half of the time. `.ci/run` has some of them compiled as users do. Not the slow ones: with that
-# generator a teacher within a step rounds otherwise than one alone, and runs that must end alike do not.
+# The tests compile a lot and compute little: without LLVM's slow passes, and with the code
+# generator that compiles faster, they take half of the time. `.ci/run` has some of them compiled as
+# users do. Not the slow ones: with that generator a teacher within a step rounds otherwise than one
+# alone, and runs that must end alike do not.
 if "DISTILL_JAX_COMPILED_AS_USERS_DO" not in os.environ:
   # The controller chooses: its workers do not see its arguments.
   codegen = "" if "--slow" in sys.argv else "--xla_cpu_use_fusion_emitters=false"

@@ -1,4 +1,6 @@
-"""Calls `fit` with the fields of its option groups by name: for tests that vary one of them at a time."""
+"""Calls `fit` with the fields of its option groups by name: for tests that vary one of them at
+a time.
+"""
 
 import dataclasses
 
@@ -11,9 +13,9 @@ _CHECKPOINTS = {"folder": "folder", "checkpoint_every": "every", "identity": "id
 def fit_with(*networks, **options):
   """Returns `fit(*networks, ...)`.
 
-  `validation`, `eval_every`, `best` and `patience` make an `Evaluation`, `folder`, `checkpoint_every` and `identity`
-  `CheckpointOptions`; fields of `StepOptions` and `RunOptions` go by their names. Without `validation` or `folder` there
-  is no evaluation or checkpoint.
+  `validation`, `eval_every`, `best` and `patience` make an `Evaluation`, `folder`,
+  `checkpoint_every` and `identity` `CheckpointOptions`; fields of `StepOptions` and `RunOptions` go
+  by their names. Without `validation` or `folder` there is no evaluation or checkpoint.
   """
   step = _take(options, [field.name for field in dataclasses.fields(StepOptions)])
   run = _take(options, [field.name for field in dataclasses.fields(RunOptions)])

@@ -6,8 +6,9 @@
     outputs = write_cache(
       "teacher_outputs", teacher, train, {"logits": Dense("float16")}, augment=augment, num_views=8
     )
-    fitted = fit(
-      student, outputs, objective, optimizer, train, augment=augment, steps=3000, batch_size=128
+    result = fit(
+      student, outputs, objective, optimizer, train, steps=3000, batch_size=128,
+      step=StepOptions(augment=augment), run=RunOptions(num_views=8),
     )
 
 `Dense` stores all values of an output, `TopK` the most probable of many classes, `RandomSampling`

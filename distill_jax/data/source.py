@@ -86,7 +86,7 @@ class Source:
     if label is None:
       return np.zeros(len(self), bool)
     is_label = np.ones(label.shape, bool) if self.classes is None else label >= 0
-    return is_label.reshape(len(self), -1).any(1)
+    return np.asarray(is_label.reshape(len(self), -1).any(axis=1))
 
   def take(self, rows: Any) -> "Source":
     """Returns the examples at these rows (indices, a mask or a slice) with their ids."""

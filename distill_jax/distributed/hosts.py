@@ -226,7 +226,6 @@ def _check_writable(folder: Path, marker: str) -> None:
     if time.monotonic() > deadline:
       raise OSError(
         f"folder: expected {folder} to be the same on all hosts, got another one here than on "
-        "process 0: use a shared "
-        "one"
+        "process 0: use a shared one"
       )
     time.sleep(1)

@@ -93,8 +93,7 @@ def check_mesh(mesh: Mesh) -> None:
   if any(kind != AxisType.Auto for kind in mesh.axis_types):
     raise ValueError(
       f"mesh: expected axes of AxisType.Auto, got {mesh.axis_types}: use sharding.make_mesh, or "
-      "pass "
-      "axis_types to jax.make_mesh"
+      "pass axis_types to jax.make_mesh"
     )
 
 

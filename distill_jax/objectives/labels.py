@@ -30,7 +30,8 @@ def labels(
   both in float32, and its values are averaged over all axes but the first, to one value a row. A
   row with a NaN in its label is unlabeled.
 
-  Rows that the batch's 'where' masks do not count, nor do 'generated' ones (`models.llm.on_policy`).
+  Rows that the batch's 'where' masks do not count, nor do 'generated' ones
+  (`models.llm.on_policy`).
 
   Args:
     loss: `(predictions [B, ...], label [B, ...]) -> values [B] or [B, ...]`; None: softmax cross

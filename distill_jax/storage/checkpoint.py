@@ -139,8 +139,7 @@ class Checkpoints:
     reasons = "".join(f"\n  {step}: {reason}" for step, reason in sorted(self._corrupt.items()))
     raise RuntimeError(
       f"folder: none of the {len(candidates)} checkpoints in {self.folder} can be read; to start "
-      "from scratch, "
-      f"move it away:{reasons}"
+      f"from scratch, move it away:{reasons}"
     )
 
   def steps(self) -> list[int]:

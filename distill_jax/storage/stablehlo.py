@@ -169,8 +169,7 @@ def _export(predict: _Predict, weights, inputs, platforms: Sequence[str]) -> jax
       raise
     raise ValueError(
       "model: expected an apply for any batch size, but it uses the size as a number (in a "
-      "branch, or by len(x): use "
-      f"x.shape[0]): {error}"
+      f"branch, or by len(x): use x.shape[0]): {error}"
     ) from error
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import reduce
-from distill_jax.objectives.calls import has_true_label, valid_rows
+from distill_jax.objectives.calls import batch_entry, has_true_label, outputs_of, valid_rows
 from distill_jax.tasks.logits import (
   AGREEMENT,
   ECE,
@@ -61,7 +61,7 @@ def classification() -> Task:
 
 def _statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
   logits = _logits(outputs, batch)
-  labels = jnp.asarray(batch["label"])
+  labels = batch_entry(batch, "label")
   rows, classes = logits.shape
   valid = jnp.asarray(batch.get("where", np.ones(rows, bool)))
   labeled = valid & (labels >= 0)
@@ -112,12 +112,12 @@ def _figures(entries, references, class_names):
 
 
 def _logits(outputs: Outputs, batch: Batch) -> jax.Array:
-  logits = outputs["logits"]
+  logits = outputs_of(outputs, "logits", "student")
   if logits.ndim != 2 or 0 in logits.shape:
     raise ValueError(
       f"'logits': expected [rows, classes], at least one of each, got {logits.shape}"
     )
-  label = batch["label"]
+  label = batch_entry(batch, "label")
   if label.shape != logits.shape[:1] or not jnp.issubdtype(label.dtype, jnp.integer):
     raise ValueError(
       f"'label': expected integers {logits.shape[:1]}, one per row of the logits, got "

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.models.llm.head import head_logits
+from distill_jax.objectives.calls import batch_entry
 from distill_jax.tasks.logits import (
   AGREEMENT,
   ECE,
@@ -61,8 +62,13 @@ def language_modeling(*, memory: int = 2**26) -> Task:
 def _statistics(
   outputs: Outputs, batch: Batch, teacher: Outputs | None, memory: int
 ) -> dict[str, Any]:
-  labels = jnp.asarray(batch["label"])
+  labels = batch_entry(batch, "label")
   vocab_size = num_classes(outputs)
+  if labels.shape != _tokens_of(outputs).shape[:-1] or labels.ndim != 2:
+    raise ValueError(
+      f"'label': expected integers [rows, tokens], one per token of the outputs "
+      f"{_tokens_of(outputs).shape}, got {labels.shape}"
+    )
   if teacher is not None and num_classes(teacher) != vocab_size:
     raise ValueError(
       f"teacher: expected the student's vocabulary of {vocab_size} tokens, got "

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from distill_jax import reduce
+from distill_jax.objectives.calls import batch_entry, outputs_of
 from distill_jax.tasks.logits import means
 from distill_jax.types import Batch, Metric, Outputs, Task
 
@@ -29,7 +30,12 @@ def multi_label(*, label: str = "label", output: str = "logits") -> Task:
 
   def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
     del teacher
-    logits, labels, rows = _inputs(outputs[output], batch[label], batch.get("where"), label)
+    logits, labels, rows = _inputs(
+      outputs_of(outputs, output, "student"),
+      batch_entry(batch, label),
+      batch.get("where"),
+      label,
+    )
     predicted = logits > 0
     present = labels > 0.5
     counted = rows[:, None]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill_jax.objectives.calls import batch_entry, outputs_of
 from distill_jax.types import Batch, Metric, Outputs, Task
 
 
@@ -28,7 +29,12 @@ def regression(*, label: str = "label", output: str = "logits", unit: str = "") 
 
   def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
     del teacher
-    prediction, target, valid = _inputs(outputs[output], batch[label], batch.get("where"), label)
+    prediction, target, valid = _inputs(
+      outputs_of(outputs, output, "student"),
+      batch_entry(batch, label),
+      batch.get("where"),
+      label,
+    )
     error = jnp.where(valid, prediction - target, 0)
     target = jnp.where(valid, target, 0)
     # R^2 from moments around one label: around 0 they would cancel for labels far from 0.

@@ -8,6 +8,7 @@ import numpy as np
 
 from distill_jax import reduce
 from distill_jax.losses import kl_divergence
+from distill_jax.objectives.calls import batch_entry, outputs_of
 from distill_jax.tasks.logits import AGREEMENT, TEACHER_KL, means
 from distill_jax.types import Batch, Metric, Outputs, Task
 
@@ -27,7 +28,7 @@ def segmentation(*, ignore_label: int = -1, label: str = "label", output: str = 
   """
 
   def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
-    logits, labels = outputs[output], batch[label]
+    logits, labels = outputs_of(outputs, output, "student"), batch_entry(batch, label)
     _check(logits, labels, label)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     labeled = (labels >= 0) & (labels != ignore_label)
@@ -65,6 +66,11 @@ def segmentation(*, ignore_label: int = -1, label: str = "label", output: str = 
 
 
 def _check(logits, labels, name: str) -> None:
+  if logits.ndim < 3:
+    raise ValueError(
+      f"'logits': expected [rows, ..., classes] on a grid, got {logits.shape}: use "
+      "tasks.classification for one label per example"
+    )
   if labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
     raise ValueError(
       f"{name!r}: expected integers {logits.shape[:-1]}, one per pixel of the logits, got "

@@ -168,8 +168,8 @@ def check_classes(num_classes: int | None, source: Any) -> None:
 
 def check_evaluation(
   step: Callable, arguments: tuple, examples: Batches, example: Batch, num_classes: int | None
-) -> None:
-  """Checks before training what the first evaluation would find.
+) -> Any:
+  """Checks before training what the first evaluation would find; returns its statistics' shapes.
 
   Args:
     step, arguments: of the evaluation; only shapes are computed.
@@ -190,6 +190,7 @@ def check_evaluation(
   else:
     data.check_batch(example, num_classes)
   try:
-    jax.eval_shape(step, *arguments, example)
+    statistics, _ = jax.eval_shape(step, *arguments, example)
   except ValueError as error:
     raise ValueError(f"evaluation: {error}") from error
+  return statistics

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from distill_jax import data, tasks
 from distill_jax.errors import suggest
@@ -69,10 +70,24 @@ def choose_measure(arguments: Arguments, inputs: Inputs, state: TrainState) -> M
     return measure
   if evaluation.best is not None:
     measure = measure._replace(best=_metric(task, evaluation.best))
-  check_evaluation(
+  shapes = check_evaluation(
     measure.step, measure.arguments(state), evaluation.data, example, measure.num_classes
   )
+  _check_best(measure, shapes)
   return measure
+
+
+def _check_best(measure: Measure, shapes: Any) -> None:
+  """Checks on zeros that the evaluation computes the metric that chooses the best variables."""
+  if measure.task.evaluate_predictions is not None:
+    return
+  zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  scores = measure.task.compute(zeros)
+  if measure.best.name not in scores:
+    raise ValueError(
+      f"best: expected a metric that the evaluation computes, got {measure.best.name!r}"
+      f"{suggest(measure.best.name, scores)}; those that compare with a teacher are not computed"
+    )
 
 
 def _first_batch(evaluation: Evaluation, batch_size: int) -> Batch:

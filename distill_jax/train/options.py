@@ -1,7 +1,7 @@
 """Options of a train step and of a training run, grouped by what they are about."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class Evaluation:
       None: it never does.
 
   Raises:
-    ValueError: `every` or `patience` is less than 1.
+    ValueError: `every` or `patience` is less than 1, or `data` is an iterator.
   """
 
   data: Batches
@@ -81,6 +81,11 @@ class Evaluation:
 
   def __post_init__(self):
     _check_least(self, 1, "every", "patience")
+    if isinstance(self.data, Iterator):
+      raise ValueError(
+        "evaluation: expected batches that can be iterated again and again, got an iterator, which "
+        "is empty after the first evaluation: pass a list or a Source"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

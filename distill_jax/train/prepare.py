@@ -166,6 +166,8 @@ def _intervals(arguments: Arguments) -> Intervals:
   save = None if checkpoints is None else checkpoints.every
   # Without an evaluation nothing but the given interval asks for a checkpoint.
   every = save if evaluation is None else evaluation.every
+  if evaluation is None and checkpoints is None:
+    every = arguments.steps
   evaluate = every or max(1, arguments.steps // 10)
   return Intervals(arguments.steps, evaluate, save or evaluate)
 

@@ -6,6 +6,7 @@ from scipy.special import softmax
 from toys import AUGMENT, ROWS, linear, written
 
 from distill_jax.cache import Dense, RandomSampling, TopK, verify
+from distill_jax.cache.teacher import agreement
 
 
 def test_verify_finds_another_teacher(tmp_path, source):
@@ -44,17 +45,11 @@ def test_verify_compares_top_k_and_random_samples(tmp_path, source):
   assert other["logits@samples"].difference > 0.2
 
 
-def test_verify_samples_rows_by_seed(augmented, source, monkeypatch):
-  rows = []
-  add_columns = type(augmented).add_columns
+def test_rows_are_sampled_by_seed(augmented, source):
+  def rows(seed, n=8):
+    ids, views = agreement._random_rows(augmented, source, n, seed)
+    return list(zip(ids.tolist(), views.tolist()))
 
-  def record_rows(self, batch):
-    rows.append(list(zip(batch["id"].tolist(), batch["view"].tolist())))
-    return add_columns(self, batch)
-
-  monkeypatch.setattr(type(augmented), "add_columns", record_rows)
-  for seed in (0, 0, 1):
-    verify(augmented, linear(), source, 8, augment=AUGMENT, batch_size=8, seed=seed)
-  assert rows[0] == rows[1] != rows[2]
-  assert len(set(rows[0])) == 8 and {view for _, view in rows[0] + rows[2]} == {0, 1}
-  assert {id for id, _ in rows[0]} <= set(np.asarray(source.ids).tolist())
+  assert rows(0) == rows(0) != rows(1)
+  assert len(set(rows(0))) == 8 and {view for _, view in rows(0)} == {0, 1}
+  assert len(set(rows(0, n=1000))) == 2 * ROWS

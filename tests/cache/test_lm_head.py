@@ -79,7 +79,8 @@ def test_student_from_cache_matches_live_teacher(tmp_path, source):
   live = train(teacher, source)
   exact = train(write(tmp_path, teacher, source), source)
   assert largest_difference(live, exact) == 0
-  assert largest_difference(live, train(language_model(2, **options), source)) > 0.02
+  losses = [line["loss"] for line in live.history if line["phase"] == "train"]
+  assert losses[-1] > 0.1  # the one term compares with the teacher
 
 
 def test_a_bfloat16_head_is_stored_unchanged(tmp_path, source):
@@ -232,17 +233,15 @@ def test_describe_has_the_head(tmp_path, source):
 
 def test_estimate_uses_some_of_the_tokens(monkeypatch, source):
   monkeypatch.setattr(estimates, "MAX_TOKENS", 100)
-  monkeypatch.setitem(estimates.LOSSES, TopK, [losses.sparse_kl])
+  monkeypatch.setattr(estimates, "_measure", lambda codec, teacher, *_: teacher)
   teacher = language_model(1)
   batch = {"tokens": source.arrays["tokens"]}
   outputs = teacher.apply(*teacher.variables, batch, train=False, key=None)[0]
-  (measured,) = estimate(LazyLogits(outputs["hidden"], outputs["head"]), codecs=[TopK(3)])
+  (logits,) = estimate(LazyLogits(outputs["hidden"], outputs["head"]), codecs=[TopK(3)])
   hidden = np.asarray(outputs["hidden"]).reshape(-1, 6)
   stride = -(-len(hidden) // 100)
   assert stride > 1
-  p = np.asarray(jax.nn.softmax(logits_of(hidden[::stride], outputs["head"][0])), np.float64)
-  mass = np.sort(p)[:, -3:].sum(-1).mean()
-  assert measured.mass[0] == pytest.approx(mass, rel=1e-5) and measured.bytes == 4 + 4 + 8
+  np.testing.assert_array_equal(logits, logits_of(hidden[::stride], outputs["head"][0]))
 
 
 def test_a_stand_in_has_the_shapes_of_the_cache(cached, source):

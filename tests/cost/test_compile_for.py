@@ -215,15 +215,13 @@ def test_arguments_that_do_not_fit_raise(options, message):
   [
     (
       "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
-      "temporaries (74.53G) exceeds "
-      "available HBM (15.75G).",
+      "temporaries (74.53G) exceeds available HBM (15.75G).",
       74.53,
       15.75,
     ),
     (
       "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
-      "hbm. Used 28.70G of "
-      "15.75G hbm. Exceeded hbm capacity by 12.95G.",
+      "hbm. Used 28.70G of 15.75G hbm. Exceeded hbm capacity by 12.95G.",
       28.70,
       15.75,
     ),

@@ -60,8 +60,7 @@ def test_groups_in_every_notation(groups, size):
     ("%r = f32[] all-reduce(%x), replica_groups={{0,1}}, to_apply=%sum", "all-reduce", "f32", 4),
     (
       "%r = (bf16[3,5]{1,0:T(8,128)(2,1)S(1)}, f32[]{:T(128)}, /*index=2*/bf16[7]{0}) "
-      "all-reduce(%x, %x, %x), "
-      "replica_groups=[1,2]<=[2], to_apply=%sum",
+      "all-reduce(%x, %x, %x), replica_groups=[1,2]<=[2], to_apply=%sum",
       "all-reduce",
       "bf16+f32",
       30 + 4 + 14,

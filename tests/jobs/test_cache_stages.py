@@ -1,4 +1,6 @@
-"""A job that keeps its teacher's outputs: written once, read by every student, looked at, refused."""
+"""A job that keeps its teacher's outputs: written once, read by every student, looked at,
+refused.
+"""
 
 import io
 import re

@@ -1,4 +1,6 @@
-"""configs/imagenet_patient.py: it is built without data, and updates as the authors' optimizer does."""
+"""configs/imagenet_patient.py: it is built without data, and updates as the authors' optimizer
+does.
+"""
 
 import functools
 

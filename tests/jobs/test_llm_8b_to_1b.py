@@ -1,4 +1,6 @@
-"""configs/llm_8b_to_1b.py: its step is compiled, small for this machine and whole for TPUs; it reads released files."""
+"""configs/llm_8b_to_1b.py: its step is compiled, small for this machine and whole for TPUs; it
+reads released files.
+"""
 
 import importlib.util
 import json
@@ -61,8 +63,8 @@ def test_the_step_is_what_it_must_be(steps):
 
 
 def test_its_products_are_those_of_the_networks(steps):
-  # The student's blocks: forward, again up to the last product, and backward with twice as many. So few logits are
-  # made once.
+  # The student's blocks: forward, again up to the last product, and backward with twice as many. So
+  # few logits are made once.
   token = 2 * ROWS * LENGTH
   student = 4 * forward(**STUDENT) - token * STUDENT["embed_dim"] * STUDENT["mlp_dim"]
   student += 3 * token * VOCABULARY * STUDENT["embed_dim"]
@@ -135,5 +137,6 @@ def test_the_whole_fits_on_eight_chips(how):
     "v5p:2x2x2", load_config(PATH, ["student_training.batch_size=8", f"cache={how}"])
   )
   assert step.fits and step.step.needed < 40 * 2**30 and step.parameters == 1_235_814_400
-  # Weights are sent, three times; heads that are gather_to_host for each part of the vocabulary are 3.7e12 bytes.
+  # Weights are sent, three times; heads that are gather_to_host for each part of the vocabulary are
+  # 3.7e12 bytes.
   assert sum(c.bytes for c in step.step.collectives) < 6e10

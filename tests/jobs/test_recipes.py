@@ -1,4 +1,6 @@
-"""How the students of one run come about: assistants, starts, injected weights, smaller exports, live or cached."""
+"""How the students of one run come about: assistants, starts, injected weights, smaller
+exports, live or cached.
+"""
 
 import json
 import pathlib
@@ -67,14 +69,19 @@ JOB = textwrap.dedent("""
       made = super().recipe(variant)
       match variant:
         case "assistant":
-          return made._replace(student=from_nnx(lambda rngs: CNN(1, (6,), 10, rngs=rngs)), cached=False)
+          wide = from_nnx(lambda rngs: CNN(1, (6,), 10, rngs=rngs))
+          return made._replace(student=wide, cached=False)
         case "via":
           return made._replace(teacher="assistant")
         case "injected":
-          return made._replace(init_from_teacher=lambda own, trained_teacher: init_from_teacher(own, trained_teacher.variables, fit=sliced))
+          init = lambda own, teacher: init_from_teacher(own, teacher.variables, fit=sliced)
+          return made._replace(init_from_teacher=init)
         case "pruned":
           small = lambda v: shrink(v, groups_of(v.params))
-          return made._replace(training=self.pruned, init_from="injected", export_fn=small, allow_shrunk=True, export_last=True)
+          return made._replace(
+            training=self.pruned, init_from="injected", export_fn=small, allow_shrunk=True,
+            export_last=True,
+          )
         case "tuned":
           return made._replace(init_from="pruned", allow_shrunk=True, teacher="")
         case "last":

@@ -83,7 +83,9 @@ def test_all_stages_on_a_folder_of_images(photos, tmp_path, capsys):
 
 
 def centers(photos):
-  """The central 7/8 of the shorter side of each test picture that can be decoded, here 17.5 of 20 x 24 pixels."""
+  """The central 7/8 of the shorter side of each test picture that can be decoded, here 17.5 of
+  20 x 24 pixels.
+  """
   found, box = {}, (12 - 8.75, 10 - 8.75, 12 + 8.75, 10 + 8.75)
   for path in sorted((photos / "test").rglob("*.png"))[1:]:
     with PIL.Image.open(path) as image:

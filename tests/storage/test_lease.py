@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -17,7 +18,7 @@ CHILD = """
 import sys
 from distill_jax.storage import lease, owner
 owner._kernel = lambda: sys.argv[2]
-folder = lease.Lease(sys.argv[1], renew_every=0.05)
+folder = lease.Lease(sys.argv[1], renew_every=0.5)
 with folder:
   print("entered", flush=True)
   sys.stdin.readline()
@@ -101,6 +102,10 @@ def test_remote_owner_is_replaced_only_without_renewals(tmp_path, trainer, capfd
   with pytest.raises(LeaseError, match=rf"process {child.pid} on"):
     Lease(tmp_path, patience=60).__enter__()
   assert f"process {child.pid} on" in capfd.readouterr().err
+  # Right after a renewal: one that is interrupted writes over a later lease when it resumes.
+  content = (tmp_path / NAME).read_bytes()
+  while (tmp_path / NAME).read_bytes() == content:
+    time.sleep(0.01)
   child.send_signal(signal.SIGSTOP)
   os.waitid(os.P_PID, child.pid, os.WSTOPPED)
   with Lease(tmp_path, renew_every=0.05, patience=0.3) as ours:
@@ -154,7 +159,10 @@ def test_one_of_eight_waiting_processes_gets_the_lease(tmp_path):
 
 def test_lease_of_another_process_is_not_removed(tmp_path):
   with Lease(tmp_path, renew_every=0.01) as lost:
-    theirs = write_lease(tmp_path)
+    # A renewal at the same moment writes over it.
+    while lost._loss is None:
+      theirs = write_lease(tmp_path)
+      time.sleep(0.05)
     for _ in range(2):
       with pytest.raises(LeaseError, match=r"folder: .*process 4 on elsewhere"):
         lost.check()

@@ -30,7 +30,9 @@ def scores_of(*arguments, **keywords):
 
 
 def predictions(rng, n=48, classes=10, never=None):
-  """Logits, labels and a teacher's logits; class `never` occurs in neither labels nor predictions."""
+  """Logits, labels and a teacher's logits; class `never` occurs in neither labels nor
+  predictions.
+  """
   logits, teacher = rng.normal(size=(2, n, classes)).astype(np.float32) * 2
   labels = rng.integers(0, classes, n).astype(np.int32)
   if never is not None:

@@ -1,4 +1,6 @@
-"""Multi-label, regression and segmentation against scikit-learn; terms, inference and metrics of one's own."""
+"""Multi-label, regression and segmentation against scikit-learn; terms, inference and metrics
+of one's own.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +137,11 @@ INT, FLOAT = jnp.int32, jnp.float32
     ({"logits": SHAPES((4, 3), FLOAT)}, SHAPES((4,), INT), "accuracy"),
     ({"logits": SHAPES((4, 7, 3), FLOAT)}, SHAPES((4, 7), INT), "perplexity"),
     ({"logits": SHAPES((4, 7, 7, 3), FLOAT)}, SHAPES((4, 7, 7), INT), "miou"),
-    ({"hidden": SHAPES((4, 7, 5), FLOAT), "head": (SHAPES((5, 9), FLOAT),)}, SHAPES((4, 7), INT), "perplexity"),
+    (
+      {"hidden": SHAPES((4, 7, 5), FLOAT), "head": (SHAPES((5, 9), FLOAT),)},
+      SHAPES((4, 7), INT),
+      "perplexity",
+    ),
     ({"logits": SHAPES((4, 3), FLOAT)}, SHAPES((4, 3), INT), None),
     ({"logits": SHAPES((4, 3), FLOAT)}, SHAPES((4, 1), INT), None),
     ({"logits": SHAPES((4, 4), FLOAT)}, SHAPES((4, 4), INT), None),

@@ -1,4 +1,6 @@
-"""`evaluate`, `predict` and evaluations in `fit` for kinds of problems other than classification."""
+"""`evaluate`, `predict` and evaluations in `fit` for kinds of problems other than
+classification.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +130,35 @@ def test_predict_takes_a_batch_a_source_and_batches():
   for given in (examples, batches, {"image": examples.arrays["image"]}):
     outputs = train.predict(model, None, given, batch_size=8)["logits"]
     np.testing.assert_allclose(outputs, expected, rtol=1e-5)
+
+
+def test_evaluations_that_cannot_choose_are_rejected_first():
+  labels = source(lambda image: (image @ WEIGHTS).argmax(1).astype(np.int32), rows=32)
+  goal = objectives.weighted(hard=(1.0, objectives.labels()))
+  run = dict(steps=4, batch_size=16, task=tasks.classification())
+  with pytest.raises(ValueError, match="best"):
+    fit_with(
+      linear(3), None, goal, optax.sgd(0.1), labels, validation=labels, best="agreement", **run
+    )
+  with pytest.raises(ValueError, match="evaluation"):
+    batches = iter(list(data.eval_batches(labels, 16)))
+    fit_with(linear(3), None, goal, optax.sgd(0.1), labels, validation=batches, **run)
+
+
+@pytest.mark.parametrize(
+  ("task", "field"),
+  [
+    (tasks.regression(output="prediction"), "prediction"),
+    (tasks.multi_label(label="y"), "y"),
+    (tasks.language_modeling(), "label"),
+    (tasks.segmentation(), "logits"),
+  ],
+)
+def test_outputs_and_labels_of_another_task_are_named(task, field):
+  model = from_apply(None, lambda w, x: x @ w, variables=WEIGHTS)
+  labels = source(lambda image: (image @ WEIGHTS).argmax(1).astype(np.int32), rows=8)
+  with pytest.raises(ValueError, match=field):
+    train.evaluate(model, None, labels, task)
 
 
 def documented_objective():

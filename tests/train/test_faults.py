@@ -1,4 +1,6 @@
-"""Faults of a run that no other file shows; the numbers are rows of the project's table of faults."""
+"""Faults of a run that no other file shows; the numbers are rows of the project's table of
+faults.
+"""
 
 import os
 import signal
@@ -9,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_keeper import make_state
 from test_loop import assert_identical, linear, run, source
+from test_saver import make_state
 
 from distill_jax import data, losses, objectives
 from distill_jax.distributed.interruption import Interrupted
@@ -111,7 +113,7 @@ def test_second_trainer_leaves_unfinished_files_alone(tmp_path):  # 49, 50
   assert not unfinished.exists()
 
 
-def test_a_changed_data_position_is_damage():  # 55: the position follows from the step, which is sealed
+def test_changed_data_position_is_corrupt():  # 55: it follows from the step, which is sealed
   state = run(steps=2).state
   sealed = seal.make_seal(state, {}, {})["seal"]
   with pytest.raises(seal.CorruptFile, match=r"1 of .* leaves .*: step"):

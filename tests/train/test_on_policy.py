@@ -1,4 +1,6 @@
-"""Rows that the student samples, against the uncached network and a row-by-row reading of the rules; and in a step."""
+"""Rows that the student samples, against the uncached network and a row-by-row reading of the
+rules; and in a step.
+"""
 
 import functools
 
@@ -57,7 +59,9 @@ def uncached(student, batch):
 
 
 def by_hand(student, batch, new, prompt, stop):
-  """What the rules say of the row, told from its tokens: segments, positions, labels; and that they are greedy."""
+  """What the rules say of the row, told from its tokens: segments, positions, labels; and that
+  they are greedy.
+  """
   tokens, segments = new["tokens"], batch["segments"]
   kept = min(prompt, next((i for i, s in enumerate(segments) if s != segments[0]), LENGTH))
   np.testing.assert_array_equal(tokens[:kept], batch["tokens"][:kept])

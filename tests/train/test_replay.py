@@ -1,4 +1,6 @@
-"""RandomSampling that are used again, against a buffer kept by hand; small rows whose tokens say when they were sampled."""
+"""RandomSampling that are used again, against a buffer kept by hand; small rows whose tokens
+say when they were sampled.
+"""
 
 import jax
 import jax.numpy as jnp
