@@ -144,7 +144,7 @@ def test_verdict_follows_the_paired_difference(metric, baseline, distilled, word
   assert all(word in text for word in words), text
 
 
-def test_verdict_of_a_smaller_student_does_not_credit_distillation():
+def test_smaller_student_is_not_credited_to_distillation():
   sizes = {"baseline": 100, "student": 40}
   entries = [
     scored(role, seed, value + 0.01 * seed**2, cost={"nonzeros": sizes[role]})

@@ -73,7 +73,7 @@ def test_every_file_is_written_and_every_picture_linked(written):
   assert all(np.ptp(imread(folder / name)) > 0 for name in pictures)
 
 
-def test_sections_are_in_order_with_the_tasks_blocks_after_the_curves(written):
+def test_sections_have_task_blocks_after_the_curves(written):
   *_, markdown, _ = written
   verdict, table, curves, blocks, size, origin = (
     markdown.index(text)

@@ -206,7 +206,7 @@ def test_picture_names_all_of_few_classes_and_the_ends_of_many(number):
     assert "1 class between" in named.texts[-1].get_text()
 
 
-def test_of_many_variants_pictures_have_the_first_and_numbers_all():
+def test_pictures_show_the_first_of_many_variants():
   labels = make_labels()
   names = [f"v{i}" for i in range(7)]
   entries = make_entries(labels, seeds=(0,), roles=("baseline", "student"), variants=names)
@@ -294,7 +294,7 @@ def test_diagrams_of_several_variants_can_be_drawn():
 @pytest.mark.parametrize(
   "shape, dtype", [((8, 8, 1), np.float32), ((4, 12, 3), np.uint8), ((30, 5, 2), np.float64)]
 )
-def test_gallery_shows_where_only_the_distilled_student_is_correct(shape, dtype):
+def test_gallery_shows_where_only_distilled_is_correct(shape, dtype):
   labels = make_labels(200)
   labels[0] = -1
   baseline, student = make_entries(labels, seeds=(0,), roles=("baseline", "student"))

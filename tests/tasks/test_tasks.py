@@ -67,7 +67,7 @@ def test_regression_equals_scikit_learn(rng, shape):
   assert task.metrics[0] == Metric("rmse", "root mean squared error", "mm", "min", ".4g")
 
 
-def test_regression_takes_columns_for_rows_and_names_other_shapes():
+def test_regression_takes_a_column_and_names_other_shapes():
   task = tasks.regression()
   label = jnp.arange(4.0)
   column = task.statistics({"logits": label[:, None] + 1}, {"label": label}, None)
