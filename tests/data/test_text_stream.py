@@ -130,6 +130,7 @@ def test_batches_match_rows_in_memory_from_any_step(corpus, tmp_path, start):
   same(part, {name: x[[1, 6]] for name, x in whole.items()})
 
 
+@pytest.mark.integration
 def test_cache_of_text_in_memory_fits_streamed_text(corpus, tmp_path):
   source, rows = text.load(corpus, **OPTIONS), tokenize(corpus, tmp_path / "work", **OPTIONS)
   teacher = language_model(0)

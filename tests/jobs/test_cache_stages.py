@@ -160,6 +160,7 @@ def test_student_stage_rejects_the_cache_of_another_teacher(run, tmp_path):
     run(cache, "--config.teacher_width=0.0625", name="wider", stages="teacher,student")
 
 
+@pytest.mark.integration
 def test_top_k_cache_is_estimated_inspected_and_verified(run, tmp_path):
   settings = [f"--config.cache={tmp_path / 'cache'}", "--config.k=3"]
   out = run(*settings, stages="cache_estimate")
@@ -219,6 +220,7 @@ def pictures(rows=24, content="a"):
   return Images(read, np.arange(rows), 2, name="pictures", content=content, max_bad=0.2)
 
 
+@pytest.mark.integration
 def test_streamed_images_have_a_cache(tmp_path, capsys, monkeypatch):
   """By the stages' functions: crops of configs/folder.py, and its mirroring besides."""
   (tmp_path / "cat").mkdir()

@@ -37,6 +37,7 @@ def leaves(tree):
   return [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
 
 
+@pytest.mark.integration
 def test_methods_fit_the_networks_and_keep_state_types(job):
   checks.check(job, ["student"])
   students = plan.one_per_variant(job, "student")
