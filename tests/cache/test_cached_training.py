@@ -40,16 +40,17 @@ def trained(cached, source):
 def test_student_from_cache_matches_live_teacher(trained, cached, source):
   assert len(cached) == ROWS
   assert largest_difference(trained, train(linear(), source)) < 1e-6
+  soft = [line["soft"] for line in trained.history if line["phase"] == "train"]
+  assert soft[-1] > 0.1  # so the teacher determines the result
 
 
-def test_student_of_augmented_views_matches_live_teacher(tmp_path, source):
+def test_student_of_augmented_views_matches_live_teacher(tmp_path, trained, source):
   cached = written(tmp_path, source, augment=AUGMENT, num_views=3)
   assert len(cached) == ROWS * 3
   from_cache = train(cached, source, augment=AUGMENT)
   live = train(linear(), source, augment=AUGMENT, num_views=3)
   assert largest_difference(from_cache, live) < 1e-6
-  other = train(linear(1), source, augment=AUGMENT, num_views=3)
-  assert largest_difference(other, live) > 1e-3
+  assert largest_difference(from_cache, trained) > 1e-3  # views differ
 
 
 def test_student_matches_a_teacher_outside_the_step_bit_for_bit(augmented, source):

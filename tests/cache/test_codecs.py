@@ -127,8 +127,8 @@ def test_bit_width(count, width):
 # all codecs
 
 
-@pytest.mark.parametrize("shape", [(16, 9), (16, 3, 9)])
-def test_columns_have_the_announced_layout_on_any_mesh(rng, mesh, shape):
+def test_columns_have_the_announced_layout_on_any_mesh(rng, mesh):
+  shape = 16, 3, 9
   output = rng.normal(size=shape).astype(np.float32)
 
   @jax.jit
@@ -335,10 +335,10 @@ def sample(codec, logits, **batch):
   return read_bits(words, bits.bit_width(logits.shape[-1]), codec.k)
 
 
-@pytest.mark.parametrize("classes", [2, 41])
-def test_samples_follow_the_teacher_at_its_temperature(rng, classes):
+def test_samples_follow_the_teacher_at_its_temperature(rng):
+  classes = 41
   logits = (3 * rng.normal(size=classes)).astype(np.float32)
-  logits[1] = -np.inf if classes > 2 else logits[1]
+  logits[1] = -np.inf
   rows = sample(RandomSampling(100, 2.0), np.tile(logits, (200, 1)))
   counts = np.bincount(rows.ravel(), minlength=classes)
   expected = 20_000 * scipy.special.softmax(logits.astype(np.float64) / 2)

@@ -39,7 +39,7 @@ def cosine(a, b):
   return (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)
 
 
-@pytest.mark.parametrize(("shape", "k"), [((40, 100), 4), ((8, 5, 100), 1), ((40, 100), 100)])
+@pytest.mark.parametrize(("shape", "k"), [((8, 5, 100), 4), ((40, 100), 100)])
 def test_top_k_mass_and_its_fifth_percentile(logits, shape, k):
   p = -np.sort(-softmax(logits[0].astype(np.float64) / 2, -1), -1)
   mass = p[:, :k].sum(-1)

@@ -36,6 +36,10 @@ def source():
   return token_rows(np.random.default_rng(0))
 
 
+def teacher(seed, **kwargs):
+  return language_model(seed, bias=True, softcap=30.0, **kwargs)
+
+
 def set_chunk(monkeypatch, tokens):
   monkeypatch.setattr(lazy_logits, "CHUNK_BYTES", 4 * 8 * VOCABULARY * tokens)
 
@@ -58,36 +62,32 @@ def records(cached):
 
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory, source):
-  """Several codecs of the logits and hidden states of `language_model(2)`, in chunks."""
+  """Several codecs of the logits and hidden states of `teacher(2)`, in chunks."""
   with pytest.MonkeyPatch.context() as patch:
     set_chunk(patch, 3)
-    return write(tmp_path_factory.mktemp("lazy") / "cache", language_model(2), source, OUTPUTS)
+    return write(tmp_path_factory.mktemp("lazy") / "cache", teacher(2), source, OUTPUTS)
 
 
-def test_columns_are_those_of_the_logits(tmp_path, source, chunks):
-  options = {"bias": True, "softcap": 30.0}
-  outputs = {name: OUTPUTS[name] for name in ("logits@top4", "logits@samples", "logits@int8")}
-  teacher = language_model(1, **options)
-  cached = write(tmp_path, teacher, source, outputs)
+def test_columns_are_those_of_the_logits(cached, source):
+  outputs = {name: codec for name, codec in OUTPUTS.items() if name != "hidden"}
   stored = records(cached)
   batch = ArrayInputs(source).batch(stored["id"], stored["view"])
 
   @jax.jit
   def encode_all(params, batch):
-    (logits,) = (
-      language_model(1, logits=True, **options)
-      .apply(params, {}, batch, train=False, key=None)[0]
-      .values()
-    )
+    model = teacher(2, logits=True)
+    logits = model.apply(params, {}, batch, train=False, key=None)[0]["logits"]
     return {name: codec.encode(logits, batch) for name, codec in outputs.items()}
 
-  expected = jax.device_get(encode_all(teacher.variables.params, batch))
+  expected = jax.device_get(encode_all(teacher(2).variables.params, batch))
   for name, columns in expected.items():
     for part, values in columns.items():
       # The normalizer's sum depends on the shape of its program, and so does a code's rounding.
       if part != "codes":
-        rtol = 1e-5 * (values.dtype.kind == "f")
-        np.testing.assert_allclose(stored[f"{name}.{part}"], values, rtol=rtol, err_msg=part)
+        tolerance = 1e-5 * (values.dtype.kind == "f")
+        np.testing.assert_allclose(
+          stored[f"{name}.{part}"], values, tolerance, 0.1 * tolerance, err_msg=part
+        )
   codec = outputs["logits@top4"]
   spec = cached.outputs["logits@top4"][1]
   spec = jax.ShapeDtypeStruct((len(stored), *spec.shape), spec.dtype)
@@ -99,14 +99,14 @@ def test_columns_are_those_of_the_logits(tmp_path, source, chunks):
 
 
 def test_one_output_is_stored_in_several_ways(cached, source):
-  teacher = language_model(2)
+  live = teacher(2)
   columns = cached.add_columns({"id": source.ids[:8]})
   model = open_cache(cached.store.url).model
   decoded = model.apply(*model.variables, columns, train=False, key=None)[0]
   assert set(OUTPUTS) <= set(decoded)
   batch = {"id": source.ids[:8], "tokens": source.arrays["tokens"][:8]}
-  outputs = teacher.apply(*teacher.variables, batch, train=False, key=None)[0]
-  logits = logits_of(outputs["hidden"], outputs["head"][0])
+  outputs = live.apply(*live.variables, batch, train=False, key=None)[0]
+  logits = logits_of(outputs["hidden"], *outputs["head"])
   for name in ("logits@top4", "logits@top9"):
     codec = OUTPUTS[name]
     expected = losses.top_k(logits, codec.k, temperature=codec.temperature)
@@ -115,9 +115,9 @@ def test_one_output_is_stored_in_several_ways(cached, source):
   assert decoded["logits@samples"].sampled
   assert decoded["logits@samples"].indices.shape == (8, LENGTH, 5)
   np.testing.assert_array_equal(decoded["hidden"], outputs["hidden"])
-  stand_in = with_cached_outputs(teacher, OUTPUTS)
+  stand_in = with_cached_outputs(live, OUTPUTS)
   shapes = jax.eval_shape(
-    lambda batch: stand_in.apply(*teacher.variables, batch, train=False, key=None)[0], batch
+    lambda batch: stand_in.apply(*live.variables, batch, train=False, key=None)[0], batch
   )
   for name in OUTPUTS:
     assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes[name]) == jax.tree.map(
@@ -126,13 +126,13 @@ def test_one_output_is_stored_in_several_ways(cached, source):
 
 
 def test_verify_compares_a_few_tokens_at_a_time(cached, source, chunks):
-  same = verify(cached, language_model(2), source, 24, batch_size=8)
+  same = verify(cached, teacher(2), source, 24, batch_size=8)
   assert same["logits@top4"].difference < 0.05 and same["logits@top4"].kl < 1e-2
   assert same["logits@top9"].difference < 1e-3 and same["logits@top9"].kl < 1e-5
   assert same["logits@top4"].top1 == same["logits@top9"].top1 == 1
   assert same["logits@int8"].kl < 1e-2 and same["logits@int8"].top1 > 0.9
   assert same["logits@samples"].difference == 0
-  other = verify(cached, language_model(4), source, 24, batch_size=8)
+  other = verify(cached, teacher(4), source, 24, batch_size=8)
   assert other["logits@top4"].top1 < 0.5
   assert other["logits@int8"].kl > 0.1
   assert other["logits@samples"].difference > 0.5
@@ -153,21 +153,6 @@ def test_chunks_cover_every_token_once(rng, monkeypatch, tokens):
   for result in lazy_logits.map_token_chunks(positions, output, numbers):
     np.testing.assert_array_equal(result, numbers)
   assert set(sizes) == {max(1, tokens)}
-
-
-def test_samples_of_a_chunk_are_those_of_all_tokens(rng):
-  logits = jnp.asarray(rng.normal(size=(4, 7, 50)), jnp.float32)
-  batch = {"id": jnp.arange(4), "view": jnp.zeros(4, int)}
-  codec = RandomSampling(6)
-
-  @jax.jit
-  def samples(logits):
-    chunk = codec.encode(logits[:, 3:5], batch, first=3)
-    full = codec.encode(logits, batch)
-    return codec.decode(chunk, logits).indices, codec.decode(full, logits).indices
-
-  chunk, full = samples(logits)
-  np.testing.assert_array_equal(chunk, full[:, 3:5])
 
 
 def test_an_invalid_output_is_found_in_any_chunk(tmp_path, chunks):
