@@ -15,6 +15,7 @@ from distill_jax.tasks.logits import (
   NLL,
   TEACHER_KL,
   calibration_error,
+  confusion_matrix,
   logit_statistics,
   means,
   num_classes,
@@ -74,8 +75,7 @@ def _statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict
   statistics = logit_statistics(logits, labels, valid, teacher_logits)
   statistics["per_class"] = _per_class(logits.argmax(-1), label, labeled, classes)
   if classes <= MAX_CONFUSION_CLASSES:
-    confusion = jnp.zeros((classes, classes), jnp.int32)
-    statistics["confusion"] = confusion.at[label, logits.argmax(-1)].add(labeled)
+    statistics["confusion"] = confusion_matrix(labels, logits.argmax(-1), labeled, classes)
   if classes > 5:
     statistics["top5"] = reduce.total(_rank(logits, label) < 5, labeled)
   return statistics

@@ -68,6 +68,22 @@ def logit_statistics(
   return statistics
 
 
+def confusion_matrix(
+  labels: jax.Array, predicted: jax.Array, labeled: jax.Array, classes: int
+) -> jax.Array:
+  """Returns int32 [classes, classes], label by prediction: numbers of rows or pixels.
+
+  Args:
+    labels: integers of any width, [...].
+    predicted: int, of the same shape.
+    labeled: bool, of the same shape; the others do not count.
+    classes: number of classes.
+  """
+  # Two indices: `labels * classes + predicted` overflows in labels of 8 bits.
+  zeros = jnp.zeros((classes, classes), jnp.int32)
+  return zeros.at[jnp.where(labeled, labels, 0), predicted].add(labeled)
+
+
 def means(statistics: dict[str, Any]) -> dict[str, float]:
   """Returns the mean of each (sum, count) pair among the statistics; 0 where nothing was
   counted.

@@ -9,7 +9,7 @@ import numpy as np
 from distill_jax import reduce
 from distill_jax.losses import kl_divergence
 from distill_jax.objectives.calls import batch_entry, outputs_of
-from distill_jax.tasks.logits import AGREEMENT, TEACHER_KL, means
+from distill_jax.tasks.logits import AGREEMENT, TEACHER_KL, confusion_matrix, means
 from distill_jax.types import Batch, Metric, Outputs, Task
 
 
@@ -36,11 +36,8 @@ def segmentation(*, ignore_label: int = -1, label: str = "label", output: str = 
     if "where" in batch:
       rows = batch["where"].reshape((-1,) + (1,) * (labels.ndim - 1))
       labeled, pixels = labeled & rows, pixels & rows
-    classes = logits.shape[-1]
     predicted = logits.argmax(-1)
-    index = jnp.where(labeled, labels * classes + predicted, 0).reshape(-1)
-    zeros = jnp.zeros(classes * classes, jnp.int32)
-    confusion = zeros.at[index].add(labeled.reshape(-1)).reshape(classes, classes)
+    confusion = confusion_matrix(labels, predicted, labeled, logits.shape[-1])
     if teacher is None:
       return {"confusion": confusion}
     teacher_logits = teacher[output]

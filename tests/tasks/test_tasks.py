@@ -98,6 +98,18 @@ def test_segmentation_equals_scikit_learn(rng, ignore_label):
     task.statistics(outputs, {"label": labels[:, :2]}, None)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_masks_of_eight_bits_are_counted_as_int32(rng, dtype):
+  task = tasks.segmentation()
+  outputs = {"logits": jnp.asarray(rng.normal(size=(2, 8, 8, 21)), jnp.float32)}
+  labels = rng.integers(0, 21, (2, 8, 8))
+  narrow, wide = (
+    task.statistics(outputs, {"label": jnp.asarray(labels, d)}, None)["confusion"]
+    for d in (dtype, np.int32)
+  )
+  np.testing.assert_array_equal(narrow, wide)
+
+
 def test_objective_terms_are_weighted_means_over_the_full_set(rng):
   objective = objectives.weighted(
     hard=(0.25, objectives.labels()),
