@@ -1,5 +1,7 @@
 """Train states with leaves of every kind, and checkpoints, for tests and child processes."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,3 +65,24 @@ def flip(file, byte, bit):
   content = bytearray(file.read_bytes())
   content[byte] ^= 1 << bit
   file.write_bytes(content)
+
+
+def detects_flip(reader, newest, states, file, position):
+  """Flips one bit of the newest checkpoint, restores, and flips it back.
+
+  Checks that all restored bits are correct, and that a warning names the folder exactly where the
+  older checkpoint was restored.
+
+  Returns:
+    Whether the flip was detected.
+  """
+  flip(file, *position)
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always", RuntimeWarning)
+    state = reader.restore(states[1])
+  step = int(state.step)
+  assert_identical(state, states[step])
+  warned = any(str(newest) in str(warning.message) for warning in caught)
+  assert warned == (step == 1), (file, position)
+  flip(file, *position)
+  return warned
