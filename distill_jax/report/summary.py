@@ -9,14 +9,7 @@ from matplotlib.figure import Figure
 
 from distill_jax.report import style, variants
 from distill_jax.report.document import Block, Heading, Picture, Table, Text
-from distill_jax.report.entries import (
-  Entry,
-  Group,
-  gain,
-  groups,
-  over_seeds,
-  students,
-)
+from distill_jax.report.entries import Entry, Group, gain, groups, over_seeds, students
 from distill_jax.report.numbers import (
   MISSING,
   axis_label,

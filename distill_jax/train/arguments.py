@@ -7,9 +7,7 @@ import optax
 from jax.sharding import Mesh
 
 from distill_jax.cache import Cache
-from distill_jax.train.inputs import (
-  Source,
-)
+from distill_jax.train.inputs import Source
 from distill_jax.train.options import CheckpointOptions, Evaluation, RunOptions, StepOptions
 from distill_jax.types import Batch, Model, Objective, Task, Variables
 

@@ -11,15 +11,10 @@ from distill_jax import data, tasks
 from distill_jax.errors import suggest
 from distill_jax.train.arguments import Arguments, Inputs
 from distill_jax.train.evaluation import make_eval_step, make_terms_step
-from distill_jax.train.inputs import (
-  check_classes,
-  check_evaluation,
-)
+from distill_jax.train.inputs import check_classes, check_evaluation
 from distill_jax.train.loss_fn import make_loss_fn
 from distill_jax.train.options import Evaluation
-from distill_jax.train.placement import (
-  compile_evaluation,
-)
+from distill_jax.train.placement import compile_evaluation
 from distill_jax.train.saver import student_variables
 from distill_jax.types import Batch, Metric, Task, TrainState
 

@@ -15,19 +15,9 @@ from distill_jax.cache.teacher.variables import check_weights
 from distill_jax.distributed import hosts, partition, sharding
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, Inputs
-from distill_jax.train.inputs import (
-  Stream,
-  batches_of,
-  check_counts,
-  check_kinds,
-  data_identity,
-)
+from distill_jax.train.inputs import Stream, batches_of, check_counts, check_kinds, data_identity
 from distill_jax.train.measure import choose_measure, make_evaluator
-from distill_jax.train.placement import (
-  compile_step,
-  init_on_host,
-  place_teacher,
-)
+from distill_jax.train.placement import compile_step, init_on_host, place_teacher
 from distill_jax.train.step import check_no_cached_outputs, make_init, make_train_step
 from distill_jax.types import Batch, Metric, Task, TrainState, Variables
 

@@ -7,15 +7,7 @@ import pytest
 from toys import AUGMENT, CLASSES, ROWS, linear, written
 
 from distill_jax import data
-from distill_jax.cache import (
-  Dense,
-  Mismatch,
-  TopK,
-  check_run,
-  check_teacher,
-  identity,
-  vocabulary,
-)
+from distill_jax.cache import Dense, Mismatch, TopK, check_run, check_teacher, identity, vocabulary
 
 
 def fields_of(caught):

@@ -12,12 +12,7 @@ from scipy.special import softmax
 from distill_jax import losses
 from distill_jax.cache import Dense, RandomSampling, TopK, estimate
 from distill_jax.cache.codecs import estimates
-from distill_jax.cache.codecs.estimates import (
-  default_codecs,
-  estimate_table,
-  row_bytes,
-  top_k_mass,
-)
+from distill_jax.cache.codecs.estimates import default_codecs, estimate_table, row_bytes, top_k_mass
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 CODECS = [Dense("int8"), TopK(5, 2.0, bits=16), RandomSampling(12)]

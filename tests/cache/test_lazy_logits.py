@@ -4,14 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from language_models import (
-  LENGTH,
-  VOCABULARY,
-  language_model,
-  logits_of,
-  token_rows,
-  with_params,
-)
+from language_models import LENGTH, VOCABULARY, language_model, logits_of, token_rows, with_params
 
 from distill_jax import losses
 from distill_jax.cache import Dense, RandomSampling, TopK, open_cache, verify, write_cache

@@ -10,14 +10,7 @@ import numpy as np
 import optax
 import pytest
 from fitting import fit_with
-from language_models import (
-  LENGTH,
-  VOCABULARY,
-  language_model,
-  logits_of,
-  token_rows,
-  with_params,
-)
+from language_models import LENGTH, VOCABULARY, language_model, logits_of, token_rows, with_params
 from toys import largest_difference
 
 from distill_jax import losses, objectives, teachers

@@ -13,13 +13,7 @@ from networks import ROWS, job, parameters
 from distill_jax import cost, data, objectives
 from distill_jax.cost import compile_for
 from distill_jax.cost.analysis import total_flops
-from distill_jax.cost.compiling import (
-  Compiled,
-  Memory,
-  from_json,
-  parse_memory_error,
-  to_json,
-)
+from distill_jax.cost.compiling import Compiled, Memory, from_json, parse_memory_error, to_json
 from distill_jax.cost.flops import product_flops
 from distill_jax.models import cast, from_apply
 from distill_jax.teachers import moving_average

@@ -6,13 +6,7 @@ import pytest
 import small_digits
 
 from distill_jax.jobs.config import ConfigError
-from distill_jax.jobs.identity import (
-  differences,
-  hash_code,
-  identify,
-  settings_of,
-  write_run_file,
-)
+from distill_jax.jobs.identity import differences, hash_code, identify, settings_of, write_run_file
 from distill_jax.jobs.overrides import load_config
 
 

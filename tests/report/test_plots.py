@@ -4,15 +4,7 @@ import statistics
 
 import numpy as np
 import pytest
-from report_cases import (
-  ACCURACY,
-  LEVELS,
-  RMSE,
-  make_entries,
-  make_history,
-  make_variants,
-  scored,
-)
+from report_cases import ACCURACY, LEVELS, RMSE, make_entries, make_history, make_variants, scored
 
 from distill_jax.report import plots, style
 from distill_jax.report.entries import Group, groups, over_seeds

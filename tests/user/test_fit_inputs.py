@@ -10,14 +10,7 @@ import pytest
 
 from distill_jax import data, tasks
 from distill_jax.models import from_apply
-from distill_jax.train import (
-  CheckpointOptions,
-  Evaluation,
-  RunOptions,
-  evaluate,
-  fit,
-  predict,
-)
+from distill_jax.train import CheckpointOptions, Evaluation, RunOptions, evaluate, fit, predict
 
 QUIET = RunOptions(progress=False)
 
