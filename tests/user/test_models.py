@@ -88,7 +88,8 @@ def test_any_library_distills_any_other(train, student, teacher):
     soft=(1.0, objectives.logits(losses.kl_divergence)),
     hint=(0.1, objectives.features(student_feature, teacher_feature, losses.hint)),
   )
-  options = dict(steps=40, batch_size=32, run=QUIET)
+  run = RunOptions(progress=False, log_every=10)
+  options = dict(steps=40, batch_size=32, run=run)
   result = fit(model, teacher, objective, optax.adam(0.02), train, **options)
   curve = [line["soft"] for line in result.history]
   assert curve[-1] < 0.5 * curve[0]
