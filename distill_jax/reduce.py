@@ -1,4 +1,13 @@
-"""Computes means of valid rows, as (sum, count) pairs that merge over steps, hosts and devices."""
+"""Computes means of valid rows, as (sum, count) pairs that merge over steps, hosts and devices.
+
+Blank the invalid rows before a loss, and take the mean of the valid values after it:
+
+>>> from distill_jax import losses
+>>> where = jnp.array([True, False])
+>>> student, teacher = blank(where, jnp.ones((2, 3)), jnp.array([[1., 2., 3.], [jnp.nan] * 3]))
+>>> mean(losses.kl_divergence(student, teacher), where).round(4)
+Array(0.2662, dtype=float32)
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,13 +18,47 @@ import jax.numpy as jnp
 Pair = tuple[jax.Array, jax.Array]
 
 
+def blank(where: jax.Array | None, *trees: Any) -> Any:
+  """Returns the trees with 0 in the masked rows of every float array, before a loss reads them.
+
+  `mean` alone keeps a masked NaN or infinity out of the value, but not out of the gradient: the
+  derivative of most losses is NaN there, and 0 times NaN is NaN. A blanked row's gradient is 0.
+  Blank the batch as well (`batch = blank(where, batch)`) where a network reads masked rows.
+
+  Args:
+    where: valid rows, bool, a prefix of the shape of every float array: `[B]` masks the rows of
+      `[B, T, C]`. None: all are valid.
+    *trees: arrays, or trees of arrays such as `losses.SparseTargets`. Integers stay as they are.
+
+  Returns:
+    The tree, or a tuple where several are given.
+
+  Raises:
+    ValueError: `where` is not a prefix of the shape of a float array, or is not bool.
+
+  >>> blank(jnp.array([True, False]), jnp.array([[1., 2.], [jnp.nan, jnp.inf]]))
+  Array([[1., 2.],
+         [0., 0.]], dtype=float32)
+  """
+
+  def leaf(x: Any) -> Any:
+    if where is None or not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+      return x
+    x = jnp.asarray(x)
+    return jnp.where(_broadcast(jnp.asarray(where), x.shape), x, jnp.zeros_like(x))
+
+  blanked = jax.tree.map(leaf, trees)
+  return blanked[0] if len(trees) == 1 else blanked
+
+
 def total(values: jax.Array, where: jax.Array | None = None, *, axis_name=None) -> Pair:
   """Returns sum and number of the valid values.
 
   Args:
     values: any shape; summed in float32 or wider.
     where: bool, a prefix of the shape of `values`: `[B]` masks the rows of `[B, T]`. None: all are
-      valid. Masked values may be NaN or infinite: they reach neither value nor gradient.
+      valid. Masked values may be NaN or infinite: they do not reach the value. Their gradient
+      is 0, which times the infinite derivative of a loss is NaN: `blank` the loss's inputs.
     axis_name: mapped axis to sum over in addition (`pmap`, `shard_map`); None: no axis.
 
   Returns:

@@ -69,8 +69,14 @@ def test_losses_run_in_a_loop_of_your_own(rng):
     "teacher_map": jnp.asarray(rng.normal(size=(4, 5, 5, 7)), jnp.float32),
     "where": jnp.array([True, True, True, False]),
   }
-  value, gradient = jax.jit(jax.value_and_grad(names["loss_fn"]))(jnp.ones((3, 10)), batch)
+  value_and_grad = jax.jit(jax.value_and_grad(names["loss_fn"]))
+  value, gradient = value_and_grad(jnp.ones((3, 10)), batch)
   assert value > 0 and np.abs(gradient).max() > 0
+  floats = {name: x for name, x in batch.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+  dirty = batch | {name: x.at[3].set(jnp.nan) for name, x in floats.items()}
+  actual = value_and_grad(jnp.ones((3, 10)), dirty)
+  np.testing.assert_allclose(actual[0], value, rtol=1e-6)
+  np.testing.assert_allclose(actual[1], gradient, rtol=1e-5, atol=1e-6)
 
 
 def test_your_model_runs_live_cached_and_on_a_mesh(names):

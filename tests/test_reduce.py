@@ -1,12 +1,14 @@
 """Means of valid rows are exact: masks, merged pairs, and any number of devices."""
 
+import doctest
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from distill_jax import reduce
+from distill_jax import losses, reduce
 
 
 def test_masked_mean_is_the_mean_of_the_valid_rows(rng):
@@ -69,3 +71,43 @@ def test_one_eight_and_mapped_devices_agree(mesh, rng):
   spec = PartitionSpec("data")
   shard = jax.shard_map(mapped, mesh=mesh, in_specs=(spec, spec), out_specs=PartitionSpec())
   np.testing.assert_allclose(jax.jit(shard)(values, where), expected, rtol=1e-6)
+
+
+DIRT = (np.nan, np.inf, -np.inf)
+
+
+@pytest.mark.parametrize("dirt", DIRT)
+def test_blank_rows_reach_neither_value_nor_gradient(dirt):
+  student = jnp.ones((1, 2, 3)).at[0, 1].set(dirt)
+  teacher = jnp.array([[[1.0, 2.0, 0.5], [dirt] * 3]])
+  where = jnp.array([[True, False]])
+
+  def loss(student, teacher):
+    student, teacher = reduce.blank(where, student, teacher)
+    return reduce.mean(losses.kl_divergence(student, teacher), where)
+
+  value, gradients = jax.value_and_grad(loss, (0, 1))(student, teacher)
+  p = np.exp([1.0, 2.0, 0.5]) / np.exp([1.0, 2.0, 0.5]).sum()
+  np.testing.assert_allclose(value, (p * np.log(3 * p)).sum(), rtol=1e-5)
+  np.testing.assert_allclose(gradients[0][0, 0], 1 / 3 - p, rtol=1e-5)
+  for gradient in gradients:
+    np.testing.assert_array_equal(gradient[0, 1], 0)
+
+
+def test_blank_takes_trees_and_leaves_integers():
+  where = np.array([True, False])
+  targets = losses.top_k(jnp.array([[1.0, 2.0], [jnp.nan, 0.0]]), 1)
+  blanked, image = reduce.blank(where, targets, np.full((2, 3), np.nan, np.float16))
+  np.testing.assert_array_equal(blanked.indices, targets.indices)
+  np.testing.assert_array_equal(blanked.log_probs[0], targets.log_probs[0])
+  assert blanked.log_probs[1] == blanked.log_tail[1] == 0
+  assert image.dtype == np.float16 and np.isnan(image[0]).all() and (image[1] == 0).all()
+  assert reduce.blank(None, targets) is not None
+  np.testing.assert_array_equal(reduce.blank(None, image), image)
+  for invalid in (np.ones(3, bool), np.ones(2)):
+    with pytest.raises(ValueError, match=r"^where: "):
+      reduce.blank(invalid, image)
+
+
+def test_examples_in_docstrings():
+  assert doctest.testmod(reduce).failed == 0

@@ -1,9 +1,10 @@
 """Distillation losses: pure functions of arrays that import jax and nothing else.
 
 `f(student, teacher, ..., *, hyperparameters)`: logits, never probabilities; channels last. A loss
-returns one value per example or token, for `distill_jax.reduce.mean(values, where)`; a loss that
-relates the rows of a batch returns a scalar and takes `where=` and `axis_name=`. Low-precision
-inputs are computed in float32. README.md in this folder is a table of all losses.
+returns one value per example or token, for `distill_jax.reduce.mean(values, where)` after
+`distill_jax.reduce.blank(where, student, teacher)`; a loss that relates the rows of a batch returns
+a scalar and takes `where=` and `axis_name=`. Low-precision inputs are computed in float32.
+README.md in this folder is a table of all losses.
 """
 
 from distill_jax.losses.attention import (

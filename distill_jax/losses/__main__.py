@@ -44,13 +44,15 @@ Written by `python -m distill_jax.losses` from the docstrings; a test fails when
 `f(student, teacher, ..., *, hyperparameters)`: logits, never probabilities; channels last. A loss
 returns one value per example or token, for `distill_jax.reduce.mean(values, where)`; a loss that
 returns a scalar relates the rows of a batch and takes `where=` and `axis_name=` (`weight_alignment`
-relates weights; the `linear_` losses take `weights=` of the tokens). "Weight" is the source's, next
-to a mean over the batch and the cross entropy with the labels.
+relates weights; the `linear_` losses take `weights=` of the tokens). `reduce.blank` sets masked
+rows to 0 first: a NaN there would reach the gradient through any mean. "Weight" is the source's,
+next to a mean over the batch and the cross entropy with the labels.
 
 ```python
 from distill_jax import losses, reduce
 
-loss = reduce.mean(losses.kl_divergence(student_logits, teacher_logits, temperature=4.0), where)
+student, teacher = reduce.blank(where, student_logits, teacher_logits)
+loss = reduce.mean(losses.kl_divergence(student, teacher, temperature=4.0), where)
 ```
 """
 
