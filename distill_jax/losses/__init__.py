@@ -39,6 +39,9 @@ from distill_jax.losses.logits import (
 )
 from distill_jax.losses.memory import CrdState, crd, crd_state
 from distill_jax.losses.mixtures import jensen_shannon, skew_kl, skew_reverse_kl
+from distill_jax.losses.neighbors import correlation, dark_rank
+from distill_jax.losses.pointwise import l1, pad
+from distill_jax.losses.positions import affinity
 from distill_jax.losses.preactivations import activation_boundary, ofd, ofd_margin
 from distill_jax.losses.projected import mgd, review_kd, srd, vid, vid_raw_scale, vkd
 from distill_jax.losses.raw_logits import binary_kl, hard_distillation, logit_mse
@@ -64,6 +67,7 @@ __all__ = [
   "LayerAttention",
   "SparseTargets",
   "activation_boundary",
+  "affinity",
   "attention_kl",
   "attention_scores_mse",
   "attention_transfer",
@@ -71,11 +75,13 @@ __all__ = [
   "binary_kl",
   "box_weights",
   "class_gram",
+  "correlation",
   "correlation_congruence",
   "cosine",
   "crd",
   "crd_state",
   "cwd",
+  "dark_rank",
   "dino",
   "dist",
   "dkd",
@@ -89,6 +95,7 @@ __all__ = [
   "inter_channel",
   "jensen_shannon",
   "kl_divergence",
+  "l1",
   "layer_attention",
   "layer_attention_init",
   "linear_cross_entropy",
@@ -103,6 +110,7 @@ __all__ = [
   "ofa",
   "ofd",
   "ofd_margin",
+  "pad",
   "pearson",
   "pkt",
   "queue_similarity",

@@ -48,7 +48,7 @@ def similarity_preserving(
   >>> similarity_preserving(jnp.eye(2), jnp.ones((2, 1))).round(4)
   Array(0.2929, dtype=float32)
   """
-  student, teacher, where = _batch(student, teacher, where, axis_name)
+  student, teacher, where = flat_rows(student, teacher, where, axis_name)
   s, t = (_checks.unit(_rows.gram(x)) for x in (student, teacher))
   return ((s - t) ** 2).sum() / _rows.count(where, s.dtype) ** 2
 
@@ -88,8 +88,8 @@ def rkd_distance(
   >>> rkd_distance(x, 2 * x)
   Array(0., dtype=float32)
   """
-  student, teacher, where = _batch(student, teacher, where, axis_name)
-  s, t = (_scaled(_checks.root(_geometry(x, where)[1])) for x in (student, teacher))
+  student, teacher, where = flat_rows(student, teacher, where, axis_name)
+  s, t = (_scaled(_checks.root(geometry(x, where)[1])) for x in (student, teacher))
   return _checks.smooth_l1(s - t).sum() / _rows.count(where, s.dtype) ** 2
 
 
@@ -128,8 +128,8 @@ def rkd_angle(
   >>> rkd_angle(x, 2 * x).round(4)
   Array(0., dtype=float32)
   """
-  student, teacher, where = _batch(student, teacher, where, axis_name)
-  sides = [_geometry(x, where) for x in (student, teacher)]
+  student, teacher, where = flat_rows(student, teacher, where, axis_name)
+  sides = [geometry(x, where) for x in (student, teacher)]
 
   @jax.checkpoint  # The gradient then also holds B^2 cosines of one anchor at a time.
   def anchor(i):
@@ -174,7 +174,7 @@ def pkt(
   >>> pkt(x, 3 * x)
   Array(0., dtype=float32)
   """
-  student, teacher, where = _batch(student, teacher, where, axis_name)
+  student, teacher, where = flat_rows(student, teacher, where, axis_name)
   pairs = where[:, None] & where
   q, p = (_neighbors(x, pairs) for x in (student, teacher))
   terms = p * (jnp.log(p + 1e-7) - jnp.log(q + 1e-7))
@@ -226,7 +226,7 @@ def correlation_congruence(
     raise ValueError(f"kernel: expected 'gaussian' or 'bilinear', got {kernel!r}")
   if degree < 1:
     raise ValueError(f"degree: expected at least 1, got {degree}")
-  student, teacher, where = _batch(student, teacher, where, axis_name)
+  student, teacher, where = flat_rows(student, teacher, where, axis_name)
   gamma = _checks.positive("gamma", gamma, student.dtype)
 
   def matrix(x):
@@ -239,7 +239,7 @@ def correlation_congruence(
   return ((matrix(student) - matrix(teacher)) ** 2).sum() / _rows.count(where, student.dtype) ** 2
 
 
-def _batch(
+def flat_rows(
   student: ArrayLike, teacher: ArrayLike, where: ArrayLike | None, axis_name: str | None
 ) -> tuple[jax.Array, ...]:
   """Returns flattened rows of all devices, and `where`."""
@@ -255,7 +255,7 @@ def _batch(
   return _rows.gather(s, t, where=where, axis_name=axis_name)
 
 
-def _geometry(x: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
+def geometry(x: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns the Gram matrix of centered rows and their squared distances, 0 for invalid rows."""
   mean = x.sum(0) / _rows.count(where, x.dtype)  # Distances of centered rows lose fewer digits.
   gram = _rows.gram(jnp.where(where[:, None], x - mean, 0))

@@ -27,6 +27,7 @@ class Case:
       change; else 'features'.
     scalar: returns one scalar, not one value a row.
     relational: takes where= and axis_name=.
+    ordered: depends on the order of the rows.
     least: value at student = teacher; None: not the least value, or not a constant.
     smooth: the gradient at student = teacher is 0.
     positive: is never negative.
@@ -47,6 +48,7 @@ class Case:
   kind: str = "features"
   scalar: bool = False
   relational: bool = False
+  ordered: bool = False
   least: float | None = 0.0
   smooth: bool = True
   positive: bool = True
@@ -276,6 +278,7 @@ LINEAR = [
 ]
 MAPS = [
   Case("hint", pair(4, 3, 2), maps.hint),
+  Case("l1", pair(4, 3, 2), maps.l1, smooth=False),
   Case("cosine", pair(4, 3, 5), maps.cosine),
   Case(
     "attention_transfer",
@@ -331,7 +334,21 @@ MAPS = [
     positive=False,
   ),
   Case("vkd", pair(3, 2, 4), maps.vkd, least=None),
+  Case(
+    "pad",
+    lambda rng: (*pair(4, 3, 2)(rng), rng.normal(size=4)),
+    maps.pad,
+    least=None,
+    positive=False,
+  ),
   Case("cwd", pair(2, 3, 2, 4), maps.cwd, {"temperature": 4.0}),
+  Case(
+    "affinity",
+    two((3, 2, 3, 4), (3, 2, 3, 5)),
+    maps.affinity,
+    smooth=False,
+    invalid=("batch", "rank"),
+  ),
   Case("pearson", pair(4, 3, 2), maps.pearson, scalar=True, relational=True),
   Case("localization", pair(3, 4, 5), logit.localization, {"temperature": 10.0}, "logits"),
   related("similarity_preserving", maps.similarity_preserving),
@@ -345,6 +362,13 @@ MAPS = [
     kwargs={"kernel": "bilinear"},
     label="bilinear",
   ),
+  related(
+    "dark_rank",
+    maps.dark_rank,
+    kwargs={"alpha": 0.1, "beta": 3.0, "length": 3},
+    least=None,
+  ),
+  Case("correlation", pair(5, 3, 2), maps.correlation, scalar=True, relational=True, ordered=True),
 ]
 MODELS = [
   Case(

@@ -25,6 +25,17 @@ def hint(s, t):
   return np.mean(np.square(s - t))
 
 
+@each
+def l1(s, t):
+  return np.mean(np.abs(s - t))
+
+
+def pad(s, t, log_variance):
+  return np.array(
+    [np.mean((a - b) ** 2) / (np.exp(v) + 1e-6) + v for a, b, v in zip(s, t, log_variance)]
+  )
+
+
 def cosine(s, t):
   return 1 - np.einsum("...c,...c->...", s, t) / np.linalg.norm(s, axis=-1) / np.linalg.norm(
     t, axis=-1
@@ -69,6 +80,13 @@ def inter_channel(s, t):
     flat = x.reshape(-1, x.shape[-1])
     grams.append(np.stack([unit(row) for row in flat.T @ flat]))
   return ((grams[0] - grams[1]) ** 2).sum() / s.shape[-1]
+
+
+@each
+def affinity(s, t):
+  flat = [x.reshape(-1, x.shape[-1]) for x in (s, t)]
+  a, b = (np.array([[unit(x) @ unit(y) for y in rows] for x in rows]) / len(rows) for rows in flat)
+  return sum(np.linalg.norm(x - y) for x, y in zip(a, b))
 
 
 @each
@@ -196,3 +214,18 @@ def correlation_congruence(s, t, *, kernel="gaussian", gamma=0.4, degree=2):
 
   f = np.dot if kernel == "bilinear" else gaussian
   return ((pairs(f, s) - pairs(f, t)) ** 2).mean()
+
+
+def dark_rank(s, t, *, alpha=3.0, beta=3.0, length=4):
+  s, t = (x.reshape(len(x), -1) for x in (s, t))
+  total = 0.0
+  for i in range(len(s)):
+    nearest = sorted(set(range(len(s))) - {i}, key=lambda j: np.linalg.norm(t[i] - t[j]))[:length]
+    scores = [-alpha * np.linalg.norm(s[i] - s[j]) ** beta for j in nearest]
+    total -= sum(a - np.logaddexp.reduce(scores[k:]) for k, a in enumerate(scores))
+  return total / len(s)
+
+
+def correlation(s, t):
+  errors = np.abs(s - t).reshape(len(s), -1)
+  return np.mean([a @ b for a, b in zip(errors, errors[1:])])

@@ -139,6 +139,11 @@ def variances(inputs):
   return student, teacher, inputs.floats(student.shape[-1])
 
 
+def uncertain(inputs):
+  student, teacher = rows(inputs)
+  return student, teacher, inputs.floats(len(student))
+
+
 def queue(inputs):
   student, teacher = inputs.pair((4, 6), (256, 128))
   return student, teacher, inputs.floats(inputs.size(5, 16384), student.shape[1])
@@ -254,6 +259,8 @@ CASES = [
   Case("sparse_kl_smoothed", top_classes),
   Case("sampled_cross_entropy", random_samples),
   Case("hint", maps, images=True),
+  Case("l1", maps, images=True),
+  Case("pad", uncertain, peer=TORCHDISTILL),
   Case("cosine", tokens),
   Case("attention_transfer", maps, images=True, peer=TORCHDISTILL),
   Case("nst", few_positions, images=True),
@@ -276,6 +283,9 @@ CASES = [
   Case("rkd_angle", triplets, peer=TORCHDISTILL),
   Case("pkt", rows, peer=TORCHDISTILL),
   Case("correlation_congruence", rows),
+  Case("affinity", maps, images=True),
+  Case("dark_rank", rows, {"alpha": 0.1, "beta": 3.0, "length": 3}),
+  Case("correlation", rows),
   Case("info_nce", rows, {"temperature": 0.07}),
   Case("queue_similarity", queue, {"student_temperature": 0.2, "teacher_temperature": 0.1}),
   Case("crd", memory, {"temperature": 0.07, "momentum": 0.5}, peer=TORCHDISTILL),

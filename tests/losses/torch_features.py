@@ -19,6 +19,16 @@ def hint(student, teacher):
   return F.mse_loss(student, teacher)
 
 
+def l1(student, teacher):
+  return F.l1_loss(student, teacher)
+
+
+def pad(student, teacher, log_variance):
+  student_outputs, teacher_outputs = io(student, teacher)
+  student_outputs["var_estimator"] = {"output": log_variance[:, None]}  # here one an example
+  return mid_level.PADL2Loss("net", "net")(student_outputs, teacher_outputs)
+
+
 def cosine(student, teacher):
   return 1 - F.cosine_similarity(student, teacher, dim=-1).mean()
 
@@ -51,6 +61,12 @@ def inter_channel(student, teacher):
   return len(student) * mid_level.ChSimLoss(PAIR)(
     *io(student, teacher)
   )  # torchdistill divides by B^2
+
+
+def affinity(student, teacher):
+  s, t = (F.normalize(x.flatten(2), dim=1) for x in (student, teacher))
+  difference = (s.transpose(1, 2) @ s - t.transpose(1, 2) @ t) / s.shape[2]
+  return difference.norm(dim=2).sum(1).mean()
 
 
 def activation_boundary(student, teacher):
@@ -134,6 +150,19 @@ def correlation_congruence(student, teacher):
     return math.exp(-2 * gamma) * series
 
   return F.mse_loss(kernel(student), kernel(teacher))
+
+
+def dark_rank(student, teacher, *, alpha, beta, length):
+  s, t = (torch.cdist(x, x) for x in (student, teacher))
+  nearest = t.argsort(1)[:, 1 : length + 1]
+  scores = -alpha * s.gather(1, nearest) ** beta
+  remaining = scores.flip(1).logcumsumexp(1).flip(1)
+  return (remaining - scores).sum(1).mean()
+
+
+def correlation(student, teacher):
+  error = (student - teacher).abs()
+  return (error[1:] * error[:-1]).sum(1).mean()
 
 
 def _rkd(student, teacher, **factors):
