@@ -13,6 +13,7 @@ A loss of arrays goes through `logits` or `features`, one of a few of the teache
 """
 
 from distill_jax.objectives.comparisons import features, logits, mutual
+from distill_jax.objectives.heads import pad
 from distill_jax.objectives.labels import labels
 from distill_jax.objectives.layer_maps import layer_map
 from distill_jax.objectives.layers import attention, layers, relations
@@ -59,6 +60,7 @@ __all__ = [
   "next_tokens",
   "ofd",
   "ofd_margin_at",
+  "pad",
   "paraphraser",
   "queue_similarity",
   "relations",

@@ -95,6 +95,11 @@ def vid_flat(p, state, s, t, batch):
   return loss("vid", dense(p["regressor"]["2"], np.maximum(x, 0)), t["flat"], p["raw_scale"]), state
 
 
+def pad(p, state, s, t, batch):
+  log_variance = connect(p["head"], s["one"].mean((1, 2)))[:, 0]
+  return loss("pad", halved(dense(p["align"], s["one"])), t["one"], log_variance), state
+
+
 def srd(p, state, s, t, batch):
   return loss("srd", dense(p, s["flat"])[WHERE], t["flat"][WHERE]), state
 
@@ -193,6 +198,7 @@ WARM = optax.linear_schedule(0.04, 0.07, 10)
 CASES = {
   "vid": (lambda: objectives.vid("one", "one"), vid),
   "vid_flat": (lambda: objectives.vid("flat", "flat"), vid_flat),
+  "pad": (lambda: objectives.pad("one", "one"), pad),
   "srd": (lambda: objectives.srd("flat", "flat"), srd),
   "vkd": (lambda: objectives.vkd("flat", "flat"), vkd),
   "ofd": (lambda: objectives.ofd("one", "one", MARGIN), ofd),
