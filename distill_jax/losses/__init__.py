@@ -8,6 +8,7 @@ README.md in this folder is a table of all losses.
 """
 
 from distill_jax.losses.attention import (
+  attention_cross_entropy,
   attention_kl,
   attention_scores_mse,
   minilm_relations,
@@ -38,7 +39,7 @@ from distill_jax.losses.logits import (
   uld,
 )
 from distill_jax.losses.memory import CrdState, crd, crd_state
-from distill_jax.losses.mixtures import jensen_shannon, skew_kl, skew_reverse_kl
+from distill_jax.losses.mixtures import adaptive_kl, jensen_shannon, skew_kl, skew_reverse_kl
 from distill_jax.losses.neighbors import correlation, dark_rank
 from distill_jax.losses.pointwise import l1, pad
 from distill_jax.losses.positions import affinity
@@ -55,11 +56,13 @@ from distill_jax.losses.relations import (
 from distill_jax.losses.sequence import rnnt_three_way
 from distill_jax.losses.sparse import (
   sampled_cross_entropy,
+  sparse_jensen_shannon,
   sparse_kl,
   sparse_kl_conditional,
   sparse_kl_smoothed,
 )
 from distill_jax.losses.targets import SparseTargets, sample_k, top_k
+from distill_jax.losses.token_labels import minifinetuning, minillm_single_step
 
 __all__ = [
   "Context",
@@ -67,7 +70,9 @@ __all__ = [
   "LayerAttention",
   "SparseTargets",
   "activation_boundary",
+  "adaptive_kl",
   "affinity",
+  "attention_cross_entropy",
   "attention_kl",
   "attention_scores_mse",
   "attention_transfer",
@@ -104,7 +109,9 @@ __all__ = [
   "localization",
   "logit_mse",
   "mgd",
+  "minifinetuning",
   "minilm_relations",
+  "minillm_single_step",
   "nkd",
   "nst",
   "ofa",
@@ -125,6 +132,7 @@ __all__ = [
   "skew_kl",
   "skew_reverse_kl",
   "soft_cross_entropy",
+  "sparse_jensen_shannon",
   "sparse_kl",
   "sparse_kl_conditional",
   "sparse_kl_smoothed",

@@ -18,8 +18,9 @@ FIELDS = ("Compares", "Shapes", "Use", "Weight", "Source")
 MODULES = {
   "logits": "Logits",
   "raw_logits": "Logits, without the teacher's softmax",
-  "mixtures": "Logits, against a mixture",
+  "mixtures": "Logits, against a mixture or in both directions",
   "labels": "Logits and labels",
+  "token_labels": "Logits and tokens",
   "batch_logits": "Logits, relating the rows of a batch",
   "sparse": "Teachers stored as K of V classes",
   "targets": "Targets of K of V classes",

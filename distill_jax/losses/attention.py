@@ -1,7 +1,7 @@
 """Losses on the attention of transformers, and on weights and features matched across layers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -72,10 +72,39 @@ def attention_kl(
   >>> attention_kl(jnp.zeros((1, 1, 1, 2)), jnp.array([[[[0., -jnp.inf]]]])).round(4)
   Array([0.6931], dtype=float32)
   """
-  student, teacher, mask = _scores(student, teacher, mask)
-  log_q, log_p = (_softmax.log_softmax(x, mask=mask) for x in (student, teacher))
-  valid = (mask & ((log_q != -jnp.inf) | (log_p != -jnp.inf))).any(-1)
-  return _softmax.divergence(log_p, log_q).sum((1, 2)) / jnp.maximum(valid.sum((1, 2)), 1)
+  return _mean_over_queries(_softmax.divergence, student, teacher, mask)
+
+
+def attention_cross_entropy(
+  student: ArrayLike, teacher: ArrayLike, *, mask: ArrayLike | None = None
+) -> jax.Array:
+  """-sum softmax(t) log softmax(s) over keys, mean over heads and valid queries.
+
+  `attention_kl` plus the entropy of the teacher's attention. TextBrewer's `attention_ce` normalizes
+  over masked keys too, and without a mask drops the teacher's keys whose score is below -1e-3.
+
+  Args:
+    student: scores before the softmax, [B, heads, queries, keys].
+    teacher: scores of the same shape.
+    mask: pairs that exist (padding, causality), bool, broadcastable to the scores; a query is valid
+      if any of its pairs is. -inf on both sides removes a pair too.
+
+  Returns:
+    Nats, [B]; 0 where no query is valid, not 0 at student = teacher.
+
+  Raises:
+    ValueError: shapes differ, or the mask does not fit.
+
+  Compares: attention probabilities
+  Shapes: [B, h, q, k] -> [B]
+  Use: BERT-like models, where a source reports cross entropy; the gradient is attention_kl's
+  Weight: 1
+  Source: TextBrewer, Yang et al. 2020, arXiv:2002.12620
+
+  >>> attention_cross_entropy(jnp.zeros((1, 1, 1, 2)), jnp.zeros((1, 1, 1, 2))).round(4)
+  Array([0.6931], dtype=float32)
+  """
+  return _mean_over_queries(_softmax.cross_entropy, student, teacher, mask)
 
 
 def minilm_relations(
@@ -170,6 +199,20 @@ def _scores(
   student, teacher = _checks.pair(student, teacher, exactly=4)
   mask = _checks.mask("mask", mask, student.shape)
   return student, teacher, jnp.ones(student.shape, bool) if mask is None else mask
+
+
+def _mean_over_queries(
+  compare: Callable[[jax.Array, jax.Array], jax.Array],
+  student: ArrayLike,
+  teacher: ArrayLike,
+  mask: ArrayLike | None,
+) -> jax.Array:
+  """Returns the mean over heads and valid queries of `compare(log p, log q)` over keys."""
+  student, teacher, mask = _scores(student, teacher, mask)
+  log_q, log_p = (_softmax.log_softmax(x, mask=mask) for x in (student, teacher))
+  valid = (mask & ((log_q != -jnp.inf) | (log_p != -jnp.inf))).any(-1)
+  values = compare(log_p, log_q).sum((1, 2))
+  return values / jnp.maximum(valid.sum((1, 2), dtype=values.dtype), 1)
 
 
 def _relation(name: str, x: jax.Array, heads: int) -> jax.Array:

@@ -1,11 +1,11 @@
-"""Divergences to a mixture of teacher and student: bounded, or with bounded gradients.
-
+"""Divergences to a mixture of teacher and student, bounded, and a mixture of both KLs.
 
 In the formulas p = softmax(teacher / T), q = softmax(student / T); a mixture is the logaddexp of
 log-probabilities.
 """
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from distill_jax.losses import _checks, _softmax
@@ -136,3 +136,57 @@ def skew_reverse_kl(
   return skew_kl(
     teacher, student, alpha=alpha, temperature=temperature, axis=axis, class_mask=class_mask
   )
+
+
+def adaptive_kl(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  *,
+  head_mass: Scalar = 0.5,
+  temperature: Scalar = 1.0,
+  axis: int = -1,
+  class_mask: ArrayLike | None = None,
+) -> jax.Array:
+  """T^2 [g KL(p || q) + (1 - g) KL(q || p)], g the fraction of sum |p - q| on the teacher's head.
+
+  The head is the fewest of the teacher's classes whose probabilities sum to `head_mass` or more.
+  Both KLs are over all classes. g is a constant of the gradient (`stop_gradient`), as in the
+  reference code.
+
+  Args:
+    student: logits [..., C].
+    teacher: logits of the same shape.
+    head_mass: probability of the head in (0, 1], may be traced.
+    temperature: T > 0, may be traced.
+    axis: the class axis.
+    class_mask: classes that exist, bool, broadcastable to the logits.
+
+  Returns:
+    Nats per example, [...]. inf where one side gives probability 0 to a class that the other
+    believes possible.
+
+  Raises:
+    ValueError: shapes differ, temperature <= 0, or head_mass outside (0, 1].
+
+  Compares: class probabilities, by KL and reverse KL where each is better
+  Shapes: [..., C] -> [...]
+  Use: language models, instead of a choice between kl_divergence and reverse_kl
+  Weight: 1
+  Source: AKL, Wu et al. 2024, arXiv:2404.02657
+
+  >>> adaptive_kl(jnp.array([0., 0.]), jnp.array([0., jnp.log(3.)])).round(4)
+  Array(0.1373, dtype=float32)
+  """
+  log_q, log_p, t = _softmax.log_pair(student, teacher, temperature, axis, class_mask)
+  head_mass = _checks.number("head_mass", head_mass, log_q.dtype, low=0, high=1, open_low=True)
+  p, q = (jnp.exp(jax.lax.stop_gradient(x)) for x in (log_p, log_q))
+  order = jnp.argsort(p, -1, descending=True)
+  p, q = (jnp.take_along_axis(x, order, -1) for x in (p, q))
+  gap = jnp.abs(p - q)
+  head = jnp.where(jnp.cumsum(p, -1) - p < head_mass, gap, 0).sum(-1)
+  total = gap.sum(-1)
+  fraction = head / jnp.where(total > 0, total, 1)
+  # A KL that is infinite does not count where its factor is 0.
+  forward = jnp.where(fraction > 0, fraction * _softmax.divergence(log_p, log_q), 0)
+  reverse = jnp.where(fraction < 1, (1 - fraction) * _softmax.divergence(log_q, log_p), 0)
+  return t**2 * (forward + reverse)

@@ -40,10 +40,8 @@ def sparse_kl(
   >>> abs(sparse_kl(z, top_k(z, 2))).round(6)
   Array(0., dtype=float32)
   """
-  z, indices, log_probs, log_tail, t = _aligned(student, targets, class_mask)
-  rest = _softmax.log_sum(_softmax.without(z, indices))
-  log_q = _softmax.log_softmax(jnp.concatenate([_gather(z, indices), rest[..., None]], -1))
-  return t**2 * _softmax.divergence(jnp.concatenate([log_probs, log_tail[..., None]], -1), log_q)
+  log_q, log_p, t = _with_tail(student, targets, class_mask)
+  return t**2 * _softmax.divergence(log_p, log_q)
 
 
 def sparse_kl_conditional(
@@ -121,6 +119,51 @@ def sparse_kl_smoothed(
   return t**2 * (_softmax.divergence(log_probs, _gather(log_q, indices)) + spread)
 
 
+def sparse_jensen_shannon(
+  student: ArrayLike,
+  targets: SparseTargets,
+  *,
+  teacher_weight: Scalar = 0.5,
+  class_mask: ArrayLike | None = None,
+) -> jax.Array:
+  """T^2 [w KL(p || m) + (1 - w) KL(q || m)], m = w p + (1 - w) q, over K + 1 classes.
+
+  The classes are those of the targets and "all others". Never negative, at most the full
+  `jensen_shannon`, and equal to it at K = V. TRL takes the student's top k instead.
+
+  Args:
+    student: logits [..., V].
+    targets: from `top_k`, not from `sample_k` (an index must not repeat).
+    teacher_weight: w in (0, 1), may be traced; the temperature is the targets'.
+    class_mask: classes that exist, bool, broadcastable to the logits.
+
+  Returns:
+    Nats, [...]; at most T^2 log 2, also where probabilities are 0.
+
+  Raises:
+    ValueError: the targets are random samples, their shapes do not fit the student's, K > V, or
+      teacher_weight outside (0, 1).
+
+  Compares: class probabilities of the teacher's top classes, the rest as one, bounded
+  Shapes: [..., V], targets [..., K] -> [...]
+  Use: stored teachers of language models on samples of the student
+  Weight: 1
+  Source: GKD, Agarwal et al. 2024, arXiv:2306.13649, with the ghost token of `sparse_kl`
+
+  >>> z = jnp.array([1., 2., 3., 4.])
+  >>> abs(sparse_jensen_shannon(z, top_k(z, 2))).round(6)
+  Array(0., dtype=float32)
+  """
+  log_q, log_p, t = _with_tail(student, targets, class_mask)
+  w = _checks.number(
+    "teacher_weight", teacher_weight, log_q.dtype, low=0, high=1, open_low=True, open_high=True
+  )
+  log_m = _softmax.mixture(log_p, log_q, w)
+  return t**2 * (
+    w * _softmax.divergence(log_p, log_m) + (1 - w) * _softmax.divergence(log_q, log_m)
+  )
+
+
 def sampled_cross_entropy(
   student: ArrayLike, targets: SparseTargets, *, class_mask: ArrayLike | None = None
 ) -> jax.Array:
@@ -150,6 +193,16 @@ def sampled_cross_entropy(
   """
   z, indices, log_probs, _, t = _aligned(student, targets, class_mask, sampled=True)
   return t**2 * _softmax.cross_entropy(log_probs, _gather(_softmax.log_softmax(z), indices))
+
+
+def _with_tail(
+  student: ArrayLike, targets: SparseTargets, class_mask: ArrayLike | None
+) -> tuple[jax.Array, jax.Array, Scalar]:
+  """Returns log-probabilities of student and teacher over K + 1 classes, and the temperature."""
+  z, indices, log_probs, log_tail, t = _aligned(student, targets, class_mask)
+  rest = _softmax.log_sum(_softmax.without(z, indices))
+  log_q = _softmax.log_softmax(jnp.concatenate([_gather(z, indices), rest[..., None]], -1))
+  return log_q, jnp.concatenate([log_probs, log_tail[..., None]], -1), t
 
 
 def _aligned(

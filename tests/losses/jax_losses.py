@@ -14,9 +14,10 @@ def value(case, args):
     "sparse_kl",
     "sparse_kl_conditional",
     "sparse_kl_smoothed",
+    "sparse_jensen_shannon",
     "sampled_cross_entropy",
   ):
-    out = getattr(losses, name)(args[0], losses.SparseTargets(*args[1:]))
+    out = getattr(losses, name)(args[0], losses.SparseTargets(*args[1:]), **kwargs)
   else:
     out = getattr(losses, name)(*args[:-1], _learned(name, args[-1]), **kwargs)
   values, state = (out, ()) if isinstance(out, jax.Array) else out

@@ -50,6 +50,18 @@ def skew_reverse_kl(s, t, *, alpha, temperature=1.0):
   return temperature**2 * kl(q, (1 - alpha) * p + alpha * q)
 
 
+def adaptive_kl(s, t, *, head_mass, temperature=1.0):
+  values = []
+  for p, q in zip(softmax(t, temperature), softmax(s, temperature)):
+    head = []
+    for c in np.argsort(-p):
+      if p[head].sum() < head_mass:
+        head.append(c)
+    fraction = np.abs(p - q)[head].sum() / np.abs(p - q).sum()
+    values.append(fraction * kl(p, q) + (1 - fraction) * kl(q, p))
+  return temperature**2 * np.array(values)
+
+
 def total_variation(s, t, *, temperature=1.0):
   return np.abs(softmax(t, temperature) - softmax(s, temperature)).sum(-1) / 2
 
@@ -102,6 +114,26 @@ def ofa(s, t, y, *, eps):
 
 
 @rows
+def minifinetuning(s, t, y, *, threshold, temperature=1.0):
+  p, label = softmax(t, temperature), np.eye(len(t))[y]
+  if p.argmax() == y:
+    a = (min(p[y] + threshold, 1) - p[y]) / (1 - p[y])
+  else:
+    a = (p.max() - p[y] + threshold) / (1 + p.max() - p[y])
+  corrected = (1 - a) * p + a * label
+  with np.errstate(divide="ignore", invalid="ignore"):
+    terms = np.where(corrected > 0, corrected * np.log(corrected / softmax(s, temperature)), 0)
+  return temperature**2 * terms.sum()
+
+
+@rows
+def minillm_single_step(s, t, y, *, teacher_mixing, temperature=1.0):
+  p, q = softmax(t, temperature), softmax(s, temperature)
+  weight = q[y] / (teacher_mixing * p[y] + (1 - teacher_mixing) * q[y])
+  return weight * temperature**2 * kl(q, p)
+
+
+@rows
 def uld(s, t):
   q, p = (np.zeros(len(t)) for _ in range(2))
   q[: len(s)], p[:] = sorted(softmax(s), reverse=True), sorted(softmax(t), reverse=True)
@@ -130,7 +162,7 @@ def batch_gram(s, t, *, temperature=1.0):
 
 
 @rows
-def sparse(s, t, *, k, temperature, tail):
+def sparse(s, t, *, k, temperature, tail, divergence=kl):
   """Returns KL of the top `k` classes; `tail`: bucket, conditional or smoothed."""
   p, q = softmax(t, temperature), softmax(s, temperature)
   top = np.argsort(-p)[:k]
@@ -141,7 +173,15 @@ def sparse(s, t, *, k, temperature, tail):
     a, b = p[top] / p[top].sum(), q[top] / q[top].sum()
   else:
     a, b = np.where(np.isin(np.arange(len(p)), top), p, p[rest].mean()), q
-  return temperature**2 * kl(a, b)
+  return temperature**2 * divergence(a, b)
+
+
+def sparse_jensen_shannon(s, t, *, teacher_weight, **options):
+  def divergence(p, q):
+    m = teacher_weight * p + (1 - teacher_weight) * q
+    return teacher_weight * kl(p, m) + (1 - teacher_weight) * kl(q, m)
+
+  return sparse(s, t, tail="bucket", divergence=divergence, **options)
 
 
 def rnnt_three_way(s, t, labels, *, blank=0):

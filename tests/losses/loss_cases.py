@@ -211,12 +211,15 @@ LOGITS = [
   soft("jensen_shannon", "normalized", teacher_weight=0.7, normalize=True),
   soft("skew_kl", alpha=0.1, temperature=3.0),
   soft("skew_reverse_kl", alpha=0.1, temperature=3.0),
+  soft("adaptive_kl", head_mass=0.5, temperature=3.0, derivatives=0),
   soft("total_variation", temperature=3.0),
   soft("hard_distillation", least=None, label_smoothing=0.1),
   soft("dkd", make=labeled, alpha=1.0, beta=8.0, temperature=4.0),
   soft("nkd", make=labeled, least=None, gamma=1.5, temperature=2.0),
   soft("wsld", make=labeled, least=None, derivatives=0, temperature=2.0),
   soft("ofa", make=labeled, least=None, eps=1.5),
+  soft("minifinetuning", make=labeled, least=None, threshold=0.2, temperature=2.0),
+  soft("minillm_single_step", make=labeled, derivatives=0, teacher_mixing=0.2, temperature=2.0),
   soft("dist", scalar=True, relational=True, beta=2.0, gamma=1.0, temperature=3.0),
   soft("class_gram", scalar=True, relational=True, temperature=3.0),
   soft("batch_gram", scalar=True, relational=True, temperature=3.0),
@@ -226,6 +229,17 @@ LOGITS = [
   sparse("sparse_kl", "bucket"),
   sparse("sparse_kl_conditional", "conditional"),
   sparse("sparse_kl_smoothed", "smoothed"),
+  Case(
+    "sparse_jensen_shannon",
+    pair(4, 5),
+    functools.partial(logit.sparse_jensen_shannon, k=2, temperature=3.0),
+    {"teacher_weight": 0.1},
+    kind="logits",
+    loss=lambda s, t, **options: losses.sparse_jensen_shannon(
+      s, losses.top_k(t, k=2, temperature=3.0), **options
+    ),
+    invalid=("batch", "rank"),
+  ),
   Case(
     "sampled_cross_entropy",
     lambda rng: (pair(4, 5)(rng)[0], rng.dirichlet(np.ones(4), size=4)),
@@ -408,6 +422,14 @@ MODELS = [
     shared=(2,),
   ),
   Case("attention_kl", pair(2, 2, 3, 3), models.attention_kl, {"mask": MASK}, "logits"),
+  Case(
+    "attention_cross_entropy",
+    pair(2, 2, 3, 3),
+    models.attention_cross_entropy,
+    {"mask": MASK},
+    "logits",
+    least=None,
+  ),
   Case(
     "minilm_relations",
     relations,

@@ -50,13 +50,19 @@ def attention_scores_mse(s, t, *, mask):
 
 
 def attention_kl(s, t, *, mask):
+  return mean_over_queries(kl, s, t, mask)
+
+
+def attention_cross_entropy(s, t, *, mask):
+  return mean_over_queries(lambda p, q: -(p * np.log(q)).sum(), s, t, mask)
+
+
+def mean_over_queries(compare, s, t, mask):
   mask = np.broadcast_to(mask, s.shape)
   out = []
   for a, b, m in zip(s, t, mask):
-    rows = [
-      kl(softmax(b[i][m[i]]), softmax(a[i][m[i]])) for i in np.ndindex(a.shape[:2]) if m[i].any()
-    ]
-    out.append(np.mean(rows))
+    queries = [i for i in np.ndindex(a.shape[:2]) if m[i].any()]
+    out.append(np.mean([compare(softmax(b[i][m[i]]), softmax(a[i][m[i]])) for i in queries]))
   return np.array(out)
 
 

@@ -267,6 +267,9 @@ INVALID = {
   "momentum": (1.0, -0.1),
   "relation_heads": (0, 4),
   "length": (0,),
+  "head_mass": (0, 1.1),
+  "threshold": (-0.1, 1.1),
+  "teacher_mixing": (-0.1, 1.0),
   "kernel": ("laplace",),
 }
 

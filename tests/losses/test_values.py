@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled_losses import losses
+from compiled_losses import losses, quick_compilation
 from jax.test_util import check_grads
 from scipy import stats
 
+from distill_jax import losses as public
 from distill_jax import reduce
 
 INF = np.inf
@@ -93,6 +94,82 @@ def test_wsld_holds_its_weight_constant():
     gradient = jax.jit(jax.grad(losses.soft_cross_entropy), static_argnames="temperature")
     expected = weight * gradient(s, t, temperature=2.0)
     np.testing.assert_allclose(jax.jit(jax.grad(losses.wsld))(s, t, y), expected, rtol=1e-12)
+
+
+def test_adaptive_kl_holds_its_factor_constant():
+  s, t = jnp.array([1.0, -2.0, 0.5]), jnp.array([0.0, 1.0, -1.0])
+  head_mass = np.array([0.5, 0.7, 1.0])
+  in_head = np.array([[0, 1, 0], [1, 1, 0], [1, 1, 1]])  # p is 0.24, 0.67, 0.09
+
+  def gradients(head_mass, in_head):
+    gap = jnp.abs(jax.nn.softmax(s) - jax.nn.softmax(t))
+    g = (gap * in_head).sum() / gap.sum()
+
+    def mixed(s):
+      return g * public.kl_divergence(s, t) + (1 - g) * public.reverse_kl(s, t)
+
+    return jax.grad(mixed)(s), jax.grad(public.adaptive_kl)(s, t, head_mass=head_mass)
+
+  with quick_compilation():
+    expected, values = jax.jit(jax.vmap(gradients))(head_mass, in_head)
+  np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_adaptive_kl_is_infinite_where_a_kl_that_counts_is():
+  full, cut = [1.0, 2.0, 3.0], [1.0, 2.0, -INF]
+  student, teacher = jnp.array([cut, full]), jnp.array([full, cut])
+  with quick_compilation():
+    both = jax.jit(jax.vmap(jax.value_and_grad(public.adaptive_kl)))
+    values, gradients = both(student, teacher)
+  assert (values == INF).all() and jnp.isfinite(gradients).all()
+
+
+def test_minifinetuning_corrects_the_teacher():
+  s, t = jnp.array([1.0, -2.0, 0.5]), jnp.log(jnp.array([0.5, 0.3, 0.2]))
+  cases = [
+    (0, 0.2, [0.7, 0.18, 0.12]),  # The label leads: + 0.2, from the others in proportion.
+    (0, 0.6, [1, 0, 0]),
+    (0, 0.0, [0.5, 0.3, 0.2]),
+    (1, 0.2, [1 / 3, 1 / 3 + 0.2, 2 / 15]),  # It leads by 0.2 afterwards.
+    (2, 0.0, [0.5 / 1.3, 0.3 / 1.3, 0.5 / 1.3]),
+    (2, 1.0, [0, 0, 1]),
+  ]
+  labels, thresholds, expected = (np.array(x) for x in zip(*cases))
+
+  def gradient(label, threshold):
+    return jax.grad(public.minifinetuning)(s, t, label, threshold=threshold)
+
+  with quick_compilation():
+    gradients = jax.jit(jax.vmap(gradient))(labels, thresholds)
+  # The gradient is q - p'.
+  np.testing.assert_allclose(jax.nn.softmax(s) - gradients, expected, atol=1e-6)
+
+
+def test_minillm_holds_its_weight_constant():
+  s, t, y = jnp.array([1.0, -2.0, 0.5]), jnp.array([0.0, 1.0, -1.0]), jnp.array(1)
+  p, q = jax.nn.softmax(t)[1], jax.nn.softmax(s)[1]
+
+  def gradients(a):
+    expected = q / (a * p + (1 - a) * q) * jax.grad(public.reverse_kl)(s, t)
+    return expected, jax.grad(public.minillm_single_step)(s, t, y, teacher_mixing=a)
+
+  with quick_compilation():
+    expected, values = jax.jit(jax.vmap(gradients))(np.array([0.0, 0.2], np.float32))
+  np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+def test_sparse_jensen_shannon_is_at_most_the_full_one(rng):
+  s, t = 2 * rng.normal(size=(2, 4, 6)).astype(np.float32)
+
+  def values(s, t):
+    weight = {"teacher_weight": 0.3}
+    full = public.jensen_shannon(s, t, **weight)
+    return full, *(public.sparse_jensen_shannon(s, public.top_k(t, k), **weight) for k in (6, 2))
+
+  with quick_compilation():
+    full, all_classes, two = jax.jit(values)(s, t)
+  np.testing.assert_allclose(all_classes, full, rtol=1e-5, atol=1e-6)
+  assert (two <= full).all() and (two > 0).all()
 
 
 def test_binary_kl_has_its_derivative_where_logits_are_zero():

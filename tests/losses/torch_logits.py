@@ -92,6 +92,36 @@ def dkd(student, teacher, labels, *, alpha, beta, temperature):
   return temperature**2 * (alpha * kl(*reversed(binary)) + beta * kl(*reversed(others)))
 
 
+def adaptive_kl(student, teacher, *, head_mass, temperature):
+  log_q, log_p = log_softmaxes(student, teacher, temperature)
+  gap = (log_q.exp() - log_p.exp()).abs()
+  ascending, order = log_p.exp().sort(-1)
+  tail = (gap.gather(-1, order) * (ascending.cumsum(-1) <= 1 - head_mass)).sum(-1)
+  weight = (1 - tail / gap.sum(-1)).detach()[:, None]
+  forward, reverse = log_p.exp() * (log_p - log_q), log_q.exp() * (log_q - log_p)
+  return temperature**2 * (weight * forward + (1 - weight) * reverse).sum(-1).mean()
+
+
+def minifinetuning(student, teacher, labels, *, threshold, temperature):
+  log_q, log_p = log_softmaxes(student, teacher, temperature)
+  p, target = log_p.exp(), F.one_hot(labels, student.shape[1])
+  p_label, p_max = (p * target).sum(-1), p.max(-1).values
+  moved = torch.where(
+    p_label < p_max,
+    (p_max - p_label + threshold) / (1 + p_max - p_label),
+    ((p_label + threshold).clamp(max=1) - p_label) / (1 - p_label),
+  )[:, None]
+  corrected = (1 - moved) * p + moved * target
+  return temperature**2 * F.kl_div(log_q, corrected, reduction="batchmean")
+
+
+def minillm_single_step(student, teacher, labels, *, teacher_mixing, temperature):
+  log_q, log_p = log_softmaxes(student, teacher, temperature)
+  q, p = (x.exp().gather(-1, labels[:, None]) for x in (log_q, log_p))
+  weight = (q / (teacher_mixing * p + (1 - teacher_mixing) * q)).detach()
+  return temperature**2 * (weight * log_q.exp() * (log_q - log_p)).sum(-1).mean()
+
+
 def nkd(student, teacher, labels, *, gamma, temperature):
   target = F.one_hot(labels, student.shape[1]).bool()
   hard = -torch.softmax(teacher, -1)[target] * torch.log_softmax(student, -1)[target]
@@ -138,6 +168,14 @@ def sparse_kl(student, indices, log_probs, log_tail):
   rest = 1 - top.sum(-1, keepdim=True)
   log_q = torch.cat([top, rest], -1).log()
   return kl(torch.cat([log_probs, log_tail[:, None]], -1), log_q)
+
+
+def sparse_jensen_shannon(student, indices, log_probs, log_tail, *, teacher_weight):
+  q = torch.softmax(student, -1).gather(-1, indices)
+  log_q = torch.cat([q, 1 - q.sum(-1, keepdim=True)], -1).log()
+  log_p = torch.cat([log_probs, log_tail[:, None]], -1)
+  log_m = mixture(log_p, log_q, teacher_weight)
+  return teacher_weight * kl(log_p, log_m) + (1 - teacher_weight) * kl(log_q, log_m)
 
 
 def sparse_kl_conditional(student, indices, log_probs, log_tail):

@@ -60,6 +60,11 @@ def attention_kl(student, teacher):
   return F.kl_div(log_q, log_p, reduction="sum", log_target=True) / student.shape[:3].numel()
 
 
+def attention_cross_entropy(student, teacher):
+  log_q, p = torch.log_softmax(student, -1), torch.softmax(teacher, -1)
+  return -(p * log_q).sum(-1).mean()
+
+
 def minilm_relations(student, teacher, *, relation_heads):
   def relation(x):
     x = x.unflatten(-1, (relation_heads, -1)).transpose(1, 2)

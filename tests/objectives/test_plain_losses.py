@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import losses, reduce
-from distill_jax.objectives import features, weighted
+from distill_jax.objectives import features, logits, sparse, weighted
 
 KEY = jax.random.key(0)
 WHERE = np.array([True, False, True, True])
@@ -59,4 +59,48 @@ def test_features_take_each_loss(rng):
   values = values_of(terms, *sides, {"where": WHERE})
   valid = [{name: x[WHERE] for name, x in side.items()} for side in sides]
   for name, value in expected(*valid).items():
+    np.testing.assert_allclose(values[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_logits_and_sparse_take_each_loss(rng):
+  student, teacher = (
+    {"logits": rng.normal(size=(4, 3, 6)), "scores": rng.normal(size=(4, 2, 3, 3))}
+    for _ in range(2)
+  )
+  label = rng.integers(0, 6, (4, 3)).astype(np.int32)
+  label[0, 1] = -1
+  pairs = rng.random((4, 1, 3, 3)) > 0.2
+  terms = {
+    "adaptive_kl": logits(losses.adaptive_kl, temperature=2.0),
+    "minifinetuning": logits(losses.minifinetuning, threshold=0.3),
+    "minillm_single_step": logits(losses.minillm_single_step, teacher_mixing=0.2),
+    "sparse_jensen_shannon": sparse(losses.sparse_jensen_shannon, k=2, teacher_weight=0.3),
+    "attention_cross_entropy": features(
+      "scores", "scores", losses.attention_cross_entropy, project=False, entries={"mask": "pairs"}
+    ),
+  }
+
+  @jax.jit
+  def expected(student, teacher, label, pairs):
+    z = student["logits"], teacher["logits"]
+    scores = student["scores"], teacher["scores"]
+    labeled = label >= 0
+    targets = losses.top_k(z[1], 2)
+    return {
+      "adaptive_kl": losses.adaptive_kl(*z, temperature=2.0).mean(),
+      "minifinetuning": reduce.mean(losses.minifinetuning(*z, label, threshold=0.3), labeled),
+      "minillm_single_step": reduce.mean(
+        losses.minillm_single_step(*z, label, teacher_mixing=0.2), labeled
+      ),
+      "sparse_jensen_shannon": losses.sparse_jensen_shannon(
+        z[0], targets, teacher_weight=0.3
+      ).mean(),
+      "attention_cross_entropy": losses.attention_cross_entropy(*scores, mask=pairs).mean(),
+    }
+
+  sides = [{name: without_masked_row(x) for name, x in side.items()} for side in (student, teacher)]
+  batch = {"where": WHERE, "label": label, "pairs": pairs}
+  values = values_of(terms, *sides, batch)
+  valid = [{name: x[WHERE] for name, x in side.items()} for side in sides]
+  for name, value in expected(*valid, label[WHERE], pairs[WHERE]).items():
     np.testing.assert_allclose(values[name], value, rtol=1e-5, err_msg=name)
