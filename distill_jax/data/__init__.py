@@ -7,26 +7,32 @@ of tokens, in memory (`text.load`) or from a file that is mapped into memory (`t
 `text.stream`).
 """
 
+from distill_jax.data.arrays import to_batch
 from distill_jax.data.augment import augmentation, cutmix, flip, mixup, shift_crop
 from distill_jax.data.batches import batches, eval_batches
-from distill_jax.data.checks import UNLABELED, check_batch, check_labels
+from distill_jax.data.checks import UNLABELED, check_batch, check_labels, count_rows
+from distill_jax.data.iterators import Pipeline, from_iterable
 from distill_jax.data.source import Source
 from distill_jax.data.split import label_fraction, leave_out_classes, split, unlabeled
 
 __all__ = [
   "UNLABELED",
+  "Pipeline",
   "Source",
   "augmentation",
   "batches",
   "check_batch",
   "check_labels",
+  "count_rows",
   "cutmix",
   "eval_batches",
   "flip",
+  "from_iterable",
   "label_fraction",
   "leave_out_classes",
   "mixup",
   "shift_crop",
   "split",
+  "to_batch",
   "unlabeled",
 ]

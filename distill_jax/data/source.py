@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from distill_jax.data.arrays import to_array
 from distill_jax.data.checks import (
   UNLABELED,
   check_integer,
@@ -53,7 +54,7 @@ class Source:
   vocabulary: str = ""
 
   def __post_init__(self):
-    arrays = {name: np.asarray(values) for name, values in self.arrays.items()}
+    arrays = {name: to_array(name, values) for name, values in self.arrays.items()}
     for name in ("view", "where"):
       if name in arrays:
         raise ValueError(

@@ -122,9 +122,10 @@ def predict(
 
 def iterate(examples: Examples, batch_size: int) -> Iterator[HostBatch]:
   """Yields every example once, in order, in batches; 'where' marks padding of the last one."""
-  if isinstance(examples, data.Source):
-    return data.eval_batches(examples, batch_size)
-  return map(dict, examples)
+  batches = data.from_iterable(examples)
+  if isinstance(batches, data.Source):
+    return data.eval_batches(batches, batch_size)
+  return iter(batches)
 
 
 def make_eval_step(

@@ -12,8 +12,25 @@ from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.options import Batches, RunOptions
 from distill_jax.types import Batch, Model, Objective
 
-Source = data.Source | Callable[[int], Iterable[Mapping[str, Any]]]
+Source = data.Source | data.Pipeline | Callable[[int], Iterable[Mapping[str, Any]]]
 Stream = Callable[[int], Iterable[Mapping[str, Any]]]
+
+
+def as_source(field: str, examples: Any) -> Any:
+  """Returns examples as a `Source` or `Pipeline`; those that know their rows (`for_rows`) stay.
+
+  Raises:
+    ValueError: it names the field, with what makes the right type.
+  """
+  if isinstance(examples, data.Source) or hasattr(examples, "for_rows"):
+    return examples
+  try:
+    examples = data.from_iterable(examples)
+    if isinstance(examples, data.Pipeline):
+      examples.first()
+    return examples
+  except ValueError as error:
+    raise ValueError(f"{field}: {str(error).removeprefix('source: ')}") from error
 
 
 def batches_of(
@@ -51,7 +68,7 @@ def _checked(
   for batch in batches:
     # A copy: the transfer is asynchronous, and a pipeline may fill the same buffers again
     # meanwhile.
-    batch = {name: np.array(x) for name, x in batch.items()}
+    batch = {name: np.array(x) for name, x in data.to_batch(batch).items()}
     data.check_batch(batch, num_classes, ignore_label)
     label = batch.get("label")
     if ignore_label is not None and label is not None and label.ndim == 1:
@@ -93,7 +110,7 @@ def data_identity(source: Source) -> str:
 
 
 def next_batch(batches: Iterator, step: int, batch_size: int, num_rows: int) -> Batch:
-  """Returns the next batch.
+  """Returns the next batch; a shorter one is filled up with its last row under 'where'.
 
   Args:
     batches: of this process.
@@ -102,21 +119,31 @@ def next_batch(batches: Iterator, step: int, batch_size: int, num_rows: int) -> 
     num_rows: rows of this process.
 
   Raises:
-    ValueError: there is none, or it has another number of rows.
+    ValueError: there is none, it has more rows, or fewer where several processes share a batch.
   """
   batch = next(batches, None)
   if batch is None:
     raise ValueError(
-      f"source: expected batches for all steps, got none at step {step}: repeat the data"
+      f"source: expected batches for all steps, got none at step {step}: repeat the data (a list "
+      f"or loader is repeated without epochs=), or train for steps={step - 1}"
     )
-  rows = {len(x) for x in batch.values()}
-  if rows != {num_rows}:
+  rows = data.count_rows(batch)
+  if rows > num_rows or (rows < num_rows != batch_size):
     local = "" if num_rows == batch_size else f", of which this process reads {num_rows}"
     raise ValueError(
-      f"source: expected batches of batch_size {batch_size} rows{local}, got {sorted(rows)} at "
-      f"step {step}"
+      f"source: expected batches of batch_size {batch_size} rows{local}, got {rows} at step {step}"
     )
-  return batch
+  return batch if rows == num_rows else fill_up(batch, num_rows)
+
+
+def fill_up(batch: Batch, rows: int) -> dict[str, np.ndarray]:
+  """Returns a batch of `rows` rows: its last row is repeated, and 'where' is False there."""
+  where = batch.get("where", np.ones(data.count_rows(batch), bool))
+  extra = rows - len(where)
+  filled = {
+    name: np.concatenate([x, np.repeat(x[-1:], extra, axis=0)]) for name, x in batch.items()
+  }
+  return filled | {"where": np.append(where, np.zeros(extra, bool))}
 
 
 def check_counts(**counts: int) -> None:
@@ -130,7 +157,7 @@ def check_counts(**counts: int) -> None:
       raise ValueError(f"{name}: expected an integer >= 1, got {count}")
 
 
-def check_kinds(student: Any, teacher: Any, objective: Any, source: Any) -> None:
+def check_kinds(student: Any, teacher: Any, objective: Any) -> None:
   """Checks that no argument stands in another's position.
 
   Raises:
@@ -145,10 +172,6 @@ def check_kinds(student: Any, teacher: Any, objective: Any, source: Any) -> None
   if not isinstance(objective, Objective):
     raise ValueError(
       f"objective: expected an Objective, got {type(objective).__name__}: use objectives.weighted"
-    )
-  if not isinstance(source, data.Source) and not callable(source):
-    raise ValueError(
-      f"source: expected a data.Source or a function start -> batches, got {type(source).__name__}"
     )
 
 

@@ -1,7 +1,6 @@
 """The loop: batches in; steps, evaluations and checkpoints; a history out."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +16,7 @@ from distill_jax.train.arguments import Arguments
 from distill_jax.train.evaluation import predict
 from distill_jax.train.inputs import next_batch
 from distill_jax.train.log import Log, fetch
-from distill_jax.train.options import (
-  Batches,
-  CheckpointOptions,
-  Evaluation,
-  RunOptions,
-  StepOptions,
-)
+from distill_jax.train.options import CheckpointOptions, Evaluation, RunOptions, StepOptions
 from distill_jax.train.placement import sparsity
 from distill_jax.train.prepare import Run, prepare
 from distill_jax.train.profile import Profile
@@ -79,14 +72,14 @@ def fit(
   teacher: Model | Cache | None,
   objective: Objective,
   optimizer: optax.GradientTransformation,
-  source: data.Source | Callable[[int], Iterable[Mapping[str, Any]]],
+  source: Any,
   *,
   steps: int,
   batch_size: int,
   seed: int = 0,
   teacher_variables: Variables | None = None,
   task: Task | None = None,
-  evaluation: Evaluation | Batches | None = None,
+  evaluation: Any = None,
   checkpoints: CheckpointOptions | str | Path | None = None,
   step: StepOptions = StepOptions(),  # noqa: B008 (frozen)
   run: RunOptions = RunOptions(),  # noqa: B008 (frozen)
@@ -99,10 +92,12 @@ def fit(
     student, objective, optimizer: as in `make_train_step`.
     teacher: a Model; a `cache.Cache` of the same examples, augmentation and views, whose outputs
       join the batches; or None, to train the student without a teacher.
-    source: the training examples; or a pipeline of your own, a function `start step -> iterable of
-      batches` (dicts of host arrays of `batch_size` rows), which must yield the same batches again
-      to a run that resumes. Where several processes share a batch, it yields the rows that
-      `sharding.local_rows` names, and so do the batches of an evaluation.
+    source: the training examples: a `Source`, a dict of arrays, or anything that yields batches
+      (dicts of arrays of `batch_size` rows), such as a list, a loader or a function `start step ->
+      iterable of batches`; see `data.from_iterable`, which also names the items of tuples. A
+      shorter batch is filled up under 'where'; only batch norm's statistics see the added rows.
+      Where several processes share a batch, each yields the rows that `sharding.local_rows` names,
+      and so do the batches of an evaluation.
     steps: in all, including those of an earlier run that is resumed.
     batch_size: rows per step over all devices.
     seed: of the student's initial weights, the order of the examples, and every draw.
@@ -111,7 +106,8 @@ def fit(
       where that is safe (`tasks.infer`), and otherwise the objective's own terms are evaluated, for
       which the teacher runs too. Metrics that compare with the teacher are left out: `evaluate`
       computes them.
-    evaluation: validation examples, or an `Evaluation` of them.
+    evaluation: validation examples, of the same types as `source` and readable again and again, or
+      an `Evaluation` of them.
     checkpoints: the run's folder, or `CheckpointOptions`. The same call again resumes there, and
       ends with the parameters that an undisturbed run has. None: nothing is written.
     step: see `StepOptions`.
@@ -196,6 +192,10 @@ def _train(
 ) -> TrainState:
   """Returns the state after the last step."""
   first_step = int(state.step) + 1
+  source = run.arguments.source
+  pipeline = source if isinstance(source, data.Pipeline) else None
+  if pipeline is not None:
+    pipeline.set_state(saver.position(first_step - 1))
   batches = iter(run.stream(first_step - 1))
   metrics: list[Any] = []
   if _is_patience_over(run, log):
@@ -213,7 +213,7 @@ def _train(
     scores = _evaluate(run, log, step, state) if due.evaluate else None
     if due.save:
       with log.clock.waiting("checkpoint"):
-        saver.save(state, scores)
+        saver.save(state, scores, None if pipeline is None else pipeline.get_state())
     if due.stop and step < run.intervals.steps:
       saver.wait()
       raise Interrupted(state)

@@ -81,7 +81,7 @@ class Evaluation:
 
   def __post_init__(self):
     _check_least(self, 1, "every", "patience")
-    if isinstance(self.data, Iterator):
+    if isinstance(self.data, Iterator) and not hasattr(self.data, "set_state"):
       raise ValueError(
         "evaluation: expected batches that can be iterated again and again, got an iterator, which "
         "is empty after the first evaluation: pass a list or a Source"

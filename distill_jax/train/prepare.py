@@ -15,8 +15,16 @@ from distill_jax.cache.teacher.variables import check_weights
 from distill_jax.distributed import hosts, partition, sharding
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, Inputs
-from distill_jax.train.inputs import Stream, batches_of, check_counts, check_kinds, data_identity
+from distill_jax.train.inputs import (
+  Stream,
+  as_source,
+  batches_of,
+  check_counts,
+  check_kinds,
+  data_identity,
+)
 from distill_jax.train.measure import choose_measure, make_evaluator
+from distill_jax.train.options import Evaluation
 from distill_jax.train.placement import compile_step, init_on_host, place_teacher
 from distill_jax.train.step import check_no_cached_outputs, make_init, make_train_step
 from distill_jax.types import Batch, Metric, Task, TrainState, Variables
@@ -96,7 +104,10 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
 def _check(arguments: Arguments) -> Arguments:
   """Checks arguments that need no computation; returns them with what a cache decides."""
   student, teacher, cache, objective, *_ = arguments
-  check_kinds(student, teacher, objective, arguments.source)
+  check_kinds(student, teacher, objective)
+  arguments = arguments._replace(
+    source=as_source("source", arguments.source), evaluation=_repeatable(arguments.evaluation)
+  )
   check_counts(steps=arguments.steps, batch_size=arguments.batch_size)
   if cache is None:
     return arguments
@@ -106,11 +117,30 @@ def _check(arguments: Arguments) -> Arguments:
   if arguments.teacher_variables is not None:
     check_teacher_weights(cache, arguments.teacher_variables)
   source = arguments.source
-  examples = source if isinstance(source, data.Source) else next(iter(source(0)))
+  examples = source if isinstance(source, data.Source) else _first_batch(source)
   num_views = getattr(source, "num_views", run.num_views)
   step = arguments.step
   check_run(cache, examples, augment=step.augment, num_views=num_views, mix=step.mix)
   return arguments._replace(teacher_variables=None, run=run)
+
+
+def _repeatable(evaluation: Evaluation | None) -> Evaluation | None:
+  """Returns an evaluation of a `Source` or of batches that can be iterated again and again."""
+  if evaluation is None:
+    return None
+  examples = as_source("evaluation", evaluation.data)
+  if isinstance(examples, data.Pipeline) and examples.is_one_shot:
+    raise ValueError(
+      "evaluation: expected batches that can be iterated again and again, got "
+      f"{examples.name}, which is empty after the first evaluation: pass a list, a Source or the "
+      "function that makes the iterator"
+    )
+  return dataclasses.replace(evaluation, data=examples)
+
+
+def _first_batch(source: Any) -> Batch:
+  """Returns the first batch of a pipeline; of one that can be read once nothing is lost."""
+  return source.first() if isinstance(source, data.Pipeline) else next(iter(source(0)))
 
 
 def _prepare_inputs(arguments: Arguments) -> Inputs:
@@ -124,11 +154,7 @@ def _prepare_inputs(arguments: Arguments) -> Inputs:
   sharding.check_divisible(batch_size, mesh, microbatches=arguments.step.microbatches)
   local_rows = sharding.local_rows(mesh, batch_size)
   rows = local_rows if jax.process_count() > 1 else None
-  example = next(iter(_stream(arguments, rows, None)(0)), None)
-  if example is None:
-    raise ValueError(
-      "source: expected batches from source(0), got none: return a new iterator from every call"
-    )
+  example = _example(arguments, rows)
   if arguments.step.on_policy is not None:
     check_no_cached_outputs(example)
   if rows is not None:
@@ -137,6 +163,25 @@ def _prepare_inputs(arguments: Arguments) -> Inputs:
     check_weights(teacher, Variables(*variables), example)
   rules = () if arguments.cache is not None else arguments.run.teacher_rules
   return Inputs(mesh, rows, example, place_teacher(teacher, variables, mesh, rules))
+
+
+def _example(arguments: Arguments, rows: np.ndarray | None) -> Batch:
+  """Returns the first batch, checked; a pipeline begins with it again when it is trained on."""
+  source = arguments.source
+  if isinstance(source, data.Pipeline):
+    first = source.first()
+    arguments = arguments._replace(source=lambda start: [first])
+  example = next(iter(_stream(arguments, rows, None)(0)), None)
+  if example is None:
+    raise ValueError("source: expected batches from source(0), got none: repeat the data")
+  num_rows = arguments.batch_size if rows is None else len(rows)
+  got = data.count_rows(example)
+  if got != num_rows:
+    raise ValueError(
+      f"batch_size: expected the {got} rows of the source's first batch, got {num_rows}: make them "
+      "equal"
+    )
+  return example
 
 
 def _initialize(arguments: Arguments, inputs: Inputs) -> TrainState:

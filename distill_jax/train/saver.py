@@ -3,13 +3,16 @@ one.
 """
 
 import contextlib
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from distill_jax.storage import files
 from distill_jax.storage.checkpoint import Checkpoints
 from distill_jax.storage.lease import Lease
 from distill_jax.types import TrainState, Variables
@@ -64,10 +67,23 @@ class Saver:
     restored = None if self._checkpoints is None else self._checkpoints.restore(state)
     return state if restored is None else restored
 
-  def save(self, state: TrainState, scores: Mapping[str, float] | None) -> None:
-    """Saves a state; of equal scores the earliest stays the best."""
+  def save(
+    self,
+    state: TrainState,
+    scores: Mapping[str, float] | None,
+    position: Mapping[str, Any] | None = None,
+  ) -> None:
+    """Saves a state; of equal scores the earliest stays the best.
+
+    Args:
+      state: of the student.
+      scores: of an evaluation; None: there was none.
+      position: of this process in its data, JSON values (`Pipeline.get_state`); None: it has none.
+    """
     if self._checkpoints is not None:
       self._lease.check()
+      if position is not None:
+        self._save_position(int(state.step), position)
       self._checkpoints.save(state, metrics=scores)
     elif scores is not None:
       name, direction = self._best
@@ -76,6 +92,28 @@ class Saver:
         self._best_score = score
         variables = student_variables(state)
         self._best_variables = Variables(*jax.tree.map(jnp.copy, tuple(variables)))
+
+  def position(self, step: int) -> dict[str, Any] | None:
+    """Returns this process's position in its data after a step; None where none was saved."""
+    return self._positions().get(str(step))
+
+  def _save_position(self, step: int, position: Mapping[str, Any]) -> None:
+    positions = self._positions() | {str(step): dict(position)}
+    # As many as there may be checkpoints to resume at.
+    latest = dict(sorted(positions.items(), key=lambda item: int(item[0]))[-4:])
+    files.write(self._positions_path(), json.dumps(latest))
+
+  def _positions(self) -> dict[str, Any]:
+    if self.folder is None or not self._positions_path().exists():
+      return {}
+    try:
+      return dict(json.loads(self._positions_path().read_text()))
+    except ValueError:
+      return {}  # The batches are read again instead.
+
+  def _positions_path(self) -> Path:
+    assert self.folder is not None
+    return self.folder / f"data_position_{jax.process_index()}.json"
 
   def wait(self) -> None:
     """Returns when everything that was saved is on disk."""

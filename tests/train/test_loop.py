@@ -413,6 +413,6 @@ def test_arguments_of_another_kind_are_rejected():
   with pytest.raises(ValueError, match="objective"):
     run(objective=losses.kl_divergence)
   with pytest.raises(ValueError, match="source"):
-    run(source={"image": np.ones((4, 4))})
+    run(source="images/train")
   with pytest.raises(ValueError, match="teacher"):
     run(teacher=None)

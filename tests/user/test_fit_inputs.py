@@ -83,14 +83,16 @@ def test_fit_on_own_pipeline(distill, train, kind):
 
 def test_pipeline_errors_name_the_field(distill, train):
   batches = [batch for batch, _ in zip(numpy_batches(train), range(5))]
-  with pytest.raises((TypeError, ValueError), match=r"source"):
-    distill(batches)
-  with pytest.raises((TypeError, ValueError), match=r"source"):
-    distill(iter(batches))
-  with pytest.raises(ValueError, match=r"source"):
-    distill(lambda start: batches[start:])
-  with pytest.raises(ValueError, match=r"rows"):
+  for source in (iter(batches), lambda start: batches[start:], "images/train", 3, None, []):
+    with pytest.raises(ValueError, match=r"source"):
+      distill(source)
+  with pytest.raises(ValueError, match=r"batch_size"):
     distill(lambda start: numpy_batches(train, start), batch_size=32)
+  tuples = [(batch["x"], batch["label"]) for batch in batches]
+  with pytest.raises(ValueError, match=r"^source: .*data\.from_iterable\(.*keys="):
+    distill(tuples)
+  with pytest.raises(ValueError, match=r"^evaluation: .*data\.from_iterable\(.*keys="):
+    distill(train, evaluation=tuples)
   with pytest.raises(ValueError, match=r"label"):
     distill(lambda start: ({**b, "label": b["label"] + 3} for b in numpy_batches(train, start)))
   with pytest.raises(ValueError, match=r"x"):
@@ -106,6 +108,88 @@ def test_validation_kinds_give_the_same_scores(distill, train, validation, resul
     for a, b in zip(actual, expected, strict=True):
       assert a["step"] == b["step"]
       assert a["accuracy"] == pytest.approx(b["accuracy"]) and a["nll"] == pytest.approx(b["nll"])
+
+
+@pytest.fixture(scope="module")
+def batches(train):
+  return [batch for batch, _ in zip(numpy_batches(train), range(20))]
+
+
+@pytest.fixture(scope="module")
+def expected(distill, batches):
+  return distill(lambda start: batches[start:])
+
+
+@pytest.mark.parametrize("kind", [list, iter, lambda batches: lambda: iter(batches)])
+def test_iterables_are_trained_on_from_their_first_batch(distill, batches, expected, kind):
+  assert_equal_trees(distill(kind(batches)).state.params, expected.state.params)
+
+
+def test_dict_of_arrays_is_a_source(distill, train, validation):
+  arrays = dict(train.arrays)
+  expected = distill(data.Source(arrays), evaluation=validation)
+  result = distill(arrays, evaluation=dict(validation.arrays))
+  assert_equal_trees(result.variables, expected.variables)
+  assert [x.get("accuracy") for x in result.history] == [
+    x.get("accuracy") for x in expected.history
+  ]
+
+
+@pytest.mark.parametrize(
+  "evaluation",
+  [iter, lambda batches: (lambda it: lambda: it)(iter(batches)), lambda x: map(dict, x)],
+)
+def test_one_shot_evaluation_is_rejected_and_keeps_its_batches(distill, train, batches, evaluation):
+  examples = evaluation(batches)
+  with pytest.raises(ValueError, match=r"^evaluation:"):
+    distill(train, evaluation=examples)
+  if not callable(examples):
+    assert len(list(examples)) == len(batches)
+
+
+def test_generator_function_resumes_after_the_batches_that_were_used(
+  distill, batches, expected, tmp_path
+):
+  def generator():
+    yield from batches
+
+  distill(generator, steps=10, checkpoints=tmp_path)
+  with pytest.warns(UserWarning, match="source: reads 10 batches"):
+    resumed = distill(generator, checkpoints=tmp_path)
+  assert_equal_trees(resumed.state.params, expected.state.params)
+
+
+def test_grain_pipeline_resumes_where_it_stood(distill, train, tmp_path, recwarn):
+  grain = pytest.importorskip("grain")
+  reads = []
+
+  def example(row):
+    reads.append(row)
+    return {name: train.arrays[name][row] for name in ("x", "label")}
+
+  def pipeline():
+    rows = grain.MapDataset.range(len(train)).seed(3).shuffle()
+    return rows.map(example).batch(16, drop_remainder=True)
+
+  expected = distill(pipeline(), steps=12)
+  distill(pipeline(), steps=8, checkpoints=CheckpointOptions(tmp_path, every=4))
+  reads.clear()
+  resumed = distill(pipeline(), steps=12, checkpoints=CheckpointOptions(tmp_path, every=4))
+  assert_equal_trees(resumed.state.params, expected.state.params)
+  assert not [w for w in recwarn if "reads" in str(w.message)]
+
+
+def test_short_batches_count_their_rows_only(distill, train):
+  """A batch of 5 in place of 16 equals a batch of 16 whose other rows 'where' masks."""
+  batch = {name: x[:16] for name, x in train.arrays.items()}
+  short = {name: x[:5] for name, x in batch.items()}
+  masked = batch | {"where": np.arange(16) < 5, "x": batch["x"] + (np.arange(16) >= 5)[:, None]}
+  expected = distill([batch, masked], steps=2)
+  result = distill([batch, short], steps=2)
+  for a, b in zip(
+    jax.tree.leaves(result.state.params), jax.tree.leaves(expected.state.params), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_validation_that_runs_dry_is_rejected(distill, train, validation):

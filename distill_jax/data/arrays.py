@@ -1,0 +1,100 @@
+"""Turns what pipelines yield into dicts of numpy arrays: tensors of any library, tuples, lists."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+KEYS_EXAMPLE = 'keys=("image", "label")'
+
+
+def to_array(name: str, values: Any) -> np.ndarray:
+  """Returns values as a numpy array of numbers or bools; it may share their memory.
+
+  Args:
+    name: the entry that an error names.
+    values: anything that `numpy.asarray` takes: lists, torch, TensorFlow, pandas and JAX arrays.
+
+  Raises:
+    ValueError: strings, `None`, rows of different shapes, hidden values of a masked array, or a
+      tensor that numpy cannot read (on another device, or with a gradient).
+  """
+  if isinstance(values, Mapping):
+    raise ValueError(
+      f"{name}: expected an array, got a dict with {sorted(map(str, values))}: write its arrays as "
+      "entries of their own"
+    )
+  if np.ma.is_masked(values):
+    hidden = int(np.ma.count_masked(values))
+    raise ValueError(
+      f"{name}: expected an array without hidden values, got a masked array that hides {hidden}: "
+      "write values.filled(0), and store the mask as an entry of its own"
+    )
+  try:
+    array = np.asarray(values)
+  # Each library raises types of its own.
+  except Exception as error:
+    raise ValueError(
+      f"{name}: expected an array, got {type(values).__name__} that numpy cannot read ({error}): "
+      "pad rows to one shape; of a torch tensor pass tensor.detach().cpu()"
+    ) from error
+  is_number = jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_
+  if not is_number:
+    raise ValueError(f"{name}: expected numbers, got {_describe_objects(array)}")
+  return array
+
+
+def to_batch(item: Any, keys: Sequence[str] | None = None, field: str = "source") -> dict:
+  """Returns a batch as a dict of numpy arrays.
+
+  Args:
+    item: a mapping of arrays; or with `keys` a tuple or list of arrays, or one array. A mapping in
+      place of an array, as Keras writes several inputs, gives entries by its own names.
+    keys: names of the items; None: the batch has names.
+    field: what an error names.
+
+  Raises:
+    ValueError: items without names, another number of names, or what `to_array` rejects.
+  """
+  return {name: to_array(name, values) for name, values in _named(item, keys, field).items()}
+
+
+def _named(item: Any, keys: Sequence[str] | None, field: str) -> dict[str, Any]:
+  if isinstance(item, Mapping):
+    if keys is not None:
+      raise ValueError(
+        f"keys: expected None for batches with names, got {tuple(keys)} for {sorted(item)}: leave "
+        "keys out"
+      )
+    return {str(name): values for name, values in item.items()}
+  items = item if isinstance(item, tuple | list) else (item,)
+  if keys is None:
+    got = f"a {type(item).__name__}"
+    if isinstance(item, tuple | list):
+      got = f"a {type(item).__name__} of {len(item)} items"
+    raise ValueError(
+      f"{field}: expected batches that are dicts of arrays, got {got}: name its items with "
+      f"data.from_iterable(..., {KEYS_EXAMPLE})"
+    )
+  if len(items) != len(keys):
+    raise ValueError(
+      f"keys: expected {len(items)} names, one for each item of a batch, got {tuple(keys)}"
+    )
+  named: dict[str, Any] = {}
+  for key, values in zip(keys, items):
+    named |= dict(values) if isinstance(values, Mapping) else {key: values}
+  return named
+
+
+def _describe_objects(array: np.ndarray) -> str:
+  """Returns what an array without numbers holds, and what to write instead."""
+  if array.dtype.kind in "US":
+    return f"text ({array.dtype}): write its tokens or class numbers, or leave the entry out"
+  if array.dtype.kind != "O":
+    return f"{array.dtype}: write them as float32 or int32"
+  missing = [i for i, value in enumerate(array.reshape(-1)) if value is None]
+  if missing:
+    return f"None at position {missing[0]}: leave the example or the entry out"
+  kinds = sorted({type(value).__name__ for value in array.reshape(-1)[:100]})
+  return f"objects ({', '.join(kinds)}): write arrays of one shape and of a numeric dtype"
