@@ -3,6 +3,7 @@ take minutes.
 """
 
 import atexit
+import importlib.metadata
 import os
 import shutil
 import sys
@@ -17,7 +18,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 # alone, and runs that must end alike do not.
 if "DISTILL_JAX_COMPILED_AS_USERS_DO" not in os.environ:
   # The controller chooses: its workers do not see its arguments.
-  codegen = "" if "--slow" in sys.argv else "--xla_cpu_use_fusion_emitters=false"
+  has_choice = int(importlib.metadata.version("jaxlib").split(".")[1]) < 12
+  codegen = "--xla_cpu_use_fusion_emitters=false" if has_choice and "--slow" not in sys.argv else ""
   os.environ.setdefault("DISTILL_JAX_TEST_CODEGEN", codegen)
   os.environ["XLA_FLAGS"] += (
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
@@ -36,6 +38,11 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import jax
 import numpy as np
 import pytest
+
+if not hasattr(jax, "enable_x64"):  # jax 0.8.0
+  from jax.experimental import enable_x64
+
+  jax.enable_x64 = enable_x64
 
 OPT_IN = {"slow": "takes minutes", "integration": "is for CI"}
 

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from distill_jax import compat
 from distill_jax.types import Variables
 
 _LAYERS = ("dot_general", "conv_general_dilated")
@@ -126,7 +127,7 @@ def _matching_layers(module: nnx.Module, pattern: str) -> dict[str, nnx.Module]:
   """Returns the layers with a kernel whose paths the pattern fits; others have nothing to round."""
   layers: dict[str, nnx.Module] = {
     "/".join(map(str, path)): layer
-    for path, layer in nnx.iter_modules(module)
+    for path, layer in compat.iter_modules(module)
     if isinstance(layer, _KERNELS)
   }
   matching = {path: layer for path, layer in layers.items() if re.search(pattern, path)}

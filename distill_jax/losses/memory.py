@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from distill_jax import compat
 from distill_jax.losses import _checks, _rows
 from distill_jax.losses._checks import Scalar
 
@@ -147,8 +148,7 @@ def _update(
   position = jnp.where(valid, indices, state.student.shape[0])  # Beyond the end: dropped.
   if axis_name is not None:
     student, teacher, position = (
-      jax.lax.all_gather(x, axis_name, tiled=True, to="invarying")
-      for x in (student, teacher, position)
+      compat.all_gather_invarying(x, axis_name) for x in (student, teacher, position)
     )
 
   def move(memory, rows):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distill_jax import losses
+from distill_jax import compat, losses
 from distill_jax.objectives.learned import learned
 from distill_jax.objectives.parts import layer, layer_init, stack, stack_init
 from distill_jax.objectives.terms import Term
@@ -193,9 +193,7 @@ def _push(state: Tree, rows: jax.Array, where: jax.Array | None, axis_name: str 
   rows = jax.lax.stop_gradient(rows).astype(queue.dtype)
   where = jnp.ones(len(rows), bool) if where is None else where
   if axis_name is not None:
-    rows, where = (
-      jax.lax.all_gather(x, axis_name, tiled=True, to="invarying") for x in (rows, where)
-    )
+    rows, where = (compat.all_gather_invarying(x, axis_name) for x in (rows, where))
   order = jnp.cumsum(where) - 1
   count = where.sum()
   # Of more rows than the queue holds, only the last: a position that is written twice could hold

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distill_jax import reduce
+from distill_jax import compat, reduce
 from distill_jax.types import Batch, Model, Objective, Outputs
 
 Terms = dict[str, tuple[Any, Any]]
@@ -132,7 +132,7 @@ def _sum_terms(
   loss = jnp.zeros(())
   if axis_name is not None:
     # Varying: the gradient of a scalar equal on all devices would be divided by their number.
-    loss = jax.lax.pcast(loss, axis_name, to="varying")
+    loss = compat.pcast_varying(loss, axis_name)
   pairs = {}
   for name, (weight, value) in terms.items():
     if isinstance(value, tuple):

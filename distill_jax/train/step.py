@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from distill_jax import compat
 from distill_jax.train.gradients import accumulated_gradients, full_gradients
 from distill_jax.train.loss_fn import apply_teacher, make_loss_of_outputs
 from distill_jax.train.options import StepOptions
@@ -129,7 +130,7 @@ def make_train_step(
     params = state.params
     if axis_name is not None:
       # Otherwise shard_map sums their gradients over devices when it checks replication.
-      params = jax.lax.pcast(params, axis_name, to="varying")
+      params = compat.pcast_varying(params, axis_name)
     gradients = make_gradients(
       loss_of_outputs, lambda rows: apply_teacher(teacher, teacher_variables, rows), options
     )

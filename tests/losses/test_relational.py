@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from loss_cases import RELATIONAL
 
-from distill_jax import losses
+from distill_jax import compat, losses
 
 # Uneven over 8 devices of 2 rows: some have both rows, some one, some none.
 WHERE = np.array([1, 1, 0, 1, 1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 1, 0], bool)
@@ -86,7 +86,7 @@ def device_step(case):
 
 def check_shard_map(case, mesh, check_vma):
   def varying(weight, *rows):
-    value, gradient = device_step(case)(jax.lax.pcast(weight, "data", to="varying"), *rows)
+    value, gradient = device_step(case)(compat.pcast_varying(weight, "data"), *rows)
     return jax.lax.pmean(value, "data"), gradient
 
   row, everywhere = PartitionSpec("data"), PartitionSpec()

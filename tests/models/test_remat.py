@@ -21,7 +21,7 @@ class Dropped(nnx.Module):
   """Two blocks of a user's own, with dropout."""
 
   def __init__(self, remat="", *, rngs):
-    self.layers = nnx.List([nnx.Linear(6, 6, rngs=rngs) for _ in range(2)])
+    self.layers = nnx.data([nnx.Linear(6, 6, rngs=rngs) for _ in range(2)])
     self.dropout = nnx.Dropout(0.5, rngs=rngs)
     self.head = nnx.Linear(6, 3, rngs=rngs)
     self.remat = remat

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from learned_cases import CASES, EXAMPLES, KEY, QUEUE, ROWS, WHERE, outputs, problem
 
-from distill_jax import losses, objectives, reduce
+from distill_jax import compat, losses, objectives, reduce
 from distill_jax.models import from_apply
 from distill_jax.objectives import weighted
 from distill_jax.objectives.memories import _sample_negatives
@@ -74,7 +74,7 @@ def evaluate_goal(replicated, rows, *, axis_name):
   count = reduce.total(batch["where"], axis_name=axis_name)[0]
   devices = 1
   if axis_name is not None:
-    params = jax.lax.pcast(params, axis_name, to="varying")
+    params = compat.pcast_varying(params, axis_name)
     devices = jax.lax.axis_size(axis_name)
 
   def loss(params):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from distill_jax import compat
 from distill_jax.losses import _checks
 
 
@@ -172,18 +173,14 @@ def scan_parts(total: int, size: int, body: Callable, carry: Any) -> Any:
 
 def axes(tree: Any) -> tuple[str, ...]:
   """Returns the mapped axes along which a tree differs, under `shard_map` with `check_vma`."""
-  return tuple(sorted(set().union(*(_varying(x) for x in jax.tree.leaves(tree)))))
+  return tuple(sorted(set().union(*map(compat.varying_axes, jax.tree.leaves(tree)))))
 
 
 def vary(tree: Any, names: tuple[str, ...]) -> Any:
   """Marks the tree as different along `names`, so that its gradient is not summed over them."""
 
   def leaf(x):
-    missing = tuple(name for name in names if name not in _varying(x))
-    return jax.lax.pcast(x, missing, to="varying") if missing else x
+    missing = tuple(name for name in names if name not in compat.varying_axes(x))
+    return compat.pcast_varying(x, missing) if missing else x
 
   return jax.tree.map(leaf, tree)
-
-
-def _varying(x) -> frozenset[str]:
-  return jax.typeof(x).manual_axis_type.varying

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from distill_jax import compat
 from distill_jax.models.adapters.outputs import (
   Features,
   as_outputs,
@@ -91,24 +92,20 @@ def _run(forward, net: nnx.Module, args, *, capture: bool) -> tuple[Any, dict[st
   """Returns what the network returns, and the outputs of its submodules by path."""
   if not capture:
     return forward(net, *args), {}
-  capturing = nnx.capture(forward, nnx.Intermediate, method_outputs=nnx.Intermediate)
-  result, calls = capturing(net, *args)
-  return result, named_calls(nnx.to_pure_dict(calls))
+  result, calls = compat.capture_calls(forward, net, *args)
+  return result, named_calls(calls)
 
 
 def _without_intermediates(module: nnx.Module) -> nnx.Module:
   """Returns the module without values that an earlier call of it left: they are no part of its
   state."""
-  bare = nnx.view(module, only=nnx.Module, raise_if_not_found=False)
+  bare = compat.view(module)
   nnx.pop(bare, nnx.Intermediate)
   return bare
 
 
 def _in_mode(module: nnx.Module, train: bool) -> nnx.Module:
-  modes = {"deterministic": not train, "use_running_average": not train}
-  # An nnx.Rngs returns a stream for every attribute, so that view would use a stream called
-  # 'set_view'.
-  return nnx.view(module, only=nnx.Module, raise_if_not_found=False, **modes)
+  return compat.view(module, deterministic=not train, use_running_average=not train)
 
 
 def _split(module: nnx.Module) -> tuple[Any, Any, Any, Any]:

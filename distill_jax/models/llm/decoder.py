@@ -115,21 +115,23 @@ class Decoder(nnx.Module):
     self.remat = remat
     normal = nnx.initializers.normal(0.02)
     self.embed = nnx.Embed(vocab_size, embed_dim, embedding_init=normal, rngs=rngs)
-    self.blocks = nnx.List(
-      Block(
-        embed_dim,
-        num_layers,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        mlp_dim=mlp_dim or -(-8 * embed_dim // 96) * 32,
-        qkv_bias=qkv_bias,
-        qk_norm=qk_norm,
-        norm_eps=self.options.norm_eps,
-        dtype=self.dtype,
-        rngs=rngs,
-      )
-      for _ in range(num_layers)
+    self.blocks = nnx.data(
+      [
+        Block(
+          embed_dim,
+          num_layers,
+          num_heads=num_heads,
+          num_kv_heads=num_kv_heads,
+          head_dim=head_dim,
+          mlp_dim=mlp_dim or -(-8 * embed_dim // 96) * 32,
+          qkv_bias=qkv_bias,
+          qk_norm=qk_norm,
+          norm_eps=self.options.norm_eps,
+          dtype=self.dtype,
+          rngs=rngs,
+        )
+        for _ in range(num_layers)
+      ]
     )
     self.norm = rms_norm(embed_dim, self.options.norm_eps, self.dtype, rngs)
     if tie_embeddings:

@@ -85,12 +85,14 @@ class BiT(nnx.Module):
     self.channels = channels
     self.remat = remat
     self.stem = _Conv(channels, base, 7, 2, **layers)
-    self.stages = nnx.List(
-      nnx.List(
-        _Unit(4 * middle if unit else wide, middle, 2 if k and not unit else 1, **layers)
-        for unit in range(count)
-      )
-      for k, (count, wide, middle) in enumerate(zip(units, inputs, middles))
+    self.stages = nnx.data(
+      [
+        [
+          _Unit(4 * middle if unit else wide, middle, 2 if k and not unit else 1, **layers)
+          for unit in range(count)
+        ]
+        for k, (count, wide, middle) in enumerate(zip(units, inputs, middles))
+      ]
     )
     self.norm = _norm(inputs[-1], **layers)
     self.head = nnx.Linear(inputs[-1], classes, kernel_init=nnx.initializers.zeros, **layers)

@@ -80,9 +80,11 @@ class CNN(nnx.Module):
       raise ValueError("widths: expected the channels of at least one block, got none")
     sizes = (channels, *widths)
     self.channels = channels
-    self.blocks = nnx.List(
-      ConvNormRelu(a, b, dtype=dtype, axis_name=axis_name, rngs=rngs)
-      for a, b in zip(sizes, sizes[1:])
+    self.blocks = nnx.data(
+      [
+        ConvNormRelu(a, b, dtype=dtype, axis_name=axis_name, rngs=rngs)
+        for a, b in zip(sizes, sizes[1:])
+      ]
     )
     self.head = nnx.Linear(sizes[-1], classes, dtype=dtype, rngs=rngs)
 

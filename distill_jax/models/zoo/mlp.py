@@ -39,8 +39,8 @@ class MLP(nnx.Module):
     """
     he = nnx.initializers.he_normal()
     sizes = (inputs, *widths)
-    self.hidden = nnx.List(
-      nnx.Linear(a, b, kernel_init=he, dtype=dtype, rngs=rngs) for a, b in zip(sizes, sizes[1:])
+    self.hidden = nnx.data(
+      [nnx.Linear(a, b, kernel_init=he, dtype=dtype, rngs=rngs) for a, b in zip(sizes, sizes[1:])]
     )
     self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout else None)
     self.head = nnx.Linear(sizes[-1], classes, dtype=dtype, rngs=rngs)

@@ -237,14 +237,14 @@ def stage_outputs(number: int, x: jax.Array, preact: jax.Array) -> dict[str, jax
   }
 
 
-def _stages(block, widths, blocks: int, options) -> nnx.List:
+def _stages(block, widths, blocks: int, options) -> list:
   """Returns three stages, of which the second and the third begin with stride 2."""
 
   def stage(inputs, outputs, stride):
     first = block(inputs, outputs, stride, **options)
-    return nnx.List([first, *(block(outputs, outputs, 1, **options) for _ in range(blocks - 1))])
+    return [first, *(block(outputs, outputs, 1, **options) for _ in range(blocks - 1))]
 
-  return nnx.List(map(stage, widths, widths[1:], (1, 2, 2)))
+  return nnx.data([*map(stage, widths, widths[1:], (1, 2, 2))])
 
 
 def _conv(inputs, outputs, *, size=3, stride=1, dtype, rngs) -> nnx.Conv:

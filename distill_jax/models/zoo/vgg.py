@@ -75,13 +75,13 @@ class VGG(nnx.Module):
 
     def block(inputs, outputs, count):
       sizes = [inputs] + [outputs] * count
-      return nnx.List(
+      return [
         ConvNormRelu(a, b, dtype=dtype, axis_name=axis_name, rngs=rngs)
         for a, b in zip(sizes, sizes[1:])
-      )
+      ]
 
     self.channels = channels
-    self.blocks = nnx.List(map(block, [channels, *widths], widths, _CONVOLUTIONS[depth]))
+    self.blocks = nnx.data([*map(block, [channels, *widths], widths, _CONVOLUTIONS[depth])])
     self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout else None)
     self.head = nnx.Linear(widths[-1], classes, dtype=dtype, rngs=rngs)
 

@@ -93,9 +93,11 @@ class ViT(nnx.Module):
     self.positions = nnx.Param(normal(rngs.params(), (length, embed_dim), jnp.float32))
     self.embed = linear(channels * patch**2, embed_dim)
     mlp_dim = round(mlp_ratio * embed_dim)
-    self.blocks = nnx.List(
-      _Block(embed_dim, num_heads, head_dim, mlp_dim, linear, dtype, rngs)
-      for _ in range(num_layers)
+    self.blocks = nnx.data(
+      [
+        _Block(embed_dim, num_heads, head_dim, mlp_dim, linear, dtype, rngs)
+        for _ in range(num_layers)
+      ]
     )
     self.norm = _norm(embed_dim, dtype, rngs)
     self.head = linear(embed_dim, classes)

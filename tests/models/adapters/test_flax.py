@@ -318,7 +318,7 @@ def test_linen_variables_without_params_raise(linen_variables):
 def test_twelve_layers_keep_their_order():
   class Deep(nnx.Module):
     def __init__(self, rngs):
-      self.layers = nnx.List(nnx.Linear(4, 4, rngs=rngs) for _ in range(12))
+      self.layers = nnx.data([nnx.Linear(4, 4, rngs=rngs) for _ in range(12)])
 
     def __call__(self, x):
       for layer in self.layers:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from distill_jax import compat
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.cnn import CNN
 from distill_jax.models.zoo.mlp import MLP
@@ -116,7 +117,7 @@ def test_dtype_and_axis_name_reach_every_layer(name):
   module = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
   assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(module))} == {jnp.dtype("float32")}
   assert not jax.tree.leaves(nnx.state(module, nnx.RngState))  # None without dropout.
-  norms = [m for _, m in nnx.iter_modules(module) if isinstance(m, nnx.BatchNorm)]
+  norms = [m for _, m in compat.iter_modules(module) if isinstance(m, nnx.BatchNorm)]
   assert all(norm.axis_name == "data" for norm in norms)
   assert len(norms) == {"mlp": 0, "cnn": 2, "vgg": 8}[name]
   bare = lambda x: SMALL[name](dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(x)  # noqa: E731

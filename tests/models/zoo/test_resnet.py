@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from distill_jax import compat
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.resnet import ResNet, WideResNet
 
@@ -150,7 +151,7 @@ def test_outputs_and_statistics_equal_numpy(build, reference, rng):
 def test_dtype_and_axis_name_reach_every_layer(build):
   module = nnx.eval_shape(lambda: build(dtype=jnp.bfloat16, axis_name="data", rngs=nnx.Rngs(0)))
   assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(module))} == {jnp.dtype("float32")}
-  norms = [m for _, m in nnx.iter_modules(module) if isinstance(m, nnx.BatchNorm)]
+  norms = [m for _, m in compat.iter_modules(module) if isinstance(m, nnx.BatchNorm)]
   assert {norm.axis_name for norm in norms} == {"data"} and len(norms) >= 7
   values = outputs(lambda **k: build(dtype=jnp.bfloat16, **k), 2, 8, 8, 1).values()
   assert {value.dtype for value in values} == {jnp.dtype("bfloat16")}
