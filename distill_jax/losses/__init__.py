@@ -41,8 +41,8 @@ from distill_jax.losses.logits import (
 from distill_jax.losses.memory import CrdState, crd, crd_state
 from distill_jax.losses.mixtures import adaptive_kl, jensen_shannon, skew_kl, skew_reverse_kl
 from distill_jax.losses.neighbors import correlation, dark_rank
-from distill_jax.losses.pointwise import l1, pad
-from distill_jax.losses.positions import affinity
+from distill_jax.losses.pointwise import l1, pad, vitkd
+from distill_jax.losses.positions import affinity, ifv
 from distill_jax.losses.preactivations import activation_boundary, ofd, ofd_margin
 from distill_jax.losses.projected import mgd, review_kd, srd, vid, vid_raw_scale, vkd
 from distill_jax.losses.raw_logits import binary_kl, hard_distillation, logit_mse
@@ -53,7 +53,9 @@ from distill_jax.losses.relations import (
   rkd_distance,
   similarity_preserving,
 )
+from distill_jax.losses.self_distillation import uskd
 from distill_jax.losses.sequence import rnnt_three_way
+from distill_jax.losses.singular import kdsvd
 from distill_jax.losses.sparse import (
   sampled_cross_entropy,
   sparse_jensen_shannon,
@@ -96,9 +98,11 @@ __all__ = [
   "fsp",
   "hard_distillation",
   "hint",
+  "ifv",
   "info_nce",
   "inter_channel",
   "jensen_shannon",
+  "kdsvd",
   "kl_divergence",
   "l1",
   "layer_attention",
@@ -141,8 +145,10 @@ __all__ = [
   "top_k",
   "total_variation",
   "uld",
+  "uskd",
   "vid",
   "vid_raw_scale",
+  "vitkd",
   "vkd",
   "weight_alignment",
   "wsld",

@@ -13,7 +13,7 @@ A loss of arrays goes through `logits` or `features`, one of a few of the teache
 """
 
 from distill_jax.objectives.comparisons import features, logits, mutual
-from distill_jax.objectives.heads import pad
+from distill_jax.objectives.heads import pad, uskd
 from distill_jax.objectives.labels import labels
 from distill_jax.objectives.layer_maps import layer_map
 from distill_jax.objectives.layers import attention, layers, relations
@@ -35,6 +35,7 @@ from distill_jax.objectives.maps import (
   review_kd,
 )
 from distill_jax.objectives.memories import crd, dino, queue_similarity
+from distill_jax.objectives.patches import vitkd
 from distill_jax.objectives.sparse import sparse
 from distill_jax.objectives.terms import Term, weighted
 from distill_jax.objectives.tokens import next_tokens, tokens
@@ -68,7 +69,9 @@ __all__ = [
   "sparse",
   "srd",
   "tokens",
+  "uskd",
   "vid",
+  "vitkd",
   "vkd",
   "weighted",
   "weights",

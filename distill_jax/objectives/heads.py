@@ -1,13 +1,22 @@
-"""Terms that learn a head on one of the student's features, which weighs or replaces the teacher.
+"""Terms that learn a head on a feature of the student: a variance, or logits instead of a teacher.
 
 The head trains with the student and is not exported.
 """
+
+from typing import Any
 
 import jax
 
 from distill_jax import losses
 from distill_jax.objectives.learned import check_pair, learned
-from distill_jax.objectives.parts import align, align_init, connector, connector_init
+from distill_jax.objectives.parts import (
+  align,
+  align_init,
+  connector,
+  connector_init,
+  layer,
+  layer_init,
+)
 from distill_jax.objectives.terms import Term
 from distill_jax.types import Variables
 
@@ -32,8 +41,54 @@ def pad(student: str, teacher: str) -> Term:
     return Variables({"align": align_init(align_key, s, t), "head": head}, {})
 
   def apply(params, state, s, t, *, where, axis_name):
-    mean = s.reshape(s.shape[0], -1, s.shape[-1]).mean(1)
-    log_variance = connector(params["head"], mean, where=where, axis_name=axis_name)[:, 0]
+    rows = {"where": where, "axis_name": axis_name}
+    log_variance = connector(params["head"], _mean_over_space(s), **rows)[:, 0]
     return losses.pad(align(params["align"], s, t), t, log_variance), state
 
   return learned(student, teacher, init, apply)
+
+
+def uskd(
+  feature: str, *, output: str = "logits", entry: str = "label", **hyperparameters: Any
+) -> Term:
+  """Universal self-knowledge distillation: `losses.uskd` with a weak head on a middle feature.
+
+  It needs no teacher. The head is a linear map of the feature's mean over space. Weight 1 next to
+  `labels()` (Yang et al. 2023, arXiv:2303.13005).
+
+  Args:
+    feature: name of the student's middle feature, [B, ..., C].
+    output: name of the student's logits, [B, classes].
+    entry: name of the batch's integer labels [B]; rows with a negative one do not count.
+    **hyperparameters: `alpha`, `beta`, `mu` of the loss.
+
+  Raises:
+    ValueError: in init, an unknown name, logits that are not [B, classes], or a feature of fewer
+      than 2 axes; in a step, labels that do not fit or that the batch lacks, or a hyper-parameter
+      that the loss rejects.
+  """
+
+  def init(key, s, t):
+    del t
+    logits, middle = s
+    if len(logits.shape) != 2 or len(middle.shape) < 2:
+      raise ValueError(
+        f"feature: expected logits [B, classes] and a feature [B, ..., C], got {logits.shape} and "
+        f"{middle.shape}"
+      )
+    return Variables(layer_init(key, middle.shape[-1], logits.shape[-1]), {})
+
+  def apply(params, state, s, t, *, labels, where, axis_name):
+    del t
+    logits, middle = s
+    labeled = labels >= 0
+    rows = {"where": labeled if where is None else where & labeled, "axis_name": axis_name}
+    weak = layer(params, _mean_over_space(middle))
+    return losses.uskd(logits, weak, labels, **rows, **hyperparameters), state
+
+  return learned((output, feature), (), init, apply, entries={"labels": entry})
+
+
+def _mean_over_space(x: jax.Array) -> jax.Array:
+  """Returns [B, C] of features [B, ..., C]."""
+  return x.reshape(x.shape[0], -1, x.shape[-1]).mean(1)

@@ -140,6 +140,21 @@ def uld(s, t):
   return sum(abs(a - b) for a, b in zip(p, q))
 
 
+def uskd(s, w, labels, *, alpha=1.0, beta=0.1, mu=0.005):
+  q_label = np.array([softmax(a)[y] for a, y in zip(s, labels)])
+  soft = q_label**2 + 1 - np.mean(q_label**2)
+  total = 0.0
+  for a, b, y, p in zip(s, w, labels, soft):
+    q, others = softmax(a), np.delete(np.arange(len(a)), y)
+    score = q[others] / (1 - q[y]) + softmax(b)[others] / (1 - softmax(b)[y])
+    zipf = 1 / (1 + np.array([(score > x).sum() for x in score]))
+    smooth = 0.9 * np.eye(len(a))[y] + 0.1 / len(a)
+    total -= alpha * p * np.log(q[y])
+    total -= beta * (zipf / zipf.sum() * np.log(q[others] / (1 - q[y]))).sum()
+    total -= mu * (smooth * np.log(softmax(b))).sum()
+  return total / len(s)
+
+
 def correlation(a, b):
   return np.cov(a, b)[0, 1] * (len(a) - 1) / (np.std(a) * np.std(b) * len(a) + 1e-8)
 

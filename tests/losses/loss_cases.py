@@ -148,6 +148,22 @@ def two_maps(rng):
   return tuple(tuple(rng.normal(size=(3, *hw, c)) for c in (2, 4)) for hw in ((2, 3), (3, 2)))
 
 
+def adjacent_maps(rng):
+  """Returns maps of two layers for the student, and for the teacher."""
+  channels = (6, 5)
+  return tuple(tuple(2 * rng.normal(size=(3, *hw, c)) for c in channels) for hw in ((2, 3), (3, 3)))
+
+
+def vit_tokens(rng):
+  student, teacher = ((rng.normal(size=(3, 2, 4, 5)), rng.normal(size=(3, 4, 5))) for _ in range(2))
+  return student, teacher, rng.permuted(np.tile([True, True, False, True], (3, 1)), axis=1)
+
+
+def uskd_of_rarest(student, weak, **options):
+  """Returns `uskd` with the label that the weak head gives the least probability."""
+  return losses.uskd(student, weak, jnp.argmin(weak, -1), **options)
+
+
 def memory(rng):
   student, teacher = pair(3, 4)(rng)
   state = losses.CrdState(rng.normal(size=(9, 4)), rng.normal(size=(9, 4)), np.array([50.0, 70.0]))
@@ -226,6 +242,18 @@ LOGITS = [
   Case("logit_mse", pair(4, 5), logit.logit_mse, class_mask=True),
   Case("binary_kl", pair(4, 5), logit.binary_kl, {"temperature": 3.0}, class_mask=True),
   Case("uld", two((4, 5), (4, 7)), logit.uld, kind="logits", invalid=("batch", "rank")),
+  Case(
+    "uskd",
+    pair(4, 5),
+    lambda s, w, **options: logit.uskd(s, w, w.argmin(-1), **options),
+    {"alpha": 0.5, "beta": 0.2, "mu": 0.1},
+    kind="logits",
+    scalar=True,
+    relational=True,
+    least=None,
+    derivatives=0,
+    loss=uskd_of_rarest,
+  ),
   sparse("sparse_kl", "bucket"),
   sparse("sparse_kl_conditional", "conditional"),
   sparse("sparse_kl_smoothed", "smoothed"),
@@ -363,6 +391,15 @@ MAPS = [
     smooth=False,
     invalid=("batch", "rank"),
   ),
+  Case(
+    "ifv",
+    lambda rng: (*two((3, 2, 4, 4), (3, 2, 4, 5))(rng), rng.choice([0, 1, 255], size=(3, 4, 4))),
+    maps.ifv,
+    {"num_classes": 2},
+    invalid=("batch", "rank"),
+  ),
+  Case("vitkd", vit_tokens, maps.vitkd, {"alpha": 0.3, "beta": 0.2}, smooth=False),
+  Case("kdsvd", adjacent_maps, maps.kdsvd, {"k": 2}),
   Case("pearson", pair(4, 3, 2), maps.pearson, scalar=True, relational=True),
   Case("localization", pair(3, 4, 5), logit.localization, {"temperature": 10.0}, "logits"),
   related("similarity_preserving", maps.similarity_preserving),

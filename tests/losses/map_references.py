@@ -229,3 +229,53 @@ def dark_rank(s, t, *, alpha=3.0, beta=3.0, length=4):
 def correlation(s, t):
   errors = np.abs(s - t).reshape(len(s), -1)
   return np.mean([a @ b for a, b in zip(errors, errors[1:])])
+
+
+def ifv(s, t, labels, *, num_classes):
+  values = []
+  for *maps, classes in zip(s, t, labels):
+    cosines = []
+    for x in maps:
+      rows, columns = x.shape[:2]
+      at = {
+        (i, j): classes[i * len(classes) // rows, j * classes.shape[1] // columns]
+        for i, j in np.ndindex(rows, columns)
+      }
+      counted = [ij for ij in at if 0 <= at[ij] < num_classes]
+      means = {
+        y: np.mean([x[ij] for ij in counted if at[ij] == y], 0) for y in {at[ij] for ij in counted}
+      }
+      cosines.append([unit(x[ij]) @ unit(means[at[ij]]) for ij in counted])
+    values.append(np.mean(np.square(np.subtract(*cosines))))
+  return np.array(values)
+
+
+def vitkd(student, teacher, masked, *, alpha=3e-5, beta=3e-6):
+  values = []
+  for low_s, deep_s, low_t, deep_t, m in zip(*student, *teacher, masked):
+    generation = np.square(deep_s - deep_t)[m].sum() * len(m) / m.sum()
+    values.append(alpha * np.square(low_s - low_t).sum() + beta * generation)
+  return np.array(values)
+
+
+def kdsvd(student, teacher, *, k=1):
+  def directions(s, t):
+    flat = [x.reshape(-1, x.shape[-1]) for x in (s, t)]
+    (_, _, s_vectors), (_, t_values, t_vectors) = (np.linalg.svd(x) for x in flat)
+    sides = [[], []]
+    for value, v in zip(t_values[:k] / np.linalg.norm(t_values[:k]), t_vectors):
+      v = v * np.sign(v[np.abs(v).argmax()])
+      u = max(s_vectors[: k + 3], key=lambda u: abs(u @ v))
+      for side, vector in zip(sides, (u * np.sign(u @ v), v)):
+        side.append(value * vector)
+    return sides
+
+  def kernel(a, b):
+    return np.exp(-((np.stack(a)[:, :, None] - np.stack(b)[:, None]) ** 2) / 8)
+
+  values = []
+  for maps in zip(*student, *teacher):
+    layers = [directions(s, t) for s, t in zip(maps[: len(student)], maps[len(student) :])]
+    pairs = zip(layers, layers[1:])
+    values.append(sum(((kernel(b[0], a[0]) - kernel(b[1], a[1])) ** 2).sum() for a, b in pairs))
+  return np.array(values)

@@ -144,6 +144,26 @@ def uncertain(inputs):
   return student, teacher, inputs.floats(len(student))
 
 
+def labeled_pixels(inputs):
+  student, teacher = segmentation(inputs)
+  return student, teacher, inputs.integers(3, *student.shape[:3])
+
+
+def vit_tokens(inputs):
+  """Returns two shallow layers and the last one of both, and the masked tokens."""
+  batch, length, width = inputs.size((2, 4, 3), (64, 196, 384))
+  student, teacher = (
+    (inputs.floats(batch, 2, length, width), inputs.floats(batch, length, width)) for _ in range(2)
+  )
+  return student, teacher, inputs.integers(4, batch, length) < 2
+
+
+def adjacent_maps(inputs):
+  """Returns two layers each."""
+  shapes = inputs.size([(2, 3, 3, 6), (2, 2, 3, 5)], [(64, 16, 16, 64), (64, 8, 8, 128)])
+  return tuple(tuple(inputs.floats(*shape) for shape in shapes) for _ in range(2))
+
+
 def queue(inputs):
   student, teacher = inputs.pair((4, 6), (256, 128))
   return student, teacher, inputs.floats(inputs.size(5, 16384), student.shape[1])
@@ -257,6 +277,7 @@ CASES = [
   Case("dist", logits, {"beta": 2.0, "gamma": 1.5, "temperature": 4.0}, peer=TORCHDISTILL),
   Case("class_gram", logits, {"temperature": 4.0}),
   Case("batch_gram", logits, {"temperature": 4.0}),
+  Case("uskd", labeled, {"alpha": 0.5, "beta": 0.2, "mu": 0.1}),
   Case("sparse_kl", top_classes),
   Case("sparse_kl_conditional", top_classes),
   Case("sparse_kl_smoothed", top_classes),
@@ -288,6 +309,9 @@ CASES = [
   Case("pkt", rows, peer=TORCHDISTILL),
   Case("correlation_congruence", rows),
   Case("affinity", maps, images=True),
+  Case("ifv", labeled_pixels, {"num_classes": 3}, images=True),
+  Case("vitkd", vit_tokens, {"alpha": 0.3, "beta": 0.2}),
+  Case("kdsvd", adjacent_maps, {"k": 2}, images=True),
   Case("dark_rank", rows, {"alpha": 0.1, "beta": 3.0, "length": 3}),
   Case("correlation", rows),
   Case("info_nce", rows, {"temperature": 0.07}),

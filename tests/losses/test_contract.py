@@ -267,6 +267,9 @@ INVALID = {
   "momentum": (1.0, -0.1),
   "relation_heads": (0, 4),
   "length": (0,),
+  "num_classes": (0,),
+  "k": (0,),
+  "mu": (-0.1,),
   "head_mass": (0, 1.1),
   "threshold": (-0.1, 1.1),
   "teacher_mixing": (-0.1, 1.0),
@@ -279,7 +282,7 @@ def test_hyperparameters_outside_their_range_raise(case):
   args, loss = arguments(case), case.loss or getattr(losses, case.name)
   for name in set(INVALID) & set(case.kwargs):
     for value in INVALID[name]:
-      if case.name in ("dkd", "dark_rank") and (name, value) == ("alpha", 1.0):
+      if case.name in ("dkd", "dark_rank", "uskd", "vitkd") and (name, value) == ("alpha", 1.0):
         continue  # A weight here, a fraction of a mixture elsewhere.
       options = {**case.kwargs, name: value}
       with pytest.raises(ValueError, match=name):

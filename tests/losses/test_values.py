@@ -172,6 +172,87 @@ def test_sparse_jensen_shannon_is_at_most_the_full_one(rng):
   assert (two <= full).all() and (two > 0).all()
 
 
+def test_uskd_holds_its_soft_labels_constant():
+  rng = np.random.default_rng(0)
+  s, w = rng.normal(size=(2, 3, 4)).astype(np.float32)
+  y = np.array([2, 0, 3])
+  q = jax.nn.softmax(s)
+  confidence = q[np.arange(3), y] ** 2
+  soft = confidence + 1 - confidence.mean()
+  others = np.arange(4) != y[:, None]
+  score = np.where(others, q / (1 - q[np.arange(3), y][:, None]), 0)
+  score += np.where(others, jax.nn.softmax(np.where(others, w, -INF)), 0)
+  zipf = np.where(others, 1 / (1 + (score[:, None, :] > score[..., None]).sum(-1)), 0)
+  zipf /= zipf.sum(-1, keepdims=True)
+
+  def expected(s, w):
+    log_q, log_w = jax.nn.log_softmax(s), jax.nn.log_softmax(w)
+    target = 0.9 * ~others + 0.1 / 4
+    hard = -soft * log_q[np.arange(3), y]
+    rest = -(zipf * jax.nn.log_softmax(jnp.where(others, s, -1e30))).sum(-1)
+    return (hard + 0.1 * rest - 0.005 * (target * log_w).sum(-1)).mean()
+
+  with quick_compilation():
+    gradients = [
+      jax.jit(jax.grad(f, (0, 1)))(s, w) for f in (expected, lambda s, w: public.uskd(s, w, y))
+    ]
+  for a, b in zip(*gradients):
+    np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-7)
+
+
+def test_label_that_is_no_class_makes_uskd_nan_unless_masked():
+  z, y = np.zeros((2, 3), np.float32), np.array([1, -1])
+  with quick_compilation():
+    assert jnp.isnan(losses.uskd(z, z, y))
+    value = losses.uskd(z, z, y, where=np.array([True, False]))
+  np.testing.assert_allclose(value, np.log(3) * 1.005 + 0.1 * np.log(2), rtol=1e-5)
+  with pytest.raises(ValueError, match="labels"):
+    public.uskd(z, z, np.ones(2))
+
+
+def test_ifv_ignores_pixels_of_other_labels(rng):
+  s, t = rng.normal(size=(2, 1, 2, 2, 3)).astype(np.float32)
+  t[0, 1, 1] = np.nan
+  y = np.array([[[0, 0], [0, 255]]])
+
+  def three_pixels(x):
+    return x.reshape(1, 1, 4, *x.shape[3:])[:, :, :3]
+
+  def value(t):
+    return public.ifv(s, t, y, num_classes=1)[0]
+
+  with quick_compilation():
+    value, gradient = jax.jit(jax.value_and_grad(value))(t)
+    expected = losses.ifv(*map(three_pixels, (s, t, y)), num_classes=1)
+    empty = losses.ifv(s, t, np.full((1, 1, 1), -1), num_classes=1)
+  np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+  assert np.isfinite(gradient).all() and (gradient[0, 1, 1] == 0).all() and empty == 0
+  for invalid in (np.zeros((1, 2, 2)), np.zeros((1, 4), int), np.zeros((2, 2, 2), int)):
+    with pytest.raises(ValueError, match="labels"):
+      public.ifv(s, s, invalid, num_classes=1)
+
+
+def test_vitkd_arguments_that_do_not_fit_raise():
+  x, masked = (np.ones((1, 2)), np.ones((1, 3, 2))), np.ones((1, 3), bool)
+  for args, field in [
+    ((x[0], x, masked), "student"),
+    ((x, x[:1], masked), "teacher"),
+    ((x, x, masked[:, :2]), "masked"),
+    ((x, x, np.ones((1, 3))), "masked"),
+    ((x[:1] * 2, x[:1] * 2, masked), "student"),
+  ]:
+    with pytest.raises(ValueError, match=f"^{field}"):
+      public.vitkd(*args)
+
+
+def test_gradient_of_kdsvd_is_finite_where_singular_values_are_equal():
+  rotation = np.eye(4, dtype=np.float32).reshape(1, 2, 2, 4)
+  maps = (rotation, 2 * rotation), (rotation + 1, rotation[..., ::-1])
+  with quick_compilation():
+    gradients = jax.jit(jax.grad(lambda s, t: public.kdsvd(s, t, k=2).sum(), (0, 1)))(*maps)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
+
+
 def test_binary_kl_has_its_derivative_where_logits_are_zero():
   gradients = jax.jit(jax.grad(losses.binary_kl, (0, 1)))(
     jnp.array([0.0, 1.0, 0.0]), jnp.array([0.0, 0.0, 2.0])

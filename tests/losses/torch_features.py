@@ -152,6 +152,44 @@ def correlation_congruence(student, teacher):
   return F.mse_loss(kernel(student), kernel(teacher))
 
 
+def ifv(student, teacher, labels, *, num_classes):
+  labels = labels[:, 0] if labels.ndim == 4 else labels
+  classes = F.one_hot(labels, num_classes).flatten(1, 2).to(student.dtype)
+
+  def cosines(x):
+    x = x.flatten(2).transpose(1, 2)
+    means = classes.transpose(1, 2) @ x / classes.sum(1)[..., None].clamp(min=1)
+    return F.cosine_similarity(x, classes @ means, dim=-1)
+
+  return F.mse_loss(cosines(student), cosines(teacher))
+
+
+def vitkd(student, teacher, masked, *, alpha, beta):
+  shallow, deep = (F.mse_loss(s, t, reduction="none") for s, t in zip(student, teacher))
+  masked = masked.to(deep.dtype)
+  generation = (deep.sum(2) * masked).sum(1) * masked.shape[1] / masked.sum(1)
+  return (alpha * shallow.flatten(1).sum(1) + beta * generation).mean()
+
+
+def kdsvd(student, teacher, *, k):
+  def directions(s, t):
+    s, t = (torch.linalg.svd(x.flatten(2).transpose(1, 2)) for x in (s, t))
+    s, t, values = s.Vh[:, : k + 3].mT, t.Vh[:, :k].mT, F.normalize(t.S[:, :k])[:, None]
+    t = t * t.gather(1, t.abs().argmax(1, keepdim=True)).sign()
+    cosines = s.mT @ t
+    nearest = cosines.abs().argmax(1, keepdim=True)
+    s = s.gather(2, nearest.expand(-1, s.shape[1], -1)) * cosines.gather(1, nearest).sign()
+    return s * values, t * values
+
+  def kernel(a, b):
+    return torch.exp(-((a[:, :, None] - b[:, None]) ** 2) / 8)
+
+  layers = [directions(s, t) for s, t in zip(student, teacher)]
+  return sum(
+    (kernel(b[0], a[0]) - kernel(b[1], a[1])).pow(2).sum() for a, b in zip(layers, layers[1:])
+  ) / len(student[0])
+
+
 def dark_rank(student, teacher, *, alpha, beta, length):
   s, t = (torch.cdist(x, x) for x in (student, teacher))
   nearest = t.argsort(1)[:, 1 : length + 1]

@@ -148,6 +148,19 @@ def ofa(student, teacher, labels, *, eps):
   return -(raised * torch.log_softmax(student, -1)).sum(-1).mean()
 
 
+def uskd(student, weak, labels, *, alpha, beta, mu):
+  target = F.one_hot(labels, student.shape[1]).bool()
+  log_q_label = torch.log_softmax(student, -1)[target]
+  confidence = log_q_label.exp().detach() ** 2
+  others, weak_others = (x[~target].reshape(len(x), -1) for x in (student, weak))
+  score = torch.softmax(others, -1) + torch.softmax(weak_others, -1)
+  zipf = 1 / (1 + score.argsort(-1, descending=True).argsort(-1))
+  zipf = (zipf / zipf.sum(-1, keepdim=True)).to(student.dtype)
+  hard = -((confidence + 1 - confidence.mean()) * log_q_label).mean()
+  smoothed = F.cross_entropy(weak, labels, label_smoothing=0.1)
+  return alpha * hard + beta * F.cross_entropy(others, zipf) + mu * smoothed
+
+
 def dist(student, teacher, *, beta, gamma, temperature):
   return mid_level.DISTLoss(**PATH, beta=beta, gamma=gamma, tau=temperature)(*io(student, teacher))
 

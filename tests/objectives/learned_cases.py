@@ -34,7 +34,10 @@ def outputs():
     "where": WHERE,
     "boxes": np.concatenate([boxes, boxes + rng.uniform(0, 6, boxes.shape)], -1).astype(np.float32),
     "boxes_valid": rng.random((ROWS, 3)) > 0.3,
+    "label": rng.integers(0, 12, ROWS).astype(np.int32),
   }
+  student |= {"first": rows(5, 6), "last": rows(5, 6)}
+  teacher |= {"first": rows(5, 9), "last": rows(5, 9)}
   return student, teacher, batch
 
 
@@ -98,6 +101,24 @@ def vid_flat(p, state, s, t, batch):
 def pad(p, state, s, t, batch):
   log_variance = connect(p["head"], s["one"].mean((1, 2)))[:, 0]
   return loss("pad", halved(dense(p["align"], s["one"])), t["one"], log_variance), state
+
+
+def uskd(p, state, s, t, batch):
+  weak = dense(p, s["two"].mean((1, 2)))
+  rows = (x[WHERE] for x in (s["flat"], weak, batch["label"]))
+  return loss("uskd", *rows, alpha=0.5, mu=0.1), state
+
+
+def vitkd(p, state, s, t, batch):
+  first, last = (
+    dense(p["align"][str(i)], s[name])[:, 1:] for i, name in enumerate(("first", "last"))
+  )
+  rank = np.argsort(np.argsort(jax.random.uniform(KEY, (ROWS, 4))))
+  masked = rank >= 2
+  x = np.where(masked[..., None], p["mask_token"], last).reshape(ROWS, 2, 2, 9)
+  x = conv(p["generator"]["1"], np.maximum(conv(p["generator"]["0"], x), 0)).reshape(ROWS, 4, 9)
+  sides = (first[:, None], x), (t["first"][:, None, 1:], t["last"][:, 1:])
+  return loss("vitkd", *sides, masked, beta=1e-4), state
 
 
 def srd(p, state, s, t, batch):
@@ -199,6 +220,11 @@ CASES = {
   "vid": (lambda: objectives.vid("one", "one"), vid),
   "vid_flat": (lambda: objectives.vid("flat", "flat"), vid_flat),
   "pad": (lambda: objectives.pad("one", "one"), pad),
+  "uskd": (lambda: objectives.uskd("two", output="flat", alpha=0.5, mu=0.1), uskd),
+  "vitkd": (
+    lambda: objectives.vitkd(("first", "last"), ("first", "last"), prefix_tokens=1, beta=1e-4),
+    vitkd,
+  ),
   "srd": (lambda: objectives.srd("flat", "flat"), srd),
   "vkd": (lambda: objectives.vkd("flat", "flat"), vkd),
   "ofd": (lambda: objectives.ofd("one", "one", MARGIN), ofd),

@@ -162,6 +162,11 @@ def test_learned_compares_trees_of_outputs():
     (lambda: objectives.crd("flat", "flat", 1), "examples"),
     (lambda: objectives.crd("flat", "flat", 2, negatives=0), "negatives"),
     (lambda: objectives.queue_similarity("flat", "flat", size=0), "size"),
+    (lambda: objectives.vitkd("last", "last"), "student, teacher"),
+    (lambda: objectives.vitkd(("last",), ("last",)), "student, teacher"),
+    (lambda: objectives.vitkd(("first", "last"), ("last",)), "student, teacher"),
+    (lambda: objectives.vitkd(("first", "last"), ("last",) * 2, mask_fraction=0), "mask_fraction"),
+    (lambda: objectives.vitkd(("first", "last"), ("last",) * 2, prefix_tokens=-1), "prefix_tokens"),
   ],
 )
 def test_invalid_argument_raises_at_once(make, field):
@@ -185,6 +190,15 @@ def test_invalid_argument_raises_at_once(make, field):
     (lambda: objectives.dino("flat", "flat"), r"\[B, V, K\]"),
     (lambda: objectives.queue_similarity("one", "flat"), r"\[B, C\]"),
     (lambda: objectives.activation_boundary("one", "one", margin=-1.0), "margin"),
+    (lambda: objectives.pad("one", "flat"), "ranks"),
+    (lambda: objectives.uskd("two", output="one"), "feature: "),
+    (lambda: objectives.uskd("tow", output="flat"), "tow: .*'two'"),
+    (lambda: objectives.vitkd(("first", "last"), ("first", "last")), "prefix_tokens: .* 5 of 5"),
+    (lambda: objectives.vitkd(("one", "last"), ("one", "last"), prefix_tokens=1), "3 axes"),
+    (
+      lambda: objectives.vitkd(("first", "last"), ("first", "last"), prefix_tokens=1, alpha=-1.0),
+      "alpha",
+    ),
   ],
 )
 def test_outputs_that_do_not_fit_raise_in_init(make, field):
@@ -194,7 +208,7 @@ def test_outputs_that_do_not_fit_raise_in_init(make, field):
 
 
 def test_missing_entry_of_the_batch_raises():
-  for name, entry in (("crd", "id"), ("fgd", "boxes")):
+  for name, entry in (("crd", "id"), ("fgd", "boxes"), ("uskd", "label")):
     term, params, state, _ = problem(name)
     with pytest.raises(ValueError, match=f"^{entry}: "):
       term.apply(params, state, *outputs()[:2], {"image": 0}, step=0, key=KEY)

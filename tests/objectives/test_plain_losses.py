@@ -42,23 +42,32 @@ def test_features_take_each_loss(rng):
   terms = {
     "l1": features("map", "map", losses.l1),
     "affinity": features("map", "wide", losses.affinity, project=False),
+    "ifv": features(
+      "map", "wide", losses.ifv, project=False, entries={"labels": "label"}, num_classes=2
+    ),
+    "kdsvd": features(("map", "map"), ("map", "map"), losses.kdsvd),
     "dark_rank": features("flat", "flat", losses.dark_rank, alpha=0.1),
     "correlation": features("flat", "flat", losses.correlation),
   }
 
+  label = rng.choice([0, 1, -1], size=(4, 4, 3))
+
   @jax.jit
-  def expected(student, teacher):
+  def expected(student, teacher, label):
+    maps = (student["map"],) * 2, (teacher["map"],) * 2
     return {
       "l1": losses.l1(student["map"], teacher["map"]).mean(),
       "affinity": losses.affinity(student["map"], teacher["wide"]).mean(),
+      "ifv": losses.ifv(student["map"], teacher["wide"], label, num_classes=2).mean(),
+      "kdsvd": losses.kdsvd(*maps).mean(),
       "dark_rank": losses.dark_rank(student["flat"], teacher["flat"], alpha=0.1),
       "correlation": losses.correlation(student["flat"], teacher["flat"]),
     }
 
   sides = [{name: without_masked_row(x) for name, x in side.items()} for side in (student, teacher)]
-  values = values_of(terms, *sides, {"where": WHERE})
+  values = values_of(terms, *sides, {"where": WHERE, "label": label})
   valid = [{name: x[WHERE] for name, x in side.items()} for side in sides]
-  for name, value in expected(*valid).items():
+  for name, value in expected(*valid, label[WHERE]).items():
     np.testing.assert_allclose(values[name], value, rtol=1e-5, err_msg=name)
 
 

@@ -1,0 +1,96 @@
+"""A term over the patch tokens of vision transformers, [B, N, C]."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax import losses
+from distill_jax.objectives.learned import check_pair, learned
+from distill_jax.objectives.parts import align, align_init, stack, stack_init
+from distill_jax.objectives.terms import Term
+from distill_jax.types import Variables
+
+
+def vitkd(
+  student: tuple[str, ...],
+  teacher: tuple[str, ...],
+  *,
+  mask_fraction: float = 0.5,
+  prefix_tokens: int = 0,
+  **hyperparameters: Any,
+) -> Term:
+  """ViTKD: `losses.vitkd`, shallow layers by linear maps and the last one by a generator.
+
+  The generator is two 3x3 convolutions over the grid of patches with a ReLU between; a learned
+  token replaces the masked ones. Each step samples the mask of each row again; under an axis name
+  every device samples the same ones for its rows. Weight 1 (Yang et al. 2022, arXiv:2209.02432):
+  the weights are `alpha` and `beta`.
+
+  Args:
+    student, teacher: as many names of tokens [B, N, C], from shallow to deep: layers 1 and 2 and
+      the last one in the paper.
+    mask_fraction: fraction in (0, 1) of the patches that is masked, lambda in the paper.
+    prefix_tokens: number of tokens before the patches, such as a class token; they are left out.
+    **hyperparameters: `alpha`, `beta` of the loss.
+
+  Raises:
+    ValueError: at once, fewer than two names or different numbers of them, or mask_fraction or
+      prefix_tokens out of range; in init, outputs that are not tokens of as many rows and as long,
+      shallow layers of other widths, or patches that are no square.
+  """
+  is_name = isinstance(student, str) or isinstance(teacher, str)
+  if is_name or len(student) != len(teacher) or len(student) < 2:
+    raise ValueError(
+      "student, teacher: expected tuples of as many names, two or more, got "
+      f"{student!r} and {teacher!r}"
+    )
+  if not 0 < mask_fraction < 1:
+    raise ValueError(f"mask_fraction: expected a number in (0, 1), got {mask_fraction}")
+  if prefix_tokens < 0:
+    raise ValueError(f"prefix_tokens: expected an integer >= 0, got {prefix_tokens}")
+
+  def init(key, s, t):
+    for s_tokens, t_tokens in zip(s, t):
+      check_pair(s_tokens, t_tokens, rank=3)
+    _check_tokens(t, prefix_tokens)
+    keys = jax.random.split(key, len(s) + 1)
+    width = t[-1].shape[-1]
+    params = {
+      "align": {str(i): align_init(keys[i], *pair) for i, pair in enumerate(zip(s, t))},
+      "mask_token": jnp.zeros(width),
+      "generator": stack_init(keys[-1], (width, width, width), window=(3, 3)),
+    }
+    return Variables(params, {})
+
+  def apply(params, state, s, t, *, key):
+    s = [align(params["align"][str(i)], x, t[i])[:, prefix_tokens:] for i, x in enumerate(s)]
+    t = [x[:, prefix_tokens:] for x in t]
+    masked = _random_mask(key, t[-1].shape[:2], mask_fraction)
+    x = jnp.where(masked[..., None], params["mask_token"].astype(s[-1].dtype), s[-1])
+    side = math.isqrt(x.shape[1])
+    generated = stack(params["generator"], x.reshape(x.shape[0], side, side, -1)).reshape(x.shape)
+    sides = (jnp.stack(s[:-1], 1), generated), (jnp.stack(t[:-1], 1), t[-1])
+    return losses.vitkd(*sides, masked, **hyperparameters), state
+
+  return learned(student, teacher, init, apply)
+
+
+def _check_tokens(t: tuple[jax.Array, ...], prefix_tokens: int) -> None:
+  patches = t[-1].shape[1] - prefix_tokens
+  if patches < 1 or math.isqrt(patches) ** 2 != patches:
+    raise ValueError(
+      f"prefix_tokens: expected a square number of patches after them, got {patches} of "
+      f"{t[-1].shape[1]} tokens: a class token counts as 1"
+    )
+  if len({x.shape for x in t[:-1]}) > 1:
+    raise ValueError(
+      f"teacher: expected shallow layers of one shape, got {[tuple(x.shape) for x in t[:-1]]}"
+    )
+
+
+def _random_mask(key: jax.Array, shape: tuple[int, int], fraction: float) -> jax.Array:
+  """Returns bool [B, N], True at a random ceil(N fraction) tokens of each row."""
+  rank = jax.random.uniform(key, shape).argsort(-1).argsort(-1)
+  return rank >= int(shape[1] * (1 - fraction))
