@@ -69,8 +69,9 @@ def uskd(
   exists = (log_q != -jnp.inf) | (log_w != -jnp.inf)
   target = _softmax.one_hot(labels, log_q.shape)
   log_q_y = _softmax.log_gather(log_q, target)
+  # From the logits: log-probabilities have lost digits where the target's dominates.
   others_q, others_w = (
-    _softmax.log_softmax(jnp.where(target, -jnp.inf, x)) for x in (log_q, log_w)
+    _softmax.log_softmax(jnp.where(target, -jnp.inf, z)) for z in (student, weak)
   )
   confidence = jax.lax.stop_gradient(jnp.where(where, jnp.exp(2 * log_q_y), 0))
   soft = confidence + 1 - confidence.sum() / _rows.count(where, confidence.dtype)

@@ -339,3 +339,24 @@ PUBLISHED = {  # Inputs of test_golden.py for what published packages define in 
   "two_layers": tuple((_INPUTS.floats(3, 4, 4, 5), _INPUTS.floats(3, 4, 4, 1)) for _ in range(2)),
   "memory": memory(_INPUTS),
 }
+
+
+def repository_inputs() -> dict[str, Any]:
+  """Returns the inputs of make_golden_repositories.py and test_golden_repositories.py."""
+  inputs = Inputs(real=False)
+  student, weak = logits(inputs)
+  tokens = inputs.pair((2, 3, 7), ())
+  scores_ = tuple(np.abs(x) for x in scores(inputs))
+  layers_ = tuple((inputs.floats(2, 3, 3, 6), inputs.floats(2, 2, 2, 5)) for _ in range(2))
+  pixels = inputs.integers(4, 2, 6, 8)
+  return {
+    "rows": rows(inputs),
+    "labeled": (student, weak, inputs.integers(7, len(student))),
+    "rarest": (student, student[:, ::-1] / 2 + student, student.argmin(-1)),
+    "tokens": (*tokens, inputs.integers(7, 2, 3)),
+    "scores": scores_,
+    "maps": (*segmentation(inputs), np.where(pixels == 3, 255, pixels)),
+    "layers": layers_,
+    "vit": vit_tokens(inputs)[:2],
+    "masked": np.tile([True, False, False, True], (2, 1)),
+  }
