@@ -17,7 +17,7 @@ BiT-M-R152x2-ILSVRC2012.npz fits as well. Without `teacher_weights` a teacher is
 only on ImageNet, which the authors do not do. Their best ResNet-50 reaches 82.8 %. ImageNet is
 TFDS's `imagenet2012`, prepared as ArrayRecord.
 
-The cost of a step, without a TPU (`pip install 'distill-jax[tpu]'`; 3 to 6 minutes on two cores, 7
+The cost of a step, without a TPU (`pip install '.[tpu]'`; 3 to 6 minutes on two cores, 7
 GB of memory):
 
 python -m distill_jax --config=configs/imagenet_patient.py --compile_for=v5e:16x16

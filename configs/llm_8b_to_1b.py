@@ -10,7 +10,7 @@ and the student learns from them with all others as one more class. The teacher'
 that Meta released, as `safetensors` with their config.json and tokenizer.json. Steps and learning
 rates are a starting point for a search: this has never been trained, and never run on a TPU.
 
-The cost of a step, without a TPU (`pip install 'distill-jax[tpu]'`; 3 minutes on two cores, 5 GB of
+The cost of a step, without a TPU (`pip install '.[tpu]'`; 3 minutes on two cores, 5 GB of
 memory); with --config.cache=gs://bucket/cache it is that of a step from the cache, which need not
 exist:
 

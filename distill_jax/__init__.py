@@ -7,6 +7,7 @@ Subpackages are imported when they are first used: `import distill_jax` imports 
 import importlib
 from typing import Any
 
+from distill_jax.errors import naming_extras
 from distill_jax.version import __version__
 
 _SUBPACKAGES = (
@@ -32,7 +33,8 @@ def __getattr__(name: str) -> Any:
   if name in _SUBPACKAGES:
     return importlib.import_module(f"distill_jax.{name}")
   if name == "load_student":
-    return importlib.import_module("distill_jax.storage.student").load_student
+    with naming_extras():
+      return importlib.import_module("distill_jax.storage.student").load_student
   raise AttributeError(f"module 'distill_jax' has no attribute {name!r}")
 
 

@@ -1,7 +1,10 @@
-"""Suggests names in error messages."""
+"""Suggests names and packages in error messages."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+_EXTRAS = {"keras": "keras", "libtpu": "tpu", "qwix": "quantize"}
 
 
 def suggest(name: str, candidates: Iterable[object]) -> str:
@@ -13,3 +16,30 @@ def suggest(name: str, candidates: Iterable[object]) -> str:
   names = sorted(map(str, candidates))
   nearest = difflib.get_close_matches(name, names, n=1)
   return f"; did you mean {nearest[0]!r}?" if nearest else f"; there are {names}"
+
+
+def install_hint(package: str) -> str:
+  """Returns the end of a message about a package that is not installed: the extra that has it.
+
+  >>> install_hint("qwix")
+  "install distill-jax with its extra 'quantize', in a checkout: pip install '.[quantize]'"
+  """
+  extra = _EXTRAS.get(package, "train")
+  return f"install distill-jax with its extra {extra!r}, in a checkout: pip install '.[{extra}]'"
+
+
+@contextlib.contextmanager
+def naming_extras() -> Iterator[None]:
+  """Lets failed imports say which extra has the package.
+
+  Raises:
+    ModuleNotFoundError: a package is not installed.
+  """
+  try:
+    yield
+  except ModuleNotFoundError as error:
+    package = (error.name or "distill_jax").split(".")[0]
+    if package == "distill_jax" or isinstance(error.__cause__, ModuleNotFoundError):
+      raise
+    message = f"{package}: expected an installed package, got none: {install_hint(package)}"
+    raise ModuleNotFoundError(message, name=error.name) from error

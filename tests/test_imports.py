@@ -22,7 +22,8 @@ FLOORS = [
   ["jobs", "__main__"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-EXTRAS = "flax optax orbax grain tensorflow_datasets tensorflow sklearn matplotlib keras".split()
+EXTRAS = "flax optax orbax grain tensorflow_datasets sklearn matplotlib keras PIL".split()
+NEED_EXTRAS = "cache compression.sizes cost data models report tasks teachers train".split()
 
 
 def modules(root):
@@ -125,6 +126,32 @@ def test_losses_need_only_jax():
     "losses = distill_jax.losses\n"
     "missing = [name for name in losses.__all__ if not hasattr(losses, name)]\n"
     "assert not missing, missing\n"
+  )
+  assert result.returncode == 0, result.stderr
+
+
+def test_missing_packages_name_their_extra():
+  result = run_python(
+    "import importlib, sys\n"
+    f"for name in {EXTRAS}: sys.modules[name] = None\n"
+    f"for name in {NEED_EXTRAS}:\n"
+    "  try: importlib.import_module('distill_jax.' + name)\n"
+    "  except ModuleNotFoundError as error: assert '[train]' in str(error), error\n"
+    "  else: raise AssertionError(name)\n"
+  )
+  assert result.returncode == 0, result.stderr
+
+
+def test_star_import_of_models_needs_no_keras():
+  result = run_python(
+    "import sys\n"
+    "sys.modules['keras'] = None\n"
+    "from distill_jax.models import *\n"
+    "from distill_jax import models\n"
+    "assert from_nnx and {'from_keras', 'to_keras'} <= set(dir(models))\n"
+    "try: models.from_keras\n"
+    "except ImportError as error: assert '[keras]' in str(error), error\n"
+    "else: raise AssertionError\n"
   )
   assert result.returncode == 0, result.stderr
 

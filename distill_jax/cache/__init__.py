@@ -23,19 +23,22 @@ what a cache holds, `verify` compares random rows with the teacher, and `check_r
 `check_teacher` reject a cache of other data or of another teacher.
 """
 
-from distill_jax.cache.codecs.dense_codec import Dense
-from distill_jax.cache.codecs.estimates import Estimate, estimate
-from distill_jax.cache.codecs.random_sampling import RandomSampling
-from distill_jax.cache.codecs.top_k import TopK
-from distill_jax.cache.compatibility import check_run, check_teacher, check_teacher_weights
-from distill_jax.cache.identity import vocabulary
-from distill_jax.cache.inspection import describe
-from distill_jax.cache.reader import Cache, open_cache
-from distill_jax.cache.store.manifest import Mismatch
-from distill_jax.cache.store.records import CorruptCache
-from distill_jax.cache.store.shards import Incomplete
-from distill_jax.cache.teacher.agreement import Agreement, verify
-from distill_jax.cache.writer import write_cache
+from distill_jax.errors import naming_extras
+
+with naming_extras():
+  from distill_jax.cache.codecs.dense_codec import Dense
+  from distill_jax.cache.codecs.estimates import Estimate, estimate
+  from distill_jax.cache.codecs.random_sampling import RandomSampling
+  from distill_jax.cache.codecs.top_k import TopK
+  from distill_jax.cache.compatibility import check_run, check_teacher, check_teacher_weights
+  from distill_jax.cache.identity import vocabulary
+  from distill_jax.cache.inspection import describe
+  from distill_jax.cache.reader import Cache, open_cache
+  from distill_jax.cache.store.manifest import Mismatch
+  from distill_jax.cache.store.records import CorruptCache
+  from distill_jax.cache.store.shards import Incomplete
+  from distill_jax.cache.teacher.agreement import Agreement, verify
+  from distill_jax.cache.writer import write_cache
 
 __all__ = [
   "Agreement",

@@ -14,3 +14,8 @@ None of them needs this package's trainer. Parameters are selected by a regular 
 found in their path, such as `r"conv/kernel$"`; in a train state the paths of the student's
 parameters begin with `student/`.
 """
+
+from distill_jax.errors import naming_extras
+
+with naming_extras():
+  import optax  # noqa: F401  (nearly all modules are optax transformations)

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from distill_jax import compat
+from distill_jax.errors import install_hint
 from distill_jax.types import Variables
 
 _LAYERS = ("dot_general", "conv_general_dilated")
@@ -113,7 +114,7 @@ def _import_qwix() -> Any:
   try:
     import qwix
   except ImportError as error:
-    raise ImportError("quantization needs qwix: pip install 'distill-jax[quantize]'") from error
+    raise ImportError(f"quantization needs qwix: {install_hint('qwix')}") from error
   return qwix
 
 

@@ -9,11 +9,14 @@ No program of so many FLOPs is faster than its lower bound: real steps take long
 measures models on the device that is there.
 """
 
-from distill_jax.cost.analysis import Analysis, Parts
-from distill_jax.cost.chips import CHIPS, Chip
-from distill_jax.cost.compiling import Compiled, Memory
-from distill_jax.cost.hlo import Collective, Loop
-from distill_jax.cost.steps import compile_for
+from distill_jax.errors import naming_extras
+
+with naming_extras():
+  from distill_jax.cost.analysis import Analysis, Parts
+  from distill_jax.cost.chips import CHIPS, Chip
+  from distill_jax.cost.compiling import Compiled, Memory
+  from distill_jax.cost.hlo import Collective, Loop
+  from distill_jax.cost.steps import compile_for
 
 __all__ = [
   "CHIPS",

@@ -19,6 +19,7 @@ from jax.sharding import AxisType
 
 from distill_jax.cost.chips import topology_options
 from distill_jax.cost.compiling import Compiled, Program, compile_on, from_json, to_json
+from distill_jax.errors import install_hint
 
 _JOB, _RESULT = "job.json", "result.json"
 # No metadata server is asked, no chip is searched for, and two of these processes may run at once.
@@ -53,8 +54,8 @@ def compile_for_tpu(
   """
   if importlib.util.find_spec("libtpu") is None:
     raise ImportError(
-      "topology: compiling for a TPU needs libtpu (but no TPU): pip install 'distill-jax[tpu]', or "
-      "use 'cpu'"
+      "topology: compiling for a TPU needs libtpu (but no TPU): "
+      f"{install_hint('libtpu')}, or use 'cpu'"
     )
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)

@@ -7,13 +7,16 @@ of tokens, in memory (`text.load`) or from a file that is mapped into memory (`t
 `text.stream`).
 """
 
-from distill_jax.data.arrays import to_batch
-from distill_jax.data.augment import augmentation, cutmix, flip, mixup, shift_crop
-from distill_jax.data.batches import batches, eval_batches
-from distill_jax.data.checks import UNLABELED, check_batch, check_labels, count_rows
-from distill_jax.data.iterators import Pipeline, from_iterable
-from distill_jax.data.source import Source
-from distill_jax.data.split import label_fraction, leave_out_classes, split, unlabeled
+from distill_jax.errors import naming_extras
+
+with naming_extras():
+  from distill_jax.data.arrays import to_batch
+  from distill_jax.data.augment import augmentation, cutmix, flip, mixup, shift_crop
+  from distill_jax.data.batches import batches, eval_batches
+  from distill_jax.data.checks import UNLABELED, check_batch, check_labels, count_rows
+  from distill_jax.data.iterators import Pipeline, from_iterable
+  from distill_jax.data.source import Source
+  from distill_jax.data.split import label_fraction, leave_out_classes, split, unlabeled
 
 __all__ = [
   "UNLABELED",

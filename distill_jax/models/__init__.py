@@ -41,36 +41,43 @@ your own network store less for the backward pass.
 
 from typing import Any
 
-from distill_jax.models.adapters.functions import from_apply
-from distill_jax.models.adapters.linen import from_linen
-from distill_jax.models.adapters.nnx import from_nnx
-from distill_jax.models.cohort import cohort, member
-from distill_jax.models.precision import cast
-from distill_jax.models.remat import rematerialized
-from distill_jax.models.weight_outputs import with_weights
-from distill_jax.models.weights import load_weights, pretrained, torch_kernel
+from distill_jax.errors import naming_extras
+
+with naming_extras():
+  from distill_jax.models.adapters.functions import from_apply
+  from distill_jax.models.adapters.linen import from_linen
+  from distill_jax.models.adapters.nnx import from_nnx
+  from distill_jax.models.cohort import cohort, member
+  from distill_jax.models.precision import cast
+  from distill_jax.models.remat import rematerialized
+  from distill_jax.models.weight_outputs import with_weights
+  from distill_jax.models.weights import load_weights, pretrained, torch_kernel
 
 __all__ = [
   "cast",
   "cohort",
   "from_apply",
-  "from_keras",
   "from_linen",
   "from_nnx",
   "load_weights",
   "member",
   "pretrained",
   "rematerialized",
-  "to_keras",
   "torch_kernel",
   "with_weights",
 ]
 
+# Imported on first use, and not by `import *`: Keras is an extra and takes seconds to import.
+_KERAS = ("from_keras", "to_keras")
+
 
 def __getattr__(name: str) -> Any:
-  # Imported on first use: Keras is an extra, and importing it takes seconds.
-  if name in ("from_keras", "to_keras"):
+  if name in _KERAS:
     from distill_jax.models.adapters import keras
 
     return getattr(keras, name)
   raise AttributeError(f"module 'distill_jax.models' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  return sorted([*globals(), *_KERAS])

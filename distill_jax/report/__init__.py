@@ -5,7 +5,10 @@ names the metrics and adds its own blocks (`Task.figures`).
 `python -m distill_jax.report` makes tables over several runs.
 """
 
-from distill_jax.report.entries import BATCH, Entry
-from distill_jax.report.pages import write
+from distill_jax.errors import naming_extras
+
+with naming_extras():
+  from distill_jax.report.entries import BATCH, Entry
+  from distill_jax.report.pages import write
 
 __all__ = ["BATCH", "Entry", "write"]

@@ -8,14 +8,17 @@ pure functions. `Task.with_metric` adds a score of your own; `infer` chooses a t
 outputs and labels, where that is safe.
 """
 
-from distill_jax.tasks.classification import classification
-from distill_jax.tasks.inference import infer
-from distill_jax.tasks.language_modeling import language_modeling
-from distill_jax.tasks.multi_label import multi_label
-from distill_jax.tasks.objective_terms import objective_terms
-from distill_jax.tasks.regression import regression
-from distill_jax.tasks.segmentation import segmentation
-from distill_jax.types import Metric, Task
+from distill_jax.errors import naming_extras
+
+with naming_extras():
+  from distill_jax.tasks.classification import classification
+  from distill_jax.tasks.inference import infer
+  from distill_jax.tasks.language_modeling import language_modeling
+  from distill_jax.tasks.multi_label import multi_label
+  from distill_jax.tasks.objective_terms import objective_terms
+  from distill_jax.tasks.regression import regression
+  from distill_jax.tasks.segmentation import segmentation
+  from distill_jax.types import Metric, Task
 
 __all__ = [
   "Metric",

@@ -4,6 +4,7 @@ import numpy as np
 
 from distill_jax.data.source import Source
 from distill_jax.data.split import hash_ids, stratified_mask
+from distill_jax.errors import install_hint
 
 
 def load() -> dict[str, Source]:
@@ -22,7 +23,7 @@ def load() -> dict[str, Source]:
   try:
     from sklearn.datasets import load_digits
   except ImportError as error:
-    raise ImportError("digits needs scikit-learn: pip install 'distill-jax[train]'") from error
+    raise ImportError(f"digits needs scikit-learn: {install_hint('sklearn')}") from error
   digits = load_digits()
   ids = np.arange(len(digits.target))
   arrays = {

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from distill_jax.errors import suggest
+from distill_jax.errors import install_hint, suggest
 from distill_jax.models.adapters.outputs import Features, as_mapping, as_outputs, select_inputs
 from distill_jax.trees import named_leaves
 from distill_jax.types import Batch, Model, Outputs, Tree, Variables
@@ -23,7 +23,7 @@ try:
   # Private: `keras.utils.clear_session` resets names and seeds, but nothing public restores them.
   from keras.src.backend.common import global_state
 except ImportError as error:  # Keras imports its backend at once; the default one is TensorFlow.
-  raise ImportError(f"{_BACKEND}, and install distill-jax[keras] ({error})") from error
+  raise ImportError(f"{_BACKEND}, and {install_hint('keras')} ({error})") from error
 if keras.backend.backend() != "jax":
   raise ImportError(f"{_BACKEND}; it runs on {keras.backend.backend()}")
 
