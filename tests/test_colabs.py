@@ -1,6 +1,7 @@
 """Runs the notebooks from top to bottom in a fresh kernel; `--slow` checks their scores."""
 
 import base64
+import importlib.metadata
 import os
 import re
 import struct
@@ -13,6 +14,7 @@ import nbclient
 import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
+from IPython.utils.text import DollarFormatter
 
 ROOT = Path(__file__).parent.parent
 PICTURES = {"quickstart": 4, "bring_your_own_model": 2, "losses": 5, "language": 2}
@@ -82,21 +84,51 @@ def test_notebook_is_stored_without_outputs(name):
   assert all(cell.outputs == [] and cell.execution_count is None for cell in code(book))
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
-@pytest.mark.parametrize("on_colab", [True, False])
-def test_only_colab_installs(name, on_colab, monkeypatch):
+def install_commands(name, on_colab, monkeypatch, repository=""):
+  """Returns the pip commands of the first cell, with IPython's variables filled in."""
   commands = []
-  shell = types.SimpleNamespace(run_line_magic=lambda *magic: commands.append(magic))
+
+  def run_line_magic(magic, line):
+    assert magic == "pip"
+    commands.append(DollarFormatter().vformat(line, (), names))
+
+  names = {"get_ipython": lambda: types.SimpleNamespace(run_line_magic=run_line_magic)}
   for module in ("google", "google.colab"):
     monkeypatch.setitem(sys.modules, module, types.ModuleType(module) if on_colab else None)
   source = TransformerManager().transform_cell(code(read(name))[0].source)
-  exec(source, {"get_ipython": lambda: shell})
-  assert len(commands) == on_colab
-  for magic, line in commands:
-    extras = re.fullmatch(r'install -q "distill-jax\[([\w,]+)\]"', line)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert magic == "pip" and extras
-    assert set(extras[1].split(",")) <= set(project["optional-dependencies"])
+  assert source.startswith('REPOSITORY = ""')
+  exec(source.replace('""', repr(repository), 1), names)
+  return commands
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_only_colab_installs(name, monkeypatch):
+  monkeypatch.chdir(ROOT / "colabs")
+  assert install_commands(name, False, monkeypatch) == []
+  (command,) = install_commands(name, True, monkeypatch)
+  options, package, versions = re.fullmatch(r'(.+) "(.+)" (.+)', command).groups()
+  assert options == "install -q"
+  extras, address = re.fullmatch(r"distill-jax\[([\w,]+)\] @ (.+)", package).groups()
+  assert address == ROOT.resolve().as_uri()
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  assert "train" not in extras and set(extras.split(",")) <= set(project["optional-dependencies"])
+  names = ("jax", "jaxlib", "flax")
+  assert versions.split() == [f"{name}=={importlib.metadata.version(name)}" for name in names]
+
+
+def test_notebook_alone_installs_from_the_repository(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match=r"^REPOSITORY: "):
+    install_commands("losses", True, monkeypatch)
+  (command,) = install_commands("losses", True, monkeypatch, "https://host/repository")
+  assert '"distill-jax[colab] @ git+https://host/repository"' in command
+
+
+def test_colab_keeps_its_jax_and_flax():
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  names = {re.match(r"[\w-]+", line)[0] for line in project["optional-dependencies"]["colab"]}
+  assert not names & {"jax", "jaxlib", "flax", "libtpu", "distill-jax", "qwix"}
+  assert [line for line in project["dependencies"] if "<" in line or "==" in line] == []
 
 
 @pytest.mark.parametrize("name", ["bring_your_own_model", "language"])
