@@ -147,7 +147,10 @@ def _used_inputs(predict: _Predict, weights, batch: Batch) -> dict[str, jax.Shap
   """Returns the shapes of the entries that `predict` uses, with any number of rows."""
   # A program for any number of rows keeps every argument; one for this number drops those that it
   # does not use.
-  entries = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
+  entries = {
+    name: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+    for name, x in batch.items()
+  }
   exported = jax.export.export(jax.jit(predict), platforms=["cpu"])(weights, entries)
   (rows,) = jax.export.symbolic_shape("batch")
   names = [
