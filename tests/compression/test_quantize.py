@@ -198,5 +198,5 @@ def test_invalid_arguments_raise(rng, monkeypatch):
   with pytest.raises(ValueError, match="^activations: .* conv:"):
     quantize(net, variables, x, activations=False)
   monkeypatch.setitem(sys.modules, "qwix", None)
-  with pytest.raises(ImportError, match=r"distill-jax\[quantize\]"):
+  with pytest.raises(ImportError, match="'quantize'"):
     fake_quantize(net)

@@ -214,10 +214,12 @@ def full_disk():
 @pytest.mark.parametrize("surfaces_in", ["save", "close", "wait"])
 def test_full_disk_raises_and_older_checkpoints_stay(saved, surfaces_in):
   checkpoints = Checkpoints(saved, keep=1)
+  # Made before the disk is full, as a compilation writes to the shared cache of programs.
+  states = [make_state(3), make_state(4)]
   with full_disk(), pytest.raises(RuntimeError, match=r"checkpoint 3 of .*\[1, 2\]"):
-    checkpoints.save(make_state(3))
+    checkpoints.save(states[0])
     if surfaces_in == "save":
-      checkpoints.save(make_state(4))
+      checkpoints.save(states[1])
     checkpoints.close() if surfaces_in == "close" else checkpoints.wait()
   if surfaces_in != "close":
     assert checkpoints.steps() == [1, 2]
@@ -229,9 +231,10 @@ def test_full_disk_raises_and_older_checkpoints_stay(saved, surfaces_in):
 
 @orbax_gives_up
 def test_full_disk_during_replacement_keeps_the_old_one(saved):
+  other = make_state(2, seed=9)
   with Checkpoints(saved, keep=1) as checkpoints:
     with full_disk(), pytest.raises(RuntimeError, match=r"checkpoint 2 of .*\[1, 2\]"):
-      checkpoints.save(make_state(2, seed=9))
+      checkpoints.save(other)
       checkpoints.wait()
     assert_identical(checkpoints.restore(make_state()), make_state(2, seed=2))
   assert names(saved) == ["1", "2"]
