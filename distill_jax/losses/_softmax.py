@@ -19,7 +19,6 @@ def log_pair(
 ) -> tuple[jax.Array, jax.Array, Scalar]:
   """Returns log-probabilities of student and teacher, class axis last, and the temperature.
 
-
   A class is missing (-inf) where `class_mask` is False or its logit is -inf.
   """
   student, teacher = _checks.pair(student, teacher)
@@ -31,7 +30,6 @@ def log_pair(
 
 def log_softmax(z: jax.Array, axis: int = -1, mask: jax.Array | None = None) -> jax.Array:
   """Returns log softmax, `axis` moved last; -inf at missing classes, also where all are missing.
-
 
   Unlike `jax.nn.log_softmax` its gradient is finite for rows with missing classes. NaN stays NaN.
   """
@@ -96,7 +94,6 @@ def one_hot(labels: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
 
 def nan_at_invalid_labels(values: jax.Array, one_hot: jax.Array, log_q: jax.Array) -> jax.Array:
   """Returns `values`; NaN where the label is no existing class, 0 where a row has no class at all.
-
 
   jit cannot raise: NaN is what the train step reports, and a row masked out of the mean hides it.
   """

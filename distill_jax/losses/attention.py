@@ -116,7 +116,6 @@ def minilm_relations(
 ) -> jax.Array:
   """Sum over A in (queries, keys, values) of the mean KL of relations over heads and positions.
 
-
   A relation is softmax(A A' / sqrt(d_r)) with A split into `relation_heads` heads of width
   d_r, so that width and head count may differ.
 

@@ -22,7 +22,6 @@ def info_nce(
 ) -> jax.Array:
   """-mean_i log softmax_j(cos(s_i, t_j) / T)_i: each student row against the batch's teacher rows.
 
-
   One direction; for both add `info_nce(teacher, student)`. No factor T^2: T sharpens similarities
   here.
 

@@ -107,7 +107,6 @@ def attention_transfer(
 def nst(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
   """Squared MMD with the kernel (a'b)^2 between sets of channels, each a spatial map of norm 1.
 
-
   mean_ij (t_i't_j)^2 + mean_ij (s_i's_j)^2 - 2 mean_ij (s_i't_j)^2.
 
   Args:

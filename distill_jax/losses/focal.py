@@ -14,7 +14,6 @@ from distill_jax.losses._checks import Scalar
 class Context(NamedTuple):
   """One global context block: attention pooling over space, then a bottleneck added to the map.
 
-
   Attributes:
     attention: kernel [C] and bias [] of the pooling's scores.
     reduce: kernel [C, C/2] and bias [C/2].
@@ -53,7 +52,6 @@ def fgd_init(key: jax.Array, channels: int) -> tuple[Context, Context]:
 
 def box_weights(boxes: ArrayLike, valid: ArrayLike, *, height: int, width: int) -> jax.Array:
   """Returns the foreground of `fgd`: 1 / area of the smallest box at a position, 0 outside all.
-
 
   A box covers the positions from floor of its low edge to ceil of its high edge, both included, as
   in the reference code.

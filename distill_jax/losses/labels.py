@@ -1,6 +1,5 @@
 """Losses on logits and labels: student [..., C], teacher [..., C] and labels [...] give [...].
 
-
 Labels are integers: mixed labels (mixup, cutmix) have no target class. A label that is no existing
 class gives NaN for its row, which the train step reports; a row masked out of the mean (an ignore
 label) may have any label. In the formulas p = softmax(teacher / T), q = softmax(student / T), y =
@@ -135,7 +134,6 @@ def wsld(
 ) -> jax.Array:
   """T^2 (1 - exp(-CE_s / (CE_t + 1e-7))) CE(p, q): less weight where the student is already better.
 
-
   CE_s and CE_t are the cross entropies of student and teacher against the label at T = 1. The
   weight is a constant of the gradient (`stop_gradient`), as in the reference code.
 
@@ -180,7 +178,6 @@ def ofa(
   class_mask: ArrayLike | None = None,
 ) -> jax.Array:
   """-[(1 + p_y)^eps - 1] log q_y - sum_{c != y} p_c log q_c: a target raised by its confidence.
-
 
   eps = 1 is `soft_cross_entropy`. The paper raises the target's factor only; the reference code
   writes -sum_c [(p_c + 1_{c = y})^eps - 1_{c = y}] log q_c, which raises every class. The paper's

@@ -65,7 +65,6 @@ def layer_attention(
 ) -> jax.Array:
   """sum_t sum_s a_ts <(Q_s - Q_t)^2>, a_ts a learned softmax over the student's layers.
 
-
   a_t = softmax_s((q_t' W_t k_s + p_t' p_s) / sqrt(d)), q_t and k_s linear in the channels' spatial
   means, k_s with a ReLU. Q = vec(mean_c F^2) over its L2 norm, the student's map average-pooled to
   the teacher's size first. The reference code puts a batch norm after each linear layer; the paper

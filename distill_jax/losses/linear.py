@@ -1,6 +1,5 @@
 """Losses of heads with a large vocabulary, from hidden states: no logits [tokens, vocabulary].
 
-
 Each returns one scalar, the weighted sum of the token losses, equal to that of the losses on logits
 up to float32 rounding, and has gradients for the student's hidden states, kernel and bias; all
 other arguments are constants.
@@ -52,7 +51,6 @@ def linear_kl(
   memory: int | None = None,
 ) -> LinearLoss:
   """A divergence from a live teacher, computed from hidden states: `kl_divergence`, fused.
-
 
   A head is its kernel, or (kernel, bias, softcap) as in a model's outputs; bias and softcap may be
   None. Logits are cap(hidden @ kernel + bias), cap(z) = c tanh(z / c) with a softcap c. Arrays in

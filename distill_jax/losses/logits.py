@@ -65,7 +65,6 @@ def reverse_kl(
 ) -> jax.Array:
   """T^2 KL(q || p): the student avoids the teacher's unlikely classes, and may cover one mode only.
 
-
   MiniLLM takes it over sequences that the student samples; per token it is this function.
 
   Args:
@@ -173,7 +172,6 @@ def standardize(
 ) -> jax.Array:
   """(z - mean) / (std + 1e-7) over the classes, std with ddof 1, for use before any loss of logits.
 
-
   The temperature then multiplies the standard deviation of one. A row of equal logits becomes
   zeros.
 
@@ -204,7 +202,6 @@ def standardize(
 
 def uld(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
   """sum_i |p_(i) - q_(i)| of probabilities in descending order, the shorter side padded by 0.
-
 
   It needs no common vocabulary and compares no token with its translation, only the shapes of the
   two distributions. The paper adds cross entropy with weight 1 and this term with weight 1.5.

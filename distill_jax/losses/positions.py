@@ -67,7 +67,7 @@ def ifv(
   Shapes: [B, H, W, C], [B, H, W, D], labels [B, J, K] -> [B]
   Use: segmentation, at the last feature map
   Weight: 50
-  Source: IFVD, Wang et al. 2020 "Intra-class feature variation distillation" (ECCV)
+  Source: IFVD, Wang et al. 2020, "Intra-class feature variation distillation" (ECCV)
 
   >>> student, teacher = jnp.ones((1, 1, 2, 1)), jnp.array([[[[1., 0.], [0., 1.]]]])
   >>> ifv(student, teacher, jnp.zeros((1, 1, 2), int), num_classes=1).round(4)

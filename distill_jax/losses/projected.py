@@ -19,7 +19,6 @@ def review_kd(
 ) -> jax.Array:
   """Squared error at full size + 1/2, 1/4, 1/8 of it at average pools of 4, 2, 1, over 15/8.
 
-
   The divisor is the sum of the weights. A pool that is not smaller than the map is skipped, and its
   weight goes to the next. This is the hierarchical context loss of one stage; the student's map is
   the output of the learned attention-based fusion.
@@ -80,7 +79,6 @@ def _pooling(size: int, bins: int, dtype) -> np.ndarray:
 
 def mgd(generated: ArrayLike, teacher: ArrayLike) -> jax.Array:
   """Sum over all positions of (generated - t)^2, generated from a randomly masked student.
-
 
   The masks differ by task: positions in space for dense prediction (65 %), channels for
   classification (15 %).

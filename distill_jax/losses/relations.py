@@ -62,7 +62,6 @@ def rkd_distance(
 ) -> jax.Array:
   """Mean over B^2 entries of the smooth L1 between pairwise distances, each side over its mean.
 
-
   The diagonal is included; the mean distance is over those that are not 0. Distances are computed
   from a Gram matrix of centered rows: those below its rounding error count as 0.
 
@@ -101,7 +100,6 @@ def rkd_angle(
   axis_name: str | None = None,
 ) -> jax.Array:
   """Mean over B^3 triplets of the smooth L1 between cosines, cos(e_j - e_i, e_k - e_i).
-
 
   Computed from Gram matrices, a few anchors i at a time: B^3 values are never in memory (at B = 512
   the reference code holds 0.5 GB a side). A side of length 0 gives cosine 0.

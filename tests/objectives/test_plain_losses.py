@@ -11,21 +11,30 @@ KEY = jax.random.key(0)
 WHERE = np.array([True, False, True, True])
 
 
-def values_of(terms, student, teacher, batch):
-  """Returns the mean of every term: one program, in which the row that does not count is NaN."""
+def check(terms, expected, student, teacher, batch):
+  """Compares the terms with the losses of the valid rows: one program, the other row is NaN."""
   objective = weighted(**{name: (1.0, term) for name, term in terms.items()})
+  student, teacher = (
+    {name: without_masked_row(x) for name, x in side.items()} for side in (student, teacher)
+  )
   variables = objective.init(KEY, student, teacher)
 
   @jax.jit
-  def apply(params, student, teacher, batch):
+  def both(params, student, teacher, batch):
     step = {"step": jnp.int32(0), "key": KEY}
-    values, _ = objective.apply(params, variables.state, student, teacher, batch, **step)
-    return {
+    batch = {"where": WHERE, **batch}
+    terms, _ = objective.apply(params, variables.state, student, teacher, batch, **step)
+    values = {
       name: reduce.mean(*value) if isinstance(value, tuple) else value
-      for name, (_, value) in values.items()
+      for name, (_, value) in terms.items()
     }
+    valid = jax.tree.map(lambda x: x[WHERE], (student, teacher, batch))
+    return values, expected(*valid)
 
-  return jax.device_get(apply(variables.params, student, teacher, batch))
+  values, by_hand = jax.device_get(both(variables.params, student, teacher, batch))
+  for name, value in by_hand.items():
+    np.testing.assert_allclose(values[name], value, rtol=1e-5, err_msg=name)
+  assert set(values) == set(by_hand)
 
 
 def without_masked_row(x):
@@ -50,10 +59,8 @@ def test_features_take_each_loss(rng):
     "correlation": features("flat", "flat", losses.correlation),
   }
 
-  label = rng.choice([0, 1, -1], size=(4, 4, 3))
-
-  @jax.jit
-  def expected(student, teacher, label):
+  def expected(student, teacher, batch):
+    label = batch["label"]
     maps = (student["map"],) * 2, (teacher["map"],) * 2
     return {
       "l1": losses.l1(student["map"], teacher["map"]).mean(),
@@ -64,11 +71,7 @@ def test_features_take_each_loss(rng):
       "correlation": losses.correlation(student["flat"], teacher["flat"]),
     }
 
-  sides = [{name: without_masked_row(x) for name, x in side.items()} for side in (student, teacher)]
-  values = values_of(terms, *sides, {"where": WHERE, "label": label})
-  valid = [{name: x[WHERE] for name, x in side.items()} for side in sides]
-  for name, value in expected(*valid, label[WHERE]).items():
-    np.testing.assert_allclose(values[name], value, rtol=1e-5, err_msg=name)
+  check(terms, expected, student, teacher, {"label": rng.choice([0, 1, -1], size=(4, 4, 3))})
 
 
 def test_logits_and_sparse_take_each_loss(rng):
@@ -89,8 +92,8 @@ def test_logits_and_sparse_take_each_loss(rng):
     ),
   }
 
-  @jax.jit
-  def expected(student, teacher, label, pairs):
+  def expected(student, teacher, batch):
+    label, pairs = batch["label"], batch["pairs"]
     z = student["logits"], teacher["logits"]
     scores = student["scores"], teacher["scores"]
     labeled = label >= 0
@@ -107,9 +110,4 @@ def test_logits_and_sparse_take_each_loss(rng):
       "attention_cross_entropy": losses.attention_cross_entropy(*scores, mask=pairs).mean(),
     }
 
-  sides = [{name: without_masked_row(x) for name, x in side.items()} for side in (student, teacher)]
-  batch = {"where": WHERE, "label": label, "pairs": pairs}
-  values = values_of(terms, *sides, batch)
-  valid = [{name: x[WHERE] for name, x in side.items()} for side in sides]
-  for name, value in expected(*valid, label[WHERE], pairs[WHERE]).items():
-    np.testing.assert_allclose(values[name], value, rtol=1e-5, err_msg=name)
+  check(terms, expected, student, teacher, {"label": label, "pairs": pairs})
