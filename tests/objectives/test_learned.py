@@ -146,6 +146,22 @@ def test_learned_compares_trees_of_outputs():
   assert value == 4 and state == {"steps": 1}
 
 
+def test_uskd_skips_unlabeled_rows():
+  term, params, state, _ = problem("uskd")
+  student, teacher, batch = outputs()
+  label = np.where(np.arange(16) == 3, -1, batch["label"])  # Row 3 counts otherwise.
+  where = WHERE & (label >= 0)
+
+  @jax.jit
+  def value(label, where):
+    batch = {"label": label, "where": where}
+    return term.apply(params, state, student, teacher, batch, step=0, key=KEY)[0]
+
+  skipped, masked = value(label, WHERE), value(batch["label"], where)
+  np.testing.assert_allclose(skipped, masked, rtol=1e-6)
+  assert abs(masked - value(batch["label"], WHERE)) > 1e-3
+
+
 # what does not fit
 
 
