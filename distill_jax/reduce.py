@@ -68,7 +68,7 @@ def total(values: jax.Array, where: jax.Array | None = None, *, axis_name=None) 
     ValueError: `where` is not a prefix of the shape of `values`, or is not bool.
   """
   values = jnp.asarray(values)
-  dtype = jnp.promote_types(values.dtype, jnp.float32)
+  dtype = common_dtype(values.dtype, jnp.float32)
   values = values.astype(dtype)
   if where is None:
     pair = values.sum(), jnp.asarray(values.size, dtype)
@@ -101,6 +101,16 @@ def value(pair: Pair) -> jax.Array:
   """Returns the mean of a `(sum, count)` pair; 0 for an empty one."""
   pair_sum, count = pair
   return jnp.where(count > 0, pair_sum / jnp.where(count > 0, count, 1), 0)
+
+
+def common_dtype(*dtypes: Any) -> jnp.dtype:
+  """Returns the dtype that arrays of these dtypes are cast to before they meet.
+
+  The cast is explicit, so it is allowed under `jax_numpy_dtype_promotion="strict"` too, where
+  `jnp.promote_types` raises.
+  """
+  with jax.numpy_dtype_promotion("standard"):
+    return jnp.result_type(*dtypes)
 
 
 def _broadcast(where: jax.Array, shape: tuple[int, ...]) -> jax.Array:

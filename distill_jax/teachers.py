@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from distill_jax import reduce
 from distill_jax.models.cohort import cohort
 from distill_jax.models.precision import cast, check_floating
 from distill_jax.types import Model, Variables
@@ -160,7 +161,7 @@ def _mean(all_logits: list[jax.Array], fractions: list[float], mean: str) -> jax
   # A teacher of weight 0 is left out: its -inf or NaN times 0 would be NaN.
   used = [(z, fraction) for z, fraction in zip(all_logits, fractions, strict=True) if fraction > 0]
   stacked = jnp.stack([z for z, _ in used])
-  stacked = stacked.astype(jnp.promote_types(stacked.dtype, jnp.float32))
+  stacked = stacked.astype(reduce.common_dtype(stacked.dtype, jnp.float32))
   weights = jnp.asarray([fraction for _, fraction in used], stacked.dtype)
   weights = weights.reshape((-1,) + (1,) * (stacked.ndim - 1))
   if mean == "logits":

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from distill_jax import reduce
 from distill_jax.objectives.calls import has_true_label, label_of, outputs_of, valid_rows
 from distill_jax.objectives.terms import Term
 from distill_jax.types import Batch, Variables
@@ -63,7 +64,7 @@ def labels(
   def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
     del params, teacher, step, key, axis_name
     predictions = jnp.asarray(outputs_of(student, output, "student"))
-    predictions = predictions.astype(jnp.promote_types(predictions.dtype, jnp.float32))
+    predictions = predictions.astype(reduce.common_dtype(predictions.dtype, jnp.float32))
     if loss is None:
       return _cross_entropy(predictions, batch, label_smoothing), state
     return _loss_per_row(loss, predictions, batch), state
@@ -76,7 +77,7 @@ def _cross_entropy(z: jax.Array, batch: Batch, label_smoothing: float):
   log_q = jax.nn.log_softmax(z)
   target, labeled = _targets(label_of(batch), log_q)
   exists = z > -jnp.inf
-  uniform = exists / jnp.maximum(exists.sum(-1, keepdims=True), 1)
+  uniform = exists.astype(z.dtype) / jnp.maximum(exists.sum(-1, keepdims=True, dtype=z.dtype), 1)
   target = (1 - label_smoothing) * target + label_smoothing * uniform
   values = -jnp.where(target > 0, target * log_q, 0).sum(-1)
   return values, valid_rows(batch, has_true_label(batch, labeled))

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distill_jax import losses
+from distill_jax import losses, reduce
 from distill_jax.objectives.calls import outputs_of, prepare, valid_rows
 from distill_jax.objectives.comparisons import features
 from distill_jax.objectives.layer_maps import Pairs, check_pairs, last_entries
@@ -174,7 +174,7 @@ def relations(
         f"relation_heads: expected a divisor of the {side}'s width {x.shape[-1]}, "
         f"got {relation_heads}"
       )
-    x = jnp.where(exists[..., None], x, 0).astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = jnp.where(exists[..., None], x, 0).astype(reduce.common_dtype(x.dtype, jnp.float32))
     x = x.reshape(*x.shape[:2], relation_heads, -1)
     products = jnp.einsum("bqhd,bkhd->bhqk", x, x, precision="highest") * x.shape[-1] ** -0.5
     related = exists[:, None] if same is None else same & exists[:, None]
@@ -294,7 +294,7 @@ def _each_token(loss):
 
 def _mean_of_heads(scores):
   """Returns log of the mean over heads of softmax(scores): [B, h, q, k] -> [B, 1, q, k]."""
-  log_maps = jax.nn.log_softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)))
+  log_maps = jax.nn.log_softmax(scores.astype(reduce.common_dtype(scores.dtype, jnp.float32)))
   attended = (log_maps > -jnp.inf).any(1, keepdims=True)
   log_sums = jax.nn.logsumexp(jnp.where(attended, log_maps, 0), 1, keepdims=True)
   return jnp.where(attended, log_sums - jnp.log(scores.shape[1]), -jnp.inf)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from distill_jax import reduce
 from distill_jax.types import Tree
 
 
@@ -81,7 +82,7 @@ def connector(
   """
   x = layer(params["layer"], x)
   dtype = x.dtype
-  x = x.astype(jnp.promote_types(dtype, jnp.float32))
+  x = x.astype(reduce.common_dtype(dtype, jnp.float32))
   where = jnp.ones(len(x), bool) if where is None else where
   where = where.reshape(where.shape + (1,) * (x.ndim - where.ndim))
 

@@ -66,7 +66,7 @@ def _statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict
   rows, classes = logits.shape
   valid = jnp.asarray(batch.get("where", np.ones(rows, bool)))
   labeled = valid & (labels >= 0)
-  label = jnp.where(labels >= 0, labels, 0)
+  label = jnp.where(labels >= 0, labels, 0).astype(int)
   teacher_logits = None if teacher is None else teacher["logits"]
   if teacher_logits is not None and teacher_logits.shape != logits.shape:
     raise ValueError(
@@ -96,7 +96,7 @@ def _train_metrics(outputs: Outputs, batch: Batch) -> dict[str, reduce.Pair]:
   if label is None or not jnp.issubdtype(label.dtype, jnp.integer):
     return {}  # mixed labels, or none
   where = valid_rows(batch, has_true_label(batch, label >= 0))
-  return {"accuracy": reduce.total(logits.argmax(-1) == label, where)}
+  return {"accuracy": reduce.total(logits.argmax(-1) == label.astype(int), where)}
 
 
 def _predict(outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
@@ -124,14 +124,14 @@ def _logits(outputs: Outputs, batch: Batch) -> jax.Array:
       f"{label.dtype} {label.shape}: "
       "use tasks.multi_label for several labels per example, tasks.regression for numbers"
     )
-  return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  return logits.astype(reduce.common_dtype(logits.dtype, jnp.float32))
 
 
 def _per_class(predicted, label, labeled, classes: int) -> jax.Array:
   """Returns int32 [classes, 3]: correct, predicted and labeled examples of each class."""
   rows = labeled.astype(jnp.int32)
   zeros = jnp.zeros(classes, jnp.int32)
-  correct = zeros.at[label].add(rows * (predicted == label))
+  correct = zeros.at[label].add((labeled & (predicted == label)).astype(jnp.int32))
   return jnp.stack([correct, zeros.at[predicted].add(rows), zeros.at[label].add(rows)], -1)
 
 
@@ -140,6 +140,6 @@ def _rank(logits, label) -> jax.Array:
   NaN.
   """
   label_logit = jnp.take_along_axis(logits, label[:, None], -1)
-  index = jnp.arange(logits.shape[-1])
+  index = jnp.arange(logits.shape[-1])[None]
   behind = (label_logit > logits) | ((label_logit == logits) & (label[:, None] < index))
   return logits.shape[-1] - 1 - behind.sum(-1)

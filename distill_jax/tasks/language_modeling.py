@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill_jax import reduce
 from distill_jax.models.llm.head import head_logits
 from distill_jax.objectives.calls import batch_entry
 from distill_jax.tasks.logits import (
@@ -105,7 +106,7 @@ def _token_logits(rows: jax.Array, outputs: Outputs) -> jax.Array:
   """Returns logits [tokens, V] in float32 or wider, of rows of `_tokens_of(outputs)`."""
   if "logits" not in outputs:
     return head_logits({"hidden": rows, "head": outputs["head"]})
-  return rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+  return rows.astype(reduce.common_dtype(rows.dtype, jnp.float32))
 
 
 def _compute(statistics: Mapping[str, Any]) -> dict[str, float]:

@@ -50,8 +50,8 @@ def logit_statistics(
     sum of their confidence, number correct. The lowest class wins a tie.
   """
   labeled = valid & (labels >= 0)
-  labels = jnp.where(labels >= 0, labels, 0)
   predicted = logits.argmax(-1)
+  labels = jnp.where(labels >= 0, labels, 0).astype(predicted.dtype)
   correct = predicted == labels
   log_probs = jax.nn.log_softmax(logits)
   nll = -jnp.take_along_axis(log_probs, labels[:, None], -1)[:, 0]
@@ -81,7 +81,7 @@ def confusion_matrix(
   """
   # Two indices: `labels * classes + predicted` overflows in labels of 8 bits.
   zeros = jnp.zeros((classes, classes), jnp.int32)
-  return zeros.at[jnp.where(labeled, labels, 0), predicted].add(labeled)
+  return zeros.at[jnp.where(labeled, labels, 0), predicted].add(labeled.astype(jnp.int32))
 
 
 def means(statistics: dict[str, Any]) -> dict[str, float]:

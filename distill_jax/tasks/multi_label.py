@@ -78,7 +78,7 @@ def _inputs(logits, labels, where, name: str) -> tuple[jax.Array, jax.Array, jax
       f"{labels.shape}"
     )
   rows = jnp.ones(len(logits), bool) if where is None else where
-  dtype = jnp.promote_types(logits.dtype, jnp.float32)
+  dtype = reduce.common_dtype(logits.dtype, jnp.float32)
   return logits.astype(dtype), labels.astype(dtype), rows
 
 

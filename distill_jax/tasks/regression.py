@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill_jax import reduce
 from distill_jax.objectives.calls import batch_entry, outputs_of
 from distill_jax.types import Batch, Metric, Outputs, Task
 
@@ -71,7 +72,7 @@ def _inputs(prediction, target, where, name: str) -> tuple[jax.Array, jax.Array,
   valid = ~jnp.isnan(target)
   if where is not None:
     valid &= where.reshape(where.shape + (1,) * (target.ndim - 1))
-  dtype = jnp.promote_types(prediction.dtype, jnp.float32)
+  dtype = reduce.common_dtype(prediction.dtype, jnp.float32)
   return prediction.astype(dtype), target.astype(dtype), valid
 
 

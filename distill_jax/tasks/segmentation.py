@@ -30,7 +30,7 @@ def segmentation(*, ignore_label: int = -1, label: str = "label", output: str = 
   def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
     logits, labels = outputs_of(outputs, output, "student"), batch_entry(batch, label)
     _check(logits, labels, label)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(reduce.common_dtype(logits.dtype, jnp.float32))
     labeled = (labels >= 0) & (labels != ignore_label)
     pixels = jnp.ones_like(labeled)
     if "where" in batch:

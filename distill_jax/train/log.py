@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from distill_jax import reduce
 from distill_jax.storage import files
 from distill_jax.train.clock import Clock
 
@@ -158,7 +159,8 @@ class Log:
 def pack(metrics: Mapping[str, Any]) -> Packed:
   """Scalars as one array, under jit."""
   leaves, structure = jax.tree.flatten(metrics)
-  return Packed(jnp.stack(leaves), structure)
+  dtype = reduce.common_dtype(*leaves)
+  return Packed(jnp.stack([x.astype(dtype) for x in leaves]), structure)
 
 
 def fetch(pending: list[Packed]) -> dict[str, Any]:

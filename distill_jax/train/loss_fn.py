@@ -129,10 +129,7 @@ def _sum_terms(
   The mean over devices of the sum over microbatches of this loss is the full batch's.
   """
   devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-  loss = jnp.zeros(())
-  if axis_name is not None:
-    # Varying: the gradient of a scalar equal on all devices would be divided by their number.
-    loss = compat.pcast_varying(loss, axis_name)
+  parts = []
   pairs = {}
   for name, (weight, value) in terms.items():
     if isinstance(value, tuple):
@@ -140,9 +137,14 @@ def _sum_terms(
       denominator = count if denominators is None else denominators[name]
       if axis_name is not None:
         denominator = jax.lax.psum(denominator, axis_name)
-      loss += weight * devices * reduce.value((term_sum, denominator))
+      parts.append(weight * devices * reduce.value((term_sum, denominator)))
       pairs[name] = term_sum, count
     else:
-      loss += weight * value / microbatches
-      pairs[name] = value, jnp.ones(())
-  return loss, pairs
+      parts.append(weight * value / microbatches)
+      pairs[name] = value, jnp.ones((), jnp.float32)
+  dtype = reduce.common_dtype(*parts)
+  loss = jnp.zeros((), dtype)
+  if axis_name is not None:
+    # Varying: the gradient of a scalar equal on all devices would be divided by their number.
+    loss = compat.pcast_varying(loss, axis_name)
+  return sum((part.astype(dtype) for part in parts), loss), pairs

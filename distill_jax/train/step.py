@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_jax import compat
+from distill_jax import compat, reduce
 from distill_jax.train.gradients import accumulated_gradients, full_gradients
 from distill_jax.train.loss_fn import apply_teacher, make_loss_of_outputs
 from distill_jax.train.options import StepOptions
@@ -219,7 +219,7 @@ def _copy_wide(x: jax.Array) -> jax.Array:
   difference.
   """
   floating = jnp.issubdtype(x.dtype, jnp.floating)
-  dtype = jnp.promote_types(x.dtype, jnp.float32) if floating else x.dtype
+  dtype = reduce.common_dtype(x.dtype, jnp.float32) if floating else x.dtype
   return jnp.array(x, dtype, copy=True)
 
 

@@ -23,7 +23,8 @@ def make_update(
   """
 
   def updated(state: TrainState, grads, model_state):
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to integer step counts.
+      updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     # Finite gradients can make an update that is not (Adam with eps 0, a learning rate of NaN).
     # Entry by entry: to decide for all of them at once, memory would have to hold all.
     finite = jnp.stack([jnp.isfinite(u).all() for u in jax.tree.leaves(updates)]).all()
@@ -60,7 +61,7 @@ def _count_skips(skips: Skips, finite: jax.Array) -> Skips:
 
 
 def _metrics(sums: Sums, norm: jax.Array, finite: jax.Array) -> dict[str, Any]:
-  one = jnp.ones(())
+  one = jnp.ones((), jnp.float32)
   empty = jnp.stack([count == 0 for _, count in sums.terms.values()]).any()
   # A skipped update counts in no mean, or one would make all that are reported with it NaN.
   pairs = sums.terms | sums.metrics | {"loss": (sums.loss, one), "grad_norm": (norm, one)}

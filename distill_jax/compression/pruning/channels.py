@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from distill_jax import reduce
 from distill_jax.compression.pruning.groups import Group, Groups, Slot, widths
 from distill_jax.compression.pruning.masks import (
   PolynomialSchedule,
@@ -142,7 +143,7 @@ def channel_rows(leaves: Mapping[str, jax.Array], slot: Slot, group: Group) -> j
   name, axis = slot
   leaf = jnp.moveaxis(leaves[name], axis, 0)
   rows = leaf.reshape(group.parts or leaf.shape[0], -1)
-  return rows.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+  return rows.astype(reduce.common_dtype(leaf.dtype, jnp.float32))
 
 
 def broadcast_masks(masks: Iterable[jax.Array], params: Tree, groups: Groups) -> Tree:

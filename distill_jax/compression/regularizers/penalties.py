@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from distill_jax import reduce
 from distill_jax.trees import path_mask, select_leaves
 from distill_jax.types import Tree
 
@@ -199,7 +200,7 @@ def proximal(
     def step(u, p, fits):
       if not fits:
         return u
-      wide = jnp.promote_types(p.dtype, jnp.float32)
+      wide = reduce.common_dtype(p.dtype, jnp.float32)
       # p + (0 - p) is 0 in floating point.
       return (prox((p + u).astype(wide), amount, **options) - p).astype(u.dtype)
 
@@ -210,7 +211,7 @@ def proximal(
 
 def _sum(leaf_penalty: Callable[[jax.Array], jax.Array], tree: Tree) -> jax.Array:
   """Returns the sum of a penalty over all leaves, in float32 or wider."""
-  leaves = [w.astype(jnp.promote_types(w.dtype, jnp.float32)) for w in jax.tree.leaves(tree)]
+  leaves = [w.astype(reduce.common_dtype(w.dtype, jnp.float32)) for w in jax.tree.leaves(tree)]
   return jnp.stack([leaf_penalty(w).sum() for w in leaves]).sum()
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from distill_jax import reduce
 from distill_jax.models.remat import check_policy, rematerialized
 from distill_jax.models.weights import Origin
 from distill_jax.models.zoo.cnn import check_images
@@ -183,7 +184,7 @@ class _Conv(nnx.Module):
 
   def __call__(self, x):
     kernel = _standardize(self.kernel[...])
-    dtype = self.dtype or jnp.result_type(x, kernel)
+    dtype = self.dtype or reduce.common_dtype(x, kernel)
     side = (kernel.shape[0] // 2,) * 2
     return jax.lax.conv_general_dilated(
       x.astype(dtype),
@@ -195,7 +196,7 @@ class _Conv(nnx.Module):
 
 
 def _standardize(kernel: jax.Array) -> jax.Array:
-  kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+  kernel = kernel.astype(reduce.common_dtype(kernel.dtype, jnp.float32))
   kernel -= kernel.mean((0, 1, 2))
   return kernel * jax.lax.rsqrt(jnp.square(kernel).mean((0, 1, 2)) + 1e-10)
 

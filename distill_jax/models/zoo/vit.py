@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from distill_jax import reduce
 from distill_jax.models.zoo.cnn import check_images
 from distill_jax.types import Outputs
 
@@ -167,7 +168,7 @@ class _Block(nnx.Module):
     normed = self.attention_norm(x)
     flat = {"queries": self.query(normed), "keys": self.key(normed), "values": self.value(normed)}
     q, k, v = (part.reshape(*x.shape[:2], -1, self.head_dim) for part in flat.values())
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = reduce.common_dtype(x.dtype, jnp.float32)
     scores = jnp.einsum("blhd,bshd->bhls", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(scores).astype(x.dtype)
     x = x + self.output(jnp.einsum("bhls,bshd->blhd", weights, v).reshape(*x.shape[:2], -1))
