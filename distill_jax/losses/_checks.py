@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
+from distill_jax import reduce
+
 HIGHEST = jax.lax.Precision.HIGHEST  # A TPU multiplies matrices in bfloat16 unless asked.
 
 Scalar = float | jax.Array
@@ -40,7 +42,7 @@ def pair(
       f"{teacher.shape}: nothing is broadcast"
     )
   array("student", student, ndim=ndim, exactly=exactly)
-  dtype = jnp.promote_types(student.dtype, teacher.dtype)
+  dtype = reduce.common_dtype(student.dtype, teacher.dtype)
   return student.astype(dtype), teacher.astype(dtype)
 
 
@@ -52,7 +54,7 @@ def array(name: str, value: ArrayLike, *, ndim: int = 0, exactly: int | None = N
     raise ValueError(f"{name}: expected {expected} axes, got shape {value.shape}")
   if 0 in value.shape:
     raise ValueError(f"{name}: expected at least one value, got shape {value.shape}")
-  return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+  return value.astype(reduce.common_dtype(value.dtype, jnp.float32))
 
 
 def number(
@@ -114,13 +116,13 @@ def mask(name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> jax.Arra
 
 
 def integers(name: str, value: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
-  """Returns an integer array of exactly `shape`."""
+  """Returns an array of exactly `shape` in jax's default integers: 8 bits cannot count classes."""
   value = jnp.asarray(value)
   if not jnp.issubdtype(value.dtype, jnp.integer):
     raise ValueError(f"{name}: expected integers, got {value.dtype}")
   if value.shape != shape:
     raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
-  return value
+  return value.astype(int)
 
 
 def per_example(values: jax.Array, total: bool = False) -> jax.Array:

@@ -64,7 +64,7 @@ def count(where: jax.Array, dtype: DTypeLike) -> jax.Array:
 
 
 def moments(x: jax.Array, where: jax.Array, ddof: int = 0) -> tuple[jax.Array, jax.Array]:
-  """Returns x minus its mean per channel (0 in invalid rows), and the variance [C].
+  """Returns x minus its mean per channel (0 in invalid rows), and the variance [1, ..., 1, C].
 
   Both moments are over the valid rows and over space.
 
@@ -75,16 +75,16 @@ def moments(x: jax.Array, where: jax.Array, ddof: int = 0) -> tuple[jax.Array, j
   """
   axes = tuple(range(x.ndim - 1))
   size = where.sum(dtype=x.dtype) * (x[0, ..., 0].size)
-  mean = x.sum(axes) / jnp.maximum(size, 1)
+  mean = x.sum(axes, keepdims=True) / jnp.maximum(size, 1)
   centered = jnp.where(column(where, x.ndim), x - mean, 0)
-  return centered, (centered**2).sum(axes) / jnp.maximum(size - ddof, 1)
+  return centered, (centered**2).sum(axes, keepdims=True) / jnp.maximum(size - ddof, 1)
 
 
 def mean(x: jax.Array, where: jax.Array, axis_name: str | None) -> jax.Array:
   """Returns the mean over the valid rows of all devices, 0 without any."""
   values = jnp.where(column(where, x.ndim), x, 0).sum(0)
   values = values if axis_name is None else jax.lax.psum(values, axis_name)
-  return values / jnp.maximum(total(where, axis_name), 1)
+  return values / jnp.maximum(total(where, axis_name), 1).astype(values.dtype)
 
 
 def total(where: jax.Array, axis_name: str | None) -> jax.Array:

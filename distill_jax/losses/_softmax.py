@@ -21,31 +21,51 @@ def log_pair(
 
   A class is missing (-inf) where `class_mask` is False or its logit is -inf.
   """
-  student, teacher = _checks.pair(student, teacher)
+  student, teacher = logit_pair(student, teacher, axis, class_mask)
   temperature = _checks.positive("temperature", temperature, student.dtype)
-  mask = _checks.mask("class_mask", class_mask, student.shape)
-  log_q, log_p = (log_softmax(z / temperature, axis, mask) for z in (student, teacher))
+  log_q, log_p = (log_softmax(z, temperature=temperature) for z in (student, teacher))
   return log_q, log_p, temperature
 
 
-def log_softmax(z: jax.Array, axis: int = -1, mask: jax.Array | None = None) -> jax.Array:
-  """Returns log softmax, `axis` moved last; -inf at missing classes, also where all are missing.
+def logit_pair(
+  student: ArrayLike, teacher: ArrayLike, axis: int = -1, class_mask: ArrayLike | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the logits of both sides, class axis last; -inf where `class_mask` is False."""
+  student, teacher = _checks.pair(student, teacher)
+  mask = _checks.mask("class_mask", class_mask, student.shape)
+  student, teacher = (_masked(z, axis, mask) for z in (student, teacher))
+  return student, teacher
 
-  Unlike `jax.nn.log_softmax` its gradient is finite for rows with missing classes. NaN stays NaN.
+
+def log_softmax(
+  z: jax.Array, axis: int = -1, mask: jax.Array | None = None, temperature: Scalar = 1.0
+) -> jax.Array:
+  """Returns log softmax of z / temperature, `axis` moved last; -inf at missing classes.
+
+  A row may have no class at all. Unlike `jax.nn.log_softmax` the gradient is finite for rows with
+  missing classes. NaN stays NaN.
   """
-  z = jnp.moveaxis(z, axis, -1)
-  if mask is not None:
-    z = jnp.where(jnp.moveaxis(mask, axis, -1), z, -jnp.inf)
-  total = log_sum(z)[..., None]
-  return z - jnp.where(total == -jnp.inf, 0, total)
+  z = centered(_masked(z, axis, mask)) / temperature
+  total = jnp.exp(z).sum(-1, keepdims=True)
+  return z - jnp.log(jnp.where(total == 0, 1, total))
+
+
+def centered(z: jax.Array) -> jax.Array:
+  """Returns z minus its largest value along the last axis, a constant; z where all are -inf.
+
+  What follows keeps the digits of the logits' differences, whatever constant they share: divided by
+  a temperature or added to a log sum, logits of 10,000 have an error of 1e-3.
+  """
+  peak = jax.lax.stop_gradient(z.max(-1, keepdims=True))
+  return z - jnp.where(peak == -jnp.inf, 0, peak)
 
 
 def log_sum(log_a: jax.Array) -> jax.Array:
   """Returns log sum exp over the last axis; -inf, with a zero gradient, where all are -inf."""
-  peak = jax.lax.stop_gradient(log_a.max(-1, keepdims=True))
+  peak = jax.lax.stop_gradient(log_a.max(-1))
   # No select before the sum: exp(-inf) is already 0, and XLA on CPUs then keeps no copy of log_a.
-  total = jnp.exp(log_a - jnp.where(peak == -jnp.inf, 0, peak)).sum(-1)
-  return jnp.log(jnp.where(total == 0, 1, total)) + peak[..., 0]
+  total = jnp.exp(centered(log_a)).sum(-1)
+  return jnp.log(jnp.where(total == 0, 1, total)) + peak
 
 
 def log_gather(log_a: jax.Array, one_hot: jax.Array) -> jax.Array:
@@ -88,8 +108,13 @@ def mixture(log_a: jax.Array, log_b: jax.Array, weight: Scalar) -> jax.Array:
 
 def one_hot(labels: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
   """Returns bool [..., C], all False where a label is outside [0, C)."""
-  labels = _checks.integers("labels", labels, shape[:-1])
-  return labels[..., None] == jnp.arange(shape[-1])
+  return is_class(_checks.integers("labels", labels, shape[:-1]), shape[-1])
+
+
+def is_class(labels: jax.Array, num_classes: int) -> jax.Array:
+  """Returns bool [..., num_classes], all False where a label is outside [0, num_classes)."""
+  shape = (*labels.shape, num_classes)
+  return labels[..., None] == jax.lax.broadcasted_iota(labels.dtype, shape, labels.ndim)
 
 
 def nan_at_invalid_labels(values: jax.Array, one_hot: jax.Array, log_q: jax.Array) -> jax.Array:
@@ -110,3 +135,8 @@ def _expectation(
   in_b = log_b != -jnp.inf
   log_a, log_b = (jnp.where(in_a & in_b, x, 0) for x in (log_a, log_b))
   return jnp.where(in_a & ~in_b, jnp.inf, jnp.exp(log_a) * f(log_a, log_b)).sum(-1)
+
+
+def _masked(z: jax.Array, axis: int, mask: jax.Array | None) -> jax.Array:
+  """Returns z with `axis` last and -inf where the mask is False."""
+  return jnp.moveaxis(z if mask is None else jnp.where(mask, z, -jnp.inf), axis, -1)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from distill_jax import reduce
 from distill_jax.losses import _checks, _softmax
 
 
@@ -123,7 +124,7 @@ def minilm_relations(
     student: (queries, keys, values) of one layer, each [B, length, width], all heads next to one
       another.
     teacher: the same of the teacher, any width.
-    mask: tokens that exist, bool [B, length].
+    mask: tokens that exist, bool [B, length]; the others may be NaN.
     relation_heads: r, which divides both widths; 48 or 64 in the paper.
 
   Returns:
@@ -151,6 +152,7 @@ def minilm_relations(
     s, t = _checks.pair(s, t, exactly=3, leading=2)
     tokens = _checks.mask("mask", mask, s.shape[:2])
     tokens = jnp.ones(s.shape[:2], bool) if tokens is None else tokens
+    s, t = reduce.blank(tokens, s, t)  # Products of valid tokens with NaN would have a gradient.
     pairs = tokens[:, None, :, None] & tokens[:, None, None, :]
     relations = (_relation(name, x, relation_heads) for name, x in (("student", s), ("teacher", t)))
     values.append(attention_kl(*relations, mask=pairs))

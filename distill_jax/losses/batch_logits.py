@@ -102,7 +102,7 @@ def class_gram(
   Array(0.375, dtype=float32)
   """
   q, p, exists, _, _ = _probabilities(student, teacher, temperature, class_mask, where, axis_name)
-  classes = jnp.maximum(exists.any(0).sum(), 1)
+  classes = _rows.count(exists.any(0), p.dtype)
   return ((_rows.gram(p.T) - _rows.gram(q.T)) ** 2).sum() / classes
 
 
@@ -167,9 +167,9 @@ def _probabilities(
 
 def _correlation_distance(q: jax.Array, p: jax.Array, exists: jax.Array, axis: int) -> jax.Array:
   """Returns the mean over rows (axis 1) or columns (axis 0) of 1 - Pearson's r along `axis`."""
-  count = jnp.maximum(exists.sum(axis, keepdims=True), 1)
+  count = jnp.maximum(exists.sum(axis, keepdims=True, dtype=q.dtype), 1)
   q, p = (jnp.where(exists, x - x.sum(axis, keepdims=True) / count, 0) for x in (q, p))
   norms = _checks.root((q**2).sum(axis)) * _checks.root((p**2).sum(axis))
   used = exists.any(axis)
   values = jnp.where(used, 1 - (q * p).sum(axis) / (norms + 1e-8), 0)
-  return values.sum() / jnp.maximum(used.sum(), 1)
+  return values.sum() / _rows.count(used, values.dtype)

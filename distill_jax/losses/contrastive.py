@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from distill_jax import reduce
 from distill_jax.losses import _checks, _rows, _softmax
 from distill_jax.losses._checks import Scalar
 
@@ -51,7 +52,8 @@ def info_nce(
   t = _checks.positive("temperature", temperature, student.dtype)
   student, teacher, where = _rows.gather(student, teacher, where=where, axis_name=axis_name)
   similar = jnp.matmul(_checks.unit(student), _checks.unit(teacher).T, precision=_checks.HIGHEST)
-  log_q = _softmax.log_softmax(similar / t, mask=jnp.broadcast_to(where, similar.shape))
+  columns = jnp.broadcast_to(where, similar.shape)
+  log_q = _softmax.log_softmax(similar, mask=columns, temperature=t)
   values = jnp.where(where, -jnp.diag(log_q), 0)
   return values.sum() / _rows.count(where, values.dtype)
 
@@ -101,7 +103,7 @@ def queue_similarity(
   def log_similarity(x, temperature):
     others = jnp.matmul(x, queue.T, precision=_checks.HIGHEST)
     positive = (x * teacher).sum(-1, keepdims=True)
-    return _softmax.log_softmax(jnp.concatenate([positive, others], -1) / temperature)
+    return _softmax.log_softmax(jnp.concatenate([positive, others], -1), temperature=temperature)
 
   return _softmax.cross_entropy(log_similarity(teacher, t_t), log_similarity(student, t_s))
 
@@ -163,7 +165,7 @@ def dino(
       f"teacher_views: expected [U, B, K] for student_views [V, B, K] with U <= V and V > 1, got "
       f"{teacher.shape} for {student.shape}"
     )
-  dtype = jnp.promote_types(student.dtype, teacher.dtype)
+  dtype = reduce.common_dtype(student.dtype, teacher.dtype)
   center = _checks.array("center", center).astype(dtype)
   if center.shape != student.shape[2:]:
     raise ValueError(f"center: expected shape {student.shape[2:]}, got {center.shape}")
@@ -171,8 +173,8 @@ def dino(
   t_t = _checks.positive("teacher_temperature", teacher_temperature, dtype)
   momentum = _checks.number("momentum", momentum, dtype, low=0, high=1, open_high=True)
   teacher, center = jax.lax.stop_gradient((teacher.astype(dtype), center))
-  log_q = _softmax.log_softmax(student.astype(dtype) / t_s)
-  log_p = _softmax.log_softmax((teacher - center) / t_t)
+  log_q = _softmax.log_softmax(student.astype(dtype), temperature=t_s)
+  log_p = _softmax.log_softmax(teacher - center[None, None], temperature=t_t)
   others = [sum(log_q[j] for j in range(len(student)) if j != i) for i in range(len(teacher))]
   value = _softmax.cross_entropy(log_p, jnp.stack(others) / (len(student) - 1)).mean(0)
   valid = _rows.valid(where, student.shape[1])

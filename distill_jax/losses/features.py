@@ -66,7 +66,8 @@ def cosine(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
   """
   s, t = (_checks.unit(x) for x in _checks.pair(student, teacher))
   # |s - t|^2 / 2 instead of 1 - s't, which loses all digits near 0; norms are 1, or 0 for zeros.
-  return 0.5 * ((s - t) ** 2).sum(-1) + 0.5 * ((s == 0).all(-1).astype(s.dtype) + (t == 0).all(-1))
+  zeros = sum((x == 0).all(-1).astype(x.dtype) for x in (s, t))
+  return 0.5 * (((s - t) ** 2).sum(-1) + zeros)
 
 
 def attention_transfer(
@@ -153,8 +154,8 @@ def fsp(student: tuple[ArrayLike, ArrayLike], teacher: tuple[ArrayLike, ArrayLik
   squares.
 
   Args:
-    student: two maps, [B, H, W, C] and [B, H, W, D].
-    teacher: two maps, [B, J, K, C] and [B, J, K, D].
+    student: two maps or sequences, [B, ..., C] and [B, ..., D].
+    teacher: two maps or sequences of these channels, of any size.
 
   Returns:
     [B].
@@ -164,7 +165,7 @@ def fsp(student: tuple[ArrayLike, ArrayLike], teacher: tuple[ArrayLike, ArrayLik
       one first); or the networks differ in batch or channels.
 
   Compares: Gram matrices between two layers
-  Shapes: ([B, H, W, C], [B, H, W, D]) x 2 -> [B]
+  Shapes: ([B, ..., C], [B, ..., D]) x 2 -> [B]
   Use: residual networks, first and last layer of a stage
   Weight: 50
   Source: FSP, Yim et al. 2017
@@ -261,15 +262,16 @@ def _vector(x: jax.Array) -> jax.Array:
 
 
 def _flow(name: str, maps: tuple[ArrayLike, ArrayLike]) -> jax.Array:
-  """Returns the Gram matrix [B, C, D] between two maps, the mean over space."""
+  """Returns the Gram matrix [B, C, D] between two maps, the mean over positions."""
   if not isinstance(maps, tuple | list) or len(maps) != 2:
     raise ValueError(
       f"{name}: expected two maps (first layer, last layer), got {type(maps).__name__}"
     )
-  a, b = (_checks.array(name, x, exactly=4) for x in maps)
-  if a.shape[:3] != b.shape[:3]:
+  a, b = (_checks.array(name, x, ndim=3) for x in maps)
+  if a.shape[:-1] != b.shape[:-1]:
     raise ValueError(
-      f"{name}: expected two maps of one batch, height and width, got {a.shape} and {b.shape}"
+      f"{name}: expected two maps of one batch and size, got {a.shape} and {b.shape}: pool the "
+      "larger one"
     )
-  gram = jnp.einsum("bhwc,bhwd->bcd", a, b, precision=_checks.HIGHEST)
-  return gram / (a.shape[1] * a.shape[2])
+  a, b = (x.reshape(x.shape[0], -1, x.shape[-1]) for x in (a, b))
+  return jnp.einsum("bpc,bpd->bcd", a, b, precision=_checks.HIGHEST) / a.shape[1]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from distill_jax.losses import _checks
+from distill_jax.losses import _checks, _softmax
 from distill_jax.losses._checks import Scalar
 
 
@@ -156,20 +156,25 @@ def fgd(
 def _attention(x: jax.Array, temperature: Scalar) -> tuple[jax.Array, jax.Array]:
   """Returns attention over space [B, H, W], with sum H W, and over channels [B, C], with sum C."""
   size = jnp.abs(x)
-  space = jax.nn.softmax(size.mean(-1) / temperature, axis=(1, 2)) * (x.shape[1] * x.shape[2])
-  return space, jax.nn.softmax(size.mean((1, 2)) / temperature, axis=-1) * x.shape[-1]
+  positions = size.mean(-1).reshape(x.shape[0], -1)
+  space, channels = (
+    jnp.exp(_softmax.log_softmax(z, temperature=temperature)) * z.shape[-1]
+    for z in (positions, size.mean((1, 2)))
+  )
+  return space.reshape(x.shape[:3]), channels
 
 
 def _global(x: jax.Array, block: Context) -> jax.Array:
   """Returns x plus the bottleneck of its attention-pooled mean."""
 
   def dense(y, layer):
-    return jnp.matmul(y, layer[0], precision=_checks.HIGHEST) + layer[1]
+    product = jnp.matmul(y, layer[0], precision=_checks.HIGHEST)
+    return product + jnp.broadcast_to(layer[1], product.shape)
 
   where = jax.nn.softmax(dense(x, block.attention), axis=(1, 2))
   pooled = jnp.einsum("bhw,bhwc->bc", where, x, precision=_checks.HIGHEST)
   hidden = dense(pooled, block.reduce)
   centered = hidden - hidden.mean(-1, keepdims=True)
   hidden = centered * jax.lax.rsqrt((centered**2).mean(-1, keepdims=True) + 1e-5)
-  hidden = jax.nn.relu(hidden * block.norm[0] + block.norm[1])
+  hidden = jax.nn.relu(hidden * block.norm[0][None] + block.norm[1][None])
   return x + dense(hidden, block.expand)[:, None, None]

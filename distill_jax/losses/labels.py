@@ -65,12 +65,9 @@ def dkd(
   alpha = _checks.number("alpha", alpha, log_q.dtype, low=0)
   beta = _checks.number("beta", beta, log_q.dtype, low=0)
   target = _softmax.one_hot(labels, log_q.shape)
-  rest_q, rest_p = (jnp.where(target, -jnp.inf, x) for x in (log_q, log_p))
-  binary_q, binary_p = (
-    jnp.stack([_softmax.log_gather(x, target), _softmax.log_sum(rest)], -1)
-    for x, rest in ((log_q, rest_q), (log_p, rest_p))
-  )
-  among = _softmax.divergence(_softmax.log_softmax(rest_p), _softmax.log_softmax(rest_q))
+  binary_q, binary_p = (_log_binary(x, target) for x in (log_q, log_p))
+  rest_q, rest_p = _log_rest(student, teacher, target, t, axis, class_mask)
+  among = _softmax.divergence(rest_p, rest_q)
   value = alpha * _softmax.divergence(binary_p, binary_q) + beta * among
   return _softmax.nan_at_invalid_labels(t**2 * value, target, log_q)
 
@@ -115,9 +112,7 @@ def nkd(
   t = _checks.positive("temperature", temperature, log_q.dtype)
   gamma = _checks.number("gamma", gamma, log_q.dtype, low=0)
   target = _softmax.one_hot(labels, log_q.shape)
-  rest_q, rest_p = (
-    _softmax.log_softmax(jnp.where(target, -jnp.inf, x / t)) for x in (log_q, log_p)
-  )
+  rest_q, rest_p = _log_rest(student, teacher, target, t, axis, class_mask)
   hard = _softmax.cross_entropy(*(jnp.where(target, x, -jnp.inf) for x in (log_p, log_q)))
   value = hard + gamma * t**2 * _softmax.cross_entropy(rest_p, rest_q)
   return _softmax.nan_at_invalid_labels(value, target, log_q)
@@ -161,7 +156,8 @@ def wsld(
   Array(1.75, dtype=float32)
   """
   log_q, log_p, _ = _softmax.log_pair(student, teacher, axis=axis, class_mask=class_mask)
-  soft = _soft_target(log_q, log_p, temperature)
+  soft_q, soft_p, t = _softmax.log_pair(student, teacher, temperature, axis, class_mask)
+  soft = t**2 * _softmax.cross_entropy(soft_p, soft_q)
   target = _softmax.one_hot(labels, log_q.shape)
   ce_s, ce_t = (-_softmax.log_gather(jax.lax.stop_gradient(x), target) for x in (log_q, log_p))
   ratio = jnp.where(ce_t == jnp.inf, 0, ce_s / (jnp.where(ce_t == jnp.inf, 0, ce_t) + 1e-7))
@@ -218,9 +214,23 @@ def ofa(
   return _softmax.nan_at_invalid_labels(value, target, log_q)
 
 
-def _soft_target(log_q: jax.Array, log_p: jax.Array, temperature: Scalar) -> jax.Array:
-  """Returns -T^2 sum p log q at `temperature`, from log-probabilities at temperature 1."""
-  t = _checks.positive("temperature", temperature, log_q.dtype)
-  return t**2 * _softmax.cross_entropy(
-    _softmax.log_softmax(log_p / t), _softmax.log_softmax(log_q / t)
-  )
+def _log_binary(log_q: jax.Array, target: jax.Array) -> jax.Array:
+  """Returns log-probabilities [..., 2] of the target's class and of all others together."""
+  rest = _softmax.log_sum(jnp.where(target, -jnp.inf, log_q))
+  return jnp.stack([_softmax.log_gather(log_q, target), rest], -1)
+
+
+def _log_rest(
+  student: ArrayLike,
+  teacher: ArrayLike,
+  target: jax.Array,
+  temperature: Scalar,
+  axis: int,
+  class_mask: ArrayLike | None,
+) -> list[jax.Array]:
+  """Returns log-probabilities of student and teacher among all classes but the target's.
+
+  From the logits: log-probabilities of all classes have lost digits where the target's dominates.
+  """
+  pair = _softmax.logit_pair(student, teacher, axis, class_mask)
+  return [_softmax.log_softmax(z, mask=~target, temperature=temperature) for z in pair]

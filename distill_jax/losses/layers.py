@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from distill_jax import reduce
 from distill_jax.losses import _checks
 from distill_jax.losses.projected import pooled
 
@@ -94,7 +95,7 @@ def layer_attention(
   """
   students = _maps("student", student, params.keys)
   teachers = _maps("teacher", teacher, params.queries)
-  dtype = jnp.result_type(*students, *teachers)
+  dtype = reduce.common_dtype(*students, *teachers)
   students, teachers = ([x.astype(dtype) for x in maps] for maps in (students, teachers))
   if len({len(x) for x in (*students, *teachers)}) != 1:
     raise ValueError(
@@ -108,7 +109,7 @@ def layer_attention(
   positions = jnp.matmul(
     params.teacher_position, params.student_position.T, precision=_checks.HIGHEST
   )
-  weights = jax.nn.softmax((scores + positions) / math.sqrt(q.shape[-1]))
+  weights = jax.nn.softmax((scores + positions[None]) / math.sqrt(q.shape[-1]))
   distances = jnp.stack([jnp.stack([_distance(s, t) for s in students], -1) for t in teachers], 1)
   return (weights * distances).sum((1, 2))
 

@@ -26,7 +26,8 @@ def kl_divergence(
   """T^2 KL(p || q), the distillation loss.
 
   Many programs leave the factor T^2 out (then the gradient shrinks as 1/T^2) or average over the
-  classes as well as over the batch (then the loss is C times too weak).
+  classes as well as over the batch (then the loss is C times too weak). Keras' loss of this name
+  takes probabilities and clips them at 1e-7, which hides the teacher's rarest classes.
 
   Args:
     student: logits [..., C], any float dtype; computed in float32 or wider.
@@ -194,7 +195,9 @@ def standardize(
   mask = _checks.mask("class_mask", class_mask, logits.shape)
   exists = exists if mask is None else exists & mask
   count = exists.sum(axis, keepdims=True)
-  z = jnp.where(exists, logits, 0)
+  # Relative to a class: the mean of large logits would be rounded more than they differ.
+  base = jax.lax.stop_gradient(jnp.where(exists, logits, -jnp.inf).max(axis, keepdims=True))
+  z = jnp.where(exists, logits - base, 0)
   centered = jnp.where(exists, z - z.sum(axis, keepdims=True) / jnp.maximum(count, 1), 0)
   variance = (centered**2).sum(axis, keepdims=True) / jnp.maximum(count - 1, 1)
   return jnp.where(exists, centered / (_checks.root(variance) + 1e-7), -jnp.inf)

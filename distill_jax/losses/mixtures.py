@@ -110,6 +110,8 @@ def skew_reverse_kl(
 ) -> jax.Array:
   """T^2 KL(q || (1 - a) p + a q); the gradient flows through the mixture too.
 
+  DistiLLM-2's code detaches the mixture, which leaves the gradient of the first q only.
+
   Args:
     student: logits [..., C].
     teacher: logits of the same shape.

@@ -69,7 +69,7 @@ def ofd(student: ArrayLike, teacher: ArrayLike, margin: ArrayLike) -> jax.Array:
     raise ValueError(
       f"margin: expected one value a channel, {student.shape[-1:]}, got {margin.shape}"
     )
-  target = jnp.maximum(teacher, margin)
+  target = jnp.maximum(teacher, jnp.broadcast_to(margin, teacher.shape))
   counts = (student > target) | (target > 0)
   return _checks.per_example(jnp.where(counts, student - target, 0) ** 2, total=True)
 

@@ -136,6 +136,7 @@ def vid(mean: ArrayLike, teacher: ArrayLike, raw_scale: ArrayLike) -> jax.Array:
       f"raw_scale: expected one value a channel, {mean.shape[-1:]}, got {raw_scale.shape}"
     )
   variance = jax.nn.softplus(raw_scale) + 1e-5
+  variance = jnp.broadcast_to(variance, mean.shape)
   return 0.5 * _checks.per_example((mean - teacher) ** 2 / variance + jnp.log(variance))
 
 

@@ -89,7 +89,8 @@ def hard_distillation(
   log_q = _softmax.log_softmax(student, axis, mask)
   z = jnp.moveaxis(teacher if mask is None else jnp.where(mask, teacher, -jnp.inf), axis, -1)
   exists = (log_q != -jnp.inf) | (z != -jnp.inf)
-  label = jnp.where(_first_max(z), 1 - e, 0) + e / jnp.maximum(exists.sum(-1, keepdims=True), 1)
+  count = jnp.maximum(exists.sum(-1, keepdims=True, dtype=z.dtype), 1)
+  label = jnp.where(_first_max(z), 1 - e, 0) + e / count
   return _softmax.weighted_cross_entropy(jnp.where(exists, label, 0), log_q)
 
 
@@ -142,7 +143,7 @@ def binary_kl(
 
 def _first_max(x: jax.Array) -> jax.Array:
   """Returns bool, True at argmax(x) over the last axis; XLA's argmax is 10 times slower on CPUs."""
-  positions = jnp.arange(x.shape[-1])
+  positions = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
   first = jnp.where(x < x.max(-1, keepdims=True), x.shape[-1], positions).min(-1, keepdims=True)
   return positions == first
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from distill_jax import reduce
 from distill_jax.losses import _checks, _rows
 from distill_jax.losses._checks import Scalar
 
@@ -62,8 +63,9 @@ def rkd_distance(
 ) -> jax.Array:
   """Mean over B^2 entries of the smooth L1 between pairwise distances, each side over its mean.
 
-  The diagonal is included; the mean distance is over those that are not 0. Distances are computed
-  from a Gram matrix of centered rows: those below its rounding error count as 0.
+  The entries include the diagonal. The mean distance of a side is over all pairs i != j, equal rows
+  included, as in the paper; its code counts them as 1e-6. Distances are computed from a Gram matrix
+  of centered rows: those below its rounding error count as 0.
 
   Args:
     student: embeddings [B, ...].
@@ -88,8 +90,11 @@ def rkd_distance(
   Array(0., dtype=float32)
   """
   student, teacher, where = flat_rows(student, teacher, where, axis_name)
-  s, t = (_scaled(_checks.root(geometry(x, where)[1])) for x in (student, teacher))
-  return _checks.smooth_l1(s - t).sum() / _rows.count(where, s.dtype) ** 2
+  count = _rows.count(where, student.dtype)
+  s, t = (
+    _scaled(_checks.root(geometry(x, where)[1]), count * (count - 1)) for x in (student, teacher)
+  )
+  return _checks.smooth_l1(s - t).sum() / count**2
 
 
 def rkd_angle(
@@ -173,7 +178,7 @@ def pkt(
   Array(0., dtype=float32)
   """
   student, teacher, where = flat_rows(student, teacher, where, axis_name)
-  pairs = where[:, None] & where
+  pairs = where[:, None] & where[None]
   q, p = (_neighbors(x, pairs) for x in (student, teacher))
   terms = p * (jnp.log(p + 1e-7) - jnp.log(q + 1e-7))
   return terms.sum() / _rows.count(where, p.dtype) ** 2
@@ -248,36 +253,35 @@ def flat_rows(
       f"student: expected the teacher's batch size, got student {student.shape} and teacher "
       f"{teacher.shape}"
     )
-  dtype = jnp.promote_types(student.dtype, teacher.dtype)
+  dtype = reduce.common_dtype(student.dtype, teacher.dtype)
   s, t = (_rows.flat(x).astype(dtype) for x in (student, teacher))
   return _rows.gather(s, t, where=where, axis_name=axis_name)
 
 
 def geometry(x: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns the Gram matrix of centered rows and their squared distances, 0 for invalid rows."""
-  mean = x.sum(0) / _rows.count(where, x.dtype)  # Distances of centered rows lose fewer digits.
+  # Distances of centered rows lose fewer digits.
+  mean = x.sum(0, keepdims=True) / _rows.count(where, x.dtype)
   gram = _rows.gram(jnp.where(where[:, None], x - mean, 0))
   norms = jnp.diag(gram)
-  sums = norms[:, None] + norms
+  sums = norms[:, None] + norms[None]
   square = sums - 2 * gram
-  pairs = where[:, None] & where & ~jnp.eye(len(x), dtype=bool)
+  pairs = where[:, None] & where[None] & ~jnp.eye(len(x), dtype=bool)
   return gram, jnp.where(pairs & (square > 8 * jnp.finfo(x.dtype).eps * sums), square, 0)
 
 
-def _scaled(distance: jax.Array) -> jax.Array:
-  """Returns distances over the mean of those that are not 0."""
-  positive = distance > 0
+def _scaled(distance: jax.Array, num_pairs: jax.Array) -> jax.Array:
+  """Returns distances over the mean of `num_pairs` of them; zeros where all are 0."""
   total = distance.sum()
-  count = positive.sum(dtype=distance.dtype)
-  return distance * jnp.where(count > 0, count / jnp.where(count > 0, total, 1), 0)
+  return distance * jnp.where(total > 0, num_pairs / jnp.where(total > 0, total, 1), 0)
 
 
 def _cosines(gram: jax.Array, square: jax.Array, i: jax.Array) -> jax.Array:
   """Returns cosines of the angles at row i between all rows; 0 where a side has length 0."""
-  inner = gram - gram[i][:, None] - gram[i] + gram[i, i]
+  inner = gram - gram[i][:, None] - gram[i][None] + gram[i, i]
   present = square[i] > 0
   inverse = jnp.where(present, jax.lax.rsqrt(jnp.where(present, square[i], 1)), 0)
-  return inner * inverse[:, None] * inverse
+  return inner * inverse[:, None] * inverse[None]
 
 
 def _neighbors(x: jax.Array, pairs: jax.Array) -> jax.Array:

@@ -53,7 +53,8 @@ def rnnt_three_way(
 
 def _three(z: jax.Array, labels: jax.Array, blank: int) -> jax.Array:
   """Returns log-probabilities [B, T, U + 1, 3] of label, blank, others; the blank is no label."""
-  vocabulary = jnp.arange(z.shape[-1])
+  z = _softmax.centered(z)
+  vocabulary = jnp.arange(z.shape[-1]).reshape(1, 1, 1, -1)
   labels = labels[:, None, :, None]
   rest = _softmax.log_sum(jnp.where((vocabulary == labels) | (vocabulary == blank), -jnp.inf, z))
   indices = jnp.broadcast_to(labels, (*z.shape[:-1], 1))

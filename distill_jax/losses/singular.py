@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from distill_jax import reduce
 from distill_jax.losses import _checks
 
 
@@ -66,7 +67,7 @@ def _maps(
       "student: expected two or more maps of the teacher's batch and channels, got student "
       f"{[x.shape for x in students]} and teacher {[x.shape for x in teachers]}"
     )
-  dtype = jnp.result_type(*students, *teachers)
+  dtype = reduce.common_dtype(*students, *teachers)
   return [(s.astype(dtype), t.astype(dtype)) for s, t in zip(students, teachers)]
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from distill_jax import reduce
 from distill_jax.losses import _checks, _softmax
 from distill_jax.losses._checks import Scalar
 from distill_jax.losses.targets import SparseTargets
@@ -75,7 +76,8 @@ def sparse_kl_conditional(
   """
   z, indices, log_probs, _, t = _aligned(student, targets, class_mask)
   log_p = _softmax.log_softmax(log_probs)
-  return t**2 * _softmax.divergence(log_p, _softmax.log_softmax(_gather(z, indices)))
+  log_q = _softmax.log_softmax(_gather(z, indices), temperature=t)
+  return t**2 * _softmax.divergence(log_p, log_q)
 
 
 def sparse_kl_smoothed(
@@ -105,7 +107,7 @@ def sparse_kl_smoothed(
   Array(0., dtype=float32)
   """
   z, indices, log_probs, log_tail, t = _aligned(student, targets, class_mask)
-  log_q = _softmax.log_softmax(z)
+  log_q = _softmax.log_softmax(z, temperature=t)
   rest = _softmax.without(log_q, indices)
   others = rest != -jnp.inf
   count = others.sum(-1, dtype=log_q.dtype)
@@ -192,7 +194,8 @@ def sampled_cross_entropy(
   Array(0.6931, dtype=float32)
   """
   z, indices, log_probs, _, t = _aligned(student, targets, class_mask, sampled=True)
-  return t**2 * _softmax.cross_entropy(log_probs, _gather(_softmax.log_softmax(z), indices))
+  log_q = _gather(_softmax.log_softmax(z, temperature=t), indices)
+  return t**2 * _softmax.cross_entropy(log_probs, log_q)
 
 
 def _with_tail(
@@ -200,6 +203,7 @@ def _with_tail(
 ) -> tuple[jax.Array, jax.Array, Scalar]:
   """Returns log-probabilities of student and teacher over K + 1 classes, and the temperature."""
   z, indices, log_probs, log_tail, t = _aligned(student, targets, class_mask)
+  z = _softmax.centered(z) / t
   rest = _softmax.log_sum(_softmax.without(z, indices))
   log_q = _softmax.log_softmax(jnp.concatenate([_gather(z, indices), rest[..., None]], -1))
   return log_q, jnp.concatenate([log_probs, log_tail[..., None]], -1), t
@@ -208,15 +212,15 @@ def _with_tail(
 def _aligned(
   student: ArrayLike, targets: SparseTargets, class_mask: ArrayLike | None, sampled: bool = False
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, Scalar]:
-  """Returns student logits / temperature (-inf where masked) and the targets' checked parts."""
+  """Returns student logits (-inf where masked) and the targets' checked parts."""
   student = _checks.array("student", student, ndim=1)
   shape = _check_targets(student, targets, sampled)
-  dtype = jnp.promote_types(student.dtype, jnp.result_type(targets.log_probs, targets.log_tail))
+  dtype = reduce.common_dtype(student.dtype, targets.log_probs, targets.log_tail)
   indices = _checks.integers("indices", targets.indices, shape)
   indices = jnp.where(indices < 0, student.shape[-1], indices)  # A negative index would wrap.
   t = _checks.positive("temperature", targets.temperature, dtype)
   mask = _checks.mask("class_mask", class_mask, student.shape)
-  z = student.astype(dtype) / t
+  z = student.astype(dtype)
   z = z if mask is None else jnp.where(mask, z, -jnp.inf)
   return z, indices, targets.log_probs.astype(dtype), targets.log_tail.astype(dtype), t
 

@@ -121,4 +121,4 @@ def _tempered(logits: ArrayLike, k: int, temperature: float) -> tuple[jax.Array,
   k = operator.index(k)
   if k < 1:
     raise ValueError(f"k: expected at least 1, got {k}")
-  return _softmax.log_softmax(logits / temperature), k, temperature
+  return _softmax.log_softmax(logits, temperature=temperature), k, temperature

@@ -346,7 +346,7 @@ MAPS = [
     invalid=("batch", "rank"),
     label="few_positions",
   ),
-  Case("fsp", two_maps, maps.fsp),
+  Case("fsp", two_maps, maps.fsp, invalid=("batch", "width")),
   Case("factor_transfer", pair(3, 2, 3), maps.factor_transfer, {"p": 1.0}, smooth=False),
   Case("factor_transfer", pair(3, 2, 3), maps.factor_transfer, {"p": 2}, label="squared"),
   Case("inter_channel", two((3, 2, 3, 4), (3, 1, 5, 4)), maps.inter_channel),

@@ -185,7 +185,7 @@ def similarity_preserving(s, t):
 
 def rkd_distance(s, t):
   distances = [pairs(lambda a, b: np.linalg.norm(a - b), x) for x in (s, t)]
-  scaled = [d / d[d > 0].mean() for d in distances]
+  scaled = [d * len(d) * (len(d) - 1) / d.sum() for d in distances]
   return smooth_l1(scaled[0] - scaled[1]).mean()
 
 

@@ -11,7 +11,7 @@ from compiled_losses import quick_compilation
 from jax.test_util import check_vjp
 from loss_cases import CASES, HELPERS, MASKABLE, SEPARABLE, SOFT, arguments, cast, map_floats
 
-from distill_jax import losses
+from distill_jax import losses, reduce
 
 
 def each(cases):
@@ -217,12 +217,61 @@ def test_values_and_gradients_are_finite(case):
 
 
 @each(SOFT)
-def test_a_constant_added_to_a_row_changes_nothing(case):
+@pytest.mark.parametrize("constant", [100, 1_000, 10_000])
+def test_a_constant_added_to_a_row_costs_no_digits(case, constant):
   args, rng = arguments(case), np.random.default_rng(1)
-  moved = [x + 9 * rng.normal(size=(*x.shape[:-1], 1)).astype(np.float32) for x in args[:2]]
+  pair, rest = args[:2], args[2:]
+  if case.name == "sampled_cross_entropy":  # Its teacher is probabilities.
+    pair, rest = args[:1], args[1:]
+  added = [np.float32(constant) + rng.integers(0, 9, size=(*x.shape[:-1], 1)) for x in pair]
+  moved = [(x + c).astype(np.float32) for x, c in zip(pair, added)]
+  # The same differences: a difference of two floats within a factor of two has no rounding error.
+  rounded = [(x - c).astype(np.float32) for x, c in zip(moved, added)]
+  values, gradients = compiled(case)((*moved, *rest))
+  expected, expected_gradients = compiled(case)((*rounded, *rest))
+  np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-6)
+  for actual, desired in zip(gradients[: len(pair)], expected_gradients):
+    np.testing.assert_allclose(actual, desired, rtol=2e-5, atol=1e-6)
+
+
+@each(SEPARABLE)
+def test_blank_rows_reach_neither_value_nor_gradient(case):
+  student, teacher, *rest = arguments(case)
+  values, gradients = compiled(case)((student, teacher, *rest))
+  where = np.arange(values.shape[0]) != 1
+
+  def mask(x):
+    return np.broadcast_to(where, x.shape[: case.batch_axis + 1])
+
+  def dirty(x):
+    dirt = np.resize(np.float32([np.nan, np.inf, -np.inf]), x.shape)
+    return np.where(mask(x).reshape(*mask(x).shape, *[1] * (x.ndim - mask(x).ndim)), x, dirt)
+
+  def blank(pair):
+    return jax.tree.map(lambda x: reduce.blank(mask(x), x), pair)
+
+  blanked, pull = jax.vjp(blank, jax.tree.map(dirty, (student, teacher)))
+  blank_values, blank_gradients = compiled(case)((*blanked, *rest))
   np.testing.assert_allclose(
-    compiled(case)((*moved, *args[2:]))[0], compiled(case)(args)[0], rtol=5e-4, atol=5e-5
+    reduce.mean(blank_values, where), values[where].mean(), rtol=1e-5, atol=1e-6
   )
+  (blank_gradients,) = pull(jax.tree.map(jnp.asarray, blank_gradients))
+  for actual, expected in zip(jax.tree.leaves(blank_gradients), jax.tree.leaves(gradients)):
+    rows = np.moveaxis(np.asarray(actual), case.batch_axis, 0)
+    np.testing.assert_array_equal(rows[~where], 0)
+    expected = np.moveaxis(np.asarray(expected), case.batch_axis, 0)
+    np.testing.assert_allclose(rows[where], expected[where], rtol=1e-5, atol=1e-6)
+
+
+@each(CASES)
+def test_strict_promotion_of_dtypes_and_ranks(case):
+  student, teacher, *rest = arguments(case)
+
+  def total(pair):
+    return case(*pair, *rest).sum()
+
+  with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+    jax.eval_shape(jax.value_and_grad(total), (student, teacher))
 
 
 @each(MASKABLE)

@@ -13,6 +13,7 @@ from distill_jax import compat, losses
 
 # Uneven over 8 devices of 2 rows: some have both rows, some one, some none.
 WHERE = np.array([1, 1, 0, 1, 1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 1, 0], bool)
+DIRT = np.float32([np.nan, np.inf, -np.inf, np.nan])
 EACH = pytest.mark.parametrize("case", RELATIONAL, ids=[case.id for case in RELATIONAL])
 # All of these losses gather rows in one function, so that a few of them test the modes of jax that
 # differ in gradients: a loop over rows, moments, statistics of classes, a diagonal.
@@ -21,10 +22,10 @@ EACH_MODE = pytest.mark.parametrize("case", MODES, ids=[case.id for case in MODE
 
 
 def problem(case):
-  """Returns a weight [4, 4], inputs and teacher of 16 rows; invalid rows of both are NaN."""
+  """Returns a weight [4, 4], inputs and teacher of 16 rows; invalid rows of both are not finite."""
   rng = np.random.default_rng(0)
   x, weight, teacher = rng.normal(size=(16, 4)), rng.normal(size=(4, 4)), rng.normal(size=(16, 4))
-  x, teacher = (np.where(WHERE[:, None], a, np.nan) for a in (x, teacher))
+  x, teacher = (np.where(WHERE[:, None], a, DIRT) for a in (x, teacher))
   return weight.astype(np.float32), x.astype(np.float32), teacher.astype(np.float32)
 
 
@@ -32,9 +33,7 @@ def loss_of(case, axis_name=None):
   def loss(weight, x, teacher, where):
     # NaN must not reach the weight's gradient through the product: a network's rows do not meet.
     student = jnp.matmul(jnp.where(where[:, None], x, 0), weight)
-    return case(
-      jnp.where(where[:, None], student, jnp.nan), teacher, where=where, axis_name=axis_name
-    )
+    return case(jnp.where(where[:, None], student, DIRT), teacher, where=where, axis_name=axis_name)
 
   return loss
 

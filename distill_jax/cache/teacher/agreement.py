@@ -189,7 +189,9 @@ def _compare_tokens(
 def _compare_arrays(codec: Dense | TopK, stored: Any, live: jax.Array, is_logits: bool) -> Scores:
   live = live.astype(jnp.float32)
   if isinstance(codec, TopK):
-    log_probs = jax.nn.log_softmax(live / codec.temperature)
+    # Divided by a temperature, large logits would lose digits of their differences.
+    centered = live - live.max(-1, keepdims=True)
+    log_probs = jax.nn.log_softmax(centered / codec.temperature)
     live_log_probs = jnp.take_along_axis(log_probs, stored.indices, -1)
     kl = losses.sparse_kl(live, stored) / codec.temperature**2
     return {

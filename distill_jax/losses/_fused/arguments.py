@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
+from distill_jax import reduce
 from distill_jax.losses import _checks
 from distill_jax.losses._fused import heads
 from distill_jax.losses._fused.heads import Head, Rows, Shared
@@ -131,7 +132,7 @@ def _check_classes(name: str, indices: jax.Array, weights: jax.Array, classes: i
 def _sum_dtype(arrays: Any) -> jnp.dtype:
   """Returns float32, or the widest dtype of the arrays."""
   dtypes = (x.dtype for x in jax.tree.leaves(arrays) if isinstance(x, jax.Array))
-  return jnp.result_type(jnp.float32, *dtypes)
+  return reduce.common_dtype(jnp.float32, *dtypes)
 
 
 def _stop_gradients(rows: Rows, shared: Shared) -> tuple[Rows, Shared]:

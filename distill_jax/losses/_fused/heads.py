@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distill_jax import compat
+from distill_jax import compat, reduce
 from distill_jax.losses import _checks
 
 
@@ -98,13 +98,13 @@ def multiply(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array
 
   The factors are multiplied in their common dtype.
   """
-  dtype = jnp.promote_types(a.dtype, b.dtype)
+  dtype = reduce.common_dtype(a.dtype, b.dtype)
   return jax.lax.dot_general(
     a.astype(dtype),
     b.astype(dtype),
     (((contract[0],), (contract[1],)), ((), ())),
     precision=_checks.HIGHEST,
-    preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+    preferred_element_type=reduce.common_dtype(dtype, jnp.float32),
   )
 
 
@@ -119,13 +119,13 @@ def products(rows: Rows, shared: Shared) -> Products:
 
 def hidden_gradient(dz: jax.Array, hidden: jax.Array, head: Head) -> jax.Array:
   """Returns the gradient of the hidden states from that of the products, in float32 or wider."""
-  dtype = jnp.promote_types(hidden.dtype, head.kernel.dtype)
+  dtype = reduce.common_dtype(hidden.dtype, head.kernel.dtype)
   return multiply(dz.astype(dtype), head.kernel, (1, 1))
 
 
 def head_gradient(dz: jax.Array, hidden: jax.Array, head: Head) -> tuple[jax.Array, ...]:
   """Returns the gradient of the kernel, and of the bias if there is one, in float32 or wider."""
-  dtype = jnp.promote_types(hidden.dtype, head.kernel.dtype)
+  dtype = reduce.common_dtype(hidden.dtype, head.kernel.dtype)
   kernel = multiply(hidden, dz.astype(dtype), (0, 0))
   return (kernel,) if head.bias is None else (kernel, dz.sum(0))
 
@@ -139,9 +139,9 @@ def cotangents(hidden: jax.Array, kernel: jax.Array, *bias: jax.Array) -> tuple[
 
 def logits(raw: jax.Array, head: Head, class_mask: jax.Array | None) -> jax.Array:
   """Adds the bias to the products and caps them; -inf at classes that do not exist."""
-  z = raw if head.bias is None else raw + head.bias.astype(raw.dtype)
+  z = raw if head.bias is None else raw + head.bias.astype(raw.dtype)[None]
   z = z if head.softcap is None else head.softcap * jnp.tanh(z / head.softcap)
-  return z if class_mask is None else jnp.where(class_mask, z, -jnp.inf)
+  return z if class_mask is None else jnp.where(class_mask[None], z, -jnp.inf)
 
 
 def columns(shared: Shared, start: Any, size: int) -> Shared:

@@ -5,11 +5,35 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from distill_jax.losses._checks import Scalar
 from distill_jax.losses._fused.heads import Plan
 
 
+class LogSum(NamedTuple):
+  """log sum exp(logits / temperature) as peak / temperature + log_total, [T] each.
+
+  Their sum would round the logits' differences to the digits of the logits.
+
+  Attributes:
+    peak: the largest logit, -inf where no class exists; a constant.
+    log_total: log sum exp((logits - peak) / temperature), 0 where no class exists.
+  """
+
+  peak: jax.Array
+  log_total: jax.Array
+
+  def normalize(self, logits: jax.Array, temperature: Scalar) -> jax.Array:
+    """Returns log-probabilities of some of the classes, logits [T, C]."""
+    return (logits - finite(self.peak)[:, None]) / temperature - self.log_total[:, None]
+
+
 class ExpSum(NamedTuple):
-  """A sum of exponentials, exp(peak) * total, of the classes read so far; [T] each."""
+  """The sum of exp(logits / temperature) of the classes read so far; [T] each.
+
+  Attributes:
+    peak: the largest logit.
+    total: sum of exp((logits - peak) / temperature).
+  """
 
   peak: jax.Array
   total: jax.Array
@@ -19,26 +43,29 @@ class ExpSum(NamedTuple):
     """Returns the sum of no classes."""
     return cls(jnp.full(size, -jnp.inf, dtype), jnp.zeros(size, dtype))
 
-  def log(self) -> jax.Array:
-    """Returns log sum exp, [T]."""
-    return jnp.log(jnp.where(self.total == 0, 1, self.total)) + self.peak
+  def log(self) -> LogSum:
+    """Returns the logarithm."""
+    return LogSum(self.peak, jnp.log(jnp.where(self.total == 0, 1, self.total)))
 
-  def add(self, z: jax.Array) -> "ExpSum":
-    """Returns the sum with the exponentials of z [T, C]."""
-    peak = jnp.maximum(self.peak, z.max(-1))
-    base = finite(peak)
-    old = self.total * jnp.exp(self.peak - base)
-    return ExpSum(peak, old + jnp.exp(z - base[:, None]).sum(-1))
+  def add(self, logits: jax.Array, temperature: Scalar) -> "ExpSum":
+    """Returns the sum with the exponentials of logits [T, C]."""
+    peak = jnp.maximum(self.peak, logits.max(-1))
+    new = jnp.exp((logits - finite(peak)[:, None]) / temperature).sum(-1)
+    return ExpSum(peak, self.relative_to(peak, temperature) + new)
 
-  def over_devices(self, axis_name: str) -> "ExpSum":
+  def over_devices(self, axis_name: str, temperature: Scalar) -> "ExpSum":
     """Returns the sum over all devices of `axis_name`."""
     peak = jax.lax.pmax(self.peak, axis_name)
-    total = self.total * jnp.exp(self.peak - finite(peak))
-    return ExpSum(peak, jax.lax.psum(total, axis_name))
+    return ExpSum(peak, jax.lax.psum(self.relative_to(peak, temperature), axis_name))
+
+  def relative_to(self, peak: jax.Array, temperature: Scalar) -> jax.Array:
+    """Returns the total relative to a higher peak."""
+    return self.total * jnp.exp((self.peak - finite(peak)) / temperature)
 
 
-# KL from a to b: the sum of exp(a - peak_a) ((a - peak_a) - (b - peak_b)), which a new peak moves.
-# It is relative to the peaks, so that a constant added to all logits costs no digits.
+# KL from a to b: the sum of exp(a) (a - b), where a = (logits - peak) / temperature of that side,
+# and b of the other, which a new peak moves. It is relative to the peaks, so that a constant added
+# to all logits costs no digits.
 
 
 def kl_sides(plan: Plan) -> tuple[str, str]:
@@ -47,32 +74,43 @@ def kl_sides(plan: Plan) -> tuple[str, str]:
 
 
 def move_cross(
-  cross: jax.Array, a: ExpSum, b: ExpSum, peak_a: jax.Array, peak_b: jax.Array
+  cross: jax.Array,
+  a: ExpSum,
+  b: ExpSum,
+  peak_a: jax.Array,
+  peak_b: jax.Array,
+  temperature: Scalar,
 ) -> jax.Array:
   """Returns the cross sum relative to new peaks."""
   shift = (finite(a.peak) - finite(peak_a)) - (finite(b.peak) - finite(peak_b))
-  return jnp.exp(a.peak - finite(peak_a)) * (cross + a.total * shift)
+  scale = jnp.exp((a.peak - finite(peak_a)) / temperature)
+  return scale * (cross + a.total * (shift / temperature))
 
 
 def cross_sum(
-  a: jax.Array, b: jax.Array, peak_a: jax.Array, peak_b: jax.Array
+  a: jax.Array, b: jax.Array, peak_a: jax.Array, peak_b: jax.Array, temperature: Scalar
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns the cross sum of one chunk, and 1 where b is impossible and a is not."""
-  a = a - finite(peak_a)[:, None]
-  b = b - finite(peak_b)[:, None]
+  """Returns the cross sum of one chunk's logits, and 1 where b is impossible and a is not."""
+  a = (a - finite(peak_a)[:, None]) / temperature
+  b = (b - finite(peak_b)[:, None]) / temperature
   gap = jnp.where((a == -jnp.inf) | (b == -jnp.inf), 0, a - b)
   infinite = (a != -jnp.inf) & (b == -jnp.inf)
   return (jnp.exp(a) * gap).sum(-1), infinite.any(-1).astype(a.dtype)
 
 
-def over_devices(sums: dict, plan: Plan) -> dict:
-  """Returns the sums over all devices along the plan's axis."""
+def over_devices(sums: dict, plan: Plan, temperature: Scalar) -> dict:
+  """Returns the sums over all devices along the plan's axis; labels are at temperature 1."""
   axis_name = plan.axis_name
   assert axis_name is not None
-  total = {name: x.over_devices(axis_name) for name, x in sums.items() if isinstance(x, ExpSum)}
+  total = {
+    name: x.over_devices(axis_name, 1.0 if name == "label" else temperature)
+    for name, x in sums.items()
+    if isinstance(x, ExpSum)
+  }
   if "cross" in sums:
     a, b = kl_sides(plan)
-    cross = move_cross(sums["cross"], sums[a], sums[b], total[a].peak, total[b].peak)
+    peaks = total[a].peak, total[b].peak
+    cross = move_cross(sums["cross"], sums[a], sums[b], *peaks, temperature)
     total["cross"] = jax.lax.psum(cross, axis_name)
     total["infinite"] = jax.lax.pmax(sums["infinite"], axis_name)
   return total

@@ -9,22 +9,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from distill_jax.losses import _softmax
 from distill_jax.losses._fused import heads, log_sums, token_values
 from distill_jax.losses._fused.heads import Plan, Products, Rows, Shared
-from distill_jax.losses._fused.log_sums import ExpSum
-from distill_jax.losses._fused.token_values import DIVERGENCES, Statistics, normalized
+from distill_jax.losses._fused.log_sums import ExpSum, LogSum
+from distill_jax.losses._fused.token_values import DIVERGENCES, Statistics
 
 Read = Callable[[Shared, Any, int], Products]
 """`(the heads' columns of some classes, the first of these classes, their number) -> products`."""
 
 
 class Residuals(NamedTuple):
-  """Values for the gradients, [T] each; None where no term needs one.
+  """Values for the gradients; None where no term needs one.
 
   Attributes:
-    student: log sum exp of the student.
-    teacher: log sum exp of the teacher.
-    slope: derivative of the divergence by `student`.
+    student: `LogSum` of the student.
+    teacher: `LogSum` of the teacher.
+    slope: derivative of the divergence by the student's log_total, [T].
   """
 
   student: Any
@@ -39,7 +40,6 @@ class _Chunk(NamedTuple):
   first: Any
   raw: Products
   logits: jax.Array
-  z: jax.Array  # logits / temperature
 
 
 def statistics(plan: Plan, rows: Rows, shared: Shared, read: Read) -> tuple[Statistics, Residuals]:
@@ -99,46 +99,42 @@ def _read_chunk(plan: Plan, shared: Shared, read: Read, start: Any, size: int) -
 
 
 def _chunk(plan, shared, part: Shared, start: Any, raw: Products, logits: jax.Array) -> _Chunk:
-  z = token_values.over_temperature(plan, logits, part)
-  return _Chunk(part, _class_offset(plan, shared) + start, raw, logits, z)
+  return _Chunk(part, _class_offset(plan, shared) + start, raw, logits)
 
 
 def _logit_gradient(plan: Plan, rows: Rows, chunk: _Chunk, results, cotangent) -> jax.Array:
   """Returns the gradient by the chunk's logits [T, C], before bias and cap are undone."""
   all_statistics, residuals = results
-  dz = jnp.zeros_like(chunk.z)
+  t = token_values.temperature(plan, chunk.part)
+  dz = jnp.zeros_like(chunk.logits)
   if residuals.student is not None:
-    q = jnp.exp(normalized(chunk.z, residuals.student))
-    dz = cotangent.log_sum[:, None] * q
+    log_q = residuals.student.normalize(chunk.logits, t)
+    dz = cotangent.log_sum.log_total[:, None] * jnp.exp(log_q)
     if plan.divergence in DIVERGENCES:
-      dz = dz + _divergence_gradient(plan, chunk, residuals, cotangent.divergence)
-      dz = dz + (cotangent.divergence * residuals.slope)[:, None] * q
+      dz = dz + _divergence_gradient(plan, chunk, log_q, residuals, cotangent.divergence)
+      dz = dz + (cotangent.divergence * residuals.slope)[:, None] * jnp.exp(log_q)
+  dz = dz / t
   if rows.indices is not None:
     # With a bucket, log_sum leaves the targets' classes out. Random samples may repeat: add.
     add = plan.divergence != "bucket"
     dz = token_values.put(dz, rows.indices - chunk.first, cotangent.at_indices, add=add)
-  dz = dz if plan.unit_temperature else dz / chunk.part.temperature
   if rows.labels is not None:
-    is_label = token_values.one_hot(rows.labels - chunk.first, dz.shape[-1])
+    is_label = _softmax.is_class(rows.labels - chunk.first, dz.shape[-1])
     dz = dz + jnp.where(is_label, cotangent.at_label[:, None], 0)
   if all_statistics.label_log_sum is not None:
-    probabilities = jnp.exp(normalized(chunk.logits, all_statistics.label_log_sum))
-    dz = dz + cotangent.label_log_sum[:, None] * probabilities
+    log_q = all_statistics.label_log_sum.normalize(chunk.logits, 1.0)
+    dz = dz + cotangent.label_log_sum.log_total[:, None] * jnp.exp(log_q)
   return dz
 
 
 def _divergence_gradient(
-  plan: Plan, chunk: _Chunk, residuals: Residuals, cotangent: jax.Array
+  plan: Plan, chunk: _Chunk, log_q: jax.Array, residuals: Residuals, cotangent: jax.Array
 ) -> jax.Array:
-  """Returns the gradient of a dense divergence by z with the student's log sum fixed."""
+  """Returns the gradient of a dense divergence by log_q, with the student's log sum fixed."""
   assert plan.divergence is not None
   f = DIVERGENCES[plan.divergence]
-  log_p = normalized(_teacher_logits(plan, chunk.raw, chunk.part), residuals.teacher)
-
-  def divergence(z):
-    return f(log_p, normalized(z, residuals.student), chunk.part.mix)
-
-  return jax.vjp(divergence, chunk.z)[1](cotangent)[0]
+  log_p = _teacher_log_probs(plan, chunk, residuals.teacher)
+  return jax.vjp(lambda log_q: f(log_p, log_q, chunk.part.mix), log_q)[1](cotangent)[0]
 
 
 def _first_pass(plan: Plan, rows: Rows, shared: Shared, read: Read) -> tuple[dict, dict]:
@@ -151,7 +147,8 @@ def _first_pass(plan: Plan, rows: Rows, shared: Shared, read: Read) -> tuple[dic
   sums, values = heads.scan_parts(shared.student.kernel.shape[-1], plan.classes, body, carry)
   if plan.axis_name is None:
     return sums, values
-  return log_sums.over_devices(sums, plan), jax.lax.psum(values, plan.axis_name)
+  sums = log_sums.over_devices(sums, plan, token_values.temperature(plan, shared))
+  return sums, jax.lax.psum(values, plan.axis_name)
 
 
 def _empty_carry(plan: Plan, rows: Rows) -> tuple[dict, dict]:
@@ -187,63 +184,71 @@ def _collect(plan: Plan, rows: Rows, shared: Shared, read: Read, carry, start, s
 def _add_to_values(rows: Rows, chunk: _Chunk, values: dict) -> dict:
   new = {}
   if "at_indices" in values:
-    new["at_indices"] = values["at_indices"] + token_values.at(chunk.z, rows.indices - chunk.first)
+    at_indices = token_values.at(chunk.logits, rows.indices - chunk.first)
+    new["at_indices"] = values["at_indices"] + at_indices
   if "at_label" in values:
-    is_label = token_values.one_hot(rows.labels - chunk.first, chunk.logits.shape[-1])
+    is_label = _softmax.is_class(rows.labels - chunk.first, chunk.logits.shape[-1])
     new["at_label"] = values["at_label"] + jnp.where(is_label, chunk.logits, 0).sum(-1)
   return new
 
 
 def _add_to_sums(plan: Plan, rows: Rows, chunk: _Chunk, sums: dict) -> dict:
   new: dict[str, Any] = {}
-  z = {"student": chunk.z}
+  t = token_values.temperature(plan, chunk.part)
+  logits = {"student": chunk.logits}
   if "label" in sums:
-    new["label"] = sums["label"].add(chunk.logits)
+    new["label"] = sums["label"].add(chunk.logits, 1.0)
   if "student" in sums:
-    others = chunk.z
+    others = chunk.logits
     if plan.divergence == "bucket":
-      others = token_values.put(chunk.z, rows.indices - chunk.first, -jnp.inf)
-    new["student"] = sums["student"].add(others)
+      others = token_values.put(chunk.logits, rows.indices - chunk.first, -jnp.inf)
+    new["student"] = sums["student"].add(others, t)
   if "teacher" in sums:
-    z["teacher"] = _teacher_logits(plan, chunk.raw, chunk.part)
-    new["teacher"] = sums["teacher"].add(z["teacher"])
+    logits["teacher"] = _teacher_logits(chunk)
+    new["teacher"] = sums["teacher"].add(logits["teacher"], t)
   if "cross" in sums:
     a, b = log_sums.kl_sides(plan)
     peaks = new[a].peak, new[b].peak
-    cross, infinite = log_sums.cross_sum(z[a], z[b], *peaks)
-    new["cross"] = log_sums.move_cross(sums["cross"], sums[a], sums[b], *peaks) + cross
+    cross, infinite = log_sums.cross_sum(logits[a], logits[b], *peaks, t)
+    new["cross"] = log_sums.move_cross(sums["cross"], sums[a], sums[b], *peaks, t) + cross
     new["infinite"] = jnp.maximum(sums["infinite"], infinite)
   return new
 
 
 def _second_pass(
-  plan: Plan, rows: Rows, shared: Shared, read: Read, log_sum, teacher_log_sum
+  plan: Plan, rows: Rows, shared: Shared, read: Read, student: LogSum, teacher: LogSum
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns a divergence to a mixture, and its derivative by the student's log sum."""
+  """Returns a divergence to a mixture, and its derivative by the student's log_total."""
   assert plan.divergence is not None
   f = DIVERGENCES[plan.divergence]
+  t = token_values.temperature(plan, shared)
 
   def body(carry, start, size):
     chunk = _read_chunk(plan, shared, read, start, size)
-    log_p = normalized(_teacher_logits(plan, chunk.raw, chunk.part), teacher_log_sum)
+    log_p = _teacher_log_probs(plan, chunk, teacher)
 
-    def divergence(log_sum):
-      return f(log_p, normalized(chunk.z, log_sum), shared.mix)
+    def divergence(log_total):
+      log_q = LogSum(student.peak, log_total).normalize(chunk.logits, t)
+      return f(log_p, log_q, shared.mix)
 
-    value, pull = jax.vjp(divergence, log_sum)
+    value, pull = jax.vjp(divergence, log_total)
     return carry[0] + value, carry[1] + pull(jnp.ones_like(value))[0]
 
   axes = heads.axes((rows, shared))
-  log_sum, zeros = heads.vary((log_sum, jnp.zeros_like(log_sum)), axes)
+  log_total, zeros = heads.vary((student.log_total, jnp.zeros_like(student.log_total)), axes)
   num_classes = shared.student.kernel.shape[-1]
   totals = heads.scan_parts(num_classes, plan.classes, body, (zeros, zeros))
   return totals if plan.axis_name is None else jax.lax.psum(totals, plan.axis_name)
 
 
-def _teacher_logits(plan: Plan, raw: Products, part: Shared) -> jax.Array:
-  """Returns the teacher's logits over the temperature."""
-  z = heads.logits(raw.teacher, part.teacher, part.class_mask)
-  return token_values.over_temperature(plan, z, part)
+def _teacher_logits(chunk: _Chunk) -> jax.Array:
+  return heads.logits(chunk.raw.teacher, chunk.part.teacher, chunk.part.class_mask)
+
+
+def _teacher_log_probs(plan: Plan, chunk: _Chunk, teacher: LogSum) -> jax.Array:
+  """Returns log-probabilities [T, C] of the teacher at the temperature."""
+  t = token_values.temperature(plan, chunk.part)
+  return teacher.normalize(_teacher_logits(chunk), t)
 
 
 def _class_offset(plan: Plan, shared: Shared) -> Any:

@@ -7,19 +7,21 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.losses import _softmax
+from distill_jax.losses._checks import Scalar
 from distill_jax.losses._fused.heads import Plan, Rows, Shared
+from distill_jax.losses._fused.log_sums import LogSum, finite
 
 
 class Statistics(NamedTuple):
-  """Statistics of every token's student logits z; None where no term needs one.
+  """Statistics of every token's student logits; None where no term needs one.
 
   Attributes:
     divergence: divergence from a dense teacher at the temperature, [T].
-    log_sum: log sum exp(z / temperature) over all classes, for 'bucket' without the targets'
-      classes, [T].
-    at_indices: z / temperature at the targets' classes, [T, K].
-    at_label: z at the label, [T].
-    label_log_sum: log sum exp(z) over all classes, where log_sum does not give it, [T].
+    log_sum: `LogSum` at the temperature over all classes, for 'bucket' without the targets'
+      classes.
+    at_indices: logits of the targets' classes, [T, K].
+    at_label: logits of the labels, [T].
+    label_log_sum: `LogSum` at temperature 1 over all classes, where log_sum does not give it.
   """
 
   divergence: Any = None
@@ -73,8 +75,8 @@ def totals(
   """
   divergence = cross_entropy = jnp.zeros((), rows.weights.dtype)
   if plan.divergence is not None:
-    values = shared.temperature**2 * _divergence(plan, statistics, rows)
-    divergence = _weighted_sum(rows.weights, values)
+    t = temperature(plan, shared)
+    divergence = _weighted_sum(rows.weights, t**2 * _divergence(plan, statistics, rows, t))
   if rows.labels is not None:
     cross_entropy = _weighted_sum(rows.label_weights, _cross_entropy(plan, statistics))
   return divergence + cross_entropy, (divergence, cross_entropy)
@@ -104,9 +106,9 @@ def needs_label_log_sum(plan: Plan, rows: Rows) -> bool:
   return rows.labels is not None and not (plan.unit_temperature and needs_log_sum(plan))
 
 
-def over_temperature(plan: Plan, z: jax.Array, shared: Shared) -> jax.Array:
-  """Returns z / temperature; z where the temperature is 1."""
-  return z if plan.unit_temperature else z / shared.temperature
+def temperature(plan: Plan, shared: Shared) -> Scalar:
+  """Returns the temperature, as a number where it is 1: XLA then leaves the division out."""
+  return 1.0 if plan.unit_temperature else shared.temperature
 
 
 def at(z: jax.Array, indices: jax.Array) -> jax.Array:
@@ -128,27 +130,18 @@ def put(z: jax.Array, indices: jax.Array, values: Any, add: bool = False) -> jax
   return jax.vmap(put_in_row)(z, indices, values)
 
 
-def one_hot(labels: jax.Array, num_classes: int) -> jax.Array:
-  """Returns bool [T, num_classes], all False where a label is outside [0, num_classes)."""
-  return labels[:, None] == jnp.arange(num_classes)
-
-
-def normalized(z: jax.Array, log_sum: jax.Array) -> jax.Array:
-  """Returns log-probabilities [T, V] of some of the classes, from log sum exp of all, [T]."""
-  return z - jnp.where(log_sum == -jnp.inf, 0, log_sum)[:, None]
-
-
-def _divergence(plan: Plan, statistics: Statistics, rows: Rows) -> jax.Array:
+def _divergence(plan: Plan, statistics: Statistics, rows: Rows, t: Scalar) -> jax.Array:
   if plan.divergence in DIVERGENCES:
     return statistics.divergence
-  z = statistics.at_indices
+  logits = statistics.at_indices
   if plan.divergence == "conditional":
-    return _softmax.divergence(_softmax.log_softmax(rows.log_probs), _softmax.log_softmax(z))
+    log_q = _softmax.log_softmax(logits, temperature=t)
+    return _softmax.divergence(_softmax.log_softmax(rows.log_probs), log_q)
   if plan.divergence == "sampled":
-    return _softmax.cross_entropy(rows.log_probs, normalized(z, statistics.log_sum))
+    return _softmax.cross_entropy(rows.log_probs, statistics.log_sum.normalize(logits, t))
   log_p = jnp.concatenate([rows.log_probs, rows.log_tail[:, None]], -1)
-  log_q = _softmax.log_softmax(jnp.concatenate([z, statistics.log_sum[:, None]], -1))
-  return _softmax.divergence(log_p, log_q)
+  parts, _ = _bucket(statistics, t)
+  return _softmax.divergence(log_p, _softmax.log_softmax(parts))
 
 
 def _cross_entropy(plan: Plan, statistics: Statistics) -> jax.Array:
@@ -156,13 +149,24 @@ def _cross_entropy(plan: Plan, statistics: Statistics) -> jax.Array:
   if log_sum is None:
     log_sum = statistics.log_sum
     if plan.divergence == "bucket":
-      parts = jnp.concatenate([statistics.at_indices, log_sum[:, None]], -1)
-      log_sum = _softmax.log_sum(parts)
-  exists = log_sum != -jnp.inf
+      parts, peak = _bucket(statistics, 1.0)
+      log_sum = LogSum(peak, _softmax.log_sum(parts))
+  exists = log_sum.peak != -jnp.inf
   missing = statistics.at_label == -jnp.inf  # The label is no class that exists.
-  at_label = jnp.where(missing, 0, statistics.at_label)
-  value = jnp.where(missing, jnp.nan, jnp.where(exists, log_sum, 0) - at_label)
+  at_label = jnp.where(missing, 0, statistics.at_label) - finite(log_sum.peak)
+  value = jnp.where(missing, jnp.nan, log_sum.log_total - at_label)
   return jnp.where(exists, value, 0)
+
+
+def _bucket(statistics: Statistics, t: Scalar) -> tuple[jax.Array, jax.Array]:
+  """Returns logits / t [T, K + 1] of the targets and of all others as one, minus the peak; and it.
+
+  All others have a peak of their own: relative to that of the targets their sum could underflow.
+  """
+  logits, log_sum = statistics.at_indices, statistics.log_sum
+  peak = jax.lax.stop_gradient(jnp.maximum(log_sum.peak, logits.max(-1)))
+  tail = (log_sum.peak - finite(peak)) / t + log_sum.log_total
+  return jnp.concatenate([(logits - finite(peak)[:, None]) / t, tail[:, None]], -1), peak
 
 
 def _weighted_sum(weights: jax.Array, values: jax.Array) -> jax.Array:
