@@ -47,19 +47,6 @@ def iter_modules(module: "nnx.Module") -> Iterator[tuple[tuple, "nnx.Module"]]:
   return module.iter_modules()
 
 
-def view(module: "nnx.Module", **modes: bool) -> "nnx.Module":
-  """Returns a copy of a module that shares its values, with modes such as `deterministic`."""
-  from flax import nnx
-
-  if hasattr(nnx, "view"):  # flax 0.12.4
-    # An nnx.Rngs returns a stream for every attribute, so that view would use a stream called
-    # 'set_view'.
-    return nnx.view(module, only=nnx.Module, raise_if_not_found=False, **modes)
-  copy = nnx.clone(module)
-  copy.set_attributes(raise_if_not_found=False, **modes)
-  return copy
-
-
 def capture_calls(forward: Callable, net: "nnx.Module", *args: Any) -> tuple[Any, dict]:
   """Returns `forward(net, *args)`, and the outputs of all submodules.
 

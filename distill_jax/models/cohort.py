@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from distill_jax.models.adapters.outputs import AUXILIARY_LOSS
 from distill_jax.types import Model, Outputs, Variables
 
 
@@ -40,14 +41,20 @@ def cohort(models: Sequence[Model]) -> Model:
   def apply(params, state, batch, *, train, key) -> tuple[Outputs, Any]:
     outputs: dict[str, Any] = {}
     new_state = {}
+    auxiliary_losses: list[Any] = []
     for i, model in enumerate(models):
       member_key = None if key is None else jax.random.fold_in(key, i)
       member_outputs, new_state[str(i)] = model.apply(
         params[str(i)], state[str(i)], batch, train=train, key=member_key
       )
+      member_outputs = dict(member_outputs)
+      if AUXILIARY_LOSS in member_outputs:
+        auxiliary_losses.append(member_outputs.pop(AUXILIARY_LOSS))
       outputs |= {f"{i}/{name}": x for name, x in member_outputs.items()}
       if i == 0:
         outputs |= member_outputs
+    if auxiliary_losses:
+      outputs[AUXILIARY_LOSS] = sum(auxiliary_losses)
     return outputs, new_state
 
   variables = [m.variables for m in models if m.variables is not None]

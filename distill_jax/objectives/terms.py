@@ -11,7 +11,14 @@ import jax
 from distill_jax.types import Batch, Objective, Outputs, Tree, Variables
 
 Weight = float | Callable[[jax.Array], jax.Array]
-RESERVED = ("loss", "accuracy", "grad_norm", "nonfinite", "empty")  # the step's own metrics
+RESERVED = (
+  "loss",
+  "accuracy",
+  "grad_norm",
+  "nonfinite",
+  "empty",
+  "auxiliary_loss",
+)  # the step's own metrics
 
 
 class Term(NamedTuple):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax import compat, reduce
+from distill_jax.models.adapters.outputs import AUXILIARY_LOSS
 from distill_jax.types import Batch, Model, Objective, Outputs
 
 Terms = dict[str, tuple[Any, Any]]
@@ -83,6 +84,8 @@ def make_loss_of_outputs(
     outputs, student_state = student.apply(
       params["student"], model_state["student"], batch, train=True, key=student_key
     )
+    outputs = dict(outputs)
+    auxiliary_loss = outputs.pop(AUXILIARY_LOSS, None)
     terms, objective_state = objective.apply(
       params["objective"],
       model_state["objective"],
@@ -93,6 +96,8 @@ def make_loss_of_outputs(
       key=objective_key,
       **context,
     )
+    if auxiliary_loss is not None:
+      terms = {**terms, AUXILIARY_LOSS: (1.0, auxiliary_loss)}
     loss, pairs = _sum_terms(terms, denominators, microbatches, axis_name)
     model_state = {"student": student_state, "objective": objective_state}
     return loss, Aux(outputs, pairs, model_state)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from distill_jax.models.adapters.kinds import wrong_kind
 from distill_jax.models.adapters.outputs import as_outputs, select_inputs
 from distill_jax.types import Batch, Model, Outputs, Variables
 
@@ -29,11 +30,19 @@ def from_apply(
     inputs: the batch entry, or entries, to pass in order.
 
   Raises:
-    ValueError: `variables` that are no pair where `apply` takes `state`; in init and apply, results
-      that are none.
+    ValueError: no function; neither `init` nor `variables`; `variables` that are no pair where
+      `apply` takes `state`; in init and apply, results that are none.
 
   >>> model = from_apply(lambda key, x: jnp.zeros((64, 10)), lambda w, x: x.reshape(len(x), -1) @ w)
   """
+  if not callable(apply):
+    raise wrong_kind("apply", "a function (params, *inputs) -> outputs", apply)
+  if init is not None and not callable(init):
+    raise wrong_kind("init", "a function (key, *inputs) -> params or None", init)
+  if init is None and variables is None:
+    raise ValueError(
+      "init, variables: expected one of them in from_apply, got neither: pass init, or the weights"
+    )
   accepted = set(inspect.signature(apply).parameters) & {"state", "train", "key"}
 
   def as_variables(values) -> Variables:
@@ -44,8 +53,7 @@ def from_apply(
   def init_model(key: jax.Array, batch: Batch) -> Variables:
     if variables is not None:
       return as_variables(jax.tree.map(jnp.copy, variables))
-    if init is None:
-      raise ValueError("init, variables: expected one of them in from_apply, got neither")
+    assert init is not None
     return as_variables(init(key, *select_inputs(batch, inputs)))
 
   def apply_model(params, state, batch, *, train: bool, key) -> tuple[Outputs, Any]:

@@ -2,15 +2,16 @@
 
 import contextlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from distill_jax.errors import install_hint, suggest
-from distill_jax.models.adapters.outputs import Features, as_mapping, as_outputs, select_inputs
+from distill_jax.errors import install_hint
+from distill_jax.models.adapters.kinds import adapter_of, wrong_kind
+from distill_jax.models.adapters.outputs import AUXILIARY_LOSS, Features, as_outputs
 from distill_jax.trees import named_leaves
 from distill_jax.types import Batch, Model, Outputs, Tree, Variables
 
@@ -27,15 +28,24 @@ except ImportError as error:  # Keras imports its backend at once; the default o
 if keras.backend.backend() != "jax":
   raise ImportError(f"{_BACKEND}; it runs on {keras.backend.backend()}")
 
-_PROBABILITIES = ("softmax", "sigmoid")
+# These import Keras too, and only now it is known to be there.
+from distill_jax.models.adapters.keras_graph import (  # noqa: E402
+  Inputs,
+  batch_entries,
+  make_argument,
+  with_features,
+)
+
+_KIND = "a keras.Model or a function () -> keras.Model"
 
 
 def from_keras(
   model: keras.Model | Callable[[], keras.Model],
   *,
-  inputs: str | Sequence[str] = "image",
+  inputs: Inputs = "image",
   features: Features = (),
   output: str = "logits",
+  call: Callable[..., Any] | None = None,
 ) -> Model:
   """Returns a Model of a Keras 3 model.
 
@@ -44,12 +54,16 @@ def from_keras(
       function `() -> model`, which builds a new one from the key of `init`. For a student pass a
       function: the automatic names of its layers ('dense_3') then do not depend on earlier models,
       so that a later process finds its weights again.
-    inputs: the batch entry, or entries (passed as a list). They must be what the network was
-      trained on: `keras.applications` has a `preprocess_input` for each of its families.
+    inputs: the batch entry or entries. `{input name: batch entry}`, and a list of the names of the
+      model's inputs, are passed by name; any other list in the order of the model's list. They must
+      be what the network was trained on: `keras.applications` has a `preprocess_input` for each of
+      its families.
     features: outputs of layers, `{name: layer name}` or a list of layer names, of functional and
       Sequential models only; any other returns a mapping from its `call`.
     output: name of the output of a model that returns one array. A network without a head
       (`include_top=False`) has no logits: use "map".
+    call: `(model, *inputs, train=bool) -> outputs`, for a model whose `call` takes its inputs in
+      another way; None: `model(input or inputs, training=train)`.
 
   Returns:
     A Model. Its params are the trainable variables, nested by their path. Its state is all others
@@ -60,16 +74,17 @@ def from_keras(
 
   Raises:
     ImportError: Keras is missing or runs on another backend (on import of this adapter).
-    ValueError: the model is not built; the output named "logits" is a softmax or sigmoid; no such
-      layer; two variables of one path.
+    ValueError: the model is not built, or has other inputs; the output named "logits" is a softmax
+      or sigmoid; no such layer; two variables of one path.
   """
   has_weights = isinstance(model, keras.Model)
   net: Any = model if has_weights else _construct(model, 0)
   if not net.built:
     raise ValueError(
-      f"model: expected a built one, got {net.name!r} without variables: give it an Input"
+      f"model: expected a built one, got {net.name!r} without variables: give it an Input, or call "
+      "it once on an example"
     )
-  call = _with_features(net, features, output)
+  forward = _forward(net, inputs, features, output, call)
   groups = _groups(net)
   variables = _values(groups) if has_weights else None
 
@@ -85,20 +100,38 @@ def from_keras(
     trainable, others, seeds = groups
     if train and key is None and seeds:
       raise ValueError("key: expected a PRNG key for the model's seed generators, got None")
-    args = select_inputs(batch, inputs)
     values = dict(named_leaves(params)) | dict(named_leaves(state))
     mapping = [(variable, values[path]) for path, variable in {**trainable, **others}.items()]
     mapping += zip(seeds, _seed_values(key, len(seeds)))
     # Not stateless_call: it bypasses __call__, and then a subclassed model whose call has no
     # argument `training` runs its batch norm and dropout in evaluation mode.
-    with keras.StatelessScope(state_mapping=mapping) as scope:
-      result = call(args[0] if isinstance(inputs, str) else list(args), training=train)
+    with keras.StatelessScope(state_mapping=mapping, collect_losses=train) as scope:
+      result = forward(batch, train)
+      losses = net.losses if train else []
     new_state = _nested(
       {path: scope.get_current_value(variable) for path, variable in others.items()}
     )
-    return {output: result} if isinstance(result, jax.Array) else as_outputs(result), new_state
+    outputs = {output: result} if isinstance(result, jax.Array) else as_outputs(result)
+    if losses:
+      outputs[AUXILIARY_LOSS] = sum(losses)
+    return outputs, new_state
 
   return Model(init, apply, variables)
+
+
+def _forward(
+  net: keras.Model, inputs: Inputs, features: Features, output: str, call: Callable | None
+) -> Callable[[Batch, bool], Any]:
+  """Returns `(batch, train) -> result` of calling the model."""
+  if call is not None:
+    if features:
+      raise ValueError(
+        "features: expected none beside call=, got some: return a mapping of outputs from call"
+      )
+    return lambda batch, train: call(net, *batch_entries(batch, inputs), train=train)
+  extended = with_features(net, features, output)
+  argument = make_argument(net, inputs)
+  return lambda batch, train: extended(argument(batch), training=train)
 
 
 def to_keras(model: keras.Model | Callable[[], keras.Model], variables: Variables) -> keras.Model:
@@ -124,12 +157,12 @@ def to_keras(model: keras.Model | Callable[[], keras.Model], variables: Variable
 
 
 def _construct(make: Callable[[], keras.Model], seed: int) -> keras.Model:
+  if not callable(make) or adapter_of(make) is not None:
+    raise wrong_kind("model", _KIND, make)
   with _new_session(seed):
     net = make()
   if not isinstance(net, keras.Model):
-    raise ValueError(
-      f"model: expected a keras.Model or a function () -> keras.Model, got {type(net).__name__}"
-    )
+    raise wrong_kind("model", _KIND, net)
   return net
 
 
@@ -189,85 +222,3 @@ def _seed_values(key, count: int) -> list[jax.Array]:
 
 def _nested(flat: Mapping[str, Any]) -> Tree:
   return traverse_util.unflatten_dict(flat, sep="/")
-
-
-def _with_features(net: keras.Model, features: Features, output: str) -> keras.Model:
-  """Returns the model, or one that shares its variables and also returns the features.
-
-  Raises:
-    ValueError: features that it does not have; or "logits" that are probabilities.
-  """
-  if not hasattr(net, "outputs"):
-    if features:
-      raise ValueError(
-        f"features: expected a functional or Sequential model, got {net.name!r}: return a mapping"
-        " from its call instead"
-      )
-    return net
-  tensors = _named_tensors(net, output)
-  for name, layer in as_mapping(features).items():
-    tensors[name] = _layer_output(net, name, layer)
-  if "logits" in tensors:
-    _check_logits(tensors["logits"])
-  entries = net.inputs[0] if len(net.inputs) == 1 else net.inputs
-  return keras.Model(entries, tensors) if features else net
-
-
-def _named_tensors(net: keras.Model, output: str) -> dict[str, Any]:
-  structure = net.outputs[0] if isinstance(net, keras.Sequential) else net.output
-  if isinstance(structure, keras.KerasTensor):
-    return {output: structure}
-  if isinstance(structure, Mapping):
-    return dict(structure)
-  raise ValueError(
-    f"model: expected one output or named ones, got {len(net.outputs)} of {net.name!r}: build"
-    " keras.Model(inputs, {'logits': ...})"
-  )
-
-
-def _layer_output(net: keras.Model, name: str, layer: str):
-  layers = {member.name: member for member in net.layers}
-  if layer not in layers:
-    hint = suggest(layer, layers)
-    raise ValueError(f"features: expected a layer's name for {name!r}, got {layer!r}{hint}")
-  # layer.output is that of the layer's first call anywhere: it may be in another model.
-  nodes = [node for node in _nodes(net.outputs) if node.operation is layers[layer]]
-  outputs = [tensor for node in nodes for tensor in node.output_tensors]
-  if len(outputs) != 1:
-    raise ValueError(
-      f"features: expected a layer with one output for {name!r}, got {layer!r} with {len(outputs)}:"
-      f" build keras.Model(inputs, {{'logits': ..., {name!r}: ...}})"
-    )
-  return outputs[0]
-
-
-def _nodes(tensors) -> list[Any]:
-  """Returns the calls of layers that compute these tensors."""
-  # Private: Keras has no public way from a tensor to the call that computed it.
-  pending = list(tensors)
-  nodes: list[Any] = []
-  while pending:
-    operation, index, _ = pending.pop()._keras_history
-    node = operation._inbound_nodes[index]
-    if node not in nodes:
-      nodes.append(node)
-      pending += node.input_tensors
-  return nodes
-
-
-def _check_logits(tensor) -> None:
-  """Checks that a tensor is not the result of a softmax or sigmoid."""
-  operation = tensor._keras_history.operation  # Private, as in `_nodes`.
-  if hasattr(operation, "outputs") and hasattr(operation, "layers"):
-    # The operation is a model inside this one.
-    return _check_logits(operation.outputs[tensor._keras_history.tensor_index])
-  activation = getattr(operation, "activation", None)
-  name = getattr(activation, "__name__", "") or type(operation).__name__.lower()
-  name = type(operation).__name__.lower() if name == "linear" else name
-  if name in _PROBABILITIES:
-    raise ValueError(
-      f"output: expected logits, got the {name} of {operation.name!r}: build the model with"
-      " classifier_activation=None (keras.applications) or activation=None in its last layer, or"
-      " give the output another name"
-    )
-  return None

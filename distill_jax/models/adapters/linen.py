@@ -7,9 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen
 from flax.core import unfreeze
 
+from distill_jax.models.adapters.kinds import wrong_kind
 from distill_jax.models.adapters.outputs import (
+  AUXILIARY_LOSS,
   Features,
   as_mapping,
   as_outputs,
@@ -22,10 +25,12 @@ from distill_jax.types import Batch, Model, Outputs, Variables
 _TRAINING_FLAGS = {"train", "training", "is_training"}
 _INFERENCE_FLAGS = {"deterministic", "use_running_average"}
 _FLAGS = _TRAINING_FLAGS | _INFERENCE_FLAGS
+LOSSES = "losses"
+"""Collection into which Flax modules sow auxiliary losses."""
 
 
 def from_linen(
-  module: Any,
+  module: linen.Module,
   variables: Mapping[str, Any] | None = None,
   *,
   inputs: str | Sequence[str] = "image",
@@ -47,20 +52,22 @@ def from_linen(
       way; None: it is called with its inputs and its mode.
 
   Returns:
-    A Model. Its params are the collection 'params', its state all other collections.
+    A Model. Its params are the collection 'params', its state all other collections. What the
+    module sows into 'losses' joins the loss in training, as the term 'auxiliary_loss'.
 
   Raises:
-    ValueError: variables without params; in apply, a batch without an input, outputs of another
-      kind, or a path that no submodule has.
+    ValueError: no Linen module; variables without params; in apply, a batch without an input,
+      outputs of another kind, or a path that no submodule has.
   """
+  if not isinstance(module, linen.Module):
+    raise wrong_kind("module", "a flax.linen.Module", module)
   flags: set[str] = set()
   fields: set[str] = set()
   if call is None:
     flags = set(inspect.signature(type(module).__call__).parameters) & _FLAGS
     fields = _mode_fields(module) - flags
-  modules = {
-    train: module.clone(**_mode(fields, train)) if fields else module for train in (True, False)
-  }
+  clone: Any = module.clone
+  modules = {train: clone(**_mode(fields, train)) if fields else module for train in (True, False)}
   variables = None if variables is None else unfreeze(dict(variables))
   paths = {path.split(":")[0] for path in as_mapping(features).values()}
 
@@ -78,7 +85,9 @@ def from_linen(
     return _linen_variables(unfreeze(collections))
 
   def apply(params, state, batch, *, train: bool, key) -> tuple[Outputs, Any]:
+    sown_losses = train and LOSSES not in state
     mutable = [*(state if train else ()), *(["intermediates"] if paths else [])]
+    mutable += [LOSSES] if sown_losses else []
     streams = {}
     if key is not None:
       streams = {name: jax.random.fold_in(key, i) for i, name in enumerate(rngs)}
@@ -102,7 +111,10 @@ def from_linen(
     )
     captured = named_calls(changed.get("intermediates", {}))
     new_state = {name: changed.get(name, old) for name, old in state.items()} if train else state
-    return as_outputs(result) | pick_features(captured, features, called), new_state
+    outputs = as_outputs(result) | pick_features(captured, features, called)
+    if sown_losses and LOSSES in changed:
+      outputs[AUXILIARY_LOSS] = sum(jnp.sum(x) for x in jax.tree.leaves(changed[LOSSES]))
+    return outputs, new_state
 
   return Model(init, apply, _linen_variables(variables) if variables is not None else None)
 

@@ -1,5 +1,7 @@
 """Turns Flax NNX modules into Models."""
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from distill_jax import compat
+from distill_jax.models.adapters.kinds import adapter_of, wrong_kind
 from distill_jax.models.adapters.outputs import (
   Features,
   as_outputs,
@@ -15,7 +18,10 @@ from distill_jax.models.adapters.outputs import (
   pick_features,
   select_inputs,
 )
-from distill_jax.types import Batch, Model, Outputs, Variables
+from distill_jax.trees import named_leaves
+from distill_jax.types import Batch, Model, Outputs, Tree, Variables
+
+_KIND = "an nnx.Module or a function (nnx.Rngs) -> nnx.Module"
 
 
 def from_nnx(
@@ -24,8 +30,14 @@ def from_nnx(
   inputs: str | Sequence[str] = "image",
   features: Features = (),
   call: Callable[..., Any] | None = None,
+  trainable: Any = nnx.Param,
 ) -> Model:
   """Returns a Model of a Flax NNX module.
+
+  Layers that their owner put in evaluation mode (`use_running_average=True`,
+  `deterministic=True`, or `.eval()` for all) stay in it in training: call `.train()` before
+  to train all of them. An optimizer's mask freezes parameters only: the statistics of a batch norm
+  stay with `use_running_average=True`, or where `trainable` leaves its parameters out.
 
   Args:
     module: a module with its weights (they are copied: training never touches yours), or a function
@@ -37,30 +49,34 @@ def from_nnx(
     call: `(module, *inputs, train=bool) -> outputs`, for a module that is not simply called, or
       whose mode is its own argument; None: `module(*inputs)`. Dropout and batch norm are switched
       for you in any case.
+    trainable: NNX filter of the variables to train; of a LoRA student `nnx.LoRAParam`. A layer with
+      statistics and none of these variables stays in evaluation mode.
 
   Returns:
-    A Model. Its params are the module's `nnx.Param`s, its state everything else but random streams;
-    in training each random stream gets a new seed from the key of the call.
+    A Model. Its params are the module's `trainable` variables, its state everything else but random
+    streams; in training each random stream gets a new seed from the key of the call.
 
   Raises:
-    ValueError: a function that returns no module; in apply, no key for a module with random streams
-      in training, a batch without an input, outputs of another kind, or a path that no submodule
-      has.
+    ValueError: neither a module nor a function that returns one; in apply, no key for a module with
+      random streams in training, a batch without an input, outputs of another kind, a path that no
+      submodule has, or a call that adds variables.
   """
   has_weights = isinstance(module, nnx.Module)
+  if not has_weights and not _is_constructor(module):
+    raise wrong_kind("module", _KIND, module)
   if isinstance(module, nnx.Module):
     template = _without_intermediates(module)
   else:
     template = nnx.eval_shape(lambda: _construct(module, jax.random.key(0)))
-  graphs = {train: nnx.graphdef(_in_mode(template, train)) for train in (True, False)}
-  _, params, streams, state = _split(template)
+  graphs = {train: nnx.graphdef(_in_mode(template, train, trainable)) for train in (True, False)}
+  _, params, streams, state = _split(template, trainable)
   variables = Variables(*jax.tree.map(jnp.copy, (params, state))) if has_weights else None
 
   def init(key: jax.Array, batch: Batch) -> Variables:
     del batch
     if variables is not None:
       return Variables(*jax.tree.map(jnp.copy, (variables.params, variables.state)))
-    _, new_params, _, new_state = _split(_construct(module, key))
+    _, new_params, _, new_state = _split(_construct(module, key), trainable)
     return Variables(new_params, new_state)
 
   def apply(params, state, batch, *, train: bool, key) -> tuple[Outputs, Any]:
@@ -72,19 +88,43 @@ def from_nnx(
       return net(*args) if call is None else call(net, *args, train=train)
 
     result, captured = _run(forward, net, select_inputs(batch, inputs), capture=bool(features))
-    new_state = nnx.state(net, nnx.Not(nnx.Any(nnx.Param, nnx.RngState, nnx.Intermediate)))
-    return as_outputs(result) | pick_features(captured, features), nnx.to_pure_dict(new_state)
+    new_state = nnx.to_pure_dict(
+      nnx.state(net, nnx.Not(nnx.Any(trainable, nnx.RngState, nnx.Intermediate)))
+    )
+    _check_state(state, new_state)
+    return as_outputs(result) | pick_features(captured, features), new_state
 
   return Model(init, apply, variables)
 
 
+def _is_constructor(make: Any) -> bool:
+  """Returns whether it may be a function `(nnx.Rngs) -> nnx.Module`."""
+  if not callable(make) or adapter_of(make) not in (None, "from_nnx"):
+    return False
+  # The signature of the class itself is that of its metaclass.
+  function: Any = make
+  if isinstance(make, type):
+    function = functools.partial(inspect.getattr_static(make, "__init__"), None)
+  try:
+    inspect.signature(function).bind(None)
+  except TypeError:
+    return False
+  return True
+
+
 def _construct(make, key: jax.Array) -> nnx.Module:
-  module = make(nnx.Rngs(key))
-  if not isinstance(module, nnx.Module):
+  try:
+    module = make(nnx.Rngs(key))
+  except ValueError as error:
+    if "mesh context" not in str(error):
+      raise
     raise ValueError(
-      "module: expected an nnx.Module or a function (nnx.Rngs) -> nnx.Module, got "
-      f"{type(module).__name__}"
-    )
+      "module: expected a mesh of Auto axes for parameters with partition metadata, got none: call "
+      "from_nnx, init and fit under jax.set_mesh(sharding.make_mesh(...)), or build the module "
+      f"under nnx.use_eager_sharding(False) ({error})"
+    ) from error
+  if not isinstance(module, nnx.Module):
+    raise wrong_kind("module", _KIND, module)
   return module
 
 
@@ -92,25 +132,65 @@ def _run(forward, net: nnx.Module, args, *, capture: bool) -> tuple[Any, dict[st
   """Returns what the network returns, and the outputs of its submodules by path."""
   if not capture:
     return forward(net, *args), {}
-  result, calls = compat.capture_calls(forward, net, *args)
+  try:
+    result, calls = compat.capture_calls(forward, net, *args)
+  except TypeError as error:
+    if "scan" not in str(error):
+      raise
+    raise ValueError(
+      "features: expected a module without nnx.scan or nnx.RNN, whose submodules cannot be "
+      "captured by path: let its __call__ return (logits, {'name': feature})"
+    ) from error
   return result, named_calls(calls)
 
 
 def _without_intermediates(module: nnx.Module) -> nnx.Module:
   """Returns the module without values that an earlier call of it left: they are no part of its
   state."""
-  bare = compat.view(module)
+  bare = _copy_graph(module)
   nnx.pop(bare, nnx.Intermediate)
   return bare
 
 
-def _in_mode(module: nnx.Module, train: bool) -> nnx.Module:
-  return compat.view(module, deterministic=not train, use_running_average=not train)
+def _copy_graph(module: nnx.Module) -> nnx.Module:
+  """Returns a module of the same arrays whose attributes can be set."""
+  return nnx.merge(*nnx.split(module))
 
 
-def _split(module: nnx.Module) -> tuple[Any, Any, Any, Any]:
+def _in_mode(module: nnx.Module, train: bool, trainable: Any) -> nnx.Module:
+  """Returns a copy in training or evaluation mode; what is in evaluation mode stays in it."""
+  module = _copy_graph(module)
+  for flag in ("deterministic", "use_running_average"):
+    # Not hasattr: an nnx.Rngs returns a stream for every attribute.
+    def has_mode(path, layer, flag=flag):
+      return flag in vars(layer) and not (train and vars(layer)[flag] is True)
+
+    module.set_attributes(has_mode, **{flag: not train}, raise_if_not_found=False)
+  if train and trainable is not nnx.Param:
+    is_fixed = functools.partial(_has_fixed_statistics, nnx.filterlib.to_predicate(trainable))
+    module.set_attributes(is_fixed, use_running_average=True, raise_if_not_found=False)
+  return module
+
+
+def _has_fixed_statistics(is_trainable, path, layer) -> bool:
+  variables = [(*path, n, v) for n, v in vars(layer).items() if isinstance(v, nnx.Variable)]
+  has_statistics = any(isinstance(variable, nnx.BatchStat) for *_, variable in variables)
+  return has_statistics and not any(is_trainable(tuple(p), v) for *p, v in variables)
+
+
+def _check_state(old: Tree, new: Tree) -> None:
+  """Checks that a call added no variables: no step can carry a state that grows."""
+  added = {name for name, _ in named_leaves(new)} - {name for name, _ in named_leaves(old)}
+  if added:
+    raise ValueError(
+      f"module: expected calls that keep the module's variables, got new ones, {sorted(added)}: "
+      "return such values as outputs, or sow them as nnx.Intermediate"
+    )
+
+
+def _split(module: nnx.Module, trainable: Any) -> tuple[Any, Any, Any, Any]:
   """Returns the graph, the params, the random streams and all other state."""
-  graph, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
+  graph, *states = nnx.split(module, trainable, nnx.RngState, ...)
   params, streams, state = map(nnx.to_pure_dict, states)
   return graph, params, streams, state
 

@@ -13,6 +13,9 @@ import numpy as np
 from distill_jax.errors import suggest
 from distill_jax.types import Batch
 
+AUXILIARY_LOSS = "auxiliary_loss"
+"""Output of a network in training: the sum of the losses that its layers add, a scalar."""
+
 Features = Mapping[str, str] | Sequence[str]
 
 
@@ -31,21 +34,50 @@ def select_inputs(batch: Batch, inputs: str | Sequence[str]) -> tuple[jax.Array,
 
 
 def as_outputs(result: Any) -> dict[str, Any]:
-  """Returns what a network returned as named outputs.
+  """Returns what a network returned as named outputs; entries that are None are left out.
 
   Raises:
-    ValueError: it is no array, mapping, or (array, mapping).
+    ValueError: it is no array with rows, mapping, NamedTuple or (array, mapping), or an output
+      holds no arrays.
   """
   if isinstance(result, Mapping):
-    return dict(result)
-  if isinstance(result, (jax.Array, np.ndarray)):
-    return {"logits": result}
-  if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
-    return {"logits": result[0], **result[1]}
-  raise ValueError(
-    "outputs: expected logits, a mapping of outputs, or (logits, mapping), got "
-    f"{type(result).__name__}"
-  )
+    outputs = dict(result)
+  elif hasattr(result, "_asdict"):
+    outputs = result._asdict()
+  elif isinstance(result, (jax.Array, np.ndarray)):
+    outputs = {"logits": result}
+  elif isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
+    outputs = {"logits": result[0], **result[1]}
+  else:
+    raise ValueError(
+      "outputs: expected logits, a mapping of outputs, or (logits, mapping), got "
+      f"{_describe(result)}: return {{'logits': ..., 'name': ...}}, from call= where the network "
+      "cannot be edited"
+    )
+  outputs = {name: value for name, value in outputs.items() if value is not None}
+  for name, value in outputs.items():
+    if not isinstance(name, str) or not _holds_arrays(value):
+      raise ValueError(
+        f"outputs: expected arrays by name, got {_describe(value)} as {name!r}: give it a "
+        "string as name, or leave it out"
+      )
+  if "logits" in outputs and getattr(outputs["logits"], "ndim", 0) == 0:
+    raise ValueError(
+      "outputs: expected one array of logits with rows first, got "
+      f"{_describe(outputs['logits'])}: return a row for each example"
+    )
+  return outputs
+
+
+def _holds_arrays(value: Any) -> bool:
+  # An LM head has numbers next to its arrays.
+  leaves = jax.tree.leaves(value)
+  return bool(leaves) and not any(isinstance(leaf, (str, bytes)) for leaf in leaves)
+
+
+def _describe(value: Any) -> str:
+  name = type(value).__name__
+  return f"a {name} of {len(value)}" if isinstance(value, (tuple, list)) else name
 
 
 def primary_outputs(outputs: Mapping[str, Any]) -> Any:

@@ -1,0 +1,42 @@
+"""Tells which adapter takes a network, without an import of its library."""
+
+from typing import Any
+
+# In this order: a Haiku transform is a tuple of functions, a Keras model is a callable.
+_ADAPTERS = {
+  "flax.nnx": "from_nnx",
+  "flax.linen": "from_linen",
+  "keras": "from_keras",
+  "equinox": "from_equinox",
+  "haiku": "from_haiku",
+}
+
+
+def adapter_of(network: Any) -> str | None:
+  """Returns the name of the adapter for an object or a class; None: its library is unknown."""
+  kind = network if isinstance(network, type) else type(network)
+  for base in kind.__mro__:
+    for package, adapter in _ADAPTERS.items():
+      if base.__module__ == package or base.__module__.startswith(package + "."):
+        return adapter
+  return None
+
+
+def wrong_kind(field: str, expected: str, network: Any) -> ValueError:
+  """Returns the error for a network that the called adapter does not take.
+
+  Args:
+    field: name of the argument.
+    expected: what the adapter takes.
+    network: what came; the message names its adapter.
+  """
+  adapter = adapter_of(network)
+  if isinstance(network, type):
+    kind, hint = f"the class {network.__name__}", ": pass an instance"
+  elif adapter is None:
+    kind, hint = f"{type(network).__name__} {network!r:.80}", ""
+    if callable(network):
+      hint = ": from_apply takes a function of (params, *inputs)"
+  else:
+    kind, hint = type(network).__name__, f": {adapter} takes the models of this library"
+  return ValueError(f"{field}: expected {expected}, got {kind}{hint}")
