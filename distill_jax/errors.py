@@ -8,14 +8,17 @@ _EXTRAS = {"keras": "keras", "libtpu": "tpu", "qwix": "quantize"}
 
 
 def suggest(name: str, candidates: Iterable[object]) -> str:
-  """Returns the end of a message about an unknown name: the nearest candidate, or all of them.
+  """Returns the end of a message about an unknown name: the nearest candidates, or all of them.
 
   >>> suggest("lable", ["label", "image"])
   "; did you mean 'label'?"
   """
   names = sorted(map(str, candidates))
   nearest = difflib.get_close_matches(name, names, n=1)
-  return f"; did you mean {nearest[0]!r}?" if nearest else f"; there are {names}"
+  nearest = nearest or [candidate for candidate in names if name and name in candidate]
+  if nearest:
+    return f"; did you mean {' or '.join(map(repr, nearest))}?"
+  return f"; there are {names}"
 
 
 def install_hint(package: str) -> str:

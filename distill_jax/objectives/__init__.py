@@ -13,6 +13,7 @@ A loss of arrays goes through `logits` or `features`, one of a few of the teache
 """
 
 from distill_jax.objectives.comparisons import features, logits, mutual
+from distill_jax.objectives.factor_transfer import factor_transfer, paraphraser
 from distill_jax.objectives.heads import pad, uskd
 from distill_jax.objectives.labels import labels
 from distill_jax.objectives.layer_maps import layer_map
@@ -27,11 +28,9 @@ from distill_jax.objectives.learned import (
   vkd,
 )
 from distill_jax.objectives.maps import (
-  factor_transfer,
   fgd,
   layer_attention,
   mgd,
-  paraphraser,
   review_kd,
 )
 from distill_jax.objectives.memories import crd, dino, queue_similarity

@@ -7,8 +7,11 @@ from typing import Any, NamedTuple, overload
 import jax
 import jax.numpy as jnp
 
+from distill_jax import reduce
 from distill_jax.errors import suggest
 from distill_jax.losses import SparseTargets
+from distill_jax.objectives.hyperparameters import at_step, check_types, first_value
+from distill_jax.objectives.loss_checks import check_loss, check_names, check_values, name_of
 from distill_jax.types import Batch, Outputs
 
 Names = str | tuple[str, ...]
@@ -22,6 +25,7 @@ class LossCall(NamedTuple):
     loss: `(student, teacher, ...)`.
     step_arguments: which of `labels`, `where` and `axis_name` the loss takes from the step.
     hyperparameters: its other arguments.
+    schedules: which of the hyper-parameters are schedules of the step.
     entries: arguments that are entries of the batch, `{argument: entry}`.
     valid: the entry of the batch that marks the loss's valid values; None: no entry.
   """
@@ -29,6 +33,7 @@ class LossCall(NamedTuple):
   loss: Callable[..., jax.Array]
   step_arguments: frozenset[str]
   hyperparameters: dict[str, Any]
+  schedules: frozenset[str]
   entries: dict[str, str]
   valid: str | None
 
@@ -45,30 +50,65 @@ class LossCall(NamedTuple):
       "where": jax.ShapeDtypeStruct(rows, jnp.bool_),
     }
     extras = {name: shape for name, shape in shapes.items() if name in self.step_arguments}
-    jax.eval_shape(
-      lambda s, t, extras: self.loss(s, t, **extras, **self.hyperparameters), s, t, extras
+    first = {name: first_value(name, self.hyperparameters[name]) for name in self.schedules}
+    constants = self.hyperparameters | first
+    values = jax.eval_shape(
+      lambda s, t, extras: self.loss(s, t, **extras, **constants), s, t, extras
     )
+    check_values(self.loss, values, rows[0])
+    if self.schedules:
+      step = jax.ShapeDtypeStruct((), jnp.int32)
+      jax.eval_shape(lambda s, t, extras, step: self.at(step)(s, t, **extras), s, t, extras, step)
 
-  def value(self, s: Any, t: Any, batch: Batch, axis_name: str | None) -> Any:
-    """Returns the loss as a term's value: `(values, where)`, or a scalar."""
+  def at(self, step: jax.Array) -> Callable[..., jax.Array]:
+    """Returns `(student, teacher, **extras) -> values`, the loss at this step."""
+    scheduled = {name: at_step(self.hyperparameters[name], step) for name in self.schedules}
+    hyperparameters = self.hyperparameters | scheduled
+
+    def loss(s: Any, t: Any, **extras: Any) -> jax.Array:
+      try:
+        return self.loss(s, t, **extras, **hyperparameters)
+      except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        if not self.schedules:
+          raise
+        raise ValueError(
+          f"{', '.join(sorted(self.schedules))}: expected a number, got a schedule: "
+          f"{name_of(self.loss)} needs its value before it is traced"
+        ) from error
+
+    return loss
+
+  def mask(self, batch: Batch) -> jax.Array | None:
+    """Returns which values count, bool, rows first; None: all."""
     mask = None
-    extras = dict(self.hyperparameters)
-    extras |= {argument: batch_entry(batch, name) for argument, name in self.entries.items()}
     if "labels" in self.step_arguments:
-      label = _integer_labels(batch)
-      mask = label >= 0
-      extras["labels"] = jnp.maximum(label, 0)
-    if "where" in self.step_arguments:
-      extras["where"] = valid_rows(batch, mask)
-    if "axis_name" in self.step_arguments:
-      extras["axis_name"] = axis_name
-    values = self.loss(s, t, **extras)
-    if values.ndim == 0:
-      return values
+      mask = _integer_labels(batch) >= 0
     if self.valid is not None:
       valid = batch_entry(batch, self.valid)
       mask = valid if mask is None else mask & valid
-    return values, valid_rows(batch, mask)
+    return valid_rows(batch, mask)
+
+  def value(self, s: Any, t: Any, batch: Batch, step: jax.Array, axis_name: str | None) -> Any:
+    """Returns the loss as a term's value: `(values, where)`, or a scalar."""
+    mask = self.mask(batch)
+    extras = {argument: batch_entry(batch, name) for argument, name in self.entries.items()}
+    s, t, extras = blank(mask, (s, t, extras))
+    if "labels" in self.step_arguments:
+      extras["labels"] = jnp.maximum(_integer_labels(batch), 0)
+    if "where" in self.step_arguments:
+      extras["where"] = mask
+    if "axis_name" in self.step_arguments:
+      extras["axis_name"] = axis_name
+    values = self.at(step)(s, t, **extras)
+    check_values(self.loss, values, len(jax.tree.leaves(s)[0]))
+    if values.ndim:
+      return values, mask
+    if mask is not None and "where" not in self.step_arguments:
+      raise ValueError(
+        f"loss: expected one value a row of a batch with masked rows, got a scalar of "
+        f"{name_of(self.loss)}: return values [rows], or take an argument `where`, bool [rows]"
+      )
+    return values
 
 
 def prepare(
@@ -80,41 +120,40 @@ def prepare(
 ) -> LossCall:
   """Returns a `LossCall` whose arguments the loss has by name.
 
-  Their values are checked by `LossCall.check`, which knows the shapes of the outputs.
+  The ranges of their values are checked by `LossCall.check`, which knows the outputs' shapes.
 
   Args:
     loss, hyperparameters, entries, valid: as in `LossCall`.
 
   Raises:
-    ValueError: the loss has no argument of a name, or requires one that is missing.
+    ValueError: it is no loss, has no argument of a name, requires one that is missing, or a value
+      has another type than it declares.
   """
+  check_loss(loss)
   entries = dict(entries or {})
   passed = set(hyperparameters) | set(entries)
   step_arguments = STEP_ARGUMENTS & set(inspect.signature(loss).parameters) - passed
-  call = LossCall(loss, step_arguments, dict(hyperparameters), entries, valid)
-  _check_names(call)
-  return call
+  check_names(loss, step_arguments, passed)
+  schedules = check_types(loss, hyperparameters)
+  return LossCall(loss, step_arguments, dict(hyperparameters), schedules, entries, valid)
 
 
-def name_of(loss: Any) -> str:
-  """Returns the name of a loss for messages."""
-  return getattr(loss, "__name__", type(loss).__name__)
+def blank(mask: jax.Array | None, tree: Any) -> Any:
+  """Returns outputs with 0 where the mask is False, so that no NaN from there reaches a gradient.
 
+  Args:
+    mask: bool, rows first; None: all count.
+    tree: arrays, rows first. Where the mask has other axes than an array, rows without any valid
+      value are blanked.
+  """
+  if mask is None:
+    return tree
 
-def _check_names(call: LossCall) -> None:
-  signature = inspect.signature(call.loss)
-  passed = {**call.hyperparameters, **call.entries}
-  try:
-    signature.bind(None, None, **dict.fromkeys(call.step_arguments), **passed)
-  except TypeError as error:
-    unknown = sorted(set(passed) - set(signature.parameters))
-    if not unknown:
-      raise ValueError(f"{name_of(call.loss)}: {error}") from error
-    options = set(list(signature.parameters)[2:]) - call.step_arguments
-    raise ValueError(
-      f"{unknown[0]}: expected a hyper-parameter of {name_of(call.loss)}, got {unknown[0]!r}"
-      f"{suggest(unknown[0], options)}"
-    ) from error
+  def leaf(x):
+    fits = mask.shape == x.shape[: mask.ndim]
+    return reduce.blank(mask if fits else mask.reshape(len(mask), -1).any(1), x)
+
+  return jax.tree.map(leaf, tree)
 
 
 def label_of(batch: Batch) -> jax.Array:

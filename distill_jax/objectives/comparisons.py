@@ -1,11 +1,14 @@
 """Compares outputs of two networks: logits, features, and students that teach one another."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 
-from distill_jax.objectives.calls import Names, outputs_of, prepare
+from distill_jax import losses
+from distill_jax.objectives.calls import Names, blank, outputs_of, prepare
+from distill_jax.objectives.hyperparameters import check_integer
 from distill_jax.objectives.parts import align, align_init, shape_mismatch
 from distill_jax.objectives.terms import Term
 from distill_jax.types import Outputs, Variables
@@ -22,46 +25,51 @@ def logits(
   """Compares the logits of both networks by a loss of `distill_jax.losses`, or any other.
 
       logits(losses.kl_divergence, temperature=4.0)
+      logits(losses.uld)  # two vocabularies
+
+  Values that do not count ('where', `valid`, a negative label) are replaced by 0 on both sides
+  before the loss: a NaN there reaches neither value nor gradient.
 
   Args:
     loss: `(student [..., C], teacher [..., C], **hyperparameters) -> [...]`. If it has an argument
       `labels` it gets the batch's integer labels; if it has `where` (it relates rows) it gets the
-      valid rows.
+      valid rows. The numbers of classes may differ where the loss accepts it.
     output: name of the output of both networks that holds the logits.
     entries: arguments of the loss that are entries of the batch, `{argument: entry}`, passed as
       they are: `{"labels": "tokens"}` for `losses.rnnt_three_way`. The first step checks their
       shapes, and then the hyper-parameters too.
     valid: name of a bool entry of the batch that marks the values that count, in addition to
       'where': tokens [B, L], pixels [B, H, W], boxes [B, N], nodes of a lattice.
-    **hyperparameters: passed to the loss.
+    **hyperparameters: passed to the loss. A function for a number is a schedule of the step,
+      `temperature=optax.linear_schedule(8.0, 1.0, 1000)`.
 
   Raises:
-    ValueError: at once, a hyper-parameter that the loss does not have, or a missing one; in init,
-      a value that the loss rejects, or logits whose shapes differ (both are shown); in a step,
-      mixed labels where the loss needs integers, or an entry that the batch lacks.
+    ValueError: at once, a loss that is no function, or a hyper-parameter that it does not have,
+      that is missing or has another type; in init, a value that the loss rejects, or logits whose
+      shapes differ (both are shown); in a step, mixed labels where the loss needs integers, or an
+      entry that the batch lacks.
   """
   call = prepare(loss, hyperparameters, entries=entries, valid=valid)
 
   def sides(student, teacher):
     s = outputs_of(student, output, "student")
     t = outputs_of(teacher, output, "teacher")
-    if s.shape != t.shape:
-      raise ValueError(
-        f"{output}: expected one shape, got {tuple(s.shape)} of the student and {tuple(t.shape)} "
-        "of the teacher: logits are compared row by row and class by class; distill features"
-      )
+    if s.shape[:-1] != t.shape[:-1] or (s.shape != t.shape and 1 in (s.shape[-1], t.shape[-1])):
+      raise _shape_error(output, s, t)
     return s, t
 
   def init(key, student, teacher):
     del key
     s, t = sides(student, teacher)
-    call.check(s, t, s.shape[:-1])
+    with _shapes_in_error(output, s, t):
+      call.check(s, t, s.shape[:-1])
     return Variables({}, {})
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
-    del params, step, key
+    del params, key
     s, t = sides(student, teacher)
-    return call.value(s, t, batch, axis_name), state
+    with _shapes_in_error(output, s, t):
+      return call.value(s, t, batch, step, axis_name), state
 
   return Term(init, apply)
 
@@ -88,11 +96,13 @@ def features(
     loss: `(student, teacher, **hyperparameters)`, [B] or a scalar; `where` as in `logits`.
     project: where the channels differ, learn a linear map (on images a 1x1 convolution) from the
       student's to the teacher's, FitNets' regressor (Romero et al. 2015, section 2.2). It trains
-      with the student and is not exported. False: the loss gets the channels as they are.
+      with the student and is not exported. False: the loss gets the channels as they are. Logits
+      of two vocabularies are never projected.
     resize: where heights or widths differ, resize the student's map to the teacher's size (linear
-      interpolation, antialiased). False: the loss gets the maps as they are.
+      interpolation, antialiased). False: the loss gets maps and sequences of any size as they
+      are (`losses.similarity_preserving`, `inter_channel` and `pkt` compare them so).
     entries, valid: as in `logits`; `entries={"mask": "pairs"}` for `losses.attention_kl`.
-    **hyperparameters: passed to the loss.
+    **hyperparameters: as in `logits`.
 
   Raises:
     ValueError: at once, a hyper-parameter that the loss does not have, or different numbers of
@@ -108,6 +118,16 @@ def features(
   def sides(s_outputs, t_outputs):
     return outputs_of(s_outputs, student, "student"), outputs_of(t_outputs, teacher, "teacher")
 
+  def check_pair(s_name, t_name, s, t):
+    problem = shape_mismatch(s.shape, t.shape, resize=resize)
+    if problem is None and project and s.shape[-1] != t.shape[-1]:
+      problem = _projection_problem(loss, s_name, t_name)
+    if problem:
+      raise ValueError(
+        f"student {s_name!r} {tuple(s.shape)} cannot be aligned with teacher {t_name!r} "
+        f"{tuple(t.shape)}: {problem}"
+      )
+
   def aligned(params, s, t):
     return jax.tree.map(lambda _, p, s, t: align(p, s, t, resize=resize), student, params, s, t)
 
@@ -115,17 +135,20 @@ def features(
     s, t = sides(s_outputs, t_outputs)
     names, structure = jax.tree.flatten(student)
     keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(names))))
-    jax.tree.map(lambda *pair: _check_pair(*pair, resize=resize), student, teacher, s, t)
+    jax.tree.map(check_pair, student, teacher, s, t)
     params = jax.tree.map(
       lambda _, k, s, t: align_init(k, s, t) if project else {}, student, keys, s, t
     )
-    call.check(jax.eval_shape(aligned, params, s, t), t, jax.tree.leaves(s)[0].shape[:1])
+    with _sizes_in_error(resize, s, t):
+      call.check(jax.eval_shape(aligned, params, s, t), t, jax.tree.leaves(s)[0].shape[:1])
     return Variables(params, {})
 
   def apply(params, state, s_outputs, t_outputs, batch, *, step, key, axis_name=None):
-    del step, key
+    del key
     s, t = sides(s_outputs, t_outputs)
-    return call.value(aligned(params, s, t), t, batch, axis_name), state
+    # Also before the projection: its gradient is the input times 0, which is NaN for a NaN.
+    s = blank(call.mask(batch), s)
+    return call.value(aligned(params, s, t), t, batch, step, axis_name), state
 
   return Term(init, apply)
 
@@ -152,8 +175,7 @@ def mutual(
   Raises:
     ValueError: fewer than 2 students; and as in `logits`.
   """
-  if students < 2:
-    raise ValueError(f"students: expected at least 2, got {students}")
+  check_integer("students", students, 2)
   pairs = [(i, j) for i in range(students) for j in range(students) if i != j]
   term = logits(loss, output=output, **hyperparameters)
 
@@ -172,7 +194,7 @@ def mutual(
       value, _ = term.apply(params, state, learner, jax.lax.stop_gradient(peer), batch, **context)
       values.append(value)
     weight = 1 / (students - 1)
-    if isinstance(values[0], tuple):
+    if isinstance(values[0], tuple):  # All pairs have one mask: it is the batch's.
       return (weight * sum(value for value, _ in values), values[0][1]), state
     return weight * sum(values), state
 
@@ -185,13 +207,50 @@ def _same_structure(student: Names, teacher: Names) -> bool:
   return len(student) == len(teacher)
 
 
-def _check_pair(s_name: str, t_name: str, s, t, *, resize: bool) -> None:
-  problem = shape_mismatch(s.shape, t.shape, resize=resize)
-  if problem:
+@contextlib.contextmanager
+def _shapes_in_error(output: str, s: Any, t: Any) -> Iterator[None]:
+  """Shows both shapes where a loss rejects logits of different classes."""
+  try:
+    yield
+  except (ValueError, TypeError) as error:
+    if s.shape == t.shape:
+      raise
+    raise _shape_error(output, s, t) from error
+
+
+@contextlib.contextmanager
+def _sizes_in_error(resize: bool, s: Any, t: Any) -> Iterator[None]:
+  """Says what to do where a loss rejects maps or sequences that were not resized."""
+  try:
+    yield
+  except (ValueError, TypeError) as error:
+    shapes = [[x.shape[1:-1] for x in jax.tree.leaves(side)] for side in (s, t)]
+    if resize or shapes[0] == shapes[1]:
+      raise
     raise ValueError(
-      f"student {s_name!r} {tuple(s.shape)} cannot be aligned with teacher {t_name!r} "
-      f"{tuple(t.shape)}: {problem}"
+      f"resize: expected True for sizes {shapes[0]} of the student and {shapes[1]} of the teacher, "
+      f"got resize=False: {error}: resize them, or use a loss for any sizes such as losses.pkt"
+    ) from error
+
+
+def _shape_error(output: str, s: Any, t: Any) -> ValueError:
+  return ValueError(
+    f"{output}: expected one shape, got {tuple(s.shape)} of the student and {tuple(t.shape)} of "
+    "the teacher: logits are compared row by row and class by class; for two vocabularies use "
+    "losses.uld, or else distill features"
+  )
+
+
+def _projection_problem(loss: Callable, s_name: str, t_name: str) -> str | None:
+  """Returns why no projection between these outputs is learned, or None."""
+  if loss is losses.uld:
+    return "losses.uld compares any two vocabularies as they are: use objectives.logits(losses.uld)"
+  if s_name.split("/")[-1] == t_name.split("/")[-1] == "logits":
+    return (
+      "a projection of logits would learn another classifier: use objectives.logits(losses.uld) "
+      "for two vocabularies, or project=False for a loss of any widths"
     )
+  return None
 
 
 def _peers(outputs: Outputs, output: str, i: int, j: int) -> tuple[Outputs, Outputs]:

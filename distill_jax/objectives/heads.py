@@ -8,7 +8,9 @@ from typing import Any
 import jax
 
 from distill_jax import losses
+from distill_jax.objectives.hyperparameters import at_step
 from distill_jax.objectives.learned import check_pair, learned
+from distill_jax.objectives.loss_checks import check_options
 from distill_jax.objectives.parts import (
   align,
   align_init,
@@ -60,13 +62,14 @@ def uskd(
     feature: name of the student's middle feature, [B, ..., C].
     output: name of the student's logits, [B, classes].
     entry: name of the batch's integer labels [B]; rows with a negative one do not count.
-    **hyperparameters: `alpha`, `beta`, `mu` of the loss.
+    **hyperparameters: `alpha`, `beta`, `mu` of the loss, each a number or a schedule of the step.
 
   Raises:
-    ValueError: in init, an unknown name, logits that are not [B, classes], or a feature of fewer
-      than 2 axes; in a step, labels that do not fit or that the batch lacks, or a hyper-parameter
-      that the loss rejects.
+    ValueError: at once, a hyper-parameter that the loss does not have; in init, an unknown name,
+      logits that are not [B, classes], or a feature of fewer than 2 axes; in a step, labels that do
+      not fit or that the batch lacks, or a hyper-parameter that the loss rejects.
   """
+  check_options(losses.uskd, {"labels"}, hyperparameters)
 
   def init(key, s, t):
     del t
@@ -78,13 +81,14 @@ def uskd(
       )
     return Variables(layer_init(key, middle.shape[-1], logits.shape[-1]), {})
 
-  def apply(params, state, s, t, *, labels, where, axis_name):
+  def apply(params, state, s, t, *, labels, where, step, axis_name):
     del t
+    options = {name: at_step(value, step) for name, value in hyperparameters.items()}
     logits, middle = s
     labeled = labels >= 0
     rows = {"where": labeled if where is None else where & labeled, "axis_name": axis_name}
     weak = layer(params, _mean_over_space(middle))
-    return losses.uskd(logits, weak, labels, **rows, **hyperparameters), state
+    return losses.uskd(logits, weak, labels, **rows, **options), state
 
   return learned((output, feature), (), init, apply, entries={"labels": entry})
 

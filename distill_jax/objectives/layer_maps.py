@@ -1,10 +1,12 @@
 """Pairs layers of a student with layers of its teacher."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
 from distill_jax.errors import suggest
+from distill_jax.objectives.hyperparameters import check_integer, is_integer
 
 Pairs = Sequence[tuple[int, int]]
 MAPS = ("uniform", "last", "skip")
@@ -35,7 +37,9 @@ def layer_map(
   """
   if how not in MAPS:
     raise ValueError(f"how: expected one of {MAPS}, got {how!r}{suggest(how, MAPS)}")
-  if not 1 <= student_depth <= teacher_depth:
+  check_integer("student_depth", student_depth)
+  check_integer("teacher_depth", teacher_depth)
+  if student_depth > teacher_depth:
     raise ValueError(
       f"student_depth: expected 1 to {teacher_depth}, the teacher's layers, got {student_depth}"
     )
@@ -49,10 +53,19 @@ def layer_map(
 
 def check_pairs(pairs: Pairs, last: int | None) -> None:
   """Raises a `ValueError` for invalid pairs of layers, or an invalid number of last tokens."""
-  if not len(pairs) or any(len(pair) != 2 or min(pair) < 1 for pair in pairs):
-    raise ValueError(f"pairs: expected (student layer, teacher layer), both from 1, got {pairs!r}")
-  if last is not None and last < 1:
-    raise ValueError(f"last: expected a number of tokens >= 1, got {last}")
+  if not isinstance(pairs, Sequence) or isinstance(pairs, str) or not pairs:
+    raise ValueError(f"pairs: expected [(student layer, teacher layer), ...], got {pairs!r}")
+  for pair in pairs:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(map(_is_layer, pair)):
+      raise ValueError(
+        f"pairs: expected (student layer, teacher layer) each, integers from 1, got {pair!r}"
+      )
+  if last is not None:
+    check_integer("last", last)
+
+
+def _is_layer(layer: Any) -> bool:
+  return is_integer(layer) and layer >= 1
 
 
 def last_entries(x: jax.Array, last: int | None, axes: tuple[int, ...]) -> jax.Array:

@@ -17,31 +17,20 @@ a negative segment is no token.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from distill_jax import losses, reduce
-from distill_jax.objectives.calls import outputs_of, prepare, valid_rows
+from distill_jax.objectives.calls import LossCall, outputs_of, prepare
 from distill_jax.objectives.comparisons import features
+from distill_jax.objectives.hyperparameters import check_integer
 from distill_jax.objectives.layer_maps import Pairs, check_pairs, last_entries
+from distill_jax.objectives.loss_checks import check_loss
 from distill_jax.objectives.terms import Term
-from distill_jax.types import Batch, Outputs, Variables
-
-
-class Masks(NamedTuple):
-  """Masks of the last tokens.
-
-  Attributes:
-    counted: tokens that have a value, bool [B, L].
-    exists: tokens that others may relate to, bool [B, L].
-    same: pairs of tokens of one document, bool [B, L, L]; None: all.
-  """
-
-  counted: jax.Array
-  exists: jax.Array
-  same: jax.Array | None
+from distill_jax.objectives.token_masks import Masks, token_masks
+from distill_jax.types import Outputs, Variables
 
 
 def layers(
@@ -65,13 +54,14 @@ def layers(
     project: learn, for each pair whose widths differ, a linear map, as `features` does.
     last: number of last tokens that are compared, such as the patches of images, where the
       networks' other tokens differ; None: all.
-    **hyperparameters: passed to the loss.
+    **hyperparameters: as in `logits`.
 
   Raises:
     ValueError: at once, no pairs, or a hyper-parameter that the loss does not have; in init, a
       value that the loss rejects, a layer that does not exist, or outputs that cannot be aligned.
   """
   check_pairs(pairs, last)
+  check_loss(loss)
   token_loss = _each_token(loss)
   terms = [
     features(f"{name}{s}", f"{name}{t}", token_loss, project=project, **hyperparameters)
@@ -94,7 +84,7 @@ def layers(
 
   def apply(params, state, student, teacher, batch, **context):
     shape = outputs_of(student, f"{name}{pairs[0][0]}", "student").shape[:2]
-    counted = _masks(batch, shape, last).counted
+    counted = token_masks(batch, shape, last).counted
     batch = {**batch, "where": counted}
     values: list[jax.Array] = []
     for i, (term, outputs) in enumerate(zip(terms, outputs_per_pair(student, teacher))):
@@ -127,7 +117,7 @@ def attention(
       [N, heads, 1, keys], N queries.
     name: name of the outputs [B, heads, L, L], without the number: scores before the softmax, -inf
       where a query does not attend.
-    **hyperparameters: passed to the loss.
+    **hyperparameters: as in `logits`.
 
   Raises:
     ValueError: at once, no pairs, or a hyper-parameter that the loss does not have; in init, a
@@ -139,8 +129,7 @@ def attention(
     del side
     return x if same is None else jnp.where((same & exists[:, None])[:, None], x, -jnp.inf)
 
-  bound_loss = functools.partial(call.loss, **call.hyperparameters)
-  return _query_term(pairs, (name,), scores, bound_loss, last, rank=4)
+  return _query_term(pairs, (name,), scores, call, last, rank=4)
 
 
 def relations(
@@ -168,8 +157,10 @@ def relations(
       width that relation_heads does not divide.
   """
 
+  check_integer("relation_heads", relation_heads)
+
   def scores(x, side, exists, same):
-    if relation_heads < 1 or x.shape[-1] % relation_heads:
+    if x.shape[-1] % relation_heads:
       raise ValueError(
         f"relation_heads: expected a divisor of the {side}'s width {x.shape[-1]}, "
         f"got {relation_heads}"
@@ -180,47 +171,49 @@ def relations(
     related = exists[:, None] if same is None else same & exists[:, None]
     return jnp.where(related[:, None], products, -jnp.inf)
 
-  return _query_term(pairs, names, scores, losses.attention_kl, last, rank=3)
+  return _query_term(pairs, names, scores, prepare(losses.attention_kl, {}), last, rank=3)
 
 
-def _query_term(pairs: Pairs, names, scores, loss, last: int | None, *, rank: int) -> Term:
+def _query_term(
+  pairs: Pairs, names, scores, call: LossCall, last: int | None, *, rank: int
+) -> Term:
   """Returns the sum over pairs and names of a loss of scores, with one value a query.
 
   Args:
     pairs, names, last: as in `relations`.
     scores: `(output, side, exists, same) -> [B, heads, queries, keys]`.
-    loss: of scores [N, heads, 1, keys], N queries.
+    call: of a loss of scores [N, heads, 1, keys], N queries.
     rank: number of axes of the outputs; 3: [B, L, C], 4: [B, heads, L, L].
   """
   check_pairs(pairs, last)
   s_first, t_first = (f"{names[0]}{layer}" for layer in pairs[0])
 
-  def value(student, teacher, masks: Masks):
+  def value(student, teacher, masks: Masks, step):
     values = []
     for s, t in pairs:
       for name in names:
         outputs = _outputs_of_pair(student, teacher, f"{name}{s}", f"{name}{t}", last, rank)
         sides = zip(outputs, ("student", "teacher"))
         s_scores, t_scores = (scores(x, side, masks.exists, masks.same) for x, side in sides)
-        values.append(_loss_per_query(loss, s_scores, t_scores, masks.counted))
+        values.append(_loss_per_query(call.at(step), s_scores, t_scores, masks.counted))
     return sum(values[1:], values[0])
 
   def init(key, student, teacher):
     del key
 
-    def shapes(student, teacher):
+    def shapes(student, teacher, step):
       x, _ = _outputs_of_pair(student, teacher, s_first, t_first, last, rank)
       every = jnp.ones((x.shape[0], x.shape[rank - 2]), bool)
-      return value(student, teacher, Masks(every, every, None))
+      return value(student, teacher, Masks(every, every, None), step)
 
-    jax.eval_shape(shapes, student, teacher)
+    jax.eval_shape(shapes, student, teacher, jax.ShapeDtypeStruct((), jnp.int32))
     return Variables({}, {})
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
-    del params, step, key, axis_name
+    del params, key, axis_name
     x = outputs_of(student, s_first, "student")
-    masks = _masks(batch, (x.shape[0], x.shape[rank - 2]), last)
-    return (value(student, teacher, masks), masks.counted), state
+    masks = token_masks(batch, (x.shape[0], x.shape[rank - 2]), last)
+    return (value(student, teacher, masks, step), masks.counted), state
 
   return Term(init, apply)
 
@@ -232,7 +225,12 @@ def _loss_per_query(loss, s_scores, t_scores, counted):
     scores = [_mean_of_heads(x) for x in scores]
   # [B, heads, queries, keys] -> [B queries, heads, 1, keys]
   rows = [x.swapaxes(1, 2).reshape(-1, x.shape[1], 1, x.shape[3]) for x in scores]
-  return loss(*rows).reshape(counted.shape)
+  values = loss(*rows)
+  if jnp.shape(values) != (counted.size,):
+    raise ValueError(
+      f"loss: expected one value a query, {(counted.size,)}, got {jnp.shape(values)}"
+    )
+  return values.reshape(counted.shape)
 
 
 def _outputs_of_pair(
@@ -253,28 +251,6 @@ def _outputs_of_pair(
       "tokens: set last to compare only the last tokens, such as the patches of images"
     )
   return s_last, t_last
-
-
-def _masks(batch: Batch, shape: tuple[int, int], last: int | None) -> Masks:
-  """Returns the masks of the last tokens of outputs [B, L, ...] of this shape."""
-  label = batch.get("label")
-  segments = batch.get("segments")
-  labeled = jnp.ones(shape, bool)
-  if label is not None and label.shape == shape and jnp.issubdtype(label.dtype, jnp.integer):
-    labeled = jnp.asarray(label) >= 0
-  if segments is None:
-    exists = labeled
-    same = None
-  elif segments.shape != shape:
-    raise ValueError(
-      f"segments: expected the outputs' rows and tokens {shape}, got {segments.shape}"
-    )
-  else:
-    segments = jnp.asarray(segments)
-    exists = segments >= 0
-    same = last_entries(segments[:, :, None] == segments[:, None, :], last, (1, 2))
-  exists = valid_rows(batch, exists)
-  return Masks(last_entries(labeled & exists, last, (1,)), last_entries(exists, last, (1,)), same)
 
 
 def _each_token(loss):

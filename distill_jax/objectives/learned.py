@@ -15,7 +15,9 @@ import jax.numpy as jnp
 
 from distill_jax import losses
 from distill_jax.errors import suggest
-from distill_jax.objectives.calls import Names, batch_entry, outputs_of, valid_rows
+from distill_jax.objectives.calls import Names, batch_entry, blank, outputs_of, valid_rows
+from distill_jax.objectives.hyperparameters import Number, at_step, check_number
+from distill_jax.objectives.loss_checks import check_values
 from distill_jax.objectives.parts import (
   connector,
   connector_init,
@@ -47,9 +49,9 @@ def learned(
       where they do not fit.
     apply: `(params, state, s, t, ...) -> (values, state)`; values are [B, ...], unreduced, or a
       scalar that relates rows. It also gets those of its other arguments that are called `where`
-      (the valid rows, bool [B], or None for all), `step`, `key` or `axis_name`. Only valid rows
-      may reach the state, and under an axis name the new state must be equal on every device
-      (gather the rows first).
+      (the valid rows, bool [B], or None for all), `step`, `key` or `axis_name`. Rows that are not
+      valid are 0 in s, t and the entries. Only valid rows may reach the state, and under an axis
+      name the new state must be equal on every device (gather the rows first).
     entries: further arguments that are entries of the batch, `{argument: entry}`.
 
   Raises:
@@ -81,11 +83,14 @@ def learned(
     return variables
 
   def apply_term(params, state, s_outputs, t_outputs, batch, *, step, key, axis_name=None):
-    context = {"where": valid_rows(batch), "step": step, "key": key, "axis_name": axis_name}
-    extras = {name: x for name, x in context.items() if name in parameters}
-    extras |= {argument: batch_entry(batch, name) for argument, name in entries.items()}
-    values, state = apply(params, state, *sides(s_outputs, t_outputs), **extras)
-    return (values if values.ndim == 0 else (values, valid_rows(batch))), state
+    where = valid_rows(batch)
+    context = {"where": where, "step": step, "key": key, "axis_name": axis_name}
+    extras = {argument: batch_entry(batch, name) for argument, name in entries.items()}
+    s, t, extras = blank(where, (*sides(s_outputs, t_outputs), extras))
+    extras |= {name: x for name, x in context.items() if name in parameters}
+    values, state = apply(params, state, s, t, **extras)
+    check_values(apply, values, len(jax.tree.leaves((s, t))[0]))
+    return (values if values.ndim == 0 else (values, where)), state
 
   return Term(init_term, apply_term)
 
@@ -118,7 +123,7 @@ def vid(student: str, teacher: str) -> Term:
   return learned(student, teacher, init, apply)
 
 
-def srd(student: str, teacher: str, *, power: float = 4.0) -> Term:
+def srd(student: str, teacher: str, *, power: Number = 4.0) -> Term:
   """`losses.srd` of the student through a learned linear map.
 
   The map has no bias: the loss's batch norm would remove it. Weight 1 next to `labels` and
@@ -126,19 +131,21 @@ def srd(student: str, teacher: str, *, power: float = 4.0) -> Term:
 
   Args:
     student, teacher: names of the penultimate features, [B, ..., C].
-    power: exponent >= 1.
+    power: exponent >= 1, or a schedule of the step.
 
   Raises:
-    ValueError: in init, ranks, rows or lengths differ, or power < 1.
+    ValueError: at once, power < 1; in init, ranks, rows or lengths differ.
   """
+  check_number("power", power, low=1)
 
   def init(key, s, t):
     check_pair(s, t)
     return Variables(layer_init(key, s.shape[-1], t.shape[-1], bias=False), {})
 
-  def apply(params, state, s, t, *, where, axis_name):
+  def apply(params, state, s, t, *, where, step, axis_name):
     projected = layer(params, resize_to(s, t))
-    return losses.srd(projected, t, power=power, where=where, axis_name=axis_name), state
+    rows = {"where": where, "axis_name": axis_name}
+    return losses.srd(projected, t, power=at_step(power, step), **rows), state
 
   return learned(student, teacher, init, apply)
 
@@ -217,7 +224,7 @@ def ofd_margin_at(params: Tree, path: str) -> jax.Array:
   return losses.ofd_margin(leaves[f"{path}/scale"], leaves[f"{path}/bias"])
 
 
-def activation_boundary(student: str, teacher: str, *, margin: float = 1.0) -> Term:
+def activation_boundary(student: str, teacher: str, *, margin: Number = 1.0) -> Term:
   """`losses.activation_boundary` through a 1x1 convolution and batch norm, the paper's connector.
 
   Weight 1/1000, without other terms, before the main training (Heo et al. 2019,
@@ -226,15 +233,16 @@ def activation_boundary(student: str, teacher: str, *, margin: float = 1.0) -> T
 
   Args:
     student, teacher: names of maps before the ReLU, [B, ..., C].
-    margin: >= 0.
+    margin: number >= 0, or a schedule of the step.
 
   Raises:
-    ValueError: in init, ranks, rows or lengths differ, or margin < 0.
+    ValueError: at once, margin < 0; in init, ranks, rows or lengths differ.
   """
+  check_number("margin", margin, low=0)
 
-  def apply(params, state, s, t, *, where, axis_name):
+  def apply(params, state, s, t, *, where, step, axis_name):
     mapped = connector(params, resize_to(s, t), where=where, axis_name=axis_name)
-    return losses.activation_boundary(mapped, t, margin=margin), state
+    return losses.activation_boundary(mapped, t, margin=at_step(margin, step)), state
 
   return learned(student, teacher, _connector_init, apply)
 

@@ -6,7 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax import losses
+from distill_jax.objectives.hyperparameters import (
+  Number,
+  at_step,
+  check_integer,
+  check_number,
+  is_number,
+)
 from distill_jax.objectives.learned import check_pair, learned
+from distill_jax.objectives.loss_checks import check_options
 from distill_jax.objectives.parts import (
   align,
   align_init,
@@ -19,10 +27,10 @@ from distill_jax.objectives.parts import (
   stack_init,
 )
 from distill_jax.objectives.terms import Term
-from distill_jax.types import Tree, Variables
+from distill_jax.types import Variables
 
 
-def mgd(student: str, teacher: str, *, mask_fraction: float = 0.65, over: str = "space") -> Term:
+def mgd(student: str, teacher: str, *, mask_fraction: Number = 0.65, over: str = "space") -> Term:
   """Masked generative distillation: `losses.mgd` of a generator that sees part of the student.
 
   The generator is two 3x3 convolutions with a ReLU between. Each step samples the mask again; under
@@ -32,8 +40,8 @@ def mgd(student: str, teacher: str, *, mask_fraction: float = 0.65, over: str = 
 
   Args:
     student, teacher: names of maps [B, H, W, C]; channels and size are aligned as in `features`.
-    mask_fraction: fraction in [0, 1) that is masked; 0.65 over space, 0.15 over channels in the
-      paper.
+    mask_fraction: fraction in [0, 1) that is masked, or a schedule of the step; 0.65 over space,
+      0.15 over channels in the paper.
     over: 'space' masks positions, 'channels' all positions of a channel.
 
   Raises:
@@ -42,8 +50,7 @@ def mgd(student: str, teacher: str, *, mask_fraction: float = 0.65, over: str = 
   """
   if over not in ("space", "channels"):
     raise ValueError(f"over: expected 'space' or 'channels', got {over!r}")
-  if not 0 <= mask_fraction < 1:
-    raise ValueError(f"mask_fraction: expected a number in [0, 1), got {mask_fraction}")
+  check_number("mask_fraction", mask_fraction, low=0, high=1, open_high=True)
 
   def init(key, s, t):
     check_pair(s, t, rank=4)
@@ -52,10 +59,10 @@ def mgd(student: str, teacher: str, *, mask_fraction: float = 0.65, over: str = 
     generator = stack_init(generator_key, (width, width, width), window=(3, 3))
     return Variables({"align": align_init(align_key, s, t), "generator": generator}, {})
 
-  def apply(params, state, s, t, *, key):
+  def apply(params, state, s, t, *, step, key):
     s = align(params["align"], s, t)
     shape = (*s.shape[:3], 1) if over == "space" else (s.shape[0], 1, 1, s.shape[3])
-    unmasked = jax.random.bernoulli(key, 1 - mask_fraction, shape)
+    unmasked = jax.random.bernoulli(key, 1 - at_step(mask_fraction, step), shape)
     generated = stack(params["generator"], jnp.where(unmasked, s, 0))
     return losses.mgd(generated, t), state
 
@@ -88,6 +95,8 @@ def review_kd(
     raise ValueError(
       f"student, teacher: expected tuples of as many names, got {student!r} and {teacher!r}"
     )
+  if width is not None:
+    check_integer("width", width)
   deepest = len(student) - 1
 
   def init(key, s, t):
@@ -121,91 +130,6 @@ def review_kd(
   return learned(student, teacher, init, apply)
 
 
-def paraphraser(teacher: str, *, rate: float = 0.5) -> Term:
-  """Autoencoder of the teacher's map, the first stage of `factor_transfer`.
-
-  <(decoded - t)^2> per example. The encoder is three 3x3 convolutions to `rate` times the
-  channels and the decoder three back, each but the last with a leaky ReLU (slope 0.1), without
-  batch norm, as in RepDistiller. It does not touch the student, so it is trained first, by
-  `weighted(paraphraser=(1.0, paraphraser("block3")))`, and then passed to
-  `factor_transfer("block2", "block3", state.params["objective"]["paraphraser"])`.
-
-  Args:
-    teacher: name of a map [B, H, W, C].
-    rate: number of factors over the number of channels, k in the paper (0.5 to 0.75 there), in
-      (0, 1].
-
-  Raises:
-    ValueError: at once, rate out of range; in init, an output that is not a map.
-  """
-  if not 0 < rate <= 1:
-    raise ValueError(f"rate: expected a number in (0, 1], got {rate}")
-
-  def init(key, s, t):
-    del s
-    check_pair(t, t, rank=4)
-    wide = t.shape[-1]
-    narrow = max(1, int(rate * wide))
-    encoder_key, decoder_key = jax.random.split(key)
-    encoder = stack_init(encoder_key, (wide, wide, narrow, narrow), window=(3, 3))
-    decoder = stack_init(decoder_key, (narrow, narrow, wide, wide), window=(3, 3))
-    return Variables({"encoder": encoder, "decoder": decoder}, {})
-
-  def apply(params, state, s, t):
-    del s
-    decoded = stack(params["decoder"], factors(params["encoder"], t), _leaky_relu)
-    return losses.hint(decoded, t), state
-
-  return learned((), teacher, init, apply)
-
-
-def factors(encoder: Tree, t: jax.Array) -> jax.Array:
-  """Returns the factors of a teacher's map [B, H, W, C], by a `paraphraser`'s 'encoder'."""
-  return _leaky_relu(stack(encoder, t, _leaky_relu))
-
-
-def factor_transfer(student: str, teacher: str, paraphraser: Any = None, *, p: float = 1) -> Term:
-  """`losses.factor_transfer` of a learned translation of the student and the teacher's factors.
-
-  The translator is three 3x3 convolutions with batch norm and leaky ReLU (slope 0.1). Weight 200
-  (Kim et al. 2018, arXiv:1802.04977).
-
-  Args:
-    student, teacher: names of maps [B, H, W, C], the last stages'.
-    paraphraser: parameters of a trained `paraphraser` of the same teacher's map; they are copied,
-      held constant and stored in the term's state. None: the teacher's map itself replaces the
-      factors, which is simpler than the paper's method (no unsupervised stage) and is not what its
-      results were measured with.
-    p: exponent >= 1.
-
-  Raises:
-    ValueError: in init, outputs that are not maps of as many rows, a paraphraser of other
-      channels, or p < 1.
-  """
-
-  def init(key, s, t):
-    check_pair(s, t, rank=4)
-    encoder = {} if paraphraser is None else jax.tree.map(jnp.copy, paraphraser["encoder"])
-    channels = encoder["0"]["kernel"].shape[2] if encoder else t.shape[3]
-    if channels != t.shape[3]:
-      raise ValueError(
-        f"paraphraser: expected one for maps of {t.shape[3]} channels, got one for {channels}"
-      )
-    width = jax.eval_shape(_target, encoder, t).shape[-1]
-    sizes = (s.shape[-1], s.shape[-1], width, width)
-    keys = jax.random.split(key, 3)
-    translator = {str(i): connector_init(keys[i], 3, 3, *sizes[i : i + 2]) for i in range(3)}
-    return Variables(translator, {"encoder": encoder})
-
-  def apply(params, state, s, t, *, where, axis_name):
-    s = resize_to(s, t)
-    for i in range(3):
-      s = _leaky_relu(connector(params[str(i)], s, where=where, axis_name=axis_name))
-    return losses.factor_transfer(s, _target(state["encoder"], t), p=p), state
-
-  return learned(student, teacher, init, apply)
-
-
 def layer_attention(
   student: tuple[str, ...], teacher: tuple[str, ...], *, width: int = 128
 ) -> Term:
@@ -223,6 +147,7 @@ def layer_attention(
   """
   if isinstance(student, str) or isinstance(teacher, str):
     raise ValueError(f"student, teacher: expected tuples of names, got {student!r} and {teacher!r}")
+  check_integer("width", width)
 
   def init(key, s, t):
     s_channels = [x.shape[-1] for x in s]
@@ -255,15 +180,17 @@ def fgd(
     stride: number of pixels per position of the teacher's map at this level.
     boxes: name of the batch's entry of (x0, y0, x1, y1) in pixels, [B, N, 4].
     valid: name of the batch's entry that marks the boxes that exist, bool [B, N].
-    **hyperparameters: `temperature`, `alpha`, `beta`, `gamma`, `relation` of the loss.
+    **hyperparameters: `temperature`, `alpha`, `beta`, `gamma`, `relation` of the loss, each a
+      number or a schedule of the step.
 
   Raises:
-    ValueError: at once, stride <= 0; in init, outputs that are not maps of as many rows; in a
-      step, boxes that do not fit or that the batch lacks, or a hyper-parameter that the loss
-      rejects.
+    ValueError: at once, stride <= 0 or a hyper-parameter that the loss does not have; in init,
+      outputs that are not maps of as many rows; in a step, boxes that do not fit or that the batch
+      lacks, or a hyper-parameter that the loss rejects.
   """
-  if not stride > 0:
-    raise ValueError(f"stride: expected a number > 0, got {stride}")
+  if not is_number(stride) or not stride > 0:
+    raise ValueError(f"stride: expected a number > 0, got {stride!r}")
+  check_options(losses.fgd, {"foreground", "context"}, hyperparameters)
 
   def init(key, s, t):
     check_pair(s, t, rank=4)
@@ -271,18 +198,11 @@ def fgd(
     context = losses.fgd_init(context_key, t.shape[-1])
     return Variables({"align": align_init(align_key, s, t), "context": context}, {})
 
-  def apply(params, state, s, t, *, boxes, valid):
+  def apply(params, state, s, t, *, step, boxes, valid):
+    options = {name: at_step(value, step) for name, value in hyperparameters.items()}
     _, height, width, _ = t.shape
     foreground = losses.box_weights(boxes / stride, valid, height=height, width=width)
     aligned = align(params["align"], s, t)
-    return losses.fgd(aligned, t, foreground, params["context"], **hyperparameters), state
+    return losses.fgd(aligned, t, foreground, params["context"], **options), state
 
   return learned(student, teacher, init, apply, entries={"boxes": boxes, "valid": valid})
-
-
-def _leaky_relu(x):
-  return jax.nn.leaky_relu(x, 0.1)
-
-
-def _target(encoder, t):
-  return factors(encoder, t) if encoder else t

@@ -6,12 +6,17 @@ a batch is accumulated), and it is checkpointed. Under an axis name it is equal 
 
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from distill_jax import compat, losses
+from distill_jax.objectives.hyperparameters import (
+  Number,
+  at_step,
+  check_integer,
+  check_number,
+)
 from distill_jax.objectives.learned import learned
 from distill_jax.objectives.parts import layer, layer_init, stack, stack_init
 from distill_jax.objectives.terms import Term
@@ -25,8 +30,8 @@ def crd(
   *,
   negatives: int = 16384,
   width: int = 128,
-  temperature: float = 0.07,
-  momentum: float = 0.5,
+  temperature: Number = 0.07,
+  momentum: Number = 0.5,
 ) -> Term:
   """Contrastive representation distillation: `losses.crd` between learned linear embeddings.
 
@@ -43,16 +48,17 @@ def crd(
       memory unchanged, so that the step is skipped and counted as not finite.
     negatives: number of negatives per row.
     width: width of the embeddings.
-    temperature, momentum: of the loss.
+    temperature, momentum: of the loss, numbers > 0 and in [0, 1), or schedules of the step.
 
   Raises:
-    ValueError: at once, fewer than 2 examples or no negatives; in init, a width < 1; in a step, a
-      batch without 'id', rows that differ, or a hyper-parameter that the loss rejects.
+    ValueError: at once, fewer than 2 examples, no negatives, a width < 1, or a temperature or
+      momentum out of range; in a step, a batch without 'id', or rows that differ.
   """
-  if examples < 2:
-    raise ValueError(f"examples: expected at least 2, got {examples}")
-  if negatives < 1:
-    raise ValueError(f"negatives: expected at least 1, got {negatives}")
+  check_integer("examples", examples, 2)
+  check_integer("negatives", negatives)
+  check_integer("width", width)
+  check_number("temperature", temperature, low=0, open_low=True)
+  check_number("momentum", momentum, low=0, high=1, open_high=True)
 
   def init(key, s, t):
     s_key, t_key, state_key = jax.random.split(key, 3)
@@ -62,7 +68,7 @@ def crd(
     }
     return Variables(embeddings, losses.crd_state(state_key, examples, width))
 
-  def apply(params, state, s, t, *, where, key, axis_name, ids):
+  def apply(params, state, s, t, *, where, step, key, axis_name, ids):
     inside = (ids >= 0) & (ids < examples)
     sample = functools.partial(_sample_negatives, key, count=negatives, examples=examples)
     values, state = losses.crd(
@@ -71,8 +77,8 @@ def crd(
       jnp.where(inside, ids, 0),
       jax.vmap(sample)(ids),
       state,
-      temperature=temperature,
-      momentum=momentum,
+      temperature=at_step(temperature, step),
+      momentum=at_step(momentum, step),
       where=inside if where is None else inside & where,
       axis_name=axis_name,
     )
@@ -86,8 +92,8 @@ def queue_similarity(
   teacher: str,
   *,
   size: int = 65536,
-  student_temperature: float = 0.2,
-  teacher_temperature: float = 0.01,
+  student_temperature: Number = 0.2,
+  teacher_temperature: Number = 0.01,
 ) -> Term:
   """SEED: `losses.queue_similarity` against a queue of the teacher's embeddings of earlier batches.
 
@@ -100,14 +106,15 @@ def queue_similarity(
     student: name of features [B, C].
     teacher: name of embeddings [B, D].
     size: number of rows of the queue.
-    student_temperature, teacher_temperature: of the loss.
+    student_temperature, teacher_temperature: of the loss, numbers > 0 or schedules of the step.
 
   Raises:
-    ValueError: at once, size < 1; in init, outputs that are not [B, C] and [B, D], or a
-      temperature <= 0.
+    ValueError: at once, size < 1 or a temperature <= 0; in init, outputs that are not [B, C] and
+      [B, D].
   """
-  if size < 1:
-    raise ValueError(f"size: expected at least 1, got {size}")
+  check_integer("size", size)
+  check_number("student_temperature", student_temperature, low=0, open_low=True)
+  check_number("teacher_temperature", teacher_temperature, low=0, open_low=True)
 
   def init(key, s, t):
     if len(s.shape) != 2 or len(t.shape) != 2:
@@ -117,13 +124,13 @@ def queue_similarity(
     head = stack_init(head_key, (s.shape[1], s.shape[1], t.shape[1]))
     return Variables(head, {"queue": queue, "next": jnp.zeros((), jnp.int32)})
 
-  def apply(params, state, s, t, *, where, axis_name):
+  def apply(params, state, s, t, *, where, step, axis_name):
     values = losses.queue_similarity(
       stack(params, s),
       t,
       state["queue"],
-      student_temperature=student_temperature,
-      teacher_temperature=teacher_temperature,
+      student_temperature=at_step(student_temperature, step),
+      teacher_temperature=at_step(teacher_temperature, step),
     )
     return values, _push(state, t, where, axis_name)
 
@@ -134,9 +141,9 @@ def dino(
   student: str,
   teacher: str,
   *,
-  student_temperature: float = 0.1,
-  teacher_temperature: float | Callable[[jax.Array], jax.Array] = 0.04,
-  momentum: float = 0.9,
+  student_temperature: Number = 0.1,
+  teacher_temperature: Number = 0.04,
+  momentum: Number = 0.9,
 ) -> Term:
   """`losses.dino` with its center, for a teacher that is an EMA of the student.
 
@@ -146,14 +153,17 @@ def dino(
   Args:
     student: name of an output [B, V, K], the head's output for each of V views of an example.
     teacher: name of an output [B, U, K], U <= V; its view i is the student's.
-    student_temperature: > 0.
+    student_temperature: > 0, or a schedule of the step.
     teacher_temperature: > 0, or a schedule of the step: the paper's is
       `optax.linear_schedule(0.04, 0.07, 30 * steps_per_epoch)`.
-    momentum: momentum of the center, in [0, 1).
+    momentum: momentum of the center, in [0, 1), or a schedule of the step.
 
   Raises:
-    ValueError: in init, shapes that do not fit, or a hyper-parameter that the loss rejects.
+    ValueError: at once, a hyper-parameter out of range; in init, shapes that do not fit.
   """
+  check_number("student_temperature", student_temperature, low=0, open_low=True)
+  check_number("teacher_temperature", teacher_temperature, low=0, open_low=True)
+  check_number("momentum", momentum, low=0, high=1, open_high=True)
 
   def init(key, s, t):
     del key, s
@@ -162,16 +172,13 @@ def dino(
   def apply(params, state, s, t, *, where, step, axis_name):
     if s.ndim != 3 or t.ndim != 3:
       raise ValueError("expected outputs of views, [B, V, K] and [B, U, K]")
-    temperature = (
-      teacher_temperature(step) if callable(teacher_temperature) else teacher_temperature
-    )
     values, center = losses.dino(
       s.swapaxes(0, 1),
       t.swapaxes(0, 1),
       state["center"],
-      student_temperature=student_temperature,
-      teacher_temperature=temperature,
-      momentum=momentum,
+      student_temperature=at_step(student_temperature, step),
+      teacher_temperature=at_step(teacher_temperature, step),
+      momentum=at_step(momentum, step),
       where=where,
       axis_name=axis_name,
     )

@@ -121,17 +121,18 @@ def resize_to(s: jax.Array, t: jax.Array, method: str = "linear") -> jax.Array:
 
 
 def shape_mismatch(s: tuple[int, ...], t: tuple[int, ...], *, resize: bool = True) -> str | None:
-  """Returns why features of these shapes cannot be aligned, or None."""
+  """Returns why features of these shapes cannot be aligned, or None.
+
+  Without `resize` their lengths, heights and widths may differ: the loss gets them as they are.
+  """
   if len(s) != len(t):
     return "their ranks differ"
   if len(s) < 2:
     return "a feature needs rows and channels"
   if s[0] != t[0]:
     return "their numbers of rows differ"
-  if len(s) != 4 and s[1:-1] != t[1:-1]:
+  if resize and len(s) != 4 and s[1:-1] != t[1:-1]:
     return "their lengths differ"
-  if len(s) == 4 and not resize and s[1:3] != t[1:3]:
-    return "their maps' sizes differ and resize=False"
   return None
 
 

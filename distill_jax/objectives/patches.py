@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax import losses
+from distill_jax.objectives.hyperparameters import (
+  Number,
+  at_step,
+  check_integer,
+  check_number,
+)
 from distill_jax.objectives.learned import check_pair, learned
+from distill_jax.objectives.loss_checks import check_options
 from distill_jax.objectives.parts import align, align_init, stack, stack_init
 from distill_jax.objectives.terms import Term
 from distill_jax.types import Variables
@@ -17,7 +24,7 @@ def vitkd(
   student: tuple[str, ...],
   teacher: tuple[str, ...],
   *,
-  mask_fraction: float = 0.5,
+  mask_fraction: Number = 0.5,
   prefix_tokens: int = 0,
   **hyperparameters: Any,
 ) -> Term:
@@ -31,14 +38,16 @@ def vitkd(
   Args:
     student, teacher: as many names of tokens [B, N, C], from shallow to deep: layers 1 and 2 and
       the last one in the paper.
-    mask_fraction: fraction in (0, 1) of the patches that is masked, lambda in the paper.
+    mask_fraction: fraction in (0, 1) of the patches that is masked, lambda in the paper, or a
+      schedule of the step.
     prefix_tokens: number of tokens before the patches, such as a class token; they are left out.
-    **hyperparameters: `alpha`, `beta` of the loss.
+    **hyperparameters: `alpha`, `beta` of the loss, each a number or a schedule of the step.
 
   Raises:
-    ValueError: at once, fewer than two names or different numbers of them, or mask_fraction or
-      prefix_tokens out of range; in init, outputs that are not tokens of as many rows and as long,
-      shallow layers of other widths, or patches that are no square.
+    ValueError: at once, fewer than two names or different numbers of them, mask_fraction or
+      prefix_tokens out of range, or a hyper-parameter that the loss does not have; in init,
+      outputs that are not tokens of as many rows and as long, shallow layers of other widths, or
+      patches that are no square.
   """
   is_name = isinstance(student, str) or isinstance(teacher, str)
   if is_name or len(student) != len(teacher) or len(student) < 2:
@@ -46,10 +55,9 @@ def vitkd(
       "student, teacher: expected tuples of as many names, two or more, got "
       f"{student!r} and {teacher!r}"
     )
-  if not 0 < mask_fraction < 1:
-    raise ValueError(f"mask_fraction: expected a number in (0, 1), got {mask_fraction}")
-  if prefix_tokens < 0:
-    raise ValueError(f"prefix_tokens: expected an integer >= 0, got {prefix_tokens}")
+  check_number("mask_fraction", mask_fraction, low=0, high=1, open_low=True, open_high=True)
+  check_integer("prefix_tokens", prefix_tokens, 0)
+  check_options(losses.vitkd, {"masked"}, hyperparameters)
 
   def init(key, s, t):
     for s_tokens, t_tokens in zip(s, t):
@@ -64,15 +72,16 @@ def vitkd(
     }
     return Variables(params, {})
 
-  def apply(params, state, s, t, *, key):
+  def apply(params, state, s, t, *, step, key):
+    options = {name: at_step(value, step) for name, value in hyperparameters.items()}
     s = [align(params["align"][str(i)], x, t[i])[:, prefix_tokens:] for i, x in enumerate(s)]
     t = [x[:, prefix_tokens:] for x in t]
-    masked = _random_mask(key, t[-1].shape[:2], mask_fraction)
+    masked = _random_mask(key, t[-1].shape[:2], at_step(mask_fraction, step))
     x = jnp.where(masked[..., None], params["mask_token"].astype(s[-1].dtype), s[-1])
     side = math.isqrt(x.shape[1])
     generated = stack(params["generator"], x.reshape(x.shape[0], side, side, -1)).reshape(x.shape)
     sides = (jnp.stack(s[:-1], 1), generated), (jnp.stack(t[:-1], 1), t[-1])
-    return losses.vitkd(*sides, masked, **hyperparameters), state
+    return losses.vitkd(*sides, masked, **options), state
 
   return learned(student, teacher, init, apply)
 
@@ -90,7 +99,7 @@ def _check_tokens(t: tuple[jax.Array, ...], prefix_tokens: int) -> None:
     )
 
 
-def _random_mask(key: jax.Array, shape: tuple[int, int], fraction: float) -> jax.Array:
+def _random_mask(key: jax.Array, shape: tuple[int, int], fraction: Any) -> jax.Array:
   """Returns bool [B, N], True at a random ceil(N fraction) tokens of each row."""
   rank = jax.random.uniform(key, shape).argsort(-1).argsort(-1)
-  return rank >= int(shape[1] * (1 - fraction))
+  return rank >= jnp.floor(shape[1] * (1 - fraction))

@@ -1,7 +1,6 @@
 """Learns from a teacher of which K of V classes are stored."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax
 from distill_jax import losses
 from distill_jax.losses import SparseTargets
 from distill_jax.objectives.calls import any_output_of, batch_entry, outputs_of, prepare
+from distill_jax.objectives.hyperparameters import check_integer, check_number
 from distill_jax.objectives.terms import Term
 from distill_jax.types import Variables
 
@@ -37,7 +37,7 @@ def sparse(
     output: name of the output of both networks that holds the logits.
     valid: name of a bool entry of the batch that marks the values that count, in addition to
       'where': tokens [B, L].
-    **hyperparameters: passed to the loss.
+    **hyperparameters: as in `logits`.
 
   Raises:
     ValueError: at once, k < 1, temperature <= 0 or a hyper-parameter that the loss does not have;
@@ -46,10 +46,15 @@ def sparse(
       the most probable classes, or the reverse.
   """
   call = prepare(loss, hyperparameters, valid=valid)
-  if k is not None and k < 1:
-    raise ValueError(f"k: expected an integer >= 1, got {k}")
-  if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
-    raise ValueError(f"temperature: expected a finite number > 0, got {temperature}")
+  if k is not None:
+    check_integer("k", k)
+  if callable(temperature):
+    raise ValueError(
+      "temperature: expected a number, got a schedule: a teacher's K classes have one temperature; "
+      "objectives.logits takes a schedule"
+    )
+  if temperature is not None:
+    check_number("temperature", temperature, low=0, open_low=True)
 
   def targets_of(s, teacher, keys) -> SparseTargets:
     t = any_output_of(teacher, output, "teacher")
@@ -77,14 +82,14 @@ def sparse(
     return Variables({}, {})
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
-    del params, step
+    del params
 
     def keys():
       # By id, so that a row has the same samples on whichever device and position it is.
       return jax.vmap(jax.random.fold_in, (None, 0))(key, batch_entry(batch, "id"))
 
     s = outputs_of(student, output, "student")
-    return call.value(s, targets_of(s, teacher, keys), batch, axis_name), state
+    return call.value(s, targets_of(s, teacher, keys), batch, step, axis_name), state
 
   return Term(init, apply)
 

@@ -1,16 +1,16 @@
 """Defines a term, and the objective that is the weighted sum of terms."""
 
 import contextlib
-import math
-import numbers
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 
+from distill_jax.objectives.hyperparameters import Number, at_step, check_number
 from distill_jax.types import Batch, Objective, Outputs, Tree, Variables
 
-Weight = float | Callable[[jax.Array], jax.Array]
+# The names of the step's own metrics, and of other values in a line of metrics.jsonl.
 RESERVED = (
   "loss",
   "accuracy",
@@ -18,7 +18,11 @@ RESERVED = (
   "nonfinite",
   "empty",
   "auxiliary_loss",
-)  # the step's own metrics
+  "step",
+  "phase",
+  "examples_per_second",
+  "sparsity",
+)
 
 
 class Term(NamedTuple):
@@ -30,15 +34,17 @@ class Term(NamedTuple):
     apply: `(params, state, student, teacher, batch, *, step, key, axis_name=None)
       -> (value, state)`. The value is `(values, where)`, unreduced with the valid ones (None:
       all), or a scalar where the loss relates rows. `axis_name` is the mapped axis under `pmap`
-      or `shard_map`, else None; `weighted` always passes it.
+      or `shard_map`, else None; a term that does not relate rows may leave the argument out.
   """
 
   init: Callable[..., Variables]
   apply: Callable[..., tuple[Any, Any]]
 
 
-def weighted(**terms: tuple[Weight, Term]) -> Objective:
+def weighted(**terms: tuple[Number, Term]) -> Objective:
   """Returns the weighted sum of named terms; each unweighted value is a metric of that name.
+
+  What a term raises, in `init` or `apply`, becomes a `ValueError` that begins with its name.
 
   Args:
     **terms: `name=(weight, term)`; a weight is a finite number >= 0 or a schedule `step -> weight`
@@ -46,12 +52,16 @@ def weighted(**terms: tuple[Weight, Term]) -> Objective:
 
   Raises:
     ValueError: no terms, a name that the step's own metrics use, a value that is not
-      (weight, term), or a weight that is negative or not finite.
+      (weight, term), a weight that is negative or not finite, or weights that are all 0.
   """
   if not terms:
     raise ValueError("terms: expected at least one, got none: pass hard=(1.0, labels())")
   for name, weighted_term in terms.items():
     _check_term(name, weighted_term)
+  if all(not callable(weight) and weight == 0 for weight, _ in terms.values()):
+    raise ValueError(
+      f"terms: expected a weight above 0, got 0 for all of {list(terms)}: nothing would be trained"
+    )
 
   def init(key: jax.Array, student: Outputs, teacher: Outputs) -> Variables:
     params: dict[str, Tree] = {}
@@ -77,40 +87,60 @@ def weighted(**terms: tuple[Weight, Term]) -> Objective:
     values: dict[str, tuple[Any, Any]] = {}
     new_state: dict[str, Tree] = {}
     for i, (name, (weight, term)) in enumerate(terms.items()):
-      context = {"step": step, "key": jax.random.fold_in(key, i), "axis_name": axis_name}
+      context: dict[str, Any] = {"step": step, "key": jax.random.fold_in(key, i)}
+      if takes_axis_name(term.apply):
+        context["axis_name"] = axis_name
       with _error_prefix(name):
-        value, new_state[name] = term.apply(
-          params[name], state[name], student, teacher, batch, **context
+        value, new_state[name] = _pair(
+          term.apply(params[name], state[name], student, teacher, batch, **context)
         )
-      values[name] = (weight(step) if callable(weight) else weight), value
+      values[name] = at_step(weight, step), value
     return values, new_state
 
   return Objective(init, apply)
 
 
+def takes_axis_name(apply: Callable) -> bool:
+  """Returns whether a function of a term or an objective has the argument `axis_name`."""
+  parameters = inspect.signature(apply).parameters.values()
+  return any(p.name == "axis_name" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
 def _check_term(name: str, weighted_term: Any) -> None:
   if name in RESERVED:
     raise ValueError(
-      f"{name}: expected another name for a term, got one of the step's metrics {RESERVED}"
+      f"{name}: expected another name for a term, got one of the names in a log {RESERVED}"
     )
   if type(weighted_term) is not tuple or len(weighted_term) != 2:
-    raise ValueError(f"{name}: expected (weight, term), got {type(weighted_term).__name__}")
+    raise ValueError(
+      f"{name}: expected (weight, term), got {type(weighted_term).__name__}: "
+      f"write {name}=(1.0, labels())"
+    )
   weight, term = weighted_term
   if not isinstance(term, Term):
-    raise ValueError(f"{name}: expected a Term such as labels(), got {type(term).__name__}")
-  if callable(weight):
-    return
-  scalar = isinstance(weight, numbers.Real) or (isinstance(weight, jax.Array) and weight.ndim == 0)
-  if not scalar or not (math.isfinite(weight) and weight >= 0):
     raise ValueError(
-      f"{name}: expected a weight that is a finite number >= 0 or a schedule, got {weight!r}"
+      f"{name}: expected (weight, term) with a Term such as labels(), got "
+      f"{type(term).__name__}: write {name}=(1.0, labels())"
     )
+  check_number(f"{name}: weight", weight, low=0)
+
+
+def _pair(result: Any) -> tuple[Any, Any]:
+  """Returns what a term's `apply` returned, if it is (value, state)."""
+  if not isinstance(result, tuple) or len(result) != 2:
+    raise ValueError(f"apply: expected (value, state), got {type(result).__name__}")
+  return result
 
 
 @contextlib.contextmanager
 def _error_prefix(name: str) -> Iterator[None]:
-  """Puts the term's name in front of a ValueError raised inside."""
+  """Puts the term's name in front of what is raised inside, as a ValueError."""
   try:
     yield
   except ValueError as error:
     raise ValueError(f"term {name!r}: {error}") from error
+  except (ArithmeticError, MemoryError, RuntimeError) as error:
+    error.add_note(f"term {name!r}")  # Of the run, not of its arguments: the type matters.
+    raise
+  except Exception as error:
+    raise ValueError(f"term {name!r}: {type(error).__name__}: {error}") from error

@@ -15,10 +15,17 @@ from distill_jax.objectives.calls import (
   any_output_of,
   has_true_label,
   label_of,
-  name_of,
   outputs_of,
   valid_rows,
 )
+from distill_jax.objectives.hyperparameters import (
+  Number,
+  at_step,
+  check_integer,
+  check_number,
+  check_types,
+)
+from distill_jax.objectives.loss_checks import name_of
 from distill_jax.objectives.terms import Term
 from distill_jax.types import Batch, Outputs, Variables
 
@@ -40,8 +47,8 @@ CACHED = {  # a loss of `SparseTargets`: its name in `losses.linear_sparse_kl`
 def tokens(
   loss: Callable[..., jax.Array] | None = losses.kl_divergence,
   *,
-  label_weight: float = 0.0,
-  temperature: float | None = None,
+  label_weight: Number = 0.0,
+  temperature: Number | None = None,
   memory: int | None = None,
   targets: str = "logits",
   **options: Any,
@@ -67,37 +74,42 @@ def tokens(
       `skew_reverse_kl`; of a cached one `losses.sparse_kl`, `sparse_kl_conditional` or
       `sampled_cross_entropy`. None: the labels only, as `next_tokens`.
     label_weight: weight of the labels' cross entropy, which is computed in the same pass over the
-      vocabulary.
-    temperature: > 0, of a live teacher; None is 1. For a cached one None is the stored one.
+      vocabulary; a number >= 0 or a schedule of the step.
+    temperature: > 0 or a schedule of the step, of a live teacher; None is 1. For a cached one None
+      is the stored one.
     memory: number of bytes that temporaries may take; None: 64 MiB.
     targets: name of the cached teacher's output, such as 'logits@top8' where a cache stores
       several.
-    **options: hyper-parameters of the loss, such as `class_mask`.
+    **options: hyper-parameters of the loss, such as `class_mask` or `alpha`; a function for a
+      number is a schedule of the step.
 
   Raises:
-    ValueError: at once, another loss, an option that it does not have, or a label_weight or memory
-      out of range; in init, a temperature or an option out of range, hidden states, heads or
+    ValueError: at once, another loss, an option that it does not have, or a label_weight,
+      temperature or memory out of range; in init, an option out of range, hidden states, heads or
       targets that are missing or do not fit, a loss that is not for such a teacher, another
       temperature than a cached teacher's, or vocabularies that differ.
   """
   if loss is None:
     _check_no_teacher(label_weight=label_weight, temperature=temperature, **options)
     return next_tokens(memory=memory)
-  _check(loss, label_weight, memory, options)
+  schedules = _check(loss, label_weight, temperature, memory, options)
 
-  def value(student, teacher, label, weights, label_weights):
+  def value(student, teacher, label, weights, label_weights, step):
     loss_kwargs = {"weights": weights, "memory": memory, **options}
-    if label_weight:
+    loss_kwargs |= {name: at_step(options[name], step) for name in schedules}
+    has_labels = callable(label_weight) or label_weight > 0
+    if has_labels:
       loss_kwargs["labels"] = jnp.maximum(label, 0).reshape(-1)
-      loss_kwargs["label_weights"] = label_weight * label_weights
+      loss_kwargs["label_weights"] = at_step(label_weight, step) * label_weights
     stored = teacher.get(targets)
     if isinstance(stored, SparseTargets):
       _check_cached(loss, stored, temperature, targets)
       total = _cached_loss(student, stored, CACHED[loss], **loss_kwargs)
     else:
       _check_live(loss)
-      total = _live_loss(student, teacher, LIVE[loss], temperature, **loss_kwargs)
-    return total[0] if label_weight else total
+      live_temperature = 1.0 if temperature is None else at_step(temperature, step)
+      total = _live_loss(student, teacher, LIVE[loss], live_temperature, **loss_kwargs)
+    return total[0] if has_labels else total
 
   def init(key, student, teacher):
     del key
@@ -107,15 +119,17 @@ def tokens(
     s, t = ({name: x[name] for name in names if name in x} for x in (student, teacher))
     label = jax.ShapeDtypeStruct(outputs_of(student, "hidden", "student").shape[:2], jnp.int32)
     ones = jnp.ones(math.prod(label.shape))
-    jax.eval_shape(lambda s, t, label: value(s, t, label, ones, ones), s, t, label)
+    first = jnp.zeros((), jnp.int32)
+    jax.eval_shape(lambda s, t, label: value(s, t, label, ones, ones, first), s, t, label)
     return Variables({}, {})
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
-    del params, step, key, axis_name
+    del params, key, axis_name
     label, where = _counted(batch)
     weights = where.reshape(-1).astype(jnp.float32)
     label_weights = has_true_label(batch, where).reshape(-1).astype(jnp.float32)
-    return _mean(value(student, teacher, label, weights, label_weights), where), state
+    total = value(student, teacher, label, weights, label_weights, step)
+    return _mean(total, where), state
 
   return Term(init, apply)
 
@@ -163,7 +177,7 @@ def _live_loss(
   student: Outputs,
   teacher: Outputs,
   divergence: str,
-  temperature: float | None,
+  temperature: Any,
   **loss_kwargs: Any,
 ):
   """Returns the loss of a live teacher's hidden states, summed over the tokens."""
@@ -173,8 +187,8 @@ def _live_loss(
   if teacher_head[0].shape[1] != vocabulary:
     raise ValueError(
       f"head: expected one vocabulary, got {teacher_head[0].shape[1]} tokens of the teacher and "
-      f"{vocabulary} of the student: tokens are compared one by one; losses.uld takes different "
-      "vocabularies"
+      f"{vocabulary} of the student: tokens are compared one by one; for two vocabularies give "
+      "both networks an output 'logits' and use objectives.logits(losses.uld)"
     )
   return losses.linear_kl(
     hidden,
@@ -182,21 +196,23 @@ def _live_loss(
     teacher_hidden,
     teacher_head,
     divergence=divergence,
-    temperature=1.0 if temperature is None else temperature,
+    temperature=temperature,
     **loss_kwargs,
   )
 
 
-def _check(loss, label_weight: float, memory: int | None, options) -> None:
+def _check(loss, label_weight, temperature, memory, options) -> frozenset[str]:
+  """Checks the arguments of `tokens`; returns the names of options that are schedules."""
   if not any(loss is supported for supported in (*LIVE, *CACHED)):
     raise ValueError(
       f"loss: expected one of {_names(LIVE)} (a live teacher), {_names(CACHED)} (a cached one) or "
       f"None, got {loss if isinstance(loss, str) else name_of(loss)!r}"
     )
-  if not (math.isfinite(label_weight) and label_weight >= 0):
-    raise ValueError(f"label_weight: expected a finite number >= 0, got {label_weight}")
-  if memory is not None and memory < 1:
-    raise ValueError(f"memory: expected a number of bytes >= 1, got {memory}")
+  check_number("label_weight", label_weight, low=0)
+  if temperature is not None:
+    check_number("temperature", temperature, low=0, open_low=True)
+  if memory is not None:
+    check_integer("memory", memory)
   fused = losses.linear_kl if loss in LIVE else losses.linear_sparse_kl
   hyperparameters = {*inspect.signature(loss).parameters, "axis_name"}
   supported = hyperparameters & set(inspect.signature(fused).parameters)
@@ -206,11 +222,12 @@ def _check(loss, label_weight: float, memory: int | None, options) -> None:
         f"{name}: expected an option of {name_of(loss)} that {name_of(fused)} supports, got "
         f"{name!r}{suggest(name, supported)}"
       )
+  return check_types(fused, options)
 
 
 def _check_no_teacher(**arguments: Any) -> None:
   for name, value in arguments.items():
-    if value is not None and not (name == "label_weight" and value == 0):
+    if value is not None and not (name == "label_weight" and value is not False and value == 0):
       raise ValueError(
         f"{name}: expected none without a loss, got {value!r}: the labels' weight is the term's"
       )
@@ -228,7 +245,7 @@ def _check_cached(loss, stored: SparseTargets, temperature, targets: str) -> Non
     raise ValueError(
       f"loss: expected {_names(fitting)} for {targets!r}, which are {kind}, got {name_of(loss)}"
     )
-  if temperature not in (None, stored.temperature):
+  if callable(temperature) or temperature not in (None, stored.temperature):
     raise ValueError(
       f"temperature: expected {stored.temperature}, the cached teacher's for {targets!r}, got "
       f"{temperature}: leave temperature out"

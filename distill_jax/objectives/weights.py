@@ -9,6 +9,7 @@ import jax
 from distill_jax import losses
 from distill_jax.errors import suggest
 from distill_jax.objectives.calls import any_output_of
+from distill_jax.objectives.loss_checks import check_loss, name_of
 from distill_jax.objectives.terms import Term
 from distill_jax.types import Outputs, Variables
 
@@ -34,14 +35,17 @@ def weights(
       `compression.initialization`). None: the same paths.
 
   Raises:
-    ValueError: in init, a network without 'weights', or a path or shape that the teacher does not
-      have.
+    ValueError: at once, a loss that is no function; in init, one that returns no scalar, a network
+      without 'weights', or a path or shape that the teacher does not have.
   """
+  check_loss(loss)
   layers = layers or {}
 
   def init(key, student, teacher):
     del key
-    jax.eval_shape(loss, *_matched(student, teacher, layers))
+    value = jax.eval_shape(loss, *_matched(student, teacher, layers))
+    if getattr(value, "shape", None) != ():
+      raise ValueError(f"loss: expected a scalar of {name_of(loss)}, got {value}: sum its values")
     return Variables({}, {})
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):

@@ -19,12 +19,12 @@ MARGIN = -np.linspace(0.1, 1, 10).astype(np.float32)
 
 @functools.cache
 def outputs():
-  """Student and teacher outputs, and the batch; rows that do not count are large."""
+  """Student and teacher outputs, and the batch; rows that do not count are NaN."""
   rng = np.random.default_rng(0)
 
   def rows(*shape):
     x = rng.normal(size=(ROWS, *shape)).astype(np.float32)
-    return np.where(WHERE.reshape(-1, *[1] * len(shape)), x, 100)
+    return np.where(WHERE.reshape(-1, *[1] * len(shape)), x, np.float32(np.nan))
 
   student = {"one": rows(8, 8, 6), "two": rows(4, 4, 12), "flat": rows(12), "views": rows(3, 7)}
   teacher = {"one": rows(4, 4, 10), "two": rows(4, 4, 12), "flat": rows(9), "views": rows(2, 7)}

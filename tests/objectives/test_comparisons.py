@@ -170,7 +170,7 @@ def test_unknown_or_missing_hyperparameter_raises_at_once():
   def powered(s, t, labels, *, power):
     return (s - t).sum(-1)
 
-  with pytest.raises(ValueError, match="^powered: .*'power'"):
+  with pytest.raises(ValueError, match="^loss: .*powered.*'power'"):
     logits(powered)
   logits(powered, power=2.0)
 
@@ -253,10 +253,10 @@ def test_equal_widths_and_project_false_learn_nothing(rng):
     features("a", "b", losses.hint, project=False).init(KEY, {"a": narrow}, {"b": wide})
 
 
-def test_resize_false_rejects_maps_of_other_sizes():
+def test_resize_false_rejects_maps_that_the_loss_does():
   term = features("a", "b", losses.hint, resize=False)
   term.init(KEY, shaped(a=(2, 4, 4, 3)), shaped(b=(2, 4, 4, 5)))
-  with pytest.raises(ValueError, match="resize=False"):
+  with pytest.raises(ValueError, match="^resize: "):
     term.init(KEY, shaped(a=(2, 4, 4, 3)), shaped(b=(2, 8, 8, 3)))
 
 
@@ -335,3 +335,79 @@ def test_mutual_needs_two_students_and_their_outputs():
   term = objectives.mutual(losses.kl_divergence, 2, temperature=0)
   with pytest.raises(ValueError, match="temperature"):
     term.init(KEY, shaped(**{"0/logits": (2, 3), "1/logits": (2, 3)}), {})
+
+
+# two vocabularies, maps of any size, and what is no loss
+
+
+def test_uld_compares_two_vocabularies(rng):
+  s, t = np.arange(5, dtype=np.float32)[None] / 2, np.arange(7, dtype=np.float32)[None] ** 1.5 / 4
+  p = np.sort(softmax64(t)[0])[::-1]
+  q = np.pad(np.sort(softmax64(s)[0])[::-1], (0, 2))
+  expected = np.abs(p - q).sum()
+  outputs = {"logits": s}, {"logits": t}
+  _, mean = evaluate(logits(losses.uld), *outputs, {})
+  np.testing.assert_allclose(mean, expected, rtol=1e-5)
+  _, mean = evaluate(features("logits", "logits", losses.uld, project=False), *outputs, {})
+  np.testing.assert_allclose(mean, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("name", "loss"), [("logits", losses.uld), ("text", losses.uld), ("logits", losses.hint)]
+)
+def test_no_projection_between_vocabularies_is_learned(name, loss):
+  term = features(name, name, loss)
+  with pytest.raises(ValueError, match="objectives.logits\\(losses.uld\\)"):
+    term.init(KEY, shaped(**{name: (2, 5)}), shaped(**{name: (2, 7)}))
+
+
+@pytest.mark.parametrize("name", ["similarity_preserving", "inter_channel", "pkt"])
+def test_resize_false_compares_maps_of_other_sizes_as_they_are(rng, name):
+  loss = getattr(losses, name)
+  s, t = normal(rng, 4, 4, 4, 3), normal(rng, 4, 2, 2, 3)
+  term = features("a", "b", loss, resize=False)
+  _, mean = evaluate(term, {"a": s}, {"b": t}, {})
+  np.testing.assert_allclose(mean, reduce.mean(loss(s, t)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("loss", "hint"),
+  [
+    ("kl", "'kl_divergence'"),
+    ("kl_divergense", "'kl_divergence'"),
+    (None, "NoneType"),
+    (labels(), "Term"),
+    (3, "int"),
+    (dict, "class dict"),
+    (lambda y_true, y_pred: y_pred, "y_true"),
+  ],
+)
+def test_what_is_no_loss_raises_at_once(loss, hint):
+  for make in (
+    logits,
+    functools.partial(features, "a", "b"),
+    objectives.sparse,
+    objectives.weights,
+  ):
+    with pytest.raises(ValueError, match=f"^loss: .*{hint}"):
+      make(loss)
+  with pytest.raises(ValueError, match=f"^loss: .*{hint}"):
+    objectives.layers([(1, 1)], loss)
+
+
+@pytest.mark.parametrize(
+  "values",
+  [lambda s: None, lambda s: (s, s), lambda s: s[1:], lambda s: s > 0, lambda s: s.argmax(-1)],
+)
+def test_loss_of_other_values_raises_in_init(values):
+  goal = weighted(soft=(1.0, logits(lambda s, t: values(s))))
+  with pytest.raises(ValueError, match="^term 'soft': loss: "):
+    goal.init(KEY, shaped(logits=(4, 3)), shaped(logits=(4, 3)))
+
+
+def test_scalar_of_masked_rows_needs_an_argument_where():
+  z = {"logits": np.ones((4, 3), np.float32)}
+  term = logits(lambda s, t: (s - t).mean())
+  assert evaluate(term, z, z, {})[0] == 0
+  with pytest.raises(ValueError, match="^loss: .*where"):
+    evaluate(term, z, z, {"where": np.ones(4, bool)})

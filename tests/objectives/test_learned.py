@@ -183,6 +183,8 @@ def test_uskd_skips_unlabeled_rows():
     (lambda: objectives.vitkd(("first", "last"), ("last",)), "student, teacher"),
     (lambda: objectives.vitkd(("first", "last"), ("last",) * 2, mask_fraction=0), "mask_fraction"),
     (lambda: objectives.vitkd(("first", "last"), ("last",) * 2, prefix_tokens=-1), "prefix_tokens"),
+    (lambda: objectives.srd("flat", "flat", power=0.5), "power"),
+    (lambda: objectives.activation_boundary("one", "one", margin=-1.0), "margin"),
   ],
 )
 def test_invalid_argument_raises_at_once(make, field):
@@ -199,13 +201,11 @@ def test_invalid_argument_raises_at_once(make, field):
     ),
     (lambda: objectives.mgd("flat", "flat"), r"'flat' \(16, 12\).*4 axes"),
     (lambda: objectives.ofd("one", "one", MARGIN[:3]), "margin"),
-    (lambda: objectives.srd("flat", "flat", power=0.5), "power"),
     (lambda: objectives.vkd("falt", "flat"), "falt: .*'flat'"),
     (lambda: objectives.factor_transfer("two", "two", paraphraser_params()), "paraphraser: "),
     (lambda: objectives.layer_attention(("flat",), ("one",)), r"\(16, 12\)"),
     (lambda: objectives.dino("flat", "flat"), r"\[B, V, K\]"),
     (lambda: objectives.queue_similarity("one", "flat"), r"\[B, C\]"),
-    (lambda: objectives.activation_boundary("one", "one", margin=-1.0), "margin"),
     (lambda: objectives.pad("one", "flat"), "ranks"),
     (lambda: objectives.uskd("two", output="one"), "feature: "),
     (lambda: objectives.uskd("tow", output="flat"), "tow: .*'two'"),

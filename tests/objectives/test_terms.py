@@ -39,14 +39,14 @@ def test_weights_are_numbers_or_schedules(rng):
 
 
 @pytest.mark.parametrize(
-  "weight", [-0.1, float("nan"), float("inf"), "0.1", None, [1.0], np.ones(2), np.float32(-1)]
+  "weight", [-0.1, float("nan"), float("inf"), "0.1", True, None, [1.0], np.ones(2), np.float32(-1)]
 )
 def test_weight_out_of_range_raises(weight):
-  with pytest.raises(ValueError, match="hard: expected a weight"):
+  with pytest.raises(ValueError, match="hard: weight: expected"):
     weighted(hard=(weight, labels()))
 
 
-@pytest.mark.parametrize("name", ["loss", "accuracy", "grad_norm", "nonfinite", "empty"])
+@pytest.mark.parametrize("name", ["loss", "accuracy", "grad_norm", "nonfinite", "step", "phase"])
 def test_reserved_term_name_raises(name):
   with pytest.raises(ValueError, match=f"^{name}: "):
     weighted(**{name: (1.0, labels())})
@@ -67,9 +67,40 @@ def test_value_that_is_no_weighted_term_raises(value, kind):
     weighted(hard=value)
 
 
-def test_no_terms_raises():
+def test_no_terms_or_only_weights_of_zero_raise():
   with pytest.raises(ValueError, match="^terms: "):
     weighted()
+  with pytest.raises(ValueError, match="^terms: .*'hard'"):
+    weighted(hard=(0.0, labels()))
+
+
+@pytest.mark.parametrize(
+  ("error", "expected", "message"),
+  [
+    (TypeError("float() argument"), ValueError, "^term 'soft': TypeError: float"),
+    (KeyError("logits"), ValueError, "^term 'soft': KeyError: 'logits'"),
+    (ValueError("no rows"), ValueError, "^term 'soft': no rows"),
+    (MemoryError("too large"), MemoryError, "too large"),
+  ],
+)
+def test_errors_of_any_type_name_the_term(error, expected, message):
+  def fail(*args, **context):
+    raise error
+
+  goal = weighted(soft=(1.0, Term(fail, fail)))
+  with pytest.raises(expected, match=message) as of_init:
+    goal.init(KEY, {}, {})
+  with pytest.raises(expected, match=message) as of_apply:
+    goal.apply({"soft": {}}, {"soft": {}}, {}, {}, {}, step=0, key=KEY)
+  if expected is MemoryError:
+    assert of_init.value.__notes__[0] == of_apply.value.__notes__[0] == "term 'soft'"
+
+
+@pytest.mark.parametrize("result", [1.0, jnp.ones(3), (jnp.ones(3), None, {}), None])
+def test_term_that_returns_no_value_and_state_raises(result):
+  goal = weighted(soft=(1.0, Term(lambda *args: Variables({}, {}), lambda *args, **named: result)))
+  with pytest.raises(ValueError, match="^term 'soft': apply: "):
+    goal.apply({"soft": {}}, {"soft": {}}, {}, {}, {}, step=0, key=KEY)
 
 
 def test_each_term_has_its_own_key_parameters_and_state():

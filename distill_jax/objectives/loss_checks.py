@@ -1,0 +1,101 @@
+"""Checks the function that a term takes as its loss, and the values that it returns."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from distill_jax import losses
+from distill_jax.errors import suggest
+from distill_jax.objectives.hyperparameters import check_types
+
+
+def check_loss(loss: Any) -> None:
+  """Checks that a loss is a function of the student and the teacher, in this order.
+
+  Raises:
+    ValueError: it is something else; the nearest loss is named.
+  """
+  if isinstance(loss, str):
+    names = [name for name in losses.__all__ if name.islower()]
+    raise ValueError(
+      f"loss: expected a function such as losses.kl_divergence, got {loss!r}{suggest(loss, names)}"
+    )
+  if not callable(loss) or inspect.isclass(loss):
+    got = f"the class {loss.__name__}" if inspect.isclass(loss) else f"a {type(loss).__name__}"
+    raise ValueError(
+      f"loss: expected a function (student, teacher) -> values, got {got}: pass a function such "
+      "as losses.kl_divergence"
+    )
+  first = next(iter(inspect.signature(loss).parameters), None)
+  if first in ("y_true", "teacher", "target", "targets"):
+    raise ValueError(
+      f"loss: expected a function (student, teacher) -> values, got {name_of(loss)}, whose first "
+      f"argument is {first!r}: swap them, `lambda student, teacher: loss(teacher, student)`"
+    )
+
+
+def check_values(loss: Callable, values: Any, rows: int) -> None:
+  """Checks that a loss returned one or several real numbers a row, or a scalar.
+
+  Raises:
+    ValueError: it returned something else.
+  """
+  shape = getattr(values, "shape", None)
+  dtype: Any = getattr(values, "dtype", None)
+  if shape is not None and jnp.issubdtype(dtype, jnp.floating) and shape[:1] in ((), (rows,)):
+    return
+  got = type(values).__name__ if shape is None else f"{dtype} {tuple(shape)}"
+  raise ValueError(
+    f"loss: expected {name_of(loss)} to return float values of {rows} rows, or a scalar that "
+    f"relates them, got {got}: return an array [rows]"
+  )
+
+
+def check_names(loss: Callable, step_arguments: frozenset[str], passed: set[str]) -> None:
+  """Checks that a loss has the arguments that are passed by name, and requires no other.
+
+  Args:
+    loss: a function.
+    step_arguments: those that the step passes.
+    passed: those that a person passes.
+
+  Raises:
+    ValueError: it has no argument of a name, or requires one that is missing.
+  """
+  signature = inspect.signature(loss)
+  try:
+    signature.bind(None, None, **dict.fromkeys(step_arguments | passed))
+  except TypeError as error:
+    unknown = sorted(passed - set(signature.parameters))
+    if not unknown:
+      raise ValueError(
+        f"loss: expected the arguments of {name_of(loss)}, got too few ({error}): pass it by "
+        "name; a loss with learned parts or a memory has a term of its own in objectives"
+      ) from error
+    options = set(list(signature.parameters)[2:]) - step_arguments
+    raise ValueError(
+      f"{unknown[0]}: expected a hyper-parameter of {name_of(loss)}, got {unknown[0]!r}"
+      f"{suggest(unknown[0], options)}"
+    ) from error
+
+
+def check_options(loss: Callable, passed: set[str], options: Mapping[str, Any]) -> None:
+  """Checks the hyper-parameters of a term's own loss by name and type.
+
+  Args:
+    loss: a function.
+    passed: the arguments that the term passes by name.
+    options: those that a person passes, numbers or schedules.
+
+  Raises:
+    ValueError: as `check_names` and `check_types`.
+  """
+  check_names(loss, frozenset(passed), set(options))
+  check_types(loss, options)
+
+
+def name_of(loss: Any) -> str:
+  """Returns the name of a loss for messages."""
+  return getattr(loss, "__name__", type(loss).__name__)
