@@ -37,7 +37,7 @@ def check_run(
   Args:
     cache: of the run.
     source: the run's examples: those of the cache or a part of them, with any labels. Of any other
-      pipeline, or a `data.Stream`, a batch: its examples are compared, the set's name is not.
+      pipeline, or a `data.stream.Stream`, a batch: its examples are compared, the set's name is not.
     crop: of the run, with `Images`.
     augment: of the run.
     num_views: of the run; a cache without augmentation accepts any.

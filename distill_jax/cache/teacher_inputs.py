@@ -68,7 +68,7 @@ class ImageInputs:
   """Crops of encoded `Images`: a view is computed from the image, its id and the view's number.
 
   An image that cannot be decoded is black, and its rows are marked: no run reads them, because a
-  `data.Stream` leaves the image out as well.
+  `data.stream.Stream` leaves the image out as well.
 
   Attributes:
     source: the `Images`.
@@ -166,11 +166,13 @@ TeacherInputs = ArrayInputs | ImageInputs | TextInputs
 
 
 def make_teacher_inputs(source: Any, crop: Crop | None) -> TeacherInputs:
-  """Returns the inputs of a `Source`, of `Images` and a crop, or of a `PackedText`.
+  """Returns the inputs of arrays or a `Source`, of `Images` and a crop, or of a `PackedText`.
 
   Raises:
     ValueError: another source, or a crop that is missing or not needed.
   """
+  if isinstance(source, Mapping):
+    source = Source(source)
   if isinstance(source, Source):
     if crop is not None:
       raise ValueError(
@@ -182,12 +184,13 @@ def make_teacher_inputs(source: Any, crop: Crop | None) -> TeacherInputs:
     if crop is None:
       raise ValueError(
         f"crop: expected a crop of the images of {source.name!r}, got None: pass the one of the "
-        "student's data.Stream, such as data.crops.random_resized_crop(224, seed=0)"
+        "student's data.stream.Stream, such as data.crops.random_resized_crop(224, seed=0)"
       )
     return ImageInputs(source, crop)
   if isinstance(source, PackedText):
     return TextInputs(source)
   raise ValueError(
-    "source: expected a data.Source, data.images.Images or data.tokenized.PackedText, got "
-    f"{type(source).__name__}: build one with data.Source(arrays, classes)"
+    "source: expected a dict of arrays, a data.Source, data.images.Images or a "
+    f"data.text.tokenized.PackedText, got {type(source).__name__}: of batches write "
+    'source = data.from_iterable(batches, keys=("image", "label")).load(), and train on the same'
   )

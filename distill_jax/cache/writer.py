@@ -37,7 +37,7 @@ SHARD_BATCHES = 256  # at most, which a killed writer loses
 def write_cache(
   url: str | os.PathLike[str],
   teacher: Model,
-  source: Source | Images | PackedText,
+  source: Source | Images | PackedText | Mapping[str, Any],
   outputs: Mapping[str, Codec] | None = None,
   *,
   teacher_variables: Variables | None = None,
@@ -59,7 +59,8 @@ def write_cache(
   Args:
     url: a folder, or `gs://`, `s3://`, `file://`, `memory://` (`store.open_store`).
     teacher: a frozen Model.
-    source: the examples of later students, labeled or not. `Images` are read and cropped on
+    source: the examples of later students, labeled or not; a dict of arrays is made a `Source`, and
+      `data.from_iterable(batches).load()` makes one of batches. `Images` are read and cropped on
       demand, a `PackedText` is read on demand.
     outputs: the teacher's outputs to store, each with its codec; None:
       `{"logits": Dense("float16")}`. 'logits@top8' stores 'logits' under another name, so that one
@@ -70,7 +71,7 @@ def write_cache(
     description: plain values that identify the teacher further. Of a language model
       `{"vocabulary": cache.vocabulary(words)}`, because stored classes are numbers of its
       tokenizer's words.
-    crop: of `Images`, the `data.Stream`'s of the student's run: `random_resized_crop(224, seed=0)`.
+    crop: of `Images`, the `data.stream.Stream`'s of the student's run: `random_resized_crop(224, seed=0)`.
     augment: `batch -> batch`, a function of 'id' and 'view' (`data.augmentation`), as in the
       student's run.
     num_views: number of augmented views, or crops, of each example. A run from the cache reads view
@@ -97,7 +98,9 @@ def write_cache(
   mesh = mesh or sharding.data_mesh()
   sharding.check_divisible(check_count("batch_size", batch_size), mesh)
   check_weights(teacher, variables, inputs.shapes)
-  predictor = make_predictor(teacher, variables, outputs, augment, mesh, tokenizer_size(source))
+  predictor = make_predictor(
+    teacher, variables, outputs, augment, mesh, tokenizer_size(inputs.source)
+  )
   shapes = predictor.output_shapes(_example_spec(inputs))
   planned = plan(outputs, shapes, inputs, num_views, batch_size)
   wanted = Manifest(

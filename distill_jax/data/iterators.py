@@ -122,7 +122,15 @@ class Pipeline:
           "read before is empty; pass the function that makes it"
         )
       self._opened = (item, iterator, opened)
-    return self._to_batch(self._opened[0])
+    batch = self._to_batch(self._opened[0])
+    scalars = [name for name, values in batch.items() if values.ndim == 0]
+    if scalars:
+      raise ValueError(
+        f"source: expected batches, got single examples from {self.name} ({scalars[0]!r} is a "
+        "number): batch them, e.g. with torch's DataLoader(dataset, batch_size=64) or grain's "
+        "dataset.batch(64)"
+      )
+    return batch
 
   @property
   def is_one_shot(self) -> bool:

@@ -289,6 +289,11 @@ def test_what_is_no_iterable_is_rejected(iterable):
     data.from_iterable([]).first()
 
 
+def test_single_examples_are_no_batches():
+  with pytest.raises(ValueError, match=r"^source: .*single examples.*batch them"):
+    data.from_iterable([(np.ones(3), 1)], keys=KEYS).first()
+
+
 def test_load_makes_a_source_of_one_pass():
   batches = make_batches(3)
   batches[2]["where"] = np.array([True, False, True, False])
