@@ -37,7 +37,8 @@ def check_run(
   Args:
     cache: of the run.
     source: the run's examples: those of the cache or a part of them, with any labels. Of any other
-      pipeline, or a `data.stream.Stream`, a batch: its examples are compared, the set's name is not.
+      pipeline, or a `data.stream.Stream`, a batch: its examples are compared, but not the set's
+      name.
     crop: of the run, with `Images`.
     augment: of the run.
     num_views: of the run; a cache without augmentation accepts any.
@@ -57,7 +58,8 @@ def check_run(
     arrays = make_teacher_inputs(source, crop).shapes
   _check_data_fields(cache, source, crop, arrays)
   _check_examples(cache, source)
-  augmentation = identity.augmentation_identity(augment, arrays)
+  inputs = cache.manifest.identity["data"]["inputs"]
+  augmentation = identity.augmentation_identity(augment, arrays, inputs)
   _check_identity(cache, {"augmentation": augmentation})
   if cache.has_views and num_views is not None and num_views != cache.num_views:
     raise Mismatch(
@@ -113,8 +115,9 @@ def _check_data_fields(
 ) -> None:
   """Compares the data's name, tokenizer, crop and shapes as far as the run knows them."""
   stored = cache.manifest.identity["data"]
-  specs = identity.input_specs(arrays)
-  fields: dict[str, Any] = {"inputs": {name: specs.get(name, _ABSENT) for name in stored["inputs"]}}
+  inputs = dict.fromkeys(stored["inputs"], _ABSENT)
+  inputs |= identity.input_specs(arrays, inputs.keys() & arrays.keys())
+  fields: dict[str, Any] = {"inputs": inputs}
   if not isinstance(source, Mapping):
     fields |= {"name": source.name, "classes": identity.vocabulary(source.class_names)}
   if isinstance(source, Source | PackedText) and (source.vocabulary or "vocabulary" in stored):
@@ -162,6 +165,17 @@ def _check_batch(cache: Cache, arrays: Mapping[str, np.ndarray]) -> None:
     if different.size:
       raise Mismatch(
         f"data: expected the inputs that the teacher of the cache in {cache.store.url} received, "
-        f"got others for example id {int(ids[rows][different[0]])}: they were changed, or are "
-        "prepared otherwise"
+        f"got others in {_changed_inputs(cache, arrays, ids)} for example id "
+        f"{int(ids[rows][different[0]])}: they were changed, or are prepared otherwise"
       )
+
+
+def _changed_inputs(cache: Cache, arrays: Mapping[str, np.ndarray], ids: np.ndarray) -> str:
+  """Returns the names of the inputs that differ; of a part of the cache's examples, of all."""
+  data = cache.manifest.identity["data"]
+  inputs = sorted(data["inputs"])
+  if np.array_equal(np.sort(ids), cache.manifest.rows.ids) and len(inputs) > 1:
+    checksums = {name: identity.entry_checksums(arrays[name]) for name in inputs}
+    digests = identity.examples_digests(ids, checksums)
+    inputs = [name for name in inputs if digests[name] != data["examples"].get(name)]
+  return ", ".join(map(repr, inputs))

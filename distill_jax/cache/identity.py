@@ -3,10 +3,10 @@
     teacher       fingerprint of the weights, outputs for artificial examples, the head where
                   hidden states are stored (`teacher.lm_head`), and the caller's description (its
                   config)
-    data          name of the set, dtypes and shapes of its inputs, digests of the classes' names
-                  (a tokenizer's words) and of every example's id and checksum; of streamed images
-                  also a digest of their files, the crop, and the crop of an artificial image; of
-                  text its tokenizer
+    data          name of the set, dtypes and shapes of the inputs that the teacher reads, digests
+                  of the classes' names (a tokenizer's words), of the ids and of each of these
+                  inputs; of streamed images also a digest of their files, the crop, and the crop of
+                  an artificial image; of text its tokenizer
     augmentation  name, and views of artificial examples, which detect a changed random generator
     outputs       per output: its codec, shape and dtype
 
@@ -35,21 +35,43 @@ from distill_jax.cache.probes import (
 )
 from distill_jax.cache.teacher.lm_head import head_identity, head_of
 from distill_jax.data.crops import Crop
+from distill_jax.models.entries import entries_read
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.types import Batch, Model, Variables
 
 Augment = Callable[[Batch], Batch]
 
 
-def input_specs(arrays: Mapping[str, Any]) -> dict[str, str]:
-  """Returns dtype and shape per example of each input.
+def input_specs(arrays: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+  """Returns dtype and shape per example of the inputs of these names."""
+  return {name: f"{arrays[name].dtype}{list(arrays[name].shape[1:])}" for name in sorted(names)}
 
-  Labels are no inputs, so that a run which hides some of them reads the same cache.
+
+def teacher_entries(
+  model: Model,
+  variables: Variables,
+  outputs: Iterable[str],
+  arrays: Mapping[str, Any],
+  augment: Augment | None = None,
+) -> list[str]:
+  """Returns the names of the inputs that the stored outputs depend on.
+
+  A run that changes labels, or another entry that the teacher does not read, reads the same cache.
+
+  Args:
+    model, variables: the teacher.
+    outputs: names of the outputs to store.
+    arrays: examples [N, ...]; only shapes and dtypes are used.
+    augment: of the run.
   """
-  return {
-    name: f"{arrays[name].dtype}{list(arrays[name].shape[1:])}"
-    for name in sorted(input_names(arrays))
-  }
+  output_fn = _output_fn(model, outputs)
+  batch = probe_batch(arrays)
+  read = entries_read(
+    lambda variables, batch: output_fn(variables, augment(batch) if augment else batch),
+    tuple(variables),
+    batch,
+  )
+  return sorted(read.intersection(input_names(arrays)))
 
 
 def array_shapes(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
@@ -57,14 +79,26 @@ def array_shapes(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
   return {name: jax.ShapeDtypeStruct(values.shape, values.dtype) for name, values in arrays.items()}
 
 
+def entry_checksums(values: np.ndarray) -> np.ndarray:
+  """Returns the crc32 of each row of an array [N, ...], uint32 [N]."""
+  rows = np.ascontiguousarray(values)
+  row_bytes = rows.reshape(len(rows), -1).view(np.uint8)
+  return np.array([zlib.crc32(row.data) for row in row_bytes], np.uint32)
+
+
+def join_checksums(checksums: Mapping[str, np.ndarray], rows: int) -> np.ndarray:
+  """Returns one checksum of each example from those of its entries, uint32 [rows], never 0."""
+  names = sorted(checksums)
+  if not names:
+    return np.ones(rows, np.uint32)
+  columns = np.stack([checksums[name] for name in names], 1)
+  return np.maximum(columns[:, 0] if len(names) == 1 else entry_checksums(columns), 1)
+
+
 def input_checksums(arrays: Mapping[str, Any], names: Iterable[str]) -> np.ndarray:
-  """Returns the crc32 of each example's inputs of these names, uint32 [N], never 0."""
-  checksums = [0] * len(arrays["id"])
-  for name in sorted(names):
-    rows = np.ascontiguousarray(arrays[name])
-    row_bytes = rows.reshape(len(rows), -1).view(np.uint8)
-    checksums = [zlib.crc32(row.data, value) for row, value in zip(row_bytes, checksums)]
-  return np.maximum(np.array(checksums, np.uint32), 1)
+  """Returns a checksum of each example's inputs of these names, uint32 [N], never 0."""
+  checksums = {name: entry_checksums(arrays[name]) for name in names}
+  return join_checksums(checksums, len(arrays["id"]))
 
 
 def vocabulary(names: Sequence[str]) -> str:
@@ -76,11 +110,17 @@ def vocabulary(names: Sequence[str]) -> str:
   return hashlib.blake2b("\0".join(names).encode(), digest_size=16).hexdigest()
 
 
-def examples_digest(ids: np.ndarray, checksums: np.ndarray) -> str:
-  """Returns a digest of a set of examples, whatever their order."""
+def examples_digests(ids: np.ndarray, checksums: Mapping[str, np.ndarray]) -> dict[str, str]:
+  """Returns digests of a set's ids and of each entry, whatever the order of the examples."""
   order = np.argsort(ids)
-  pairs = np.stack([ids[order].astype("<i8"), checksums[order].astype("<i8")], 1)
-  return hashlib.blake2b(pairs.tobytes(), digest_size=16).hexdigest()
+  columns = {"id": np.zeros(len(ids), np.uint32), **checksums}
+  return {
+    name: hashlib.blake2b(
+      np.stack([ids[order].astype("<i8"), values[order].astype("<i8")], 1).tobytes(),
+      digest_size=16,
+    ).hexdigest()
+    for name, values in columns.items()
+  }
 
 
 def teacher_identity(
@@ -99,15 +139,8 @@ def teacher_identity(
     description: plain JSON values, for what neither weights nor outputs show.
   """
   batch = probe_batch(arrays)
-
-  @jax.jit
-  def probe_outputs(variables: Any, batch: Any) -> dict[str, jax.Array]:
-    teacher_outputs = model.apply(*variables, batch, train=False, key=None)[0]
-    # Hidden states are probed instead of lazy logits: the logits of all probes may not fit.
-    names = {name if name in teacher_outputs else "hidden" for name in map(output_of, outputs)}
-    return {name: teacher_outputs[name] for name in names if name in teacher_outputs}
-
-  sums = row_sums({"id": batch["id"]} | probe_outputs(tuple(variables), batch))
+  probe_outputs = jax.jit(_output_fn(model, outputs))(tuple(variables), batch)
+  sums = row_sums(probe_outputs, input_names(probe_outputs), NUM_PROBES)
   head = head_of(model, variables, outputs, arrays)
   return {
     "weights": fingerprint(tuple(variables)),
@@ -117,12 +150,27 @@ def teacher_identity(
   }
 
 
-def augmentation_identity(augment: Augment | None, arrays: Mapping[str, Any]) -> dict[str, Any]:
+def _output_fn(model: Model, outputs: Iterable[str]) -> Callable[[Any, Any], dict[str, Any]]:
+  """Returns `(variables, batch) -> the outputs that are stored`, before a codec reduces them."""
+
+  def output_fn(variables: Any, batch: Any) -> dict[str, Any]:
+    teacher_outputs = model.apply(*variables, batch, train=False, key=None)[0]
+    # Hidden states are probed instead of lazy logits: the logits of all probes may not fit.
+    names = {name if name in teacher_outputs else "hidden" for name in map(output_of, outputs)}
+    return {name: teacher_outputs[name] for name in names if name in teacher_outputs}
+
+  return output_fn
+
+
+def augmentation_identity(
+  augment: Augment | None, arrays: Mapping[str, Any], names: Iterable[str]
+) -> dict[str, Any]:
   """Returns the `augmentation` part of an identity.
 
   Args:
     augment: `batch -> batch`, a function of 'id' and 'view'; None: none.
     arrays: examples [N, ...]; only shapes and dtypes are used.
+    names: the inputs that the teacher reads (`teacher_entries`).
 
   Raises:
     ValueError: a view cannot be repeated: `augment` is random at each call, or mixes rows.
@@ -130,8 +178,9 @@ def augmentation_identity(augment: Augment | None, arrays: Mapping[str, Any]) ->
   if augment is None:
     return {"name": "none", "probes": []}
   batch = probe_batch(arrays)
-  sums = row_sums(augment(batch))
-  if not same_sums(sums, row_sums(augment(batch))):
+  names = sorted(names)
+  sums = row_sums(augment(batch), names, NUM_PROBES)
+  if not same_sums(sums, row_sums(augment(batch), names, NUM_PROBES)):
     raise ValueError(
       "augment: expected a function of 'id' and 'view', got different views of one example in two "
       "calls: derive its random numbers from 'id' and 'view'"
@@ -139,7 +188,7 @@ def augmentation_identity(augment: Augment | None, arrays: Mapping[str, Any]) ->
   # Compiled once, as in a train step: so many eager calls take longer.
   augment_row = jax.jit(augment)
   single_rows = [{name: x[i : i + 1] for name, x in batch.items()} for i in range(NUM_PROBES)]
-  if not same_sums(sums, [row_sums(augment_row(row))[0] for row in single_rows]):
+  if not same_sums(sums, [row_sums(augment_row(row), names, 1)[0] for row in single_rows]):
     raise ValueError(
       "augment: expected a function of 'id' and 'view', got a view that depends on the other rows "
       "of the batch: use a live teacher for what mixes rows (mixup, CutMix)"
@@ -151,7 +200,7 @@ def crop_identity(crop: Crop, channels: int) -> dict[str, Any]:
   """Returns the `data.crop` part of an identity."""
   image = probe_image(channels)
   views = np.stack([crop(image, number, number) for number in range(NUM_PROBES)])
-  sums = row_sums({"id": np.arange(NUM_PROBES), "image": views})
+  sums = row_sums({"image": views}, ["image"], NUM_PROBES)
   return {"name": function_name(crop), "probes": sums}
 
 

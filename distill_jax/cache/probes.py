@@ -1,6 +1,7 @@
 """Builds artificial examples, and reduces what a function returns for them to a few numbers."""
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -21,10 +22,11 @@ def input_names(arrays: Mapping[str, Any]) -> list[str]:
 
 def probe_batch(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """Returns random examples, a row for each probe, with the inputs of arrays [N, ...]."""
-  rng = np.random.Generator(np.random.Philox(0))
   numbers = np.arange(NUM_PROBES, dtype=np.int32)
   batch = {"id": numbers, "view": numbers}
   for name in sorted(input_names(arrays)):
+    # By name, so that the values do not depend on the other entries.
+    rng = np.random.Generator(np.random.Philox(zlib.crc32(name.encode())))
     shape = (NUM_PROBES, *arrays[name].shape[1:])
     dtype = arrays[name].dtype
     # uint8 is a pixel; other integers may be tokens of a vocabulary of any size.
@@ -42,13 +44,13 @@ def probe_image(channels: int) -> PIL.Image.Image:
   return PIL.Image.fromarray(pixels if channels == 3 else pixels[..., 0])
 
 
-def row_sums(batch: Batch) -> list[float]:
-  """Returns one weighted sum per row, which depends on its values and their order."""
-  sums = np.zeros(len(batch["id"]))
-  for name in sorted(input_names(batch)):
-    rows = np.asarray(jax.device_get(batch[name]), np.float64).reshape(len(sums), -1)
-    rows = np.where(np.isfinite(rows), rows, 0)
-    sums += rows @ np.cos(np.arange(rows.shape[1])) / np.sqrt(rows.shape[1])
+def row_sums(batch: Batch, names: Iterable[str], rows: int) -> list[float]:
+  """Returns one weighted sum per row of these entries, by their values and order."""
+  sums = np.zeros(rows)
+  for name in sorted(names):
+    values = np.asarray(jax.device_get(batch[name]), np.float64).reshape(rows, -1)
+    values = np.where(np.isfinite(values), values, 0)
+    sums += values @ np.cos(np.arange(values.shape[1])) / np.sqrt(values.shape[1])
   return [round(float(x), 4) for x in sums]
 
 

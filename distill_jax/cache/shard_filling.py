@@ -1,5 +1,6 @@
 """Computes and writes the missing shards of a cache."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -38,6 +39,8 @@ def fill_missing(
     progress: whether to show a progress bar.
   """
   missing = shards.missing_shards(store, manifest)
+  names = tuple(manifest.identity["data"]["inputs"])
+  checksum = functools.partial(inputs.checksums, names=names)
   index, count = part or (jax.process_index(), jax.process_count())
   with progress_bar(None, "cache", " rows", progress, total=_num_rows(manifest, missing)) as bar:
     todo = shards_of_process(missing, index, count)
@@ -45,7 +48,7 @@ def fill_missing(
       for number in todo:
         rows = manifest.rows.ids_and_views(*manifest.plan.span(number))
         batches = _batches(inputs, *rows, batch_size)
-        checksums, columns = _compute_columns(predictor, inputs, batches, bar.update)
+        checksums, columns = _compute_columns(predictor, checksum, batches, bar.update)
         shards.write_shard(store, manifest, number, checksums, columns)
       missing = shards.missing_shards(store, manifest)
       # The other processes go through their shards from the first on: help from the last.
@@ -77,7 +80,7 @@ def _batches(
 
 def _compute_columns(
   predictor: Predictor,
-  inputs: TeacherInputs,
+  checksum: Callable[[Batch], np.ndarray],
   batches: Iterable[tuple[Batch, int]],
   report: Callable[[int], Any],
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -90,7 +93,7 @@ def _compute_columns(
 
   def copy_to_host(batch: Batch, count: int, result: Any) -> None:
     columns, errors = jax.device_get(result)
-    checksums.append(inputs.checksums(batch)[:count])
+    checksums.append(checksum(batch)[:count])
     for name, row_errors in errors.items():
       # The outputs for an undecodable image are never read, so they may have errors.
       row_errors = row_errors[:count] * (checksums[-1] != UNDECODABLE)

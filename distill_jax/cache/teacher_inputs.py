@@ -1,7 +1,6 @@
 """Builds a teacher's input batches from arrays, from images that are cropped on demand, or text."""
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -33,15 +32,16 @@ class ArrayInputs:
     self.shapes = identity.array_shapes(source.arrays)
     self._order = np.argsort(source.ids)
     self._sorted_ids = source.ids[self._order]
+    self._checksums: dict[str, np.ndarray] = {}
 
-  def identity(self) -> dict[str, Any]:
-    """Returns the `data` part of a cache's identity."""
+  def identity(self, names: Sequence[str]) -> dict[str, Any]:
+    """Returns the `data` part of a cache's identity, of the inputs of these names."""
     source = self.source
     tokenizer = {"vocabulary": source.vocabulary} if source.vocabulary else {}
     return tokenizer | {
-      "inputs": identity.input_specs(self.shapes),
+      "inputs": identity.input_specs(self.shapes, names),
       "name": source.name,
-      "examples": identity.examples_digest(source.ids, self._checksums),
+      "examples": identity.examples_digests(source.ids, self._entry_checksums(names)),
       "classes": identity.vocabulary(source.class_names),
     }
 
@@ -51,17 +51,20 @@ class ArrayInputs:
     batch = {name: values.take(positions, axis=0) for name, values in self.source.arrays.items()}
     return batch | {"view": np.asarray(views, np.int32)}
 
-  def checksums(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Returns checksums of a batch's inputs before augmentation, uint32 [B]."""
-    return self._checksums[self.positions(batch["id"])]
+  def checksums(self, batch: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """Returns checksums of a batch's inputs of these names before augmentation, uint32 [B]."""
+    positions = self.positions(batch["id"])
+    checksums = {name: x[positions] for name, x in self._entry_checksums(names).items()}
+    return identity.join_checksums(checksums, len(positions))
 
   def positions(self, ids: np.ndarray) -> np.ndarray:
     """Returns the positions of these ids in the source."""
     return self._order[np.searchsorted(self._sorted_ids, ids)]
 
-  @functools.cached_property
-  def _checksums(self) -> np.ndarray:
-    return identity.input_checksums(self.source.arrays, identity.input_specs(self.shapes))
+  def _entry_checksums(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+    for name in set(names) - set(self._checksums):
+      self._checksums[name] = identity.entry_checksums(self.source.arrays[name])
+    return {name: self._checksums[name] for name in names}
 
 
 class ImageInputs:
@@ -86,14 +89,14 @@ class ImageInputs:
       for name, (shape, dtype) in row_specs.items()
     }
 
-  def identity(self) -> dict[str, Any]:
-    """Returns the `data` part of a cache's identity."""
+  def identity(self, names: Sequence[str]) -> dict[str, Any]:
+    """Returns the `data` part of a cache's identity, of the inputs of these names."""
     images = self.source
     return {
-      "inputs": identity.input_specs(self.shapes),
+      "inputs": identity.input_specs(self.shapes, names),
       "name": images.name,
       "content": images.content,
-      "examples": identity.examples_digest(images.ids, np.zeros(len(images), np.uint32)),
+      "examples": identity.examples_digests(images.ids, {}),
       "classes": identity.vocabulary(images.class_names),
       "crop": identity.crop_identity(self.crop, images.channels),
     }
@@ -116,10 +119,10 @@ class ImageInputs:
       "image": np.stack([black if image is None else image for image, _ in examples]),
     }
 
-  def checksums(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+  def checksums(self, batch: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
     """Returns checksums of a batch's inputs, uint32 [B]; `UNDECODABLE` for such an image."""
     is_decodable = np.array([int(id) not in self.source.bad for id in batch["id"]])
-    checksums = identity.input_checksums(batch, ["image"])
+    checksums = identity.input_checksums(batch, names)
     return np.where(is_decodable, checksums, np.uint32(UNDECODABLE))
 
   def _example(self, id: int, view: int) -> tuple[np.ndarray | None, int]:
@@ -139,17 +142,25 @@ class TextInputs:
     self.source = text
     self.shapes = text.shapes
 
-  def identity(self) -> dict[str, Any]:
-    """Returns the `data` part of a cache's identity; reads all rows."""
+  def identity(self, names: Sequence[str]) -> dict[str, Any]:
+    """Returns the `data` part of a cache's identity, of the inputs of these names.
+
+    It reads all rows.
+    """
     text = self.source
     firsts = range(0, len(text), TEXT_ROWS)
     parts = (text.rows(text.ids[first : first + TEXT_ROWS]) for first in firsts)
-    checksums = np.concatenate([self.checksums(part) for part in parts])
+    checksums: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for part in parts:
+      for name in names:
+        checksums[name].append(identity.entry_checksums(part[name]))
     return {
       "vocabulary": text.vocabulary,
-      "inputs": identity.input_specs(self.shapes),
+      "inputs": identity.input_specs(self.shapes, names),
       "name": text.name,
-      "examples": identity.examples_digest(text.ids, checksums),
+      "examples": identity.examples_digests(
+        text.ids, {name: np.concatenate(values) for name, values in checksums.items()}
+      ),
       "classes": identity.vocabulary(text.class_names),
     }
 
@@ -157,9 +168,9 @@ class TextInputs:
     """Returns the examples of these ids [B], all of the source, with their views [B]."""
     return self.source.rows(ids) | {"view": np.asarray(views, np.int32)}
 
-  def checksums(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Returns checksums of a batch's inputs, uint32 [B]."""
-    return identity.input_checksums(batch, identity.input_specs(self.shapes))
+  def checksums(self, batch: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """Returns checksums of a batch's inputs of these names, uint32 [B]."""
+    return identity.input_checksums(batch, names)
 
 
 TeacherInputs = ArrayInputs | ImageInputs | TextInputs

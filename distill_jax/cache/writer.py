@@ -71,7 +71,8 @@ def write_cache(
     description: plain values that identify the teacher further. Of a language model
       `{"vocabulary": cache.vocabulary(words)}`, because stored classes are numbers of its
       tokenizer's words.
-    crop: of `Images`, the `data.stream.Stream`'s of the student's run: `random_resized_crop(224, seed=0)`.
+    crop: of `Images`, that of the `data.stream.Stream` in the student's run, e.g.
+      `random_resized_crop(224, seed=0)`.
     augment: `batch -> batch`, a function of 'id' and 'view' (`data.augmentation`), as in the
       student's run.
     num_views: number of augmented views, or crops, of each example. A run from the cache reads view
@@ -103,11 +104,12 @@ def write_cache(
   )
   shapes = predictor.output_shapes(_example_spec(inputs))
   planned = plan(outputs, shapes, inputs, num_views, batch_size)
+  names = identity.teacher_entries(teacher, variables, outputs, inputs.shapes, augment)
   wanted = Manifest(
     {
       "teacher": identity.teacher_identity(teacher, variables, outputs, inputs.shapes, description),
-      "data": inputs.identity(),
-      "augmentation": identity.augmentation_identity(augment, inputs.shapes),
+      "data": inputs.identity(names),
+      "augmentation": identity.augmentation_identity(augment, inputs.shapes, names),
       "outputs": {name: identity.output_identity(outputs[name], shapes[name]) for name in outputs},
     },
     planned.columns,
@@ -171,7 +173,7 @@ def _check_views(
     return
   if not isinstance(inputs, ImageInputs):
     raise ValueError(f"num_views: expected 1 without augmentation, got {num_views}")
-  if not identity.crop_varies(inputs.identity()):
+  if not identity.crop_varies(inputs.identity(["image"])):
     raise ValueError(
       f"num_views: expected 1 with a crop that is the same for every view, got {num_views}"
     )

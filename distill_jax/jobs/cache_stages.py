@@ -225,7 +225,7 @@ def _is_complete(url: str) -> bool:
 def _teacher_inputs(job: Job) -> TeacherInputs:
   """Returns the student's examples as the teacher sees them."""
   inputs = make_teacher_inputs(train_data(job, "student"), _crop(job))
-  is_varying = isinstance(inputs, ImageInputs) and crop_varies(inputs.identity())
+  is_varying = isinstance(inputs, ImageInputs) and crop_varies(inputs.identity(["image"]))
   if job.config.num_views == 0 and is_varying:
     raise ConfigError(
       "num_views: expected at least 1 with a cache, got 0 (a new view each epoch): set the number "

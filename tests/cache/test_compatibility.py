@@ -8,6 +8,7 @@ from toys import AUGMENT, CLASSES, ROWS, linear, written
 
 from distill_jax import data
 from distill_jax.cache import Dense, Mismatch, TopK, check_run, check_teacher, identity, vocabulary
+from distill_jax.models import from_apply
 
 
 def fields_of(caught):
@@ -37,8 +38,12 @@ def test_each_field_that_differs_is_named(augmented, source):
   other = data.augmentation(data.shift_crop(1), data.flip(), seed=4)
   assert fields(augment=other) == ["augmentation.name", "augmentation.probes"]
   assert fields(source=dataclasses.replace(source, name="other")) == ["data.name"]
-  assert fields(source=replaced(source, image=source.arrays["image"] + 1e-6)) == ["data.examples"]
-  assert {"data.examples", "ids"} <= set(fields(source=source.take(slice(1, None))))
+  assert fields(source=replaced(source, image=source.arrays["image"] + 1e-6)) == [
+    "data.examples.image"
+  ]
+  assert {"data.examples.id", "data.examples.image", "ids"} <= set(
+    fields(source=source.take(slice(1, None)))
+  )
   # Labels are no inputs.
   relabeled = replaced(source, label=np.zeros(ROWS, int))
   written(augmented.store.url, relabeled, augment=AUGMENT, num_views=2)
@@ -90,6 +95,35 @@ def test_another_tokenizer_of_the_same_size_is_rejected(tmp_path, source):
     check_teacher(cached, teacher, teacher.variables, {"logits": TopK(3)}, source.arrays)
 
 
+def test_entries_that_the_teacher_does_not_read_do_not_matter(tmp_path, source):
+  """A corrected label voided the cache where it was an entry of its own."""
+  kernel = np.random.default_rng(0).normal(size=(16, CLASSES)).astype(np.float32)
+
+  def apply(w, image, mask):
+    rows = (image * mask).reshape(len(image), -1)
+    return rows @ w, {"hidden": rows}
+
+  teacher = from_apply(None, apply, variables=kernel, inputs=("image", "mask"))
+  arrays = {"mask": np.ones((ROWS, 4, 4, 1), np.float32), "type": np.zeros(ROWS, int)}
+  examples = replaced(source, **arrays, thumb=np.zeros((ROWS, 4, 4, 1), np.float32))
+  augment = data.augmentation(data.flip(), seed=0, entries=("image", "mask"))
+  settings = dict(teacher=teacher, augment=augment)
+  cached = written(tmp_path, examples, **settings)
+  assert sorted(cached.manifest.identity["data"]["inputs"]) == ["image", "mask"]
+  other = replaced(examples, type=np.ones(ROWS, int), extra=np.ones((ROWS, 2), np.float32))
+  check_run(written(tmp_path, other, **settings), other, augment=augment)
+  less = {name: x for name, x in examples.arrays.items() if name not in ("type", "thumb")}
+  check_run(cached, dataclasses.replace(examples, arrays=less), augment=augment)
+  changed = replaced(examples, mask=np.zeros((ROWS, 4, 4, 1), np.float32))
+  with pytest.raises(Mismatch) as caught:
+    written(tmp_path, changed, **settings)
+  assert fields_of(caught) == ["data.examples.mask"]
+  with pytest.raises(Mismatch, match=r"^data: .*others in 'mask' for example id"):
+    check_run(cached, changed, augment=augment)
+  with pytest.raises(Mismatch, match=r"^data: .*others in 'image', 'mask' for example id"):
+    check_run(cached, changed.take(slice(0, 9)), augment=augment)
+
+
 def test_a_batch_of_a_pipeline_is_compared(cached, source):
   batch = next(data.batches(source, 16, seed=0))
   check_run(cached, batch)
@@ -113,7 +147,7 @@ def test_views_that_cannot_be_repeated_are_rejected(tmp_path, source):
     (is_random, "augment: .*two calls"),
   ):
     with pytest.raises(ValueError, match=match):
-      identity.augmentation_identity(augment, source.arrays)
+      identity.augmentation_identity(augment, source.arrays, ["image"])
   with pytest.raises(ValueError, match="augment"):
     written(tmp_path, source, augment=mixes_rows)
 
