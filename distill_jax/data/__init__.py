@@ -11,10 +11,11 @@ from distill_jax.errors import naming_extras
 
 with naming_extras():
   from distill_jax.data.arrays import to_batch
-  from distill_jax.data.augment import augmentation, cutmix, flip, mixup, shift_crop
+  from distill_jax.data.augment import augmentation, brightness, flip, rotate90, shift_crop
   from distill_jax.data.batches import batches, eval_batches
   from distill_jax.data.checks import UNLABELED, check_batch, check_labels, count_rows
   from distill_jax.data.iterators import Pipeline, from_iterable
+  from distill_jax.data.mixing import cutmix, mixup
   from distill_jax.data.source import Source
   from distill_jax.data.split import label_fraction, leave_out_classes, split, unlabeled
 
@@ -24,6 +25,7 @@ __all__ = [
   "Source",
   "augmentation",
   "batches",
+  "brightness",
   "check_batch",
   "check_labels",
   "count_rows",
@@ -34,6 +36,7 @@ __all__ = [
   "label_fraction",
   "leave_out_classes",
   "mixup",
+  "rotate90",
   "shift_crop",
   "split",
   "to_batch",

@@ -152,7 +152,7 @@ def test_alpha_out_of_range_raises(mixer, alpha):
     mixer(alpha, 10)
 
 
-def test_missing_classes_raise():
-  for classes in (0, None):
+def test_classes_out_of_range_raise():
+  for classes in (0, 1.5, {"label": 0}):
     with pytest.raises(ValueError, match=r"^classes:"):
       data.mixup(1.0, classes)
