@@ -40,7 +40,7 @@ from distill_jax.train import fit
     (dict(part=(3, 2)), r"part: .*got \(3, 2\)"),
     (dict(part=(2, 2)), r"part: .*got \(2, 2\)"),
     (dict(part=(-1, 2)), r"part: .*got \(-1, 2\)"),
-    (dict(source={"image": np.zeros((4, 2))}), "source: .*got dict"),
+    (dict(source=[{"image": np.zeros((4, 2))}]), "source: .*got list"),
     (dict(teacher=lambda x: x), "teacher: .*got function"),
     (dict(teacher=teachers.moving_average(student())), "teacher: .*EMA"),
     (dict(teacher=student()), "teacher: .*got none"),
@@ -81,7 +81,7 @@ def test_verify_compares_a_part_of_the_examples(cached, source):
     (dict(batch_size=0), "batch_size: .*got 0"),
     (dict(n=0), "n: .*got 0"),
     (dict(teacher={}), "teacher: .*got dict"),
-    (dict(source={}), "source: .*got dict"),
+    (dict(source=[]), "source: .*got list"),
     (
       dict(teacher=linear()._replace(apply=lambda *a, **k: ({"logit": 0}, {}))),
       "outputs: .*got 'logits'.*'logit'",
