@@ -35,8 +35,8 @@ from distill_jax.storage import files
 from distill_jax.storage.stablehlo import export_stablehlo
 from distill_jax.storage.student import export_student, load_student
 from distill_jax.train import CheckpointOptions, Evaluation, FitResult, RunOptions, fit
+from distill_jax.train.optimizers import evaluation_variables
 from distill_jax.train.placement import init_on_host
-from distill_jax.train.saver import student_variables
 from distill_jax.types import Metric, Model, Variables
 
 
@@ -71,7 +71,7 @@ def train(job: Job, network: Network) -> None:
     return
   started = time.time()
   result = _fit(job, network)
-  last = student_variables(result.state)
+  last = evaluation_variables(result.state)
   variables = last if network.recipe.export_last else result.variables
   exported = sharding.gather_to_host(variables)
   if network.recipe.export_fn is not None:

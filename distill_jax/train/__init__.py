@@ -10,6 +10,7 @@ with naming_extras():
   from distill_jax.train.evaluation import evaluate, evaluate_models, make_eval_step, predict
   from distill_jax.train.loop import FitResult, NonFiniteError, fit
   from distill_jax.train.loss_fn import make_loss_fn
+  from distill_jax.train.optimizers import evaluation_variables, params_ema
   from distill_jax.train.options import CheckpointOptions, Evaluation, RunOptions, StepOptions
   from distill_jax.train.replay import with_replay
   from distill_jax.train.step import make_init, make_train_step
@@ -23,11 +24,13 @@ __all__ = [
   "StepOptions",
   "evaluate",
   "evaluate_models",
+  "evaluation_variables",
   "fit",
   "make_eval_step",
   "make_init",
   "make_loss_fn",
   "make_train_step",
+  "params_ema",
   "predict",
   "with_replay",
 ]

@@ -11,6 +11,7 @@ import numpy as np
 from distill_jax import data
 from distill_jax.tasks.objective_terms import OUTPUT, evaluate_terms
 from distill_jax.train.loss_fn import apply_teacher
+from distill_jax.train.optimizers import evaluation_variables
 from distill_jax.types import Batch, Model, Objective, Task, TrainState, Variables
 
 HostBatch = Mapping[str, np.ndarray]
@@ -158,9 +159,8 @@ def make_terms_step(
 
   def step(state: TrainState, teacher_variables, batch: Batch):
     teacher_outputs = apply_teacher(teacher, teacher_variables, batch)
-    variables, learned = (
-      Variables(state.params[part], state.model_state[part]) for part in ("student", "objective")
-    )
+    variables = evaluation_variables(state)
+    learned = Variables(state.params["objective"], state.model_state["objective"])
     outputs = student.apply(*variables, batch, train=False, key=None)[0]
     # One key for all batches and evaluations: what the objective draws is the same in each.
     key = jax.random.key(0)

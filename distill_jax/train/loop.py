@@ -16,11 +16,12 @@ from distill_jax.train.arguments import Arguments
 from distill_jax.train.evaluation import predict
 from distill_jax.train.inputs import next_batch
 from distill_jax.train.log import Log, fetch
+from distill_jax.train.optimizers import evaluation_variables
 from distill_jax.train.options import CheckpointOptions, Evaluation, RunOptions, StepOptions
 from distill_jax.train.placement import sparsity
 from distill_jax.train.prepare import Run, prepare
 from distill_jax.train.profile import Profile
-from distill_jax.train.saver import Saver, student_variables
+from distill_jax.train.saver import Saver
 from distill_jax.types import Model, Objective, Task, TrainState, Variables
 
 
@@ -29,7 +30,8 @@ class FitResult(NamedTuple):
 
   Attributes:
     student: the Model that was trained.
-    variables: its variables from the best evaluation; without an evaluation, the last ones.
+    variables: its variables from the best evaluation; without an evaluation, the last ones. Of an
+      optimizer that averages parameters, those averages (`evaluation_variables`).
     state: the train state after the last step.
     history: dicts as in metrics.jsonl, in order.
   """
@@ -178,7 +180,7 @@ def _run(arguments: Arguments, began: float) -> FitResult:
         "you change them"
       )
     evaluated = run.evaluate is not None
-    variables = saver.best_variables(state) if evaluated else student_variables(state)
+    variables = saver.best_variables(state) if evaluated else evaluation_variables(state)
     return FitResult(run.arguments.student, variables, state, log.history)
 
 

@@ -13,9 +13,9 @@ from distill_jax.train.arguments import Arguments, Inputs
 from distill_jax.train.evaluation import make_eval_step, make_terms_step
 from distill_jax.train.inputs import check_classes, check_evaluation
 from distill_jax.train.loss_fn import make_loss_fn
+from distill_jax.train.optimizers import evaluation_variables
 from distill_jax.train.options import Evaluation
 from distill_jax.train.placement import compile_evaluation
-from distill_jax.train.saver import student_variables
 from distill_jax.types import Batch, Metric, Task, TrainState
 
 
@@ -40,7 +40,7 @@ def choose_measure(arguments: Arguments, inputs: Inputs, state: TrainState) -> M
   if evaluation is not None:
     example = _first_batch(evaluation, arguments.batch_size)
   apply = functools.partial(student.apply, train=False, key=None)
-  outputs = jax.eval_shape(lambda v, b: apply(*v, b)[0], student_variables(state), example)
+  outputs = jax.eval_shape(lambda v, b: apply(*v, b)[0], evaluation_variables(state), example)
   task = arguments.task or tasks.infer(outputs, example)
   if task is None:
     teacher, objective = arguments.teacher, arguments.objective
@@ -58,7 +58,7 @@ def choose_measure(arguments: Arguments, inputs: Inputs, state: TrainState) -> M
       None if task.num_classes is None else task.num_classes(outputs),
       task.metrics[0],
       make_eval_step(student, task),
-      lambda state: (student_variables(state), ()),
+      lambda state: (evaluation_variables(state), ()),
     )
   check_classes(measure.num_classes, arguments.source)
   if evaluation is None:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from distill_jax.storage import files
 from distill_jax.storage.checkpoint import Checkpoints
 from distill_jax.storage.lease import Lease
+from distill_jax.train.optimizers import evaluation_variables
 from distill_jax.types import TrainState, Variables
 
 
@@ -90,7 +91,7 @@ class Saver:
       score = scores[name] if direction == "max" else -scores[name]
       if math.isfinite(score) and (self._best_score is None or score > self._best_score):
         self._best_score = score
-        variables = student_variables(state)
+        variables = evaluation_variables(state)
         self._best_variables = Variables(*jax.tree.map(jnp.copy, tuple(variables)))
 
   def position(self, step: int) -> dict[str, Any] | None:
@@ -129,9 +130,4 @@ class Saver:
       state = self._checkpoints.restore(state, step="best") or state
     elif self._best_variables is not None:
       return self._best_variables
-    return student_variables(state)
-
-
-def student_variables(state: TrainState) -> Variables:
-  """Returns the student's variables of a train state."""
-  return Variables(state.params["student"], state.model_state["student"])
+    return evaluation_variables(state)

@@ -10,6 +10,7 @@ import optax
 from distill_jax import compat, reduce
 from distill_jax.train.gradients import accumulated_gradients, full_gradients
 from distill_jax.train.loss_fn import apply_teacher, make_loss_of_outputs
+from distill_jax.train.optimizers import as_optimizer, init_optimizer
 from distill_jax.train.options import StepOptions
 from distill_jax.train.replay import Replay
 from distill_jax.train.update import make_update
@@ -44,8 +45,11 @@ def make_init(
     on_policy: as in `StepOptions`; a `Replay` keeps its buffer in the train state.
 
   Raises (in init):
-    ValueError: the objective cannot compare the two networks.
+    ValueError: the objective cannot compare the two networks, or the optimizer does not fit the
+      parameters.
   """
+
+  optimizer = as_optimizer(optimizer)
 
   def init(key: jax.Array, batch: Batch) -> TrainState:
     variables = student.init(jax.random.fold_in(key, 0), batch)
@@ -70,7 +74,7 @@ def make_init(
       key=jax.random.fold_in(key, 2),
       params=params,
       model_state=model_state,
-      opt_state=optimizer.init(params),
+      opt_state=_drop_weak_types(init_optimizer(optimizer, params)),
       average=average,
       skips=Skips(zero + 0, zero + 0, zero + 0),
     )
@@ -91,7 +95,9 @@ def make_train_step(
   Args:
     student, teacher: Models. teacher None trains the student without one (or trains a teacher).
     objective: what to minimize.
-    optimizer: an optax transformation, over `{'student': ..., 'objective': ...}` parameters.
+    optimizer: an optax transformation, over `{'student': ..., 'objective': ...}` parameters. Its
+      update gets `value=`, the loss, and `grad=` where it takes them
+      (`optax.contrib.reduce_on_plateau`).
     options: augmentation, accumulation, on-policy rows and a mapped axis.
 
   The step's arguments:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from distill_jax.train.gradients import Sums
+from distill_jax.train.optimizers import apply_optimizer, as_optimizer
 from distill_jax.types import Model, Skips, TrainState, Variables
 
 
@@ -21,10 +22,12 @@ def make_update(
   An update is skipped as a whole where the loss or the gradients' norm is not finite. Single
   entries of an update that are not finite are left out.
   """
+  extended = as_optimizer(optimizer)
 
-  def updated(state: TrainState, grads, model_state):
-    with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to integer step counts.
-      updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  def updated(state: TrainState, sums: Sums, model_state):
+    updates, opt_state = apply_optimizer(
+      extended, sums.grads, state.opt_state, state.params, sums.loss
+    )
     # Finite gradients can make an update that is not (Adam with eps 0, a learning rate of NaN).
     # Entry by entry: to decide for all of them at once, memory would have to hold all.
     finite = jnp.stack([jnp.isfinite(u).all() for u in jax.tree.leaves(updates)]).all()
@@ -42,7 +45,7 @@ def make_update(
     old = state.params, state.model_state, state.opt_state, state.average
     finite, (params, model_state, opt_state, average) = _if(
       finite,
-      lambda: updated(state, sums.grads, model_state),
+      lambda: updated(state, sums, model_state),
       (jnp.zeros((), bool), old),
     )
     skips = _count_skips(state.skips, finite)
