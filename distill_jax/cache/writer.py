@@ -28,6 +28,7 @@ from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
 from distill_jax.data.text.tokenized import PackedText
 from distill_jax.distributed import sharding
+from distill_jax.models.logits import ROWS, check_logits
 from distill_jax.types import Batch, Model, Variables
 
 SHARD_BYTES = 2**25
@@ -83,9 +84,9 @@ def write_cache(
     progress: whether to show a progress bar on a terminal, a line at the end elsewhere.
 
   Raises:
-    ValueError: an output that the teacher does not return, more views than augmentation or crop
-      make, an output that is not finite or overflows its codec (the message names the example; its
-      shard is not written).
+    ValueError: an output that the teacher does not return, 'logits' that are probabilities, more
+      views than augmentation or crop make, an output that is not finite or overflows its codec (the
+      message names the example; its shard is not written).
     Mismatch: another cache is there; the message names each field that differs. It is a ValueError.
     OSError: the folder cannot be written, or is full; written shards remain, and the same call
       resumes there.
@@ -121,6 +122,7 @@ def write_cache(
   _write_head(store, manifest, teacher, variables, inputs)
   missing = shards.missing_shards(store, manifest)
   if missing:
+    _check_logits(teacher, variables, inputs, augment)
     store.probe_writable(sum(manifest.header(shard).size for shard in missing))
     fill_missing(
       store, manifest, inputs, predictor, batch_size=batch_size, part=part, progress=progress
@@ -177,6 +179,14 @@ def _check_views(
     raise ValueError(
       f"num_views: expected 1 with a crop that is the same for every view, got {num_views}"
     )
+
+
+def _check_logits(
+  teacher: Model, variables: Variables, inputs: TeacherInputs, augment: Callable | None
+) -> None:
+  ids = inputs.source.ids[:ROWS]
+  batch: Batch = inputs.batch(ids, np.zeros(len(ids), np.int32))
+  check_logits("teacher", teacher, variables, batch if augment is None else augment(batch))
 
 
 def _write_head(

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from distill_jax import data
 from distill_jax.cache import check_run, check_teacher_weights
 from distill_jax.cache.teacher.variables import check_weights
 from distill_jax.distributed import hosts, partition, sharding
+from distill_jax.models.logits import ROWS, check_logits
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, Inputs
 from distill_jax.train.inputs import (
@@ -77,6 +79,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
   inputs = _prepare_inputs(arguments)
   teacher_fingerprint = fingerprint(inputs.teacher_variables)
   state = _initialize(arguments, inputs)
+  _check_logits(arguments, inputs, state)
   measure = choose_measure(arguments, inputs, state)
   specs = partition.state_specs(state, inputs.mesh, arguments.run.rules)
   state = sharding.place(state, inputs.mesh, specs)
@@ -194,6 +197,19 @@ def _initialize(arguments: Arguments, inputs: Inputs) -> TrainState:
   )
   with init_on_host(inputs.mesh):
     return init(jax.random.key(arguments.seed), inputs.example)
+
+
+def _check_logits(arguments: Arguments, inputs: Inputs, state: TrainState) -> None:
+  teacher, mesh = arguments.teacher, inputs.mesh
+  # A network may split its rows over the mesh.
+  example = {name: x[: ROWS * mesh.size] for name, x in inputs.example.items()}
+  if inputs.rows is not None:
+    example = multihost_utils.broadcast_one_to_all(example)  # Each process has rows of its own.
+  variables = Variables(state.params["student"], state.model_state["student"])
+  with init_on_host(mesh):
+    check_logits("student", arguments.student, variables, example)
+  if teacher is not None and teacher.ema_update is None:
+    check_logits("teacher", teacher, inputs.teacher_variables, example)
 
 
 def _intervals(arguments: Arguments) -> Intervals:

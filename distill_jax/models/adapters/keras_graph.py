@@ -7,6 +7,7 @@ import keras
 
 from distill_jax.errors import suggest
 from distill_jax.models.adapters.outputs import Features, as_mapping, select_inputs
+from distill_jax.models.logits import probabilities_error
 from distill_jax.types import Batch
 
 Inputs = str | Sequence[str] | Mapping[str, str]
@@ -151,9 +152,5 @@ def _check_logits(tensor) -> None:
   name = getattr(activation, "__name__", "") or type(operation).__name__.lower()
   name = type(operation).__name__.lower() if name == "linear" else name
   if name in _PROBABILITIES:
-    raise ValueError(
-      f"output: expected logits, got the {name} of {operation.name!r}: build the model with"
-      " classifier_activation=None (keras.applications) or activation=None in its last layer, or"
-      " give the output another name"
-    )
+    raise probabilities_error("output", f"the {name} of {operation.name!r}")
   return None
