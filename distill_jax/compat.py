@@ -29,6 +29,12 @@ def pcast_varying(tree: Any, axis_names: str | Sequence[str]) -> Any:
   return jax.lax.pvary(tree, axis_names)  # type: ignore[attr-defined]
 
 
+def psum(tree: Any, axis_name: str | Sequence[str]) -> Any:
+  """Returns `jax.lax.psum`, of trees of which only some leaves have a gradient, too."""
+  # jax 0.8.2: before, the transpose of a sum of several arrays needs a gradient of each.
+  return jax.tree.map(lambda x: jax.lax.psum(x, axis_name), tree)
+
+
 def all_gather_invarying(x: jax.Array, axis_name: str) -> jax.Array:
   """Returns the rows of all devices of a mapped axis, marked as the same on each; no gradient."""
   if hasattr(jax.lax, "pcast"):  # jax 0.8.2
@@ -36,6 +42,13 @@ def all_gather_invarying(x: jax.Array, axis_name: str) -> jax.Array:
   parts = jnp.zeros((jax.lax.axis_size(axis_name), *x.shape), x.dtype)
   parts = parts.at[jax.lax.axis_index(axis_name)].set(x)
   return jax.lax.psum(parts, axis_name).astype(x.dtype).reshape(-1, *x.shape[1:])
+
+
+def inconclusive_dimension_error() -> type[Exception]:
+  """Returns the error of a branch on a symbolic size."""
+  if hasattr(jax.errors, "InconclusiveDimensionOperation"):  # jax 0.10.1
+    return jax.errors.InconclusiveDimensionOperation
+  return jax.core.InconclusiveDimensionOperation  # type: ignore[attr-defined]
 
 
 def iter_modules(module: "nnx.Module") -> Iterator[tuple[tuple, "nnx.Module"]]:

@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from distill_jax import compat
+
 Pair = tuple[jax.Array, jax.Array]
 
 
@@ -75,7 +77,7 @@ def total(values: jax.Array, where: jax.Array | None = None, *, axis_name=None) 
   else:
     where = _broadcast(jnp.asarray(where), values.shape)
     pair = jnp.where(where, values, 0).sum(), where.sum(dtype=dtype)
-  return pair if axis_name is None else jax.lax.psum(pair, axis_name)
+  return pair if axis_name is None else compat.psum(pair, axis_name)
 
 
 def mean(values: jax.Array, where: jax.Array | None = None, *, axis_name=None) -> jax.Array:

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.export
 
+from distill_jax import compat
 from distill_jax.errors import suggest
 from distill_jax.storage import files
 from distill_jax.storage.fingerprint import fingerprint
@@ -167,7 +168,7 @@ def _used_inputs(predict: _Predict, weights, batch: Batch) -> dict[str, jax.Shap
 def _export(predict: _Predict, weights, inputs, platforms: Sequence[str]) -> jax.export.Exported:
   try:
     return jax.export.export(jax.jit(predict), platforms=platforms)(weights, inputs)
-  except (jax.errors.InconclusiveDimensionOperation, TypeError) as error:
+  except (compat.inconclusive_dimension_error(), TypeError) as error:
     if isinstance(error, TypeError) and "_DimExpr" not in str(error):
       raise
     raise ValueError(
