@@ -45,16 +45,18 @@ class _Chunk(NamedTuple):
 def statistics(plan: Plan, rows: Rows, shared: Shared, read: Read) -> tuple[Statistics, Residuals]:
   """Returns the statistics over all classes, 0 where an index is no class, and the residuals."""
   sums, values = _first_pass(plan, rows, shared, read)
-  log_sum = sums["student"].log() if "student" in sums else None
-  teacher = sums["teacher"].log() if "teacher" in sums else None
-  label_log_sum = sums["label"].log() if "label" in sums else None
+  names = [name for name in ("student", "teacher", "label") if name in sums]
+  logs = {name: sums[name].log() for name in names}
   slope = None
   if plan.divergence in ("kl", "reverse_kl"):
     values["divergence"], slope = log_sums.kl(plan, sums)
   elif plan.divergence in DIVERGENCES:
-    values["divergence"], slope = _second_pass(plan, rows, shared, read, log_sum, teacher)
-  all_statistics = Statistics(**values, log_sum=log_sum, label_log_sum=label_log_sum)
-  return all_statistics, Residuals(log_sum, teacher, slope)
+    values["divergence"], slope = _second_pass(
+      plan, rows, shared, read, logs["student"], logs["teacher"]
+    )
+  log_sum = logs.get("student")
+  all_statistics = Statistics(**values, log_sum=log_sum, label_log_sum=logs.get("label"))
+  return all_statistics, Residuals(log_sum, logs.get("teacher"), slope)
 
 
 def gradients(
