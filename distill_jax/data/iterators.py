@@ -114,6 +114,11 @@ class Pipeline:
     """
     if self._opened is None:
       opened = self._open(0)
+      if not hasattr(opened, "__iter__"):
+        raise ValueError(
+          f"source: expected {self.name} to return an iterable of batches, got "
+          f"{type(opened).__name__}"
+        )
       iterator = iter(opened)
       item = next(iterator, None)
       if item is None:

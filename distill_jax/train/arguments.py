@@ -8,7 +8,13 @@ from jax.sharding import Mesh
 
 from distill_jax.cache import Cache
 from distill_jax.train.inputs import Source
-from distill_jax.train.options import CheckpointOptions, Evaluation, RunOptions, StepOptions
+from distill_jax.train.options import (
+  CheckpointOptions,
+  Evaluation,
+  RunOptions,
+  StepOptions,
+  check_kind,
+)
 from distill_jax.types import Batch, Model, Objective, Task, Variables
 
 
@@ -30,6 +36,17 @@ class Arguments(NamedTuple):
   checkpoints: CheckpointOptions | None
   step: StepOptions
   run: RunOptions
+
+
+def check_options(task: Any, step: Any, run: Any) -> None:
+  """Checks the types of `fit`'s arguments.
+
+  Raises:
+    ValueError: one is of another type; it is named, with what makes the right one.
+  """
+  check_kind("task", task, (Task, type(None)), "a Task such as tasks.classification(), or None")
+  check_kind("step", step, (StepOptions,), "StepOptions(...)")
+  check_kind("run", run, (RunOptions,), "RunOptions(...)")
 
 
 class Inputs(NamedTuple):

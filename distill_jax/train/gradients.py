@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax import reduce
-from distill_jax.train.loss_fn import count_terms
+from distill_jax.train.loss_fn import check_metrics, count_terms
 from distill_jax.train.options import StepOptions
 from distill_jax.types import Batch, Outputs
 
@@ -83,6 +83,7 @@ def _make_differentiate(loss_of_outputs: Callable, options: StepOptions) -> Call
   def differentiate(params, model_state, teacher_outputs, batch, **context):
     (loss, aux), grads = value_and_grad(params, model_state, teacher_outputs, batch, **context)
     metrics = {} if options.metrics is None else options.metrics(aux.outputs, batch)
+    check_metrics(metrics, aux.terms)
     return Sums(loss, aux.terms, dict(metrics), grads), aux.model_state
 
   return differentiate

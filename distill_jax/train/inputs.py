@@ -146,17 +146,6 @@ def fill_up(batch: Batch, rows: int) -> dict[str, np.ndarray]:
   return filled | {"where": np.append(where, np.zeros(extra, bool))}
 
 
-def check_counts(**counts: int) -> None:
-  """Checks that counts are at least 1.
-
-  Raises:
-    ValueError: one is not; it is named.
-  """
-  for name, count in counts.items():
-    if count < 1:
-      raise ValueError(f"{name}: expected an integer >= 1, got {count}")
-
-
 def check_kinds(student: Any, teacher: Any, objective: Any) -> None:
   """Checks that no argument stands in another's position.
 

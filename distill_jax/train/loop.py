@@ -12,12 +12,18 @@ from distill_jax.cache import Cache
 from distill_jax.distributed import hosts
 from distill_jax.distributed.interruption import Interrupted, Interruption
 from distill_jax.storage.fingerprint import fingerprint
-from distill_jax.train.arguments import Arguments
+from distill_jax.train.arguments import Arguments, check_options
 from distill_jax.train.evaluation import predict
 from distill_jax.train.inputs import next_batch
 from distill_jax.train.log import Log, fetch
 from distill_jax.train.optimizers import evaluation_variables
-from distill_jax.train.options import CheckpointOptions, Evaluation, RunOptions, StepOptions
+from distill_jax.train.options import (
+  CheckpointOptions,
+  Evaluation,
+  RunOptions,
+  StepOptions,
+  check_integer,
+)
 from distill_jax.train.placement import sparsity
 from distill_jax.train.prepare import Run, prepare
 from distill_jax.train.profile import Profile
@@ -127,10 +133,11 @@ def fit(
     Interrupted: SIGTERM came; the state was saved. Not caught, it ends the process with 143.
   """
   began = time.time()
+  check_options(task, step, run)
   cache, model = (teacher, teacher.model) if isinstance(teacher, Cache) else (None, teacher)
   if evaluation is not None and not isinstance(evaluation, Evaluation):
     evaluation = Evaluation(evaluation)
-  if isinstance(checkpoints, (str, Path)):
+  if checkpoints is not None and not isinstance(checkpoints, CheckpointOptions):
     checkpoints = CheckpointOptions(checkpoints)
   arguments = Arguments(
     student=student,
@@ -139,9 +146,9 @@ def fit(
     objective=objective,
     optimizer=optimizer,
     source=source,
-    steps=steps,
-    batch_size=batch_size,
-    seed=seed,
+    steps=check_integer("steps", steps, 1),
+    batch_size=check_integer("batch_size", batch_size, 1),
+    seed=check_integer("seed", seed),
     teacher_variables=teacher_variables,
     task=task,
     evaluation=evaluation,
@@ -164,6 +171,7 @@ def _run(arguments: Arguments, began: float) -> FitResult:
     Profile(saver.folder, options.profile_steps) as profile,
   ):
     state = saver.restore(state)
+    _check_done(int(state.step), run.intervals.steps)
     with Log(
       saver.folder if first else None,
       start=int(state.step),
@@ -182,6 +190,14 @@ def _run(arguments: Arguments, began: float) -> FitResult:
     evaluated = run.evaluate is not None
     variables = saver.best_variables(state) if evaluated else evaluation_variables(state)
     return FitResult(run.arguments.student, variables, state, log.history)
+
+
+def _check_done(done: int, steps: int) -> None:
+  if done > steps:
+    raise ValueError(
+      f"steps: expected at least the {done} that the run in this folder has done, got {steps}: "
+      f"pass steps={done} to get its result, or another folder"
+    )
 
 
 def _train(
@@ -230,7 +246,8 @@ def _due(run: Run, step: int, *, stop: bool) -> _Due:
   save = stop or evaluate or step % intervals.save == 0
   # What was not reported before a checkpoint would be missing from the report of a run that resumes
   # there.
-  report = save or step % run.arguments.run.log_every == 0
+  saved = save and (run.arguments.checkpoints is not None or step == intervals.steps)
+  report = saved or stop or step % run.arguments.run.log_every == 0
   return _Due(report, evaluate and run.evaluate is not None, save, stop)
 
 

@@ -2,7 +2,7 @@
 of your own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from distill_jax import compat, reduce
 from distill_jax.models.adapters.outputs import AUXILIARY_LOSS
+from distill_jax.objectives.terms import RESERVED
 from distill_jax.types import Batch, Model, Objective, Outputs
 
 Terms = dict[str, tuple[Any, Any]]
@@ -96,6 +97,7 @@ def make_loss_of_outputs(
       key=objective_key,
       **context,
     )
+    _check_names("objective", terms, RESERVED)
     if auxiliary_loss is not None:
       terms = {**terms, AUXILIARY_LOSS: (1.0, auxiliary_loss)}
     loss, pairs = _sum_terms(terms, denominators, microbatches, axis_name)
@@ -119,6 +121,24 @@ def apply_teacher(teacher: Model | None, teacher_variables: Any, batch: Batch) -
       "the step"
     )
   return teacher.apply(*teacher_variables, batch, train=False, key=None)[0]
+
+
+def check_metrics(metrics: Mapping[str, Any], terms: Iterable[str]) -> None:
+  """Checks that a log has room for metrics of training beside these terms.
+
+  Raises:
+    ValueError: a metric has the name of a term or of another value in the log.
+  """
+  _check_names("metrics", metrics, [name for name in RESERVED if name != "accuracy"] + list(terms))
+
+
+def _check_names(field: str, names: Iterable[str], taken: Iterable[str]) -> None:
+  for name in names:
+    if name in taken:
+      raise ValueError(
+        f"{field}: expected names that the log does not use, got {name!r}: rename it; the log has "
+        f"{sorted(taken)}"
+      )
 
 
 def count_terms(terms: dict[str, reduce.Pair]) -> dict[str, jax.Array]:

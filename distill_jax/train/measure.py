@@ -61,6 +61,12 @@ def choose_measure(arguments: Arguments, inputs: Inputs, state: TrainState) -> M
       lambda state: (evaluation_variables(state), ()),
     )
   check_classes(measure.num_classes, arguments.source)
+  names = [metric.name for metric in measure.task.metrics]
+  reserved = sorted({"step", "phase", "sparsity"}.intersection(names))
+  if reserved:
+    raise ValueError(
+      f"task: expected metrics of names that the log does not use, got {reserved}: rename them"
+    )
   if evaluation is None:
     return measure
   if evaluation.best is not None:

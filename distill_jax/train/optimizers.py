@@ -16,11 +16,11 @@ class ParamsEma(NamedTuple):
   """The state of `params_ema`.
 
   Attributes:
-    count: number of updates so far, int32.
+    step: number of updates so far, int32.
     average: the average, like the parameters, in float32 or wider.
   """
 
-  count: jax.Array
+  step: jax.Array
   average: Tree
 
 
@@ -46,15 +46,15 @@ def params_ema(decay: float) -> optax.GradientTransformation:
     return ParamsEma(jnp.zeros((), jnp.int32), jax.tree.map(_widen, params))
 
   def update(updates, state, params=None):
-    count = optax.safe_increment(state.count)
-    weight = jnp.minimum(decay, count / (count + 9))
+    step = optax.safe_increment(state.step)
+    weight = jnp.minimum(decay, step / (step + 9))
 
     def move(average, param, change):
       new = _widen(param) + _widen(change)
       return average + (1 - weight).astype(average.dtype) * (new - average)
 
     average = jax.tree.map(move, state.average, params, updates)
-    return updates, ParamsEma(count, average)
+    return updates, ParamsEma(step, average)
 
   return optax.GradientTransformation(init, update)
 

@@ -1,6 +1,9 @@
 """Options of a train step and of a training run, grouped by what they are about."""
 
 import dataclasses
+import inspect
+import operator
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,9 @@ class StepOptions:
 
   def __post_init__(self):
     _check_least(self, 1, "microbatches")
+    _check_functions(self, "augment", "mix", "metrics")
+    if self.on_policy is not None and not isinstance(self.on_policy, Replay):
+      _check_functions(self, "on_policy")
     if isinstance(self.on_policy, Replay) and self.axis_name is not None:
       raise ValueError(
         f"on_policy: expected no Replay under axis_name {self.axis_name!r}, where its buffer is "
@@ -81,6 +87,7 @@ class Evaluation:
 
   def __post_init__(self):
     _check_least(self, 1, "every", "patience")
+    check_kind("best", self.best, (str, type(None)), "the name of a metric or None")
     if isinstance(self.data, Iterator) and not hasattr(self.data, "set_state"):
       raise ValueError(
         "evaluation: expected batches that can be iterated again and again, got an iterator, which "
@@ -101,7 +108,7 @@ class CheckpointOptions:
       what else matters here (the learning rate, a hash of your config).
 
   Raises:
-    ValueError: `every` is less than 1.
+    ValueError: `every` is less than 1, or there is no folder.
   """
 
   folder: str | Path
@@ -110,6 +117,12 @@ class CheckpointOptions:
 
   def __post_init__(self):
     _check_least(self, 1, "every")
+    if not isinstance(self.folder, (str, os.PathLike)) or not os.fspath(self.folder):
+      raise ValueError(
+        f"checkpoints: expected a folder or CheckpointOptions, got {self.folder!r}: name a folder "
+        "such as 'runs/first'"
+      )
+    check_kind("identity", self.identity, (Mapping,), "a mapping such as {'learning_rate': 1e-3}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,12 +162,54 @@ class RunOptions:
   def __post_init__(self):
     _check_least(self, 1, "log_every", "max_skips")
     _check_least(self, 0, "num_views")
+    check_kind(
+      "mesh",
+      self.mesh,
+      (jax.sharding.Mesh, type(None)),
+      "a Mesh of sharding.make_mesh(...) or None",
+    )
+
+
+def check_kind(name: str, value: Any, kinds: tuple[type, ...], expected: str) -> None:
+  """Checks that a value is of one of the types.
+
+  Raises:
+    ValueError: it is not; the message says what is `expected`.
+  """
+  if isinstance(value, kinds):
+    return
+  got = value.__name__ if inspect.isroutine(value) or isinstance(value, type) else repr(value)
+  raise ValueError(f"{name}: expected {expected}, got {got[:100]}")
+
+
+def check_integer(name: str, value: Any, least: int | None = None) -> int:
+  """Returns an integer of Python.
+
+  Raises:
+    ValueError: it is no integer, or less than `least`.
+  """
+  bound = "" if least is None else f" >= {least}"
+  try:
+    if isinstance(value, bool):
+      raise TypeError
+    integer = operator.index(value)
+  except TypeError:
+    whole = isinstance(value, float) and value.is_integer()
+    hint = f": write {int(value)}" if whole else ""
+    raise ValueError(f"{name}: expected an integer{bound}, got {value!r}{hint}") from None
+  if least is not None and integer < least:
+    raise ValueError(f"{name}: expected an integer{bound}, got {value!r}")
+  return integer
+
+
+def _check_functions(options: Any, *names: str) -> None:
+  for name in names:
+    value = getattr(options, name)
+    if value is not None and not callable(value):
+      raise ValueError(f"{name}: expected a function or None, got {value!r}")
 
 
 def _check_least(options: Any, least: int, *names: str) -> None:
   for name in names:
-    value = getattr(options, name)
-    if value is not None and (
-      isinstance(value, bool) or not isinstance(value, int) or value < least
-    ):
-      raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+    if getattr(options, name) is not None:
+      check_integer(name, getattr(options, name), least)

@@ -21,7 +21,6 @@ from distill_jax.train.inputs import (
   Stream,
   as_source,
   batches_of,
-  check_counts,
   check_kinds,
   data_identity,
 )
@@ -111,7 +110,6 @@ def _check(arguments: Arguments) -> Arguments:
   arguments = arguments._replace(
     source=as_source("source", arguments.source), evaluation=_repeatable(arguments.evaluation)
   )
-  check_counts(steps=arguments.steps, batch_size=arguments.batch_size)
   if cache is None:
     return arguments
   run = arguments.run

@@ -1,0 +1,133 @@
+"""Arguments of `fit` and fields of its options: what is taken and what is rejected by name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from distill_jax import data, objectives, tasks
+from distill_jax.models import from_apply
+from distill_jax.train import CheckpointOptions, Evaluation, RunOptions, StepOptions, fit
+from distill_jax.types import Metric
+
+ROWS, WIDTH, CLASSES = 24, 4, 3
+IMAGE = np.random.default_rng(0).normal(size=(ROWS, WIDTH)).astype(np.float32)
+SOURCE = data.Source(
+  {"id": np.arange(ROWS), "image": IMAGE, "label": IMAGE[:, :CLASSES].argmax(1).astype(np.int32)},
+  classes=CLASSES,
+  name="toy",
+)
+STUDENT = from_apply(lambda key, x: jnp.zeros((WIDTH, CLASSES)), lambda w, x: x @ w)
+OBJECTIVE = objectives.weighted(hard=(1.0, objectives.labels()))
+QUIET = RunOptions(progress=False)
+
+
+def run(objective=OBJECTIVE, **options):
+  settings = dict(steps=2, batch_size=8, run=QUIET) | options
+  return fit(STUDENT, None, objective, optax.sgd(0.1), SOURCE, **settings)
+
+
+@pytest.mark.parametrize("value", [1e2, 4.0, 2.5, True, "10", None, 0, -1, np.float32(3)])
+@pytest.mark.parametrize("name", ["steps", "batch_size"])
+def test_counts_are_integers_of_at_least_one(name, value):
+  with pytest.raises(ValueError, match=f"^{name}: expected an integer >= 1"):
+    run(**{name: value})
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    ("seed", 0.5),
+    ("seed", jax.random.key(0)),
+    ("task", "classification"),
+    ("task", tasks.classification),
+    ("evaluation", 10),
+    ("evaluation", "validation"),
+    ("evaluation", Evaluation),
+    ("checkpoints", 100),
+    ("checkpoints", ""),
+    ("checkpoints", True),
+    ("step", {"microbatches": 2}),
+    ("step", lambda batch: batch),
+    ("step", None),
+    ("run", {"log_every": 10}),
+    ("run", RunOptions),
+    ("run", "runs/first"),
+  ],
+)
+def test_arguments_of_another_type_are_rejected_by_name(name, value):
+  with pytest.raises(ValueError, match=f"^{name}: expected"):
+    run(**{name: value})
+
+
+@pytest.mark.parametrize(
+  ("options", "fields"),
+  [
+    (StepOptions, {"augment": 0.1}),
+    (StepOptions, {"mix": "mixup"}),
+    (StepOptions, {"on_policy": True}),
+    (StepOptions, {"metrics": ("accuracy",)}),
+    (StepOptions, {"microbatches": 2.0}),
+    (lambda **fields: Evaluation(SOURCE, **fields), {"best": ("f1", "max")}),
+    (lambda **fields: Evaluation(SOURCE, **fields), {"every": 1e2}),
+    (lambda **fields: CheckpointOptions("run", **fields), {"identity": "first"}),
+    (RunOptions, {"mesh": 8}),
+    (RunOptions, {"log_every": 0}),
+  ],
+)
+def test_fields_of_another_type_are_rejected_by_name(options, fields):
+  with pytest.raises(ValueError, match=f"^{next(iter(fields))}: expected"):
+    options(**fields)
+
+
+def test_integers_of_numpy_are_counts():
+  assert RunOptions(log_every=np.int64(5)).log_every == 5
+  assert len(run(steps=np.int64(2), batch_size=np.int32(8), seed=np.uint8(0)).history) == 1
+
+
+def test_fewer_steps_than_done_are_rejected(tmp_path):
+  run(steps=2, checkpoints=tmp_path)
+  with pytest.raises(ValueError, match="^steps: expected at least the 2"):
+    run(steps=1, checkpoints=tmp_path)
+  assert int(run(steps=2, checkpoints=tmp_path).state.step) == 2
+
+
+def test_without_a_folder_reports_come_every_log_every_steps():
+  fitted = run(
+    steps=20, evaluation=Evaluation(SOURCE, every=2), run=RunOptions(log_every=10, progress=False)
+  )
+  steps = [line["step"] for line in fitted.history if line["phase"] == "train"]
+  assert steps == [10, 20]
+  assert len(fitted.history) == 12
+
+
+def with_names(*names):
+  """Returns an objective of a user's own whose terms have these names."""
+
+  def apply(params, state, student, teacher, batch, *, step, key):
+    return {name: (1.0, student["logits"].mean()) for name in names}, state
+
+  return OBJECTIVE._replace(apply=apply)
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "nonfinite", "empty", "step", "phase"])
+def test_names_of_the_step_are_reserved(name):
+  with pytest.raises(ValueError, match=f"^objective: .*'{name}'"):
+    run(with_names("own", name))
+  metrics = StepOptions(metrics=lambda outputs, batch: {name: (jnp.ones(()), jnp.ones(()))})
+  with pytest.raises(ValueError, match=f"^metrics: .*'{name}'"):
+    run(step=metrics)
+
+
+def test_metric_of_a_terms_name_is_rejected():
+  metrics = StepOptions(metrics=lambda outputs, batch: {"hard": (jnp.ones(()), jnp.ones(()))})
+  with pytest.raises(ValueError, match="^metrics: .*'hard'"):
+    run(step=metrics)
+
+
+def test_scores_of_a_task_have_their_own_names():
+  metric = Metric("step", "step")
+  task = tasks.classification().with_metric(metric, lambda outputs, batch, teacher: (1.0, 1.0))
+  with pytest.raises(ValueError, match="^task: .*'step'"):
+    run(task=task, evaluation=SOURCE)
