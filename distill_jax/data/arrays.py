@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+_KINDS = {"i": "integers", "u": "unsigned integers", "f": "floats", "b": "bools"}
 KEYS_EXAMPLE = 'keys=("image", "label")'
 
 
@@ -58,6 +59,34 @@ def to_batch(item: Any, keys: Sequence[str] | None = None, field: str = "source"
     ValueError: items without names, another number of names, or what `to_array` rejects.
   """
   return {name: to_array(name, values) for name, values in _named(item, keys, field).items()}
+
+
+def layout(batch: Mapping[str, np.ndarray]) -> dict[str, str]:
+  """Returns kind of numbers and number of axes of each entry; lengths may differ, as of text."""
+  # 'where' may be in the last batch only.
+  return {
+    name: f"{_KINDS.get(x.dtype.kind, x.dtype.name)} of {x.ndim} axes"
+    for name, x in batch.items()
+    if name != "where"
+  }
+
+
+def check_layout(batch: Mapping[str, np.ndarray], expected: Mapping[str, str], name: str) -> None:
+  """Checks that a batch has the layout of the first batch.
+
+  Raises:
+    ValueError: an entry is missing, new, or of another kind.
+  """
+  got = layout(batch)
+  changed = sorted(
+    entry for entry in got.keys() | expected.keys() if got.get(entry) != expected.get(entry)
+  )
+  if changed:
+    entry = changed[0]
+    raise ValueError(
+      f"source: expected batches alike, {entry!r} {expected.get(entry, 'absent')} as in the first "
+      f"batch of {name}, got {entry!r} {got.get(entry, 'absent')}: make the batches alike"
+    )
 
 
 def _named(item: Any, keys: Sequence[str] | None, field: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.data.arrays import to_batch
+from distill_jax.data.arrays import check_layout, layout, to_batch
 from distill_jax.data.batches import HostBatch
 from distill_jax.data.source import Source
 
@@ -102,6 +102,7 @@ class Pipeline:
     self._takes_start = callable(iterable) and _takes_start(iterable)
     self._rewind = iterable.get_state() if _has_state(iterable) else None
     self._opened: tuple[Any, Iterator, Iterable] | None = None
+    self._layout: dict[str, str] | None = None
     self._iterator: Iterator = iter(())
     self._epoch = 0
     self._state: State | None = None
@@ -260,7 +261,10 @@ class Pipeline:
     return self._iterator
 
   def _to_batch(self, item: Any) -> HostBatch:
-    return to_batch(item, self._keys)
+    batch = to_batch(item, self._keys)
+    self._layout = self._layout or layout(batch)
+    check_layout(batch, self._layout, self.name)
+    return batch
 
 
 def _chain(item: Any, iterator: Iterator) -> Iterator:

@@ -294,6 +294,30 @@ def test_single_examples_are_no_batches():
     data.from_iterable([(np.ones(3), 1)], keys=KEYS).first()
 
 
+@pytest.mark.parametrize(
+  "second",
+  [
+    {"image": np.ones((2, 3))},
+    {"image": np.ones((2, 3)), "label": np.zeros(2, int), "weight": np.ones(2)},
+    {"image": np.ones((2, 3, 1)), "label": np.zeros(2, int)},
+    {"image": np.ones((2, 3), np.uint8), "label": np.zeros(2, int)},
+  ],
+)
+def test_batches_of_other_entries_raise(second):
+  """numpy and jax raised in the middle of the training."""
+  first = {"image": np.ones((2, 3), np.float32), "label": np.zeros(2, int)}
+  batches = iter(data.from_iterable([first, second]))
+  next(batches)
+  with pytest.raises(ValueError, match=r"^source: expected batches alike"):
+    next(batches)
+
+
+def test_lengths_and_the_mask_of_a_batch_may_differ():
+  first = {"tokens": np.ones((2, 3), int)}
+  second = {"tokens": np.ones((2, 5), int), "where": np.array([True, False])}
+  assert len(list(data.from_iterable([first, second]))) == 2
+
+
 def test_load_makes_a_source_of_one_pass():
   batches = make_batches(3)
   batches[2]["where"] = np.array([True, False, True, False])
