@@ -104,6 +104,8 @@ def fit(
       (dicts of arrays of `batch_size` rows), such as a list, a loader or a function `start step ->
       iterable of batches`; see `data.from_iterable`, which also names the items of tuples. A
       shorter batch is filled up under 'where'; only batch norm's statistics see the added rows.
+      Images that the student reads are floats: uint8 raises, and floats of 0 to 255 and channels
+      first warn.
       Where several processes share a batch, each yields the rows that `sharding.local_rows` names,
       and so do the batches of an evaluation.
     steps: in all, including those of an earlier run that is resumed.

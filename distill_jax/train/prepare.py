@@ -13,7 +13,9 @@ from jax.experimental import multihost_utils
 from distill_jax import data
 from distill_jax.cache import check_run, check_teacher_weights
 from distill_jax.cache.teacher.variables import check_weights
+from distill_jax.data.image_checks import check_images
 from distill_jax.distributed import hosts, partition, sharding
+from distill_jax.models.entries import entries_read
 from distill_jax.models.logits import ROWS, check_logits
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, Inputs
@@ -78,6 +80,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
   inputs = _prepare_inputs(arguments)
   teacher_fingerprint = fingerprint(inputs.teacher_variables)
   state = _initialize(arguments, inputs)
+  _check_images(arguments, inputs, state)
   _check_logits(arguments, inputs, state)
   measure = choose_measure(arguments, inputs, state)
   specs = partition.state_specs(state, inputs.mesh, arguments.run.rules)
@@ -208,6 +211,24 @@ def _check_logits(arguments: Arguments, inputs: Inputs, state: TrainState) -> No
     check_logits("student", arguments.student, variables, example)
   if teacher is not None and teacher.ema_update is None:
     check_logits("teacher", teacher, inputs.teacher_variables, example)
+
+
+def _check_images(arguments: Arguments, inputs: Inputs, state: TrainState) -> None:
+  """Checks the images that the student reads, in training and evaluation."""
+  student = arguments.student
+  variables = Variables(state.params["student"], state.model_state["student"])
+  examples = {"source": inputs.example}
+  evaluation = None if arguments.evaluation is None else arguments.evaluation.data
+  if isinstance(evaluation, data.Source):
+    examples["evaluation"] = {name: x[:1] for name, x in evaluation.arrays.items()}
+  elif isinstance(evaluation, data.Pipeline):
+    examples["evaluation"] = evaluation.first()
+
+  def apply(variables, batch):
+    return student.apply(*variables, batch, train=False, key=None)[0]
+
+  for field, batch in examples.items():
+    check_images(batch, lambda batch=batch: entries_read(apply, variables, batch), field)
 
 
 def _intervals(arguments: Arguments) -> Intervals:

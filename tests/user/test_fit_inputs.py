@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from distill_jax import data, tasks
+from distill_jax import data, losses, objectives, tasks
 from distill_jax.models import from_apply
 from distill_jax.train import CheckpointOptions, Evaluation, RunOptions, evaluate, fit, predict
 
@@ -190,6 +190,27 @@ def test_short_batches_count_their_rows_only(distill, train):
     jax.tree.leaves(result.state.params), jax.tree.leaves(expected.state.params), strict=True
   ):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("field", ["source", "evaluation"])
+def test_uint8_images_are_rejected_before_training(field):
+  image = np.zeros((32, 8, 8, 1), np.float32)
+  examples = {"source": {"image": image}, "evaluation": {"image": image}}
+  examples[field] = {"image": image.astype(np.uint8)}
+  apply = lambda w, image: image.reshape(len(image), -1) @ w  # noqa: E731
+  student = from_apply(lambda key, batch: np.zeros((64, 3), np.float32), apply, inputs=("image",))
+  with pytest.raises(ValueError, match=rf"^{field}: image: .*uint8"):
+    fit(
+      student,
+      from_apply(None, apply, variables=np.ones((64, 3), np.float32), inputs=("image",)),
+      objectives.weighted(kd=(1.0, objectives.logits(losses.kl_divergence))),
+      optax.sgd(0.1),
+      examples["source"],
+      steps=1,
+      batch_size=16,
+      evaluation=examples["evaluation"],
+      run=QUIET,
+    )
 
 
 def test_validation_that_runs_dry_is_rejected(distill, train, validation):
