@@ -53,7 +53,8 @@ class Objective(NamedTuple):
     apply: `(params, state, student, teacher, batch, *, step, key, axis_name=None) ->
       (terms, state)` with `terms = {name: (weight, value)}`; a value is `(values, where)`,
       unreduced with the valid ones (None: all), or a scalar where the loss relates rows. The step
-      passes `axis_name` under `pmap` and `shard_map` only.
+      passes `axis_name` under `pmap` and `shard_map` only, and only to a function that has it: a
+      scalar of one without it is averaged over devices.
   """
 
   init: Callable[..., Variables]

@@ -96,12 +96,35 @@ def assert_equal(name: str, value: Any) -> None:
 
   def compare() -> None:
     if local_value != first_value:
+      path, local, first = first_difference(local_value, first_value)
       raise ValueError(
-        f"{name}: expected the same on all processes, got {_shorten(local_value)} here and "
-        f"{_shorten(first_value)} on process 0"
+        f"{'.'.join((name, *path))}: expected the same on all processes, got {_shorten(local)} "
+        f"here and {_shorten(first)} on process 0"
       )
 
   run_on_all(compare)
+
+
+def first_difference(a: Any, b: Any) -> tuple[tuple[str, ...], Any, Any]:
+  """Returns the path of the first difference of two JSON values, and the two values there.
+
+  >>> first_difference({"x": [1, 2]}, {"x": [1, 3]})
+  (('x', '1'), 2, 3)
+  """
+  if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+    a, b = dict(enumerate(a)), dict(enumerate(b))
+  if not isinstance(a, dict) or not isinstance(b, dict):
+    return (), a, b
+  missing = object()
+  for key in a | b:
+    left, right = a.get(key, missing), b.get(key, missing)
+    if left is missing or right is missing:
+      texts = ("nothing" if value is missing else value for value in (left, right))
+      return (str(key),), *texts
+    if left != right:
+      path, left, right = first_difference(left, right)
+      return (str(key), *path), left, right
+  return (), a, b
 
 
 def is_first() -> bool:

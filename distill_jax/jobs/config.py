@@ -126,7 +126,7 @@ class Config:
 
   def data(self) -> Splits:
     """Returns the training, validation and test sets."""
-    raise NotImplementedError
+    raise _undefined(self, "data")
 
   def task(self) -> Task:
     """Returns what is measured in training and in the report."""
@@ -155,17 +155,17 @@ class Config:
 
   def teacher(self) -> Model | None:
     """Returns the teacher; None where there is none, as where students teach one another."""
-    raise NotImplementedError
+    raise _undefined(self, "teacher")
 
   def student(self) -> Model:
     """Returns the network of the baseline, which distillation trains too where no `recipe` names
     another.
     """
-    raise NotImplementedError
+    raise _undefined(self, "student")
 
   def objective(self) -> Objective:
     """Returns what the distilled student minimizes."""
-    raise NotImplementedError
+    raise _undefined(self, "objective")
 
   def cached_outputs(self) -> Mapping[str, Codec]:
     """Returns the codec of each teacher output that a cache stores, by name."""
@@ -363,3 +363,16 @@ class Config:
         "leave cache empty"
       )
     return recipes
+
+
+def _undefined(config: Config, method: str) -> ConfigError:
+  returns = {
+    "data": "data.Splits(train, validation, test)",
+    "teacher": "a Model, or None",
+    "student": "a Model",
+    "objective": "objectives.weighted(...)",
+  }[method]
+  return ConfigError(
+    f"{method}: expected {type(config).__name__} to define it, got none: write "
+    f"def {method}(self), which returns {returns}"
+  )

@@ -52,6 +52,10 @@ def _read(path: Path) -> Config:
     neighbors = [str(file) for file in path.parent.glob("*.py")]
     hint = suggest(str(path), neighbors) if neighbors else ""
     raise ConfigError(f"--config: there is no file {path}{hint}")
+  if path.suffix != ".py":
+    raise ConfigError(
+      f"--config: expected a Python file (.py) that defines get_config(), got {path}"
+    )
   spec: Any = importlib.util.spec_from_file_location(f"__config_{path.stem}__", path)
   module = importlib.util.module_from_spec(spec)
   sys.modules[spec.name] = module  # Dataclasses and type hints look their module up there.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from distill_jax import compat, reduce
 from distill_jax.models.adapters.outputs import AUXILIARY_LOSS
-from distill_jax.objectives.terms import RESERVED
+from distill_jax.objectives.terms import RESERVED, takes_axis_name
 from distill_jax.types import Batch, Model, Objective, Outputs
 
 Terms = dict[str, tuple[Any, Any]]
@@ -76,7 +76,8 @@ def make_loss_of_outputs(
   `keys` are the student's and the objective's, `denominators` the terms' counts over the full
   batch, where it is one of several `microbatches`.
   """
-  context = {} if axis_name is None else {"axis_name": axis_name}
+  takes = axis_name is not None and takes_axis_name(objective.apply)
+  context = {"axis_name": axis_name} if takes else {}
 
   def loss_of_outputs(
     params, model_state, teacher_outputs, batch, *, step, keys, denominators=None

@@ -88,3 +88,18 @@ def test_one_process_runs_everything_here(tmp_path):
 def test_join_arguments_that_do_not_fit_raise(arguments, field):
   with pytest.raises(ValueError, match=rf"^{field}: "):
     hosts.join(*arguments)
+
+
+@pytest.mark.parametrize(
+  ("a", "b", "expected"),
+  [
+    ({"x": "a" * 200, "y": 1}, {"x": "a" * 200, "y": 2}, (("y",), 1, 2)),
+    ({"x": {"y": [1, 2]}}, {"x": {"y": [1, 3]}}, (("x", "y", "1"), 2, 3)),
+    ({"x": 1}, {}, (("x",), 1, "nothing")),
+    ({}, {"z": None}, (("z",), "nothing", None)),
+    ([1], [1, 2], ((), [1], [1, 2])),
+    (1, "1", ((), 1, "1")),
+  ],
+)
+def test_first_difference_of_two_values(a, b, expected):
+  assert hosts.first_difference(a, b) == expected

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distill_jax.jobs.config import ConfigError, Training
+from distill_jax.jobs.config import Config, ConfigError, Training
 from distill_jax.jobs.overrides import load_config
 
 DIGITS = "configs/digits.py"
@@ -278,3 +278,24 @@ def test_methods_of_a_config_see_the_overrides():
   assert sum(map(len, ids)) == len(set.union(*ids)) == 1797
   labels = config.student_train(splits.train).arrays["label"]
   assert 0.05 < (labels >= 0).mean() < 0.15
+
+
+@pytest.mark.parametrize("path", ["README.md", "pyproject.toml"])
+def test_config_that_is_no_python_file_is_rejected(path):
+  with pytest.raises(ConfigError, match=r"^--config: expected a Python file"):
+    load_config(path)
+
+
+@pytest.mark.parametrize("method", ["data", "teacher", "student", "objective"])
+def test_config_without_a_method_is_rejected_by_its_name(method):
+  with pytest.raises(ConfigError, match=f"^{method}: expected Config to define it"):
+    getattr(Config(), method)()
+
+
+def test_config_file_without_an_objective_is_rejected(tmp_path):
+  path = tmp_path / "job.py"
+  path.write_text(
+    "from distill_jax.jobs.config import Config\n\ndef get_config():\n  return Config()\n"
+  )
+  with pytest.raises(ConfigError, match="objective: expected Config to define it"):
+    load_config(str(path))

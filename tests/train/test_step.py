@@ -452,3 +452,18 @@ def test_the_state_has_no_weak_types(rng):
   state = init(jax.random.key(0), batch(rng))
   assert not any(getattr(leaf, "weak_type", False) for leaf in jax.tree.leaves(state))
   assert state.params["objective"]["weak"]["scale"].dtype == jnp.float32
+
+
+def test_objective_without_axis_name_trains_under_a_mapped_axis(rng, mesh):
+  def apply(params, state, student, teacher, batch, *, step, key):
+    return {"square": (1.0, (jnp.square(student["logits"]).sum(-1), batch["where"]))}, state
+
+  goal = objective()._replace(init=lambda key, s, t: Variables({}, {}), apply=apply)
+  state, step, teacher_outputs = setup(rng, goal=goal)
+  batches = [batch(rng)]
+  expected, _ = run(state, step, teacher_outputs, batches)
+  _, step, _ = setup(rng, goal=goal, axis_name="data")
+  replicated, rows = PartitionSpec(), PartitionSpec("data")
+  specs = (replicated, replicated, rows)
+  mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=replicated)
+  assert_same(expected.params, run(state, mapped, teacher_outputs, batches)[0].params)
