@@ -28,6 +28,17 @@ def test_packed_rows_match_hand_written_ones():
   assert source.classes == 257 and source.arrays["id"].tolist() == [0, 1, 2]
 
 
+def test_each_document_can_begin_a_row():
+  packed = text.pack([[1, 2], [3, 4, 5, 6], []], length=4, row_per_document=True)
+  end = BYTES.end
+  assert {name: x.tolist() for name, x in packed.arrays.items() if name != "id"} == {
+    "tokens": [[end, 1, 2, end], [end, 3, 4, 5], [6, end, end, end], [end, end, end, end]],
+    "label": [[1, 2, end, -1], [3, 4, 5, 6], [end, -1, -1, -1], [end, -1, -1, -1]],
+    "segments": [[0, 0, 0, -1], [1, 1, 1, 1], [1, -1, -1, -1], [2, -1, -1, -1]],
+    "positions": [[0, 1, 2, 0], [0, 1, 2, 3], [0, 0, 0, 0], [0, 0, 0, 0]],
+  }
+
+
 @pytest.mark.parametrize("length", [2, 3, 7, 64])
 def test_every_token_is_predicted_once_in_its_document(length, rng):
   documents = [rng.integers(0, 256, n) for n in rng.integers(0, 20, 30)]

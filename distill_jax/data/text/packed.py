@@ -56,6 +56,7 @@ def pack(
   length: int,
   tokenizer: Tokenizer = BYTES,
   name: str = "text",
+  row_per_document: bool = False,
 ) -> Source:
   """Packs tokens into rows of `length`; the last row is filled up with `end`.
 
@@ -65,6 +66,8 @@ def pack(
     length: tokens in a row, at least 2.
     tokenizer: the tokenizer of these tokens.
     name: name of the source.
+    row_per_document: whether each document begins a row of its own, which is filled up after it; a
+      longer one continues in the next rows.
 
   Returns:
     A `Source` of arrays [rows, length], int32:
@@ -83,17 +86,22 @@ def pack(
   if not len(documents):
     raise ValueError("documents: expected at least one, got none")
   sizes = np.array([len(document) + 1 for document in documents])
-  starts = np.cumsum(sizes) - sizes
-  tokens = np.full(sizes.sum(), tokenizer.end, np.int32)
-  labels = tokens.copy()
+  spans = -(-sizes // length) * length if row_per_document else sizes
+  starts = np.cumsum(spans) - spans
+  tokens = np.full(spans.sum(), tokenizer.end, np.int32)
+  labels = np.full_like(tokens, UNLABELED)
+  segments = np.full_like(tokens, -1)
   for number, (start, document) in enumerate(zip(starts, documents)):
     check_document(document, tokenizer.size, number)
-    labels[start : start + len(document)] = document
-    tokens[start + 1 : start + 1 + len(document)] = document
-  segments = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    end = start + len(document)
+    labels[start:end] = document
+    labels[end] = tokenizer.end
+    tokens[start + 1 : end + 1] = document
+    segments[start : end + 1] = number
   # Positions count from the start of the document or of the row, whichever is later.
   indices = np.arange(len(tokens))
-  positions = indices - np.maximum(np.repeat(starts, sizes), indices // length * length)
+  positions = indices - np.maximum(np.repeat(starts, spans), indices // length * length)
+  positions = np.where(segments < 0, 0, positions)
   arrays = {
     "tokens": _to_rows(tokens, length, tokenizer.end),
     "label": _to_rows(labels, length, UNLABELED),
