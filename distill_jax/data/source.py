@@ -1,6 +1,8 @@
 """Holds examples in host memory with ids that survive splitting, shuffling and caching."""
 
 import dataclasses
+import functools
+import hashlib
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -88,6 +90,16 @@ class Source:
       return np.zeros(len(self), bool)
     is_label = np.ones(label.shape, bool) if self.classes is None else label >= 0
     return np.asarray(is_label.reshape(len(self), -1).any(axis=1))
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """32 hexadecimal digits of all arrays, their names, shapes and dtypes; computed once."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(self.arrays):
+      values = np.ascontiguousarray(self.arrays[name])
+      digest.update(f"{name} {values.shape} {values.dtype}\n".encode())
+      digest.update(values.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
   def take(self, rows: Any) -> "Source":
     """Returns the examples at these rows (indices, a mask or a slice) with their ids."""

@@ -8,7 +8,6 @@ import numpy as np
 
 from distill_jax import data
 from distill_jax.cache import Cache
-from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.options import Batches, RunOptions
 from distill_jax.types import Batch, Model, Objective
 
@@ -105,7 +104,7 @@ def evaluation_batches(
 def data_identity(source: Source) -> str:
   """Returns a text that identifies the examples, for the run's identity."""
   if isinstance(source, data.Source):
-    return f"{source.name}:{fingerprint(dict(source.arrays))}"
+    return f"{source.name}:{source.digest}"
   return getattr(source, "identity", getattr(source, "__qualname__", type(source).__qualname__))
 
 

@@ -233,3 +233,20 @@ def test_labeled_marks_examples_with_a_label():
   tokens = np.array([[0, -1], [-1, -1], [1, 1]])
   text = data.Source({"image": image, "label": tokens}, classes=2, ignore_label=-1)
   assert text.labeled.tolist() == [True, False, True]
+
+
+def test_digest_covers_names_order_shapes_and_dtypes():
+  """The set was sent to the device to be fingerprinted at every fit."""
+  values = np.arange(6, dtype=np.float32)
+  first = data.Source({"x": values, "y": values.astype(np.int32)})
+  assert data.Source({"y": values.astype(np.int32), "x": values}).digest == first.digest
+  others = [
+    {"x": values[::-1], "y": values.astype(np.int32)},
+    {"x": values, "y": values},
+    {"z": values, "y": values.astype(np.int32)},
+    {"x": values[:, None], "y": values.astype(np.int32)},
+    {"x": np.where(values, values, -0.0), "y": values.astype(np.int32)},
+  ]
+  assert len({data.Source(arrays).digest for arrays in others} | {first.digest}) == 6
+  bfloat16 = data.Source({"x": values.astype(ml_dtypes.bfloat16)})
+  assert len(bfloat16.digest) == 32
