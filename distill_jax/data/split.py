@@ -14,7 +14,14 @@ from distill_jax.data.source import Source
 Examples = TypeVar("Examples", Source, Images)
 
 
-def split(source: Examples, fraction: float = 0.1, seed: int = 0) -> tuple[Examples, Examples]:
+def split(
+  source: Examples,
+  fraction: float = 0.1,
+  seed: int = 0,
+  *,
+  stratify: str | None = None,
+  groups: str | None = None,
+) -> tuple[Examples, Examples]:
   """Holds examples out for validation.
 
   Whether an example is held out depends on its id, `fraction` and `seed` only: not on its row or
@@ -25,16 +32,26 @@ def split(source: Examples, fraction: float = 0.1, seed: int = 0) -> tuple[Examp
     source: a `Source`, with or without classes, or `Images`.
     fraction: the expected fraction of held-out examples, in (0, 1).
     seed: from 0 to 2^32 - 1.
+    stratify: the entry of class numbers [N], e.g. 'label', of each of which the fraction is held
+      out, at least one example; it then depends on the other examples of the class, too.
+    groups: the entry of integers [N], e.g. a patient's number, whose examples stay together.
 
   Returns:
     `(rest, held_out)`, each in the source's order.
 
   Raises:
-    ValueError: `fraction` is not in (0, 1), or one part would be empty.
+    ValueError: `fraction` is not in (0, 1), one part would be empty, an entry does not exist or
+      holds no integers [N], or both `stratify` and `groups` are given.
   """
   if not 0 < fraction < 1:
     raise ValueError(f"fraction: expected a number in (0, 1), got {fraction}")
-  held_out = hash_ids(source.ids, seed, "split") < fraction
+  if stratify is not None and groups is not None:
+    raise ValueError(f"groups: expected None with stratify={stratify!r}, got {groups!r}: drop one")
+  ids = source.ids if groups is None else _integers(source, "groups", groups)
+  ranks = hash_ids(ids, seed, "split")
+  held_out = ranks < fraction
+  if stratify is not None:
+    held_out = stratified_mask(_integers(source, "stratify", stratify), ranks, fraction)
   if held_out.all() or not held_out.any():
     raise ValueError(
       f"fraction: expected two parts that hold examples, got {held_out.sum()} of the {len(source)} "
@@ -132,6 +149,22 @@ def stratified_mask(label: np.ndarray, ranks: np.ndarray, fraction: float) -> np
     rows = rows[np.argsort(ranks[rows], kind="stable")]
     mask[rows[: max(1, round(fraction * len(rows)))]] = True
   return mask
+
+
+def _integers(source: Source | Images, argument: str, name: str) -> np.ndarray:
+  """Returns the entry that an argument of `split` names."""
+  arrays = source.arrays if isinstance(source, Source) else {}
+  if name not in arrays:
+    raise ValueError(
+      f"{argument}: expected an entry of {source.name}, one of {sorted(arrays)}, got {name!r}"
+    )
+  values = arrays[name]
+  if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
+    raise ValueError(
+      f"{argument}: expected integers [N] in {name!r}, got {values.dtype} {list(values.shape)}: "
+      "number the classes or groups, e.g. with np.unique(values, return_inverse=True)[1]"
+    )
+  return values
 
 
 def _require_classes(source: Source, function: str) -> int:

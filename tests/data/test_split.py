@@ -147,3 +147,34 @@ def test_leave_out_classes_with_unlabeled_examples_raises():
   with pytest.raises(ValueError, match=r"^label: .*got 20"):
     data.leave_out_classes(few, [1])
   data.label_fraction(data.leave_out_classes(source(range(40)), [1]), 0.5)
+
+
+def test_stratified_split_holds_out_the_fraction_of_each_class():
+  label = np.repeat([0, 1, 2], [900, 90, 10])
+  examples = data.Source({"x": np.arange(1000.0), "label": label}, classes=3)
+  rest, held_out = data.split(examples, 0.2, stratify="label")
+  assert np.bincount(held_out.arrays["label"]).tolist() == [180, 18, 2]
+  assert sorted([*rest.ids, *held_out.ids]) == list(range(1000))
+
+
+def test_grouped_split_keeps_groups_together():
+  patient = np.arange(1000) // 5
+  rest, held_out = data.split(data.Source({"patient": patient}), 0.2, groups="patient")
+  assert not set(rest.arrays["patient"]) & set(held_out.arrays["patient"])
+  # Binomial(200, 0.2): five standard deviations.
+  assert abs(len(held_out) / 5 - 40) < 28
+
+
+@pytest.mark.parametrize(
+  "arguments, field",
+  [
+    (dict(stratify="kind"), "stratify"),
+    (dict(stratify="x"), "stratify"),
+    (dict(groups="patient"), "groups"),
+    (dict(stratify="label", groups="label"), "groups"),
+  ],
+)
+def test_entries_that_cannot_guide_a_split_raise(arguments, field):
+  examples = data.Source({"x": np.arange(8.0), "label": np.arange(8) % 2}, classes=2)
+  with pytest.raises(ValueError, match=rf"^{field}: expected"):
+    data.split(examples, 0.5, **arguments)
