@@ -1,5 +1,6 @@
 """Defines the few shapes that everything agrees on."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -66,7 +67,8 @@ OnPolicy = Callable[[Variables, jax.Array, Batch], Batch]
 generates; the new batch marks them in 'generated'."""
 
 
-class Metric(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Metric:
   """A score of a task, and how it is written.
 
   Attributes:
@@ -79,6 +81,9 @@ class Metric(NamedTuple):
     short: title of its column in tables with a row per network ('ECE'); empty: `title`.
     detail: tables that show it. 0: all; 1: all but those over several runs; 2: only those with a
       row per metric. The first metric of a task is in all of them.
+
+  Raises:
+    ValueError: `better` is neither.
   """
 
   name: str
@@ -88,6 +93,15 @@ class Metric(NamedTuple):
   format: str = ".4f"
   short: str = ""
   detail: int = 1
+
+  def __post_init__(self):
+    if self.better not in ("max", "min"):
+      text = str(self.better).lower()
+      is_low = any(word in text for word in ("min", "low", "less", "small", "down"))
+      raise ValueError(
+        f"better: expected 'max' or 'min' for the metric {self.name!r}, got {self.better!r}: write "
+        f"{'min' if is_low else 'max'!r}"
+      )
 
 
 class Task(NamedTuple):
@@ -100,8 +114,10 @@ class Task(NamedTuple):
       valid rows. Runs on the device, under jit; the sums of several batches, devices and processes
       are added.
     compute: `added statistics (host arrays) -> {metric name: float}`.
-    num_classes: `Outputs (or their shapes) -> int`: labels are 0 to that minus 1. None: labels are
-      no class numbers.
+    label_classes: `Outputs (or their shapes) -> {entry of the batch: number of classes}`: the
+      entries that hold class numbers, 0 to that minus 1. None: no entry does.
+    ignore_label: the class number that marks examples without a label, in addition to negative
+      ones; None: there is none.
     train_metrics: `(student Outputs, batch) -> {name: (sum, count)}`, cheap ones for the log of
       training; or None.
     predict: `(student Outputs, batch) -> {name: array}`, one row per example, what the host needs;
@@ -117,7 +133,8 @@ class Task(NamedTuple):
   metrics: tuple[Metric, ...]
   statistics: Callable[..., Any]
   compute: Callable[[Any], dict[str, float]]
-  num_classes: Callable[[Outputs], int] | None = None
+  label_classes: Callable[[Outputs], dict[str, int]] | None = None
+  ignore_label: int | None = None
   train_metrics: Callable[..., dict[str, Any]] | None = None
   predict: Callable[..., dict[str, Any]] | None = None
   evaluate_predictions: Callable[..., dict[str, float]] | None = None
@@ -148,7 +165,9 @@ class Task(NamedTuple):
       return {"task": self.statistics(outputs, batch, teacher), metric.name: pair}
 
     def compute(sums):
-      return self.compute(sums["task"]) | {metric.name: float(reduce.value(sums[metric.name]))}
+      mean = {metric.name: float(reduce.value(sums[metric.name]))}
+      # A mean of nothing is no score.
+      return self.compute(sums["task"]) | (mean if sums[metric.name][1] > 0 else {})
 
     return self._replace(
       metrics=(*self.metrics, metric), statistics=more_statistics, compute=compute

@@ -13,7 +13,14 @@ with naming_extras():
   from distill_jax.data.arrays import to_batch
   from distill_jax.data.augment import augmentation, brightness, flip, rotate90, shift_crop
   from distill_jax.data.batches import batches, eval_batches
-  from distill_jax.data.checks import UNLABELED, check_batch, check_labels, count_rows
+  from distill_jax.data.checks import (
+    UNLABELED,
+    check_batch,
+    check_labels,
+    class_numbers,
+    count_rows,
+    mark_unlabeled,
+  )
   from distill_jax.data.iterators import Pipeline, from_iterable
   from distill_jax.data.mixing import cutmix, mixup
   from distill_jax.data.source import Source
@@ -28,7 +35,9 @@ __all__ = [
   "brightness",
   "check_batch",
   "check_labels",
+  "class_numbers",
   "count_rows",
+  "mark_unlabeled",
   "cutmix",
   "eval_batches",
   "flip",

@@ -12,29 +12,37 @@ UNLABELED = -1
 
 
 def check_labels(
-  labels: Any, classes: int | None, ids: Any = None, ignore_label: int | None = None
+  labels: Any,
+  classes: int | None,
+  ids: Any = None,
+  ignore_label: int | None = None,
+  *,
+  name: str = "label",
 ) -> None:
   """Checks that integer labels are class numbers.
 
   Args:
-    labels: integers [rows, ...].
+    labels: integers or bools [rows, ...].
     classes: number of classes, for labels 0 to classes - 1; None allows every label from 0 up.
     ids: [rows], the example ids that an error names; None names the row.
     ignore_label: the value of "no label", e.g. -1 or -100; None allows no other value than the
       classes. As an index, -1 silently means the last class and -100 gives NaN.
+    name: the entry that an error names.
 
   Raises:
     ValueError: labels are not integers, a label is outside the range, or `ignore_label` is itself a
       class.
   """
   labels = np.asarray(labels)
+  if labels.dtype == np.bool_:
+    labels = labels.astype(np.int32)
   if not np.issubdtype(labels.dtype, np.integer):
     raise ValueError(
-      f"label: expected integers (class numbers), got {labels.dtype} {list(labels.shape)}: for "
-      "other labels, such as regression targets, give no classes (classes=None)"
+      f"{name}: expected integers (class numbers), got {labels.dtype} {list(labels.shape)}: "
+      f"{_cast_hint(labels)}"
     )
   last = np.iinfo(np.int32).max if classes is None else classes - 1
-  if ignore_label is not None and 0 <= ignore_label <= last:
+  if ignore_label is not None and classes is not None and 0 <= ignore_label <= last:
     raise ValueError(
       f"ignore_label: expected no class, got {ignore_label}, one of 0 to {last}: choose a negative "
       "number"
@@ -48,13 +56,46 @@ def check_labels(
     hint = f"the nearest class is {min(max(value, 0), last)}"
     if value < 0 and ignore_label is None:
       hint = f"declare ignore_label={value} if it marks examples without a label"
+    elif classes is not None and value > last and ignore_label is None:
+      hint += f", or declare ignore_label={value} if it marks examples without a label"
     raise ValueError(
-      f"label: expected a class 0 to {last}, got {value} for {_example(ids, index[0])}: {hint}"
+      f"{name}: expected a class 0 to {last}, got {value} for {_example(ids, index[0])}: {hint}"
     )
 
 
+def mark_unlabeled(labels: np.ndarray, ignore_label: int | None) -> np.ndarray:
+  """Returns integer labels with `UNLABELED` for the ignore label; other labels as they are."""
+  if ignore_label is None or not np.issubdtype(labels.dtype, np.integer):
+    return labels
+  # Wide first: no unsigned integer holds UNLABELED.
+  return np.where(labels == ignore_label, UNLABELED, labels.astype(np.int64)).astype(np.int32)
+
+
+def class_numbers(
+  batch: Mapping[str, Any], classes: Mapping[str, int], ignore_label: int | None = None
+) -> dict[str, Any]:
+  """Returns the batch with `UNLABELED` in place of the ignore label, after a check of its labels.
+
+  Args:
+    batch: arrays [rows, ...]; rows that 'where' leaves out may hold anything.
+    classes: entries that hold labels of classes, `{entry: number of classes}`; they are optional.
+    ignore_label: as in `check_labels`.
+
+  Raises:
+    ValueError: as in `check_batch`, of these entries only.
+  """
+  valid = slice(None) if batch.get("where") is None else np.asarray(batch["where"])
+  ids = None if "id" not in batch else np.asarray(batch["id"])[valid]
+  labels = {name: np.asarray(batch[name]) for name in classes if name in batch}
+  for name, label in labels.items():
+    _check_label(name, label[valid], classes[name], ids, ignore_label)
+  return {**batch, **{name: mark_unlabeled(x, ignore_label) for name, x in labels.items()}}
+
+
 def check_batch(
-  batch: Mapping[str, Any], classes: int | None = None, ignore_label: int | None = None
+  batch: Mapping[str, Any],
+  classes: int | Mapping[str, int] | None = None,
+  ignore_label: int | None = None,
 ) -> None:
   """Checks a batch that is not from a `Source`; rows that 'where' leaves out may hold anything.
 
@@ -62,8 +103,9 @@ def check_batch(
     batch: arrays [rows, ...]; 'id' and 'label' are optional. With `classes`, 'label' holds class
       numbers, or probabilities [rows, classes] that sum to 1 (a row of zeros is an example without
       a label). Without, it may also hold finite floats of any shape.
-    classes: number of classes; None: labels are floats, multi-hot rows or class numbers of unknown
-      range.
+    classes: number of classes; or those of each entry that holds class numbers, `{"label": 10,
+      "type": 3}` ({}: no entry does); None: labels are floats, multi-hot rows or class numbers of
+      unknown range. Floats [rows] or [rows, 1] next to 2 classes are probabilities of class 1.
     ignore_label: as in `check_labels`.
 
   Raises:
@@ -79,19 +121,12 @@ def check_batch(
       raise ValueError(f"where: expected bool [{rows}], got {where.dtype} {list(where.shape)}")
     arrays = {name: values[where] for name, values in arrays.items()}
   ids = arrays.get("id")
-  label = arrays.pop("label", None)
+  entries = classes if isinstance(classes, Mapping) else {"label": classes}
   for name, values in arrays.items():
-    check_values(name, values, ids)
-  if label is None:
-    return
-  is_integer = jnp.issubdtype(label.dtype, jnp.integer)
-  if classes is None and not is_integer:
-    check_values("label", label, ids)
-  elif label.ndim == 2 and jnp.issubdtype(label.dtype, jnp.floating):
-    check_values("label", label, ids)
-    _check_probabilities(label, classes, ids)
-  else:
-    check_labels(label, classes, ids, ignore_label)
+    if name in entries:
+      _check_label(name, values, entries[name], ids, ignore_label)
+    else:
+      check_values(name, values, ids)
 
 
 def count_rows(arrays: Mapping[str, np.ndarray]) -> int:
@@ -138,7 +173,7 @@ def check_values(name: str, values: np.ndarray, ids: Any = None) -> None:
   elif values.dtype == np.bool_:
     return
   else:
-    raise ValueError(f"{name}: expected numbers, got {values.dtype}")
+    raise ValueError(f"{name}: expected numbers, got {values.dtype}: {_cast_hint(values)}")
   if invalid.any():
     index = tuple(int(i) for i in np.argwhere(invalid)[0])
     raise ValueError(
@@ -158,25 +193,62 @@ def check_seed(seed: int) -> None:
     raise ValueError(f"seed: expected an integer from 0 to {2**32 - 1}, got {seed!r}")
 
 
-def _check_probabilities(label: np.ndarray, classes: int | None, ids: Any) -> None:
-  """Checks rows of probabilities [rows, classes]; a row of zeros is an example without a label."""
-  if label.shape[1] != classes:
+def _check_label(
+  name: str, label: np.ndarray, classes: int | None, ids: Any, ignore_label: int | None
+) -> None:
+  """Checks one entry with labels; arguments as in `check_batch`."""
+  is_float = jnp.issubdtype(label.dtype, jnp.floating)
+  if classes is None and not jnp.issubdtype(label.dtype, jnp.integer):
+    check_values(name, label, ids)
+  elif classes == 2 and is_float and label.shape[1:] in ((), (1,)):
+    check_values(name, label, ids)
+    _check_positive(name, label, ids)
+  elif is_float and label.ndim > 1:
+    check_values(name, label, ids)
+    _check_probabilities(name, label, classes, ids)
+  else:
+    check_labels(label, classes, ids, ignore_label, name=name)
+
+
+def _check_positive(name: str, label: np.ndarray, ids: Any) -> None:
+  """Checks probabilities of the positive class."""
+  outside = (label < 0) | (label > 1)
+  if outside.any():
+    index = tuple(np.argwhere(outside)[0])
     raise ValueError(
-      f"label: expected rows of {classes} probabilities, one per class, got rows of "
-      f"{label.shape[1]}"
+      f"{name}: expected probabilities 0 to 1 of class 1, got {label[index]:.6g} in "
+      f"{_example(ids, index[0])}"
+    )
+
+
+def _check_probabilities(name: str, label: np.ndarray, classes: int | None, ids: Any) -> None:
+  """Checks rows of probabilities [..., classes]; a row of zeros is one without a label."""
+  if label.shape[-1] != classes:
+    raise ValueError(
+      f"{name}: expected rows of {classes} probabilities, one per class, got rows of "
+      f"{label.shape[-1]}"
     )
   label = label.astype(np.float64)
-  sums = label.sum(1)
+  sums = label.sum(-1)
   # Rows may have been rounded to bfloat16.
   sum_is_valid = (np.abs(sums - 1) < 0.01) | (sums == 0)
-  invalid = (label < 0).any(1) | ~sum_is_valid
+  invalid = (label < 0).any(-1) | ~sum_is_valid
   if invalid.any():
-    row = int(np.flatnonzero(invalid)[0])
+    index = tuple(np.argwhere(invalid)[0])
     raise ValueError(
-      "label: expected non-negative probabilities that sum to 1, or only zeros (no label), got "
-      f"the sum {sums[row]:.6g} and the smallest entry {label[row].min():.6g} in "
-      f"{_example(ids, row)}"
+      f"{name}: expected non-negative probabilities that sum to 1, or only zeros (no label), got "
+      f"the sum {sums[index]:.6g} and the smallest entry {label[index].min():.6g} in "
+      f"{_example(ids, index[0])}"
     )
+
+
+def _cast_hint(values: np.ndarray) -> str:
+  """Returns what to write where an array holds other values than integers."""
+  if values.dtype.kind in "USO":
+    return "number them: classes, label = np.unique(values, return_inverse=True)"
+  if values.dtype.kind == "f" and np.isfinite(values).all() and (values == values.round()).all():
+    return "write label.astype(np.int32) for class numbers, or give no classes (classes=None)"
+  return "for other labels, such as regression targets, give no classes (classes=None)"
 
 
 def _example(ids: Any, row: int) -> str:

@@ -81,6 +81,7 @@ class Pipeline:
   Attributes:
     name: name of the function, or type of the iterable.
     classes: the iterable's number of classes, if it has that attribute.
+    is_list: whether the batches are in memory, a list or tuple.
     identity: the iterable's `identity`, if it has one, or its name; a run that resumes compares it.
   """
 
@@ -96,6 +97,7 @@ class Pipeline:
     # Of torchvision's data sets it is a list of names.
     classes = getattr(iterable, "classes", None)
     self.classes = classes if isinstance(classes, int) else None
+    self.is_list = isinstance(iterable, list | tuple)
     self._iterable = iterable
     self._keys = keys
     self._epochs = epochs
@@ -180,7 +182,7 @@ class Pipeline:
       except ValueError as error:
         # Grain compares texts of the data source, which may hold an address.
         reason = f" (its stored position was rejected: {str(error).splitlines()[0]})"
-    if start and not isinstance(self._iterable, list | tuple):
+    if start and not self.is_list:
       warnings.warn(
         f"source: reads {start} batches of {self.name} again to resume at step {start}{reason}: "
         "the data equal an undisturbed run's only if every pass yields the same batches in the "

@@ -181,13 +181,19 @@ def place_rows(batch: Mapping[str, np.ndarray], mesh: Mesh, rows: int) -> Batch:
   }
 
 
+def next_divisible(rows: int, mesh: Mesh | AbstractMesh) -> int:
+  """Returns the least number of at least `rows` rows that divides evenly over the devices."""
+  devices = _row_devices(mesh)
+  return -(-rows // devices) * devices
+
+
 def check_divisible(rows: int, mesh: Mesh | AbstractMesh, *, microbatches: int = 1) -> None:
   """Checks that a batch divides evenly over devices and microbatches.
 
   Raises:
     ValueError: it does not; with the nearest sizes that do.
   """
-  devices = math.prod(mesh.shape[axis] for axis in ROW_AXES if axis in mesh.shape)
+  devices = _row_devices(mesh)
   parts = devices * microbatches
   if rows % parts:
     raise ValueError(
@@ -227,3 +233,7 @@ def _put(x: Any, sharding: NamedSharding) -> jax.Array:
   # `device_put` would compare the processes' values, array by array.
   values = np.asarray(x)
   return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+
+def _row_devices(mesh: Mesh | AbstractMesh) -> int:
+  return math.prod(mesh.shape[axis] for axis in ROW_AXES if axis in mesh.shape)

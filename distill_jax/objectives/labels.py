@@ -1,12 +1,21 @@
 """Compares the student's outputs with the batch's labels: classes, regression, multi-label."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from distill_jax import reduce
-from distill_jax.objectives.calls import has_true_label, label_of, outputs_of, valid_rows
+from distill_jax.objectives.calls import batch_entry, has_true_label, outputs_of, valid_rows
+from distill_jax.objectives.class_labels import class_labels
+from distill_jax.objectives.label_settings import (
+  LabelSettings,
+  check_classes,
+  check_loss,
+  class_weights_array,
+  label_entry,
+)
 from distill_jax.objectives.terms import Term
 from distill_jax.types import Batch, Variables
 
@@ -14,111 +23,204 @@ from distill_jax.types import Batch, Variables
 def labels(
   loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
   *,
-  label_smoothing: float = 0.0,
   output: str = "logits",
+  entry: str | None = None,
+  label_smoothing: float | Callable[[jax.Array], jax.Array] = 0.0,
+  class_weights: Sequence[float] | None = None,
+  example_weights: str | None = None,
+  ignore_label: int | None = None,
 ) -> Term:
-  """Compares the student with the batch's 'label': softmax cross entropy, or another loss.
+  """Compares the student with labels of the batch: softmax cross entropy, or another loss.
 
       labels()  # classes; the cross entropy is always at temperature 1
-      labels(optax.squared_error, output="prediction")  # regression
-      labels(optax.sigmoid_binary_cross_entropy)  # several labels an example
+      labels(output="type")  # a second head, with the batch's entry 'type'
+      labels(optax.squared_error, output="depth", entry="label")  # regression
+      labels(optax.sigmoid_binary_cross_entropy)  # several labels an example, or one logit
 
-  Without a loss the label is int [...] or probabilities [..., C] (mixup). A negative label, or a
-  row of zeros, is unlabeled: it is masked here, while other terms still use the row. (`data`
-  rejects negative labels that were not declared.)
+  Without a loss the label is int [...] or probabilities [..., C] (mixup). A negative label, the
+  ignore label, or a row of zeros, is unlabeled: it is masked here, while other terms still use the
+  row. Another number that is no class raises, and makes the loss NaN in a compiled function, which
+  cannot raise (`train.fit` checks labels before).
 
-  With a loss the label has the output's shape, or is [...] for an output [..., 1]. The loss gets
+  With a loss the label has the output's shape, or is [...] for an output [..., 1]; the loss gets
   both in float32, and its values are averaged over all axes but the first, to one value a row. A
-  row with a NaN in its label is unlabeled.
+  row with a NaN in its label, or with the ignore label, is unlabeled. Integers [...] next to an
+  output [..., C] reach the loss as class numbers, and its values are [...].
 
   Rows that the batch's 'where' masks do not count, nor do 'generated' ones
   (`models.llm.on_policy`).
 
   Args:
-    loss: `(predictions [B, ...], label [B, ...]) -> values [B] or [B, ...]`; None: softmax cross
-      entropy.
-    label_smoothing: fraction in [0, 1) that is spread evenly over all classes (Szegedy et al.
-      2016, section 7), or over those that exist, where a logit is -inf. Without a loss only.
+    loss: `(predictions [B, ...], label) -> values`; None: softmax cross entropy.
     output: name of the student's output that holds the logits [..., C] or predictions [B, ...].
+    entry: name of the batch's entry with the labels. None: 'label' for 'logits' and for those of a
+      cohort's network ('0/logits'), and the output's own name for all others.
+    label_smoothing: fraction in [0, 1) that is spread evenly over all classes (Szegedy et al.
+      2016, section 7), or over those that exist, where a logit is -inf; a number or a schedule.
+      Without a loss only.
+    class_weights: C numbers >= 0 by which the cross entropy of each class is multiplied. The mean
+      still divides by the number of examples, as in Keras; PyTorch divides by the sum of weights.
+    example_weights: name of the batch's entry with a number >= 0 per row [B] or label [...] that
+      multiplies its loss, in the same mean. None: all are 1.
+    ignore_label: the class number of what has no label (255, -100); negative ones never count.
 
   Raises:
-    ValueError: at once, label_smoothing outside [0, 1) or next to a loss, or a loss that is no
-      function; in a step, labels that do not fit the output (both shapes are shown), or values
-      that are not one or several a row.
+    ValueError: at once, label_smoothing outside [0, 1) or next to a loss, class weights that are
+      negative or all 0, or a loss that is no function; in init, another number of class weights
+      than of classes, or one class; in a step, an entry that is missing, labels that do not fit
+      the output (both shapes are shown), or values that are not one or several a row.
   """
-  if not 0 <= label_smoothing < 1:
-    raise ValueError(f"label_smoothing: expected a number in [0, 1), got {label_smoothing}")
-  if loss is not None and not callable(loss):
-    raise ValueError(f"loss: expected a function (predictions, label) -> values, got {loss!r}")
-  if loss is not None and label_smoothing:
-    raise ValueError(
-      f"label_smoothing: expected 0 next to a loss, got {label_smoothing}: only the softmax cross "
-      "entropy (loss None) smooths labels"
-    )
+  check_loss(loss, label_smoothing)
+  settings = LabelSettings(
+    loss, output, entry, class_weights_array(class_weights), example_weights, ignore_label
+  )
 
   def init(key, student, teacher):
     del key, teacher
-    outputs_of(student, output, "student")
+    check_classes(settings, outputs_of(student, output, "student").shape)
     return Variables({}, {})
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
-    del params, teacher, step, key, axis_name
+    del params, teacher, key, axis_name
     predictions = jnp.asarray(outputs_of(student, output, "student"))
     predictions = predictions.astype(reduce.common_dtype(predictions.dtype, jnp.float32))
+    check_classes(settings, predictions.shape)
+    label, name = label_entry(settings, batch)
     if loss is None:
-      return _cross_entropy(predictions, batch, label_smoothing), state
-    return _loss_per_row(loss, predictions, batch), state
+      smoothing = label_smoothing(step) if callable(label_smoothing) else label_smoothing
+      values, where = _cross_entropy(settings, predictions, label, name, batch, smoothing)
+    elif _is_class_number(predictions.shape, label):
+      values, where = _class_loss(settings, predictions, label, name, batch)
+    else:
+      values, where = _loss_per_row(settings, predictions, label, name, batch)
+    return (_weighted(settings, values, batch), where), state
 
   return Term(init, apply)
 
 
-def _cross_entropy(z: jax.Array, batch: Batch, label_smoothing: float):
+def _cross_entropy(
+  settings: LabelSettings, z: jax.Array, label: jax.Array, name: str, batch: Batch, smoothing: Any
+):
   """Returns the softmax cross entropy [...] of logits [..., C], and which of the values count."""
+  if jnp.issubdtype(label.dtype, jnp.floating):
+    if label.shape != z.shape:
+      raise ValueError(
+        f"{name}: expected integers {z.shape[:-1]} or rows of probabilities {z.shape}, got "
+        f"{label.dtype} {label.shape}: cast whole numbers to int32, or pass a loss"
+      )
+    target = label.astype(z.dtype)
+    labeled, outside = label.sum(-1) > 0, None
+  else:
+    index, labeled, outside = class_labels(
+      label,
+      z.shape,
+      where=batch.get("where"),
+      entry=name,
+      ignore_label=settings.ignore_label,
+    )
+    target = jax.nn.one_hot(index, z.shape[-1], dtype=z.dtype)
+  where = valid_rows(batch, has_true_label(batch, labeled))
+  # Blank before the loss: after it, a NaN would reach the gradient as NaN times zero.
+  z = jnp.where(where[..., None], z, 0)
   log_q = jax.nn.log_softmax(z)
-  target, labeled = _targets(label_of(batch), log_q)
   exists = z > -jnp.inf
   uniform = exists.astype(z.dtype) / jnp.maximum(exists.sum(-1, keepdims=True, dtype=z.dtype), 1)
-  target = (1 - label_smoothing) * target + label_smoothing * uniform
+  smoothing = jnp.asarray(smoothing, z.dtype)
+  target = (1 - smoothing) * target + smoothing * uniform
+  if settings.class_weights is not None:
+    target = target * jnp.broadcast_to(settings.class_weights.astype(z.dtype), z.shape)
   values = -jnp.where(target > 0, target * log_q, 0).sum(-1)
-  return values, valid_rows(batch, has_true_label(batch, labeled))
+  return values if outside is None else jnp.where(outside, jnp.nan, values), where
 
 
-def _targets(label: jax.Array, log_q: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns rows of probabilities [..., C], and which rows are labeled [...]."""
-  if jnp.issubdtype(label.dtype, jnp.integer):
-    if label.shape != log_q.shape[:-1]:
-      raise ValueError(
-        f"label: expected integers {log_q.shape[:-1]} for logits {log_q.shape}, got {label.shape}"
-      )
-    return jax.nn.one_hot(label, log_q.shape[-1], dtype=log_q.dtype), label >= 0
-  if label.shape != log_q.shape:
+def _class_loss(
+  settings: LabelSettings, predictions: jax.Array, label: jax.Array, name: str, batch: Batch
+):
+  """Returns a loss of logits [..., C] and class numbers [...], and which of its values count."""
+  assert settings.loss is not None
+  index, labeled, outside = class_labels(
+    label,
+    predictions.shape,
+    where=batch.get("where"),
+    entry=name,
+    ignore_label=settings.ignore_label,
+  )
+  where = valid_rows(batch, has_true_label(batch, labeled))
+  values = jnp.asarray(settings.loss(jnp.where(where[..., None], predictions, 0), index))
+  if values.shape != index.shape:
     raise ValueError(
-      f"label: expected integers {log_q.shape[:-1]} or rows of probabilities {log_q.shape}, "
-      f"got {label.dtype} {label.shape}"
+      f"loss: expected values {index.shape}, one per class number of {name!r}, got "
+      f"{values.shape}: return them unreduced"
     )
-  return label.astype(log_q.dtype), label.sum(-1) > 0
+  if settings.class_weights is not None:
+    values = values * jnp.asarray(settings.class_weights, values.dtype)[index]
+  return jnp.where(outside, jnp.nan, values), where
 
 
-def _loss_per_row(loss, predictions: jax.Array, batch: Batch):
+def _loss_per_row(
+  settings: LabelSettings, predictions: jax.Array, label: jax.Array, name: str, batch: Batch
+):
   """Returns the loss of predictions and labels, one value a row [B], and which rows count [B]."""
-  label = label_of(batch)
+  assert settings.loss is not None
+  if settings.class_weights is not None:
+    raise ValueError(
+      f"class_weights: expected class numbers in {name!r}, got {label.dtype} {label.shape} for an "
+      f"output {predictions.shape}: pass example_weights"
+    )
   if predictions.shape == (*label.shape, 1):
     predictions = predictions[..., 0]
+  elif label.shape == (*predictions.shape, 1):
+    raise ValueError(
+      f"{name}: expected the shape of the output {predictions.shape}, got {label.shape}: drop the "
+      f"last axis, {name}[..., 0]"
+    )
   if predictions.shape != label.shape:
     raise ValueError(
-      f"label: expected the shape of the output {predictions.shape}, got {label.shape}: "
+      f"{name}: expected the shape of the output {predictions.shape}, got {label.shape}: "
       "nothing is broadcast"
     )
+  axes = tuple(range(1, label.ndim))
+  labeled = jnp.ones(label.shape[:1], bool)
+  if settings.ignore_label is not None:
+    labeled &= (label != settings.ignore_label).all(axes)
   label = label.astype(predictions.dtype)
-  labeled = ~jnp.isnan(label).any(tuple(range(1, label.ndim)))
+  labeled &= ~jnp.isnan(label).any(axes)
   where = valid_rows(batch, has_true_label(batch, labeled))
   if where.shape != labeled.shape:
     raise ValueError(f"where: expected one bool a row, {labeled.shape}, got {where.shape}")
-  # Blank before the loss: after it, a NaN would reach the gradient as NaN times zero.
   keep = where.reshape(where.shape + (1,) * (label.ndim - 1))
+  loss = settings.loss
   values = jnp.asarray(loss(jnp.where(keep, predictions, 0), jnp.where(keep, label, 0)))
   if values.shape[:1] != where.shape:
     raise ValueError(
-      f"loss: expected values of {where.shape} rows, or more axes, got {values.shape}"
+      f"loss: expected values of {where.shape} rows, or more axes, got {values.shape}: return them "
+      "unreduced"
     )
   return values.mean(tuple(range(1, values.ndim))), where
+
+
+def _weighted(settings: LabelSettings, values: jax.Array, batch: Batch) -> jax.Array:
+  """Returns the values times the examples' weights; NaN where one is negative."""
+  if settings.example_weights is None:
+    return values
+  weights = batch_entry(batch, settings.example_weights)
+  if weights.shape != values.shape[: weights.ndim] or weights.ndim == 0:
+    raise ValueError(
+      f"{settings.example_weights}: expected a weight per row {values.shape[:1]}, got "
+      f"{weights.shape}"
+    )
+  weights = weights.astype(values.dtype).reshape(
+    weights.shape + (1,) * (values.ndim - weights.ndim)
+  )
+  if not isinstance(weights, jax.core.Tracer) and bool((weights < 0).any()):
+    raise ValueError(
+      f"{settings.example_weights}: expected weights >= 0, got {float(weights.min())}"
+    )
+  # A compiled function cannot raise: NaN is what the train step reports.
+  return values * jnp.where(weights >= 0, weights, jnp.nan)
+
+
+def _is_class_number(shape: tuple[int, ...], label: jax.Array) -> bool:
+  """Whether labels are class numbers of an output of a shape, not numbers to predict."""
+  is_integer = jnp.issubdtype(label.dtype, jnp.integer)
+  return is_integer and label.shape == shape[:-1] and shape[-1] > 1

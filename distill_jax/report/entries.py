@@ -184,10 +184,6 @@ def _check_metrics(entries: Sequence[Entry], metrics: Sequence[Metric]) -> None:
   if not metrics:
     raise ValueError("task.metrics: expected at least one Metric, got none")
   for metric in metrics:
-    if metric.better not in ("max", "min"):
-      raise ValueError(
-        f"task.metrics: {metric.name!r}: better: expected 'max' or 'min', got {metric.better!r}"
-      )
     try:
       format(0.5, metric.format)
     except ValueError as error:

@@ -1,5 +1,6 @@
 """Writes numbers as text: scores by their `Metric`, costs, spreads and differences."""
 
+import dataclasses
 from collections.abc import Callable
 
 from distill_jax.report.entries import Spread
@@ -57,7 +58,7 @@ def row_title(metric: Metric, *, first: bool) -> str:
 
 def column_title(metric: Metric, *, first: bool) -> str:
   """Returns `row_title` with the metric's short title."""
-  return row_title(metric._replace(title=metric.short or metric.title), first=first)
+  return row_title(dataclasses.replace(metric, title=metric.short or metric.title), first=first)
 
 
 def arrow(metric: Metric) -> str:

@@ -1,5 +1,6 @@
 """Converts the numbers of a report to the plain values of results.json, and back."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ def as_json(
   names = sorted({name for entry in entries for name in entry.values})
   content = {
     "run": run,
-    "metrics": [metric._asdict() for metric in metrics],
+    "metrics": [dataclasses.asdict(metric) for metric in metrics],
     "entries": [
       {"role": e.role, "variant": e.variant, "seed": e.seed, "scores": e.values} for e in entries
     ],

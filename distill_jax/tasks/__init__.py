@@ -11,7 +11,9 @@ outputs and labels, where that is safe.
 from distill_jax.errors import naming_extras
 
 with naming_extras():
+  from distill_jax.tasks.binary import binary
   from distill_jax.tasks.classification import classification
+  from distill_jax.tasks.heads import heads
   from distill_jax.tasks.inference import infer
   from distill_jax.tasks.language_modeling import language_modeling
   from distill_jax.tasks.multi_label import multi_label
@@ -23,7 +25,9 @@ with naming_extras():
 __all__ = [
   "Metric",
   "Task",
+  "binary",
   "classification",
+  "heads",
   "infer",
   "language_modeling",
   "multi_label",

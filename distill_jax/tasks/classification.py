@@ -9,16 +9,18 @@ import numpy as np
 
 from distill_jax import reduce
 from distill_jax.objectives.calls import batch_entry, has_true_label, outputs_of, valid_rows
+from distill_jax.objectives.class_labels import class_labels
 from distill_jax.tasks.logits import (
   AGREEMENT,
   ECE,
   NLL,
+  OUTSIDE,
   TEACHER_KL,
   calibration_error,
   confusion_matrix,
+  count_outside,
   logit_statistics,
   means,
-  num_classes,
 )
 from distill_jax.types import Batch, Metric, Outputs, Task
 
@@ -29,80 +31,126 @@ MAX_CONFUSION_CLASSES = 1000
 _METRICS = (
   ACCURACY,
   Metric("top5", "top-5 accuracy", "%", "max", ".2%", detail=2),
-  Metric("precision", "macro precision", "%", "max", ".2%", detail=2),
-  Metric("recall", "macro recall", "%", "max", ".2%", detail=2),
-  Metric("f1", "macro F1", "%", "max", ".2%", detail=2),
+  Metric("macro_precision", "macro precision", "%", "max", ".2%", detail=2),
+  Metric("macro_recall", "macro recall", "%", "max", ".2%", detail=2),
+  Metric("macro_f1", "macro F1", "%", "max", ".2%", detail=2),
   NLL,
+  Metric("mae", "mean absolute error of probabilities", "%", "min", ".2%", detail=2),
   ECE,
   AGREEMENT,
   TEACHER_KL,
 )
 
 
-def classification() -> Task:
-  """Returns the task of logits [B, C] and integer labels [B].
+def classification(
+  *, label: str = "label", output: str = "logits", ignore_label: int | None = None
+) -> Task:
+  """Returns the task of logits [B, C] and labels int [B], or rows of probabilities [B, C].
 
   Its metrics are accuracy, top-5 accuracy (with more than 5 classes), macro precision, recall and
   F1 over the classes that occur as label or prediction (scikit-learn's `average="macro",
   zero_division=0`), negative log-likelihood, expected calibration error (Guo et al. 2017, equation
   3; 15 bins) and, next to a teacher, agreement with it and KL(teacher || student). A negative label
-  marks an example without one, left out of all but the comparison with the teacher.
+  marks an example without one, left out of all but the comparison with the teacher. Of rows of
+  probabilities the most probable class is the label; the negative log-likelihood is then the cross
+  entropy with the row, and the mean absolute error of the probabilities is measured too.
+
+  One logit is `tasks.binary`.
+
+  Args:
+    label: the batch's entry with the labels.
+    output: the output of both networks with the logits.
+    ignore_label: a further number that is no label (255, -100); None: negative ones only.
   """
+
+  def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
+    logits = _logits(outputs, output)
+    teacher_logits = None if teacher is None else outputs_of(teacher, output, "teacher")
+    if teacher_logits is not None and teacher_logits.shape != logits.shape:
+      raise ValueError(
+        f"teacher {output!r}: expected the student's shape {logits.shape}, got "
+        f"{teacher_logits.shape}"
+      )
+    labels = batch_entry(batch, label)
+    return _statistics(logits, labels, batch.get("where"), teacher_logits, label, ignore_label)
+
+  def train_metrics(outputs: Outputs, batch: Batch) -> dict[str, reduce.Pair]:
+    return _train_metrics(outputs[output], batch, label, ignore_label)
+
+  def predict(outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+    del batch
+    logits = outputs[output].astype(jnp.float32)
+    return {"class": logits.argmax(-1), "confidence": jax.nn.softmax(logits).max(-1)}
+
   return Task(
     metrics=_METRICS,
-    statistics=_statistics,
+    statistics=statistics,
     compute=_compute,
-    num_classes=num_classes,
-    train_metrics=_train_metrics,
-    predict=_predict,
-    references=("label", "id", "image"),
+    label_classes=lambda outputs: {label: outputs[output].shape[-1]},
+    ignore_label=ignore_label,
+    train_metrics=train_metrics,
+    predict=predict,
+    references=(label, "id", "image"),
     figures=_figures,
   )
 
 
-def _statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
-  logits = _logits(outputs, batch)
-  labels = batch_entry(batch, "label")
+def _statistics(
+  logits: jax.Array,
+  labels: jax.Array,
+  where: jax.Array | None,
+  teacher_logits: jax.Array | None,
+  entry: str,
+  ignore_label: int | None,
+) -> dict[str, Any]:
   rows, classes = logits.shape
-  valid = jnp.asarray(batch.get("where", np.ones(rows, bool)))
-  labeled = valid & (labels >= 0)
-  label = jnp.where(labels >= 0, labels, 0).astype(int)
-  teacher_logits = None if teacher is None else teacher["logits"]
-  if teacher_logits is not None and teacher_logits.shape != logits.shape:
-    raise ValueError(
-      f"teacher 'logits': expected the student's shape {logits.shape}, got {teacher_logits.shape}"
+  valid = jnp.ones(rows, bool) if where is None else jnp.asarray(where)
+  targets, outside = None, jnp.zeros(rows, bool)
+  if jnp.issubdtype(labels.dtype, jnp.floating) and labels.shape == logits.shape:
+    targets = labels.astype(logits.dtype)
+    index, labeled = labels.argmax(-1), labels.sum(-1) > 0
+  else:
+    index, labeled, outside = class_labels(
+      labels, logits.shape, where=valid, entry=entry, ignore_label=ignore_label
     )
-  statistics = logit_statistics(logits, labels, valid, teacher_logits)
-  statistics["per_class"] = _per_class(logits.argmax(-1), label, labeled, classes)
+  labeled &= valid & ~outside
+  predicted = logits.argmax(-1)
+  statistics = logit_statistics(logits, index, labeled, valid, teacher_logits, targets=targets)
+  statistics[OUTSIDE] = count_outside(outside, valid)
+  statistics["per_class"] = _per_class(predicted, index, labeled, classes)
   if classes <= MAX_CONFUSION_CLASSES:
-    statistics["confusion"] = confusion_matrix(labels, logits.argmax(-1), labeled, classes)
+    statistics["confusion"] = confusion_matrix(index, predicted, labeled, classes)
   if classes > 5:
-    statistics["top5"] = reduce.total(_rank(logits, label) < 5, labeled)
+    statistics["top5"] = reduce.total(_rank(logits, index) < 5, labeled)
   return statistics
 
 
 def _compute(statistics: Mapping[str, Any]) -> dict[str, float]:
-  scores = means(dict(statistics)) | {"ece": calibration_error(statistics["calibration"])}
+  scores = means(statistics)
+  if "accuracy" not in scores:
+    return scores  # Nothing has a label: no score of labels exists.
   correct, predicted, labeled = np.asarray(statistics["per_class"], np.float64).T
-  classes = max((predicted + labeled > 0).sum(), 1)
-  precision = (correct / np.maximum(predicted, 1)).sum() / classes
-  recall = (correct / np.maximum(labeled, 1)).sum() / classes
-  f1 = (2 * correct / np.maximum(predicted + labeled, 1)).sum() / classes
-  return scores | {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
+  classes = (predicted + labeled > 0).sum()
+  return scores | {
+    "ece": calibration_error(statistics["calibration"]),
+    "macro_precision": float((correct / np.maximum(predicted, 1)).sum() / classes),
+    "macro_recall": float((correct / np.maximum(labeled, 1)).sum() / classes),
+    "macro_f1": float((2 * correct / np.maximum(predicted + labeled, 1)).sum() / classes),
+  }
 
 
-def _train_metrics(outputs: Outputs, batch: Batch) -> dict[str, reduce.Pair]:
-  label, logits = batch.get("label"), outputs["logits"]
-  if label is None or not jnp.issubdtype(label.dtype, jnp.integer):
+def _train_metrics(
+  logits: jax.Array, batch: Batch, entry: str, ignore_label: int | None
+) -> dict[str, reduce.Pair]:
+  label = batch.get(entry)
+  if label is None or jnp.issubdtype(label.dtype, jnp.floating):
     return {}  # mixed labels, or none
-  where = valid_rows(batch, has_true_label(batch, label >= 0))
-  return {"accuracy": reduce.total(logits.argmax(-1) == label.astype(int), where)}
-
-
-def _predict(outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
-  del batch
-  logits = outputs["logits"].astype(jnp.float32)
-  return {"class": logits.argmax(-1), "confidence": jax.nn.softmax(logits).max(-1)}
+  where = batch.get("where")
+  index, labeled, outside = class_labels(
+    label, logits.shape, where=where, entry=entry, ignore_label=ignore_label
+  )
+  where = valid_rows(batch, has_true_label(batch, labeled & ~outside))
+  return {"accuracy": reduce.total(logits.argmax(-1) == index, where)}
 
 
 def _figures(entries, references, class_names):
@@ -111,18 +159,17 @@ def _figures(entries, references, class_names):
   return class_figures(entries, references, class_names)
 
 
-def _logits(outputs: Outputs, batch: Batch) -> jax.Array:
-  logits = outputs_of(outputs, "logits", "student")
+def _logits(outputs: Outputs, output: str) -> jax.Array:
+  """Returns the logits [B, C] in float32 or wider."""
+  logits = outputs_of(outputs, output, "student")
   if logits.ndim != 2 or 0 in logits.shape:
     raise ValueError(
-      f"'logits': expected [rows, classes], at least one of each, got {logits.shape}"
+      f"{output!r}: expected [rows, classes], at least one of each, got {logits.shape}"
     )
-  label = batch_entry(batch, "label")
-  if label.shape != logits.shape[:1] or not jnp.issubdtype(label.dtype, jnp.integer):
+  if logits.shape[-1] == 1:
     raise ValueError(
-      f"'label': expected integers {logits.shape[:1]}, one per row of the logits, got "
-      f"{label.dtype} {label.shape}: "
-      "use tasks.multi_label for several labels per example, tasks.regression for numbers"
+      f"{output!r}: expected logits of at least 2 classes, got {logits.shape}, where every "
+      "prediction is the same class: use tasks.binary, or two logits"
     )
   return logits.astype(reduce.common_dtype(logits.dtype, jnp.float32))
 

@@ -2,7 +2,7 @@
 time.
 """
 
-import math
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,22 +13,24 @@ import numpy as np
 from distill_jax import reduce
 from distill_jax.models.llm.head import head_logits
 from distill_jax.objectives.calls import batch_entry
+from distill_jax.objectives.class_labels import class_labels
 from distill_jax.tasks.logits import (
   AGREEMENT,
   ECE,
   NLL,
+  OUTSIDE,
   TEACHER_KL,
   calibration_error,
+  count_outside,
   logit_statistics,
   means,
-  num_classes,
 )
 from distill_jax.types import Batch, Metric, Outputs, Task
 
 PERPLEXITY = Metric("perplexity", "perplexity", "", "min", ".3f")
 
 
-def language_modeling(*, memory: int = 2**26) -> Task:
+def language_modeling(*, ignore_label: int | None = None, memory: int = 2**26) -> Task:
   """Returns the task of next tokens: labels int [B, L], negative ones left out.
 
   Its metrics are perplexity, accuracy, negative log-likelihood per token, expected calibration
@@ -37,47 +39,57 @@ def language_modeling(*, memory: int = 2**26) -> Task:
   or None, soft-cap or None).
 
   Args:
+    ignore_label: a further label that is left out; None: negative ones only.
     memory: bytes that one network's logits may take at once.
   """
 
   def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
-    return _statistics(outputs, batch, teacher, memory)
+    return _statistics(outputs, batch, teacher, ignore_label, memory)
 
   return Task(
     metrics=(
       PERPLEXITY,
       Metric("accuracy", "accuracy", "%", "max", ".2%"),
       NLL,
-      ECE._replace(detail=0),
+      dataclasses.replace(ECE, detail=0),
       AGREEMENT,
       TEACHER_KL,
     ),
     statistics=statistics,
     compute=_compute,
-    num_classes=num_classes,
+    label_classes=lambda outputs: {"label": _vocab_size(outputs)},
+    ignore_label=ignore_label,
     references=("id",),
     figures=_figures,
   )
 
 
 def _statistics(
-  outputs: Outputs, batch: Batch, teacher: Outputs | None, memory: int
+  outputs: Outputs,
+  batch: Batch,
+  teacher: Outputs | None,
+  ignore_label: int | None,
+  memory: int,
 ) -> dict[str, Any]:
   labels = batch_entry(batch, "label")
-  vocab_size = num_classes(outputs)
-  if labels.shape != _tokens_of(outputs).shape[:-1] or labels.ndim != 2:
-    raise ValueError(
-      f"'label': expected integers [rows, tokens], one per token of the outputs "
-      f"{_tokens_of(outputs).shape}, got {labels.shape}"
-    )
-  if teacher is not None and num_classes(teacher) != vocab_size:
+  vocab_size = _vocab_size(outputs)
+  grid = _tokens_of(outputs).shape[:-1]
+  if len(grid) != 2:
+    raise ValueError(f"'logits': expected [rows, tokens, vocabulary], got {(*grid, vocab_size)}")
+  if teacher is not None and not {"logits", "head"} & set(teacher):
+    raise ValueError(f"teacher: expected 'logits' or a 'head', got {sorted(teacher)}")
+  if teacher is not None and _vocab_size(teacher) != vocab_size:
     raise ValueError(
       f"teacher: expected the student's vocabulary of {vocab_size} tokens, got "
-      f"{num_classes(teacher)}"
+      f"{_vocab_size(teacher)}"
     )
-  valid = labels >= 0
-  if "where" in batch:
-    valid &= batch["where"][:, None]
+  where = batch.get("where")
+  index, valid, outside = class_labels(
+    labels, (*grid, vocab_size), where=where, ignore_label=ignore_label
+  )
+  valid &= ~outside
+  if where is not None:
+    valid &= where[:, None]
   tokens = valid.size
   chunk = min(tokens, max(1, memory // (4 * vocab_size)))
 
@@ -90,11 +102,17 @@ def _statistics(
     rows, teacher_rows, label, valid = part
     logits = _token_logits(rows, outputs)
     teacher_logits = None if teacher is None else _token_logits(teacher_rows, teacher)
-    return logit_statistics(logits, label, valid, teacher_logits)
+    return logit_statistics(logits, label, valid, valid, teacher_logits)
 
   teacher_chunks = None if teacher is None else chunks(_tokens_of(teacher))
-  parts = chunks(_tokens_of(outputs)), teacher_chunks, chunks(labels), chunks(valid)
-  return jax.tree.map(lambda x: x.sum(0), jax.lax.map(score, parts))
+  parts = chunks(_tokens_of(outputs)), teacher_chunks, chunks(index), chunks(valid)
+  sums = jax.tree.map(lambda x: x.sum(0), jax.lax.map(score, parts))
+  return sums | {OUTSIDE: count_outside(outside)}
+
+
+def _vocab_size(outputs: Outputs) -> int:
+  """Returns the width of the logits, or of the head of a model that returns hidden states."""
+  return outputs["logits"].shape[-1] if "logits" in outputs else outputs["head"][0].shape[-1]
 
 
 def _tokens_of(outputs: Outputs) -> jax.Array:
@@ -110,10 +128,13 @@ def _token_logits(rows: jax.Array, outputs: Outputs) -> jax.Array:
 
 
 def _compute(statistics: Mapping[str, Any]) -> dict[str, float]:
-  scores = means(dict(statistics)) | {"ece": calibration_error(statistics["calibration"])}
-  # Without a token there is no perplexity; 1 would be the best of all.
-  scores["perplexity"] = float(np.exp(scores["nll"])) if statistics["nll"][1] > 0 else math.nan
-  return scores
+  scores = means(statistics)
+  if "nll" not in scores:
+    return scores  # Without a token there is no perplexity; 1 would be the best of all.
+  return scores | {
+    "ece": calibration_error(statistics["calibration"]),
+    "perplexity": float(np.exp(scores["nll"])),
+  }
 
 
 def _figures(entries, references, class_names):

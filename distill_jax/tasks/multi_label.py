@@ -10,7 +10,7 @@ import optax
 
 from distill_jax import reduce
 from distill_jax.objectives.calls import batch_entry, outputs_of
-from distill_jax.tasks.logits import means
+from distill_jax.tasks.logits import OUTSIDE, count_outside, means
 from distill_jax.types import Batch, Metric, Outputs, Task
 
 
@@ -42,7 +42,9 @@ def multi_label(*, label: str = "label", output: str = "logits") -> Task:
     columns = (predicted & present, predicted, present)
     per_class = jnp.stack([(x & counted).sum(0, dtype=jnp.int32) for x in columns], -1)
     nll = optax.sigmoid_binary_cross_entropy(logits, labels).mean(-1)
+    outside = (labels < 0) | (labels > 1)
     return {
+      OUTSIDE: count_outside(outside, jnp.broadcast_to(counted, outside.shape)),
       "per_class": per_class,
       "exact": reduce.total((predicted == present).all(-1), rows),
       "nll": reduce.total(nll, rows),
@@ -53,12 +55,12 @@ def multi_label(*, label: str = "label", output: str = "logits") -> Task:
     return {"logits": outputs[output].astype(jnp.float32)}
 
   def evaluate_predictions(predictions, references) -> dict[str, float]:
-    return {"map": _mean_average_precision(predictions["logits"], references[label])}
+    return _mean_average_precision(predictions["logits"], references[label])
 
   return Task(
     metrics=(
-      Metric("f1", "macro F1", "%", "max", ".2%"),
-      Metric("f1_micro", "micro F1", "%", "max", ".2%"),
+      Metric("macro_f1", "macro F1", "%", "max", ".2%"),
+      Metric("micro_f1", "micro F1", "%", "max", ".2%"),
       Metric("map", "mean average precision", "%", "max", ".2%"),
       Metric("exact", "subset accuracy", "%", "max", ".2%"),
       Metric("nll", "binary cross entropy", "nats", "min", ".4f"),
@@ -74,8 +76,9 @@ def multi_label(*, label: str = "label", output: str = "logits") -> Task:
 def _inputs(logits, labels, where, name: str) -> tuple[jax.Array, jax.Array, jax.Array]:
   if logits.ndim != 2 or labels.shape != logits.shape:
     raise ValueError(
-      f"{name!r}: expected 0 or 1 for each of the logits {logits.shape}, got {labels.dtype} "
-      f"{labels.shape}"
+      f"{name}: expected 0 or 1 for each of the logits {logits.shape}, got {labels.dtype} "
+      f"{labels.shape}: use tasks.classification for one class number per example, tasks.binary "
+      "for one logit"
     )
   rows = jnp.ones(len(logits), bool) if where is None else where
   dtype = reduce.common_dtype(logits.dtype, jnp.float32)
@@ -84,17 +87,22 @@ def _inputs(logits, labels, where, name: str) -> tuple[jax.Array, jax.Array, jax
 
 def _compute(statistics: Mapping[str, Any]) -> dict[str, float]:
   correct, predicted, present = np.asarray(statistics["per_class"], np.float64).T
+  scores = means(statistics)
+  if not scores:
+    return scores
   both = predicted + present
-  f1 = (2 * correct / np.maximum(both, 1)).mean()
-  f1_micro = 2 * correct.sum() / max(both.sum(), 1)
-  return means(dict(statistics)) | {"f1": float(f1), "f1_micro": float(f1_micro)}
+  macro = (2 * correct / np.maximum(both, 1)).mean()
+  micro = 2 * correct.sum() / max(both.sum(), 1)
+  return scores | {"macro_f1": float(macro), "micro_f1": float(micro)}
 
 
-def _mean_average_precision(logits: np.ndarray, labels: np.ndarray) -> float:
+def _mean_average_precision(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+  """Returns 'map'; nothing where no class occurs."""
   from sklearn.metrics import average_precision_score
 
   present = np.asarray(labels) > 0.5
   occurs = present.any(0)
   if not occurs.any():
-    return 0.0
-  return float(average_precision_score(present[:, occurs], logits[:, occurs], average="macro"))
+    return {}
+  score = average_precision_score(present[:, occurs], logits[:, occurs], average="macro")
+  return {"map": float(score)}

@@ -68,7 +68,10 @@ def _inputs(prediction, target, where, name: str) -> tuple[jax.Array, jax.Array,
   if shape[-1:] == (1,) and target.shape == shape[:-1]:
     prediction = prediction[..., 0]
   if prediction.shape != target.shape:
-    raise ValueError(f"{name!r}: expected the predictions' shape {shape}, got {target.shape}")
+    raise ValueError(
+      f"{name}: expected the predictions' shape {shape}, got {target.shape}: reshape one of them, "
+      "nothing is broadcast"
+    )
   valid = ~jnp.isnan(target)
   if where is not None:
     valid &= where.reshape(where.shape + (1,) * (target.ndim - 1))
@@ -77,12 +80,12 @@ def _inputs(prediction, target, where, name: str) -> tuple[jax.Array, jax.Array,
 
 
 def _compute(statistics: Mapping[str, Any]) -> dict[str, float]:
-  count = max(float(statistics["count"]), 1.0)
+  count = float(statistics["count"])
+  if not count:
+    return {}
   squared = float(statistics["squared"])
   total, total_squares = np.asarray(statistics["between"], np.float64)
   variance = float(statistics["variance"]) + total_squares - total**2 / count
-  return {
-    "rmse": math.sqrt(squared / count),
-    "mae": float(statistics["absolute"]) / count,
-    "r2": 1 - squared / variance if variance > 0 else math.nan,
-  }
+  scores = {"rmse": math.sqrt(squared / count), "mae": float(statistics["absolute"]) / count}
+  # Equal labels have no variance to explain.
+  return scores | ({"r2": 1 - squared / variance} if variance > 0 else {})

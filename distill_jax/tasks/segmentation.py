@@ -3,17 +3,28 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import reduce
 from distill_jax.losses import kl_divergence
 from distill_jax.objectives.calls import batch_entry, outputs_of
-from distill_jax.tasks.logits import AGREEMENT, TEACHER_KL, confusion_matrix, means
+from distill_jax.objectives.class_labels import class_labels
+from distill_jax.tasks.logits import (
+  AGREEMENT,
+  OUTSIDE,
+  TEACHER_KL,
+  confusion_matrix,
+  count_outside,
+  means,
+)
 from distill_jax.types import Batch, Metric, Outputs, Task
 
 
-def segmentation(*, ignore_label: int = -1, label: str = "label", output: str = "logits") -> Task:
+def segmentation(
+  *, label: str = "label", output: str = "logits", ignore_label: int | None = None
+) -> Task:
   """Returns the task of logits [B, ..., C] and integer labels [B, ...] on the same grid.
 
   Its metrics come from one running confusion matrix [C, C]: mean intersection over union and mean
@@ -21,28 +32,32 @@ def segmentation(*, ignore_label: int = -1, label: str = "label", output: str = 
   teacher, agreement with it and KL(teacher || student) per pixel.
 
   Args:
-    ignore_label: the label of pixels that do not count (255 and -1 are common); negative labels
-      never do.
     label: the batch's entry with the labels.
     output: the output of both networks with the logits.
+    ignore_label: the label of pixels that do not count (255 is common); negative labels never do.
   """
 
   def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
     logits, labels = outputs_of(outputs, output, "student"), batch_entry(batch, label)
-    _check(logits, labels, label)
+    _check(logits)
     logits = logits.astype(reduce.common_dtype(logits.dtype, jnp.float32))
-    labeled = (labels >= 0) & (labels != ignore_label)
+    index, labeled, outside = class_labels(
+      labels, logits.shape, where=batch.get("where"), entry=label, ignore_label=ignore_label
+    )
+    labeled &= ~outside
     pixels = jnp.ones_like(labeled)
     if "where" in batch:
       rows = batch["where"].reshape((-1,) + (1,) * (labels.ndim - 1))
       labeled, pixels = labeled & rows, pixels & rows
     predicted = logits.argmax(-1)
-    confusion = confusion_matrix(labels, predicted, labeled, logits.shape[-1])
+    statistics = {
+      "confusion": confusion_matrix(index, predicted, labeled, logits.shape[-1]),
+      OUTSIDE: count_outside(outside),
+    }
     if teacher is None:
-      return {"confusion": confusion}
-    teacher_logits = teacher[output]
-    return {
-      "confusion": confusion,
+      return statistics
+    teacher_logits = outputs_of(teacher, output, "teacher")
+    return statistics | {
       "agreement": reduce.total(predicted == teacher_logits.argmax(-1), pixels),
       "teacher_kl": reduce.total(kl_divergence(logits, teacher_logits), pixels),
     }
@@ -57,21 +72,21 @@ def segmentation(*, ignore_label: int = -1, label: str = "label", output: str = 
     ),
     statistics=statistics,
     compute=_compute,
-    num_classes=lambda outputs: outputs[output].shape[-1],
+    label_classes=lambda outputs: {label: outputs[output].shape[-1]},
+    ignore_label=ignore_label,
     references=(),
   )
 
 
-def _check(logits, labels, name: str) -> None:
+def _check(logits: jax.Array) -> None:
   if logits.ndim < 3:
     raise ValueError(
       f"'logits': expected [rows, ..., classes] on a grid, got {logits.shape}: use "
       "tasks.classification for one label per example"
     )
-  if labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+  if logits.shape[-1] == 1:
     raise ValueError(
-      f"{name!r}: expected integers {logits.shape[:-1]}, one per pixel of the logits, got "
-      f"{labels.dtype} {labels.shape}: resize one of them in the model"
+      f"'logits': expected at least 2 classes, got {logits.shape}: give the model two per pixel"
     )
 
 
@@ -79,11 +94,13 @@ def _compute(statistics: Mapping[str, Any]) -> dict[str, float]:
   confusion = np.asarray(statistics["confusion"], np.float64)
   correct = confusion.diagonal()
   labeled, predicted = confusion.sum(1), confusion.sum(0)
-  occurs = labeled + predicted > 0
-  classes = max(occurs.sum(), 1)
+  scores = means(statistics)
+  if not confusion.any():
+    return scores
+  classes = (labeled + predicted > 0).sum()
   union = np.maximum(labeled + predicted - correct, 1)
-  return means(dict(statistics)) | {
+  return scores | {
     "miou": float((correct / union).sum() / classes),
     "dice": float((2 * correct / np.maximum(labeled + predicted, 1)).sum() / classes),
-    "pixel_accuracy": float(correct.sum() / max(confusion.sum(), 1)),
+    "pixel_accuracy": float(correct.sum() / confusion.sum()),
   }

@@ -81,10 +81,14 @@ def evaluate_models(
     predict: whether to return the task's predictions.
   """
   steps = {}
+  classes: Mapping[str, int] | None = None
   for model, _ in models:
     steps[model.apply] = jax.jit(functools.partial(_measure_model, model.apply, task, predict))
   sums = [Accumulator(task) for _ in models]
   for batch in iterate(examples, batch_size):
+    if classes is None:
+      classes = _label_classes(task, *models[0], batch)
+    batch = _class_numbers(batch, classes, task.ignore_label)
     teacher_outputs = None if teacher is None else _outputs(teacher[0].apply, teacher[1], batch)
     for (model, variables), accumulator in zip(models, sums):
       accumulator.add(*steps[model.apply](variables, teacher_outputs, batch))
@@ -121,6 +125,25 @@ def predict(
   return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
+def _label_classes(task: Task, model: Model, variables: Variables, batch: HostBatch):
+  if task.label_classes is None:
+    return {}
+  return task.label_classes(jax.eval_shape(_outputs, model.apply, variables, batch))
+
+
+def _class_numbers(
+  batch: HostBatch, classes: Mapping[str, int], ignore_label: int | None
+) -> HostBatch:
+  """Returns the batch with checked labels; all negative ones are `data.UNLABELED`."""
+  negative = {
+    name: np.maximum(label, data.UNLABELED)
+    for name in classes
+    if name in batch and np.issubdtype((label := np.asarray(batch[name])).dtype, np.signedinteger)
+  }
+  marked = {name: data.mark_unlabeled(label, ignore_label) for name, label in negative.items()}
+  return data.class_numbers({**batch, **marked}, classes, data.UNLABELED)
+
+
 def iterate(examples: Examples, batch_size: int) -> Iterator[HostBatch]:
   """Yields every example once, in order, in batches; 'where' marks padding of the last one."""
   batches = data.from_iterable(examples)
@@ -131,8 +154,8 @@ def iterate(examples: Examples, batch_size: int) -> Iterator[HostBatch]:
 
 def make_eval_step(
   student: Model, task: Task, teacher: Model | None = None
-) -> Callable[[Variables, Any, Batch], tuple[Any, dict[str, Any]]]:
-  """Returns a pure step `(variables, teacher_variables, batch) -> (statistics, rows)`; see
+) -> Callable[[TrainState, Any, Batch], tuple[Any, dict[str, Any]]]:
+  """Returns a pure step `(state, teacher_variables, batch) -> (statistics, rows)`; see
   `Accumulator`.
 
   Rows whose 'where' is False count nowhere.
@@ -140,25 +163,31 @@ def make_eval_step(
   Args:
     student: the Model that is evaluated.
     task: what is measured.
-    teacher: a frozen Model to compare with; None: nothing is compared.
+    teacher: a Model to compare with; None: nothing is compared.
   """
 
-  def step(variables, teacher_variables, batch: Batch):
-    teacher_outputs = apply_teacher(teacher, teacher_variables, batch) or None
+  def step(state: TrainState, teacher_variables, batch: Batch):
+    teacher_outputs = _teacher_outputs(teacher, teacher_variables, state, batch) or None
+    variables = evaluation_variables(state)
     return _measure_model(student.apply, task, False, variables, teacher_outputs, batch)
 
   return step
 
 
 def make_terms_step(
-  student: Model, task: Task, teacher: Model | None, objective: Objective
+  student: Model, task: Task, teacher: Model | None, objective: Objective, compare: bool = True
 ) -> Callable[[TrainState, Any, Batch], tuple[Any, dict[str, Any]]]:
-  """Returns the same step for `tasks.objective_terms`; it takes the train state in place of the
-  variables.
+  """Returns the same step for a task of the objective's terms (`tasks.objective_terms`).
+
+  Args:
+    student, task: as in `make_eval_step`.
+    teacher: the teacher of the terms; or None.
+    objective: evaluated in addition to the task.
+    compare: whether the task compares with the teacher, too.
   """
 
   def step(state: TrainState, teacher_variables, batch: Batch):
-    teacher_outputs = apply_teacher(teacher, teacher_variables, batch)
+    teacher_outputs = _teacher_outputs(teacher, teacher_variables, state, batch)
     variables = evaluation_variables(state)
     learned = Variables(state.params["objective"], state.model_state["objective"])
     outputs = student.apply(*variables, batch, train=False, key=None)[0]
@@ -167,9 +196,16 @@ def make_terms_step(
     terms = evaluate_terms(
       objective, learned, outputs, teacher_outputs, batch, step=state.step, key=key
     )
-    return task.statistics({**outputs, OUTPUT: terms}, batch, None), {}
+    outputs = {**outputs, OUTPUT: terms}
+    return _measure_outputs(task, False, outputs, batch, compare and teacher_outputs or None)
 
   return step
+
+
+def _teacher_outputs(teacher: Model | None, variables: Any, state: TrainState, batch: Batch):
+  """Returns the teacher's outputs; those of the moving average for a teacher that is one."""
+  is_average = teacher is not None and teacher.ema_update is not None
+  return apply_teacher(teacher, state.average if is_average else variables, batch)
 
 
 class Accumulator:
@@ -215,6 +251,10 @@ def _measure_model(apply, task: Task, predict: bool, variables, teacher_outputs,
   needed.
   """
   outputs = apply(*variables, batch, train=False, key=None)[0]
+  return _measure_outputs(task, predict, outputs, batch, teacher_outputs)
+
+
+def _measure_outputs(task: Task, predict: bool, outputs, batch: Batch, teacher_outputs):
   statistics = task.statistics(outputs, batch, teacher_outputs)
   if task.predict is None or not (predict or task.evaluate_predictions is not None):
     return statistics, {}

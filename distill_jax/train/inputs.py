@@ -1,5 +1,6 @@
 """Reads the batches that `fit` trains on, and checks before training what does not fit."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -38,7 +39,7 @@ def batches_of(
   seed: int,
   run: RunOptions,
   *,
-  num_classes: int | None = None,
+  classes: Mapping[str, int] | None = None,
   cache: Cache | None = None,
   rows: np.ndarray | None = None,
 ) -> Stream:
@@ -46,32 +47,58 @@ def batches_of(
 
   Args:
     source, batch_size, seed, run: as in `fit`.
-    num_classes: labels are below it; None: they are not compared with a number of classes.
+    classes: entries with labels of classes, `{entry: number of classes}`; None: unknown.
     cache: adds the teacher's outputs to each batch; None: nothing.
     rows: those of each batch that this process reads; None: all.
   """
   if cache is not None:
-    stream = batches_of(source, batch_size, seed, run, num_classes=num_classes, rows=rows)
+    stream = batches_of(source, batch_size, seed, run, classes=classes, rows=rows)
     return lambda start: map(cache.add_columns, stream(start))
   if isinstance(source, data.Source):
-    return lambda start: data.batches(
-      source, batch_size, seed=seed, start=start, num_views=run.num_views, rows=rows
+    entries = _unchecked(source, classes)
+    data.class_numbers(source.arrays, entries, run.ignore_label)  # All at once, before training.
+    return lambda start: _marked(
+      data.batches(source, batch_size, seed=seed, start=start, num_views=run.num_views, rows=rows),
+      entries,
+      run.ignore_label,
     )
   pipeline = local_share(source, batch_size, rows)
-  return lambda start: _checked(pipeline(start), num_classes, run.ignore_label)
+  return lambda start: _checked(pipeline(start), classes, run.ignore_label)
+
+
+def _unchecked(source: data.Source, classes: Mapping[str, int] | None) -> dict[str, int]:
+  """Returns the entries with labels that the source did not check when it was made."""
+  return {
+    name: number
+    for name, number in (classes or {}).items()
+    if name in source.arrays and (name != "label" or source.classes is None)
+  }
+
+
+def _marked(
+  batches: Iterable[Mapping[str, Any]], entries: Iterable[str], ignore_label: int | None
+) -> Iterator[Mapping[str, Any]]:
+  """Yields the batches with `UNLABELED` in place of the ignore label."""
+  for batch in batches:
+    labels = {name: data.mark_unlabeled(batch[name], ignore_label) for name in entries}
+    yield {**batch, **labels}
 
 
 def _checked(
-  batches: Iterable[Mapping[str, Any]], num_classes: int | None, ignore_label: int | None
+  batches: Iterable[Mapping[str, Any]],
+  classes: Mapping[str, int] | None,
+  ignore_label: int | None,
 ) -> Iterator[Mapping[str, Any]]:
+  """Yields copies of checked batches, with `UNLABELED` in place of the ignore label."""
+  names = ("label",) if classes is None else classes
   for batch in batches:
     # A copy: the transfer is asynchronous, and a pipeline may fill the same buffers again
     # meanwhile.
     batch = {name: np.array(x) for name, x in data.to_batch(batch).items()}
-    data.check_batch(batch, num_classes, ignore_label)
-    label = batch.get("label")
-    if ignore_label is not None and label is not None and label.ndim == 1:
-      batch["label"] = np.where(label == ignore_label, data.UNLABELED, label)
+    data.check_batch(batch, classes, ignore_label)
+    for name in names:
+      if name in batch:
+        batch[name] = data.mark_unlabeled(batch[name], ignore_label)
     yield batch
 
 
@@ -93,12 +120,39 @@ def local_share(pipeline: Any, batch_size: int, rows: np.ndarray | None) -> Any:
 
 
 def evaluation_batches(
-  examples: Batches, batch_size: int, rows: np.ndarray | None
-) -> Iterable[Mapping[str, Any]]:
-  """Returns the batches of an evaluation, or the given rows of each."""
+  examples: Batches,
+  batch_size: int,
+  rows: np.ndarray | None,
+  *,
+  classes: Mapping[str, int] | None = None,
+  ignore_label: int | None = None,
+) -> Callable[[], Iterator[Mapping[str, Any]]]:
+  """Returns a function that iterates over the batches of an evaluation, or the given rows of each.
+
+  Raises (while it iterates):
+    ValueError: a batch does not fit; as in `data.check_batch`.
+  """
   if isinstance(examples, data.Source):
-    return data.eval_batches(examples, batch_size, rows=rows)
-  return local_share(examples, batch_size, rows)
+    entries = _unchecked(examples, classes)
+    return lambda: _marked(
+      data.eval_batches(examples, batch_size, rows=rows), entries, ignore_label
+    )
+  pipeline = local_share(examples, batch_size, rows)
+
+  def iterate():
+    with _error_prefix("evaluation"):
+      yield from _checked(pipeline, classes, ignore_label)
+
+  return iterate
+
+
+@contextlib.contextmanager
+def _error_prefix(name: str) -> Iterator[None]:
+  """Puts a name in front of a ValueError raised inside."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"{name}: {error}") from error
 
 
 def data_identity(source: Source) -> str:
@@ -163,12 +217,13 @@ def check_kinds(student: Any, teacher: Any, objective: Any) -> None:
     )
 
 
-def check_classes(num_classes: int | None, source: Any) -> None:
+def check_classes(classes: Mapping[str, int] | None, source: Any) -> None:
   """Checks that the student has as many classes as the data.
 
   Raises:
     ValueError: it has fewer.
   """
+  num_classes = (classes or {}).get("label")
   data_classes = getattr(source, "classes", None)
   if num_classes is not None and data_classes is not None and num_classes < data_classes:
     raise ValueError(
@@ -177,31 +232,42 @@ def check_classes(num_classes: int | None, source: Any) -> None:
     )
 
 
+def has_labels(
+  examples: Batches, classes: Mapping[str, int] | None, ignore_label: int | None
+) -> bool:
+  """Returns whether a set in memory has a label of a class; True for all other examples."""
+  if not isinstance(examples, data.Source) or not classes:
+    return True
+  labels = [examples.arrays[name] for name in classes if name in examples.arrays]
+  return any(((x >= 0) & (x != ignore_label)).any() for x in labels)
+
+
 def check_evaluation(
-  step: Callable, arguments: tuple, examples: Batches, example: Batch, num_classes: int | None
+  step: Callable,
+  arguments: tuple,
+  examples: Batches,
+  example: Batch,
+  classes: Mapping[str, int] | None,
+  ignore_label: int | None,
 ) -> Any:
   """Checks before training what the first evaluation would find; returns its statistics' shapes.
 
   Args:
     step, arguments: of the evaluation; only shapes are computed.
-    examples: of the evaluation.
+    examples: of the evaluation; all of those in memory are checked.
     example: their first batch.
-    num_classes: as in `batches_of`.
+    classes, ignore_label: of the labels, as in `evaluation_batches`.
 
   Raises:
     ValueError: it names the labels, outputs or teacher that do not fit.
   """
-  if isinstance(examples, data.Source):
-    check_classes(num_classes, examples)
-    label = examples.arrays.get("label")
-    if num_classes is not None and label is not None and (label < 0).all():
-      raise ValueError(
-        f"evaluation: expected labels, got none in {examples.name!r}: give a set that has some"
-      )
-  else:
-    data.check_batch(example, num_classes)
-  try:
+  with _error_prefix("evaluation"):
+    if isinstance(examples, data.Source):
+      data.class_numbers(examples.arrays, _unchecked(examples, classes), ignore_label)
+    elif isinstance(examples, data.Pipeline) and examples.is_list:
+      for batch in examples:
+        data.check_batch(batch, classes, ignore_label)
+    else:
+      data.check_batch(example, classes, ignore_label)
     statistics, _ = jax.eval_shape(step, *arguments, example)
-  except ValueError as error:
-    raise ValueError(f"evaluation: {error}") from error
   return statistics

@@ -1,7 +1,7 @@
-"""Chooses what a run measures: the task, its first metric, and an evaluation's step."""
+"""Chooses what a run measures: the task, the metric that chooses, and an evaluation's step."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,86 +9,144 @@ import numpy as np
 
 from distill_jax import data, tasks
 from distill_jax.errors import suggest
+from distill_jax.tasks.logits import OUTSIDE
+from distill_jax.tasks.objective_terms import with_terms
 from distill_jax.train.arguments import Arguments, Inputs
 from distill_jax.train.evaluation import make_eval_step, make_terms_step
-from distill_jax.train.inputs import check_classes, check_evaluation
+from distill_jax.train.inputs import check_classes, check_evaluation, has_labels
 from distill_jax.train.loss_fn import make_loss_fn
 from distill_jax.train.optimizers import evaluation_variables
 from distill_jax.train.options import Evaluation
 from distill_jax.train.placement import compile_evaluation
-from distill_jax.types import Batch, Metric, Task, TrainState
+from distill_jax.types import Batch, Metric, Model, Outputs, Task, TrainState
 
 
 class Measure(NamedTuple):
-  """What is measured: the task, its number of classes, and an evaluation's step with its arguments
-  from a state.
+  """What is measured.
+
+  Attributes:
+    task: of the evaluation.
+    train_metrics: of training; or None.
+    classes: entries of the batch with class numbers, `{entry: number of classes}`; None: unknown.
+    best: the metric that chooses the best variables.
+    step: `(state, teacher's variables, batch) -> (statistics, rows)`, of the evaluation;
+      None without one.
   """
 
   task: Task
-  num_classes: int | None
+  train_metrics: Callable | None
+  classes: Mapping[str, int] | None
   best: Metric
-  step: Callable
-  arguments: Callable[[TrainState], Any]
+  step: Callable | None
 
 
 def choose_measure(arguments: Arguments, inputs: Inputs, state: TrainState) -> Measure:
   """Returns the task: the argument, an inferred one, or the objective's terms; checks it on the
   evaluation's examples.
+
+  Raises:
+    ValueError: labels, outputs or `best` do not fit.
   """
-  student, evaluation = arguments.student, arguments.evaluation
+  evaluation, ignore_label = arguments.evaluation, arguments.run.ignore_label
   example = inputs.example
   if evaluation is not None:
     example = _first_batch(evaluation, arguments.batch_size)
-  apply = functools.partial(student.apply, train=False, key=None)
-  outputs = jax.eval_shape(lambda v, b: apply(*v, b)[0], evaluation_variables(state), example)
-  task = arguments.task or tasks.infer(outputs, example)
-  if task is None:
-    teacher, objective = arguments.teacher, arguments.objective
-    task = tasks.objective_terms(_term_names(arguments, inputs, state))
-    measure = Measure(
-      task,
-      None,
-      task.metrics[0],
-      make_terms_step(student, task, teacher, objective),
-      lambda state: (state, _teacher_of(arguments, inputs, state)),
-    )
-  else:
-    measure = Measure(
-      task,
-      None if task.num_classes is None else task.num_classes(outputs),
-      task.metrics[0],
-      make_eval_step(student, task),
-      lambda state: (evaluation_variables(state), ()),
-    )
-  check_classes(measure.num_classes, arguments.source)
-  names = [metric.name for metric in measure.task.metrics]
-  reserved = sorted({"step", "phase", "sparsity"}.intersection(names))
+  outputs = _output_shapes(arguments.student, state, example)
+  task = arguments.task or tasks.infer(outputs, example, ignore_label)
+  trained = arguments.task or tasks.infer(outputs, inputs.example, ignore_label) or task
+  classes = _classes(trained, outputs)
+  check_classes(classes, arguments.source)
+  train_metrics = None if trained is None else trained.train_metrics
+  if evaluation is None:
+    task = task or tasks.objective_terms(())
+    _check_names(task)
+    return Measure(task, train_metrics, classes, task.metrics[0], None)
+  check_classes(classes, evaluation.data)
+  task, step = _evaluated(arguments, inputs, state, task, classes, example)
+  _check_names(task)
+  variables = inputs.teacher_variables
+  shapes = check_evaluation(
+    step, (state, variables), evaluation.data, example, classes, ignore_label
+  )
+  best = _best(task, evaluation.best, shapes)
+  return Measure(task, train_metrics, classes, best, step)
+
+
+def _check_names(task: Task) -> None:
+  reserved = sorted({"step", "phase", "sparsity"}.intersection(m.name for m in task.metrics))
   if reserved:
     raise ValueError(
       f"task: expected metrics of names that the log does not use, got {reserved}: rename them"
     )
-  if evaluation is None:
-    return measure
-  if evaluation.best is not None:
-    measure = measure._replace(best=_metric(task, evaluation.best))
-  shapes = check_evaluation(
-    measure.step, measure.arguments(state), evaluation.data, example, measure.num_classes
-  )
-  _check_best(measure, shapes)
-  return measure
 
 
-def _check_best(measure: Measure, shapes: Any) -> None:
-  """Checks on zeros that the evaluation computes the metric that chooses the best variables."""
-  if measure.task.evaluate_predictions is not None:
-    return
-  zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-  scores = measure.task.compute(zeros)
-  if measure.best.name not in scores:
+def _evaluated(
+  arguments: Arguments,
+  inputs: Inputs,
+  state: TrainState,
+  task: Task | None,
+  classes: Mapping[str, int] | None,
+  example: Batch,
+) -> tuple[Task, Callable]:
+  """Returns the task of an evaluation, and its step: of labels, of the objective's terms, or of
+  both.
+  """
+  student, teacher, objective = arguments.student, arguments.teacher, arguments.objective
+  evaluation = arguments.evaluation
+  assert evaluation is not None
+  fits = functools.partial(_fits, state=state, inputs=inputs, example=example)
+  if task is not None and has_labels(evaluation.data, classes, arguments.run.ignore_label):
+    names = [metric.name for metric in task.metrics]
+    compared = teacher if fits(make_eval_step(student, task, teacher)) else None
+    if evaluation.best in (None, *names):
+      return task, make_eval_step(student, task, compared)
+    task = with_terms(task, _term_names(arguments, inputs, state))
+    return task, make_terms_step(student, task, teacher, objective, compared is not None)
+  terms = tasks.objective_terms(_term_names(arguments, inputs, state))
+  step = make_terms_step(student, terms, teacher, objective)
+  comparison = tasks.objective_terms(())
+  if not fits(step) and fits(make_eval_step(student, comparison, teacher)):
+    return comparison, make_eval_step(student, comparison, teacher)
+  return terms, step
+
+
+def _fits(step: Callable, *, state: TrainState, inputs: Inputs, example: Batch) -> bool:
+  """Whether a step can be computed; of objective terms alone also whether any is."""
+  try:
+    statistics, _ = jax.eval_shape(step, state, inputs.teacher_variables, example)
+  except ValueError:
+    return False
+  return bool(jax.tree.leaves(statistics))
+
+
+def _best(task: Task, name: str | None, shapes: Any) -> Metric:
+  """Returns the metric that chooses the best variables, among those that the evaluation computes.
+
+  Raises:
+    ValueError: the task has no metric of this name, or does not compute it here.
+  """
+  metrics = {metric.name: metric for metric in task.metrics}
+  if name is not None and name not in metrics:
+    raise ValueError(f"best: expected a metric of the task, got {name!r}{suggest(name, metrics)}")
+  if task.evaluate_predictions is not None:
+    return metrics[name] if name else task.metrics[0]
+  scores = task.compute(jax.tree_util.tree_map_with_path(_some_sums, shapes))
+  computed = [metric.name for metric in task.metrics if metric.name in scores]
+  if name is None and task.metrics[0].name in computed:
+    return task.metrics[0]
+  if name not in computed:
+    wanted = name or task.metrics[0].name
     raise ValueError(
-      f"best: expected a metric that the evaluation computes, got {measure.best.name!r}"
-      f"{suggest(measure.best.name, scores)}; those that compare with a teacher are not computed"
+      f"best: expected a metric that the evaluation computes, got {wanted!r}"
+      f"{suggest(wanted, computed)}; those that compare with a teacher need a live one"
     )
+  return metrics[name]
+
+
+def _some_sums(path: Any, leaf: Any) -> np.ndarray:
+  """Returns ones, so that something was counted; zeros for labels that are no class."""
+  is_outside = OUTSIDE in jax.tree_util.keystr(path)
+  return (np.zeros if is_outside else np.ones)(leaf.shape, leaf.dtype)
 
 
 def _first_batch(evaluation: Evaluation, batch_size: int) -> Batch:
@@ -100,34 +158,36 @@ def _first_batch(evaluation: Evaluation, batch_size: int) -> Batch:
   return batch
 
 
+def _output_shapes(student: Model, state: TrainState, batch: Batch) -> Outputs:
+  apply = functools.partial(student.apply, train=False, key=None)
+  return jax.eval_shape(lambda v, b: apply(*v, b)[0], evaluation_variables(state), batch)
+
+
+def _classes(task: Task | None, outputs: Outputs) -> Mapping[str, int] | None:
+  """Returns the classes of each entry with labels; None without a task."""
+  if task is None:
+    return None
+  return {} if task.label_classes is None else task.label_classes(outputs)
+
+
 def _term_names(arguments: Arguments, inputs: Inputs, state: TrainState) -> list[str]:
-  loss_fn = make_loss_fn(arguments.student, arguments.teacher, arguments.objective)
+  teacher = arguments.teacher
+  loss_fn = make_loss_fn(arguments.student, teacher, arguments.objective)
   loss_fn = functools.partial(loss_fn, step=state.step, key=state.key)
-  teacher_variables = _teacher_of(arguments, inputs, state)
+  follows = teacher is not None and teacher.ema_update is not None
+  teacher_variables = state.average if follows else inputs.teacher_variables
   _, aux = jax.eval_shape(
     loss_fn, state.params, state.model_state, teacher_variables, inputs.example
   )
   return list(aux.terms)
 
 
-def _teacher_of(arguments: Arguments, inputs: Inputs, state: TrainState) -> Any:
-  teacher = arguments.teacher
-  follows = teacher is not None and teacher.ema_update is not None
-  return state.average if follows else inputs.teacher_variables
-
-
-def _metric(task: Task, name: str) -> Metric:
-  metrics = {metric.name: metric for metric in task.metrics}
-  if name not in metrics:
-    raise ValueError(f"best: expected a metric of the task, got {name!r}{suggest(name, metrics)}")
-  return metrics[name]
-
-
 def make_evaluator(
   arguments: Arguments, inputs: Inputs, measure: Measure
 ) -> Callable[[TrainState], dict[str, float]] | None:
+  """Returns `state -> scores`; None without an evaluation."""
   evaluation = arguments.evaluation
-  if evaluation is None:
+  if evaluation is None or measure.step is None:
     return None
   evaluate = compile_evaluation(
     measure.step,
@@ -136,5 +196,18 @@ def make_evaluator(
     evaluation.data,
     arguments.batch_size,
     inputs.rows,
+    classes=measure.classes,
+    ignore_label=arguments.run.ignore_label,
   )
-  return lambda state: evaluate(*measure.arguments(state))
+
+  def scores_of(state: TrainState) -> dict[str, float]:
+    scores = evaluate(state, inputs.teacher_variables)
+    if measure.best.name not in scores:
+      raise ValueError(
+        f"best: expected the evaluation to compute {measure.best.name!r}, got {sorted(scores)}: it "
+        "does not exist on these examples (none with a label, or labels of one class only): give "
+        f"other examples, or best={next(iter(scores), 'loss')!r}"
+      )
+    return scores
+
+  return scores_of

@@ -4,7 +4,7 @@ evaluation.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from distill_jax import data
 from distill_jax.distributed import partition, sharding
 from distill_jax.train.evaluation import Accumulator
-from distill_jax.train.inputs import evaluation_batches
+from distill_jax.train.inputs import evaluation_batches, fill_up
 from distill_jax.train.log import pack
 from distill_jax.train.options import Batches
 from distill_jax.train.step import Step
@@ -104,8 +104,11 @@ def compile_evaluation(
   examples: Batches,
   batch_size: int,
   rows: np.ndarray | None,
+  *,
+  classes: Mapping[str, int] | None = None,
+  ignore_label: int | None = None,
 ) -> Callable[[Any, Any], dict[str, float]]:
-  """Returns `(variables, teacher_variables) -> scores` on all examples; those in memory are placed
+  """Returns `(state, teacher_variables) -> scores` on all examples; those in memory are placed
   once.
 
   Args:
@@ -115,23 +118,36 @@ def compile_evaluation(
     examples: of the evaluation.
     batch_size: rows of a batch over all devices.
     rows: those of this process; None: all.
+    classes: entries with labels of classes, `{entry: number of classes}`; None: unknown.
+    ignore_label: of the labels.
   """
   measure = jax.jit(step, out_shardings=sharding.replicated_sharding(mesh))
 
   def place(batch):
-    return sharding.place_rows(batch, mesh, batch_size)
+    return sharding.place_rows(_padded(batch, mesh, rows), mesh, batch_size)
 
-  batches = evaluation_batches(examples, batch_size, rows)
+  batches = evaluation_batches(
+    examples, batch_size, rows, classes=classes, ignore_label=ignore_label
+  )
   in_memory = isinstance(examples, data.Source)
-  device_batches = [place(batch) for batch in batches] if in_memory else None
+  device_batches = [place(batch) for batch in batches()] if in_memory else None
 
-  def evaluate(variables, teacher_variables) -> dict[str, float]:
+  def evaluate(state, teacher_variables) -> dict[str, float]:
     accumulator = Accumulator(task)
-    for batch in device_batches or map(place, batches):
-      accumulator.add(*measure(variables, teacher_variables, batch))
+    for batch in device_batches or map(place, batches()):
+      accumulator.add(*measure(state, teacher_variables, batch))
     return accumulator.result().scores
 
   return evaluate
+
+
+def _padded(batch: Mapping[str, np.ndarray], mesh: Mesh, rows: np.ndarray | None):
+  """Returns a short batch filled up by its last row under 'where', so that it divides evenly."""
+  number = data.count_rows(batch)
+  size = sharding.next_divisible(number, mesh) if rows is None else len(rows)
+  if number >= size:
+    return batch
+  return fill_up(batch, size)
 
 
 def sparsity(state: TrainState) -> dict[str, float]:

@@ -3,7 +3,7 @@ written yet.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +27,7 @@ from distill_jax.train.inputs import (
   data_identity,
 )
 from distill_jax.train.measure import choose_measure, make_evaluator
-from distill_jax.train.options import Evaluation
+from distill_jax.train.options import Evaluation, RunOptions
 from distill_jax.train.placement import compile_step, init_on_host, place_teacher
 from distill_jax.train.step import check_no_cached_outputs, make_init, make_train_step
 from distill_jax.types import Batch, Metric, Task, TrainState, Variables
@@ -92,10 +92,10 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
     hosts.assert_equal("run", identity | intervals._asdict() | start)
   run = Run(
     arguments=arguments,
-    step_fn=_compile_train_step(arguments, inputs, measure.task, specs),
+    step_fn=_compile_train_step(arguments, inputs, measure.train_metrics, specs),
     teacher_variables=inputs.teacher_variables,
     teacher_fingerprint=teacher_fingerprint,
-    stream=_stream(arguments, inputs.rows, measure.num_classes),
+    stream=_stream(arguments, inputs.rows, measure.classes),
     place=_placer(arguments, inputs),
     num_rows=arguments.batch_size if inputs.rows is None else len(inputs.rows),
     intervals=intervals,
@@ -113,6 +113,7 @@ def _check(arguments: Arguments) -> Arguments:
   arguments = arguments._replace(
     source=as_source("source", arguments.source), evaluation=_repeatable(arguments.evaluation)
   )
+  arguments = arguments._replace(run=_with_ignore_label(arguments.run, arguments.task))
   if cache is None:
     return arguments
   run = arguments.run
@@ -145,6 +146,18 @@ def _repeatable(evaluation: Evaluation | None) -> Evaluation | None:
 def _first_batch(source: Any) -> Batch:
   """Returns the first batch of a pipeline; of one that can be read once nothing is lost."""
   return source.first() if isinstance(source, data.Pipeline) else next(iter(source(0)))
+
+
+def _with_ignore_label(run: RunOptions, task: Task | None) -> RunOptions:
+  """Returns the options with the task's ignore label, which both may name."""
+  if task is None or task.ignore_label is None:
+    return run
+  if run.ignore_label not in (None, task.ignore_label):
+    raise ValueError(
+      f"ignore_label: expected the task's {task.ignore_label}, got {run.ignore_label} in "
+      "RunOptions: give it once"
+    )
+  return dataclasses.replace(run, ignore_label=task.ignore_label)
 
 
 def _prepare_inputs(arguments: Arguments) -> Inputs:
@@ -254,13 +267,15 @@ def _identity(arguments: Arguments, teacher_fingerprint: str) -> dict[str, Any]:
   }
 
 
-def _stream(arguments: Arguments, rows: np.ndarray | None, num_classes: int | None) -> Stream:
+def _stream(
+  arguments: Arguments, rows: np.ndarray | None, classes: Mapping[str, int] | None
+) -> Stream:
   return batches_of(
     arguments.source,
     arguments.batch_size,
     arguments.seed,
     arguments.run,
-    num_classes=num_classes,
+    classes=classes,
     cache=arguments.cache,
     rows=rows,
   )
@@ -273,11 +288,11 @@ def _placer(arguments: Arguments, inputs: Inputs) -> Callable[[Batch], Batch]:
 
 
 def _compile_train_step(
-  arguments: Arguments, inputs: Inputs, task: Task, specs: TrainState
+  arguments: Arguments, inputs: Inputs, train_metrics: Callable | None, specs: TrainState
 ) -> Callable:
   options = arguments.step
   if options.metrics is None:
-    options = dataclasses.replace(options, metrics=task.train_metrics)
+    options = dataclasses.replace(options, metrics=train_metrics)
   step = make_train_step(
     arguments.student, arguments.teacher, arguments.objective, arguments.optimizer, options
   )

@@ -65,7 +65,7 @@ def test_regression_job_chooses_by_error_and_reports(tmp_path, capsys):
 @pytest.mark.integration
 def test_multi_label_job_reports_its_scores(tmp_path):
   metrics, scores = run("digits_multi_label", tmp_path)
-  assert list(metrics) == ["f1", "f1_micro", "map", "exact", "nll"]
+  assert list(metrics) == ["macro_f1", "micro_f1", "map", "exact", "nll"]
   assert all(0 <= entry["map"] <= 1 for entry in scores.values())
   assert "macro F1" in report(tmp_path)
 

@@ -99,7 +99,8 @@ def test_labels_that_do_not_fit_raise(rng, label, shapes):
 def test_another_output_can_be_labeled(rng):
   z = normal(rng, 3, 4)
   y = np.arange(3)
-  _, mean = evaluate(labels(output="aux"), {"aux": z, "logits": 0 * z}, {}, {"label": y})
+  term = labels(output="aux", entry="label")
+  _, mean = evaluate(term, {"aux": z, "logits": 0 * z}, {}, {"label": y})
   np.testing.assert_allclose(mean, -np.log(softmax64(z))[y, y].mean(), rtol=1e-5)
   with pytest.raises(ValueError, match="auxx.*'aux'"):
     labels(output="auxx").init(KEY, shaped(aux=(3, 4)), {})
@@ -164,7 +165,7 @@ def test_bfloat16_output_and_integer_label_become_float32(rng, dtype):
   z = jnp.asarray(normal(rng, 5, 3), jnp.bfloat16)
   y = rng.integers(0, 2, (5, 3)).astype(dtype)
   term = labels(optax.sigmoid_binary_cross_entropy, output="tags")
-  (values, where), _ = evaluate(term, {"tags": z}, {}, {"label": y})
+  (values, where), _ = evaluate(term, {"tags": z}, {}, {"tags": y})
   assert values.dtype == jnp.float32 and np.all(where)
   np.testing.assert_allclose(values, binary64(z, y).mean(1), rtol=1e-5)
 
@@ -208,3 +209,162 @@ def test_invalid_loss_raises(rng):
     evaluate(labels(lambda z, y: ((z - y) ** 2).mean()), z, {}, batch)
   with pytest.raises(ValueError, match=r"^where: .*\(4, 3\)"):
     evaluate(labels(optax.squared_error), z, {}, {**batch, "where": np.ones((4, 3), bool)})
+
+
+# entries, ignore labels, weights
+
+
+def apply(term, outputs, batch):
+  """Returns a term's value outside of a compiled function, where labels can be read."""
+  return term.apply({}, {}, outputs, {}, batch, step=jnp.int32(0), key=KEY)[0]
+
+
+@pytest.mark.parametrize("output", ["logits", "0/logits", "type"])
+def test_outputs_learn_the_entry_of_their_name(rng, output):
+  z = normal(rng, 4, 3)
+  batch = {"label": np.array([0, 1, 2, 0]), "type": np.array([2, 2, 1, 1])}
+  y = batch["type" if output == "type" else "label"]
+  _, mean = evaluate(labels(output=output), {output: z}, {}, batch)
+  np.testing.assert_allclose(mean, -np.log(softmax64(z))[range(4), y].mean(), rtol=1e-5)
+  if output == "type":
+    with pytest.raises(ValueError, match="^entry: .*'type'"):
+      apply(labels(output="type"), {"type": z}, {"label": y})
+    with pytest.raises(ValueError, match="^kind: .*'type'|^kind: "):
+      apply(labels(output="type", entry="kind"), {"type": z}, batch)
+
+
+@pytest.mark.parametrize(("ignored", "dtype"), [(255, np.uint8), (-100, np.int16), (-1, np.int32)])
+def test_ignore_label_of_any_value_is_unlabeled(ignored, dtype):
+  z = {"logits": jnp.zeros((2, 2, 2, 3))}
+  y = np.array([[[0, ignored], [ignored, 2]], [[1, ignored], [ignored, 0]]]).astype(dtype)
+  term = labels(ignore_label=ignored)
+  _, mean = evaluate(term, z, {}, {"label": y})
+  np.testing.assert_allclose(mean, np.log(3), rtol=1e-6)
+  np.testing.assert_allclose(reduce.mean(*apply(term, z, {"label": y})), np.log(3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [None, lambda z, y: (z**2).sum(-1)])
+def test_label_that_is_no_class_raises_and_is_nan_when_compiled(rng, loss):
+  outputs = {"logits": normal(rng, 4, 3)}
+  batch = {"label": np.array([0, 1, 7, 2])}
+  with pytest.raises(ValueError, match="^label: .*7.*ignore_label=7"):
+    apply(labels(loss), outputs, batch)
+  (values, _), mean = evaluate(labels(loss), outputs, {}, batch)
+  np.testing.assert_array_equal(np.isnan(values), [0, 0, 1, 0])
+  assert np.isnan(mean)
+  padded = batch | {"where": np.array([1, 1, 0, 1], bool)}
+  _, mean = evaluate(labels(loss), outputs, {}, padded)
+  assert np.isfinite(mean)
+  apply(labels(loss), outputs, padded)
+
+
+def test_nan_of_masked_rows_reaches_no_gradient(rng):
+  z = normal(rng, 4, 3)
+  z[1], z[2] = np.nan, np.inf
+  batch = {"label": np.array([0, -1, 255, 2])}
+  term = labels(ignore_label=255)
+
+  def mean(z):
+    return reduce.mean(*apply(term, {"logits": z}, batch))
+
+  value, gradient = jax.value_and_grad(mean)(jnp.asarray(z))
+  rest = {"label": batch["label"][[0, 3]]}
+  expected = reduce.mean(*apply(labels(), {"logits": z[[0, 3]]}, rest))
+  np.testing.assert_allclose(value, expected, rtol=1e-6)
+  assert (gradient[1:3] == 0).all() and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_class_and_example_weights_multiply_the_loss(rng, soft):
+  z = normal(rng, 5, 3)
+  target = softmax64(normal(rng, 5, 3)) if soft else np.eye(3)[[0, 2, 1, 2, 0]]
+  label = target.astype(np.float32) if soft else target.argmax(-1)
+  weights, examples = np.array([0.5, 2.0, 1.25]), np.array([1.0, 0.0, 3.0, 0.5, 1.0], np.float32)
+  term = labels(class_weights=[0.5, 2, 1.25], example_weights="importance", label_smoothing=0.1)
+  (values, _), mean = evaluate(term, {"logits": z}, {}, {"label": label, "importance": examples})
+  smooth = 0.9 * target + 0.1 / 3
+  expected = examples * -(weights * smooth * np.log(softmax64(z))).sum(-1)
+  np.testing.assert_allclose(values, expected, rtol=1e-5)
+  np.testing.assert_allclose(mean, expected.mean(), rtol=1e-5)
+
+
+def test_loss_of_class_numbers_gets_them_as_integers(rng):
+  def focal(z, y):
+    log_q = jnp.take_along_axis(jax.nn.log_softmax(z), y[..., None], -1)[..., 0]
+    return -((1 - jnp.exp(log_q)) ** 2) * log_q
+
+  z = normal(rng, 3, 2, 4)
+  y = np.array([[0, 3], [-1, 2], [1, 1]])
+  q = np.take_along_axis(softmax64(z), y.clip(0)[..., None], -1)[..., 0]
+  weights = np.array([1.0, 2.0, 3.0, 4.0])
+  expected = (-((1 - q) ** 2) * np.log(q) * weights[y])[y >= 0].mean()
+  _, mean = evaluate(labels(focal, class_weights=weights), {"logits": z}, {}, {"label": y})
+  np.testing.assert_allclose(mean, expected, rtol=1e-5)
+  with pytest.raises(ValueError, match=r"^loss: .*\(\)"):
+    apply(labels(lambda z, y: focal(z, y).mean()), {"logits": z}, {"label": y})
+
+
+def test_binary_focal_loss_of_optax(rng):
+  z = normal(rng, 6, 1)
+  y = np.array([0, 1, 1, 255, 0, 1])
+  term = labels(optax.sigmoid_focal_loss, ignore_label=255)
+  _, mean = evaluate(term, {"logits": z}, {}, {"label": y})
+  p = 1 / (1 + np.exp(-np.float64(z[:, 0])))
+  p = np.where(y == 1, p, 1 - p)
+  expected = (-((1 - p) ** 2) * np.log(p))[y != 255].mean()
+  np.testing.assert_allclose(mean, expected, rtol=1e-5)
+
+
+def test_label_smoothing_may_be_a_schedule(rng):
+  z, y = normal(rng, 4, 3), np.array([0, 1, 2, 0])
+  schedule = optax.linear_schedule(0.2, 0.0, 10)
+  values, _ = apply(labels(label_smoothing=schedule), {"logits": z}, {"label": y})
+  expected, _ = apply(labels(label_smoothing=0.2), {"logits": z}, {"label": y})
+  np.testing.assert_allclose(values, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "weights", [[1.0], [-1.0, 1, 1], [0, 0, 0], [1, float("nan"), 1], "abc", [[1, 1, 1]], [True] * 3]
+)
+def test_class_weights_that_are_none_raise(weights):
+  with pytest.raises(ValueError, match="^class_weights:"):
+    labels(class_weights=weights)
+
+
+def test_settings_that_do_not_fit_the_output_raise(rng):
+  with pytest.raises(ValueError, match="^class_weights: .*3 .*'logits'.*2"):
+    labels(class_weights=[1, 2]).init(KEY, shaped(logits=(4, 3)), {})
+  with pytest.raises(ValueError, match="^logits: .*2 classes"):
+    labels().init(KEY, shaped(logits=(4, 1)), {})
+  z, y = {"logits": normal(rng, 4, 3)}, np.arange(4) % 3
+  with pytest.raises(ValueError, match=r"^weight: .*\(4,\).*\(3,\)"):
+    apply(labels(example_weights="weight"), z, {"label": y, "weight": np.ones(3)})
+  with pytest.raises(ValueError, match="^weight: .*-1"):
+    apply(labels(example_weights="weight"), z, {"label": y, "weight": np.array([1, -1, 1, 1.0])})
+  with pytest.raises(ValueError, match="^wait: .*'weight'"):
+    apply(labels(example_weights="wait"), z, {"label": y, "weight": np.ones(4)})
+  with pytest.raises(ValueError, match="^class_weights: .*'label'"):
+    one = {"logits": normal(rng, 4, 2)}
+    apply(labels(optax.squared_error, class_weights=[1, 2]), one, {"label": normal(rng, 4, 2)})
+
+
+@pytest.mark.parametrize(
+  ("shape", "label", "hint"),
+  [
+    ((4, 4), np.eye(4, dtype=np.int32), r"argmax"),
+    ((4, 3), np.ones((4, 3), np.int32), r"multi_label"),
+    ((4, 3), np.ones((4, 1), np.int32), r"label\[\.\.\., 0\]"),
+    ((2, 6, 5), np.ones((2, 4), np.int32), r"transcript"),
+    ((2, 6, 6, 5), np.ones((2, 3, 3), np.int32), r"position"),
+    ((4, 3), np.ones(4, np.float32), r"int32"),
+  ],
+)
+def test_labels_of_another_shape_say_what_to_write(shape, label, hint):
+  with pytest.raises(ValueError, match=f"^label: .*{hint}"):
+    apply(labels(), {"logits": jnp.zeros(shape)}, {"label": label})
+
+
+def test_bool_labels_are_classes_0_and_1(rng):
+  z, y = normal(rng, 4, 2), np.array([True, False, False, True])
+  values, _ = apply(labels(), {"logits": z}, {"label": y})
+  np.testing.assert_allclose(values, -np.log(softmax64(z))[range(4), y.astype(int)], rtol=1e-5)

@@ -1,5 +1,6 @@
 """Builds entries and tasks of three kinds of problem for the tests of reports."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -42,7 +43,7 @@ def class_blocks(entries, references, class_names):
 
 CLASSIFICATION = make_task(ACCURACY, F1, NLL, ECE, AGREEMENT, UNMEASURED, figures=class_blocks)
 REGRESSION = make_task(RMSE, Metric("r2", "R²", "", "max", ".4f"))
-LANGUAGE = make_task(PERPLEXITY, ECE._replace(detail=0), ACCURACY)
+LANGUAGE = make_task(PERPLEXITY, dataclasses.replace(ECE, detail=0), ACCURACY)
 
 
 def make_history(seed=0, name="accuracy"):

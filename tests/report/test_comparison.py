@@ -1,5 +1,6 @@
 """The table with a row per metric, and the sentences about the first metric."""
 
+import dataclasses
 import statistics
 
 import pytest
@@ -113,7 +114,13 @@ def test_large_ratios_are_integers():
     (ACCURACY, 0.91254, "91.25", "accuracy, %", "Test accuracy, % ↑"),
     (RMSE, 1.23456, "1.235", "RMSE, mm", "Test RMSE, mm ↓"),
     (PERPLEXITY, 34.7, "34.700", "perplexity", "Test perplexity ↓"),
-    (UNMEASURED._replace(short="Sh"), -0.5, "−0.50", "score that no entry has", "Test Sh ↑"),
+    (
+      dataclasses.replace(UNMEASURED, short="Sh"),
+      -0.5,
+      "−0.50",
+      "score that no entry has",
+      "Test Sh ↑",
+    ),
   ],
 )
 def test_format_and_titles_follow_the_metric(metric, value, text, label, column):

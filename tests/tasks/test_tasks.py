@@ -38,8 +38,10 @@ def test_multi_label_equals_scikit_learn(rng, dtype):
   padded = outputs | {"logits": np.where(where[:, None], logits, np.nan)}
   scores = task.compute(total_of(task, jax.tree.map(jnp.asarray, padded), batch))
   y, z = labels[where], logits[where].astype(np.float64)
-  assert scores["f1"] == pytest.approx(sk.f1_score(y, z > 0, average="macro", zero_division=0))
-  assert scores["f1_micro"] == pytest.approx(sk.f1_score(y, z > 0, average="micro"))
+  assert scores["macro_f1"] == pytest.approx(
+    sk.f1_score(y, z > 0, average="macro", zero_division=0)
+  )
+  assert scores["micro_f1"] == pytest.approx(sk.f1_score(y, z > 0, average="micro"))
   assert scores["exact"] == pytest.approx(sk.accuracy_score(y, z > 0))
   nll = -(y * -np.log1p(np.exp(-z)) + ~y * -np.log1p(np.exp(z))).mean()
   assert scores["nll"] == pytest.approx(nll, rel=1e-5)
@@ -136,7 +138,7 @@ def test_objective_terms_are_weighted_means_over_the_full_set(rng):
   assert scores["hard"] == pytest.approx(hard, rel=1e-5)
   assert scores["soft"] == pytest.approx(soft, rel=1e-5)
   assert scores["loss"] == pytest.approx(0.25 * hard + 0.3 * soft, rel=1e-5)
-  assert [m.name for m in task.metrics] == ["loss", "hard", "soft"]
+  assert [m.name for m in task.metrics] == ["loss", "hard", "soft", "teacher_kl", "agreement"]
 
 
 SHAPES = jax.ShapeDtypeStruct
@@ -158,6 +160,7 @@ INT, FLOAT = jnp.int32, jnp.float32
     ({"logits": SHAPES((4, 3), FLOAT)}, SHAPES((4, 1), INT), None),
     ({"logits": SHAPES((4, 4), FLOAT)}, SHAPES((4, 4), INT), None),
     ({"logits": SHAPES((4, 1), FLOAT)}, SHAPES((4,), FLOAT), None),
+    ({"logits": SHAPES((4, 1), FLOAT)}, SHAPES((4,), INT), None),
     ({"embedding": SHAPES((4, 3), FLOAT)}, SHAPES((4,), INT), None),
     ({"logits": SHAPES((4, 3), FLOAT)}, None, None),
   ],

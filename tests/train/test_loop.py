@@ -389,13 +389,18 @@ def test_validation_is_checked_before_training():
   )
   with pytest.raises(ValueError, match="student.*12.*3"):
     run(validation=wide)
-  with pytest.raises(ValueError, match="evaluation.*labels"):
-    run(validation=data.unlabeled(source(1, 30)))
   with pytest.raises(ValueError, match="best.*'accuracy'"):
     run(best="acuracy")
   with pytest.raises(ValueError, match="evaluation"):
     batch = next(data.eval_batches(source(1, 30), 16))
     run(validation=[batch | {"label": batch["label"][:, None]}], task=tasks.classification())
+
+
+def test_unlabeled_validation_measures_terms_and_the_teacher():
+  fitted = run(validation=data.unlabeled(source(1, 30)), steps=5)
+  scores = fitted.history[-1]
+  assert {"loss", "soft", "teacher_kl", "agreement"} <= set(scores)
+  assert not {"hard", "accuracy"} & set(scores)
 
 
 def test_a_score_that_is_not_finite_is_never_best():

@@ -384,8 +384,7 @@ def test_a_plain_function_teaches(rng):
   evaluate = jax.jit(
     make_eval_step(from_nnx(Student(nnx.Rngs(0))), tasks.classification(), teacher)
   )
-  variables = Variables(trained.params["student"], trained.model_state["student"])
-  statistics, _ = evaluate(variables, teacher_outputs, b)
+  statistics, _ = evaluate(trained, teacher_outputs, b)
   assert reduce.value(statistics["agreement"]) > 0.9
 
 

@@ -1,0 +1,89 @@
+"""Reads class numbers from a batch: which are labels, and which are no class at all."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class ClassLabels(NamedTuple):
+  """Class numbers and what counts of them, all of the labels' shape [...].
+
+  Attributes:
+    number: class numbers; 0 where there is no label, or none that is a class.
+    labeled: bool, which have a label.
+    outside: bool, which labels are no class. All are False outside of a compiled function, where
+      such a label raises.
+  """
+
+  number: jax.Array
+  labeled: jax.Array
+  outside: jax.Array
+
+
+def class_labels(
+  label: jax.Array,
+  shape: tuple[int, ...],
+  *,
+  where: jax.Array | None = None,
+  entry: str = "label",
+  ignore_label: int | None = None,
+) -> ClassLabels:
+  """Returns the class numbers of logits of a shape.
+
+  Args:
+    label: integers or bools [...]; negative ones, and `ignore_label`, are no labels.
+    shape: of the logits, [..., C].
+    where: valid rows or positions, bool, a prefix of [...]; the others may hold anything.
+    entry: name of the batch's entry, for messages.
+    ignore_label: a further number that is no label, such as 255.
+
+  Raises:
+    ValueError: labels of another dtype or shape; outside of compiled functions also a number that
+      is no class.
+  """
+  label = jnp.asarray(label)
+  if label.dtype == jnp.bool_:
+    label = label.astype(jnp.int32)
+  if not jnp.issubdtype(label.dtype, jnp.integer) or label.shape != shape[:-1]:
+    raise ValueError(
+      f"{entry}: expected integers {shape[:-1]} for logits {shape}, got {label.dtype} "
+      f"{label.shape}: {_shape_hint(entry, label, shape)}"
+    )
+  label = label.astype(int)  # As `argmax` gives them.
+  labeled = label >= 0
+  if ignore_label is not None:
+    labeled &= label != ignore_label
+  outside = labeled & (label >= shape[-1])
+  if where is not None:
+    outside &= where.reshape(where.shape + (1,) * (label.ndim - where.ndim))
+  _check_inside(entry, label, outside, shape[-1])
+  return ClassLabels(jnp.where(labeled & ~outside, label, 0), labeled, outside)
+
+
+def _check_inside(entry: str, label: jax.Array, outside: jax.Array, classes: int) -> None:
+  if isinstance(outside, jax.core.Tracer):
+    return
+  values = np.asarray(label)[np.asarray(outside)]
+  if values.size:
+    raise ValueError(
+      f"{entry}: expected a class 0 to {classes - 1}, got {values[0]} ({values.size} such labels): "
+      f"pass ignore_label={values[0]} if it marks what has no label"
+    )
+
+
+def _shape_hint(entry: str, label: jax.Array, shape: tuple[int, ...]) -> str:
+  """Returns what to write for labels of another shape."""
+  if label.shape == (*shape[:-1], 1):
+    return f"drop the last axis, {entry}[..., 0]"
+  if label.shape == shape:
+    return (
+      f"one-hot rows are {entry}.argmax(-1); for several labels an example use "
+      "labels(optax.sigmoid_binary_cross_entropy) and tasks.multi_label"
+    )
+  if label.shape == shape[:-1]:
+    return "cast whole numbers to int32; use a loss such as optax.squared_error for real numbers"
+  if label.ndim == 2 and label.ndim < len(shape) and label.shape[:1] == shape[:1]:
+    return "one per position; a transcript of another length needs optax.ctc_loss in a Term"
+  return "give one per row or position of the logits"

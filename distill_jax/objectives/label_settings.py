@@ -1,0 +1,87 @@
+"""The arguments of `objectives.labels`, and their checks."""
+
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax.errors import suggest
+from distill_jax.types import Batch
+
+
+class LabelSettings(NamedTuple):
+  """The arguments of `labels` that each batch needs."""
+
+  loss: Callable[[jax.Array, jax.Array], jax.Array] | None
+  output: str
+  entry: str | None
+  class_weights: np.ndarray | None
+  example_weights: str | None
+  ignore_label: int | None
+
+
+def label_entry(settings: LabelSettings, batch: Batch) -> tuple[jax.Array, str]:
+  """Returns the labels, and the name of their entry."""
+  name = settings.entry
+  if name is None:
+    name = "label" if settings.output.split("/")[-1] == "logits" else settings.output
+    if name != "label" and name not in batch:
+      raise ValueError(
+        f"entry: expected the labels of output {settings.output!r} in the batch's entry of that "
+        f"name, got only {sorted(batch)}: pass entry='label' or another one"
+      )
+  if name not in batch:
+    raise ValueError(
+      f"{name}: expected labels in the batch, got only {sorted(batch)}{suggest(name, batch)}"
+    )
+  return jnp.asarray(batch[name]), name
+
+
+def check_loss(loss: Any, label_smoothing: Any) -> None:
+  """Raises a ValueError for a loss that is no function, or a label smoothing that does not fit."""
+  if loss is not None and not callable(loss):
+    raise ValueError(f"loss: expected a function (predictions, label) -> values, got {loss!r}")
+  if not callable(label_smoothing):
+    is_number = isinstance(label_smoothing, numbers.Real) and not isinstance(label_smoothing, bool)
+    if not is_number or not 0 <= label_smoothing < 1:
+      raise ValueError(
+        f"label_smoothing: expected a number in [0, 1) or a schedule, got {label_smoothing!r}"
+      )
+  if loss is not None and (callable(label_smoothing) or label_smoothing):
+    raise ValueError(
+      f"label_smoothing: expected 0 next to a loss, got {label_smoothing}: only the softmax cross "
+      "entropy (loss None) smooths labels"
+    )
+
+
+def class_weights_array(weights: Sequence[float] | None) -> np.ndarray | None:
+  """Returns the weights as float32 [C]; raises a ValueError where they are no weights."""
+  if weights is None:
+    return None
+  array = np.asarray(weights)
+  is_number = array.dtype.kind in "iuf" and array.ndim == 1 and array.size > 1
+  if not is_number or not np.isfinite(array).all() or (array < 0).any() or not array.any():
+    raise ValueError(
+      "class_weights: expected one finite number >= 0 per class, not all 0, got "
+      f"{weights if array.size < 20 else f'{array.dtype} {array.shape}'}"
+    )
+  return array.astype(np.float32)
+
+
+def check_classes(settings: LabelSettings, shape: tuple[int, ...]) -> None:
+  """Raises a ValueError where an output of a shape has one class, or other ones than weights."""
+  if settings.loss is None and math.prod(shape[-1:]) < 2:
+    raise ValueError(
+      f"{settings.output}: expected logits of at least 2 classes, got {shape}: one logit takes "
+      "labels(optax.sigmoid_binary_cross_entropy), or give the model two"
+    )
+  weights = settings.class_weights
+  if weights is not None and len(weights) != shape[-1]:
+    raise ValueError(
+      f"class_weights: expected {shape[-1]} numbers, one per class of {settings.output!r}, got "
+      f"{len(weights)}"
+    )
