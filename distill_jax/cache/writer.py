@@ -21,7 +21,7 @@ from distill_jax.cache.store.manifest import Manifest
 from distill_jax.cache.store.rows import RowIndex
 from distill_jax.cache.teacher.lm_head import has_head, head_of, write_head
 from distill_jax.cache.teacher.predictor import make_predictor, tokenizer_size
-from distill_jax.cache.teacher.variables import check_weights, teacher_variables_of
+from distill_jax.cache.teacher.variables import teacher_variables_of
 from distill_jax.cache.teacher_inputs import ImageInputs, TeacherInputs, make_teacher_inputs
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
@@ -29,6 +29,7 @@ from distill_jax.data.images import Images
 from distill_jax.data.text.tokenized import PackedText
 from distill_jax.distributed import sharding
 from distill_jax.models.logits import ROWS, check_logits
+from distill_jax.models.variables import check_weights
 from distill_jax.types import Batch, Model, Variables
 
 SHARD_BYTES = 2**25

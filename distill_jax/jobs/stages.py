@@ -187,7 +187,7 @@ def _with_initial_weights(job: Job, network: Network, train: Examples) -> Model:
       return Variables(*jax.tree.map(jnp.copy, tuple(start)))
 
   if init_from_teacher is None:
-    return model._replace(init=init)
+    return model._replace(init=init, variables=None)
   trained_teacher = _trained_teacher(network, _trained_variables(job, network), train)
   if trained_teacher is None:
     raise ConfigError(
@@ -201,7 +201,7 @@ def _with_initial_weights(job: Job, network: Network, train: Examples) -> Model:
       files.write(network.folder / ORIGINS, format_origins(origins) + "\n")
     return variables
 
-  return model._replace(init=init_with_origins)
+  return model._replace(init=init_with_origins, variables=None)
 
 
 def _teacher_variables(job: Job, network: Network) -> Variables | None:

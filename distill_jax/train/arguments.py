@@ -15,7 +15,7 @@ from distill_jax.train.options import (
   StepOptions,
   check_kind,
 )
-from distill_jax.types import Batch, Model, Objective, Task, Variables
+from distill_jax.types import Batch, Model, Objective, Task
 
 
 class Arguments(NamedTuple):
@@ -30,7 +30,8 @@ class Arguments(NamedTuple):
   steps: int
   batch_size: int
   seed: int
-  teacher_variables: Variables | None
+  student_variables: Any
+  teacher_variables: Any
   task: Task | None
   evaluation: Evaluation | None
   checkpoints: CheckpointOptions | None

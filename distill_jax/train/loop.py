@@ -13,7 +13,6 @@ from distill_jax.distributed import hosts
 from distill_jax.distributed.interruption import Interrupted, Interruption
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, check_options
-from distill_jax.train.evaluation import predict
 from distill_jax.train.inputs import next_batch
 from distill_jax.train.log import Log, fetch
 from distill_jax.train.optimizers import evaluation_variables
@@ -27,31 +26,9 @@ from distill_jax.train.options import (
 from distill_jax.train.placement import sparsity
 from distill_jax.train.prepare import Run, prepare
 from distill_jax.train.profile import Profile
+from distill_jax.train.result import FitResult
 from distill_jax.train.saver import Saver
-from distill_jax.types import Model, Objective, Task, TrainState, Variables
-
-
-class FitResult(NamedTuple):
-  """The result of `fit`.
-
-  Attributes:
-    student: the Model that was trained.
-    variables: its variables from the best evaluation; without an evaluation, the last ones. Of an
-      optimizer that averages parameters, those averages (`evaluation_variables`).
-    state: the train state after the last step.
-    history: dicts as in metrics.jsonl, in order.
-  """
-
-  student: Model
-  variables: Variables
-  state: TrainState
-  history: list[dict[str, Any]]
-
-  def predict(self, examples: Any, *, batch_size: int = 256) -> dict[str, Any]:
-    """Returns the student's outputs as host arrays: of a batch, a `Source` or batches
-    (`train.predict`).
-    """
-    return predict(self.student, self.variables, examples, batch_size=batch_size)
+from distill_jax.types import Model, Objective, Task, TrainState
 
 
 class NonFiniteError(RuntimeError):
@@ -85,7 +62,8 @@ def fit(
   steps: int,
   batch_size: int,
   seed: int = 0,
-  teacher_variables: Variables | None = None,
+  student_variables: Any = None,
+  teacher_variables: Any = None,
   task: Task | None = None,
   evaluation: Any = None,
   checkpoints: CheckpointOptions | str | Path | None = None,
@@ -111,7 +89,11 @@ def fit(
     steps: in all, including those of an earlier run that is resumed.
     batch_size: rows per step over all devices.
     seed: of the student's initial weights, the order of the examples, and every draw.
-    teacher_variables: the frozen teacher's weights, if the Model does not carry them.
+    student_variables: the weights that the student starts from: `Variables`, Linen's `{'params':
+      ..., 'batch_stats': ...}`, or the params alone of a network without state; None: those of its
+      `init`. They are copied.
+    teacher_variables: the frozen teacher's weights in the same forms, if the Model does not carry
+      them.
     task: what is measured in training and evaluation. None: it is inferred from outputs and labels
       where that is safe (`tasks.infer`), and otherwise the objective's own terms are evaluated, for
       which the teacher runs too. Metrics that compare with the teacher are left out: `evaluate`
@@ -151,6 +133,7 @@ def fit(
     steps=check_integer("steps", steps, 1),
     batch_size=check_integer("batch_size", batch_size, 1),
     seed=check_integer("seed", seed),
+    student_variables=student_variables,
     teacher_variables=teacher_variables,
     task=task,
     evaluation=evaluation,

@@ -12,11 +12,16 @@ from jax.experimental import multihost_utils
 
 from distill_jax import data
 from distill_jax.cache import check_run, check_teacher_weights
-from distill_jax.cache.teacher.variables import check_weights
 from distill_jax.data.image_checks import check_images
 from distill_jax.distributed import hosts, partition, sharding
 from distill_jax.models.entries import entries_read
 from distill_jax.models.logits import ROWS, check_logits
+from distill_jax.models.variables import (
+  as_variables,
+  check_start,
+  check_weights,
+  start_from,
+)
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, Inputs
 from distill_jax.train.inputs import (
@@ -120,7 +125,8 @@ def _check(arguments: Arguments) -> Arguments:
   if not run.num_views:
     run = dataclasses.replace(run, num_views=cache.num_views)
   if arguments.teacher_variables is not None:
-    check_teacher_weights(cache, arguments.teacher_variables)
+    variables = as_variables("teacher_variables", arguments.teacher_variables)
+    check_teacher_weights(cache, variables)
   source = arguments.source
   examples = source if isinstance(source, data.Source) else _first_batch(source)
   num_views = getattr(source, "num_views", run.num_views)
@@ -177,7 +183,9 @@ def _prepare_inputs(arguments: Arguments) -> Inputs:
   if rows is not None:
     example = {name: np.resize(x, (batch_size, *x.shape[1:])) for name, x in example.items()}
   if variables is not None and teacher is not None:
-    check_weights(teacher, Variables(*variables), example)
+    variables = as_variables("teacher_variables", variables)
+    if teacher.ema_update is None:
+      check_weights(teacher, variables, example)
   rules = () if arguments.cache is not None else arguments.run.teacher_rules
   return Inputs(mesh, rows, example, place_teacher(teacher, variables, mesh, rules))
 
@@ -202,15 +210,24 @@ def _example(arguments: Arguments, rows: np.ndarray | None) -> Batch:
 
 
 def _initialize(arguments: Arguments, inputs: Inputs) -> TrainState:
+  student = arguments.student
+  if arguments.student_variables is not None:
+    student = start_from(student, arguments.student_variables, inputs.example)
   init = make_init(
-    arguments.student,
+    student,
     arguments.teacher,
     arguments.objective,
     arguments.optimizer,
     on_policy=arguments.step.on_policy,
   )
   with init_on_host(inputs.mesh):
-    return init(jax.random.key(arguments.seed), inputs.example)
+    state = init(jax.random.key(arguments.seed), inputs.example)
+    check_start(student, _student_variables(state))
+    return state
+
+
+def _student_variables(state: TrainState) -> Variables:
+  return Variables(state.params["student"], state.model_state["student"])
 
 
 def _check_logits(arguments: Arguments, inputs: Inputs, state: TrainState) -> None:
@@ -219,9 +236,8 @@ def _check_logits(arguments: Arguments, inputs: Inputs, state: TrainState) -> No
   example = {name: x[: ROWS * mesh.size] for name, x in inputs.example.items()}
   if inputs.rows is not None:
     example = multihost_utils.broadcast_one_to_all(example)  # Each process has rows of its own.
-  variables = Variables(state.params["student"], state.model_state["student"])
   with init_on_host(mesh):
-    check_logits("student", arguments.student, variables, example)
+    check_logits("student", arguments.student, _student_variables(state), example)
   if teacher is not None and teacher.ema_update is None:
     check_logits("teacher", teacher, inputs.teacher_variables, example)
 
@@ -257,12 +273,14 @@ def _intervals(arguments: Arguments) -> Intervals:
 
 def _identity(arguments: Arguments, teacher_fingerprint: str) -> dict[str, Any]:
   cache, checkpoints = arguments.cache, arguments.checkpoints
+  start = arguments.student_variables
   return {
     "seed": arguments.seed,
     "num_views": arguments.run.num_views,
     "batch_size": arguments.batch_size,
     "teacher": teacher_fingerprint if cache is None else cache.digest,
     "data": data_identity(arguments.source),
+    **({} if start is None else {"student_variables": fingerprint(start)}),
     **({} if checkpoints is None else checkpoints.identity),
   }
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from distill_jax import compat, reduce
+from distill_jax.models.variables import check_trainable
 from distill_jax.train.gradients import accumulated_gradients, full_gradients
 from distill_jax.train.loss_fn import apply_teacher, make_loss_of_outputs
 from distill_jax.train.optimizers import as_optimizer, init_optimizer
@@ -53,6 +54,7 @@ def make_init(
 
   def init(key: jax.Array, batch: Batch) -> TrainState:
     variables = student.init(jax.random.fold_in(key, 0), batch)
+    check_trainable("student", variables.params)
     outputs = _output_shapes(student, variables, batch)
     teacher_outputs: Outputs = {}
     if teacher is not None:

@@ -21,13 +21,14 @@ from distill_jax.cache.teacher.lazy_logits import (
   map_token_chunks,
 )
 from distill_jax.cache.teacher.predictor import make_output_fn, tokenizer_size
-from distill_jax.cache.teacher.variables import check_weights, teacher_variables_of
+from distill_jax.cache.teacher.variables import teacher_variables_of
 from distill_jax.cache.teacher_inputs import TeacherInputs, make_teacher_inputs
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
 from distill_jax.data.text.tokenized import PackedText
 from distill_jax.distributed import sharding
+from distill_jax.models.variables import check_weights
 from distill_jax.types import Batch, Model, Variables
 
 Scores = dict[str, jax.Array]  # per row [B]: 'difference', and of logits 'kl' and 'top1'

@@ -1,11 +1,8 @@
-"""Checks a teacher and its weights before anything is computed."""
+"""Checks a teacher and finds its weights before anything is computed."""
 
-from collections.abc import Mapping
 from typing import Any
 
-import jax
-
-from distill_jax.trees import named_leaves
+from distill_jax.models.variables import as_variables
 from distill_jax.types import Model, Variables
 
 
@@ -14,7 +11,7 @@ def teacher_variables_of(teacher: Any, teacher_variables: Variables | None) -> V
 
   Args:
     teacher: a frozen Model.
-    teacher_variables: its weights; None: those that the Model carries.
+    teacher_variables: its weights, as in `as_variables`; None: those that the Model carries.
 
   Raises:
     ValueError: no Model, an EMA of the student, or no weights.
@@ -35,28 +32,4 @@ def teacher_variables_of(teacher: Any, teacher_variables: Variables | None) -> V
       "teacher: expected a Model with weights, got none: pass teacher_variables=, or build the "
       "Model from trained weights"
     )
-  return Variables(*variables)
-
-
-def check_weights(teacher: Model, variables: Variables, arrays: Mapping[str, Any]) -> None:
-  """Checks that weights are the teacher's: most networks would compute with the student's as well.
-
-  Args:
-    teacher: its weights, or those that its init would create, have the expected shapes.
-    variables: to be used with it.
-    arrays: examples [N, ...]; only shapes and dtypes are used.
-
-  Raises:
-    ValueError: a leaf has another shape; the message names it.
-  """
-  reference = teacher.variables
-  if reference is None:
-    batch = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in arrays.items()}
-    reference = jax.eval_shape(teacher.init, jax.random.key(0), batch)
-  expected = {name: leaf.shape for name, leaf in named_leaves(tuple(reference))}
-  for name, leaf in named_leaves(tuple(variables)):
-    if name in expected and leaf.shape != expected[name]:
-      raise ValueError(
-        f"teacher_variables: expected shape {tuple(expected[name])} of {name!r}, got "
-        f"{tuple(leaf.shape)}: pass the teacher's weights, not another network's"
-      )
+  return as_variables("teacher_variables", variables)

@@ -175,8 +175,8 @@ def hold_zeros(
 
   It fine-tunes a student whose single weights were pruned:
 
-      student = student._replace(init=lambda key, batch: pruned)      # the pruned Variables
       optimizer = hold_zeros(optax.adamw(1e-4), r"^student/.*kernel$")
+      fit(student, teacher, objective, optimizer, source, student_variables=pruned, ...)
 
   Args:
     inner: the optimizer; it gets the full gradient.

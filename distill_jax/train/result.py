@@ -1,0 +1,36 @@
+"""Holds what `fit` returns."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from distill_jax.train.evaluation import predict
+from distill_jax.types import Model, TrainState, Variables
+
+
+class FitResult(NamedTuple):
+  """The result of `fit`.
+
+  Attributes:
+    student: the Model that was trained.
+    variables: its variables from the best evaluation; without an evaluation, the last ones. Of an
+      optimizer that averages parameters, those averages (`evaluation_variables`).
+    state: the train state after the last step.
+    history: dicts as in metrics.jsonl, in order.
+  """
+
+  student: Model
+  variables: Variables
+  state: TrainState
+  history: list[dict[str, Any]]
+
+  def predict(self, examples: Any, *, batch_size: int = 256) -> dict[str, Any]:
+    """Returns the student's outputs as host arrays: of a batch, a `Source` or batches
+    (`train.predict`).
+    """
+    return predict(self.student, self.variables, examples, batch_size=batch_size)
+
+  def __repr__(self) -> str:
+    size = sum(leaf.size for leaf in jax.tree.leaves(self.variables.params))
+    last = self.history[-1] if self.history else {}
+    return f"FitResult(step={int(self.state.step)}, parameters={size:,}, last={last})"
