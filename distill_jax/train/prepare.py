@@ -3,6 +3,7 @@ written yet.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -257,7 +258,7 @@ def _check_images(arguments: Arguments, inputs: Inputs, state: TrainState) -> No
     return student.apply(*variables, batch, train=False, key=None)[0]
 
   for field, batch in examples.items():
-    check_images(batch, lambda batch=batch: entries_read(apply, variables, batch), field)
+    check_images(batch, functools.partial(entries_read, apply, variables, batch), field)
 
 
 def _intervals(arguments: Arguments) -> Intervals:
