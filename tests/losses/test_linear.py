@@ -110,7 +110,7 @@ LOW = ("kl", "jensen_shannon", "bucket")
 )
 def test_bfloat16_is_added_up_in_float32(kind, memory):
   (hidden, kernel, bias), *rest = problem(tokens=64, width=32, dtype=jnp.bfloat16, temperature=1.0)
-  p = ((hidden, kernel / 4, bias), *rest)
+  p = ((hidden, kernel / kernel.dtype.type(4), bias), *rest)
   (value, _), (gradients, _) = compiled(kind, 1.0, memory)(*p)
   (exact, _), expected = compiled_unfused(LOW, 1.0)(*as_dtype(np.float32, p))[kind]
   np.testing.assert_allclose(value, exact, rtol=1e-5)
