@@ -18,6 +18,7 @@ from linear_problem import (
   compiled_unfused,
   fused,
 )
+from scipy import special
 
 from distill_jax import losses
 
@@ -118,6 +119,20 @@ def test_bfloat16_is_added_up_in_float32(kind, memory):
     assert a.dtype == jnp.bfloat16
     error = np.linalg.norm(a.astype(np.float32) - b) / np.linalg.norm(b)
     assert error < 2**-7, error
+
+
+@MODES
+def test_gradient_at_large_logits(memory, rng):
+  student = np.where(rng.random((4, CLASSES)) < 0.5, -80, 80) + rng.normal(size=(4, CLASSES))
+  teacher = student + 0.1 * rng.normal(size=student.shape)
+  kernels = np.float32([student, teacher])
+  expected = np.subtract(*special.softmax(np.float64(kernels), axis=-1)) / 4
+  hidden = np.eye(4, dtype=np.float32)
+
+  def loss(kernel):
+    return losses.linear_kl(hidden, kernel, hidden, kernels[1], memory=memory)
+
+  np.testing.assert_allclose(jax.jit(jax.grad(loss))(kernels[0]), expected, atol=1e-8)
 
 
 FINITE = [kind for kind in DENSE if kind != "reverse_kl"]

@@ -354,6 +354,17 @@ def test_ignored_pixels_do_not_count():
   )
 
 
+def test_rkd_distance_averages_over_equal_rows_too():
+  student, teacher = np.float32([[0], [0], [1], [3]]), np.float32([[0], [2], [2], [3]])
+  np.testing.assert_allclose(losses.rkd_distance(student, teacher), 0.259722, atol=1e-6)
+
+
+def test_fsp_of_sequences():
+  a, b = np.float32([[[1], [3]]]), np.float32([[[2], [4]]])
+  # Flows are means over positions: (1 * 2 + 3 * 4) / 2 and (1 * 1 + 3 * 3) / 2.
+  np.testing.assert_allclose(losses.fsp((a, b), (a, a)), [(7 - 5) ** 2])
+
+
 def test_axis_is_the_class_axis():
   s, t = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
   for f in (losses.kl_divergence, losses.logit_mse, losses.binary_kl, losses.standardize):
