@@ -119,8 +119,8 @@ def first_difference(a: Any, b: Any) -> tuple[tuple[str, ...], Any, Any]:
   for key in a | b:
     left, right = a.get(key, missing), b.get(key, missing)
     if left is missing or right is missing:
-      texts = ("nothing" if value is missing else value for value in (left, right))
-      return (str(key),), *texts
+      left, right = ("nothing" if value is missing else value for value in (left, right))
+      return (str(key),), left, right
     if left != right:
       path, left, right = first_difference(left, right)
       return (str(key), *path), left, right

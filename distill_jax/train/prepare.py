@@ -3,20 +3,15 @@ written yet.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from distill_jax import data
 from distill_jax.cache import check_run, check_teacher_weights
-from distill_jax.data.image_checks import check_images
 from distill_jax.distributed import hosts, partition, sharding
-from distill_jax.models.entries import entries_read
-from distill_jax.models.logits import ROWS, check_logits
 from distill_jax.models.variables import (
   as_variables,
   check_start,
@@ -25,6 +20,7 @@ from distill_jax.models.variables import (
 )
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, Inputs
+from distill_jax.train.checks import check_run_logits, check_student_images, student_variables
 from distill_jax.train.inputs import (
   Stream,
   as_source,
@@ -36,7 +32,7 @@ from distill_jax.train.measure import choose_measure, make_evaluator
 from distill_jax.train.options import Evaluation, RunOptions
 from distill_jax.train.placement import compile_step, init_on_host, place_teacher
 from distill_jax.train.step import check_no_cached_outputs, make_init, make_train_step
-from distill_jax.types import Batch, Metric, Task, TrainState, Variables
+from distill_jax.types import Batch, Metric, Task, TrainState
 
 
 class Intervals(NamedTuple):
@@ -86,8 +82,8 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
   inputs = _prepare_inputs(arguments)
   teacher_fingerprint = fingerprint(inputs.teacher_variables)
   state = _initialize(arguments, inputs)
-  _check_images(arguments, inputs, state)
-  _check_logits(arguments, inputs, state)
+  check_student_images(arguments, inputs, state)
+  check_run_logits(arguments, inputs, state)
   measure = choose_measure(arguments, inputs, state)
   specs = partition.state_specs(state, inputs.mesh, arguments.run.rules)
   state = sharding.place(state, inputs.mesh, specs)
@@ -223,42 +219,8 @@ def _initialize(arguments: Arguments, inputs: Inputs) -> TrainState:
   )
   with init_on_host(inputs.mesh):
     state = init(jax.random.key(arguments.seed), inputs.example)
-    check_start(student, _student_variables(state))
+    check_start(student, student_variables(state))
     return state
-
-
-def _student_variables(state: TrainState) -> Variables:
-  return Variables(state.params["student"], state.model_state["student"])
-
-
-def _check_logits(arguments: Arguments, inputs: Inputs, state: TrainState) -> None:
-  teacher, mesh = arguments.teacher, inputs.mesh
-  # A network may split its rows over the mesh.
-  example = {name: x[: ROWS * mesh.size] for name, x in inputs.example.items()}
-  if inputs.rows is not None:
-    example = multihost_utils.broadcast_one_to_all(example)  # Each process has rows of its own.
-  with init_on_host(mesh):
-    check_logits("student", arguments.student, _student_variables(state), example)
-  if teacher is not None and teacher.ema_update is None:
-    check_logits("teacher", teacher, inputs.teacher_variables, example)
-
-
-def _check_images(arguments: Arguments, inputs: Inputs, state: TrainState) -> None:
-  """Checks the images that the student reads, in training and evaluation."""
-  student = arguments.student
-  variables = Variables(state.params["student"], state.model_state["student"])
-  examples = {"source": inputs.example}
-  evaluation = None if arguments.evaluation is None else arguments.evaluation.data
-  if isinstance(evaluation, data.Source):
-    examples["evaluation"] = {name: x[:1] for name, x in evaluation.arrays.items()}
-  elif isinstance(evaluation, data.Pipeline):
-    examples["evaluation"] = evaluation.first()
-
-  def apply(variables, batch):
-    return student.apply(*variables, batch, train=False, key=None)[0]
-
-  for field, batch in examples.items():
-    check_images(batch, functools.partial(entries_read, apply, variables, batch), field)
 
 
 def _intervals(arguments: Arguments) -> Intervals:

@@ -50,8 +50,8 @@ JOB = textwrap.dedent("""
 
     def task(self):  # The highest loss is best: an earlier evaluation than the last one.
       task = tasks.classification()
-      metrics = [m._replace(better="max") if m.name == "nll" else m for m in task.metrics]
-      return task._replace(metrics=tuple(metrics))
+      highest = lambda m: dataclasses.replace(m, better="max") if m.name == "nll" else m
+      return task._replace(metrics=tuple(map(highest, task.metrics)))
 
     def teacher(self):
       return from_nnx(lambda rngs: CNN(1, (8,), 10, rngs=rngs))
