@@ -24,8 +24,12 @@ class Entries:
   kinds: Mapping[str, str]
   is_default: bool
 
-  def check(self, batch: Batch) -> None:
+  def check(self, batch: Batch, *, any_shape: bool = False) -> None:
     """Checks the entries of a batch.
+
+    Args:
+      batch: the batch.
+      any_shape: whether an 'image' may have any shape, as where rows are only blended.
 
     Raises:
       ValueError: an entry is missing or of another shape, or an image that the caller did not name
@@ -34,7 +38,8 @@ class Entries:
     for name, kind in self.kinds.items():
       if name not in batch:
         raise ValueError(f"{name}: expected an entry of the batch, got only {sorted(batch)}")
-      _check_shape(name, kind, batch[name])
+      if not any_shape or jnp.ndim(batch[name]) == 4:
+        _check_shape(name, kind, batch[name])
     others = self._other_images(batch) if self.is_default else []
     if others:
       names = (*self.kinds, *others)
@@ -53,6 +58,8 @@ class Entries:
 
   def _other_images(self, batch: Batch) -> list[str]:
     """Returns the names of other entries that seem to be images, label maps or boxes."""
+    if any(jnp.ndim(batch[name]) < 3 for name in self.kinds):
+      return []  # Vectors have no size that others could share.
     height, width = self.size(batch)
 
     def is_image(name: str) -> bool:

@@ -33,8 +33,8 @@ def mixup(
     classes: number of classes of 'label'; or of each entry with labels, `{"label": 10, "type": 3}`,
       None for floats such as regression targets, which are blended as they are. None: 'label' is
       floats, or missing.
-    entries: names of the images, which are blended with one weight; None: 'image', and a batch with
-      other images raises. Label maps and boxes cannot be blended.
+    entries: names of the images, or of vectors, which are blended with one weight; None: 'image',
+      and a batch with other images raises. Label maps and boxes cannot be blended.
 
   Returns:
     `(key, batch) -> batch`: images blended, labels rows of probabilities [rows, classes]. An
@@ -51,7 +51,7 @@ def mixup(
   _check_kinds(targets, "mixup", ("image",))
 
   def mix(key, batch):
-    targets.check(batch)
+    targets.check(batch, any_shape=True)
     pairs = _pairs(batch, targets, label_classes)
     weight = jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
     return {**batch, **{name: _blend(weight, *pair) for name, pair in pairs.items()}}

@@ -156,3 +156,11 @@ def test_classes_out_of_range_raise():
   for classes in (0, 1.5, {"label": 0}):
     with pytest.raises(ValueError, match=r"^classes:"):
       data.mixup(1.0, classes)
+
+
+def test_mixup_blends_vectors():
+  batch = {"image": jnp.eye(4), "label": jnp.arange(4) % CLASSES}
+  mixed = MIXERS["mixup"](jax.random.key(0), batch)
+  weight = np.diag(mixed["image"])
+  expected = weight * np.eye(4) + (1 - weight) * np.roll(np.eye(4), 1, 0)
+  np.testing.assert_allclose(mixed["image"], expected, rtol=1e-6)
