@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from distill_jax.data.augmented_entries import make_entries
 from distill_jax.data.checks import UNLABELED, check_seed
-from distill_jax.data.entries import make_entries
 from distill_jax.types import Batch
 
 Transform = Callable[..., jax.Array]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from distill_jax.data.augmented_entries import Entries, make_entries
 from distill_jax.data.checks import check_integer
-from distill_jax.data.entries import Entries, make_entries
 from distill_jax.types import Batch
 
 Mixer = Callable[[jax.Array, Batch], Batch]

@@ -20,7 +20,7 @@ from distill_jax.models.variables import (
 )
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, Inputs
-from distill_jax.train.checks import check_run_logits, check_student_images, student_variables
+from distill_jax.train.first_batch import check_run_logits, check_student_images, student_variables
 from distill_jax.train.inputs import (
   Stream,
   as_source,

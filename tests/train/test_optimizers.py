@@ -46,7 +46,8 @@ def updates_of(optimizer, losses):
   def apply(params, state, student, teacher, batch, *, step, key):
     return {"value": (1.0, (student["logits"][:, 0], None))}, state
 
-  objective = objectives.weighted(hard=(1.0, objectives.labels()))._replace(apply=apply)
+  hard = objectives.labels(optax.squared_error)
+  objective = objectives.weighted(hard=(1.0, hard))._replace(apply=apply)
   batch = {"id": np.arange(1), "image": np.ones(1, np.float32)}
   state = make_init(student, None, objective, optimizer)(jax.random.key(0), batch)
   step = jax.jit(make_train_step(student, None, objective, optimizer))

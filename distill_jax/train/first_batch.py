@@ -6,7 +6,7 @@ from jax.experimental import multihost_utils
 
 from distill_jax import data
 from distill_jax.data.image_checks import check_images
-from distill_jax.models.entries import entries_read
+from distill_jax.models.batch_dependencies import entries_read
 from distill_jax.models.logits import ROWS, check_logits
 from distill_jax.train.arguments import Arguments, Inputs
 from distill_jax.train.placement import init_on_host
