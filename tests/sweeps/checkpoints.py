@@ -75,13 +75,16 @@ def sweep_calls(folder, fault, count=None, seed=0):
     "LD_PRELOAD": str(build(folder)),
   }
 
-  def run(*numbers, expected=0):
+  def run(*numbers, killed=False):
     command = [sys.executable, __file__, str(folder), fault, *map(str, numbers)]
     child = subprocess.run(command, env=environment, capture_output=True, text=True)
     text = (
       f"{fault} at calls {numbers}: ended with {child.returncode}\n{child.stdout}{child.stderr}"
     )
-    assert child.returncode == expected, text
+    # Runs differ by a few calls: a number past a run's last one kills nobody.
+    last = read_progress(folder)[1] if numbers else 0
+    survives = not killed or 0 < last < numbers[0]
+    assert child.returncode == (0 if survives else -signal.SIGKILL), text
 
   # No call fails.
   run(0)
@@ -90,7 +93,7 @@ def sweep_calls(folder, fault, count=None, seed=0):
   numbers = random.Random(seed).sample(range(1, calls + 1), count or calls)
   if fault == "kill":
     for number in numbers:
-      run(number, expected=-signal.SIGKILL)
+      run(number, killed=True)
     # Check what the last one left.
     run()
   else:
