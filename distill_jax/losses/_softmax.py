@@ -32,9 +32,19 @@ def logit_pair(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the logits of both sides, class axis last; -inf where `class_mask` is False."""
   student, teacher = _checks.pair(student, teacher)
+  check_classes(student, axis)
   mask = _checks.mask("class_mask", class_mask, student.shape)
   student, teacher = (_masked(z, axis, mask) for z in (student, teacher))
   return student, teacher
+
+
+def check_classes(student: jax.Array, axis: int = -1) -> None:
+  """Raises ValueError where a softmax has one value, which is 1 whatever the logit is."""
+  if student.shape[axis] < 2:
+    raise ValueError(
+      f"student: expected at least 2 classes along axis {axis}, got shape {student.shape}: one "
+      "logit takes losses.binary_kl, or give the model two"
+    )
 
 
 def log_softmax(

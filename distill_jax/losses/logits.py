@@ -229,6 +229,7 @@ def uld(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
   Array(0., dtype=float32)
   """
   student, teacher = _checks.pair(student, teacher, ndim=1, leading=jnp.ndim(student) - 1)
+  _softmax.check_classes(student)
   wide = max(student.shape[-1], teacher.shape[-1])
   s, t = (jnp.sort(jnp.exp(_softmax.log_softmax(z)), descending=True) for z in (student, teacher))
   s, t = (jnp.pad(z, [(0, 0)] * (z.ndim - 1) + [(0, wide - z.shape[-1])]) for z in (s, t))

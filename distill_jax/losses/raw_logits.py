@@ -86,6 +86,7 @@ def hard_distillation(
     "label_smoothing", label_smoothing, student.dtype, low=0, high=1, open_high=True
   )
   mask = _checks.mask("class_mask", class_mask, student.shape)
+  _softmax.check_classes(student, axis)
   log_q = _softmax.log_softmax(student, axis, mask)
   z = jnp.moveaxis(teacher if mask is None else jnp.where(mask, teacher, -jnp.inf), axis, -1)
   exists = (log_q != -jnp.inf) | (z != -jnp.inf)

@@ -57,6 +57,7 @@ def uskd(
   Array(0.6931, dtype=float32)
   """
   student, weak = _checks.pair(student, weak, exactly=2)
+  _softmax.check_classes(student)
   labels = _checks.integers("labels", labels, student.shape[:1])
   weights = {
     name: _checks.number(name, x, student.dtype, low=0)

@@ -40,6 +40,7 @@ def rnnt_three_way(
   Array([[[0., 0.]]], dtype=float32)
   """
   student, teacher = _checks.pair(student, teacher, exactly=4)
+  _softmax.check_classes(student)
   batch, _, nodes, classes = student.shape
   labels = _checks.integers("labels", labels, (batch, nodes - 1))
   if not 0 <= blank < classes:

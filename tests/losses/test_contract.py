@@ -357,3 +357,18 @@ def test_matrix_products_ask_for_full_precision(case):
     # The product of two bfloat16 values is exact: only the sum needs float32.
     assert product.invars[0].aval.dtype == product.invars[1].aval.dtype, product
     assert product.invars[0].aval.dtype == jnp.float32 or case.name.startswith("linear_"), product
+
+
+OF_CLASSES = [
+  case
+  for case in CASES
+  if case.kind == "logits" and case.name.split("_")[0] not in ("attention", "linear", "sparse")
+]
+
+
+@each(OF_CLASSES)
+def test_one_class_raises(case):
+  """A softmax over one logit is 1, so the loss was 0 and trained nothing (CASES.md, row 49)."""
+  student, teacher, *rest = arguments(case)
+  with pytest.raises(ValueError, match="2 classes"):
+    case(student[..., :1], teacher[..., :1], *rest)
