@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from distill_jax import teachers
+from distill_jax import losses, objectives, teachers
 from distill_jax.models import from_apply, from_linen, from_nnx
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.types import Model, Variables
@@ -169,6 +169,52 @@ def test_an_ensemble_of_one_is_that_teacher(rng, batch):
   np.testing.assert_allclose(softmax64(mixed), softmax64(single), rtol=1e-5)
 
 
+def heads(z, kind, depth):
+  """Returns a teacher with three heads, the same for every batch."""
+  outputs = {"logits": z, "kind": kind, "depth": depth}
+  return from_apply(None, lambda w, x: w, variables=jax.tree.map(jnp.asarray, outputs))
+
+
+def test_each_named_head_is_averaged_in_its_own_way(rng):
+  z, kind, depth = (4 * rng.normal(size=(2, 4, size)) for size in (3, 1, 1))
+  members = [heads(*(x[i].astype(np.float32) for x in (z, kind, depth))) for i in range(2)]
+  mean = {"logits": "probabilities", "kind": "sigmoid", "depth": "logits"}
+  model = teachers.ensemble(members, weights=[1, 3], mean=mean)
+  outputs = outputs_of(model, {"image": 0})
+  weights = [0.25, 0.75]
+  classes = np.einsum("m,m...->...", weights, softmax64(z))
+  np.testing.assert_allclose(outputs["logits"], np.log(classes), rtol=1e-5)
+  positive = np.einsum("m,m...->...", weights, 1 / (1 + np.exp(-kind)))
+  np.testing.assert_allclose(
+    outputs["kind"], np.log(positive / (1 - positive)), rtol=1e-5, atol=1e-6
+  )
+  np.testing.assert_allclose(
+    outputs["depth"], np.einsum("m,m...->...", weights, depth), rtol=1e-5, atol=1e-6
+  )
+
+
+def test_a_head_that_was_not_averaged_raises(rng, batch):
+  z, kind = rng.normal(size=(2, 5, 3)).astype(np.float32)
+  model = teachers.ensemble([heads(z, kind, kind)] * 2, mean="probabilities")
+  student = {"logits": z, "kind": kind}
+  term = objectives.logits(losses.kl_divergence, output="kind")
+  with pytest.raises(ValueError, match=r"^kind: .*ensemble\(mean="):
+    term.init(KEY, student, outputs_of(model, batch))
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 1)])
+def test_softmax_of_one_logit_raises(shape):
+  model = teachers.ensemble([constant(np.ones(shape, np.float32))] * 2, mean="probabilities")
+  with pytest.raises(ValueError, match="^mean: .*'logits'"):
+    outputs_of(model, {"image": 0})
+
+
+@pytest.mark.parametrize("mean", ["median", {}, {"logits": "median"}, None, ["logits"]])
+def test_unknown_means_raise(mean):
+  with pytest.raises(ValueError, match="^mean: "):
+    teachers.ensemble([constant([1.0])], mean=mean)
+
+
 def test_members_keep_outputs_variables_and_mode(batch):
   a, b = from_linen(Normed()), from_nnx(lambda rngs: nnx.Linear(6, 3, rngs=rngs))
   model = teachers.ensemble([a, b], mean="logits")
@@ -216,8 +262,6 @@ def test_invalid_weights_raise(weights):
 def test_invalid_ensembles_raise(batch):
   with pytest.raises(ValueError, match="^models: "):
     teachers.ensemble([], mean="logits")
-  with pytest.raises(ValueError, match="^mean: "):
-    teachers.ensemble([constant([1.0])], mean="median")
   with pytest.raises(ValueError, match=r"^models: .*\(1, 2\), \(1, 3\)"):
     outputs_of(
       teachers.ensemble([constant([[1.0, 2]]), constant([[1.0, 2, 3]])], mean="logits"), batch

@@ -2,6 +2,7 @@
 resumed.
 """
 
+import functools
 import json
 import time
 import warnings
@@ -30,6 +31,7 @@ from distill_jax.jobs.plan import (
 )
 from distill_jax.jobs.report_stage import write_report
 from distill_jax.models import cast
+from distill_jax.models.batch_dependencies import entries_read
 from distill_jax.models.llm.head import with_logits
 from distill_jax.storage import files
 from distill_jax.storage.stablehlo import export_stablehlo
@@ -37,7 +39,7 @@ from distill_jax.storage.student import export_student, load_student
 from distill_jax.train import CheckpointOptions, Evaluation, FitResult, RunOptions, fit
 from distill_jax.train.optimizers import evaluation_variables
 from distill_jax.train.placement import init_on_host
-from distill_jax.types import Metric, Model, Variables
+from distill_jax.types import Batch, Metric, Model, Task, Variables
 
 
 def run_stages(job: Job, stages: Collection[str]) -> None:
@@ -146,11 +148,28 @@ def _best_metric(job: Job) -> Metric:
 
 def _export_program(job: Job, network: Network, variables: Variables) -> None:
   example = data.first(job.config, job.splits.train)
+  model = with_logits(network.model)
   try:
-    export_stablehlo(with_logits(network.model), variables, example, network.folder)
+    heads = _heads(job.config.task(), model, variables, example)
+    export_stablehlo(model, variables, example, network.folder, outputs=heads)
   except ValueError as error:
     # The weights are safe: a network that fixes its batch size is no reason to stop.
     warnings.warn(f"{network.name}: no StableHLO program was written: {error}", stacklevel=2)
+
+
+def _heads(task: Task, model: Model, variables: Variables, batch: Batch) -> list[str] | None:
+  """Returns the names of the outputs that the task reads; None where it does not fit the model."""
+  apply = functools.partial(model.apply, train=False, key=None)
+  outputs = jax.eval_shape(lambda v, b: apply(*v, b)[0], variables, batch)
+  arrays = {name: x for name, x in outputs.items() if hasattr(x, "shape")}
+
+  def measure(_, outputs):
+    return task.statistics(outputs, batch, None), task.predict and task.predict(outputs, batch)
+
+  try:
+    return sorted(entries_read(measure, (), arrays)) or None
+  except ValueError:
+    return None
 
 
 def _run_cache_stage(job: Job, stage: str) -> None:

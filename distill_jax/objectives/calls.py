@@ -255,5 +255,10 @@ def any_output_of(outputs: Outputs, name: str, side: str) -> Any:
   if not outputs:
     raise ValueError(f"{name}: expected an output of the {side}, got no {side} or no outputs")
   if name not in outputs:
-    raise ValueError(f"{name}: expected an output of the {side}, got none{suggest(name, outputs)}")
+    hint = suggest(name, outputs)
+    if f"0/{name}" in outputs:
+      hint = (
+        f" but those of several networks: average it in teachers.ensemble(mean={{{name!r}: ...}})"
+      )
+    raise ValueError(f"{name}: expected an output of the {side}, got none{hint}")
   return outputs[name]

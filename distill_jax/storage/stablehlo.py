@@ -9,6 +9,7 @@ safetensors and flatbuffers:
     logits = jax.jit(program.call)(weights, {"image": images})["logits"]
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -40,7 +41,7 @@ def export_stablehlo(
   batch: Batch,
   folder: str | os.PathLike,
   *,
-  outputs: Sequence[str] = ("logits",),
+  outputs: Sequence[str] | None = None,
   platforms: Sequence[str] = PLATFORMS,
 ) -> Path:
   """Writes the evaluation of a model, for any batch size, next to its exported weights.
@@ -54,7 +55,8 @@ def export_stablehlo(
     batch: an example batch, arrays or `ShapeDtypeStruct`s, rows first. Entries that the outputs do
       not depend on (labels, ids) are no arguments of the program.
     folder: created if it is missing.
-    outputs: names of the model's outputs that the program returns, as a mapping.
+    outputs: names of the model's outputs that the program returns, as a mapping; None: all arrays
+      with a row per example, every head and feature.
     platforms: platforms that the program is lowered for.
 
   Returns:
@@ -68,7 +70,7 @@ def export_stablehlo(
   weights = {
     name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in named_leaves(variables)
   }
-  predict = _predict_fn(model, variables, outputs)
+  predict = _predict_fn(model, variables, outputs or _row_outputs(model, variables, batch))
   inputs = _used_inputs(predict, weights, batch)
   exported = _export(predict, weights, inputs, platforms)
   program = bytes(exported.serialize())
@@ -142,6 +144,15 @@ def _predict_fn(model: Model, variables: Variables, outputs: Sequence[str]) -> _
     return {name: results[name] for name in outputs}
 
   return predict
+
+
+def _row_outputs(model: Model, variables: Variables, batch: Batch) -> list[str]:
+  """Returns the names of a model's outputs that are arrays with a row per example."""
+  (rows,) = {x.shape[0] for x in batch.values()}
+  apply = functools.partial(model.apply, train=False, key=None)
+  outputs = jax.eval_shape(lambda v, b: apply(*v, b)[0], variables, dict(batch))
+  shapes = {name: getattr(x, "shape", ()) for name, x in outputs.items()}
+  return [name for name, shape in shapes.items() if shape[:1] == (rows,)]
 
 
 def _used_inputs(predict: _Predict, weights, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:

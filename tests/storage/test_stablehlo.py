@@ -57,7 +57,7 @@ def assert_same(a, b):
 def written(tmp_path_factory):
   folder, batch = tmp_path_factory.mktemp("student"), batch_of(np.random.default_rng(0), 4)
   variables = variables_of(MODEL, batch)
-  write(folder, MODEL, variables, batch)
+  write(folder, MODEL, variables, batch, outputs=["logits"])
   return folder, variables
 
 
@@ -133,6 +133,19 @@ def test_features_can_be_exported(exported, rng):
   )
   with pytest.raises(ValueError, match=r"outputs: .*'block1'"):
     export_stablehlo(MODEL, variables, batch, folder, outputs=["block_1"])
+
+
+def test_program_returns_every_head(tmp_path, rng):
+  def apply(w, x):
+    rows = x.reshape(x.shape[0], -1)
+    heads = {"logits": rows[:, :3] * w, "kind": rows[:, :2] - w}
+    return {**heads, "scale": w, "head": (w, None, 2.0)}
+
+  model, batch = from_apply(None, apply, variables=jnp.full((1,), 2.0)), batch_of(rng, 2)
+  write(tmp_path, model, model.variables, batch, platforms=("cpu",))
+  rows = batch["image"].reshape(2, -1)
+  expected = {"logits": rows[:, :3] * 2, "kind": rows[:, :2] - 2}
+  assert_same(load_stablehlo(tmp_path)(batch), expected)
 
 
 class Attention(linen.Module):

@@ -55,7 +55,8 @@ def with_vocab_size(model: Model, vocab_size: int) -> Model:
 
 
 def with_logits(model: Model) -> Model:
-  """Returns the model with 'logits' [B, L, vocab_size] in place of hidden states and a head.
+  """Returns the model with 'logits' [B, L, vocab_size] in place of hidden states and a head; other
+  outputs stay.
 
   A model that has logits, or no head, stays as it is.
   """
@@ -64,6 +65,7 @@ def with_logits(model: Model) -> Model:
     outputs, state = model.apply(params, state, batch, train=train, key=key)
     if "logits" in outputs or "head" not in outputs:
       return outputs, state
-    return {"logits": head_logits(outputs)}, state
+    others = {name: x for name, x in outputs.items() if name not in ("hidden", "head")}
+    return {**others, "logits": head_logits(outputs)}, state
 
   return model._replace(apply=apply)
