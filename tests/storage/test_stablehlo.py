@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distill_jax import models
 from distill_jax.models import from_apply, from_linen, from_nnx
 from distill_jax.models.zoo.cnn import CNN
 from distill_jax.models.zoo.mlp import MLP
@@ -157,17 +158,14 @@ class Attention(linen.Module):
 
 def equinox_model():
   eqx = pytest.importorskip("equinox")
-  net = eqx.nn.MLP(64, 3, 8, 1, key=KEY)
-  params, code = eqx.partition(net, eqx.is_inexact_array)
-  return from_apply(
-    None, lambda p, x: jax.vmap(eqx.combine(p, code))(x.reshape(-1, 64)), variables=params
-  )
+  flatten = eqx.nn.Lambda(jnp.ravel)
+  return models.from_equinox(eqx.nn.Sequential([flatten, eqx.nn.MLP(64, 3, 8, 1, key=KEY)]))
 
 
 def haiku_model():
   hk = pytest.importorskip("haiku")
   net = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([8, 3])(hk.Flatten()(x))))
-  return from_apply(net.init, net.apply)
+  return models.from_haiku(net)
 
 
 def keras_model():

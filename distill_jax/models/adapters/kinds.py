@@ -7,8 +7,8 @@ _ADAPTERS = {
   "flax.nnx": "from_nnx",
   "flax.linen": "from_linen",
   "keras": "from_keras",
-  "equinox": "from_apply",
-  "haiku": "from_apply",
+  "equinox": "from_equinox",
+  "haiku": "from_haiku",
 }
 
 

@@ -1,7 +1,6 @@
 """Turns Flax Linen modules into Models."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from flax import linen
 from flax.core import unfreeze
 
 from distill_jax.models.adapters.kinds import wrong_kind
+from distill_jax.models.adapters.modes import FLAGS, mode, mode_arguments
 from distill_jax.models.adapters.outputs import (
   AUXILIARY_LOSS,
   Features,
@@ -22,9 +22,6 @@ from distill_jax.models.adapters.outputs import (
 )
 from distill_jax.types import Batch, Model, Outputs, Variables
 
-_TRAINING_FLAGS = {"train", "training", "is_training"}
-_INFERENCE_FLAGS = {"deterministic", "use_running_average"}
-_FLAGS = _TRAINING_FLAGS | _INFERENCE_FLAGS
 LOSSES = "losses"
 """Collection into which Flax modules sow auxiliary losses."""
 
@@ -64,17 +61,17 @@ def from_linen(
   flags: set[str] = set()
   fields: set[str] = set()
   if call is None:
-    flags = set(inspect.signature(type(module).__call__).parameters) & _FLAGS
+    flags = mode_arguments(type(module).__call__)
     fields = _mode_fields(module) - flags
   clone: Any = module.clone
-  modules = {train: clone(**_mode(fields, train)) if fields else module for train in (True, False)}
+  modules = {train: clone(**mode(fields, train)) if fields else module for train in (True, False)}
   variables = None if variables is None else unfreeze(dict(variables))
   paths = {path.split(":")[0] for path in as_mapping(features).values()}
 
   def method(bound, *args, train):
     if call is not None:
       return call(bound, *args, train=train)
-    return bound(*args, **_mode(flags, train))
+    return bound(*args, **mode(flags, train))
 
   def init(key: jax.Array, batch: Batch) -> Variables:
     if variables is not None:
@@ -120,12 +117,8 @@ def from_linen(
 
 
 def _mode_fields(module: Any) -> set[str]:
-  names = {field.name for field in dataclasses.fields(module)} & _FLAGS
+  names = {field.name for field in dataclasses.fields(module)} & FLAGS
   return {name for name in names if isinstance(getattr(module, name), bool | None)}
-
-
-def _mode(flags: set[str], train: bool) -> dict[str, bool]:
-  return {flag: train if flag in _TRAINING_FLAGS else not train for flag in flags}
 
 
 def _linen_variables(collections: Mapping[str, Any]) -> Variables:

@@ -1,6 +1,7 @@
-"""Tests the recipes for Equinox and Haiku, and every library as teacher and as student."""
+"""Tests the adapters for Equinox and Haiku, and every library as teacher and as student."""
 
 import os
+import sys
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -12,8 +13,8 @@ import optax
 import pytest
 from flax import nnx
 
-from distill_jax import losses, objectives, reduce
-from distill_jax.models import from_apply, from_keras, from_linen, from_nnx
+from distill_jax import losses, models, objectives, reduce
+from distill_jax.models import from_equinox, from_haiku, from_keras, from_linen, from_nnx
 from distill_jax.storage.checkpoint import Checkpoints
 from distill_jax.storage.student import export_student, load_student
 from distill_jax.train import make_init, make_train_step
@@ -45,29 +46,6 @@ class EquinoxNet(eqx.Module):
     return {"logits": self.head(hidden), "hidden": hidden}, state
 
 
-def from_equinox(Net):
-  template, state = eqx.nn.make_with_state(Net)(jax.random.key(0))
-  code = eqx.filter(template, eqx.is_inexact_array, inverse=True)
-  structure = jax.tree.structure(state)
-
-  def leaves(state):
-    return [jnp.asarray(leaf, leaf.dtype) for leaf in jax.tree.leaves(state)]
-
-  def init(key, image):
-    net, state = eqx.nn.make_with_state(Net)(key)
-    return eqx.filter(net, eqx.is_inexact_array), leaves(state)
-
-  def apply(params, image, *, state, train, key):
-    net = eqx.nn.inference_mode(eqx.combine(params, code), not train)
-    keys = None if key is None else jax.random.split(key, len(image))
-    state = jax.tree.unflatten(structure, state)
-    run = jax.vmap(net, in_axes=(0, None, 0), out_axes=(0, None), axis_name="batch")
-    outputs, state = run(image, state, keys)
-    return outputs, leaves(state)
-
-  return from_apply(init, apply)
-
-
 class HaikuNet(hk.Module):
   def __call__(self, x, train):
     x = hk.BatchNorm(True, True, 0.5)(hk.Linear(WIDTH)(x), train)
@@ -77,12 +55,7 @@ class HaikuNet(hk.Module):
     return {"logits": hk.Linear(CLASSES)(hidden), "hidden": hidden}
 
 
-def from_haiku(Net):
-  net = hk.transform_with_state(lambda image, train: Net()(image, train))
-  return from_apply(
-    lambda key, image: net.init(key, image, True),
-    lambda params, image, *, state, train, key: net.apply(params, state, key, image, train),
-  )
+haiku_net = hk.transform_with_state(lambda image, train: HaikuNet()(image, train))
 
 
 class NNXNet(nnx.Module):
@@ -117,8 +90,8 @@ LIBRARIES = {
   "nnx": lambda: from_nnx(NNXNet),
   "linen": lambda: from_linen(LinenNet()),
   "keras": lambda: from_keras(keras_net),
-  "equinox": lambda: from_equinox(EquinoxNet),
-  "haiku": lambda: from_haiku(HaikuNet),
+  "equinox": lambda: from_equinox(eqx.nn.make_with_state(EquinoxNet)),
+  "haiku": lambda: from_haiku(haiku_net),
 }
 
 
@@ -132,7 +105,7 @@ def assert_same(a, b, tolerance=1e-6):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
 
 
-# The two recipes, against calling the libraries directly
+# The two adapters, against calling the libraries directly
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -187,6 +160,94 @@ def test_modes_keys_and_state(batch, library):
     assert jax.tree.structure(state) == jax.tree.structure(variables.state)
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, variables.state)
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(state))
+
+
+def test_equinox_module_without_state(batch):
+  net = eqx.nn.Sequential([eqx.nn.Linear(6, CLASSES, key=KEY), eqx.nn.Dropout(0.5)])
+  model = from_equinox(net)
+  expected = jax.vmap(eqx.nn.inference_mode(net))(batch["image"])
+  outputs, state = model.apply(*model.variables, batch, train=False, key=None)
+  assert_same(outputs, {"logits": expected})
+  assert state == {}
+  keys = jax.random.split(KEY, 32)
+  expected = jax.vmap(lambda x, key: net(x, key=key))(batch["image"], keys)
+  assert_same(model.apply(*model.variables, batch, train=True, key=KEY)[0], {"logits": expected})
+  frozen = from_equinox(eqx.nn.inference_mode(net))
+  outputs = [frozen.apply(*frozen.variables, batch, train=t, key=KEY)[0] for t in (True, False)]
+  assert_same(*outputs, 0)
+
+
+def test_equinox_module_with_its_state(batch):
+  class Net(eqx.Module):
+    norm: eqx.nn.BatchNorm
+
+    def __call__(self, x, y, state):
+      return self.norm(x + y, state)
+
+  make = eqx.nn.make_with_state(lambda: Net(eqx.nn.BatchNorm(6, "rows", mode="ema")))
+  model = from_equinox(make(), inputs=("image", "image"))
+  outputs, state = model.apply(*model.variables, batch, train=True, key=KEY)
+  x = 2 * batch["image"]
+  expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+  assert_same(outputs["logits"], expected, 1e-5)
+  evaluated, same = model.apply(model.variables.params, state, batch, train=False, key=None)
+  assert_same(evaluated["logits"], expected, 1e-5)
+  assert_same(same, state, 0)
+
+
+def test_haiku_transforms_without_state(batch):
+  def forward(x, is_training):
+    x = hk.Linear(CLASSES)(x)
+    return hk.dropout(hk.next_rng_key(), 0.5, x) if is_training else x
+
+  net = hk.transform(forward)
+  model = from_haiku(net)
+  params, state = model.init(KEY, batch)
+  assert_same(params, net.init(KEY, batch["image"], is_training=True), 0)
+  for train in (True, False):
+    expected = net.apply(params, KEY, batch["image"], is_training=train)
+    actual = model.apply(params, state, batch, train=train, key=KEY)
+    assert_same(actual, ({"logits": expected}, {}), 0)
+  without_key = hk.without_apply_rng(hk.transform(lambda x: hk.Linear(CLASSES)(x)))
+  teacher = from_haiku(without_key, params)
+  outputs, _ = teacher.apply(*teacher.variables, batch, train=False, key=None)
+  assert_same(outputs["logits"], without_key.apply(params, batch["image"]), 0)
+
+
+def two_axes():
+  return eqx.nn.Sequential([eqx.nn.BatchNorm(6, name, mode="ema") for name in "ab"])
+
+
+@pytest.mark.parametrize(
+  ("make", "field"),
+  [
+    (lambda: from_equinox(EquinoxNet(KEY)), "module: .*make_with_state"),
+    (lambda: from_equinox(EquinoxNet), "module: .*make_with_state"),
+    (lambda: from_equinox(LinenNet()), "module: .*LinenNet.*from_linen"),
+    (lambda: from_equinox(haiku_net), "module: .*from_haiku"),
+    (lambda: from_equinox(lambda key: 3), "module: .*int"),
+    (lambda: from_equinox(eqx.nn.make_with_state(two_axes)()), "module: .*axis_name"),
+    (lambda: from_haiku(HaikuNet), "transformed: .*HaikuNet"),
+    (lambda: from_haiku(EquinoxNet(KEY)), "transformed: .*from_equinox"),
+    (lambda: from_haiku(haiku_net, {"params": {}}), r"variables: .*\(params, state\)"),
+    (lambda: from_linen(EquinoxNet(KEY)), "module: .*from_equinox"),
+    (lambda: from_nnx(haiku_net), "module: .*from_haiku"),
+  ],
+)
+def test_networks_that_do_not_fit_raise(make, field):
+  with pytest.raises(ValueError, match=f"^{field}"):
+    make()
+
+
+@pytest.mark.parametrize(
+  ("adapter", "module", "package"),
+  [("from_equinox", "equinox", "equinox"), ("from_haiku", "haiku", "dm-haiku")],
+)
+def test_missing_package_is_named(monkeypatch, adapter, module, package):
+  monkeypatch.setitem(sys.modules, module, None)
+  monkeypatch.delitem(sys.modules, f"distill_jax.models.adapters.{module}")
+  with pytest.raises(ImportError, match=f"{adapter}.*pip install {package}"):
+    getattr(models, adapter)
 
 
 # Every library in both roles
