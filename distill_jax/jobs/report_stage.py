@@ -9,13 +9,16 @@ import jax
 from distill_jax import report
 from distill_jax.compression.sizes import disk_bytes, layer_zeros
 from distill_jax.cost.runtime import measure_cost
+from distill_jax.data import Source
+from distill_jax.data.batches import permutation
 from distill_jax.jobs import data
-from distill_jax.jobs.config import ConfigError, Splits
+from distill_jax.jobs.config import ConfigError, Examples, Splits
 from distill_jax.jobs.plan import ORIGINS, RESULT, ROLES, Job, Network, networks
 from distill_jax.jobs.step_times import step_times
 from distill_jax.storage.student import load_student
 from distill_jax.train.evaluation import Evaluated, evaluate_models
-from distill_jax.types import Batch, Model, Variables
+from distill_jax.train.leave_out import PARTS
+from distill_jax.types import Batch, Model, Task, Variables
 
 
 class _Finished(NamedTuple):
@@ -40,14 +43,14 @@ def write_report(job: Job) -> Path:
     raise ConfigError(
       f"--stages: expected a trained network in {job.folder}, got none: run the other stages first"
     )
-  test, task = job.splits.test, job.config.task()
+  test, task = job.splits.test, _task(job)
   sizes = {name: len(split) for name, split in zip(Splits._fields, job.splits)}
   names = tuple(dict.fromkeys(("id", *task.references)))
   path = report.write(
     job.folder / "report",
     _entries(job, complete),
     task=task,
-    references=data.references(data.evaluation(job.config, test), names),
+    references=data.references(data.evaluation(job.config, _shuffled(test)), names),
     class_names=test.class_names,
     run={**job.run, "seconds": _seconds(complete), "data": {"name": test.name, **sizes}},
   )
@@ -93,8 +96,11 @@ def _load(job: Job, complete: list[Network]) -> list[_Finished]:
 
 def _evaluate(job: Job, finished: list[_Finished]) -> list[Evaluated]:
   """Evaluates all networks in one pass, the students next to the teacher."""
-  examples = data.evaluation(job.config, job.splits.test)
-  task = job.config.task()
+  test = job.splits.test
+  # A part of the examples, of which the report's intervals need many, is at least a batch.
+  batch_size = max(1, min(256, len(test) // PARTS))
+  examples = data.evaluation(job.config, _shuffled(test), batch_size)
+  task = _task(job)
   teachers = [one for one in finished if one.role == "teacher"]
   students = [one for one in finished if one.role != "teacher"]
   teacher = (teachers[0].model, teachers[0].variables) if teachers else None
@@ -103,7 +109,15 @@ def _evaluate(job: Job, finished: list[_Finished]) -> list[Evaluated]:
   for group, reference in ((teachers, None), (students, teacher)):
     models = [(one.model, one.variables) for one in group]
     if models:
-      results += evaluate_models(models, examples, task, teacher=reference, predict=predict)
+      results += evaluate_models(
+        models,
+        examples,
+        task,
+        teacher=reference,
+        predict=predict,
+        leave_out=True,
+        batch_size=batch_size,
+      )
   return results
 
 
@@ -130,7 +144,26 @@ def _entry(
     predictions=result.predictions,
     text=text if network is None else "\n\n".join(filter(None, [text, _origins(network)])),
     layers=zeros,
+    leave_out=result.leave_out,
   )
+
+
+def _task(job: Job) -> Task:
+  """Returns the job's task, led by the metric that chooses the exported weights."""
+  task = job.config.task()
+  ordered = sorted(task.metrics, key=lambda metric: metric.name != job.config.best)
+  return task._replace(metrics=tuple(ordered))
+
+
+def _shuffled(test: Examples) -> Examples:
+  """Returns the examples in a fixed random order, so that a batch is a random part of them.
+
+  Streamed images stay in their order: their parts differ more where they are sorted by class, and
+  the intervals are wider.
+  """
+  if not isinstance(test, Source):
+    return test
+  return test.take(permutation(0, 0, len(test)))
 
 
 def _history(network: Network) -> list[dict[str, Any]]:

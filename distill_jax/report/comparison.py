@@ -6,6 +6,7 @@ from typing import NamedTuple
 from distill_jax.report.document import Table
 from distill_jax.report.entries import (
   BATCH,
+  MIN_SEEDS,
   Entry,
   Group,
   Spread,
@@ -13,6 +14,7 @@ from distill_jax.report.entries import (
   groups,
   of_group,
   over_seeds,
+  pairs,
   shared_seeds,
   students,
 )
@@ -24,6 +26,7 @@ from distill_jax.report.numbers import (
   difference_unit,
   formatter,
   integer,
+  limits,
   mean,
   row_title,
   si_prefix,
@@ -79,7 +82,11 @@ def tables(entries: Sequence[Entry], metrics: Sequence[Metric]) -> list[Table]:
 
 
 def verdicts(entries: Sequence[Entry], metric: Metric, examples: int | None) -> list[str]:
-  """Returns a paragraph per distilled student: how far its change exceeds the spread over seeds.
+  """Returns a paragraph per distilled student: its change, with the interval over seeds and test
+  examples.
+
+  It says that distillation helped or harmed where there are at least three seeds and the interval
+  excludes 0.
 
   Args:
     entries: the networks.
@@ -99,33 +106,41 @@ def _verdict(entries: Sequence[Entry], group: Group, metric: Metric, examples: i
   if change is None:
     return f"{capitalized(name)} and the baseline share no seed, so there is no paired difference."
   amount = f"{name} differs from the baseline by {_amount(metric, change.mean)}"
-  if examples:
-    amount += f" ({examples:,} test examples)"
-  if change.deviation is None:
+  tested = f"{examples:,} test examples" if examples else "the test examples"
+  if change.number == 1:
     return (
-      f"With one seed, {amount}. One seed has no spread: "
+      f"With one seed, {amount} ({tested}). One seed has no spread: "
       "only more seeds can show whether this is more than chance."
     )
-  deviation = _with_unit(metric, formatter(metric)(change.deviation))
-  start = (
-    f"Over {change.number} seeds, {amount}, with a sample standard deviation of "
-    f"{deviation} over the seeds. "
-  )
-  return start + _conclusion(entries, group, metric, change)
+  text = f"Over {change.number} seeds, {amount}"
+  if change.interval is None:
+    text += f" ({tested})"
+  else:
+    with_parts = all(metric.name in e.leave_out for pair in pairs(entries, group) for e in pair)
+    over = f"seeds and {tested}" if with_parts else f"seeds, on {tested}"
+    between = limits(formatter(metric), change.interval)
+    text += f" (95 % confidence interval over {over}: {between})"
+  return f"{text}. {_conclusion(entries, group, metric, change)}"
 
 
 def _conclusion(entries: Sequence[Entry], group: Group, metric: Metric, change: Spread) -> str:
-  if change.deviation is None or abs(change.mean) <= change.deviation:
-    return "The difference is within its spread: this run does not show that distillation matters."
-  is_better = (change.mean > 0) == (metric.better == "max")
+  if change.number < MIN_SEEDS:
+    return f"At least {MIN_SEEDS} seeds are needed to tell whether this is more than chance."
+  if not change.sign:
+    return (
+      "The interval does not exclude 0: this run does not show that distillation matters."
+      if change.interval
+      else "All seeds agree, and nothing tells how far chance reaches: this run shows no effect."
+    )
+  is_better = (change.sign > 0) == (metric.better == "max")
   size = _relative_size(entries, group)
   if size is not None and abs(size - 1) > 0.01:
     return (
-      "The difference is larger than its spread: this student, which has "
+      "The interval excludes 0: this student, which has "
       f"{100 * size:.0f} % of the parameters, is {'better' if is_better else 'worse'}."
     )
   effect = "helped" if is_better else "harmed"
-  return f"The difference is larger than its spread: distillation {effect} this student."
+  return f"The interval excludes 0: distillation {effect} this student."
 
 
 def _relative_size(entries: Sequence[Entry], group: Group) -> float | None:

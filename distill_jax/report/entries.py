@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distill_jax.errors import suggest
+from distill_jax.report.intervals import interval
 from distill_jax.types import Metric
 
 ROLES = {"teacher": "Teacher", "baseline": "Baseline", "student": "Student distilled"}
 BATCH = 128  # examples in a batch when a network's throughput is measured
+MIN_SEEDS = 3
+"""Seeds from which on a difference is called better or worse: two may agree by chance."""
 MAX_VARIANT = 24  # characters of a variant's name: it is part of headers and legends
 
 
@@ -53,6 +56,8 @@ class Entry(NamedTuple):
       none.
     text: text that the report prints for this network, such as text that it wrote; may be empty.
     layers: zeros of each array (`compression.sizes.layer_zeros`); may be empty.
+    leave_out: {metric name: its scores without each of K parts of the test examples, float [K]}
+      (`train.Evaluated.leave_out`), for intervals; may be empty.
   """
 
   role: str
@@ -65,6 +70,7 @@ class Entry(NamedTuple):
   predictions: Mapping[str, np.ndarray] | None = None
   text: str = ""
   layers: Sequence[Any] = ()
+  leave_out: Mapping[str, np.ndarray] = {}
 
   @property
   def group(self) -> Group:
@@ -78,11 +84,24 @@ class Entry(NamedTuple):
 
 
 class Spread(NamedTuple):
-  """The mean over `number` seeds and their sample standard deviation (None: one seed)."""
+  """The mean over `number` seeds and their sample standard deviation (None: one seed).
+
+  Attributes:
+    interval: of a difference, its 95 % confidence interval over seeds and test examples; or None.
+  """
 
   mean: float
   deviation: float | None
   number: int
+  interval: tuple[float, float] | None = None
+
+  @property
+  def sign(self) -> int:
+    """Returns 1 or -1 where at least `MIN_SEEDS` seeds have an interval that excludes 0, else 0."""
+    if self.number < MIN_SEEDS or self.interval is None:
+      return 0
+    low, high = self.interval
+    return int(low > 0) - int(high < 0)
 
 
 def check(
@@ -138,9 +157,14 @@ def over_seeds(entries: Sequence[Entry], group: Group, name: str) -> Spread | No
 
 def gain(entries: Sequence[Entry], group: Group, name: str) -> Spread | None:
   """Returns distilled minus baseline, paired by seed; None where no seed has both."""
-  values = [(student.values, baseline.values) for student, baseline in pairs(entries, group)]
-  both = [(left, right) for left, right in values if name in left and name in right]
-  return spread([left[name] - right[name] for left, right in both])
+  both = [pair for pair in pairs(entries, group) if all(name in entry.values for entry in pair)]
+  values = [student.values[name] - baseline.values[name] for student, baseline in both]
+  change = spread(values)
+  if change is None:
+    return None
+  has_parts = all(name in entry.leave_out for pair in both for entry in pair)
+  parts = [s.leave_out[name] - b.leave_out[name] for s, b in both] if has_parts else []
+  return change._replace(interval=interval(values, parts))
 
 
 def pairs(entries: Sequence[Entry], group: Group) -> list[tuple[Entry, Entry]]:

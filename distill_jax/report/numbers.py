@@ -95,8 +95,18 @@ def mean(write: Formatter, spread: Spread | None) -> str:
 
 
 def difference(write: Formatter, spread: Spread | None) -> str:
-  """Returns mean ± deviation with the sign of the mean; a dash for None."""
-  return MISSING if spread is None else signed(write, spread.mean) + _plus_minus(write, spread)
+  """Returns the signed mean and its interval, or ± deviation without one; a dash for None."""
+  if spread is None:
+    return MISSING
+  if spread.interval is None:
+    return signed(write, spread.mean) + _plus_minus(write, spread)
+  return f"{signed(write, spread.mean)} ({limits(write, spread.interval)})"
+
+
+def limits(write: Formatter, interval: tuple[float, float]) -> str:
+  """Returns an interval of differences: '+0.61 to +1.25'."""
+  low, high = (signed(write, limit) for limit in interval)
+  return f"{low} to {high}"
 
 
 def _plus_minus(write: Formatter, spread: Spread) -> str:

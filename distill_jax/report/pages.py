@@ -114,7 +114,8 @@ def _comparison(
   if has_spread:
     spread = "mean ± sample standard deviation over seeds"
   note = (
-    f"Each number: {spread}. Differences to the baseline are paired by seed, in the row's unit. "
+    f"Each number: {spread}. Differences to the baseline are paired by seed, in the row's unit, "
+    "with their 95 % confidence interval where there are several seeds. "
     "↑ higher is better, ↓ lower is better. All scores are of the test split. "
     f"{variants.about_time(entries)}"
   )

@@ -33,9 +33,7 @@ def as_json(
   content = {
     "run": run,
     "metrics": [dataclasses.asdict(metric) for metric in metrics],
-    "entries": [
-      {"role": e.role, "variant": e.variant, "seed": e.seed, "scores": e.values} for e in entries
-    ],
+    "entries": [_entry(entry, metrics[0].name) for entry in entries],
     "over_seeds": {
       group.name: _present({name: over_seeds(entries, group, name) for name in names})
       for group in groups(entries)
@@ -53,7 +51,7 @@ def as_json(
 
 
 def from_json(content: Mapping[str, Any]) -> tuple[list[Metric], list[Entry]]:
-  """Returns metrics and entries; these have scores and costs in `scores` and nothing else.
+  """Returns metrics and entries; these have scores and costs in `scores`, and `leave_out`.
 
   Raises:
     KeyError, TypeError, AttributeError: `content` is not that of a results.json.
@@ -62,8 +60,21 @@ def from_json(content: Mapping[str, Any]) -> tuple[list[Metric], list[Entry]]:
   entries = []
   for row in content["entries"]:
     scores = {name: value for name, value in row["scores"].items() if value is not None}
-    entries.append(Entry(row["role"], row["seed"], scores, {}, [], row["variant"]))
+    leave_out = {name: np.array(parts, float) for name, parts in row["leave_out"].items()}
+    entry = Entry(row["role"], row["seed"], scores, {}, [], row["variant"], leave_out=leave_out)
+    entries.append(entry)
   return metrics, entries
+
+
+def _entry(entry: Entry, first: str) -> dict[str, Any]:
+  """Returns an entry's numbers; scores without parts of the examples of the first metric only."""
+  return {
+    "role": entry.role,
+    "variant": entry.variant,
+    "seed": entry.seed,
+    "scores": entry.values,
+    "leave_out": {name: parts for name, parts in entry.leave_out.items() if name == first},
+  }
 
 
 def _present(values: Mapping[str, Spread | None]) -> dict[str, Spread]:

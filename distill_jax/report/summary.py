@@ -211,7 +211,10 @@ def _note(runs: Sequence[Run]) -> str:
   title = f"Test {metric.title}" + (f" in {unit(metric)}" if unit(metric) else "")
   examples = f" ({integer(rows)} examples)" if rows else ""
   over = f"{seeds} seeds" if seeds else "seeds"
-  spread = f"mean ± sample standard deviation over {over}, the difference paired by seed"
+  spread = (
+    f"mean ± sample standard deviation over {over}, the difference paired by seed, with its 95 % "
+    "confidence interval"
+  )
   if seeds == "1":
     spread = "one seed, so there is no spread"
   words = f"{title}{examples}: {spread}."

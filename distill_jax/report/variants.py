@@ -4,7 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill_jax.report.document import Table
-from distill_jax.report.entries import BATCH, Entry, Group, gain, groups, over_seeds, students
+from distill_jax.report.entries import (
+  BATCH,
+  MIN_SEEDS,
+  Entry,
+  Group,
+  gain,
+  groups,
+  over_seeds,
+  students,
+)
 from distill_jax.report.numbers import (
   MISSING,
   Formatter,
@@ -97,22 +106,20 @@ def few(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def verdict(entries: Sequence[Entry], metric: Metric) -> str:
-  """Returns a sentence: how many students changed by more than the spread over seeds."""
+  """Returns a sentence: for how many students the interval of the change excludes 0."""
   changes = [gain(entries, group, metric.name) for group in students(entries)]
   sign = 1 if metric.better == "max" else -1
-  pairs = [
-    (sign * change.mean, change.deviation)
-    for change in changes
-    if change is not None and change.deviation is not None
-  ]
-  if len(pairs) < len(changes):
-    return f"{len(changes)} students were distilled; not all share two seeds with the baseline."
-  better = sum(change > deviation for change, deviation in pairs)
-  worse = sum(-change > deviation for change, deviation in pairs)
+  signs = [sign * change.sign for change in changes if change and change.number >= MIN_SEEDS]
+  if len(signs) < len(changes):
+    return (
+      f"{len(changes)} students were distilled; not all share {MIN_SEEDS} seeds with the baseline, "
+      "which it takes to tell a difference from chance."
+    )
+  better, worse = signs.count(1), signs.count(-1)
   return (
-    f"Of {len(pairs)} distilled students {better} are better and {worse} worse than the baseline "
-    "by more than the sample standard deviation of the paired difference; for "
-    f"{len(pairs) - better - worse} it is within it."
+    f"Of {len(signs)} distilled students {better} are better and {worse} worse than the baseline: "
+    "the 95 % confidence interval of the difference excludes 0. For "
+    f"{len(signs) - better - worse} it does not. About one in twenty differs by chance."
   )
 
 

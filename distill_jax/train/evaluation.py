@@ -2,14 +2,14 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import data
 from distill_jax.tasks.objective_terms import OUTPUT, evaluate_terms
+from distill_jax.train.accumulator import Accumulator, Evaluated
 from distill_jax.train.loss_fn import apply_teacher
 from distill_jax.train.optimizers import evaluation_variables
 from distill_jax.types import Batch, Model, Objective, Task, TrainState, Variables
@@ -17,21 +17,6 @@ from distill_jax.types import Batch, Model, Objective, Task, TrainState, Variabl
 HostBatch = Mapping[str, np.ndarray]
 Examples = data.Source | Iterable[HostBatch]
 Trained = tuple[Model, Variables]
-
-
-class Evaluated(NamedTuple):
-  """What an evaluation of one model returns.
-
-  Attributes:
-    scores: {metric name: value}.
-    statistics: the task's added sums, host arrays.
-    predictions: {name: array [N, ...]} of all valid examples, in order; {} where none were asked
-      for.
-  """
-
-  scores: dict[str, float]
-  statistics: Any
-  predictions: dict[str, np.ndarray]
 
 
 def evaluate(
@@ -69,6 +54,7 @@ def evaluate_models(
   *,
   teacher: Trained | None = None,
   predict: bool = False,
+  leave_out: bool = False,
   batch_size: int = 256,
 ) -> list[Evaluated]:
   """Returns what `evaluate` measures of several models, in one pass over the examples.
@@ -79,12 +65,14 @@ def evaluate_models(
     models: (Model, variables) each.
     examples, task, teacher, batch_size: as in `evaluate`.
     predict: whether to return the task's predictions.
+    leave_out: whether to return the scores without parts of the examples, of batches each
+      (`train.leave_out`); of scores that follow from the task's statistics.
   """
   steps = {}
   classes: Mapping[str, int] | None = None
   for model, _ in models:
     steps[model.apply] = jax.jit(functools.partial(_measure_model, model.apply, task, predict))
-  sums = [Accumulator(task) for _ in models]
+  sums = [Accumulator(task, leave_out) for _ in models]
   for batch in iterate(examples, batch_size):
     if classes is None:
       classes = _label_classes(task, *models[0], batch)
@@ -208,44 +196,6 @@ def _teacher_outputs(teacher: Model | None, variables: Any, state: TrainState, b
   return apply_teacher(teacher, state.average if is_average else variables, batch)
 
 
-class Accumulator:
-  """Adds up what an evaluation's step returns: sums on the device, rows on the host."""
-
-  def __init__(self, task: Task):
-    self._task = task
-    self._statistics: Any = None
-    self._rows: list[dict[str, Any]] = []
-
-  def add(self, statistics: Any, rows: dict[str, Any]) -> None:
-    """Adds one batch's."""
-    first = self._statistics is None
-    self._statistics = statistics if first else _add(self._statistics, statistics)
-    if rows:
-      rows = jax.device_get(rows)
-      where = rows.pop("where")
-      self._rows.append(jax.tree.map(lambda x: x[where], rows))
-
-  def result(self) -> Evaluated:
-    """Returns the scores of all batches.
-
-    Raises:
-      ValueError: there was no batch.
-    """
-    if self._statistics is None:
-      raise ValueError(
-        "evaluation: expected at least one batch, got none: give a Source or batches"
-      )
-    statistics = jax.device_get(self._statistics)
-    scores = self._task.compute(statistics)
-    predictions: dict[str, np.ndarray] = {}
-    if self._rows:
-      rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *self._rows)
-      predictions = rows["predictions"]
-      if self._task.evaluate_predictions is not None:
-        scores = scores | self._task.evaluate_predictions(predictions, rows["references"])
-    return Evaluated(scores, statistics, predictions)
-
-
 def _measure_model(apply, task: Task, predict: bool, variables, teacher_outputs, batch: Batch):
   """Returns a batch's statistics, and its rows' predictions and references where they are
   needed.
@@ -281,11 +231,6 @@ def _variables(model: Model, variables: Variables | None) -> Variables:
       "variables: expected the model's Variables, got none: pass those of a FitResult"
     )
   return Variables(*variables)
-
-
-@jax.jit
-def _add(total, statistics):
-  return jax.tree.map(jnp.add, total, statistics)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -37,29 +37,34 @@ def test_pairs_show_the_digits_of_their_label():
   assert (label[0, digits.arrays["label"][rows]] == 1).all()
 
 
-def run(name, folder):
+def run(name, folder, *flags):
   """Returns {metric name: better} and the scores of the three networks on the test split."""
   config = f"--config=configs/{name}.py"
-  main([config, *STEPS, *NETWORKS[name], "--config.devices=1", f"--workdir={folder}"])
+  main([config, *STEPS, *NETWORKS[name], *flags, "--config.devices=1", f"--workdir={folder}"])
   results = json.loads((folder / "report" / "results.json").read_text())
   metrics = {metric["name"]: metric["better"] for metric in results["metrics"]}
+  first = results["metrics"][0]["name"]
   scores = {entry["role"]: entry["scores"] for entry in results["entries"]}
+  for entry in results["entries"]:  # Parts of near-equal size: their mean is near the score.
+    parts = entry["leave_out"][first]
+    assert np.mean(parts) == pytest.approx(scores[entry["role"]][first], rel=0.05)
+    assert len(parts) > 20 and len(set(parts)) > 1
   assert list(scores) == ["teacher", "baseline", "student"]
   assert all(set(metrics) <= set(networks) for networks in scores.values())
   assert (folder / "report" / "curves.png").exists()
   return metrics, scores
 
 
-def test_regression_job_chooses_by_error_and_reports(tmp_path, capsys):
-  metrics, scores = run("diabetes_regression", tmp_path)
-  assert metrics == {"rmse": "min", "mae": "min", "r2": "max"}
+def test_regression_job_is_chosen_and_headed_by_its_best_metric(tmp_path, capsys):
+  metrics, scores = run("diabetes_regression", tmp_path, "--config.best=mae")
+  assert list(metrics.items()) == [("mae", "min"), ("rmse", "min"), ("r2", "max")]
   assert all(entry["mae"] <= entry["rmse"] for entry in scores.values())
-  printed = re.findall(r"(\S+): rmse (\S+) on validation", capsys.readouterr().out)
+  printed = re.findall(r"(\S+): mae (\S+) on validation", capsys.readouterr().out)
   for network, error in printed:
     lines = (tmp_path / network / "metrics.jsonl").read_text().splitlines()
-    errors = [record["rmse"] for record in map(json.loads, lines) if "rmse" in record]
+    errors = [record["mae"] for record in map(json.loads, lines) if "mae" in record]
     np.testing.assert_allclose(float(error), min(errors), rtol=1e-3)
-  assert len(printed) == 3 and "root mean squared error" in report(tmp_path)
+  assert len(printed) == 3 and "in test mean absolute error" in report(tmp_path)
 
 
 @pytest.mark.integration

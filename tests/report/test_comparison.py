@@ -1,6 +1,7 @@
 """The table with a row per metric, and the sentences about the first metric."""
 
 import dataclasses
+import re
 import statistics
 
 import pytest
@@ -36,7 +37,8 @@ def table(entries, metrics=METRICS, index=0):
 
 
 def numbers(cell):
-  return tuple(float(part.replace("−", "-")) for part in cell.split(" ± "))
+  """Returns the numbers of 'mean ± deviation' or 'mean (low to high)'."""
+  return tuple(map(float, re.findall(r"[-+]?\d+(?:\.\d+)?", cell.replace("−", "-"))))
 
 
 def test_rows_have_spread_paired_difference_and_ratio():
@@ -59,10 +61,15 @@ def test_rows_have_spread_paired_difference_and_ratio():
     for column, values in [
       ("Baseline", by_role["baseline"]),
       ("Student distilled", by_role["student"]),
-      ("Distilled − baseline", changes),
     ]:
       expected = statistics.mean(values), statistics.stdev(values)
       assert numbers(rows[title][column]) == pytest.approx(expected, abs=unit)
+    half = 4.3027 * statistics.stdev(changes) / 3**0.5  # Student's t, 2 degrees of freedom
+    center = statistics.mean(changes)
+    expected = center, center - half, center + half
+    assert numbers(rows[title]["Distilled − baseline"]) == pytest.approx(
+      expected, rel=1e-4, abs=unit
+    )
     if not by_role["teacher"]:
       assert rows[title]["Teacher"] == rows[title]["Distilled / teacher"] == "–"
       continue
@@ -97,7 +104,11 @@ def test_several_students_have_a_second_table():
     "first / teacher",
     "second / teacher",
   ]
-  assert numbers(row["second − baseline"]) == pytest.approx((2.05, 0.07), abs=6e-3)
+  # Two seeds: Student's t with one degree of freedom is 12.706.
+  half = 12.706 * 0.05
+  assert numbers(row["second − baseline"]) == pytest.approx(
+    (2.05, 2.05 - half, 2.05 + half), abs=6e-3
+  )
 
 
 def test_large_ratios_are_integers():
@@ -132,16 +143,16 @@ def test_format_and_titles_follow_the_metric(metric, value, text, label, column)
 @pytest.mark.parametrize(
   "metric, baseline, distilled, words",
   [
-    (ACCURACY, [0.8, 0.82], [0.9, 0.92], ["2 seeds", "+10.00 points in test accuracy", "helped"]),
-    (ACCURACY, [0.8, 0.82, 0.81], [0.7, 0.72, 0.73], ["−9.33 points", "1.15 points", "harmed"]),
-    (ACCURACY, [0.8, 0.9, 0.85], [0.9, 0.85, 0.86], ["+2.00 points", "within its spread"]),
-    (ACCURACY, [0.8, 0.8], [0.8, 0.8], ["+0.00 points", "within its spread"]),
+    (ACCURACY, [0.8, 0.82], [0.9, 0.93], ["2 seeds", "+10.50 points in test accuracy", "3 seeds"]),
+    (ACCURACY, [0.8, 0.82, 0.81], [0.7, 0.72, 0.73], ["−9.33 points", "−12.20 to", "harmed"]),
+    (ACCURACY, [0.8, 0.9, 0.85], [0.9, 0.85, 0.86], ["+2.00 points", "does not exclude 0"]),
+    (ACCURACY, [0.8] * 3, [0.81] * 3, ["+1.00 points", "no effect"]),
     (ACCURACY, [0.8], [0.91], ["one seed", "+11.00 points", "(1,000 test examples)", "no spread"]),
     (ACCURACY, [], [0.91], ["No baseline"]),
     (ACCURACY, [0.8], [], ["No student was distilled"]),
-    (RMSE, [2.0, 2.1], [1.0, 1.2], ["−0.950 mm in test RMSE", "deviation of 0.071 mm", "helped"]),
-    (RMSE, [2.0, 2.1], [3.0, 3.2], ["+1.050 mm", "harmed"]),
-    (PERPLEXITY, [80.0, 81.0], [60.0, 62.0], ["−19.500 in test perplexity", "helped"]),
+    (RMSE, [2, 2.1, 2], [1, 1.2, 1.1], ["−0.933 mm in test RMSE", "−1.077 to −0.790", "helped"]),
+    (RMSE, [2.0, 2.1, 2.0], [3.0, 3.2, 3.1], ["+1.067 mm", "harmed"]),
+    (PERPLEXITY, [80.0, 81.0, 80.0], [60.0, 62.0, 61.0], ["−19.333 in test", "helped"]),
   ],
 )  # fmt: skip
 def test_verdict_follows_the_paired_difference(metric, baseline, distilled, words):
@@ -156,11 +167,11 @@ def test_smaller_student_is_not_credited_to_distillation():
   entries = [
     scored(role, seed, value + 0.01 * seed**2, cost={"nonzeros": sizes[role]})
     for role, value in (("baseline", 0.8), ("student", 0.7))
-    for seed in (0, 1)
+    for seed in (0, 1, 2)
   ]
-  entries[2] = entries[2]._replace(scores={"accuracy": 0.701})
+  entries[3] = entries[3]._replace(scores={"accuracy": 0.701})
   (text,) = comparison.verdicts(entries, ACCURACY, None)
-  assert "40 % of the parameters" in text and "worse" in text and "examples" not in text
+  assert "40 % of the parameters" in text and "worse" in text
 
 
 def test_verdict_without_a_common_seed():
@@ -179,5 +190,6 @@ def test_regression_rows_are_in_the_metrics_units():
     for seed, value in enumerate(scores)
   ]
   rows = table(entries, REGRESSION.metrics)
-  assert rows["Test RMSE, mm ↓"]["Distilled − baseline"] == "−0.550 ± 0.071"
+  # Student's t with one degree of freedom: 12.706 times 0.05.
+  assert rows["Test RMSE, mm ↓"]["Distilled − baseline"] == "−0.550 (−1.185 to +0.085)"
   assert rows["R² ↑"]["Baseline"] == "−0.2500 ± 0.0000"

@@ -88,13 +88,14 @@ def test_a_row_per_run_has_scores_and_origin(tmp_path):
   text = page(tmp_path, folders)
   ((first, second),) = tables(text)
   change = [b - a for a, b in zip(BASELINE, DISTILLED)]
+  half = 4.3027 * 100 * statistics.stdev(change) / 3**0.5  # Student's t, 2 degrees of freedom
   assert first == {
     "Run": "digits",
     "Overrides": "",
     "Teacher": "98.00",
     "Baseline": f"91.00 ± {100 * statistics.stdev(BASELINE):.2f}",
     "Distilled": f"94.00 ± {100 * statistics.stdev(DISTILLED):.2f}",
-    "Distilled − baseline": f"+3.00 ± {100 * statistics.stdev(change):.2f}",
+    "Distilled − baseline": f"+3.00 ({3 - half:+.2f} to +{3 + half:.2f})".replace("-", "−"),
     "Seeds": "3",
     "Time": "3 min",
     "Device": "1 x cpu",
@@ -296,7 +297,7 @@ def test_metrics_have_separate_tables_and_their_own_units(tmp_path):
   assert headings(text)[:2] == ["digits: accuracy", "digits: RMSE"]
   (accuracy,), depth, by_temperature = tables(text)
   assert accuracy["Distilled"] == "94.00 ± 2.65"
-  assert depth[0]["Distilled − baseline"] == "+0.030 ± 0.020"
+  assert depth[0]["Distilled − baseline"] == "+0.030 (−0.020 to +0.080)"
   assert by_temperature[0]["Baseline"] == "0.910 ± 0.010"
   assert "Test RMSE in mm (359 examples)" in text and "test RMSE against temperature" in text
   (varied,) = series([read(Path(folder)) for folder in folders])
@@ -334,9 +335,8 @@ def overwrite(name, content):
 
 RESULTS = "report/results.json"
 NO_ENTRIES = '{"run": {}, "metrics": [], "entries": []}'
-UNKNOWN_ROLE = NO_ENTRIES.replace(
-  '"entries": []', '"entries": [{"role": "x", "variant": "", "seed": 0, "scores": {}}]'
-)
+ROW = '{"role": "x", "variant": "", "seed": 0, "scores": {}, "leave_out": {}}'
+UNKNOWN_ROLE = NO_ENTRIES.replace('"entries": []', f'"entries": [{ROW}]')
 OLD_METRIC = NO_ENTRIES.replace('"metrics": []', '"metrics": [{"name": "a"}]')
 
 

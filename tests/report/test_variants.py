@@ -82,18 +82,23 @@ def test_few_untimed_variants_are_columns():
 
 
 @pytest.mark.parametrize("metric, sign", [(ACCURACY, 1), (RMSE, -1)])
-def test_verdict_counts_changes_beyond_the_spread(metric, sign):
-  changes = {"up": (0.2, 0.21), "down": (-0.1, -0.09), "same": (-0.1, 0.2), "too": (0.1, 0.1)}
-  entries = [scored("baseline", seed, 0.5, name=metric.name) for seed in (0, 1)]
+def test_verdict_counts_intervals_that_exclude_0(metric, sign):
+  changes = {
+    "up": (0.2, 0.21, 0.2),
+    "down": (-0.1, -0.09, -0.1),
+    "same": (-0.1, 0.2, 0.1),
+    "too": (0.1, 0.11, 0.12),
+  }
+  entries = [scored("baseline", seed, 0.5, name=metric.name) for seed in (0, 1, 2)]
   entries += [
     scored("student", seed, 0.5 + sign * change, name, name=metric.name)
     for name, both in changes.items()
     for seed, change in enumerate(both)
   ]
   words = variants.verdict(entries, metric)
-  assert "4 distilled students 2 are better and 1 worse" in words and "for 1 it is within" in words
+  assert "4 distilled students 2 are better and 1 worse" in words and "For 1 it does not" in words
   assert len(comparison.verdicts(entries, metric, 10)) == 4
-  assert "not all share two seeds" in variants.verdict(entries[:-1], metric)
+  assert "not all share 3 seeds" in variants.verdict(entries[:-1], metric)
 
 
 def test_results_page_has_a_table_of_the_methods(tmp_path):
@@ -119,6 +124,6 @@ def test_results_page_has_a_table_of_the_methods(tmp_path):
     "Step time / kd ↓": "–",
   }
   assert table[3]["Method"] == "slow" and table[3]["Test accuracy, % ↑"] == "96.00 ± 1.00"
-  assert table[3]["− baseline"].startswith("+5.00 ±") and table[3]["Step time / kd ↓"] == "2.35"
+  assert table[3]["− baseline"].startswith("+5.00 (+") and table[3]["Step time / kd ↓"] == "2.35"
   assert all(fact in text for fact in ("359 examples", "2 x cpu", "git 012345678", "3 seeds"))
   assert variants.in_rows(read(tmp_path / "m").entries)

@@ -122,6 +122,21 @@ def test_evaluate_compares_with_a_teacher_and_drops_padding():
     train.evaluate(linear(3), None, labels, task)
 
 
+def test_scores_without_parts_are_those_of_the_other_examples():
+  labels = source(lambda image: (image @ WEIGHTS).argmax(1).astype(np.int32), rows=45)
+  model = from_apply(None, lambda w, x: x @ w, variables=WEIGHTS + 0.5)
+  task = tasks.classification()
+  pair = [(model, model.variables)]
+  (result,) = evaluate_models(pair, labels, task, leave_out=True, batch_size=2)
+  parts = result.leave_out
+  assert parts["macro_f1"].shape == (23,)
+  without = labels.take(np.delete(np.arange(45), [6, 7]))
+  scores = train.evaluate(model, None, without, task)
+  assert {name: float(values[3]) for name, values in parts.items()} == pytest.approx(scores)
+  (few,) = evaluate_models(pair, labels, task, leave_out=True, batch_size=8)
+  assert few.leave_out == {}  # Of six parts no error follows.
+
+
 def test_predict_takes_a_batch_a_source_and_batches():
   model = from_apply(None, lambda w, x: x @ w, variables=WEIGHTS)
   examples = source(number, rows=21)
