@@ -26,7 +26,6 @@ from distill_jax.cache.codecs.codec import Codec, output_of
 from distill_jax.cache.function_names import function_name
 from distill_jax.cache.probes import (
   NUM_PROBES,
-  input_names,
   probe_batch,
   probe_image,
   row_sums,
@@ -36,6 +35,7 @@ from distill_jax.cache.probes import (
 from distill_jax.cache.teacher.lm_head import head_identity, head_of
 from distill_jax.data.crops import Crop
 from distill_jax.models.batch_dependencies import entries_read
+from distill_jax.models.networks import input_names
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.types import Batch, Model, Variables
 

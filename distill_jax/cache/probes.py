@@ -8,16 +8,10 @@ import jax
 import numpy as np
 import PIL.Image
 
-from distill_jax.teachers import CACHED
+from distill_jax.models.networks import input_names
 from distill_jax.types import Batch
 
 NUM_PROBES = 32
-NOT_INPUTS = ("id", "label", "view", "where")
-
-
-def input_names(arrays: Mapping[str, Any]) -> list[str]:
-  """Returns the names of the inputs: all but ids, labels and teacher outputs."""
-  return [name for name in arrays if name not in NOT_INPUTS and not name.startswith(CACHED)]
 
 
 def probe_batch(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -15,14 +15,17 @@ from distill_jax.train.options import (
   StepOptions,
   check_kind,
 )
-from distill_jax.types import Batch, Model, Objective, Task
+from distill_jax.types import Batch, Objective, Task
 
 
 class Arguments(NamedTuple):
-  """The arguments of `fit`; of a cache, `teacher` is the Model that reads it."""
+  """The arguments of `fit`; of a cache, `teacher` is the Model that reads it.
 
-  student: Model
-  teacher: Model | None
+  `prepare` makes Models of the networks of other libraries.
+  """
+
+  student: Any
+  teacher: Any
   cache: Cache | None
   objective: Objective
   optimizer: optax.GradientTransformation

@@ -1,6 +1,7 @@
 """Evaluates and applies models: scores of a task on a whole set, and outputs for any batch."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 
 from distill_jax import data
+from distill_jax.models.networks import trained_model
 from distill_jax.tasks.objective_terms import OUTPUT, evaluate_terms
 from distill_jax.train.accumulator import Accumulator, Evaluated
 from distill_jax.train.loss_fn import apply_teacher
@@ -20,8 +22,8 @@ Trained = tuple[Model, Variables]
 
 
 def evaluate(
-  model: Model,
-  variables: Variables | None,
+  model: Any,
+  variables: Any,
   examples: Examples,
   task: Task,
   *,
@@ -33,17 +35,17 @@ def evaluate(
       scores = evaluate(student, result.variables, test, tasks.classification())
 
   Args:
-    model: a Model.
-    variables: its variables; None: those that it was built with.
+    model: a Model, or a network as it is, as in `fit`.
+    variables: its variables, in the forms that `fit` takes; None: those that it was built with.
     examples: a `Source`, or an iterable of batches whose 'where' marks padding.
     task: what is measured.
-    teacher: (Model, variables), for metrics that compare with it; None: they are left out.
+    teacher: (model, variables), for metrics that compare with it; None: they are left out.
     batch_size: rows at once, of a `Source`.
 
   Raises:
     ValueError: no variables, no examples, or outputs and labels that do not fit the task.
   """
-  models = [(model, _variables(model, variables))]
+  models = [(model, variables)]
   return evaluate_models(models, examples, task, teacher=teacher, batch_size=batch_size)[0].scores
 
 
@@ -62,18 +64,21 @@ def evaluate_models(
   The teacher runs once per batch. Sums stay on the device, and are added there.
 
   Args:
-    models: (Model, variables) each.
+    models: (model, variables) each.
     examples, task, teacher, batch_size: as in `evaluate`.
     predict: whether to return the task's predictions.
     leave_out: whether to return the scores without parts of the examples, of batches each
       (`train.leave_out`); of scores that follow from the task's statistics.
   """
+  batches, entries = _with_entries(iterate(examples, batch_size))
+  models = [trained_model("model", *pair, entries) for pair in models]
+  teacher = teacher and trained_model("teacher", *teacher, entries)
   steps = {}
   classes: Mapping[str, int] | None = None
   for model, _ in models:
     steps[model.apply] = jax.jit(functools.partial(_measure_model, model.apply, task, predict))
   sums = [Accumulator(task, leave_out) for _ in models]
-  for batch in iterate(examples, batch_size):
+  for batch in batches:
     if classes is None:
       classes = _label_classes(task, *models[0], batch)
     batch = _class_numbers(batch, classes, task.ignore_label)
@@ -84,8 +89,8 @@ def evaluate_models(
 
 
 def predict(
-  model: Model,
-  variables: Variables | None,
+  model: Any,
+  variables: Any,
   examples: Examples | HostBatch,
   *,
   batch_size: int = 256,
@@ -100,11 +105,13 @@ def predict(
   Raises:
     ValueError: no variables, or no batch.
   """
-  variables = _variables(model, variables)
   if isinstance(examples, Mapping):
+    model, variables = trained_model("model", model, variables, examples)
     return jax.device_get(_outputs(model.apply, variables, dict(examples)))
+  batches, entries = _with_entries(iterate(examples, batch_size))
+  model, variables = trained_model("model", model, variables, entries)
   parts = []
-  for batch in iterate(examples, batch_size):
+  for batch in batches:
     where = np.asarray(_where(batch))
     outputs = jax.device_get(_outputs(model.apply, variables, batch))
     parts.append(jax.tree.map(lambda x, where=where: x[where], outputs))
@@ -224,13 +231,10 @@ def _where(batch: Mapping[str, Any]) -> Any:
   return batch.get("where", np.ones(rows, bool))
 
 
-def _variables(model: Model, variables: Variables | None) -> Variables:
-  variables = model.variables if variables is None else variables
-  if variables is None:
-    raise ValueError(
-      "variables: expected the model's Variables, got none: pass those of a FitResult"
-    )
-  return Variables(*variables)
+def _with_entries(batches: Iterator[HostBatch]) -> tuple[Iterator[HostBatch], list[str]]:
+  """Returns the batches, none lost, and the names of the first one's entries."""
+  first = next(batches, None)
+  return (iter(()), []) if first is None else (itertools.chain([first], batches), list(first))
 
 
 @functools.partial(jax.jit, static_argnums=0)

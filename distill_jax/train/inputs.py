@@ -10,7 +10,7 @@ import numpy as np
 from distill_jax import data
 from distill_jax.cache import Cache
 from distill_jax.train.options import Batches, RunOptions
-from distill_jax.types import Batch, Model, Objective
+from distill_jax.types import Batch, Objective
 
 Source = data.Source | data.Pipeline | Callable[[int], Iterable[Mapping[str, Any]]]
 Stream = Callable[[int], Iterable[Mapping[str, Any]]]
@@ -199,18 +199,12 @@ def fill_up(batch: Batch, rows: int) -> dict[str, np.ndarray]:
   return filled | {"where": np.append(where, np.zeros(extra, bool))}
 
 
-def check_kinds(student: Any, teacher: Any, objective: Any) -> None:
-  """Checks that no argument stands in another's position.
+def check_objective(objective: Any) -> None:
+  """Checks that an objective is one.
 
   Raises:
-    ValueError: one does; it is named, with what makes the right one.
+    ValueError: it is not; the message says what makes one.
   """
-  for name, value in {"student": student, "teacher": teacher}.items():
-    if not isinstance(value, Model) and (value is not None or name == "student"):
-      raise ValueError(
-        f"{name}: expected a Model, got {type(value).__name__}: wrap it with from_nnx, from_linen "
-        "or from_apply"
-      )
   if not isinstance(objective, Objective):
     raise ValueError(
       f"objective: expected an Objective, got {type(objective).__name__}: use objectives.weighted"

@@ -28,7 +28,7 @@ from distill_jax.train.prepare import Run, prepare
 from distill_jax.train.profile import Profile
 from distill_jax.train.result import FitResult
 from distill_jax.train.saver import Saver
-from distill_jax.types import Model, Objective, Task, TrainState
+from distill_jax.types import Objective, Task, TrainState
 
 
 class NonFiniteError(RuntimeError):
@@ -53,8 +53,8 @@ class _Due(NamedTuple):
 
 
 def fit(
-  student: Model,
-  teacher: Model | Cache | None,
+  student: Any,
+  teacher: Any,
   objective: Objective,
   optimizer: optax.GradientTransformation,
   source: Any,
@@ -75,9 +75,14 @@ def fit(
   Where several processes train together (`hosts.join`), each makes the same call.
 
   Args:
-    student, objective, optimizer: as in `make_train_step`.
-    teacher: a Model; a `cache.Cache` of the same examples, augmentation and views, whose outputs
+    student: a Model, or a network as it is: a Flax NNX module, a Keras model, an Equinox module, a
+      Haiku transform, a Linen module or `(Linen module, variables)`. It takes the batch's only
+      input (not 'id', 'label', ...), or those with the names of its arguments; else call its
+      adapter in `models`. It starts from its weights, which are copied: those of the result are in
+      `variables`.
+    teacher: the same; a `cache.Cache` of the same examples, augmentation and views, whose outputs
       join the batches; or None, to train the student without a teacher.
+    objective, optimizer: as in `make_train_step`.
     source: the training examples: a `Source`, a dict of arrays, or anything that yields batches
       (dicts of arrays of `batch_size` rows), such as a list, a loader or a function `start step ->
       iterable of batches`; see `data.from_iterable`, which also names the items of tuples. A

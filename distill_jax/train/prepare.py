@@ -12,6 +12,7 @@ import numpy as np
 from distill_jax import data
 from distill_jax.cache import check_run, check_teacher_weights
 from distill_jax.distributed import hosts, partition, sharding
+from distill_jax.models.networks import as_model
 from distill_jax.models.variables import (
   as_variables,
   check_start,
@@ -25,14 +26,14 @@ from distill_jax.train.inputs import (
   Stream,
   as_source,
   batches_of,
-  check_kinds,
+  check_objective,
   data_identity,
 )
 from distill_jax.train.measure import choose_measure, make_evaluator
 from distill_jax.train.options import Evaluation, RunOptions
 from distill_jax.train.placement import compile_step, init_on_host, place_teacher
 from distill_jax.train.step import check_no_cached_outputs, make_init, make_train_step
-from distill_jax.types import Batch, Metric, Task, TrainState
+from distill_jax.types import Batch, Metric, Model, Task, TrainState
 
 
 class Intervals(NamedTuple):
@@ -110,11 +111,11 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
 
 def _check(arguments: Arguments) -> Arguments:
   """Checks arguments that need no computation; returns them with what a cache decides."""
-  student, teacher, cache, objective, *_ = arguments
-  check_kinds(student, teacher, objective)
-  arguments = arguments._replace(
-    source=as_source("source", arguments.source), evaluation=_repeatable(arguments.evaluation)
-  )
+  cache = arguments.cache
+  check_objective(arguments.objective)
+  arguments = arguments._replace(source=as_source("source", arguments.source))
+  arguments = _with_models(arguments)
+  arguments = arguments._replace(evaluation=_repeatable(arguments.evaluation))
   arguments = arguments._replace(run=_with_ignore_label(arguments.run, arguments.task))
   if cache is None:
     return arguments
@@ -130,6 +131,17 @@ def _check(arguments: Arguments) -> Arguments:
   step = arguments.step
   check_run(cache, examples, augment=step.augment, num_views=num_views, mix=step.mix)
   return arguments._replace(teacher_variables=None, run=run)
+
+
+def _with_models(arguments: Arguments) -> Arguments:
+  """Returns the arguments with networks of other libraries as Models."""
+  student, teacher, source = arguments.student, arguments.teacher, arguments.source
+  if isinstance(student, Model) and isinstance(teacher, Model | None):
+    return arguments
+  entries = list(source.arrays if isinstance(source, data.Source) else _first_batch(source))
+  student = as_model("student", student, entries)
+  teacher = None if teacher is None else as_model("teacher", teacher, entries)
+  return arguments._replace(student=student, teacher=teacher)
 
 
 def _repeatable(evaluation: Evaluation | None) -> Evaluation | None:

@@ -25,25 +25,38 @@ def make_argument(net: keras.Model, inputs: Inputs) -> Callable[[Batch], Any]:
     ValueError: the model has other inputs.
   """
   structure = _input_structure(net)
-  if structure is None:
+  names = names_of_inputs(net)
+  if names is None:
     if isinstance(inputs, Mapping):
       return lambda batch: dict(zip(inputs, select_inputs(batch, list(inputs.values()))))
     one = isinstance(inputs, str)
     return lambda batch: batch_entries(batch, inputs)[0] if one else batch_entries(batch, inputs)
   named = isinstance(structure, Mapping)
-  members = structure.values() if named else keras.tree.flatten(structure)
-  names = list(structure) if named else [tensor.name for tensor in members]
-  if not all(isinstance(tensor, keras.KerasTensor) for tensor in members):
-    raise ValueError(
-      f"model: expected one input, a list or a dict of inputs, got nested ones of {net.name!r}: "
-      "build keras.Model({'name': input, ...}, outputs)"
-    )
   entries = _entries_of(net, names, inputs, by_position=not named)
   if named:
     return lambda batch: dict(zip(names, select_inputs(batch, entries)))
   if isinstance(structure, keras.KerasTensor):
     return lambda batch: select_inputs(batch, entries)[0]
   return lambda batch: batch_entries(batch, entries)
+
+
+def names_of_inputs(net: keras.Model) -> list[str] | None:
+  """Returns the names of a functional model's inputs; None of a subclassed one or one not built.
+
+  Raises:
+    ValueError: the inputs are nested.
+  """
+  structure = _input_structure(net)
+  if structure is None:
+    return None
+  named = isinstance(structure, Mapping)
+  members = structure.values() if named else keras.tree.flatten(structure)
+  if not all(isinstance(tensor, keras.KerasTensor) for tensor in members):
+    raise ValueError(
+      f"model: expected one input, a list or a dict of inputs, got nested ones of {net.name!r}: "
+      "build keras.Model({'name': input, ...}, outputs)"
+    )
+  return list(structure) if named else [tensor.name for tensor in members]
 
 
 def batch_entries(batch: Batch, inputs: Inputs) -> list[Any]:
@@ -56,7 +69,7 @@ def batch_entries(batch: Batch, inputs: Inputs) -> list[Any]:
 def _input_structure(net: keras.Model) -> Any:
   """Returns the inputs of a functional model; None of a subclassed one, which lists none."""
   if isinstance(net, keras.Sequential):
-    return net.inputs[0]
+    return net.inputs[0] if net.built else None
   return net.input if hasattr(net, "outputs") else None
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from distill_jax import compat
 from distill_jax.models.adapters.kinds import adapter_of, wrong_kind
+from distill_jax.models.adapters.modes import mode, mode_arguments
 from distill_jax.models.adapters.outputs import (
   Features,
   as_outputs,
@@ -46,9 +47,10 @@ def from_nnx(
     features: outputs of submodules to capture without editing the module, `{name: path}` or a list
       of paths such as 'layers/3' ('layers/3:0' for the first call of a submodule that runs several
       times).
-    call: `(module, *inputs, train=bool) -> outputs`, for a module that is not simply called, or
-      whose mode is its own argument; None: `module(*inputs)`. Dropout and batch norm are switched
-      for you in any case.
+    call: `(module, *inputs, train=bool) -> outputs`, for a module that is not simply called; None:
+      `module(*inputs)`. Dropout and batch norm are switched for you in any case, and without
+      `call` also an argument of its `__call__` named `train`, `training`, `is_training`,
+      `deterministic` or `use_running_average` whose default is not None.
     trainable: NNX filter of the variables to train; of a LoRA student `nnx.LoRAParam`. A layer with
       statistics and none of these variables stays in evaluation mode.
 
@@ -70,6 +72,7 @@ def from_nnx(
     template = nnx.eval_shape(lambda: _construct(module, jax.random.key(0)))
   graphs = {train: nnx.graphdef(_in_mode(template, train, trainable)) for train in (True, False)}
   _, params, streams, state = _split(template, trainable)
+  flags = _mode_arguments(type(template)) if call is None else set()
   variables = Variables(*jax.tree.map(jnp.copy, (params, state))) if has_weights else None
 
   def init(key: jax.Array, batch: Batch) -> Variables:
@@ -85,7 +88,7 @@ def from_nnx(
     net = nnx.merge(graphs[train], params, _seed(streams, key), state, copy=True)
 
     def forward(net, *args):
-      return net(*args) if call is None else call(net, *args, train=train)
+      return net(*args, **mode(flags, train)) if call is None else call(net, *args, train=train)
 
     result, captured = _run(forward, net, select_inputs(batch, inputs), capture=bool(features))
     new_state = nnx.to_pure_dict(
@@ -95,6 +98,13 @@ def from_nnx(
     return as_outputs(result) | pick_features(captured, features), new_state
 
   return Model(init, apply, variables)
+
+
+def _mode_arguments(kind: type) -> set[str]:
+  """Returns the arguments of its `__call__` that set the mode, but those of None: a layer's own."""
+  function: Any = kind.__call__
+  parameters = inspect.signature(function).parameters
+  return {name for name in mode_arguments(function) if parameters[name].default is not None}
 
 
 def _is_constructor(make: Any) -> bool:
