@@ -33,7 +33,7 @@ from distill_jax.jobs.report_stage import write_report
 from distill_jax.models import cast
 from distill_jax.models.batch_dependencies import entries_read
 from distill_jax.models.llm.head import with_logits
-from distill_jax.storage import files
+from distill_jax.storage import files, retention
 from distill_jax.storage.stablehlo import export_stablehlo
 from distill_jax.storage.student import export_student, load_student
 from distill_jax.train import CheckpointOptions, Evaluation, FitResult, RunOptions, fit
@@ -131,8 +131,7 @@ def _finish(
   _export_program(job, network, exported)
   metric = _best_metric(job)
   evaluations = [line for line in history if line["phase"] == "validation"]
-  choose = max if metric.better == "max" else min
-  best = choose(evaluations, key=lambda line: line[metric.name])
+  best = retention.best_scores(evaluations, (metric.name, metric.better))
   scores = evaluations[-1] if network.recipe.export_last else best
   result = {"seconds": seconds, "steps": network.training.steps, "validation": scores}
   files.write(network.folder / RESULT, json.dumps(result, indent=2) + "\n")

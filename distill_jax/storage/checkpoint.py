@@ -149,7 +149,7 @@ class Checkpoints:
 
   @property
   def best_step(self) -> int | None:
-    """The step with the best finite value of `best`, of equal ones the earliest; None: no step."""
+    """The step with the best finite value of `best` (`retention.score_key`); None: no step."""
     self._refresh()
     return next(iter(retention.rank_steps(self._seals, self._best)), None)
 

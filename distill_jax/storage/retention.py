@@ -9,7 +9,7 @@ import contextlib
 import math
 import shutil
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ _REPLACED, _REMOVED = ".replaced", ".removed"
 
 Best = tuple[str, str]
 """The metric that decides which checkpoint is the best, and 'max' or 'min'."""
+
+LOSSES = ("loss", "nll")
+"""Scores that break ties, the first one that there is."""
 
 
 def read_seals(folder: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[tuple[int, str]]]:
@@ -34,13 +37,32 @@ def read_seals(folder: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[tup
 
 
 def rank_steps(seals: Mapping[int, Mapping[str, Any]], best: Best | None) -> list[int]:
-  """Returns the steps with a finite value of the metric, best first, equal ones in their order."""
+  """Returns the steps with a finite value of the metric, best first."""
   if best is None:
     return []
+  keys = {step: score_key(body["metrics"], best) for step, body in seals.items()}
+  ranked = sorted((key, step) for step, key in keys.items() if key is not None)
+  return [step for _, step in reversed(ranked)]
+
+
+def best_scores(evaluations: Sequence[dict[str, Any]], best: Best) -> dict[str, Any]:
+  """Returns the best of some evaluations in order; the last one where no score is finite."""
+  ranked = rank_steps({step: {"metrics": scores} for step, scores in enumerate(evaluations)}, best)
+  return evaluations[ranked[0] if ranked else -1]
+
+
+def score_key(scores: Mapping[str, float], best: Best) -> tuple[float, float] | None:
+  """Returns what orders evaluations, the best one last; None where the score is not finite.
+
+  A small validation set has many equal accuracies: of those the lower loss is better, and of equal
+  losses the later evaluation.
+  """
   name, mode = best
-  sign = -1 if mode == "max" else 1
-  values = {step: sign * body["metrics"].get(name, math.nan) for step, body in seals.items()}
-  return sorted((s for s in values if math.isfinite(values[s])), key=lambda s: (values[s], s))
+  score = scores.get(name, math.nan)
+  if not math.isfinite(score):
+    return None
+  loss = next((scores[loss] for loss in LOSSES if loss in scores), math.inf)
+  return score if mode == "max" else -score, -loss if math.isfinite(loss) else -math.inf
 
 
 def retained_steps(

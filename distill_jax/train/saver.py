@@ -4,7 +4,7 @@ one.
 
 import contextlib
 import json
-import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from distill_jax.storage import files
 from distill_jax.storage.checkpoint import Checkpoints
 from distill_jax.storage.lease import Lease
+from distill_jax.storage.retention import score_key
 from distill_jax.train.optimizers import evaluation_variables
 from distill_jax.types import TrainState, Variables
 
@@ -45,7 +46,7 @@ class Saver:
     """
     self.folder = None if folder is None else Path(folder).resolve()
     self._best = best
-    self._best_score: float | None = None
+    self._best_key: tuple[float, float] | None = None
     self._best_variables: Variables | None = None
     self._checkpoints: Checkpoints | None = None
     with contextlib.ExitStack() as stack:
@@ -74,7 +75,7 @@ class Saver:
     scores: Mapping[str, float] | None,
     position: Mapping[str, Any] | None = None,
   ) -> None:
-    """Saves a state; of equal scores the earliest stays the best.
+    """Saves a state; of equal scores the one of lower loss is the best, then the later one.
 
     Args:
       state: of the student.
@@ -87,10 +88,9 @@ class Saver:
         self._save_position(int(state.step), position)
       self._checkpoints.save(state, metrics=scores)
     elif scores is not None:
-      name, direction = self._best
-      score = scores[name] if direction == "max" else -scores[name]
-      if math.isfinite(score) and (self._best_score is None or score > self._best_score):
-        self._best_score = score
+      key = score_key(scores, self._best)
+      if key is not None and (self._best_key is None or key >= self._best_key):
+        self._best_key = key
         variables = evaluation_variables(state)
         self._best_variables = Variables(*jax.tree.map(jnp.copy, tuple(variables)))
 
@@ -122,12 +122,18 @@ class Saver:
       self._checkpoints.wait()
 
   def best_variables(self, state: TrainState) -> Variables:
-    """Returns the student's variables from the best evaluation; those of `state` where there was
-    none.
+    """Returns the student's variables from the best evaluation; those of `state`, with a warning,
+    where no evaluation has a finite score.
     """
     if self._checkpoints is not None:
       self._checkpoints.wait()
-      state = self._checkpoints.restore(state, step="best") or state
+      if self._checkpoints.best_step is not None:
+        return evaluation_variables(self._checkpoints.restore(state, step="best") or state)
     elif self._best_variables is not None:
       return self._best_variables
+    warnings.warn(
+      f"best: expected a finite {self._best[0]!r} from an evaluation, got none: the last weights "
+      "are returned; look at the labels and the losses in the log",
+      stacklevel=2,
+    )
     return evaluation_variables(state)

@@ -83,7 +83,7 @@ def test_leaves_come_back_bit_for_bit(tmp_path):
 
 
 def test_latest_and_best_stay_across_restarts(tmp_path):
-  scores = {1: 0.5, 2: 0.9, 3: float("nan"), 4: 0.9, 5: float("inf"), 6: 0.7, 7: 0.1}
+  scores = {1: 0.5, 2: 0.9, 3: float("nan"), 4: 0.8, 5: float("inf"), 6: 0.7, 7: 0.1}
   best = ("accuracy", "max")
   for steps in ((1, 2, 3), (4, 5, 6, 7)):
     with Checkpoints(tmp_path, best=best) as checkpoints:
@@ -104,11 +104,11 @@ def test_latest_and_best_stay_across_restarts(tmp_path):
     Checkpoints(tmp_path, best=("typo", "min"), read_only=True).restore(make_state(), step="best")
 
 
-def test_equal_metrics_keep_the_earliest_and_min_the_smallest(tmp_path):
-  with Checkpoints(tmp_path, keep=1, best=("loss", "min")) as checkpoints:
-    for step, loss in ((1, 2.0), (2, 1.0), (3, 1.0), (4, 3.0)):
-      checkpoints.save(make_state(step), metrics={"loss": loss})
-    assert (checkpoints.best_step, checkpoints.steps()) == (2, [2, 4])
+def test_of_equal_metrics_the_lower_loss_stays_then_the_later_step(tmp_path):
+  with Checkpoints(tmp_path, keep=1, best=("error", "min")) as checkpoints:
+    for step, error, nll in ((1, 2.0, 0.1), (2, 1.0, 0.3), (3, 1.0, 0.2), (4, 1, 0.2), (5, 1, 0.9)):
+      checkpoints.save(make_state(step), metrics={"error": error, "nll": nll})
+    assert (checkpoints.best_step, checkpoints.steps()) == (4, [4, 5])
 
 
 @pytest.mark.parametrize("placement", ["one", "sharded", "replicated"])

@@ -56,11 +56,23 @@ def test_a_folder_that_is_refused_is_given_back(tmp_path):
   assert not (tmp_path / NAME).exists()
 
 
+@pytest.mark.parametrize("in_folder", [False, True])
 @pytest.mark.parametrize("direction, sign", [("max", 1.0), ("min", -1.0)])
-def test_best_in_memory_is_the_first_of_equal_scores(direction, sign):
-  scores = {1: 0.1, 2: 0.9, 3: 0.9, 4: float("nan"), 5: 0.5}
-  with Saver(None, ("score", direction), {}) as saver:
-    for step, score in scores.items():
-      saver.save(make_state(step), {"score": sign * score})
+def test_of_equal_scores_the_lower_loss_is_best_with_and_without_a_folder(
+  tmp_path, direction, sign, in_folder
+):
+  scores = {1: (0.1, 0.1), 2: (0.9, 0.3), 3: (0.9, 0.2), 4: (0.9, 0.4), 5: (float("nan"), 0.1)}
+  with Saver(tmp_path if in_folder else None, ("score", direction), {}) as saver:
+    for step, (score, loss) in scores.items():
+      saver.save(make_state(step), {"score": sign * score, "nll": loss})
     best = saver.best_variables(make_state(6))
-  assert best.params["w"].tolist() == [2, 2, 2]
+  assert best.params["w"].tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_without_a_finite_score_the_last_weights_are_returned_with_a_warning(tmp_path, in_folder):
+  with Saver(tmp_path if in_folder else None, BEST, {}) as saver:
+    saver.save(make_state(1), {"accuracy": float("nan")})
+    with pytest.warns(UserWarning, match="accuracy"):
+      best = saver.best_variables(make_state(6))
+  assert best.params["w"].tolist() == [6, 6, 6]
