@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from distill_jax import reduce
+from distill_jax.models.adapters.kinds import check_model
 from distill_jax.models.cohort import cohort
 from distill_jax.models.precision import cast, check_floating
 from distill_jax.types import Model, Outputs, Variables
@@ -40,6 +41,7 @@ def with_dtype(model: Model, *, dtype: DTypeLike) -> Model:
     ValueError: the dtype is not floating, or the model is an EMA, which has the student's dtype.
   """
   check_floating(dtype)
+  check_model("model", model)
   if model.ema_update is not None:
     raise ValueError(
       "model: expected one with weights, got an EMA of the student: pass it without with_dtype"
@@ -141,6 +143,7 @@ def moving_average(student: Model, *, decay: float = 0.999) -> Model:
   Raises:
     ValueError: decay outside [0, 1).
   """
+  check_model("student", student)
   if not 0 <= decay < 1:
     raise ValueError(f"decay: expected a number in [0, 1), got {decay}")
 

@@ -29,6 +29,7 @@ from distill_jax.data.images import Images
 from distill_jax.data.text.tokenized import PackedText
 from distill_jax.distributed import sharding
 from distill_jax.models.logits import ROWS, check_logits
+from distill_jax.models.networks import as_model
 from distill_jax.models.variables import check_weights
 from distill_jax.types import Batch, Model, Variables
 
@@ -38,7 +39,7 @@ SHARD_BATCHES = 256  # at most, which a killed writer loses
 
 def write_cache(
   url: str | os.PathLike[str],
-  teacher: Model,
+  teacher: Any,
   source: Source | Images | PackedText | Mapping[str, Any],
   outputs: Mapping[str, Codec] | None = None,
   *,
@@ -60,7 +61,7 @@ def write_cache(
 
   Args:
     url: a folder, or `gs://`, `s3://`, `file://`, `memory://` (`store.open_store`).
-    teacher: a frozen Model.
+    teacher: a frozen Model, or a network as it is, as in `train.fit`.
     source: the examples of later students, labeled or not; a dict of arrays is made a `Source`, and
       `data.from_iterable(batches).load()` makes one of batches. `Images` are read and cropped on
       demand, a `PackedText` is read on demand.
@@ -94,6 +95,7 @@ def write_cache(
   """
   store = open_store(url)
   inputs = make_teacher_inputs(source, crop)
+  teacher = as_model("teacher", teacher, inputs.shapes)
   variables = sharding.gather_to_host(teacher_variables_of(teacher, teacher_variables))
   outputs = check_outputs(outputs)
   check_part(part)

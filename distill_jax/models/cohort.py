@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from distill_jax.models.adapters.kinds import check_model
 from distill_jax.models.adapters.outputs import AUXILIARY_LOSS
 from distill_jax.types import Model, Outputs, Variables
 
@@ -24,11 +25,12 @@ def cohort(models: Sequence[Model]) -> Model:
     A Model that outputs every output of network i as 'i/name', and network 0's also as 'name'.
 
   Raises:
-    ValueError: no models, or one that is an EMA of the student.
+    ValueError: no models, or one that is no Model or an EMA of the student.
   """
   if not models:
     raise ValueError("models: expected at least one, got none")
   for i, model in enumerate(models):
+    check_model(f"models[{i}]", model)
     if model.ema_update is not None:
       raise ValueError(
         f"models: expected networks with weights, got an EMA of the student at index {i}"

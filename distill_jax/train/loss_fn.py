@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax import compat, reduce
+from distill_jax.models.adapters.kinds import check_model
 from distill_jax.models.adapters.outputs import AUXILIARY_LOSS
 from distill_jax.objectives.terms import RESERVED, takes_axis_name
 from distill_jax.types import Batch, Model, Objective, Outputs
@@ -57,6 +58,7 @@ def make_loss_fn(
   Returns:
     The function. Its loss is a float32 scalar, its `aux` an `Aux`.
   """
+  check_models(student, teacher)
   loss_of_outputs = make_loss_of_outputs(student, objective, axis_name=axis_name)
 
   def loss_fn(params, model_state, teacher_variables, batch: Batch, *, step, key):
@@ -65,6 +67,17 @@ def make_loss_fn(
     return loss_of_outputs(params, model_state, teacher_outputs, batch, step=step, keys=keys)
 
   return loss_fn
+
+
+def check_models(student: Any, teacher: Any) -> None:
+  """Checks that both are Models, or that the teacher is None.
+
+  Raises:
+    ValueError: one is a network of another library, for which `fit` calls the adapter.
+  """
+  check_model("student", student)
+  if teacher is not None:
+    check_model("teacher", teacher)
 
 
 def make_loss_of_outputs(

@@ -10,7 +10,7 @@ import optax
 from distill_jax import compat, reduce
 from distill_jax.models.variables import check_trainable
 from distill_jax.train.gradients import accumulated_gradients, full_gradients
-from distill_jax.train.loss_fn import apply_teacher, make_loss_of_outputs
+from distill_jax.train.loss_fn import apply_teacher, check_models, make_loss_of_outputs
 from distill_jax.train.optimizers import as_optimizer, init_optimizer
 from distill_jax.train.options import StepOptions
 from distill_jax.train.replay import Replay
@@ -51,6 +51,7 @@ def make_init(
   """
 
   optimizer = as_optimizer(optimizer)
+  check_models(student, teacher)
 
   def init(key: jax.Array, batch: Batch) -> TrainState:
     variables = student.init(jax.random.fold_in(key, 0), batch)
@@ -119,6 +120,7 @@ def make_train_step(
     ValueError: on-policy rows without a teacher to score them; in a step, what does not fit the
       batch.
   """
+  check_models(student, teacher)
   if options.on_policy is not None and teacher is None:
     raise ValueError(
       "on_policy: expected a teacher that scores generated rows, got none: pass the teacher's Model"

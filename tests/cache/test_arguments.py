@@ -21,6 +21,7 @@ from distill_jax.cache import (
   verify,
   write_cache,
 )
+from distill_jax.models.adapters.outputs import as_outputs
 from distill_jax.train import fit
 
 
@@ -51,6 +52,26 @@ def test_write_cache_rejects(tmp_path, source, changed, match):
   with pytest.raises(ValueError, match=match):
     write_cache(tmp_path / "new", **settings)
   assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+  ("pack", "match"),
+  [
+    (lambda z: (z, z), "outputs: .*tuple of 2"),
+    (lambda z: [z], "outputs: .*list of 1"),
+    (lambda z: (z, {"pair": (z, z)}), "outputs: .*'pair'.*tuple"),
+  ],
+)
+def test_outputs_that_are_tuples_are_rejected(tmp_path, source, pack, match):
+  plain = linear()
+
+  def apply(*args, **kwargs):
+    outputs, state = plain.apply(*args, **kwargs)
+    return as_outputs(pack(outputs["logits"])), state
+
+  teacher = plain._replace(apply=apply)
+  with pytest.raises(ValueError, match=f"^{match}"):
+    write_cache(tmp_path, teacher, source, outputs={"pair": Dense()}, progress=False)
 
 
 def test_the_students_weights_are_rejected(tmp_path, cached, source):

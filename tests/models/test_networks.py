@@ -10,10 +10,18 @@ import optax
 import pytest
 from flax import linen, nnx
 
-from distill_jax import data, losses, objectives, tasks
+from distill_jax import cache, data, losses, models, objectives, tasks, teachers
 from distill_jax.models import from_nnx
 from distill_jax.models.networks import as_model
-from distill_jax.train import RunOptions, evaluate, fit, predict
+from distill_jax.train import (
+  RunOptions,
+  evaluate,
+  fit,
+  make_init,
+  make_loss_fn,
+  make_train_step,
+  predict,
+)
 from distill_jax.types import Model, Variables
 
 RNG = np.random.default_rng(0)
@@ -190,3 +198,33 @@ def test_mode_of_a_module_is_an_argument_of_its_call(make):
     for train_mode, factor in ((True, 2), (False, 1)):
       outputs, _ = model.apply(*model.variables, {"x": X}, train=train_mode, key=None)
       np.testing.assert_array_equal(outputs["logits"], X * factor)
+
+
+def test_cache_stores_a_network_as_it_is(tmp_path):
+  pair = (LINEN, LINEN_VARIABLES)
+  written = cache.write_cache(tmp_path, pair, SOURCE, progress=False)
+  assert cache.verify(written, pair, SOURCE, 4)["logits"].top1 == 1.0
+  result = train(LINEN, written, student_variables=LINEN_VARIABLES)
+  assert result.history[-1]["soft"] == pytest.approx(0, abs=1e-4)  # float16
+  with pytest.raises(ValueError, match=r"^teacher: .*from_nnx\("):
+    cache.write_cache(tmp_path, Two(nnx.Rngs(0)), SOURCE)
+
+
+NNX = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+  ("field", "call"),
+  [
+    (r"models\[1\]", lambda: models.cohort([from_nnx(NNX), NNX])),
+    (r"models\[0\]", lambda: teachers.ensemble([NNX], mean="logits")),
+    ("student", lambda: teachers.moving_average(NNX)),
+    ("model", lambda: teachers.with_dtype(NNX, dtype="bfloat16")),
+    ("student", lambda: make_loss_fn(NNX, None, OBJECTIVE)),
+    ("teacher", lambda: make_train_step(from_nnx(NNX), NNX, OBJECTIVE, optax.sgd(1.0))),
+    ("student", lambda: make_init(NNX, None, OBJECTIVE, optax.sgd(1.0))),
+  ],
+)
+def test_functions_of_models_name_the_adapter(field, call):
+  with pytest.raises(ValueError, match=f"^{field}: .*Linear.*from_nnx"):
+    call()

@@ -8,6 +8,7 @@ import pytest
 from flax import linen
 
 from distill_jax import cache, data, losses, objectives
+from distill_jax.compression.initialization.teacher import init_from_teacher
 from distill_jax.models import from_apply, from_linen
 from distill_jax.models.variables import as_variables
 from distill_jax.train import RunOptions, fit
@@ -70,6 +71,15 @@ def test_collections_are_taken_of_a_student_and_of_a_teacher():
   assert_same(result.variables, expected.variables)
   assert_same(result.variables.params, COLLECTIONS["params"])
   assert result.history[-1]["loss"] == expected.history[-1]["loss"]
+
+
+def test_student_starts_from_its_teachers_layers():
+  start = PLAIN.init(jax.random.key(0), SOURCE.arrays)
+  params, origins = init_from_teacher(start.params, TEACHER.variables.params, {"^w$": "w"})
+  result = train(PLAIN, student_variables=start._replace(params=params))
+  assert_same(result.variables.params, PARAMS)
+  assert origins["w"].source == "w"
+  assert result.history[-1]["loss"] == 0.0
 
 
 def test_given_weights_have_the_dtypes_of_the_network():

@@ -28,6 +28,7 @@ from distill_jax.data.crops import Crop
 from distill_jax.data.images import Images
 from distill_jax.data.text.tokenized import PackedText
 from distill_jax.distributed import sharding
+from distill_jax.models.networks import as_model
 from distill_jax.models.variables import check_weights
 from distill_jax.types import Batch, Model, Variables
 
@@ -54,7 +55,7 @@ class Agreement(NamedTuple):
 
 def verify(
   cache: Cache,
-  teacher: Model,
+  teacher: Any,
   source: Source | Images | PackedText,
   n: int = 256,
   *,
@@ -80,6 +81,7 @@ def verify(
     CorruptCache: a row was changed; the message names shard and example.
   """
   inputs = make_teacher_inputs(source, crop)
+  teacher = as_model("teacher", teacher, inputs.shapes)
   variables = sharding.gather_to_host(teacher_variables_of(teacher, teacher_variables))
   mesh = mesh or sharding.data_mesh()
   sharding.check_divisible(check_count("batch_size", batch_size), mesh)

@@ -102,12 +102,17 @@ def select_output(
     name, classes: as for `make_output_fn`.
 
   Raises:
-    ValueError: the teacher does not return it.
+    ValueError: the teacher does not return it, or it is no array.
   """
   output = output_of(name)
   if output == "logits" and "logits" in teacher_outputs:
     return mask_classes(teacher_outputs["logits"], classes)
   if output in teacher_outputs:
+    if not hasattr(teacher_outputs[output], "shape"):
+      raise ValueError(
+        f"outputs: expected one array to store as {name!r}, got a "
+        f"{type(teacher_outputs[output]).__name__}: return each of its arrays under a name"
+      )
     return teacher_outputs[output]
   if output == "logits" and "hidden" in teacher_outputs and "head" in teacher_outputs:
     return LazyLogits(teacher_outputs["hidden"], teacher_outputs["head"], classes)

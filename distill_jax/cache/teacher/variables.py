@@ -1,12 +1,10 @@
 """Checks a teacher and finds its weights before anything is computed."""
 
-from typing import Any
-
 from distill_jax.models.variables import as_variables
 from distill_jax.types import Model, Variables
 
 
-def teacher_variables_of(teacher: Any, teacher_variables: Variables | None) -> Variables:
+def teacher_variables_of(teacher: Model, teacher_variables: Variables | None) -> Variables:
   """Returns the weights of a teacher whose outputs can be stored.
 
   Args:
@@ -14,13 +12,8 @@ def teacher_variables_of(teacher: Any, teacher_variables: Variables | None) -> V
     teacher_variables: its weights, as in `as_variables`; None: those that the Model carries.
 
   Raises:
-    ValueError: no Model, an EMA of the student, or no weights.
+    ValueError: an EMA of the student, or no weights.
   """
-  if not isinstance(teacher, Model):
-    raise ValueError(
-      f"teacher: expected a Model, got {type(teacher).__name__}: wrap it with from_nnx, from_linen "
-      "or from_apply"
-    )
   if teacher.ema_update is not None:
     raise ValueError(
       "teacher: expected a frozen Model, got an EMA of the student, whose outputs change at every "

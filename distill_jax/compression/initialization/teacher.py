@@ -1,7 +1,11 @@
 """Initializes a student from its teacher: layers copied by a map, wider arrays sliced, or factors.
 
     every_other = {rf"^layers/{i}/": f"layers/{2 * i}/" for i in range(6)}
-    params, origins = init_from_teacher(student, teacher, every_other | {r"^head/": "head/"})
+    start = student.init(jax.random.key(0), batch)
+    params, origins = init_from_teacher(
+      start.params, teacher.variables.params, every_other | {r"^head/": "head/"}
+    )
+    fit(student, teacher, ..., student_variables=start._replace(params=params))
 
 takes every other layer (DistilBERT, Sanh et al. 2019, section 2). `merge.merge` averages units
 instead of slicing them, and `print(provenance.format_origins(origins))` lists the origin of each

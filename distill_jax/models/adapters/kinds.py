@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from distill_jax.types import Model
+
 # In this order: a Haiku transform is a tuple of functions, a Keras model is a callable.
 _ADAPTERS = {
   "flax.nnx": "from_nnx",
@@ -20,6 +22,19 @@ def adapter_of(network: Any) -> str | None:
       if base.__module__ == package or base.__module__.startswith(package + "."):
         return adapter
   return None
+
+
+def check_model(field: str, network: Any) -> None:
+  """Checks that a network was made a Model.
+
+  Raises:
+    ValueError: it was not; the message names its adapter.
+  """
+  if not isinstance(network, Model):
+    adapter = adapter_of(network) or "from_nnx, from_linen, from_keras or from_apply"
+    raise ValueError(
+      f"{field}: expected a Model, got {type(network).__name__}: make one with models.{adapter}"
+    )
 
 
 def wrong_kind(field: str, expected: str, network: Any) -> ValueError:
