@@ -1,8 +1,13 @@
-"""Stops training at SIGTERM, which a cluster sends before it takes a machine away."""
+"""Stops training at Ctrl-C, and at SIGTERM, which a cluster sends before it takes a machine."""
 
+import contextlib
 import itertools
+import os
 import signal
 import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -12,55 +17,95 @@ from distill_jax.types import TrainState
 # One counter for the process, not one for each training: jax stops all processes at one number,
 # which must come.
 _SYNC_POINTS = itertools.count(1)
+_NOTICE = b"\nCtrl-C: training stops after this step; Ctrl-C again ends it at once, unsaved.\n"
 
 
 class Interrupted(SystemExit):
-  """Raised where training stopped because of SIGTERM; uncaught, the process exits with 143.
+  """Raised where training stopped because of a signal.
+
+  Uncaught, the process exits with 143 after SIGTERM and with 130 after Ctrl-C.
 
   Attributes:
     state: the train state of that moment; None: training was over already.
+    signal: SIGTERM or SIGINT.
   """
 
-  def __init__(self, state: TrainState | None = None):
-    super().__init__(128 + signal.SIGTERM)
+  def __init__(self, state: TrainState | None = None, number: int = signal.SIGTERM):
+    super().__init__(128 + number)
     self.state = state
+    self.signal = signal.Signals(number)
 
   def __str__(self) -> str:
+    name = "Ctrl-C" if self.signal == signal.SIGINT else self.signal.name
     after = "" if self.state is None else f" after step {int(self.state.step)}"
-    return f"SIGTERM: training stopped{after}; with a folder, the same call resumes it"
+    return f"{name}: stopped{after}; with a folder, the same call resumes"
 
 
 class Interruption:
-  """A SIGTERM handler while a `with` block runs; the old handler is restored at its end.
+  """Handles SIGTERM and Ctrl-C while a `with` block runs; the old handlers come back at its end.
 
-  With one process, the signal is noted at any moment; not in a thread other than the main one,
-  since Python lets only that one handle signals. With several processes, `jax.distributed` notes it
-  on any of them, and makes all of them stop after the same step.
+  With one process, a signal is noted at any moment; not in a thread other than the main one, since
+  Python lets only that one handle signals. A second Ctrl-C raises KeyboardInterrupt; a handler of
+  the caller's own for it stays. With several processes, `jax.distributed` notes SIGTERM on any of
+  them, and makes all of them stop after the same step; Ctrl-C raises KeyboardInterrupt.
   """
 
   def __enter__(self) -> "Interruption":
-    self._received = False
-    self._handles = False
-    self._old_handler = None
+    self._received: int | None = None
+    self._old_handlers: dict[int, Any] = {}
     self._several = jax.process_count() > 1
     if not self._several and threading.current_thread() is threading.main_thread():
-      self._handles = True
-      self._old_handler = signal.signal(signal.SIGTERM, self._note)
+      self._old_handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._note)
+      if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        self._old_handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._note)
     return self
 
   def __exit__(self, kind, *_) -> None:
-    """Raises `Interrupted` for a signal after the last `at`, unless there is another error."""
-    if self._handles:
-      handler = signal.SIG_DFL if self._old_handler is None else self._old_handler
-      signal.signal(signal.SIGTERM, handler)
-    if self._received and kind is None:
-      raise Interrupted
+    """Raises `Interrupted` for a signal that nothing answered, unless there is another error."""
+    for number, handler in self._old_handlers.items():
+      signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if self._received is not None and kind is None:
+      raise Interrupted(number=self._received)
 
   def at(self) -> bool:
     """Returns whether to stop after this step; every process calls it after each step."""
     if self._several and multihost_utils.reached_preemption_sync_point(next(_SYNC_POINTS)):
-      self._received = True
-    return self._received
+      self._received = signal.SIGTERM
+    return self._received is not None
 
-  def _note(self, *_) -> None:
-    self._received = True
+  def answer(self, state: TrainState, *, saved: bool) -> None:
+    """Raises `Interrupted` with the state; not after Ctrl-C where it was not saved.
+
+    The caller then returns what it has: it would else be lost.
+    """
+    number = self._received
+    assert number is not None
+    if saved or number != signal.SIGINT:
+      raise Interrupted(state, number)
+    self._received = None
+
+  def _note(self, number: int, frame: FrameType | None) -> None:
+    del frame
+    self._received = number
+    if number == signal.SIGINT:
+      signal.signal(signal.SIGINT, signal.default_int_handler)
+      os.write(2, _NOTICE)  # print may be interrupted while it holds the stream
+
+
+@contextlib.contextmanager
+def saying_why() -> Iterator[None]:
+  """Lets SIGTERM outside of training raise `Interrupted`, and Ctrl-C too, for a last line."""
+  main = threading.current_thread() is threading.main_thread()
+  old = signal.signal(signal.SIGTERM, _raise) if main else None
+  try:
+    yield
+  except KeyboardInterrupt:
+    raise Interrupted(number=signal.SIGINT) from None
+  finally:
+    if main:
+      signal.signal(signal.SIGTERM, signal.SIG_DFL if old is None else old)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+  del frame
+  raise Interrupted(number=number)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distill_jax.distributed import hosts
 from distill_jax.distributed.compilation import enable_compilation_cache
-from distill_jax.distributed.interruption import Interrupted
+from distill_jax.distributed.interruption import Interrupted, saying_why
 from distill_jax.errors import suggest
 from distill_jax.jobs import identity
 from distill_jax.jobs.checks import check
@@ -27,13 +27,14 @@ def run(argv: Sequence[str] | None = None) -> None:
   """Runs a command and exits: the console script.
 
   The exit code is 2 for an error of the command, the config or its files, 1 for training that
-  diverged and 143 after SIGTERM.
+  diverged, 143 after SIGTERM and 130 after Ctrl-C.
 
   Args:
     argv: arguments of the command; None reads them from `sys.argv`.
   """
   try:
-    main(sys.argv[1:] if argv is None else argv)
+    with saying_why():
+      main(sys.argv[1:] if argv is None else argv)
   except NonFiniteError as error:
     print(f"distill-jax: {error}", file=sys.stderr)
     hosts.abort(1)

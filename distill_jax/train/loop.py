@@ -10,7 +10,7 @@ import optax
 from distill_jax import data
 from distill_jax.cache import Cache
 from distill_jax.distributed import hosts
-from distill_jax.distributed.interruption import Interrupted, Interruption
+from distill_jax.distributed.interruption import Interruption
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, check_options
 from distill_jax.train.inputs import next_batch
@@ -119,7 +119,9 @@ def fit(
     NonFiniteError: see `RunOptions.max_skips`; the folder keeps its last checkpoint.
     RuntimeError: the frozen teacher's weights changed during training.
     LeaseError: another process trains in the folder.
-    Interrupted: SIGTERM came; the state was saved. Not caught, it ends the process with 143.
+    Interrupted: SIGTERM or Ctrl-C came; the state was saved. Not caught, it ends the process with
+      143 or 130. Ctrl-C without a folder raises nothing: the result of the steps so far is
+      returned.
   """
   began = time.time()
   check_options(task, step, run)
@@ -224,7 +226,8 @@ def _train(
         saver.save(state, scores, None if pipeline is None else pipeline.get_state())
     if due.stop and step < run.intervals.steps:
       saver.wait()
-      raise Interrupted(state)
+      interruption.answer(state, saved=saver.folder is not None)
+      break
     if due.evaluate and _is_patience_over(run, log):
       break
   return state

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from distill_jax.distributed.interruption import Interrupted, Interruption
+from distill_jax.distributed.interruption import Interrupted, Interruption, saying_why
 
 
 @pytest.fixture
@@ -47,6 +47,48 @@ def test_sigterm_after_the_last_step_raises(handler):
     raise KeyError
   with Interruption() as again:
     assert not again.at()
+
+
+def interrupt():
+  os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_first_ctrl_c_waits_for_the_step_and_the_second_does_not(capfd):
+  state = SimpleNamespace(step=np.int32(3))
+  with pytest.raises(Interrupted) as raised, Interruption() as interruption:
+    interrupt()
+    assert interruption.at()
+    with pytest.raises(KeyboardInterrupt):
+      interrupt()
+    interruption.answer(state, saved=True)
+  assert raised.value.code == 130 and "step 3" in str(raised.value)
+  assert capfd.readouterr().err.count("Ctrl-C") == 2
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_without_a_folder_leaves_the_result(capfd):
+  with Interruption() as interruption:
+    interrupt()
+    interruption.answer(SimpleNamespace(step=np.int32(3)), saved=False)
+    assert not interruption.at()
+
+
+def test_handler_of_the_caller_for_ctrl_c_stays():
+  signals = []
+  old = signal.signal(signal.SIGINT, lambda *_: signals.append(1))
+  try:
+    with Interruption() as interruption:
+      interrupt()
+      assert (interruption.at(), signals) == (False, [1])
+  finally:
+    signal.signal(signal.SIGINT, old)
+
+
+@pytest.mark.parametrize("send, code", [(terminate, 143), (interrupt, 130)])
+def test_signal_outside_of_training_says_why(send, code):
+  with pytest.raises(Interrupted) as raised, saying_why():
+    send()
+  assert raised.value.code == code
 
 
 def test_other_thread_leaves_the_handler(handler):

@@ -24,13 +24,13 @@ from distill_jax.train.saver import Saver
 from distill_jax.types import Variables
 
 
-def terminated_at(step):
-  """The pipeline of a run whose process gets SIGTERM while it makes the batch of a step."""
+def terminated_at(step, number=signal.SIGTERM):
+  """The pipeline of a run whose process gets a signal while it makes the batch of a step."""
 
   def batches(start):
     for number, batch in enumerate(data.batches(source(), 16, seed=0, start=start), start + 1):
       if number == step and start < step:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
       yield batch
 
   batches.identity = "toy"
@@ -50,6 +50,12 @@ def test_sigterm_saves_the_step_and_resumes_to_the_same_bits(tmp_path, step):  #
   resumed = run(tmp_path / "parts", source=terminated_at(None))
   assert_identical(whole.state, resumed.state)
   assert_identical(whole.variables, resumed.variables)
+
+
+def test_ctrl_c_without_a_folder_returns_the_steps_so_far():
+  result = run(None, source=terminated_at(8, signal.SIGINT))
+  assert int(result.state.step) == 8
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_float16_logits_of_any_size_keep_updates_finite():  # 17, 18
