@@ -24,13 +24,13 @@ from distill_jax.train.saver import Saver
 from distill_jax.types import Variables
 
 
-def terminated_at(step, number=signal.SIGTERM):
+def terminated_at(step, sent=signal.SIGTERM):
   """The pipeline of a run whose process gets a signal while it makes the batch of a step."""
 
   def batches(start):
     for number, batch in enumerate(data.batches(source(), 16, seed=0, start=start), start + 1):
       if number == step and start < step:
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), sent)
       yield batch
 
   batches.identity = "toy"
