@@ -1,20 +1,19 @@
 """Saves and restores the checkpoints of a training run: sealed when written, checked when read.
 
-`serialization.py` writes and reads the arrays, `seal.py` detects corrupt ones, and `retention.py`
-decides what stays in the folder.
+`serialization.py` writes and reads the arrays, `seal.py` detects corrupt ones, `retention.py`
+decides what stays in the folder, and `run_settings.py` describes what made them.
 """
 
 import contextlib
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from distill_jax.distributed import hosts
-from distill_jax.storage import retention, seal, serialization
+from distill_jax.storage import folders, retention, seal, serialization
 from distill_jax.types import TrainState
 
 
@@ -34,6 +33,7 @@ class Checkpoints:
     folder: str | os.PathLike,
     *,
     identity: seal.Identity | None = None,
+    settings: Mapping[str, str] | None = None,
     keep: int = 2,
     best: retention.Best | None = None,
     read_only: bool = False,
@@ -44,6 +44,8 @@ class Checkpoints:
       folder: local or mounted; a relative path is resolved now.
       identity: values that must not change when the run resumes (the seed of the data, for
         example): stored with each checkpoint and compared by `restore`. None: nothing is compared.
+      settings: values that may change, but change the results (`run_settings.describe`): `restore`
+        warns of those that differ. None: nothing is compared.
       keep: number of latest checkpoints that stay, at least 1.
       best: `(metric, "max" or "min")`: the checkpoint with the best finite value also stays, of
         equal ones the earliest. None: only the latest stay.
@@ -58,20 +60,20 @@ class Checkpoints:
       raise ValueError(f"keep: expected at least 1, got {keep}")
     if best is not None and best[1] not in ("max", "min"):
       raise ValueError(f"best: expected (metric, 'max' or 'min'), got {best}")
-    if "://" in str(folder):
-      raise ValueError(f"folder: expected a local or mounted path, got the URL {folder}: mount it")
-    self.folder = Path(folder).absolute()
+    self.folder = folders.resolve(folder, "folder")
     self._identity = identity
+    self._settings = settings
     self._keep = keep
     self._best = best
-    self._writer: serialization.Writer | None = None
+    self._is_writer = not read_only
     self._step_in_progress: int | None = None
+    self._save_in_progress: serialization.Save | None = None
     self._seals: dict[int, dict[str, Any]] = {}
     self._corrupt: dict[int, str] = {}
     if read_only:
       hosts.run_on_all(self._check_exists)
     else:
-      self._writer = self._open_writer()
+      self._prepare_folder()
     self._scan()
 
   def save(self, state: TrainState, *, metrics: Mapping[str, float] | None = None) -> None:
@@ -85,12 +87,12 @@ class Checkpoints:
         the same; the processes of the run do not hold the same values.
       RuntimeError: this checkpoint, or the one before it, could not be written.
     """
-    if self._writer is None:
+    if not self._is_writer:
       raise ValueError(
         f"folder: expected {self.folder} open for writing, got it read-only or closed"
       )
     self.wait()
-    metadata = seal.make_seal(state, metrics or {}, self._identity or {})
+    metadata = seal.make_seal(state, metrics or {}, self._identity or {}, self._settings or {})
     new_seal = metadata["seal"]
     step = new_seal["step"]
     hosts.assert_equal(f"state after step {step}", metadata["digest"])
@@ -102,12 +104,12 @@ class Checkpoints:
       raise ValueError(
         f"state: step {step} is before checkpoint {latest} of {self.folder}: restore that one first"
       )
-    if hosts.run_on_first(lambda: self._make_way(step)):
-      self._writer.reload()
+    hosts.run_on_first(lambda: self._make_way(step))
     self._seals[step] = new_seal
     self._step_in_progress = step
     with self._undo_on_error():
-      serialization.start_save(self._writer, step, state, metadata)
+      path = self.folder / str(step)
+      self._save_in_progress = serialization.start_save(path, state, metadata)
 
   def restore(self, like: TrainState, *, step: int | str | None = None) -> TrainState | None:
     """Returns the newest valid checkpoint, in the shardings of `like`; None if there is none.
@@ -165,28 +167,25 @@ class Checkpoints:
     Raises:
       RuntimeError: it could not be written; earlier ones are still stored.
     """
-    if self._step_in_progress is None or self._writer is None:
+    if self._step_in_progress is None or self._save_in_progress is None:
       return
     step = self._step_in_progress
     with self._undo_on_error():
-      self._writer.wait()
+      self._save_in_progress.result()
       hosts.run_on_first(lambda: self._complete(step))
     self._step_in_progress = None
+    self._save_in_progress = None
     retained = retention.retained_steps(self._seals, self._keep, self._best)
     self._seals = {step: self._seals[step] for step in retained}
     self._corrupt = {}
-    if hosts.run_on_first(lambda: retention.remove_other_steps(self.folder, retained)):
-      self._writer.reload()
+    hosts.run_on_first(lambda: retention.remove_other_steps(self.folder, retained))
 
   def close(self) -> None:
     """Calls `wait`, then releases the folder."""
-    if self._writer is None:
-      return
     try:
       self.wait()
     finally:
-      self._writer.close()
-      self._writer = None
+      self._is_writer = False
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -195,6 +194,8 @@ class Checkpoints:
     if kind is not None and jax.process_count() > 1:
       # The other processes may not be here to check it together; Orbax completes it all the same.
       self._step_in_progress = None
+      if self._save_in_progress is not None:
+        self._save_in_progress.result()
     self.close()
 
   def _candidates(self, step: int | str | None) -> list[int]:
@@ -219,28 +220,25 @@ class Checkpoints:
   def _load(self, step: int, like: TrainState) -> TrainState:
     if step in self._corrupt:
       raise seal.CorruptFile(self._corrupt[step])
-
-    def read() -> TrainState:
-      return serialization.load_state(retention.step_folders(self.folder)[step], like)
-
-    hosts.run_on_all(lambda: self._check_usable(step, like))
-    state = hosts.run_on_all(read, errors=[seal.CorruptFile])
-    seal.check_contents(self._seals[step], state)
+    path = retention.step_folders(self.folder)[step]
+    stored = self._seals[step]
+    hosts.run_on_all(lambda: seal.check_usable(path, stored, like, self._identity, self._settings))
+    state = hosts.run_on_all(
+      lambda: serialization.load_state(path, like), errors=[seal.CorruptFile]
+    )
+    seal.check_contents(stored, state)
+    changes = seal.changed_settings(stored, self._settings)
+    if changes:
+      more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
+      warnings.warn(
+        f"resuming {path} under other settings, results may differ: {'; '.join(changes[:5])}{more}",
+        RuntimeWarning,
+        stacklevel=3,
+      )
     return state
 
-  def _check_usable(self, step: int, like: TrainState) -> None:
-    stored = self._seals[step]
-    layout = {name: (shape, dtype) for name, (shape, dtype, _) in stored["leaves"].items()}
-    try:
-      if self._identity is not None:
-        seal.check_identity(stored, self._identity)
-      seal.check_layout(seal.layout(like), layout)
-    except ValueError as error:
-      text = f"checkpoint {self.folder / str(step)} cannot be restored: {error}"
-      raise ValueError(text) from None
-
   def _refresh(self) -> None:
-    if self._writer is None:
+    if not self._is_writer:
       # Another process may have written since.
       self._scan()
     else:
@@ -256,22 +254,21 @@ class Checkpoints:
       hint = retention.hint_at_checkpoints(self.folder.parent)
       raise FileNotFoundError(f"folder: expected checkpoints, {self.folder} does not exist{hint}")
 
-  def _open_writer(self) -> serialization.Writer:
+  def _prepare_folder(self) -> None:
     try:
       hosts.make_shared_folder(self.folder)
     except OSError as error:
       text = f"folder: expected a writable checkpoint folder, got {self.folder}: {error}"
       raise OSError(text) from error
+    hosts.run_on_first(lambda: serialization.remove_unfinished(self.folder))
     hosts.run_on_first(lambda: retention.restore_replaced(self.folder))
-    return serialization.open_writer(self.folder)
 
-  def _make_way(self, step: int) -> bool:
+  def _make_way(self, step: int) -> None:
     """Moves aside what is stored at this step, or removes it if it is corrupt."""
     path = self.folder / str(step)
-    if step in self._corrupt and path.exists():
+    if step in self._corrupt:
       retention.remove(path)
-      return True
-    return retention.move_aside(self.folder, step)
+    retention.move_aside(self.folder, step)
 
   def _complete(self, step: int) -> None:
     # What it replaces is removed only after this check: Orbax also commits a checkpoint whose parts
@@ -287,13 +284,13 @@ class Checkpoints:
     except Exception as error:
       step = self._step_in_progress
       self._step_in_progress = None
+      self._save_in_progress = None
       text = f"checkpoint {step} of {self.folder} was not written"
       if jax.process_count() > 1:
         # The others may have written their parts and wait for this one: the next start cleans up.
         raise RuntimeError(f"{text}: {error}") from error
       retention.remove(self.folder / str(step))
+      serialization.remove_unfinished(self.folder)
       retention.restore_replaced(self.folder)
-      if self._writer is not None:
-        self._writer.reload()
       self._scan()
       raise RuntimeError(f"{text} (still stored: {sorted(self._seals)}): {error}") from error

@@ -81,13 +81,10 @@ def step_folders(folder: Path) -> dict[int, Path]:
   return {step: folders[step] for step in sorted(folders)}
 
 
-def move_aside(folder: Path, step: int) -> bool:
-  """Moves the directory of a step aside until `drop_replaced`. Returns whether there is one."""
-  path = folder / str(step)
-  if not path.exists():
-    return False
-  path.rename(_replaced_path(folder, step))
-  return True
+def move_aside(folder: Path, step: int) -> None:
+  """Moves the directory of a step, if there is one, aside until `drop_replaced`."""
+  with contextlib.suppress(FileNotFoundError):
+    (folder / str(step)).rename(_replaced_path(folder, step))
 
 
 def drop_replaced(folder: Path, step: int) -> None:
@@ -102,12 +99,8 @@ def restore_replaced(folder: Path) -> None:
     path.rename(path.with_suffix(""))
 
 
-def remove_other_steps(folder: Path, steps: Collection[int]) -> bool:
-  """Removes all checkpoints but `steps`, and what earlier removals left.
-
-  Returns:
-    Whether there were other checkpoints.
-  """
+def remove_other_steps(folder: Path, steps: Collection[int]) -> None:
+  """Removes all checkpoints but `steps`, and what earlier removals left."""
   for path in folder.glob(f"*{_REMOVED}"):
     _try_to_delete(path)
   names = {str(step) for step in steps}
@@ -118,7 +111,6 @@ def remove_other_steps(folder: Path, steps: Collection[int]) -> bool:
     # Best effort: the next save tries again.
     with contextlib.suppress(OSError):
       remove(path)
-  return bool(others)
 
 
 def remove(path: Path) -> None:

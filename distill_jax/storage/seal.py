@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +22,10 @@ class CorruptFile(Exception):
 
 
 def make_seal(
-  state: TrainState, metrics: Mapping[str, float], identity: Identity
+  state: TrainState,
+  metrics: Mapping[str, float],
+  identity: Identity,
+  settings: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
   """Returns `{"seal": values that json can hold, "digest": hash of the seal}` of a state.
 
@@ -45,6 +49,7 @@ def make_seal(
     },
     "metrics": {name: float(value) for name, value in metrics.items()},
     "identity": dict(identity),
+    "settings": dict(settings or {}),
   }
   return {"seal": body, "digest": _digest(body)}
 
@@ -84,20 +89,50 @@ def check_contents(seal: Mapping[str, Any], tree: Tree) -> None:
     )
 
 
+def check_usable(
+  path: Path,
+  seal: Mapping[str, Any],
+  like: TrainState,
+  identity: Identity | None,
+  settings: Mapping[str, str] | None,
+) -> None:
+  """Checks that a checkpoint is of this run, and that its leaves are those of `like`.
+
+  Args:
+    path: of the checkpoint, for the error.
+    seal: of the checkpoint.
+    like: the state of a fresh start.
+    identity: of this run; None: it is not compared.
+    settings: of this run; the flags among them (x64) may be why leaves differ. None: none.
+
+  Raises:
+    ValueError: with a line for each difference.
+  """
+  stored = {name: (shape, dtype) for name, (shape, dtype, _) in seal["leaves"].items()}
+  try:
+    if identity is not None:
+      check_identity(seal, identity)
+    check_layout(layout(like), stored)
+  except ValueError as error:
+    flags = [line for line in changed_settings(seal, settings) if "." not in line.partition(":")[0]]
+    raise ValueError(
+      f"checkpoint {path} cannot be restored (name another folder, or mend what differs): {error}"
+      + "".join(f"\n  {line}" for line in flags)
+    ) from None
+
+
+def changed_settings(seal: Mapping[str, Any], settings: Mapping[str, str] | None) -> list[str]:
+  """Returns a text for each setting that differs; none where none is compared."""
+  return [] if settings is None else _differences(seal["settings"], settings)
+
+
 def check_identity(seal: Mapping[str, Any], identity: Identity) -> None:
   """Checks that a checkpoint is of this run.
 
   Raises:
     ValueError: with a line for each field that differs, old and new.
   """
-  old = seal["identity"]
-  absent = "(not given)"
-  lines = [
-    f"\n  {field}: {old.get(field, absent)!r} when it was saved, {identity.get(field, absent)!r} "
-    "now"
-    for field in {**old, **identity}
-    if old.get(field, absent) != identity.get(field, absent)
-  ]
+  lines = [f"\n  {line}" for line in _differences(seal["identity"], identity)]
   if lines:
     raise ValueError(f"another run saved it:{''.join(lines)}")
 
@@ -133,6 +168,15 @@ def layout(tree: Tree) -> dict[str, tuple[tuple[int, ...], str]]:
       raise ValueError(f"{name}: expected one leaf of this name, got two: a key contains '/'")
     leaves[name] = tuple(leaf.shape), str(leaf.dtype)
   return leaves
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  absent = "(not given)"
+  return [
+    f"{field}: {old.get(field, absent)} when it was saved, {new.get(field, absent)} now"
+    for field in {**old, **new}
+    if old.get(field, absent) != new.get(field, absent)
+  ]
 
 
 def _digest(body: Mapping[str, Any]) -> str:

@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import warnings
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from states import assert_identical, detects_flip, flip, make_state, save_steps
@@ -274,6 +277,94 @@ def test_truncated_files_are_detected(saved, fraction):
   assert_identical(reader.restore(state), make_state(2, seed=2))
 
 
+@pytest.mark.parametrize("step", [1, 2])
+def test_flipped_metadata_is_skipped_by_a_writer(saved, step):
+  """Also where Orbax' own reader of the file raises."""
+  file = saved / str(step) / "_CHECKPOINT_METADATA"
+  content = file.read_bytes()
+  keys = [b"item_handlers", b"performance_metrics", b"custom_metadata", b"digest", b"{"]
+  for key in keys:
+    file.write_bytes(content)
+    flip(file, content.index(key), 1)
+    with Checkpoints(saved) as checkpoints, warnings.catch_warnings(record=True) as caught:
+      warnings.simplefilter("always", RuntimeWarning)
+      assert int(checkpoints.restore(make_state()).step) == (1 if step == 2 and caught else 2)
+    if key not in keys[:2]:  # Those two are Orbax' own: its arrays can be read without them.
+      assert checkpoints.steps() == [3 - step]
+      assert len(caught) == (step == 2)
+  with pytest.warns(RuntimeWarning) if step == 2 else contextlib.nullcontext():
+    with Checkpoints(saved, keep=3) as checkpoints:
+      checkpoints.restore(make_state())
+      checkpoints.save(make_state(3))
+      assert checkpoints.steps() == [3 - step, 3]
+
+
+def test_saving_leaves_no_threads_and_open_files(tmp_path):
+  def counts():
+    return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+  state = make_state()
+  with Checkpoints(tmp_path / "run", keep=1) as checkpoints:
+    checkpoints.save(state)
+    checkpoints.wait()
+    before = counts()
+    for step in range(1, 13):
+      checkpoints.save(state._replace(step=state.step + step))
+    checkpoints.wait()
+    assert counts() == before
+
+
+def test_states_may_differ_in_empty_nodes(template):
+  like = make_state()
+  like = like._replace(opt_state=(*like.opt_state, optax.EmptyState(), {}))
+  state = Checkpoints(template, read_only=True).restore(like)
+  assert jax.tree.structure(state) == jax.tree.structure(like)
+  expected = make_state(2, seed=2)
+  assert_identical(state._replace(opt_state=expected.opt_state), expected)
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    PermissionError(13, "denied"),
+    OSError(24, "Too many open files"),
+    ValueError("RESOURCE_EXHAUSTED: Failed to open"),
+    NotImplementedError("no such kernel"),
+  ],
+  ids=lambda error: type(error).__name__,
+)
+def test_errors_of_the_machine_are_not_corruption(template, monkeypatch, error):
+  def fail(*_):
+    raise KeyError("as Orbax raises it") from error
+
+  reader = Checkpoints(template, read_only=True)
+  monkeypatch.setattr(serialization.ocp, "load_checkpointables", fail)
+  with pytest.raises(type(error), match=str(error.args[-1])):
+    reader.restore(make_state())
+  monkeypatch.undo()
+  assert int(reader.restore(make_state()).step) == 2
+
+
+def test_shardings_that_do_not_fit_are_not_corruption(template, mesh):
+  like = make_state()
+  spec = NamedSharding(mesh, PartitionSpec("data"))
+  abstract = jax.eval_shape(lambda: like)
+  student = abstract.params["student"]
+  student["mask"] = jax.ShapeDtypeStruct((5,), bool, sharding=spec)
+  with pytest.raises(ValueError, match="evenly divide"):
+    Checkpoints(template, read_only=True).restore(abstract)
+
+
+def test_changed_settings_are_said_and_flags_explain_other_leaves(tmp_path):
+  save_steps(tmp_path, 1, settings={"rate": "0.1", "enable_x64": "False"})
+  reader = Checkpoints(tmp_path, read_only=True, settings={"rate": "0.2", "enable_x64": "False"})
+  with pytest.warns(RuntimeWarning, match=r"rate: 0.1 .* 0.2 now$"):
+    reader.restore(make_state())
+  reader = Checkpoints(tmp_path, read_only=True, settings={"rate": "0.1", "enable_x64": "True"})
+  with pytest.raises(ValueError, match=r"differs: step .*\n  enable_x64: False .* True now$"):
+    reader.restore(make_state()._replace(step=jnp.zeros(2)))
+
+
 def test_empty_and_renamed_directories_are_skipped(saved):
   (saved / "2").rename(saved / "8")
   (saved / "9").mkdir()
@@ -442,7 +533,7 @@ def test_checkpoint_without_a_seal_replaces_none(saved, monkeypatch, step):
     monkeypatch.setattr(
       serialization,
       "start_save",
-      lambda writer, step, state, _: start_save(writer, step, state, {}),
+      lambda path, state, _: start_save(path, state, {}),
     )
     checkpoints.save(make_state(step, seed=9))
     with pytest.raises(RuntimeError, match=rf"checkpoint {step} of .*\[1, 2\]"):
