@@ -158,12 +158,14 @@ def _run(arguments: Arguments, began: float) -> FitResult:
   folder = None if checkpoints is None else checkpoints.folder
   first = hosts.is_first()
   with (
-    Saver(folder, (run.best.name, run.best.better), run.identity) as saver,
+    Saver(folder, (run.best.name, run.best.better), run.identity, run.settings) as saver,
     Interruption() as interruption,
     Profile(saver.folder, options.profile_steps) as profile,
   ):
     state = saver.restore(state)
     _check_done(int(state.step), run.intervals.steps)
+    if options.progress and first:
+      _print_resumed(saver.folder, int(state.step), run.intervals.steps)
     with Log(
       saver.folder if first else None,
       start=int(state.step),
@@ -190,6 +192,13 @@ def _check_done(done: int, steps: int) -> None:
       f"steps: expected at least the {done} that the run in this folder has done, got {steps}: "
       f"pass steps={done} to get its result, or another folder"
     )
+
+
+def _print_resumed(folder: Path | None, done: int, steps: int) -> None:
+  if done == steps:
+    print(f"nothing to train: {folder} holds all {steps} steps", flush=True)
+  elif done:
+    print(f"resuming {folder} after step {done} of {steps}", flush=True)
 
 
 def _train(

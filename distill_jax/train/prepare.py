@@ -19,6 +19,7 @@ from distill_jax.models.variables import (
   check_weights,
   start_from,
 )
+from distill_jax.storage import run_settings
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, Inputs
 from distill_jax.train.first_batch import check_run_logits, check_student_images, student_variables
@@ -59,6 +60,7 @@ class Run(NamedTuple):
     evaluate: `state -> scores`, or None.
     best: the metric that chooses the best variables.
     identity: what must be equal for a run to resume.
+    settings: what is said where it differs when a run resumes.
   """
 
   arguments: Arguments
@@ -72,6 +74,7 @@ class Run(NamedTuple):
   evaluate: Callable[[TrainState], dict[str, float]] | None
   best: Metric
   identity: dict[str, Any]
+  settings: dict[str, str]
 
 
 def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
@@ -88,7 +91,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
   measure = choose_measure(arguments, inputs, state)
   specs = partition.state_specs(state, inputs.mesh, arguments.run.rules)
   state = sharding.place(state, inputs.mesh, specs)
-  identity = _identity(arguments, teacher_fingerprint)
+  identity = _identity(arguments, state, teacher_fingerprint)
   intervals = _intervals(arguments)
   if inputs.rows is not None:
     start = {"log_every": arguments.run.log_every, "start": fingerprint(state)}
@@ -105,6 +108,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
     evaluate=make_evaluator(arguments, inputs, measure),
     best=measure.best,
     identity=identity,
+    settings=_settings(arguments),
   )
   return run, state
 
@@ -246,7 +250,16 @@ def _intervals(arguments: Arguments) -> Intervals:
   return Intervals(arguments.steps, evaluate, save or evaluate)
 
 
-def _identity(arguments: Arguments, teacher_fingerprint: str) -> dict[str, Any]:
+def _settings(arguments: Arguments) -> dict[str, str]:
+  if arguments.checkpoints is None:
+    return {}
+  return run_settings.runtime() | run_settings.describe(
+    objective=arguments.objective, optimizer=arguments.optimizer, step=arguments.step
+  )
+
+
+def _identity(arguments: Arguments, state: TrainState, teacher_fingerprint: str) -> dict[str, Any]:
+  terms = state.params["objective"]
   cache, checkpoints = arguments.cache, arguments.checkpoints
   start = arguments.student_variables
   return {
@@ -255,6 +268,8 @@ def _identity(arguments: Arguments, teacher_fingerprint: str) -> dict[str, Any]:
     "batch_size": arguments.batch_size,
     "teacher": teacher_fingerprint if cache is None else cache.digest,
     "data": data_identity(arguments.source),
+    "terms": ", ".join(terms) if isinstance(terms, Mapping) else "",
+    "optimizer": run_settings.transformations(arguments.optimizer),
     **({} if start is None else {"student_variables": fingerprint(start)}),
     **({} if checkpoints is None else checkpoints.identity),
   }

@@ -12,12 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distill_jax.storage import files
+from distill_jax.storage import files, folders, retention
 from distill_jax.storage.checkpoint import Checkpoints
 from distill_jax.storage.lease import Lease
 from distill_jax.storage.retention import score_key
 from distill_jax.train.optimizers import evaluation_variables
 from distill_jax.types import TrainState, Variables
+
+_CHECKPOINTS = "checkpoints"
 
 
 class Saver:
@@ -33,6 +35,7 @@ class Saver:
     folder: str | Path | None,
     best: tuple[str, str],
     identity: Mapping[str, str | int | float],
+    settings: Mapping[str, str] | None = None,
   ):
     """Opens the folder.
 
@@ -40,19 +43,24 @@ class Saver:
       folder: of the run; None: nothing is written.
       best: the score that chooses the best variables, and 'max' or 'min'.
       identity: what must be equal for a run to resume.
+      settings: what is said where it differs; see `Checkpoints`.
 
     Raises:
       LeaseError: another process trains in the folder.
+      ValueError: the folder is a URL, or part of another run's checkpoints.
     """
-    self.folder = None if folder is None else Path(folder).resolve()
+    self.folder = None if folder is None else folders.resolve(folder, "checkpoints")
     self._best = best
     self._best_key: tuple[float, float] | None = None
     self._best_variables: Variables | None = None
     self._checkpoints: Checkpoints | None = None
     with contextlib.ExitStack() as stack:
       if self.folder is not None:
+        _check_level(self.folder)
         self._lease = stack.enter_context(Lease(self.folder))
-        checkpoints = Checkpoints(self.folder / "checkpoints", best=best, identity=identity)
+        checkpoints = Checkpoints(
+          self.folder / _CHECKPOINTS, best=best, identity=identity, settings=settings
+        )
         self._checkpoints = stack.enter_context(checkpoints)
       self._stack = stack.pop_all()
 
@@ -137,3 +145,13 @@ class Saver:
       stacklevel=2,
     )
     return evaluation_variables(state)
+
+
+def _check_level(folder: Path) -> None:
+  """Checks that a folder is not inside the checkpoints of a run: it would train from scratch."""
+  for path in (folder, *folder.parents):
+    if path.name == _CHECKPOINTS and path.is_dir() and retention.step_folders(path):
+      raise ValueError(
+        f"checkpoints: expected the folder of a run, got {folder} inside of its checkpoints: pass "
+        f"{path.parent}"
+      )
