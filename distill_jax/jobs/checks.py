@@ -9,11 +9,14 @@ from distill_jax.cache.store.backend import open_store
 from distill_jax.cache.teacher.predictor import with_cached_outputs
 from distill_jax.data import Source
 from distill_jax.distributed import partition, sharding
+from distill_jax.errors import suggest
 from distill_jax.jobs import data
 from distill_jax.jobs.config import ConfigError, TrainedTeacher, error_prefix
+from distill_jax.jobs.measures import COMPARISONS, job_task
 from distill_jax.jobs.plan import ROLES, Job, Network, one_per_variant, train_data
 from distill_jax.storage import seal
 from distill_jax.train import make_init
+from distill_jax.train.measure import term_names
 from distill_jax.types import Batch, Model, Variables
 
 
@@ -36,6 +39,7 @@ def check(job: Job, stages: Collection[str]) -> None:
       continue
     if role == "student":
       _check_objectives(job, role_networks)
+      _check_best(job, role_networks)
       _check_initial_weights(job, role_networks)
     _check_sharding(job, role_networks[0], mesh)
 
@@ -89,6 +93,26 @@ def _check_objectives(job: Job, students: Collection[Network]) -> None:
       optimizer = network.training.optimizer()
       init = make_init(network.train_model, teacher, network.objective(None), optimizer)
       jax.eval_shape(init, key, batch)
+
+
+def _check_best(job: Job, students: Collection[Network]) -> None:
+  """Checks that every student has the metric that chooses its weights."""
+  best = job.config.best
+  names = {metric.name for metric in job_task(job).metrics} | set(COMPARISONS)
+  if not best or best in names:
+    return
+  key, batch = jax.random.key(0), data.first(job.config, job.splits.train)
+  batch = {"view": np.zeros(1, np.int32), **batch}
+  for network in students:
+    teacher, variables = _teacher(job, network, key, batch)
+    parts = network.train_model, teacher, network.objective(None)
+    state = jax.eval_shape(make_init(*parts, network.training.optimizer()), key, batch)
+    terms = {"loss", *term_names(*parts, state, variables, batch)}
+    if best not in terms:
+      raise ConfigError(
+        f"best: expected a metric of the task or a term of the objective, got {best!r}"
+        f"{suggest(best, names | terms)}"
+      )
 
 
 def _check_initial_weights(job: Job, students: Collection[Network]) -> None:

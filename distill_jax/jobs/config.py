@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from distill_jax import objectives, tasks
+from distill_jax import objectives
 from distill_jax.cache.codecs.codec import Codec
 from distill_jax.cache.codecs.dense_codec import Dense
 from distill_jax.data import Source
@@ -87,8 +87,10 @@ class Config:
     checkpoint_every: steps between checkpoints in addition to those at evaluations; 0: none in
       addition.
     max_skips: number of updates in a row that are not finite after which training is aborted.
-    best: name of the task's metric that chooses the exported weights on the validation set; empty:
-      the task's first.
+    best: name of the metric that chooses the exported weights on the validation set: one of the
+      task's, 'agreement' or 'teacher_kl', 'loss' or a term of the students' objective; empty: the
+      task's first. Networks without a teacher are chosen by the task's first where they do not
+      have it.
     devices: number of devices to use, of one process; 0: all devices of all processes.
     mesh: how they are arranged.
     teacher_seed: seed of the teacher's training; `--seeds` are the students'.
@@ -128,9 +130,11 @@ class Config:
     """Returns the training, validation and test sets."""
     raise _undefined(self, "data")
 
-  def task(self) -> Task:
-    """Returns what is measured in training and in the report."""
-    return tasks.classification()
+  def task(self) -> Task | None:
+    """Returns what is measured in training and in the report; None: the task that outputs and
+    labels fit (`tasks.infer`), or the objective's own terms.
+    """
+    return None
 
   def crops(self) -> Crops:
     """Returns how images are cropped where `data` returns `Images`."""
@@ -283,11 +287,6 @@ class Config:
       raise ConfigError(
         "teacher_dtype: expected 'bfloat16', 'float16', 'float32' or nothing, got "
         f"{self.teacher_dtype!r}"
-      )
-    names = [metric.name for metric in self.task().metrics]
-    if self.best and self.best not in names:
-      raise ConfigError(
-        f"best: expected a metric of the task, got {self.best!r}{suggest(self.best, names)}"
       )
     for name in ("teacher_training", "student_training"):
       with error_prefix(name):

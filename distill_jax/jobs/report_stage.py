@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from distill_jax import report
+from distill_jax import report, tasks
 from distill_jax.compression.sizes import disk_bytes, layer_zeros
 from distill_jax.cost.runtime import measure_cost
 from distill_jax.data import Source
 from distill_jax.data.batches import permutation
 from distill_jax.jobs import data
 from distill_jax.jobs.config import ConfigError, Examples, Splits
+from distill_jax.jobs.measures import is_labeled, job_task, measure_terms
 from distill_jax.jobs.plan import ORIGINS, RESULT, ROLES, Job, Network, networks
 from distill_jax.jobs.step_times import step_times
 from distill_jax.storage.student import load_student
@@ -43,12 +44,13 @@ def write_report(job: Job) -> Path:
     raise ConfigError(
       f"--stages: expected a trained network in {job.folder}, got none: run the other stages first"
     )
-  test, task = job.splits.test, _task(job)
+  test, finished = job.splits.test, _load(job, complete)
+  task, results = _measure(job, finished)
   sizes = {name: len(split) for name, split in zip(Splits._fields, job.splits)}
   names = tuple(dict.fromkeys(("id", *task.references)))
   path = report.write(
     job.folder / "report",
-    _entries(job, complete),
+    _entries(job, finished, results),
     task=task,
     references=data.references(data.evaluation(job.config, _shuffled(test)), names),
     class_names=test.class_names,
@@ -58,10 +60,8 @@ def write_report(job: Job) -> Path:
   return path
 
 
-def _entries(job: Job, complete: list[Network]) -> list[report.Entry]:
-  finished = _load(job, complete)
-  results = _evaluate(job, finished)
-  has_students = any(network.role == "student" for network in complete)
+def _entries(job: Job, finished: list[_Finished], results: list[Evaluated]) -> list[report.Entry]:
+  has_students = any(one.role == "student" for one in finished)
   ratios = step_times(job) if has_students else {}
   batch = data.first(job.config, job.splits.test, 256)
   costs: dict[
@@ -94,13 +94,29 @@ def _load(job: Job, complete: list[Network]) -> list[_Finished]:
   return finished
 
 
-def _evaluate(job: Job, finished: list[_Finished]) -> list[Evaluated]:
+def _measure(job: Job, finished: list[_Finished]) -> tuple[Task, list[Evaluated]]:
+  """Returns the scores of all networks; where no example has a label, those of the students'
+  objectives.
+  """
+  if is_labeled(job, job.splits.test):
+    task = _led_by_best(job, job_task(job))
+    return task, _evaluate(job, finished, task)
+  results = [
+    Evaluated({}, None, {}, {})
+    if one.network is None or one.role != "student"
+    else measure_terms(job, one.network, one.variables, job.splits.test)
+    for one in finished
+  ]
+  terms = {name for result in results for name in (result.statistics or {}).get("terms", ())}
+  return _led_by_best(job, tasks.objective_terms(sorted(terms))), results
+
+
+def _evaluate(job: Job, finished: list[_Finished], task: Task) -> list[Evaluated]:
   """Evaluates all networks in one pass, the students next to the teacher."""
   test = job.splits.test
   # A part of the examples, of which the report's intervals need many, is at least a batch.
   batch_size = max(1, min(256, len(test) // PARTS))
   examples = data.evaluation(job.config, _shuffled(test), batch_size)
-  task = _task(job)
   teachers = [one for one in finished if one.role == "teacher"]
   students = [one for one in finished if one.role != "teacher"]
   teacher = (teachers[0].model, teachers[0].variables) if teachers else None
@@ -148,9 +164,8 @@ def _entry(
   )
 
 
-def _task(job: Job) -> Task:
-  """Returns the job's task, led by the metric that chooses the exported weights."""
-  task = job.config.task()
+def _led_by_best(job: Job, task: Task) -> Task:
+  """Returns the task, led by the metric that chooses the exported weights."""
   ordered = sorted(task.metrics, key=lambda metric: metric.name != job.config.best)
   return task._replace(metrics=tuple(ordered))
 

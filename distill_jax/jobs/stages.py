@@ -6,9 +6,7 @@ import functools
 import json
 import time
 import warnings
-from collections.abc import Collection, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +14,8 @@ import jax.numpy as jnp
 from distill_jax.compression.initialization.provenance import format_origins
 from distill_jax.distributed import hosts, sharding
 from distill_jax.jobs import cache_stages, data
-from distill_jax.jobs.config import ConfigError, Examples, TrainedTeacher
+from distill_jax.jobs.config import ConfigError, Examples
+from distill_jax.jobs.measures import OBJECTIVE, best_of, is_labeled
 from distill_jax.jobs.plan import (
   EXTRA_STAGES,
   ORIGINS,
@@ -25,21 +24,24 @@ from distill_jax.jobs.plan import (
   STAGES,
   Job,
   Network,
-  is_complete,
   networks,
   train_data,
 )
 from distill_jax.jobs.report_stage import write_report
-from distill_jax.models import cast
+from distill_jax.jobs.trained import (
+  load_trained,
+  teacher_variables_of,
+  trained_teacher_of,
+  trained_variables,
+)
 from distill_jax.models.batch_dependencies import entries_read
 from distill_jax.models.llm.head import with_logits
 from distill_jax.storage import files, retention
 from distill_jax.storage.stablehlo import export_stablehlo
-from distill_jax.storage.student import export_student, load_student
+from distill_jax.storage.student import export_student
 from distill_jax.train import CheckpointOptions, Evaluation, FitResult, RunOptions, fit
-from distill_jax.train.optimizers import evaluation_variables
-from distill_jax.train.placement import init_on_host
-from distill_jax.types import Batch, Metric, Model, Task, Variables
+from distill_jax.train.saver import all_variables
+from distill_jax.types import Batch, Model, Task, Variables
 
 
 def run_stages(job: Job, stages: Collection[str]) -> None:
@@ -73,20 +75,23 @@ def train(job: Job, network: Network) -> None:
     return
   started = time.time()
   result = _fit(job, network)
-  last = evaluation_variables(result.state)
-  variables = last if network.recipe.export_last else result.variables
+  variables, learned = result.variables, result.objective_variables
+  if network.recipe.export_last:
+    variables, learned = all_variables(result.state)
   exported = sharding.gather_to_host(variables)
   if network.recipe.export_fn is not None:
     exported = network.recipe.export_fn(exported)
+  if network.role == "student" and not is_labeled(job, job.splits.test):
+    _export_objective(network, sharding.gather_to_host(learned))
   seconds = time.time() - started
-  hosts.run_on_first(lambda: _finish(job, network, exported, result.history, seconds))
+  hosts.run_on_first(lambda: _finish(job, network, exported, result, seconds))
 
 
 def _fit(job: Job, network: Network) -> FitResult:
   config, training = job.config, network.training
   train_set = train_data(job, network.role)
-  teacher_variables = _teacher_variables(job, network)
-  trained_teacher = _trained_teacher(network, teacher_variables, train_set)
+  teacher_variables = teacher_variables_of(job, network)
+  trained_teacher = trained_teacher_of(network, teacher_variables, train_set)
   cache = cache_stages.open_checked(job, trained_teacher) if network.cached else None
   validation = data.evaluation(config, job.splits.validation, training.batch_size)
   return fit(
@@ -100,7 +105,7 @@ def _fit(job: Job, network: Network) -> FitResult:
     seed=network.train_seed,
     teacher_variables=None if cache else teacher_variables,
     task=config.task(),
-    evaluation=Evaluation(validation, config.eval_every or None, config.best or None),
+    evaluation=Evaluation(validation, config.eval_every or None, best_of(job, network)),
     checkpoints=CheckpointOptions(network.folder, config.checkpoint_every or None),
     step=config.step_options(training, network.recipe.on_policy),
     run=RunOptions(
@@ -120,7 +125,7 @@ def _finish(
   job: Job,
   network: Network,
   exported: Variables,
-  history: Sequence[dict[str, Any]],
+  result: FitResult,
   seconds: float,
 ) -> None:
   """Exports the weights, then writes the result, which marks the network complete."""
@@ -128,28 +133,30 @@ def _finish(
   if network.variant:
     description["variant"] = network.variant
   export_student(exported, network.folder, description=description)
-  _export_program(job, network, exported)
-  metric = _best_metric(job)
-  evaluations = [line for line in history if line["phase"] == "validation"]
+  _export_program(job, network, exported, result.task)
+  metric = result.best
+  evaluations = [line for line in result.history if line["phase"] == "validation"]
   best = retention.best_scores(evaluations, (metric.name, metric.better))
   scores = evaluations[-1] if network.recipe.export_last else best
-  result = {"seconds": seconds, "steps": network.training.steps, "validation": scores}
-  files.write(network.folder / RESULT, json.dumps(result, indent=2) + "\n")
+  record = {"seconds": seconds, "steps": network.training.steps, "validation": scores}
+  files.write(network.folder / RESULT, json.dumps(record, indent=2) + "\n")
   when = " before it was exported" if network.recipe.export_fn else ""
   score = f"{metric.name} {scores[metric.name]:.4f} on validation{when}"
   print(f"{network.name}: {score}, {seconds:.0f} s", flush=True)
 
 
-def _best_metric(job: Job) -> Metric:
-  metrics = job.config.task().metrics
-  return next((m for m in metrics if m.name == job.config.best), metrics[0])
+def _export_objective(network: Network, learned: Variables) -> None:
+  """Exports the objective's variables, with which the report measures its terms."""
+  if jax.tree.leaves(learned):
+    folder = network.folder / OBJECTIVE
+    hosts.run_on_first(lambda: export_student(learned, folder, description={}))
 
 
-def _export_program(job: Job, network: Network, variables: Variables) -> None:
+def _export_program(job: Job, network: Network, variables: Variables, task: Task) -> None:
   example = data.first(job.config, job.splits.train)
   model = with_logits(network.model)
   try:
-    heads = _heads(job.config.task(), model, variables, example)
+    heads = _heads(task, model, variables, example)
     export_stablehlo(model, variables, example, network.folder, outputs=heads)
   except ValueError as error:
     # The weights are safe: a network that fixes its batch size is no reason to stop.
@@ -180,8 +187,8 @@ def _run_cache_stage(job: Job, stage: str) -> None:
     return
   students = networks(job, "student")
   student = next((network for network in students if network.cached), students[0])
-  variables = _teacher_variables(job, student)
-  trained_teacher = _trained_teacher(student, variables, train_data(job, "student"))
+  variables = teacher_variables_of(job, student)
+  trained_teacher = trained_teacher_of(student, variables, train_data(job, "student"))
   if trained_teacher is None:
     raise ConfigError(
       "cache: expected a teacher whose outputs can be stored, got none: leave cache empty"
@@ -199,14 +206,14 @@ def _with_initial_weights(job: Job, network: Network, train: Examples) -> Model:
   model, init_from_teacher = network.train_model, network.recipe.init_from_teacher
   init = model.init
   if network.init_folder is not None:
-    start = _load_trained(job, network, network.init_folder, model)
+    start = load_trained(job, network, network.init_folder, model)
 
     def init(key, batch):
       return Variables(*jax.tree.map(jnp.copy, tuple(start)))
 
   if init_from_teacher is None:
     return model._replace(init=init, variables=None)
-  trained_teacher = _trained_teacher(network, _trained_variables(job, network), train)
+  trained_teacher = trained_teacher_of(network, trained_variables(job, network), train)
   if trained_teacher is None:
     raise ConfigError(
       f"recipe of {network.variant!r}: init_from_teacher: expected a teacher with weights, got none"
@@ -220,48 +227,3 @@ def _with_initial_weights(job: Job, network: Network, train: Examples) -> Model:
     return variables
 
   return model._replace(init=init_with_origins, variables=None)
-
-
-def _teacher_variables(job: Job, network: Network) -> Variables | None:
-  """Returns the weights of a frozen teacher that was trained in this run, or that teaches in
-  another dtype.
-  """
-  variables, dtype = _trained_variables(job, network), job.config.teacher_dtype
-  if not dtype:
-    return variables
-  teacher = network.teacher
-  if variables is None and teacher is not None and teacher.ema_update is None:
-    variables = teacher.variables
-  return None if variables is None else cast(variables, jnp.dtype(dtype))
-
-
-def _trained_variables(job: Job, network: Network) -> Variables | None:
-  """Returns the weights of a frozen teacher that was trained in this run, in their own dtype."""
-  teacher, folder = network.teacher, network.teacher_folder
-  if teacher is None or teacher.ema_update is not None or folder is None:
-    return None
-  return _load_trained(job, network, folder, teacher)
-
-
-def _trained_teacher(
-  network: Network, variables: Variables | None, train: Examples
-) -> TrainedTeacher | None:
-  teacher = network.teacher
-  if teacher is None:
-    return None
-  variables = teacher.variables if variables is None else variables
-  return None if variables is None else TrainedTeacher(teacher, variables, train)
-
-
-def _load_trained(job: Job, network: Network, folder: Path, model: Model) -> Variables:
-  """Returns the weights that an earlier stage exported."""
-  if not is_complete(folder):
-    stage = folder.name.partition("-")[0]
-    raise ConfigError(
-      f"--stages: {network.name} needs its {stage}, and {folder} has no finished one: add {stage!r}"
-    )
-  students = networks(job, "student")
-  allow_shrunk = any(s.recipe.allow_shrunk for s in students if s.folder == folder)
-  example = data.first(job.config, job.splits.train)
-  with init_on_host(job.config.make_mesh()):
-    return load_student(folder, model, example, allow_shrunk=allow_shrunk)

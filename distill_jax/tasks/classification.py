@@ -86,7 +86,7 @@ def classification(
     metrics=_METRICS,
     statistics=statistics,
     compute=_compute,
-    label_classes=lambda outputs: {label: outputs[output].shape[-1]},
+    label_classes=lambda outputs: {label: outputs_of(outputs, output, "student").shape[-1]},
     ignore_label=ignore_label,
     train_metrics=train_metrics,
     predict=predict,

@@ -12,7 +12,7 @@ import numpy as np
 
 from distill_jax import reduce
 from distill_jax.models.llm.head import head_logits
-from distill_jax.objectives.calls import batch_entry
+from distill_jax.objectives.calls import batch_entry, outputs_of
 from distill_jax.objectives.class_labels import class_labels
 from distill_jax.tasks.logits import (
   AGREEMENT,
@@ -112,7 +112,9 @@ def _statistics(
 
 def _vocab_size(outputs: Outputs) -> int:
   """Returns the width of the logits, or of the head of a model that returns hidden states."""
-  return outputs["logits"].shape[-1] if "logits" in outputs else outputs["head"][0].shape[-1]
+  if "head" in outputs and "logits" not in outputs:
+    return outputs["head"][0].shape[-1]
+  return outputs_of(outputs, "logits", "model").shape[-1]
 
 
 def _tokens_of(outputs: Outputs) -> jax.Array:

@@ -72,7 +72,7 @@ def segmentation(
     ),
     statistics=statistics,
     compute=_compute,
-    label_classes=lambda outputs: {label: outputs[output].shape[-1]},
+    label_classes=lambda outputs: {label: outputs_of(outputs, output, "student").shape[-1]},
     ignore_label=ignore_label,
     references=(),
   )

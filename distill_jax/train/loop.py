@@ -15,7 +15,6 @@ from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, check_options
 from distill_jax.train.inputs import next_batch
 from distill_jax.train.log import Log, fetch
-from distill_jax.train.optimizers import evaluation_variables
 from distill_jax.train.options import (
   CheckpointOptions,
   Evaluation,
@@ -27,7 +26,7 @@ from distill_jax.train.placement import sparsity
 from distill_jax.train.prepare import Run, prepare
 from distill_jax.train.profile import Profile
 from distill_jax.train.result import FitResult
-from distill_jax.train.saver import Saver
+from distill_jax.train.saver import Saver, all_variables
 from distill_jax.types import Objective, Task, TrainState
 
 
@@ -182,8 +181,10 @@ def _run(arguments: Arguments, began: float) -> FitResult:
         "you change them"
       )
     evaluated = run.evaluate is not None
-    variables = saver.best_variables(state) if evaluated else evaluation_variables(state)
-    return FitResult(run.arguments.student, variables, state, log.history)
+    variables, learned = saver.best_variables(state) if evaluated else all_variables(state)
+    return FitResult(
+      run.arguments.student, variables, state, log.history, run.task, run.best, learned
+    )
 
 
 def _check_done(done: int, steps: int) -> None:

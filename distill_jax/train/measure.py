@@ -18,7 +18,7 @@ from distill_jax.train.loss_fn import make_loss_fn
 from distill_jax.train.optimizers import evaluation_variables
 from distill_jax.train.options import Evaluation
 from distill_jax.train.placement import compile_evaluation
-from distill_jax.types import Batch, Metric, Model, Outputs, Task, TrainState
+from distill_jax.types import Batch, Metric, Model, Objective, Outputs, Task, TrainState
 
 
 class Measure(NamedTuple):
@@ -171,13 +171,29 @@ def _classes(task: Task | None, outputs: Outputs) -> Mapping[str, int] | None:
 
 
 def _term_names(arguments: Arguments, inputs: Inputs, state: TrainState) -> list[str]:
-  teacher = arguments.teacher
-  loss_fn = make_loss_fn(arguments.student, teacher, arguments.objective)
-  loss_fn = functools.partial(loss_fn, step=state.step, key=state.key)
-  follows = teacher is not None and teacher.ema_update is not None
-  teacher_variables = state.average if follows else inputs.teacher_variables
+  parts = arguments.student, arguments.teacher, arguments.objective
+  return term_names(*parts, state, inputs.teacher_variables, inputs.example)
+
+
+def term_names(
+  student: Model,
+  teacher: Model | None,
+  objective: Objective,
+  state: TrainState,
+  teacher_variables: Any,
+  batch: Batch,
+) -> list[str]:
+  """Returns the names of an objective's terms, from shapes of a state and a batch."""
+  loss_fn = make_loss_fn(student, teacher, objective)
+  if teacher is not None and teacher.ema_update is not None:
+    teacher_variables = state.average
   _, aux = jax.eval_shape(
-    loss_fn, state.params, state.model_state, teacher_variables, inputs.example
+    lambda state, variables, batch: loss_fn(
+      state.params, state.model_state, variables, batch, step=state.step, key=state.key
+    ),
+    state,
+    teacher_variables,
+    batch,
   )
   return list(aux.terms)
 

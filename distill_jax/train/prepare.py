@@ -58,6 +58,7 @@ class Run(NamedTuple):
     num_rows: rows of a batch of this process.
     intervals: see `Intervals`.
     evaluate: `state -> scores`, or None.
+    task: of the evaluation.
     best: the metric that chooses the best variables.
     identity: what must be equal for a run to resume.
     settings: what is said where it differs when a run resumes.
@@ -72,6 +73,7 @@ class Run(NamedTuple):
   num_rows: int
   intervals: Intervals
   evaluate: Callable[[TrainState], dict[str, float]] | None
+  task: Task
   best: Metric
   identity: dict[str, Any]
   settings: dict[str, str]
@@ -106,6 +108,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
     num_rows=arguments.batch_size if inputs.rows is None else len(inputs.rows),
     intervals=intervals,
     evaluate=make_evaluator(arguments, inputs, measure),
+    task=measure.task,
     best=measure.best,
     identity=identity,
     settings=_settings(arguments),

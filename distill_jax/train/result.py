@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 
 from distill_jax.train.evaluation import predict
-from distill_jax.types import Model, TrainState, Variables
+from distill_jax.types import Metric, Model, Task, TrainState, Variables
 
 
 class FitResult(NamedTuple):
@@ -17,12 +17,18 @@ class FitResult(NamedTuple):
       optimizer that averages parameters, those averages (`evaluation_variables`).
     state: the train state after the last step.
     history: dicts as in metrics.jsonl, in order.
+    task: what was measured: that of the call, or the one that fits outputs and labels.
+    best: the task's metric that chose `variables`.
+    objective_variables: the objective's, of the same step as `variables`: projections, banks.
   """
 
   student: Model
   variables: Variables
   state: TrainState
   history: list[dict[str, Any]]
+  task: Task
+  best: Metric
+  objective_variables: Variables
 
   def predict(self, examples: Any, *, batch_size: int = 256) -> dict[str, Any]:
     """Returns the student's outputs as host arrays: of a batch, a `Source` or batches

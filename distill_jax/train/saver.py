@@ -52,7 +52,7 @@ class Saver:
     self.folder = None if folder is None else folders.resolve(folder, "checkpoints")
     self._best = best
     self._best_key: tuple[float, float] | None = None
-    self._best_variables: Variables | None = None
+    self._best_variables: tuple[Variables, Variables] | None = None
     self._checkpoints: Checkpoints | None = None
     with contextlib.ExitStack() as stack:
       if self.folder is not None:
@@ -99,8 +99,7 @@ class Saver:
       key = score_key(scores, self._best)
       if key is not None and (self._best_key is None or key >= self._best_key):
         self._best_key = key
-        variables = evaluation_variables(state)
-        self._best_variables = Variables(*jax.tree.map(jnp.copy, tuple(variables)))
+        self._best_variables = jax.tree.map(jnp.copy, all_variables(state))
 
   def position(self, step: int) -> dict[str, Any] | None:
     """Returns this process's position in its data after a step; None where none was saved."""
@@ -129,14 +128,14 @@ class Saver:
     if self._checkpoints is not None:
       self._checkpoints.wait()
 
-  def best_variables(self, state: TrainState) -> Variables:
-    """Returns the student's variables from the best evaluation; those of `state`, with a warning,
-    where no evaluation has a finite score.
+  def best_variables(self, state: TrainState) -> tuple[Variables, Variables]:
+    """Returns the student's variables from the best evaluation, and the objective's; those of
+    `state`, with a warning, where no evaluation has a finite score.
     """
     if self._checkpoints is not None:
       self._checkpoints.wait()
       if self._checkpoints.best_step is not None:
-        return evaluation_variables(self._checkpoints.restore(state, step="best") or state)
+        return all_variables(self._checkpoints.restore(state, step="best") or state)
     elif self._best_variables is not None:
       return self._best_variables
     warnings.warn(
@@ -144,7 +143,13 @@ class Saver:
       "are returned; look at the labels and the losses in the log",
       stacklevel=2,
     )
-    return evaluation_variables(state)
+    return all_variables(state)
+
+
+def all_variables(state: TrainState) -> tuple[Variables, Variables]:
+  """Returns the variables of a state that an evaluation reads: the student's, the objective's."""
+  learned = Variables(state.params["objective"], state.model_state["objective"])
+  return evaluation_variables(state), learned
 
 
 def _check_level(folder: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import small_digits
 
-from distill_jax.jobs import plan, stages, step_times
+from distill_jax.jobs import plan, stages, step_times, trained
 from distill_jax.jobs.cli import main
 from distill_jax.jobs.config import ConfigError
 from distill_jax.jobs.overrides import load_config
@@ -106,7 +106,7 @@ def test_objective_gets_the_trained_teacher_and_its_data(job, tmp_path):
   assert network.name == "student-kd-3" and network.variant == "kd"
   variables = object()
   train = plan.train_data(job_, "student")
-  network.objective(stages._trained_teacher(network, variables, train))
+  network.objective(trained.trained_teacher_of(network, variables, train))
   ((variant, trained_teacher),) = seen
   assert (
     variant == "kd"

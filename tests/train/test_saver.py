@@ -17,7 +17,13 @@ def make_state(step):
   zero = jnp.zeros((), jnp.int32)
   params = {"student": {"w": jnp.full(3, step, jnp.float32)}, "objective": {}}
   return TrainState(
-    zero + step, jax.random.key(0), params, {"student": {}}, (), (), Skips(zero, zero, zero)
+    zero + step,
+    jax.random.key(0),
+    params,
+    {"student": {}, "objective": {}},
+    (),
+    (),
+    Skips(zero, zero, zero),
   )
 
 
@@ -65,7 +71,7 @@ def test_of_equal_scores_the_lower_loss_is_best_with_and_without_a_folder(
   with Saver(tmp_path if in_folder else None, ("score", direction), {}) as saver:
     for step, (score, loss) in scores.items():
       saver.save(make_state(step), {"score": sign * score, "nll": loss})
-    best = saver.best_variables(make_state(6))
+    best, _ = saver.best_variables(make_state(6))
   assert best.params["w"].tolist() == [3, 3, 3]
 
 
@@ -74,5 +80,5 @@ def test_without_a_finite_score_the_last_weights_are_returned_with_a_warning(tmp
   with Saver(tmp_path if in_folder else None, BEST, {}) as saver:
     saver.save(make_state(1), {"accuracy": float("nan")})
     with pytest.warns(UserWarning, match="accuracy"):
-      best = saver.best_variables(make_state(6))
+      best, _ = saver.best_variables(make_state(6))
   assert best.params["w"].tolist() == [6, 6, 6]
