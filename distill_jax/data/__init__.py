@@ -10,7 +10,7 @@ of tokens, in memory (`text.load`) or from a file that is mapped into memory (`t
 from distill_jax.errors import naming_extras
 
 with naming_extras():
-  from distill_jax.data.arrays import to_batch
+  from distill_jax.data.arrays import shape_change, to_batch
   from distill_jax.data.augment import augmentation, brightness, flip, rotate90, shift_crop
   from distill_jax.data.batches import batches, eval_batches
   from distill_jax.data.checks import (
@@ -21,8 +21,9 @@ with naming_extras():
     count_rows,
     mark_unlabeled,
   )
-  from distill_jax.data.iterators import Pipeline, from_iterable
+  from distill_jax.data.iterators import from_iterable
   from distill_jax.data.mixing import cutmix, mixup
+  from distill_jax.data.pipeline import Pipeline
   from distill_jax.data.source import Source
   from distill_jax.data.split import label_fraction, leave_out_classes, split, unlabeled
 
@@ -46,6 +47,7 @@ __all__ = [
   "leave_out_classes",
   "mixup",
   "rotate90",
+  "shape_change",
   "shift_crop",
   "split",
   "to_batch",

@@ -36,9 +36,11 @@ def to_array(name: str, values: Any) -> np.ndarray:
     array = np.asarray(values)
   # Each library raises types of its own.
   except Exception as error:
+    is_tensor = hasattr(values, "detach")
+    hint = "pass tensor.detach().cpu().float()" if is_tensor else "pad rows to one shape"
     raise ValueError(
       f"{name}: expected an array, got {type(values).__name__} that numpy cannot read ({error}): "
-      "pad rows to one shape; of a torch tensor pass tensor.detach().cpu()"
+      f"{hint}"
     ) from error
   is_number = jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_
   if not is_number:
@@ -71,22 +73,35 @@ def layout(batch: Mapping[str, np.ndarray]) -> dict[str, str]:
   }
 
 
-def check_layout(batch: Mapping[str, np.ndarray], expected: Mapping[str, str], name: str) -> None:
+def check_layout(batch: Mapping[str, np.ndarray], expected: Mapping[str, str]) -> None:
   """Checks that a batch has the layout of the first batch.
 
   Raises:
     ValueError: an entry is missing, new, or of another kind.
   """
   got = layout(batch)
-  changed = sorted(
-    entry for entry in got.keys() | expected.keys() if got.get(entry) != expected.get(entry)
-  )
-  if changed:
-    entry = changed[0]
-    raise ValueError(
-      f"source: expected batches alike, {entry!r} {expected.get(entry, 'absent')} as in the first "
-      f"batch of {name}, got {entry!r} {got.get(entry, 'absent')}: make the batches alike"
-    )
+  for entry in sorted(got.keys() | expected.keys()):
+    if got.get(entry) != expected.get(entry):
+      raise ValueError(
+        f"{entry}: expected {expected.get(entry, 'no such entry')} as in the first batch, got "
+        f"{got.get(entry, 'no such entry')}: make the batches alike"
+      )
+
+
+def shape_change(batch: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+  """Returns a message about an entry of another shape than in the first batch; "" if none is.
+
+  The number of rows may differ.
+  """
+  for name in sorted(batch.keys() & first.keys()):
+    expected, got = (["rows", *np.shape(x[name])[1:]] for x in (first, batch))
+    if got != expected:
+      return f"{name}: expected {_shape(expected)} as in the first batch, got {_shape(got)}"
+  return ""
+
+
+def _shape(sizes: Sequence[Any]) -> str:
+  return f"[{', '.join(map(str, sizes))}]"
 
 
 def _named(item: Any, keys: Sequence[str] | None, field: str) -> dict[str, Any]:
@@ -118,12 +133,17 @@ def _named(item: Any, keys: Sequence[str] | None, field: str) -> dict[str, Any]:
 
 def _describe_objects(array: np.ndarray) -> str:
   """Returns what an array without numbers holds, and what to write instead."""
-  if array.dtype.kind in "US":
-    return f"text ({array.dtype}): write its tokens or class numbers, or leave the entry out"
+  values = array.reshape(-1)
+  is_text = array.dtype.kind in "US" or (len(values) and isinstance(values[0], str | bytes))
+  if is_text:
+    return (
+      f"text ({array.dtype}): make class numbers of names with np.unique(values, "
+      "return_inverse=True)[1], or tokens with distill_jax.data.text.pack, or leave it out"
+    )
   if array.dtype.kind != "O":
     return f"{array.dtype}: write them as float32 or int32"
-  missing = [i for i, value in enumerate(array.reshape(-1)) if value is None]
+  missing = [i for i, value in enumerate(values) if value is None]
   if missing:
     return f"None at position {missing[0]}: leave the example or the entry out"
-  kinds = sorted({type(value).__name__ for value in array.reshape(-1)[:100]})
+  kinds = sorted({type(value).__name__ for value in values[:100]})
   return f"objects ({', '.join(kinds)}): write arrays of one shape and of a numeric dtype"

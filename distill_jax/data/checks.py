@@ -114,11 +114,9 @@ def check_batch(
       outside their range.
   """
   arrays = {name: np.asarray(values) for name, values in batch.items()}
-  rows = count_rows(arrays)
+  check_rows(arrays)
   where = arrays.pop("where", None)
   if where is not None:
-    if where.dtype != np.bool_ or where.shape != (rows,):
-      raise ValueError(f"where: expected bool [{rows}], got {where.dtype} {list(where.shape)}")
     arrays = {name: values[where] for name, values in arrays.items()}
   ids = arrays.get("id")
   entries = classes if isinstance(classes, Mapping) else {"label": classes}
@@ -147,6 +145,21 @@ def count_rows(arrays: Mapping[str, np.ndarray]) -> int:
   if rows == 0:
     raise ValueError(f"{', '.join(arrays)}: expected at least 1 row, got 0")
   return rows
+
+
+def check_rows(batch: Mapping[str, np.ndarray]) -> None:
+  """Checks that a batch has rows, the same number in each entry, and a mask if it has 'where'.
+
+  Raises:
+    ValueError: it does not.
+  """
+  rows = count_rows(batch)
+  where = batch.get("where")
+  if where is not None and (where.dtype != np.bool_ or where.shape != (rows,)):
+    raise ValueError(
+      f"where: expected bool [{rows}], which rows count, got {where.dtype} {list(where.shape)}: "
+      "write where=mask > 0"
+    )
 
 
 def check_values(name: str, values: np.ndarray, ids: Any = None) -> None:

@@ -9,8 +9,8 @@ from distill_jax import data
 from distill_jax.data import Source
 from distill_jax.data.batches import HostBatch
 from distill_jax.jobs.config import Config, Examples
-from distill_jax.train.evaluation import iterate
 from distill_jax.train.options import Batches
+from distill_jax.train.prediction import iterate
 from distill_jax.types import Batch
 
 MAX_IMAGE_BYTES = 2**29

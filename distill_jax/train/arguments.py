@@ -1,13 +1,15 @@
 """Holds the arguments of `fit`, and what they become on a mesh."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from distill_jax.cache import Cache
-from distill_jax.train.inputs import Source
+from distill_jax.train.inputs import Source, Stream
 from distill_jax.train.options import (
   CheckpointOptions,
   Evaluation,
@@ -15,7 +17,7 @@ from distill_jax.train.options import (
   StepOptions,
   check_kind,
 )
-from distill_jax.types import Batch, Objective, Task
+from distill_jax.types import Batch, Metric, Objective, Task, TrainState
 
 
 class Arguments(NamedTuple):
@@ -42,17 +44,6 @@ class Arguments(NamedTuple):
   run: RunOptions
 
 
-def check_options(task: Any, step: Any, run: Any) -> None:
-  """Checks the types of `fit`'s arguments.
-
-  Raises:
-    ValueError: one is of another type; it is named, with what makes the right one.
-  """
-  check_kind("task", task, (Task, type(None)), "a Task such as tasks.classification(), or None")
-  check_kind("step", step, (StepOptions,), "StepOptions(...)")
-  check_kind("run", run, (RunOptions,), "RunOptions(...)")
-
-
 class Inputs(NamedTuple):
   """The mesh, the rows of this process (None: all), one batch, and the teacher's placed
   variables.
@@ -62,3 +53,58 @@ class Inputs(NamedTuple):
   rows: np.ndarray | None
   example: Batch
   teacher_variables: Any
+
+
+class Intervals(NamedTuple):
+  """Steps in all, and from one evaluation and one checkpoint to the next."""
+
+  steps: int
+  evaluate: int
+  save: int
+
+
+class Run(NamedTuple):
+  """A prepared run.
+
+  Attributes:
+    arguments: of `fit`.
+    step_fn: compiled; it consumes the state that it gets.
+    teacher_variables: placed; `()` without a frozen teacher.
+    teacher_fingerprint: of them, before training.
+    stream: `start step -> host batches` of this process.
+    place: a host batch -> what `step_fn` takes.
+    num_rows: rows of a batch of this process.
+    example: shapes of the first batch's entries.
+    intervals: see `Intervals`.
+    evaluate: `state -> scores`, or None.
+    task: of the evaluation.
+    best: the metric that chooses the best variables.
+    identity: what must be equal for a run to resume.
+    settings: what is said where it differs when a run resumes.
+  """
+
+  arguments: Arguments
+  step_fn: Callable
+  teacher_variables: Any
+  teacher_fingerprint: str
+  stream: Stream
+  place: Callable[[Batch], Batch]
+  num_rows: int
+  example: Mapping[str, jax.ShapeDtypeStruct]
+  intervals: Intervals
+  evaluate: Callable[[TrainState], dict[str, float]] | None
+  task: Task
+  best: Metric
+  identity: dict[str, Any]
+  settings: dict[str, str]
+
+
+def check_options(task: Any, step: Any, run: Any) -> None:
+  """Checks the types of `fit`'s arguments.
+
+  Raises:
+    ValueError: one is of another type; it is named, with what makes the right one.
+  """
+  check_kind("task", task, (Task, type(None)), "a Task such as tasks.classification(), or None")
+  check_kind("step", step, (StepOptions,), "StepOptions(...)")
+  check_kind("run", run, (RunOptions,), "RunOptions(...)")

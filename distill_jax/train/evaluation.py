@@ -1,8 +1,7 @@
-"""Evaluates and applies models: scores of a task on a whole set, and outputs for any batch."""
+"""Evaluates models: scores of a task on a whole set."""
 
 import functools
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,12 +11,19 @@ from distill_jax import data
 from distill_jax.models.networks import trained_model
 from distill_jax.tasks.objective_terms import OUTPUT, evaluate_terms
 from distill_jax.train.accumulator import Accumulator, Evaluated
+from distill_jax.train.batch_errors import map_batches
 from distill_jax.train.loss_fn import apply_teacher
 from distill_jax.train.optimizers import evaluation_variables
+from distill_jax.train.prediction import (
+  Examples,
+  HostBatch,
+  iterate,
+  model_outputs,
+  valid_rows,
+  with_entries,
+)
 from distill_jax.types import Batch, Model, Objective, Task, TrainState, Variables
 
-HostBatch = Mapping[str, np.ndarray]
-Examples = data.Source | Iterable[HostBatch]
 Trained = tuple[Model, Variables]
 
 
@@ -70,7 +76,7 @@ def evaluate_models(
     leave_out: whether to return the scores without parts of the examples, of batches each
       (`train.leave_out`); of scores that follow from the task's statistics.
   """
-  batches, entries = _with_entries(iterate(examples, batch_size))
+  batches, entries = with_entries(iterate(examples, batch_size))
   models = [trained_model("model", *pair, entries) for pair in models]
   teacher = teacher and trained_model("teacher", *teacher, entries)
   steps = {}
@@ -78,52 +84,27 @@ def evaluate_models(
   for model, _ in models:
     steps[model.apply] = jax.jit(functools.partial(_measure_model, model.apply, task, predict))
   sums = [Accumulator(task, leave_out) for _ in models]
-  for batch in batches:
+
+  def measure(batch: HostBatch) -> None:
+    nonlocal classes
     if classes is None:
       classes = _label_classes(task, *models[0], batch)
     batch = _class_numbers(batch, classes, task.ignore_label)
-    teacher_outputs = None if teacher is None else _outputs(teacher[0].apply, teacher[1], batch)
+    teacher_outputs = None
+    if teacher is not None:
+      teacher_outputs = model_outputs(teacher[0].apply, teacher[1], batch)
     for (model, variables), accumulator in zip(models, sums):
       accumulator.add(*steps[model.apply](variables, teacher_outputs, batch))
+
+  for _ in map_batches(measure, batches, "examples"):
+    pass
   return [accumulator.result() for accumulator in sums]
-
-
-def predict(
-  model: Any,
-  variables: Any,
-  examples: Examples | HostBatch,
-  *,
-  batch_size: int = 256,
-) -> dict[str, Any]:
-  """Returns a model's outputs in evaluation mode, as host arrays.
-
-  Args:
-    model, variables, batch_size: as in `evaluate`.
-    examples: one batch (a mapping of arrays), a `Source`, or an iterable of batches; outputs of all
-      valid rows are joined, in order.
-
-  Raises:
-    ValueError: no variables, or no batch.
-  """
-  if isinstance(examples, Mapping):
-    model, variables = trained_model("model", model, variables, examples)
-    return jax.device_get(_outputs(model.apply, variables, dict(examples)))
-  batches, entries = _with_entries(iterate(examples, batch_size))
-  model, variables = trained_model("model", model, variables, entries)
-  parts = []
-  for batch in batches:
-    where = np.asarray(_where(batch))
-    outputs = jax.device_get(_outputs(model.apply, variables, batch))
-    parts.append(jax.tree.map(lambda x, where=where: x[where], outputs))
-  if not parts:
-    raise ValueError("examples: expected at least one batch, got none: give a Source or batches")
-  return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 def _label_classes(task: Task, model: Model, variables: Variables, batch: HostBatch):
   if task.label_classes is None:
     return {}
-  return task.label_classes(jax.eval_shape(_outputs, model.apply, variables, batch))
+  return task.label_classes(jax.eval_shape(model_outputs, model.apply, variables, batch))
 
 
 def _class_numbers(
@@ -137,14 +118,6 @@ def _class_numbers(
   }
   marked = {name: data.mark_unlabeled(label, ignore_label) for name, label in negative.items()}
   return data.class_numbers({**batch, **marked}, classes, data.UNLABELED)
-
-
-def iterate(examples: Examples, batch_size: int) -> Iterator[HostBatch]:
-  """Yields every example once, in order, in batches; 'where' marks padding of the last one."""
-  batches = data.from_iterable(examples)
-  if isinstance(batches, data.Source):
-    return data.eval_batches(batches, batch_size)
-  return iter(batches)
 
 
 def make_eval_step(
@@ -222,21 +195,5 @@ def _measure_outputs(task: Task, predict: bool, outputs, batch: Batch, teacher_o
   return statistics, {
     "predictions": predictions,
     "references": references,
-    "where": _where(batch),
+    "where": valid_rows(batch),
   }
-
-
-def _where(batch: Mapping[str, Any]) -> Any:
-  rows = len(next(iter(batch.values())))
-  return batch.get("where", np.ones(rows, bool))
-
-
-def _with_entries(batches: Iterator[HostBatch]) -> tuple[Iterator[HostBatch], list[str]]:
-  """Returns the batches, none lost, and the names of the first one's entries."""
-  first = next(batches, None)
-  return (iter(()), []) if first is None else (itertools.chain([first], batches), list(first))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _outputs(apply, variables, batch):
-  return apply(*variables, batch, train=False, key=None)[0]

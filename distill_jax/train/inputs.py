@@ -1,6 +1,5 @@
 """Reads the batches that `fit` trains on, and checks before training what does not fit."""
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from distill_jax import data
 from distill_jax.cache import Cache
+from distill_jax.train.batch_errors import name_field, name_shapes
 from distill_jax.train.options import Batches, RunOptions
 from distill_jax.types import Batch, Objective
 
@@ -22,15 +22,19 @@ def as_source(field: str, examples: Any) -> Any:
   Raises:
     ValueError: it names the field, with what makes the right type.
   """
-  if isinstance(examples, data.Source) or hasattr(examples, "for_rows"):
+  if isinstance(examples, data.Source):
     return examples
-  try:
+  if hasattr(examples, "for_rows"):
+    is_training = field == "source"
+    if not (callable(examples) if is_training else hasattr(examples, "__iter__")):
+      expected = "a data.stream.Stream" if is_training else "a data.stream.EvalStream"
+      raise ValueError(f"{field}: expected {expected}, got a {type(examples).__name__}")
+    return examples
+  with name_field(field):
     examples = data.from_iterable(examples)
     if isinstance(examples, data.Pipeline):
       examples.first()
-    return examples
-  except ValueError as error:
-    raise ValueError(f"{field}: {str(error).removeprefix('source: ')}") from error
+  return examples
 
 
 def batches_of(
@@ -63,7 +67,7 @@ def batches_of(
       run.ignore_label,
     )
   pipeline = local_share(source, batch_size, rows)
-  return lambda start: _checked(pipeline(start), classes, run.ignore_label)
+  return lambda start: _checked("source", pipeline(start), classes, run.ignore_label, start)
 
 
 def _unchecked(source: data.Source, classes: Mapping[str, int] | None) -> dict[str, int]:
@@ -85,21 +89,28 @@ def _marked(
 
 
 def _checked(
+  field: str,
   batches: Iterable[Mapping[str, Any]],
   classes: Mapping[str, int] | None,
   ignore_label: int | None,
+  start: int = 0,
 ) -> Iterator[Mapping[str, Any]]:
-  """Yields copies of checked batches, with `UNLABELED` in place of the ignore label."""
+  """Yields copies of checked batches, with `UNLABELED` in place of the ignore label.
+
+  Errors say the field and the batch's number, counted from `start`.
+  """
   names = ("label",) if classes is None else classes
-  for batch in batches:
-    # A copy: the transfer is asynchronous, and a pipeline may fill the same buffers again
-    # meanwhile.
-    batch = {name: np.array(x) for name, x in data.to_batch(batch).items()}
-    data.check_batch(batch, classes, ignore_label)
-    for name in names:
-      if name in batch:
-        batch[name] = data.mark_unlabeled(batch[name], ignore_label)
-    yield batch
+  with name_field(field):
+    for number, batch in enumerate(batches, start):
+      # A copy: the transfer is asynchronous, and a pipeline may fill the same buffers again
+      # meanwhile.
+      batch = {name: np.array(x) for name, x in data.to_batch(batch).items()}
+      with name_field(f"batch {number}, counted from 0"):
+        data.check_batch(batch, classes, ignore_label)
+      for name in names:
+        if name in batch:
+          batch[name] = data.mark_unlabeled(batch[name], ignore_label)
+      yield batch
 
 
 def local_share(pipeline: Any, batch_size: int, rows: np.ndarray | None) -> Any:
@@ -126,8 +137,16 @@ def evaluation_batches(
   *,
   classes: Mapping[str, int] | None = None,
   ignore_label: int | None = None,
+  field: str = "evaluation",
 ) -> Callable[[], Iterator[Mapping[str, Any]]]:
   """Returns a function that iterates over the batches of an evaluation, or the given rows of each.
+
+  Args:
+    examples: a `Source`, a `Pipeline` or batches.
+    batch_size: rows over all processes, of a `Source`.
+    rows: those of each batch that this process reads; None: all.
+    classes, ignore_label: of the labels, as in `data.check_batch`.
+    field: what errors name.
 
   Raises (while it iterates):
     ValueError: a batch does not fit; as in `data.check_batch`.
@@ -138,21 +157,7 @@ def evaluation_batches(
       data.eval_batches(examples, batch_size, rows=rows), entries, ignore_label
     )
   pipeline = local_share(examples, batch_size, rows)
-
-  def iterate():
-    with _error_prefix("evaluation"):
-      yield from _checked(pipeline, classes, ignore_label)
-
-  return iterate
-
-
-@contextlib.contextmanager
-def _error_prefix(name: str) -> Iterator[None]:
-  """Puts a name in front of a ValueError raised inside."""
-  try:
-    yield
-  except ValueError as error:
-    raise ValueError(f"{name}: {error}") from error
+  return lambda: _checked(field, pipeline, classes, ignore_label)
 
 
 def data_identity(source: Source) -> str:
@@ -255,12 +260,16 @@ def check_evaluation(
   Raises:
     ValueError: it names the labels, outputs or teacher that do not fit.
   """
-  with _error_prefix("evaluation"):
+  with name_field("evaluation"):
     if isinstance(examples, data.Source):
       data.class_numbers(examples.arrays, _unchecked(examples, classes), ignore_label)
-    elif isinstance(examples, data.Pipeline) and examples.is_list:
-      for batch in examples:
-        data.check_batch(batch, classes, ignore_label)
+    elif isinstance(examples, data.Pipeline) and examples.length is not None:
+      for number, batch in enumerate(examples):
+        with name_field(f"batch {number}, counted from 0"):
+          data.check_batch(batch, classes, ignore_label)
+        if data.shape_change(batch, example):
+          with name_shapes(f"batch {number}, counted from 0", batch, example):
+            jax.eval_shape(step, *arguments, batch)
     else:
       data.check_batch(example, classes, ignore_label)
     statistics, _ = jax.eval_shape(step, *arguments, example)

@@ -12,7 +12,8 @@ from distill_jax.cache import Cache
 from distill_jax.distributed import hosts
 from distill_jax.distributed.interruption import Interruption
 from distill_jax.storage.fingerprint import fingerprint
-from distill_jax.train.arguments import Arguments, check_options
+from distill_jax.train.arguments import Arguments, Run, check_options
+from distill_jax.train.batch_errors import name_shapes
 from distill_jax.train.inputs import next_batch
 from distill_jax.train.log import Log, fetch
 from distill_jax.train.options import (
@@ -23,7 +24,7 @@ from distill_jax.train.options import (
   check_integer,
 )
 from distill_jax.train.placement import sparsity
-from distill_jax.train.prepare import Run, prepare
+from distill_jax.train.prepare import prepare
 from distill_jax.train.profile import Profile
 from distill_jax.train.result import FitResult
 from distill_jax.train.saver import Saver, all_variables
@@ -224,7 +225,8 @@ def _train(
     with log.clock.waiting("data"):
       batch = next_batch(batches, step, run.arguments.batch_size, run.num_rows)
       batch = run.place(batch)
-    state, step_metrics = profile(step, run.step_fn, state, run.teacher_variables, batch)
+    with name_shapes(f"source: batch {step - 1}, counted from 0", batch, run.example):
+      state, step_metrics = profile(step, run.step_fn, state, run.teacher_variables, batch)
     log.clock.stepped()
     metrics.append(step_metrics)
     due = _due(run, step, stop=interruption.at())

@@ -12,6 +12,7 @@ from distill_jax.errors import suggest
 from distill_jax.tasks.logits import OUTSIDE
 from distill_jax.tasks.objective_terms import with_terms
 from distill_jax.train.arguments import Arguments, Inputs
+from distill_jax.train.batch_errors import name_field, name_shapes
 from distill_jax.train.evaluation import make_eval_step, make_terms_step
 from distill_jax.train.inputs import check_classes, check_evaluation, has_labels
 from distill_jax.train.loss_fn import make_loss_fn
@@ -51,7 +52,8 @@ def choose_measure(arguments: Arguments, inputs: Inputs, state: TrainState) -> M
   example = inputs.example
   if evaluation is not None:
     example = _first_batch(evaluation, arguments.batch_size)
-  outputs = _output_shapes(arguments.student, state, example)
+  with name_shapes("evaluation", example, inputs.example), name_field("evaluation"):
+    outputs = _output_shapes(arguments.student, state, example)
   task = arguments.task or tasks.infer(outputs, example, ignore_label)
   trained = arguments.task or tasks.infer(outputs, inputs.example, ignore_label) or task
   classes = _classes(trained, outputs)
@@ -152,6 +154,8 @@ def _some_sums(path: Any, leaf: Any) -> np.ndarray:
 def _first_batch(evaluation: Evaluation, batch_size: int) -> Batch:
   if isinstance(evaluation.data, data.Source):
     return next(data.eval_batches(evaluation.data, batch_size))
+  if isinstance(evaluation.data, data.Pipeline):
+    return evaluation.data.first()
   batch = next(iter(evaluation.data), None)
   if batch is None:
     raise ValueError("evaluation: expected batches, got none: give a Source or a list of batches")

@@ -3,6 +3,7 @@ evaluation.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distill_jax import data
 from distill_jax.distributed import partition, sharding
+from distill_jax.train.batch_errors import map_batches
 from distill_jax.train.evaluation import Accumulator
 from distill_jax.train.inputs import evaluation_batches, fill_up
 from distill_jax.train.log import pack
@@ -134,8 +136,9 @@ def compile_evaluation(
 
   def evaluate(state, teacher_variables) -> dict[str, float]:
     accumulator = Accumulator(task)
-    for batch in device_batches or map(place, batches()):
-      accumulator.add(*measure(state, teacher_variables, batch))
+    measure_batch = functools.partial(measure, state, teacher_variables)
+    for sums in map_batches(measure_batch, device_batches or map(place, batches()), "evaluation"):
+      accumulator.add(*sums)
     return accumulator.result().scores
 
   return evaluate

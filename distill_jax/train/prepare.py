@@ -4,7 +4,7 @@ written yet.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +21,8 @@ from distill_jax.models.variables import (
 )
 from distill_jax.storage import run_settings
 from distill_jax.storage.fingerprint import fingerprint
-from distill_jax.train.arguments import Arguments, Inputs
+from distill_jax.train.arguments import Arguments, Inputs, Intervals, Run
+from distill_jax.train.batch_errors import name_field, name_shapes
 from distill_jax.train.first_batch import check_run_logits, check_student_images, student_variables
 from distill_jax.train.inputs import (
   Stream,
@@ -29,54 +30,13 @@ from distill_jax.train.inputs import (
   batches_of,
   check_objective,
   data_identity,
+  next_batch,
 )
 from distill_jax.train.measure import choose_measure, make_evaluator
 from distill_jax.train.options import Evaluation, RunOptions
 from distill_jax.train.placement import compile_step, init_on_host, place_teacher
 from distill_jax.train.step import check_no_cached_outputs, make_init, make_train_step
-from distill_jax.types import Batch, Metric, Model, Task, TrainState
-
-
-class Intervals(NamedTuple):
-  """Steps in all, and from one evaluation and one checkpoint to the next."""
-
-  steps: int
-  evaluate: int
-  save: int
-
-
-class Run(NamedTuple):
-  """A prepared run.
-
-  Attributes:
-    arguments: of `fit`.
-    step_fn: compiled; it consumes the state that it gets.
-    teacher_variables: placed; `()` without a frozen teacher.
-    teacher_fingerprint: of them, before training.
-    stream: `start step -> host batches` of this process.
-    place: a host batch -> what `step_fn` takes.
-    num_rows: rows of a batch of this process.
-    intervals: see `Intervals`.
-    evaluate: `state -> scores`, or None.
-    task: of the evaluation.
-    best: the metric that chooses the best variables.
-    identity: what must be equal for a run to resume.
-    settings: what is said where it differs when a run resumes.
-  """
-
-  arguments: Arguments
-  step_fn: Callable
-  teacher_variables: Any
-  teacher_fingerprint: str
-  stream: Stream
-  place: Callable[[Batch], Batch]
-  num_rows: int
-  intervals: Intervals
-  evaluate: Callable[[TrainState], dict[str, float]] | None
-  task: Task
-  best: Metric
-  identity: dict[str, Any]
-  settings: dict[str, str]
+from distill_jax.types import Batch, Model, Task, TrainState
 
 
 def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
@@ -106,6 +66,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
     stream=_stream(arguments, inputs.rows, measure.classes),
     place=_placer(arguments, inputs),
     num_rows=arguments.batch_size if inputs.rows is None else len(inputs.rows),
+    example={name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in inputs.example.items()},
     intervals=intervals,
     evaluate=make_evaluator(arguments, inputs, measure),
     task=measure.task,
@@ -113,6 +74,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
     identity=identity,
     settings=_settings(arguments),
   )
+  _check_list(run, state)
   return run, state
 
 
@@ -151,17 +113,39 @@ def _with_models(arguments: Arguments) -> Arguments:
   return arguments._replace(student=student, teacher=teacher)
 
 
+def _check_list(run: Run, state: TrainState) -> None:
+  """Checks the batches of a list, which are all there before training."""
+  source, steps = run.arguments.source, run.intervals.steps
+  if not isinstance(source, data.Pipeline) or source.length is None:
+    return
+  if source.epochs is not None and source.epochs * source.length < steps:
+    raise ValueError(
+      f"epochs: expected at least {-(-steps // source.length)} of {source.length} batches for "
+      f"{steps} steps, got {source.epochs}: give more, or train for steps="
+      f"{source.epochs * source.length}"
+    )
+  batches = iter(run.stream(0))
+  for step in range(1, min(source.length, steps) + 1):
+    batch = next_batch(batches, step, run.arguments.batch_size, run.num_rows)
+    if data.shape_change(batch, run.example):
+      with name_shapes(f"source: batch {step - 1}, counted from 0", batch, run.example):
+        jax.eval_shape(run.step_fn, state, run.teacher_variables, run.place(batch))
+
+
 def _repeatable(evaluation: Evaluation | None) -> Evaluation | None:
   """Returns an evaluation of a `Source` or of batches that can be iterated again and again."""
   if evaluation is None:
     return None
   examples = as_source("evaluation", evaluation.data)
-  if isinstance(examples, data.Pipeline) and examples.is_one_shot:
-    raise ValueError(
-      "evaluation: expected batches that can be iterated again and again, got "
-      f"{examples.name}, which is empty after the first evaluation: pass a list, a Source or the "
-      "function that makes the iterator"
-    )
+  if isinstance(examples, data.Pipeline):
+    with name_field("evaluation"):
+      examples.check_ends()
+    if examples.is_one_shot:
+      raise ValueError(
+        "evaluation: expected batches that can be iterated again and again, got "
+        f"{examples.name}, which is empty after the first evaluation: pass a list, a Source or the "
+        "function that makes the iterator"
+      )
   return dataclasses.replace(evaluation, data=examples)
 
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from distill_jax.train.evaluation import predict
+from distill_jax.train.prediction import predict
 from distill_jax.types import Metric, Model, Task, TrainState, Variables
 
 

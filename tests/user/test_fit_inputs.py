@@ -1,6 +1,7 @@
 """`fit` with every documented kind of source, evaluation, teacher and folder."""
 
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -216,6 +217,118 @@ def test_uint8_images_are_rejected_before_training(field):
 def test_validation_that_runs_dry_is_rejected(distill, train, validation):
   with pytest.raises((TypeError, ValueError), match=r"evaluation"):
     distill(train, evaluation=iter(data.eval_batches(validation, 16)))
+
+
+CHANGES = {
+  "wide": (lambda batch: {**batch, "x": np.ones((16, 5), np.float32)}, r"x: expected \[rows, 4\]"),
+  "missing": (lambda batch: {"x": batch["x"]}, "label: expected integers"),
+  "NaN": (lambda batch: {**batch, "x": batch["x"] * np.nan}, "x: expected finite"),
+  "empty": (lambda batch: {name: x[:0] for name, x in batch.items()}, "x, label: expected"),
+  "label": (lambda batch: {**batch, "label": batch["label"] + 3}, "label: expected a class"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("field", ["source", "evaluation"])
+def test_batch_unlike_the_first_one_is_named(distill, batches, field, change):
+  function, message = CHANGES[change]
+  examples = {"source": batches[:4], "evaluation": batches[:4]}
+  examples[field] = [*batches[:3], function(batches[3])]
+  with pytest.raises(ValueError, match=rf"^{field}: batch 3\b.*{message}"):
+    distill(examples["source"], evaluation=examples["evaluation"])
+
+
+@pytest.mark.parametrize("field", ["source", "evaluation"])
+def test_batch_of_another_shape_is_named_when_it_comes(distill, batches, field):
+  """A TypeError of dot_general was raised in the middle of the training."""
+  function, message = CHANGES["wide"]
+  examples = {"source": batches[:4], "evaluation": batches[:4]}
+  changed = [*batches[:3], function(batches[3])]
+  examples[field] = lambda: iter(changed)
+  evaluation = None if field == "source" else Evaluation(examples["evaluation"], every=1)
+  with pytest.raises(ValueError, match=rf"^{field}: batch 3\b.*{message}"):
+    distill(examples["source"], evaluation=evaluation)
+
+
+def test_lists_are_checked_before_training(distill, batches, tmp_path):
+  changed = [*batches[:3], CHANGES["wide"][0](batches[3])]
+  too_few = data.from_iterable(batches[:3], epochs=2)
+  for source, field in ((changed, "source"), (too_few, "epochs")):
+    with pytest.raises(ValueError, match=rf"^{field}:"):
+      distill(source, checkpoints=CheckpointOptions(tmp_path / field, every=1))
+    assert not (tmp_path / field).exists()
+
+
+def test_batches_of_many_sizes_train_a_network_that_takes_them(distill, batches):
+  mean = from_apply(
+    lambda key, x: np.zeros((1, 3), np.float32),
+    lambda w, x: x.mean(1, keepdims=True) @ w,
+    inputs="x",
+  )
+  wide = {**batches[1], "x": np.ones((16, 5), np.float32)}
+  objective = objectives.weighted(hard=(1.0, objectives.labels()))
+  result = fit(
+    mean, None, objective, optax.sgd(0.1), [batches[0], wide], steps=2, batch_size=16, run=QUIET
+  )
+  assert int(result.state.step) == 2
+
+
+@pytest.mark.parametrize("change", ["wide", "missing", "NaN", "empty"])
+def test_predict_and_evaluate_name_the_batch(result, batches, change):
+  function, message = CHANGES[change]
+  examples = [*batches[:3], function(batches[3])]
+  for apply in (
+    lambda: result.predict(examples),
+    lambda: evaluate(result.student, result.variables, examples, tasks.classification()),
+  ):
+    with pytest.raises(ValueError, match=rf"^examples: batch 3\b.*{message}"):
+      apply()
+  with pytest.raises(ValueError, match=r"^examples: arrays:"):
+    result.predict({"x": batches[0]["x"], "label": np.zeros(3, int)})
+
+
+def test_endless_and_training_streams_are_no_evaluation(distill, train, batches):
+  for examples in (lambda start: iter(batches), lambda: itertools.cycle(batches)):
+    with pytest.raises(ValueError, match=r"^evaluation: .*repeat"):
+      distill(train, evaluation=examples)
+
+  class ForRows:
+    def for_rows(self, rows):
+      return self
+
+  class Training(ForRows):
+    def __call__(self, start):
+      return iter(batches[start:])
+
+  class Evaluated(ForRows):
+    def __iter__(self):
+      return iter(batches)
+
+  assert int(distill(Training(), evaluation=Evaluated(), steps=2).state.step) == 2
+  with pytest.raises(ValueError, match=r"^evaluation: expected .*EvalStream"):
+    distill(train, evaluation=Training())
+  with pytest.raises(ValueError, match=r"^source: expected .*Stream"):
+    distill(Evaluated())
+
+
+class Tensor:
+  """As a tensor of torch, which jax does not take."""
+
+  def __init__(self, values):
+    self.values = values
+    self.shape, self.dtype = values.shape, "torch.float32"
+
+  def __array__(self, dtype=None, copy=None):
+    return self.values
+
+
+def test_predict_takes_tensors_of_any_library(result, validation):
+  x = validation.arrays["x"][:5]
+  np.testing.assert_array_equal(
+    result.predict({"x": Tensor(x)})["logits"], result.predict({"x": x})["logits"]
+  )
+  with pytest.raises(ValueError, match=r"^examples: .*keys="):
+    result.predict(Tensor(x))
 
 
 def test_result_is_of_the_best_evaluation(result, validation):
