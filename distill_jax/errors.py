@@ -2,7 +2,7 @@
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 _EXTRAS = {"keras": "keras", "libtpu": "tpu", "qwix": "quantize"}
 
@@ -14,11 +14,16 @@ def suggest(name: str, candidates: Iterable[object]) -> str:
   "; did you mean 'label'?"
   """
   names = sorted(map(str, candidates))
-  nearest = difflib.get_close_matches(name, names, n=1)
-  nearest = nearest or [candidate for candidate in names if name and name in candidate]
+  nearest = nearest_names(name, names)
   if nearest:
     return f"; did you mean {' or '.join(map(repr, nearest))}?"
   return f"; there are {names}"
+
+
+def nearest_names(name: str, names: Sequence[str]) -> list[str]:
+  """Returns the name that is spelled most alike, or those that contain it; maybe none."""
+  nearest = difflib.get_close_matches(name, names, n=1)
+  return nearest or [candidate for candidate in names if name and name in candidate]
 
 
 def install_hint(package: str) -> str:

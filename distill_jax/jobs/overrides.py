@@ -4,7 +4,6 @@ import ast
 import contextlib
 import copy
 import dataclasses
-import difflib
 import importlib.util
 import inspect
 import sys
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 from distill_jax.errors import suggest
 from distill_jax.jobs.config import Config, ConfigError, error_prefix
+from distill_jax.jobs.near_names import nearest
 
 _BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 _UNIONS = (typing.Union, types.UnionType)
@@ -124,11 +124,10 @@ def _override(config: Config, override: str) -> Config:
   path = name.replace("-", "_")
   if not equals:
     raise ConfigError(f"--config.{name}: expected --config.{name}=VALUE, got no value")
-  paths = list(_paths(config))
+  paths = field_paths(config)
   if path not in paths:
-    same_field = [known for known in paths if known.split(".")[-1] == path.split(".")[-1]]
-    near = same_field or difflib.get_close_matches(path, paths, n=1, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {paths}"
+    near = nearest(path, list(paths))
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {list(paths)}"
     raise ConfigError(f"--config.{name}: there is no such field; {hint}")
   return _replace(config, path.split("."), text)
 
@@ -145,14 +144,16 @@ def _replace(config: Any, path: Sequence[str], text: str) -> Any:
   return config
 
 
-def _paths(config: Any, prefix: str = "") -> Iterator[str]:
-  """Yields the dotted names of all fields, those of nested dataclasses in place of the nested."""
+def field_paths(config: Any) -> dict[str, Any]:
+  """Returns {dotted name: value} of all fields, those of nested dataclasses in place of the
+  nested.
+  """
+  paths: dict[str, Any] = {}
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
-    if dataclasses.is_dataclass(value):
-      yield from _paths(value, f"{prefix}{field.name}.")
-    else:
-      yield f"{prefix}{field.name}"
+    inner = field_paths(value) if dataclasses.is_dataclass(value) else {}
+    paths |= {f"{field.name}.{name}": x for name, x in inner.items()} or {field.name: value}
+  return paths
 
 
 def _convert(text: str, hint: Any) -> Any:

@@ -13,8 +13,9 @@ import small_digits
 
 from distill_jax import data
 from distill_jax.jobs import checks, plan, stages
-from distill_jax.jobs.cli import main, parse_arguments, run
+from distill_jax.jobs.cli import main, run
 from distill_jax.jobs.config import ConfigError
+from distill_jax.jobs.flags import parse_arguments
 from distill_jax.jobs.overrides import load_config
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.storage.student import load_student
@@ -196,6 +197,11 @@ def test_stages_need_earlier_ones(tmp_path, small):
     ("--seeds=0,0", "argument --seeds: expected different integers"),
     ("--profile_steps=7", "argument --profile_steps: "),
     ("--config.temprature=3", "did you mean 'temperature'"),
+    ("--config.lr=3", "'teacher_training.learning_rate' or 'student_training.learning_rate'"),
+    ("--lr=3", "--config.student_training.learning_rate=3"),
+    ("--tempratur=3", "--config.temperature=3"),
+    ("--stage=report", "--stages=report"),
+    ("extra", "extra"),
     ("--config.temperature=0", "temperature"),
     ("--config.temperature", "--config.temperature=VALUE"),
     ("--config.devices=99", "devices: expected 1 to 8"),
@@ -207,6 +213,25 @@ def test_bad_commands_exit_with_2_and_name_the_flag(tmp_path, capsys, argument, 
     run([*small, f"--workdir={tmp_path / 'run'}", argument])
   assert stop.value.code == 2
   assert message in capsys.readouterr().err
+
+
+def test_hyphens_and_underscores_are_the_same(tmp_path):
+  flags, _ = parse_arguments(["--config=a-b.py", "--dry-run", "--compile-for=v5e:4x4"])
+  assert (flags.config, flags.dry_run, flags.compile_for) == ("a-b.py", True, "v5e:4x4")
+
+
+def test_help_lists_the_fields_of_the_config(capsys, small):
+  with pytest.raises(SystemExit) as stop:
+    run([small[0], "--help"])
+  assert stop.value.code == 0
+  output = capsys.readouterr().out
+  assert "--config.student_training.steps=2000\n" in output and "--workdir" in output
+
+
+@pytest.mark.parametrize("seeds, says", [("3", True), ("0,1", False), ("0", False)])
+def test_one_number_is_a_seed_and_that_is_said(tmp_path, capsys, small, seeds, says):
+  main([*small, f"--workdir={tmp_path / 'run'}", f"--seeds={seeds}", "--dry_run"])
+  assert ("--seeds=0,1,2" in capsys.readouterr().out) == says
 
 
 def test_override_may_follow_its_field_after_a_space():

@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 import distill_jax
-from distill_jax.jobs.cli import parse_arguments
+from distill_jax.jobs.flags import parse_arguments
 from distill_jax.jobs.overrides import load_config
 from distill_jax.train.profile import parse_steps
 

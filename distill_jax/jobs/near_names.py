@@ -1,0 +1,37 @@
+"""Says which flag or field a misspelt one may mean."""
+
+from collections.abc import Sequence
+
+from distill_jax.errors import nearest_names
+
+_MEANINGS = {
+  "lr": "learning_rate",
+  "eta": "learning_rate",
+  "bs": "batch_size",
+  "batch": "batch_size",
+  "wd": "weight_decay",
+  "epochs": "steps",
+  "num_epochs": "steps",
+  "iterations": "steps",
+  "max_steps": "steps",
+  "t": "temperature",
+  "tau": "temperature",
+  "seed": "seeds",
+  "output_dir": "workdir",
+  "out": "workdir",
+  "folder": "workdir",
+}
+"""Usual names of other tools, and the names of the same things here."""
+
+
+def nearest(name: str, known: Sequence[str]) -> list[str]:
+  """Returns the names of `known` that a person may have meant, best first; maybe none.
+
+  Args:
+    name: a flag or a dotted field, with underscores.
+    known: flags, or dotted fields, of which the last part counts as well.
+  """
+  last = name.split(".")[-1]
+  meant = _MEANINGS.get(last.lower(), last)
+  same = [other for other in known if other.split(".")[-1] == meant]
+  return same or nearest_names(name, known)
