@@ -24,6 +24,7 @@ from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, Inputs, Intervals, Run
 from distill_jax.train.batch_errors import name_field, name_shapes
 from distill_jax.train.first_batch import check_run_logits, check_student_images, student_variables
+from distill_jax.train.frozen import warn_of_frozen_statistics
 from distill_jax.train.inputs import (
   Stream,
   as_source,
@@ -50,6 +51,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
   state = _initialize(arguments, inputs)
   check_student_images(arguments, inputs, state)
   check_run_logits(arguments, inputs, state)
+  warn_of_frozen_statistics(arguments.student, arguments.optimizer, state, inputs.example)
   measure = choose_measure(arguments, inputs, state)
   specs = partition.state_specs(state, inputs.mesh, arguments.run.rules)
   state = sharding.place(state, inputs.mesh, specs)

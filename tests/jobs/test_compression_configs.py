@@ -59,6 +59,8 @@ def options(name):
     ),
   ],
 )  # qwix's
+# The frozen block of teacher_init normalizes by the student's batches.
+@pytest.mark.filterwarnings("ignore:optimizer. it freezes")
 def test_every_job_runs_and_is_reported(images, tmp_path, name):
   main([f"--config=configs/fashion_mnist_{name}.py", *options(name), f"--workdir={tmp_path}"])
   report = (tmp_path / "report" / "report.md").read_text()

@@ -10,8 +10,8 @@
 takes every other layer (DistilBERT, Sanh et al. 2019, section 2). `merge.merge` averages units
 instead of slicing them, and `print(provenance.format_origins(origins))` lists the origin of each
 array. Trees may be `Variables`, so that the running statistics of batch norm are included.
-`optax.freeze(lambda params: trees.path_mask(params, pattern))` freezes these parameters; the
-running statistics are state, and still follow the student's batches.
+`optax.freeze(lambda params: trees.path_mask(params, pattern))` freezes these parameters; `fit`
+warns of running statistics in these layers that still follow the student's batches.
 """
 
 import re

@@ -49,6 +49,8 @@ def from_keras(
 ) -> Model:
   """Returns a Model of a Keras 3 model.
 
+  Layers with `trainable = False` stay as they are, batch statistics included.
+
   Args:
     model: a built model with its weights (they are copied: training never touches yours), or a
       function `() -> model`, which builds a new one from the key of `init`. For a student pass a

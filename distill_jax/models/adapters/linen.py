@@ -37,6 +37,11 @@ def from_linen(
 ) -> Model:
   """Returns a Model of a Flax Linen module.
 
+  An optimizer's mask freezes parameters only, and `fit` warns of batch norms whose statistics still
+  move. They stay where the module, or `call`, calls their layers in evaluation mode:
+
+      student = from_linen(net, call=lambda net, x, train: net.head(net.backbone(x, train=False)))
+
   Args:
     module: the module. The mode sets an argument of its `__call__` named `train`, `training`,
       `is_training`, `deterministic` or `use_running_average`, and without such an argument a field

@@ -37,8 +37,9 @@ def from_nnx(
 
   Layers that their owner put in evaluation mode (`use_running_average=True`,
   `deterministic=True`, or `.eval()` for all) stay in it in training: call `.train()` before
-  to train all of them. An optimizer's mask freezes parameters only: the statistics of a batch norm
-  stay with `use_running_average=True`, or where `trainable` leaves its parameters out.
+  to train all of them. An optimizer's mask freezes parameters only, and `fit` warns of batch norms
+  whose statistics still move: they stay with `use_running_average=True`, or where `trainable`
+  leaves their parameters out.
 
   Args:
     module: a module with its weights (they are copied: training never touches yours), or a function
