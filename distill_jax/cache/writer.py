@@ -25,6 +25,7 @@ from distill_jax.cache.teacher.variables import teacher_variables_of
 from distill_jax.cache.teacher_inputs import ImageInputs, TeacherInputs, make_teacher_inputs
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
+from distill_jax.data.image_checks import check_images
 from distill_jax.data.images import Images
 from distill_jax.data.text.tokenized import PackedText
 from distill_jax.distributed import sharding
@@ -86,9 +87,9 @@ def write_cache(
     progress: whether to show a progress bar on a terminal, a line at the end elsewhere.
 
   Raises:
-    ValueError: an output that the teacher does not return, 'logits' that are probabilities, more
-      views than augmentation or crop make, an output that is not finite or overflows its codec (the
-      message names the example; its shard is not written).
+    ValueError: an output that the teacher does not return, 'logits' that are probabilities, uint8
+      images that the teacher reads, more views than augmentation or crop make, an output that is
+      not finite or overflows its codec (the message names the example; its shard is not written).
     Mismatch: another cache is there; the message names each field that differs. It is a ValueError.
     OSError: the folder cannot be written, or is full; written shards remain, and the same call
       resumes there.
@@ -109,6 +110,9 @@ def write_cache(
   shapes = predictor.output_shapes(_example_spec(inputs))
   planned = plan(outputs, shapes, inputs, num_views, batch_size)
   names = identity.teacher_entries(teacher, variables, outputs, inputs.shapes, augment)
+  if isinstance(inputs.source, Source):
+    rows = {name: x[:ROWS] for name, x in inputs.source.arrays.items()}
+    check_images(rows, lambda: names)
   wanted = Manifest(
     {
       "teacher": identity.teacher_identity(teacher, variables, outputs, inputs.shapes, description),

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from distill_jax import data
+from distill_jax.models.image_inputs import check_image_inputs
 from distill_jax.models.networks import trained_model
 from distill_jax.tasks.objective_terms import OUTPUT, evaluate_terms
 from distill_jax.train.accumulator import Accumulator, Evaluated
@@ -20,7 +21,7 @@ from distill_jax.train.prediction import (
   iterate,
   model_outputs,
   valid_rows,
-  with_entries,
+  with_first,
 )
 from distill_jax.types import Batch, Model, Objective, Task, TrainState, Variables
 
@@ -49,7 +50,8 @@ def evaluate(
     batch_size: rows at once, of a `Source`.
 
   Raises:
-    ValueError: no variables, no examples, or outputs and labels that do not fit the task.
+    ValueError: no variables, no examples, NaN or uint8 images, or outputs and labels that do not
+      fit the task.
   """
   models = [(model, variables)]
   return evaluate_models(models, examples, task, teacher=teacher, batch_size=batch_size)[0].scores
@@ -76,9 +78,10 @@ def evaluate_models(
     leave_out: whether to return the scores without parts of the examples, of batches each
       (`train.leave_out`); of scores that follow from the task's statistics.
   """
-  batches, entries = with_entries(iterate(examples, batch_size))
-  models = [trained_model("model", *pair, entries) for pair in models]
-  teacher = teacher and trained_model("teacher", *teacher, entries)
+  batches, first = with_first(iterate(examples, batch_size))
+  models = [trained_model("model", *pair, first) for pair in models]
+  teacher = teacher and trained_model("teacher", *teacher, first)
+  check_image_inputs("examples", [*models, *([] if teacher is None else [teacher])], first)
   steps = {}
   classes: Mapping[str, int] | None = None
   for model, _ in models:

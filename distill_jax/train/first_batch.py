@@ -1,13 +1,11 @@
 """Checks a run's networks on its first batch, before training."""
 
-import functools
-
 from jax.experimental import multihost_utils
 
 from distill_jax import data
-from distill_jax.data.image_checks import check_images
-from distill_jax.models.batch_dependencies import entries_read
+from distill_jax.models.image_inputs import check_image_inputs
 from distill_jax.models.logits import ROWS, check_logits
+from distill_jax.models.networks import input_names
 from distill_jax.train.arguments import Arguments, Inputs
 from distill_jax.train.placement import init_on_host
 from distill_jax.types import TrainState, Variables
@@ -31,18 +29,21 @@ def check_run_logits(arguments: Arguments, inputs: Inputs, state: TrainState) ->
     check_logits("teacher", teacher, inputs.teacher_variables, example)
 
 
-def check_student_images(arguments: Arguments, inputs: Inputs, state: TrainState) -> None:
-  """Checks the images that the student reads, in training and evaluation."""
-  student, variables = arguments.student, student_variables(state)
-  examples = {"source": inputs.example}
+def check_run_images(arguments: Arguments, inputs: Inputs, state: TrainState) -> None:
+  """Checks the images that student and teacher read, in training and evaluation."""
+  student = (arguments.student, student_variables(state))
+  models = [student]
+  teacher = arguments.teacher
+  if teacher is not None and teacher.ema_update is None:
+    models.append((teacher, inputs.teacher_variables))
+  check_image_inputs("source", models, inputs.example)
   evaluation = None if arguments.evaluation is None else arguments.evaluation.data
   if isinstance(evaluation, data.Source):
-    examples["evaluation"] = {name: x[:1] for name, x in evaluation.arrays.items()}
+    example = {name: x[:1] for name, x in evaluation.arrays.items()}
   elif isinstance(evaluation, data.Pipeline):
-    examples["evaluation"] = evaluation.first()
-
-  def apply(variables, batch):
-    return student.apply(*variables, batch, train=False, key=None)[0]
-
-  for field, batch in examples.items():
-    check_images(batch, functools.partial(entries_read, apply, variables, batch), field)
+    example = evaluation.first()
+  else:
+    return
+  # Without the teacher's inputs it is not evaluated.
+  has_inputs = set(input_names(inputs.example)) <= set(example)
+  check_image_inputs("evaluation", models if has_inputs else [student], example)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from distill_jax import data
+from distill_jax.models.image_inputs import check_image_inputs
 from distill_jax.models.networks import trained_model
 from distill_jax.train.batch_errors import map_batches, name_field
 from distill_jax.train.inputs import as_source, evaluation_batches
@@ -32,16 +33,18 @@ def predict(
       valid rows are joined, in order.
 
   Raises:
-    ValueError: no variables, no batch, or batches that are not alike.
+    ValueError: no variables, no batch, batches that are not alike, NaN, or uint8 images.
   """
   if isinstance(examples, Mapping):
     with name_field("examples"):
       batch = data.to_batch(examples)
       data.check_batch(batch, {})
     model, variables = trained_model("model", model, variables, batch)
+    check_image_inputs("examples", [(model, variables)], batch)
     return jax.device_get(model_outputs(model.apply, variables, batch))
-  batches, entries = with_entries(iterate(examples, batch_size))
-  model, variables = trained_model("model", model, variables, entries)
+  batches, first = with_first(iterate(examples, batch_size))
+  model, variables = trained_model("model", model, variables, first)
+  check_image_inputs("examples", [(model, variables)], first)
 
   def outputs_of_valid(batch: HostBatch) -> dict[str, Any]:
     outputs = jax.device_get(model_outputs(model.apply, variables, batch))
@@ -75,8 +78,8 @@ def valid_rows(batch: Mapping[str, Any]) -> Any:
   return batch.get("where", np.ones(rows, bool))
 
 
-def with_entries(batches: Iterator[HostBatch]) -> tuple[Iterator[HostBatch], list[str]]:
-  """Returns the batches, none lost, and the names of the first one's entries.
+def with_first(batches: Iterator[HostBatch]) -> tuple[Iterator[HostBatch], HostBatch]:
+  """Returns the batches, none lost, and the first one.
 
   Raises:
     ValueError: there is no batch.
@@ -84,4 +87,4 @@ def with_entries(batches: Iterator[HostBatch]) -> tuple[Iterator[HostBatch], lis
   first = next(batches, None)
   if first is None:
     raise ValueError("examples: expected at least one batch, got none: give a Source or batches")
-  return itertools.chain([first], batches), list(first)
+  return itertools.chain([first], batches), first

@@ -23,7 +23,7 @@ from distill_jax.storage import run_settings
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, Inputs, Intervals, Run
 from distill_jax.train.batch_errors import name_field, name_shapes
-from distill_jax.train.first_batch import check_run_logits, check_student_images, student_variables
+from distill_jax.train.first_batch import check_run_images, check_run_logits, student_variables
 from distill_jax.train.frozen import warn_of_frozen_statistics
 from distill_jax.train.inputs import (
   Stream,
@@ -49,7 +49,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
   inputs = _prepare_inputs(arguments)
   teacher_fingerprint = fingerprint(inputs.teacher_variables)
   state = _initialize(arguments, inputs)
-  check_student_images(arguments, inputs, state)
+  check_run_images(arguments, inputs, state)
   check_run_logits(arguments, inputs, state)
   warn_of_frozen_statistics(arguments.student, arguments.optimizer, state, inputs.example)
   measure = choose_measure(arguments, inputs, state)

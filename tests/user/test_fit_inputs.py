@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from distill_jax import data, losses, objectives, tasks
+from distill_jax.cache import write_cache
 from distill_jax.models import from_apply
 from distill_jax.train import CheckpointOptions, Evaluation, RunOptions, evaluate, fit, predict
 
@@ -193,17 +194,31 @@ def test_short_batches_count_their_rows_only(distill, train):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("field", ["source", "evaluation"])
-def test_uint8_images_are_rejected_before_training(field):
-  image = np.zeros((32, 8, 8, 1), np.float32)
-  examples = {"source": {"image": image}, "evaluation": {"image": image}}
-  examples[field] = {"image": image.astype(np.uint8)}
+IMAGES = {
+  "image": np.zeros((32, 8, 8, 1), np.float32),
+  "large": np.zeros((32, 8, 8, 1), np.float32),
+}
+
+
+def image_network(entry):
   apply = lambda w, image: image.reshape(len(image), -1) @ w  # noqa: E731
-  student = from_apply(lambda key, batch: np.zeros((64, 3), np.float32), apply, inputs=("image",))
-  with pytest.raises(ValueError, match=rf"^{field}: image: .*uint8"):
+  init = lambda key, image: np.zeros((64, 3), np.float32)  # noqa: E731
+  return from_apply(init, apply, variables=np.ones((64, 3), np.float32), inputs=entry)
+
+
+def with_uint8(entry):
+  return IMAGES | {entry: IMAGES[entry].astype(np.uint8)}
+
+
+@pytest.mark.parametrize("entry", ["image", "large"])
+@pytest.mark.parametrize("field", ["source", "evaluation"])
+def test_uint8_images_are_rejected_before_training(field, entry):
+  """Those of the teacher, 'large', were not."""
+  examples = {"source": IMAGES, "evaluation": IMAGES} | {field: with_uint8(entry)}
+  with pytest.raises(ValueError, match=rf"^{field}: {entry}: .*uint8"):
     fit(
-      student,
-      from_apply(None, apply, variables=np.ones((64, 3), np.float32), inputs=("image",)),
+      image_network("image"),
+      image_network("large"),
       objectives.weighted(kd=(1.0, objectives.logits(losses.kl_divergence))),
       optax.sgd(0.1),
       examples["source"],
@@ -212,6 +227,24 @@ def test_uint8_images_are_rejected_before_training(field):
       evaluation=examples["evaluation"],
       run=QUIET,
     )
+
+
+def test_uint8_images_are_rejected_by_caches_predict_and_evaluate(tmp_path):
+  """They were taken as they are, with logits of 0 to 255 times the right ones."""
+  network, batch = image_network("image"), with_uint8("image")
+  task = tasks.objective_terms(())
+  for apply in (
+    lambda: write_cache(tmp_path / "cache", network, batch, progress=False),
+    lambda: predict(network, None, batch),
+    lambda: predict(network, None, [batch]),
+    lambda: evaluate(network, None, batch, task),
+    lambda: evaluate(image_network("large"), None, batch, task, teacher=(network, None)),
+  ):
+    with pytest.raises(ValueError, match=r"^(source|examples): image: .*uint8"):
+      apply()
+  assert not (tmp_path / "cache").exists()
+  # An entry that no network reads may hold anything.
+  assert predict(network, None, with_uint8("large"))["logits"].shape == (32, 3)
 
 
 def test_validation_that_runs_dry_is_rejected(distill, train, validation):
