@@ -17,6 +17,7 @@ from distill_jax.jobs.flags import parse_arguments
 from distill_jax.jobs.overrides import load_config
 from distill_jax.jobs.plan import Job
 from distill_jax.jobs.stages import run_stages
+from distill_jax.storage import folders
 from distill_jax.storage.lease import Lease
 from distill_jax.train import NonFiniteError
 
@@ -56,12 +57,12 @@ def main(argv: Sequence[str]) -> None:
   """
   flags, overrides = parse_arguments(argv)
   _join(flags)
+  path = Path(flags.config)
+  folder = folders.resolve_run(flags.workdir or f"runs/{path.stem}", "--workdir")
   config = load_config(flags.config, overrides)
   if flags.compile_for:
     print(describe_cost(config, flags.compile_for))
     return
-  path = Path(flags.config)
-  folder = Path(flags.workdir or f"runs/{path.stem}").resolve()
   splits = hosts.run_in_turn(config.data)
   run_identity = identity.identify(config, path, overrides, argv)
   job = Job(config, folder, flags.seeds, splits, run_identity, flags.profile_steps)

@@ -15,7 +15,7 @@ from distill_jax.errors import suggest
 from distill_jax.report import summary
 from distill_jax.report.document import Block, Code, Heading, Picture, fragment, to_markdown
 from distill_jax.report.runs import read
-from distill_jax.storage import files
+from distill_jax.storage import files, folders
 
 _START, _END = "<!-- results: {} -->", "<!-- end -->"
 
@@ -30,10 +30,9 @@ def main(argv: Sequence[str]) -> None:
   flags = _parse(argv)
   counts = Counter(folder.resolve() for folder in flags.runs)
   for folder in flags.runs:
-    if counts[folder.resolve()] > 1:
-      raise ValueError(
-        f"RUN: expected each folder once, got {folder} {counts[folder.resolve()]} times"
-      )
+    count = counts[folder.resolve()]
+    if count > 1:
+      raise ValueError(f"RUN: expected each folder once, got {folder} {count} times")
   runs = [read(folder) for folder in flags.runs]
   command = shlex.join(["python", "-m", "distill_jax.report", *argv])
   if flags.readme:
@@ -86,6 +85,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
   markers = f"{_START.format('SECTION')} and {_END}"
   parser.add_argument("--section", help=f"the tables replace the text between {markers}")
   flags = parser.parse_intermixed_args(argv)
+  flags.runs = [folders.resolve(run, "RUN") for run in flags.runs]
+  if flags.out:
+    flags.out = folders.resolve(flags.out, "--out")
   if not (flags.out or flags.readme):
     raise ValueError("flags: expected --out=FOLDER or --readme=FILE --section=NAME, got neither")
   if bool(flags.readme) != bool(flags.section):

@@ -52,7 +52,7 @@ class Checkpoints:
       read_only: create, write and remove nothing (for a report, or to evaluate a running job).
 
     Raises:
-      ValueError: `keep` or `best` is not as above, or the folder is a URL.
+      ValueError: `keep` or `best` is not as above, or the folder is a URL or has a "[".
       FileNotFoundError: read-only, and the folder does not exist.
       OSError: the folder cannot be created or written, or is not the same for all processes.
     """
@@ -60,7 +60,7 @@ class Checkpoints:
       raise ValueError(f"keep: expected at least 1, got {keep}")
     if best is not None and best[1] not in ("max", "min"):
       raise ValueError(f"best: expected (metric, 'max' or 'min'), got {best}")
-    self.folder = folders.resolve(folder, "folder")
+    self.folder = folders.resolve_run(folder, "folder")
     self._identity = identity
     self._settings = settings
     self._keep = keep

@@ -28,12 +28,32 @@ def resolve(folder: str | os.PathLike, field: str) -> Path:
   if _URL.match(text):
     text = _path_of(text, field)
   path = os.path.expanduser(text)
+  if "\\" in path and os.sep == "/":
+    raise ValueError(
+      f"{field}: expected a folder without a backslash, which TensorStore takes for a '/', got "
+      f"{text!r}: rename it"
+    )
   if path.startswith("~"):
     raise ValueError(
       f"{field}: expected a folder, got {text!r} of an unknown user: write './{text}' for a folder "
       "of this name"
     )
   return Path(path).absolute()
+
+
+def resolve_run(folder: str | os.PathLike, field: str) -> Path:
+  """Returns the absolute path of a folder for checkpoints; as `resolve`, and rejects brackets.
+
+  Raises:
+    ValueError: as `resolve`, or Orbax would not find there what it wrote.
+  """
+  path = resolve(folder, field)
+  if "[" in str(path):
+    raise ValueError(
+      f"{field}: expected a folder without '[', which Orbax takes for a pattern, got {path}: "
+      "rename it"
+    )
+  return path
 
 
 def _path_of(url: str, field: str) -> str:

@@ -12,11 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from distill_jax.distributed import hosts
-from distill_jax.storage import files, owner
+from distill_jax.storage import files, folders, owner
 
 NAME = ".lease"
 
@@ -44,7 +43,7 @@ class Lease:
       patience: seconds without a renewal after which an owner on another machine counts as dead;
         the same for all trainers of a folder, and several renewals long.
     """
-    self.folder = Path(folder).absolute()
+    self.folder = folders.resolve(folder, "folder")
     self._renew_every = renew_every
     self._patience = patience
     self._owner = owner.describe_process()

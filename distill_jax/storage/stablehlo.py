@@ -22,7 +22,7 @@ import jax.export
 
 from distill_jax import compat
 from distill_jax.errors import suggest
-from distill_jax.storage import files
+from distill_jax.storage import files, folders
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.storage.student import WEIGHTS, load_weights
 from distill_jax.trees import describe_leaf, named_leaves
@@ -65,7 +65,7 @@ def export_stablehlo(
   Raises:
     ValueError: the model has no such output, or cannot be traced for a batch of unknown size.
   """
-  folder = Path(folder).absolute()
+  folder = folders.resolve(folder, "folder")
   folder.mkdir(parents=True, exist_ok=True)
   weights = {
     name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in named_leaves(variables)
@@ -98,7 +98,7 @@ def load_stablehlo(folder: str | os.PathLike) -> Callable[[Batch], Outputs]:
     ValueError: one of them is corrupt, or they are of different exports; by `predict`: the batch
       lacks an entry.
   """
-  folder = Path(folder).absolute()
+  folder = folders.resolve(folder, "folder")
   for name in (PROGRAM, SIGNATURE, WEIGHTS):
     if not (folder / name).is_file():
       writer = "export_student" if name == WEIGHTS else "export_stablehlo"

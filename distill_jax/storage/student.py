@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import safetensors
 import safetensors.flax
 
-from distill_jax.storage import files, seal
+from distill_jax.storage import files, folders, seal
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.trees import named_leaves
 from distill_jax.types import Batch, Model, Variables
@@ -41,7 +41,7 @@ def export_student(
   Raises:
     ValueError: a leaf is no plain array (a typed PRNG key), or two leaves have one name.
   """
-  folder = Path(folder).absolute()
+  folder = folders.resolve(folder, "folder")
   folder.mkdir(parents=True, exist_ok=True)
   leaves = seal.layout(variables)
   keys = [name for name, (_, dtype) in leaves.items() if dtype.startswith("key<")]
@@ -88,7 +88,7 @@ def load_student(
       those that were written, the file is no safetensors file (pickled weights are never opened),
       or the model has no variables to compare with.
   """
-  weights_path, description_path = _files(Path(path).absolute())
+  weights_path, description_path = _files(folders.resolve(path, "path"))
   stored_fingerprint = _read_fingerprint(description_path)
   weights = load_weights(weights_path)
   expected = _variables_of(model, batch)

@@ -12,6 +12,7 @@ import jax
 
 from distill_jax.data import Source
 from distill_jax.distributed.partition import Rules
+from distill_jax.storage import folders
 from distill_jax.train.replay import Replay
 from distill_jax.types import Batch, OnPolicy, Outputs
 
@@ -108,7 +109,7 @@ class CheckpointOptions:
       what else matters here (the learning rate, a hash of your config).
 
   Raises:
-    ValueError: `every` is less than 1, or there is no folder.
+    ValueError: `every` is less than 1, or there is no folder, or it is a URL.
   """
 
   folder: str | Path
@@ -122,6 +123,7 @@ class CheckpointOptions:
         f"checkpoints: expected a folder or CheckpointOptions, got {self.folder!r}: name a folder "
         "such as 'runs/first'"
       )
+    folders.resolve_run(self.folder, "checkpoints")
     check_kind("identity", self.identity, (Mapping,), "a mapping such as {'learning_rate': 1e-3}")
 
 

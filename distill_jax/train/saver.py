@@ -49,7 +49,7 @@ class Saver:
       LeaseError: another process trains in the folder.
       ValueError: the folder is a URL, or part of another run's checkpoints.
     """
-    self.folder = None if folder is None else folders.resolve(folder, "checkpoints")
+    self.folder = None if folder is None else folders.resolve_run(folder, "checkpoints")
     self._best = best
     self._best_key: tuple[float, float] | None = None
     self._best_variables: tuple[Variables, Variables] | None = None

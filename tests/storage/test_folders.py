@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from distill_jax.cache.store.backend import open_store
+from distill_jax.jobs import cli
+from distill_jax.report import __main__ as report
 from distill_jax.storage import folders
+from distill_jax.storage.lease import Lease
+from distill_jax.storage.stablehlo import load_stablehlo
+from distill_jax.storage.student import export_student, load_student
+from distill_jax.train import CheckpointOptions
+from distill_jax.types import Variables
 
 
 @pytest.mark.parametrize(
@@ -30,8 +38,52 @@ def test_paths_are_absolute(tmp_path, monkeypatch, name, expected):
 @pytest.mark.parametrize(
   "name",
   ["s3://bucket/run", Path("s3://bucket/run"), "gs://b/r", "hf://a", "file://host/run"]
-  + ["", " ", "a\0b", "~nobody-of-this-name/run"],
+  + ["", " ", "a\0b", "a\\b", "~nobody-of-this-name/run"],
 )
 def test_other_names_are_rejected(name):
   with pytest.raises(ValueError, match=r"^--workdir: "):
     folders.resolve(name, "--workdir")
+
+
+def test_run_folders_have_no_brackets(tmp_path, monkeypatch):
+  for name in ("run [1]", "file:///data/[a]"):
+    assert folders.resolve(name, "folder")
+    with pytest.raises(ValueError, match=r"^--workdir: .*\["):
+      folders.resolve_run(name, "--workdir")
+  (tmp_path / "a[1]").mkdir()
+  monkeypatch.chdir(tmp_path / "a[1]")
+  with pytest.raises(ValueError, match="^checkpoints: "):
+    CheckpointOptions("run")
+
+
+@pytest.mark.parametrize(
+  "main, arguments, field",
+  [
+    (cli.main, ["--config=absent.py", "--workdir=s3://b/run"], "--workdir"),
+    (cli.main, ["--config=absent.py", "--workdir=a[1]"], "--workdir"),
+    (report.main, ["run", "--out=gs://b/page"], "--out"),
+    (report.main, ["s3://b/run", "--out=page"], "RUN"),
+  ],
+)
+def test_commands_reject_such_folders_at_once(tmp_path, monkeypatch, main, arguments, field):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match=f"^{field}: "):
+    main(arguments)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  "call",
+  [
+    lambda name: export_student(Variables({}, {}), name, description={}),
+    lambda name: load_student(name, None),
+    lambda name: load_stablehlo(name),
+    lambda name: open_store(name.replace("s3://", "a\\")),
+    lambda name: Lease(name),
+  ],
+)
+def test_calls_reject_such_folders(tmp_path, monkeypatch, call):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match="^(folder|path|cache): expected a"):
+    call("s3://bucket")
+  assert not list(tmp_path.iterdir())

@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 import tensorstore as ts
 
 from distill_jax.errors import suggest
+from distill_jax.storage import folders
 
 SCHEMES = ("file", "gs", "memory", "s3")
 _CONTEXT = ts.Context()  # shared, so that `memory://x` opened twice is the same store
@@ -160,7 +161,7 @@ Spec = tuple[dict[str, Any], str, Path | None]  # TensorStore's, name for messag
 
 
 def _local_spec(path: str) -> Spec:
-  folder = Path(os.path.abspath(os.path.expanduser(path)))
+  folder = Path(os.path.abspath(folders.resolve(path, "cache")))
   return {"driver": "file", "path": f"{folder}/"}, str(folder), folder
 
 

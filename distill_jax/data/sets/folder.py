@@ -10,6 +10,7 @@ import numpy as np
 
 from distill_jax.data.images import Images
 from distill_jax.data.source import Source
+from distill_jax.storage import folders
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
@@ -63,7 +64,7 @@ def images(
     FileNotFoundError: there is no such folder.
     ValueError: it has no subfolders, one has no images, or they are not `class_names`.
   """
-  root = Path(path)
+  root = folders.resolve(path, "path")
   names = _classes(root, class_names)
   files = [(file, label) for label, name in enumerate(names) for file in _image_files(root / name)]
   files.sort(key=lambda item: item[0].relative_to(root).parts)

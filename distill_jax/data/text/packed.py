@@ -18,6 +18,7 @@ from distill_jax.data.checks import UNLABELED
 from distill_jax.data.source import Source
 from distill_jax.data.text.documents import read_documents
 from distill_jax.data.text.tokenizer import BYTES, Tokenizer
+from distill_jax.storage import folders
 
 
 def load(
@@ -43,7 +44,7 @@ def load(
     ValueError: no files, no text, a document that the tokenizer cannot read (with the file's name),
       or length < 2.
   """
-  root = Path(path)
+  root = folders.resolve(path, "path")
   documents = [d for d in read_documents(root, tokenizer, suffix, separator) if d is not None]
   if not any(map(len, documents)):
     raise ValueError(f"path: expected text, got none in {root}")
