@@ -189,6 +189,52 @@ def test_corrupt_tokens_raise(corpus, tmp_path):
     (work / name).write_bytes(whole)
 
 
+@pytest.mark.parametrize("name", ["tokens.bin", "starts.bin", "index.json"])
+def test_a_flip_in_tokens_is_found(corpus, tmp_path, name):
+  work = tmp_path / "work"
+  tokenize(corpus, work, **OPTIONS)
+  content = (work / name).read_bytes()
+  at = content.index(b'"checksums"') + 20 if name == "index.json" else len(content) // 2
+  (work / name).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+  with pytest.raises(OSError, match=r"(tokens|starts).bin is corrupt|index.json is corrupt"):
+    tokenize(corpus, work, **OPTIONS)
+
+
+def test_an_index_that_is_cut_raises(corpus, tmp_path):
+  tokenize(corpus, tmp_path / "work", **OPTIONS)
+  (tmp_path / "work" / "index.json").write_text('{"name": "corpus"')
+  with pytest.raises(OSError, match="index.json is corrupt"):
+    tokenize(corpus, tmp_path / "work", **OPTIONS)
+
+
+def test_two_jobs_tokenize_into_one_folder(corpus, tmp_path, monkeypatch):
+  """The second one starts and ends while the first one is in the middle of its text."""
+  work, other = tmp_path / "work", []
+  read = tokenized.read_documents
+
+  def read_slowly(*args):
+    for i, document in enumerate(read(*args)):
+      if i == 10:
+        monkeypatch.setattr(tokenized, "read_documents", read)
+        other.append(tokenize(corpus, work, **OPTIONS))
+      yield document
+
+  monkeypatch.setattr(tokenized, "read_documents", read_slowly)
+  first = tokenize(corpus, work, **OPTIONS)
+  expected = dict(text.load(corpus, **OPTIONS).arrays)
+  for corpus_of_job in (first, *other):
+    same(corpus_of_job.rows(corpus_of_job.ids), expected)
+  assert sorted(path.name for path in work.iterdir()) == ["index.json", "starts.bin", "tokens.bin"]
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/tokens", "gs://b/t", "a\\b"])
+def test_tokens_in_an_object_store_are_rejected(corpus, tmp_path, monkeypatch, name):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match=r"^folder: "):
+    tokenize(corpus, name, **OPTIONS)
+  assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
 def test_text_that_cannot_be_read_names_the_file(tmp_path):
   pytest.importorskip("tokenizers")
   folder = tmp_path / "corpus"

@@ -7,13 +7,20 @@ Rows and ids are those of `text.load`, so that a teacher cache of the one is tha
 folder holds
 
     tokens.bin   every document as `end` and its tokens, one after the other, then `end`;
-    little-endian, of `dtype` starts.bin   the position in tokens.bin at which each document begins,
-    int64, little-endian index.json   the tokenizer, files and counts; written last
+                 little-endian, of `dtype`
+    starts.bin   the position in tokens.bin at which each document begins, int64, little-endian
+    index.json   the tokenizer, files, counts and checksums; written last
+
+Each file gets its name when it is complete, so that several jobs may tokenize into one folder.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +33,10 @@ from distill_jax.data.source import Source
 from distill_jax.data.text.documents import list_files, read_documents
 from distill_jax.data.text.packed import check_document, check_length
 from distill_jax.data.text.tokenizer import BYTES, Tokenizer
-from distill_jax.storage import files
+from distill_jax.storage import folders
 
 INDEX = "index.json"
+_TEMPORARY = ".new"
 MAX_ROWS = 2**31 - 1
 """Ids are int32."""
 
@@ -140,14 +148,17 @@ def tokenize(
     OSError: the folder cannot be written, or its files are corrupt.
   """
   check_length(length)
-  root = Path(path)
-  folder = Path(folder)
+  root = folders.resolve(path, "path")
+  folder = folders.resolve(folder, "folder")
   expected = _describe(root, tokenizer, suffix, separator)
   if not (folder / INDEX).exists():
     folder.mkdir(parents=True, exist_ok=True)
-    counts = _write(root, folder, tokenizer, suffix, separator)
-    files.write(folder / INDEX, json.dumps(expected | counts, indent=1))
-  index = json.loads((folder / INDEX).read_text())
+    with _temporary_files(folder, "tokens.bin", "starts.bin", INDEX) as temporary:
+      tokens, starts, index_file = temporary
+      counts = _write(root, tokens, starts, tokenizer, suffix, separator)
+      sums = {"tokens": _checksum(tokens), "starts": _checksum(starts)}
+      index_file.write_text(json.dumps(expected | counts | {"checksums": sums}, indent=1))
+  index = _read_index(folder, expected)
   for field, value in expected.items():
     if index[field] != value:
       raise ValueError(
@@ -187,13 +198,59 @@ def _token_dtype(tokenizer: Tokenizer) -> np.dtype:
   return np.min_scalar_type(tokenizer.size - 1).newbyteorder("<")
 
 
+@contextlib.contextmanager
+def _temporary_files(folder: Path, *names: str) -> Iterator[list[Path]]:
+  """Names files of this call alone; at the end they are synced and renamed in order, unless another
+  job was faster, which has then the last of the names.
+  """
+  token = uuid.uuid4().hex
+  temporary = [folder / f".{name}.{token}{_TEMPORARY}" for name in names]
+  try:
+    yield temporary
+    for path, name in zip(temporary, names):
+      if not (folder / names[-1]).exists():
+        with open(path, "rb+") as file:
+          os.fsync(file.fileno())
+        path.replace(folder / name)
+    # What killed jobs left. A job that still writes there finds the last of the names instead.
+    temporary = list(folder.glob(f".*{_TEMPORARY}"))
+  except FileNotFoundError:
+    if not (folder / names[-1]).exists():
+      raise
+  finally:
+    for path in temporary:
+      path.unlink(missing_ok=True)
+
+
+def _read_index(folder: Path, fields: Iterable[str]) -> dict[str, Any]:
+  try:
+    index = json.loads((folder / INDEX).read_bytes())
+    counts = {name: int(index[name]) for name in ("documents", "empty", "skipped", "tokens")}
+    sums = {name: str(index["checksums"][name]) for name in ("tokens", "starts")}
+    return {name: index[name] for name in fields} | counts | {"checksums": sums}
+  except (ValueError, KeyError, TypeError) as error:
+    raise OSError(
+      f"{folder / INDEX} is corrupt ({error!r}): delete {folder} and tokenize again"
+    ) from error
+
+
+def _checksum(path: Path) -> str:
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
 def _write(
-  root: Path, folder: Path, tokenizer: Tokenizer, suffix: str, separator: str | None
+  root: Path,
+  tokens_file: Path,
+  starts_file: Path,
+  tokenizer: Tokenizer,
+  suffix: str,
+  separator: str | None,
 ) -> dict[str, int]:
-  """Writes tokens.bin and starts.bin, and returns the counts of index.json."""
+  """Writes the two files, and returns the counts of index.json."""
   counts = {"documents": 0, "empty": 0, "skipped": 0, "tokens": 0}
   dtype = _token_dtype(tokenizer)
-  with open(folder / "tokens.bin", "wb") as tokens, open(folder / "starts.bin", "wb") as starts:
+  with open(tokens_file, "wb") as tokens, open(starts_file, "wb") as starts:
     for document in read_documents(root, tokenizer, suffix, separator):
       if document is None:
         counts["skipped"] += 1
@@ -211,8 +268,9 @@ def _write(
 
 
 def _open(folder: Path, index: dict[str, Any], length: int) -> PackedText:
-  tokens = _map_file(folder, "tokens", index["dtype"], index["tokens"] + 1)
-  starts = _map_file(folder, "starts", "<i8", index["documents"])
+  sums = index["checksums"]
+  tokens = _map_file(folder, "tokens", index["dtype"], index["tokens"] + 1, sums["tokens"])
+  starts = _map_file(folder, "starts", "<i8", index["documents"], sums["starts"])
   rows = -(-index["tokens"] // length)
   if rows > MAX_ROWS:
     least = -(-index["tokens"] // MAX_ROWS)
@@ -223,9 +281,12 @@ def _open(folder: Path, index: dict[str, Any], length: int) -> PackedText:
   return PackedText(tokens, starts, length, np.arange(rows, dtype=np.int32), index)
 
 
-def _map_file(folder: Path, name: str, dtype: str, count: int) -> np.ndarray:
+def _map_file(folder: Path, name: str, dtype: str, count: int, checksum: str) -> np.ndarray:
   path = folder / f"{name}.bin"
   size = np.dtype(dtype).itemsize * count
+  advice = f"delete {folder} and tokenize again"
   if not path.exists() or path.stat().st_size != size:
-    raise OSError(f"{path} is corrupt: expected {size:,} bytes: delete {folder} and tokenize again")
+    raise OSError(f"{path} is corrupt: expected {size:,} bytes: {advice}")
+  if _checksum(path) != checksum:
+    raise OSError(f"{path} is corrupt: its checksum differs from the one in {INDEX}: {advice}")
   return np.memmap(path, dtype, "r")
