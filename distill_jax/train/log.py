@@ -5,6 +5,7 @@ import functools
 import json
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,6 +18,10 @@ from tqdm import tqdm
 from distill_jax import reduce
 from distill_jax.storage import files
 from distill_jax.train.clock import Clock
+
+_MANY_EVALUATIONS = 5
+"""Fewer may have equal scores by chance."""
+_NO_SCORES = ("step", "phase", "sparsity")
 
 
 @functools.partial(
@@ -95,6 +100,7 @@ class Log:
   def train(self, step: int, metrics: Mapping[str, Any], batch_size: int) -> dict[str, float]:
     """Reports means of (sum, count) pairs, and times, of the steps since the last report."""
     timings = self.clock.report(step)
+    _warn_of_no_values(metrics)
     with self.clock.waiting("report"):
       values = self._train(step, metrics, batch_size)
       self._write("timings", timings)
@@ -119,6 +125,22 @@ class Log:
       return 0
     best = max(scores) if better == "max" else min(scores)
     return len(scores) - 1 - scores.index(best)
+
+  def warn_of_constant(self, name: str) -> None:
+    """Warns where many evaluations had one and the same score, which then chose no weights."""
+    lines = [line for line in self.history if line["phase"] == "validation"]
+    if len(lines) < _MANY_EVALUATIONS or len({line.get(name) for line in lines}) > 1:
+      return
+    values = {other: {line.get(other) for line in lines} for other in lines[0]}
+    others = [other for other in values if len(values[other]) > 1 and other not in _NO_SCORES]
+    hint = "look at the learning rate and at the labels: no score changed"
+    if others:
+      hint = f"pass best={others[0]!r}, which changed, or look at the labels"
+    warnings.warn(
+      f"best: expected {name!r} to change between evaluations, got {lines[0].get(name)} in all "
+      f"{len(lines)}, so that the lower loss chose the weights, then the later step: {hint}",
+      stacklevel=2,
+    )
 
   def _train(self, step: int, metrics: Mapping[str, Any], batch_size: int) -> dict[str, float]:
     now = time.perf_counter()
@@ -167,6 +189,19 @@ def fetch(pending: list[Packed]) -> dict[str, Any]:
   """The sum of several steps' metrics, on the host, in float64: one transfer."""
   rows = np.stack(jax.device_get([packed.values for packed in pending]))
   return jax.tree.unflatten(pending[0].structure, rows.sum(0, dtype=np.float64))
+
+
+def _warn_of_no_values(sums: Mapping[str, Any]) -> None:
+  """Warns where no term had a value in any of the steps: nothing was trained."""
+  others = ("loss", "grad_norm", "nonfinite", "empty")
+  terms = {name: count for name, (_, count) in sums.items() if name not in others}
+  skipped, _ = sums.get("nonfinite", (0, 0))
+  if terms and not skipped and not any(terms.values()):
+    warnings.warn(
+      f"source: expected labels, or others that give {' or '.join(terms)} a value, got none in "
+      "these batches, which trained nothing: look at the labels and at the masks",
+      stacklevel=2,
+    )
 
 
 def _text(values: Mapping[str, float], names: Sequence[str], prefix: str = "") -> str:

@@ -176,6 +176,7 @@ def _run(arguments: Arguments, began: float) -> FitResult:
       began=began,
     ) as log:
       state = _train(run, state, saver, interruption, profile, log)
+      log.warn_of_constant(run.best.name)
     if fingerprint(run.teacher_variables) != run.teacher_fingerprint:
       raise RuntimeError(
         "teacher_variables: expected frozen weights, got others after training: copy them before "

@@ -37,6 +37,7 @@ from distill_jax.train.measure import choose_measure, make_evaluator
 from distill_jax.train.options import Evaluation, RunOptions
 from distill_jax.train.placement import compile_step, init_on_host, place_teacher
 from distill_jax.train.step import check_no_cached_outputs, make_init, make_train_step
+from distill_jax.train.term_counts import check_terms
 from distill_jax.types import Batch, Model, Task, TrainState
 
 
@@ -52,6 +53,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
   check_run_images(arguments, inputs, state)
   check_run_logits(arguments, inputs, state)
   warn_of_frozen_statistics(arguments.student, arguments.optimizer, state, inputs.example)
+  check_terms(arguments, inputs, state)
   measure = choose_measure(arguments, inputs, state)
   specs = partition.state_specs(state, inputs.mesh, arguments.run.rules)
   state = sharding.place(state, inputs.mesh, specs)

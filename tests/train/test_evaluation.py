@@ -56,6 +56,50 @@ def test_regression_trains_and_validates_with_its_task():
   assert rmse == pytest.approx(min(line["rmse"] for line in lines), rel=1e-5)
 
 
+def test_a_choosing_score_that_never_changes_is_named_with_one_that_does():
+  label = lambda image: (image[:, 0] > 0).astype(np.int32)  # noqa: E731
+  arguments = linear(3), None, HARD, optax.sgd(1e-5), source(label)
+  options = {"batch_size": 16, "eval_every": 1, "validation": source(label, seed=1)}
+  with pytest.warns(UserWarning, match="^best: .*'accuracy' .* 5, .*best='nll'"):
+    fit_with(*arguments, steps=5, **options)
+
+
+HARD = objectives.weighted(hard=(1.0, objectives.labels()))
+
+
+@pytest.mark.parametrize(
+  "examples",
+  [
+    data.Source({"image": np.ones((8, 4)), "label": np.full(8, -1)}, classes=3, ignore_label=-1),
+    data.Source({"image": np.ones((8, 4)), "label": np.zeros((8, 3), np.float32)}),
+    {"image": np.ones((8, 4), np.float32), "label": np.full(8, 255)},
+  ],
+)
+def test_labels_alone_on_unlabeled_examples_raise_before_training(examples):
+  with pytest.raises(ValueError, match="^source: .*hard"):
+    fit_with(
+      linear(3), None, HARD, optax.sgd(1.0), examples, steps=1, batch_size=8, ignore_label=255
+    )
+
+
+def test_other_terms_train_on_unlabeled_examples():
+  teacher = from_apply(None, lambda w, x: x @ w, variables=WEIGHTS)
+  objective = objectives.weighted(
+    hard=(1.0, objectives.labels()), soft=(1.0, objectives.logits(losses.kl_divergence))
+  )
+  examples = {"image": np.ones((8, 4), np.float32), "label": np.full(8, -1)}
+  result = fit_with(
+    linear(3), teacher, objective, optax.sgd(1.0), examples, steps=1, batch_size=8, ignore_label=-1
+  )
+  assert result.history[-1]["grad_norm"] > 0 and "hard" not in result.history[-1]
+
+
+def test_batches_that_trained_nothing_are_reported():
+  batch = {"image": np.ones((8, 4), np.float32), "label": np.full(8, -1)}
+  with pytest.warns(UserWarning, match="^source: .*hard"):
+    fit_with(linear(3), None, HARD, optax.sgd(1.0), [batch], steps=1, batch_size=8, ignore_label=-1)
+
+
 def test_multi_label_trains_and_validates_with_its_task():
   validation = source(classes, seed=1, rows=30)
   result = fit_with(
