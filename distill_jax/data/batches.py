@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from distill_jax.data.balance import balanced_order, check_balance
 from distill_jax.data.checks import check_integer, check_seed
 from distill_jax.data.source import Source
 
@@ -18,13 +19,14 @@ def batches(
   seed: int,
   start: int = 0,
   num_views: int = 0,
+  balance: str | None = None,
   rows: np.ndarray | None = None,
 ) -> Iterator[HostBatch]:
   """Iterates over endless shuffled training batches, all of one size.
 
-  Batch number `step` is a function of (source, batch_size, seed, num_views, step): an iterator that
-  starts at step s continues as an uninterrupted one. Each epoch is a permutation by (seed, epoch);
-  the rows that do not fill a batch are left out of it.
+  Batch number `step` is a function of (source, batch_size, seed, num_views, balance, step): an
+  iterator that starts at step s continues as an uninterrupted one. Each epoch is a permutation by
+  (seed, epoch); the rows that do not fill a batch are left out of it.
 
   Args:
     source: the examples.
@@ -33,6 +35,9 @@ def batches(
     start: the first step.
     num_views: number of augmented views per example: 'view' is the epoch modulo `num_views`. 0:
       every epoch is a new view.
+    balance: the entry of class numbers [N], e.g. 'label', all of which are equally frequent in an
+      epoch, up to one row: rows of rare classes come several times, as other views, and those of
+      frequent ones not in each epoch. None: each row comes once.
     rows: indices of the rows of each batch to return, for processes that divide a batch
       (`sharding.local_rows`); None: all.
 
@@ -49,7 +54,8 @@ def batches(
   check_integer("num_views", num_views, 0)
   check_batch_size(batch_size, len(source), source.name)
   rows = np.arange(batch_size) if rows is None else rows
-  return _batches(source, batch_size, seed, start, num_views, rows)
+  classes = None if balance is None else check_balance(source, balance)
+  return _batches(source, batch_size, seed, start, num_views, classes, rows)
 
 
 def eval_batches(
@@ -75,8 +81,7 @@ def eval_batches(
 
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
   """Returns the order of an epoch, int64 [size]."""
-  sequence = np.random.SeedSequence(seed, spawn_key=(epoch,))
-  return np.random.Generator(np.random.Philox(sequence)).permutation(size)
+  return _generator(seed, epoch).permutation(size)
 
 
 def check_batch_size(batch_size: int, size: int, name: str) -> None:
@@ -87,27 +92,43 @@ def check_batch_size(batch_size: int, size: int, name: str) -> None:
     )
 
 
+def _generator(seed: int, epoch: int) -> np.random.Generator:
+  return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch,))))
+
+
 def _batches(
-  source: Source, batch_size: int, seed: int, start: int, num_views: int, rows: np.ndarray
+  source: Source,
+  batch_size: int,
+  seed: int,
+  start: int,
+  num_views: int,
+  classes: np.ndarray | None,
+  rows: np.ndarray,
 ) -> Iterator[HostBatch]:
-  steps_per_epoch = len(source) // batch_size
-  order, epoch = None, None
+  size = len(source)
+  steps_per_epoch = size // batch_size
+  order, views, epoch = None, None, None
   for step in itertools.count(start):
-    if order is None or step // steps_per_epoch != epoch:
+    if order is None or views is None or step // steps_per_epoch != epoch:
       epoch = step // steps_per_epoch
-      order = permutation(seed, epoch, len(source))
+      if classes is None:
+        order, views = permutation(seed, epoch, size), np.full(size, epoch)
+      else:
+        order, views = balanced_order(classes, _generator(seed, epoch), epoch)
     first = step % steps_per_epoch * batch_size
-    view = epoch % num_views if num_views else epoch
-    yield _gather(source, order[first : first + batch_size][rows], view)
+    positions = np.arange(first, first + batch_size)[rows]
+    view = views[positions] % num_views if num_views else views[positions]
+    yield _gather(source, order[positions], view)
 
 
 def _eval_batches(source: Source, batch_size: int, rows: np.ndarray) -> Iterator[HostBatch]:
   for first in range(0, len(source), batch_size):
     positions = np.arange(first, first + batch_size)[rows]
-    batch = _gather(source, np.minimum(positions, len(source) - 1), 0)
+    views = np.zeros(len(positions), np.int32)
+    batch = _gather(source, np.minimum(positions, len(source) - 1), views)
     yield batch | {"where": positions < len(source)}
 
 
-def _gather(source: Source, positions: np.ndarray, view: int) -> HostBatch:
+def _gather(source: Source, positions: np.ndarray, views: np.ndarray) -> HostBatch:
   batch = {name: values.take(positions, axis=0) for name, values in source.arrays.items()}
-  return batch | {"view": np.full(len(positions), view, np.int32)}
+  return batch | {"view": views.astype(np.int32)}

@@ -106,6 +106,28 @@ class Source:
     arrays = {name: values[rows] for name, values in self.arrays.items()}
     return dataclasses.replace(self, arrays=arrays)
 
+  def integers(self, argument: str, name: str) -> np.ndarray:
+    """Returns an entry of integers [N], such as class numbers or the numbers of groups.
+
+    Args:
+      argument: what an error names.
+      name: the entry.
+
+    Raises:
+      ValueError: it does not exist, or holds anything else.
+    """
+    if name not in self.arrays:
+      raise ValueError(
+        f"{argument}: expected an entry of {self.name}, one of {sorted(self.arrays)}, got {name!r}"
+      )
+    values = self.arrays[name]
+    if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
+      raise ValueError(
+        f"{argument}: expected integers [N] in {name!r}, got {values.dtype} {list(values.shape)}: "
+        "number the classes or groups, e.g. with np.unique(values, return_inverse=True)[1]"
+      )
+    return values
+
   def _class_numbers(self, arrays: Mapping[str, np.ndarray], classes: int) -> np.ndarray:
     """Returns checked labels with `UNLABELED` for the ignore label; sets `class_names`."""
     check_integer("classes", classes, 1)

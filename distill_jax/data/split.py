@@ -153,18 +153,12 @@ def stratified_mask(label: np.ndarray, ranks: np.ndarray, fraction: float) -> np
 
 def _integers(source: Source | Images, argument: str, name: str) -> np.ndarray:
   """Returns the entry that an argument of `split` names."""
-  arrays = source.arrays if isinstance(source, Source) else {}
-  if name not in arrays:
-    raise ValueError(
-      f"{argument}: expected an entry of {source.name}, one of {sorted(arrays)}, got {name!r}"
-    )
-  values = arrays[name]
-  if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
-    raise ValueError(
-      f"{argument}: expected integers [N] in {name!r}, got {values.dtype} {list(values.shape)}: "
-      "number the classes or groups, e.g. with np.unique(values, return_inverse=True)[1]"
-    )
-  return values
+  if isinstance(source, Source):
+    return source.integers(argument, name)
+  raise ValueError(
+    f"{argument}: expected None for Images, whose entries are read with each image, got {name!r}: "
+    "split images.load(size=...), or drop it"
+  )
 
 
 def _require_classes(source: Source, function: str) -> int:

@@ -1,5 +1,6 @@
 """Reads the batches that `fit` trains on, and checks before training what does not fit."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -61,10 +62,20 @@ def batches_of(
   if isinstance(source, data.Source):
     entries = _unchecked(source, classes)
     data.class_numbers(source.arrays, entries, run.ignore_label)  # All at once, before training.
-    return lambda start: _marked(
-      data.batches(source, batch_size, seed=seed, start=start, num_views=run.num_views, rows=rows),
-      entries,
-      run.ignore_label,
+    read = functools.partial(
+      data.batches,
+      source,
+      batch_size,
+      seed=seed,
+      num_views=run.num_views,
+      balance=run.balance,
+      rows=rows,
+    )
+    return lambda start: _marked(read(start=start), entries, run.ignore_label)
+  if run.balance is not None:
+    raise ValueError(
+      f"balance: expected None for batches of your own, got {run.balance!r}: sample them balanced, "
+      "or make a Source of them (data.from_iterable(...).load())"
     )
   pipeline = local_share(source, batch_size, rows)
   return lambda start: _checked("source", pipeline(start), classes, run.ignore_label, start)

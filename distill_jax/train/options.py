@@ -133,6 +133,9 @@ class RunOptions:
 
   Attributes:
     num_views: number of augmented views per example; 0: a new one each epoch.
+    balance: the entry of class numbers, e.g. 'label', all of which are equally frequent in an epoch
+      of a `Source` (`data.batches`); None: as frequent as in the source. `objectives.labels` takes
+      class weights instead. The validation set keeps its frequencies.
     ignore_label: the label that marks examples without one in a pipeline of your own (a `Source`
       knows its own).
     mesh: `sharding.make_mesh(...)`; None: all devices along `data`.
@@ -151,6 +154,7 @@ class RunOptions:
   """
 
   num_views: int = 0
+  balance: str | None = None
   ignore_label: int | None = None
   mesh: jax.sharding.Mesh | None = None
   rules: Rules = ()
@@ -164,6 +168,7 @@ class RunOptions:
   def __post_init__(self):
     _check_least(self, 1, "log_every", "max_skips")
     _check_least(self, 0, "num_views")
+    check_kind("balance", self.balance, (str, type(None)), "the name of an entry or None")
     check_kind(
       "mesh",
       self.mesh,

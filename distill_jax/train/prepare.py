@@ -257,6 +257,7 @@ def _identity(arguments: Arguments, state: TrainState, teacher_fingerprint: str)
     "seed": arguments.seed,
     "num_views": arguments.run.num_views,
     "batch_size": arguments.batch_size,
+    **({} if arguments.run.balance is None else {"balance": arguments.run.balance}),
     "teacher": teacher_fingerprint if cache is None else cache.digest,
     "data": data_identity(arguments.source),
     "terms": ", ".join(terms) if isinstance(terms, Mapping) else "",

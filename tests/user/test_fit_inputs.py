@@ -194,6 +194,23 @@ def test_short_batches_count_their_rows_only(distill, train):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_balanced_batches_are_those_of_data_batches(distill, train, baseline):
+  rare = train.take(np.flatnonzero((train.arrays["label"] > 0) | (train.ids < 12)))
+
+  def run(examples, **options):
+    run = RunOptions(progress=False, **options)
+    return distill(examples, teacher=None, objective=baseline, steps=2, run=run)
+
+  expected = list(itertools.islice(data.batches(rare, 16, seed=0, balance="label"), 2))
+  balanced = run(rare, balance="label")
+  assert_equal_trees(balanced.variables, run(expected).variables)
+  assert (balanced.variables.params["w"] != run(rare).variables.params["w"]).any()
+  with pytest.raises(ValueError, match=r"^balance:"):
+    run(expected, balance="label")
+  with pytest.raises(ValueError, match=r"^balance:"):
+    RunOptions(balance=True)
+
+
 IMAGES = {
   "image": np.zeros((32, 8, 8, 1), np.float32),
   "large": np.zeros((32, 8, 8, 1), np.float32),
