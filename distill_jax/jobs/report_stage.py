@@ -48,15 +48,17 @@ def write_report(job: Job) -> Path:
   task, results = _measure(job, finished)
   sizes = {name: len(split) for name, split in zip(Splits._fields, job.splits)}
   names = tuple(dict.fromkeys(("id", *task.references)))
+  entries = _entries(job, finished, results)
   path = report.write(
     job.folder / "report",
-    _entries(job, finished, results),
+    entries,
     task=task,
     references=data.references(data.evaluation(job.config, _shuffled(test)), names),
     class_names=test.class_names,
     run={**job.run, "seconds": _seconds(complete), "data": {"name": test.name, **sizes}},
   )
-  print(f"report: {path}", flush=True)
+  outcome = report.outcome(entries, task.metrics[0], len(test))
+  print(f"\n{outcome}\n\nreport: {path}", flush=True)
   return path
 
 
