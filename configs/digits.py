@@ -2,9 +2,11 @@
 
 python -m distill_jax --config=configs/digits.py --seeds=0,1,2
 
-Measured on 2 CPU cores: 40 s. Test accuracy, 3 seeds: teacher 98.89 %; baseline 96.75 +- 0.43 %,
-distilled 97.68 +- 0.16 %; with --config.label_fraction=0.1: baseline 89.42 +- 1.55 %, distilled
-97.59 +- 0.43 %.
+The students see the labels of a tenth of the images, and the teacher's outputs for all of them.
+
+Measured on 2 CPU cores: 40 s. Test accuracy, 3 seeds: teacher 98.89 %; baseline 89.42 +- 1.55 %,
+distilled 97.59 +- 0.43 %; with --config.label_fraction=1: baseline 96.75 +- 0.43 %, distilled 97.68
++- 0.16 %, which is no difference that 359 test images can show.
 """
 
 import dataclasses
@@ -33,7 +35,7 @@ class Digits(Config):
 
   temperature: float = 4.0
   hard_weight: float = 0.1
-  label_fraction: float = 1.0
+  label_fraction: float = 0.1
   validation_fraction: float = 0.1
   shift: int = 0
   teacher_width: float = 0.25

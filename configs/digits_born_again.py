@@ -28,6 +28,7 @@ class BornAgain(Digits):
     widths: channels of the blocks of every network.
   """
 
+  label_fraction: float = 1.0
   widths: tuple[int, ...] = (16, 32)
   temperature: float = 1.0
   hard_weight: float = 0.5

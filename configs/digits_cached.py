@@ -49,6 +49,7 @@ class Cached(Digits):
     k: number of classes or random samples that are stored; dense ignores it.
   """
 
+  label_fraction: float = 1.0
   cache: str = "runs/digits_cached/cache"
   codec: str = "dense"
   k: int = 3

@@ -27,6 +27,7 @@ class Mutual(Digits):
     mutual_weight: weight of the divergence from the other students.
   """
 
+  label_fraction: float = 1.0
   temperature: float = 1.0
   students: int = 2
   mutual_weight: float = 1.0

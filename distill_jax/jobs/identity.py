@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from distill_jax.distributed.platform import instruction_set
 from distill_jax.jobs.config import Config, ConfigError
 from distill_jax.storage import files
 from distill_jax.version import __version__
@@ -49,6 +50,9 @@ def identify(
     arguments: all arguments of the command.
   """
   device = f"{config.devices or jax.device_count()} x {jax.devices()[0].device_kind}"
+  vectors = instruction_set() if jax.default_backend() == "cpu" else ""
+  if vectors:
+    device += f" ({vectors})"
   if jax.process_count() > 1:
     device += f" of {jax.process_count()} processes"
   return {

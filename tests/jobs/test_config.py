@@ -271,7 +271,7 @@ def test_configs_of_two_folders_may_import_one_name(job, tmp_path):
 
 
 def test_methods_of_a_config_see_the_overrides():
-  config = load_config(DIGITS, ["temperature=2", "label_fraction=0.1"])
+  config = load_config(DIGITS, ["temperature=2", "label_fraction=0.2"])
   splits = config.data()
   ids = [set(split.arrays["id"].tolist()) for split in splits]
   assert sum(map(len, ids)) == len(set.union(*ids)) == 1797
