@@ -2,10 +2,12 @@
 
 A lease is a small file that its owner renews. It needs only exclusive creation and renaming of
 files, so mounted file systems will do. Clocks of two machines are never compared: a waiting process
-watches by its own clock whether the file changes.
+watches by its own clock whether the file changes. The file gets its name when it is complete, and
+is renewed in place: an owner that was suspended in a renewal writes into its own, removed file.
 """
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -15,9 +17,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill_jax.distributed import hosts
-from distill_jax.storage import files, folders, owner
+from distill_jax.storage import folders, owner
 
 NAME = ".lease"
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 class LeaseError(OSError):
@@ -52,6 +55,7 @@ class Lease:
     self._stop = threading.Event()
     self._renewer: threading.Thread | None = None
     self._loss: str | None = None
+    self._last_seen = _clocks()
 
   def __enter__(self) -> "Lease":
     """Takes the lease.
@@ -71,8 +75,9 @@ class Lease:
     self._renewer.join()
     self._renewer = None
     with contextlib.suppress(OSError):
-      if owner.parse(self._read() or b"") == self._owner:
-        self._path.unlink()
+      content = self._read() or b""
+      if owner.parse(content) == self._owner:
+        self._remove(content)
 
   def check(self) -> None:
     """Checks that the lease still belongs to this process; call it before each checkpoint.
@@ -87,6 +92,7 @@ class Lease:
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
       self._acquire()
+      self._last_seen = _clocks()
     except LeaseError:
       raise
     except OSError as error:
@@ -127,18 +133,43 @@ class Lease:
         time.sleep(min(1.0, self._patience / 20))
 
   def _create(self) -> bool:
+    """Creates the file with its content, unless it exists."""
+    temporary = self._path.with_name(f"{NAME}.{self._owner['token']}.new")
+    try:
+      with open(temporary, "wb") as file:
+        file.write(self._content())
+        file.flush()
+        os.fsync(file.fileno())
+      os.link(temporary, self._path)
+    except FileExistsError:
+      return False
+    except OSError as error:
+      if error.errno not in _NO_LINKS:
+        raise
+      return self._create_without_links()
+    finally:
+      temporary.unlink(missing_ok=True)
+    return True
+
+  def _create_without_links(self) -> bool:
     try:
       descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
       return False
     with open(descriptor, "wb") as file:
-      file.write(self._content())
-      file.flush()
-      os.fsync(file.fileno())
-    return True
+      try:
+        file.write(self._content())
+        file.flush()
+        os.fsync(file.fileno())
+      except BaseException:
+        self._path.unlink(missing_ok=True)
+        raise
+      # While it was empty, another process may have taken it for a dead owner's.
+      content = self._read()
+      return content is not None and owner.parse(content) == self._owner
 
   def _remove(self, content: bytes) -> None:
-    """Removes a dead owner's lease; of several processes that try, one renames this very file."""
+    """Removes the lease of this content; of several processes that try, one renames this file."""
     aside = self._path.with_name(f"{NAME}.{self._owner['token']}")
     try:
       os.rename(self._path, aside)
@@ -156,21 +187,32 @@ class Lease:
       # `check` raises these; a mount that fails for a moment is no reason to stop renewing.
       with contextlib.suppress(OSError):
         self._confirm()
-        with self._lock:
-          files.write(self._path, self._content())
+        self._write_renewal()
+
+  def _write_renewal(self) -> None:
+    with open(self._path, "rb+") as file:
+      if owner.parse(file.read()) == self._owner:
+        os.pwrite(file.fileno(), self._content(), 0)
 
   def _confirm(self) -> None:
     with self._lock:
       while self._loss is None:
         content = self._read()
-        if content is None and self._create():
-          return
-        if content is not None:
-          signature = owner.parse(content)
+        if content is None and self._seconds_unseen() > self._patience:
+          self._loss = (
+            f"folder: the lease of {self.folder} was removed while this process did not run: "
+            "another one may have trained there; start again"
+          )
+        elif content is not None or self._create():
+          signature = self._owner if content is None else owner.parse(content)
           if signature == self._owner:
+            self._last_seen = _clocks()
             return
           self._loss = f"{self._belongs_to(signature)}, which took it over from this process"
     raise LeaseError(self._loss)
+
+  def _seconds_unseen(self) -> float:
+    return max(now - then for now, then in zip(_clocks(), self._last_seen))
 
   def _read(self) -> bytes | None:
     try:
@@ -186,3 +228,8 @@ class Lease:
     if signature:
       text = "process {pid} on {host}, since {since}".format_map(signature)
     return f"folder: {self.folder} belongs to {text}"
+
+
+def _clocks() -> tuple[float, float]:
+  """Returns seconds of both clocks; while a machine is suspended, one of them may stand."""
+  return time.monotonic(), time.time()

@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_FIELDS = ("host", "pid", "since", "kernel", "start", "token")
+_FIELDS = {
+  "host": str,
+  "pid": int,
+  "since": str,
+  "kernel": str | None,
+  "start": str | None,
+  "token": str,
+}
 
 
 def describe_process() -> dict[str, Any]:
@@ -27,10 +34,12 @@ def describe_process() -> dict[str, Any]:
 def parse(content: bytes) -> dict[str, Any]:
   """Returns a process' description from json; an empty one if the text is corrupt."""
   try:
-    description = json.loads(content)
-    return {name: description[name] for name in _FIELDS}
-  except (ValueError, KeyError, TypeError):
+    stored = json.loads(content)
+    description = {name: stored[name] for name in _FIELDS}
+  except (ValueError, KeyError, TypeError, RecursionError):
     return {}
+  is_valid = all(isinstance(description[name], kind) for name, kind in _FIELDS.items())
+  return description if is_valid and 0 < description["pid"] < 2**31 else {}
 
 
 def is_alive(description: Mapping[str, Any]) -> bool | None:

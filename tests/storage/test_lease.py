@@ -1,6 +1,7 @@
 """Two trainers never write in one folder: which one is rejected, taken over, and notices it."""
 
 import concurrent.futures
+import errno
 import json
 import os
 import signal
@@ -115,7 +116,7 @@ def test_remote_owner_is_replaced_only_without_renewals(tmp_path, trainer, capfd
     ours.check()
 
 
-@pytest.mark.parametrize("content", ["of another machine", "", '{"pid": 3}', "[]"])
+@pytest.mark.parametrize("content", ["of another machine", "", '{"pid": 3}', "[" * 100_000])
 def test_remote_owner_without_renewals_is_replaced(tmp_path, content):
   write_lease(tmp_path)
   # The others are incomplete, or written by something else.
@@ -124,6 +125,88 @@ def test_remote_owner_without_renewals_is_replaced(tmp_path, content):
   with Lease(tmp_path, patience=0.2) as ours:
     ours.check()
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [{"pid": "4"}, {"pid": None}, {"pid": -1}, {"pid": 2**70}, {"start": 5}, {"host": [1]}],
+  ids=lambda changes: str(changes),
+)
+def test_an_owner_of_other_types_is_unknown(tmp_path, changes):
+  write_lease(tmp_path, **{"kernel": owner._kernel()} | changes)
+  with Lease(tmp_path, patience=0.05) as ours:
+    ours.check()
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_full_disk_leaves_no_lease(tmp_path, monkeypatch, links):
+  seen = []
+
+  def fail(_):
+    seen.append((tmp_path / NAME).exists())
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  if not links:
+    monkeypatch.setattr(lease.os, "link", no_links)
+  with monkeypatch.context() as patch:
+    if links:
+      patch.setattr(Lease, "_content", fail)
+    else:
+      patch.setattr(lease.os, "fsync", fail)
+    with pytest.raises(OSError, match="folder: .*No space left"):
+      Lease(tmp_path).__enter__()
+  assert not list(tmp_path.iterdir())
+  assert links is False or seen == [False]  # Others never see an empty one.
+  with Lease(tmp_path) as ours:
+    ours.check()
+
+
+def no_links(*_):
+  raise PermissionError(errno.EPERM, "no links")
+
+
+def test_without_links_a_lease_that_was_taken_while_empty_is_not_ours(tmp_path, monkeypatch):
+  monkeypatch.setattr(lease.os, "link", no_links)
+  ours = Lease(tmp_path)
+  content = ours._content
+
+  def take_away():
+    if (tmp_path / NAME).exists():
+      (tmp_path / NAME).unlink()
+      write_lease(tmp_path)
+    return content()
+
+  monkeypatch.setattr(ours, "_content", take_away)
+  assert not ours._create()
+
+
+def test_an_owner_that_was_suspended_in_a_renewal_changes_no_later_lease(tmp_path, monkeypatch):
+  with Lease(tmp_path, renew_every=1000) as ours:
+    content = ours._content
+
+    def take_over():
+      (tmp_path / NAME).rename(tmp_path / "aside")
+      take_over.theirs = write_lease(tmp_path)
+      return content()
+
+    monkeypatch.setattr(ours, "_content", take_over)
+    ours._write_renewal()
+    assert json.loads((tmp_path / NAME).read_text()) == take_over.theirs
+    with pytest.raises(LeaseError, match="process 4 on elsewhere"):
+      ours.check()
+
+
+def test_a_lease_that_was_removed_in_a_long_pause_is_lost(tmp_path, monkeypatch):
+  """Another process may have taken it over, trained on, and left."""
+  with Lease(tmp_path, renew_every=1000, patience=60) as ours:
+    (tmp_path / NAME).unlink()
+    now = time.time()
+    monkeypatch.setattr(lease.time, "time", lambda: now + 61)
+    for _ in range(2):
+      with pytest.raises(LeaseError, match="folder: "):
+        ours.check()
+  assert not list(tmp_path.iterdir())
 
 
 def test_remote_owner_is_replaced_after_the_patience(tmp_path, monkeypatch):
@@ -135,8 +218,11 @@ def test_remote_owner_is_replaced_after_the_patience(tmp_path, monkeypatch):
     assert 60 < clock[0] <= 62
 
 
-def test_one_of_eight_waiting_processes_gets_the_lease(tmp_path):
+@pytest.mark.parametrize("content", ["of another machine", ""])
+def test_one_of_eight_waiting_processes_gets_the_lease(tmp_path, content):
   write_lease(tmp_path)
+  if not content:
+    (tmp_path / NAME).write_text("")
   barrier = threading.Barrier(8)
 
   def run(_):
