@@ -148,7 +148,8 @@ def moving_average(student: Model, *, decay: float = 0.999) -> Model:
     raise ValueError(f"decay: expected a number in [0, 1), got {decay}")
 
   def ema_update(average: Variables, current: Variables, step: jax.Array) -> Variables:
-    d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    t = step.astype(jnp.float32)
+    d = jnp.minimum(decay, (1 + t) / (10 + t))
 
     def blend(a, b):
       floating = jnp.issubdtype(a.dtype, jnp.floating)

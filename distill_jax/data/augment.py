@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from distill_jax import reduce
 from distill_jax.data.augmented_entries import make_entries
 from distill_jax.data.checks import UNLABELED, check_seed
 from distill_jax.types import Batch
@@ -104,8 +105,8 @@ def shift_crop(padding: int) -> Transform:
       )
     row, column = jax.random.randint(key, (2,), 0, 2 * padding + 1, jnp.int32)
     if kind == "boxes":
-      offset = padding - jnp.stack([column, row, column, row])
-      limit = jnp.array([size[1], size[0], size[1], size[0]], values.dtype)
+      offset = (padding - jnp.stack([column, row, column, row])[None]).astype(values.dtype)
+      limit = jnp.array([[size[1], size[0], size[1], size[0]]], values.dtype)
       return _move(values, lambda boxes: jnp.clip(boxes + offset, 0, limit))
     scale = _scale(values.shape, size)
     width = scale * padding
@@ -186,7 +187,8 @@ def brightness(limit: float) -> Transform:
     if not jnp.issubdtype(values.dtype, jnp.floating):
       raise ValueError(f"brightness: expected images of floats, got {values.dtype}: scale them")
     factor = jax.random.uniform(key, (), jnp.float32, 1 - limit, 1 + limit)
-    return (factor * values).astype(values.dtype)
+    dtype = reduce.common_dtype(values.dtype, jnp.float32)
+    return (factor.astype(dtype) * values.astype(dtype)).astype(values.dtype)
 
   return transform
 

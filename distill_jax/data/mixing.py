@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from distill_jax import reduce
 from distill_jax.data.augmented_entries import Entries, make_entries
 from distill_jax.data.checks import check_integer
 from distill_jax.types import Batch
@@ -112,15 +113,18 @@ def _rectangle(key: jax.Array, alpha: float, height: int, width: int) -> jax.Arr
   def inside(key, size):
     half = (size * side).astype(jnp.int32) // 2
     center = jax.random.randint(key, (), 0, size, jnp.int32)
-    position = jnp.arange(size)
+    position = jnp.arange(size, dtype=jnp.int32)
     return (center - half <= position) & (position < center + half)
 
   row_key, column_key = jax.random.split(center_key)
-  return inside(row_key, height)[:, None] & inside(column_key, width)
+  return inside(row_key, height)[:, None] & inside(column_key, width)[None]
 
 
 def _blend(weight: jax.Array, values: jax.Array, partner: jax.Array) -> jax.Array:
-  return (weight * values + (1 - weight) * partner).astype(values.dtype)
+  dtype = reduce.common_dtype(values.dtype, jnp.float32)
+  weight = weight.astype(dtype)
+  mixed = weight * values.astype(dtype) + (1 - weight) * partner.astype(dtype)
+  return mixed.astype(values.dtype)
 
 
 def _paste(name: str, pasted: jax.Array, values: jax.Array, partner: jax.Array) -> jax.Array:

@@ -42,6 +42,11 @@ def pair(
       f"{teacher.shape}: nothing is broadcast"
     )
   array("student", student, ndim=ndim, exactly=exactly)
+  return same_dtype(student, teacher)
+
+
+def same_dtype(student: jax.Array, teacher: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns both arrays in their common dtype."""
   dtype = reduce.common_dtype(student.dtype, teacher.dtype)
   return student.astype(dtype), teacher.astype(dtype)
 

@@ -181,6 +181,7 @@ def fsp(student: tuple[ArrayLike, ArrayLike], teacher: tuple[ArrayLike, ArrayLik
       f"student: expected the teacher's batch and channels, got student {shapes[0]} and teacher "
       f"{shapes[1]}"
     )
+  s, t = _checks.same_dtype(s, t)
   return _checks.per_example((s - t) ** 2)
 
 
@@ -254,6 +255,7 @@ def inter_channel(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
       f"student: expected the teacher's batch and channels, got student {student.shape} and "
       f"teacher {teacher.shape}"
     )
+  student, teacher = _checks.same_dtype(student, teacher)
   return ((gram(student) - gram(teacher)) ** 2).sum((1, 2)) / student.shape[-1]
 
 

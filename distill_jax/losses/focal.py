@@ -81,7 +81,8 @@ def box_weights(boxes: ArrayLike, valid: ArrayLike, *, height: int, width: int) 
     )
   low, high = jnp.floor(boxes[..., :2]), jnp.ceil(boxes[..., 2:])
   weight = 1 / jnp.maximum(high - low + 1, 1).prod(-1)
-  x, y = jnp.arange(width), jnp.arange(height)[:, None]
+  x, y = (jnp.arange(n, dtype=boxes.dtype) for n in (width, height))
+  x, y = x[None, None, None], y[None, None, :, None]
   low, high = low[..., None, None], high[..., None, None]
   covers = (x >= low[:, :, 0]) & (x <= high[:, :, 0]) & (y >= low[:, :, 1]) & (y <= high[:, :, 1])
   return jnp.where(covers & valid[..., None, None], weight[..., None, None], 0).max(1)

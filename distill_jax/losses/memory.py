@@ -135,9 +135,8 @@ def _normalizer(
 ) -> jax.Array:
   """Returns Z, or N times the mean score of this batch while it is 0."""
   first = size * _rows.mean(jnp.exp(jax.lax.stop_gradient(scores)).mean(-1), valid, axis_name)
-  return jnp.where(z > 0, z, jnp.where(_rows.total(valid, axis_name) > 0, first, 1)).astype(
-    scores.dtype
-  )
+  first = jnp.where(_rows.total(valid, axis_name) > 0, first, 1)
+  return jnp.where(z > 0, z.astype(scores.dtype), first)
 
 
 def _update(
@@ -152,11 +151,11 @@ def _update(
     )
 
   def move(memory, rows):
-    old = memory.at[position].get(mode="fill", fill_value=0)
+    old = memory.at[position].get(mode="fill", fill_value=0).astype(rows.dtype)
     moved = _checks.unit(momentum * old + (1 - momentum) * rows)
     return memory.at[position].set(moved.astype(memory.dtype), mode="drop")
 
   any_valid = _rows.total(valid, axis_name) > 0
-  normalizers = jnp.where(any_valid, normalizers, state.normalizers)
   normalizers = normalizers.astype(state.normalizers.dtype)
+  normalizers = jnp.where(any_valid, normalizers, state.normalizers)
   return CrdState(move(state.student, student), move(state.teacher, teacher), normalizers)

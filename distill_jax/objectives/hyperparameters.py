@@ -29,8 +29,10 @@ _TEXTS = {
 
 
 def at_step(value: Number, step: jax.Array) -> Any:
-  """Returns a number, or a schedule's at this step."""
-  return value(step) if callable(value) else value
+  """Returns a number, or a schedule's at this step, float32."""
+  if not callable(value):
+    return value
+  return jnp.asarray(_call(value, step), jnp.float32)
 
 
 def check_number(
@@ -106,9 +108,9 @@ def first_value(name: str, schedule: Schedule) -> float:
     ValueError: jax cannot trace it, or it returns something else than one number.
   """
   try:
-    shape = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
+    shape = jax.eval_shape(lambda step: _call(schedule, step), jax.ShapeDtypeStruct((), jnp.int32))
     with jax.ensure_compile_time_eval():
-      value = schedule(jnp.zeros((), jnp.int32))
+      value = _call(schedule, jnp.zeros((), jnp.int32))
   except Exception as error:
     title = getattr(schedule, "__name__", type(schedule).__name__)
     text = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -120,6 +122,11 @@ def first_value(name: str, schedule: Schedule) -> float:
     got = f"an array of shape {shape.shape}" if shape.shape else repr(value)
     raise ValueError(f"{name}: expected a schedule that returns one number, got {got}")
   return float(value)
+
+
+def _call(schedule: Schedule, step: jax.Array) -> Any:
+  with jax.numpy_dtype_promotion("standard"):  # Optax divides integer steps.
+    return schedule(step)
 
 
 def is_number(value: Any) -> bool:

@@ -190,7 +190,7 @@ def dino(
 def _sample_negatives(key: jax.Array, own_id: jax.Array, *, count: int, examples: int) -> jax.Array:
   """Returns `count` random ids in [0, examples), none of them the row's own."""
   samples = jax.random.randint(jax.random.fold_in(key, own_id), (count,), 0, examples - 1)
-  return samples + (samples >= own_id)
+  return samples + (samples >= own_id.astype(samples.dtype)).astype(samples.dtype)
 
 
 def _push(state: Tree, rows: jax.Array, where: jax.Array | None, axis_name: str | None) -> Tree:
@@ -201,11 +201,11 @@ def _push(state: Tree, rows: jax.Array, where: jax.Array | None, axis_name: str 
   where = jnp.ones(len(rows), bool) if where is None else where
   if axis_name is not None:
     rows, where = (compat.all_gather_invarying(x, axis_name) for x in (rows, where))
-  order = jnp.cumsum(where) - 1
-  count = where.sum()
+  order = jnp.cumsum(where, dtype=first.dtype) - 1
+  count = where.sum(dtype=first.dtype)
   # Of more rows than the queue holds, only the last: a position that is written twice could hold
   # either row (on a GPU).
   written = where & (order >= count - len(queue))
   position = jnp.where(written, (first + order) % len(queue), len(queue))
   queue = queue.at[position].set(rows, mode="drop")
-  return {"queue": queue, "next": ((first + count) % len(queue)).astype(first.dtype)}
+  return {"queue": queue, "next": (first + count) % len(queue)}

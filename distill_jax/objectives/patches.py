@@ -102,4 +102,4 @@ def _check_tokens(t: tuple[jax.Array, ...], prefix_tokens: int) -> None:
 def _random_mask(key: jax.Array, shape: tuple[int, int], fraction: Any) -> jax.Array:
   """Returns bool [B, N], True at a random ceil(N fraction) tokens of each row."""
   rank = jax.random.uniform(key, shape).argsort(-1).argsort(-1)
-  return rank >= jnp.floor(shape[1] * (1 - fraction))
+  return rank >= jnp.floor(shape[1] * (1 - fraction)).astype(rank.dtype)

@@ -100,7 +100,7 @@ def tokens(
     has_labels = callable(label_weight) or label_weight > 0
     if has_labels:
       loss_kwargs["labels"] = jnp.maximum(label, 0).reshape(-1)
-      loss_kwargs["label_weights"] = at_step(label_weight, step) * label_weights
+      loss_kwargs["label_weights"] = label_weights * at_step(label_weight, step)
     stored = teacher.get(targets)
     if isinstance(stored, SparseTargets):
       _check_cached(loss, stored, temperature, targets)
@@ -118,7 +118,7 @@ def tokens(
     names = (*STATES, targets)
     s, t = ({name: x[name] for name in names if name in x} for x in (student, teacher))
     label = jax.ShapeDtypeStruct(outputs_of(student, "hidden", "student").shape[:2], jnp.int32)
-    ones = jnp.ones(math.prod(label.shape))
+    ones = jnp.ones(math.prod(label.shape), jnp.float32)
     first = jnp.zeros((), jnp.int32)
     jax.eval_shape(lambda s, t, label: value(s, t, label, ones, ones, first), s, t, label)
     return Variables({}, {})
@@ -289,4 +289,5 @@ def _mean(total: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
 
   The counts then add up over microbatches and devices as for other terms.
   """
-  return jnp.broadcast_to(total / jnp.maximum(where.sum(), 1), where.shape), where
+  count = jnp.maximum(where.sum(dtype=total.dtype), 1)
+  return jnp.broadcast_to(total / count, where.shape), where

@@ -176,10 +176,10 @@ def _sum_terms(
       denominator = count if denominators is None else denominators[name]
       if axis_name is not None:
         denominator = jax.lax.psum(denominator, axis_name)
-      parts.append(weight * devices * reduce.value((term_sum, denominator)))
+      parts.append(_scaled(weight, devices * reduce.value((term_sum, denominator))))
       pairs[name] = term_sum, count
     else:
-      parts.append(weight * value / microbatches)
+      parts.append(_scaled(weight, value) / microbatches)
       pairs[name] = value, jnp.ones((), jnp.float32)
   dtype = reduce.common_dtype(*parts)
   loss = jnp.zeros((), dtype)
@@ -187,3 +187,9 @@ def _sum_terms(
     # Varying: the gradient of a scalar equal on all devices would be divided by their number.
     loss = compat.pcast_varying(loss, axis_name)
   return sum((part.astype(dtype) for part in parts), loss), pairs
+
+
+def _scaled(weight: Any, value: jax.Array) -> jax.Array:
+  """Returns weight times value in the value's dtype, float32 or wider."""
+  dtype = reduce.common_dtype(value.dtype, jnp.float32)
+  return jnp.asarray(weight, dtype) * value.astype(dtype)

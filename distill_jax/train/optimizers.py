@@ -111,7 +111,8 @@ def apply_optimizer(
     ValueError: it needs more than these, as line searches do (L-BFGS).
   """
   try:
-    with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to integer step counts.
+    # Optax raises floats to integer step counts.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
       return optimizer.update(grads, opt_state, params, value=loss, grad=grads)
   except TypeError as error:
     if "argument" not in str(error):

@@ -81,8 +81,9 @@ def _append(buffer: Tree, batch: Batch, buffer_size: int) -> dict[str, Any]:
   """Returns the buffer with the batch's generated rows in place of the oldest."""
   generated = batch["generated"] & batch.get("where", True)
   count = generated.sum(dtype=jnp.int32)
+  order = generated.cumsum(dtype=jnp.int32) - 1
   # An index behind the end drops the row.
-  index = jnp.where(generated, (buffer["next"] + generated.cumsum() - 1) % buffer_size, buffer_size)
+  index = jnp.where(generated, (buffer["next"] + order) % buffer_size, buffer_size)
   rows = {name: x.at[index].set(batch[name], mode="drop") for name, x in buffer["rows"].items()}
   return {
     "rows": rows,
@@ -96,9 +97,9 @@ def _replay(buffer: Tree, key: jax.Array, batch: Batch) -> Batch:
   """Returns the batch with as many rows of the buffer as were generated last."""
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["id"])
   order_keys, index_keys = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in range(2))
-  ranks = jax.vmap(jax.random.uniform)(order_keys).argsort().argsort()
+  ranks = jax.vmap(jax.random.uniform)(order_keys).argsort().argsort().astype(jnp.int32)
   replaced = ranks < buffer["last"]
-  index = jax.vmap(lambda k: jax.random.randint(k, (), 0, buffer["filled"]))(index_keys)
+  index = jax.vmap(lambda k: jax.random.randint(k, (), 0, buffer["filled"], jnp.int32))(index_keys)
 
   def replace(name: str, values: jax.Array) -> jax.Array:
     rows = buffer["rows"].get(name)

@@ -29,10 +29,9 @@ def pack(values: jax.Array, width: int) -> jax.Array:
   shift = index * width - starts[:, None]
   present = (index < count) & (shift < 32)
   gathered = values.astype(jnp.uint32)[..., np.where(present, index, 0)]
+  left, right = (np.clip(s, 0, 31).astype(np.uint32) for s in (shift, -shift))
   shifted = jnp.where(
-    shift >= 0,
-    gathered << np.uint32(np.clip(shift, 0, 31)),
-    gathered >> np.uint32(np.clip(-shift, 0, 31)),
+    shift >= 0, gathered << _expand(left, gathered), gathered >> _expand(right, gathered)
   )
   # No two values share a bit, so the sum is their union.
   return jnp.where(present, shifted, 0).sum(-1, dtype=jnp.uint32)
@@ -42,8 +41,13 @@ def unpack(words: jax.Array, width: int, count: int) -> jax.Array:
   """Returns the first `count` values of `width` bits of words [..., m], uint32 [..., count]."""
   starts = width * np.arange(count)
   first = starts // 32
-  shift = np.uint32(starts % 32)
+  shift = _expand((starts % 32).astype(np.uint32), words)
   second = np.minimum(first + 1, words.shape[-1] - 1)
   # Two shifts, because one by 32, where a value begins with its word, is not defined.
   high = (words[..., second] << np.uint32(1)) << (np.uint32(31) - shift)
   return ((words[..., first] >> shift) | high) & np.uint32(2**width - 1)
+
+
+def _expand(constant: np.ndarray, like: jax.Array) -> np.ndarray:
+  """Returns a constant with as many axes as `like`, for `jax_numpy_rank_promotion="raise"`."""
+  return constant.reshape((1,) * (like.ndim - constant.ndim) + constant.shape)

@@ -62,7 +62,8 @@ class Dense:
     """Returns the output [B, ...] in the shape and dtype of `output`."""
     values = columns["values"]
     if self.dtype == "int8":
-      values = jnp.where(values == -128, -jnp.inf, values * columns["scale"][..., None])
+      numbers = values.astype(jnp.float32) * columns["scale"][..., None]
+      values = jnp.where(values == -128, -jnp.inf, numbers)
     elif self.dtype == "bfloat16":
       values = jax.lax.bitcast_convert_type(values, jnp.bfloat16)
     return values.astype(output.dtype)

@@ -200,7 +200,7 @@ def _compare_arrays(codec: Dense | TopK, stored: Any, live: jax.Array, is_logits
     return {
       "difference": _per_row(jnp.max, _distance(stored.log_probs, live_log_probs)),
       "kl": _per_row(jnp.mean, kl),
-      "top1": _per_row(jnp.mean, stored.indices[..., 0] == live.argmax(-1)),
+      "top1": _per_row(jnp.mean, stored.indices[..., 0] == jnp.argmax(live, -1).astype(jnp.int32)),
     }
   scores = {"difference": _per_row(jnp.max, _distance(stored, live))}
   if is_logits:

@@ -27,7 +27,11 @@ def prepare(
   classes = num_classes(shared.student.kernel, axis_name)
   inputs = (rows.student, rows.teacher, rows.log_probs, rows.log_tail)
   dtype = _sum_dtype((inputs, shared.student, shared.teacher))
-  rows = rows._replace(weights=_token_weights("weights", rows.weights, num_tokens, dtype))
+  log_probs, log_tail = (
+    None if x is None else x.astype(dtype) for x in (rows.log_probs, rows.log_tail)
+  )
+  weights = _token_weights("weights", rows.weights, num_tokens, dtype)
+  rows = rows._replace(log_probs=log_probs, log_tail=log_tail, weights=weights)
   if rows.labels is not None:
     name = "label_weights" if divergence else "weights"
     labels = _checks.integers("labels", rows.labels, (num_tokens,))

@@ -63,7 +63,9 @@ def _backward(plan: Plan, residuals: tuple, cotangent: tuple) -> tuple[Rows, Sha
   student_gradients, like = residuals
   scale = cotangent[0]  # The other entries, the parts of the sum, are constants to log.
   pairs = zip(student_gradients, like, strict=True)
-  return heads.cotangents(*((scale * x).astype(final.dtype) for x, final in pairs))
+  return heads.cotangents(
+    *((scale * x.astype(scale.dtype)).astype(final.dtype) for x, final in pairs)
+  )
 
 
 _sum.defvjp(_forward, _backward)

@@ -182,8 +182,10 @@ class Decoder(nnx.Module):
     Returns:
       'hidden' [B, N, embed_dim] and 'head', and the new cache.
     """
-    positions = starts[:, None] + jnp.arange(tokens.shape[1])
-    visible = jnp.arange(cache.keys[0].shape[1]) <= positions[:, :, None]
+    new = jnp.arange(tokens.shape[1], dtype=starts.dtype)
+    positions = starts[:, None] + new[None]
+    cached = jnp.arange(cache.keys[0].shape[1], dtype=starts.dtype)
+    visible = cached[None, None] <= positions[:, :, None]
     x = self._embed(tokens)
     angles = self._rotation(positions)
     new_kv = []
@@ -247,7 +249,7 @@ def _head_dim(embed_dim: int, num_heads: int, num_kv_heads: int, head_dim: int |
 
 
 def _positions(tokens, segments):
-  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
   if segments is None:
     return positions
   begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))

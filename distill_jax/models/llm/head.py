@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from distill_jax import reduce
 from distill_jax.types import Model, Outputs
 
 
@@ -17,9 +18,11 @@ def head_logits(outputs: Outputs) -> jax.Array:
       softcap or None).
   """
   kernel, bias, softcap = outputs["head"]
-  z = jnp.matmul(outputs["hidden"], kernel, preferred_element_type=jnp.float32)
+  hidden = outputs["hidden"]
+  dtype = reduce.common_dtype(hidden.dtype, kernel.dtype)
+  z = jnp.matmul(hidden.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
   if bias is not None:
-    z = z + bias
+    z = z + bias.reshape((1,) * (z.ndim - 1) + bias.shape).astype(z.dtype)
   return z if softcap is None else softcap * jnp.tanh(z / softcap)
 
 

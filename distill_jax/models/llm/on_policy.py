@@ -168,13 +168,14 @@ def _prompt_lengths(selected: Mapping[str, Any], max_prompt: int) -> jax.Array:
   """Returns the prompt length of each row's first document; 0 for a row without one."""
   tokens = selected["tokens"]
   segments = selected.get("segments", jnp.zeros_like(tokens))
-  lengths = jnp.cumprod(segments == segments[:, :1], 1).sum(1)
+  same = (segments == segments[:, :1]).astype(jnp.int32)
+  lengths = jnp.cumprod(same, 1).sum(1, dtype=jnp.int32)
   return jnp.where(segments[:, 0] >= 0, jnp.minimum(lengths, max_prompt), 0)
 
 
 def _as_rows(tokens, ends, prompt_lengths, selected: Mapping[str, Any]) -> dict[str, jax.Array]:
   """Returns the entries of rows with one document of `ends` tokens, sampled after the prompt."""
-  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=ends.dtype), tokens.shape)
   inside = positions < ends[:, None]
   next_is_sampled = (positions + 1 >= prompt_lengths[:, None]) & (positions + 1 < ends[:, None])
   segment = selected["segments"][:, :1] if "segments" in selected else 0

@@ -29,7 +29,7 @@ def rotation(
   frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
   if scaling is not None:
     frequencies = _stretch(frequencies, scaling)
-  angles = positions[:, :, None, None] * frequencies
+  angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None]
   return jnp.cos(angles), jnp.sin(angles)
 
 

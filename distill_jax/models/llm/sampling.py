@@ -46,7 +46,8 @@ def generate(
   """
   rows, size = tokens.shape
   keys = _row_keys(key, rows)
-  positions = jnp.arange(size)
+  prompt_lengths = prompt_lengths.astype(jnp.int32)
+  positions = jnp.arange(size, dtype=jnp.int32)[None]
   tokens = jnp.where(positions < prompt_lengths[:, None], tokens, 0).astype(jnp.int32)
   cache = decoder.init_cache(rows, size)
   outputs, cache = decoder.extend(tokens, jnp.zeros(rows, jnp.int32), cache)
@@ -65,7 +66,7 @@ def generate(
     stopped = loop.done if stop_token is None else loop.done | (new == stop_token)
     starts = jnp.minimum(loop.lengths, size - 1)
     outputs, cache = decoder.extend(new[:, None], starts, loop.cache)
-    lengths = loop.lengths + ~loop.done
+    lengths = loop.lengths + (~loop.done).astype(jnp.int32)
     return _Loop(
       step=loop.step + 1,
       tokens=jnp.where(at_end, new[:, None], loop.tokens),
@@ -75,8 +76,7 @@ def generate(
       cache=cache,
     )
 
-  lengths = prompt_lengths.astype(jnp.int32)
-  loop = _Loop(0, tokens, lengths, z, prompt_lengths >= size, cache)
+  loop = _Loop(0, tokens, prompt_lengths, z, prompt_lengths >= size, cache)
   loop = jax.lax.while_loop(unfinished, add_token, loop)
   return loop.tokens, loop.lengths
 
@@ -180,4 +180,4 @@ def _row_keys(key: jax.Array | None, rows: int) -> jax.Array:
 
 def _sample(keys, z, temperature) -> jax.Array:
   samples = jax.vmap(jax.random.categorical)(keys, z / jnp.where(temperature > 0, temperature, 1))
-  return jnp.where(temperature > 0, samples, z.argmax(-1)).astype(jnp.int32)
+  return jnp.where(temperature > 0, samples, z.argmax(-1).astype(samples.dtype)).astype(jnp.int32)

@@ -197,8 +197,8 @@ class _Conv(nnx.Module):
 
 def _standardize(kernel: jax.Array) -> jax.Array:
   kernel = kernel.astype(reduce.common_dtype(kernel.dtype, jnp.float32))
-  kernel -= kernel.mean((0, 1, 2))
-  return kernel * jax.lax.rsqrt(jnp.square(kernel).mean((0, 1, 2)) + 1e-10)
+  kernel -= kernel.mean((0, 1, 2), keepdims=True)
+  return kernel * jax.lax.rsqrt(jnp.square(kernel).mean((0, 1, 2), keepdims=True) + 1e-10)
 
 
 def _norm(channels, *, dtype, rngs) -> nnx.GroupNorm:

@@ -146,7 +146,7 @@ class ViT(nnx.Module):
     patches = grid.swapaxes(2, 3).reshape(x.shape[0], side**2, -1)
     x = self.embed(patches)
     tokens = jnp.broadcast_to(self.tokens[...].astype(x.dtype), (x.shape[0], *self.tokens.shape))
-    return jnp.concatenate([tokens, x], 1) + self.positions[...].astype(x.dtype)
+    return jnp.concatenate([tokens, x], 1) + self.positions[...][None].astype(x.dtype)
 
 
 class _Block(nnx.Module):

@@ -54,7 +54,8 @@ def test_released_teacher_has_its_sizes_and_names():
 
 def test_outputs_have_their_documented_names_and_shapes():
   x = jax.ShapeDtypeStruct((2, 224, 200, 3), jnp.float32)
-  outputs = jax.eval_shape(lambda x: BiT(3, (1, 1, 1, 1), 9, rngs=nnx.Rngs(0))(x), x)
+  with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+    outputs = jax.eval_shape(lambda x: BiT(3, (1, 1, 1, 1), 9, rngs=nnx.Rngs(0))(x), x)
   sides = [(56, 50), (28, 25), (14, 13), (7, 7)]
   maps = {k: (2, *side, 2 ** (7 + k)) for k, side in enumerate(sides, 1)}
   stages = {f"stage{k}{end}": shape for k, shape in maps.items() for end in ("", "_sum", "_preact")}
