@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import jax
+import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from distill_jax.distributed import compilation
 from distill_jax.distributed.compilation import enable_compilation_cache
 
 CODE = """
@@ -42,6 +45,42 @@ def test_second_process_finds_what_the_first_compiled(tmp_path):
   assert list((tmp_path / "compiled").iterdir())
   again = compile_once(tmp_path)
   assert again[:2] == [location, result] and int(again[2]) > 0
+  assert all(b"sha256" in f.read_bytes() for f in (tmp_path / "compiled").glob("*-cache"))
+
+
+@pytest.fixture
+def programs(tmp_path):
+  found = compilation._checked_file_cache(str(tmp_path))
+  assert found is not None
+  return found[0]
+
+
+def test_a_flip_in_a_program_is_found(tmp_path, programs):
+  for position in range(0, 100, 7):
+    programs.put("key", b"program" * 5)
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[position % len(content)] ^= 4
+    file.write_bytes(content)
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore", RuntimeWarning)
+      assert programs.get("key") is None
+    # The one that is compiled now takes its place.
+    assert not file.exists()
+  programs.put("key", b"program")
+  file.write_bytes(b"x" + file.read_bytes()[1:])
+  with pytest.warns(RuntimeWarning, match="key is corrupt"):
+    programs.get("key")
+
+
+@pytest.mark.parametrize("content", [b"", b"stored by another program" * 5])
+def test_a_program_without_a_checksum_is_compiled_again(tmp_path, programs, content):
+  programs.put("key", b"program")
+  (file,) = tmp_path.iterdir()
+  file.write_bytes(content)
+  assert programs.get("key") is None
+  programs.put("key", b"program")
+  assert programs.get("key") == b"program"
 
 
 def test_environment_takes_precedence(tmp_path, monkeypatch):
