@@ -61,7 +61,8 @@ def _describe_confidence(cache: Cache, name: str, source: Source | None) -> list
     log_prob = top.label_log_prob[top.label_log_prob <= 0]
     lines.append(f"  cross entropy{at} on {log_prob.size:,} stored labels: {-log_prob.mean():.4f}")
   if source is not None and source.classes is not None and top.number.ndim == 1:
-    lines.append(_accuracy(top.number, ids, source))
+    if np.issubdtype(source.arrays["label"].dtype, np.integer):
+      lines.append(_accuracy(top.number, ids, source))
   return lines
 
 

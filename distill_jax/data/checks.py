@@ -63,6 +63,31 @@ def check_labels(
     )
 
 
+def check_label_entry(
+  name: str, label: np.ndarray, classes: int | None, ids: Any, ignore_label: int | None
+) -> None:
+  """Checks an entry with labels: class numbers, or probabilities where they are floats.
+
+  Args:
+    name, label: the entry [rows, ...].
+    classes, ids, ignore_label: as in `check_batch` and `check_labels`.
+
+  Raises:
+    ValueError: as in `check_batch`.
+  """
+  is_float = jnp.issubdtype(label.dtype, jnp.floating)
+  if classes is None and not jnp.issubdtype(label.dtype, jnp.integer):
+    check_values(name, label, ids)
+  elif classes == 2 and is_float and label.shape[1:] in ((), (1,)):
+    check_values(name, label, ids)
+    _check_positive(name, label, ids)
+  elif is_float and label.ndim > 1:
+    check_values(name, label, ids)
+    _check_probabilities(name, label, classes, ids)
+  else:
+    check_labels(label, classes, ids, ignore_label, name=name)
+
+
 def mark_unlabeled(labels: np.ndarray, ignore_label: int | None) -> np.ndarray:
   """Returns integer labels with `UNLABELED` for the ignore label; other labels as they are."""
   if ignore_label is None or not np.issubdtype(labels.dtype, np.integer):
@@ -88,7 +113,7 @@ def class_numbers(
   ids = None if "id" not in batch else np.asarray(batch["id"])[valid]
   labels = {name: np.asarray(batch[name]) for name in classes if name in batch}
   for name, label in labels.items():
-    _check_label(name, label[valid], classes[name], ids, ignore_label)
+    check_label_entry(name, label[valid], classes[name], ids, ignore_label)
   return {**batch, **{name: mark_unlabeled(x, ignore_label) for name, x in labels.items()}}
 
 
@@ -122,7 +147,7 @@ def check_batch(
   entries = classes if isinstance(classes, Mapping) else {"label": classes}
   for name, values in arrays.items():
     if name in entries:
-      _check_label(name, values, entries[name], ids, ignore_label)
+      check_label_entry(name, values, entries[name], ids, ignore_label)
     else:
       check_values(name, values, ids)
 
@@ -204,23 +229,6 @@ def check_seed(seed: int) -> None:
   """Raises a ValueError unless a seed is an integer of 32 bits, which NumPy and JAX both take."""
   if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
     raise ValueError(f"seed: expected an integer from 0 to {2**32 - 1}, got {seed!r}")
-
-
-def _check_label(
-  name: str, label: np.ndarray, classes: int | None, ids: Any, ignore_label: int | None
-) -> None:
-  """Checks one entry with labels; arguments as in `check_batch`."""
-  is_float = jnp.issubdtype(label.dtype, jnp.floating)
-  if classes is None and not jnp.issubdtype(label.dtype, jnp.integer):
-    check_values(name, label, ids)
-  elif classes == 2 and is_float and label.shape[1:] in ((), (1,)):
-    check_values(name, label, ids)
-    _check_positive(name, label, ids)
-  elif is_float and label.ndim > 1:
-    check_values(name, label, ids)
-    _check_probabilities(name, label, classes, ids)
-  else:
-    check_labels(label, classes, ids, ignore_label, name=name)
 
 
 def _check_positive(name: str, label: np.ndarray, ids: Any) -> None:

@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.data.arrays import to_array
 from distill_jax.data.checks import (
   UNLABELED,
   check_integer,
-  check_labels,
+  check_label_entry,
   check_values,
   count_rows,
+  mark_unlabeled,
 )
 
 
@@ -27,9 +29,10 @@ class Source:
   Attributes:
     arrays: name -> array [N, ...], read-only. 'id': unique integers, the example's row in the full
       named set (a subset keeps them); without it the rows here are the ids, 0 to N - 1. 'label':
-      class numbers [N, ...] or, without `classes`, any finite numbers. The other entries are
-      inputs, e.g. 'image' float32 [N, height, width, channels] in 0..1. 64-bit numbers become
-      32-bit ones, as on the device.
+      class numbers [N, ...]; rows of probabilities [N, classes], of zeros for no label; or of 2
+      classes the probability of class 1 [N]. Without `classes` any finite numbers. The other
+      entries are inputs, e.g. 'image' float32 [N, height, width, channels] in 0..1. 64-bit numbers
+      become 32-bit ones, as on the device.
     classes: number of classes. None: labels are no class numbers, but e.g. regression targets float
       [N] or multi-hot rows [N, C], and 'label' may be missing.
     class_names: one name per class, by default '0', '1', ...; () without classes.
@@ -68,7 +71,7 @@ class Source:
     if self.classes is None:
       self._check_no_classes()
     else:
-      arrays["label"] = self._class_numbers(arrays, self.classes)
+      arrays["label"] = self._checked_labels(arrays, self.classes)
     read_only = {
       name: _as_stored(name, values, arrays["id"], self.classes) for name, values in arrays.items()
     }
@@ -88,7 +91,12 @@ class Source:
     label = self.arrays.get("label")
     if label is None:
       return np.zeros(len(self), bool)
-    is_label = np.ones(label.shape, bool) if self.classes is None else label >= 0
+    if self.classes is None:
+      is_label = np.ones(label.shape, bool)
+    elif np.issubdtype(label.dtype, np.integer):
+      is_label = label >= 0
+    else:
+      is_label = label != 0 if label.ndim > 1 else np.ones(label.shape, bool)
     return np.asarray(is_label.reshape(len(self), -1).any(axis=1))
 
   @functools.cached_property
@@ -128,7 +136,7 @@ class Source:
       )
     return values
 
-  def _class_numbers(self, arrays: Mapping[str, np.ndarray], classes: int) -> np.ndarray:
+  def _checked_labels(self, arrays: Mapping[str, np.ndarray], classes: int) -> np.ndarray:
     """Returns checked labels with `UNLABELED` for the ignore label; sets `class_names`."""
     check_integer("classes", classes, 1)
     if "label" not in arrays:
@@ -137,9 +145,9 @@ class Source:
         "labels give no classes (classes=None)"
       )
     label = arrays["label"]
-    check_labels(label, classes, arrays["id"], self.ignore_label)
+    check_label_entry("label", label, classes, arrays["id"], self.ignore_label)
     if self.ignore_label is not None:
-      label = np.where(label == self.ignore_label, UNLABELED, label.astype(np.int64))
+      label = mark_unlabeled(label, self.ignore_label)
       self._set("ignore_label", UNLABELED)
     names = tuple(self.class_names) or tuple(map(str, range(classes)))
     if len(names) != classes:
@@ -182,7 +190,8 @@ def _check_ids(ids: np.ndarray, source: str) -> None:
 def _as_stored(name: str, values: np.ndarray, ids: np.ndarray, classes: int | None) -> np.ndarray:
   """Returns checked, read-only values in the dtype that they have on the device."""
   check_values(name, values, ids)
-  is_index = name == "id" or (name == "label" and classes is not None)
+  is_class = name == "label" and classes is not None
+  is_index = name == "id" or (is_class and not jnp.issubdtype(values.dtype, jnp.floating))
   dtype = np.int32 if is_index else jax.dtypes.canonicalize_dtype(values.dtype)
   if values.dtype != dtype:
     with np.errstate(over="ignore"):

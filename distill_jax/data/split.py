@@ -75,12 +75,11 @@ def label_fraction(source: Source, fraction: float, seed: int = 0) -> Source:
     ValueError: the source has no classes, or `fraction` is not in (0, 1]; `unlabeled` removes all
       labels.
   """
-  _require_classes(source, "label_fraction")
+  label = _class_numbers(source, "label_fraction")
   if not 0 < fraction <= 1:
     raise ValueError(
       f"fraction: expected a number in (0, 1], got {fraction}: for no labels, use data.unlabeled"
     )
-  label = source.arrays["label"]
   ranks = hash_ids(source.arrays["id"], seed, "label_fraction")
   has_label = stratified_mask(label, ranks, fraction)
   return _with_labels(source, np.where(has_label, label, UNLABELED))
@@ -91,7 +90,7 @@ def unlabeled(source: Source) -> Source:
   if source.classes is None:
     arrays = {name: values for name, values in source.arrays.items() if name != "label"}
     return dataclasses.replace(source, arrays=arrays)
-  return _with_labels(source, np.full_like(source.arrays["label"], UNLABELED))
+  return _with_labels(source, np.full_like(_class_numbers(source, "unlabeled"), UNLABELED))
 
 
 def leave_out_classes(source: Source, classes: Collection[int]) -> Source:
@@ -108,8 +107,8 @@ def leave_out_classes(source: Source, classes: Collection[int]) -> Source:
       examples without a label (they may belong to these classes: leave classes out first, then
       remove labels).
   """
-  num_classes = _require_classes(source, "leave_out_classes")
-  label = source.arrays["label"]
+  label = _class_numbers(source, "leave_out_classes")
+  num_classes = source.classes or 0
   unknown = sorted(c for c in classes if not 0 <= c < num_classes)
   if unknown:
     raise ValueError(
@@ -161,13 +160,20 @@ def _integers(source: Source | Images, argument: str, name: str) -> np.ndarray:
   )
 
 
-def _require_classes(source: Source, function: str) -> int:
+def _class_numbers(source: Source, function: str) -> np.ndarray:
+  """Returns the labels of a source, class numbers."""
   if source.classes is None:
     raise ValueError(
       f"classes: expected a number of classes for {function}, got None in {source.name}: make the "
       "source with data.Source(arrays, classes=...)"
     )
-  return source.classes
+  label = source.arrays["label"]
+  if not np.issubdtype(label.dtype, np.integer):
+    raise ValueError(
+      f"label: expected class numbers for {function}, got {label.dtype} {list(label.shape)}: write "
+      "label.argmax(-1), or (label > 0.5) of one probability"
+    )
+  return label
 
 
 def _with_labels(source: Source, label: np.ndarray) -> Source:

@@ -248,3 +248,43 @@ def test_digest_covers_names_order_shapes_and_dtypes():
   assert len({data.Source(arrays).digest for arrays in others} | {first.digest}) == 6
   bfloat16 = data.Source({"x": values.astype(ml_dtypes.bfloat16)})
   assert len(bfloat16.digest) == 32
+
+
+def test_labels_of_classes_may_be_probabilities():
+  """They raised "expected integers"."""
+  rows = np.array([[0.25, 0.75, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+  examples = data.Source({"x": np.ones((3, 2)), "label": rows}, classes=3)
+  assert examples.arrays["label"].dtype == np.float32 and len(examples.class_names) == 3
+  np.testing.assert_array_equal(examples.labeled, [True, False, True])
+  np.testing.assert_array_equal(examples.take([2]).arrays["label"], rows[2:])
+  positive = data.Source({"label": np.array([0.1, 1.0])}, classes=2)
+  assert positive.labeled.all() and positive.arrays["label"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+  "label, classes",
+  [
+    (np.array([[0.5, 0.6]]), 2),
+    (np.array([[0.5, 0.5]]), 3),
+    (np.array([[1.5, -0.5]]), 2),
+    (np.array([1.5]), 2),
+    (np.array([0.5]), 3),
+    (np.array([[np.nan, 1.0]]), 2),
+  ],
+)
+def test_labels_that_are_no_probabilities_raise(label, classes):
+  with pytest.raises(ValueError, match="^label: expected"):
+    data.Source({"label": label}, classes=classes)
+
+
+def test_functions_of_class_numbers_reject_probabilities():
+  examples = data.Source({"label": np.full((4, 2), 0.5)}, classes=2)
+  for function in (
+    lambda: data.label_fraction(examples, 0.5),
+    lambda: data.leave_out_classes(examples, [0]),
+    lambda: data.unlabeled(examples),
+    lambda: data.split(examples, 0.5, stratify="label"),
+    lambda: data.batches(examples, 2, seed=0, balance="label"),
+  ):
+    with pytest.raises(ValueError, match=r"^(label|stratify|balance): expected"):
+      function()
