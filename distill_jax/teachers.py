@@ -16,9 +16,8 @@ from distill_jax import reduce
 from distill_jax.models.adapters.kinds import check_model
 from distill_jax.models.cohort import cohort
 from distill_jax.models.precision import cast, check_floating
-from distill_jax.types import Model, Outputs, Variables
+from distill_jax.types import CACHED, Model, Outputs, Variables
 
-CACHED = "teacher/"
 _COLUMNS = (".values", ".indices")  # Every codec of `cache.codecs` has one of them.
 
 

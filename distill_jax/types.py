@@ -1,7 +1,7 @@
 """Defines the few shapes that everything agrees on."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +14,18 @@ Batch = Mapping[str, Any]
 'label' (int [B], rows of probabilities [B, C], or what the task reads), 'where' (valid rows, bool
 [B]), 'generated' (rows that the student generated, bool [B]), 'teacher/...' when cached."""
 
+CACHED = "teacher/"
+"""Begins the names of a batch's entries that are outputs of the teacher."""
+
+_NOT_INPUTS = ("generated", "id", "label", "view", "where")
+
 Outputs = Mapping[str, Any]
 """A model's outputs for a batch: 'logits' [B, C] and every named feature that a term may read."""
+
+
+def input_names(entries: Iterable[str]) -> list[str]:
+  """Returns the names of a batch's inputs: all but ids, labels and teacher outputs."""
+  return [name for name in entries if name not in _NOT_INPUTS and not name.startswith(CACHED)]
 
 
 class Variables(NamedTuple):

@@ -35,9 +35,8 @@ from distill_jax.cache.probes import (
 from distill_jax.cache.teacher.lm_head import head_identity, head_of
 from distill_jax.data.crops import Crop
 from distill_jax.models.batch_dependencies import entries_read
-from distill_jax.models.networks import input_names
 from distill_jax.storage.fingerprint import fingerprint
-from distill_jax.types import Batch, Model, Variables
+from distill_jax.types import Batch, Model, Variables, input_names
 
 Augment = Callable[[Batch], Batch]
 

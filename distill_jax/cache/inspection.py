@@ -12,7 +12,7 @@ from distill_jax.cache.codecs.top_k import TopK
 from distill_jax.cache.reader import Cache
 from distill_jax.cache.teacher_inputs import ArrayInputs
 from distill_jax.data import Source
-from distill_jax.teachers import CACHED
+from distill_jax.types import CACHED
 
 BATCH_SIZE = 1024
 

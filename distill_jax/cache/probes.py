@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import PIL.Image
 
-from distill_jax.models.networks import input_names
-from distill_jax.types import Batch
+from distill_jax.types import Batch, input_names
 
 NUM_PROBES = 32
 

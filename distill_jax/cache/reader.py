@@ -20,8 +20,7 @@ from distill_jax.cache.store.manifest import Manifest, flatten
 from distill_jax.cache.store.row_reader import MEMORY, RowReader
 from distill_jax.cache.teacher.lm_head import LMHead, check_has_head, head_bytes, read_head
 from distill_jax.cache.teacher_inputs import UNDECODABLE
-from distill_jax.teachers import CACHED
-from distill_jax.types import Batch, Model, Variables
+from distill_jax.types import CACHED, Batch, Model, Variables
 
 
 class Cache:

@@ -6,8 +6,7 @@ import jax
 
 from distill_jax.cache.codecs.codec import Codec
 from distill_jax.cache.teacher.predictor import select_output
-from distill_jax.teachers import CACHED
-from distill_jax.types import Batch, Model, Variables
+from distill_jax.types import CACHED, Batch, Model, Variables
 
 
 def cached_teacher(

@@ -7,11 +7,13 @@ import json
 import time
 import warnings
 from collections.abc import Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from distill_jax.compression.initialization.provenance import format_origins
+from distill_jax.data import Source
 from distill_jax.distributed import hosts, sharding
 from distill_jax.jobs import cache_stages, data
 from distill_jax.jobs.config import ConfigError, Examples
@@ -37,6 +39,7 @@ from distill_jax.jobs.trained import (
 from distill_jax.models.batch_dependencies import entries_read
 from distill_jax.models.llm.head import with_logits
 from distill_jax.storage import files, retention
+from distill_jax.storage.inputs import describe_inputs
 from distill_jax.storage.stablehlo import export_stablehlo
 from distill_jax.storage.student import export_student
 from distill_jax.train import CheckpointOptions, Evaluation, FitResult, RunOptions, fit
@@ -132,7 +135,8 @@ def _finish(
   description = {"role": network.role, "seed": network.seed, "config": job.run["config"]}
   if network.variant:
     description["variant"] = network.variant
-  export_student(exported, network.folder, description=description)
+  inputs = _describe_inputs(job, train_data(job, network.role))
+  export_student(exported, network.folder, description=description, inputs=inputs)
   _export_program(job, network, exported, result.task)
   metric = result.best
   evaluations = [line for line in result.history if line["phase"] == "validation"]
@@ -143,6 +147,14 @@ def _finish(
   when = " before it was exported" if network.recipe.export_fn else ""
   score = f"{metric.name} {scores[metric.name]:.4f} on validation{when}"
   print(f"{network.name}: {score}, {seconds:.0f} s", flush=True)
+
+
+def _describe_inputs(job: Job, train_set: Examples) -> dict[str, Any]:
+  """Returns the description of what a network was trained on; of text without the vocabulary."""
+  in_memory = isinstance(train_set, Source)
+  examples = train_set if in_memory else data.first(job.config, train_set, rows=256)
+  is_text = bool(getattr(train_set, "vocabulary", ""))
+  return describe_inputs(examples, () if is_text else train_set.class_names)
 
 
 def _export_objective(network: Network, learned: Variables) -> None:

@@ -8,10 +8,8 @@ from distill_jax import models
 from distill_jax.models.adapters.kinds import adapter_of, wrong_kind
 from distill_jax.models.adapters.modes import FLAGS
 from distill_jax.models.variables import as_variables
-from distill_jax.teachers import CACHED
-from distill_jax.types import Model, Variables
+from distill_jax.types import Model, Variables, input_names
 
-NOT_INPUTS = ("generated", "id", "label", "view", "where")
 _PAIRS = ("from_linen", "from_haiku", "from_equinox")
 _TAKE_CALL = ("from_linen", "from_nnx", "from_keras")
 _NAMED = (
@@ -19,11 +17,6 @@ _NAMED = (
   inspect.Parameter.POSITIONAL_OR_KEYWORD,
   inspect.Parameter.KEYWORD_ONLY,
 )
-
-
-def input_names(entries: Iterable[str]) -> list[str]:
-  """Returns the names of a batch's inputs: all but ids, labels and teacher outputs."""
-  return [name for name in entries if name not in NOT_INPUTS and not name.startswith(CACHED)]
 
 
 def as_model(field: str, network: Any, entries: Iterable[str]) -> Model:

@@ -24,7 +24,8 @@ from distill_jax import compat
 from distill_jax.errors import suggest
 from distill_jax.storage import files, folders
 from distill_jax.storage.fingerprint import fingerprint
-from distill_jax.storage.student import WEIGHTS, load_weights
+from distill_jax.storage.inputs import check_inputs, check_shapes
+from distill_jax.storage.student import WEIGHTS, load_weights, read_inputs
 from distill_jax.trees import describe_leaf, named_leaves
 from distill_jax.types import Batch, Model, Outputs, Variables
 
@@ -91,12 +92,12 @@ def load_stablehlo(folder: str | os.PathLike) -> Callable[[Batch], Outputs]:
   """Returns `predict(batch) -> outputs` of an exported program and weights.
 
   It is compiled once for each batch size, and ignores entries of the batch that the program does
-  not need.
+  not need. If `export_student` stored the inputs of training, a batch of another range warns.
 
   Raises:
     FileNotFoundError: one of the files is missing.
     ValueError: one of them is corrupt, or they are of different exports; by `predict`: the batch
-      lacks an entry.
+      lacks an entry, or one has another shape or dtype.
   """
   folder = folders.resolve(folder, "folder")
   for name in (PROGRAM, SIGNATURE, WEIGHTS):
@@ -117,14 +118,18 @@ def load_stablehlo(folder: str | os.PathLike) -> Callable[[Batch], Outputs]:
       "both again"
     )
   exported = jax.export.deserialize(bytearray(program))
-  inputs = sorted(jax.tree.unflatten(exported.in_tree, exported.in_avals)[0][1])
+  specs = jax.tree.unflatten(exported.in_tree, exported.in_avals)[0][1]
+  trained_inputs = read_inputs(folder)
   call = jax.jit(exported.call)
 
   def predict(batch: Batch) -> Outputs:
-    for name in inputs:
+    for name in specs:
       if name not in batch:
         raise ValueError(f"batch: expected an entry {name!r}{suggest(name, batch)}")
-    return call(weights, {name: batch[name] for name in inputs})
+    used = {name: batch[name] for name in specs}
+    check_inputs(trained_inputs, used)
+    check_shapes(specs, used)
+    return call(weights, used)
 
   return predict
 

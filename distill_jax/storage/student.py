@@ -14,6 +14,7 @@ import safetensors.flax
 
 from distill_jax.storage import files, folders, seal
 from distill_jax.storage.fingerprint import fingerprint
+from distill_jax.storage.inputs import check_inputs
 from distill_jax.trees import named_leaves
 from distill_jax.types import Batch, Model, Variables
 from distill_jax.version import __version__
@@ -22,7 +23,11 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
 def export_student(
-  variables: Variables, folder: str | os.PathLike, *, description: Mapping[str, Any]
+  variables: Variables,
+  folder: str | os.PathLike,
+  *,
+  description: Mapping[str, Any],
+  inputs: Mapping[str, Any] | None = None,
 ) -> Path:
   """Writes a student's weights only: no optimizer, no teacher, no learned projections.
 
@@ -34,6 +39,9 @@ def export_student(
       (`params/...`).
     folder: created if it is missing; may hold other files.
     description: what the student is and how it was trained; any values that json can hold.
+    inputs: what it was trained on (`storage.inputs.describe_inputs(train)`): shape, dtype and range
+      of each input, and the names of the classes. `load_student` and `load_stablehlo` check their
+      batches against it. None: nothing is checked.
 
   Returns:
     The folder, absolute.
@@ -58,6 +66,7 @@ def export_student(
   }
   content = {
     "description": dict(description),
+    "inputs": dict(inputs or {}),
     "fingerprint": fingerprint(variables),
     "leaves": leaves,
     "versions": versions,
@@ -78,7 +87,8 @@ def load_student(
     path: the folder, or its `model.safetensors`.
     model: decides the names, shapes and dtypes: `model.variables`, or what `model.init` returns.
     batch: an example batch for `model.init` (arrays or `ShapeDtypeStruct`s). None: the model has
-      `variables`.
+      `variables`. Arrays of another range than the stored one warn (0 to 255 where 0 to 1 was
+      trained).
     allow_shrunk: the arrays may have other sizes than the model's (`compression.pruning.shrink`),
       not other names or ranks.
 
@@ -86,10 +96,13 @@ def load_student(
     FileNotFoundError: one of the two files is missing.
     ValueError: the leaves differ from the model's (each difference is listed), the bits differ from
       those that were written, the file is no safetensors file (pickled weights are never opened),
-      or the model has no variables to compare with.
+      the model has no variables to compare with, or the batch is not like the training examples
+      (`storage.inputs.check_inputs`).
   """
   weights_path, description_path = _files(folders.resolve(path, "path"))
-  stored_fingerprint = _read_fingerprint(description_path)
+  content = _read_description(description_path)
+  stored_fingerprint = content["fingerprint"]
+  check_inputs(content.get("inputs", {}), batch or {})
   weights = load_weights(weights_path)
   expected = _variables_of(model, batch)
   if allow_shrunk:
@@ -138,9 +151,21 @@ def _files(path: Path) -> tuple[Path, Path]:
   return path, path.with_name(DESCRIPTION)
 
 
-def _read_fingerprint(path: Path) -> str:
+def read_inputs(folder: str | os.PathLike) -> dict[str, Any]:
+  """Returns the description of the inputs that `export_student` stored; {} without one.
+
+  Raises:
+    ValueError: the file is corrupt.
+  """
+  path = folders.resolve(folder, "folder") / DESCRIPTION
+  return _read_description(path).get("inputs", {}) if path.is_file() else {}
+
+
+def _read_description(path: Path) -> dict[str, Any]:
   try:
-    return json.loads(path.read_bytes())["fingerprint"]
+    content = json.loads(path.read_bytes())
+    content["fingerprint"]
+    return content
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f"{path} is corrupt: {error!r}") from error
 

@@ -17,6 +17,7 @@ from distill_jax.jobs.measures import best_of
 from distill_jax.jobs.plan import Job, networks
 from distill_jax.models import from_apply
 from distill_jax.storage.stablehlo import load_stablehlo
+from distill_jax.storage.student import read_inputs
 
 
 def weights(key, x):
@@ -139,6 +140,7 @@ def test_heads_of_a_job_are_cached_measured_and_exported(tmp_path, entries):
   run(config, tmp_path / "run", ("cache", "student"))
   predict = load_stablehlo(tmp_path / "run" / "student-0")
   assert set(predict({"x": np.ones((3, 4), np.float32)})) == {"logits", "kind"}
+  assert read_inputs(tmp_path / "run" / "student-0")["entries"]["x"]["shape"] == [4]
   result = json.loads((tmp_path / "run" / "student-0" / "result.json").read_text())
   assert {"accuracy", "kind/accuracy"} <= set(result["validation"])
 
