@@ -79,7 +79,7 @@ def tokens(
       is the stored one.
     memory: number of bytes that temporaries may take; None: 64 MiB.
     targets: name of the cached teacher's output, such as 'logits@top8' where a cache stores
-      several.
+      several. Losses of a live teacher read the hidden states of a cache that stores them.
     **options: hyper-parameters of the loss, such as `class_mask` or `alpha`; a function for a
       number is a schedule of the step.
 
@@ -92,7 +92,7 @@ def tokens(
   if loss is None:
     _check_no_teacher(label_weight=label_weight, temperature=temperature, **options)
     return next_tokens(memory=memory)
-  schedules = _check(loss, label_weight, temperature, memory, options)
+  schedules = _check(loss, label_weight, temperature, memory, targets, options)
 
   def value(student, teacher, label, weights, label_weights, step):
     loss_kwargs = {"weights": weights, "memory": memory, **options}
@@ -102,7 +102,8 @@ def tokens(
       loss_kwargs["labels"] = jnp.maximum(label, 0).reshape(-1)
       loss_kwargs["label_weights"] = label_weights * at_step(label_weight, step)
     stored = teacher.get(targets)
-    if isinstance(stored, SparseTargets):
+    is_live = loss in LIVE and "head" in teacher  # A cache may store hidden states as well.
+    if isinstance(stored, SparseTargets) and not is_live:
       _check_cached(loss, stored, temperature, targets)
       total = _cached_loss(student, stored, CACHED[loss], **loss_kwargs)
     else:
@@ -201,13 +202,15 @@ def _live_loss(
   )
 
 
-def _check(loss, label_weight, temperature, memory, options) -> frozenset[str]:
+def _check(loss, label_weight, temperature, memory, targets, options) -> frozenset[str]:
   """Checks the arguments of `tokens`; returns the names of options that are schedules."""
   if not any(loss is supported for supported in (*LIVE, *CACHED)):
     raise ValueError(
       f"loss: expected one of {_names(LIVE)} (a live teacher), {_names(CACHED)} (a cached one) or "
       f"None, got {loss if isinstance(loss, str) else name_of(loss)!r}"
     )
+  if not isinstance(targets, str):
+    raise ValueError(f"targets: expected the name of an output, got {targets!r}: leave it out")
   check_number("label_weight", label_weight, low=0)
   if temperature is not None:
     check_number("temperature", temperature, low=0, open_low=True)

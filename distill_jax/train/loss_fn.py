@@ -62,11 +62,26 @@ def make_loss_fn(
   loss_of_outputs = make_loss_of_outputs(student, objective, axis_name=axis_name)
 
   def loss_fn(params, model_state, teacher_variables, batch: Batch, *, step, key):
+    batch = as_dict(batch)
     teacher_outputs = apply_teacher(teacher, teacher_variables, batch)
     keys = tuple(jax.random.split(key))
     return loss_of_outputs(params, model_state, teacher_outputs, batch, step=step, keys=keys)
 
   return loss_fn
+
+
+def as_dict(batch: Any) -> dict[str, Any]:
+  """Returns a batch as a dict: JAX traces no other mapping.
+
+  Raises:
+    ValueError: it is no mapping.
+  """
+  if isinstance(batch, Mapping):
+    return dict(batch)
+  raise ValueError(
+    f"batch: expected a mapping of arrays, got {type(batch).__name__}: write "
+    "{'image': images, 'label': labels}"
+  )
 
 
 def check_models(student: Any, teacher: Any) -> None:

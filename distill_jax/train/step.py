@@ -10,7 +10,7 @@ import optax
 from distill_jax import compat, reduce
 from distill_jax.models.variables import check_trainable
 from distill_jax.train.gradients import accumulated_gradients, full_gradients
-from distill_jax.train.loss_fn import apply_teacher, check_models, make_loss_of_outputs
+from distill_jax.train.loss_fn import apply_teacher, as_dict, check_models, make_loss_of_outputs
 from distill_jax.train.optimizers import as_optimizer, init_optimizer
 from distill_jax.train.options import StepOptions
 from distill_jax.train.replay import Replay
@@ -54,6 +54,7 @@ def make_init(
   check_models(student, teacher)
 
   def init(key: jax.Array, batch: Batch) -> TrainState:
+    batch = as_dict(batch)
     variables = student.init(jax.random.fold_in(key, 0), batch)
     check_trainable("student", variables.params)
     outputs = _output_shapes(student, variables, batch)
@@ -133,6 +134,7 @@ def make_train_step(
   update = make_update(teacher, optimizer)
 
   def step(state: TrainState, teacher_variables, batch: Batch):
+    batch = as_dict(batch)
     _check_rows(batch, microbatches)
     if teacher is not None and teacher.ema_update is not None:
       teacher_variables = state.average

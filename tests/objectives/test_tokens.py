@@ -142,6 +142,18 @@ def test_cached_teacher_gives_the_unfused_loss(batch, loss):
   np.testing.assert_allclose(mean, expected, rtol=1e-5)
 
 
+def test_cache_of_hidden_states_and_logits_serves_losses_of_both(batch):
+  (s, t), (_, z_t) = outputs_of(batch)
+  both = {**t, "logits": stored_of(z_t, k=5)}
+  for loss, alone in (
+    (losses.kl_divergence, t),
+    (losses.sparse_kl, {"logits": both["logits"]}),
+  ):
+    term = tokens(loss)
+    term.init(KEY, s, both)
+    assert mean_of(term, s, both, batch) == mean_of(term, s, alone, batch) != 0
+
+
 def test_step_moves_by_the_gradient_of_the_unfused_means(batch):
   goal = weighted(
     both=(1.0, tokens(losses.reverse_kl, label_weight=0.5, temperature=2.0)),
@@ -375,6 +387,7 @@ def test_networks_that_do_not_fit_raise_in_init(rng):
     ({"loss": losses.sparse_kl_smoothed}, "loss"),
     ({"label_weight": -1}, "label_weight"),
     ({"label_weight": float("nan")}, "label_weight"),
+    ({"targets": None}, "targets"),
     ({"memory": 0}, "memory: .*got 0"),
     ({"clas_mask": None}, "clas_mask: .*'class_mask'"),
     ({"alpha": 0.2}, "alpha: .*kl_divergence"),

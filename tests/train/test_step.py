@@ -1,5 +1,7 @@
 """The train step against hand-written JAX, and its invariances: devices, mapping, accumulation."""
 
+import types
+
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax import losses, objectives, reduce, tasks, teachers
 from distill_jax.models import from_apply, from_linen, from_nnx
-from distill_jax.train import StepOptions, make_eval_step, make_init, make_train_step
+from distill_jax.train import StepOptions, make_eval_step, make_init, make_loss_fn, make_train_step
 from distill_jax.types import Variables
 
 CLASSES = 5
@@ -198,6 +200,26 @@ def test_accumulation_equals_the_large_batch(rng, microbatches):
   assert_same(expected.params, got.params)
   for name in one:
     np.testing.assert_allclose(reduce.value(one[name]), reduce.value(several[name]), rtol=1e-5)
+
+
+def test_batch_is_any_mapping_and_nothing_else():
+  student = from_apply(lambda key, x: {"w": jnp.ones(3)}, lambda p, x: x * p["w"])
+  goal, optimizer = objectives.weighted(hard=(1.0, objectives.labels())), optax.sgd(0.1)
+  init = make_init(student, None, goal, optimizer)
+  step, loss_fn = make_train_step(student, None, goal, optimizer), make_loss_fn(student, None, goal)
+  rows = types.MappingProxyType({"image": jnp.ones((2, 3)), "label": jnp.zeros(2, jnp.int32)})
+  key = jax.random.key(0)
+  state = init(key, rows)
+  _, metrics = step(state, (), rows)
+  np.testing.assert_allclose(metrics["loss"][0], np.log(3), rtol=1e-6)
+  for other in ((rows["image"], rows["label"]), rows["image"], None):
+    for call in (
+      lambda batch: init(key, batch),
+      lambda batch: step(state, (), batch),
+      lambda batch: loss_fn(state.params, state.model_state, (), batch, step=state.step, key=key),
+    ):
+      with pytest.raises(ValueError, match="^batch: expected a mapping"):
+        call(other)
 
 
 def test_indivisible_microbatches_name_the_nearest_sizes(rng):
