@@ -3,6 +3,7 @@
 import gzip
 import io
 import struct
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -12,6 +13,19 @@ def encoded(pixels, format="PNG", **options):
   file = io.BytesIO()
   PIL.Image.fromarray(pixels).save(file, format, **options)
   return file.getvalue()
+
+
+def png_of_16_bits(color_type, channels):
+  """Returns a PNG of 2 x 2 pixels, which Pillow reads but does not write."""
+
+  def chunk(name, content):
+    size, checksum = struct.pack(">I", len(content)), zlib.crc32(name + content)
+    return size + name + content + struct.pack(">I", checksum)
+
+  header = struct.pack(">IIBBBBB", 2, 2, 16, color_type, 0, 0, 0)
+  rows = zlib.compress((b"\0" + b"\x12\x34" * 2 * channels) * 2)
+  chunks = chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+  return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 def noise(seed, *shape):

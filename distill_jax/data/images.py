@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
+import PIL.ImageFile
 
 from distill_jax.data.checks import check_integer, check_labels
 from distill_jax.data.crops import center_crop, pixels
@@ -18,6 +20,16 @@ from distill_jax.data.source import Source
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa"}
 CHUNK = 64
+# The EXIF entry for the orientation -> what makes the image upright.
+_TURNS = {
+  2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+  3: PIL.Image.Transpose.ROTATE_180,
+  4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+  5: PIL.Image.Transpose.TRANSPOSE,
+  6: PIL.Image.Transpose.ROTATE_270,
+  7: PIL.Image.Transpose.TRANSVERSE,
+  8: PIL.Image.Transpose.ROTATE_90,
+}
 
 
 class BadImageError(ValueError):
@@ -181,6 +193,8 @@ class Images:
 def decode_image(encoded: bytes, channels: int, max_pixels: int) -> PIL.Image.Image:
   """Returns an RGB (3 channels) or gray (1) image; the first frame of an animation.
 
+  It is turned upright as its EXIF entry asks.
+
   Raises:
     ValueError: the image is larger than `max_pixels`, or has more than 8 bits per channel.
     Exception: any that Pillow raises where the bytes are no image, truncated or corrupt.
@@ -189,9 +203,32 @@ def decode_image(encoded: bytes, channels: int, max_pixels: int) -> PIL.Image.Im
     width, height = image.size
     if width * height > max_pixels:
       raise ValueError(f"max_pixels: expected at most {max_pixels}, got {width} x {height}")
-    if image.mode not in MODES:
-      raise ValueError(f"expected at most 8 bits per channel, got Pillow mode {image.mode!r}")
-    return image.convert("RGB" if channels == 3 else "L")
+    if image.mode not in MODES or _has_16_bits(image):
+      raise ValueError(f"expected at most 8 bits per channel, got more in mode {image.mode!r}")
+    converted = image.convert("RGB" if channels == 3 else "L")
+    # Once it is decoded: a PNG's entries may follow its pixels, and a TIFF is upright by then.
+    turn = _TURNS.get(_orientation(image))
+    return converted if turn is None else converted.transpose(turn)
+
+
+def _has_16_bits(image: PIL.ImageFile.ImageFile) -> bool:
+  """Returns whether Pillow would cut the channels to 8 bits without a word."""
+  # A PNG or TIFF names the layout of its pixels ("RGB;16B"), a PPM the largest value.
+  if image.format not in ("PNG", "TIFF", "PPM"):
+    return False
+  # Not yet decoded: the tiles say how.
+  layouts = [tile[3] if isinstance(tile[3], tuple) else (tile[3],) for tile in image.tile]
+  values = [value for layout in layouts for value in layout]
+  return any(";16" in value for value in values if isinstance(value, str)) or (
+    image.format == "PPM" and any(value > 255 for value in values if isinstance(value, int))
+  )
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+  try:
+    return image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
+  except Exception:  # Its pixels may be valid all the same.
+    return 1
 
 
 def _size(image: np.ndarray) -> str:

@@ -18,6 +18,9 @@ from distill_jax.trees import describe_leaf, named_leaves
 from distill_jax.types import Batch, Model, Tree, Variables
 
 _INDEX = ".safetensors.index.json"
+# Weights hardly shrink when they are compressed, but zeros and small files may.
+_MAX_EXPANSION = 64
+_ANY_SIZE = 2**26
 Origin = str | tuple[str, Callable[[np.ndarray], np.ndarray]]
 Names = Mapping[str, Origin] | Callable[[str], Origin]
 
@@ -209,11 +212,22 @@ def _read(path: Path) -> dict[str, np.ndarray]:
   try:
     if path.suffix == ".npz":
       with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as archive:
+        _check_archive(archive, path.stat().st_size)
         return {name: archive[name] for name in archive.files}
     with safetensors.safe_open(path, framework="numpy") as file:
       return {name: file.get_tensor(name) for name in file.keys()}
   except Exception as error:  # zipfile, numpy and the Rust parser raise many kinds.
     raise ValueError(f"path: {path} is corrupt, or has more than plain arrays: {error}") from error
+
+
+def _check_archive(archive: Any, file_size: int) -> None:
+  names = archive.files
+  doubled = sorted({name for name in names if names.count(name) > 1})
+  if doubled:
+    raise ValueError(f"it has two arrays of the name {doubled[0]!r}")
+  size = sum(member.file_size for member in archive.zip.infolist())
+  if size > _MAX_EXPANSION * file_size + _ANY_SIZE:
+    raise ValueError(f"its {file_size:,} bytes would become {size:,}: it is a decompression bomb")
 
 
 def _read_parts(index: Path) -> dict[str, np.ndarray]:
@@ -223,7 +237,9 @@ def _read_parts(index: Path) -> dict[str, np.ndarray]:
     names = sorted(set(files.values()))
     if any(Path(name).name != name for name in names):
       raise ValueError("it names files outside its folder")
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    if any(name.endswith(_INDEX) for name in names):
+      raise ValueError("it names an index, where weights are expected")
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise ValueError(f"path: {index} is corrupt: {error!r}") from error
   parts = {file: _read(index.parent / file) for file in names}
   for name, file in files.items():

@@ -1,7 +1,11 @@
+import os
+
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
+import PIL.ImageOps
 import pytest
-from pictures import encoded, noise, write_classes
+from pictures import encoded, noise, png_of_16_bits, write_classes
 
 from distill_jax import data
 from distill_jax.data.images import BadImageError
@@ -63,6 +67,11 @@ def test_missing_folders_and_images_raise(tmp_path):
     (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "cannot identify"),
     (encoded(noise(0, 65, 64, 3)), "max_pixels"),
     (encoded(noise(0, 8, 8).astype(np.uint16)), "8 bits"),
+    (png_of_16_bits(color_type=2, channels=3), "8 bits"),
+    (png_of_16_bits(color_type=4, channels=2), "8 bits"),
+    (png_of_16_bits(color_type=6, channels=4), "8 bits"),
+    (b"P6 2 2 65535\n" + b"\x12\x34" * 12, "8 bits"),
+    (b"P3 2 2 1000\n" + b"900 " * 12, "8 bits"),
   ],
 )
 def test_bad_files_are_left_out_below_the_limit(tmp_path, content, reason):
@@ -73,6 +82,34 @@ def test_bad_files_are_left_out_below_the_limit(tmp_path, content, reason):
   assert source.arrays["id"].tolist() == [0, 1, 3, 4, 5, 6, 7, 8, 9]
   with pytest.raises(BadImageError, match=f"1 of 10 .*{reason}.*max_bad"):
     folder.load(tmp_path, max_bad=0.09, max_pixels=4096)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", [0, *range(1, 9), 77])
+def test_images_are_turned_upright(tmp_path, format, orientation):
+  image = PIL.Image.fromarray(np.kron(noise(0, 2, 3, 3), np.ones((8, 8, 1), np.uint8)))
+  exif = PIL.Image.Exif()
+  exif[PIL.ExifTags.Base.Orientation] = orientation
+  (tmp_path / "a").mkdir()
+  file = tmp_path / "a" / f"0.{format.lower()}"
+  image.save(file, exif=exif)
+  with PIL.Image.open(file) as stored:
+    expected = np.asarray(PIL.ImageOps.exif_transpose(stored).convert("RGB"))
+  assert expected.shape[0] == (24 if orientation in (5, 6, 7, 8) else 16)
+  found = folder.load(tmp_path).arrays["image"][0]
+  np.testing.assert_allclose(found, expected / 255, atol=1e-6)
+
+
+def test_what_is_no_file_is_rejected_before_it_is_opened(tmp_path):
+  write_classes(tmp_path, {"a": 1})
+  pipe = tmp_path / "a" / "x.jpg"
+  os.mkfifo(pipe)
+  with pytest.raises(ValueError, match=r"^path: .*x\.jpg"):
+    folder.load(tmp_path)
+  pipe.unlink()
+  pipe.symlink_to(tmp_path / "absent.jpg")
+  with pytest.raises(ValueError, match=r"^path: .*x\.jpg"):
+    folder.load(tmp_path)
 
 
 def test_flipped_bit_in_a_png_is_bad(tmp_path):

@@ -3,6 +3,8 @@
 import json
 import pathlib
 import pickle
+import warnings
+import zipfile
 
 import g2p
 import jax
@@ -16,7 +18,7 @@ import scipy.signal
 from flax import nnx
 
 from distill_jax import losses, objectives, reduce
-from distill_jax.models import from_nnx, load_weights, pretrained, torch_kernel
+from distill_jax.models import from_nnx, load_weights, pretrained, torch_kernel, weights
 from distill_jax.train import make_init, make_train_step
 from distill_jax.types import Variables
 
@@ -207,6 +209,36 @@ def test_corrupt_and_missing_files_raise(rng, path):
     path.write_bytes(corrupt)
     with pytest.raises(ValueError, match="^path: .*corrupt"):
       load_weights(path, LIKE, names=NAMES)
+
+
+def test_a_bomb_is_not_decompressed(rng, tmp_path, monkeypatch):
+  """Not of an entry either that would be ignored."""
+  monkeypatch.setattr(weights, "_ANY_SIZE", 2**16)
+  arrays = file_arrays(rng) | {"unused": np.zeros(2**20, np.float32)}
+  np.savez_compressed(tmp_path / "w.npz", **arrays)
+  with pytest.raises(ValueError, match="^path: .*bomb"):
+    load_weights(tmp_path / "w.npz", LIKE, names=NAMES, ignore=("unused",))
+
+
+def test_doubled_names_raise(rng, tmp_path):
+  np.savez(tmp_path / "w.npz", **file_arrays(rng))
+  with zipfile.ZipFile(tmp_path / "w.npz", "a") as archive, warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    archive.writestr("mean.npy", archive.read("mean.npy"))
+  with pytest.raises(ValueError, match="^path: .*two arrays .*'mean'"):
+    load_weights(tmp_path / "w.npz", LIKE, names=NAMES)
+
+
+@pytest.mark.parametrize(
+  "text",
+  ['{"weight_map": {"mean": "model.safetensors.index.json"}}', '{"weight_map": ' + "[" * 100_000],
+  ids=["itself", "deep"],
+)
+def test_an_index_without_an_end_raises(tmp_path, text):
+  index = tmp_path / "model.safetensors.index.json"
+  index.write_text(text)
+  with pytest.raises(ValueError, match="^path: .*corrupt"):
+    load_weights(index, LIKE, names=NAMES)
 
 
 # As a Model

@@ -118,6 +118,11 @@ def _image_files(folder: Path) -> list[Path]:
       f"path: expected files that end in {', '.join(sorted(SUFFIXES))}, got none in the class "
       f"folder {folder}"
     )
+  for file in files:
+    if not file.is_file():
+      raise ValueError(
+        f"path: expected images, got {file}, which is no regular file or a link to none: remove it"
+      )
   return files
 
 
