@@ -108,19 +108,21 @@ def apply_optimizer(
   `grad=`.
 
   Raises:
-    ValueError: it needs more than these, as line searches do (L-BFGS).
+    ValueError: it needs more than these, as line searches do (L-BFGS), or other gradients.
   """
   try:
     # Optax raises floats to integer step counts.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
       return optimizer.update(grads, opt_state, params, value=loss, grad=grads)
-  except TypeError as error:
-    if "argument" not in str(error):
+  except (TypeError, ValueError, AttributeError) as error:
+    if ": expected " in str(error):  # An optimizer of this package names its own argument.
       raise
+    reason = str(error).split("\n", 1)[0]
     raise ValueError(
-      f"optimizer: expected one that needs no more than gradients, params, value= and grad=, got "
-      f"'{error}': a line search (optax.lbfgs) needs the loss as a function, value_fn, which a "
-      "step does not have: use optax.adamw, or optax.scale_by_lbfgs without a line search"
+      "optimizer: expected one that needs gradients, parameters, value= and grad= only, got "
+      f"{type(error).__name__}: {reason}: line searches (optax.lbfgs), sam, sophia, lookahead and "
+      "dpsgd need the loss as a function, or other parameters or gradients, which a step does not "
+      "have: use optax.adamw, or optax.scale_by_lbfgs without a line search"
     ) from error
 
 

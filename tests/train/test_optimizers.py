@@ -24,6 +24,8 @@ SOURCE = data.Source(
   name="toy",
 )
 STUDENT = from_apply(lambda key, x: 0.1 * jnp.ones((WIDTH, CLASSES)), lambda w, x: x @ w)
+BATCH = dict(SOURCE.arrays)
+KEY = jax.random.key(0)
 OBJECTIVE = objectives.weighted(hard=(1.0, objectives.labels()))
 
 
@@ -96,9 +98,21 @@ def test_what_is_no_optimizer_is_rejected(optimizer):
     run(optimizer)
 
 
-def test_line_search_is_rejected_by_name():
-  with pytest.raises(ValueError, match="^optimizer: .*value_fn.*lbfgs"):
-    run(optax.lbfgs())
+@pytest.mark.parametrize(
+  ("optimizer", "reason"),
+  [
+    (lambda: optax.lbfgs(), "value_fn"),
+    (lambda: optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(5)), "value_fn"),
+    (lambda: optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05)), "'value'"),
+    (lambda: optax.contrib.sophia(0.1), "obj_fn"),
+    (lambda: optax.lookahead(optax.sgd(0.1), 2, 0.5), "fast"),
+  ],
+)
+def test_optimizer_that_needs_more_than_gradients_is_rejected_by_name(optimizer, reason):
+  state = jax.eval_shape(make_init(STUDENT, None, OBJECTIVE, optimizer()), KEY, BATCH)
+  step = make_train_step(STUDENT, None, OBJECTIVE, optimizer())
+  with pytest.raises(ValueError, match=f"^optimizer: expected .*{reason}.*use optax.adamw"):
+    jax.eval_shape(step, state, (), BATCH)
 
 
 def test_mask_of_other_names_is_rejected():
