@@ -105,8 +105,9 @@ class CheckpointOptions:
       all processes.
     every: steps between checkpoints in addition to those at evaluations; None: none in addition.
     identity: what must be equal for a run to resume, in addition to the data, seed, views, batch
-      size and teacher. Functions are not compared, and a pipeline of your own only by its name: put
-      what else matters here (the learning rate, a hash of your config).
+      size, teacher, and the names of the terms and of the optimizer's parts. Their
+      hyper-parameters may change, with a warning; networks are compared by their arrays, and a
+      pipeline of your own by its name: put what else matters here (a hash of your config).
 
   Raises:
     ValueError: `every` is less than 1, or there is no folder, or it is a URL.

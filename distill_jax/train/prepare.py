@@ -61,7 +61,8 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
   intervals = _intervals(arguments)
   if inputs.rows is not None:
     start = {"log_every": arguments.run.log_every, "start": fingerprint(state)}
-    hosts.assert_equal("run", identity | intervals._asdict() | start)
+    same = identity | intervals._asdict() | start
+    hosts.assert_equal("run", {**same, "settings": _settings(arguments)})
   run = Run(
     arguments=arguments,
     step_fn=_compile_train_step(arguments, inputs, measure.train_metrics, specs),
@@ -242,8 +243,6 @@ def _intervals(arguments: Arguments) -> Intervals:
 
 
 def _settings(arguments: Arguments) -> dict[str, str]:
-  if arguments.checkpoints is None:
-    return {}
   return run_settings.runtime() | run_settings.describe(
     objective=arguments.objective, optimizer=arguments.optimizer, step=arguments.step
   )

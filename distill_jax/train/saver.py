@@ -3,6 +3,7 @@ one.
 """
 
 import contextlib
+import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -109,15 +110,22 @@ class Saver:
     positions = self._positions() | {str(step): dict(position)}
     # As many as there may be checkpoints to resume at.
     latest = dict(sorted(positions.items(), key=lambda item: int(item[0]))[-4:])
-    files.write(self._positions_path(), json.dumps(latest))
+    content = {"positions": latest, "digest": _digest(latest)}
+    files.write(self._positions_path(), json.dumps(content))
 
   def _positions(self) -> dict[str, Any]:
     if self.folder is None or not self._positions_path().exists():
       return {}
     try:
-      return dict(json.loads(self._positions_path().read_text()))
-    except ValueError:
-      return {}  # The batches are read again instead.
+      stored = json.loads(self._positions_path().read_bytes())
+      if stored["digest"] == _digest(stored["positions"]):
+        return dict(stored["positions"])
+      reason = "its content was changed"
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+      reason = repr(error)
+    text = f"skipping the corrupt {self._positions_path()}, the batches are read again: {reason}"
+    warnings.warn(text, RuntimeWarning, stacklevel=2)
+    return {}
 
   def _positions_path(self) -> Path:
     assert self.folder is not None
@@ -150,6 +158,10 @@ def all_variables(state: TrainState) -> tuple[Variables, Variables]:
   """Returns the variables of a state that an evaluation reads: the student's, the objective's."""
   learned = Variables(state.params["objective"], state.model_state["objective"])
   return evaluation_variables(state), learned
+
+
+def _digest(positions: Mapping[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(positions, sort_keys=True).encode()).hexdigest()
 
 
 def _check_level(folder: Path) -> None:

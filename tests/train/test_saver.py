@@ -56,6 +56,17 @@ def test_who_lost_the_folder_saves_nothing_more(tmp_path):
   assert json.loads((tmp_path / NAME).read_text()) == other
 
 
+@pytest.mark.parametrize("at, new", [("next_index", '"next_inde'), ("7", "9"), ("{", "[")])
+def test_a_corrupt_position_in_the_data_is_not_used(tmp_path, at, new):
+  with Saver(tmp_path, BEST, {}) as saver:
+    saver.save(make_state(1), None, {"next_index": 7})
+    assert saver.position(1) == {"next_index": 7}
+    (file,) = tmp_path.glob("data_position_*")
+    file.write_text(file.read_text().replace(at, new, 1))
+    with pytest.warns(RuntimeWarning, match="corrupt .*data_position"):
+      assert saver.position(1) is None
+
+
 def test_a_folder_that_is_refused_is_given_back(tmp_path):
   with pytest.raises(ValueError, match="best"):
     Saver(tmp_path, ("accuracy", "maximum"), {})
