@@ -29,6 +29,7 @@ from distill_jax.data.image_checks import check_images
 from distill_jax.data.images import Images
 from distill_jax.data.text.tokenized import PackedText
 from distill_jax.distributed import sharding
+from distill_jax.models.input_errors import name_network
 from distill_jax.models.logits import ROWS, check_logits
 from distill_jax.models.networks import as_model
 from distill_jax.models.variables import check_weights
@@ -107,7 +108,9 @@ def write_cache(
   predictor = make_predictor(
     teacher, variables, outputs, augment, mesh, tokenizer_size(inputs.source)
   )
-  shapes = predictor.output_shapes(_example_spec(inputs))
+  example = _example_spec(inputs)
+  with name_network("teacher", example):
+    shapes = predictor.output_shapes(example)
   planned = plan(outputs, shapes, inputs, num_views, batch_size)
   names = identity.teacher_entries(teacher, variables, outputs, inputs.shapes, augment)
   if isinstance(inputs.source, Source):

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from distill_jax import data
-from distill_jax.models.image_inputs import check_image_inputs
 from distill_jax.models.networks import trained_model
 from distill_jax.tasks.objective_terms import OUTPUT, evaluate_terms
 from distill_jax.train.accumulator import Accumulator, Evaluated
@@ -18,6 +17,7 @@ from distill_jax.train.optimizers import evaluation_variables
 from distill_jax.train.prediction import (
   Examples,
   HostBatch,
+  check_inputs,
   iterate,
   model_outputs,
   valid_rows,
@@ -81,7 +81,10 @@ def evaluate_models(
   batches, first = with_first(iterate(examples, batch_size))
   models = [trained_model("model", *pair, first) for pair in models]
   teacher = teacher and trained_model("teacher", *teacher, first)
-  check_image_inputs("examples", [*models, *([] if teacher is None else [teacher])], first)
+  check_inputs(
+    [("model", *pair) for pair in models] + ([] if teacher is None else [("teacher", *teacher)]),
+    first,
+  )
   steps = {}
   classes: Mapping[str, int] | None = None
   for model, _ in models:

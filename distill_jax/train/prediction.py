@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,9 +10,11 @@ import numpy as np
 
 from distill_jax import data
 from distill_jax.models.image_inputs import check_image_inputs
+from distill_jax.models.input_errors import name_network
 from distill_jax.models.networks import trained_model
 from distill_jax.train.batch_errors import map_batches, name_field
 from distill_jax.train.inputs import as_source, evaluation_batches
+from distill_jax.types import Model, Variables
 
 HostBatch = Mapping[str, np.ndarray]
 Examples = data.Source | Iterable[HostBatch]
@@ -40,11 +42,11 @@ def predict(
       batch = data.to_batch(examples)
       data.check_batch(batch, {})
     model, variables = trained_model("model", model, variables, batch)
-    check_image_inputs("examples", [(model, variables)], batch)
+    check_inputs([("model", model, variables)], batch)
     return jax.device_get(model_outputs(model.apply, variables, batch))
   batches, first = with_first(iterate(examples, batch_size))
   model, variables = trained_model("model", model, variables, first)
-  check_image_inputs("examples", [(model, variables)], first)
+  check_inputs([("model", model, variables)], first)
 
   def outputs_of_valid(batch: HostBatch) -> dict[str, Any]:
     outputs = jax.device_get(model_outputs(model.apply, variables, batch))
@@ -70,6 +72,22 @@ def iterate(examples: Examples, batch_size: int) -> Iterator[HostBatch]:
 def model_outputs(apply, variables, batch):
   """Returns a model's outputs for a batch."""
   return apply(*variables, batch, train=False, key=None)[0]
+
+
+def check_inputs(models: Sequence[tuple[str, Model, Variables]], batch: HostBatch) -> None:
+  """Checks that networks take a batch, and the images that they read.
+
+  Args:
+    models: (name of the argument, Model, variables) each.
+    batch: the first one.
+
+  Raises:
+    ValueError: a network does not take the batch's shapes, or reads uint8 images.
+  """
+  check_image_inputs("examples", [(model, variables) for _, model, variables in models], batch)
+  for field, model, variables in models:
+    with name_network(field, batch):
+      jax.eval_shape(functools.partial(model_outputs, model.apply), variables, batch)
 
 
 def valid_rows(batch: Mapping[str, Any]) -> Any:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from distill_jax import compat, reduce
+from distill_jax.models.input_errors import name_network
 from distill_jax.models.variables import check_trainable
 from distill_jax.train.gradients import accumulated_gradients, full_gradients
 from distill_jax.train.loss_fn import apply_teacher, as_dict, check_models, make_loss_of_outputs
@@ -55,13 +56,15 @@ def make_init(
 
   def init(key: jax.Array, batch: Batch) -> TrainState:
     batch = as_dict(batch)
-    variables = student.init(jax.random.fold_in(key, 0), batch)
+    with name_network("student", batch):
+      variables = student.init(jax.random.fold_in(key, 0), batch)
+      outputs = _output_shapes(student, variables, batch)
     check_trainable("student", variables.params)
-    outputs = _output_shapes(student, variables, batch)
     teacher_outputs: Outputs = {}
     if teacher is not None:
-      teacher_variables = teacher.variables or jax.eval_shape(teacher.init, key, batch)
-      teacher_outputs = _output_shapes(teacher, teacher_variables, batch)
+      with name_network("teacher", batch):
+        teacher_variables = teacher.variables or jax.eval_shape(teacher.init, key, batch)
+        teacher_outputs = _output_shapes(teacher, teacher_variables, batch)
     learned = objective.init(jax.random.fold_in(key, 1), outputs, teacher_outputs)
     params = _drop_weak_types({"student": variables.params, "objective": learned.params})
     model_state = _drop_weak_types({"student": variables.state, "objective": learned.state})

@@ -194,6 +194,32 @@ def test_short_batches_count_their_rows_only(distill, train):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_networks_of_other_inputs_are_named_with_the_batch(
+  distill, train, teacher, objective, tmp_path
+):
+  """dot_general's TypeError was raised as it is."""
+  other = from_apply(None, lambda w, x: x @ w, variables=np.ones((5, 3), np.float32), inputs="x")
+  calls = {
+    "teacher": [
+      lambda: distill(train, teacher=other),
+      lambda: write_cache(tmp_path, other, train, progress=False),
+      lambda: evaluate(teacher, None, train, tasks.classification(), teacher=(other, None)),
+    ],
+    "student": [
+      lambda: fit(other, teacher, objective, optax.sgd(0.1), train, steps=1, batch_size=16)
+    ],
+    "model": [
+      lambda: predict(other, None, train),
+      lambda: predict(other, None, {"x": train.arrays["x"]}),
+      lambda: evaluate(other, None, train, tasks.classification()),
+    ],
+  }
+  for field, functions in calls.items():
+    for function in functions:
+      with pytest.raises(ValueError, match=rf"^{field}: .*'x': 'float32 \[\d+, 4\]'.*TypeError"):
+        function()
+
+
 def test_balanced_batches_are_those_of_data_batches(distill, train, baseline):
   rare = train.take(np.flatnonzero((train.arrays["label"] > 0) | (train.ids < 12)))
 
