@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 _MAX_VALUES = 5000
-_MAX_TEXT = 200
+_MAX_TEXT = 100
 # Their versions tell what their code computes.
 _VERSIONED = ("distill_jax", "jax", "jaxlib", "optax", "flax", "keras", "equinox", "functools")
 _FLAGS = (
@@ -54,7 +54,7 @@ def describe(**values: Any) -> dict[str, str]:
       parents = (*parents, id(value))
       items = [(f"{path}.{name}" if name else path, item, parents) for name, item in _items(value)]
       waiting += reversed(items)
-  return {path: ", ".join(texts)[:_MAX_TEXT] for path, texts in found.items()}
+  return {path: _shorten(", ".join(texts)) for path, texts in found.items()}
 
 
 def runtime() -> dict[str, str]:
@@ -154,8 +154,21 @@ def _code_digest(function: types.FunctionType) -> str:
   if _is_versioned(function):
     return ""
   code = function.__code__
-  constants = [c for c in code.co_consts if not inspect.iscode(c)]
-  return " " + hashlib.sha256(repr((constants, code.co_names)).encode()).hexdigest()[:8]
+  constants = [
+    # The order of a set differs from process to process.
+    sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant
+    for constant in code.co_consts
+    if not inspect.iscode(constant) and constant != function.__doc__
+  ]
+  return " " + _digest(repr((constants, code.co_names)))
+
+
+def _digest(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _shorten(text: str) -> str:
+  return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}... {_digest(text)}"
 
 
 def _array_text(value: Any) -> str:

@@ -23,6 +23,19 @@ def kl(temperature=2.0, weight=1.0):
   return objectives.weighted(hard=(1.0, objectives.labels()), soft=(weight, term))
 
 
+def documented(x):
+  """Doubles."""
+  return 2 * x
+
+
+def documented_otherwise(x):
+  """Returns two times x."""
+  return 2 * x
+
+
+documented_otherwise.__qualname__ = documented.__qualname__
+
+
 @pytest.mark.parametrize(
   "old, new, expected",
   [
@@ -37,6 +50,10 @@ def kl(temperature=2.0, weight=1.0):
     (functools.partial(max, key=1), functools.partial(max, key=2), {"key"}),
     (jax.jit(lambda x: 0.1 * x), jax.jit(lambda x: 0.2 * x), {"x"}),
     (lambda x, rate=0.1: rate, lambda x, rate=0.2: rate, {"rate"}),
+    # Equal sets, in two orders as in two processes.
+    (lambda x: x in {0, 8}, lambda x: x in {8, 0}, set()),
+    (documented, documented_otherwise, set()),
+    ("a" * 1000 + "b", "a" * 1000 + "c", {"x"}),
     (np.arange(3), np.arange(1, 4), {"x"}),
     (jnp.zeros(2), jnp.zeros(2, jnp.bfloat16), {"x"}),
     (object(), object(), set()),
