@@ -50,8 +50,9 @@ def data_mesh(devices: int | None = None) -> Mesh:
     devices: number of devices; None: all.
 
   Raises:
-    ValueError: the process has fewer devices.
+    ValueError: the process has fewer devices, or a mesh of explicit axes is set.
   """
+  _check_context()
   available = jax.local_devices()
   count = len(available) if devices is None else devices
   if not 1 <= count <= len(available):
@@ -87,13 +88,30 @@ def check_mesh(mesh: Mesh) -> None:
   """Checks that a mesh has the axes of `AXES` only, all of `AxisType.Auto`.
 
   Raises:
-    ValueError: it has others.
+    ValueError: it has others, or another mesh is set (`jax.set_mesh`).
   """
+  _check_context()
+  context = dict(jax.sharding.get_abstract_mesh().shape)
+  if context and context != dict(mesh.shape):
+    raise ValueError(
+      f"mesh: expected {context}, the mesh of jax.set_mesh, got {dict(mesh.shape)}: pass the same "
+      "one as RunOptions(mesh=...), or call it outside"
+    )
   resolve_axis_sizes(dict(mesh.shape), mesh.size)
   if any(kind != AxisType.Auto for kind in mesh.axis_types):
     raise ValueError(
       f"mesh: expected axes of AxisType.Auto, got {mesh.axis_types}: use sharding.make_mesh, or "
       "pass axis_types to jax.make_mesh"
+    )
+
+
+def _check_context() -> None:
+  """Checks that no mesh of explicit axes is set: its types would contradict the run's own mesh."""
+  context = jax.sharding.get_abstract_mesh()
+  if any(kind != AxisType.Auto for kind in context.axis_types):
+    raise ValueError(
+      f"mesh: expected no mesh of explicit axes to be set, got {context.axis_types} of "
+      f"{context.axis_names} by jax.set_mesh: set sharding.make_mesh(...), or call it outside"
     )
 
 

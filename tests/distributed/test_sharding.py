@@ -37,6 +37,22 @@ def test_meshes_of_other_axes_raise():
   sharding.check_mesh(sharding.make_mesh(2, 2, 2))
 
 
+@pytest.mark.parametrize(
+  "check", [lambda: sharding.check_mesh(sharding.make_mesh()), sharding.data_mesh]
+)
+def test_explicit_mesh_that_is_set_raises(check):
+  with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))):
+    with pytest.raises(ValueError, match="^mesh: .*Explicit.*jax.set_mesh"):
+      check()
+
+
+def test_set_mesh_must_be_the_runs():
+  with jax.set_mesh(sharding.make_mesh(4, 2)):
+    sharding.check_mesh(sharding.make_mesh(4, 2))
+    with pytest.raises(ValueError, match="^mesh: .*jax.set_mesh.*'data': 8"):
+      sharding.check_mesh(sharding.make_mesh())
+
+
 def test_data_mesh_takes_the_first_devices():
   assert dict(sharding.data_mesh().shape) == {"data": 8}
   assert [d.id for d in sharding.data_mesh(3).devices.flat] == [0, 1, 2]
