@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from distill_jax.models.adapters.kinds import check_model
 from distill_jax.models.adapters.outputs import AUXILIARY_LOSS
-from distill_jax.types import Model, Outputs, Variables
+from distill_jax.types import Batch, Model, Outputs, Variables
 
 
 def cohort(models: Sequence[Model]) -> Model:
@@ -38,7 +39,7 @@ def cohort(models: Sequence[Model]) -> Model:
 
   def init(key, batch) -> Variables:
     keys = [jax.random.fold_in(key, i) for i in range(len(models))]
-    return _join([m.init(k, batch) for m, k in zip(models, keys, strict=True)])
+    return _join([_start(m, k, batch) for m, k in zip(models, keys, strict=True)])
 
   def apply(params, state, batch, *, train, key) -> tuple[Outputs, Any]:
     outputs: dict[str, Any] = {}
@@ -66,6 +67,13 @@ def cohort(models: Sequence[Model]) -> Model:
 def member(variables: Variables, i: int) -> Variables:
   """Returns the variables of network i of a `cohort`."""
   return Variables(variables.params[str(i)], variables.state[str(i)])
+
+
+def _start(model: Model, key: jax.Array, batch: Batch) -> Variables:
+  """Returns a copy of the weights that a member carries, else those of its init."""
+  if model.variables is None:
+    return model.init(key, batch)
+  return Variables(*jax.tree.map(jnp.copy, tuple(model.variables)))
 
 
 def _join(variables: Sequence[Variables]) -> Variables:

@@ -20,7 +20,7 @@ _NAMED = (
 
 
 def as_model(field: str, network: Any, entries: Iterable[str]) -> Model:
-  """Returns a network as a Model; a Model stays as it is.
+  """Returns a network as a Model; a Model stays as it is, with `Variables` of any form.
 
   The network takes the batch's only input, or those with the names of its own arguments.
 
@@ -36,7 +36,9 @@ def as_model(field: str, network: Any, entries: Iterable[str]) -> Model:
       shows the call of the adapter.
   """
   if isinstance(network, Model):
-    return network
+    if network.variables is None:
+      return network
+    return network._replace(variables=as_variables(field, network.variables))
   is_pair = adapter_of(network) is None and isinstance(network, (tuple, list)) and len(network) == 2
   module = network[0] if is_pair else network
   adapter = adapter_of(module)
@@ -69,12 +71,12 @@ def trained_model(
     ValueError: as in `as_model`; or there are no variables.
   """
   model = as_model(field, network, entries)
-  variables = model.variables if variables is None else as_variables("variables", variables)
+  variables = model.variables if variables is None else variables
   if variables is None:
     raise ValueError(
       "variables: expected the model's Variables, got none: pass those of a FitResult"
     )
-  return model, variables
+  return model, as_variables("variables", variables)
 
 
 def _inputs(field: str, adapter: str, module: Any, entries: list[str]) -> Sequence[str] | str:

@@ -110,9 +110,9 @@ def _check(arguments: Arguments) -> Arguments:
 def _with_models(arguments: Arguments) -> Arguments:
   """Returns the arguments with networks of other libraries as Models."""
   student, teacher, source = arguments.student, arguments.teacher, arguments.source
-  if isinstance(student, Model) and isinstance(teacher, Model | None):
-    return arguments
-  entries = list(source.arrays if isinstance(source, data.Source) else _first_batch(source))
+  entries: list[str] = []
+  if not (isinstance(student, Model) and isinstance(teacher, Model | None)):
+    entries = list(source.arrays if isinstance(source, data.Source) else _first_batch(source))
   student = as_model("student", student, entries)
   teacher = None if teacher is None else as_model("teacher", teacher, entries)
   return arguments._replace(student=student, teacher=teacher)

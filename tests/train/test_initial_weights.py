@@ -9,9 +9,9 @@ from flax import linen
 
 from distill_jax import cache, data, losses, objectives
 from distill_jax.compression.initialization.teacher import init_from_teacher
-from distill_jax.models import from_apply, from_linen
+from distill_jax.models import cohort, from_apply, from_linen
 from distill_jax.models.variables import as_variables
-from distill_jax.train import RunOptions, fit
+from distill_jax.train import RunOptions, fit, predict
 from distill_jax.types import Variables
 
 RNG = np.random.default_rng(0)
@@ -101,6 +101,21 @@ def test_weights_of_a_model_are_never_ignored():
     train(TEACHER._replace(init=lambda key, batch: other))
   result = train(TEACHER, student_variables=other)
   assert_same(result.variables.params, other.params)
+
+
+def test_replaced_weights_of_a_teacher_teach():
+  for values in (Variables(PARAMS, {}), {"params": PARAMS}):
+    teacher = PLAIN._replace(variables=values)
+    assert_same(predict(teacher, None, SOURCE)["logits"], predict(TEACHER, None, SOURCE)["logits"])
+    result = train(PLAIN, teacher, student_variables=PARAMS)
+    assert result.history[-1]["loss"] == 0.0
+
+
+def test_replaced_weights_of_one_member_start_a_cohort():
+  members = cohort([PLAIN._replace(variables=Variables(PARAMS, {})), PLAIN])
+  result = train(members)
+  assert_same(result.variables.params["0"], PARAMS)
+  assert (result.variables.params["1"]["w"] != PARAMS["w"]).any()
 
 
 @pytest.mark.parametrize(
