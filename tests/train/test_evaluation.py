@@ -12,6 +12,7 @@ from sklearn import metrics as sk
 
 from distill_jax import data, losses, objectives, tasks, train
 from distill_jax.models import from_apply
+from distill_jax.train.accumulator import Accumulator
 from distill_jax.train.evaluation import evaluate_models
 from distill_jax.types import Objective, Variables
 
@@ -272,3 +273,28 @@ def test_loss_fn_is_the_step_s_loss():
   assert loss == pytest.approx(float((error**2).mean()), rel=1e-5)
   np.testing.assert_allclose(grads["student"], 2 * x.T @ error / error.size, rtol=1e-4, atol=1e-6)
   assert set(aux.terms) == {"match"} and "logits" in aux.outputs
+
+
+@pytest.mark.parametrize(
+  ("task", "grid", "number"),
+  [
+    (tasks.classification(), (), 4000),
+    (tasks.language_modeling(), (2,), 4000),
+    (tasks.segmentation(), (2, 2), 60),
+    (tasks.multi_label(), (), 4000),
+  ],
+)
+def test_what_is_added_up_does_not_grow_with_batches_or_with_classes_squared(task, grid, number):
+  shape = (8, *grid, number)
+  logits = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  is_multi_label = grid == () and "map" in {metric.name for metric in task.metrics}
+  label = (logits > 2).astype(np.int32) if is_multi_label else logits.argmax(-1)
+  statistics = jax.jit(task.statistics)({"logits": logits}, {"label": label}, None)
+  statistics = jax.device_get(statistics)
+  accumulator = Accumulator(task)
+  sizes = []
+  for _ in range(6):
+    accumulator.add(jax.tree.map(jnp.asarray, statistics), {})
+    held = jax.tree.leaves((accumulator._statistics, accumulator._rows))
+    sizes.append(sum(leaf.nbytes for leaf in held))
+  assert len(set(sizes)) == 1 and sizes[0] < 2**17
