@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from distill_jax import reduce
 from distill_jax.errors import suggest
 from distill_jax.losses import SparseTargets
+from distill_jax.objectives.class_labels import record
 from distill_jax.objectives.hyperparameters import at_step, check_types, first_value
 from distill_jax.objectives.loss_checks import check_loss, check_names, check_values, name_of
 from distill_jax.types import Batch, Outputs
@@ -94,7 +95,10 @@ class LossCall(NamedTuple):
     extras = {argument: batch_entry(batch, name) for argument, name in self.entries.items()}
     s, t, extras = blank(mask, (s, t, extras))
     if "labels" in self.step_arguments:
-      extras["labels"] = jnp.maximum(_integer_labels(batch), 0)
+      labels = _integer_labels(batch)
+      if getattr(s, "shape", ())[:-1] == labels.shape:
+        record("label", s.shape[-1])
+      extras["labels"] = jnp.maximum(labels, 0)
     if "where" in self.step_arguments:
       extras["where"] = mask
     if "axis_name" in self.step_arguments:

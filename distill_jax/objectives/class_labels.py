@@ -1,10 +1,56 @@
 """Reads class numbers from a batch: which are labels, and which are no class at all."""
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+class Entries(NamedTuple):
+  """The batch's entries that terms read.
+
+  Attributes:
+    classes: `{entry: (number of classes, ignore label or None)}` of those with labels.
+    weights: names of those with weights.
+  """
+
+  classes: dict[str, tuple[int, int | None]]
+  weights: set[str]
+
+
+_recorded: ContextVar[Entries | None] = ContextVar("_recorded", default=None)
+
+
+@contextlib.contextmanager
+def record_entries() -> Iterator[Entries]:
+  """Collects the batch's entries that hold classes or weights while a function is traced."""
+  entries = Entries({}, set())
+  token = _recorded.set(entries)
+  try:
+    yield entries
+  finally:
+    _recorded.reset(token)
+
+
+def record(entry: str, classes: int, ignore_label: int | None = None) -> None:
+  """Adds an entry that holds class numbers or rows of probabilities; of several outputs the fewest
+  classes count.
+  """
+  entries = _recorded.get()
+  if entries is not None:
+    fewest = min(classes, entries.classes.get(entry, (classes, None))[0])
+    entries.classes[entry] = fewest, ignore_label
+
+
+def record_weights(entry: str) -> None:
+  """Adds an entry that holds weights of examples."""
+  entries = _recorded.get()
+  if entries is not None:
+    entries.weights.add(entry)
 
 
 class ClassLabels(NamedTuple):
@@ -40,8 +86,8 @@ def class_labels(
     ignore_label: a further number that is no label, such as 255.
 
   Raises:
-    ValueError: labels of another dtype or shape; outside of compiled functions also a number that
-      is no class.
+    ValueError: labels of another dtype or shape, an ignore label that is a class; outside of
+      compiled functions also a number that is no class.
   """
   label = jnp.asarray(label)
   if label.dtype == jnp.bool_:
@@ -50,6 +96,12 @@ def class_labels(
     raise ValueError(
       f"{entry}: expected integers {shape[:-1]} for logits {shape}, got {label.dtype} "
       f"{label.shape}: {_shape_hint(entry, label, shape)}"
+    )
+  record(entry, shape[-1], ignore_label)
+  if ignore_label is not None and 0 <= ignore_label < shape[-1]:
+    raise ValueError(
+      f"ignore_label: expected no class, got {ignore_label}, one of 0 to {shape[-1] - 1}: choose a "
+      "negative number"
     )
   label = label.astype(int)  # As `argmax` gives them.
   labeled = label >= 0

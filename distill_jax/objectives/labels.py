@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from distill_jax import reduce
 from distill_jax.objectives.calls import batch_entry, has_true_label, outputs_of, valid_rows
-from distill_jax.objectives.class_labels import class_labels
+from distill_jax.objectives.class_labels import class_labels, record, record_weights
 from distill_jax.objectives.label_settings import (
   LabelSettings,
   check_classes,
@@ -39,8 +39,8 @@ def labels(
 
   Without a loss the label is int [...] or probabilities [..., C] (mixup). A negative label, the
   ignore label, or a row of zeros, is unlabeled: it is masked here, while other terms still use the
-  row. Another number that is no class raises, and makes the loss NaN in a compiled function, which
-  cannot raise (`train.fit` checks labels before).
+  row. Another number that is no class, or another row that does not sum to 1, raises, and makes the
+  loss NaN in a compiled function, which cannot raise (`train.fit` checks labels before).
 
   With a loss the label has the output's shape, or is [...] for an output [..., 1]; the loss gets
   both in float32, and its values are averaged over all axes but the first, to one value a row. A
@@ -108,8 +108,13 @@ def _cross_entropy(
         f"{name}: expected integers {z.shape[:-1]} or rows of probabilities {z.shape}, got "
         f"{label.dtype} {label.shape}: cast whole numbers to int32, or pass a loss"
       )
+    record(name, z.shape[-1])
     target = label.astype(z.dtype)
-    labeled, outside = label.sum(-1) > 0, None
+    sums = target.sum(-1)
+    labeled = sums > 0
+    # Rows may have been rounded to bfloat16.
+    outside = (target < 0).any(-1) | (labeled & (jnp.abs(sums - 1) >= 0.01)) | (sums < 0)
+    _check_rows(name, outside, sums, batch.get("where"))
   else:
     index, labeled, outside = class_labels(
       label,
@@ -130,7 +135,19 @@ def _cross_entropy(
   if settings.class_weights is not None:
     target = target * jnp.broadcast_to(settings.class_weights.astype(z.dtype), z.shape)
   values = -jnp.where(target > 0, target * log_q, 0).sum(-1)
-  return values if outside is None else jnp.where(outside, jnp.nan, values), where
+  return jnp.where(outside & where, jnp.nan, values), where
+
+
+def _check_rows(name: str, outside: jax.Array, sums: jax.Array, where: jax.Array | None) -> None:
+  """Raises outside of compiled functions for a row that holds no probabilities."""
+  if where is not None:
+    outside = outside & where.reshape(where.shape + (1,) * (outside.ndim - where.ndim))
+  if not isinstance(outside, jax.core.Tracer) and outside.any():
+    raise ValueError(
+      f"{name}: expected rows of probabilities that sum to 1, or only zeros (no label), got the "
+      f"sum {float(sums[outside][0]):g}: for several labels an example pass a loss such as "
+      "optax.sigmoid_binary_cross_entropy"
+    )
 
 
 def _class_loss(
@@ -204,6 +221,7 @@ def _weighted(settings: LabelSettings, values: jax.Array, batch: Batch) -> jax.A
   if settings.example_weights is None:
     return values
   weights = batch_entry(batch, settings.example_weights)
+  record_weights(settings.example_weights)
   if weights.shape != values.shape[: weights.ndim] or weights.ndim == 0:
     raise ValueError(
       f"{settings.example_weights}: expected a weight per row {values.shape[:1]}, got "

@@ -12,11 +12,11 @@ from distill_jax.types import Batch, Outputs, Task
 def infer(outputs: Outputs, batch: Batch, ignore_label: int | None = None) -> Task | None:
   """Returns the task that outputs and labels fit, by their shapes alone; None where none is safe.
 
-  Integer labels [B] next to logits [B, C] are classification, [B, L] next to logits [B, L, V] or
-  next to hidden states [B, L, D] with a head language modeling, and [B, H, W] next to logits [B, H,
-  W, C] segmentation (negative labels are ignored). Another output and an entry of the batch of the
-  same name, [B, C] and integers [B], are a further head (`tasks.heads`). All others (numbers, one
-  logit, several labels per example, no label) must be named: `tasks.regression()`,
+  Integer or bool labels [B] next to logits [B, C] are classification, [B, L] next to logits [B, L,
+  V] or next to hidden states [B, L, D] with a head language modeling, and [B, H, W] next to logits
+  [B, H, W, C] segmentation (negative labels are ignored). Another output and an entry of the batch
+  of the same name, [B, C] and integers [B], are a further head (`tasks.heads`). All others
+  (numbers, one logit, several labels per example, no label) must be named: `tasks.regression()`,
   `tasks.binary()`, `tasks.multi_label()`.
 
   Args:
@@ -38,7 +38,7 @@ def infer(outputs: Outputs, batch: Batch, ignore_label: int | None = None) -> Ta
 def _main(outputs: Outputs, batch: Batch, ignore_label: int | None) -> Task | None:
   """Returns the task of 'logits', or of 'hidden' and 'head', and 'label'."""
   label = batch.get("label")
-  if label is None or not jnp.issubdtype(label.dtype, jnp.integer):
+  if label is None or not _holds_classes(label):
     return None
   if "logits" in outputs:
     shape = outputs["logits"].shape
@@ -57,7 +57,10 @@ def _main(outputs: Outputs, batch: Batch, ignore_label: int | None) -> Task | No
   return None
 
 
+def _holds_classes(label) -> bool:
+  return jnp.issubdtype(label.dtype, jnp.integer) or label.dtype == jnp.bool_
+
+
 def _is_classification(output, label) -> bool:
   shape: tuple[int, ...] = getattr(output, "shape", ())
-  is_integer = jnp.issubdtype(label.dtype, jnp.integer)
-  return is_integer and len(shape) == 2 and label.shape == shape[:1] and shape[1] > 1
+  return _holds_classes(label) and len(shape) == 2 and label.shape == shape[:1] and shape[1] > 1

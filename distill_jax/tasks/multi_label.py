@@ -86,6 +86,12 @@ def _inputs(logits, labels, where, name: str) -> tuple[jax.Array, jax.Array, jax
 
 
 def _compute(statistics: Mapping[str, Any]) -> dict[str, float]:
+  outside = int(statistics[OUTSIDE])
+  if outside:
+    raise ValueError(
+      f"label: expected 0, 1 or a probability for each class, got {outside} other numbers: use "
+      "tasks.classification for one class number per example"
+    )
   correct, predicted, present = np.asarray(statistics["per_class"], np.float64).T
   scores = means(statistics)
   if not scores:

@@ -9,6 +9,7 @@ import numpy as np
 
 from distill_jax import data, tasks
 from distill_jax.errors import suggest
+from distill_jax.objectives.class_labels import record_entries
 from distill_jax.tasks.logits import OUTSIDE
 from distill_jax.tasks.objective_terms import with_terms
 from distill_jax.train.arguments import Arguments, Inputs
@@ -56,7 +57,8 @@ def choose_measure(arguments: Arguments, inputs: Inputs, state: TrainState) -> M
     outputs = _output_shapes(arguments.student, state, example)
   task = arguments.task or tasks.infer(outputs, example, ignore_label)
   trained = arguments.task or tasks.infer(outputs, inputs.example, ignore_label) or task
-  classes = _classes(trained, outputs)
+  task_classes = _classes(trained, outputs)
+  classes = _with_terms(task_classes, arguments, inputs, state)
   check_classes(classes, arguments.source)
   train_metrics = None if trained is None else trained.train_metrics
   if evaluation is None:
@@ -64,7 +66,7 @@ def choose_measure(arguments: Arguments, inputs: Inputs, state: TrainState) -> M
     _check_names(task)
     return Measure(task, train_metrics, classes, task.metrics[0], None)
   check_classes(classes, evaluation.data)
-  task, step = _evaluated(arguments, inputs, state, task, classes, example)
+  task, step = _evaluated(arguments, inputs, state, task, task_classes, example)
   _check_names(task)
   variables = inputs.teacher_variables
   shapes = check_evaluation(
@@ -174,6 +176,30 @@ def _classes(task: Task | None, outputs: Outputs) -> Mapping[str, int] | None:
   return {} if task.label_classes is None else task.label_classes(outputs)
 
 
+def _with_terms(
+  classes: Mapping[str, int] | None, arguments: Arguments, inputs: Inputs, state: TrainState
+) -> Mapping[str, int] | None:
+  """Returns the task's entries with classes, and those that the objective's terms read."""
+  with record_entries() as entries:
+    _term_names(arguments, inputs, state)
+  ignored = (None, arguments.run.ignore_label)
+  terms = {name: number for name, (number, ignore) in entries.classes.items() if ignore in ignored}
+  source = arguments.source
+  examples = source.arrays if isinstance(source, data.Source) else inputs.example
+  for name in sorted(entries.weights & set(examples)):
+    _check_weights(name, np.asarray(examples[name]))
+  return {**terms, **(classes or {})} if terms else classes
+
+
+def _check_weights(name: str, weights: np.ndarray) -> None:
+  """Raises a ValueError for weights of examples that are negative, or all 0."""
+  if (weights < 0).any() or not weights.any():
+    raise ValueError(
+      f"{name}: expected weights >= 0, not all 0, got {weights.min():g} to {weights.max():g}: a "
+      "weight of 0 leaves an example out"
+    )
+
+
 def _term_names(arguments: Arguments, inputs: Inputs, state: TrainState) -> list[str]:
   parts = arguments.student, arguments.teacher, arguments.objective
   return term_names(*parts, state, inputs.teacher_variables, inputs.example)
@@ -203,9 +229,13 @@ def term_names(
 
 
 def make_evaluator(
-  arguments: Arguments, inputs: Inputs, measure: Measure
+  arguments: Arguments, inputs: Inputs, measure: Measure, state: TrainState
 ) -> Callable[[TrainState], dict[str, float]] | None:
-  """Returns `state -> scores`; None without an evaluation."""
+  """Returns `state -> scores`; None without an evaluation.
+
+  Scores of predictions, such as AUROC, are computed once of the first state: they may not exist on
+  these examples, which no shapes show.
+  """
   evaluation = arguments.evaluation
   if evaluation is None or measure.step is None:
     return None
@@ -230,4 +260,6 @@ def make_evaluator(
       )
     return scores
 
+  if measure.task.evaluate_predictions is not None:
+    scores_of(state)
   return scores_of

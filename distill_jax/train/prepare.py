@@ -73,7 +73,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
     num_rows=arguments.batch_size if inputs.rows is None else len(inputs.rows),
     example={name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in inputs.example.items()},
     intervals=intervals,
-    evaluate=make_evaluator(arguments, inputs, measure),
+    evaluate=make_evaluator(arguments, inputs, measure, state),
     task=measure.task,
     best=measure.best,
     identity=identity,

@@ -83,6 +83,42 @@ def test_labels_alone_on_unlabeled_examples_raise_before_training(examples):
     )
 
 
+IMAGE = np.random.default_rng(3).normal(size=(8, 4)).astype(np.float32)
+CLASS = np.arange(8) % 3
+BCE = objectives.labels(loss=optax.sigmoid_binary_cross_entropy)
+
+
+@pytest.mark.parametrize(
+  ("field", "term", "outputs", "task", "entries"),
+  [
+    # Without a task for the entry, only the objective knows its classes.
+    ("other", objectives.labels(entry="other"), 3, None, {"other": np.full(8, 7)}),
+    ("label", objectives.labels(), 3, None, {"label": np.float32(np.eye(3))[CLASS] / 2}),
+    ("label", objectives.labels(), 3, None, {"label": np.ones((8, 3), np.float32)}),
+    ("hard.*ignore_label", objectives.labels(ignore_label=1), 3, None, {"label": CLASS}),
+    ("w", objectives.labels(example_weights="w"), 3, None, {"label": CLASS, "w": CLASS - 1.0}),
+    ("w", objectives.labels(example_weights="w"), 3, None, {"label": CLASS, "w": np.zeros(8)}),
+    ("best: .*auroc", BCE, 1, tasks.binary(), {"label": np.ones(8, int)}),
+    ("label", BCE, 3, tasks.multi_label(), {"label": np.full((8, 3), 2)}),
+  ],
+)
+def test_labels_that_do_not_fit_raise_before_training(field, term, outputs, task, entries):
+  examples = {"image": IMAGE, **entries}
+  objective = objectives.weighted(hard=(1.0, term))
+  for source in (examples, [examples]):
+    with pytest.raises(ValueError, match=f"{field}.*: "):
+      fit_with(
+        linear(outputs), None, objective, optax.sgd(1.0), source, steps=2, batch_size=8,
+        task=task, validation=examples if task else None,
+      )  # fmt: skip
+
+
+def test_bool_labels_have_an_accuracy():
+  batch = {"image": IMAGE, "label": CLASS > 0}
+  names = [metric.name for metric in tasks.infer({"logits": np.ones((8, 2))}, batch).metrics]
+  assert names[0] == "accuracy"
+
+
 def test_other_terms_train_on_unlabeled_examples():
   teacher = from_apply(None, lambda w, x: x @ w, variables=WEIGHTS)
   objective = objectives.weighted(
