@@ -1,6 +1,7 @@
 """Reads and decodes encoded images on demand: images of many sizes, or more than memory holds."""
 
 import dataclasses
+import hashlib
 import io
 import os
 import warnings
@@ -90,6 +91,12 @@ class Images:
 
   def __len__(self) -> int:
     return len(self.ids)
+
+  @property
+  def digest(self) -> str:
+    """A value that is equal for the same images of a set of this name."""
+    ids = hashlib.blake2b(self.ids.tobytes(), digest_size=8).hexdigest()
+    return f"{self.content}:{ids}"
 
   def take(self, rows: Any) -> "Images":
     """Returns the images at these rows (indices, a mask or a slice) with their ids."""

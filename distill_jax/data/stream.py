@@ -7,7 +7,6 @@ threads.
 
 import dataclasses
 import functools
-import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -69,8 +68,7 @@ class Stream:
   @property
   def identity(self) -> str:
     """A value that is equal for the same images of a set, whatever crop, seed and batch size."""
-    ids = hashlib.blake2b(self.images.ids.tobytes(), digest_size=8).hexdigest()
-    return f"{self.name}:{self.images.content}:{ids}"
+    return f"{self.name}:{self.images.digest}"
 
   def __call__(self, start: int) -> Iterator[HostBatch]:
     """Iterates over batches from step `start` on.
@@ -130,6 +128,11 @@ class EvalStream:
 
   def __len__(self) -> int:
     return -(-len(self.images) // self.batch_size)
+
+  @property
+  def identity(self) -> str:
+    """A value that is equal for the same images of a set."""
+    return f"{self.images.name}:{self.images.digest}"
 
   def __iter__(self) -> Iterator[HostBatch]:
     rows = _rows(self)

@@ -15,7 +15,7 @@ from distill_jax.jobs.config import ConfigError
 from distill_jax.jobs.dry_run import print_plan
 from distill_jax.jobs.flags import parse_arguments
 from distill_jax.jobs.overrides import load_config
-from distill_jax.jobs.plan import Job
+from distill_jax.jobs.plan import Job, is_complete
 from distill_jax.jobs.stages import run_stages
 from distill_jax.storage import folders
 from distill_jax.storage.lease import Lease
@@ -65,16 +65,33 @@ def main(argv: Sequence[str]) -> None:
     return
   splits = hosts.run_in_turn(config.data)
   run_identity = identity.identify(config, path, overrides, argv)
-  job = Job(config, folder, flags.seeds, splits, run_identity, flags.profile_steps)
+  teacher = _finished_teacher(flags.teacher)
+  job = Job(config, folder, flags.seeds, splits, run_identity, flags.profile_steps, teacher)
   hosts.assert_equal("run", {name: run_identity[name] for name in ("settings", "code", "versions")})
   check(job, flags.stages)
   if hosts.is_first():
     _explain_seeds(flags.seeds)
+    if teacher is not None:
+      identity.explain_teacher(teacher, run_identity["settings"])
   if flags.dry_run:
     if hosts.is_first():
       print_plan(job)
     return
   _run(job, flags.stages)
+
+
+def _finished_teacher(path: str | None) -> Path | None:
+  """Returns the folder of a finished teacher, which may be given by its run's."""
+  if path is None:
+    return None
+  folder = folders.resolve(path, "--teacher")
+  for candidate in (folder, folder / "teacher"):
+    if is_complete(candidate):
+      return candidate
+  raise ConfigError(
+    f"--teacher: expected the folder of a run with a finished teacher, got {folder}: train it with "
+    f"--stages=teacher --workdir={folder}"
+  )
 
 
 def _run(job: Job, stages: Sequence[str]) -> None:

@@ -47,6 +47,11 @@ def training_batches(config: Config, examples: Examples, batch_size: int) -> Ite
   return iter(source(0))
 
 
+def digest(examples: Examples) -> str:
+  """Returns a text that is equal for the same examples only; of images, by the set's `content`."""
+  return f"{examples.name}:{examples.digest}"
+
+
 def first(config: Config, examples: Examples, rows: int = 1) -> Batch:
   """Returns the first `rows` examples, or all if they are fewer."""
   if isinstance(examples, Source):

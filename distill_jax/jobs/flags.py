@@ -91,6 +91,11 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     "--workdir", metavar="FOLDER", help="folder of the run (default: runs/NAME_OF_FILE)"
   )
   group.add_argument(
+    "--teacher",
+    metavar="FOLDER",
+    help="the finished teacher of another run, RUN or RUN/teacher, in place of a new one",
+  )
+  group.add_argument(
     "--stages",
     type=_parse_stages,
     default=",".join(STAGES),

@@ -17,6 +17,7 @@ import jax
 
 from distill_jax.distributed.platform import instruction_set
 from distill_jax.jobs.config import Config, ConfigError
+from distill_jax.jobs.plan import is_complete
 from distill_jax.storage import files
 from distill_jax.version import __version__
 
@@ -128,6 +129,22 @@ def write_run_file(
     raise ConfigError(f"--workdir: {folder} cannot be written: {error}") from error
 
 
+def explain_teacher(folder: Path, settings: Mapping[str, Any]) -> None:
+  """Says in which settings the run of a teacher that was trained elsewhere differs from this one.
+
+  Args:
+    folder: the teacher's, in that of its run.
+    settings: those of this run.
+  """
+  path = folder.parent / RUN_FILE
+  if not path.exists():
+    print(f"teacher: {folder}, of unknown settings: there is no {path}", flush=True)
+    return
+  lines = differences(_read_run_file(path)["settings"], settings)
+  other = ", whose run has other settings:" if lines else ""
+  print("\n  ".join([f"teacher: {folder}{other}", *lines]), flush=True)
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
   """Returns a line `field: old -> new` for each field in which two nested settings differ."""
   lines = []
@@ -213,7 +230,13 @@ def _check_same_run(
   if lines:
     raise ConfigError(
       f"--workdir: expected an empty folder or one of this run, got {folder}, which holds a run "
-      "with other settings: choose another folder, or give these settings:\n  " + "\n  ".join(lines)
+      "with other settings: choose another folder, or give these settings:\n  "
+      + "\n  ".join(lines)
+      + (
+        f"\nits teacher can teach in another folder: --teacher={folder / 'teacher'}"
+        if is_complete(folder / "teacher")
+        else ""
+      )
     )
 
 

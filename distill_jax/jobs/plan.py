@@ -31,6 +31,7 @@ class Job(NamedTuple):
     splits: the data.
     run: what identifies the run, for the report.
     profile_steps: steps of each training that are traced; None: none.
+    teacher: folder of a finished teacher of another run; None: this run trains its own.
   """
 
   config: Config
@@ -39,6 +40,7 @@ class Job(NamedTuple):
   splits: Splits
   run: Mapping[str, Any]
   profile_steps: range | None = None
+  teacher: Path | None = None
 
 
 class Network(NamedTuple):
@@ -148,7 +150,7 @@ def _without_teacher(job: Job, role: str, model: Model, training: Training) -> N
   objective = job.config.baseline_objective()
   recipe = Recipe(model, training, teacher="")
   seed = job.config.teacher_seed
-  return Network(role, seed, job.folder / role, recipe, lambda trained_teacher: objective)
+  return Network(role, seed, _teacher_folder(job, role), recipe, lambda trained_teacher: objective)
 
 
 def _students(job: Job) -> list[Network]:
@@ -194,7 +196,12 @@ def _teacher(
   if name in recipes:
     return recipes[name].student, _folder(job, name, seed)
   teacher = job.config.teacher()
-  return teacher, job.folder / name if _needs_training(teacher) else None
+  return teacher, _teacher_folder(job, name) if _needs_training(teacher) else None
+
+
+def _teacher_folder(job: Job, name: str) -> Path:
+  """Returns the folder of the teacher or, until it has its seed, of the baseline."""
+  return job.teacher if job.teacher is not None and name == "teacher" else job.folder / name
 
 
 def _folder(job: Job, name: str, seed: int, generation: int = 1) -> Path:

@@ -13,6 +13,7 @@ from distill_jax.data import Source
 from distill_jax.data.batches import permutation
 from distill_jax.jobs import data
 from distill_jax.jobs.config import ConfigError, Examples, Splits
+from distill_jax.jobs.lineage import check_lineage
 from distill_jax.jobs.measures import is_labeled, job_task, measure_terms
 from distill_jax.jobs.plan import ORIGINS, RESULT, ROLES, Job, Network, networks
 from distill_jax.jobs.step_times import step_times
@@ -44,6 +45,8 @@ def write_report(job: Job) -> Path:
     raise ConfigError(
       f"--stages: expected a trained network in {job.folder}, got none: run the other stages first"
     )
+  for network in complete:
+    check_lineage(job, network)
   test, finished = job.splits.test, _load(job, complete)
   task, results = _measure(job, finished)
   sizes = {name: len(split) for name, split in zip(Splits._fields, job.splits)}
@@ -55,7 +58,11 @@ def write_report(job: Job) -> Path:
     task=task,
     references=data.references(data.evaluation(job.config, _shuffled(test)), names),
     class_names=test.class_names,
-    run={**job.run, "seconds": _seconds(complete), "data": {"name": test.name, **sizes}},
+    run={
+      **job.run,
+      "seconds": _seconds(complete),
+      "data": {"name": test.name, **sizes, "digest": data.digest(test)},
+    },
   )
   outcome = report.outcome(entries, task.metrics[0], len(test))
   print(f"\n{outcome}\n\nreport: {path}", flush=True)

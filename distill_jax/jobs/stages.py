@@ -17,6 +17,7 @@ from distill_jax.data import Source
 from distill_jax.distributed import hosts, sharding
 from distill_jax.jobs import cache_stages, data
 from distill_jax.jobs.config import ConfigError, Examples
+from distill_jax.jobs.lineage import LINEAGE, check_lineage, lineage
 from distill_jax.jobs.measures import OBJECTIVE, best_of, is_labeled
 from distill_jax.jobs.plan import (
   EXTRA_STAGES,
@@ -73,6 +74,7 @@ def run_stages(job: Job, stages: Collection[str]) -> None:
 def train(job: Job, network: Network) -> None:
   """Trains one network, exports its best weights, and marks it complete."""
   if hosts.run_on_first(lambda: network.complete):
+    hosts.run_on_first(lambda: check_lineage(job, network))
     if hosts.is_first():
       print(f"{network.name}: complete, skipped", flush=True)
     return
@@ -142,7 +144,12 @@ def _finish(
   evaluations = [line for line in result.history if line["phase"] == "validation"]
   best = retention.best_scores(evaluations, (metric.name, metric.better))
   scores = evaluations[-1] if network.recipe.export_last else best
-  record = {"seconds": seconds, "steps": network.training.steps, "validation": scores}
+  record = {
+    "seconds": seconds,
+    "steps": network.training.steps,
+    "validation": scores,
+    LINEAGE: lineage(job, network),
+  }
   files.write(network.folder / RESULT, json.dumps(record, indent=2) + "\n")
   when = " before it was exported" if network.recipe.export_fn else ""
   score = f"{metric.name} {scores[metric.name]:.4f} on validation{when}"

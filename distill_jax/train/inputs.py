@@ -171,7 +171,7 @@ def evaluation_batches(
   return lambda: _checked(field, pipeline, classes, ignore_label)
 
 
-def data_identity(source: Source) -> str:
+def data_identity(source: Any) -> str:
   """Returns a text that identifies the examples, for the run's identity."""
   if isinstance(source, data.Source):
     return f"{source.name}:{source.digest}"

@@ -251,7 +251,7 @@ def _settings(arguments: Arguments) -> dict[str, str]:
 def _identity(arguments: Arguments, state: TrainState, teacher_fingerprint: str) -> dict[str, Any]:
   terms = state.params["objective"]
   cache, checkpoints = arguments.cache, arguments.checkpoints
-  start = arguments.student_variables
+  start, evaluation = arguments.student_variables, arguments.evaluation
   return {
     "seed": arguments.seed,
     "num_views": arguments.run.num_views,
@@ -259,6 +259,7 @@ def _identity(arguments: Arguments, state: TrainState, teacher_fingerprint: str)
     **({} if arguments.run.balance is None else {"balance": arguments.run.balance}),
     "teacher": teacher_fingerprint if cache is None else cache.digest,
     "data": data_identity(arguments.source),
+    **({} if evaluation is None else {"evaluation": data_identity(evaluation.data)}),
     "terms": ", ".join(terms) if isinstance(terms, Mapping) else "",
     "optimizer": run_settings.transformations(arguments.optimizer),
     **({} if start is None else {"student_variables": fingerprint(start)}),

@@ -1,0 +1,58 @@
+"""Ties a trained network to what it was made from: its data, and the weights that it read."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from distill_jax.jobs import data
+from distill_jax.jobs.config import ConfigError
+from distill_jax.jobs.identity import differences
+from distill_jax.jobs.plan import RESULT, Job, Network, train_data
+from distill_jax.storage.student import WEIGHTS
+
+LINEAGE = "lineage"
+"""The entry of result.json with what `lineage` returned when the network was trained."""
+
+
+def lineage(job: Job, network: Network) -> dict[str, str]:
+  """Returns digests of a network's training and validation data, of its teacher's weights and of
+  those that it starts from; '' where it has none.
+  """
+  return {
+    "train": data.digest(train_data(job, network.role)),
+    "validation": data.digest(job.splits.validation),
+    "teacher": _digest_of(network.teacher_folder),
+    "init_from": _digest_of(network.init_folder),
+  }
+
+
+def check_lineage(job: Job, network: Network) -> None:
+  """Checks that a finished network was made from the data and weights that the job has now.
+
+  Raises:
+    ConfigError: it was not, or its result.json cannot be read.
+  """
+  path = network.folder / RESULT
+  try:
+    stored = json.loads(path.read_text())[LINEAGE]
+  except (ValueError, KeyError, TypeError) as error:
+    raise ConfigError(
+      f"{path}: expected the result of a training, got {error!r}: delete {network.folder}, and the "
+      "same command trains it again"
+    ) from error
+  lines = differences(stored, lineage(job, network))
+  if lines:
+    raise ConfigError(
+      f"{network.name}: expected a network made from what the command has now, got a finished one "
+      f"in {network.folder} made from other data or weights:\n  "
+      + "\n  ".join(lines)
+      + "\ntake another --workdir, or delete that folder to train it again"
+    )
+
+
+def _digest_of(folder: Path | None) -> str:
+  """Returns 32 hexadecimal digits of exported weights."""
+  if folder is None or not (folder / WEIGHTS).exists():
+    return ""
+  with (folder / WEIGHTS).open("rb") as file:
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
