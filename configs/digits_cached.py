@@ -2,7 +2,7 @@
 
 python -m distill_jax --config=configs/digits_cached.py --seeds=0,1,2
 
-Other ways to store the outputs, each with a --workdir and a --config.cache of its own:
+Other ways to store the outputs, each with a --workdir of its own:
 
 --config.codec=top_k
 --config.codec=random_sampling --config.k=16
@@ -50,7 +50,7 @@ class Cached(Digits):
   """
 
   label_fraction: float = 1.0
-  cache: str = "runs/digits_cached/cache"
+  cache: str = "{workdir}/cache"
   codec: str = "dense"
   k: int = 3
 

@@ -3,7 +3,7 @@
 python -m distill_jax --config=configs/fashion_mnist_cached.py --seeds=0,1,2
 
 The same command again reuses the cache, and reports that it does. Other ways to store the teacher's
-outputs, each with a --workdir and a --config.cache of its own:
+outputs, each with a --workdir of its own:
 
 --config.codec=top_k --config.k=4             the 4 most probable classes and the mass of the rest
 --config.codec=random_sampling --config.k=16  16 random samples from the teacher
@@ -39,7 +39,7 @@ class Cached(FashionMnist):
     k: number of classes or random samples that are stored; dense ignores it.
   """
 
-  cache: str = "runs/fashion_mnist_cached/cache"
+  cache: str = "{workdir}/cache"
   num_views: int = 8
   codec: str = "dense"
   k: int = 4

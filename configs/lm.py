@@ -77,7 +77,7 @@ class LanguageModel(Config):
   on_policy_fraction: float = 0.25
   prompt: int = 32
   eval_every: int = 100
-  cache: str = "runs/lm/cache"
+  cache: str = "{workdir}/cache"
   cache_batch_size: int = 64
   teacher_training: Training = dataclasses.field(
     default_factory=lambda: Training(steps=800, batch_size=16, learning_rate=2e-3, warmup_steps=100)

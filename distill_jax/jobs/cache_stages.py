@@ -51,8 +51,8 @@ def check_writable(job: Job) -> None:
   Raises:
     StoreError: it cannot; an OSError.
   """
-  if not _is_complete(job.config.cache):
-    open_store(job.config.cache).probe_writable()
+  if not _is_complete(job.cache):
+    open_store(job.cache).probe_writable()
 
 
 def write(job: Job, trained_teacher: TrainedTeacher) -> Cache:
@@ -61,9 +61,9 @@ def write(job: Job, trained_teacher: TrainedTeacher) -> Cache:
   """
   config, started = job.config, time.perf_counter()
   inputs = _teacher_inputs(job)
-  complete = _is_complete(config.cache)
+  complete = _is_complete(job.cache)
   cache = write_cache(
-    config.cache,
+    job.cache,
     trained_teacher.teacher,
     inputs.source,
     config.cached_outputs(),
@@ -93,7 +93,7 @@ def open_checked(job: Job, trained_teacher: TrainedTeacher | None = None) -> Cac
   """
   crop = _crop(job)
   try:
-    cache = open_cache(job.config.cache)
+    cache = open_cache(job.cache)
   except Incomplete as error:
     raise ConfigError(f"--stages: the students read the cache, add 'cache': {error}") from error
   if trained_teacher is not None:

@@ -28,7 +28,7 @@ def check(job: Job, stages: Collection[str]) -> None:
     ValueError: from what the config builds.
   """
   _check_labeled(job, stages)
-  if job.config.cache:
+  if job.cache:
     _check_cache(job)
   mesh = job.config.make_mesh()
   for role in ROLES:
@@ -58,7 +58,7 @@ def _check_labeled(job: Job, stages: Collection[str]) -> None:
 
 def _check_cache(job: Job) -> None:
   with error_prefix("cache"):
-    open_store(job.config.cache)
+    open_store(job.cache)
   with error_prefix("cache_batch_size"):
     mesh = sharding.data_mesh(job.config.devices or None)
     sharding.check_divisible(job.config.cache_batch_size, mesh)

@@ -102,7 +102,7 @@ class Config:
       one before it as its teacher; the last is reported (born-again networks, Furlanello et al.
       2018).
     cache: folder or URL (`gs://`, `s3://`) where the teacher's outputs are stored, and from which
-      students read them; empty: the teacher is live.
+      students read them, with `{workdir}` for the run's folder; empty: the teacher is live.
     cache_batch_size: rows that the teacher computes at once while it fills the cache, over all
       devices.
     reference: name of the variant whose train step's time is 1 in the report; empty: no times.

@@ -42,6 +42,11 @@ class Job(NamedTuple):
   profile_steps: range | None = None
   teacher: Path | None = None
 
+  @property
+  def cache(self) -> str:
+    """The cache's folder or URL; '' without one."""
+    return self.config.cache.replace("{workdir}", str(self.folder))
+
 
 class Network(NamedTuple):
   """One network to train.
@@ -168,7 +173,7 @@ def _student(
 ) -> Network:
   config, recipe = job.config, recipes[variant]
   teacher, teacher_folder = _teacher(job, recipes, variant, seed, generation)
-  reads_cache = bool(config.cache) and recipe.cached and recipe.teacher == "teacher"
+  reads_cache = bool(job.cache) and recipe.cached and recipe.teacher == "teacher"
   return Network(
     "student",
     seed,

@@ -54,7 +54,7 @@ def run_stages(job: Job, stages: Collection[str]) -> None:
   Raises:
     ConfigError: a stage of the cache without a cache, or one that needs an earlier stage.
   """
-  if job.config.cache and "cache" in stages:
+  if job.cache and "cache" in stages:
     cache_stages.check_writable(job)
   for stage in STAGES + EXTRA_STAGES:
     if stage not in stages:
@@ -65,7 +65,7 @@ def run_stages(job: Job, stages: Collection[str]) -> None:
     elif stage == "report":
       if hosts.is_first():  # The others need not wait: nothing comes after it.
         write_report(job)
-    elif job.config.cache:
+    elif job.cache:
       _run_cache_stage(job, stage)
     elif stage != "cache":
       raise ConfigError(f"--stages: {stage} needs a cache: give --config.cache=FOLDER")

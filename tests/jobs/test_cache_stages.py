@@ -130,7 +130,7 @@ def test_another_run_may_read_the_same_cache(run, tmp_path):
   run(cache, stages="cache")
   out = run(
     cache,
-    "--config.label_fraction=0.1",
+    "--config.label_fraction=0.2",
     "--config.temperature=2",
     name="other",
     stages="cache,student",
@@ -141,12 +141,12 @@ def test_another_run_may_read_the_same_cache(run, tmp_path):
 
 
 def test_a_cache_that_lacks_a_shard_is_not_called_reused(run, tmp_path):
-  cache = f"--config.cache={tmp_path / 'cache'}"
+  cache = "--config.cache={workdir}/cache"
   run(cache, stages="cache")
-  shard = tmp_path / "cache" / "shard-00000000"
+  shard = tmp_path / "run" / "cache" / "shard-00000000"
   before = shard.read_bytes()
   shard.unlink()
-  assert f"rows in {tmp_path / 'cache'}: written in" in run(cache, stages="cache")
+  assert f"rows in {tmp_path / 'run' / 'cache'}: written in" in run(cache, stages="cache")
   assert shard.read_bytes() == before
   assert "reused, written 20" in run(cache, stages="cache")
 

@@ -150,7 +150,7 @@ def test_gains_by_class_are_recalls_paired_by_seed():
     gain = [a - b for a, b in zip(distilled, baseline)]
     assert row.accuracy[BASELINE].mean == pytest.approx(np.mean(baseline))
     assert row.accuracy[STUDENT].mean == pytest.approx(np.mean(distilled))
-    assert row.gain[STUDENT] == pytest.approx((np.mean(gain), np.std(gain, ddof=1), 2))
+    assert row.gain[STUDENT][:3] == pytest.approx((np.mean(gain), np.std(gain, ddof=1), 2))
   best = max(scores, key=lambda row: row.gain[STUDENT].mean)
   start = f"in points: {best.name} (+{100 * best.gain[STUDENT].mean:.2f})"
   assert start in gains.words(scores, STUDENT)
