@@ -215,7 +215,8 @@ def check_values(name: str, values: np.ndarray, ids: Any = None) -> None:
   if invalid.any():
     index = tuple(int(i) for i in np.argwhere(invalid)[0])
     raise ValueError(
-      f"{name}: expected {expected}, got {values[index]} in {_example(ids, index[0])}"
+      f"{name}: expected {expected}, got {values[index]} in {_example(ids, index[0])}: leave such "
+      "rows out, or mask them in 'where'"
     )
 
 

@@ -44,8 +44,9 @@ def labels(
 
   With a loss the label has the output's shape, or is [...] for an output [..., 1]; the loss gets
   both in float32, and its values are averaged over all axes but the first, to one value a row. A
-  row with a NaN in its label, or with the ignore label, is unlabeled. Integers [...] next to an
-  output [..., C] reach the loss as class numbers, and its values are [...].
+  row with a NaN in its label (`train.fit` refuses NaN in its data), or with the ignore label, is
+  unlabeled. Integers [...] next to an output [..., C] reach the loss as class numbers, and its
+  values are [...].
 
   Rows that the batch's 'where' masks do not count, nor do 'generated' ones
   (`models.llm.on_policy`).

@@ -18,9 +18,10 @@ def regression(*, label: str = "label", output: str = "logits", unit: str = "") 
   [B].
 
   Its metrics are the root mean squared error, the mean absolute error, and R^2 = 1 - squared error
-  / variance of the labels (scikit-learn's `r2_score`, over all numbers together). A NaN label is a
-  number without one and does not count. Sums are
-  float32: R^2 loses digits where the labels' mean is over 1,000 times their spread, so subtract it.
+  / variance of the labels (scikit-learn's `r2_score`, over all numbers together). In a loop of
+  one's own, a NaN label is a number without one and does not count; `fit`, `evaluate` and `Source`
+  refuse NaN. Sums are float32: R^2 loses digits where the labels' mean is over 1,000 times their
+  spread, so subtract it.
 
   Args:
     label: the batch's entry with the labels.
