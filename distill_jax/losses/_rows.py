@@ -33,6 +33,15 @@ def gather(
   return tuple(jax.lax.all_gather(x, axis_name, tiled=True) for x in rows)
 
 
+def check_several(student: jax.Array) -> None:
+  """Raises ValueError where a batch has one row, which has no other to be related to."""
+  if student.shape[0] < 2:
+    raise ValueError(
+      f"student: expected at least 2 rows, which the loss relates, got shape {student.shape}: take "
+      "a larger batch, or axis_name= where each device has one row"
+    )
+
+
 def valid(where: ArrayLike | None, size: int) -> jax.Array:
   """Returns `where` as bool [size]; None: all rows are valid."""
   where = jnp.ones(size, bool) if where is None else jnp.asarray(where)

@@ -51,6 +51,7 @@ def info_nce(
   student, teacher = _checks.pair(student, teacher, exactly=2)
   t = _checks.positive("temperature", temperature, student.dtype)
   student, teacher, where = _rows.gather(student, teacher, where=where, axis_name=axis_name)
+  _rows.check_several(student)
   similar = jnp.matmul(_checks.unit(student), _checks.unit(teacher).T, precision=_checks.HIGHEST)
   columns = jnp.broadcast_to(where, similar.shape)
   log_q = _softmax.log_softmax(similar, mask=columns, temperature=t)

@@ -110,6 +110,7 @@ def correlation(
   """
   student, teacher = _checks.pair(student, teacher)
   student, teacher, where = _rows.gather(student, teacher, where=where, axis_name=axis_name)
+  _rows.check_several(student)
   order = jnp.argsort(~where, stable=True)  # The valid rows first: errors of the others are 0.
   error = _rows.flat(jnp.abs(student - teacher))[order]
   return (error[:-1] * error[1:]).sum() / jnp.maximum(where.sum(dtype=error.dtype) - 1, 1)

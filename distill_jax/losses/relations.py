@@ -245,7 +245,7 @@ def correlation_congruence(
 def flat_rows(
   student: ArrayLike, teacher: ArrayLike, where: ArrayLike | None, axis_name: str | None
 ) -> tuple[jax.Array, ...]:
-  """Returns flattened rows of all devices, and `where`."""
+  """Returns flattened rows of all devices, two at least, and `where`."""
   student = _checks.array("student", student, ndim=1)
   teacher = _checks.array("teacher", teacher, ndim=1)
   if student.shape[0] != teacher.shape[0]:
@@ -255,7 +255,9 @@ def flat_rows(
     )
   dtype = reduce.common_dtype(student.dtype, teacher.dtype)
   s, t = (_rows.flat(x).astype(dtype) for x in (student, teacher))
-  return _rows.gather(s, t, where=where, axis_name=axis_name)
+  rows = _rows.gather(s, t, where=where, axis_name=axis_name)
+  _rows.check_several(rows[0])
+  return rows
 
 
 def geometry(x: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:

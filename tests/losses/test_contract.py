@@ -373,3 +373,17 @@ def test_one_class_raises(case):
   student, teacher, *rest = arguments(case)
   with pytest.raises(ValueError, match="2 classes"):
     case(student[..., :1], teacher[..., :1], *rest)
+
+
+OF_PAIRS = (
+  "similarity_preserving rkd_distance rkd_angle pkt correlation_congruence dark_rank correlation "
+  "info_nce"
+).split()
+
+
+@each([case for case in CASES if case.name in OF_PAIRS])
+def test_one_row_has_no_other_to_be_related_to(case):
+  """The loss was 0 with zero gradient: a batch of one trained nothing."""
+  student, teacher, *rest = arguments(case)
+  with pytest.raises(ValueError, match="2 rows"):
+    case(student[:1], teacher[:1], *rest)
