@@ -18,36 +18,38 @@ class Entries:
   Attributes:
     kinds: name -> 'image' [B, H, W, channels] or [B, H, W]; 'label_map' integers [B, H, W] or [B,
       H, W, 1]; 'boxes' [B, N, 4] of left, top, right, bottom in pixels of the first entry.
-    is_default: whether the caller named none: then other images in the batch raise.
+    is_default: whether the caller named none: then other images, label maps, boxes and points in
+      the batch raise.
   """
 
   kinds: Mapping[str, str]
   is_default: bool
 
-  def check(self, batch: Batch, *, any_shape: bool = False) -> None:
+  def check(self, batch: Batch, *, any_shape: bool = False, allowed: Sequence[str] = KINDS) -> None:
     """Checks the entries of a batch.
 
     Args:
       batch: the batch.
       any_shape: whether an 'image' may have any shape, as where rows are only blended.
+      allowed: the kinds that the function can change.
 
     Raises:
-      ValueError: an entry is missing or of another shape, or an image that the caller did not name
-        would stay as it is.
+      ValueError: an entry is missing or of another shape or type, or an entry that the caller did
+        not name and that depends on the image would stay as it is.
     """
     for name, kind in self.kinds.items():
       if name not in batch:
         raise ValueError(f"{name}: expected an entry of the batch, got only {sorted(batch)}")
+      if kind == "image":
+        self._check_no_label_map(name, batch)
       if not any_shape or jnp.ndim(batch[name]) == 4:
         _check_shape(name, kind, batch[name])
-    others = self._other_images(batch) if self.is_default else []
+    others = self._dependent_entries(batch) if self.is_default else {}
     if others:
-      names = (*self.kinds, *others)
+      first = next(iter(others))
       raise ValueError(
-        f"entries: expected the names of all that is augmented, got a batch with {others[0]!r} "
-        f"{list(batch[others[0]].shape)} next to 'image': write entries={names} to change all "
-        'alike (a mapping such as {"image": "image", "label": "label_map", "boxes": "boxes"} for '
-        'others than images), or entries=("image",) to change the image only'
+        f"entries: expected the names of all that is augmented, got a batch with {first!r} "
+        f"{list(batch[first].shape)} next to 'image': {self._suggestion(others, allowed)}"
       )
 
   def size(self, batch: Batch) -> tuple[int, int]:
@@ -56,24 +58,48 @@ class Entries:
     height, width = batch[first].shape[1:3]
     return height, width
 
-  def _other_images(self, batch: Batch) -> list[str]:
-    """Returns the names of other entries that seem to be images, label maps or boxes."""
+  def _check_no_label_map(self, name: str, batch: Batch) -> None:
+    """Checks that an 'image' holds no integers that are class numbers."""
+    dtype = batch[name].dtype
+    if jnp.issubdtype(dtype, jnp.floating):
+      return
+    others = [batch[other].dtype for other, kind in self.kinds.items() if kind == "image"]
+    is_label = any(word in name.lower() for word in ("label", "mask", "segment"))
+    is_next_to_floats = any(jnp.issubdtype(other, jnp.floating) for other in others)
+    if is_label or is_next_to_floats or dtype != jnp.uint8:
+      raise ValueError(
+        f"{name}: expected pixels, floats or uint8 as all other images, got {dtype} "
+        f'{list(batch[name].shape)} of kind "image": scale pixels to floats, '
+        f"({name} / 255).astype('float32'); class numbers [B, H, W] are of kind \"label_map\""
+      )
+
+  def _dependent_entries(self, batch: Batch) -> dict[str, str]:
+    """Returns the other entries that seem to depend on the image, and the kind of each.
+
+    The kind 'points' is none of `KINDS`.
+    """
     if any(jnp.ndim(batch[name]) < 3 for name in self.kinds):
-      return []  # Vectors have no size that others could share.
-    height, width = self.size(batch)
+      return {}  # Vectors have no size that others could share.
+    size = self.size(batch)
+    names = sorted(n for n in batch if n not in self.kinds and not n.startswith("teacher/"))
+    kinds = {name: _guess_kind(name, batch[name], size) for name in names}
+    return {name: kind for name, kind in kinds.items() if kind}
 
-    def is_image(name: str) -> bool:
-      shape = jnp.shape(batch[name])
-      is_map = len(shape) == 3 and shape[1] >= 4 and shape[1] * width == shape[2] * height
-      is_float = jnp.issubdtype(batch[name].dtype, jnp.floating)
-      is_boxes = len(shape) == 3 and shape[2] == 4 and is_float
-      return len(shape) == 4 or is_map or is_boxes
-
-    return sorted(
-      name
-      for name in batch
-      if name not in self.kinds and not name.startswith("teacher/") and is_image(name)
-    )
+  def _suggestion(self, others: Mapping[str, str], allowed: Sequence[str]) -> str:
+    """Returns what to write for a batch with other entries that depend on the image."""
+    only = 'entries=("image",) to change the image only'
+    points = [name for name, kind in others.items() if kind == "points"]
+    if points and "boxes" in allowed:
+      return (
+        f"write points as boxes (x, y, x + 1, y + 1), float32 [B, N, 4], and entries={{..., "
+        f'"{points[0]}": "boxes"}}, or {only}'
+      )
+    fixed = [name for name, kind in others.items() if kind not in allowed]
+    if fixed:
+      return f"it can change {list(allowed)} only: leave {fixed[0]!r} out, or write {only}"
+    kinds = {**self.kinds, **others}
+    entries = tuple(kinds) if set(kinds.values()) == {"image"} else kinds
+    return f"write entries={entries} to change all alike, or {only}"
 
 
 def make_entries(entries: Sequence[str] | Mapping[str, str] | None) -> Entries:
@@ -95,11 +121,32 @@ def make_entries(entries: Sequence[str] | Mapping[str, str] | None) -> Entries:
   return Entries(kinds, is_default=False)
 
 
+def _guess_kind(name: str, values: jax.Array, size: tuple[int, int]) -> str:
+  """Returns the kind of an entry by name and shape; "" where it does not depend on the image."""
+  shape = jnp.shape(values)
+  height, width = size
+  is_integer = not jnp.issubdtype(values.dtype, jnp.floating)
+  is_map = len(shape) == 3 and shape[1] >= 4 and shape[1] * width == shape[2] * height
+  if is_map or len(shape) == 4:
+    is_label_map = is_integer and (is_map or shape[3] == 1) and name not in ("image", "pixels")
+    return "label_map" if is_label_map else "image"
+  # Boxes, with a class or score at the end; points [x, y], with a visibility.
+  if len(shape) == 3 and 2 <= shape[2] <= 5:
+    return "points" if shape[2] < 4 else "boxes"
+  is_named = any(word in name.lower() for word in ("box", "point", "landmark"))
+  if not is_named or len(shape) < 2:
+    return ""
+  return "boxes" if "box" in name.lower() else "points"
+
+
 def _check_shape(name: str, kind: str, values: jax.Array) -> None:
   shape, dtype = list(values.shape), values.dtype
   if kind == "boxes":
     if len(shape) != 3 or shape[2] != 4 or not jnp.issubdtype(dtype, jnp.floating):
-      raise ValueError(f"{name}: expected boxes, floats [B, N, 4], got {dtype} {shape}")
+      raise ValueError(
+        f"{name}: expected boxes, floats [B, N, 4], got {dtype} {shape}: write "
+        f"{name}.astype('float32') of left, top, right, bottom, and one box as [B, 1, 4]"
+      )
     return
   if kind == "label_map":
     is_map = len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)

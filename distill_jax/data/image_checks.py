@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 MAX_SCALED = 16  # Standardized pixels stay far below it.
+IMAGE_WORDS = ("image", "img", "pixel", "video", "frame", "photo", "picture")
+INDEX_WORDS = ("id", "ids", "token", "tokens", "text", "byte", "bytes", "index", "indices")
 
 
 def check_images(
@@ -15,8 +17,9 @@ def check_images(
 ) -> None:
   """Checks the images of a batch that a model reads.
 
-  Images are entries [B, H, W, channels], 'image', and uint8 [B, H, W]. Floats of 0 to 255 and
-  channels first only warn, since a model may scale or transpose its inputs itself.
+  Images are entries [B, H, W, channels] or with more axes, uint8 or uint16 [B, H, W], and all whose
+  name is one of an image or video. Other uint8, floats of 0 to 255 and channels first only warn,
+  since a model may embed, scale or transpose its inputs itself.
 
   Args:
     batch: arrays [B, ...].
@@ -25,22 +28,30 @@ def check_images(
     field: what an error names first.
 
   Raises:
-    ValueError: an image is uint8.
+    ValueError: an image is uint8, or other integers above 16.
   """
   images = {name: np.asarray(x) for name, x in batch.items() if not name.startswith("teacher/")}
-  images = {name: x for name, x in images.items() if _is_image(name, x)}
   suspicious = {
-    name: x for name, x in images.items() if x.dtype == np.uint8 or _is_large(x) or _is_nchw(x)
+    name: x
+    for name, x in images.items()
+    if _is_bytes(name, x)
+    or (_is_image(name, x) and (_is_integer_image(x) or _is_large(x) or _is_nchw(x)))
   }
   read = entries_read() if suspicious else ()
   for name, values in suspicious.items():
     if name not in read:
       continue
-    if values.dtype == np.uint8:
+    scaled = f"({name} / {255 if values.max() <= 255 else values.max()}).astype('float32')"
+    if _is_bytes(name, values):
+      warnings.warn(
+        f"{field}: {name}: expected floats of about 0 to 1, got uint8 of 0 to {values.max()}: "
+        f"write {scaled} unless the model embeds or scales its inputs itself",
+        stacklevel=2,
+      )
+    elif _is_integer_image(values):
       raise ValueError(
-        f"{field}: {name}: expected floats, got uint8 pixels of 0 to 255: write "
-        f"({name} / 255).astype('float32'), or {name}.astype('float32') for a model that scales "
-        "its inputs itself"
+        f"{field}: {name}: expected floats, got {values.dtype} pixels of 0 to {values.max()}: "
+        f"write {scaled}, or {name}.astype('float32') for a model that scales its inputs itself"
       )
     if _is_large(values):
       warnings.warn(
@@ -57,7 +68,24 @@ def check_images(
 
 
 def _is_image(name: str, values: np.ndarray) -> bool:
-  return values.ndim == 4 or name == "image" or (values.ndim == 3 and values.dtype == np.uint8)
+  is_unsigned = values.dtype in (np.uint8, np.uint16)
+  if values.ndim >= 4 or (values.ndim == 3 and is_unsigned):
+    return True
+  # The last word: 'image_sizes' are none.
+  last = name.lower().removesuffix("_values").split("_")[-1]
+  return values.ndim >= 2 and last.startswith(IMAGE_WORDS)
+
+
+def _is_integer_image(values: np.ndarray) -> bool:
+  is_integer = np.issubdtype(values.dtype, np.integer)
+  return bool(values.dtype == np.uint8 or (is_integer and values.max() > MAX_SCALED))
+
+
+def _is_bytes(name: str, values: np.ndarray) -> bool:
+  """Returns whether an entry holds flat uint8 that may be pixels, by its name."""
+  is_index = not set(name.lower().split("_")).isdisjoint(INDEX_WORDS)
+  is_flat = values.ndim == 2 and values.dtype == np.uint8 and values.max() > MAX_SCALED
+  return bool(is_flat and not is_index and not _is_image(name, values))
 
 
 def _is_large(values: np.ndarray) -> bool:

@@ -15,6 +15,9 @@ from distill_jax.data.checks import check_integer
 from distill_jax.types import Batch
 
 Mixer = Callable[[jax.Array, Batch], Batch]
+BLENDED = ("image",)
+PASTED = ("image", "label_map")
+NOT_LABELS = ("id", "view", "where")
 Classes = int | Mapping[str, int | None] | None
 
 
@@ -35,7 +38,7 @@ def mixup(
       None for floats such as regression targets, which are blended as they are. None: 'label' is
       floats, or missing.
     entries: names of the images, or of vectors, which are blended with one weight; None: 'image',
-      and a batch with other images raises. Label maps and boxes cannot be blended.
+      and a batch with other images raises. Label maps, boxes and points cannot be blended.
 
   Returns:
     `(key, batch) -> batch`: images blended, labels rows of probabilities [rows, classes]. An
@@ -44,15 +47,17 @@ def mixup(
 
   Raises:
     ValueError: an argument is outside its range; when called, there are cached teacher outputs in
-      the batch, an entry is missing or of another shape, or labels do not fit `classes`.
+      the batch, an entry is missing or of another shape, labels do not fit `classes`, or integers
+      or bools [rows] are not among `classes`.
   """
   _check_alpha(alpha)
   label_classes = _label_classes(classes)
   targets = make_entries(entries)
-  _check_kinds(targets, "mixup", ("image",))
+  _check_kinds(targets, "mixup", BLENDED)
 
   def mix(key, batch):
-    targets.check(batch, any_shape=True)
+    targets.check(batch, any_shape=True, allowed=BLENDED)
+    _check_labels_named(batch, targets, label_classes)
     pairs = _pairs(batch, targets, label_classes)
     weight = jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
     return {**batch, **{name: _blend(weight, *pair) for name, pair in pairs.items()}}
@@ -87,10 +92,11 @@ def cutmix(
   _check_alpha(alpha)
   targets = make_entries(entries)
   label_classes = _label_classes(classes)
-  _check_kinds(targets, "cutmix", ("image", "label_map"))
+  _check_kinds(targets, "cutmix", PASTED)
 
   def mix(key, batch):
-    targets.check(batch)
+    targets.check(batch, allowed=PASTED)
+    _check_labels_named(batch, targets, label_classes)
     height, width = targets.size(batch)
     pasted = _rectangle(key, alpha, height, width)
     weight = 1 - pasted.mean(dtype=jnp.float32)
@@ -171,18 +177,38 @@ def _float_labels(name: str, labels: jax.Array, classes: int | None) -> jax.Arra
   is_float = jnp.issubdtype(labels.dtype, jnp.floating)
   if classes is None:
     if not is_float:
+      hint = f'give classes, e.g. classes={{"{name}": 10}}'
+      if labels.ndim > 2:
+        hint = "labels of pixels cannot be blended; cutmix pastes them as a label_map"
       raise ValueError(
-        f"{name}: expected floats without a number of classes, got {labels.dtype}: give classes, "
-        f'e.g. classes={{"{name}": 10}}'
+        f"{name}: expected floats without a number of classes, got {labels.dtype} "
+        f"{list(labels.shape)}: {hint}"
       )
     return labels
-  if jnp.issubdtype(labels.dtype, jnp.integer) and labels.ndim == 1:
+  if labels.ndim == 1 and not is_float:
     # A negative label gives a row of zeros.
-    return jax.nn.one_hot(labels, classes, dtype=jnp.float32)
+    return jax.nn.one_hot(labels.astype(jnp.int32), classes, dtype=jnp.float32)
   if is_float and labels.ndim == 2 and labels.shape[1] == classes:
     return labels
   expected = f"integers [rows] or probabilities [rows, {classes}]"
   raise ValueError(f"{name}: expected {expected}, got {labels.dtype} {list(labels.shape)}")
+
+
+def _check_labels_named(batch: Batch, targets: Entries, classes: Mapping[str, int | None]) -> None:
+  """Checks that no other entry seems to hold labels, which would stay those of one image."""
+  for name, values in batch.items():
+    is_label = jnp.shape(values)[1:] in ((), (1,)) and not jnp.issubdtype(
+      values.dtype, jnp.floating
+    )
+    if not is_label or name.startswith("teacher/"):
+      continue
+    if name not in (*NOT_LABELS, *targets.kinds, *classes):
+      sizes = {**{key: size for key, size in classes.items() if key in batch}, name: 3}
+      raise ValueError(
+        f"classes: expected the number of classes of each entry with labels, got none of {name!r} "
+        f"{values.dtype} {list(values.shape)}: write classes={sizes} with its own number, or leave "
+        "the entry out of the batch"
+      )
 
 
 def _label_classes(classes: Classes) -> dict[str, int | None]:

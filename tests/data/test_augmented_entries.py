@@ -100,6 +100,55 @@ def test_other_images_raise_until_they_are_named(rng, name):
 
 
 @pytest.mark.parametrize(
+  "name, values, suggestion",
+  [
+    ("boxes", np.zeros((ROWS, 3, 4), int), r"'boxes': 'boxes'"),
+    ("joints", np.zeros((ROWS, 5, 2), int), r"x \+ 1"),
+    ("joints", np.zeros((ROWS, 5, 3), np.float32), r"x \+ 1"),
+    ("bbox", np.zeros((ROWS, 4), np.float32), r"'bbox': 'boxes'"),
+    ("label", np.zeros((ROWS, SIZE, SIZE), int), r"'label': 'label_map'"),
+    ("label", np.zeros((ROWS, SIZE, SIZE, 1), np.uint8), r"'label': 'label_map'"),
+    ("depth", np.zeros((ROWS, SIZE, SIZE), np.float32), r"\('image', 'depth'\)"),
+  ],
+)
+def test_entries_that_depend_on_the_image_raise(rng, name, values, suggestion):
+  """Boxes and points of integers stayed; a label map was suggested as an image."""
+  batch = {key: x for key, x in a_batch(rng).items() if key in ("image", "id", "view")}
+  with pytest.raises(ValueError, match=rf"^entries: .*{name!r}.*{suggestion}"):
+    data.augmentation(data.flip(), seed=0)(batch | {name: values})
+  data.augmentation(data.flip(), seed=0)(batch | {"features": np.zeros((ROWS, 9))})
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8])
+def test_label_maps_are_no_images(rng, dtype):
+  """Padding was class 0, and mixup blended class numbers."""
+  batch = {key: x for key, x in a_batch(rng).items() if key in ("image", "id", "view", "label")}
+  batch["label"] = batch["label"].astype(dtype)
+  names = ("image", "label")
+  with pytest.raises(ValueError, match=r"^label: .*label_map"):
+    data.augmentation(data.shift_crop(2), seed=0, entries=names)(batch)
+  with pytest.raises(ValueError, match=r"^label: "):
+    data.mixup(1.0, None, entries=names)(jax.random.key(0), batch)
+  with pytest.raises(ValueError, match=r"^entries: ((?!'label_map').)*$"):
+    data.mixup(1.0, None)(jax.random.key(0), batch)
+  with pytest.raises(ValueError, match=r"^entries: .*'label': 'label_map'"):
+    data.cutmix(1.0, None)(jax.random.key(0), batch)
+
+
+@pytest.mark.parametrize("mixer", [data.mixup, data.cutmix])
+@pytest.mark.parametrize("dtype", [np.int32, bool])
+def test_second_label_entry_raises_until_it_is_named(rng, mixer, dtype):
+  """It kept one image's labels, next to a blend of two."""
+  batch = {key: x for key, x in a_batch(rng).items() if key in ("image", "id", "view")}
+  batch |= {"label": np.arange(ROWS) % 3, "type": np.zeros(ROWS, dtype)}
+  with pytest.raises(ValueError, match=r"^classes: .*'type'"):
+    mixer(1.0, 3)(jax.random.key(0), batch)
+  if dtype is bool and mixer is data.mixup:
+    mixed = mixer(1.0, {"label": 3, "type": 2})(jax.random.key(0), batch)
+    assert mixed["type"].shape == (ROWS, 2)
+
+
+@pytest.mark.parametrize(
   "entries, changed, field",
   [
     ("image", {}, "entries"),

@@ -18,6 +18,37 @@ def test_uint8_images_raise(shape):
   check((image / 255).astype(np.float32))
 
 
+@pytest.mark.parametrize(
+  "name, shape, dtype",
+  [
+    ("image", (2, 8, 8, 3), np.int32),
+    ("image", (2, 48), np.int64),
+    ("x", (2, 8, 8), np.uint16),
+    ("x", (2, 8, 8, 3), np.int16),
+    ("pixels", (2, 48), np.uint8),
+    ("video", (2, 3, 8, 8, 3), np.uint8),
+  ],
+)
+def test_integer_pixels_raise(name, shape, dtype):
+  """They trained at a loss of 5,000, without a word."""
+  image = np.full(shape, 200, dtype)
+  with pytest.raises(ValueError, match=rf"^source: {name}: expected floats, got .*/ 255"):
+    check(image, (name,), name)
+  check(image, ("tokens",), name)
+  check((image / 255).astype(np.float32), (name,), name)
+
+
+def test_flat_bytes_warn_unless_they_are_tokens():
+  values = np.full((2, 48), 200, np.uint8)
+  with pytest.warns(UserWarning, match=r"^source: x: expected floats"):
+    check(values, ("x",), "x")
+  check(values, ("byte_tokens",), "byte_tokens")
+  check(values.astype(np.int32), ("input_ids",), "input_ids")
+  check(np.full((2, 3, 48), 200, np.int32), ("choices",), "choices")
+  check(np.full((2, 2), 336, np.int32), ("image_sizes",), "image_sizes")
+  check(np.ones((2, 8, 8, 4), np.int32), ("board",), "board")
+
+
 def test_large_floats_warn():
   image = np.linspace(0, 255, 2 * 8 * 8, dtype=np.float32).reshape(2, 8, 8, 1)
   with pytest.warns(UserWarning, match=r"image: .*got 0 to 255: write image / 255"):
