@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill_jax.objectives.class_labels import SUM_TOLERANCE, outside_probabilities
+
 UNLABELED = -1
 """The class number of an example without a label, which hard-label terms and metrics leave out."""
 
@@ -252,9 +254,7 @@ def _check_probabilities(name: str, label: np.ndarray, classes: int | None, ids:
     )
   label = label.astype(np.float64)
   sums = label.sum(-1)
-  # Rows may have been rounded to bfloat16.
-  sum_is_valid = (np.abs(sums - 1) < 0.01) | (sums == 0)
-  invalid = (label < 0).any(-1) | ~sum_is_valid
+  invalid = outside_probabilities(label) | ((sums <= 1 - SUM_TOLERANCE) & (sums != 0))
   if invalid.any():
     index = tuple(np.argwhere(invalid)[0])
     raise ValueError(

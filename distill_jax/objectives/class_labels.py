@@ -3,11 +3,14 @@
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+SUM_TOLERANCE = 0.01
+"""How far the sum of a row of probabilities may be from 1."""
 
 
 class Entries(NamedTuple):
@@ -51,6 +54,16 @@ def record_weights(entry: str) -> None:
   entries = _recorded.get()
   if entries is not None:
     entries.weights.add(entry)
+
+
+def outside_probabilities(rows: Any) -> Any:
+  """Returns bool [...]: which rows [..., C] are negative somewhere or sum to more than 1.
+
+  A sum below 1 is what mixing an example with an unlabeled one leaves; where rows come from the
+  data, `data.check_batch` asks for a sum of 1.
+  """
+  # Rows may have been rounded to bfloat16.
+  return (rows < 0).any(-1) | (rows.sum(-1) >= 1 + SUM_TOLERANCE)
 
 
 class ClassLabels(NamedTuple):

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 
 from distill_jax import reduce
 from distill_jax.objectives.calls import batch_entry, has_true_label, outputs_of, valid_rows
-from distill_jax.objectives.class_labels import class_labels, record, record_weights
+from distill_jax.objectives.class_labels import (
+  class_labels,
+  outside_probabilities,
+  record,
+  record_weights,
+)
 from distill_jax.objectives.label_settings import (
   LabelSettings,
   check_classes,
@@ -39,8 +44,9 @@ def labels(
 
   Without a loss the label is int [...] or probabilities [..., C] (mixup). A negative label, the
   ignore label, or a row of zeros, is unlabeled: it is masked here, while other terms still use the
-  row. Another number that is no class, or another row that does not sum to 1, raises, and makes the
-  loss NaN in a compiled function, which cannot raise (`train.fit` checks labels before).
+  row. A row that sums to less than 1 (an example mixed with an unlabeled one) counts by its sum.
+  Another number that is no class, or a row with a negative number or a sum above 1, raises, and
+  makes the loss NaN in a compiled function, which cannot raise (`train.fit` checks labels before).
 
   With a loss the label has the output's shape, or is [...] for an output [..., 1]; the loss gets
   both in float32, and its values are averaged over all axes but the first, to one value a row. A
@@ -113,8 +119,7 @@ def _cross_entropy(
     target = label.astype(z.dtype)
     sums = target.sum(-1)
     labeled = sums > 0
-    # Rows may have been rounded to bfloat16.
-    outside = (target < 0).any(-1) | (labeled & (jnp.abs(sums - 1) >= 0.01)) | (sums < 0)
+    outside = outside_probabilities(target)
     _check_rows(name, outside, sums, batch.get("where"))
   else:
     index, labeled, outside = class_labels(
@@ -132,7 +137,8 @@ def _cross_entropy(
   exists = z > -jnp.inf
   uniform = exists.astype(z.dtype) / jnp.maximum(exists.sum(-1, keepdims=True, dtype=z.dtype), 1)
   smoothing = jnp.asarray(smoothing, z.dtype)
-  target = (1 - smoothing) * target + smoothing * uniform
+  # A row mixed with an unlabeled one sums to less than 1; its smoothing has the same share.
+  target = (1 - smoothing) * target + smoothing * target.sum(-1, keepdims=True) * uniform
   if settings.class_weights is not None:
     target = target * jnp.broadcast_to(settings.class_weights.astype(z.dtype), z.shape)
   values = -jnp.where(target > 0, target * log_q, 0).sum(-1)
@@ -145,8 +151,8 @@ def _check_rows(name: str, outside: jax.Array, sums: jax.Array, where: jax.Array
     outside = outside & where.reshape(where.shape + (1,) * (outside.ndim - where.ndim))
   if not isinstance(outside, jax.core.Tracer) and outside.any():
     raise ValueError(
-      f"{name}: expected rows of probabilities that sum to 1, or only zeros (no label), got the "
-      f"sum {float(sums[outside][0]):g}: for several labels an example pass a loss such as "
+      f"{name}: expected rows of probabilities >= 0 that sum to 1, or only zeros (no label), got "
+      f"the sum {float(sums[outside][0]):g}: for several labels an example pass a loss such as "
       "optax.sigmoid_binary_cross_entropy"
     )
 

@@ -368,3 +368,16 @@ def test_bool_labels_are_classes_0_and_1(rng):
   z, y = normal(rng, 4, 2), np.array([True, False, False, True])
   values, _ = apply(labels(), {"logits": z}, {"label": y})
   np.testing.assert_allclose(values, -np.log(softmax64(z))[range(4), y.astype(int)], rtol=1e-5)
+
+
+def test_mixed_row_counts_by_its_sum_and_a_larger_sum_raises(rng):
+  z = normal(rng, 2, 3)
+  rows = np.array([[0.25, 0, 0], [0, 0.5, 0.5]], np.float32)
+  smooth = 0.9 * rows + 0.1 / 3 * rows.sum(1, keepdims=True)
+  expected = -(smooth * np.log(softmax64(z))).sum(-1)
+  term = labels(label_smoothing=0.1)
+  (values, _), _ = evaluate(term, {"logits": z}, {}, {"label": rows})
+  np.testing.assert_allclose(values, expected, rtol=1e-5)
+  for wrong in (rows * 1.5, -rows):
+    with pytest.raises(ValueError, match="^label: "):
+      apply(term, {"logits": z}, {"label": wrong})
