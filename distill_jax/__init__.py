@@ -26,15 +26,21 @@ _SUBPACKAGES = (
   "train",
 )
 
-__all__ = ["__version__", "load_student"]
+_MODULES = {
+  "describe_inputs": "distill_jax.storage.inputs",
+  "export_student": "distill_jax.storage.student",
+  "load_student": "distill_jax.storage.student",
+}
+
+__all__ = ["__version__", "describe_inputs", "export_student", "load_student"]
 
 
 def __getattr__(name: str) -> Any:
   if name in _SUBPACKAGES:
     return importlib.import_module(f"distill_jax.{name}")
-  if name == "load_student":
+  if name in _MODULES:
     with naming_extras():
-      return importlib.import_module("distill_jax.storage.student").load_student
+      return getattr(importlib.import_module(_MODULES[name]), name)
   raise AttributeError(f"module 'distill_jax' has no attribute {name!r}")
 
 

@@ -8,11 +8,12 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.trees import describe_leaf
-from distill_jax.types import input_names
+from distill_jax.types import Batch, Model, Variables, input_names
 
 _NARROW = 0.01  # of the range: pixels of 0 to 1 where 0 to 255 was trained
 
@@ -42,6 +43,20 @@ def describe_inputs(examples: Any, class_names: Iterable[str] | None = None) -> 
   return {"entries": entries, "class_names": list(class_names)}
 
 
+def check_description(inputs: Any) -> None:
+  """Checks that `inputs` is a description of inputs, empty or None.
+
+  Raises:
+    ValueError: it is something else, such as the examples.
+  """
+  if inputs is None or (isinstance(inputs, Mapping) and (not inputs or "entries" in inputs)):
+    return
+  raise ValueError(
+    f"inputs: expected a description of the inputs, got {type(inputs).__name__}: write "
+    "inputs=describe_inputs(train)"
+  )
+
+
 def check_inputs(inputs: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
   """Checks a batch against the inputs that a student was trained on.
 
@@ -64,6 +79,51 @@ def check_inputs(inputs: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
     _check_kind(name, expected, values)
     _check_channels(name, expected, values)
     _warn_of_range(name, expected, values)
+
+
+def check_network(
+  inputs: Mapping[str, Any], model: Model, variables: Variables, batch: Batch
+) -> None:
+  """Checks that a network takes a batch, and that its rows have the shapes of training.
+
+  A convolutional network takes rows of other sizes, which only warn.
+
+  Args:
+    inputs: of `describe_inputs`; empty: nothing is checked.
+    model, variables: the network.
+    batch: arrays or `ShapeDtypeStruct`s [N, ...].
+
+  Raises:
+    ValueError: an entry has another rank, or the network does not take the batch because of an
+      entry that is missing or has another size; the message names the entry.
+  """
+  entries = inputs.get("entries", {})
+  if not entries:
+    return
+  shapes = {name: list(np.shape(batch[name])[1:]) for name in entries if name in batch}
+  changes = {name: shape for name, shape in shapes.items() if shape != entries[name]["shape"]}
+  lines = {
+    name: f"{name}: expected {entries[name]['shape']} in each row, as in training, got {shape}"
+    for name, shape in changes.items()
+  }
+  for name, shape in changes.items():
+    if len(shape) != len(entries[name]["shape"]):
+      raise ValueError(f"{lines[name]}: prepare it as the training examples")
+  try:
+    jax.eval_shape(lambda v, b: model.apply(*v, b, train=False, key=None)[0], variables, batch)
+  # Each library raises types of its own.
+  except Exception as error:
+    for name in entries:
+      if name not in batch:
+        lines[name] = f"{name}: expected an entry of the batch, as in training, got {sorted(batch)}"
+    # A network of other sizes than its weights (`allow_shrunk`) takes no batch at all.
+    if not lines:
+      return
+    raise ValueError(
+      f"{next(iter(lines.values()))}: prepare it as the training examples"
+    ) from error
+  for line in lines.values():
+    warnings.warn(f"{line}: check that it is meant", UserWarning, stacklevel=3)
 
 
 def _check_kind(name: str, expected: Mapping[str, Any], values: np.ndarray) -> None:

@@ -14,7 +14,7 @@ import safetensors.flax
 
 from distill_jax.storage import files, folders, seal
 from distill_jax.storage.fingerprint import fingerprint
-from distill_jax.storage.inputs import check_inputs
+from distill_jax.storage.inputs import check_description, check_inputs, check_network
 from distill_jax.trees import named_leaves
 from distill_jax.types import Batch, Model, Variables
 from distill_jax.version import __version__
@@ -39,16 +39,24 @@ def export_student(
       (`params/...`).
     folder: created if it is missing; may hold other files.
     description: what the student is and how it was trained; any values that json can hold.
-    inputs: what it was trained on (`storage.inputs.describe_inputs(train)`): shape, dtype and range
-      of each input, and the names of the classes. `load_student` and `load_stablehlo` check their
-      batches against it. None: nothing is checked.
+    inputs: what it was trained on (`describe_inputs(train)`): shape, dtype and range of each input,
+      and the names of the classes. `load_student` and `load_stablehlo` check their batches against
+      it. None: nothing is checked.
 
   Returns:
     The folder, absolute.
 
   Raises:
-    ValueError: a leaf is no plain array (a typed PRNG key), or two leaves have one name.
+    ValueError: no `Variables` (a result, a state, params); a leaf is no plain array (a typed PRNG
+      key), or two leaves have one name; a description that json cannot hold; `inputs` that
+      `describe_inputs` did not return.
   """
+  if not isinstance(variables, Variables):
+    raise ValueError(
+      f"variables: expected Variables(params, state), got {type(variables).__name__}: write "
+      "result.variables"
+    )
+  check_description(inputs)
   folder = folders.resolve(folder, "folder")
   folder.mkdir(parents=True, exist_ok=True)
   leaves = seal.layout(variables)
@@ -65,7 +73,7 @@ def export_student(
     "python": platform.python_version(),
   }
   content = {
-    "description": dict(description),
+    "description": _json_mapping(description),
     "inputs": dict(inputs or {}),
     "fingerprint": fingerprint(variables),
     "leaves": leaves,
@@ -88,7 +96,7 @@ def load_student(
     model: decides the names, shapes and dtypes: `model.variables`, or what `model.init` returns.
     batch: an example batch for `model.init` (arrays or `ShapeDtypeStruct`s). None: the model has
       `variables`. Arrays of another range than the stored one warn (0 to 255 where 0 to 1 was
-      trained).
+      trained), and so do rows of another size that the network takes.
     allow_shrunk: the arrays may have other sizes than the model's (`compression.pruning.shrink`),
       not other names or ranks.
 
@@ -96,13 +104,23 @@ def load_student(
     FileNotFoundError: one of the two files is missing.
     ValueError: the leaves differ from the model's (each difference is listed), the bits differ from
       those that were written, the file is no safetensors file (pickled weights are never opened),
-      the model has no variables to compare with, or the batch is not like the training examples
-      (`storage.inputs.check_inputs`).
+      no Model, or one without variables to compare with, or the batch is not like the training
+      examples (`storage.inputs`).
   """
+  if not isinstance(model, Model):
+    raise ValueError(
+      f"model: expected a Model, got {_kind(model)}: make one with models.from_nnx, from_linen, "
+      "from_keras or from_apply, as for training"
+    )
+  if not isinstance(batch, Mapping | None):
+    raise ValueError(
+      f"batch: expected arrays by name, got {type(batch).__name__}: write {{'image': images}}"
+    )
   weights_path, description_path = _files(folders.resolve(path, "path"))
   content = _read_description(description_path)
   stored_fingerprint = content["fingerprint"]
-  check_inputs(content.get("inputs", {}), batch or {})
+  inputs = content.get("inputs", {})
+  check_inputs(inputs, batch or {})
   weights = load_weights(weights_path)
   expected = _variables_of(model, batch)
   if allow_shrunk:
@@ -119,6 +137,8 @@ def load_student(
       f"{stored_fingerprint}: one of them "
       "is corrupt or of another export: export the student again"
     )
+  if batch is not None:
+    check_network(inputs, model, variables, batch)
   return variables
 
 
@@ -133,6 +153,21 @@ def load_weights(path: Path) -> dict[str, jax.Array]:
   # The Rust parser raises SafetensorError, its wrapper KeyError and ValueError.
   except Exception as error:
     raise ValueError(f"{path} is corrupt, or no safetensors file: {error}") from error
+
+
+def _kind(network: Any) -> str:
+  return f"the class {network.__name__}" if isinstance(network, type) else type(network).__name__
+
+
+def _json_mapping(description: Any) -> dict[str, Any]:
+  try:
+    json.dumps(dict(description))
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f"description: expected a mapping of values that json can hold, got {error}: convert arrays "
+      "with float() or .tolist(); {} describes nothing"
+    ) from None
+  return dict(description)
 
 
 def _files(path: Path) -> tuple[Path, Path]:

@@ -82,8 +82,6 @@ def test_inputs_as_in_training_pass(folder):
       load_student(folder, MODEL, batch)
     predict({"image": np.zeros((1, 6, 5, 3), np.float32)})  # A black image has no range.
     predict({"image": IMAGES.astype(np.float64)})
-    # Of another size: a convolutional network takes it.
-    load_student(folder, MODEL, {"image": np.zeros((1, 9, 9, 3), np.float32)})
     load_student(folder, MODEL, {"image": jax.ShapeDtypeStruct((1, 6, 5, 3), jnp.float32)})
 
 
@@ -98,6 +96,41 @@ def test_inputs_as_in_training_pass(folder):
 def test_program_names_an_input_of_another_shape(folder, values, match):
   with pytest.raises(ValueError, match=f"^{match}"):
     load_stablehlo(folder)({"image": values})
+
+
+def test_student_warns_of_another_size_that_its_network_takes(folder):
+  with pytest.warns(UserWarning, match=r"^image: .*\[6, 5, 3\].*\[9, 9, 3\]"):
+    load_student(folder, MODEL, {"image": np.zeros((1, 9, 9, 3), np.float32)})
+
+
+def flat(params, image):
+  return image.reshape(len(image), -1) @ params["w"]
+
+
+FLAT = from_apply(None, flat, variables={"w": np.ones((90, 2), np.float32)})
+OTHER_BATCHES = {
+  "flat rows": ({"image": IMAGES.reshape(32, -1)}, "image: .*[90]"),
+  "another size": ({"image": IMAGES[:, :5]}, "image: .*[5, 5, 3]"),
+  "shapes": ({"image": jax.ShapeDtypeStruct((1, 90), jnp.float32)}, "image: .*[90]"),
+  "another name": ({"x": IMAGES}, "image: .*['x']"),
+  "no entry": ({}, "image: .*[]"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_BATCHES)
+def test_student_rejects_entries_unlike_the_trained_ones(tmp_path, name):
+  batch, match = OTHER_BATCHES[name]
+  export_student(FLAT.variables, tmp_path, description={}, inputs=INPUTS)
+  with pytest.raises(ValueError, match="^" + match.replace("[", r"\[").replace("]", r"\]")):
+    load_student(tmp_path, FLAT, batch)
+  load_student(tmp_path, FLAT, {"image": IMAGES})
+
+
+@pytest.mark.parametrize("inputs", [SOURCE, {"image": IMAGES}, ["image"]])
+def test_export_names_what_describes_inputs(tmp_path, inputs):
+  with pytest.raises(ValueError, match=r"^inputs: .*describe_inputs\("):
+    export_student(MODEL.variables, tmp_path, description={}, inputs=inputs)
+  assert not list(tmp_path.iterdir())
 
 
 def test_student_without_inputs_checks_none(folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 import safetensors
 
 import distill_jax
+from distill_jax.storage.inputs import describe_inputs
 from distill_jax.storage.student import export_student, load_student
 from distill_jax.types import Model, Variables
 
@@ -175,8 +177,40 @@ def test_failed_export_keeps_the_last_one(tmp_path, student, monkeypatch):
   assert_identical(load_student(folder, MODEL, BATCH), student)
 
 
-def test_package_exports_load_student():
+def test_package_has_what_saves_and_loads_students():
+  assert distill_jax.export_student is export_student
   assert distill_jax.load_student is load_student
+  assert distill_jax.describe_inputs is describe_inputs
+
+
+WRONG_VARIABLES = {
+  "result": lambda v: SimpleNamespace(variables=v, state=None),
+  "state": lambda v: SimpleNamespace(params={"student": v.params}),
+  "params": lambda v: v.params,
+  "pair": tuple,
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_VARIABLES)
+def test_export_takes_variables_only(tmp_path, student, kind):
+  with pytest.raises(ValueError, match=r"^variables: .*result\.variables"):
+    export_student(WRONG_VARIABLES[kind](student), tmp_path, description={})
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("description", [None, "a student", {"accuracy": np.float32(0.9)}])
+def test_export_names_a_description_json_cannot_hold(tmp_path, student, description):
+  with pytest.raises(ValueError, match="^description: "):
+    export_student(student, tmp_path, description=description)
+
+
+def test_load_names_a_network_that_is_no_model(tmp_path, student):
+  folder = export_student(student, tmp_path, description={})
+  for network in (Bomb, object()):
+    with pytest.raises(ValueError, match=r"^model: .*from_nnx"):
+      load_student(folder, network, BATCH)
+  with pytest.raises(ValueError, match="^batch: .*ndarray"):
+    load_student(folder, MODEL, BATCH["image"])
 
 
 def test_allow_shrunk_accepts_other_sizes_but_not_ranks(tmp_path, student):
