@@ -79,6 +79,7 @@ def test_losses_run_in_a_loop_of_your_own(rng):
   np.testing.assert_allclose(actual[1], gradient, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:best:UserWarning")  # random labels: no accuracy in ten steps
 def test_your_model_runs_live_cached_and_on_a_mesh(names):
   lines = [line for line in MODEL.splitlines() if line.strip()]
   assert len(lines) <= 15, "the core example stays short"

@@ -49,11 +49,19 @@ def test_sigterm_after_the_last_step_raises(handler):
     assert not again.at()
 
 
+@pytest.fixture
+def console():
+  """Handles Ctrl-C as an interactive Python does; a process in the background ignores it."""
+  old = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, old)
+
+
 def interrupt():
   os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_first_ctrl_c_waits_for_the_step_and_the_second_does_not(capfd):
+def test_first_ctrl_c_waits_for_the_step_and_the_second_does_not(console, capfd):
   state = SimpleNamespace(step=np.int32(3))
   with pytest.raises(Interrupted) as raised, Interruption() as interruption:
     interrupt()
@@ -66,7 +74,7 @@ def test_first_ctrl_c_waits_for_the_step_and_the_second_does_not(capfd):
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_without_a_folder_leaves_the_result(capfd):
+def test_ctrl_c_without_a_folder_leaves_the_result(console, capfd):
   with Interruption() as interruption:
     interrupt()
     interruption.answer(SimpleNamespace(step=np.int32(3)), saved=False)
@@ -85,7 +93,7 @@ def test_handler_of_the_caller_for_ctrl_c_stays():
 
 
 @pytest.mark.parametrize("send, code", [(terminate, 143), (interrupt, 130)])
-def test_signal_outside_of_training_says_why(send, code):
+def test_signal_outside_of_training_says_why(console, send, code):
   with pytest.raises(Interrupted) as raised, saying_why():
     send()
   assert raised.value.code == code

@@ -53,9 +53,11 @@ def test_sigterm_saves_the_step_and_resumes_to_the_same_bits(tmp_path, step):  #
 
 
 def test_ctrl_c_without_a_folder_returns_the_steps_so_far():
+  # A process that was started in the background ignores Ctrl-C.
+  old = signal.signal(signal.SIGINT, signal.default_int_handler)
   result = run(None, source=terminated_at(8, signal.SIGINT))
   assert int(result.state.step) == 8
-  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  assert signal.signal(signal.SIGINT, old) is signal.default_int_handler
 
 
 def test_float16_logits_of_any_size_keep_updates_finite():  # 17, 18
