@@ -88,6 +88,7 @@ def check_teacher(
   """
   stored_outputs = cache.manifest.identity["outputs"]
   stored = {name: {"codec": values["codec"]} for name, values in stored_outputs.items()}
+  outputs = codecs.check_outputs(outputs)
   expected = {name: {"codec": codecs.to_json(codec)} for name, codec in outputs.items()}
   check_equal(cache.store, {"outputs": stored}, {"outputs": expected})
   part = identity.teacher_identity(teacher, variables, outputs, arrays, description)

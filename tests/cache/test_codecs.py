@@ -13,7 +13,7 @@ import scipy.stats
 
 from distill_jax.cache import Dense, RandomSampling, TopK
 from distill_jax.cache.codecs import bits, output_errors
-from distill_jax.cache.codecs.codec import from_json, to_json
+from distill_jax.cache.codecs.codec import check_outputs, from_json, to_json
 from distill_jax.cache.codecs.estimates import row_bytes
 
 ALL = [Dense(d) for d in ("float32", "float16", "bfloat16", "int8")] + [
@@ -164,8 +164,8 @@ def test_a_codec_survives_json(codec):
   ("values", "match"),
   [
     ({"name": "TopJ", "k": 1}, "codec.*'TopK'"),
-    ({"name": "Dense"}, r"codec Dense: .*\['dtype'\]"),
-    ({"name": "Dense", "dtype": "float18"}, "dtype: .*'float16'"),
+    ({"name": "Dense"}, r"codec Dense: .*\['dtype', 'logits'\]"),
+    ({"name": "Dense", "dtype": "float18", "logits": None}, "dtype: .*'float16'"),
   ],
 )
 def test_unknown_json_is_rejected(values, match):
@@ -215,10 +215,54 @@ def test_dense_floats_are_rounded_once(rng, dtype):
 def test_int8_has_one_scale_per_row(rng):
   x = (rng.normal(size=(3, 4, 50)) * 10.0 ** rng.integers(-3, 4, (3, 4, 1))).astype(np.float32)
   x[0, 0], x[1, 1, :7], x[2, 2] = 0, -np.inf, -np.inf
-  _, decoded = round_trip(Dense("int8"), x)
+  _, decoded = round_trip(Dense("int8", logits=False), x)
   np.testing.assert_array_equal(decoded == -np.inf, x == -np.inf)
   x, decoded = (np.where(x == -np.inf, 0, values) for values in (x, decoded))
   assert (np.abs(decoded - x) <= np.abs(x).max(-1, keepdims=True) / 254 * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("padding", [-np.inf, np.finfo(np.float32).min, -1e9, -1e4, -100.0, 0.5])
+def test_int8_logits_keep_the_softmax_next_to_a_padded_class(padding):
+  x = np.array([[1.0, 1.5, padding], [1e6 + 1, 1e6, padding]], np.float32)
+  for temperature in (1, 4, 20):
+    codec = Dense("int8")
+    check(codec, x)
+    decoded = np.asarray(codec.decode(codec.encode(jnp.asarray(x), {}), x), np.float64)
+    expected = scipy.special.softmax(x.astype(np.float64) / temperature, -1)
+    got = scipy.special.softmax(decoded / temperature, -1)
+    np.testing.assert_allclose(got, expected, atol=0.008)
+    assert np.isfinite(decoded).all() == np.isfinite(padding)
+
+
+def test_int8_logits_are_as_near_as_documented(rng):
+  x = (rng.normal(size=(50, 40)) * 10.0 ** rng.uniform(-3, 1.5, (50, 1))).astype(np.float32)
+  x[0] = 3.0
+  codec = Dense("int8", logits=True)
+  gaps, decoded = (z.max(-1, keepdims=True) - z for z in (x, codec.decode(codec.encode(x, {}), x)))
+  widest = gaps.max(-1, keepdims=True)
+  assert (np.abs(gaps - decoded) <= (np.sqrt(gaps * widest) + widest / 504) / 251 + 1e-5).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+def test_logits_whose_softmax_would_change_are_refused(dtype):
+  x = np.array([[30_000.0, 30_001, 29_999]], np.float32)
+  features = Dense(dtype, logits=False)
+  check(features, x)
+  if dtype == "int8":  # It stores gaps.
+    check(Dense(dtype), x)
+    with pytest.raises(ValueError, match=r"outputs\['logits'\]: example id 30.*logits=True"):
+      check(features, np.array([[1.0, 1.5, -1e9]], np.float32))
+  else:
+    with pytest.raises(ValueError, match=r"outputs\['logits'\]: example id 30"):
+      check(Dense(dtype), x)
+
+
+@pytest.mark.parametrize(
+  ("name", "logits"), [("logits", True), ("0/logits", True), ("logits@a", True), ("hidden", False)]
+)
+def test_logits_are_known_by_name(name, logits):
+  assert check_outputs({name: Dense("int8")}) == {name: Dense("int8", logits)}
+  assert check_outputs({name: Dense("int8", False)})[name].logits is False
 
 
 def test_dense_decodes_to_the_output_dtype(rng):

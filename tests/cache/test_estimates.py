@@ -46,7 +46,8 @@ def test_row_bytes():
   output = jax.ShapeDtypeStruct((7, 3, 100), jnp.float32)
   sizes = {
     Dense("float16"): 600,
-    Dense("int8"): 300 + 12,
+    Dense("int8"): 300 + 24,
+    Dense("int8", logits=False): 300 + 12,
     TopK(4): 3 * (4 + 4 + 8),
     RandomSampling(12): 3 * 12,
   }

@@ -47,7 +47,7 @@ def read(raw):
   assert raw[:8] == b"DJXCACHE"
   version, length = struct.unpack_from("<II", raw, 8)
   text = json.loads(raw[16 : 16 + length])
-  assert version == 1 and struct.unpack_from("<I", raw, 16 + length)[0] == zlib.crc32(
+  assert version == 2 and struct.unpack_from("<I", raw, 16 + length)[0] == zlib.crc32(
     raw[: 16 + length]
   )
   start, size = 20 + length, text["record"]
@@ -84,14 +84,14 @@ def test_another_program_can_read_a_shard(data):
       np.testing.assert_array_equal(row[name], values[number])
 
 
-def test_the_bytes_stay_those_of_version_1():
+def test_the_bytes_stay_those_of_version_2():
   """Caches outlive releases: a changed byte requires a new version."""
   columns = (Column("a", "float16", (3,)), Column("b", "uint32"))
   values = {"a": np.arange(6, dtype=np.float16).reshape(2, 3), "b": np.array([7, 8], np.uint32)}
   raw = pack(Header("x", 0, 0, 2, columns), [5, 6], [0, 0], [1, 2], values)
   assert (
     hashlib.sha256(raw).hexdigest()
-    == "20d83bb3c8bac2bfc54189b610eee8d63d6fbc03c1f62ed553bc982a9526cc01"
+    == "b87a4022160a41fed6f269a0a2109ca46c659687ee089b99d60415c0b03912f0"
   )
 
 
@@ -218,8 +218,8 @@ def test_a_valid_checksum_of_an_invalid_header_is_rejected(data, old, new):
 
 def test_another_version_is_named(data):
   raw = bytearray(pack(header(), **data))
-  raw[8] = 2
-  with pytest.raises(CorruptCache, match="format version 2, expected 1"):
+  raw[8] = 3
+  with pytest.raises(CorruptCache, match="format version 3, expected 2"):
     Shard(bytes(raw), "here")
 
 

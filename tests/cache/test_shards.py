@@ -301,8 +301,8 @@ def test_flipped_bits_outside_the_shards_are_noticed(tmp_path, key):
 
 def test_another_version_is_named(tmp_path):
   store, plan = sweeps.make(tmp_path)
-  store.put("manifest.json", manifests.seal({**plan.body, "format": 2}, {}))
-  with pytest.raises(Mismatch, match="format: expected version 1, got 2"):
+  store.put("manifest.json", manifests.seal({**plan.body, "format": 3}, {}))
+  with pytest.raises(Mismatch, match="format: expected version 2, got 3"):
     shards.open_complete(store)
 
 

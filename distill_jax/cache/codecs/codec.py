@@ -47,7 +47,8 @@ def from_json(values: Mapping[str, Any]) -> Codec:
 
 
 def check_outputs(outputs: Any) -> dict[str, Codec]:
-  """Returns the outputs to store, at least one, each with its codec.
+  """Returns the outputs to store, at least one, each with its codec; of `Dense` ones it is decided
+  by name whether they are logits.
 
   Args:
     outputs: mapping from output to codec; None: float16 logits.
@@ -56,7 +57,7 @@ def check_outputs(outputs: Any) -> dict[str, Codec]:
     ValueError: an empty or another argument, a value that is no codec, or an unusable name.
   """
   if outputs is None:
-    return {"logits": Dense()}
+    return {"logits": Dense(logits=True)}
   example = "such as {'logits': Dense('float16')}"
   if not isinstance(outputs, Mapping):
     raise ValueError(
@@ -72,4 +73,10 @@ def check_outputs(outputs: Any) -> dict[str, Codec]:
         f"outputs[{name!r}]: expected letters, digits, '_' or '-' after the one '@', as in "
         "'logits@top8'"
       )
-  return dict(outputs)
+  return {name: _named(name, codec) for name, codec in outputs.items()}
+
+
+def _named(name: str, codec: Codec) -> Codec:
+  if not isinstance(codec, Dense) or codec.logits is not None:
+    return codec
+  return dataclasses.replace(codec, logits=output_of(name).split("/")[-1] == "logits")

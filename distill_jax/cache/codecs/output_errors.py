@@ -9,18 +9,22 @@ REASONS = (
   "has NaN or +inf",
   "has a row of logits that are all -inf: no class exists",
   "has a value that overflows its codec's dtype: use Dense('float32')",
+  "has values that its codec's dtype rounds too coarsely: use Dense('float32'), subtract each "
+  "row's largest logit, or pass Dense(dtype, logits=True) for logits of another name",
 )
-NOT_FINITE, NO_CLASS, OVERFLOW = range(1, 4)
+NOT_FINITE, NO_CLASS, OVERFLOW, COARSE = range(1, 5)
 
 
-def value_errors(output: jax.Array, overflow: jax.Array) -> jax.Array:
+def value_errors(output: jax.Array, overflow: jax.Array, coarse: jax.Array) -> jax.Array:
   """Returns the index of a reason for each example, uint8 [B]; 0 for none.
 
   Args:
     output: [B, ...]; -inf is no error.
     overflow: bool [B, ...], True for values that the dtype does not hold.
+    coarse: bool [B], True for examples that it rounds too coarsely.
   """
-  return _first_error((_not_finite(output), NOT_FINITE), (overflow, OVERFLOW))
+  marks = (_not_finite(output), NOT_FINITE), (overflow, OVERFLOW), (coarse, COARSE)
+  return _first_error(*marks)
 
 
 def logit_errors(logits: jax.Array) -> jax.Array:

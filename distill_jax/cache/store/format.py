@@ -4,7 +4,7 @@ A shard is one file, or one object of a store. All numbers are little-endian; cr
 
     offset      bytes
     0           8         "DJXCACHE"
-    8           4         format version, uint32: 1
+    8           4         format version, uint32: 2
     12          4         L, length of the text that follows, uint32
     16          L         the header, a JSON object in ASCII, padded with spaces
     16 + L      4         uint32: crc32 of bytes 0 to 15 + L
@@ -43,7 +43,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MAGIC = b"DJXCACHE"
-VERSION = 1
+VERSION = 2
 START = 16  # bytes before the header's text
 CRC_BYTES = 4
 RESIDUE = 0x2144DF1C  # crc32 of any bytes followed by their own crc32
