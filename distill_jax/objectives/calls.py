@@ -1,7 +1,8 @@
 """Calls a loss for a term: reads outputs, labels, masks and entries of the batch by name."""
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, overload
 
 import jax
@@ -11,7 +12,7 @@ from distill_jax import reduce
 from distill_jax.errors import suggest
 from distill_jax.losses import SparseTargets
 from distill_jax.objectives.class_labels import record
-from distill_jax.objectives.hyperparameters import at_step, check_types, first_value
+from distill_jax.objectives.hyperparameters import at_step, check_types, values_at
 from distill_jax.objectives.loss_checks import check_loss, check_names, check_values, name_of
 from distill_jax.types import Batch, Outputs
 
@@ -51,15 +52,20 @@ class LossCall(NamedTuple):
       "where": jax.ShapeDtypeStruct(rows, jnp.bool_),
     }
     extras = {name: shape for name, shape in shapes.items() if name in self.step_arguments}
-    first = {name: first_value(name, self.hyperparameters[name]) for name in self.schedules}
-    constants = self.hyperparameters | first
-    values = jax.eval_shape(
-      lambda s, t, extras: self.loss(s, t, **extras, **constants), s, t, extras
-    )
+    numbers = {name: values_at(name, self.hyperparameters[name]) for name in self.schedules}
+    for step in sorted({step for values in numbers.values() for step in values} or {0}):
+      constants = self.hyperparameters | {name: values[step] for name, values in numbers.items()}
+      with _step_in_error(step, self.schedules):
+        values = jax.eval_shape(
+          lambda s, t, extras, constants=constants: self.loss(s, t, **extras, **constants),
+          s,
+          t,
+          extras,
+        )
     check_values(self.loss, values, rows[0])
     if self.schedules:
-      step = jax.ShapeDtypeStruct((), jnp.int32)
-      jax.eval_shape(lambda s, t, extras, step: self.at(step)(s, t, **extras), s, t, extras, step)
+      first = jax.ShapeDtypeStruct((), jnp.int32)
+      jax.eval_shape(lambda s, t, extras, step: self.at(step)(s, t, **extras), s, t, extras, first)
 
   def at(self, step: jax.Array) -> Callable[..., jax.Array]:
     """Returns `(student, teacher, **extras) -> values`, the loss at this step."""
@@ -140,6 +146,17 @@ def prepare(
   check_names(loss, step_arguments, passed)
   schedules = check_types(loss, hyperparameters)
   return LossCall(loss, step_arguments, dict(hyperparameters), schedules, entries, valid)
+
+
+@contextlib.contextmanager
+def _step_in_error(step: int, schedules: frozenset[str]) -> Iterator[None]:
+  """Names the step at which a loss rejects the number of a schedule."""
+  try:
+    yield
+  except ValueError as error:
+    if not schedules:
+      raise
+    raise ValueError(f"{error} (with {', '.join(sorted(schedules))} at step {step})") from error
 
 
 def blank(mask: jax.Array | None, tree: Any) -> Any:

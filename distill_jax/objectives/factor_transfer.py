@@ -74,9 +74,14 @@ def factor_transfer(student: str, teacher: str, paraphraser: Any = None, *, p: N
     ValueError: at once, p < 1; in init, outputs that are not maps of as many rows, or a paraphraser
       of other channels.
   """
-  check_number("p", p, low=1)
+
+  def check():
+    check_number("p", p, low=1)
+
+  check()
 
   def init(key, s, t):
+    check()  # In `fit` also at later steps.
     check_pair(s, t, rank=4)
     encoder = {} if paraphraser is None else jax.tree.map(jnp.copy, paraphraser["encoder"])
     channels = encoder["0"]["kernel"].shape[2] if encoder else t.shape[3]

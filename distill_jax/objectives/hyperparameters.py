@@ -1,9 +1,11 @@
 """Checks the numbers that terms take, and resolves those that are schedules of the step."""
 
+import contextlib
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -27,6 +29,18 @@ _TEXTS = {
   str: "a text",
 }
 
+_steps: ContextVar[tuple[int, ...]] = ContextVar("_steps", default=(0,))
+
+
+@contextlib.contextmanager
+def schedule_steps(total: int) -> Iterator[None]:
+  """Checks schedules inside at the first, the middle and the last of so many steps."""
+  token = _steps.set(tuple(sorted({0, total // 2, max(total - 1, 0)})))
+  try:
+    yield
+  finally:
+    _steps.reset(token)
+
 
 def at_step(value: Number, step: jax.Array) -> Any:
   """Returns a number, or a schedule's at this step, float32."""
@@ -44,7 +58,8 @@ def check_number(
   open_low: bool = False,
   open_high: bool = False,
 ) -> None:
-  """Checks a finite number in its range, or a schedule by its number at step 0.
+  """Checks a finite number in its range, or a schedule by its numbers at step 0, and in
+  `schedule_steps` at those steps.
 
   Args:
     name: the argument's name, for the message.
@@ -54,18 +69,19 @@ def check_number(
   Raises:
     ValueError: it is neither, or out of range.
   """
-  number = first_value(name, value) if callable(value) else value
-  inside = is_number(number) and math.isfinite(number)
-  inside = inside and (number > low if open_low else number >= low)
-  inside = inside and (number < high if open_high else number <= high)
-  if not inside:
-    left = "(" if open_low or low == -math.inf else "["
-    right = ")" if open_high or high == math.inf else "]"
-    got = f"a schedule that starts at {number!r}" if callable(value) else repr(value)
-    raise ValueError(
-      f"{name}: expected a number in {left}{low}, {high}{right}, or a schedule step -> number, "
-      f"got {got}"
-    )
+  numbers_at = values_at(name, value) if callable(value) else {0: value}
+  left = "(" if open_low or low == -math.inf else "["
+  right = ")" if open_high or high == math.inf else "]"
+  for step, number in numbers_at.items():
+    inside = is_number(number) and math.isfinite(number)
+    inside = inside and (number > low if open_low else number >= low)
+    inside = inside and (number < high if open_high else number <= high)
+    if not inside:
+      got = f"a schedule that is {number!r} at step {step}" if callable(value) else repr(value)
+      raise ValueError(
+        f"{name}: expected a number in {left}{low}, {high}{right}, or a schedule step -> number, "
+        f"got {got}"
+      )
 
 
 def check_integer(name: str, value: Any, low: int = 1) -> None:
@@ -93,7 +109,7 @@ def check_types(function: Callable, values: Mapping[str, Any]) -> frozenset[str]
   for name, value in values.items():
     kind = _type_of(parameters.get(name))
     if callable(value) and kind in (float, None) and not _takes_function(parameters.get(name)):
-      first_value(name, value)
+      values_at(name, value)
       schedules.add(name)
     elif kind is not None and not _has_type(value, kind):
       got = "a function, and it cannot change while training" if callable(value) else repr(value)
@@ -101,16 +117,20 @@ def check_types(function: Callable, values: Mapping[str, Any]) -> frozenset[str]
   return frozenset(schedules)
 
 
-def first_value(name: str, schedule: Schedule) -> float:
-  """Returns a schedule's number at step 0.
+def values_at(name: str, schedule: Schedule) -> dict[int, float]:
+  """Returns a schedule's numbers by step: at step 0, and in `schedule_steps` at those steps.
 
   Raises:
     ValueError: jax cannot trace it, or it returns something else than one number.
   """
+  return {step: _value_at(name, schedule, step) for step in _steps.get()}
+
+
+def _value_at(name: str, schedule: Schedule, step: int) -> float:
   try:
     shape = jax.eval_shape(lambda step: _call(schedule, step), jax.ShapeDtypeStruct((), jnp.int32))
     with jax.ensure_compile_time_eval():
-      value = _call(schedule, jnp.zeros((), jnp.int32))
+      value = _call(schedule, jnp.asarray(step, jnp.int32))
   except Exception as error:
     title = getattr(schedule, "__name__", type(schedule).__name__)
     text = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -119,7 +139,8 @@ def first_value(name: str, schedule: Schedule) -> float:
       f"which raises {text}: use optax.linear_schedule or jnp.where(step < 1000, a, b)"
     ) from error
   if not is_number(value):
-    got = f"an array of shape {shape.shape}" if shape.shape else repr(value)
+    axes = getattr(shape, "shape", ())
+    got = f"an array of shape {axes}" if axes else repr(value)
     raise ValueError(f"{name}: expected a schedule that returns one number, got {got}")
   return float(value)
 

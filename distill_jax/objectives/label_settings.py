@@ -1,7 +1,6 @@
 """The arguments of `objectives.labels`, and their checks."""
 
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.errors import suggest
+from distill_jax.objectives.hyperparameters import check_number
 from distill_jax.types import Batch
 
 
@@ -45,12 +45,7 @@ def check_loss(loss: Any, label_smoothing: Any) -> None:
   """Raises a ValueError for a loss that is no function, or a label smoothing that does not fit."""
   if loss is not None and not callable(loss):
     raise ValueError(f"loss: expected a function (predictions, label) -> values, got {loss!r}")
-  if not callable(label_smoothing):
-    is_number = isinstance(label_smoothing, numbers.Real) and not isinstance(label_smoothing, bool)
-    if not is_number or not 0 <= label_smoothing < 1:
-      raise ValueError(
-        f"label_smoothing: expected a number in [0, 1) or a schedule, got {label_smoothing!r}"
-      )
+  check_number("label_smoothing", label_smoothing, low=0, high=1, open_high=True)
   if loss is not None and (callable(label_smoothing) or label_smoothing):
     raise ValueError(
       f"label_smoothing: expected 0 next to a loss, got {label_smoothing}: only the softmax cross "

@@ -84,6 +84,7 @@ def labels(
 
   def init(key, student, teacher):
     del key, teacher
+    check_loss(loss, label_smoothing)
     check_classes(settings, outputs_of(student, output, "student").shape)
     return Variables({}, {})
 

@@ -136,9 +136,14 @@ def srd(student: str, teacher: str, *, power: Number = 4.0) -> Term:
   Raises:
     ValueError: at once, power < 1; in init, ranks, rows or lengths differ.
   """
-  check_number("power", power, low=1)
+
+  def check():
+    check_number("power", power, low=1)
+
+  check()
 
   def init(key, s, t):
+    check()  # In `fit` also at later steps.
     check_pair(s, t)
     return Variables(layer_init(key, s.shape[-1], t.shape[-1], bias=False), {})
 
@@ -238,7 +243,11 @@ def activation_boundary(student: str, teacher: str, *, margin: Number = 1.0) -> 
   Raises:
     ValueError: at once, margin < 0; in init, ranks, rows or lengths differ.
   """
-  check_number("margin", margin, low=0)
+
+  def check():
+    check_number("margin", margin, low=0)
+
+  check()
 
   def apply(params, state, s, t, *, where, step, axis_name):
     mapped = connector(params, resize_to(s, t), where=where, axis_name=axis_name)

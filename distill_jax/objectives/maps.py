@@ -50,9 +50,14 @@ def mgd(student: str, teacher: str, *, mask_fraction: Number = 0.65, over: str =
   """
   if over not in ("space", "channels"):
     raise ValueError(f"over: expected 'space' or 'channels', got {over!r}")
-  check_number("mask_fraction", mask_fraction, low=0, high=1, open_high=True)
+
+  def check():
+    check_number("mask_fraction", mask_fraction, low=0, high=1, open_high=True)
+
+  check()
 
   def init(key, s, t):
+    check()  # In `fit` also at later steps.
     check_pair(s, t, rank=4)
     align_key, generator_key = jax.random.split(key)
     width = t.shape[-1]

@@ -57,10 +57,15 @@ def crd(
   check_integer("examples", examples, 2)
   check_integer("negatives", negatives)
   check_integer("width", width)
-  check_number("temperature", temperature, low=0, open_low=True)
-  check_number("momentum", momentum, low=0, high=1, open_high=True)
+
+  def check():
+    check_number("temperature", temperature, low=0, open_low=True)
+    check_number("momentum", momentum, low=0, high=1, open_high=True)
+
+  check()
 
   def init(key, s, t):
+    check()  # In `fit` also at later steps.
     s_key, t_key, state_key = jax.random.split(key, 3)
     embeddings = {
       "student": layer_init(s_key, math.prod(s.shape[1:]), width),
@@ -113,10 +118,15 @@ def queue_similarity(
       [B, D].
   """
   check_integer("size", size)
-  check_number("student_temperature", student_temperature, low=0, open_low=True)
-  check_number("teacher_temperature", teacher_temperature, low=0, open_low=True)
+
+  def check():
+    check_number("student_temperature", student_temperature, low=0, open_low=True)
+    check_number("teacher_temperature", teacher_temperature, low=0, open_low=True)
+
+  check()
 
   def init(key, s, t):
+    check()  # In `fit` also at later steps.
     if len(s.shape) != 2 or len(t.shape) != 2:
       raise ValueError("expected rows of embeddings, [B, C] and [B, D]")
     head_key, queue_key = jax.random.split(key)
@@ -161,11 +171,16 @@ def dino(
   Raises:
     ValueError: at once, a hyper-parameter out of range; in init, shapes that do not fit.
   """
-  check_number("student_temperature", student_temperature, low=0, open_low=True)
-  check_number("teacher_temperature", teacher_temperature, low=0, open_low=True)
-  check_number("momentum", momentum, low=0, high=1, open_high=True)
+
+  def check():
+    check_number("student_temperature", student_temperature, low=0, open_low=True)
+    check_number("teacher_temperature", teacher_temperature, low=0, open_low=True)
+    check_number("momentum", momentum, low=0, high=1, open_high=True)
+
+  check()
 
   def init(key, s, t):
+    check()  # In `fit` also at later steps.
     del key, s
     return Variables({}, {"center": jnp.zeros(t.shape[-1])})
 

@@ -55,11 +55,16 @@ def vitkd(
       "student, teacher: expected tuples of as many names, two or more, got "
       f"{student!r} and {teacher!r}"
     )
-  check_number("mask_fraction", mask_fraction, low=0, high=1, open_low=True, open_high=True)
+
+  def check():
+    check_number("mask_fraction", mask_fraction, low=0, high=1, open_low=True, open_high=True)
+
+  check()
   check_integer("prefix_tokens", prefix_tokens, 0)
   check_options(losses.vitkd, {"masked"}, hyperparameters)
 
   def init(key, s, t):
+    check()  # In `fit` also at later steps.
     for s_tokens, t_tokens in zip(s, t):
       check_pair(s_tokens, t_tokens, rank=3)
     _check_tokens(t, prefix_tokens)

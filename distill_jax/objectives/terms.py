@@ -66,8 +66,9 @@ def weighted(**terms: tuple[Number, Term]) -> Objective:
   def init(key: jax.Array, student: Outputs, teacher: Outputs) -> Variables:
     params: dict[str, Tree] = {}
     state: dict[str, Tree] = {}
-    for i, (name, (_, term)) in enumerate(terms.items()):
+    for i, (name, (weight, term)) in enumerate(terms.items()):
       with _error_prefix(name):
+        check_number("weight", weight, low=0)
         variables = term.init(jax.random.fold_in(key, i), student, teacher)
       params[name] = variables.params
       state[name] = variables.state

@@ -114,6 +114,7 @@ def tokens(
 
   def init(key, student, teacher):
     del key
+    _check(loss, label_weight, temperature, memory, targets, options)
     if targets not in teacher:
       any_output_of(teacher, "hidden" if targets == "logits" else targets, "teacher")
     names = (*STATES, targets)

@@ -19,6 +19,7 @@ from distill_jax.models.variables import (
   check_weights,
   start_from,
 )
+from distill_jax.objectives.hyperparameters import schedule_steps
 from distill_jax.storage import run_settings
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, Inputs, Intervals, Run
@@ -225,7 +226,7 @@ def _initialize(arguments: Arguments, inputs: Inputs) -> TrainState:
     arguments.optimizer,
     on_policy=arguments.step.on_policy,
   )
-  with init_on_host(inputs.mesh):
+  with init_on_host(inputs.mesh), schedule_steps(arguments.steps):
     state = init(jax.random.key(arguments.seed), inputs.example)
     check_start(student, student_variables(state))
     return state

@@ -7,8 +7,16 @@ import optax
 import pytest
 
 from distill_jax import losses, objectives, reduce
+from distill_jax.models import from_apply
 from distill_jax.objectives import weighted
-from distill_jax.objectives.hyperparameters import check_integer, check_number, check_types
+from distill_jax.objectives.hyperparameters import (
+  check_integer,
+  check_number,
+  check_types,
+  schedule_steps,
+)
+from distill_jax.train import fit
+from distill_jax.types import Variables
 
 KEY = jax.random.key(0)
 STEP = 3
@@ -215,3 +223,55 @@ def test_ranges_of_numbers():
       check_number("x", value, high=1, open_high=True)
   with pytest.raises(ValueError, match="^n: "):
     check_integer("n", 1, 2)
+
+
+def soft(**options):
+  return objectives.logits(losses.kl_divergence, **options)
+
+
+def fit_terms(**terms):
+  image = np.ones((8, 3), np.float32)
+  net = from_apply(
+    lambda key, x: jnp.eye(3), lambda w, x: x @ w, variables=Variables(jnp.eye(3), {})
+  )
+  source = {"image": image, "label": np.arange(8) % 3}
+  fit(net, net, weighted(**terms), optax.sgd(0.1), source, steps=20, batch_size=8)
+
+
+@pytest.mark.parametrize(
+  ("make", "match"),
+  [
+    (lambda x: {"a": (x, objectives.labels())}, r"term 'a': weight: .*-0\.1.* at step 10"),
+    (
+      lambda x: {"a": (1.0, objectives.labels(label_smoothing=x))},
+      r"'a': label_smoothing: .*step 10",
+    ),
+    (lambda x: {"a": (1.0, soft(temperature=x))}, "'a': temperature: .*step 10"),
+  ],
+)
+def test_fit_checks_schedules_at_later_steps(make, match):
+  with pytest.raises(ValueError, match=match):
+    fit_terms(**make(optax.linear_schedule(0.9, -1.0, 19)))
+
+
+@pytest.mark.parametrize("total", [2, 20])
+def test_terms_check_schedules_at_later_steps(total):
+
+  def wrong_at_last(step):
+    return jnp.where(step == total - 1, -1.0, 0.5)
+
+  for make, output in [
+    (lambda x: objectives.crd("z", "z", 8, negatives=3, width=2, momentum=x), (4, 3)),
+    (lambda x: objectives.srd("z", "z", power=lambda step: 1 + x(step)), (4, 3)),
+    (lambda x: objectives.tokens(label_weight=x), (4, 3)),
+  ]:
+    outputs = {"z": jax.ShapeDtypeStruct(output, jnp.float32)}
+    with pytest.raises(ValueError, match=f"at step {total - 1}"), schedule_steps(total):
+      make(wrong_at_last).init(KEY, outputs, outputs)
+
+
+def test_a_schedule_that_returns_nothing_is_named():
+  with pytest.raises(ValueError, match="temperature: .*None"):
+    soft(temperature=lambda step: None)
+  with pytest.raises(ValueError, match="label_smoothing: .*1.5"):
+    objectives.labels(label_smoothing=lambda step: 1.5)
