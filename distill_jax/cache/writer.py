@@ -24,6 +24,7 @@ from distill_jax.cache.teacher.predictor import make_predictor, tokenizer_size
 from distill_jax.cache.teacher.variables import teacher_variables_of
 from distill_jax.cache.teacher_inputs import ImageInputs, TeacherInputs, make_teacher_inputs
 from distill_jax.data import Source
+from distill_jax.data.batch_functions import check_augment
 from distill_jax.data.crops import Crop
 from distill_jax.data.image_checks import check_images
 from distill_jax.data.images import Images
@@ -101,6 +102,7 @@ def write_cache(
   variables = sharding.gather_to_host(teacher_variables_of(teacher, teacher_variables))
   outputs = check_outputs(outputs)
   check_part(part)
+  check_augment(augment)
   _check_views(num_views, inputs, augment)
   mesh = mesh or sharding.data_mesh()
   sharding.check_divisible(check_count("batch_size", batch_size), mesh)

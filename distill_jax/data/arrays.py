@@ -21,6 +21,7 @@ def to_array(name: str, values: Any) -> np.ndarray:
     ValueError: strings, `None`, rows of different shapes, hidden values of a masked array, or a
       tensor that numpy cannot read (on another device, or with a gradient).
   """
+  _check_no_source(name, values)
   if isinstance(values, Mapping):
     raise ValueError(
       f"{name}: expected an array, got a dict with {sorted(map(str, values))}: write its arrays as "
@@ -112,6 +113,7 @@ def _named(item: Any, keys: Sequence[str] | None, field: str) -> dict[str, Any]:
         "keys out"
       )
     return {str(name): values for name, values in item.items()}
+  _check_no_source(field, item)
   items = item if isinstance(item, tuple | list) else (item,)
   if keys is None:
     got = f"a {type(item).__name__}"
@@ -129,6 +131,15 @@ def _named(item: Any, keys: Sequence[str] | None, field: str) -> dict[str, Any]:
   for key, values in zip(keys, items):
     named |= dict(values) if isinstance(values, Mapping) else {key: values}
   return named
+
+
+def _check_no_source(name: str, values: Any) -> None:
+  """Checks that no `Source` or `Pipeline` takes the place of a batch or an array."""
+  if type(values).__module__.startswith("distill_jax.data."):
+    kind = type(values).__name__
+    raise ValueError(
+      f"{name}: expected arrays, got a {kind} inside a list or dict: pass the {kind} itself"
+    )
 
 
 def _describe_objects(array: np.ndarray) -> str:

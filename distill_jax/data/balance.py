@@ -38,17 +38,26 @@ def balanced_order(
   return np.concatenate(positions)[order], np.concatenate(views)[order]
 
 
-def check_balance(source: Source, entry: str) -> np.ndarray:
+def check_balance(source: Source, entry: str, ignore_label: int | None = None) -> np.ndarray:
   """Returns the classes of the rows of a source, int [N].
+
+  Args:
+    source: the examples.
+    entry: the entry with the classes.
+    ignore_label: the value that marks rows without a label in a source without classes; or None.
 
   Raises:
     ValueError: the source has no such entry, it holds no integers [N], or a row has no label.
   """
   classes = source.integers("balance", entry)
-  unlabeled = int((classes == UNLABELED).sum()) if source.classes is not None else 0
-  if entry == "label" and unlabeled:
+  is_unlabeled = np.zeros(len(classes), bool) if ignore_label is None else classes == ignore_label
+  if entry == "label" and source.classes is not None:
+    is_unlabeled |= classes == UNLABELED
+  if is_unlabeled.any():
+    value = classes[is_unlabeled][0]
     raise ValueError(
-      f"balance: expected a label of all examples of {source.name}, got {unlabeled} without: train "
-      "on source.take(source.labeled), or balance another entry"
+      f"balance: expected a label of all examples of {source.name}, got {is_unlabeled.sum()} "
+      f"without ({value}): train on source.take(source.arrays[{entry!r}] != {value}), or balance "
+      "another entry"
     )
   return classes

@@ -2,26 +2,25 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Collection
-from typing import TypeVar
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
+from distill_jax.data.arrays import to_batch
 from distill_jax.data.checks import UNLABELED, check_seed
 from distill_jax.data.images import Images
 from distill_jax.data.source import Source
 
-Examples = TypeVar("Examples", Source, Images)
-
 
 def split(
-  source: Examples,
+  source: Any,
   fraction: float = 0.1,
   seed: int = 0,
   *,
   stratify: str | None = None,
   groups: str | None = None,
-) -> tuple[Examples, Examples]:
+) -> tuple[Any, Any]:
   """Holds examples out for validation.
 
   Whether an example is held out depends on its id, `fraction` and `seed` only: not on its row or
@@ -29,11 +28,12 @@ def split(
   and those of a smaller fraction are among those of a larger one.
 
   Args:
-    source: a `Source`, with or without classes, or `Images`.
+    source: a `Source`, with or without classes, `Images`, or a dict of arrays as in `fit`.
     fraction: the expected fraction of held-out examples, in (0, 1).
     seed: from 0 to 2^32 - 1.
     stratify: the entry of class numbers [N], e.g. 'label', of each of which the fraction is held
-      out, at least one example; it then depends on the other examples of the class, too.
+      out, at least one example; the only example of a class stays in `rest`. Whether an example is
+      held out then depends on the other examples of its class, too.
     groups: the entry of integers [N], e.g. a patient's number, whose examples stay together.
 
   Returns:
@@ -43,6 +43,8 @@ def split(
     ValueError: `fraction` is not in (0, 1), one part would be empty, an entry does not exist or
       holds no integers [N], or both `stratify` and `groups` are given.
   """
+  source = _as_examples("split", source)
+  _check_number("fraction", fraction)
   if not 0 < fraction < 1:
     raise ValueError(f"fraction: expected a number in (0, 1), got {fraction}")
   if stratify is not None and groups is not None:
@@ -51,7 +53,8 @@ def split(
   ranks = hash_ids(ids, seed, "split")
   held_out = ranks < fraction
   if stratify is not None:
-    held_out = stratified_mask(_integers(source, "stratify", stratify), ranks, fraction)
+    strata = _integers(source, "stratify", stratify)
+    held_out = stratified_mask(strata, ranks, fraction, leave_one=True)
   if held_out.all() or not held_out.any():
     raise ValueError(
       f"fraction: expected two parts that hold examples, got {held_out.sum()} of the {len(source)} "
@@ -75,7 +78,9 @@ def label_fraction(source: Source, fraction: float, seed: int = 0) -> Source:
     ValueError: the source has no classes, or `fraction` is not in (0, 1]; `unlabeled` removes all
       labels.
   """
+  source = _as_examples("label_fraction", source)
   label = _class_numbers(source, "label_fraction")
+  _check_number("fraction", fraction)
   if not 0 < fraction <= 1:
     raise ValueError(
       f"fraction: expected a number in (0, 1], got {fraction}: for no labels, use data.unlabeled"
@@ -87,6 +92,7 @@ def label_fraction(source: Source, fraction: float, seed: int = 0) -> Source:
 
 def unlabeled(source: Source) -> Source:
   """Removes all labels: they become `UNLABELED`; a source without classes loses its 'label'."""
+  source = _as_examples("unlabeled", source)
   if source.classes is None:
     arrays = {name: values for name, values in source.arrays.items() if name != "label"}
     return dataclasses.replace(source, arrays=arrays)
@@ -107,7 +113,9 @@ def leave_out_classes(source: Source, classes: Collection[int]) -> Source:
       examples without a label (they may belong to these classes: leave classes out first, then
       remove labels).
   """
+  source = _as_examples("leave_out_classes", source)
   label = _class_numbers(source, "leave_out_classes")
+  _check_collection(classes)
   num_classes = source.classes or 0
   unknown = sorted(c for c in classes if not 0 <= c < num_classes)
   if unknown:
@@ -140,14 +148,53 @@ def hash_ids(ids: np.ndarray, seed: int, purpose: str) -> np.ndarray:
   return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
 
 
-def stratified_mask(label: np.ndarray, ranks: np.ndarray, fraction: float) -> np.ndarray:
-  """Returns a bool mask [N] of the lowest-ranked `fraction` of each class, at least one."""
+def stratified_mask(
+  label: np.ndarray, ranks: np.ndarray, fraction: float, *, leave_one: bool = False
+) -> np.ndarray:
+  """Returns a bool mask [N] of the lowest-ranked `fraction` of each class, at least one.
+
+  With `leave_one` at least one of each class is not in it, which comes first.
+  """
   mask = np.zeros(len(label), bool)
   for c in np.unique(label):
     rows = np.flatnonzero(label == c)
     rows = rows[np.argsort(ranks[rows], kind="stable")]
-    mask[rows[: max(1, round(fraction * len(rows)))]] = True
+    count = max(1, round(fraction * len(rows)))
+    mask[rows[: min(count, len(rows) - leave_one)]] = True
   return mask
+
+
+def _as_examples(function: str, examples: Any) -> Any:
+  """Returns a dict of arrays as a `Source`; a `Source`, and `Images` for `split`, as they are."""
+  if isinstance(examples, Source) or (function == "split" and isinstance(examples, Images)):
+    return examples
+  if isinstance(examples, Mapping):
+    return Source(to_batch(examples))
+  hint = f'write data.{function}({{"image": images, "label": labels}}, ...)'
+  if hasattr(examples, "load"):
+    hint = f"write data.{function}(examples.load(), ...)"
+  raise ValueError(
+    f"source: expected a Source or a dict of arrays, got {type(examples).__name__}: {hint}"
+  )
+
+
+def _check_number(name: str, value: Any) -> None:
+  if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+    raise ValueError(f"{name}: expected a number such as 0.1, got {type(value).__name__}")
+
+
+def _check_collection(classes: Any) -> None:
+  """Checks that `classes` is a collection of class numbers."""
+  if isinstance(classes, int | np.integer):
+    raise ValueError(f"classes: expected several class numbers, got {classes}: write [{classes}]")
+  names = [] if isinstance(classes, str) else list(classes)
+  others = [c for c in names if not isinstance(c, int | np.integer)]
+  if isinstance(classes, str) or others:
+    name = classes if isinstance(classes, str) else others[0]
+    raise ValueError(
+      f"classes: expected class numbers, got {name!r}: write "
+      f"[source.class_names.index({str(name)!r})]"
+    )
 
 
 def _integers(source: Source | Images, argument: str, name: str) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 
 from distill_jax import data
 from distill_jax.cache import Cache
+from distill_jax.data.balance import check_balance
 from distill_jax.train.batch_errors import name_field, name_shapes
 from distill_jax.train.options import Batches, RunOptions
 from distill_jax.types import Batch, Objective
@@ -60,6 +61,8 @@ def batches_of(
     stream = batches_of(source, batch_size, seed, run, classes=classes, rows=rows)
     return lambda start: map(cache.add_columns, stream(start))
   if isinstance(source, data.Source):
+    if run.balance is not None:
+      check_balance(source, run.balance, run.ignore_label)
     entries = _unchecked(source, classes)
     data.class_numbers(source.arrays, entries, run.ignore_label)  # All at once, before training.
     read = functools.partial(

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from distill_jax.data import Source
+from distill_jax.data.batch_functions import check_augment, check_mix
 from distill_jax.distributed.partition import Rules
 from distill_jax.storage import folders
 from distill_jax.train.replay import Replay
@@ -55,7 +56,9 @@ class StepOptions:
 
   def __post_init__(self):
     _check_least(self, 1, "microbatches")
-    _check_functions(self, "augment", "mix", "metrics")
+    check_augment(self.augment)
+    check_mix(self.mix)
+    _check_functions(self, "metrics")
     if self.on_policy is not None and not isinstance(self.on_policy, Replay):
       _check_functions(self, "on_policy")
     if isinstance(self.on_policy, Replay) and self.axis_name is not None:

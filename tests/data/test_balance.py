@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from distill_jax import data
+from distill_jax.train import RunOptions
+from distill_jax.train.inputs import batches_of
 
 
 def source(sizes=(50, 7, 3), **arrays):
@@ -62,3 +64,12 @@ def test_entries_that_cannot_be_balanced_raise(entry):
   examples = data.unlabeled(examples) if entry == "label" else examples
   with pytest.raises(ValueError, match=r"^balance: expected"):
     data.batches(examples, 8, seed=0, balance=entry)
+
+
+@pytest.mark.parametrize("entry", ["label", "type"])
+def test_ignored_rows_cannot_be_balanced(entry):
+  """They were balanced as a class."""
+  examples = data.Source({entry: np.array([0, 0, 1, -100])})
+  with pytest.raises(ValueError, match=r"^balance: .*got 1 without.*!= -100"):
+    batches_of(examples, 2, 0, RunOptions(balance=entry, ignore_label=-100))
+  batches_of(examples.take(slice(3)), 2, 0, RunOptions(balance=entry, ignore_label=-100))

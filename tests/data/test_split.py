@@ -178,3 +178,38 @@ def test_entries_that_cannot_guide_a_split_raise(arguments, field):
   examples = data.Source({"x": np.arange(8.0), "label": np.arange(8) % 2}, classes=2)
   with pytest.raises(ValueError, match=rf"^{field}: expected"):
     data.split(examples, 0.5, **arguments)
+
+
+def test_only_example_of_a_class_stays_in_training():
+  """It was held out, so that the class was not trained on."""
+  label = np.repeat([0, 1, 2], [20, 1, 2])
+  rest, held_out = data.split(data.Source({"label": label}, classes=3), 0.9, stratify="label")
+  assert np.bincount(rest.arrays["label"]).tolist() == [2, 1, 1]
+  assert np.bincount(held_out.arrays["label"]).tolist() == [18, 0, 1]
+
+
+def test_split_takes_a_dict_of_arrays():
+  arrays = {"x": np.arange(50.0), "label": np.arange(50) % 2}
+  parts = data.split(arrays, 0.3)
+  assert [ids_of(p) for p in parts] == [ids_of(p) for p in data.split(data.Source(arrays), 0.3)]
+  assert "label" not in data.unlabeled(arrays).arrays
+
+
+@pytest.mark.parametrize(
+  "call, field",
+  [
+    (lambda s: data.split(s.arrays["label"], s.arrays["label"]), "source"),
+    (lambda s: data.split([s], 0.1), "source"),
+    (lambda s: data.split(data.from_iterable([{"x": np.ones(4)}]), 0.1), "source"),
+    (lambda s: data.split(s, "0.1"), "fraction"),
+    (lambda s: data.label_fraction(s, s.arrays["label"]), "fraction"),
+    (lambda s: data.label_fraction(dict(s.arrays), 0.1), "classes"),
+    (lambda s: data.unlabeled(s.arrays["label"]), "source"),
+    (lambda s: data.leave_out_classes(s, 5), "classes"),
+    (lambda s: data.leave_out_classes(s, "1"), "classes"),
+    (lambda s: data.leave_out_classes(s, ["1"]), "classes"),
+  ],
+)
+def test_arguments_of_another_type_raise(call, field):
+  with pytest.raises(ValueError, match=rf"^{field}: expected"):
+    call(source(range(40)))

@@ -1,0 +1,26 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_jax.models.input_errors import name_network
+
+
+def test_gray_images_without_an_axis_are_named():
+  """The error of the convolution came as it is."""
+  batch = {"image": np.zeros((2, 8, 8), np.float32)}
+  with pytest.raises(ValueError, match=r"^model: expected .*image\[\.\.\., None\].*image\[None\]"):
+    with name_network("model", batch):
+      kernel = jnp.zeros((3, 3, 1, 4))
+      jax.eval_shape(
+        lambda x: jax.lax.conv_general_dilated(
+          x[None], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        ),
+        batch["image"],
+      )
+
+
+def test_errors_that_name_a_field_stay():
+  with pytest.raises(ValueError, match=r"^image: expected 3 channels"):
+    with name_network("model", {"image": np.zeros((2, 8, 8))}):
+      raise ValueError("image: expected 3 channels, got 8")
