@@ -13,7 +13,13 @@ from distill_jax.errors import suggest
 from distill_jax.losses import SparseTargets
 from distill_jax.objectives.class_labels import record
 from distill_jax.objectives.hyperparameters import at_step, check_types, values_at
-from distill_jax.objectives.loss_checks import check_loss, check_names, check_values, name_of
+from distill_jax.objectives.loss_checks import (
+  check_free,
+  check_loss,
+  check_names,
+  check_values,
+  name_of,
+)
 from distill_jax.types import Batch, Outputs
 
 Names = str | tuple[str, ...]
@@ -140,6 +146,7 @@ def prepare(
       has another type than it declares.
   """
   check_loss(loss)
+  check_free(loss, hyperparameters, STEP_ARGUMENTS)
   entries = dict(entries or {})
   passed = set(hyperparameters) | set(entries)
   step_arguments = STEP_ARGUMENTS & set(inspect.signature(loss).parameters) - passed

@@ -1,6 +1,7 @@
 """Compares outputs of two networks: logits, features, and students that teach one another."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 from distill_jax import losses
 from distill_jax.objectives.calls import Names, blank, outputs_of, prepare
 from distill_jax.objectives.hyperparameters import check_integer
+from distill_jax.objectives.loss_checks import name_of
 from distill_jax.objectives.parts import align, align_init, shape_mismatch
 from distill_jax.objectives.terms import Term
 from distill_jax.types import Outputs, Variables
@@ -50,10 +52,22 @@ def logits(
       entry that the batch lacks.
   """
   call = prepare(loss, hyperparameters, entries=entries, valid=valid)
+  if "targets" in list(inspect.signature(loss).parameters)[1:2]:
+    raise ValueError(
+      f"loss: expected one of the logits of both networks, got {name_of(loss)} of SparseTargets: "
+      "use objectives.sparse"
+    )
 
   def sides(student, teacher):
     s = outputs_of(student, output, "student")
     t = outputs_of(teacher, output, "teacher")
+    for side, x in {"student": s, "teacher": t}.items():
+      if len(getattr(x, "shape", ())) < 2:
+        got = getattr(x, "shape", type(x).__name__)
+        raise ValueError(
+          f"{output}: expected logits [rows, classes] of the {side}, got {got}: one logit per row "
+          "takes losses.binary_kl on [rows, 1]"
+        )
     if s.shape[:-1] != t.shape[:-1] or (s.shape != t.shape and 1 in (s.shape[-1], t.shape[-1])):
       raise _shape_error(output, s, t)
     return s, t

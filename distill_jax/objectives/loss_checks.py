@@ -20,7 +20,7 @@ def check_loss(loss: Any) -> None:
   if isinstance(loss, str):
     names = [name for name in losses.__all__ if name.islower()]
     raise ValueError(
-      f"loss: expected a function such as losses.kl_divergence, got {loss!r}{suggest(loss, names)}"
+      f"loss: expected a function such as losses.kl_divergence, got {loss!r}{_hint(loss, names)}"
     )
   if not callable(loss) or inspect.isclass(loss):
     got = f"the class {loss.__name__}" if inspect.isclass(loss) else f"a {type(loss).__name__}"
@@ -28,12 +28,35 @@ def check_loss(loss: Any) -> None:
       f"loss: expected a function (student, teacher) -> values, got {got}: pass a function such "
       "as losses.kl_divergence"
     )
-  first = next(iter(inspect.signature(loss).parameters), None)
+  parameters = list(inspect.signature(loss).parameters)
+  first = parameters[0] if parameters else None
+  is_optax = (getattr(loss, "__module__", None) or "").startswith("optax")
+  if is_optax and (first == "log_predictions" or "labels" in parameters[:2]):
+    raise ValueError(
+      f"loss: expected a function of the outputs of both networks, got optax's {name_of(loss)}, "
+      f"which takes {parameters[:2]}: use a loss of distill_jax.losses such as losses.kl_divergence"
+    )
   if first in ("y_true", "teacher", "target", "targets"):
     raise ValueError(
       f"loss: expected a function (student, teacher) -> values, got {name_of(loss)}, whose first "
       f"argument is {first!r}: swap them, `lambda student, teacher: loss(teacher, student)`"
     )
+
+
+def check_free(loss: Callable, hyperparameters: Mapping[str, Any], filled: frozenset[str]) -> None:
+  """Checks that a person passes no argument that the term fills.
+
+  Raises:
+    ValueError: one is passed; an array would take the place of each batch's.
+  """
+  sides = frozenset(list(inspect.signature(loss).parameters)[:2])
+  for name in hyperparameters:
+    if name in filled or name in sides:
+      source = "the networks' outputs" if name in sides else "the batch"
+      raise ValueError(
+        f"{name}: expected none, because {name} of {name_of(loss)} comes from {source}, got one: "
+        "leave it out"
+      )
 
 
 def check_values(loss: Callable, values: Any, rows: int) -> None:
@@ -51,6 +74,13 @@ def check_values(loss: Callable, values: Any, rows: int) -> None:
     f"loss: expected {name_of(loss)} to return float values of {rows} rows, or a scalar that "
     f"relates them, got {got}: return an array [rows]"
   )
+
+
+def _hint(name: str, names: list[str]) -> str:
+  """Returns what to write instead of a name."""
+  if name in names:
+    return f": write losses.{name}"
+  return suggest(name, names)
 
 
 def check_names(loss: Callable, step_arguments: frozenset[str], passed: set[str]) -> None:

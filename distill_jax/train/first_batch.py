@@ -1,8 +1,11 @@
 """Checks a run's networks on its first batch, before training."""
 
+import jax
 from jax.experimental import multihost_utils
 
 from distill_jax import data
+from distill_jax.cache import Dense
+from distill_jax.cache.codecs.codec import output_of
 from distill_jax.models.image_inputs import check_image_inputs
 from distill_jax.models.logits import ROWS, check_logits
 from distill_jax.models.networks import input_names
@@ -25,6 +28,7 @@ def check_run_logits(arguments: Arguments, inputs: Inputs, state: TrainState) ->
     example = multihost_utils.broadcast_one_to_all(example)  # Each process has rows of its own.
   with init_on_host(mesh):
     check_logits("student", arguments.student, student_variables(state), example)
+  _check_cached_classes(arguments, inputs, state)
   if teacher is not None and teacher.ema_update is None:
     check_logits("teacher", teacher, inputs.teacher_variables, example)
 
@@ -47,3 +51,22 @@ def check_run_images(arguments: Arguments, inputs: Inputs, state: TrainState) ->
   # Without the teacher's inputs it is not evaluated.
   has_inputs = set(input_names(inputs.example)) <= set(example)
   check_image_inputs("evaluation", models if has_inputs else [student], example)
+
+
+def _check_cached_classes(arguments: Arguments, inputs: Inputs, state: TrainState) -> None:
+  """Checks that the indices of a cache are classes of the student."""
+  if arguments.cache is None:
+    return
+  outputs = jax.eval_shape(
+    lambda variables, batch: arguments.student.apply(*variables, batch, train=False, key=None)[0],
+    student_variables(state),
+    inputs.example,
+  )
+  for name, (codec, stored) in arguments.cache.outputs.items():
+    own = outputs.get(output_of(name))
+    if isinstance(codec, Dense) or own is None or own.shape[-1] == stored.shape[-1]:
+      continue
+    raise ValueError(
+      f"cache: expected {own.shape[-1]} classes in {name!r}, those of the student, got "
+      f"{stored.shape[-1]} of the teacher: give the student as many"
+    )

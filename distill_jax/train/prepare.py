@@ -13,17 +13,13 @@ from distill_jax import data
 from distill_jax.cache import check_run, check_teacher_weights
 from distill_jax.distributed import hosts, partition, sharding
 from distill_jax.models.networks import as_model
-from distill_jax.models.variables import (
-  as_variables,
-  check_start,
-  check_weights,
-  start_from,
-)
+from distill_jax.models.variables import as_variables, check_start, check_weights, start_from
 from distill_jax.objectives.hyperparameters import schedule_steps
 from distill_jax.storage import run_settings
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, Inputs, Intervals, Run
 from distill_jax.train.batch_errors import name_field, name_shapes
+from distill_jax.train.directions import check_directions
 from distill_jax.train.first_batch import check_run_images, check_run_logits, student_variables
 from distill_jax.train.frozen import warn_of_frozen_statistics
 from distill_jax.train.inputs import (
@@ -53,6 +49,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
   state = _initialize(arguments, inputs)
   check_run_images(arguments, inputs, state)
   check_run_logits(arguments, inputs, state)
+  check_directions(arguments.optimizer, state.params)
   warn_of_frozen_statistics(arguments.student, arguments.optimizer, state, inputs.example)
   check_terms(arguments, inputs, state)
   measure = choose_measure(arguments, inputs, state)

@@ -16,7 +16,6 @@ from distill_jax.objectives.hyperparameters import (
   schedule_steps,
 )
 from distill_jax.train import fit
-from distill_jax.types import Variables
 
 KEY = jax.random.key(0)
 STEP = 3
@@ -231,9 +230,7 @@ def soft(**options):
 
 def fit_terms(**terms):
   image = np.ones((8, 3), np.float32)
-  net = from_apply(
-    lambda key, x: jnp.eye(3), lambda w, x: x @ w, variables=Variables(jnp.eye(3), {})
-  )
+  net = from_apply(lambda key, x: jnp.eye(3), lambda w, x: x @ w, variables=jnp.eye(3))
   source = {"image": image, "label": np.arange(8) % 3}
   fit(net, net, weighted(**terms), optax.sgd(0.1), source, steps=20, batch_size=8)
 
@@ -275,3 +272,25 @@ def test_a_schedule_that_returns_nothing_is_named():
     soft(temperature=lambda step: None)
   with pytest.raises(ValueError, match="label_smoothing: .*1.5"):
     objectives.labels(label_smoothing=lambda step: 1.5)
+
+
+@pytest.mark.parametrize(
+  ("make", "match"),
+  [
+    (lambda: objectives.logits(losses.dkd, labels=np.arange(4)), "labels: .*the batch"),
+    (lambda: objectives.features("a", "a", losses.pkt, where=np.ones(4)), "where: .*the batch"),
+    (lambda: soft(teacher=np.ones((4, 3))), "teacher: .*the networks' outputs"),
+    (lambda: objectives.logits(losses.sparse_kl), "loss: .*objectives.sparse"),
+    (lambda: objectives.logits(optax.kl_divergence), "loss: .*losses.kl_divergence"),
+    (lambda: objectives.logits("kl_divergence"), "loss: .*write losses.kl_divergence"),
+  ],
+)
+def test_arguments_that_the_term_fills_and_other_losses_are_refused(make, match):
+  with pytest.raises(ValueError, match=match):
+    make()
+
+
+@pytest.mark.parametrize("outputs", [{"logits": np.zeros(4)}, {"logits": {"a": np.zeros((4, 3))}}])
+def test_logits_without_classes_are_refused(outputs):
+  with pytest.raises(ValueError, match="logits: .*binary_kl"):
+    soft().init(KEY, outputs, outputs)

@@ -37,8 +37,9 @@ def from_linen(
 ) -> Model:
   """Returns a Model of a Flax Linen module.
 
-  An optimizer's mask freezes parameters only, and `fit` warns of batch norms whose statistics still
-  move. They stay where the module, or `call`, calls their layers in evaluation mode:
+  `optax.set_to_zero` in `optax.multi_transform` freezes parameters only (`optax.masked` does not:
+  it passes the gradient on), and `fit` warns of batch norms whose statistics still move. They stay
+  where the module, or `call`, calls their layers in evaluation mode:
 
       student = from_linen(net, call=lambda net, x, train: net.head(net.backbone(x, train=False)))
 

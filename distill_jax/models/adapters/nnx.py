@@ -37,8 +37,9 @@ def from_nnx(
 
   Layers that their owner put in evaluation mode (`use_running_average=True`,
   `deterministic=True`, or `.eval()` for all) stay in it in training: call `.train()` before
-  to train all of them. An optimizer's mask freezes parameters only, and `fit` warns of batch norms
-  whose statistics still move: they stay with `use_running_average=True`, or where `trainable`
+  to train all of them. `optax.set_to_zero` in `optax.multi_transform` freezes parameters only
+  (`optax.masked` does not: it passes the gradient on), and `fit` warns of batch norms whose
+  statistics still move: they stay with `use_running_average=True`, or where `trainable`
   leaves their parameters out.
 
   Args:
