@@ -72,6 +72,8 @@ def trained_model(
   """
   model = as_model(field, network, entries)
   variables = model.variables if variables is None else variables
+  if variables is None and field != "model":
+    raise ValueError(f"{field}: expected (model, variables), got a network without variables")
   if variables is None:
     raise ValueError(
       "variables: expected the model's Variables, got none: pass those of a FitResult"

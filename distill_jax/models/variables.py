@@ -11,7 +11,7 @@ from flax.core import unfreeze
 from distill_jax.errors import suggest
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.trees import named_leaves
-from distill_jax.types import Batch, Model, Variables
+from distill_jax.types import Batch, Model, TrainState, Variables
 
 
 def as_variables(field: str, values: Any) -> Variables:
@@ -25,6 +25,10 @@ def as_variables(field: str, values: Any) -> Variables:
   Raises:
     ValueError: it is a network or a result, which have variables, or no tree of arrays.
   """
+  if isinstance(values, TrainState):
+    raise ValueError(
+      f"{field}: expected Variables, got a TrainState: write result.variables, not result.state"
+    )
   if hasattr(values, "variables"):
     raise ValueError(
       f"{field}: expected Variables, got {type(values).__name__}: pass its .variables"
@@ -42,7 +46,7 @@ def as_variables(field: str, values: Any) -> Variables:
     if not hasattr(leaf, "dtype"):
       raise ValueError(
         f"{field}: expected Variables(params, state) of arrays, got {type(leaf).__name__} at "
-        f"{_readable(name)}: pass Variables, or {{'params': ..., 'batch_stats': ...}}"
+        f"{_path(name)!r}: pass Variables, or {{'params': ..., 'batch_stats': ...}}"
       )
   return variables
 
@@ -127,6 +131,29 @@ def check_start(student: Model, variables: Variables) -> None:
     )
 
 
+def check_no_nan(field: str, variables: Any) -> None:
+  """Checks that weights have no NaN, which no training removes.
+
+  Args:
+    field: name of the argument, for the message.
+    variables: `Variables`, or () and None for none.
+
+  Raises:
+    ValueError: an array has NaN; the message names the first one.
+  """
+  leaves = named_leaves(tuple(variables or ()))
+  names = [
+    name
+    for name, leaf in leaves
+    if jnp.issubdtype(leaf.dtype, jnp.inexact) and bool(jnp.isnan(leaf).any())
+  ]
+  if names:
+    raise ValueError(
+      f"{field}: expected numbers, got NaN at {_path(names[0])!r} (in {len(names)} of "
+      f"{len(leaves)} arrays): pass weights of a run that did not diverge"
+    )
+
+
 def check_trainable(field: str, params: Any) -> None:
   """Checks that all parameters can be differentiated.
 
@@ -144,15 +171,15 @@ def check_trainable(field: str, params: Any) -> None:
 
 def _shape_of(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
   shape = shapes.get(name)
-  return f"no {_readable(name)}" if shape is None else f"shape {tuple(shape)} of {_readable(name)}"
+  return f"no {_path(name)!r}" if shape is None else f"shape {tuple(shape)} of {_path(name)!r}"
 
 
-def _readable(name: str) -> str:
+def _path(name: str) -> str:
   """Returns a leaf's path with the field's name: 'params/w' for '0/w'."""
   index, _, path = name.partition("/")
-  return repr("/".join(filter(None, (Variables._fields[int(index)], path))))
+  return "/".join(filter(None, (Variables._fields[int(index)], path)))
 
 
 def _hint(name: str, expected: Mapping[str, Any], actual: Mapping[str, Any]) -> str:
   others = actual if name in expected else expected
-  return "" if name in others else suggest(_readable(name), map(_readable, others))
+  return "" if name in others else suggest(_path(name), map(_path, others))

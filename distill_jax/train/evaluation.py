@@ -8,12 +8,14 @@ import jax
 import numpy as np
 
 from distill_jax import data
+from distill_jax.models.logits import ROWS, check_logits
 from distill_jax.models.networks import trained_model
 from distill_jax.tasks.objective_terms import OUTPUT, evaluate_terms
 from distill_jax.train.accumulator import Accumulator, Evaluated
 from distill_jax.train.batch_errors import map_batches
 from distill_jax.train.loss_fn import apply_teacher
 from distill_jax.train.optimizers import evaluation_variables
+from distill_jax.train.options import check_kind
 from distill_jax.train.prediction import (
   Examples,
   HostBatch,
@@ -34,7 +36,7 @@ def evaluate(
   examples: Examples,
   task: Task,
   *,
-  teacher: Trained | None = None,
+  teacher: Any = None,
   batch_size: int = 256,
 ) -> dict[str, float]:
   """Returns the scores of a model on a set.
@@ -46,12 +48,13 @@ def evaluate(
     variables: its variables, in the forms that `fit` takes; None: those that it was built with.
     examples: a `Source`, or an iterable of batches whose 'where' marks padding.
     task: what is measured.
-    teacher: (model, variables), for metrics that compare with it; None: they are left out.
+    teacher: for metrics that compare with it: (model, variables), or a Model or network with its
+      own variables; None: they are left out.
     batch_size: rows at once, of a `Source`.
 
   Raises:
-    ValueError: no variables, no examples, NaN or uint8 images, or outputs and labels that do not
-      fit the task.
+    ValueError: no variables, no examples, NaN or uint8 images, probabilities as 'logits', no Task,
+      or outputs and labels that do not fit it.
   """
   models = [(model, variables)]
   return evaluate_models(models, examples, task, teacher=teacher, batch_size=batch_size)[0].scores
@@ -62,7 +65,7 @@ def evaluate_models(
   examples: Examples,
   task: Task,
   *,
-  teacher: Trained | None = None,
+  teacher: Any = None,
   predict: bool = False,
   leave_out: bool = False,
   batch_size: int = 256,
@@ -78,13 +81,19 @@ def evaluate_models(
     leave_out: whether to return the scores without parts of the examples, of batches each
       (`train.leave_out`); of scores that follow from the task's statistics.
   """
+  check_kind("task", task, (Task,), "a Task such as tasks.classification()")
   batches, first = with_first(iterate(examples, batch_size))
   models = [trained_model("model", *pair, first) for pair in models]
-  teacher = teacher and trained_model("teacher", *teacher, first)
-  check_inputs(
-    [("model", *pair) for pair in models] + ([] if teacher is None else [("teacher", *teacher)]),
-    first,
-  )
+  networks = [("model", *pair) for pair in models]
+  if teacher is not None:
+    network, values = teacher if _is_pair(teacher) else (teacher, None)
+    teacher = trained_model("teacher", network, values, first)
+    networks.append(("teacher", *teacher))
+  check_inputs(networks, first)
+  # A network may split its rows over all devices.
+  rows = {name: x[: ROWS * jax.device_count()] for name, x in first.items()}
+  for field, model, variables in networks:
+    check_logits(field, model, variables, rows)
   steps = {}
   classes: Mapping[str, int] | None = None
   for model, _ in models:
@@ -105,6 +114,10 @@ def evaluate_models(
   for _ in map_batches(measure, batches, "examples"):
     pass
   return [accumulator.result() for accumulator in sums]
+
+
+def _is_pair(teacher: Any) -> bool:
+  return isinstance(teacher, (tuple, list)) and len(teacher) == 2
 
 
 def _label_classes(task: Task, model: Model, variables: Variables, batch: HostBatch):

@@ -13,9 +13,14 @@ from distill_jax import data
 from distill_jax.cache import check_run, check_teacher_weights
 from distill_jax.distributed import hosts, partition, sharding
 from distill_jax.models.networks import as_model
-from distill_jax.models.variables import as_variables, check_start, check_weights, start_from
+from distill_jax.models.variables import (
+  as_variables,
+  check_no_nan,
+  check_start,
+  check_weights,
+  start_from,
+)
 from distill_jax.objectives.hyperparameters import schedule_steps
-from distill_jax.storage import run_settings
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, Inputs, Intervals, Run
 from distill_jax.train.batch_errors import name_field, name_shapes
@@ -27,12 +32,12 @@ from distill_jax.train.inputs import (
   as_source,
   batches_of,
   check_objective,
-  data_identity,
   next_batch,
 )
 from distill_jax.train.measure import choose_measure, make_evaluator
 from distill_jax.train.options import Evaluation, RunOptions
 from distill_jax.train.placement import compile_step, init_on_host, place_teacher
+from distill_jax.train.resume_identity import resume_settings, run_identity
 from distill_jax.train.step import check_no_cached_outputs, make_init, make_train_step
 from distill_jax.train.term_counts import check_terms
 from distill_jax.types import Batch, Model, Task, TrainState
@@ -55,12 +60,12 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
   measure = choose_measure(arguments, inputs, state)
   specs = partition.state_specs(state, inputs.mesh, arguments.run.rules)
   state = sharding.place(state, inputs.mesh, specs)
-  identity = _identity(arguments, state, teacher_fingerprint)
+  identity = run_identity(arguments, state, teacher_fingerprint)
   intervals = _intervals(arguments)
   if inputs.rows is not None:
     start = {"log_every": arguments.run.log_every, "start": fingerprint(state)}
     same = identity | intervals._asdict() | start
-    hosts.assert_equal("run", {**same, "settings": _settings(arguments)})
+    hosts.assert_equal("run", {**same, "settings": resume_settings(arguments)})
   run = Run(
     arguments=arguments,
     step_fn=_compile_train_step(arguments, inputs, measure.train_metrics, specs),
@@ -75,7 +80,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
     task=measure.task,
     best=measure.best,
     identity=identity,
-    settings=_settings(arguments),
+    settings=resume_settings(arguments),
   )
   _check_list(run, state)
   return run, state
@@ -189,6 +194,8 @@ def _prepare_inputs(arguments: Arguments) -> Inputs:
     variables = as_variables("teacher_variables", variables)
     if teacher.ema_update is None:
       check_weights(teacher, variables, example)
+  if teacher is not None:
+    check_no_nan("teacher_variables", variables or teacher.variables)
   rules = () if arguments.cache is not None else arguments.run.teacher_rules
   return Inputs(mesh, rows, example, place_teacher(teacher, variables, mesh, rules))
 
@@ -226,6 +233,8 @@ def _initialize(arguments: Arguments, inputs: Inputs) -> TrainState:
   with init_on_host(inputs.mesh), schedule_steps(arguments.steps):
     state = init(jax.random.key(arguments.seed), inputs.example)
     check_start(student, student_variables(state))
+    field = "student" if arguments.student_variables is None else "student_variables"
+    check_no_nan(field, student_variables(state))
     return state
 
 
@@ -238,31 +247,6 @@ def _intervals(arguments: Arguments) -> Intervals:
     every = arguments.steps
   evaluate = every or max(1, arguments.steps // 10)
   return Intervals(arguments.steps, evaluate, save or evaluate)
-
-
-def _settings(arguments: Arguments) -> dict[str, str]:
-  return run_settings.runtime() | run_settings.describe(
-    objective=arguments.objective, optimizer=arguments.optimizer, step=arguments.step
-  )
-
-
-def _identity(arguments: Arguments, state: TrainState, teacher_fingerprint: str) -> dict[str, Any]:
-  terms = state.params["objective"]
-  cache, checkpoints = arguments.cache, arguments.checkpoints
-  start, evaluation = arguments.student_variables, arguments.evaluation
-  return {
-    "seed": arguments.seed,
-    "num_views": arguments.run.num_views,
-    "batch_size": arguments.batch_size,
-    **({} if arguments.run.balance is None else {"balance": arguments.run.balance}),
-    "teacher": teacher_fingerprint if cache is None else cache.digest,
-    "data": data_identity(arguments.source),
-    **({} if evaluation is None else {"evaluation": data_identity(evaluation.data)}),
-    "terms": ", ".join(terms) if isinstance(terms, Mapping) else "",
-    "optimizer": run_settings.transformations(arguments.optimizer),
-    **({} if start is None else {"student_variables": fingerprint(start)}),
-    **({} if checkpoints is None else checkpoints.identity),
-  }
 
 
 def _stream(

@@ -16,6 +16,7 @@ from distill_jax.train.optimizers import as_optimizer, init_optimizer
 from distill_jax.train.options import StepOptions
 from distill_jax.train.replay import Replay
 from distill_jax.train.update import make_update
+from distill_jax.trees import named_leaves
 from distill_jax.types import (
   Batch,
   Model,
@@ -64,12 +65,19 @@ def make_init(
     if teacher is not None:
       with name_network("teacher", batch):
         teacher_variables = teacher.variables or jax.eval_shape(teacher.init, key, batch)
+        if teacher.ema_update is not None:
+          _check_average(variables, teacher_variables)
         teacher_outputs = _output_shapes(teacher, teacher_variables, batch)
     learned = objective.init(jax.random.fold_in(key, 1), outputs, teacher_outputs)
     params = _drop_weak_types({"student": variables.params, "objective": learned.params})
     model_state = _drop_weak_types({"student": variables.state, "objective": learned.state})
     if isinstance(on_policy, Replay):
       model_state["replay"] = on_policy.init(batch)
+    if not jax.tree.leaves(params):
+      raise ValueError(
+        "student: expected parameters to train, got none: set trainable = True in Keras, or choose "
+        "variables that the network has in from_nnx(trainable=...)"
+      )
     average: Any = ()
     if teacher is not None and teacher.ema_update is not None:
       # A copy: the average and the student are donated together, and a shared buffer cannot be
@@ -87,6 +95,19 @@ def make_init(
     )
 
   return init
+
+
+def _check_average(student: Variables, average: Variables) -> None:
+  """Checks that an EMA teacher is one of the student."""
+  expected, actual = (
+    {name: jnp.shape(leaf) for name, leaf in named_leaves(tuple(variables))}
+    for variables in (student, average)
+  )
+  if expected != actual:
+    raise ValueError(
+      "teacher: expected a moving average of the student, got one of a network with other arrays: "
+      "write teachers.moving_average(student); a trained teacher is passed as it is"
+    )
 
 
 def make_train_step(

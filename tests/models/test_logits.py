@@ -12,10 +12,11 @@ import optax
 import pytest
 from flax import nnx
 
-from distill_jax import cache, data, losses, objectives, teachers
+from distill_jax import cache, data, losses, objectives, tasks, teachers
 from distill_jax.models import from_apply, from_keras, from_linen, from_nnx
 from distill_jax.models.logits import is_probabilities
-from distill_jax.train import RunOptions, fit
+from distill_jax.train import RunOptions, evaluate, fit
+from distill_jax.types import TrainState
 
 keras = pytest.importorskip("keras")
 RNG = np.random.default_rng(0)
@@ -101,6 +102,25 @@ def test_cache_of_probabilities_raises_and_writes_nothing(tmp_path):
     cache.write_cache(tmp_path / "cache", TEACHERS["functions"](), SOURCE, progress=False)
   with pytest.raises(cache.Incomplete):
     cache.open_cache(tmp_path / "cache")
+
+
+def test_evaluation_of_probabilities_raises():
+  labeled = data.Source({**SOURCE.arrays, "label": np.arange(16) % 3}, classes=3)
+  good, bad = function(lambda p, x: x @ p["w"]), function(lambda p, x: jax.nn.softmax(x @ p["w"]))
+  task = tasks.classification()
+  with pytest.raises(ValueError, match="^model: .*probabilities"):
+    evaluate(bad, None, labeled, task)
+  with pytest.raises(ValueError, match="^teacher: .*probabilities"):
+    evaluate(good, None, labeled, task, teacher=bad)
+  pair = evaluate(good, None, labeled, task, teacher=(good, good.variables))
+  assert evaluate(good, None, labeled, task, teacher=good) == pair
+  with pytest.raises(ValueError, match=r"^task: .*classification\(\)"):
+    evaluate(good, None, labeled, tasks.classification)
+  with pytest.raises(ValueError, match=r"^teacher: .*\(model, variables\)"):
+    evaluate(good, None, labeled, task, teacher=STUDENT)
+  state = TrainState(*[None] * len(TrainState._fields))
+  with pytest.raises(ValueError, match=r"^variables: .*result\.variables"):
+    evaluate(good, state, labeled, task)
 
 
 def test_log_probabilities_and_other_names_are_taken():

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import linen
 
-from distill_jax import cache, data, losses, objectives
+from distill_jax import cache, data, losses, objectives, teachers
 from distill_jax.compression.initialization.teacher import init_from_teacher
 from distill_jax.models import cohort, from_apply, from_linen
 from distill_jax.models.variables import as_variables
@@ -133,6 +133,30 @@ def test_weights_of_another_network_raise(field, values, hint):
   teacher = TEACHER if field == "student_variables" else PLAIN
   with pytest.raises(ValueError, match=f"^{field}: .*{hint}"):
     train(PLAIN, teacher, **{field: values})
+
+
+@pytest.mark.parametrize("field", ["student_variables", "teacher_variables"])
+def test_weights_with_nan_raise_before_training(field):
+  values = {"w": PARAMS["w"] * np.nan}
+  with pytest.raises(ValueError, match=f"^{field}: .*NaN at 'params/w'"):
+    train(PLAIN, TEACHER if field == "student_variables" else PLAIN, **{field: values})
+
+
+def test_average_of_another_network_raises():
+  other = from_apply(lambda key, x: {"v": x[0]}, lambda p, x: x + p["v"], inputs="x")
+  with pytest.raises(ValueError, match=r"^teacher: .*moving_average\(student\)"):
+    train(PLAIN, teachers.moving_average(other))
+
+
+def test_student_without_parameters_raises():
+  student = from_apply(lambda key, x: {}, lambda p, x: x[:, :3], inputs="x")
+  with pytest.raises(ValueError, match="^student: .*got none"):
+    train(student)
+
+
+def test_near_names_are_quoted_once():
+  with pytest.raises(ValueError, match=r"did you mean 'params/w1'\?"):
+    train(PLAIN, student_variables={"w1": PARAMS["w"]})
 
 
 def test_params_alone_are_too_few_with_batch_statistics():

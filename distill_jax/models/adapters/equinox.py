@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.models.adapters.functions import from_apply
-from distill_jax.models.adapters.kinds import adapter_of, wrong_kind
+from distill_jax.models.adapters.kinds import adapter_of, check_call, wrong_kind
 from distill_jax.types import Model
 
 try:
@@ -89,6 +89,7 @@ def from_equinox(
 def _construct(make: Any, key: jax.Array) -> Any:
   if not callable(make) or adapter_of(make) not in (None, "from_equinox"):
     raise wrong_kind("module", _KIND, make)
+  check_call("module", make, 1, _KIND)
   return make(key)
 
 

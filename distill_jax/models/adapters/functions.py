@@ -39,11 +39,17 @@ def from_apply(
     raise wrong_kind("apply", "a function (params, *inputs) -> outputs", apply)
   if init is not None and not callable(init):
     raise wrong_kind("init", "a function (key, *inputs) -> params or None", init)
+  arguments = list(inspect.signature(apply).parameters)
+  if arguments and arguments[0] in ("key", "rng", "rngs"):
+    raise ValueError(
+      "apply: expected a function (params, *inputs) -> outputs, got one that begins with "
+      f"{arguments[0]!r}: write from_apply(init, apply), in this order"
+    )
   if init is None and variables is None:
     raise ValueError(
       "init, variables: expected one of them in from_apply, got neither: pass init, or the weights"
     )
-  accepted = set(inspect.signature(apply).parameters) & {"state", "train", "key"}
+  accepted = set(arguments) & {"state", "train", "key"}
 
   def as_variables(values) -> Variables:
     if "state" not in accepted:

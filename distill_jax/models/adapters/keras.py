@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from distill_jax.errors import install_hint
-from distill_jax.models.adapters.kinds import adapter_of, wrong_kind
+from distill_jax.models.adapters.kinds import adapter_of, check_call, wrong_kind
 from distill_jax.models.adapters.outputs import AUXILIARY_LOSS, Features, as_outputs
 from distill_jax.trees import named_leaves
 from distill_jax.types import Batch, Model, Outputs, Tree, Variables
@@ -161,6 +161,7 @@ def to_keras(model: keras.Model | Callable[[], keras.Model], variables: Variable
 def _construct(make: Callable[[], keras.Model], seed: int) -> keras.Model:
   if not callable(make) or adapter_of(make) is not None:
     raise wrong_kind("model", _KIND, make)
+  check_call("model", make, 0, _KIND)
   with _new_session(seed):
     net = make()
   if not isinstance(net, keras.Model):

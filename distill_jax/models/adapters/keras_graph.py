@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from distill_jax.errors import suggest
-from distill_jax.models.adapters.outputs import Features, as_mapping, select_inputs
+from distill_jax.models.adapters.outputs import Features, as_mapping, merge_features, select_inputs
 from distill_jax.models.logits import probabilities_error
 from distill_jax.types import Batch
 
@@ -98,6 +98,7 @@ def with_features(net: keras.Model, features: Features, output: str) -> keras.Mo
   Raises:
     ValueError: features that it does not have; or "logits" that are probabilities.
   """
+  features = as_mapping(features)
   if not hasattr(net, "outputs"):
     if features:
       raise ValueError(
@@ -106,8 +107,8 @@ def with_features(net: keras.Model, features: Features, output: str) -> keras.Mo
       )
     return net
   tensors = _named_tensors(net, output)
-  for name, layer in as_mapping(features).items():
-    tensors[name] = _layer_output(net, name, layer)
+  layer_outputs = {name: _layer_output(net, name, layer) for name, layer in features.items()}
+  tensors = merge_features(tensors, layer_outputs)
   if "logits" in tensors:
     _check_logits(tensors["logits"])
   return keras.Model(_input_structure(net), tensors) if features else net

@@ -1,5 +1,7 @@
 """Tells which adapter takes a network, without an import of its library."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from distill_jax.types import Model
@@ -35,6 +37,31 @@ def check_model(field: str, network: Any) -> None:
     raise ValueError(
       f"{field}: expected a Model, got {type(network).__name__}: make one with models.{adapter}"
     )
+
+
+def check_call(field: str, function: Callable[..., Any], count: int, expected: str) -> None:
+  """Checks that a function can be called with `count` arguments.
+
+  Args:
+    field: name of the argument, for the message.
+    function: builds a network.
+    count: number of positional arguments.
+    expected: what the adapter takes.
+
+  Raises:
+    ValueError: it cannot.
+  """
+  try:
+    signature = inspect.signature(function)
+  except ValueError:
+    return  # Of a builtin nothing is known.
+  try:
+    signature.bind(*[None] * count)
+  except TypeError as error:
+    raise ValueError(
+      f"{field}: expected {expected}, got a function of {signature}: {error}: write a function of "
+      f"{count} arguments"
+    ) from None
 
 
 def wrong_kind(field: str, expected: str, network: Any) -> ValueError:

@@ -1,12 +1,14 @@
 """Turns Flax Linen modules into Models."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen
+from flax import errors, linen
 from flax.core import unfreeze
 
 from distill_jax.models.adapters.kinds import wrong_kind
@@ -16,6 +18,7 @@ from distill_jax.models.adapters.outputs import (
   Features,
   as_mapping,
   as_outputs,
+  merge_features,
   named_calls,
   pick_features,
   select_inputs,
@@ -59,11 +62,17 @@ def from_linen(
     module sows into 'losses' joins the loss in training, as the term 'auxiliary_loss'.
 
   Raises:
-    ValueError: no Linen module; variables without params; in apply, a batch without an input,
-      outputs of another kind, or a path that no submodule has.
+    ValueError: no Linen module, or a bound one; variables without params; in apply, a collection or
+      random stream that the module needs and does not get, a batch without an input, outputs of
+      another kind, or a path that no submodule has.
   """
   if not isinstance(module, linen.Module):
     raise wrong_kind("module", "a flax.linen.Module", module)
+  if module.scope is not None:
+    raise ValueError(
+      f"module: expected an unbound module, got {type(module).__name__} bound to variables: write "
+      "from_linen(*module.unbind())"
+    )
   flags: set[str] = set()
   fields: set[str] = set()
   if call is None:
@@ -82,44 +91,88 @@ def from_linen(
   def init(key: jax.Array, batch: Batch) -> Variables:
     if variables is not None:
       return _linen_variables(jax.tree.map(jnp.copy, variables))
-    streams = {name: jax.random.fold_in(key, i) for i, name in enumerate(("params", *rngs))}
+    streams = _streams(key, ("params", *rngs))
     args = select_inputs(batch, inputs)
-    collections = modules[False].init(streams, *args, train=False, method=method)
+    with _name_cause(module, rngs, ("params",)):
+      collections = modules[False].init(streams, *args, train=False, method=method)
     return _linen_variables(unfreeze(collections))
 
   def apply(params, state, batch, *, train: bool, key) -> tuple[Outputs, Any]:
     sown_losses = train and LOSSES not in state
     mutable = [*(state if train else ()), *(["intermediates"] if paths else [])]
     mutable += [LOSSES] if sown_losses else []
-    streams = {}
-    if key is not None:
-      streams = {name: jax.random.fold_in(key, i) for i, name in enumerate(rngs)}
-    called = set()
-
-    def capture(submodule, method_name):
-      if method_name != "__call__":
-        return False
-      path = "/".join(submodule.path)
-      called.add(path)
-      return path in paths
-
-    result, changed = modules[train].apply(
-      {"params": params, **state},
-      *select_inputs(batch, inputs),
-      train=train,
-      method=method,
-      rngs=streams,
-      mutable=mutable,
-      capture_intermediates=capture,
-    )
+    streams = {} if key is None else _streams(key, rngs)
+    called: set[str] = set()
+    args = select_inputs(batch, inputs)
+    with _name_cause(module, streams, ("params", *state)):
+      result, changed = modules[train].apply(
+        {"params": params, **state},
+        *args,
+        train=train,
+        method=method,
+        rngs=streams,
+        mutable=mutable,
+        capture_intermediates=_capture(paths, called),
+      )
     captured = named_calls(changed.get("intermediates", {}))
     new_state = {name: changed.get(name, old) for name, old in state.items()} if train else state
-    outputs = as_outputs(result) | pick_features(captured, features, called)
+    outputs = merge_features(as_outputs(result), pick_features(captured, features, called))
     if sown_losses and LOSSES in changed:
       outputs[AUXILIARY_LOSS] = sum(jnp.sum(x) for x in jax.tree.leaves(changed[LOSSES]))
     return outputs, new_state
 
   return Model(init, apply, _linen_variables(variables) if variables is not None else None)
+
+
+def _streams(key: jax.Array, names: Iterable[str]) -> dict[str, jax.Array]:
+  return {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}
+
+
+def _capture(paths: Collection[str], called: set[str]) -> Callable[[Any, str], bool]:
+  """Returns the filter that captures the outputs of these paths, and notes what was called."""
+
+  def capture(submodule: Any, method_name: str) -> bool:
+    if method_name != "__call__":
+      return False
+    path = "/".join(submodule.path)
+    called.add(path)
+    return path in paths
+
+  return capture
+
+
+@contextlib.contextmanager
+def _name_cause(module: Any, rngs: Iterable[str], collections: Iterable[str]) -> Iterator[None]:
+  """Raises a ValueError that names the argument in place of Flax' errors of missing streams and
+  variables.
+
+  Args:
+    module: the network.
+    rngs: names of the random streams that it gets; none: without a key.
+    collections: names of those that it gets.
+  """
+  kind = type(module).__name__
+  try:
+    yield
+  except errors.InvalidRngError as error:
+    stream = re.search(r'PRNG for "(\w+)"', str(error))
+    if stream is None or not rngs:
+      raise
+    names = (*rngs, stream[1])
+    raise ValueError(
+      f"rngs: expected all random streams of {kind}, got {list(rngs)}: {stream[1]!r} is missing: "
+      f"write from_linen(..., rngs={names})"
+    ) from error
+  except (
+    errors.ScopeCollectionNotFound,
+    errors.ScopeParamNotFoundError,
+    errors.ScopeVariableNotFoundError,
+  ) as error:
+    reason = str(error).splitlines()[0].split(" (https")[0].rstrip(".")
+    raise ValueError(
+      f"variables: expected all that the init of {kind} creates, got {sorted(collections)}: "
+      f"{reason}: pass what init returned, {{'params': ..., 'batch_stats': ...}}"
+    ) from error
 
 
 def _mode_fields(module: Any) -> set[str]:

@@ -14,7 +14,9 @@ from distill_jax.models.adapters.kinds import adapter_of, wrong_kind
 from distill_jax.models.adapters.modes import mode, mode_arguments
 from distill_jax.models.adapters.outputs import (
   Features,
+  as_mapping,
   as_outputs,
+  merge_features,
   named_calls,
   pick_features,
   select_inputs,
@@ -65,6 +67,7 @@ def from_nnx(
       random streams in training, a batch without an input, outputs of another kind, a path that no
       submodule has, or a call that adds variables.
   """
+  features = as_mapping(features)
   has_weights = isinstance(module, nnx.Module)
   if not has_weights and not _is_constructor(module):
     raise wrong_kind("module", _KIND, module)
@@ -97,7 +100,7 @@ def from_nnx(
       nnx.state(net, nnx.Not(nnx.Any(trainable, nnx.RngState, nnx.Intermediate)))
     )
     _check_state(state, new_state)
-    return as_outputs(result) | pick_features(captured, features), new_state
+    return merge_features(as_outputs(result), pick_features(captured, features)), new_state
 
   return Model(init, apply, variables)
 

@@ -56,10 +56,15 @@ def as_outputs(result: Any) -> dict[str, Any]:
     )
   outputs = {name: value for name, value in outputs.items() if value is not None}
   for name, value in outputs.items():
-    if not isinstance(name, str) or not _holds_arrays(value):
+    if not isinstance(name, str):
       raise ValueError(
         f"outputs: expected arrays by name, got {_describe(value)} as {name!r}: give it a "
-        "string as name, or leave it out"
+        "string as name"
+      )
+    if not _holds_arrays(value):
+      raise ValueError(
+        f"outputs: expected arrays by name, got {_describe(value)} as {name!r}: leave it out of "
+        "what the network returns"
       )
   if "logits" in outputs and getattr(outputs["logits"], "ndim", 0) == 0:
     raise ValueError(
@@ -104,8 +109,32 @@ def _walk(tree: Mapping, path: tuple[str, ...]) -> Iterator[tuple[str, Sequence[
 
 
 def as_mapping(features: Features) -> dict[str, str]:
-  """Returns `{output name: path}` of features given as a mapping, or as a list of paths."""
+  """Returns `{output name: path}` of features given as a mapping, or as a list of paths.
+
+  Raises:
+    ValueError: a text, which is a sequence of letters.
+  """
+  if isinstance(features, str):
+    raise ValueError(
+      f"features: expected {{name: path}} or a list of paths, got {features!r}: write "
+      f"features={{{features!r}: {features!r}}}"
+    )
   return dict(features) if isinstance(features, Mapping) else {path: path for path in features}
+
+
+def merge_features(outputs: Mapping[str, Any], features: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the outputs of a network and its captured features.
+
+  Raises:
+    ValueError: a feature has the name of an output, which it would replace.
+  """
+  for name in features:
+    if name in outputs:
+      raise ValueError(
+        f"features: expected names that are not among the outputs {sorted(outputs)}, got {name!r}: "
+        f"give it another name, such as {{'{name}_feature': path}}"
+      )
+  return {**outputs, **features}
 
 
 def pick_features(

@@ -53,6 +53,20 @@ def test_calls_of_one_submodule_are_numbered(make):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
+def test_features_never_replace_outputs(library):
+  def run(features):
+    model = LIBRARIES[library](features)
+    batch = ones(6, 3, 4)
+    apply = lambda: model.apply(*model.init(KEY, batch), batch, train=False, key=None)  # noqa: E731
+    return jax.eval_shape(apply)
+
+  with pytest.raises(ValueError, match="^features: .*'logits'"):
+    run({"logits": "block/norm"})
+  with pytest.raises(ValueError, match="^features: .*{'block': 'block'}"):
+    run("block")
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_unknown_path_names_the_nearest(library):
   model = LIBRARIES[library]({"x": "block/norm_"})
 

@@ -48,6 +48,11 @@ def test_other_outputs_raise(result):
     model.apply({}, {}, ones(2, 3), train=False, key=None)
 
 
+def test_init_in_the_place_of_apply_is_named():
+  with pytest.raises(ValueError, match=r"^apply: .*from_apply\(init, apply\)"):
+    from_apply(lambda params, x: x, lambda key, x: {})
+
+
 class Bilinear(nnx.Module):
   def __init__(self, rngs):
     self.layer = nnx.Linear(4, 2, rngs=rngs)

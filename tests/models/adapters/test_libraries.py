@@ -226,6 +226,7 @@ def two_axes():
     (lambda: from_equinox(LinenNet()), "module: .*LinenNet.*from_linen"),
     (lambda: from_equinox(haiku_net), "module: .*from_haiku"),
     (lambda: from_equinox(lambda key: 3), "module: .*int"),
+    (lambda: from_equinox(lambda: EquinoxNet(KEY)), "module: .*1 arguments"),
     (lambda: from_equinox(eqx.nn.make_with_state(two_axes)()), "module: .*axis_name"),
     (lambda: from_haiku(HaikuNet), "transformed: .*HaikuNet"),
     (lambda: from_haiku(EquinoxNet(KEY)), "transformed: .*from_equinox"),

@@ -161,7 +161,7 @@ def test_arguments_of_from_apply_that_are_no_functions_raise():
     (lambda x: "text", "str"),
     (lambda x: x.sum(), "outputs"),
     (lambda x: (x, x), "a tuple of 2"),
-    (lambda x: {"logits": x, "name": "text"}, "str as 'name'"),
+    (lambda x: {"logits": x, "name": "text"}, "str as 'name': leave"),
     (lambda x: {"logits": [x, x]}, "a list of 2"),
     (lambda x: {"logits": x.sum()}, "rows first"),
     (lambda x: {0: x}, "as 0"),
@@ -171,6 +171,31 @@ def test_outputs_of_other_kinds_are_named(result, field):
   model = from_apply(None, lambda params, x: result(x), variables={})
   with pytest.raises(ValueError, match=rf"^outputs: .*{field}"):
     model.apply({}, {}, BATCH, train=False, key=None)
+
+
+class Normed(linen.Module):
+  @linen.compact
+  def __call__(self, image):
+    return linen.BatchNorm(use_running_average=True)(linen.Dense(4)(image))
+
+
+def test_missing_linen_collections_and_layers_are_named():
+  variables = Normed().init(jax.random.key(0), BATCH["image"])
+  for values, missing in (
+    ({"params": variables["params"]}, "batch_stats"),
+    ({**variables, "params": {"Dense_0": variables["params"]["Dense_0"]}}, "scale"),
+  ):
+    model = from_linen(Normed(), values)
+    with pytest.raises(ValueError, match=f"^variables: .*Normed.*{missing}"):
+      model.apply(*model.variables, BATCH, train=False, key=None)
+
+
+def test_bound_linen_module_names_unbind():
+  bound = Normed().bind(Normed().init(jax.random.key(0), BATCH["image"]))
+  with pytest.raises(ValueError, match=r"^module: .*Normed.*unbind\(\)"):
+    from_linen(bound)
+  model = from_linen(*bound.unbind())
+  model.apply(*model.variables, BATCH, train=False, key=None)
 
 
 def test_outputs_that_are_none_are_left_out():
