@@ -107,6 +107,7 @@ def load_student(
       no Model, or one without variables to compare with, or the batch is not like the training
       examples (`storage.inputs`).
   """
+  weights_path, description_path = _files(folders.resolve(path, "path"))
   if not isinstance(model, Model):
     raise ValueError(
       f"model: expected a Model, got {_kind(model)}: make one with models.from_nnx, from_linen, "
@@ -116,7 +117,6 @@ def load_student(
     raise ValueError(
       f"batch: expected arrays by name, got {type(batch).__name__}: write {{'image': images}}"
     )
-  weights_path, description_path = _files(folders.resolve(path, "path"))
   content = _read_description(description_path)
   stored_fingerprint = content["fingerprint"]
   inputs = content.get("inputs", {})
