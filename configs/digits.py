@@ -4,9 +4,10 @@ python -m distill_jax --config=configs/digits.py --seeds=0,1,2
 
 The students see the labels of a tenth of the images, and the teacher's outputs for all of them.
 
-Measured on 2 CPU cores: 40 s. Test accuracy, 3 seeds: teacher 98.89 %; baseline 89.42 +- 1.55 %,
-distilled 97.59 +- 0.43 %; with --config.label_fraction=1: baseline 96.75 +- 0.43 %, distilled 97.68
-+- 0.16 %, which is no difference that 359 test images can show.
+Measured on a CPU with AMX, about a minute where nothing else runs. Test accuracy, 3 seeds, teacher
+seeds 0 to 4: teachers 97.49 to 98.61 %; baseline 89.79 +- 1.77 %, distilled 97.31 to 98.24 %. The
+95 % intervals of the difference reach from +4.21 to +12.24 points. With
+--config.label_fraction=1 the difference is below one point, which 359 test images cannot show.
 """
 
 import dataclasses
