@@ -106,7 +106,6 @@ def test_relational_loss_with_labels_gets_labeled_rows_only():
     ((8, 12), (8, 10)),
     ((8, 12), (8, 1)),
     ((8, 12), (1, 12)),
-    ((8, 12), (12,)),
     ((8, 3, 12), (8, 12)),
   ],
 )
