@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill_jax import reduce
 from distill_jax.cache.codecs import output_errors
 from distill_jax.cache.codecs.fields import Layout
 from distill_jax.errors import suggest
@@ -135,7 +136,7 @@ def _is_coarse(logits: jax.Array, rounded: jax.Array) -> jax.Array:
   """Returns per example, bool [B], whether rounding changes the odds of a probable class."""
   if logits.ndim < 2:
     return jnp.zeros(logits.shape, bool)
-  wide = jnp.promote_types(logits.dtype, jnp.float32)
+  wide = reduce.common_dtype(logits.dtype, jnp.float32)
   x = jnp.asarray(logits, wide)
   is_relevant = jnp.isfinite(x) & (x.max(-1, keepdims=True) - x < RELEVANT)
   errors = jnp.where(is_relevant, jnp.asarray(rounded, wide) - x, 0)
