@@ -14,19 +14,28 @@ LINEAGE = "lineage"
 """The entry of result.json with what `lineage` returned when the network was trained."""
 
 
-def lineage(job: Job, network: Network) -> dict[str, str]:
+def train_digest(job: Job, role: str) -> str:
+  """Returns the digest of what all networks of a role are trained on."""
+  return data.digest(train_data(job, role))
+
+
+def lineage(job: Job, network: Network, train: str) -> dict[str, str]:
   """Returns digests of a network's training and validation data, of its teacher's weights and of
   those that it starts from; '' where it has none.
+
+  Args:
+    job, network: whose lineage it is.
+    train: `train_digest` of the network's role, which reads all examples.
   """
   return {
-    "train": data.digest(train_data(job, network.role)),
+    "train": train,
     "validation": data.digest(job.splits.validation),
     "teacher": _digest_of(network.teacher_folder),
     "init_from": _digest_of(network.init_folder),
   }
 
 
-def check_lineage(job: Job, network: Network) -> None:
+def check_lineage(job: Job, network: Network, train: str) -> None:
   """Checks that a finished network was made from the data and weights that the job has now.
 
   Raises:
@@ -40,7 +49,7 @@ def check_lineage(job: Job, network: Network) -> None:
       f"{path}: expected the result of a training, got {error!r}: delete {network.folder}, and the "
       "same command trains it again"
     ) from error
-  lines = differences(stored, lineage(job, network))
+  lines = differences(stored, lineage(job, network, train))
   if lines:
     raise ConfigError(
       f"{network.name}: expected a network made from what the command has now, got a finished one "

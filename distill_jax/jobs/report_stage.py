@@ -13,7 +13,7 @@ from distill_jax.data import Source
 from distill_jax.data.batches import permutation
 from distill_jax.jobs import data
 from distill_jax.jobs.config import ConfigError, Examples, Splits
-from distill_jax.jobs.lineage import check_lineage
+from distill_jax.jobs.lineage import check_lineage, train_digest
 from distill_jax.jobs.measures import is_labeled, job_task, measure_terms
 from distill_jax.jobs.plan import ORIGINS, RESULT, ROLES, Job, Network, networks
 from distill_jax.jobs.step_times import step_times
@@ -45,8 +45,9 @@ def write_report(job: Job) -> Path:
     raise ConfigError(
       f"--stages: expected a trained network in {job.folder}, got none: run the other stages first"
     )
+  digests = {role: train_digest(job, role) for role in {network.role for network in complete}}
   for network in complete:
-    check_lineage(job, network)
+    check_lineage(job, network, digests[network.role])
   test, finished = job.splits.test, _load(job, complete)
   task, results = _measure(job, finished)
   sizes = {name: len(split) for name, split in zip(Splits._fields, job.splits)}

@@ -17,7 +17,7 @@ from distill_jax.data import Source
 from distill_jax.distributed import hosts, sharding
 from distill_jax.jobs import cache_stages, data
 from distill_jax.jobs.config import ConfigError, Examples
-from distill_jax.jobs.lineage import LINEAGE, check_lineage, lineage
+from distill_jax.jobs.lineage import LINEAGE, check_lineage, lineage, train_digest
 from distill_jax.jobs.measures import OBJECTIVE, best_of, is_labeled
 from distill_jax.jobs.plan import (
   EXTRA_STAGES,
@@ -60,8 +60,10 @@ def run_stages(job: Job, stages: Collection[str]) -> None:
     if stage not in stages:
       continue
     if stage in ROLES:
-      for network in networks(job, stage):
-        train(job, network)
+      members = networks(job, stage)
+      digest = train_digest(job, stage) if members else ""
+      for network in members:
+        train(job, network, digest)
     elif stage == "report":
       if hosts.is_first():  # The others need not wait: nothing comes after it.
         write_report(job)
@@ -71,10 +73,15 @@ def run_stages(job: Job, stages: Collection[str]) -> None:
       raise ConfigError(f"--stages: {stage} needs a cache: give --config.cache=FOLDER")
 
 
-def train(job: Job, network: Network) -> None:
-  """Trains one network, exports its best weights, and marks it complete."""
+def train(job: Job, network: Network, digest: str) -> None:
+  """Trains one network, exports its best weights, and marks it complete.
+
+  Args:
+    job, network: what is trained.
+    digest: `train_digest` of its role.
+  """
   if hosts.run_on_first(lambda: network.complete):
-    hosts.run_on_first(lambda: check_lineage(job, network))
+    hosts.run_on_first(lambda: check_lineage(job, network, digest))
     if hosts.is_first():
       print(f"{network.name}: complete, skipped", flush=True)
     return
@@ -89,7 +96,7 @@ def train(job: Job, network: Network) -> None:
   if network.role == "student" and not is_labeled(job, job.splits.test):
     _export_objective(network, sharding.gather_to_host(learned))
   seconds = time.time() - started
-  hosts.run_on_first(lambda: _finish(job, network, exported, result, seconds))
+  hosts.run_on_first(lambda: _finish(job, network, exported, result, seconds, digest))
 
 
 def _fit(job: Job, network: Network) -> FitResult:
@@ -132,6 +139,7 @@ def _finish(
   exported: Variables,
   result: FitResult,
   seconds: float,
+  digest: str,
 ) -> None:
   """Exports the weights, then writes the result, which marks the network complete."""
   description = {"role": network.role, "seed": network.seed, "config": job.run["config"]}
@@ -148,7 +156,7 @@ def _finish(
     "seconds": seconds,
     "steps": network.training.steps,
     "validation": scores,
-    LINEAGE: lineage(job, network),
+    LINEAGE: lineage(job, network, digest),
   }
   files.write(network.folder / RESULT, json.dumps(record, indent=2) + "\n")
   when = " before it was exported" if network.recipe.export_fn else ""

@@ -60,12 +60,13 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
   measure = choose_measure(arguments, inputs, state)
   specs = partition.state_specs(state, inputs.mesh, arguments.run.rules)
   state = sharding.place(state, inputs.mesh, specs)
+  settings = resume_settings(arguments)
   identity = run_identity(arguments, state, teacher_fingerprint)
   intervals = _intervals(arguments)
   if inputs.rows is not None:
     start = {"log_every": arguments.run.log_every, "start": fingerprint(state)}
     same = identity | intervals._asdict() | start
-    hosts.assert_equal("run", {**same, "settings": resume_settings(arguments)})
+    hosts.assert_equal("run", {**same, "settings": settings})
   run = Run(
     arguments=arguments,
     step_fn=_compile_train_step(arguments, inputs, measure.train_metrics, specs),
@@ -80,7 +81,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
     task=measure.task,
     best=measure.best,
     identity=identity,
-    settings=resume_settings(arguments),
+    settings=settings,
   )
   _check_list(run, state)
   return run, state
