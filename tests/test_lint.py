@@ -1,6 +1,7 @@
 """What no file of this project may do, and how large files and functions may be."""
 
 import ast
+import collections
 import re
 from pathlib import Path
 
@@ -186,6 +187,12 @@ def test_structure_of_the_package():
     "imports of unittest.mock": mocks,
   }
   assert {problem: found for problem, found in problems.items() if found} == {}
+
+
+def test_no_two_files_of_tests_share_a_name():
+  """pytest imports them by their names alone: a second one fails, where both are run."""
+  counts = collections.Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+  assert [name for name, count in counts.items() if count > 1] == []
 
 
 @pytest.mark.parametrize(
