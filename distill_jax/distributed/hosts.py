@@ -79,54 +79,6 @@ def abort(code: int) -> NoReturn:
   os._exit(code)
 
 
-def assert_equal(name: str, value: Any) -> None:
-  """Checks that all processes pass the same value.
-
-  Args:
-    name: name of the value, for the error.
-    value: any value that json can hold.
-
-  Raises:
-    ValueError: the value of this process, or of another one, differs from the first one's.
-  """
-  if jax.process_count() == 1:
-    return
-  first_value = run_on_first(lambda: value)
-  local_value = json.loads(json.dumps(value))
-
-  def compare() -> None:
-    if local_value != first_value:
-      path, local, first = first_difference(local_value, first_value)
-      raise ValueError(
-        f"{'.'.join((name, *path))}: expected the same on all processes, got {_shorten(local)} "
-        f"here and {_shorten(first)} on process 0"
-      )
-
-  run_on_all(compare)
-
-
-def first_difference(a: Any, b: Any) -> tuple[tuple[str, ...], Any, Any]:
-  """Returns the path of the first difference of two JSON values, and the two values there.
-
-  >>> first_difference({"x": [1, 2]}, {"x": [1, 3]})
-  (('x', '1'), 2, 3)
-  """
-  if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-    a, b = dict(enumerate(a)), dict(enumerate(b))
-  if not isinstance(a, dict) or not isinstance(b, dict):
-    return (), a, b
-  missing = object()
-  for key in a | b:
-    left, right = a.get(key, missing), b.get(key, missing)
-    if left is missing or right is missing:
-      left, right = ("nothing" if value is missing else value for value in (left, right))
-      return (str(key),), left, right
-    if left != right:
-      path, left, right = first_difference(left, right)
-      return (str(key), *path), left, right
-  return (), a, b
-
-
 def is_first() -> bool:
   """Returns whether this process is the one that writes what is written once."""
   return jax.process_index() == 0
@@ -215,10 +167,6 @@ def make_shared_folder(folder: Path) -> None:
 def _abort_on_error(kind, error, trace) -> None:
   sys.__excepthook__(kind, error, trace)
   abort(LOST_PROCESS_CODE if issubclass(kind, jax.errors.JaxRuntimeError) else 1)
-
-
-def _shorten(value: Any) -> str:
-  return json.dumps(value)[:100]
 
 
 def _encode_error(error: Exception | None, types: Sequence[type[Exception]]) -> np.ndarray:

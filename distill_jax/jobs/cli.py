@@ -5,13 +5,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill_jax.distributed import hosts
+from distill_jax.distributed import equality, hosts
 from distill_jax.distributed.compilation import enable_compilation_cache
 from distill_jax.distributed.interruption import Interrupted, saying_why
-from distill_jax.jobs import identity
+from distill_jax.jobs import data, identity
 from distill_jax.jobs.checks import check
 from distill_jax.jobs.compile_ahead import describe_cost
-from distill_jax.jobs.config import ConfigError
+from distill_jax.jobs.config import ConfigError, Splits
 from distill_jax.jobs.dry_run import print_plan
 from distill_jax.jobs.flags import parse_arguments
 from distill_jax.jobs.overrides import load_config
@@ -20,6 +20,9 @@ from distill_jax.jobs.stages import run_stages
 from distill_jax.storage import folders
 from distill_jax.storage.lease import Lease
 from distill_jax.train import NonFiniteError
+
+# They decide what a process does; folders may have another name on each host.
+_SHARED_FLAGS = ("stages", "seeds", "dry_run", "compile_for", "profile_steps")
 
 
 def run(argv: Sequence[str] | None = None) -> None:
@@ -59,7 +62,8 @@ def main(argv: Sequence[str]) -> None:
   _join(flags)
   path = Path(flags.config)
   folder = folders.resolve_run(flags.workdir or f"runs/{path.stem}", "--workdir")
-  config = load_config(flags.config, overrides)
+  equality.assert_equal("command", {name: str(vars(flags)[name]) for name in _SHARED_FLAGS})
+  config = hosts.run_on_all(lambda: load_config(flags.config, overrides))
   if flags.compile_for:
     print(describe_cost(config, flags.compile_for))
     return
@@ -67,7 +71,8 @@ def main(argv: Sequence[str]) -> None:
   run_identity = identity.identify(config, path, overrides, argv)
   teacher = _finished_teacher(flags.teacher)
   job = Job(config, folder, flags.seeds, splits, run_identity, flags.profile_steps, teacher)
-  hosts.assert_equal("run", {name: run_identity[name] for name in ("settings", "code", "versions")})
+  compared = {name: run_identity[name] for name in ("settings", "code", "versions")}
+  equality.assert_equal("run", {**compared, "data": _data_digests(splits)})
   check(job, flags.stages)
   if hosts.is_first():
     _explain_seeds(flags.seeds)
@@ -78,6 +83,11 @@ def main(argv: Sequence[str]) -> None:
       print_plan(job)
     return
   _run(job, flags.stages)
+
+
+def _data_digests(splits: Splits) -> dict[str, str]:
+  """Returns the digests of a job's sets: one of other contents on one process changes all."""
+  return {name: data.digest(examples) for name, examples in splits._asdict().items()}
 
 
 def _finished_teacher(path: str | None) -> Path | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from distill_jax.distributed import hosts
+from distill_jax.distributed import equality, hosts
 from distill_jax.storage import folders, retention, seal, serialization
 from distill_jax.types import TrainState
 
@@ -95,7 +95,7 @@ class Checkpoints:
     metadata = seal.make_seal(state, metrics or {}, self._identity or {}, self._settings or {})
     new_seal = metadata["seal"]
     step = new_seal["step"]
-    hosts.assert_equal(f"state after step {step}", metadata["digest"])
+    equality.assert_equal(f"state after step {step}", metadata["digest"])
     stored = self._seals.get(step)
     if stored and stored["leaves"] == new_seal["leaves"] and (stored["metrics"] or not metrics):
       return

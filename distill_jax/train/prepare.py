@@ -11,7 +11,7 @@ import numpy as np
 
 from distill_jax import data
 from distill_jax.cache import check_run, check_teacher_weights
-from distill_jax.distributed import hosts, partition, sharding
+from distill_jax.distributed import equality, partition, sharding
 from distill_jax.models.networks import as_model
 from distill_jax.models.variables import (
   as_variables,
@@ -37,7 +37,7 @@ from distill_jax.train.inputs import (
 from distill_jax.train.measure import choose_measure, make_evaluator
 from distill_jax.train.options import Evaluation, RunOptions
 from distill_jax.train.placement import compile_step, init_on_host, place_teacher
-from distill_jax.train.resume_identity import resume_settings, run_identity
+from distill_jax.train.resume_identity import process_settings, resume_settings, run_identity
 from distill_jax.train.step import check_no_cached_outputs, make_init, make_train_step
 from distill_jax.train.term_counts import check_terms
 from distill_jax.types import Batch, Model, Task, TrainState
@@ -64,9 +64,8 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
   identity = run_identity(arguments, state, teacher_fingerprint)
   intervals = _intervals(arguments)
   if inputs.rows is not None:
-    start = {"log_every": arguments.run.log_every, "start": fingerprint(state)}
-    same = identity | intervals._asdict() | start
-    hosts.assert_equal("run", {**same, "settings": settings})
+    shared = process_settings(arguments, inputs, state, measure, intervals)
+    equality.assert_equal("run", {**identity, **shared, "settings": settings})
   run = Run(
     arguments=arguments,
     step_fn=_compile_train_step(arguments, inputs, measure.train_metrics, specs),

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from spawning import join
 
-from distill_jax.distributed import hosts
+from distill_jax.distributed import equality, hosts
 from distill_jax.distributed.interruption import Interrupted, Interruption
 from distill_jax.storage.lease import Lease
 from distill_jax.types import Skips, TrainState
@@ -29,8 +29,9 @@ def coordinate(folder):
       )
   long = functools.partial(fail_on, 0, "ö" * 5000)
   results["long"] = error_of(lambda: hosts.run_on_all(long))
-  results["equal"] = error_of(lambda: hosts.assert_equal("seed", 3))
-  results["different"] = error_of(lambda: hosts.assert_equal("seed", jax.process_index()))
+  results["equal"] = error_of(lambda: equality.assert_equal("seed", 3))
+  value = {"long": "a" * 200 + str(jax.process_index())}
+  results["different"] = error_of(lambda: equality.assert_equal("run", value))
   results |= lease(folder)
   hosts.run_on_all(lambda: None)
   results["files"] = os.listdir(folder)

@@ -58,8 +58,12 @@ def test_run_of_two_processes_resumes_on_another_number(tmp_path, expected, proc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["learning rate", "teacher", "seed", "validation"])
+@pytest.mark.parametrize("what", ["learning rate", "teacher", "seed", "validation", "evaluation"])
 def test_processes_with_different_arguments_raise(tmp_path, what):
   for output in finish(spawn(2, SCRIPT, what, tmp_path, 10), expected=1):
-    text = "batch: expected the 8" if what == "validation" else "expected the same on all processes"
+    text = "expected the same on all processes"
+    if what == "validation":
+      text = "batch: expected the 8"
+    elif what == "evaluation":
+      text = "run.evaluation: expected the same on all processes"
     assert text in output, output

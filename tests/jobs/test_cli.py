@@ -12,6 +12,7 @@ import pytest
 import small_digits
 
 from distill_jax import data
+from distill_jax.distributed import equality
 from distill_jax.jobs import checks, plan, stages
 from distill_jax.jobs.cli import main, run
 from distill_jax.jobs.config import ConfigError
@@ -173,6 +174,25 @@ def test_dry_run_prints_sizes_and_writes_nothing(tmp_path, capsys, small):
   assert "student: 2,410 parameters, 9,640 bytes" in output
   assert "logits: ('batch', 10) float32" in output and "temporaries" in output
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flag", ["--stages=teacher", "--seeds=0,1", "--profile_steps=1:2"])
+def test_processes_compare_flags_and_data_before_training(tmp_path, monkeypatch, small, flag):
+  def compare(name, value):
+    compared[-1][name] = value
+    if name == "run":
+      raise InterruptedError
+
+  compared = []
+  monkeypatch.setattr(equality, "assert_equal", compare)
+  for flags in ([], [flag]):
+    compared.append({})
+    with pytest.raises(InterruptedError):
+      main([*small, f"--workdir={tmp_path}", *flags])
+  first, second = compared
+  assert first["command"] != second["command"] and first["run"] == second["run"]
+  assert set(first["run"]["data"]) == {"train", "validation", "test"}
+  assert len(set(first["run"]["data"].values())) == 3
 
 
 def test_compile_for_prints_cost_and_writes_nothing(tmp_path, capsys, small):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,11 @@ import pytest
 from fitting import fit_with
 
 from distill_jax import losses, objectives
+from distill_jax.train import CheckpointOptions, Evaluation, RunOptions
+from distill_jax.train.arguments import Intervals
+from distill_jax.train.resume_identity import process_settings
 from distill_jax.train.saver import Saver
-from distill_jax.types import Model, Variables
+from distill_jax.types import Metric, Model, Variables
 
 HARD = (1.0, objectives.labels())
 SOFT = (1.0, objectives.logits(losses.kl_divergence, temperature=2.0))
@@ -124,3 +128,32 @@ def test_runs_leave_no_threads_and_open_files(tmp_path, finished):
   for i in range(10):
     save_twice(i)
   assert counts() == before
+
+
+@pytest.mark.parametrize(
+  ("field", "change"),
+  [
+    ("max_skips", {"run": RunOptions(max_skips=3)}),
+    ("patience", {"evaluation": Evaluation([], patience=2)}),
+    ("checkpoints", {"checkpoints": CheckpointOptions("run")}),
+    ("rules", {"run": RunOptions(rules=[("w$", jax.sharding.PartitionSpec("data"))])}),
+    ("evaluate", {}),
+  ],
+)
+def test_processes_compare_what_decides_their_computations(mesh, field, change):
+  settings = [process_settings_with(mesh, **options) for options in ({}, change)]
+  if field == "evaluate":
+    settings[1] = process_settings_with(mesh, every=2)
+  assert {name for name in settings[0] if settings[0][name] != settings[1][name]} == {field}
+
+
+def process_settings_with(mesh, every=1, **options):
+  given = {"run": RunOptions(), "evaluation": Evaluation([]), "checkpoints": None, **options}
+  metric = Metric("accuracy", "accuracy")
+  return process_settings(
+    SimpleNamespace(**given),
+    SimpleNamespace(mesh=mesh, example={"image": np.zeros((2, 3), np.float32)}),
+    {"w": jnp.zeros(2)},
+    SimpleNamespace(best=metric, task=SimpleNamespace(metrics=[metric]), classes=None),
+    Intervals(10, every, 1),
+  )
