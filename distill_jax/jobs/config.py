@@ -83,6 +83,8 @@ class Config:
       student.
     num_views: number of augmented views per example; 0: a new one each epoch.
     eval_every: steps between evaluations; 0: a tenth of the steps.
+    patience: number of evaluations in a row without a better `best` after which a network's
+      training stops; 0: it never does.
     log_every: steps between reports.
     checkpoint_every: steps between checkpoints in addition to those at evaluations; 0: none in
       addition.
@@ -112,6 +114,7 @@ class Config:
   student_training: Training = dataclasses.field(default_factory=Training)
   num_views: int = 0
   eval_every: int = 0
+  patience: int = 0
   log_every: int = 50
   checkpoint_every: int = 0
   max_skips: int = 10
@@ -275,7 +278,8 @@ class Config:
     Raises:
       ConfigError: names the field.
     """
-    for name in ("num_views", "eval_every", "checkpoint_every", "devices", "teacher_seed"):
+    least_0 = "num_views eval_every patience checkpoint_every devices teacher_seed"
+    for name in least_0.split():
       check(self, name, least=0)
     for name in ("log_every", "max_skips", "generations"):
       check(self, name, least=1)

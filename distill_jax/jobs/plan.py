@@ -17,6 +17,8 @@ ROLES = ("teacher", "baseline", "student")  # A student may start from its basel
 STAGES = ("teacher", "cache", "baseline", "student", "report")
 EXTRA_STAGES = ("cache_estimate", "cache_inspect", "cache_verify")  # They run on request only.
 RESULT = "result.json"
+STOPPED = "stopped"
+"""The entry of result.json that says why training ended before its last step; '' if it did not."""
 ORIGINS = "origins.txt"
 """Where a network's first weights came from, if some came from the teacher."""
 

@@ -15,7 +15,7 @@ from distill_jax.jobs import data
 from distill_jax.jobs.config import ConfigError, Examples, Splits
 from distill_jax.jobs.lineage import check_lineage, train_digest
 from distill_jax.jobs.measures import is_labeled, job_task, measure_terms
-from distill_jax.jobs.plan import ORIGINS, RESULT, ROLES, Job, Network, networks
+from distill_jax.jobs.plan import ORIGINS, RESULT, ROLES, STOPPED, Job, Network, networks
 from distill_jax.jobs.step_times import step_times
 from distill_jax.storage.student import load_student
 from distill_jax.train.evaluation import Evaluated, evaluate_models
@@ -53,6 +53,7 @@ def write_report(job: Job) -> Path:
   sizes = {name: len(split) for name, split in zip(Splits._fields, job.splits)}
   names = tuple(dict.fromkeys(("id", *task.references)))
   entries = _entries(job, finished, results)
+  stored = {n.name: json.loads((n.folder / RESULT).read_text()) for n in complete}
   path = report.write(
     job.folder / "report",
     entries,
@@ -61,7 +62,12 @@ def write_report(job: Job) -> Path:
     class_names=test.class_names,
     run={
       **job.run,
-      "seconds": _seconds(complete),
+      "seconds": {name: result["seconds"] for name, result in stored.items()},
+      "stopped": {
+        name: f"after step {result['steps']}: {result[STOPPED]}"
+        for name, result in stored.items()
+        if result.get(STOPPED)
+      },
       "data": {"name": test.name, **sizes, "digest": data.digest(test)},
     },
   )
@@ -211,7 +217,3 @@ def _program(model: Model, variables: Variables, batch: Batch) -> str:
   """Returns what the network computes, as text: equal programs cost the same."""
   apply = lambda v, b: model.apply(*v, b, train=False, key=None)[0]  # noqa: E731
   return str(jax.make_jaxpr(apply)(variables, batch))
-
-
-def _seconds(complete: list[Network]) -> dict[str, float]:
-  return {n.name: json.loads((n.folder / RESULT).read_text())["seconds"] for n in complete}

@@ -25,6 +25,7 @@ from distill_jax.jobs.plan import (
   RESULT,
   ROLES,
   STAGES,
+  STOPPED,
   Job,
   Network,
   networks,
@@ -117,7 +118,9 @@ def _fit(job: Job, network: Network) -> FitResult:
     seed=network.train_seed,
     teacher_variables=None if cache else teacher_variables,
     task=config.task(),
-    evaluation=Evaluation(validation, config.eval_every or None, best_of(job, network)),
+    evaluation=Evaluation(
+      validation, config.eval_every or None, best_of(job, network), config.patience or None
+    ),
     checkpoints=CheckpointOptions(network.folder, config.checkpoint_every or None),
     step=config.step_options(training, network.recipe.on_policy),
     run=RunOptions(
@@ -154,7 +157,8 @@ def _finish(
   scores = evaluations[-1] if network.recipe.export_last else best
   record = {
     "seconds": seconds,
-    "steps": network.training.steps,
+    "steps": int(result.state.step),
+    STOPPED: result.stop_reason,
     "validation": scores,
     LINEAGE: lineage(job, network, digest),
   }

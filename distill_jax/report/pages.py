@@ -44,8 +44,8 @@ def write(
       if images are to be shown.
     class_names: names of the classes; empty: they have none.
     run: plain values, all optional: 'name', 'command', 'config', 'settings' (nested), 'overrides',
-      'versions', 'git', 'device', 'seconds' (per stage), 'data' ('test': number of test examples),
-      'date'.
+      'versions', 'git', 'device', 'seconds' (per stage), 'stopped' (why, per network whose training
+      ended early), 'data' ('test': number of test examples), 'date'.
 
   Returns:
     The path of report.html, which is written last.

@@ -22,6 +22,7 @@ def provenance(run: Mapping[str, Any]) -> list[Block]:
   facts += [
     [f"Seconds: {stage}", f"{seconds:.1f}"] for stage, seconds in run.get("seconds", {}).items()
   ]
+  facts += [[f"Stopped: {name}", reason] for name, reason in run.get("stopped", {}).items()]
   facts += [[f"Version: {package}", value] for package, value in _flat(run.get("versions"))]
   if facts:
     blocks.append(Table(["", ""], facts, numeric=False))

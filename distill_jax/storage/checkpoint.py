@@ -76,11 +76,17 @@ class Checkpoints:
       self._prepare_folder()
     self._scan()
 
-  def save(self, state: TrainState, *, metrics: Mapping[str, float] | None = None) -> None:
+  def save(
+    self,
+    state: TrainState,
+    *,
+    metrics: Mapping[str, float] | None = None,
+    notes: Mapping[str, Any] | None = None,
+  ) -> None:
     """Saves the state as the checkpoint of its step; `state` may be donated right after.
 
     A step that is stored already, bit for bit, is not written again unless it brings the first
-    metrics.
+    metrics. `notes` are JSON values that belong to the state.
 
     Raises:
       ValueError: read-only; the step is before the latest checkpoint; a leaf would not come back
@@ -92,7 +98,7 @@ class Checkpoints:
         f"folder: expected {self.folder} open for writing, got it read-only or closed"
       )
     self.wait()
-    metadata = seal.make_seal(state, metrics or {}, self._identity or {}, self._settings or {})
+    metadata = seal.make_seal(state, metrics or {}, self._identity or {}, self._settings, notes)
     new_seal = metadata["seal"]
     step = new_seal["step"]
     equality.assert_equal(f"state after step {step}", metadata["digest"])
@@ -155,11 +161,9 @@ class Checkpoints:
     self._refresh()
     return next(iter(retention.rank_steps(self._seals, self._best)), None)
 
-  @property
-  def best_metrics(self) -> dict[str, float] | None:
-    """All metrics that were saved with the best checkpoint; None: there is none."""
-    step = self.best_step
-    return None if step is None else dict(self._seals[step]["metrics"])
+  def notes(self, step: int) -> dict[str, Any]:
+    """Returns the notes of a checkpoint."""
+    return dict(self._seals[step].get("notes", {}))
 
   def wait(self) -> None:
     """Returns when the checkpoint in progress is on disk.

@@ -26,6 +26,7 @@ def make_seal(
   metrics: Mapping[str, float],
   identity: Identity,
   settings: Mapping[str, str] | None = None,
+  notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Returns `{"seal": values that json can hold, "digest": hash of the seal}` of a state.
 
@@ -50,6 +51,7 @@ def make_seal(
     "metrics": {name: float(value) for name, value in metrics.items()},
     "identity": dict(identity),
     "settings": dict(settings or {}),
+    "notes": dict(notes or {}),
   }
   return {"seal": body, "digest": _digest(body)}
 

@@ -116,16 +116,6 @@ class Log:
         print(f"{self._title} {step}/{self._steps}  {line}", flush=True)
     self._time = time.perf_counter()  # evaluation is not training time
 
-  def evaluations_since_best(self, name: str, better: str) -> int:
-    """Returns the number of evaluations after the one with the best score; the earliest wins a
-    tie.
-    """
-    scores = [line[name] for line in self.history if line["phase"] == "validation"]
-    if not scores:
-      return 0
-    best = max(scores) if better == "max" else min(scores)
-    return len(scores) - 1 - scores.index(best)
-
   def warn_of_constant(self, name: str) -> None:
     """Warns where many evaluations had one and the same score, which then chose no weights."""
     lines = [line for line in self.history if line["phase"] == "validation"]

@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import optax
 
 from distill_jax import data
@@ -28,19 +27,8 @@ from distill_jax.train.prepare import prepare
 from distill_jax.train.profile import Profile
 from distill_jax.train.result import FitResult
 from distill_jax.train.saver import Saver, all_variables
+from distill_jax.train.stopping import Patience, check_skips
 from distill_jax.types import Objective, Task, TrainState
-
-
-class NonFiniteError(RuntimeError):
-  """Raised when training is aborted after too many updates in a row that were not finite.
-
-  Attributes:
-    state: the last good train state; no update that was not finite has entered it.
-  """
-
-  def __init__(self, message: str, state: TrainState):
-    super().__init__(message)
-    self.state = state
 
 
 class _Due(NamedTuple):
@@ -163,8 +151,9 @@ def _run(arguments: Arguments, began: float) -> FitResult:
     Profile(saver.folder, options.profile_steps) as profile,
   ):
     state = saver.restore(state)
+    patience = Patience(run.best, _patience_limit(run), saver.notes)
     _check_done(int(state.step), run.intervals.steps)
-    if options.progress and first:
+    if options.progress and first and not patience.stop_reason():
       _print_resumed(saver.folder, int(state.step), run.intervals.steps)
     with Log(
       saver.folder if first else None,
@@ -175,7 +164,9 @@ def _run(arguments: Arguments, began: float) -> FitResult:
       main=run.best.name,
       began=began,
     ) as log:
-      state = _train(run, state, saver, interruption, profile, log)
+      state, stop_reason = _train(run, state, saver, interruption, profile, log, patience)
+      if stop_reason and options.progress and first:
+        print(f"{options.title}: stopped after step {int(state.step)}: {stop_reason}", flush=True)
       log.warn_of_constant(run.best.name)
     if fingerprint(run.teacher_variables) != run.teacher_fingerprint:
       raise RuntimeError(
@@ -185,7 +176,14 @@ def _run(arguments: Arguments, began: float) -> FitResult:
     evaluated = run.evaluate is not None
     variables, learned = saver.best_variables(state) if evaluated else all_variables(state)
     return FitResult(
-      run.arguments.student, variables, state, log.history, run.task, run.best, learned
+      run.arguments.student,
+      variables,
+      state,
+      log.history,
+      run.task,
+      run.best,
+      learned,
+      stop_reason,
     )
 
 
@@ -211,8 +209,9 @@ def _train(
   interruption: Interruption,
   profile: Profile,
   log: Log,
-) -> TrainState:
-  """Returns the state after the last step."""
+  patience: Patience,
+) -> tuple[TrainState, str]:
+  """Returns the state after the last step, and why it came before the last of all; or ''."""
   first_step = int(state.step) + 1
   source = run.arguments.source
   pipeline = source if isinstance(source, data.Pipeline) else None
@@ -220,9 +219,10 @@ def _train(
     pipeline.set_state(saver.position(first_step - 1))
   batches = iter(run.stream(first_step - 1))
   metrics: list[Any] = []
-  if _is_patience_over(run, log):
-    return state
+  stop_reason = _stop_reason(patience)
   for step in range(first_step, run.intervals.steps + 1):
+    if stop_reason:
+      break
     with log.clock.waiting("data"):
       batch = next_batch(batches, step, run.arguments.batch_size, run.num_rows)
       batch = run.place(batch)
@@ -233,17 +233,21 @@ def _train(
     due = _due(run, step, stop=interruption.at())
     if due.report:
       _report(run, log, step, state, metrics)
-    scores = _evaluate(run, log, step, state) if due.evaluate else None
+    scores = None
+    if due.evaluate:
+      scores = _evaluate(run, log, step, state)
+      patience.update(step, scores)
     if due.save:
       with log.clock.waiting("checkpoint"):
-        saver.save(state, scores, None if pipeline is None else pipeline.get_state())
+        position = None if pipeline is None else pipeline.get_state()
+        saver.save(state, scores, position, patience.notes())
     if due.stop and step < run.intervals.steps:
       saver.wait()
       interruption.answer(state, saved=saver.folder is not None)
-      break
-    if due.evaluate and _is_patience_over(run, log):
-      break
-  return state
+      stop_reason = "Ctrl-C"
+    elif due.evaluate:
+      stop_reason = _stop_reason(patience)
+  return state, "" if int(state.step) == run.intervals.steps else stop_reason
 
 
 def _due(run: Run, step: int, *, stop: bool) -> _Due:
@@ -263,7 +267,7 @@ def _report(run: Run, log: Log, step: int, state: TrainState, metrics: list[Any]
     sums = fetch(metrics)
   log.train(step, sums, run.arguments.batch_size)
   metrics.clear()
-  _check_skips(state, run.arguments.run.max_skips)
+  check_skips(state, run.arguments.run.max_skips)
 
 
 def _evaluate(run: Run, log: Log, step: int, state: TrainState) -> dict[str, float]:
@@ -274,26 +278,11 @@ def _evaluate(run: Run, log: Log, step: int, state: TrainState) -> dict[str, flo
   return scores
 
 
-def _is_patience_over(run: Run, log: Log) -> bool:
-  """Whether so many evaluations in a row brought no better score. The first process has the whole
-  history.
-  """
+def _patience_limit(run: Run) -> int | None:
   evaluation = run.arguments.evaluation
-  if evaluation is None or evaluation.patience is None:
-    return False
-  patience = evaluation.patience
-  return hosts.run_on_first(
-    lambda: log.evaluations_since_best(run.best.name, run.best.better) >= patience
-  )
+  return None if evaluation is None else evaluation.patience
 
 
-def _check_skips(state: TrainState, max_skips: int) -> None:
-  skips = jax.device_get(state.skips)
-  if skips.longest >= max_skips:
-    raise NonFiniteError(
-      f"max_skips: expected fewer than {max_skips} updates in a row that are not finite, got "
-      f"{skips.longest} "
-      f"({skips.total} in all) up to step {int(state.step)}; the parameters are those from before: "
-      "look for NaN in the teacher's outputs, or lower the learning rate",
-      state,
-    )
+def _stop_reason(patience: Patience) -> str:
+  """Returns why training stops now, the same on all processes; '' while it goes on."""
+  return hosts.run_on_first(patience.stop_reason)

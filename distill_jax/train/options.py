@@ -78,7 +78,8 @@ class Evaluation:
     every: steps between evaluations; None: a tenth of all steps. The last step is always evaluated.
     best: the task's metric that chooses the returned variables; None: the task's first.
     patience: number of evaluations in a row without a better `best` after which training stops;
-      None: it never does.
+      None: it never does. Only a higher (or lower) score is better, not a lower loss at an equal
+      one. The count is stored with each checkpoint, and `FitResult.stop_reason` tells the reason.
 
   Raises:
     ValueError: `every` or `patience` is less than 1, or `data` is an iterator.

@@ -20,6 +20,8 @@ class FitResult(NamedTuple):
     task: what was measured: that of the call, or the one that fits outputs and labels.
     best: the task's metric that chose `variables`.
     objective_variables: the objective's, of the same step as `variables`: projections, banks.
+    stop_reason: why training ended before its last step: `Evaluation.patience`, or Ctrl-C without a
+      folder; '' where it did not. `state.step` is the step.
   """
 
   student: Model
@@ -29,6 +31,7 @@ class FitResult(NamedTuple):
   task: Task
   best: Metric
   objective_variables: Variables
+  stop_reason: str = ""
 
   def predict(self, examples: Any, *, batch_size: int = 256) -> dict[str, Any]:
     """Returns the student's outputs as host arrays: of a batch, a `Source` or batches

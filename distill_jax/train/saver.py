@@ -29,6 +29,7 @@ class Saver:
 
   Attributes:
     folder: absolute, or None.
+    notes: those that were saved with the state that `restore` returned; {} without one.
   """
 
   def __init__(
@@ -51,6 +52,7 @@ class Saver:
       ValueError: the folder is a URL, or part of another run's checkpoints.
     """
     self.folder = None if folder is None else folders.resolve_run(folder, "checkpoints")
+    self.notes: Mapping[str, Any] = {}
     self._best = best
     self._best_key: tuple[float, float] | None = None
     self._best_variables: tuple[Variables, Variables] | None = None
@@ -76,13 +78,17 @@ class Saver:
     none.
     """
     restored = None if self._checkpoints is None else self._checkpoints.restore(state)
-    return state if restored is None else restored
+    if self._checkpoints is None or restored is None:
+      return state
+    self.notes = self._checkpoints.notes(int(restored.step))
+    return restored
 
   def save(
     self,
     state: TrainState,
     scores: Mapping[str, float] | None,
     position: Mapping[str, Any] | None = None,
+    notes: Mapping[str, Any] | None = None,
   ) -> None:
     """Saves a state; of equal scores the one of lower loss is the best, then the later one.
 
@@ -90,12 +96,13 @@ class Saver:
       state: of the student.
       scores: of an evaluation; None: there was none.
       position: of this process in its data, JSON values (`Pipeline.get_state`); None: it has none.
+      notes: what else is stored with the state, JSON values, the same on all processes.
     """
     if self._checkpoints is not None:
       self._lease.check()
       if position is not None:
         self._save_position(int(state.step), position)
-      self._checkpoints.save(state, metrics=scores)
+      self._checkpoints.save(state, metrics=scores, notes=notes)
     elif scores is not None:
       key = score_key(scores, self._best)
       if key is not None and (self._best_key is None or key >= self._best_key):

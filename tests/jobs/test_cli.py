@@ -134,6 +134,15 @@ def test_all_stages_write_networks_and_report(complete_run, small):
   assert "Baseline" in report and small[0].removeprefix("--config=") in report
 
 
+def test_network_without_progress_stops_early(small, tmp_path, capsys):
+  frozen = ["teacher_training.learning_rate=1e-30", "teacher_training.steps=8", "patience=1"]
+  options = [f"--config.{option}" for option in frozen]
+  main([*small, *options, f"--workdir={tmp_path}", "--stages=teacher"])
+  result = json.loads((tmp_path / "teacher" / "result.json").read_text())
+  assert result["steps"] == 4 and "accuracy" in result["stopped"]
+  assert f"teacher: stopped after step 4: {result['stopped']}" in capsys.readouterr().out
+
+
 def test_run_file_identifies_the_run(complete_run):
   stored = json.loads((complete_run[0] / "run.json").read_text())
   assert stored["settings"]["student_training"]["steps"] == 6

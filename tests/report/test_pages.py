@@ -39,6 +39,7 @@ RUN = {
   "git": "abc123",
   "device": "cpu",
   "seconds": {"teacher": 1.26},
+  "stopped": {"teacher": "after step 8: patience"},
   "data": {"train": 100, "test": 359},
   "date": "2025-01-02",
 }
@@ -96,6 +97,7 @@ def test_run_is_described_and_can_be_repeated(written):
   facts = "configs/x.py", "abc123", "2025-01-02", "student.widths", "(8, 4)", "0.10.2"
   assert all(fact in text for fact in facts)
   assert "| Seconds: teacher | 1.3 |" in markdown
+  assert "| Stopped: teacher | after step 8: patience |" in markdown
   assert "```\ndistill-jax --config=x.py --config.a=`b`\n```" in markdown
   assert RUN["name"] in text and "tiny &amp; &lt;i&gt;small" in markdown
 

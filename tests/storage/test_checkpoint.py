@@ -93,11 +93,11 @@ def test_latest_and_best_stay_across_restarts(tmp_path):
       checkpoints.restore(make_state())
       for step in steps:
         metrics = {"accuracy": scores[step], "loss": -scores[step]}
-        checkpoints.save(make_state(step, seed=step), metrics=metrics)
+        checkpoints.save(make_state(step, seed=step), metrics=metrics, notes={"of": [step]})
   with Checkpoints(tmp_path, best=best) as checkpoints:
     assert checkpoints.steps() == [2, 6, 7]
     assert checkpoints.best_step == 2
-    assert checkpoints.best_metrics == {"accuracy": 0.9, "loss": -0.9}
+    assert [checkpoints.notes(step) for step in (2, 7)] == [{"of": [2]}, {"of": [7]}]
     for step, expected in (("best", 2), (None, 7), (6, 6)):
       state = checkpoints.restore(make_state(), step=step)
       assert_identical(state, make_state(expected, seed=expected))
@@ -491,10 +491,10 @@ def test_saving_a_stored_step_again(tmp_path):
     checkpoints.save(make_state(4))
     checkpoints.wait()
     assert (tmp_path / "4").stat().st_mtime_ns == modified
-    checkpoints.save(make_state(4), metrics={"a": 1})
-    assert checkpoints.best_metrics == {"a": 1}
-    checkpoints.save(make_state(4, seed=9), metrics={"a": 2})
-    assert checkpoints.best_metrics == {"a": 2}
+    checkpoints.save(make_state(4), metrics={"a": 1}, notes={"save": 1})
+    assert (checkpoints.best_step, checkpoints.notes(4)) == (4, {"save": 1})
+    checkpoints.save(make_state(4, seed=9), metrics={"a": 2}, notes={"save": 2})
+    assert checkpoints.notes(4) == {"save": 2}
     assert_identical(checkpoints.restore(make_state()), make_state(4, seed=9))
     with pytest.raises(ValueError, match=r"step 3 .* 4 "):
       checkpoints.save(make_state(3))

@@ -298,16 +298,6 @@ def test_ema_teacher_resumes_to_the_same_bits(tmp_path):
   assert np.abs(whole.state.average.params - whole.state.params["student"]).max() > 0
 
 
-def test_patience_ends_training_and_a_resumed_run_stays_ended(tmp_path):
-  scores = iter([0.0, 0.25, 0.5, 0.25, 0.5, 0.0, 0.75])  # the first is of a check on zeros
-  plain = tasks.classification()
-  task = plain._replace(compute=lambda sums: plain.compute(sums) | {"accuracy": next(scores)})
-  fitted = run(tmp_path, steps=30, task=task, patience=2)
-  assert int(fitted.state.step) == 20  # best at 10; 15 and 20 are no better
-  again = run(tmp_path, steps=30, task=task, patience=2)
-  assert int(again.state.step) == 20 and again.history == fitted.history
-
-
 def test_learned_projections_are_saved_but_not_returned(tmp_path):
   wide = from_apply(
     None,

@@ -1,0 +1,94 @@
+"""Ends training before its last step: after updates that are not finite, or evaluations that bring
+nothing.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from distill_jax.types import Metric, TrainState
+
+
+class NonFiniteError(RuntimeError):
+  """Raised when training is aborted after too many updates in a row that were not finite.
+
+  Attributes:
+    state: the last good train state; no update that was not finite has entered it.
+  """
+
+  def __init__(self, message: str, state: TrainState):
+    super().__init__(message)
+    self.state = state
+
+
+class Patience:
+  """Counts the evaluations in a row without a better score than the best one before them.
+
+  The score is that of one metric: a lower loss at an equal accuracy is no better score, and one
+  that is not finite is none. Of equal scores the earliest is the best.
+  """
+
+  def __init__(self, metric: Metric, limit: int | None, notes: Mapping[str, Any]):
+    """Begins to count.
+
+    Args:
+      metric: chooses the best variables.
+      limit: number of evaluations after which training stops; None: it never does.
+      notes: of an earlier part of the run, from `notes`; of another metric or empty ones the count
+        begins at 0.
+    """
+    self._metric, self._limit = metric, limit
+    known = notes if notes.get("metric") == metric.name else {}
+    self._score: float | None = known.get("score")
+    self._step: int = known.get("step", 0)
+    self._count: int = known.get("count", 0)
+
+  def update(self, step: int, scores: Mapping[str, float]) -> None:
+    """Counts an evaluation."""
+    score = float(scores[self._metric.name])
+    sign = 1 if self._metric.better == "max" else -1
+    best = self._score
+    if math.isfinite(score) and (best is None or sign * score > sign * best):
+      self._score, self._step, self._count = score, step, 0
+    else:
+      self._count += 1
+
+  def notes(self) -> dict[str, Any]:
+    """Returns the count as JSON values, to be stored with a checkpoint."""
+    return {
+      "metric": self._metric.name,
+      "score": self._score,
+      "step": self._step,
+      "count": self._count,
+    }
+
+  def stop_reason(self) -> str:
+    """Returns why training stops now; '' while it goes on."""
+    if self._limit is None or self._count < self._limit:
+      return ""
+    name = self._metric.name
+    if self._score is None:
+      return f"patience: {name} was not finite in {self._count} evaluations in a row"
+    return (
+      f"patience: {name} was not better than {self._score:.4g} of step {self._step} in "
+      f"{self._count} evaluations in a row"
+    )
+
+
+def check_skips(state: TrainState, max_skips: int) -> None:
+  """Checks that training goes on to change the parameters.
+
+  Raises:
+    NonFiniteError: so many updates in a row were not finite.
+  """
+  skips = jax.device_get(state.skips)
+  if skips.longest >= max_skips:
+    raise NonFiniteError(
+      f"max_skips: expected fewer than {max_skips} updates in a row that are not finite, got "
+      f"{skips.longest} "
+      f"({skips.total} in all) up to step {int(state.step)}; the parameters are those from before: "
+      "look for NaN in the teacher's outputs, or lower the learning rate",
+      state,
+    )
