@@ -15,6 +15,7 @@ from distill_jax.data.source import Source
 
 State = dict[str, Any]
 _END = object()
+MANY_BATCHES = 5_000
 
 
 class Pipeline:
@@ -115,10 +116,27 @@ class Pipeline:
     """Iterates over the batches of one pass.
 
     Raises:
-      ValueError: as `check_ends`.
+      ValueError: as `check_ends`; or there was a pass before, and this one is empty.
     """
     self.check_ends()
-    return map(self._to_batch, self._pass(0), itertools.count())
+    return self._one_pass(self._layout is not None and self._opened is None)
+
+  def _one_pass(self, was_read: bool) -> Iterator[HostBatch]:
+    """Yields the batches of one pass; warns once if it seems to have no end."""
+    number = -1
+    for number, item in enumerate(self._pass(0)):
+      if number == MANY_BATCHES and not hasattr(self._iterable, "__len__"):
+        warnings.warn(
+          f"source: read {number} batches of {self.name} without reaching an end: if it is "
+          "endless, write itertools.islice(batches, number) in a function that returns one pass",
+          stacklevel=2,
+        )
+      yield self._to_batch(item, number)
+    if was_read and number < 0:
+      raise ValueError(
+        f"source: expected the batches of {self.name} again, got none: it reads an iterator that "
+        "is empty after one pass: make a new iterator in each call, or pass a list"
+      )
 
   def __call__(self, start: int) -> Iterator[HostBatch]:
     """Iterates over training batches from step `start` on.
