@@ -12,12 +12,12 @@ def check_augment(augment: Any) -> None:
   Raises:
     ValueError: it is a transform, several of them, or a mixer.
   """
-  if augment is None or _takes(augment, 1):
+  if augment is None or takes_arguments(augment, 1):
     return
   raise ValueError(
     f"augment: expected a function of one batch, such as {AUGMENT_EXAMPLE}, got "
-    f"{_describe(augment)}: wrap transforms such as data.flip() in data.augmentation, and pass "
-    "data.mixup and data.cutmix as mix"
+    f"{describe_function(augment)}: wrap transforms such as data.flip() in data.augmentation, and "
+    "pass data.mixup and data.cutmix as mix"
   )
 
 
@@ -27,15 +27,15 @@ def check_mix(mix: Any) -> None:
   Raises:
     ValueError: it is an augmentation, a transform, or no function.
   """
-  if mix is None or (_takes(mix, 2) and "kind" not in _parameters(mix)):
+  if mix is None or (takes_arguments(mix, 2) and "kind" not in _parameters(mix)):
     return
   raise ValueError(
     f"mix: expected a function of (key, batch), such as data.mixup(0.2, classes=10), got "
-    f"{_describe(mix)}: pass {AUGMENT_EXAMPLE} as augment"
+    f"{describe_function(mix)}: pass {AUGMENT_EXAMPLE} as augment"
   )
 
 
-def _takes(function: Any, count: int) -> bool:
+def takes_arguments(function: Any, count: int) -> bool:
   """Returns whether a function can be called with this number of arguments, as far as it tells."""
   if not callable(function):
     return False
@@ -57,7 +57,7 @@ def _parameters(function: Any) -> list[str]:
     return []
 
 
-def _describe(function: Any) -> str:
+def describe_function(function: Any) -> str:
   if not callable(function):
     return f"a {type(function).__name__}"
   return f"one of ({', '.join(_parameters(function))})"

@@ -34,7 +34,7 @@ from distill_jax.jobs.recipes import (
   check_recipe,
   error_prefix,
 )
-from distill_jax.train.options import StepOptions
+from distill_jax.train.options import Callback, StepOptions
 from distill_jax.train.replay import Replay
 from distill_jax.types import Batch, Model, Objective, OnPolicy, Task, Variables
 
@@ -249,6 +249,16 @@ class Config:
       on_policy=on_policy,
       microbatches=training.microbatches,
     )
+
+  def callbacks(self, network: str) -> Sequence[Callback]:
+    """Returns functions that are called with what a network's training reports, such as a logger's
+    (`RunOptions.callbacks`).
+
+    Args:
+      network: its name, such as 'student-0'.
+    """
+    del network
+    return ()
 
   def make_mesh(self) -> jax.sharding.Mesh:
     """Returns the mesh of `devices` and `mesh`.

@@ -131,6 +131,7 @@ def _fit(job: Job, network: Network) -> FitResult:
       log_every=config.log_every,
       max_skips=config.max_skips,
       profile_steps=job.profile_steps,
+      callbacks=config.callbacks(network.name),
       title=network.name,
     ),
   )

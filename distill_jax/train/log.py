@@ -18,6 +18,7 @@ from tqdm import tqdm
 from distill_jax import reduce
 from distill_jax.storage import files
 from distill_jax.train.clock import Clock
+from distill_jax.train.options import Callback
 
 _MANY_EVALUATIONS = 5
 """Fewer may have equal scores by chance."""
@@ -58,6 +59,7 @@ class Log:
     progress: bool,
     main: str = "",
     began: float | None = None,
+    callbacks: Sequence[Callback] = (),
   ):
     """Opens the files.
 
@@ -69,6 +71,7 @@ class Log:
       progress: whether to show a progress bar, or lines.
       main: name of the score that is shown next to the loss.
       began: `time.time()` at which this part of the run began; None: now.
+      callbacks: called with each line; see `RunOptions`.
     """
     self.history: list[dict[str, Any]] = []
     self._files: dict[str, TextIO] = {}
@@ -79,6 +82,7 @@ class Log:
     self.clock = Clock(timings[-1] if timings else None, began=began)
     self._write("timings", self.clock.report(start))
     self._progress, self._title, self._steps = progress, title, steps
+    self._callbacks = callbacks
     self._names = tuple(dict.fromkeys(("loss", main)))
     terminal = progress and sys.stderr.isatty()
     self._bar = tqdm(
@@ -149,6 +153,8 @@ class Log:
       self._bar.set_postfix_str(_text(values, self._names))
     self._write("metrics", line)
     self._show(phase, step, values)
+    for callback in self._callbacks:
+      callback(step, {f"{phase}/{name}": value for name, value in values.items()})
 
   def _open(self, folder: Path, name: str, start: int) -> list[dict[str, Any]]:
     path = folder / f"{name}.jsonl"

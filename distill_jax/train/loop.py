@@ -163,6 +163,7 @@ def _run(arguments: Arguments, began: float) -> FitResult:
       progress=options.progress and first,
       main=run.best.name,
       began=began,
+      callbacks=options.callbacks if first else (),
     ) as log:
       state, stop_reason = _train(run, state, saver, interruption, profile, log, patience)
       if stop_reason and options.progress and first:

@@ -4,14 +4,19 @@ import dataclasses
 import inspect
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from distill_jax.data import Source
-from distill_jax.data.batch_functions import check_augment, check_mix
+from distill_jax.data.batch_functions import (
+  check_augment,
+  check_mix,
+  describe_function,
+  takes_arguments,
+)
 from distill_jax.distributed.partition import Rules
 from distill_jax.storage import folders
 from distill_jax.train.replay import Replay
@@ -19,6 +24,9 @@ from distill_jax.types import Batch, OnPolicy, Outputs
 
 Batches = Source | Iterable[Mapping[str, Any]]
 """Examples in memory, or batches that can be iterated again and again."""
+
+Callback = Callable[[int, Mapping[str, float]], None]
+"""A function of a step and of what was measured then; see `RunOptions.callbacks`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,11 +159,25 @@ class RunOptions:
     max_skips: number of updates in a row that were not finite after which training is aborted.
     profile_steps: numbers of the steps to be traced into the folder's `profile`, for xprof; None:
       none.
+    callbacks: functions `(step, scores) -> None`, called on the first process at each report of
+      training and after each evaluation. `scores` are the line of metrics.jsonl, by names such as
+      'train/loss' and 'validation/accuracy'. What one raises ends the run. A run that was killed
+      reports the steps after its last checkpoint again when it resumes. To Weights & Biases, with
+      `google-metrax` and `wandb`:
+
+          logger = metrax.logging.WandbBackend("project")  # or TensorboardBackend("folder")
+          def log(step, scores):
+            for name, value in scores.items():
+              logger.log_scalar(name, value, step=step)
+
+          fit(..., run=RunOptions(callbacks=[log]))
+
     title: of the progress bar.
     progress: whether to show a progress bar on a terminal, and a line per evaluation elsewhere.
 
   Raises:
-    ValueError: `log_every` or `max_skips` is less than 1, or `num_views` less than 0.
+    ValueError: `log_every` or `max_skips` is less than 1, or `num_views` less than 0, or a callback
+      does not take these arguments.
   """
 
   num_views: int = 0
@@ -167,12 +189,14 @@ class RunOptions:
   log_every: int = 50
   max_skips: int = 10
   profile_steps: range | None = None
+  callbacks: Sequence[Callback] = ()
   title: str = "train"
   progress: bool = True
 
   def __post_init__(self):
     _check_least(self, 1, "log_every", "max_skips")
     _check_least(self, 0, "num_views")
+    _check_callbacks(self.callbacks)
     check_kind("balance", self.balance, (str, type(None)), "the name of an entry or None")
     check_kind(
       "mesh",
@@ -212,6 +236,16 @@ def check_integer(name: str, value: Any, least: int | None = None) -> int:
   if least is not None and integer < least:
     raise ValueError(f"{name}: expected an integer{bound}, got {value!r}")
   return integer
+
+
+def _check_callbacks(callbacks: Any) -> None:
+  check_kind("callbacks", callbacks, (list, tuple), "a list of functions (step, scores) -> None")
+  for function in callbacks:
+    if not takes_arguments(function, 2):
+      raise ValueError(
+        f"callbacks: expected functions of (step, scores), got {describe_function(function)}: "
+        "write def log(step, scores)"
+      )
 
 
 def _check_functions(options: Any, *names: str) -> None:

@@ -15,7 +15,7 @@ from distill_jax import data
 from distill_jax.distributed import equality
 from distill_jax.jobs import checks, plan, stages
 from distill_jax.jobs.cli import main, run
-from distill_jax.jobs.config import ConfigError
+from distill_jax.jobs.config import Config, ConfigError
 from distill_jax.jobs.flags import parse_arguments
 from distill_jax.jobs.overrides import load_config
 from distill_jax.storage.fingerprint import fingerprint
@@ -141,6 +141,13 @@ def test_network_without_progress_stops_early(small, tmp_path, capsys):
   result = json.loads((tmp_path / "teacher" / "result.json").read_text())
   assert result["steps"] == 4 and "accuracy" in result["stopped"]
   assert f"teacher: stopped after step 4: {result['stopped']}" in capsys.readouterr().out
+
+
+def test_callbacks_of_a_config_reach_fit(small, tmp_path, stop_at_fit, monkeypatch):
+  loggers = {"teacher": lambda step, scores: None}
+  monkeypatch.setattr(Config, "callbacks", lambda self, network: [loggers[network]])
+  _, _, options = stop_at_fit([*small, f"--workdir={tmp_path}", "--stages=teacher"])
+  assert options["run"].callbacks == [loggers["teacher"]]
 
 
 def test_run_file_identifies_the_run(complete_run):
