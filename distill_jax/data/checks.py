@@ -1,16 +1,18 @@
 """Checks arrays on the host, before they are placed on a device: compiled code cannot raise."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.objectives.class_labels import SUM_TOLERANCE, outside_probabilities
+from distill_jax.objectives.class_labels import BINARY, SUM_TOLERANCE, outside_probabilities
 
 UNLABELED = -1
 """The class number of an example without a label, which hard-label terms and metrics leave out."""
+IgnoreLabel = int | Mapping[str, int | None] | None
+"""The value of "no label", of all entries or of each; None: none."""
 
 
 def check_labels(
@@ -55,11 +57,7 @@ def check_labels(
   if outside.any():
     index = tuple(np.argwhere(outside)[0])
     value = int(labels[index])
-    hint = f"the nearest class is {min(max(value, 0), last)}"
-    if value < 0 and ignore_label is None:
-      hint = f"declare ignore_label={value} if it marks examples without a label"
-    elif classes is not None and value > last and ignore_label is None:
-      hint += f", or declare ignore_label={value} if it marks examples without a label"
+    hint = _range_hint(name, labels, value, last, ignore_label)
     raise ValueError(
       f"{name}: expected a class 0 to {last}, got {value} for {_example(ids, index[0])}: {hint}"
     )
@@ -78,11 +76,17 @@ def check_label_entry(
     ValueError: as in `check_batch`.
   """
   is_float = jnp.issubdtype(label.dtype, jnp.floating)
-  if classes is None and not jnp.issubdtype(label.dtype, jnp.integer):
+  if classes == BINARY and classes is not None:
+    if not is_float:
+      check_labels(label, 2, ids, ignore_label, name=name)
+    else:
+      check_values(name, label, ids)
+      _check_positive(name, label, ids, ignore_label)
+  elif classes is None and not jnp.issubdtype(label.dtype, jnp.integer):
     check_values(name, label, ids)
   elif classes == 2 and is_float and label.shape[1:] in ((), (1,)):
     check_values(name, label, ids)
-    _check_positive(name, label, ids)
+    _check_positive(name, label, ids, ignore_label)
   elif is_float and label.ndim > 1:
     check_values(name, label, ids)
     _check_probabilities(name, label, classes, ids)
@@ -99,7 +103,9 @@ def mark_unlabeled(labels: np.ndarray, ignore_label: int | None) -> np.ndarray:
 
 
 def class_numbers(
-  batch: Mapping[str, Any], classes: Mapping[str, int], ignore_label: int | None = None
+  batch: Mapping[str, Any],
+  classes: Mapping[str, int | None],
+  ignore_label: IgnoreLabel = None,
 ) -> dict[str, Any]:
   """Returns the batch with `UNLABELED` in place of the ignore label, after a check of its labels.
 
@@ -115,14 +121,30 @@ def class_numbers(
   ids = None if "id" not in batch else np.asarray(batch["id"])[valid]
   labels = {name: np.asarray(batch[name]) for name in classes if name in batch}
   for name, label in labels.items():
-    check_label_entry(name, label[valid], classes[name], ids, ignore_label)
-  return {**batch, **{name: mark_unlabeled(x, ignore_label) for name, x in labels.items()}}
+    check_label_entry(name, label[valid], classes[name], ids, ignore_label_of(ignore_label, name))
+  return {**batch, **mark_entries(labels, labels, ignore_label)}
+
+
+def mark_entries(
+  batch: Mapping[str, Any], entries: Iterable[str], ignore_label: IgnoreLabel
+) -> dict[str, np.ndarray]:
+  """Returns the entries that the batch has, with `UNLABELED` for the ignore label of each."""
+  return {
+    name: mark_unlabeled(np.asarray(batch[name]), ignore_label_of(ignore_label, name))
+    for name in entries
+    if name in batch
+  }
+
+
+def ignore_label_of(ignore_label: IgnoreLabel, name: str) -> int | None:
+  """Returns the ignore label of an entry."""
+  return ignore_label.get(name) if isinstance(ignore_label, Mapping) else ignore_label
 
 
 def check_batch(
   batch: Mapping[str, Any],
-  classes: int | Mapping[str, int] | None = None,
-  ignore_label: int | None = None,
+  classes: int | Mapping[str, int | None] | None = None,
+  ignore_label: IgnoreLabel = None,
 ) -> None:
   """Checks a batch that is not from a `Source`; rows that 'where' leaves out may hold anything.
 
@@ -131,9 +153,10 @@ def check_batch(
       numbers, or probabilities [rows, classes] that sum to 1 (a row of zeros is an example without
       a label). Without, it may also hold finite floats of any shape.
     classes: number of classes; or those of each entry that holds class numbers, `{"label": 10,
-      "type": 3}` ({}: no entry does); None: labels are floats, multi-hot rows or class numbers of
-      unknown range. Floats [rows] or [rows, 1] next to 2 classes are probabilities of class 1.
-    ignore_label: as in `check_labels`.
+      "type": 3}` ({}: no entry does; `BINARY`: numbers from 0 to 1 of any shape); None: labels are
+      floats, multi-hot rows or class numbers of unknown range. Floats [rows] or [rows, 1] next to
+      2 classes are probabilities of class 1.
+    ignore_label: as in `check_labels`; or that of each entry, `{"label": 255, "type": -100}`.
 
   Raises:
     ValueError: arrays of different lengths, no rows, NaN or infinity (-inf is allowed in
@@ -149,7 +172,8 @@ def check_batch(
   entries = classes if isinstance(classes, Mapping) else {"label": classes}
   for name, values in arrays.items():
     if name in entries:
-      check_label_entry(name, values, entries[name], ids, ignore_label)
+      ignored = ignore_label_of(ignore_label, name)
+      check_label_entry(name, values, entries[name], ids, ignored)
     else:
       check_values(name, values, ids)
 
@@ -234,15 +258,37 @@ def check_seed(seed: int) -> None:
     raise ValueError(f"seed: expected an integer from 0 to {2**32 - 1}, got {seed!r}")
 
 
-def _check_positive(name: str, label: np.ndarray, ids: Any) -> None:
+def _check_positive(name: str, label: np.ndarray, ids: Any, ignore_label: int | None) -> None:
   """Checks probabilities of the positive class."""
   outside = (label < 0) | (label > 1)
+  if ignore_label is not None:
+    outside &= label != ignore_label
   if outside.any():
     index = tuple(np.argwhere(outside)[0])
+    value = float(label[index])
+    hint = _range_hint(name, label, value, 1, ignore_label)
     raise ValueError(
-      f"{name}: expected probabilities 0 to 1 of class 1, got {label[index]:.6g} in "
-      f"{_example(ids, index[0])}"
+      f"{name}: expected probabilities 0 to 1 of class 1, got {value:.6g} in "
+      f"{_example(ids, index[0])}: {hint}"
     )
+
+
+def _range_hint(
+  name: str, labels: np.ndarray, value: float, last: int, ignore_label: int | None
+) -> str:
+  """Returns what to write for labels of which one value is not from 0 to `last`."""
+  low, high = labels.min(), labels.max()
+  if last == 1 and np.isin(labels, (-1, 1)).all():
+    return f"write ({name} + 1) // 2 for labels -1 and 1"
+  if last == 1 and low == 0 and np.isin(labels, (0, high)).all():
+    return f"write {name} // {high:g} for labels 0 and {high:g}"
+  if low >= 1 and high == last + 1:
+    return f"labels begin at 1: write {name} - 1"
+  nearest = f"the nearest class is {min(max(int(value), 0), last)}"
+  if ignore_label is not None or not float(value).is_integer():
+    return nearest
+  declare = f"declare ignore_label={value:g} if it marks examples without a label"
+  return declare if value < 0 else f"{nearest}, or {declare}"
 
 
 def _check_probabilities(name: str, label: np.ndarray, classes: int | None, ids: Any) -> None:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+BINARY = 0
+"""In place of a number of classes: the entry holds 0, 1 or probabilities, in any shape."""
 SUM_TOLERANCE = 0.01
 """How far the sum of a row of probabilities may be from 1."""
 
@@ -17,11 +19,14 @@ class Entries(NamedTuple):
   """The batch's entries that terms read.
 
   Attributes:
-    classes: `{entry: (number of classes, ignore label or None)}` of those with labels.
+    classes: `{entry: (number of classes, ignore label or None)}` of those with labels; `BINARY`
+      classes: 0, 1 or probabilities.
+    numbers: `{entry: ignore label or None}` of those with numbers to predict.
     weights: names of those with weights.
   """
 
   classes: dict[str, tuple[int, int | None]]
+  numbers: dict[str, int | None]
   weights: set[str]
 
 
@@ -31,7 +36,7 @@ _recorded: ContextVar[Entries | None] = ContextVar("_recorded", default=None)
 @contextlib.contextmanager
 def record_entries() -> Iterator[Entries]:
   """Collects the batch's entries that hold classes or weights while a function is traced."""
-  entries = Entries({}, set())
+  entries = Entries({}, {}, set())
   token = _recorded.set(entries)
   try:
     yield entries
@@ -45,8 +50,16 @@ def record(entry: str, classes: int, ignore_label: int | None = None) -> None:
   """
   entries = _recorded.get()
   if entries is not None:
-    fewest = min(classes, entries.classes.get(entry, (classes, None))[0])
-    entries.classes[entry] = fewest, ignore_label
+    others, declared = entries.classes.get(entry, (classes, None))
+    ignore_label = declared if ignore_label is None else ignore_label
+    entries.classes[entry] = min(classes, others), ignore_label
+
+
+def record_numbers(entry: str, ignore_label: int | None) -> None:
+  """Adds an entry that holds numbers to predict, such as regression targets."""
+  entries = _recorded.get()
+  if entries is not None:
+    entries.numbers[entry] = ignore_label
 
 
 def record_weights(entry: str) -> None:

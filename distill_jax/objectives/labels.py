@@ -5,13 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from distill_jax import reduce
 from distill_jax.objectives.calls import batch_entry, has_true_label, outputs_of, valid_rows
 from distill_jax.objectives.class_labels import (
+  BINARY,
   class_labels,
   outside_probabilities,
   record,
+  record_numbers,
   record_weights,
 )
 from distill_jax.objectives.label_settings import (
@@ -51,7 +54,8 @@ def labels(
   With a loss the label has the output's shape, or is [...] for an output [..., 1]; the loss gets
   both in float32, and its values are averaged over all axes but the first, to one value a row. A
   row with a NaN in its label (`train.fit` refuses NaN in its data), or with the ignore label, is
-  unlabeled. Integers [...] next to an output [..., C] reach the loss as class numbers, and its
+  unlabeled; so is a negative integer next to a sigmoid loss of optax, whose labels are from 0 to 1.
+  Integers [...] next to an output [..., C] reach the loss as class numbers, and its
   values are [...].
 
   Rows that the batch's 'where' masks do not count, nor do 'generated' ones
@@ -208,6 +212,13 @@ def _loss_per_row(
   labeled = jnp.ones(label.shape[:1], bool)
   if settings.ignore_label is not None:
     labeled &= (label != settings.ignore_label).all(axes)
+  is_binary = _is_binary(settings.loss)
+  if is_binary:
+    record(name, BINARY, settings.ignore_label)
+  else:
+    record_numbers(name, settings.ignore_label)
+  if is_binary and jnp.issubdtype(label.dtype, jnp.signedinteger):
+    labeled &= (label >= 0).all(axes)
   label = label.astype(predictions.dtype)
   labeled &= ~jnp.isnan(label).any(axes)
   where = valid_rows(batch, has_true_label(batch, labeled))
@@ -221,7 +232,12 @@ def _loss_per_row(
       f"loss: expected values of {where.shape} rows, or more axes, got {values.shape}: return them "
       "unreduced"
     )
-  return values.mean(tuple(range(1, values.ndim))), where
+  values = values.mean(tuple(range(1, values.ndim)))
+  if is_binary:
+    # `fit` checks labels before; a compiled function cannot raise.
+    outside = ((label < 0) | (label > 1)).any(axes)
+    values = jnp.where(outside & where, jnp.nan, values)
+  return values, where
 
 
 def _weighted(settings: LabelSettings, values: jax.Array, batch: Batch) -> jax.Array:
@@ -244,6 +260,12 @@ def _weighted(settings: LabelSettings, values: jax.Array, batch: Batch) -> jax.A
     )
   # A compiled function cannot raise: NaN is what the train step reports.
   return values * jnp.where(weights >= 0, weights, jnp.nan)
+
+
+def _is_binary(loss: Any) -> bool:
+  """Whether a loss, or the one that a `functools.partial` calls, takes labels from 0 to 1."""
+  loss = getattr(loss, "func", loss)
+  return loss in (optax.sigmoid_binary_cross_entropy, optax.sigmoid_focal_loss)
 
 
 def _is_class_number(shape: tuple[int, ...], label: jax.Array) -> bool:

@@ -10,6 +10,8 @@ import numpy as np
 from distill_jax import data
 from distill_jax.cache import Cache
 from distill_jax.data.balance import check_balance
+from distill_jax.data.checks import IgnoreLabel, ignore_label_of, mark_entries
+from distill_jax.train.batch_checks import Checks, check_entries, checked_batch
 from distill_jax.train.batch_errors import name_field, name_shapes
 from distill_jax.train.options import Batches, RunOptions
 from distill_jax.types import Batch, Objective
@@ -45,7 +47,7 @@ def batches_of(
   seed: int,
   run: RunOptions,
   *,
-  classes: Mapping[str, int] | None = None,
+  checks: Checks,
   cache: Cache | None = None,
   rows: np.ndarray | None = None,
 ) -> Stream:
@@ -53,18 +55,21 @@ def batches_of(
 
   Args:
     source, batch_size, seed, run: as in `fit`.
-    classes: entries with labels of classes, `{entry: number of classes}`; None: unknown.
+    checks: of each batch.
     cache: adds the teacher's outputs to each batch; None: nothing.
     rows: those of each batch that this process reads; None: all.
   """
   if cache is not None:
-    stream = batches_of(source, batch_size, seed, run, classes=classes, rows=rows)
+    stream = batches_of(source, batch_size, seed, run, checks=checks, rows=rows)
     return lambda start: map(cache.add_columns, stream(start))
   if isinstance(source, data.Source):
     if run.balance is not None:
-      check_balance(source, run.balance, run.ignore_label)
-    entries = _unchecked(source, classes)
-    data.class_numbers(source.arrays, entries, run.ignore_label)  # All at once, before training.
+      ignore_label = ignore_label_of(checks.ignore_label, run.balance)
+      ignore_label = run.ignore_label if ignore_label is None else ignore_label
+      check_balance(source, run.balance, ignore_label)
+    entries = _unchecked(source, checks.classes)
+    # All at once, before training.
+    check_entries(data.class_numbers(source.arrays, entries, checks.ignore_label), checks)
     read = functools.partial(
       data.batches,
       source,
@@ -74,17 +79,19 @@ def batches_of(
       balance=run.balance,
       rows=rows,
     )
-    return lambda start: _marked(read(start=start), entries, run.ignore_label)
+    return lambda start: _marked(read(start=start), entries, checks.ignore_label)
   if run.balance is not None:
     raise ValueError(
       f"balance: expected None for batches of your own, got {run.balance!r}: sample them balanced, "
       "or make a Source of them (data.from_iterable(...).load())"
     )
   pipeline = local_share(source, batch_size, rows)
-  return lambda start: _checked("source", pipeline(start), classes, run.ignore_label, start)
+  return lambda start: _checked("source", pipeline(start), checks, start)
 
 
-def _unchecked(source: data.Source, classes: Mapping[str, int] | None) -> dict[str, int]:
+def _unchecked(
+  source: data.Source, classes: Mapping[str, int | None] | None
+) -> dict[str, int | None]:
   """Returns the entries with labels that the source did not check when it was made."""
   return {
     name: number
@@ -94,36 +101,30 @@ def _unchecked(source: data.Source, classes: Mapping[str, int] | None) -> dict[s
 
 
 def _marked(
-  batches: Iterable[Mapping[str, Any]], entries: Iterable[str], ignore_label: int | None
+  batches: Iterable[Mapping[str, Any]], entries: Iterable[str], ignore_label: IgnoreLabel
 ) -> Iterator[Mapping[str, Any]]:
   """Yields the batches with `UNLABELED` in place of the ignore label."""
   for batch in batches:
-    labels = {name: data.mark_unlabeled(batch[name], ignore_label) for name in entries}
-    yield {**batch, **labels}
+    yield {**batch, **mark_entries(batch, entries, ignore_label)}
 
 
 def _checked(
   field: str,
   batches: Iterable[Mapping[str, Any]],
-  classes: Mapping[str, int] | None,
-  ignore_label: int | None,
+  checks: Checks,
   start: int = 0,
 ) -> Iterator[Mapping[str, Any]]:
   """Yields copies of checked batches, with `UNLABELED` in place of the ignore label.
 
   Errors say the field and the batch's number, counted from `start`.
   """
-  names = ("label",) if classes is None else classes
   with name_field(field):
     for number, batch in enumerate(batches, start):
       # A copy: the transfer is asynchronous, and a pipeline may fill the same buffers again
       # meanwhile.
       batch = {name: np.array(x) for name, x in data.to_batch(batch).items()}
       with name_field(f"batch {number}, counted from 0"):
-        data.check_batch(batch, classes, ignore_label)
-      for name in names:
-        if name in batch:
-          batch[name] = data.mark_unlabeled(batch[name], ignore_label)
+        batch = checked_batch(batch, checks)
       yield batch
 
 
@@ -149,8 +150,8 @@ def evaluation_batches(
   batch_size: int,
   rows: np.ndarray | None,
   *,
-  classes: Mapping[str, int] | None = None,
-  ignore_label: int | None = None,
+  classes: Mapping[str, int | None] | None = None,
+  ignore_label: IgnoreLabel = None,
   field: str = "evaluation",
 ) -> Callable[[], Iterator[Mapping[str, Any]]]:
   """Returns a function that iterates over the batches of an evaluation, or the given rows of each.
@@ -171,7 +172,8 @@ def evaluation_batches(
       data.eval_batches(examples, batch_size, rows=rows), entries, ignore_label
     )
   pipeline = local_share(examples, batch_size, rows)
-  return lambda: _checked(field, pipeline, classes, ignore_label)
+  checks = Checks({"label": None} if classes is None else classes, ignore_label)
+  return lambda: _checked(field, pipeline, checks)
 
 
 def data_identity(source: Any) -> str:
@@ -230,15 +232,15 @@ def check_objective(objective: Any) -> None:
     )
 
 
-def check_classes(classes: Mapping[str, int] | None, source: Any) -> None:
+def check_classes(classes: Mapping[str, int | None], source: Any) -> None:
   """Checks that the student has as many classes as the data.
 
   Raises:
     ValueError: it has fewer.
   """
-  num_classes = (classes or {}).get("label")
+  num_classes = classes.get("label")
   data_classes = getattr(source, "classes", None)
-  if num_classes is not None and data_classes is not None and num_classes < data_classes:
+  if num_classes and data_classes is not None and num_classes < data_classes:
     raise ValueError(
       f"student: expected the {data_classes} classes of the data set {source.name!r}, got "
       f"{num_classes}"
@@ -246,13 +248,13 @@ def check_classes(classes: Mapping[str, int] | None, source: Any) -> None:
 
 
 def has_labels(
-  examples: Batches, classes: Mapping[str, int] | None, ignore_label: int | None
+  examples: Batches, classes: Mapping[str, int | None] | None, ignore_label: IgnoreLabel
 ) -> bool:
   """Returns whether a set in memory has a label of a class; True for all other examples."""
   if not isinstance(examples, data.Source) or not classes:
     return True
-  labels = [examples.arrays[name] for name in classes if name in examples.arrays]
-  return any(((x >= 0) & (x != ignore_label)).any() for x in labels)
+  labels = mark_entries(examples.arrays, classes, ignore_label)
+  return any((x >= 0).any() for x in labels.values())
 
 
 def check_evaluation(
@@ -260,8 +262,8 @@ def check_evaluation(
   arguments: tuple,
   examples: Batches,
   example: Batch,
-  classes: Mapping[str, int] | None,
-  ignore_label: int | None,
+  classes: Mapping[str, int | None],
+  ignore_label: IgnoreLabel,
 ) -> Any:
   """Checks before training what the first evaluation would find; returns its statistics' shapes.
 

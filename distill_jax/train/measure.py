@@ -13,6 +13,7 @@ from distill_jax.objectives.class_labels import record_entries
 from distill_jax.tasks.logits import OUTSIDE
 from distill_jax.tasks.objective_terms import with_terms
 from distill_jax.train.arguments import Arguments, Inputs
+from distill_jax.train.batch_checks import Checks
 from distill_jax.train.batch_errors import name_field, name_shapes
 from distill_jax.train.evaluation import make_eval_step, make_terms_step
 from distill_jax.train.inputs import check_classes, check_evaluation, has_labels
@@ -29,7 +30,7 @@ class Measure(NamedTuple):
   Attributes:
     task: of the evaluation.
     train_metrics: of training; or None.
-    classes: entries of the batch with class numbers, `{entry: number of classes}`; None: unknown.
+    checks: of the batches' labels and weights.
     best: the metric that chooses the best variables.
     step: `(state, teacher's variables, batch) -> (statistics, rows)`, of the evaluation;
       None without one.
@@ -37,7 +38,7 @@ class Measure(NamedTuple):
 
   task: Task
   train_metrics: Callable | None
-  classes: Mapping[str, int] | None
+  checks: Checks
   best: Metric
   step: Callable | None
 
@@ -58,22 +59,22 @@ def choose_measure(arguments: Arguments, inputs: Inputs, state: TrainState) -> M
   task = arguments.task or tasks.infer(outputs, example, ignore_label)
   trained = arguments.task or tasks.infer(outputs, inputs.example, ignore_label) or task
   task_classes = _classes(trained, outputs)
-  classes = _with_terms(task_classes, arguments, inputs, state)
-  check_classes(classes, arguments.source)
+  checks = _checks(task_classes, arguments, inputs, state)
+  check_classes(checks.classes, arguments.source)
   train_metrics = None if trained is None else trained.train_metrics
   if evaluation is None:
     task = task or tasks.objective_terms(())
     _check_names(task)
-    return Measure(task, train_metrics, classes, task.metrics[0], None)
-  check_classes(classes, evaluation.data)
-  task, step = _evaluated(arguments, inputs, state, task, task_classes, example)
+    return Measure(task, train_metrics, checks, task.metrics[0], None)
+  check_classes(checks.classes, evaluation.data)
+  task, step = _evaluated(arguments, inputs, state, task, task_classes, checks, example)
   _check_names(task)
   variables = inputs.teacher_variables
   shapes = check_evaluation(
-    step, (state, variables), evaluation.data, example, classes, ignore_label
+    step, (state, variables), evaluation.data, example, checks.classes, checks.ignore_label
   )
   best = _best(task, evaluation.best, shapes)
-  return Measure(task, train_metrics, classes, best, step)
+  return Measure(task, train_metrics, checks, best, step)
 
 
 def _check_names(task: Task) -> None:
@@ -90,6 +91,7 @@ def _evaluated(
   state: TrainState,
   task: Task | None,
   classes: Mapping[str, int] | None,
+  checks: Checks,
   example: Batch,
 ) -> tuple[Task, Callable]:
   """Returns the task of an evaluation, and its step: of labels, of the objective's terms, or of
@@ -99,7 +101,7 @@ def _evaluated(
   evaluation = arguments.evaluation
   assert evaluation is not None
   fits = functools.partial(_fits, state=state, inputs=inputs, example=example)
-  if task is not None and has_labels(evaluation.data, classes, arguments.run.ignore_label):
+  if task is not None and has_labels(evaluation.data, classes, checks.ignore_label):
     names = [metric.name for metric in task.metrics]
     compared = teacher if fits(make_eval_step(student, task, teacher)) else None
     if evaluation.best in (None, *names):
@@ -176,27 +178,42 @@ def _classes(task: Task | None, outputs: Outputs) -> Mapping[str, int] | None:
   return {} if task.label_classes is None else task.label_classes(outputs)
 
 
-def _with_terms(
+def _checks(
   classes: Mapping[str, int] | None, arguments: Arguments, inputs: Inputs, state: TrainState
-) -> Mapping[str, int] | None:
-  """Returns the task's entries with classes, and those that the objective's terms read."""
+) -> Checks:
+  """Returns the checks of labels and weights that the task or the objective's terms read.
+
+  Args:
+    classes: entries with labels of the task; None: no task, so that 'label' may hold anything.
+    arguments, inputs, state: of the run.
+  """
   with record_entries() as entries:
     _term_names(arguments, inputs, state)
-  ignored = (None, arguments.run.ignore_label)
-  terms = {name: number for name, (number, ignore) in entries.classes.items() if ignore in ignored}
-  source = arguments.source
+  source, ignore_label = arguments.source, arguments.run.ignore_label
+  known: dict[str, int | None] = {name: number for name, (number, _) in entries.classes.items()}
+  if classes is not None:
+    known |= classes
+  elif "label" not in entries.numbers:
+    known.setdefault("label", None)
+  ignored = dict.fromkeys(known, ignore_label)
+  ignored |= {name: x for name, (_, x) in entries.classes.items() if x is not None}
+  marks = {}
+  for name, own in entries.numbers.items():
+    is_marked = name in known or (name == "label" and getattr(source, "classes", None) is not None)
+    mark = data.UNLABELED if is_marked else ignore_label
+    if mark is not None and mark != own:
+      marks[name] = mark
   examples = source.arrays if isinstance(source, data.Source) else inputs.example
   for name in sorted(entries.weights & set(examples)):
     _check_weights(name, np.asarray(examples[name]))
-  return {**terms, **(classes or {})} if terms else classes
+  return Checks(known, ignored, frozenset(entries.weights), marks)
 
 
 def _check_weights(name: str, weights: np.ndarray) -> None:
-  """Raises a ValueError for weights of examples that are negative, or all 0."""
-  if (weights < 0).any() or not weights.any():
+  """Raises a ValueError for weights of examples that are all 0."""
+  if not weights.any():
     raise ValueError(
-      f"{name}: expected weights >= 0, not all 0, got {weights.min():g} to {weights.max():g}: a "
-      "weight of 0 leaves an example out"
+      f"{name}: expected weights >= 0, not all 0, got only 0: a weight of 0 leaves an example out"
     )
 
 
@@ -246,8 +263,8 @@ def make_evaluator(
     evaluation.data,
     arguments.batch_size,
     inputs.rows,
-    classes=measure.classes,
-    ignore_label=arguments.run.ignore_label,
+    classes=measure.checks.classes,
+    ignore_label=measure.checks.ignore_label,
   )
 
   def scores_of(state: TrainState) -> dict[str, float]:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distill_jax import data
+from distill_jax.data.checks import IgnoreLabel
 from distill_jax.distributed import partition, sharding
 from distill_jax.train.batch_errors import map_batches
 from distill_jax.train.evaluation import Accumulator
@@ -107,8 +108,8 @@ def compile_evaluation(
   batch_size: int,
   rows: np.ndarray | None,
   *,
-  classes: Mapping[str, int] | None = None,
-  ignore_label: int | None = None,
+  classes: Mapping[str, int | None] | None = None,
+  ignore_label: IgnoreLabel = None,
 ) -> Callable[[Any, Any], dict[str, float]]:
   """Returns `(state, teacher_variables) -> scores` on all examples; those in memory are placed
   once.

@@ -3,7 +3,7 @@ written yet.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from distill_jax.models.variables import (
 from distill_jax.objectives.hyperparameters import schedule_steps
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, Inputs, Intervals, Run
+from distill_jax.train.batch_checks import Checks, check_example
 from distill_jax.train.batch_errors import name_field, name_shapes
 from distill_jax.train.directions import check_directions
 from distill_jax.train.first_batch import check_run_images, check_run_logits, student_variables
@@ -58,6 +59,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
   warn_of_frozen_statistics(arguments.student, arguments.optimizer, state, inputs.example)
   check_terms(arguments, inputs, state)
   measure = choose_measure(arguments, inputs, state)
+  inputs = inputs._replace(example=check_example(arguments.source, inputs.example, measure.checks))
   specs = partition.state_specs(state, inputs.mesh, arguments.run.rules)
   state = sharding.place(state, inputs.mesh, specs)
   settings = resume_settings(arguments)
@@ -71,7 +73,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
     step_fn=_compile_train_step(arguments, inputs, measure.train_metrics, specs),
     teacher_variables=inputs.teacher_variables,
     teacher_fingerprint=teacher_fingerprint,
-    stream=_stream(arguments, inputs.rows, measure.classes),
+    stream=_stream(arguments, inputs.rows, measure.checks),
     place=_placer(arguments, inputs),
     num_rows=arguments.batch_size if inputs.rows is None else len(inputs.rows),
     example={name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in inputs.example.items()},
@@ -201,12 +203,12 @@ def _prepare_inputs(arguments: Arguments) -> Inputs:
 
 
 def _example(arguments: Arguments, rows: np.ndarray | None) -> Batch:
-  """Returns the first batch, checked; a pipeline begins with it again when it is trained on."""
+  """Returns the first batch, labels unchecked; a pipeline begins with it again in training."""
   source = arguments.source
   if isinstance(source, data.Pipeline):
     first = source.first()
     arguments = arguments._replace(source=lambda start: [first])
-  example = next(iter(_stream(arguments, rows, None)(0)), None)
+  example = next(iter(_stream(arguments, rows, Checks({}))(0)), None)
   if example is None:
     raise ValueError("source: expected batches from source(0), got none: repeat the data")
   num_rows = arguments.batch_size if rows is None else len(rows)
@@ -249,15 +251,13 @@ def _intervals(arguments: Arguments) -> Intervals:
   return Intervals(arguments.steps, evaluate, save or evaluate)
 
 
-def _stream(
-  arguments: Arguments, rows: np.ndarray | None, classes: Mapping[str, int] | None
-) -> Stream:
+def _stream(arguments: Arguments, rows: np.ndarray | None, checks: Checks) -> Stream:
   return batches_of(
     arguments.source,
     arguments.batch_size,
     arguments.seed,
     arguments.run,
-    classes=classes,
+    checks=checks,
     cache=arguments.cache,
     rows=rows,
   )

@@ -7,6 +7,7 @@ import pytest
 
 from distill_jax import data
 from distill_jax.train import RunOptions
+from distill_jax.train.batch_checks import Checks
 from distill_jax.train.inputs import batches_of
 
 
@@ -67,9 +68,12 @@ def test_entries_that_cannot_be_balanced_raise(entry):
 
 
 @pytest.mark.parametrize("entry", ["label", "type"])
-def test_ignored_rows_cannot_be_balanced(entry):
+@pytest.mark.parametrize(("run", "checks"), [(-100, {}), (None, {"label": -100, "type": -100})])
+def test_ignored_rows_cannot_be_balanced(entry, run, checks):
   """They were balanced as a class."""
   examples = data.Source({entry: np.array([0, 0, 1, -100])})
+  options = RunOptions(balance=entry, ignore_label=run)
+  checks = Checks({}, checks)
   with pytest.raises(ValueError, match=r"^balance: .*got 1 without.*!= -100"):
-    batches_of(examples, 2, 0, RunOptions(balance=entry, ignore_label=-100))
-  batches_of(examples.take(slice(3)), 2, 0, RunOptions(balance=entry, ignore_label=-100))
+    batches_of(examples, 2, 0, options, checks=checks)
+  batches_of(examples.take(slice(3)), 2, 0, options, checks=checks)

@@ -44,3 +44,94 @@ def test_examples_mixed_with_unlabeled_ones_train(mix):
   assert result.history[-1]["nonfinite"] == 0
   assert np.isfinite(result.history[-1]["loss"])
   assert np.abs(result.variables.params).max() > 0
+
+
+def batch(label, **entries):
+  return {"image": IMAGE, "label": np.asarray(label), **entries}
+
+
+@pytest.mark.parametrize("run", [None, -100])
+def test_number_labels_are_trained_on_as_they_are(run):
+  squared = hard(optax.squared_error, ignore_label=-100)
+  result = fitted(1, [batch([3, -100, 2, 1])], squared, 30, ignore_label=run)
+  np.testing.assert_allclose(result.variables.params, 2, rtol=1e-5)
+  # -1 is no mark of a regression.
+  result = fitted(1, [batch([3, -1, 2, 0])], hard(optax.squared_error), 30)
+  np.testing.assert_allclose(result.variables.params, 1, rtol=1e-5)
+
+
+def test_mark_that_the_loss_does_not_know_raises():
+  with pytest.raises(ValueError, match=r"^source: .*label: .*labels\(loss, ignore_label=-100\)"):
+    fitted(1, [batch([3, -100, 2, 1])], hard(optax.squared_error), ignore_label=-100)
+  source = data.Source(batch([1, 255, 0, 1]), classes=2, ignore_label=255)
+  with pytest.raises(ValueError, match=r"^label: .*labels\(loss, ignore_label=-1\)"):
+    fitted(1, source, hard(optax.squared_error))
+
+
+@pytest.mark.parametrize(("ignore_label", "as_source"), [(-100, False), (255, True)])
+def test_ignore_label_of_a_term_is_enough(ignore_label, as_source):
+  batches = [batch([0, ignore_label, 1, 0])]
+  source = data.Source(batches[0]) if as_source else batches
+  result = fitted(2, source, hard(ignore_label=ignore_label), 60, validation=source, eval_every=60)
+  np.testing.assert_allclose(result.history[-1]["accuracy"], 2 / 3, rtol=1e-6)
+  log_odds = result.variables.params @ np.array([1, -1])
+  np.testing.assert_allclose(log_odds, np.log(2), rtol=1e-2)
+
+
+def test_heads_have_ignore_labels_of_their_own():
+  student = from_apply(
+    lambda key, x: jnp.zeros((1, 5)),
+    lambda w, x: {"logits": (x @ w)[:, :3], "kind": (x @ w)[:, 3:]},
+  )
+  heads = objectives.weighted(
+    hard=(1.0, objectives.labels(ignore_label=255)),
+    kind=(1.0, objectives.labels(output="kind", ignore_label=-100)),
+  )
+  batches = [batch([0, 255, 2, 255], kind=np.array([-100, 1, 0, 0]))]
+  result = fitted(student, batches, heads, validation=batches, eval_every=1)
+  assert result.history[-1]["accuracy"] == 0.5
+  assert result.history[-1]["kind/accuracy"] == pytest.approx(2 / 3)
+  with pytest.raises(ValueError, match="^source: .*kind: .*255"):
+    fitted(student, [batch([0, 255, 2, 1], kind=np.array([255, 1, 0, 0]))], heads)
+
+
+SIGMOID = optax.sigmoid_binary_cross_entropy
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+@pytest.mark.parametrize(
+  ("label", "hint"),
+  [
+    ([0, 1, 2, 0], "nearest class is 1"),
+    ([-1, 1, -1, 1], r"\(label \+ 1\) // 2"),
+    ([0, 255, 0, 255], "label // 255"),
+    ([2, 1, 1, 2], "label - 1"),
+  ],
+)
+def test_binary_labels_outside_0_and_1_raise(label, hint, dtype):
+  for outputs, values in ((1, label), (2, np.stack([label, np.ones(4)], 1))):
+    values = np.asarray(values, dtype)
+    hints = hint if outputs == 1 else ""
+    with pytest.raises(ValueError, match=f"^source: .*label: .*{hints}"):
+      fitted(outputs, [batch(values)], hard(SIGMOID))
+    with pytest.raises(ValueError, match=f"^label: .*{hints}"):
+      fitted(outputs, data.Source(batch(values)), hard(SIGMOID))
+
+
+def test_unlabeled_binary_examples_do_not_train():
+  source = data.Source(batch([1, 255, 0, 1]), classes=2, ignore_label=255)
+  result = fitted(1, source, hard(SIGMOID), 100)
+  np.testing.assert_allclose(result.variables.params, np.log(2), rtol=1e-2)
+
+
+def test_labels_from_1_suggest_no_ignore_label():
+  with pytest.raises(ValueError, match="label - 1") as error:
+    data.Source(batch([1, 2, 3, 3]), classes=3)
+  assert "ignore_label" not in str(error.value)
+
+
+def test_negative_weight_in_a_later_batch_raises():
+  good = batch([0, 1, 1, 0], importance=np.array([1.0, 0, 2, 1]))
+  bad = good | {"importance": np.array([1.0, 0, -2, 1])}
+  with pytest.raises(ValueError, match="^source: batch 1.*importance: .*-2"):
+    fitted(2, lambda start: iter([good, bad]), hard(example_weights="importance"), 2)
