@@ -99,6 +99,17 @@ class Pipeline:
     is_pythons = type(iterator).__module__ in ("builtins", "itertools")
     return is_pythons and iter(again) is iterator
 
+  @property
+  def steps_per_epoch(self) -> int | None:
+    """The number of batches of one pass; None where the iterable does not tell."""
+    opened = self._iterable if self._opened is None else self._opened[2]
+    if self._takes_start or is_endless(opened):
+      return None
+    try:
+      return len(opened)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):
+      return None
+
   def check_ends(self) -> None:
     """Checks that a pass has an end, as far as the iterable tells.
 

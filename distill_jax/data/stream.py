@@ -70,6 +70,11 @@ class Stream:
     """A value that is equal for the same images of a set, whatever crop, seed and batch size."""
     return f"{self.name}:{self.images.digest}"
 
+  @property
+  def steps_per_epoch(self) -> int:
+    """The number of full batches of the set."""
+    return len(self.images) // self.batch_size
+
   def __call__(self, start: int) -> Iterator[HostBatch]:
     """Iterates over batches from step `start` on.
 

@@ -8,13 +8,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from distill_jax import data
 from distill_jax.cache import Cache
+from distill_jax.data.batches import check_batch_size
 from distill_jax.train.inputs import Source, Stream
 from distill_jax.train.options import (
   CheckpointOptions,
   Evaluation,
   RunOptions,
   StepOptions,
+  check_integer,
   check_kind,
 )
 from distill_jax.types import Batch, Metric, Objective, Task, TrainState
@@ -23,7 +26,7 @@ from distill_jax.types import Batch, Metric, Objective, Task, TrainState
 class Arguments(NamedTuple):
   """The arguments of `fit`; of a cache, `teacher` is the Model that reads it.
 
-  `prepare` makes Models of the networks of other libraries.
+  `prepare` makes Models of the networks of other libraries, and steps of epochs.
   """
 
   student: Any
@@ -33,6 +36,7 @@ class Arguments(NamedTuple):
   optimizer: optax.GradientTransformation
   source: Source
   steps: int
+  epochs: int | None
   batch_size: int
   seed: int
   student_variables: Any
@@ -108,3 +112,38 @@ def check_options(task: Any, step: Any, run: Any) -> None:
   check_kind("task", task, (Task, type(None)), "a Task such as tasks.classification(), or None")
   check_kind("step", step, (StepOptions,), "StepOptions(...)")
   check_kind("run", run, (RunOptions,), "RunOptions(...)")
+
+
+def check_length(steps: Any, epochs: Any) -> int:
+  """Returns the number of steps; 0 where `epochs` is given in place of it.
+
+  Raises:
+    ValueError: both are given or neither is, or one is no integer >= 1.
+  """
+  if epochs is None:
+    if steps is None:
+      raise ValueError("steps: expected an integer >= 1, got None: pass steps=1000 or epochs=10")
+    return check_integer("steps", steps, 1)
+  check_integer("epochs", epochs, 1)
+  if steps is not None:
+    raise ValueError(f"epochs: expected None with steps={steps}, got {epochs}: pass one of them")
+  return 0
+
+
+def count_steps(source: Source, epochs: int, batch_size: int) -> int:
+  """Returns the number of steps of some epochs.
+
+  Raises:
+    ValueError: the length of the source is not known.
+  """
+  if isinstance(source, data.Source):
+    check_batch_size(batch_size, len(source), source.name)
+    return epochs * (len(source) // batch_size)
+  steps = getattr(source, "steps_per_epoch", None)
+  if not steps:
+    name = getattr(source, "name", type(source).__name__)
+    raise ValueError(
+      f"epochs: expected a source of a known length, got {name}, which has none: pass steps= in "
+      "place of epochs="
+    )
+  return epochs * steps

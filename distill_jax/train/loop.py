@@ -11,7 +11,7 @@ from distill_jax.cache import Cache
 from distill_jax.distributed import hosts
 from distill_jax.distributed.interruption import Interruption
 from distill_jax.storage.fingerprint import fingerprint
-from distill_jax.train.arguments import Arguments, Run, check_options
+from distill_jax.train.arguments import Arguments, Run, check_length, check_options
 from distill_jax.train.batch_errors import name_shapes
 from distill_jax.train.inputs import next_batch
 from distill_jax.train.log import Log, fetch
@@ -47,7 +47,8 @@ def fit(
   optimizer: optax.GradientTransformation,
   source: Any,
   *,
-  steps: int,
+  steps: int | None = None,
+  epochs: int | None = None,
   batch_size: int,
   seed: int = 0,
   student_variables: Any = None,
@@ -80,6 +81,9 @@ def fit(
       Where several processes share a batch, each yields the rows that `sharding.local_rows` names,
       and so do the batches of an evaluation.
     steps: in all, including those of an earlier run that is resumed.
+    epochs: in place of `steps`: passes over the source. One of a `Source` or a stream of N examples
+      has N // batch_size steps: the rows that do not fill a batch are left out, others in each
+      epoch. One of a list or a loader has as many steps as batches.
     batch_size: rows per step over all devices.
     seed: of the student's initial weights, the order of the examples, and every draw.
     student_variables: the weights that the student starts from: `Variables`, Linen's `{'params':
@@ -125,7 +129,8 @@ def fit(
     objective=objective,
     optimizer=optimizer,
     source=source,
-    steps=check_integer("steps", steps, 1),
+    steps=check_length(steps, epochs),
+    epochs=epochs,
     batch_size=check_integer("batch_size", batch_size, 1),
     seed=check_integer("seed", seed),
     student_variables=student_variables,

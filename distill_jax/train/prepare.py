@@ -22,7 +22,7 @@ from distill_jax.models.variables import (
 )
 from distill_jax.objectives.hyperparameters import schedule_steps
 from distill_jax.storage.fingerprint import fingerprint
-from distill_jax.train.arguments import Arguments, Inputs, Intervals, Run
+from distill_jax.train.arguments import Arguments, Inputs, Intervals, Run, count_steps
 from distill_jax.train.batch_checks import Checks, check_example
 from distill_jax.train.batch_errors import name_field, name_shapes
 from distill_jax.train.directions import check_directions
@@ -92,7 +92,11 @@ def _check(arguments: Arguments) -> Arguments:
   """Checks arguments that need no computation; returns them with what a cache decides."""
   cache = arguments.cache
   check_objective(arguments.objective)
-  arguments = arguments._replace(source=as_source("source", arguments.source))
+  source = as_source("source", arguments.source)
+  steps = arguments.steps
+  if arguments.epochs is not None:
+    steps = count_steps(source, arguments.epochs, arguments.batch_size)
+  arguments = arguments._replace(source=source, steps=steps)
   arguments = _with_models(arguments)
   arguments = arguments._replace(evaluation=_repeatable(arguments.evaluation))
   arguments = arguments._replace(run=_with_ignore_label(arguments.run, arguments.task))

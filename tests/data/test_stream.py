@@ -62,6 +62,8 @@ def test_order_and_views_match_sets_in_memory(num_views):
   source = data.Source({"id": ids, "label": ids % 3}, classes=3)
   expected = first(data.batches(source, 4, seed=5, num_views=num_views), 12)
   got = first(stream(num_views=num_views)(0), 12)
+  # The fourth batch is the first one of the second epoch.
+  assert stream().steps_per_epoch == 3 and got[2]["view"][0] != got[3]["view"][0]
   assert_same([{name: batch[name] for name in ("id", "label", "view")} for batch in got], expected)
 
 

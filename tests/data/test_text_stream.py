@@ -125,6 +125,7 @@ def test_batches_match_rows_in_memory_from_any_step(corpus, tmp_path, start):
   expected = data.batches(source, 8, seed=5, start=start)
   for a, b in itertools.islice(zip(TextStream(rows, 8, seed=5)(start), expected), 20):
     same(a, b)
+  assert TextStream(rows, 8, seed=5).steps_per_epoch == len(source) // 8
   part = next(TextStream(rows, 8, seed=5).for_rows(np.array([1, 6]))(start))
   whole = next(data.batches(source, 8, seed=5, start=start))
   same(part, {name: x[[1, 6]] for name, x in whole.items()})

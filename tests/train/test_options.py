@@ -1,5 +1,7 @@
 """Arguments of `fit` and fields of its options: what is taken and what is rejected by name."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 from distill_jax import data, objectives, tasks
 from distill_jax.models import from_apply
 from distill_jax.train import CheckpointOptions, Evaluation, RunOptions, StepOptions, fit
+from distill_jax.train.arguments import count_steps
+from distill_jax.train.inputs import as_source
 from distill_jax.types import Metric
 
 ROWS, WIDTH, CLASSES = 24, 4, 3
@@ -33,6 +37,64 @@ def run(objective=OBJECTIVE, **options):
 def test_counts_are_integers_of_at_least_one(name, value):
   with pytest.raises(ValueError, match=f"^{name}: expected an integer >= 1"):
     run(**{name: value})
+
+
+@pytest.mark.parametrize("value", [1e2, 2.5, True, "10", 0, -1])
+def test_epochs_are_integers_of_at_least_one(value):
+  with pytest.raises(ValueError, match="^epochs: expected an integer >= 1"):
+    run(steps=None, epochs=value)
+
+
+def test_steps_and_epochs_exclude_each_other():
+  with pytest.raises(ValueError, match="^epochs: expected None with steps=2"):
+    run(epochs=1)
+  with pytest.raises(ValueError, match="^steps: expected.*epochs="):
+    run(steps=None)
+
+
+class Loader:
+  """Batches whose number is known before they are read, as a DataLoader's."""
+
+  def __iter__(self):
+    return data.eval_batches(SOURCE, 16)
+
+  def __len__(self):
+    return 2
+
+
+@pytest.mark.parametrize(
+  ("examples", "batch_size", "expected"),
+  [
+    (SOURCE, 8, 9),
+    (SOURCE, 10, 6),  # The rows that do not fill a batch are left out.
+    (SOURCE.arrays, 24, 3),
+    (list(Loader()), 16, 6),
+    (Loader(), 16, 6),
+    (Loader, 16, 6),
+  ],
+)
+def test_epochs_are_passes_over_the_source(examples, batch_size, expected):
+  assert count_steps(as_source("source", examples), 3, batch_size) == expected
+
+
+def test_training_of_some_epochs_reads_each_batch_as_often():
+  spied = [batch | {"id": np.full(8, i)} for i, batch in enumerate(data.eval_batches(SOURCE, 8))]
+  metrics = StepOptions(metrics=lambda outputs, batch: {"id": (batch["id"][0], jnp.ones(()))})
+  options = RunOptions(progress=False, log_every=1)
+  result = fit(
+    STUDENT, None, OBJECTIVE, optax.sgd(0.1), spied, epochs=2, batch_size=8, step=metrics,
+    run=options,
+  )  # fmt: skip
+  numbers = [line["id"] for line in result.history]
+  assert numbers == [0, 1, 2, 0, 1, 2] and int(result.state.step) == 6
+
+
+@pytest.mark.parametrize(
+  "source", [lambda start: iter(Loader()), lambda: iter(Loader()), itertools.cycle(Loader())]
+)
+def test_epochs_need_a_source_of_known_length(source):
+  with pytest.raises(ValueError, match="^epochs: expected.*known length.*steps="):
+    count_steps(as_source("source", source), 2, 16)
 
 
 @pytest.mark.parametrize(

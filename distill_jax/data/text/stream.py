@@ -61,6 +61,11 @@ class TextStream:
     ids = hashlib.blake2b(text.ids.tobytes(), digest_size=8).hexdigest()
     return f"{text.name}:{text.vocabulary}:{text.index['files']}:{text.length}:{ids}"
 
+  @property
+  def steps_per_epoch(self) -> int:
+    """The number of full batches of the set."""
+    return len(self.text) // self.batch_size
+
   def __call__(self, start: int) -> Iterator[HostBatch]:
     """Iterates over batches from a step on: the arrays of `text.pack`, 'id' and 'view', int32."""
     check_integer("start", start, 0)
