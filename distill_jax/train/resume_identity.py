@@ -57,7 +57,7 @@ def process_settings(
     "batch": _shapes(inputs.example),
     "checkpoints": checkpoints is not None,
     "best": [metric.name for metric in (measure.best, *measure.task.metrics)],
-    "classes": dict(measure.classes or {}),
+    "classes": dict(measure.checks.classes),
     "batches of the evaluation": None if evaluation is None else _length(evaluation.data),
     "patience": None if evaluation is None else evaluation.patience,
     "log_every": run.log_every,
