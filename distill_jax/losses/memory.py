@@ -76,7 +76,8 @@ def crd(
     axis_name: mapped axis whose devices hold the other rows, so that all keep one state.
 
   Returns:
-    Nats per row, [B], and the next state.
+    Nats per row, [B], and the next state. A row with an index outside [0, N) is NaN, and leaves
+    the state as it is.
 
   Raises:
     ValueError: shapes differ or do not fit the memory, indices are not integers, temperature <= 0,
@@ -112,13 +113,14 @@ def crd(
     jnp.einsum("bkd,bd->bk", memory[entries].astype(x.dtype), x, precision=_checks.HIGHEST) / t
     for memory, x in ((state.teacher, student), (state.student, teacher))
   ]
-  valid = _rows.valid(where, len(indices))
+  inside = ((entries >= 0) & (entries < size)).all(1)
+  valid = _rows.valid(where, len(indices)) & inside
   normalizers = [
     _normalizer(s, z, size, valid, axis_name) for s, z in zip(scores, state.normalizers)
   ]
   noise = negatives.shape[1] / size
   odds = [s - jnp.log(z * noise) for s, z in zip(scores, normalizers)]
-  value = _nce(odds[0], noise) + _nce(odds[1], noise)
+  value = jnp.where(inside, _nce(odds[0], noise) + _nce(odds[1], noise), jnp.nan)
   rows = jax.lax.stop_gradient((student, teacher, indices))
   return value, _update(state, rows, jnp.stack(normalizers), momentum, valid, axis_name)
 

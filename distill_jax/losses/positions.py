@@ -41,23 +41,29 @@ def affinity(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
 
 
 def ifv(
-  student: ArrayLike, teacher: ArrayLike, labels: ArrayLike, *, num_classes: int
+  student: ArrayLike,
+  teacher: ArrayLike,
+  labels: ArrayLike,
+  *,
+  num_classes: int,
+  ignore_label: int | None = None,
 ) -> jax.Array:
   """<(m_s - m_t)^2>, m the cosine of a pixel's features to the mean of its class in the image.
 
-  The mean is over the pixels with a class, those whose label is in [0, num_classes). The reference
-  code divides by all pixels. In a term the labels are an entry of the batch:
+  The mean is over the pixels with a class. The reference code divides by all pixels, and ignores
+  every label that is no class. In a term the labels are an entry of the batch:
   `features("map", "map", losses.ifv, project=False, entries={"labels": "label"}, num_classes=19)`.
 
   Args:
     student: maps [B, H, W, C].
     teacher: maps [B, H, W, D].
     labels: integers [B, J, K], the classes of the pixels; where J, K is not H, W they are sampled
-      by nearest neighbor, row floor(i J / H). Any other label (-1, 255) ignores its pixel.
+      by nearest neighbor, row floor(i J / H). A negative one ignores its pixel.
     num_classes: number >= 1 of classes.
+    ignore_label: a further label that ignores its pixel, such as 255; None: no other one.
 
   Returns:
-    [B]; 0 where no pixel has a class.
+    [B]; 0 where no pixel has a class, NaN where a label is neither a class nor ignored.
 
   Raises:
     ValueError: batch, height or width of the maps differ, labels are not integers [B, J, K], or
@@ -81,7 +87,11 @@ def ifv(
   classes = jax.nn.one_hot(labels.reshape(labels.shape[0], -1), num_classes, dtype=student.dtype)
   has_class = classes.any(-1)
   s, t = (_cosines_to_classes(x, classes, has_class) for x in (student, teacher))
-  return ((s - t) ** 2).sum(-1) / jnp.maximum(has_class.sum(-1, dtype=s.dtype), 1)
+  values = ((s - t) ** 2).sum(-1) / jnp.maximum(has_class.sum(-1, dtype=s.dtype), 1)
+  outside = labels >= num_classes
+  if ignore_label is not None:
+    outside &= labels != ignore_label
+  return jnp.where(outside.any((1, 2)), jnp.nan, values)
 
 
 def _cosines_to_classes(x: jax.Array, classes: jax.Array, has_class: jax.Array) -> jax.Array:

@@ -74,20 +74,18 @@ def crd(
     return Variables(embeddings, losses.crd_state(state_key, examples, width))
 
   def apply(params, state, s, t, *, where, step, key, axis_name, ids):
-    inside = (ids >= 0) & (ids < examples)
     sample = functools.partial(_sample_negatives, key, count=negatives, examples=examples)
-    values, state = losses.crd(
+    return losses.crd(
       layer(params["student"], s.reshape(len(s), -1)),
       layer(params["teacher"], t.reshape(len(t), -1)),
-      jnp.where(inside, ids, 0),
+      ids,
       jax.vmap(sample)(ids),
       state,
       temperature=at_step(temperature, step),
       momentum=at_step(momentum, step),
-      where=inside if where is None else inside & where,
+      where=where,
       axis_name=axis_name,
     )
-    return jnp.where(inside, values, jnp.nan), state
 
   return learned(student, teacher, init, apply, entries={"ids": "id"})
 

@@ -395,7 +395,7 @@ MAPS = [
     "ifv",
     lambda rng: (*two((3, 2, 4, 4), (3, 2, 4, 5))(rng), rng.choice([0, 1, 255], size=(3, 4, 4))),
     maps.ifv,
-    {"num_classes": 2},
+    {"num_classes": 2, "ignore_label": 255},
     invalid=("batch", "rank"),
   ),
   Case("vitkd", vit_tokens, maps.vitkd, {"alpha": 0.3, "beta": 0.2}, smooth=False),

@@ -231,7 +231,7 @@ def correlation(s, t):
   return np.mean([a @ b for a, b in zip(errors, errors[1:])])
 
 
-def ifv(s, t, labels, *, num_classes):
+def ifv(s, t, labels, *, num_classes, ignore_label):
   values = []
   for *maps, classes in zip(s, t, labels):
     cosines = []
@@ -241,7 +241,8 @@ def ifv(s, t, labels, *, num_classes):
         (i, j): classes[i * len(classes) // rows, j * classes.shape[1] // columns]
         for i, j in np.ndindex(rows, columns)
       }
-      counted = [ij for ij in at if 0 <= at[ij] < num_classes]
+      counted = [ij for ij in at if at[ij] != ignore_label]
+      assert all(at[ij] < num_classes for ij in counted)
       means = {
         y: np.mean([x[ij] for ij in counted if at[ij] == y], 0) for y in {at[ij] for ij in counted}
       }

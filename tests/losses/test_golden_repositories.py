@@ -39,7 +39,7 @@ def values(inputs):
       student, losses.top_k(weak, 3), teacher_weight=0.1
     ).mean(),
     "textbrewer_attention": losses.attention_cross_entropy(*inputs["scores"]).mean(),
-    "ifvd_ifv": (losses.ifv(*maps, pixels, num_classes=3) * fraction).mean(),
+    "ifvd_ifv": (losses.ifv(*maps, pixels, num_classes=3, ignore_label=255) * fraction).mean(),
     # The label is last in the code's ranks, and the other classes are in our order.
     "cls_kd_uskd": losses.uskd(*inputs["rarest"]),
     "cls_kd_uskd_without_others": losses.uskd(student, weak, labels, **weights),
