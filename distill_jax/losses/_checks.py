@@ -111,13 +111,25 @@ def mask(name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> jax.Arra
     return None
   value = jnp.asarray(value)
   if value.dtype != jnp.bool_:
-    raise ValueError(f"{name}: expected bool, got {value.dtype}: write `{name}={name} > 0`")
+    is_indices = value.ndim == 1 and value.shape != shape[-1:]  # [0, 2] of more than 2 classes.
+    flags = f"np.isin(np.arange({shape[-1]}), {name})" if is_indices else f"{name} > 0"
+    raise ValueError(f"{name}: expected bool, got {value.dtype}: write `{name}={flags}`")
   try:
     return jnp.broadcast_to(value, shape)
   except ValueError:
     raise ValueError(
       f"{name}: expected a shape that broadcasts to {shape}, got {value.shape}"
     ) from None
+
+
+def axis(value: int, shape: tuple[int, ...]) -> None:
+  """Raises ValueError where an array of this shape has no such axis."""
+  is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+  if not is_integer or not -len(shape) <= value < len(shape):
+    raise ValueError(
+      f"axis: expected an integer from {-len(shape)} to {len(shape) - 1} for shape {shape}, got "
+      f"{value!r}: the last axis is -1"
+    )
 
 
 def integers(name: str, value: ArrayLike, shape: tuple[int, ...]) -> jax.Array:

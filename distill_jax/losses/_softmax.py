@@ -40,6 +40,7 @@ def logit_pair(
 
 def check_classes(student: jax.Array, axis: int = -1) -> None:
   """Raises ValueError where a softmax has one value, which is 1 whatever the logit is."""
+  _checks.axis(axis, student.shape)
   if student.shape[axis] < 2:
     raise ValueError(
       f"student: expected at least 2 classes along axis {axis}, got shape {student.shape}: one "

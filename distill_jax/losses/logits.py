@@ -191,6 +191,7 @@ def standardize(
   Array([-1.,  0.,  1.], dtype=float32)
   """
   logits = _checks.array("logits", logits, ndim=1)
+  _checks.axis(axis, logits.shape)
   exists = logits != -jnp.inf
   mask = _checks.mask("class_mask", class_mask, logits.shape)
   exists = exists if mask is None else exists & mask

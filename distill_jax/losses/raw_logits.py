@@ -38,6 +38,7 @@ def logit_mse(
   Array(2., dtype=float32)
   """
   student, teacher = _checks.pair(student, teacher)
+  _checks.axis(axis, student.shape)
   mask = _checks.mask("class_mask", class_mask, student.shape)
   exists = jnp.maximum(student, teacher) != -jnp.inf
   exists = exists if mask is None else exists & mask
@@ -129,6 +130,7 @@ def binary_kl(
   """
   student, teacher = _checks.pair(student, teacher)
   t = _checks.positive("temperature", temperature, student.dtype)
+  _checks.axis(axis, student.shape)
   mask = _checks.mask("class_mask", class_mask, student.shape)
   never_s, never_t = student == -jnp.inf, teacher == -jnp.inf
   exists = ~(never_s & never_t) if mask is None else mask & ~(never_s & never_t)

@@ -1,7 +1,8 @@
 """Takes networks of any library as they are: calls the adapter, with the entries of the batch."""
 
 import inspect
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from distill_jax import models
@@ -42,6 +43,7 @@ def as_model(field: str, network: Any, entries: Iterable[str]) -> Model:
   is_pair = adapter_of(network) is None and isinstance(network, (tuple, list)) and len(network) == 2
   module = network[0] if is_pair else network
   adapter = adapter_of(module)
+  _check_single(field, network)
   if adapter is None or (is_pair and adapter not in _PAIRS):
     raise ValueError(
       f"{field}: expected a Model or a network of Flax, Keras, Equinox or Haiku, got "
@@ -56,6 +58,40 @@ def as_model(field: str, network: Any, entries: Iterable[str]) -> Model:
     return getattr(models, adapter)(*arguments, inputs=inputs)
   except ValueError as error:
     raise ValueError(f"{field}: {error}") from error
+
+
+def _check_single(field: str, network: Any) -> None:
+  """Raises ValueError for a folder and for several networks, with the call that makes a Model."""
+  if isinstance(network, str | os.PathLike):
+    cached = (
+      ", or cache.open_cache(folder) if it holds cached outputs" if field == "teacher" else ""
+    )
+    raise ValueError(
+      f"{field}: expected a Model, got the path {os.fspath(network)!r}: pass the network, and "
+      f"{_variables_argument(field)}=storage.student.load_student(path, model){cached}"
+    )
+  if not isinstance(network, Mapping | tuple | list):
+    return
+  members = list(network.values() if isinstance(network, Mapping) else network)
+  if members and all(_is_network(member) for member in members):
+    is_teacher = field == "teacher"
+    hint = (
+      "teachers.ensemble(models, mean='probabilities')" if is_teacher else "models.cohort(models)"
+    )
+    raise ValueError(
+      f"{field}: expected one Model, got {len(members)} networks: write {hint}, of Models"
+    )
+
+
+def _variables_argument(field: str) -> str:
+  return "variables" if field == "model" else f"{field}_variables"
+
+
+def _is_network(x: Any) -> bool:
+  """Returns whether an object is a network; states of Equinox, of the same library, are none."""
+  if isinstance(x, Model):
+    return True
+  return adapter_of(x) is not None and (callable(x) or hasattr(x, "init"))
 
 
 def trained_model(

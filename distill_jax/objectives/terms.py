@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -87,6 +87,8 @@ def weighted(**terms: tuple[Number, Term]) -> Objective:
   ) -> tuple[dict[str, tuple[Any, Any]], Tree]:
     values: dict[str, tuple[Any, Any]] = {}
     new_state: dict[str, Tree] = {}
+    _check_parts("params", params, terms)
+    _check_parts("state", state, terms)
     for i, (name, (weight, term)) in enumerate(terms.items()):
       context: dict[str, Any] = {"step": step, "key": jax.random.fold_in(key, i)}
       if takes_axis_name(term.apply):
@@ -105,6 +107,16 @@ def takes_axis_name(apply: Callable) -> bool:
   """Returns whether a function of a term or an objective has the argument `axis_name`."""
   parameters = inspect.signature(apply).parameters.values()
   return any(p.name == "axis_name" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _check_parts(field: str, tree: Tree, terms: Mapping[str, Any]) -> None:
+  """Checks that the objective's parameters or state are those of its terms."""
+  names = list(tree) if isinstance(tree, Mapping) else type(tree).__name__
+  if not isinstance(tree, Mapping) or set(tree) != set(terms):
+    raise ValueError(
+      f"objective: expected {field} of the terms {list(terms)}, got {names}: use those of "
+      "objective.init, or of make_init's state"
+    )
 
 
 def _check_term(name: str, weighted_term: Any) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from distill_jax import compat, reduce
 from distill_jax.models.adapters.kinds import check_model
 from distill_jax.models.adapters.outputs import AUXILIARY_LOSS
+from distill_jax.models.variables import as_variables
 from distill_jax.objectives.terms import RESERVED, takes_axis_name
 from distill_jax.types import Batch, Model, Objective, Outputs
 
@@ -63,6 +64,9 @@ def make_loss_fn(
 
   def loss_fn(params, model_state, teacher_variables, batch: Batch, *, step, key):
     batch = as_dict(batch)
+    check_key(key)
+    for field, tree in {"params": params, "model_state": model_state}.items():
+      _check_parts(field, tree)
     teacher_outputs = apply_teacher(teacher, teacher_variables, batch)
     keys = tuple(jax.random.split(key))
     return loss_of_outputs(params, model_state, teacher_outputs, batch, step=step, keys=keys)
@@ -144,12 +148,25 @@ def apply_teacher(teacher: Model | None, teacher_variables: Any, batch: Batch) -
   """
   if teacher is None:
     return {}
-  if not teacher_variables:
+  if isinstance(teacher_variables, tuple | None) and not teacher_variables:
     raise ValueError(
       "teacher_variables: expected the teacher's Variables, got none: pass them as an argument of "
       "the step"
     )
-  return teacher.apply(*teacher_variables, batch, train=False, key=None)[0]
+  variables = as_variables("teacher_variables", teacher_variables)
+  return teacher.apply(*variables, batch, train=False, key=None)[0]
+
+
+def check_key(key: Any) -> None:
+  """Checks that a key is one of JAX.
+
+  Raises:
+    ValueError: it is a number or another value.
+  """
+  is_typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+  is_raw = getattr(key, "dtype", None) == jnp.uint32  # Of jax.random.PRNGKey.
+  if not (is_typed or is_raw) or key.ndim != int(is_raw):
+    raise ValueError(f"key: expected a PRNG key, got {key!r:.80}: write jax.random.key(0)")
 
 
 def check_metrics(metrics: Mapping[str, Any], terms: Iterable[str]) -> None:
@@ -159,6 +176,16 @@ def check_metrics(metrics: Mapping[str, Any], terms: Iterable[str]) -> None:
     ValueError: a metric has the name of a term or of another value in the log.
   """
   _check_names("metrics", metrics, [name for name in RESERVED if name != "accuracy"] + list(terms))
+
+
+def _check_parts(field: str, tree: Any) -> None:
+  """Checks that a tree has the parts of a `TrainState`, and is not the student's alone."""
+  if not isinstance(tree, Mapping) or not {"student", "objective"} <= tree.keys():
+    got = sorted(map(str, tree)) if isinstance(tree, Mapping) else type(tree).__name__
+    raise ValueError(
+      f"{field}: expected {{'student': ..., 'objective': ...}}, got {got}: write state.{field}, of "
+      "state = make_init(student, teacher, objective, optimizer)(key, batch)"
+    )
 
 
 def _check_names(field: str, names: Iterable[str], taken: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """Checks and applies optax optimizers, and returns the weights that they are evaluated with."""
 
 import inspect
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -118,6 +119,11 @@ def apply_optimizer(
     if ": expected " in str(error):  # An optimizer of this package names its own argument.
       raise
     reason = str(error).split("\n", 1)[0]
+    if isinstance(error, TypeError) and not re.search("required|unexpected keyword", reason):
+      raise ValueError(
+        f"optimizer: expected numbers as its hyper-parameters, got TypeError: {reason}: write "
+        "optax.adamw(1e-3), where the rate is a number or a schedule step -> number"
+      ) from error
     raise ValueError(
       "optimizer: expected one that needs gradients, parameters, value= and grad= only, got "
       f"{type(error).__name__}: {reason}: line searches (optax.lbfgs), sam, sophia, lookahead and "

@@ -39,7 +39,8 @@ from distill_jax.train.measure import choose_measure, make_evaluator
 from distill_jax.train.options import Evaluation, RunOptions
 from distill_jax.train.placement import compile_step, init_on_host, place_teacher
 from distill_jax.train.resume_identity import process_settings, resume_settings, run_identity
-from distill_jax.train.step import check_no_cached_outputs, make_init, make_train_step
+from distill_jax.train.step import make_init, make_train_step
+from distill_jax.train.step_batch import check_no_cached_outputs
 from distill_jax.train.term_counts import check_terms
 from distill_jax.types import Batch, Model, Task, TrainState
 

@@ -338,3 +338,21 @@ def test_axis_is_the_class_axis():
     np.testing.assert_allclose(
       np.moveaxis(f(*(x.T for x in one), axis=0), 0, -1), f(*one), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("axis", [2, -3, "classes", None])
+@pytest.mark.parametrize(
+  "loss", [losses.kl_divergence, losses.logit_mse, losses.binary_kl, losses.hard_distillation]
+)
+def test_axis_that_the_logits_do_not_have_raises(loss, axis):
+  z = np.zeros((4, 3), np.float32)
+  with pytest.raises(ValueError, match=r"^axis: expected .* -2 to 1 .*, got"):
+    loss(z, z, axis=axis)
+
+
+def test_class_mask_of_indices_raises_with_the_mask_to_write():
+  z = np.zeros((4, 3), np.float32)
+  with pytest.raises(ValueError, match=r"^class_mask: .*np\.isin\(np\.arange\(3\), class_mask\)"):
+    losses.kl_divergence(z, z, class_mask=[0, 2])
+  with pytest.raises(ValueError, match=r"^class_mask: .*class_mask > 0"):
+    losses.kl_divergence(z, z, class_mask=[1, 0, 1])

@@ -1,6 +1,7 @@
 """Tests networks that `fit`, `evaluate` and `predict` take as they are, and their inputs."""
 
 import os
+import pathlib
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -29,6 +30,7 @@ X = RNG.normal(size=(16, 4)).astype(np.float32)
 SOURCE = data.Source({"x": X, "label": (X[:, 0] > 0).astype(np.int32)}, classes=2)
 OBJECTIVE = objectives.weighted(soft=(1.0, objectives.logits(losses.kl_divergence)))
 LINEN = linen.Dense(2)
+NNX = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
 LINEN_VARIABLES = LINEN.init(jax.random.key(0), X)
 
 
@@ -175,6 +177,22 @@ def test_network_whose_inputs_are_unknown_raises(network, entries, message):
     as_model("student", network(), entries)
 
 
+@pytest.mark.parametrize(
+  ("field", "network", "message"),
+  [
+    ("teacher", "folder", r"load_student.*open_cache\(folder\)"),
+    ("student", pathlib.Path("folder"), "student_variables=.*load_student"),
+    ("teacher", [LINEN, LINEN], r"2 networks.*teachers\.ensemble"),
+    ("teacher", {"a": NNX, "b": NNX, "c": NNX}, r"3 networks.*teachers\.ensemble"),
+    ("teacher", (from_nnx(NNX),), r"1 networks.*teachers\.ensemble"),
+    ("student", [from_nnx(NNX), NNX], r"2 networks.*models\.cohort"),
+  ],
+)
+def test_what_holds_networks_names_the_call(field, network, message):
+  with pytest.raises(ValueError, match=f"^{field}: expected .*{message}"):
+    as_model(field, network, ["x"])
+
+
 def test_fit_names_the_argument():
   with pytest.raises(ValueError, match="^student: "):
     train(lambda rngs: Two(rngs), None)
@@ -208,9 +226,6 @@ def test_cache_stores_a_network_as_it_is(tmp_path):
   assert result.history[-1]["soft"] == pytest.approx(0, abs=1e-4)  # float16
   with pytest.raises(ValueError, match=r"^teacher: .*from_nnx\("):
     cache.write_cache(tmp_path, Two(nnx.Rngs(0)), SOURCE)
-
-
-NNX = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,15 @@ def test_optimizer_that_needs_more_than_gradients_is_rejected_by_name(optimizer,
     jax.eval_shape(step, state, (), BATCH)
 
 
+@pytest.mark.parametrize(
+  "optimizer", [lambda: optax.adam("1e-2"), lambda: optax.adamw(1e-2, weight_decay="0.1")]
+)
+def test_texts_as_hyperparameters_are_rejected(optimizer):
+  with pytest.raises(ValueError, match="^optimizer: expected numbers"):
+    state = jax.eval_shape(make_init(STUDENT, None, OBJECTIVE, optimizer()), KEY, BATCH)
+    jax.eval_shape(make_train_step(STUDENT, None, OBJECTIVE, optimizer()), state, (), BATCH)
+
+
 def test_mask_of_other_names_is_rejected():
   with pytest.raises(ValueError, match="^optimizer: .*'student'"):
     run(optax.masked(optax.sgd(0.1), {"kernel": True, "bias": False}))

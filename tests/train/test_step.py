@@ -222,6 +222,55 @@ def test_batch_is_any_mapping_and_nothing_else():
         call(other)
 
 
+PARAMS = {"w": jnp.ones(3)}
+
+
+@pytest.mark.parametrize(
+  ("field", "change"),
+  [
+    ("params", {"params": PARAMS}),
+    ("params", {"params": Variables(PARAMS, {})}),
+    ("model_state", {"model_state": {}}),
+    ("objective", {"params": {"student": PARAMS, "objective": {}}}),
+    ("objective", {"model_state": {"student": {}, "objective": {}}}),
+    ("teacher_variables", {"teacher_variables": {"w": 1.0}}),
+    ("key", {"key": 0}),
+    ("key", {"key": np.int32(0)}),
+  ],
+)
+def test_loss_function_names_the_argument_of_another_form(field, change):
+  model = from_apply(None, lambda p, x: x * p["w"], variables=PARAMS)
+  loss_fn = make_loss_fn(model, model, objectives.weighted(hard=(1.0, objectives.labels())))
+  parts = {"hard": {}}
+  arguments = {
+    "params": {"student": PARAMS, "objective": parts},
+    "model_state": {"student": {}, "objective": parts},
+    "teacher_variables": PARAMS,  # Params of a network without state are its variables.
+    "batch": {"image": jnp.ones((2, 3)), "label": jnp.zeros(2, jnp.int32)},
+    "step": 0,
+    "key": jax.random.key(0),
+  }
+
+  def call(params, model_state, teacher_variables, batch, step, key):
+    return loss_fn(params, model_state, teacher_variables, batch, step=step, key=key)
+
+  assert jax.eval_shape(lambda: call(**arguments))[0].shape == ()
+  assert jax.eval_shape(lambda: call(**arguments | {"key": jax.random.PRNGKey(0)}))[0].shape == ()
+  with pytest.raises(ValueError, match=f"^{field}: expected"):
+    jax.eval_shape(lambda: call(**arguments | change))
+
+
+@pytest.mark.parametrize("state", [PARAMS, Variables(PARAMS, {})])
+def test_step_names_a_state_that_is_none(state):
+  model = from_apply(None, lambda p, x: x * p["w"], variables=PARAMS)
+  goal, optimizer = objectives.weighted(hard=(1.0, objectives.labels())), optax.sgd(0.1)
+  rows = {"image": jnp.ones((2, 3)), "label": jnp.zeros(2, jnp.int32)}
+  with pytest.raises(ValueError, match="^state: expected a TrainState.*make_init"):
+    make_train_step(model, None, goal, optimizer)(state, (), rows)
+  with pytest.raises(ValueError, match="^key: expected"):
+    make_init(model, None, goal, optimizer)(0, rows)
+
+
 def test_indivisible_microbatches_name_the_nearest_sizes(rng):
   state, step, teacher_outputs = setup(rng, microbatches=3)
   with pytest.raises(ValueError, match="15, 18"):

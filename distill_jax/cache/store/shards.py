@@ -185,7 +185,10 @@ def open_complete(
   """
   manifest = manifests.load(store)
   if manifest is None:
-    raise Incomplete(f"cache: expected a cache in {store.url}, got none: run the cache stage")
+    raise Incomplete(
+      f"cache: expected a cache in {store.url}, got none: write it with "
+      "cache.write_cache, or correct the folder"
+    )
   if identity is not None:
     expected = {**manifest.body, "identity": identity}
     manifests.check_equal(store, manifest.body, expected, same)
