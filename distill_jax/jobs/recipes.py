@@ -1,5 +1,6 @@
 """Defines how the networks of a run are built and trained, and checks what a config asks for."""
 
+import copy
 import dataclasses
 import math
 import warnings
@@ -92,6 +93,19 @@ class Training:
   def optimizer(self) -> optax.GradientTransformation:
     """Returns AdamW under the schedule."""
     return optax.adamw(self.schedule(), weight_decay=self.weight_decay)
+
+  def logged_schedule(self) -> optax.Schedule | None:
+    """Returns the schedule that `optimizer` follows; None where it does not call `schedule`."""
+    schedules: list[optax.Schedule] = []
+
+    def record() -> optax.Schedule:
+      schedules.append(type(self).schedule(self))
+      return schedules[0]
+
+    copied = copy.copy(self)
+    copied.schedule = record  # type: ignore[method-assign]
+    copied.optimizer()
+    return schedules[0] if schedules else None
 
   def validate(self) -> None:
     """Checks the fields.

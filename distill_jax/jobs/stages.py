@@ -128,6 +128,7 @@ def _fit(job: Job, network: Network) -> FitResult:
       mesh=config.make_mesh(),
       rules=config.rules(network.role),
       teacher_rules=config.teacher_rules(),
+      learning_rate=training.logged_schedule(),
       log_every=config.log_every,
       max_skips=config.max_skips,
       profile_steps=job.profile_steps,

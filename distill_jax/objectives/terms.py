@@ -15,6 +15,7 @@ RESERVED = (
   "loss",
   "accuracy",
   "grad_norm",
+  "learning_rate",
   "nonfinite",
   "empty",
   "auxiliary_loss",

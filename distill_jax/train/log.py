@@ -18,6 +18,8 @@ from tqdm import tqdm
 from distill_jax import reduce
 from distill_jax.storage import files
 from distill_jax.train.clock import Clock
+from distill_jax.train.learning_rate import NAME as LEARNING_RATE
+from distill_jax.train.learning_rate import is_learning_rate
 from distill_jax.train.options import Callback
 
 _MANY_EVALUATIONS = 5
@@ -190,7 +192,8 @@ def fetch(pending: list[Packed]) -> dict[str, Any]:
 def _warn_of_no_values(sums: Mapping[str, Any]) -> None:
   """Warns where no term had a value in any of the steps: nothing was trained."""
   others = ("loss", "grad_norm", "nonfinite", "empty")
-  terms = {name: count for name, (_, count) in sums.items() if name not in others}
+  counts = {name: count for name, (_, count) in sums.items() if not is_learning_rate(name)}
+  terms = {name: count for name, count in counts.items() if name not in others}
   skipped, _ = sums.get("nonfinite", (0, 0))
   if terms and not skipped and not any(terms.values()):
     warnings.warn(
@@ -204,6 +207,8 @@ def _text(values: Mapping[str, float], names: Sequence[str], prefix: str = "") -
   named = [f"{prefix}{name} {values[name]:.4g}" for name in names if name in values]
   if "examples_per_second" in values:
     named.append(f"{values['examples_per_second']:,.0f} examples/s")
+  if LEARNING_RATE in values:
+    named.append(f"lr {values[LEARNING_RATE]:.3g}")
   return "  ".join(named)
 
 

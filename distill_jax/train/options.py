@@ -155,6 +155,9 @@ class RunOptions:
     rules: places arrays of the train state on the mesh. Without a rule large arrays are split over
       `fsdp`, and all others are on every device.
     teacher_rules: the same for a live teacher's arrays.
+    learning_rate: schedule of the optimizer (`number of updates -> rate`) or its constant rate, for
+      the log. A rate in the optimizer's state (`optax.inject_hyperparams`) is logged without it.
+      None: no other is logged, since an optimizer does not tell it.
     log_every: steps between reports; metrics stay on the device until then.
     max_skips: number of updates in a row that were not finite after which training is aborted.
     profile_steps: numbers of the steps to be traced into the folder's `profile`, for xprof; None:
@@ -177,7 +180,7 @@ class RunOptions:
 
   Raises:
     ValueError: `log_every` or `max_skips` is less than 1, or `num_views` less than 0, or a callback
-      does not take these arguments.
+      or schedule does not take these arguments.
   """
 
   num_views: int = 0
@@ -186,6 +189,7 @@ class RunOptions:
   mesh: jax.sharding.Mesh | None = None
   rules: Rules = ()
   teacher_rules: Rules = ()
+  learning_rate: Callable[[Any], Any] | float | None = None
   log_every: int = 50
   max_skips: int = 10
   profile_steps: range | None = None
@@ -197,6 +201,9 @@ class RunOptions:
     _check_least(self, 1, "log_every", "max_skips")
     _check_least(self, 0, "num_views")
     _check_callbacks(self.callbacks)
+    if not takes_arguments(self.learning_rate, 1):
+      expected = "a schedule of optax, a number or None"
+      check_kind("learning_rate", self.learning_rate, (float, int, type(None)), expected)
     check_kind("balance", self.balance, (str, type(None)), "the name of an entry or None")
     check_kind(
       "mesh",

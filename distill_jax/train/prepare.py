@@ -35,6 +35,7 @@ from distill_jax.train.inputs import (
   check_objective,
   next_batch,
 )
+from distill_jax.train.learning_rate import with_learning_rate
 from distill_jax.train.measure import choose_measure, make_evaluator
 from distill_jax.train.options import Evaluation, RunOptions
 from distill_jax.train.placement import compile_step, init_on_host, place_teacher
@@ -283,4 +284,5 @@ def _compile_train_step(
   step = make_train_step(
     arguments.student, arguments.teacher, arguments.objective, arguments.optimizer, options
   )
+  step = with_learning_rate(step, arguments.run.learning_rate)
   return compile_step(step, inputs.mesh, specs)

@@ -8,6 +8,7 @@ import sys
 
 import jax
 import numpy as np
+import optax
 import pytest
 import small_digits
 
@@ -15,7 +16,7 @@ from distill_jax import data
 from distill_jax.distributed import equality
 from distill_jax.jobs import checks, plan, stages
 from distill_jax.jobs.cli import main, run
-from distill_jax.jobs.config import Config, ConfigError
+from distill_jax.jobs.config import Config, ConfigError, Training
 from distill_jax.jobs.flags import parse_arguments
 from distill_jax.jobs.overrides import load_config
 from distill_jax.storage.fingerprint import fingerprint
@@ -148,6 +149,18 @@ def test_callbacks_of_a_config_reach_fit(small, tmp_path, stop_at_fit, monkeypat
   monkeypatch.setattr(Config, "callbacks", lambda self, network: [loggers[network]])
   _, _, options = stop_at_fit([*small, f"--workdir={tmp_path}", "--stages=teacher"])
   assert options["run"].callbacks == [loggers["teacher"]]
+
+
+def test_log_has_the_schedule_of_the_optimizer_only():
+  training = Training(steps=100, warmup_steps=10, learning_rate=0.5)
+  schedule = training.logged_schedule()
+  assert [float(schedule(step)) for step in (0, 5, 10)] == [0.0, 0.25, 0.5]
+
+  class Constant(Training):
+    def optimizer(self):
+      return optax.sgd(0.1)
+
+  assert Constant().logged_schedule() is None
 
 
 def test_run_file_identifies_the_run(complete_run):
