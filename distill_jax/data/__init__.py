@@ -13,15 +13,15 @@ with naming_extras():
   from distill_jax.data.arrays import shape_change, to_batch
   from distill_jax.data.augment import augmentation, brightness, flip, rotate90, shift_crop
   from distill_jax.data.batches import batches, eval_batches
-  from distill_jax.data.checks import (
+  from distill_jax.data.checks import count_rows
+  from distill_jax.data.iterators import from_iterable
+  from distill_jax.data.label_checks import (
     UNLABELED,
     check_batch,
     check_labels,
     class_numbers,
-    count_rows,
     mark_unlabeled,
   )
-  from distill_jax.data.iterators import from_iterable
   from distill_jax.data.mixing import cutmix, mixup
   from distill_jax.data.pipeline import Pipeline
   from distill_jax.data.source import Source

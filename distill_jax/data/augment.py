@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from distill_jax import reduce
 from distill_jax.data.augmented_entries import make_entries
-from distill_jax.data.checks import UNLABELED, check_seed
+from distill_jax.data.checks import check_seed
+from distill_jax.data.label_checks import UNLABELED
 from distill_jax.types import Batch
 
 Transform = Callable[..., jax.Array]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from distill_jax.data.checks import UNLABELED
+from distill_jax.data.label_checks import UNLABELED
 from distill_jax.data.source import Source
 
 

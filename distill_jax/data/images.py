@@ -14,8 +14,9 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageFile
 
-from distill_jax.data.checks import check_integer, check_labels
+from distill_jax.data.checks import check_integer
 from distill_jax.data.crops import center_crop, pixels
+from distill_jax.data.label_checks import check_labels
 from distill_jax.data.source import Source
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")

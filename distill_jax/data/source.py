@@ -12,14 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.data.arrays import to_array
-from distill_jax.data.checks import (
-  UNLABELED,
-  check_integer,
-  check_label_entry,
-  check_values,
-  count_rows,
-  mark_unlabeled,
-)
+from distill_jax.data.checks import check_integer, check_values, count_rows
+from distill_jax.data.label_checks import UNLABELED, check_label_entry, mark_unlabeled
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

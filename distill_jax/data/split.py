@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from distill_jax.data.arrays import to_batch
-from distill_jax.data.checks import UNLABELED, check_seed
+from distill_jax.data.checks import check_seed
 from distill_jax.data.images import Images
+from distill_jax.data.label_checks import UNLABELED
 from distill_jax.data.source import Source
 
 

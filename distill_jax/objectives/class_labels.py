@@ -151,6 +151,16 @@ def _check_inside(entry: str, label: jax.Array, outside: jax.Array, classes: int
     )
 
 
+def float_hint(entry: str, shape: tuple[int, ...], logits: tuple[int, ...]) -> str:
+  """Returns what to write for floats of a shape next to logits of another one."""
+  if shape not in (logits[:-1], (*logits[:-1], 1)):
+    return "give one row of C probabilities for each row of C logits"
+  cast = f"write {entry}.astype(np.int32) for class numbers"
+  if logits[-1] == 2:
+    cast += f", np.stack([1 - {entry}, {entry}], -1) for probabilities of class 1"
+  return f"{cast}; numbers to predict take one output and labels(optax.squared_error)"
+
+
 def _shape_hint(entry: str, label: jax.Array, shape: tuple[int, ...]) -> str:
   """Returns what to write for labels of another shape."""
   if label.shape == (*shape[:-1], 1):

@@ -1,14 +1,13 @@
 """The arguments of `objectives.labels`, and their checks."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.errors import suggest
+from distill_jax.errors import nearest_names
 from distill_jax.objectives.hyperparameters import check_number
 from distill_jax.types import Batch
 
@@ -35,9 +34,9 @@ def label_entry(settings: LabelSettings, batch: Batch) -> tuple[jax.Array, str]:
         f"name, got only {sorted(batch)}: pass entry='label' or another one"
       )
   if name not in batch:
-    raise ValueError(
-      f"{name}: expected labels in the batch, got only {sorted(batch)}{suggest(name, batch)}"
-    )
+    nearest = nearest_names(name, sorted(batch))
+    hint = f"write labels(entry={nearest[0]!r})" if nearest else "add them, or leave this term out"
+    raise ValueError(f"{name}: expected labels in the batch, got only {sorted(batch)}: {hint}")
   return jnp.asarray(batch[name]), name
 
 
@@ -53,30 +52,60 @@ def check_loss(loss: Any, label_smoothing: Any) -> None:
     )
 
 
+def check_names(**names: Any) -> None:
+  """Raises a ValueError for an argument that is not the name of an entry or output, nor None."""
+  for argument, name in names.items():
+    if name is None or isinstance(name, str):
+      continue
+    hint = f"write {argument}='weight' for numbers in the batch's entry 'weight'"
+    if argument != "example_weights":
+      hint = f"write {argument}='type', for example"
+    shape = f" {np.shape(name)}" if hasattr(name, "shape") else ""
+    raise ValueError(f"{argument}: expected a name, got {type(name).__name__}{shape}: {hint}")
+
+
 def class_weights_array(weights: Sequence[float] | None) -> np.ndarray | None:
   """Returns the weights as float32 [C]; raises a ValueError where they are no weights."""
   if weights is None:
     return None
+  if isinstance(weights, Mapping):
+    raise ValueError(
+      f"class_weights: expected a list of a number per class, got {weights}: write "
+      "[weights[i] for i in range(C)] for C classes"
+    )
+  if isinstance(weights, str):
+    raise ValueError(
+      f"class_weights: expected one number per class, got {weights!r}: weights of balanced classes "
+      "are len(label) / (C * np.bincount(label)) for C classes"
+    )
   array = np.asarray(weights)
   is_number = array.dtype.kind in "iuf" and array.ndim == 1 and array.size > 1
   if not is_number or not np.isfinite(array).all() or (array < 0).any() or not array.any():
     raise ValueError(
       "class_weights: expected one finite number >= 0 per class, not all 0, got "
-      f"{weights if array.size < 20 else f'{array.dtype} {array.shape}'}"
+      f"{weights if array.size < 20 else f'{array.dtype} {array.shape}'}: 1 leaves a class as it is"
     )
   return array.astype(np.float32)
 
 
 def check_classes(settings: LabelSettings, shape: tuple[int, ...]) -> None:
   """Raises a ValueError where an output of a shape has one class, or other ones than weights."""
-  if settings.loss is None and math.prod(shape[-1:]) < 2:
+  if settings.loss is None and (len(shape) < 2 or shape[-1] < 2):
     raise ValueError(
-      f"{settings.output}: expected logits of at least 2 classes, got {shape}: one logit takes "
-      "labels(optax.sigmoid_binary_cross_entropy), or give the model two"
+      f"{settings.output}: expected logits [..., C] of at least 2 classes, got {shape}: one logit "
+      "takes labels(optax.sigmoid_binary_cross_entropy) and tasks.binary(), a number "
+      "labels(optax.squared_error) and tasks.regression()"
     )
   weights = settings.class_weights
-  if weights is not None and len(weights) != shape[-1]:
+  if weights is None or shape[-1:] == weights.shape:
+    return
+  if shape[-1:] == (1,):
     raise ValueError(
-      f"class_weights: expected {shape[-1]} numbers, one per class of {settings.output!r}, got "
-      f"{len(weights)}"
+      f"class_weights: expected None for one logit, {settings.output!r} {shape}, got "
+      f"{len(weights)} numbers: put the weight of each example into an entry of the batch, and "
+      "pass its name as example_weights"
     )
+  raise ValueError(
+    f"class_weights: expected {shape[-1]} numbers, one per class of {settings.output!r} {shape}, "
+    f"got {len(weights)}: give each class one, 1 leaves it as it is"
+  )

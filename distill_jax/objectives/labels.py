@@ -5,22 +5,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from distill_jax import reduce
 from distill_jax.objectives.calls import batch_entry, has_true_label, outputs_of, valid_rows
 from distill_jax.objectives.class_labels import (
-  BINARY,
   class_labels,
+  float_hint,
   outside_probabilities,
   record,
-  record_numbers,
   record_weights,
 )
+from distill_jax.objectives.label_losses import class_loss, is_class_number, loss_per_row
 from distill_jax.objectives.label_settings import (
   LabelSettings,
   check_classes,
   check_loss,
+  check_names,
   class_weights_array,
   label_entry,
 )
@@ -77,11 +77,13 @@ def labels(
 
   Raises:
     ValueError: at once, label_smoothing outside [0, 1) or next to a loss, class weights that are
-      negative or all 0, or a loss that is no function; in init, another number of class weights
-      than of classes, or one class; in a step, an entry that is missing, labels that do not fit
-      the output (both shapes are shown), or values that are not one or several a row.
+      negative or all 0, names that are no strings, or a loss that is no function; in init, another
+      number of class weights than of classes, or one class; in a step, an entry that is missing,
+      labels that do not fit the output (both shapes are shown), a loss that takes other labels, or
+      values that are not one or several a row.
   """
   check_loss(loss, label_smoothing)
+  check_names(output=output, entry=entry, example_weights=example_weights)
   settings = LabelSettings(
     loss, output, entry, class_weights_array(class_weights), example_weights, ignore_label
   )
@@ -101,10 +103,10 @@ def labels(
     if loss is None:
       smoothing = label_smoothing(step) if callable(label_smoothing) else label_smoothing
       values, where = _cross_entropy(settings, predictions, label, name, batch, smoothing)
-    elif _is_class_number(predictions.shape, label):
-      values, where = _class_loss(settings, predictions, label, name, batch)
+    elif is_class_number(predictions.shape, label):
+      values, where = class_loss(settings, predictions, label, name, batch)
     else:
-      values, where = _loss_per_row(settings, predictions, label, name, batch)
+      values, where = loss_per_row(settings, predictions, label, name, batch)
     return (_weighted(settings, values, batch), where), state
 
   return Term(init, apply)
@@ -118,7 +120,7 @@ def _cross_entropy(
     if label.shape != z.shape:
       raise ValueError(
         f"{name}: expected integers {z.shape[:-1]} or rows of probabilities {z.shape}, got "
-        f"{label.dtype} {label.shape}: cast whole numbers to int32, or pass a loss"
+        f"{label.dtype} {label.shape}: {float_hint(name, label.shape, z.shape)}"
       )
     record(name, z.shape[-1])
     target = label.astype(z.dtype)
@@ -162,84 +164,6 @@ def _check_rows(name: str, outside: jax.Array, sums: jax.Array, where: jax.Array
     )
 
 
-def _class_loss(
-  settings: LabelSettings, predictions: jax.Array, label: jax.Array, name: str, batch: Batch
-):
-  """Returns a loss of logits [..., C] and class numbers [...], and which of its values count."""
-  assert settings.loss is not None
-  index, labeled, outside = class_labels(
-    label,
-    predictions.shape,
-    where=batch.get("where"),
-    entry=name,
-    ignore_label=settings.ignore_label,
-  )
-  where = valid_rows(batch, has_true_label(batch, labeled))
-  values = jnp.asarray(settings.loss(jnp.where(where[..., None], predictions, 0), index))
-  if values.shape != index.shape:
-    raise ValueError(
-      f"loss: expected values {index.shape}, one per class number of {name!r}, got "
-      f"{values.shape}: return them unreduced"
-    )
-  if settings.class_weights is not None:
-    values = values * jnp.asarray(settings.class_weights, values.dtype)[index]
-  return jnp.where(outside, jnp.nan, values), where
-
-
-def _loss_per_row(
-  settings: LabelSettings, predictions: jax.Array, label: jax.Array, name: str, batch: Batch
-):
-  """Returns the loss of predictions and labels, one value a row [B], and which rows count [B]."""
-  assert settings.loss is not None
-  if settings.class_weights is not None:
-    raise ValueError(
-      f"class_weights: expected class numbers in {name!r}, got {label.dtype} {label.shape} for an "
-      f"output {predictions.shape}: pass example_weights"
-    )
-  if predictions.shape == (*label.shape, 1):
-    predictions = predictions[..., 0]
-  elif label.shape == (*predictions.shape, 1):
-    raise ValueError(
-      f"{name}: expected the shape of the output {predictions.shape}, got {label.shape}: drop the "
-      f"last axis, {name}[..., 0]"
-    )
-  if predictions.shape != label.shape:
-    raise ValueError(
-      f"{name}: expected the shape of the output {predictions.shape}, got {label.shape}: "
-      "nothing is broadcast"
-    )
-  axes = tuple(range(1, label.ndim))
-  labeled = jnp.ones(label.shape[:1], bool)
-  if settings.ignore_label is not None:
-    labeled &= (label != settings.ignore_label).all(axes)
-  is_binary = _is_binary(settings.loss)
-  if is_binary:
-    record(name, BINARY, settings.ignore_label)
-  else:
-    record_numbers(name, settings.ignore_label)
-  if is_binary and jnp.issubdtype(label.dtype, jnp.signedinteger):
-    labeled &= (label >= 0).all(axes)
-  label = label.astype(predictions.dtype)
-  labeled &= ~jnp.isnan(label).any(axes)
-  where = valid_rows(batch, has_true_label(batch, labeled))
-  if where.shape != labeled.shape:
-    raise ValueError(f"where: expected one bool a row, {labeled.shape}, got {where.shape}")
-  keep = where.reshape(where.shape + (1,) * (label.ndim - 1))
-  loss = settings.loss
-  values = jnp.asarray(loss(jnp.where(keep, predictions, 0), jnp.where(keep, label, 0)))
-  if values.shape[:1] != where.shape:
-    raise ValueError(
-      f"loss: expected values of {where.shape} rows, or more axes, got {values.shape}: return them "
-      "unreduced"
-    )
-  values = values.mean(tuple(range(1, values.ndim)))
-  if is_binary:
-    # `fit` checks labels before; a compiled function cannot raise.
-    outside = ((label < 0) | (label > 1)).any(axes)
-    values = jnp.where(outside & where, jnp.nan, values)
-  return values, where
-
-
 def _weighted(settings: LabelSettings, values: jax.Array, batch: Batch) -> jax.Array:
   """Returns the values times the examples' weights; NaN where one is negative."""
   if settings.example_weights is None:
@@ -260,15 +184,3 @@ def _weighted(settings: LabelSettings, values: jax.Array, batch: Batch) -> jax.A
     )
   # A compiled function cannot raise: NaN is what the train step reports.
   return values * jnp.where(weights >= 0, weights, jnp.nan)
-
-
-def _is_binary(loss: Any) -> bool:
-  """Whether a loss, or the one that a `functools.partial` calls, takes labels from 0 to 1."""
-  loss = getattr(loss, "func", loss)
-  return loss in (optax.sigmoid_binary_cross_entropy, optax.sigmoid_focal_loss)
-
-
-def _is_class_number(shape: tuple[int, ...], label: jax.Array) -> bool:
-  """Whether labels are class numbers of an output of a shape, not numbers to predict."""
-  is_integer = jnp.issubdtype(label.dtype, jnp.integer)
-  return is_integer and label.shape == shape[:-1] and shape[-1] > 1

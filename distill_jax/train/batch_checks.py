@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from distill_jax import data
-from distill_jax.data.checks import IgnoreLabel, mark_entries
+from distill_jax.data.label_checks import IgnoreLabel, mark_entries
 from distill_jax.train.batch_errors import name_field
 from distill_jax.types import Batch
 

@@ -10,7 +10,7 @@ import numpy as np
 from distill_jax import data
 from distill_jax.cache import Cache
 from distill_jax.data.balance import check_balance
-from distill_jax.data.checks import IgnoreLabel, ignore_label_of, mark_entries
+from distill_jax.data.label_checks import IgnoreLabel, ignore_label_of, mark_entries
 from distill_jax.train.batch_checks import Checks, check_entries, checked_batch
 from distill_jax.train.batch_errors import name_field, name_shapes
 from distill_jax.train.options import Batches, RunOptions

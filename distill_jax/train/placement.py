@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distill_jax import data
-from distill_jax.data.checks import IgnoreLabel
+from distill_jax.data.label_checks import IgnoreLabel
 from distill_jax.distributed import partition, sharding
 from distill_jax.train.batch_errors import map_batches
 from distill_jax.train.evaluation import Accumulator

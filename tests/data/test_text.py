@@ -7,7 +7,7 @@ import pytest
 
 from distill_jax import data
 from distill_jax.data import text
-from distill_jax.data.checks import UNLABELED
+from distill_jax.data.label_checks import UNLABELED
 from distill_jax.data.text import BYTES
 
 DOCUMENTS = [[7, 8, 9], [], [1, 2, 3, 4, 5, 6]]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill_jax.data.checks import UNLABELED
+from distill_jax.data.label_checks import UNLABELED
 from distill_jax.data.source import Source
 from distill_jax.data.text.documents import read_documents
 from distill_jax.data.text.tokenizer import BYTES, Tokenizer

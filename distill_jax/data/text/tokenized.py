@@ -28,7 +28,7 @@ import jax
 import numpy as np
 
 from distill_jax.data.batches import HostBatch
-from distill_jax.data.checks import UNLABELED
+from distill_jax.data.label_checks import UNLABELED
 from distill_jax.data.source import Source
 from distill_jax.data.text.documents import list_files, read_documents
 from distill_jax.data.text.packed import check_document, check_length

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from distill_jax.data.checks import UNLABELED
+from distill_jax.data.label_checks import UNLABELED
 from distill_jax.models.llm.decoder import Decoder
 from distill_jax.models.llm.sampling import generate
 from distill_jax.types import Batch, OnPolicy, Variables

@@ -1,0 +1,155 @@
+"""Calls the loss that `objectives.labels` is given, with class numbers or numbers to predict."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from distill_jax.objectives.calls import has_true_label, valid_rows
+from distill_jax.objectives.class_labels import BINARY, class_labels, record, record_numbers
+from distill_jax.objectives.label_settings import LabelSettings
+from distill_jax.objectives.loss_checks import name_of
+from distill_jax.types import Batch
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def is_class_number(shape: tuple[int, ...], label: jax.Array) -> bool:
+  """Whether labels are class numbers of an output of a shape, not numbers to predict."""
+  is_integer = jnp.issubdtype(label.dtype, jnp.integer)
+  return is_integer and label.shape == shape[:-1] and shape[-1] > 1
+
+
+def class_loss(
+  settings: LabelSettings, predictions: jax.Array, label: jax.Array, name: str, batch: Batch
+):
+  """Returns a loss of logits [..., C] and class numbers [...], and which of its values count."""
+  assert settings.loss is not None
+  index, labeled, outside = class_labels(
+    label,
+    predictions.shape,
+    where=batch.get("where"),
+    entry=name,
+    ignore_label=settings.ignore_label,
+  )
+  where = valid_rows(batch, has_true_label(batch, labeled))
+  predictions = jnp.where(where[..., None], predictions, 0)
+  values = _class_values(settings.loss, predictions, index, name)
+  if settings.class_weights is not None:
+    values = values * jnp.asarray(settings.class_weights, values.dtype)[index]
+  return jnp.where(outside, jnp.nan, values), where
+
+
+def loss_per_row(
+  settings: LabelSettings, predictions: jax.Array, label: jax.Array, name: str, batch: Batch
+):
+  """Returns the loss of predictions and labels, one value a row [B], and which rows count [B]."""
+  assert settings.loss is not None
+  if settings.class_weights is not None:
+    raise ValueError(
+      f"class_weights: expected class numbers in {name!r}, got {label.dtype} {label.shape} for an "
+      f"output {predictions.shape}: pass example_weights"
+    )
+  if predictions.shape == (*label.shape, 1):
+    predictions = predictions[..., 0]
+  elif label.shape == (*predictions.shape, 1):
+    raise ValueError(
+      f"{name}: expected the shape of the output {predictions.shape}, got {label.shape}: drop the "
+      f"last axis, {name}[..., 0]"
+    )
+  if predictions.shape != label.shape:
+    raise ValueError(
+      f"{name}: expected the shape of the output {predictions.shape}, got {label.shape}: "
+      "nothing is broadcast"
+    )
+  axes = tuple(range(1, label.ndim))
+  labeled = jnp.ones(label.shape[:1], bool)
+  if settings.ignore_label is not None:
+    labeled &= (label != settings.ignore_label).all(axes)
+  is_binary = _is_binary(settings.loss)
+  if is_binary:
+    record(name, BINARY, settings.ignore_label)
+  else:
+    record_numbers(name, settings.ignore_label)
+  if is_binary and jnp.issubdtype(label.dtype, jnp.signedinteger):
+    labeled &= (label >= 0).all(axes)
+  label = label.astype(predictions.dtype)
+  labeled &= ~jnp.isnan(label).any(axes)
+  where = valid_rows(batch, has_true_label(batch, labeled))
+  if where.shape != labeled.shape:
+    raise ValueError(f"where: expected one bool a row, {labeled.shape}, got {where.shape}")
+  keep = where.reshape(where.shape + (1,) * (label.ndim - 1))
+  blank = jnp.where(keep, predictions, 0), jnp.where(keep, label, 0)
+  values = _values(settings.loss, *blank, _rows_hint(name, label.shape))
+  if values.shape[:1] != where.shape:
+    raise ValueError(
+      f"loss: expected values of {where.shape} rows, or more axes, got {values.shape}: return them "
+      "unreduced"
+    )
+  values = values.mean(tuple(range(1, values.ndim)))
+  if is_binary:
+    # `fit` checks labels before; a compiled function cannot raise.
+    outside = ((label < 0) | (label > 1)).any(axes)
+    values = jnp.where(outside & where, jnp.nan, values)
+  return values, where
+
+
+def _class_values(loss: Loss, predictions: jax.Array, index: jax.Array, name: str) -> jax.Array:
+  """Returns the values [...] of a loss of logits [..., C] and class numbers [...].
+
+  Raises:
+    ValueError: the loss takes rows of the output's shape, or returns other values.
+  """
+  classes = predictions.shape[-1]
+  hint = (
+    f"leave the loss out or write optax.softmax_cross_entropy_with_integer_labels; a loss of rows "
+    f"takes {predictions.shape}, such as np.eye({classes})[{name}]; a number to predict takes an "
+    f"output {index.shape}"
+  )
+  if index.shape[-1] in (1, classes):
+    # A loss of rows would broadcast them: tried with a number of rows that it cannot.
+    shape = (*index.shape[:-1], classes + 1)
+    jax.eval_shape(
+      lambda z, y: _values(loss, z, y, f"{hint} (tried with {classes + 1} rows)"),
+      jax.ShapeDtypeStruct((*shape, classes), predictions.dtype),
+      jax.ShapeDtypeStruct(shape, index.dtype),
+    )
+  values = _values(loss, predictions, index, hint)
+  if values.ndim > index.ndim:
+    raise ValueError(
+      f"loss: expected values {index.shape}, one per class number of {name!r}, got "
+      f"{values.shape}: {hint}"
+    )
+  if values.shape != index.shape:
+    raise ValueError(
+      f"loss: expected values {index.shape}, one per class number of {name!r}, got "
+      f"{values.shape}: return them unreduced"
+    )
+  return values
+
+
+def _values(loss: Loss, predictions: jax.Array, label: jax.Array, hint: str) -> jax.Array:
+  """Returns the values of a loss; an error says what it was called with."""
+  try:
+    return jnp.asarray(loss(predictions, label))
+  except (TypeError, ValueError) as error:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise ValueError(
+      f"loss: expected a loss of outputs {predictions.shape} and labels {label.dtype} "
+      f"{label.shape}, got {name_of(loss)} ({reason}): {hint}"
+    ) from error
+
+
+def _rows_hint(name: str, shape: tuple[int, ...]) -> str:
+  """Returns what to write where a loss does not take labels of the output's shape."""
+  if len(shape) < 2:
+    return "a loss of class numbers takes an output [..., C]"
+  return f"a loss of class numbers takes integers {shape[:-1]}, {name}.argmax(-1)"
+
+
+def _is_binary(loss: Any) -> bool:
+  """Whether a loss, or the one that a `functools.partial` calls, takes labels from 0 to 1."""
+  loss = getattr(loss, "func", loss)
+  return loss in (optax.sigmoid_binary_cross_entropy, optax.sigmoid_focal_loss)
