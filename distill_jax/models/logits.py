@@ -1,5 +1,6 @@
 """Checks that a network's 'logits' are no probabilities: losses apply a softmax themselves."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,26 +11,40 @@ from distill_jax.distributed import sharding
 from distill_jax.types import Batch, Model, Variables
 
 ROWS = 8  # Enough that logits do not look like probabilities by chance.
+MIN_VALUES = 16
+"""Number of values from which all of them in [0, 1] are a sigmoid's: one logit in three of a normal
+distribution is there, and those of an example depend on one another."""
+_UNCHANGED = ("convert_element_type", "reshape", "squeeze", "broadcast_in_dim", "transpose", "copy")
 _TOLERANCE = 1e-2  # In bfloat16 a probability is off by up to 2^-9 of itself.
 
 
 def check_logits(field: str, model: Model, variables: Variables, batch: Batch) -> None:
   """Checks on a batch that the logits of a network are no probabilities.
 
+  Warns of those of a sigmoid: a network for numbers in [0, 1] may have it.
+
   Args:
     field: name of the argument, for the message.
-    model: a network; without an output 'logits' of two classes or more nothing is computed.
+    model: a network; without an output 'logits' nothing is computed.
     variables: its weights.
     batch: some rows of its inputs, at least `ROWS`.
 
   Raises:
     ValueError: all logits are >= 0 and the sum of each row is 1.
   """
-  if not _has_classes(jax.eval_shape(lambda v, b: _outputs(model, v, b), variables, batch)):
+  shapes = jax.eval_shape(lambda v, b: _outputs(model, v, b), variables, batch)
+  # Of a cache they may be an object that decodes them later.
+  shape = getattr(shapes.get("logits"), "shape", ())
+  if not isinstance(shapes.get("logits"), jax.ShapeDtypeStruct) or len(shape) < 2:
     return
   logits = sharding.gather_to_host(_outputs(model, variables, batch)["logits"])
-  if is_probabilities(logits):
+  if shape[-1] > 1 and is_probabilities(logits):
     raise probabilities_error(field, "probabilities: its 'logits' are all >= 0 with rows of sum 1")
+  # By chance an untrained student's are in [0, 1], too.
+  is_trained = field != "student"
+  if (is_trained and is_in_unit_range(logits)) or _ends_in_sigmoid(model, variables, batch):
+    text = str(probabilities_error(field, "'logits' in [0, 1], as of a sigmoid"))
+    warnings.warn(text, stacklevel=2)
 
 
 def is_probabilities(logits: np.ndarray) -> bool:
@@ -37,6 +52,33 @@ def is_probabilities(logits: np.ndarray) -> bool:
   values = np.asarray(logits, np.float64)
   sums = values.sum(-1)
   return bool((values >= 0).all() and (abs(sums - 1) < _TOLERANCE).all())
+
+
+def is_in_unit_range(logits: np.ndarray) -> bool:
+  """Returns whether `MIN_VALUES` or more are all in [0, 1], and neither all equal nor flags."""
+  values = np.asarray(logits, np.float64)
+  is_inside = values.size >= MIN_VALUES and bool(((values >= 0) & (values <= 1)).all())
+  return is_inside and np.ptp(values) > 0 and not np.isin(values, (0, 1)).all()
+
+
+def _ends_in_sigmoid(model: Model, variables: Variables, batch: Batch) -> bool:
+  """Returns whether a sigmoid is the last computation of the logits."""
+  jaxpr = jax.make_jaxpr(lambda v, b: _outputs(model, v, b)["logits"])(variables, batch)
+  return _is_sigmoid(jaxpr.jaxpr, jaxpr.jaxpr.outvars[0])
+
+
+def _is_sigmoid(jaxpr: Any, variable: Any) -> bool:
+  for equation in reversed(jaxpr.eqns):
+    if variable not in equation.outvars:
+      continue
+    inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+    if inner is not None:  # Of a function that is jitted.
+      inner = getattr(inner, "jaxpr", inner)
+      return _is_sigmoid(inner, inner.outvars[equation.outvars.index(variable)])
+    if equation.primitive.name not in _UNCHANGED:
+      return equation.primitive.name == "logistic"
+    variable = equation.invars[0]
+  return False
 
 
 def probabilities_error(field: str, actual: str) -> ValueError:
@@ -49,16 +91,11 @@ def probabilities_error(field: str, actual: str) -> ValueError:
   return ValueError(
     f"{field}: expected logits, got {actual}: leave the last softmax or sigmoid out "
     "(activation=None; classifier_activation=None in keras.applications), return "
-    "jnp.log(jnp.maximum(probabilities, 1e-30)), or give this output another name than 'logits'"
+    "jnp.log(jnp.maximum(probabilities, 1e-30)), of a sigmoid jax.scipy.special.logit(p), or give "
+    "this output another name than 'logits'"
   )
 
 
 def _outputs(model: Model, variables: Variables, batch: Batch) -> Mapping[str, Any]:
   outputs, _ = model.apply(*variables, batch, train=False, key=None)
   return outputs
-
-
-def _has_classes(outputs: Mapping[str, Any]) -> bool:
-  logits = outputs.get("logits")
-  # Of a cache they may be an object that decodes them later.
-  return isinstance(logits, jax.ShapeDtypeStruct) and logits.ndim > 1 and logits.shape[-1] > 1

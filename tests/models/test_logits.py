@@ -14,7 +14,7 @@ from flax import nnx
 
 from distill_jax import cache, data, losses, objectives, tasks, teachers
 from distill_jax.models import from_apply, from_keras, from_linen, from_nnx
-from distill_jax.models.logits import is_probabilities
+from distill_jax.models.logits import check_logits, is_in_unit_range, is_probabilities
 from distill_jax.train import RunOptions, evaluate, fit
 from distill_jax.types import TrainState
 
@@ -145,3 +145,53 @@ def test_log_probabilities_and_other_names_are_taken():
 )
 def test_is_probabilities(logits, expected):
   assert is_probabilities(logits) == expected
+
+
+SIGMOIDS = {
+  "sigmoid": lambda p, x: jax.nn.sigmoid(x @ p["w"]),
+  "one logit": lambda p, x: jax.nn.sigmoid(x @ p["w"][:, :1]),
+  "cast": lambda p, x: jax.jit(nnx.sigmoid)(x @ p["w"]).astype(jnp.bfloat16).reshape(-1, 3),
+}
+
+
+@pytest.mark.parametrize("field", ["teacher", "student"])
+@pytest.mark.parametrize("name", SIGMOIDS)
+def test_sigmoid_outputs_warn(name, field):
+  model = function(SIGMOIDS[name])
+  with pytest.warns(UserWarning, match=rf"^{field}: expected logits, .*sigmoid.*special\.logit"):
+    check_logits(field, model, model.variables, {"x": SOURCE.arrays["x"][:8]})
+
+
+def test_sigmoid_by_hand_warns_of_a_teacher_only():
+  model = function(lambda p, x: 1 / (1 + jnp.exp(-x @ p["w"])))
+  with pytest.warns(UserWarning, match="^teacher: .*sigmoid"):
+    check_logits("teacher", model, model.variables, dict(SOURCE.arrays))
+  check_logits("student", model, model.variables, dict(SOURCE.arrays))
+
+
+@pytest.mark.parametrize(
+  "apply",
+  [
+    lambda p, x: x @ p["w"],
+    lambda p, x: jax.nn.sigmoid(x @ p["w"]) - 0.5,
+    lambda p, x: jax.scipy.special.logit(jax.nn.sigmoid(x @ p["w"])),
+    lambda p, x: {"logits": x @ p["w"], "gate": jax.nn.sigmoid(x @ p["w"])},
+  ],
+)
+def test_logits_do_not_warn(apply):
+  model = function(apply)
+  check_logits("teacher", model, model.variables, dict(SOURCE.arrays))
+
+
+@pytest.mark.parametrize(
+  ("logits", "expected"),
+  [
+    (np.linspace(0, 1, 16)[:, None], True),
+    (np.linspace(0, 1, 15)[:, None], False),
+    (np.linspace(0, 1.1, 16)[:, None], False),
+    (np.full((16, 1), 0.5), False),
+    (np.eye(4), False),
+  ],
+)
+def test_is_in_unit_range(logits, expected):
+  assert is_in_unit_range(logits) == expected
