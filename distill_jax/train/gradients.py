@@ -54,7 +54,7 @@ def accumulated_gradients(
   count = options.microbatches
 
   def gradients(params, model_state, batch: Batch, *, step, keys):
-    rows = jax.tree.map(lambda x: _interleave(x, count), dict(batch))
+    rows = jax.tree.map(lambda x: interleave(x, count), dict(batch))
     parts = rows, tuple(jax.random.split(key, count) for key in keys)
 
     def count_part(carry, part):
@@ -89,7 +89,7 @@ def _make_differentiate(loss_of_outputs: Callable, options: StepOptions) -> Call
   return differentiate
 
 
-def _interleave(x: jax.Array, parts: int) -> jax.Array:
+def interleave(x: jax.Array, parts: int) -> jax.Array:
   """Returns [parts, B / parts, ...] of [B, ...]: every parts-th row, so that rows stay on their
   devices.
   """

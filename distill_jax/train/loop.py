@@ -28,7 +28,7 @@ from distill_jax.train.profile import Profile
 from distill_jax.train.result import FitResult
 from distill_jax.train.saver import Saver, all_variables
 from distill_jax.train.stopping import Patience, check_skips
-from distill_jax.types import Objective, Task, TrainState
+from distill_jax.types import Batch, Objective, Task, TrainState
 
 
 class _Due(NamedTuple):
@@ -238,7 +238,7 @@ def _train(
     metrics.append(step_metrics)
     due = _due(run, step, stop=interruption.at())
     if due.report:
-      _report(run, log, step, state, metrics)
+      _report(run, log, step, state, metrics, batch)
     scores = None
     if due.evaluate:
       scores = _evaluate(run, log, step, state)
@@ -267,13 +267,15 @@ def _due(run: Run, step: int, *, stop: bool) -> _Due:
   return _Due(report, evaluate and run.evaluate is not None, save, stop)
 
 
-def _report(run: Run, log: Log, step: int, state: TrainState, metrics: list[Any]) -> None:
+def _report(
+  run: Run, log: Log, step: int, state: TrainState, metrics: list[Any], batch: Batch
+) -> None:
   """Reports the metrics of the steps since the last report, and clears them."""
   with log.clock.waiting("device"):
     sums = fetch(metrics)
   log.train(step, sums, run.arguments.batch_size)
   metrics.clear()
-  check_skips(state, run.arguments.run.max_skips)
+  check_skips(run.arguments, state, run.teacher_variables, batch)
 
 
 def _evaluate(run: Run, log: Log, step: int, state: TrainState) -> dict[str, float]:

@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 
-from distill_jax.types import Metric, TrainState
+from distill_jax.train.arguments import Arguments
+from distill_jax.train.nonfinite import find_nonfinite
+from distill_jax.types import Batch, Metric, TrainState
 
 
 class NonFiniteError(RuntimeError):
@@ -77,18 +79,27 @@ class Patience:
     )
 
 
-def check_skips(state: TrainState, max_skips: int) -> None:
+def check_skips(
+  arguments: Arguments, state: TrainState, teacher_variables: Any, batch: Batch
+) -> None:
   """Checks that training goes on to change the parameters.
 
+  Args:
+    arguments: of `fit`.
+    state, teacher_variables, batch: of the last step.
+
   Raises:
-    NonFiniteError: so many updates in a row were not finite.
+    NonFiniteError: `max_skips` updates in a row were not finite; it names what was not.
   """
   skips = jax.device_get(state.skips)
-  if skips.longest >= max_skips:
-    raise NonFiniteError(
-      f"max_skips: expected fewer than {max_skips} updates in a row that are not finite, got "
-      f"{skips.longest} "
-      f"({skips.total} in all) up to step {int(state.step)}; the parameters are those from before: "
-      "look for NaN in the teacher's outputs, or lower the learning rate",
-      state,
-    )
+  max_skips = arguments.run.max_skips
+  if skips.longest < max_skips:
+    return
+  names = find_nonfinite(arguments, state, teacher_variables, batch) if skips.streak else []
+  cause = f"; not finite in its batch: {', '.join(names)}" if names else ""
+  raise NonFiniteError(
+    f"max_skips: expected fewer than {max_skips} updates in a row that are not finite, got "
+    f"{skips.longest} ({skips.total} in all) up to step {int(state.step)}{cause}; the parameters "
+    "are those from before: look for NaN in the teacher's outputs, or lower the learning rate",
+    state,
+  )
