@@ -217,7 +217,7 @@ def _range_hint(
 ) -> str:
   """Returns what to write for labels of which one value is not from 0 to `last`."""
   low, high = labels.min(), labels.max()
-  if last == 1 and np.isin(labels, (-1, 1)).all():
+  if last == 1 and high == 1 and np.isin(labels, (-1, 1)).all():
     return f"write ({name} + 1) // 2 for labels -1 and 1"
   if last == 1 and low == 0 and np.isin(labels, (0, high)).all():
     return f"write {name} // {high:g} for labels 0 and {high:g}"

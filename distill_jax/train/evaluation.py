@@ -54,10 +54,18 @@ def evaluate(
 
   Raises:
     ValueError: no variables, no examples, NaN or uint8 images, probabilities as 'logits', no Task,
-      or outputs and labels that do not fit it.
+      outputs and labels that do not fit it, or none of its metrics exists (no example has a label).
   """
   models = [(model, variables)]
-  return evaluate_models(models, examples, task, teacher=teacher, batch_size=batch_size)[0].scores
+  evaluated = evaluate_models(models, examples, task, teacher=teacher, batch_size=batch_size)
+  scores = evaluated[0].scores
+  if not scores:
+    names = [metric.name for metric in task.metrics]
+    raise ValueError(
+      f"examples: expected some with a label for metrics such as {names[0]!r}, got none: add "
+      "labels, or pass teacher= for the metrics that compare with it"
+    )
+  return scores
 
 
 def evaluate_models(

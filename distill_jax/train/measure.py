@@ -59,6 +59,8 @@ def choose_measure(arguments: Arguments, inputs: Inputs, state: TrainState) -> M
   task = arguments.task or tasks.infer(outputs, example, ignore_label)
   trained = arguments.task or tasks.infer(outputs, inputs.example, ignore_label) or task
   task_classes = _classes(trained, outputs)
+  if arguments.task is None:
+    _check_heads(task_classes or {}, example)
   checks = _checks(task_classes, arguments, inputs, state)
   check_classes(checks.classes, arguments.source)
   train_metrics = None if trained is None else trained.train_metrics
@@ -75,6 +77,21 @@ def choose_measure(arguments: Arguments, inputs: Inputs, state: TrainState) -> M
   )
   best = _best(task, evaluation.best, shapes)
   return Measure(task, train_metrics, checks, best, step)
+
+
+def _check_heads(classes: Mapping[str, int], example: Batch) -> None:
+  """Raises a ValueError where an evaluation has the labels of some heads of training, not of all.
+
+  Args:
+    classes: entries with labels in training.
+    example: of the evaluation; without any of the labels the objective's terms are measured.
+  """
+  missing = sorted(set(classes) - set(example))
+  if missing and set(classes) & set(example):
+    raise ValueError(
+      f"evaluation: expected the labels {missing} too, as in training, got only {sorted(example)}: "
+      "add them, or pass the task of what you measure, such as tasks.classification()"
+    )
 
 
 def _check_names(task: Task) -> None:

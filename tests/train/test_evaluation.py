@@ -203,6 +203,17 @@ def test_evaluate_compares_with_a_teacher_and_drops_padding():
     train.evaluate(linear(3), None, labels, task)
 
 
+@pytest.mark.parametrize("ignored", [-1, 255])
+def test_evaluate_needs_a_label_or_a_teacher(ignored):
+  task = tasks.classification(ignore_label=ignored)
+  model, variables = linear(3), Variables(WEIGHTS, {})
+  batch = {"image": np.ones((4, 4), np.float32), "label": np.full(4, ignored)}
+  with pytest.raises(ValueError, match="^examples: expected some with a label"):
+    train.evaluate(model, variables, [batch], task)
+  scores = train.evaluate(model, variables, [batch], task, teacher=(model, variables))
+  assert scores["agreement"] == 1 and "accuracy" not in scores
+
+
 def test_scores_without_parts_are_those_of_the_other_examples():
   labels = source(lambda image: (image @ WEIGHTS).argmax(1).astype(np.int32), rows=45)
   model = from_apply(None, lambda w, x: x @ w, variables=WEIGHTS + 0.5)

@@ -78,21 +78,39 @@ def test_ignore_label_of_a_term_is_enough(ignore_label, as_source):
   np.testing.assert_allclose(log_odds, np.log(2), rtol=1e-2)
 
 
+TWO_HEADS = from_apply(
+  lambda key, x: jnp.zeros((1, 5)),
+  lambda w, x: {"logits": (x @ w)[:, :3], "kind": (x @ w)[:, 3:]},
+)
+
+
+def both_heads(*ignored):
+  ignore_label, ignore_kind = ignored or (None, None)
+  return objectives.weighted(
+    hard=(1.0, objectives.labels(ignore_label=ignore_label)),
+    kind=(1.0, objectives.labels(output="kind", ignore_label=ignore_kind)),
+  )
+
+
 def test_heads_have_ignore_labels_of_their_own():
-  student = from_apply(
-    lambda key, x: jnp.zeros((1, 5)),
-    lambda w, x: {"logits": (x @ w)[:, :3], "kind": (x @ w)[:, 3:]},
-  )
-  heads = objectives.weighted(
-    hard=(1.0, objectives.labels(ignore_label=255)),
-    kind=(1.0, objectives.labels(output="kind", ignore_label=-100)),
-  )
+  heads = both_heads(255, -100)
   batches = [batch([0, 255, 2, 255], kind=np.array([-100, 1, 0, 0]))]
-  result = fitted(student, batches, heads, validation=batches, eval_every=1)
+  result = fitted(TWO_HEADS, batches, heads, validation=batches, eval_every=1)
   assert result.history[-1]["accuracy"] == 0.5
   assert result.history[-1]["kind/accuracy"] == pytest.approx(2 / 3)
   with pytest.raises(ValueError, match="^source: .*kind: .*255"):
-    fitted(student, [batch([0, 255, 2, 1], kind=np.array([255, 1, 0, 0]))], heads)
+    fitted(TWO_HEADS, [batch([0, 255, 2, 1], kind=np.array([255, 1, 0, 0]))], heads)
+
+
+@pytest.mark.parametrize("missing", ["label", "kind"])
+@pytest.mark.parametrize("as_source", [False, True])
+def test_validation_has_the_labels_of_all_heads(missing, as_source):
+  """It was scored on the other head alone."""
+  examples = batch([0, 1, 2, 0], kind=np.array([0, 1, 0, 0]))
+  rest = {name: x for name, x in examples.items() if name != missing}
+  validation = data.Source(rest) if as_source else [rest]
+  with pytest.raises(ValueError, match=f"^evaluation: expected the labels .*'{missing}'.*task"):
+    fitted(TWO_HEADS, [examples], both_heads(), validation=validation)
 
 
 SIGMOID = optax.sigmoid_binary_cross_entropy
@@ -128,6 +146,8 @@ def test_labels_from_1_suggest_no_ignore_label():
   with pytest.raises(ValueError, match="label - 1") as error:
     data.Source(batch([1, 2, 3, 3]), classes=3)
   assert "ignore_label" not in str(error.value)
+  with pytest.raises(ValueError, match="^label: .*ignore_label=-1"):  # None of them is 1.
+    data.Source(batch([-1, -1, -1, -1]), classes=2)
 
 
 def test_negative_weight_in_a_later_batch_raises():
