@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -14,14 +15,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from distill_jax.distributed.lost_process import LOST_PROCESS_CODE, exit_at_abort, is_lost_process
+
 HEARTBEAT_SECONDS = 10
 """Seconds without a sign of life after which a process counts as dead; jax waits for 100."""
+JOIN_SECONDS = 40
+"""Seconds that the processes wait at the start for the last one."""
 SHUTDOWN_SECONDS = 3600
 """Seconds that the processes wait at the end for the one that writes the report."""
 VISIBLE_SECONDS = 10
 """Seconds after which all hosts see a new file: mounts cache for a while that it did not exist."""
-LOST_PROCESS_CODE = 75
-"""Exit code of a process that lost another one: the same command may be tried again."""
 _ERROR_BYTES = 2000
 
 
@@ -33,7 +36,8 @@ def join(
   """Calls `jax.distributed.initialize`, so that processes notice within 15 s that one has died.
 
   Call it before anything else uses jax. On TPU pods, under SLURM and Open MPI jax finds the
-  arguments itself. From then on an uncaught error ends the process at once (`abort`).
+  arguments itself. From then on an uncaught error ends the process at once (`abort`), and a
+  process that loses another one, or waits for it in vain for 40 s here, exits with 75.
 
   Args:
     coordinator_address: HOST:PORT on which process 0 will listen.
@@ -41,7 +45,8 @@ def join(
     process_id: index of this process, from 0.
 
   Raises:
-    ValueError: some of the three are None, but not all; or one is out of its range.
+    ValueError: some of the three are None, but not all; one is out of its range; or the port of the
+      first process is taken.
   """
   arguments = {
     "coordinator_address": coordinator_address,
@@ -53,13 +58,22 @@ def join(
     raise ValueError(f"{', '.join(missing)}: expected all or none of {', '.join(arguments)}")
   if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
     raise ValueError(f"process_id: expected 0 to {num_processes - 1}, got {process_id}")
-  jax.distributed.initialize(
-    coordinator_address,
-    num_processes,
-    process_id,
-    heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-    shutdown_timeout_seconds=SHUTDOWN_SECONDS,
-  )
+  if coordinator_address is not None:
+    _check_address(coordinator_address, process_id)
+  exit_at_abort()
+  try:
+    jax.distributed.initialize(
+      coordinator_address,
+      num_processes,
+      process_id,
+      initialization_timeout=JOIN_SECONDS,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+    )
+  except jax.errors.JaxRuntimeError as error:
+    if "RPC server" not in str(error):
+      raise
+    raise _taken_port(coordinator_address) from error
   sys.excepthook = _abort_on_error
   # Processes connect in their first collective, and wait 30 s for one another there: now they are
   # all here.
@@ -164,9 +178,31 @@ def make_shared_folder(folder: Path) -> None:
       (folder / marker).unlink(missing_ok=True)
 
 
+def _check_address(address: str, process_id: int | None) -> None:
+  """Checks an address, and on process 0 that its port is free: jax may crash where it is not."""
+  port = address.rpartition(":")[2]
+  if not port.isdecimal() or not 0 < int(port) < 2**16:
+    raise ValueError(f"coordinator_address: expected HOST:PORT, got {address!r}")
+  if process_id != 0:
+    return
+  both = socket.has_dualstack_ipv6()
+  family = socket.AF_INET6 if both else socket.AF_INET
+  try:
+    socket.create_server(("", int(port)), family=family, dualstack_ipv6=both).close()
+  except OSError as error:
+    raise _taken_port(address) from error
+
+
+def _taken_port(address: str | None) -> ValueError:
+  return ValueError(
+    f"coordinator_address: expected a free port on process 0, got {address or 'that of the job'}: "
+    "end the process that has it, or give all processes another one"
+  )
+
+
 def _abort_on_error(kind, error, trace) -> None:
   sys.__excepthook__(kind, error, trace)
-  abort(LOST_PROCESS_CODE if issubclass(kind, jax.errors.JaxRuntimeError) else 1)
+  abort(LOST_PROCESS_CODE if is_lost_process(error) else 1)
 
 
 def _encode_error(error: Exception | None, types: Sequence[type[Exception]]) -> np.ndarray:

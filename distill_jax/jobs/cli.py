@@ -5,9 +5,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
 from distill_jax.distributed import equality, hosts
 from distill_jax.distributed.compilation import enable_compilation_cache
 from distill_jax.distributed.interruption import Interrupted, saying_why
+from distill_jax.distributed.lost_process import LOST_PROCESS_CODE, is_lost_process
 from distill_jax.jobs import data, identity
 from distill_jax.jobs.checks import check
 from distill_jax.jobs.compile_ahead import describe_cost
@@ -29,7 +32,7 @@ def run(argv: Sequence[str] | None = None) -> None:
   """Runs a command and exits: the console script.
 
   The exit code is 2 for an error of the command, the config or its files, 1 for training that
-  diverged, 143 after SIGTERM and 130 after Ctrl-C.
+  diverged, 75 where another process of the run was lost, 143 after SIGTERM and 130 after Ctrl-C.
 
   Args:
     argv: arguments of the command; None reads them from `sys.argv`.
@@ -43,9 +46,19 @@ def run(argv: Sequence[str] | None = None) -> None:
   except Interrupted as stop:
     print(f"distill-jax: {stop}", file=sys.stderr, flush=True)
     raise
-  except (ValueError, OSError, ImportError) as error:
-    print(f"distill-jax: {error}", file=sys.stderr)
-    hosts.abort(2)
+  except (ValueError, OSError, ImportError, RuntimeError) as error:
+    _end(error)
+
+
+def _end(error: Exception) -> None:
+  """Ends the command with a line and the code of an error; other RuntimeErrors are raised."""
+  if jax.distributed.is_initialized() and is_lost_process(error):
+    print(f"distill-jax: another process was lost: {error}", file=sys.stderr)
+    hosts.abort(LOST_PROCESS_CODE)
+  if isinstance(error, RuntimeError):
+    raise error
+  print(f"distill-jax: {error}", file=sys.stderr)
+  hosts.abort(2)
 
 
 def main(argv: Sequence[str]) -> None:

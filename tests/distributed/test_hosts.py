@@ -9,6 +9,7 @@ import pytest
 from spawning import finish, lines_after, read_until, spawn
 
 from distill_jax.distributed import hosts
+from distill_jax.distributed.lost_process import LOST_PROCESS_CODE
 from distill_jax.storage.checkpoint import Checkpoints
 
 SCRIPT = Path(__file__).with_name("run_hosts.py")
@@ -65,7 +66,7 @@ def test_error_on_one_process_ends_the_other(tmp_path, process):
     for each in processes:
       each.kill()
   assert processes[process].returncode == 1 and "only here" in outputs[process]
-  assert processes[1 - process].returncode != 0
+  assert processes[1 - process].returncode == LOST_PROCESS_CODE
   assert Checkpoints(tmp_path, read_only=True).steps() == [1]
 
 
