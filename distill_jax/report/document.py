@@ -34,13 +34,23 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-  """A picture with a caption; `inches` is its width on a page 10 inches wide."""
+  """A picture with a caption.
+
+  Attributes:
+    file: its name in the document's folder.
+    title: text in place of the picture.
+    caption: text below it.
+    png: its bytes.
+    inches: its width on a page 10 inches wide.
+    phone: bytes of the picture that a page in HTML shows on a narrow screen.
+  """
 
   file: str
   title: str
   caption: str
   png: bytes
   inches: float
+  phone: bytes
 
 
 class Numbers(NamedTuple):
@@ -118,12 +128,13 @@ def _html_block(block: Block) -> str:
       body = "\n".join(_html_row(row) for row in rows)
       css_class = "numeric" if numeric else "plain"
       table = f'<table class="{css_class}">\n{head}<tbody>\n{body}\n</tbody>\n</table>'
-      return f'<div class="scroll">{table}</div>'
-    case Picture(_, title, caption, png, inches):
-      data = base64.b64encode(png).decode()
-      style = f"width: {10 * inches:.0f}%"
-      image = f'<img alt="{html.escape(title)}" style="{style}" src="data:image/png;base64,{data}">'
-      return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+      return f'<div class="scroll" tabindex="0">{table}</div>'
+    case Picture(_, title, caption, png, inches, phone):
+      width = f"--width: {10 * inches:.0f}%"
+      image = f'<img alt="{html.escape(title)}" style="{width}" src="{_address(png)}">'
+      source = f'<source media="(max-width: {_NARROW}px)" srcset="{_address(phone)}">'
+      text = html.escape(caption)
+      return f"<figure><picture>{source}{image}</picture><figcaption>{text}</figcaption></figure>"
     case Numbers():
       return ""
 
@@ -133,17 +144,27 @@ def _html_row(row: Sequence[str]) -> str:
   return f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
 
 
+def _address(png: bytes) -> str:
+  return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
 def _md(text: str) -> str:
   """Returns the text on one line, escaped so that Markdown shows it unchanged."""
   text = html.escape(" ".join(text.split()), quote=False)
   return re.sub(r"([\\`*_{}\[\]|~#$])", r"\\\1", text)
 
 
-_STYLE = """
+_NARROW = 600  # CSS pixels up to which a screen is narrow
+# Four backgrounds make shadows at the ends of a table that scrolls: two move with it and cover them
+# where it ends.
+_STYLE = (
+  """
 :root { color-scheme: light dark; }
 :root { --ink: #1c1f23; --soft: #5b636d; --line: #d8dde3; --page: #fff; --tint: #f4f6f8; }
+:root { --shade: #0004; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e4e7eb; --soft: #a3abb5; --line: #3a414a; --page: #16191d; --tint: #20252b; }
+  :root { --shade: #fff5; }
 }
 body { margin: 0; background: var(--page); color: var(--ink); }
 body { font: 16px/1.5 system-ui, sans-serif; }
@@ -153,6 +174,13 @@ h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; padding-bottom: .25rem; }
 h2 { border-bottom: 1px solid var(--line); }
 p { max-width: 48rem; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
+.scroll {
+  background:
+    linear-gradient(to right, var(--page) 50%, transparent) local left / 3rem 100% no-repeat,
+    linear-gradient(to left, var(--page) 50%, transparent) local right / 3rem 100% no-repeat,
+    linear-gradient(to right, var(--shade), transparent) scroll left / 1rem 100% no-repeat,
+    linear-gradient(to left, var(--shade), transparent) scroll right / 1rem 100% no-repeat;
+}
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .5rem; border-bottom: 1px solid var(--line); }
 th, td { text-align: left; vertical-align: top; }
@@ -165,6 +193,15 @@ tbody th { font-weight: 400; }
 pre { background: var(--tint); padding: .75rem 1rem; border-radius: 6px; font-size: .88rem; }
 pre { overflow-x: auto; }
 figure { margin: 1rem 0; }
-figure img { max-width: 100%; background: #fff; border-radius: 6px; }
+figure img { width: var(--width); background: #fff; border-radius: 6px; }
 figcaption { color: var(--soft); font-size: .92rem; max-width: 48rem; }
 """
+  f"@media (max-width: {_NARROW}px) {{"
+  """
+  figure img { width: 100%; }
+  th, td { padding: .3rem .4rem; }
+  .numeric th:first-child { position: sticky; left: 0; background: var(--page); }
+  .numeric tbody th { white-space: normal; min-width: 7rem; }
+}
+"""
+)

@@ -1,9 +1,12 @@
 """Writes a report: the page of one run, its pictures and results.json."""
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from distill_jax.report import comparison, plots, series, sparsity, style, variants
 from distill_jax.report.document import (
@@ -123,69 +126,64 @@ def _comparison(
 
 
 def _learning_curves(entries: Sequence[Entry], metric: Metric) -> list[Block]:
-  drawing = plots.learning_curves(variants.few(entries), metric)
-  if drawing is None:
-    return []
+  draw = functools.partial(plots.learning_curves, variants.few(entries), metric)
   caption = (
-    "Left: the training loss; its terms differ with the objective, so its level compares runs of "
-    f"one role only. Right: {metric.title} on the validation split. Line: mean over seeds; band: "
-    "± one sample standard deviation."
+    "The training loss, whose terms differ with the objective, so its level compares runs of one "
+    f"role only, and {metric.title} on the validation split. Line: mean over seeds; band: ± one "
+    "sample standard deviation."
   )
   title = "Learning curves"
-  return [Heading(title), style.picture("curves", title, caption, drawing)]
+  return _drawn(title, "curves", title, caption, draw)
 
 
 def _sizes(entries: Sequence[Entry], metric: Metric) -> list[Block]:
-  drawing = plots.score_against_parameters(variants.few(entries), metric)
-  if drawing is None:
-    return []
+  draw = functools.partial(plots.score_against_parameters, variants.few(entries), metric)
   caption = (
     "Large markers: means over seeds, with one sample standard deviation; small ones: seeds. "
     "Baseline and distilled students of one size are drawn next to one another."
   )
   title = f"Test {metric.title} against parameters"
-  return [
-    Heading(f"{capitalized(metric.title)} against size"),
-    style.picture("parameters", title, caption, drawing),
-  ]
+  heading = f"{capitalized(metric.title)} against size"
+  return _drawn(heading, "parameters", title, caption, draw)
 
 
 def _series(entries: Sequence[Entry], metrics: Sequence[Metric]) -> list[Block]:
   """Returns a picture where students differ in one number."""
-  drawing = series.score_against_number(entries, metrics)
-  if drawing is None:
-    return []
+  draw = functools.partial(series.score_against_number, entries, metrics)
   caption = (
-    "Students whose names end in a number, against it: means over seeds with one sample standard "
+    "K is the number that ends a student's name. Means over seeds with one sample standard "
     "deviation. Level lines: the teacher, the baseline and the first distilled student whose name "
     "has no number."
   )
   titles = " and ".join(metric.title for metric in series.panels(metrics))
-  return [
-    Heading(f"{capitalized(metrics[0].title)} against the number"),
-    style.picture("series", f"Test {titles} against the number", caption, drawing),
-  ]
+  heading = f"{capitalized(metrics[0].title)} against K"
+  return _drawn(heading, "series", f"Test {titles} against K", caption, draw)
 
 
 def _sparsity(entries: Sequence[Entry], metric: Metric) -> list[Block]:
   """Returns costs and layers where some students are smaller or sparser than others."""
   if not variants.differ_in_size(entries):
     return []
-  blocks: list[Block] = []
-  drawing = sparsity.score_against_costs(entries, metric)
-  if drawing is not None:
-    caption = (
-      "Means over seeds, with one sample standard deviation of the score; costs on a logarithmic "
-      "axis."
-    )
-    title = f"Test {metric.title} against what each network costs"
-    blocks.append(Heading(f"{capitalized(metric.title)} against cost"))
-    blocks.append(style.picture("costs", title, caption, drawing))
+  draw = functools.partial(sparsity.score_against_costs, entries, metric)
+  caption = (
+    "Means over seeds, with one sample standard deviation of the score; costs on a logarithmic "
+    "axis."
+  )
+  title = f"Test {metric.title} against what each network costs"
+  blocks = _drawn(f"{capitalized(metric.title)} against cost", "costs", title, caption, draw)
   layers = sparsity.table(entries)
   if layers is not None:
     text = "Of each array, for one seed: nonzero values, and the fraction that is zero."
     blocks += [Heading("Sparsity by layer"), Text(text), layers]
   return blocks
+
+
+def _drawn(
+  heading: str, name: str, title: str, caption: str, draw: Callable[[float], Figure | None]
+) -> list[Block]:
+  """Returns a heading and a picture; nothing where there is nothing to draw."""
+  pictures = style.pictures(name, title, caption, draw)
+  return [Heading(heading), *pictures] if pictures else []
 
 
 def _texts(entries: Sequence[Entry]) -> list[Block]:

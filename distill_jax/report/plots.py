@@ -10,51 +10,55 @@ from matplotlib.lines import Line2D
 
 from distill_jax.report.entries import Entry, Group, groups, of_group, over_seeds
 from distill_jax.report.numbers import axis_label, scale
-from distill_jax.report.style import Look, figure, limit_percent, looks
+from distill_jax.report.style import PAGE, Look, columns_of, figure, legend, limit_percent, looks
 from distill_jax.types import Metric
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps and values
 
 
-def learning_curves(entries: Sequence[Entry], metric: Metric) -> Figure | None:
+def learning_curves(entries: Sequence[Entry], metric: Metric, page: float = PAGE) -> Figure | None:
   """Draws training loss and validation score against the step; None where no history has either.
 
   Lines are means over seeds and bands one sample standard deviation, at the steps that every seed
-  reached; between two logged steps a line is straight.
+  reached; between two logged steps a line is straight. The loss has a logarithmic axis where it is
+  positive.
   """
-  panels = (
-    ("train", "loss", "Training loss", "loss", 1),
-    (
-      "validation",
-      metric.name,
-      f"Validation {metric.title}",
-      axis_label(metric),
-      scale(metric),
-    ),
-  )
-  drawing = figure(10, 3.6)
-  legend: dict[str, Line2D] = {}
+  curves = [_curves(entries, "train", "loss"), _curves(entries, "validation", metric.name)]
+  titles = [("Training loss", "loss"), (f"Validation {metric.title}", axis_label(metric))]
+  panels = [panel for panel in zip(curves, titles, (1, scale(metric))) if panel[0]]
+  if not panels:
+    return None
+  columns = columns_of(len(panels), page)
+  lines = len(panels) // columns
+  drawing = figure(page if len(panels) > 1 else min(page, 6.5), 3.2 * lines + 0.4)
   style = looks(groups(entries))
-  for axes, (phase, key, title, label, factor) in zip(drawing.subplots(1, 2), panels):
+  handles: dict[str, Line2D] = {}
+  grid = drawing.subplots(lines, columns, squeeze=False).flat
+  for axes, (by_group, (title, label), factor) in zip(grid, panels):
     for order, (group, look) in enumerate(style.items()):
-      curves = [_curve(entry.history, phase, key) for entry in of_group(entries, group)]
-      curves = [(steps, values * factor) for steps, values in curves if len(steps)]
-      if curves:
+      if group in by_group:
+        steps, values = _common(by_group[group])
         # Dots are above dashes and dashes above a full line: where curves agree, all are visible.
-        legend[group.title] = _band(axes, look, 5 - order / len(style), *_common(curves))
+        zorder = 5 - order / len(style)
+        handles[group.title] = _band(axes, look, zorder, steps, values * factor)
     axes.set(title=title, xlabel="optimizer step", ylabel=label)
-  drawing.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=3)
-  return drawing if legend else None
+    if title == "Training loss" and _are_positive(by_group):
+      axes.set_yscale("log")
+  titled = {group.title: handles[group.title] for group in style if group.title in handles}
+  legend(drawing, titled)
+  return drawing
 
 
-def score_against_parameters(entries: Sequence[Entry], metric: Metric) -> Figure | None:
+def score_against_parameters(
+  entries: Sequence[Entry], metric: Metric, page: float = PAGE
+) -> Figure | None:
   """Draws a small marker per seed and a large one for their mean; None without sizes or scores."""
   sized = [e for e in entries if e.values.get("parameters") and metric.name in e.scores]
   if not sized:
     return None
   sizes = [entry.values["parameters"] for entry in sized]
   limits = min(sizes) / 2, max(sizes) * 2
-  drawing = figure(6.5, 4)
+  drawing = figure(min(page, 6.5), 4)
   axes = drawing.subplots()
   style = looks(groups(sized))
   offsets = _offsets(style)
@@ -66,7 +70,8 @@ def score_against_parameters(entries: Sequence[Entry], metric: Metric) -> Figure
   axes.set_title(f"Test {metric.title} against number of parameters")
   axes.margins(y=0.15)
   limit_percent(axes, metric, max(entry.scores[metric.name] for entry in sized))
-  drawing.legend(loc="outside lower center", ncols=3 if len(style) <= 3 else 2)
+  lines, titles = axes.get_legend_handles_labels()
+  legend(drawing, dict(zip(titles, lines)), 3 if len(style) <= 3 else 2)
   return drawing
 
 
@@ -93,6 +98,20 @@ def _sized_group(
   axes.errorbar(
     size * shift, factor * mean.mean, bar, label=label, **look.points, markersize=8, capsize=4
   )
+
+
+def _curves(entries: Sequence[Entry], phase: str, key: str) -> dict[Group, list[Curve]]:
+  """Returns the curves of all seeds of each group that has one."""
+  curves = {
+    group: [_curve(entry.history, phase, key) for entry in of_group(entries, group)]
+    for group in groups(entries)
+  }
+  filled = {group: [one for one in some if len(one[0])] for group, some in curves.items()}
+  return {group: some for group, some in filled.items() if some}
+
+
+def _are_positive(by_group: Mapping[Group, Sequence[Curve]]) -> bool:
+  return all((values > 0).all() for curves in by_group.values() for _, values in curves)
 
 
 def _curve(history: Sequence[Mapping[str, Any]], phase: str, key: str) -> Curve:

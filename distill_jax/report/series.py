@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from distill_jax.report.entries import Entry, Group, groups, over_seeds, students
 from distill_jax.report.numbers import axis_label, scale
-from distill_jax.report.style import Look, figure, looks
+from distill_jax.report.style import PAGE, Look, columns_of, figure, legend, looks
 from distill_jax.types import Metric
 
 MIN_NUMBERS = 3  # numbers that make a curve
@@ -36,7 +36,9 @@ def panels(metrics: Sequence[Metric]) -> list[Metric]:
   return [metrics[0], *(metric for metric in metrics[1:] if metric.name == _CALIBRATION)]
 
 
-def score_against_number(entries: Sequence[Entry], metrics: Sequence[Metric]) -> Figure | None:
+def score_against_number(
+  entries: Sequence[Entry], metrics: Sequence[Metric], page: float = PAGE
+) -> Figure | None:
   """Draws a panel per metric of `panels`; None without a series.
 
   Networks without a number are level lines: the teacher, the baseline and the first such student.
@@ -47,15 +49,17 @@ def score_against_number(entries: Sequence[Entry], metrics: Sequence[Metric]) ->
   levels = _levels(entries)
   style = looks([*levels, *(next(iter(numbers.values())) for numbers in curves.values())])
   chosen = panels(metrics)
-  drawing = figure(10 if len(chosen) > 1 else 6.5, 3.8)
-  for axes, metric in zip(drawing.subplots(1, len(chosen), squeeze=False).flat, chosen):
+  columns = columns_of(len(chosen), page)
+  lines = len(chosen) // columns
+  drawing = figure(page if len(chosen) > 1 else min(page, 6.5), 3.4 * lines + 0.4)
+  for axes, metric in zip(drawing.subplots(lines, columns, squeeze=False).flat, chosen):
     _draw_levels(axes, entries, metric, levels, style)
     _draw_curves(axes, entries, metric, curves, style)
     axes.set(ylabel=f"test {axis_label(metric)}")
-  lines = {
+  handles = {
     name: line for axes in drawing.axes for line, name in zip(*axes.get_legend_handles_labels())
   }
-  drawing.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=4)
+  legend(drawing, handles, 4)
   return drawing
 
 
@@ -92,7 +96,7 @@ def _draw_curves(
     keywords = {"color": look.color, "marker": look.marker, "linestyle": look.line, "capsize": 3}
     axes.errorbar([*spreads], means, bars, label=name, **keywords)
   ticks = sorted({number for numbers in curves.values() for number in numbers})
-  axes.set(xscale="log", xlabel="number")
+  axes.set(xscale="log", xlabel=f"K of {' and '.join(f'{name}.K' for name in curves)}")
   axes.set_xticks(ticks, [f"{number:,}" for number in ticks])
   axes.minorticks_off()
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import NullFormatter
 from distill_jax.report.document import Table
 from distill_jax.report.entries import BATCH, Entry, groups, one_per_group, over_seeds
 from distill_jax.report.numbers import MISSING, axis_label, scale
-from distill_jax.report.style import figure, looks
+from distill_jax.report.style import PAGE, columns_of, figure, legend, looks
 from distill_jax.types import Metric
 
 _COLUMNS = 3
@@ -38,20 +38,23 @@ def table(entries: Sequence[Entry]) -> Table | None:
   return Table(["Layer", *(group.variant or group.title for group in layers)], rows)
 
 
-def score_against_costs(entries: Sequence[Entry], metric: Metric) -> Figure | None:
+def score_against_costs(
+  entries: Sequence[Entry], metric: Metric, page: float = PAGE
+) -> Figure | None:
   """Draws a panel per cost: means over seeds with the score's deviation; None without costs."""
   costs = [row for row in _COSTS if any(entry.values.get(row[0]) for entry in entries)]
   if not costs:
     return None
-  lines = -(-len(costs) // _COLUMNS)
-  drawing = figure(10, 3.3 * lines + 0.4)
-  panels = list(drawing.subplots(lines, _COLUMNS, squeeze=False, sharey=True).flat)
+  columns = columns_of(_COLUMNS, page)
+  lines = -(-len(costs) // columns)
+  drawing = figure(page, 3.3 * lines + 0.4)
+  panels = list(drawing.subplots(lines, columns, squeeze=False, sharey=True).flat)
   for axes, (name, title) in zip(panels, costs):
     _draw_cost(axes, entries, metric, name)
     _log_axis(axes, title)
   for axes in panels[len(costs) :]:
     axes.set_axis_off()
-  for axes in panels[::_COLUMNS]:
+  for axes in panels[::columns]:
     axes.set_ylabel(f"test {axis_label(metric)}")
   _legend(drawing, entries)
   return drawing
@@ -86,7 +89,7 @@ def _legend(drawing: Figure, entries: Sequence[Entry]) -> None:
     handles |= dict(zip(titles, lines))
   titles = [(f"{n} {group.title}", group.title) for n, group in enumerate(groups(entries), 1)]
   numbered = {label: handles[title] for label, title in titles if title in handles}
-  drawing.legend(list(numbered.values()), list(numbered), loc="outside lower center", ncols=3)
+  legend(drawing, numbered)
 
 
 def _cell(layer: Any) -> str:

@@ -5,7 +5,7 @@ variants.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -59,6 +59,8 @@ _FURTHER = (  # looks of distilled students after the first
   Look("#56b4e9", (0, (3, 1, 1, 1)), "X"),
 )
 STUDENTS = 1 + len(_FURTHER)  # distilled students with looks of their own
+PAGE = 10.0  # inches: width of a page
+PHONE = 4.4  # inches: width of a page on a phone, where panels are one under the other
 
 
 def looks(groups: Sequence[Group]) -> dict[Group, Look]:
@@ -80,9 +82,34 @@ def figure(width: float, height: float) -> Figure:
   return Figure(figsize=(width, height), layout="constrained")
 
 
-def picture(name: str, title: str, caption: str, drawing: Figure) -> Picture:
-  """Returns the drawing as a block of a document, in the file `name`.png."""
-  return Picture(f"{name}.png", title, caption, to_png(drawing), drawing.get_figwidth())
+def columns_of(panels: int, page: float) -> int:
+  """Returns how many of a figure's panels stand side by side: all, or one on a phone."""
+  return 1 if page < PAGE else panels
+
+
+def legend(drawing: Figure, handles: Mapping[str, Any], columns: int = 3) -> None:
+  """Draws a legend {text: artist} below a figure, in fewer columns where it is narrow."""
+  columns = min(columns, 1 + int(drawing.get_figwidth() // PHONE))
+  artists = list(handles.values())
+  drawing.legend(artists, list(handles), loc="outside lower center", ncols=columns)
+
+
+def pictures(
+  name: str, title: str, caption: str, draw: Callable[[float], Figure | None]
+) -> list[Picture]:
+  """Returns a figure as one block of a document, in the file `name`.png; none without a figure.
+
+  Args:
+    name: name of the file, without suffix.
+    title: text in place of the picture.
+    caption: text below it.
+    draw: maps a page's width in inches, `PAGE` or `PHONE`, to a figure that is not wider.
+  """
+  wide, narrow = draw(PAGE), draw(PHONE)
+  if wide is None or narrow is None:
+    return []
+  inches = wide.get_figwidth()
+  return [Picture(f"{name}.png", title, caption, to_png(wide), inches, to_png(narrow))]
 
 
 def to_png(drawing: Figure) -> bytes:

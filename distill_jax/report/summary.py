@@ -1,5 +1,6 @@
 """Builds tables and curves over several finished runs."""
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -31,7 +32,7 @@ def page(runs: Sequence[Run]) -> list[Block]:
   for title, members in _comparable(runs):
     blocks += [Heading(title), *_tables(members)]
     for varied in series(members):
-      blocks += [Heading(_title(varied)), _series_table(varied), _picture(varied, blocks)]
+      blocks += [Heading(_title(varied)), _series_table(varied), *_pictures(varied, blocks)]
   return blocks
 
 
@@ -52,11 +53,11 @@ def section(runs: Sequence[Run]) -> list[Block]:
   return blocks
 
 
-def curve(varied: Series) -> Figure:
+def curve(varied: Series, page: float = style.PAGE) -> Figure:
   """Draws the first metric against the field: teacher, baseline and each distilled student."""
   columns = _groups(varied.runs)
   metric = varied.runs[0].metric
-  drawing = style.figure(6.5, 4)
+  drawing = style.figure(min(page, 6.5), 4)
   axes = drawing.subplots()
   highest = -math.inf
   for group in columns:
@@ -71,7 +72,8 @@ def curve(varied: Series) -> Figure:
   axes.set(ylabel=f"test {axis_label(metric)}")
   axes.set_xlabel(varied.field, parse_math=False)
   axes.set_title(_title(varied), parse_math=False)
-  drawing.legend(loc="outside lower center", ncols=3 if len(columns) <= 3 else 2)
+  lines, titles = axes.get_legend_handles_labels()
+  style.legend(drawing, dict(zip(titles, lines)), 3 if len(columns) <= 3 else 2)
   return drawing
 
 
@@ -186,7 +188,7 @@ def _series_table(varied: Series) -> Table:
   return Table([varied.field, *(group.title for group in columns), *gains], rows)
 
 
-def _picture(varied: Series, blocks: Sequence[Block]) -> Picture:
+def _pictures(varied: Series, blocks: Sequence[Block]) -> list[Picture]:
   """Returns the curve in a file that none of the `blocks` has."""
   stem = re.sub(r"[^\w.]+", "-", f"{varied.runs[0].name}-{varied.field}")
   files = {block.file for block in blocks if isinstance(block, Picture)}
@@ -194,7 +196,7 @@ def _picture(varied: Series, blocks: Sequence[Block]) -> Picture:
   name = next(name for name in names if f"{name}.png" not in files)
   with style.context():
     caption = "Means over seeds, with one sample standard deviation."
-    return style.picture(name, _title(varied), caption, curve(varied))
+    return style.pictures(name, _title(varied), caption, functools.partial(curve, varied))
 
 
 def _title(varied: Series) -> str:

@@ -1,6 +1,7 @@
 """The report of one run: its files, order and what it leaves out."""
 
 import base64
+import io
 import json
 
 import matplotlib
@@ -26,7 +27,7 @@ from report_cases import (
 )
 from test_document import Tags
 
-from distill_jax.report import runs, stored
+from distill_jax.report import runs, stored, style
 from distill_jax.report.document import Numbers
 
 RUN = {
@@ -60,8 +61,11 @@ def test_html_loads_nothing_and_embeds_the_pictures(written):
   tags = Tags(html).tags
   assert not {tag for tag, _ in tags} & {"script", "link", "iframe", "object", "i"}
   sources = [a[key] for _, a in tags for key in ("src", "href", "srcset") if key in a]
-  pictures = {path.read_bytes() for path in folder.glob("*.png")}
-  assert {base64.b64decode(s.removeprefix("data:image/png;base64,")) for s in sources} == pictures
+  pictures = [base64.b64decode(s.removeprefix("data:image/png;base64,")) for s in sources]
+  # Each one after the one for a phone.
+  assert set(pictures[1::2]) == {path.read_bytes() for path in folder.glob("*.png")}
+  widths = [imread(io.BytesIO(png)).shape[1] for png in pictures[::2]]
+  assert max(widths) <= 160 * style.PHONE
   assert "url(" not in html and "@import" not in html and "://" not in html
 
 

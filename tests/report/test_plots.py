@@ -21,15 +21,28 @@ def test_curves_are_means_with_bands_over_the_common_steps():
     scored("student", 1, 0.9, history=not_finite),
     scored("baseline", 0, 0.9, history=history([7], [2.0])),
   ]
-  left, right = plots.learning_curves(entries, ACCURACY).axes
+  (left,) = plots.learning_curves(entries, ACCURACY).axes
   baseline, student = left.lines
   np.testing.assert_allclose(baseline.get_xydata(), [[7, 2]])
   np.testing.assert_allclose(student.get_xydata(), [[5, 2.25], [10, 2], [20, 1.5]])
-  assert not right.lines
+  assert left.get_yscale() == "log"
   (band,) = left.collections
-  top = band.get_datalim(left.transData).y1
+  top = band.get_paths()[0].vertices[:, 1].max()
   assert top == pytest.approx(2.25 + statistics.stdev([3.5, 1.0]))
   assert plots.learning_curves([scored("student", 0, 0.9)], ACCURACY) is None
+
+
+def test_panels_stand_side_by_side_or_one_under_the_other():
+  for page, rows, columns in ((style.PAGE, 1, 2), (style.PHONE, 2, 1)):
+    drawing = plots.learning_curves(make_entries(), ACCURACY, page)
+    grid = drawing.axes[0].get_gridspec()
+    assert (grid.nrows, grid.ncols) == (rows, columns) and drawing.get_figwidth() == page
+
+
+def test_loss_below_0_has_a_linear_axis():
+  history = [{"step": 1, "phase": "train", "loss": -1.0}]
+  drawing = plots.learning_curves([scored("student", 0, 0.9, history=history)], ACCURACY)
+  assert drawing.axes[0].get_yscale() == "linear"
 
 
 def test_each_role_has_its_own_look():

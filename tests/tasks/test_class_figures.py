@@ -267,6 +267,8 @@ def test_reliability_is_the_accuracy_at_the_mean_confidence():
     np.testing.assert_allclose(axes.lines[1].get_xydata(), expected, rtol=1e-6)
     ece = sum(abs(correct[b].mean() - confidence[b].mean()) * b.mean() for b in bins)
     assert f"ECE {100 * ece:.2f} %" in axes.get_title() + axes.get_title(loc="left")
+    counts = [text.get_text() for text in drawing.axes[drawing.axes.index(axes) + 3].texts]
+    assert counts == [str(b.sum()) for b in bins]
 
 
 def test_reliability_of_an_empty_bin_is_zero():

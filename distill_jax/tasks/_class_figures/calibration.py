@@ -1,5 +1,6 @@
 """Draws reliability diagrams."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,8 @@ from distill_jax.tasks.logits import calibration_error
 _CAPTION = (
   "Bars: accuracy of the predictions of each confidence; markers are at their mean confidence. On "
   "the diagonal confidence equals accuracy; markers below it are overconfident. ECE, the expected "
-  "calibration error, is their mean distance from it, weighted with the fraction of predictions "
-  "shown below."
+  "calibration error, is their mean distance from it, weighted with the number of predictions, "
+  "which stands below."
 )
 
 
@@ -31,10 +32,9 @@ def calibration_figures(entries: Sequence[Entry]) -> list[Block]:
   counted = [entry for entry in few(entries) if "calibration" in (entry.statistics or {})]
   if not counted:
     return []
-  picture = style.picture(
-    "reliability", "Reliability diagrams", _CAPTION, draw(one_per_group(counted))
-  )
-  return [Heading("Calibration"), picture]
+  draw_page = functools.partial(draw, one_per_group(counted))
+  title = "Reliability diagrams"
+  return [Heading("Calibration"), *style.pictures("reliability", title, _CAPTION, draw_page)]
 
 
 def reliability(statistics: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -58,10 +58,10 @@ def reliability(statistics: Mapping[str, Any]) -> dict[str, np.ndarray]:
   }
 
 
-def draw(entries: Mapping[Group, Entry]) -> Figure:
+def draw(entries: Mapping[Group, Entry], page: float = style.PAGE) -> Figure:
   """Draws the accuracy of the predictions of each confidence, above the fraction of predictions."""
   looks = style.looks(list(entries))
-  columns = min(3, len(entries))
+  columns = style.columns_of(min(3, len(entries)), page)
   lines = -(-len(entries) // columns)
   drawing = style.figure(0.4 + 3.2 * columns, 4.2 * lines)
   for line, part in enumerate(drawing.subfigures(lines, 1, squeeze=False)[:, 0]):
@@ -97,4 +97,9 @@ def _diagram(top: Axes, bottom: Axes, group: Group, entry: Entry, look: style.Lo
   error = 100 * calibration_error(statistics["calibration"])
   top.set_title(f"{group.title},{separator}seed {entry.seed}: ECE {error:.2f} %")
   bottom.bar(left, fraction, width, **bars)
+  place: dict[str, Any] = {"ha": "center", "va": "bottom", "rotation": 90, "fontsize": 6.5}
+  for index in np.flatnonzero(filled):
+    # Above its bar, and inside of the panel.
+    position = left[index] + width[index] / 2, min(fraction[index], 50) + 3
+    bottom.text(*position, f"{bins['number'][index]:.0f}", **place)
   bottom.set(ylim=(0, 100), xlabel="confidence, %")

@@ -1,5 +1,6 @@
 """Draws confusion matrices."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -35,20 +36,23 @@ def confusion_figures(entries: Sequence[Entry], class_names: Sequence[str]) -> l
     + _without_example(first, names)
   )
   title = "Confusion matrices"
-  return [Heading(title), style.picture("confusion", title, caption, draw(matrices, names))]
+  draw_page = functools.partial(draw, matrices, names)
+  return [Heading(title), *style.pictures("confusion", title, caption, draw_page)]
 
 
-def draw(matrices: Mapping[Group, tuple[int, np.ndarray]], names: Sequence[str]) -> Figure:
+def draw(
+  matrices: Mapping[Group, tuple[int, np.ndarray]], names: Sequence[str], page: float = style.PAGE
+) -> Figure:
   """Draws the matrices (seed, counts [C, C]) of all groups, colored by the fraction of the row."""
   classes = len(names)
-  columns = min(2 if 12 < classes <= MAX_COUNTS else 3, len(matrices))
+  columns = style.columns_of(min(2 if 12 < classes <= MAX_COUNTS else 3, len(matrices)), page)
   rows = -(-len(matrices) // columns)
   positions = range(0, classes, 1 if classes <= MAX_COUNTS else -(-classes // 10))
   all_labels = class_labels(names, 14)
   labels = [all_labels[position] for position in positions]
   is_short = max(map(len, labels)) <= 2
   room = 0.085 * max(map(len, labels))  # inches that the labels take
-  side = min(5.0, (8.6 - room) / columns, 1.6 + 0.35 * classes)
+  side = min(5.0, (page - 1.4 - room) / columns, 1.6 + 0.35 * classes)
   height = rows * (side + 0.7 + (0 if is_short else room))
   drawing = style.figure(1.4 + room + columns * side, height)
   grid = drawing.subplots(rows, columns, squeeze=False)
@@ -83,7 +87,8 @@ def _matrix(axes: Axes, counts: np.ndarray, side: float) -> AxesImage:
 
 def _color_bar(drawing: Figure, image: AxesImage, grid: np.ndarray) -> None:
   percent = PercentFormatter(1)
-  bar = drawing.colorbar(image, ax=grid, shrink=0.7, aspect=25, pad=0.01, format=percent)
+  shrink = 0.7 / len(grid)
+  bar = drawing.colorbar(image, ax=grid, shrink=shrink, aspect=25, pad=0.01, format=percent)
   bar.set_label("fraction of the true class")
   bar.outline.set_visible(False)  # type: ignore[operator]
 

@@ -1,5 +1,6 @@
 """Shows what distillation changes class by class: numbers, words and a picture."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -65,7 +66,9 @@ def gain_figures(entries: Sequence[Entry], class_names: Sequence[str]) -> list[B
     numbers,
     Heading("Gains by class"),
     *(Text(words(first, group)) for group in groups_compared),
-    style.picture("classes", "Accuracy by class", _caption(first), class_gains(first)),
+    *style.pictures(
+      "classes", "Accuracy by class", _caption(first), functools.partial(class_gains, first)
+    ),
   ]
 
 
@@ -117,7 +120,7 @@ def words(scores: Sequence[ClassScores], group: Group) -> str:
   return f"Accuracy by class{name}, in points: {'; '.join(parts)}."
 
 
-def class_gains(scores: Sequence[ClassScores]) -> Figure:
+def class_gains(scores: Sequence[ClassScores], page: float = style.PAGE) -> Figure:
   """Draws the accuracy of each class without and with distillation, ordered by gain.
 
   With many classes it names those that gain most and least, next to the gains of all.
@@ -128,11 +131,17 @@ def class_gains(scores: Sequence[ClassScores]) -> Figure:
   rows: list[ClassScores | None] = list(ordered)
   if many:
     rows = [*ordered[: MAX_NAMES // 2], None, *ordered[-MAX_NAMES // 2 :]]
-  drawing = style.figure(10 if many else 7, 1.5 + 0.235 * len(rows))
-  if many:
-    left, axes = drawing.subplots(1, 2, width_ratios=[2, 3])
-    _all_gains(left, ordered, group)
+  height = 1.5 + 0.235 * len(rows)
+  if many and page < style.PAGE:
+    drawing = style.figure(page, 3 + height)
+    first, axes = drawing.subplots(2, 1, height_ratios=[3, height])
+    _all_gains(first, ordered, group)
+  elif many:
+    drawing = style.figure(page, height)
+    first, axes = drawing.subplots(1, 2, width_ratios=[2, 3])
+    _all_gains(first, ordered, group)
   else:
+    drawing = style.figure(min(page, 7), height)
     axes = drawing.subplots()
   labels = class_labels([one.name for one in scores], 20)
   _named_classes(axes, rows, dict(zip([one.number for one in scores], labels)), group)
@@ -141,8 +150,7 @@ def class_gains(scores: Sequence[ClassScores]) -> Figure:
     text = f"{count} {'class' if count == 1 else 'classes'} between"
     axes.text(0.5, MAX_NAMES // 2, text, transform=axes.get_yaxis_transform(), **_ANNOTATION)
   handles, titles = axes.get_legend_handles_labels()
-  unique = dict(zip(titles, handles))
-  drawing.legend(list(unique.values()), list(unique), loc="outside lower center", ncols=3)
+  style.legend(drawing, dict(zip(titles, handles)))
   return drawing
 
 
@@ -170,7 +178,7 @@ def _caption(scores: Sequence[ClassScores]) -> str:
   )
   if len(scores) > MAX_NAMES:
     half = MAX_NAMES // 2
-    caption += " Left: the gain of each class. Right: "
+    caption += " First: the gain of each class. Then: "
     caption += f"the {half} that gain most and the {half} that gain least."
   return caption
 
@@ -215,7 +223,7 @@ def _named_classes(
   texts = [labels[scores.number] for _, scores in named]
   axes.set_yticks([row for row, _ in named], texts, parse_math=False)
   axes.set(ylim=(-0.6, len(rows) - 0.4), xlabel="test accuracy within the class, %")
-  axes.set_title("Accuracy by class, baseline and distilled")
+  axes.set_title("Accuracy by class")
   name = f"gain{f' of {group.variant}' if group.variant else ''}, points"
   axes.set_title(name, loc="right", fontsize=8.5)
   axes.grid(axis="y", visible=False)

@@ -1,5 +1,6 @@
 """Shows the images that only one of distilled student and baseline classifies correctly."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,6 @@ from distill_jax.report.variants import few
 from distill_jax.tasks._class_figures.labels import class_labels, names_or_numbers
 
 MAX_IMAGES = 24
-_COLUMNS = 8
 _CELL = 1.25  # inches: width of an image with its margins
 _TEXT = 0.62  # inches: height of the text around an image
 
@@ -49,14 +49,14 @@ def disagreement_figures(
     )
     blocks.append(Text(text))
   if references.get("image") is not None and len(won):
-    drawing = gallery(won, references, baseline, class_names)
+    draw = functools.partial(gallery, won, references, baseline, class_names)
     which = "All" if len(won) <= MAX_IMAGES else f"The first {MAX_IMAGES} of the"
     caption = (
       f"{which} {len(won)}, in test order: the true class, which the distilled student{name} "
       "predicts, and the baseline's class."
     )
     title = "Correct when distilled, incorrect for the baseline"
-    blocks.append(style.picture("disagreements", title, caption, drawing))
+    blocks += style.pictures("disagreements", title, caption, draw)
   return blocks
 
 
@@ -68,7 +68,11 @@ def compare(student: Entry, baseline: Entry, labels: np.ndarray) -> Disagreement
 
 
 def gallery(
-  rows: np.ndarray, references: Mapping[str, Any], baseline: Entry, class_names: Sequence[str]
+  rows: np.ndarray,
+  references: Mapping[str, Any],
+  baseline: Entry,
+  class_names: Sequence[str],
+  page: float = style.PAGE,
 ) -> Figure:
   """Draws the first images of `rows`, in test order, with true class and the baseline's class.
 
@@ -77,6 +81,7 @@ def gallery(
     references: 'image' [N, H, W, channels], 'label' int [N] and, if present, 'id' [N].
     baseline: entry with predictions.
     class_names: one per class; empty: classes are named by their numbers.
+    page: width in inches, which the figure does not exceed.
 
   Raises:
     ValueError: 'image' has another number of axes.
@@ -90,7 +95,7 @@ def gallery(
   names = class_labels(names_or_numbers(class_names, classes), 12)
   low, high = _range(images)
   rows = rows[:MAX_IMAGES]
-  drawing, panels = _panels(len(rows), images.shape[1] / images.shape[2])
+  drawing, panels = _panels(len(rows), images.shape[1] / images.shape[2], page)
   for axes, row in zip(panels, rows):
     pixels = _displayed(images[row], low, high)
     axes.imshow(pixels, "gray", aspect="auto", vmin=0, vmax=1, interpolation="nearest")
@@ -104,11 +109,11 @@ def _classes(entry: Entry) -> np.ndarray:
   return np.asarray((entry.predictions or {})["class"])
 
 
-def _panels(number: int, ratio: float) -> tuple[Figure, list[Axes]]:
+def _panels(number: int, ratio: float, page: float) -> tuple[Figure, list[Axes]]:
   """Returns a figure with places for `number` images whose height is `ratio` times their width."""
   image_width = min(_CELL - 0.12, 2 / ratio)
   line_height = image_width * ratio + _TEXT
-  columns = min(_COLUMNS, number)
+  columns = min(int(page / _CELL), number)
   lines = -(-number // columns)
   width, height = columns * _CELL, lines * line_height
   drawing = Figure(figsize=(width, height))
