@@ -20,7 +20,7 @@ _REPLACED, _REMOVED = ".replaced", ".removed"
 Best = tuple[str, str]
 """The metric that decides which checkpoint is the best, and 'max' or 'min'."""
 
-LOSSES = ("loss", "nll")
+LOSSES = ("nll", "loss")
 """Scores that break ties, the first one that there is."""
 
 

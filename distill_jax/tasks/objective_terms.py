@@ -49,15 +49,22 @@ def objective_terms(names: Sequence[str]) -> Task:
 
 
 def with_terms(task: Task, names: Sequence[str]) -> Task:
-  """Returns a task with the metrics of `objective_terms` too, where it has none of the name."""
+  """Returns a task with the metrics of `objective_terms` too, where it has none of the name; they
+  have scores where the terms are evaluated (`train.fit`).
+  """
   own = {metric.name for metric in task.metrics}
   terms = [metric for metric in _term_metrics(names) if metric.name not in own]
 
   def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
-    return {"task": task.statistics(outputs, batch, teacher), "terms": dict(outputs[OUTPUT])}
+    return {
+      "task": task.statistics(outputs, batch, teacher),
+      "terms": dict(outputs.get(OUTPUT, {})),
+    }
 
   def compute(sums: Mapping[str, Any]) -> dict[str, float]:
-    return _term_scores(sums["terms"]) | task.compute(sums["task"])
+    scores = task.compute(sums["task"])
+    others = {name: x for name, x in _term_scores(sums["terms"]).items() if name not in own}
+    return scores | others
 
   return task._replace(
     metrics=(*task.metrics, *terms), statistics=statistics, compute=compute, figures=None

@@ -28,7 +28,8 @@ class Measure(NamedTuple):
   """What is measured.
 
   Attributes:
-    task: of the evaluation.
+    task: of the call, or inferred.
+    evaluated: the task of `step`, which may have the objective's terms too.
     train_metrics: of training; or None.
     checks: of the batches' labels and weights.
     best: the metric that chooses the best variables.
@@ -37,6 +38,7 @@ class Measure(NamedTuple):
   """
 
   task: Task
+  evaluated: Task
   train_metrics: Callable | None
   checks: Checks
   best: Metric
@@ -67,16 +69,16 @@ def choose_measure(arguments: Arguments, inputs: Inputs, state: TrainState) -> M
   if evaluation is None:
     task = task or tasks.objective_terms(())
     _check_names(task)
-    return Measure(task, train_metrics, checks, task.metrics[0], None)
+    return Measure(task, task, train_metrics, checks, task.metrics[0], None)
   check_classes(checks.classes, evaluation.data)
-  task, step = _evaluated(arguments, inputs, state, task, task_classes, checks, example)
-  _check_names(task)
+  task, evaluated, step = _evaluated(arguments, inputs, state, task, task_classes, checks, example)
+  _check_names(evaluated)
   variables = inputs.teacher_variables
   shapes = check_evaluation(
     step, (state, variables), evaluation.data, example, checks.classes, checks.ignore_label
   )
-  best = _best(task, evaluation.best, shapes)
-  return Measure(task, train_metrics, checks, best, step)
+  best = _best(evaluated, evaluation.best, shapes)
+  return Measure(task, evaluated, train_metrics, checks, best, step)
 
 
 def _check_heads(classes: Mapping[str, int], example: Batch) -> None:
@@ -110,9 +112,9 @@ def _evaluated(
   classes: Mapping[str, int] | None,
   checks: Checks,
   example: Batch,
-) -> tuple[Task, Callable]:
-  """Returns the task of an evaluation, and its step: of labels, of the objective's terms, or of
-  both.
+) -> tuple[Task, Task, Callable]:
+  """Returns the task of a run, that of its evaluation, and the evaluation's step: of labels, of the
+  objective's terms, or of both.
   """
   student, teacher, objective = arguments.student, arguments.teacher, arguments.objective
   evaluation = arguments.evaluation
@@ -121,23 +123,30 @@ def _evaluated(
   if task is not None and has_labels(evaluation.data, classes, checks.ignore_label):
     names = [metric.name for metric in task.metrics]
     compared = teacher if fits(make_eval_step(student, task, teacher)) else None
-    if evaluation.best in (None, *names):
-      return task, make_eval_step(student, task, compared)
-    task = with_terms(task, _term_names(arguments, inputs, state))
-    return task, make_terms_step(student, task, teacher, objective, compared is not None)
+    both = with_terms(task, _term_names(arguments, inputs, state))
+    step = make_terms_step(student, both, teacher, objective, compared is not None)
+    if evaluation.best not in (None, *names):
+      return both, both, step
+    # A state, such as a memory bank, is of the training examples.
+    if not jax.tree.leaves(state.model_state["objective"]) and fits(step):
+      return task, both, step
+    return task, task, make_eval_step(student, task, compared)
   terms = tasks.objective_terms(_term_names(arguments, inputs, state))
   step = make_terms_step(student, terms, teacher, objective)
   comparison = tasks.objective_terms(())
   if not fits(step) and fits(make_eval_step(student, comparison, teacher)):
-    return comparison, make_eval_step(student, comparison, teacher)
-  return terms, step
+    return comparison, comparison, make_eval_step(student, comparison, teacher)
+  return terms, terms, step
 
 
 def _fits(step: Callable, *, state: TrainState, inputs: Inputs, example: Batch) -> bool:
-  """Whether a step can be computed; of objective terms alone also whether any is."""
+  """Whether a step can be computed; of objective terms alone also whether any is.
+
+  A term may raise anything on examples without an entry that it reads.
+  """
   try:
     statistics, _ = jax.eval_shape(step, state, inputs.teacher_variables, example)
-  except ValueError:
+  except (ValueError, TypeError, LookupError, AttributeError):
     return False
   return bool(jax.tree.leaves(statistics))
 
@@ -275,7 +284,7 @@ def make_evaluator(
     return None
   evaluate = compile_evaluation(
     measure.step,
-    measure.task,
+    measure.evaluated,
     inputs.mesh,
     evaluation.data,
     arguments.batch_size,

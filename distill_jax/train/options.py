@@ -84,7 +84,10 @@ class Evaluation:
     data: validation examples, never trained on; or batches that can be iterated again and again,
       the last one filled up under 'where' (`data.stream.EvalStream`).
     every: steps between evaluations; None: a tenth of all steps. The last step is always evaluated.
-    best: the task's metric that chooses the returned variables; None: the task's first.
+    best: the metric that chooses the returned variables: the task's, 'loss' or a term of the
+      objective; None: the task's first. The validation 'loss' and its terms are measured next to
+      the task wherever the objective can be computed: not with a cached teacher, whose outputs the
+      examples lack, nor with terms that keep a state, such as memory banks.
     patience: number of evaluations in a row without a better `best` after which training stops;
       None: it never does. Only a higher (or lower) score is better, not a lower loss at an equal
       one. The count is stored with each checkpoint, and `FitResult.stop_reason` tells the reason.

@@ -56,7 +56,7 @@ def process_settings(
     "start": fingerprint(state),
     "batch": _shapes(inputs.example),
     "checkpoints": checkpoints is not None,
-    "best": [metric.name for metric in (measure.best, *measure.task.metrics)],
+    "best": [metric.name for metric in (measure.best, *measure.evaluated.metrics)],
     "classes": dict(measure.checks.classes),
     "batches of the evaluation": None if evaluation is None else _length(evaluation.data),
     "patience": None if evaluation is None else evaluation.patience,

@@ -39,6 +39,9 @@ def test_rate_is_that_of_the_update():
   assert rates_of(injected(SCHEDULE), updates=3) == {"learning_rate": 0.6}
   assert rates_of(optax.adam(SCHEDULE), SCHEDULE, updates=3) == {"learning_rate": 0.6}
   assert rates_of(optax.adam(SCHEDULE), SCHEDULE, updates=3, skipped=4) == {"learning_rate": 0.6}
+  cosine = optax.cosine_decay_schedule(0.1, 8)
+  expected = 0.05 * (1 + np.cos(np.pi * 2 / 8))
+  assert rates_of(optax.adam(cosine), cosine, updates=3) == {"learning_rate": expected}
   assert rates_of(optax.adam(0.1), 0.1) == {"learning_rate": 0.1}
   chain = optax.chain(optax.clip(1.0), injected(0.3))
   assert rates_of(chain, SCHEDULE) == {"learning_rate": 0.3}

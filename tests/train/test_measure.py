@@ -1,6 +1,7 @@
 """What `fit` measures: heads, terms next to a task, padded batches, and labels of every batch."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -9,6 +10,8 @@ from sklearn import metrics as sk
 
 from distill_jax import losses, objectives
 from distill_jax.models import from_apply
+from distill_jax.train import evaluate
+from distill_jax.types import Objective, Variables
 
 RNG = np.random.default_rng(7)
 WEIGHTS = RNG.normal(size=(4, 5)).astype(np.float32)
@@ -57,11 +60,13 @@ def test_two_heads_learn_their_own_entries_and_the_last_batch_of_13_counts_once(
   assert min(scores["accuracy"], scores["kind/accuracy"]) > 0.85
 
 
-def test_best_may_be_a_term_next_to_a_task():
+@pytest.mark.parametrize("best", ["soft", None])
+def test_terms_are_measured_next_to_a_task(best):
   objective = objectives.weighted(
     hard=(0.25, objectives.labels()), soft=(0.5, objectives.logits(losses.kl_divergence))
   )
-  result = fitted(objective, teacher=teacher(), best="soft", eval_every=1)
+  result = fitted(objective, teacher=teacher(), best=best, eval_every=1)
+  assert result.best.name == (best or "accuracy")
   scores = result.history[-1]
   outputs = heads(np.asarray(result.variables.params), IMAGE)["logits"]
   expected = np.asarray(losses.kl_divergence(outputs, 3 * Z[:, :3])).mean()
@@ -69,6 +74,28 @@ def test_best_may_be_a_term_next_to_a_task():
   assert scores["teacher_kl"] == pytest.approx(expected, rel=1e-4)
   assert scores["loss"] == pytest.approx(0.25 * scores["nll"] + 0.5 * expected, rel=1e-4)
   assert scores["accuracy"] == pytest.approx((outputs.argmax(1) == LABEL).mean())
+  elsewhere = evaluate(result.student, result.variables, BATCHES, result.task)
+  assert elsewhere["accuracy"] == pytest.approx(scores["accuracy"]) and "loss" not in elsewhere
+
+
+@pytest.mark.parametrize("reason", ["entry", "state"])
+def test_terms_that_cannot_be_measured_have_no_scores(reason):
+  """Validation examples may lack an entry of the objective; memories are of the training ones."""
+
+  def init(key, student, teacher):
+    return Variables({}, {"steps": jnp.zeros(())} if reason == "state" else {})
+
+  def apply(params, state, student, teacher, batch, *, step, key):
+    scale = batch["extra"].mean() if reason == "entry" else 1.0
+    return {"own": (1.0, scale * (student["logits"] ** 2).mean())}, state
+
+  extra = [{**batch, "extra": np.ones(16, np.float32)} for batch in BATCHES[:2]]
+  result = fit_with(
+    student(), None, Objective(init, apply), optax.adam(0.1), extra, steps=1, batch_size=16,
+    validation=BATCHES,
+  )  # fmt: skip
+  train, validation = result.history
+  assert "own" in train and not {"own", "loss"} & {*validation}
 
 
 def with_last(**entries):

@@ -15,6 +15,7 @@ from fitting import fit_with
 from distill_jax import losses, objectives
 from distill_jax.train import CheckpointOptions, Evaluation, RunOptions
 from distill_jax.train.arguments import Intervals
+from distill_jax.train.batch_checks import Checks
 from distill_jax.train.resume_identity import process_settings
 from distill_jax.train.saver import Saver
 from distill_jax.types import Metric, Model, Variables
@@ -154,6 +155,6 @@ def process_settings_with(mesh, every=1, **options):
     SimpleNamespace(**given),
     SimpleNamespace(mesh=mesh, example={"image": np.zeros((2, 3), np.float32)}),
     {"w": jnp.zeros(2)},
-    SimpleNamespace(best=metric, task=SimpleNamespace(metrics=[metric]), classes=None),
+    SimpleNamespace(best=metric, evaluated=SimpleNamespace(metrics=[metric]), checks=Checks({})),
     Intervals(10, every, 1),
   )
