@@ -1,7 +1,10 @@
 """Checks each batch that is trained on while it is on the host: compiled code cannot raise."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from distill_jax import data
 from distill_jax.data.label_checks import IgnoreLabel, mark_entries
@@ -67,3 +70,36 @@ def check_example(source: Any, example: Batch, checks: Checks) -> Batch:
     return {**example, **mark_entries(example, checks.classes, checks.ignore_label)}
   with name_field("source"), name_field("batch 0, counted from 0"):
     return checked_batch(example, checks)
+
+
+def warn_of_unshifted_labels(example: Batch, checks: Checks) -> None:
+  """Warns where labels [B, T] of a sequence's positions are an entry of the input, not its next
+  tokens: the student would learn to copy.
+
+  Args:
+    example: the first batch, marked.
+    checks: what is checked in it.
+  """
+  labels = {name for name, number in checks.classes.items() if number and name in example}
+  for name in sorted(labels):
+    label = np.asarray(example[name])
+    if label.ndim != 2 or not np.issubdtype(label.dtype, np.integer):
+      continue
+    for entry in sorted(set(example) - labels):
+      tokens = np.asarray(example[entry])
+      if tokens.shape == label.shape and _is_copy(label, tokens):
+        warnings.warn(
+          f"{name}: expected each position's next token, got {entry!r} itself in the first batch, "
+          f"so that the student learns to copy it: write {name}[:, :-1] = {entry}[:, 1:] and "
+          f"{name}[:, -1] = {data.UNLABELED} (text.pack does), with ignore_label={data.UNLABELED}",
+          UserWarning,
+          stacklevel=2,
+        )
+
+
+def _is_copy(label: np.ndarray, tokens: np.ndarray) -> bool:
+  """Whether all labels [B, T] are the tokens of their positions, and some not the next ones."""
+  labeled = label >= 0
+  is_same = (label == tokens)[labeled].all()
+  is_next = (label[:, :-1] == tokens[:, 1:])[labeled[:, :-1]].all()
+  return bool(labeled.any() and is_same and not is_next)

@@ -23,7 +23,7 @@ from distill_jax.models.variables import (
 from distill_jax.objectives.hyperparameters import schedule_steps
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, Inputs, Intervals, Run, count_steps
-from distill_jax.train.batch_checks import Checks, check_example
+from distill_jax.train.batch_checks import Checks, check_example, warn_of_unshifted_labels
 from distill_jax.train.batch_errors import name_field, name_shapes
 from distill_jax.train.directions import check_directions
 from distill_jax.train.first_batch import check_run_images, check_run_logits, student_variables
@@ -62,6 +62,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
   check_terms(arguments, inputs, state)
   measure = choose_measure(arguments, inputs, state)
   inputs = inputs._replace(example=check_example(arguments.source, inputs.example, measure.checks))
+  warn_of_unshifted_labels(inputs.example, measure.checks)
   specs = partition.state_specs(state, inputs.mesh, arguments.run.rules)
   state = sharding.place(state, inputs.mesh, specs)
   settings = resume_settings(arguments)
