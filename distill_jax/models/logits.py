@@ -34,11 +34,11 @@ def check_logits(field: str, model: Model, variables: Variables, batch: Batch) -
   """
   shapes = jax.eval_shape(lambda v, b: _outputs(model, v, b), variables, batch)
   # Of a cache they may be an object that decodes them later.
-  shape = getattr(shapes.get("logits"), "shape", ())
-  if not isinstance(shapes.get("logits"), jax.ShapeDtypeStruct) or len(shape) < 2:
+  logits_shape = shapes.get("logits")
+  if not isinstance(logits_shape, jax.ShapeDtypeStruct) or logits_shape.ndim < 2:
     return
   logits = sharding.gather_to_host(_outputs(model, variables, batch)["logits"])
-  if shape[-1] > 1 and is_probabilities(logits):
+  if logits_shape.shape[-1] > 1 and is_probabilities(logits):
     raise probabilities_error(field, "probabilities: its 'logits' are all >= 0 with rows of sum 1")
   # By chance an untrained student's are in [0, 1], too.
   is_trained = field != "student"
@@ -57,8 +57,9 @@ def is_probabilities(logits: np.ndarray) -> bool:
 def is_in_unit_range(logits: np.ndarray) -> bool:
   """Returns whether `MIN_VALUES` or more are all in [0, 1], and neither all equal nor flags."""
   values = np.asarray(logits, np.float64)
-  is_inside = values.size >= MIN_VALUES and bool(((values >= 0) & (values <= 1)).all())
-  return is_inside and np.ptp(values) > 0 and not np.isin(values, (0, 1)).all()
+  if values.size < MIN_VALUES or np.ptp(values) == 0 or np.isin(values, (0, 1)).all():
+    return False
+  return bool(((values >= 0) & (values <= 1)).all())
 
 
 def _ends_in_sigmoid(model: Model, variables: Variables, batch: Batch) -> bool:
