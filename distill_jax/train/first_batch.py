@@ -1,5 +1,7 @@
 """Checks a run's networks on its first batch, before training."""
 
+import warnings
+
 import jax
 from jax.experimental import multihost_utils
 
@@ -11,6 +13,7 @@ from distill_jax.models.image_inputs import check_image_inputs
 from distill_jax.models.logits import ROWS, check_logits
 from distill_jax.models.networks import input_names
 from distill_jax.train.arguments import Arguments, Inputs
+from distill_jax.train.loss_fn import apply_teacher, make_loss_of_outputs
 from distill_jax.train.placement import init_on_host
 from distill_jax.types import TrainState, Variables
 
@@ -54,6 +57,36 @@ def check_run_images(arguments: Arguments, inputs: Inputs, state: TrainState) ->
   # Without the teacher's inputs it is not evaluated.
   has_inputs = set(input_names(inputs.example)) <= set(example)
   check_image_inputs("evaluation", models if has_inputs else [student], example)
+
+
+def warn_of_unread_teacher(arguments: Arguments, inputs: Inputs, state: TrainState) -> None:
+  """Warns if no term of the objective reads an output of the teacher."""
+  teacher, teacher_variables = arguments.teacher, inputs.teacher_variables
+  if teacher is None:
+    return
+  if teacher.ema_update is not None:
+    teacher_variables = state.average
+  outputs = jax.eval_shape(
+    lambda variables, batch: dict(apply_teacher(teacher, variables, batch)),
+    teacher_variables,
+    inputs.example,
+  )
+  loss_of_outputs = make_loss_of_outputs(arguments.student, arguments.objective)
+
+  def loss(outputs, params, batch):
+    keys = (state.key, state.key)
+    return loss_of_outputs(params, state.model_state, outputs, batch, step=state.step, keys=keys)[0]
+
+  jaxpr = jax.make_jaxpr(loss)(outputs, state.params, inputs.example).jaxpr
+  teacher_inputs = set(jaxpr.invars[: len(jax.tree.leaves(outputs))])
+  read = {id(x) for equation in jaxpr.eqns for x in equation.invars}
+  if not any(id(x) in read for x in teacher_inputs):
+    warnings.warn(
+      f"teacher: expected a term that reads its outputs {sorted(outputs)}, got none in the "
+      "objective, so that nothing is distilled: add soft=(1.0, objectives.logits("
+      "losses.kl_divergence)), or pass teacher=None",
+      stacklevel=2,
+    )
 
 
 def _check_cached_classes(arguments: Arguments, inputs: Inputs, state: TrainState) -> None:

@@ -26,7 +26,12 @@ from distill_jax.train.arguments import Arguments, Inputs, Intervals, Run, count
 from distill_jax.train.batch_checks import Checks, check_example, warn_of_unshifted_labels
 from distill_jax.train.batch_errors import name_field, name_shapes
 from distill_jax.train.directions import check_directions
-from distill_jax.train.first_batch import check_run_images, check_run_logits, student_variables
+from distill_jax.train.first_batch import (
+  check_run_images,
+  check_run_logits,
+  student_variables,
+  warn_of_unread_teacher,
+)
 from distill_jax.train.frozen import warn_of_frozen_statistics
 from distill_jax.train.inputs import (
   Stream,
@@ -60,6 +65,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
   check_directions(arguments.optimizer, state.params)
   warn_of_frozen_statistics(arguments.student, arguments.optimizer, state, inputs.example)
   check_terms(arguments, inputs, state)
+  warn_of_unread_teacher(arguments, inputs, state)
   measure = choose_measure(arguments, inputs, state)
   inputs = inputs._replace(example=check_example(arguments.source, inputs.example, measure.checks))
   warn_of_unshifted_labels(inputs.example, measure.checks)
