@@ -82,6 +82,8 @@ class Config:
     teacher_training, student_training: how they are trained; the baseline is trained like the
       student.
     num_views: number of augmented views per example; 0: a new one each epoch.
+    balance: the entry of class numbers, e.g. 'label', all of which are equally frequent in training
+      (`RunOptions.balance`); empty: as frequent as in the data.
     eval_every: steps between evaluations; 0: a tenth of the steps.
     patience: number of evaluations in a row without a better `best` after which a network's
       training stops; 0: it never does.
@@ -113,6 +115,7 @@ class Config:
   teacher_training: Training = dataclasses.field(default_factory=Training)
   student_training: Training = dataclasses.field(default_factory=Training)
   num_views: int = 0
+  balance: str = ""
   eval_every: int = 0
   patience: int = 0
   log_every: int = 50

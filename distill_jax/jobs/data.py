@@ -43,7 +43,7 @@ def training_batches(config: Config, examples: Examples, batch_size: int) -> Ite
   """Returns the batches of a run of seed 0."""
   source = training(config, examples, batch_size, 0)
   if isinstance(source, Source):
-    return data.batches(source, batch_size, seed=0)
+    return data.batches(source, batch_size, seed=0, balance=config.balance or None)
   return iter(source(0))
 
 

@@ -125,6 +125,7 @@ def _fit(job: Job, network: Network) -> FitResult:
     step=config.step_options(training, network.recipe.on_policy),
     run=RunOptions(
       num_views=config.num_views,
+      balance=config.balance or None,
       mesh=config.make_mesh(),
       rules=config.rules(network.role),
       teacher_rules=config.teacher_rules(),

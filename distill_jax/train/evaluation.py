@@ -22,6 +22,7 @@ from distill_jax.train.prediction import (
   check_inputs,
   iterate,
   model_outputs,
+  split_rows,
   valid_rows,
   with_first,
 )
@@ -113,6 +114,7 @@ def evaluate_models(
     if classes is None:
       classes = _label_classes(task, *models[0], batch)
     batch = _class_numbers(batch, classes, task.ignore_label)
+    batch = split_rows(batch, models[0][1])
     teacher_outputs = None
     if teacher is not None:
       teacher_outputs = model_outputs(teacher[0].apply, teacher[1], batch)

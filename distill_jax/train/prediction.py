@@ -7,14 +7,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from distill_jax import data
+from distill_jax.distributed import sharding
 from distill_jax.models.image_inputs import check_image_inputs
 from distill_jax.models.input_errors import name_network
 from distill_jax.models.networks import trained_model
 from distill_jax.train.batch_errors import map_batches, name_field
-from distill_jax.train.inputs import as_source, evaluation_batches
-from distill_jax.types import Model, Variables
+from distill_jax.train.inputs import as_source, evaluation_batches, fill_up
+from distill_jax.types import Batch, Model, Variables
 
 HostBatch = Mapping[str, np.ndarray]
 Examples = data.Source | Iterable[HostBatch]
@@ -43,15 +45,19 @@ def predict(
       data.check_batch(batch, {})
     model, variables = trained_model("model", model, variables, batch)
     check_inputs([("model", model, variables)], batch)
-    return jax.device_get(model_outputs(model.apply, variables, batch))
+    rows = split_rows(batch, variables)
+    outputs = jax.device_get(model_outputs(model.apply, variables, rows))
+    count = data.count_rows(batch)
+    return outputs if count == data.count_rows(rows) else jax.tree.map(lambda x: x[:count], outputs)
   batches, first = with_first(iterate(examples, batch_size))
   model, variables = trained_model("model", model, variables, first)
   check_inputs([("model", model, variables)], first)
 
   def outputs_of_valid(batch: HostBatch) -> dict[str, Any]:
-    outputs = jax.device_get(model_outputs(model.apply, variables, batch))
+    rows = split_rows(batch, variables)
+    outputs = jax.device_get(model_outputs(model.apply, variables, rows))
     where = np.asarray(valid_rows(batch))
-    return jax.tree.map(lambda x: x[where], outputs)
+    return jax.tree.map(lambda x: x[: len(where)][where], outputs)
 
   parts = list(map_batches(outputs_of_valid, batches, "examples"))
   return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
@@ -66,6 +72,21 @@ def iterate(examples: Examples, batch_size: int) -> Iterator[HostBatch]:
   source = as_source("examples", examples)
   batches = evaluation_batches(source, batch_size, None, classes={}, field="examples")
   return batches()
+
+
+def split_rows(batch: HostBatch, variables: Variables) -> Batch:
+  """Returns a batch whose rows are split over the mesh of the variables, filled up under 'where'.
+
+  Without a mesh, or in a run of several processes, whose rows are not known, it stays as it is.
+  """
+  shardings = [getattr(x, "sharding", None) for x in jax.tree.leaves(tuple(variables))]
+  meshes = [s.mesh for s in shardings if isinstance(s, NamedSharding) and s.mesh.size > 1]
+  if not meshes or jax.process_count() > 1:
+    return batch
+  rows = sharding.next_divisible(data.count_rows(batch), meshes[0])
+  if rows > data.count_rows(batch):
+    batch = fill_up(batch, rows)
+  return sharding.place_rows(batch, meshes[0], rows)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -15,6 +15,7 @@ import small_digits
 from distill_jax import data
 from distill_jax.distributed import equality
 from distill_jax.jobs import checks, plan, stages
+from distill_jax.jobs import data as jobs_data
 from distill_jax.jobs.cli import main, run
 from distill_jax.jobs.config import Config, ConfigError, Training
 from distill_jax.jobs.flags import parse_arguments
@@ -133,6 +134,17 @@ def test_all_stages_write_networks_and_report(complete_run, small):
     assert f"{name}: accuracy" in output
   report = (folder / "report" / "report.md").read_text()
   assert "Baseline" in report and small[0].removeprefix("--config=") in report
+
+
+def test_balance_of_a_config_is_that_of_the_run(small, tmp_path, stop_at_fit):
+  command = [*small, f"--workdir={tmp_path}", "--stages=teacher"]
+  _, source, options = stop_at_fit([*command, "--config.balance=label"])
+  assert options["run"].balance == "label"
+  config = Config(balance="label")
+  batch = next(jobs_data.training_batches(config, source.take(source.arrays["label"] < 2), 40))
+  assert np.bincount(batch["label"]).min() > 10
+  with pytest.raises(ValueError, match=r"^balance: .*'labels'.*'label'"):
+    next(jobs_data.training_batches(Config(balance="labels"), source, 40))
 
 
 def test_network_without_progress_stops_early(small, tmp_path, capsys):

@@ -11,6 +11,7 @@ from fitting import fit_with
 from sklearn import metrics as sk
 
 from distill_jax import data, losses, objectives, tasks, train
+from distill_jax.distributed import sharding
 from distill_jax.models import from_apply
 from distill_jax.train.accumulator import Accumulator
 from distill_jax.train.evaluation import evaluate_models
@@ -237,6 +238,29 @@ def test_predict_takes_a_batch_a_source_and_batches():
   for given in (examples, batches, {"image": examples.arrays["image"]}):
     outputs = train.predict(model, None, given, batch_size=8)["logits"]
     np.testing.assert_allclose(outputs, expected, rtol=1e-5)
+
+
+def test_rows_are_split_over_the_mesh_of_the_variables(mesh):
+  rng, shardings = np.random.default_rng(0), []
+  x = rng.normal(size=(13, 6)).astype(np.float32)
+  weights = rng.normal(size=(6, 3)).astype(np.float32)
+
+  def apply(p, image):
+    jax.debug.inspect_array_sharding(jnp.asarray(image), callback=shardings.append)
+    return image @ p["w"]
+
+  model = from_apply(None, apply, variables={"w": weights})
+  variables = sharding.replicate(model.variables, mesh)
+  examples = data.Source({"image": x, "label": (x @ weights).argmax(1)}, classes=3)
+  batch = {"image": x}
+  for given in (batch, data.Source(batch), [batch]):
+    outputs = train.predict(model, variables, given, batch_size=13)["logits"]
+    np.testing.assert_allclose(outputs, x @ weights, rtol=1e-5)
+  assert (2, 6) in [s.shard_shape((16, 6)) for s in shardings]
+  shardings.clear()
+  scores = train.evaluate(model, variables, examples, tasks.classification(), batch_size=13)
+  assert scores["accuracy"] == 1.0
+  assert (2, 6) in [s.shard_shape((16, 6)) for s in shardings]
 
 
 def test_evaluations_that_cannot_choose_are_rejected_first():
