@@ -20,7 +20,7 @@ from distill_jax.jobs.flags import parse_arguments
 from distill_jax.jobs.overrides import load_config
 from distill_jax.jobs.plan import Job, is_complete
 from distill_jax.jobs.stages import run_stages
-from distill_jax.storage import folders
+from distill_jax.storage import files, folders
 from distill_jax.storage.lease import Lease
 from distill_jax.train import NonFiniteError
 
@@ -55,6 +55,9 @@ def _end(error: Exception) -> None:
   if jax.distributed.is_initialized() and is_lost_process(error):
     print(f"distill-jax: another process was lost: {error}", file=sys.stderr)
     hosts.abort(LOST_PROCESS_CODE)
+  if files.is_disk_full(error):
+    print(f"distill-jax: disk full: {error}; the same command resumes", file=sys.stderr)
+    hosts.abort(2)
   if isinstance(error, RuntimeError):
     raise error
   print(f"distill-jax: {error}", file=sys.stderr)

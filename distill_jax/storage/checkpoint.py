@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from distill_jax.distributed import equality, hosts
-from distill_jax.storage import folders, retention, seal, serialization
+from distill_jax.storage import files, folders, retention, seal, serialization
 from distill_jax.types import TrainState
 
 
@@ -112,6 +112,7 @@ class Checkpoints:
       )
     hosts.run_on_first(lambda: self._make_way(step))
     self._seals[step] = new_seal
+    self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     self._step_in_progress = step
     with self._undo_on_error():
       path = self.folder / str(step)
@@ -242,16 +243,14 @@ class Checkpoints:
     return state
 
   def _refresh(self) -> None:
-    if not self._is_writer:
-      # Another process may have written since.
-      self._scan()
-    else:
+    if self._is_writer:
       self.wait()
+    else:
+      self._scan()  # Another process may have written since.
 
   def _scan(self) -> None:
-    seals, corrupt = hosts.run_on_first(lambda: retention.read_seals(self.folder))
-    self._seals = dict(seals)
-    self._corrupt = dict(corrupt)
+    scan = hosts.run_on_first(lambda: retention.read_seals(self.folder))
+    self._seals, self._corrupt = map(dict, scan)
 
   def _check_exists(self) -> None:
     if not self.folder.is_dir():
@@ -289,7 +288,8 @@ class Checkpoints:
       step = self._step_in_progress
       self._step_in_progress = None
       self._save_in_progress = None
-      text = f"checkpoint {step} of {self.folder} was not written"
+      space = files.missing_space(error, self.folder, self._bytes)
+      text = f"checkpoint {step} of {self.folder} was not written{space}"
       if jax.process_count() > 1:
         # The others may have written their parts and wait for this one: the next start cleans up.
         raise RuntimeError(f"{text}: {error}") from error

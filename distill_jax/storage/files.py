@@ -1,7 +1,13 @@
-"""Writes files atomically: a killed run leaves the old one or the new one."""
+"""Writes files atomically: a killed run leaves the old one or the new one. Errors name the path."""
 
+import contextlib
+import errno
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -15,8 +21,42 @@ def write(path: Path, content: str | bytes) -> None:
     OSError: it cannot be written; an older file stays as it was.
   """
   temporary = path.with_name(f".{path.name}.new")
-  with open(temporary, "wb") as file:
-    file.write(content.encode() if isinstance(content, str) else content)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  with naming(path):
+    try:
+      with open(temporary, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(temporary, path)
+    except OSError:
+      temporary.unlink(missing_ok=True)
+      raise
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+  """Lets errors of a disk say where: those of `write` and `fsync` name no file."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno is None or error.filename is not None:
+      raise
+    raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def is_disk_full(error: BaseException) -> bool:
+  """Returns whether an error, or one that caused it, tells of a full disk or quota."""
+  cause: BaseException | None = error
+  while cause is not None:
+    texts = map(os.strerror, _FULL)
+    if getattr(cause, "errno", None) in _FULL or any(text in str(cause) for text in texts):
+      return True
+    cause = cause.__cause__ or cause.__context__
+  return False
+
+
+def missing_space(error: BaseException, folder: Path, needed: int) -> str:
+  """Returns the end of a message on a full disk, with bytes; '' for all other errors."""
+  if not is_disk_full(error):
+    return ""
+  return f" ({needed:,} bytes needed, {shutil.disk_usage(folder).free:,} free)"

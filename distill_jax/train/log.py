@@ -1,5 +1,6 @@
 """Reports a run: a progress bar or lines, metrics.jsonl, timings.jsonl, TensorBoard files."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -99,7 +100,8 @@ class Log:
   def __exit__(self, *error):
     self._bar.close()
     for file in self._files.values():
-      file.close()
+      with contextlib.suppress(OSError):  # `_write` has raised what a full disk kept back.
+        file.close()
     if self._board is not None:
       self._board.close()
 
@@ -167,8 +169,9 @@ class Log:
 
   def _write(self, name: str, line: Mapping[str, Any]) -> None:
     if name in self._files:
-      self._files[name].write(json.dumps(line) + "\n")
-      self._files[name].flush()
+      with files.naming(self._files[name].name):
+        self._files[name].write(json.dumps(line) + "\n")
+        self._files[name].flush()
 
   def _show(self, group: str, step: int, values: Mapping[str, float]) -> None:
     if self._board is not None:

@@ -70,6 +70,7 @@ def test_loss_is_recognized_by_its_cause():
   [
     (ValueError(f"UNKNOWN: Gloo AllGather failed: {GLOO}"), LOST_PROCESS_CODE),
     (ValueError("steps: expected an integer >= 1"), 2),
+    (RuntimeError("checkpoint 3 of run was not written: No space left on device"), 2),
   ],
 )
 def test_command_exits_with_the_code_of_its_error(monkeypatch, capsys, error, code):

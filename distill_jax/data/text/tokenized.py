@@ -33,7 +33,7 @@ from distill_jax.data.source import Source
 from distill_jax.data.text.documents import list_files, read_documents
 from distill_jax.data.text.packed import check_document, check_length
 from distill_jax.data.text.tokenizer import BYTES, Tokenizer
-from distill_jax.storage import folders
+from distill_jax.storage import files, folders
 
 INDEX = "index.json"
 _TEMPORARY = ".new"
@@ -250,7 +250,11 @@ def _write(
   """Writes the two files, and returns the counts of index.json."""
   counts = {"documents": 0, "empty": 0, "skipped": 0, "tokens": 0}
   dtype = _token_dtype(tokenizer)
-  with open(tokens_file, "wb") as tokens, open(starts_file, "wb") as starts:
+  with (
+    files.naming(tokens_file.parent),
+    open(tokens_file, "wb") as tokens,
+    open(starts_file, "wb") as starts,
+  ):
     for document in read_documents(root, tokenizer, suffix, separator):
       if document is None:
         counts["skipped"] += 1
