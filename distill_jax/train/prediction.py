@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from distill_jax import data
 from distill_jax.distributed import sharding
@@ -80,7 +80,8 @@ def split_rows(batch: HostBatch, variables: Variables) -> Batch:
   Without a mesh, or in a run of several processes, whose rows are not known, it stays as it is.
   """
   shardings = [getattr(x, "sharding", None) for x in jax.tree.leaves(tuple(variables))]
-  meshes = [s.mesh for s in shardings if isinstance(s, NamedSharding) and s.mesh.size > 1]
+  meshes = [s.mesh for s in shardings if isinstance(s, NamedSharding) and isinstance(s.mesh, Mesh)]
+  meshes = [mesh for mesh in meshes if mesh.size > 1]
   if not meshes or jax.process_count() > 1:
     return batch
   rows = sharding.next_divisible(data.count_rows(batch), meshes[0])

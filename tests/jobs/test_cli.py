@@ -143,7 +143,7 @@ def test_balance_of_a_config_is_that_of_the_run(small, tmp_path, stop_at_fit):
   config = Config(balance="label")
   batch = next(jobs_data.training_batches(config, source.take(source.arrays["label"] < 2), 40))
   assert np.bincount(batch["label"]).min() > 10
-  with pytest.raises(ValueError, match=r"^balance: .*'labels'.*'label'"):
+  with pytest.raises(ValueError, match=r"^balance: .*'label'.*'labels'"):
     next(jobs_data.training_batches(Config(balance="labels"), source, 40))
 
 
