@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from distill_jax.distributed import hosts
@@ -30,7 +31,8 @@ class LeaseError(OSError):
 class Lease:
   """A folder that belongs to this process while the `with` block runs; nested folders do not clash.
 
-  The lease of a process that was killed on this machine is taken over at once. Any other owner is
+  The lease of a process that was killed on this machine is taken over at once, and so is that in a
+  copy of a folder. Any other owner is
   watched: if it does not renew the lease for `patience` seconds, the lease is taken over. With
   several processes in one run the first one holds it for all; they enter, check and leave together.
   """
@@ -49,7 +51,7 @@ class Lease:
     self.folder = folders.resolve(folder, "folder")
     self._renew_every = renew_every
     self._patience = patience
-    self._owner = owner.describe_process()
+    self._owner = owner.describe_process(self.folder)
     self._path = self.folder / NAME
     self._lock = threading.Lock()
     self._stop = threading.Event()
@@ -120,7 +122,7 @@ class Lease:
       signature = owner.parse(content)
       if first_content is None:
         first_content = content
-        alive = owner.is_alive(signature)
+        alive = False if self._is_copy(signature) else owner.is_alive(signature)
         if alive is None:
           text = f"waiting {self._patience:.0f} s for a renewal: {self._belongs_to(signature)}"
           print(text, file=sys.stderr)
@@ -131,6 +133,19 @@ class Lease:
         self._remove(content)
       else:
         time.sleep(min(1.0, self._patience / 20))
+
+  def _is_copy(self, signature: Mapping[str, Any]) -> bool:
+    """Whether the folder was copied while its owner trains in the original one, on this machine."""
+    original = Path(signature.get("folder", ""))
+    if not signature or not owner.is_alive(signature) or original == self.folder.resolve():
+      return False
+    try:
+      # One folder may have two paths.
+      same = original.samefile(self.folder)
+      stored = owner.parse((original / NAME).read_bytes())
+    except OSError:
+      return False
+    return not same and stored.get("token") == signature["token"]
 
   def _create(self) -> bool:
     """Creates the file with its content, unless it exists."""

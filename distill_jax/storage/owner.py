@@ -13,18 +13,22 @@ _FIELDS = {
   "host": str,
   "pid": int,
   "since": str,
+  "folder": str,
   "kernel": str | None,
   "start": str | None,
   "token": str,
 }
 
 
-def describe_process() -> dict[str, Any]:
-  """Returns the description of this process; no two calls return the same token."""
+def describe_process(folder: Path) -> dict[str, Any]:
+  """Returns the description of this process as owner of a folder; no two calls return the same
+  token.
+  """
   return {
     "host": socket.gethostname(),
     "pid": os.getpid(),
     "since": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    "folder": str(folder.resolve()),
     "kernel": _kernel(),
     "start": _start_time(os.getpid()),
     "token": uuid.uuid4().hex,

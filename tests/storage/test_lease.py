@@ -4,6 +4,7 @@ import concurrent.futures
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def never(*_):
 def write_lease(folder, **changes):
   """Writes a lease as another process would, and returns its owner."""
   other = {"host": "elsewhere", "pid": 4, "kernel": "other", "token": "theirs"}
-  description = {**owner.describe_process(), **other, **changes}
+  description = {**owner.describe_process(folder), **other, **changes}
   (folder / NAME).write_text(json.dumps(description))
   return description
 
@@ -241,6 +242,29 @@ def test_one_of_eight_waiting_processes_gets_the_lease(tmp_path, content):
     results = list(pool.map(run, range(8)))
   assert results.count(True) == 1
   assert list(tmp_path.iterdir()) == []
+
+
+def test_copy_of_a_leased_folder_is_another_folder(tmp_path, monkeypatch):
+  monkeypatch.setattr(lease.time, "sleep", never)
+  original, copy, link = tmp_path / "run", tmp_path / "copy", tmp_path / "link"
+  with Lease(original):
+    shutil.copytree(original, copy)
+    link.symlink_to(original)
+    with pytest.raises(LeaseError):
+      Lease(link).__enter__()
+    with Lease(copy) as second:
+      second.check()
+      with pytest.raises(LeaseError):
+        Lease(copy).__enter__()
+
+
+def test_moved_folder_still_belongs_to_its_owner(tmp_path, monkeypatch):
+  monkeypatch.setattr(lease.time, "sleep", never)
+  with Lease(tmp_path / "run"):
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(LeaseError):
+      Lease(tmp_path / "moved").__enter__()
+    (tmp_path / "moved").rename(tmp_path / "run")
 
 
 def test_lease_of_another_process_is_not_removed(tmp_path):
