@@ -65,6 +65,7 @@ def write(
     blocks = [
       *_comparison(entries, metrics, examples, run),
       *_learning_curves(entries, metrics[0]),
+      *_term_curves(entries, metrics),
       *(block for block in figures if not isinstance(block, Numbers)),
       *_sizes(entries, metrics[0]),
       *_series(entries, metrics),
@@ -134,6 +135,16 @@ def _learning_curves(entries: Sequence[Entry], metric: Metric) -> list[Block]:
   )
   title = "Learning curves"
   return _drawn(title, "curves", title, caption, draw)
+
+
+def _term_curves(entries: Sequence[Entry], metrics: Sequence[Metric]) -> list[Block]:
+  draw = functools.partial(plots.term_curves, variants.few(entries), metrics)
+  caption = (
+    "The objective on the validation split, each of its terms in training (unweighted), and the "
+    "learning rate. Networks with other objectives have other terms."
+  )
+  title = "Losses and learning rate"
+  return _drawn(title, "terms", title, caption, draw)
 
 
 def _sizes(entries: Sequence[Entry], metric: Metric) -> list[Block]:

@@ -1,19 +1,33 @@
 """Draws learning curves, and the first metric against the number of parameters."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from distill_jax.objectives.terms import RESERVED
 from distill_jax.report.entries import Entry, Group, groups, of_group, over_seeds
 from distill_jax.report.numbers import axis_label, scale
 from distill_jax.report.style import PAGE, Look, columns_of, figure, legend, limit_percent, looks
 from distill_jax.types import Metric
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps and values
+_COLUMNS = 3  # panels of a figure side by side, at most
+_LEARNING_RATE = "learning_rate"
+
+
+class _Panel(NamedTuple):
+  """One value of the histories against the step; a positive loss has a logarithmic axis."""
+
+  phase: str
+  name: str
+  title: str
+  label: str
+  factor: float = 1
+  is_loss: bool = False
 
 
 def learning_curves(entries: Sequence[Entry], metric: Metric, page: float = PAGE) -> Figure | None:
@@ -23,26 +37,70 @@ def learning_curves(entries: Sequence[Entry], metric: Metric, page: float = PAGE
   reached; between two logged steps a line is straight. The loss has a logarithmic axis where it is
   positive.
   """
-  curves = [_curves(entries, "train", "loss"), _curves(entries, "validation", metric.name)]
-  titles = [("Training loss", "loss"), (f"Validation {metric.title}", axis_label(metric))]
-  panels = [panel for panel in zip(curves, titles, (1, scale(metric))) if panel[0]]
-  if not panels:
+  return _draw(
+    entries,
+    [
+      _Panel("train", "loss", "Training loss", "loss", is_loss=True),
+      _Panel(
+        "validation",
+        metric.name,
+        f"Validation {metric.title}",
+        axis_label(metric),
+        scale(metric),
+      ),
+    ],
+    page,
+  )
+
+
+def term_curves(
+  entries: Sequence[Entry], metrics: Sequence[Metric], page: float = PAGE
+) -> Figure | None:
+  """Draws the validation loss, the unweighted terms of the objectives in training, and the learning
+  rate, as `learning_curves` does; None where no history has any.
+
+  Args:
+    entries: the networks.
+    metrics: of the task; the first one has a panel in `learning_curves`.
+    page: width of the page in inches.
+  """
+  lines = [line for entry in entries for line in entry.history if line.get("phase") == "train"]
+  names = list(dict.fromkeys(name for line in lines for name in line))
+  # Of examples without labels the metrics are the terms.
+  others = {*RESERVED, *(metric.name for metric in metrics if metric.better == "max")}
+  rates = [name for name in names if name.partition("/")[0] == _LEARNING_RATE]
+  terms = [name for name in names if name not in others and name not in rates]
+  panels = []
+  if metrics[0].name != "loss":
+    panels.append(_Panel("validation", "loss", "Validation loss", "loss", is_loss=True))
+  panels += [_Panel("train", name, f"Training: {name}", name, is_loss=True) for name in terms]
+  panels += [_Panel("train", name, name.replace("_", " ").capitalize(), "rate") for name in rates]
+  return _draw(entries, panels, page)
+
+
+def _draw(entries: Sequence[Entry], panels: Sequence[_Panel], page: float) -> Figure | None:
+  """Draws the panels that some history has, at most three side by side; None without any."""
+  curves = [(panel, _curves(entries, panel.phase, panel.name)) for panel in panels]
+  drawn = [(panel, by_group) for panel, by_group in curves if by_group]
+  if not drawn:
     return None
-  columns = columns_of(len(panels), page)
-  lines = len(panels) // columns
-  drawing = figure(page if len(panels) > 1 else min(page, 6.5), 3.2 * lines + 0.4)
+  columns = columns_of(min(len(drawn), _COLUMNS), page)
+  rows = -(-len(drawn) // columns)
+  drawing = figure(page if len(drawn) > 1 else min(page, 6.5), 3.2 * rows + 0.4)
   style = looks(groups(entries))
   handles: dict[str, Line2D] = {}
-  grid = drawing.subplots(lines, columns, squeeze=False).flat
-  for axes, (by_group, (title, label), factor) in zip(grid, panels):
+  grid = list(drawing.subplots(rows, columns, squeeze=False).flat)
+  for axes in grid[len(drawn) :]:
+    axes.remove()
+  for axes, (panel, by_group) in zip(grid, drawn):
     for order, (group, look) in enumerate(style.items()):
       if group in by_group:
         steps, values = _common(by_group[group])
         # Dots are above dashes and dashes above a full line: where curves agree, all are visible.
         zorder = 5 - order / len(style)
-        handles[group.title] = _band(axes, look, zorder, steps, values * factor)
-    axes.set(title=title, xlabel="optimizer step", ylabel=label)
-    if title == "Training loss" and _are_positive(by_group):
+        handles[group.title] = _band(axes, look, zorder, steps, values * panel.factor)
+    axes.set(title=panel.title, xlabel="optimizer step", ylabel=panel.label)
+    if panel.is_loss and _are_positive(by_group):
       axes.set_yscale("log")
   titled = {group.title: handles[group.title] for group in style if group.title in handles}
   legend(drawing, titled)

@@ -72,7 +72,7 @@ def test_html_loads_nothing_and_embeds_the_pictures(written):
 def test_every_file_is_written_and_every_picture_linked(written):
   folder, _, _, markdown, _ = written
   names = sorted(path.name for path in folder.iterdir())
-  pictures = ["curves.png", "parameters.png"]
+  pictures = ["curves.png", "parameters.png", "terms.png"]
   assert names == sorted([*pictures, "report.html", "report.md", "results.json"])
   assert all(f"]({name})" in markdown for name in pictures)
   assert all(np.ptp(imread(folder / name)) > 0 for name in pictures)

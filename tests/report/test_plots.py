@@ -8,6 +8,7 @@ from report_cases import ACCURACY, LEVELS, RMSE, make_entries, make_history, mak
 
 from distill_jax.report import plots, style
 from distill_jax.report.entries import Group, groups, over_seeds
+from distill_jax.types import Metric
 
 
 def test_curves_are_means_with_bands_over_the_common_steps():
@@ -101,3 +102,28 @@ def test_variants_differ_in_every_picture():
     assert [text.removesuffix(": 1,000").removesuffix(": 8,000") for text in texts] == titles
   containers = sizes.axes[0].containers
   assert len({container.lines[0].get_xdata()[0] for container in containers}) == 7
+
+
+def test_terms_validation_loss_and_learning_rate_have_panels():
+  train = {"step": 5, "phase": "train", "loss": 3.0, "hard": 1.0, "soft": -2.0, "accuracy": 0.5}
+  train |= {"grad_norm": 9.0, "examples_per_second": 9.0, "learning_rate": 0.1}
+  validation = {"step": 5, "phase": "validation", "loss": 4.0, "accuracy": 0.5}
+  entries = [scored("student", 0, 0.9, history=[train, validation])]
+  entries.append(scored("baseline", 0, 0.9, history=[{"step": 5, "phase": "train", "hard": 7.0}]))
+  drawing = plots.term_curves(entries, [ACCURACY])
+  panels = {axes.get_title(): axes for axes in drawing.axes}
+  values = {title: [line.get_ydata()[0] for line in axes.lines] for title, axes in panels.items()}
+  assert values == {
+    "Validation loss": [4.0],
+    "Training: hard": [7.0, 1.0],
+    "Training: soft": [-2.0],
+    "Learning rate": [0.1],
+  }
+  scales = [axes.get_yscale() for axes in drawing.axes]
+  assert scales == ["log", "log", "linear", "linear"]
+  assert (drawing.axes[0].get_gridspec().nrows, len(drawing.axes)) == (2, 4)
+  unlabeled = [Metric(name, name, better="min") for name in ("loss", "hard", "soft")]
+  titles = [axes.get_title() for axes in plots.term_curves(entries, unlabeled).axes]
+  assert titles == ["Training: hard", "Training: soft", "Learning rate"]
+  assert plots.term_curves(entries, [ACCURACY], style.PHONE).get_figwidth() == style.PHONE
+  assert plots.term_curves([scored("student", 0, 0.9)], [ACCURACY]) is None
