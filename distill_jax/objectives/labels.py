@@ -53,10 +53,13 @@ def labels(
 
   With a loss the label has the output's shape, or is [...] for an output [..., 1]; the loss gets
   both in float32, and its values are averaged over all axes but the first, to one value a row. A
-  row with a NaN in its label (`train.fit` refuses NaN in its data), or with the ignore label, is
-  unlabeled; so is a negative integer next to a sigmoid loss of optax, whose labels are from 0 to 1.
-  Integers [...] next to an output [..., C] reach the loss as class numbers, and its
-  values are [...].
+  row with the ignore label is unlabeled; so is a negative integer next to a sigmoid loss of optax,
+  whose labels are from 0 to 1. Integers [...] next to an output [..., C] reach the loss as class
+  numbers, and its values are [...].
+
+  Where only some rows have a number to predict, write another one for the others, such as
+  ignore_label=-999 (also in the task, `tasks.regression`), or give them the weight 0. In a loop of
+  your own, a row with a NaN in its label is unlabeled, too; `train.fit` refuses NaN in its data.
 
   Rows that the batch's 'where' masks do not count, nor do 'generated' ones
   (`models.llm.on_policy`).

@@ -14,18 +14,21 @@ from distill_jax.tasks.logits import OUTSIDE, count_outside, means
 from distill_jax.types import Batch, Metric, Outputs, Task
 
 
-def multi_label(*, label: str = "label", output: str = "logits") -> Task:
+def multi_label(
+  *, label: str = "label", output: str = "logits", ignore_label: int | None = None
+) -> Task:
   """Returns the task of logits [B, C] and labels [B, C] of 0 and 1 (any dtype); a class is
   predicted where its logit is > 0.
 
   Its metrics are macro F1 over the classes (0 for a class that neither occurs nor is predicted),
   micro F1, the fraction of examples whose classes are all correct (subset accuracy), mean average
   precision over the classes that occur (scikit-learn's `average_precision_score`), and binary cross
-  entropy per class in nats.
+  entropy per class in nats. An example with a negative integer among its labels does not count.
 
   Args:
     label: the batch's entry with the labels.
     output: the student's output with the logits.
+    ignore_label: a further number that is no label (255, -100); None: negative integers only.
   """
 
   def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
@@ -36,6 +39,9 @@ def multi_label(*, label: str = "label", output: str = "logits") -> Task:
       batch.get("where"),
       label,
     )
+    labeled = _is_labeled(batch_entry(batch, label), ignore_label)
+    rows &= labeled
+    labels = jnp.where(labeled[:, None], labels, 0)
     predicted = logits > 0
     present = labels > 0.5
     counted = rows[:, None]
@@ -55,7 +61,9 @@ def multi_label(*, label: str = "label", output: str = "logits") -> Task:
     return {"logits": outputs[output].astype(jnp.float32)}
 
   def evaluate_predictions(predictions, references) -> dict[str, float]:
-    return _mean_average_precision(predictions["logits"], references[label])
+    labels = np.asarray(references[label])
+    labeled = np.asarray(_is_labeled(labels, ignore_label))
+    return _mean_average_precision(predictions["logits"][labeled], labels[labeled])
 
   return Task(
     metrics=(
@@ -67,10 +75,20 @@ def multi_label(*, label: str = "label", output: str = "logits") -> Task:
     ),
     statistics=statistics,
     compute=_compute,
+    ignore_label=ignore_label,
     predict=predict,
     evaluate_predictions=evaluate_predictions,
     references=(label,),
   )
+
+
+def _is_labeled(labels: Any, ignore_label: int | None) -> Any:
+  """Returns which rows [B] of labels [B, C] count."""
+  labels = jnp.asarray(labels)
+  missing = labels < 0 if jnp.issubdtype(labels.dtype, jnp.signedinteger) else labels != labels
+  if ignore_label is not None:
+    missing |= labels == ignore_label
+  return ~missing.any(-1)
 
 
 def _inputs(logits, labels, where, name: str) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -13,7 +13,13 @@ from distill_jax.objectives.calls import batch_entry, outputs_of
 from distill_jax.types import Batch, Metric, Outputs, Task
 
 
-def regression(*, label: str = "label", output: str = "logits", unit: str = "") -> Task:
+def regression(
+  *,
+  label: str = "label",
+  output: str = "logits",
+  unit: str = "",
+  ignore_label: int | None = None,
+) -> Task:
   """Returns the task of predictions [B] or [B, ...] and labels of the same shape; [B, 1] goes with
   [B].
 
@@ -27,6 +33,7 @@ def regression(*, label: str = "label", output: str = "logits", unit: str = "") 
     label: the batch's entry with the labels.
     output: the student's output with the predictions.
     unit: of the labels, for tables.
+    ignore_label: the number that is no label (-999) and does not count; None: there is none.
   """
 
   def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
@@ -36,6 +43,7 @@ def regression(*, label: str = "label", output: str = "logits", unit: str = "") 
       batch_entry(batch, label),
       batch.get("where"),
       label,
+      ignore_label,
     )
     error = jnp.where(valid, prediction - target, 0)
     target = jnp.where(valid, target, 0)
@@ -59,11 +67,14 @@ def regression(*, label: str = "label", output: str = "logits", unit: str = "") 
     ),
     statistics=statistics,
     compute=_compute,
+    ignore_label=ignore_label,
     references=(label,),
   )
 
 
-def _inputs(prediction, target, where, name: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _inputs(
+  prediction, target, where, name: str, ignore_label: int | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns predictions and labels of one shape, and which of them count."""
   shape = prediction.shape
   if shape[-1:] == (1,) and target.shape == shape[:-1]:
@@ -74,6 +85,8 @@ def _inputs(prediction, target, where, name: str) -> tuple[jax.Array, jax.Array,
       "nothing is broadcast"
     )
   valid = ~jnp.isnan(target)
+  if ignore_label is not None:
+    valid &= target != ignore_label
   if where is not None:
     valid &= where.reshape(where.shape + (1,) * (target.ndim - 1))
   dtype = reduce.common_dtype(prediction.dtype, jnp.float32)

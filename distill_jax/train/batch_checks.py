@@ -8,8 +8,9 @@ import numpy as np
 
 from distill_jax import data
 from distill_jax.data.label_checks import IgnoreLabel, mark_entries
+from distill_jax.objectives.class_labels import BINARY, Entries
 from distill_jax.train.batch_errors import name_field
-from distill_jax.types import Batch
+from distill_jax.types import Batch, Task
 
 
 class Checks(NamedTuple):
@@ -27,6 +28,46 @@ class Checks(NamedTuple):
   ignore_label: IgnoreLabel = None
   weights: frozenset[str] = frozenset()
   marks: Mapping[str, int] = {}
+
+
+def make_checks(
+  classes: Mapping[str, int] | None,
+  entries: Entries,
+  *,
+  source: Any,
+  example: Batch,
+  task: Task | None,
+  ignore_label: int | None,
+) -> Checks:
+  """Returns the checks of labels and weights that the task or the objective's terms read.
+
+  Args:
+    classes: entries with labels of the task; None: no task, so that 'label' may hold anything.
+    entries: those that the terms read.
+    source, task, ignore_label: of the run.
+    example: its first batch.
+
+  Raises:
+    ValueError: the task counts numbers that a term ignores, or all weights are 0.
+  """
+  known: dict[str, int | None] = {name: number for name, (number, _) in entries.classes.items()}
+  if classes is not None:
+    known |= classes
+  elif "label" not in entries.numbers:
+    known.setdefault("label", None)
+  _check_ignored(task, entries, example)
+  ignored = dict.fromkeys(known, ignore_label)
+  ignored |= {name: x for name, (_, x) in entries.classes.items() if x is not None}
+  marks = {}
+  for name, own in entries.numbers.items():
+    is_marked = name in known or (name == "label" and getattr(source, "classes", None) is not None)
+    mark = data.UNLABELED if is_marked else ignore_label
+    if mark is not None and mark != own:
+      marks[name] = mark
+  examples = source.arrays if isinstance(source, data.Source) else example
+  for name in sorted(entries.weights & set(examples)):
+    _check_weights(name, np.asarray(examples[name]))
+  return Checks(known, ignored, frozenset(entries.weights), marks)
 
 
 def checked_batch(batch: Mapping[str, Any], checks: Checks) -> dict[str, Any]:
@@ -103,3 +144,30 @@ def _is_copy(label: np.ndarray, tokens: np.ndarray) -> bool:
   is_same = (label == tokens)[labeled].all()
   is_next = (label[:, :-1] == tokens[:, 1:])[labeled[:, :-1]].all()
   return bool(labeled.any() and is_same and not is_next)
+
+
+def _check_ignored(task: Task | None, entries: Entries, example: Batch) -> None:
+  """Raises a ValueError where a term ignores a number that the task would count.
+
+  Class numbers are marked on the host, for both.
+  """
+  ignored = entries.numbers | {
+    name: own
+    for name, (number, own) in entries.classes.items()
+    if number == BINARY and np.issubdtype(np.asarray(example[name]).dtype, np.floating)
+  }
+  for name, own in ignored.items():
+    if task is not None and own not in (None, task.ignore_label) and name in task.references:
+      raise ValueError(
+        f"task: expected the ignore label {own} of {name!r}, as in labels(ignore_label={own}), got "
+        f"{task.ignore_label}: pass ignore_label={own} to tasks.regression, binary or multi_label, "
+        "too"
+      )
+
+
+def _check_weights(name: str, weights: np.ndarray) -> None:
+  """Raises a ValueError for weights of examples that are all 0."""
+  if not weights.any():
+    raise ValueError(
+      f"{name}: expected weights >= 0, not all 0, got only 0: a weight of 0 leaves an example out"
+    )

@@ -13,7 +13,7 @@ from distill_jax.objectives.class_labels import record_entries
 from distill_jax.tasks.logits import OUTSIDE
 from distill_jax.tasks.objective_terms import with_terms
 from distill_jax.train.arguments import Arguments, Inputs
-from distill_jax.train.batch_checks import Checks
+from distill_jax.train.batch_checks import Checks, make_checks
 from distill_jax.train.batch_errors import name_field, name_shapes
 from distill_jax.train.evaluation import make_eval_step, make_terms_step
 from distill_jax.train.inputs import check_classes, check_evaluation, has_labels
@@ -63,7 +63,16 @@ def choose_measure(arguments: Arguments, inputs: Inputs, state: TrainState) -> M
   task_classes = _classes(trained, outputs)
   if arguments.task is None:
     _check_heads(task_classes or {}, example)
-  checks = _checks(task_classes, arguments, inputs, state)
+  with record_entries() as entries:
+    _term_names(arguments, inputs, state)
+  checks = make_checks(
+    task_classes,
+    entries,
+    source=arguments.source,
+    example=inputs.example,
+    task=arguments.task,
+    ignore_label=ignore_label,
+  )
   check_classes(checks.classes, arguments.source)
   train_metrics = None if trained is None else trained.train_metrics
   if evaluation is None:
@@ -202,45 +211,6 @@ def _classes(task: Task | None, outputs: Outputs) -> Mapping[str, int] | None:
   if task is None:
     return None
   return {} if task.label_classes is None else task.label_classes(outputs)
-
-
-def _checks(
-  classes: Mapping[str, int] | None, arguments: Arguments, inputs: Inputs, state: TrainState
-) -> Checks:
-  """Returns the checks of labels and weights that the task or the objective's terms read.
-
-  Args:
-    classes: entries with labels of the task; None: no task, so that 'label' may hold anything.
-    arguments, inputs, state: of the run.
-  """
-  with record_entries() as entries:
-    _term_names(arguments, inputs, state)
-  source, ignore_label = arguments.source, arguments.run.ignore_label
-  known: dict[str, int | None] = {name: number for name, (number, _) in entries.classes.items()}
-  if classes is not None:
-    known |= classes
-  elif "label" not in entries.numbers:
-    known.setdefault("label", None)
-  ignored = dict.fromkeys(known, ignore_label)
-  ignored |= {name: x for name, (_, x) in entries.classes.items() if x is not None}
-  marks = {}
-  for name, own in entries.numbers.items():
-    is_marked = name in known or (name == "label" and getattr(source, "classes", None) is not None)
-    mark = data.UNLABELED if is_marked else ignore_label
-    if mark is not None and mark != own:
-      marks[name] = mark
-  examples = source.arrays if isinstance(source, data.Source) else inputs.example
-  for name in sorted(entries.weights & set(examples)):
-    _check_weights(name, np.asarray(examples[name]))
-  return Checks(known, ignored, frozenset(entries.weights), marks)
-
-
-def _check_weights(name: str, weights: np.ndarray) -> None:
-  """Raises a ValueError for weights of examples that are all 0."""
-  if not weights.any():
-    raise ValueError(
-      f"{name}: expected weights >= 0, not all 0, got only 0: a weight of 0 leaves an example out"
-    )
 
 
 def _term_names(arguments: Arguments, inputs: Inputs, state: TrainState) -> list[str]:

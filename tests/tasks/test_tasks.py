@@ -52,6 +52,24 @@ def test_multi_label_equals_scikit_learn(rng, dtype):
   assert host["map"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("missing", [np.int32(-1), np.int32(255), np.float32(255)])
+def test_unlabeled_rows_of_multi_label_do_not_count(rng, missing):
+  task = tasks.multi_label(ignore_label=255)
+  logits = rng.normal(size=(12, 3)).astype(np.float32)
+  labels = (rng.random((12, 3)) < 0.5).astype(missing.dtype)
+  labeled = np.arange(12) % 3 > 0
+  marked = np.where(labeled[:, None], labels, missing)
+  marked[3] = labels[3]
+  marked[3, 1] = missing  # one of a row's labels
+  sums = [
+    task.statistics({"logits": jnp.asarray(z)}, {"label": jnp.asarray(y)}, None)
+    for z, y in ((logits, marked), (logits[labeled], labels[labeled]))
+  ]
+  assert task.compute(sums[0]) == pytest.approx(task.compute(sums[1]))
+  host = task.evaluate_predictions({"logits": logits}, {"label": marked})
+  assert host == task.evaluate_predictions({"logits": logits[labeled]}, {"label": labels[labeled]})
+
+
 @pytest.mark.parametrize("shape", [(40,), (40, 3)])
 def test_regression_equals_scikit_learn(rng, shape):
   task = tasks.regression(unit="mm")

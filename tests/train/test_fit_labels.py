@@ -7,7 +7,7 @@ import optax
 import pytest
 from fitting import fit_with
 
-from distill_jax import data, objectives
+from distill_jax import data, objectives, tasks
 from distill_jax.distributed import sharding
 from distill_jax.models import from_apply
 
@@ -58,6 +58,27 @@ def test_number_labels_are_trained_on_as_they_are(run):
   # -1 is no mark of a regression.
   result = fitted(1, [batch([3, -1, 2, 0])], hard(optax.squared_error), 30)
   np.testing.assert_allclose(result.variables.params, 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("label", "loss", "task"),
+  [
+    ([3, -999, 2, 1], optax.squared_error, tasks.regression),
+    ([3.0, -999, 2, 1], optax.squared_error, tasks.regression),
+    ([1.0, -999, 0, 1], optax.sigmoid_binary_cross_entropy, tasks.binary),
+  ],
+)
+def test_task_ignores_the_numbers_that_a_term_ignores(label, loss, task):
+  """The error of a regression was that of -999."""
+  batches = [batch(label)]
+  options = {"validation": batches, "eval_every": 1}
+  objective = hard(loss, ignore_label=-999)
+  with pytest.raises(ValueError, match=r"^task: .*-999.*got None"):
+    fitted(1, batches, objective, task=task(), **options)
+  if task is tasks.binary:
+    return
+  result = fitted(1, batches, objective, task=task(ignore_label=-999), **options)
+  assert result.history[-1]["rmse"] == pytest.approx(np.sqrt(14 / 3 - 3))  # It predicts 1 by now.
 
 
 def test_mark_that_the_loss_does_not_know_raises():
