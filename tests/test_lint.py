@@ -3,6 +3,7 @@
 import ast
 import collections
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,13 @@ def test_structure_of_the_package():
     "imports of unittest.mock": mocks,
   }
   assert {problem: found for problem, found in problems.items() if found} == {}
+
+
+def test_wheel_has_all_packages_and_the_configs():
+  listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+  folders = {path.parent for path in PACKAGE.rglob("__init__.py")}
+  names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+  assert listed == sorted(names | {"distill_jax.configs"})
 
 
 def test_no_two_files_of_tests_share_a_name():

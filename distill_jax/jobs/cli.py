@@ -17,7 +17,7 @@ from distill_jax.jobs.compile_ahead import describe_cost
 from distill_jax.jobs.config import ConfigError, Splits
 from distill_jax.jobs.dry_run import print_plan
 from distill_jax.jobs.flags import parse_arguments
-from distill_jax.jobs.overrides import load_config
+from distill_jax.jobs.overrides import config_file, load_config
 from distill_jax.jobs.plan import Job, is_complete
 from distill_jax.jobs.stages import run_stages
 from distill_jax.storage import files, folders
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
   """
   flags, overrides = parse_arguments(argv)
   _join(flags)
-  path = Path(flags.config)
+  path = config_file(flags.config)
   folder = folders.resolve_run(flags.workdir or f"runs/{path.stem}", "--workdir")
   equality.assert_equal("command", {name: str(vars(flags)[name]) for name in _SHARED_FLAGS})
   config = hosts.run_on_all(lambda: load_config(flags.config, overrides))

@@ -87,7 +87,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
   group = parser.add_argument_group("run")
   group.add_argument(
-    "--config", required=True, metavar="FILE", help="Python file whose get_config() returns the job"
+    "--config",
+    required=True,
+    metavar="FILE",
+    help="Python file whose get_config() returns the job, or the name of one that distill_jax "
+    "brings (digits)",
   )
   group.add_argument(
     "--workdir", metavar="FOLDER", help="folder of the run (default: runs/NAME_OF_FILE)"

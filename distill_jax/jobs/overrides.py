@@ -19,6 +19,7 @@ from distill_jax.jobs.near_names import nearest
 
 _BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 _UNIONS = (typing.Union, types.UnionType)
+_PACKAGE = Path(__file__).parent.parent
 _siblings: list[str] = []  # Names of the modules that the last config imported from its folder.
 
 
@@ -26,7 +27,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
   """Returns the config of a file with overrides, checked as a whole.
 
   Args:
-    path: Python file that defines `get_config()`.
+    path: Python file that defines `get_config()`, or the name of one that distill_jax brings.
     overrides: texts `field=value` or `nested.field=value`. Names may have hyphens for underscores.
       Tuples are `(1,2)` or `1,2`, texts in them with or without quotes. `None` resets an optional
       field.
@@ -35,7 +36,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     ConfigError: the file or a field does not exist, or a value has another type than its field or
       is outside its range. The message names the field, the value and the nearest existing name.
   """
-  config = _read(Path(path))
+  config = _read(config_file(path))
   for override in overrides:
     config = _override(config, override)
   _check_types(config)
@@ -46,10 +47,25 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
   return config
 
 
+def config_file(name: str) -> Path:
+  """Returns the path of a config's file; a name such as 'digits' is one that distill_jax brings."""
+  bundled = _bundled_configs().get(name)
+  return Path(name) if bundled is None or Path(name).is_file() else bundled
+
+
+def _bundled_configs() -> dict[str, Path]:
+  """Returns {name: file} of the configs that a wheel has inside of the package."""
+  inside, beside = _PACKAGE / "configs", _PACKAGE.parent / "configs"
+  folder = inside if inside.is_dir() else beside  # in a checkout
+  return {path.stem: path for path in folder.glob("*.py")}
+
+
 def _read(path: Path) -> Config:
   """Runs a config file and returns what its `get_config` returns, without overrides."""
   if not path.is_file():
     neighbors = [str(file) for file in path.parent.glob("*.py")]
+    if not path.suffix:
+      neighbors += _bundled_configs()
     hint = suggest(str(path), neighbors) if neighbors else ""
     raise ConfigError(f"--config: there is no file {path}{hint}")
   if path.suffix != ".py":

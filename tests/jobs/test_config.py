@@ -171,6 +171,15 @@ def test_schedule_warms_up_and_decays():
   assert float(Training(steps=100, learning_rate=0.5).schedule()(0)) == 0.5
 
 
+def test_bundled_config_is_found_by_its_name_in_any_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert type(load_config("digits")).__name__ == "Digits"
+  with pytest.raises(ConfigError, match="^--config: .*no file digit; did you mean 'digits'"):
+    load_config("digit")
+  Path("digits").mkdir()  # such as a folder of images
+  assert type(load_config("digits")).__name__ == "Digits"
+
+
 def test_missing_file_suggests_its_neighbor(job):
   with pytest.raises(ConfigError, match=r"--config: .*jbo\.py; did you mean .*job\.py"):
     load_config(job.replace("job.py", "jbo.py"))
