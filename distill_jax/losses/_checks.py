@@ -136,9 +136,14 @@ def integers(name: str, value: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
   """Returns an array of exactly `shape` in jax's default integers: 8 bits cannot count classes."""
   value = jnp.asarray(value)
   if not jnp.issubdtype(value.dtype, jnp.integer):
-    raise ValueError(f"{name}: expected integers, got {value.dtype}")
+    raise ValueError(f"{name}: expected integers, got {value.dtype}: write {name}.astype(np.int32)")
   if value.shape != shape:
-    raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
+    hint = ""
+    if value.shape == (*shape, 1):
+      hint = f": drop the last axis, {name}[..., 0]"
+    elif value.shape[:-1] == shape:
+      hint = f": write {name}.argmax(-1) for one-hot rows"
+    raise ValueError(f"{name}: expected shape {shape}, got {value.shape}{hint}")
   return value.astype(int)
 
 

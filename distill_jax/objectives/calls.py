@@ -193,11 +193,15 @@ def label_of(batch: Batch) -> jax.Array:
 
 def _integer_labels(batch: Batch) -> jax.Array:
   label = label_of(batch)
+  if label.dtype == jnp.bool_:
+    return label.astype(jnp.int32)
   if not jnp.issubdtype(label.dtype, jnp.integer):
-    raise ValueError(
-      f"label: expected integers, got {label.dtype} {label.shape}: "
-      "this loss cannot be used with mixed labels (mixup, cutmix)"
+    hint = (
+      "write label.argmax(-1) for one-hot rows; this loss takes no mixed labels (mixup, CutMix)"
     )
+    if label.ndim == 1:
+      hint = "write label.astype(np.int32) for class numbers"
+    raise ValueError(f"label: expected integers, got {label.dtype} {label.shape}: {hint}")
   return label
 
 

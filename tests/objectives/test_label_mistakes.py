@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from distill_jax import data
-from distill_jax.objectives import labels
+from distill_jax import data, losses
+from distill_jax.objectives import labels, logits
 
 KEY = jax.random.key(0)
 NUMBERS = np.array([0, 1, 2, 0])
@@ -134,3 +134,29 @@ def test_missing_labels_are_named_once():
   assert str(error.value).count("'image'") == 1
   with pytest.raises(ValueError, match=r"^label: .*labels\(entry='labels'\)"):
     shapes_of(labels(), (4, 3), labels=NUMBERS)
+
+
+@pytest.mark.parametrize(
+  ("label", "hint"),
+  [
+    (NUMBERS.astype(np.float32), r"label\.astype\(np\.int32\)"),
+    (ROWS, r"label\.argmax\(-1\)"),
+    (ROWS.astype(int), r"labels\.argmax\(-1\)"),
+    (NUMBERS[:, None], r"labels\[\.\.\., 0\]"),
+  ],
+)
+def test_losses_with_labels_say_which_form_they_take(label, hint):
+  term = logits(losses.nkd)
+  z = jnp.zeros((4, 3))
+  with pytest.raises(ValueError, match=f"^labels?: expected .*{hint}"):
+    term.apply({}, {}, {"logits": z}, {"logits": z}, {"label": label}, step=0, key=KEY)
+
+
+def test_losses_take_bool_labels():
+  z = jnp.array([[0.0, 1.0], [2.0, 0.0]])
+  outputs = {"logits": z}, {"logits": 2 * z}
+  values = [
+    logits(losses.nkd).apply({}, {}, *outputs, {"label": y}, step=0, key=KEY)[0][0]
+    for y in (np.array([True, False]), np.array([1, 0]))
+  ]
+  np.testing.assert_array_equal(*values)
