@@ -1,8 +1,7 @@
 """Calls a loss for a term: reads outputs, labels, masks and entries of the batch by name."""
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, overload
 
 import jax
@@ -12,7 +11,12 @@ from distill_jax import reduce
 from distill_jax.errors import suggest
 from distill_jax.losses import SparseTargets
 from distill_jax.objectives.class_labels import record
-from distill_jax.objectives.hyperparameters import at_step, check_types, values_at
+from distill_jax.objectives.hyperparameters import (
+  at_step,
+  check_types,
+  numbers_at_steps,
+  step_in_error,
+)
 from distill_jax.objectives.loss_checks import (
   check_free,
   check_loss,
@@ -58,10 +62,8 @@ class LossCall(NamedTuple):
       "where": jax.ShapeDtypeStruct(rows, jnp.bool_),
     }
     extras = {name: shape for name, shape in shapes.items() if name in self.step_arguments}
-    numbers = {name: values_at(name, self.hyperparameters[name]) for name in self.schedules}
-    for step in sorted({step for values in numbers.values() for step in values} or {0}):
-      constants = self.hyperparameters | {name: values[step] for name, values in numbers.items()}
-      with _step_in_error(step, self.schedules):
+    for step, constants in numbers_at_steps(self.hyperparameters, self.schedules):
+      with step_in_error(step, self.schedules):
         values = jax.eval_shape(
           lambda s, t, extras, constants=constants: self.loss(s, t, **extras, **constants),
           s,
@@ -153,17 +155,6 @@ def prepare(
   check_names(loss, step_arguments, passed)
   schedules = check_types(loss, hyperparameters)
   return LossCall(loss, step_arguments, dict(hyperparameters), schedules, entries, valid)
-
-
-@contextlib.contextmanager
-def _step_in_error(step: int, schedules: frozenset[str]) -> Iterator[None]:
-  """Names the step at which a loss rejects the number of a schedule."""
-  try:
-    yield
-  except ValueError as error:
-    if not schedules:
-      raise
-    raise ValueError(f"{error} (with {', '.join(sorted(schedules))} at step {step})") from error
 
 
 def blank(mask: jax.Array | None, tree: Any) -> Any:

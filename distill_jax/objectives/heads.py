@@ -6,9 +6,10 @@ The head trains with the student and is not exported.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from distill_jax import losses
-from distill_jax.objectives.hyperparameters import at_step
+from distill_jax.objectives.hyperparameters import at_step, check_at_steps
 from distill_jax.objectives.learned import check_pair, learned
 from distill_jax.objectives.loss_checks import check_options
 from distill_jax.objectives.parts import (
@@ -66,10 +67,10 @@ def uskd(
 
   Raises:
     ValueError: at once, a hyper-parameter that the loss does not have; in init, an unknown name,
-      logits that are not [B, classes], or a feature of fewer than 2 axes; in a step, labels that do
-      not fit or that the batch lacks, or a hyper-parameter that the loss rejects.
+      logits that are not [B, classes], a feature of fewer than 2 axes, or a hyper-parameter that
+      the loss rejects; in a step, labels that do not fit or that the batch lacks.
   """
-  check_options(losses.uskd, {"labels"}, hyperparameters)
+  schedules = check_options(losses.uskd, {"labels"}, hyperparameters)
 
   def init(key, s, t):
     del t
@@ -79,6 +80,9 @@ def uskd(
         f"feature: expected logits [B, classes] and a feature [B, ..., C], got {logits.shape} and "
         f"{middle.shape}"
       )
+    logits = jax.ShapeDtypeStruct(logits.shape, logits.dtype)
+    labels = jax.ShapeDtypeStruct(logits.shape[:1], jnp.int32)
+    check_at_steps(losses.uskd, hyperparameters, schedules, logits, logits, labels)
     return Variables(layer_init(key, middle.shape[-1], logits.shape[-1]), {})
 
   def apply(params, state, s, t, *, labels, where, step, axis_name):

@@ -1,10 +1,11 @@
 """Checks the numbers that terms take, and resolves those that are schedules of the step."""
 
 import contextlib
+import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -124,6 +125,50 @@ def values_at(name: str, schedule: Schedule) -> dict[int, float]:
     ValueError: jax cannot trace it, or it returns something else than one number.
   """
   return {step: _value_at(name, schedule, step) for step in _steps.get()}
+
+
+def numbers_at_steps(
+  hyperparameters: Mapping[str, Any], schedules: Collection[str]
+) -> list[tuple[int, dict[str, Any]]]:
+  """Returns (step, hyper-parameters) with the numbers of the schedules at step 0, and in
+  `schedule_steps` at those steps.
+  """
+  numbers = {name: values_at(name, hyperparameters[name]) for name in schedules}
+  steps = _steps.get() if numbers else (0,)
+  return [
+    (step, {**hyperparameters, **{name: values[step] for name, values in numbers.items()}})
+    for step in steps
+  ]
+
+
+@contextlib.contextmanager
+def step_in_error(step: int, schedules: Collection[str]) -> Iterator[None]:
+  """Names the step at which a loss rejects the number of a schedule."""
+  try:
+    yield
+  except ValueError as error:
+    if not schedules:
+      raise
+    raise ValueError(f"{error} (with {', '.join(sorted(schedules))} at step {step})") from error
+
+
+def check_at_steps(
+  loss: Callable, hyperparameters: Mapping[str, Any], schedules: Collection[str], *arrays: Any
+) -> None:
+  """Checks what a loss of a term takes as hyper-parameters.
+
+  Args:
+    loss: `(*arrays, **hyperparameters) -> values`; only shapes are computed.
+    hyperparameters: numbers and schedules.
+    schedules: which of them are schedules; checked as in `numbers_at_steps`.
+    *arrays: shapes.
+
+  Raises:
+    ValueError: what the loss raises; it names the step.
+  """
+  for step, constants in numbers_at_steps(hyperparameters, schedules):
+    with step_in_error(step, schedules):
+      jax.eval_shape(functools.partial(loss, **constants), *arrays)
 
 
 def _value_at(name: str, schedule: Schedule, step: int) -> float:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from distill_jax import losses, reduce
 from distill_jax.objectives.calls import LossCall, outputs_of, prepare
 from distill_jax.objectives.comparisons import features
-from distill_jax.objectives.hyperparameters import check_integer
+from distill_jax.objectives.hyperparameters import check_at_steps, check_integer
 from distill_jax.objectives.layer_maps import Pairs, check_pairs, last_entries
 from distill_jax.objectives.loss_checks import check_loss
 from distill_jax.objectives.terms import Term
@@ -188,32 +188,33 @@ def _query_term(
   check_pairs(pairs, last)
   s_first, t_first = (f"{names[0]}{layer}" for layer in pairs[0])
 
-  def value(student, teacher, masks: Masks, step):
+  def value(student, teacher, masks: Masks, loss):
     values = []
     for s, t in pairs:
       for name in names:
         outputs = _outputs_of_pair(student, teacher, f"{name}{s}", f"{name}{t}", last, rank)
         sides = zip(outputs, ("student", "teacher"))
         s_scores, t_scores = (scores(x, side, masks.exists, masks.same) for x, side in sides)
-        values.append(_loss_per_query(call.at(step), s_scores, t_scores, masks.counted))
+        values.append(_loss_per_query(loss, s_scores, t_scores, masks.counted))
     return sum(values[1:], values[0])
 
   def init(key, student, teacher):
     del key
 
-    def shapes(student, teacher, step):
+    def shapes(student, teacher, **hyperparameters):
       x, _ = _outputs_of_pair(student, teacher, s_first, t_first, last, rank)
       every = jnp.ones((x.shape[0], x.shape[rank - 2]), bool)
-      return value(student, teacher, Masks(every, every, None), step)
+      loss = functools.partial(call.loss, **hyperparameters)
+      return value(student, teacher, Masks(every, every, None), loss)
 
-    jax.eval_shape(shapes, student, teacher, jax.ShapeDtypeStruct((), jnp.int32))
+    check_at_steps(shapes, call.hyperparameters, call.schedules, student, teacher)
     return Variables({}, {})
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
     del params, key, axis_name
     x = outputs_of(student, s_first, "student")
     masks = token_masks(batch, (x.shape[0], x.shape[rank - 2]), last)
-    return (value(student, teacher, masks, step), masks.counted), state
+    return (value(student, teacher, masks, call.at(step)), masks.counted), state
 
   return Term(init, apply)
 

@@ -111,8 +111,9 @@ def check_names(loss: Callable, step_arguments: frozenset[str], passed: set[str]
     ) from error
 
 
-def check_options(loss: Callable, passed: set[str], options: Mapping[str, Any]) -> None:
-  """Checks the hyper-parameters of a term's own loss by name and type.
+def check_options(loss: Callable, passed: set[str], options: Mapping[str, Any]) -> frozenset[str]:
+  """Checks the hyper-parameters of a term's own loss by name and type; returns the names of
+  schedules.
 
   Args:
     loss: a function.
@@ -123,7 +124,7 @@ def check_options(loss: Callable, passed: set[str], options: Mapping[str, Any]) 
     ValueError: as `check_names` and `check_types`.
   """
   check_names(loss, frozenset(passed), set(options))
-  check_types(loss, options)
+  return check_types(loss, options)
 
 
 def name_of(loss: Any) -> str:

@@ -9,6 +9,7 @@ from distill_jax import losses
 from distill_jax.objectives.hyperparameters import (
   Number,
   at_step,
+  check_at_steps,
   check_integer,
   check_number,
   is_number,
@@ -190,17 +191,21 @@ def fgd(
 
   Raises:
     ValueError: at once, stride <= 0 or a hyper-parameter that the loss does not have; in init,
-      outputs that are not maps of as many rows; in a step, boxes that do not fit or that the batch
-      lacks, or a hyper-parameter that the loss rejects.
+      outputs that are not maps of as many rows, or a hyper-parameter that the loss rejects; in a
+      step, boxes that do not fit or that the batch
+      lacks.
   """
   if not is_number(stride) or not stride > 0:
     raise ValueError(f"stride: expected a number > 0, got {stride!r}")
-  check_options(losses.fgd, {"foreground", "context"}, hyperparameters)
+  schedules = check_options(losses.fgd, {"foreground", "context"}, hyperparameters)
 
   def init(key, s, t):
     check_pair(s, t, rank=4)
     align_key, context_key = jax.random.split(key)
     context = losses.fgd_init(context_key, t.shape[-1])
+    maps = jax.ShapeDtypeStruct(t.shape, t.dtype)
+    foreground = jax.ShapeDtypeStruct(t.shape[:3], jnp.float32)
+    check_at_steps(losses.fgd, hyperparameters, schedules, maps, maps, foreground, context)
     return Variables({"align": align_init(align_key, s, t), "context": context}, {})
 
   def apply(params, state, s, t, *, step, boxes, valid):

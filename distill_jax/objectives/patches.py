@@ -10,6 +10,7 @@ from distill_jax import losses
 from distill_jax.objectives.hyperparameters import (
   Number,
   at_step,
+  check_at_steps,
   check_integer,
   check_number,
 )
@@ -47,7 +48,7 @@ def vitkd(
     ValueError: at once, fewer than two names or different numbers of them, mask_fraction or
       prefix_tokens out of range, or a hyper-parameter that the loss does not have; in init,
       outputs that are not tokens of as many rows and as long, shallow layers of other widths, or
-      patches that are no square.
+      patches that are no square, or a hyper-parameter that the loss rejects.
   """
   is_name = isinstance(student, str) or isinstance(teacher, str)
   if is_name or len(student) != len(teacher) or len(student) < 2:
@@ -61,13 +62,18 @@ def vitkd(
 
   check()
   check_integer("prefix_tokens", prefix_tokens, 0)
-  check_options(losses.vitkd, {"masked"}, hyperparameters)
+  schedules = check_options(losses.vitkd, {"masked"}, hyperparameters)
 
   def init(key, s, t):
     check()  # In `fit` also at later steps.
     for s_tokens, t_tokens in zip(s, t):
       check_pair(s_tokens, t_tokens, rank=3)
     _check_tokens(t, prefix_tokens)
+    rows, tokens, channels = t[-1].shape
+    shallow = jax.ShapeDtypeStruct((rows, 1, tokens, channels), t[-1].dtype)
+    sides = shallow, jax.ShapeDtypeStruct(t[-1].shape, t[-1].dtype)
+    masked = jax.ShapeDtypeStruct((rows, tokens), jnp.bool_)
+    check_at_steps(losses.vitkd, hyperparameters, schedules, sides, sides, masked)
     keys = jax.random.split(key, len(s) + 1)
     width = t[-1].shape[-1]
     params = {

@@ -1,7 +1,6 @@
 """Terms for language models, from hidden states and heads, without logits [tokens, vocabulary]."""
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ from distill_jax.objectives.calls import (
 from distill_jax.objectives.hyperparameters import (
   Number,
   at_step,
+  check_at_steps,
   check_integer,
   check_number,
   check_types,
@@ -94,9 +94,8 @@ def tokens(
     return next_tokens(memory=memory)
   schedules = _check(loss, label_weight, temperature, memory, targets, options)
 
-  def value(student, teacher, label, weights, label_weights, step):
+  def value(student, teacher, label, weights, label_weights, step, options):
     loss_kwargs = {"weights": weights, "memory": memory, **options}
-    loss_kwargs |= {name: at_step(options[name], step) for name in schedules}
     has_labels = callable(label_weight) or label_weight > 0
     if has_labels:
       loss_kwargs["labels"] = jnp.maximum(label, 0).reshape(-1)
@@ -119,10 +118,13 @@ def tokens(
       any_output_of(teacher, "hidden" if targets == "logits" else targets, "teacher")
     names = (*STATES, targets)
     s, t = ({name: x[name] for name in names if name in x} for x in (student, teacher))
-    label = jax.ShapeDtypeStruct(outputs_of(student, "hidden", "student").shape[:2], jnp.int32)
-    ones = jnp.ones(math.prod(label.shape), jnp.float32)
-    first = jnp.zeros((), jnp.int32)
-    jax.eval_shape(lambda s, t, label: value(s, t, label, ones, ones, first), s, t, label)
+    label = jnp.zeros(outputs_of(student, "hidden", "student").shape[:2], int)
+    ones, first = jnp.ones(label.size, jnp.float32), jnp.zeros((), int)
+
+    def shapes(s, t, **options):
+      return value(s, t, label, ones, ones, first, options)
+
+    check_at_steps(shapes, options, schedules, s, t)
     return Variables({}, {})
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
@@ -130,7 +132,8 @@ def tokens(
     label, where = _counted(batch)
     weights = where.reshape(-1).astype(jnp.float32)
     label_weights = has_true_label(batch, where).reshape(-1).astype(jnp.float32)
-    total = value(student, teacher, label, weights, label_weights, step)
+    numbers = options | {name: at_step(options[name], step) for name in schedules}
+    total = value(student, teacher, label, weights, label_weights, step, numbers)
     return _mean(total, where), state
 
   return Term(init, apply)

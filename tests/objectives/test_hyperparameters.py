@@ -251,6 +251,10 @@ def test_fit_checks_schedules_at_later_steps(make, match):
     fit_terms(**make(optax.linear_schedule(0.9, -1.0, 19)))
 
 
+def scores_kl(student, teacher, *, temperature=1.0):
+  return losses.kl_divergence(student, teacher, temperature=temperature).mean((1, 2))
+
+
 @pytest.mark.parametrize("total", [2, 20])
 def test_terms_check_schedules_at_later_steps(total):
 
@@ -261,8 +265,12 @@ def test_terms_check_schedules_at_later_steps(total):
     (lambda x: objectives.crd("z", "z", 8, negatives=3, width=2, momentum=x), (4, 3)),
     (lambda x: objectives.srd("z", "z", power=lambda step: 1 + x(step)), (4, 3)),
     (lambda x: objectives.tokens(label_weight=x), (4, 3)),
+    (lambda x: objectives.fgd("z", "z", stride=8, temperature=x), (2, 4, 4, 4)),
+    (lambda x: objectives.uskd("z", output="z", alpha=x), (4, 3)),
+    (lambda x: objectives.vitkd(("z", "z"), ("z", "z"), beta=x), (2, 4, 3)),
+    (lambda x: objectives.attention([(1, 1)], scores_kl, name="z", temperature=x), (2, 2, 3, 3)),
   ]:
-    outputs = {"z": jax.ShapeDtypeStruct(output, jnp.float32)}
+    outputs = dict.fromkeys(("z", "z1"), jax.ShapeDtypeStruct(output, jnp.float32))
     with pytest.raises(ValueError, match=f"at step {total - 1}"), schedule_steps(total):
       make(wrong_at_last).init(KEY, outputs, outputs)
 
