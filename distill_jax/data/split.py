@@ -35,27 +35,30 @@ def split(
     stratify: the entry of class numbers [N], e.g. 'label', of each of which the fraction is held
       out, at least one example; the only example of a class stays in `rest`. Whether an example is
       held out then depends on the other examples of its class, too.
-    groups: the entry of integers [N], e.g. a patient's number, whose examples stay together.
+    groups: the entry of integers [N], e.g. a patient's number, whose examples stay together. With
+      `stratify` groups are held out one by one, in the order of their hash, where that brings the
+      numbers of all classes nearer to the fraction; a class of one group stays in `rest`.
 
   Returns:
     `(rest, held_out)`, each in the source's order.
 
   Raises:
-    ValueError: `fraction` is not in (0, 1), one part would be empty, an entry does not exist or
-      holds no integers [N], or both `stratify` and `groups` are given.
+    ValueError: `fraction` is not in (0, 1), one part would be empty, or an entry does not exist or
+      holds no integers [N].
   """
   source = _as_examples("split", source)
   _check_number("fraction", fraction)
   if not 0 < fraction < 1:
     raise ValueError(f"fraction: expected a number in (0, 1), got {fraction}")
-  if stratify is not None and groups is not None:
-    raise ValueError(f"groups: expected None with stratify={stratify!r}, got {groups!r}: drop one")
   ids = source.ids if groups is None else _integers(source, "groups", groups)
   ranks = hash_ids(ids, seed, "split")
   held_out = ranks < fraction
   if stratify is not None:
     strata = _integers(source, "stratify", stratify)
-    held_out = stratified_mask(strata, ranks, fraction, leave_one=True)
+    if groups is None:
+      held_out = stratified_mask(strata, ranks, fraction, leave_one=True)
+    else:
+      held_out = _stratified_groups(strata, ids, ranks, fraction)
   if held_out.all() or not held_out.any():
     raise ValueError(
       f"fraction: expected two parts that hold examples, got {held_out.sum()} of the {len(source)} "
@@ -163,6 +166,35 @@ def stratified_mask(
     count = max(1, round(fraction * len(rows)))
     mask[rows[: min(count, len(rows) - leave_one)]] = True
   return mask
+
+
+def _stratified_groups(
+  strata: np.ndarray, groups: np.ndarray, ranks: np.ndarray, fraction: float
+) -> np.ndarray:
+  """Returns a bool mask [N] of whole groups that hold about `fraction` of each class.
+
+  Greedy, as scikit-learn's StratifiedGroupKFold: groups that differ most in their classes come
+  first, and each is held out where the squared error of the classes' fractions is less then.
+  """
+  _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+  _, class_of = np.unique(strata, return_inverse=True)
+  counts = np.zeros((len(sizes), class_of.max() + 1))
+  np.add.at(counts, (group_of, class_of), 1)
+  group_ranks = np.zeros(len(sizes))
+  group_ranks[group_of] = ranks
+  counts /= counts.sum(0)
+  left = (counts > 0).sum(0)  # Groups with examples of a class that are not held out.
+  held_out = np.zeros(len(sizes), bool)
+  missing = np.zeros(len(left))  # What is to be held out of the groups up to here.
+  for group in np.lexsort((group_ranks, -counts.std(1))):
+    missing += fraction * counts[group]
+    is_last = (counts[group] > 0) & (left == 1)
+    is_nearer = ((missing - counts[group]) ** 2).sum() < (missing**2).sum()
+    if is_nearer and not is_last.any():
+      held_out[group] = True
+      left -= counts[group] > 0
+      missing -= counts[group]
+  return held_out[group_of]
 
 
 def _as_examples(function: str, examples: Any) -> Any:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
 
 from distill_jax import data
 from distill_jax.data.sets import digits
@@ -165,13 +166,40 @@ def test_grouped_split_keeps_groups_together():
   assert abs(len(held_out) / 5 - 40) < 28
 
 
+def test_stratified_groups_stay_together_and_are_as_even_as_of_scikit_learn():
+  errors = []
+  for seed in range(5):
+    rng = np.random.default_rng(seed)
+    patient = np.repeat(np.arange(80) * 7, rng.integers(1, 30, 80))
+    odds = rng.dirichlet([0.7, 0.5, 0.2], 560)
+    label = np.array([rng.choice(3, p=odds[number]) for number in patient])
+    examples = data.Source({"patient": patient, "label": label}, classes=3)
+    rest, held_out = data.split(examples, 0.2, seed, stratify="label", groups="patient")
+    assert not set(rest.arrays["patient"]) & set(held_out.arrays["patient"])
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(label, label, patient)
+    sizes = [held_out.arrays["label"], label[next(folds)[1]]]
+    fractions = [np.bincount(y, minlength=3) / np.bincount(label) for y in sizes]
+    errors.append([abs(x - 0.2).max() for x in fractions])
+  ours, peers = np.mean(errors, 0)
+  assert ours <= 1.5 * peers < 0.02
+  repeated, _ = data.split(examples, 0.2, seed, stratify="label", groups="patient")
+  assert repeated.ids.tolist() == rest.ids.tolist()
+
+
+def test_only_group_of_a_class_stays_in_training():
+  arrays = {"patient": np.array([0, 0, 1, 2, 3, 4]), "label": np.array([1, 1, 0, 0, 0, 0])}
+  rest, _ = data.split(arrays, 0.9, stratify="label", groups="patient")
+  assert sorted(rest.arrays["label"].tolist()) == [0, 1, 1]
+
+
 @pytest.mark.parametrize(
   "arguments, field",
   [
     (dict(stratify="kind"), "stratify"),
     (dict(stratify="x"), "stratify"),
     (dict(groups="patient"), "groups"),
-    (dict(stratify="label", groups="label"), "groups"),
+    # Each class is one group.
+    (dict(stratify="label", groups="label"), "fraction"),
   ],
 )
 def test_entries_that_cannot_guide_a_split_raise(arguments, field):
