@@ -115,6 +115,10 @@ class Log:
       self._show("time", step, _flat(timings))
     return values
 
+  def stop(self, step: int) -> None:
+    """Writes the times of the steps since the last report, whose means the next part reports."""
+    self._write("timings", self.clock.report(step))
+
   def validation(self, step: int, values: Mapping[str, float]) -> None:
     """Reports an evaluation; without a terminal it prints a line."""
     with self.clock.waiting("report"):

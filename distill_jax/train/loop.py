@@ -14,7 +14,7 @@ from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, Run, check_length, check_options
 from distill_jax.train.batch_errors import name_shapes
 from distill_jax.train.inputs import next_batch
-from distill_jax.train.log import Log, fetch
+from distill_jax.train.log import Log
 from distill_jax.train.options import (
   CheckpointOptions,
   Evaluation,
@@ -28,6 +28,7 @@ from distill_jax.train.profile import Profile
 from distill_jax.train.result import FitResult
 from distill_jax.train.saver import Saver, all_variables
 from distill_jax.train.stopping import Patience, check_skips
+from distill_jax.train.window import Window
 from distill_jax.types import Batch, Objective, Task, TrainState
 
 
@@ -224,7 +225,7 @@ def _train(
   if pipeline is not None:
     pipeline.set_state(saver.position(first_step - 1))
   batches = iter(run.stream(first_step - 1))
-  metrics: list[Any] = []
+  window = Window(saver.notes)
   stop_reason = _stop_reason(patience)
   for step in range(first_step, run.intervals.steps + 1):
     if stop_reason:
@@ -235,10 +236,10 @@ def _train(
     with name_shapes(f"source: batch {step - 1}, counted from 0", batch, run.example):
       state, step_metrics = profile(step, run.step_fn, state, run.teacher_variables, batch)
     log.clock.stepped()
-    metrics.append(step_metrics)
+    window.add(step_metrics)
     due = _due(run, step, stop=interruption.at())
     if due.report:
-      _report(run, log, step, state, metrics, batch)
+      _report(run, log, step, state, window, batch)
     scores = None
     if due.evaluate:
       scores = _evaluate(run, log, step, state)
@@ -246,9 +247,11 @@ def _train(
     if due.save:
       with log.clock.waiting("checkpoint"):
         position = None if pipeline is None else pipeline.get_state()
-        saver.save(state, scores, position, patience.notes())
+        notes = patience.notes() | ({} if due.report else window.notes())
+        saver.save(state, scores, position, notes)
     if due.stop and step < run.intervals.steps:
       saver.wait()
+      log.stop(step)
       interruption.answer(state, saved=saver.folder is not None)
       stop_reason = "Ctrl-C"
     elif due.evaluate:
@@ -259,22 +262,20 @@ def _train(
 def _due(run: Run, step: int, *, stop: bool) -> _Due:
   intervals = run.intervals
   evaluate = step % intervals.evaluate == 0 or step == intervals.steps
-  save = stop or evaluate or step % intervals.save == 0
+  save = evaluate or step % intervals.save == 0
+  has_folder = run.arguments.checkpoints is not None
   # What was not reported before a checkpoint would be missing from the report of a run that resumes
-  # there.
-  saved = save and (run.arguments.checkpoints is not None or step == intervals.steps)
-  report = saved or stop or step % run.arguments.run.log_every == 0
-  return _Due(report, evaluate and run.evaluate is not None, save, stop)
+  # there; after a signal, the checkpoint has it.
+  saved = (save and has_folder) or step == intervals.steps
+  report = saved or step % run.arguments.run.log_every == 0 or (stop and not has_folder)
+  return _Due(report, evaluate and run.evaluate is not None, save or stop, stop)
 
 
-def _report(
-  run: Run, log: Log, step: int, state: TrainState, metrics: list[Any], batch: Batch
-) -> None:
+def _report(run: Run, log: Log, step: int, state: TrainState, window: Window, batch: Batch) -> None:
   """Reports the metrics of the steps since the last report, and clears them."""
   with log.clock.waiting("device"):
-    sums = fetch(metrics)
+    sums = window.take()
   log.train(step, sums, run.arguments.batch_size)
-  metrics.clear()
   check_skips(run.arguments, state, run.teacher_variables, batch)
 
 

@@ -2,6 +2,7 @@
 faults.
 """
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -50,6 +51,16 @@ def test_sigterm_saves_the_step_and_resumes_to_the_same_bits(tmp_path, step):  #
   resumed = run(tmp_path / "parts", source=terminated_at(None))
   assert_identical(whole.state, resumed.state)
   assert_identical(whole.variables, resumed.variables)
+  # The same windows, too: that in which it was stopped has one line, for all of its steps.
+  lines = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")]
+  assert [set(line) for line in lines[0]] == [set(line) for line in lines[1]]
+  for expected, line in zip(*lines):
+    assert (line["step"], line["phase"]) == (expected["step"], expected["phase"])
+    np.testing.assert_allclose(line["loss"], expected["loss"], rtol=1e-12)
+
+
+def read_lines(path):
+  return [json.loads(text) for text in path.read_text().splitlines()]
 
 
 def test_ctrl_c_without_a_folder_returns_the_steps_so_far():
