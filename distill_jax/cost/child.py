@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -67,8 +68,7 @@ def compile_for_tpu(
       "programs": [(p.donated, p.products) for p in programs],
     }
     (folder / _JOB).write_text(json.dumps(job))
-    command = [sys.executable, "-m", "distill_jax.cost.child", str(folder)]
-    child = subprocess.run(command, env=_environment(), capture_output=True, text=True)
+    child = run_child([sys.executable, "-m", "distill_jax.cost.child", str(folder)])
     if not (folder / _RESULT).exists():
       raise RuntimeError(
         f"compiling for {topology} ended with {child.returncode}: {child.stderr[-2000:].strip()}"
@@ -79,6 +79,29 @@ def compile_for_tpu(
       f"topology: expected a slice that libtpu knows, got {topology!r}: {result['rejected']}"
     )
   return [from_json(values) for values in result["compiled"]]
+
+
+def run_child(command: Sequence[str]) -> subprocess.CompletedProcess:
+  """Runs a command that calls `end_with_parent`; returns its outputs."""
+  # The parent's end of the pipe is closed with the parent, also where that is killed.
+  reader, writer = os.pipe()
+  try:
+    return subprocess.run(
+      command, env=_environment(), stdin=reader, capture_output=True, text=True, check=False
+    )
+  finally:
+    os.close(reader)
+    os.close(writer)
+
+
+def end_with_parent() -> None:
+  """Lets this process end as soon as the one that started it by `run_child` is gone."""
+
+  def wait() -> None:
+    os.read(0, 1)
+    os._exit(1)
+
+  threading.Thread(target=wait, name="end with parent", daemon=True).start()
 
 
 def _environment() -> dict[str, str]:
@@ -108,4 +131,5 @@ def _main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+  end_with_parent()
   _main(Path(sys.argv[1]))
