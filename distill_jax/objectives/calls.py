@@ -187,11 +187,9 @@ def _integer_labels(batch: Batch) -> jax.Array:
   if label.dtype == jnp.bool_:
     return label.astype(jnp.int32)
   if not jnp.issubdtype(label.dtype, jnp.integer):
-    hint = (
-      "write label.argmax(-1) for one-hot rows; this loss takes no mixed labels (mixup, CutMix)"
-    )
-    if label.ndim == 1:
-      hint = "write label.astype(np.int32) for class numbers"
+    hint = "write label.astype(np.int32) for class numbers"
+    if label.ndim > 1:
+      hint = "write label.argmax(-1) for one-hot rows; mixed ones (mixup, CutMix) have no class"
     raise ValueError(f"label: expected integers, got {label.dtype} {label.shape}: {hint}")
   return label
 

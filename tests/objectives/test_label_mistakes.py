@@ -154,9 +154,13 @@ def test_losses_with_labels_say_which_form_they_take(label, hint):
 
 def test_losses_take_bool_labels():
   z = jnp.array([[0.0, 1.0], [2.0, 0.0]])
-  outputs = {"logits": z}, {"logits": 2 * z}
-  values = [
-    logits(losses.nkd).apply({}, {}, *outputs, {"label": y}, step=0, key=KEY)[0][0]
-    for y in (np.array([True, False]), np.array([1, 0]))
-  ]
-  np.testing.assert_array_equal(*values)
+  term = logits(losses.nkd)
+
+  @jax.jit
+  def values(*labels):
+    outputs = {"logits": z}, {"logits": 2 * z}
+    return [
+      term.apply({}, {}, *outputs, {"label": label}, step=0, key=KEY)[0][0] for label in labels
+    ]
+
+  np.testing.assert_array_equal(*values(jnp.array([True, False]), jnp.array([1, 0])))

@@ -50,10 +50,9 @@ def batch(label, **entries):
   return {"image": IMAGE, "label": np.asarray(label), **entries}
 
 
-@pytest.mark.parametrize("run", [None, -100])
-def test_number_labels_are_trained_on_as_they_are(run):
+def test_number_labels_are_trained_on_as_they_are():
   squared = hard(optax.squared_error, ignore_label=-100)
-  result = fitted(1, [batch([3, -100, 2, 1])], squared, 30, ignore_label=run)
+  result = fitted(1, [batch([3, -100, 2, 1])], squared, 30, ignore_label=-100)
   np.testing.assert_allclose(result.variables.params, 2, rtol=1e-5)
   # -1 is no mark of a regression.
   result = fitted(1, [batch([3, -1, 2, 0])], hard(optax.squared_error), 30)
@@ -75,7 +74,7 @@ def test_task_ignores_the_numbers_that_a_term_ignores(label, loss, task):
   objective = hard(loss, ignore_label=-999)
   with pytest.raises(ValueError, match=r"^task: .*-999.*got None"):
     fitted(1, batches, objective, task=task(), **options)
-  if task is tasks.binary:
+  if not (task is tasks.regression and isinstance(label[0], float)):
     return
   result = fitted(1, batches, objective, task=task(ignore_label=-999), **options)
   assert result.history[-1]["rmse"] == pytest.approx(np.sqrt(14 / 3 - 3))  # It predicts 1 by now.
