@@ -14,6 +14,7 @@ import numpy as np
 from distill_jax.data.arrays import to_array
 from distill_jax.data.checks import check_integer, check_values, count_rows
 from distill_jax.data.label_checks import UNLABELED, check_label_entry, mark_unlabeled
+from distill_jax.objectives.class_labels import check_ignore_label
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,6 +140,7 @@ class Source:
         "labels give no classes (classes=None)"
       )
     label = arrays["label"]
+    check_ignore_label(self.ignore_label)
     check_label_entry("label", label, classes, arrays["id"], self.ignore_label)
     if self.ignore_label is not None:
       label = mark_unlabeled(label, self.ignore_label)

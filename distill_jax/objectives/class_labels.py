@@ -69,6 +69,16 @@ def record_weights(entry: str) -> None:
     entries.weights.add(entry)
 
 
+def check_ignore_label(value: Any) -> None:
+  """Raises a ValueError for an ignore label that is no integer."""
+  is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+  if value is not None and not is_integer:
+    raise ValueError(
+      f"ignore_label: expected an integer or None, got {value!r}: write the one number that marks "
+      "what has no label, such as 255 or -100"
+    )
+
+
 def outside_probabilities(rows: Any) -> Any:
   """Returns bool [...]: which rows [..., C] are negative somewhere or sum to more than 1.
 

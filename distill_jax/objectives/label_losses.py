@@ -61,8 +61,8 @@ def loss_per_row(
     )
   if predictions.shape != label.shape:
     raise ValueError(
-      f"{name}: expected the shape of the output {predictions.shape}, got {label.shape}: "
-      "nothing is broadcast"
+      f"{name}: expected the shape of the output {predictions.shape}, got {label.shape}: give such "
+      f"labels, or the student an output {label.shape} (nothing is broadcast)"
     )
   axes = tuple(range(1, label.ndim))
   labeled = jnp.ones(label.shape[:1], bool)

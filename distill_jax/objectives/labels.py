@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from distill_jax import reduce
 from distill_jax.objectives.calls import batch_entry, has_true_label, outputs_of, valid_rows
 from distill_jax.objectives.class_labels import (
+  check_ignore_label,
   class_labels,
   float_hint,
   outside_probabilities,
@@ -86,6 +87,7 @@ def labels(
       values that are not one or several a row.
   """
   check_loss(loss, label_smoothing)
+  check_ignore_label(ignore_label)
   check_names(output=output, entry=entry, example_weights=example_weights)
   settings = LabelSettings(
     loss, output, entry, class_weights_array(class_weights), example_weights, ignore_label
@@ -176,7 +178,7 @@ def _weighted(settings: LabelSettings, values: jax.Array, batch: Batch) -> jax.A
   if weights.shape != values.shape[: weights.ndim] or weights.ndim == 0:
     raise ValueError(
       f"{settings.example_weights}: expected a weight per row {values.shape[:1]}, got "
-      f"{weights.shape}"
+      f"{weights.shape}: drop other axes, such as {settings.example_weights}[..., 0]"
     )
   weights = weights.astype(values.dtype).reshape(
     weights.shape + (1,) * (values.ndim - weights.ndim)

@@ -12,6 +12,7 @@ import optax
 from distill_jax import reduce
 from distill_jax.losses import binary_kl
 from distill_jax.objectives.calls import batch_entry, has_true_label, outputs_of, valid_rows
+from distill_jax.objectives.class_labels import check_ignore_label
 from distill_jax.tasks.logits import AGREEMENT, OUTSIDE, TEACHER_KL, count_outside, means
 from distill_jax.types import Batch, Metric, Outputs, Task
 
@@ -51,6 +52,7 @@ def binary(
     output: the output of both networks with the logits.
     ignore_label: a further integer that is no label (255, -100); None: negative ones only.
   """
+  check_ignore_label(ignore_label)
 
   def rows(outputs: Outputs, batch: Batch):
     logits = _one_logit(outputs_of(outputs, output, "student"), output)

@@ -9,7 +9,7 @@ import numpy as np
 
 from distill_jax import reduce
 from distill_jax.objectives.calls import batch_entry, has_true_label, outputs_of, valid_rows
-from distill_jax.objectives.class_labels import class_labels
+from distill_jax.objectives.class_labels import check_ignore_label, class_labels
 from distill_jax.tasks.logits import (
   AGREEMENT,
   ECE,
@@ -62,6 +62,7 @@ def classification(
     output: the output of both networks with the logits.
     ignore_label: a further number that is no label (255, -100); None: negative ones only.
   """
+  check_ignore_label(ignore_label)
 
   def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
     logits = _logits(outputs, output)

@@ -13,7 +13,7 @@ import numpy as np
 from distill_jax import reduce
 from distill_jax.models.llm.head import head_logits
 from distill_jax.objectives.calls import batch_entry, outputs_of
-from distill_jax.objectives.class_labels import class_labels
+from distill_jax.objectives.class_labels import check_ignore_label, class_labels
 from distill_jax.tasks.logits import (
   AGREEMENT,
   ECE,
@@ -42,6 +42,7 @@ def language_modeling(*, ignore_label: int | None = None, memory: int = 2**26) -
     ignore_label: a further label that is left out; None: negative ones only.
     memory: bytes that one network's logits may take at once.
   """
+  check_ignore_label(ignore_label)
 
   def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
     return _statistics(outputs, batch, teacher, ignore_label, memory)

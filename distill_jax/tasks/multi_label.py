@@ -10,6 +10,7 @@ import optax
 
 from distill_jax import reduce
 from distill_jax.objectives.calls import batch_entry, outputs_of
+from distill_jax.objectives.class_labels import check_ignore_label
 from distill_jax.tasks.logits import OUTSIDE, count_outside, means
 from distill_jax.types import Batch, Metric, Outputs, Task
 
@@ -30,6 +31,7 @@ def multi_label(
     output: the student's output with the logits.
     ignore_label: a further number that is no label (255, -100); None: negative integers only.
   """
+  check_ignore_label(ignore_label)
 
   def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
     del teacher

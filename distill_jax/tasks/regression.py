@@ -10,6 +10,7 @@ import numpy as np
 
 from distill_jax import reduce
 from distill_jax.objectives.calls import batch_entry, outputs_of
+from distill_jax.objectives.class_labels import check_ignore_label
 from distill_jax.types import Batch, Metric, Outputs, Task
 
 
@@ -35,6 +36,7 @@ def regression(
     unit: of the labels, for tables.
     ignore_label: the number that is no label (-999) and does not count; None: there is none.
   """
+  check_ignore_label(ignore_label)
 
   def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
     del teacher

@@ -10,7 +10,7 @@ import numpy as np
 from distill_jax import reduce
 from distill_jax.losses import kl_divergence
 from distill_jax.objectives.calls import batch_entry, outputs_of
-from distill_jax.objectives.class_labels import class_labels
+from distill_jax.objectives.class_labels import check_ignore_label, class_labels
 from distill_jax.tasks.logits import (
   AGREEMENT,
   OUTSIDE,
@@ -36,6 +36,7 @@ def segmentation(
     output: the output of both networks with the logits.
     ignore_label: the label of pixels that do not count (255 is common); negative labels never do.
   """
+  check_ignore_label(ignore_label)
 
   def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
     logits, labels = outputs_of(outputs, output, "student"), batch_entry(batch, label)

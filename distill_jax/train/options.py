@@ -18,6 +18,7 @@ from distill_jax.data.batch_functions import (
   takes_arguments,
 )
 from distill_jax.distributed.partition import Rules
+from distill_jax.objectives.class_labels import check_ignore_label
 from distill_jax.storage import folders
 from distill_jax.train.replay import Replay
 from distill_jax.types import Batch, OnPolicy, Outputs
@@ -203,6 +204,7 @@ class RunOptions:
   def __post_init__(self):
     _check_least(self, 1, "log_every", "max_skips")
     _check_least(self, 0, "num_views")
+    check_ignore_label(self.ignore_label)
     _check_callbacks(self.callbacks)
     if not takes_arguments(self.learning_rate, 1):
       expected = "a schedule of optax, a number or None"

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from distill_jax import data, losses
+from distill_jax import data, losses, tasks, train
 from distill_jax.objectives import labels, logits
 
 KEY = jax.random.key(0)
@@ -164,3 +164,22 @@ def test_losses_take_bool_labels():
     ]
 
   np.testing.assert_array_equal(*values(jnp.array([True, False]), jnp.array([1, 0])))
+
+
+@pytest.mark.parametrize("value", ["255", [255], 255.0, True])
+def test_ignore_labels_are_integers(value):
+  takers = (
+    labels,
+    train.RunOptions,
+    lambda ignore_label: data.Source({"label": NUMBERS}, classes=3, ignore_label=ignore_label),
+    tasks.classification,
+    tasks.binary,
+    tasks.regression,
+    tasks.multi_label,
+    tasks.segmentation,
+    tasks.language_modeling,
+  )
+  for take in takers:
+    with pytest.raises(ValueError, match="^ignore_label: expected an integer"):
+      take(ignore_label=value)
+    take(ignore_label=np.int64(255))
