@@ -76,14 +76,16 @@ class ImageInputs:
   Attributes:
     source: the `Images`.
     crop: `(image, id, view) -> float32 [size, size, channels]`.
-    shapes: name -> `ShapeDtypeStruct` [N, ...] of the arrays of all examples.
+    shapes: name -> `ShapeDtypeStruct` [N, ...] of the arrays of all examples,
+      without labels.
   """
 
   def __init__(self, images: Images, crop: Crop):
     self.source = images
     self.crop = crop
     image_shape = crop(probe_image(images.channels), 0, 0).shape
-    row_specs = {"id": ((), np.int32), "image": (image_shape, np.float32), "label": ((), np.int32)}
+    # A teacher does not read labels, whose entries are known once an image is read.
+    row_specs = {"id": ((), np.int32), "image": (image_shape, np.float32)}
     self.shapes = {
       name: jax.ShapeDtypeStruct((len(images), *shape), dtype)
       for name, (shape, dtype) in row_specs.items()
@@ -115,7 +117,7 @@ class ImageInputs:
     return {
       "id": ids,
       "view": views,
-      "label": np.array([label for _, label in examples], np.int32),
+      **{name: np.stack([labels[name] for _, labels in examples]) for name in examples[0][1]},
       "image": np.stack([black if image is None else image for image, _ in examples]),
     }
 
@@ -125,9 +127,9 @@ class ImageInputs:
     checksums = identity.input_checksums(batch, names)
     return np.where(is_decodable, checksums, np.uint32(UNDECODABLE))
 
-  def _example(self, id: int, view: int) -> tuple[np.ndarray | None, int]:
-    [(image, label)] = self.source.decode([id])
-    return (None if image is None else self.crop(image, id, view)), label
+  def _example(self, id: int, view: int) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+    [(image, labels)] = self.source.decode([id])
+    return (None if image is None else self.crop(image, id, view)), labels
 
 
 class TextInputs:

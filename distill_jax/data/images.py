@@ -5,7 +5,7 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -47,9 +47,11 @@ class Images:
   a limit.
 
   Attributes:
-    read: `ids -> [(encoded image, label), ...]`; called from several threads.
+    read: `ids -> [(encoded image, label), ...]`; called from several threads. A label is a class
+      number; a number or an array, with `classes` None; or a mapping of several entries,
+      `{'label': 1, 'depth': 0.5}`, of which `classes` are those of 'label'.
     ids: int32 [N], rows in the full named set, unique; a subset keeps them.
-    classes: number of classes.
+    classes: number of classes of 'label'; None: it is no class number.
     class_names: one name per class, by default '0', '1', ...
     name: what the ids index.
     content: a value that differs between two sets of the same name, e.g. a hash of the files.
@@ -62,9 +64,9 @@ class Images:
     ValueError: a field is out of its range; ids or class names are not as in `Source`.
   """
 
-  read: Callable[[Sequence[int]], Sequence[tuple[bytes, int]]] = dataclasses.field(repr=False)
+  read: Callable[[Sequence[int]], Sequence[tuple[bytes, Any]]] = dataclasses.field(repr=False)
   ids: np.ndarray = dataclasses.field(repr=False)
-  classes: int
+  classes: int | None
   class_names: tuple[str, ...] = dataclasses.field(default=(), repr=False)
   name: str = "custom"
   content: str = ""
@@ -78,8 +80,8 @@ class Images:
       raise ValueError(f"channels: expected 3 (RGB) or 1 (gray), got {self.channels}")
     if not 0 <= self.max_bad < 1:
       raise ValueError(f"max_bad: expected a fraction in [0, 1), got {self.max_bad}")
-    # Without a number a Source would take the labels for regression targets.
-    check_integer("classes", self.classes, 1)
+    if self.classes is not None:
+      check_integer("classes", self.classes, 1)
     # A Source checks ids and class names.
     source = Source(
       {"id": self.ids, "label": np.zeros(len(self.ids), int)},
@@ -103,22 +105,38 @@ class Images:
     """Returns the images at these rows (indices, a mask or a slice) with their ids."""
     return dataclasses.replace(self, ids=self.ids[rows], bad={})
 
-  def decode(self, ids: Sequence[int]) -> Iterator[tuple[PIL.Image.Image | None, int]]:
-    """Iterates over (image, label) of these ids; the image is None if it is bad.
+  def decode(
+    self, ids: Sequence[int]
+  ) -> Iterator[tuple[PIL.Image.Image | None, dict[str, np.ndarray]]]:
+    """Iterates over (image, labels by entry) of these ids; the image is None if it is bad.
 
     Raises:
       BadImageError: more images are bad than `max_bad` allows.
       ValueError: a label is not a class.
     """
-    examples = self.read(ids)
-    check_labels(np.array([label for _, label in examples]), self.classes, ids)
-    for id, (encoded, label) in zip(ids, examples, strict=True):
+    read = zip(ids, self.read(ids), strict=True)
+    examples = [(encoded, self._labels(id, label)) for id, (encoded, label) in read]
+    for id, (encoded, labels) in zip(ids, examples, strict=True):
       try:
-        yield decode_image(encoded, self.channels, self.max_pixels), label
+        yield decode_image(encoded, self.channels, self.max_pixels), labels
       # Pillow's decoders raise nearly any exception on corrupt files.
       except Exception as error:
         self._count_bad(int(id), error)
-        yield None, label
+        yield None, labels
+
+  def _labels(self, id: int, label: Any) -> dict[str, np.ndarray]:
+    """Returns an example's labels by entry, int32 or float32, checked."""
+    entries = label if isinstance(label, Mapping) else {"label": label}
+    taken = sorted(entries.keys() & {"id", "image", "view", "where"})
+    if taken:
+      raise ValueError(f"read: expected labels under other names, got {taken[0]!r}: rename it")
+    labels = {name: np.asarray(values) for name, values in entries.items()}
+    if self.classes is not None and "label" in labels:
+      check_labels(labels["label"][None], self.classes, [id])
+    return {
+      name: x.astype(np.float32 if np.issubdtype(x.dtype, np.floating) else np.int32)
+      for name, x in labels.items()
+    }
 
   def load(self, size: int | None = None) -> Source:
     """Returns the good images in a `Source`, float32 [N, height, width, channels] in 0..1.
@@ -131,9 +149,9 @@ class Images:
       ValueError: images differ in size, or do not fit in memory.
     """
     ids: list[int] = []
-    labels: list[int] = []
+    labels: list[dict[str, np.ndarray]] = []
     images: np.ndarray | None = None
-    for id, label, image in self._pixels(size):
+    for id, entries, image in self._pixels(size):
       if images is None:
         images = self._allocate(image.shape)
       elif image.shape != images.shape[1:]:
@@ -144,12 +162,14 @@ class Images:
         )
       images[len(ids)] = image
       ids.append(id)
-      labels.append(label)
+      labels.append(entries)
     # If all were bad, max_bad < 1 has raised.
     assert images is not None
     if self.bad:
       warnings.warn(self.summary(), stacklevel=2)
-    arrays = {"id": np.array(ids), "image": images[: len(ids)], "label": np.array(labels)}
+    arrays = {"id": np.array(ids), "image": images[: len(ids)]}
+    for name in labels[0]:
+      arrays[name] = np.stack([entries[name] for entries in labels])
     return Source(arrays, self.classes, self.class_names, self.name)
 
   def summary(self) -> str:
@@ -160,11 +180,11 @@ class Images:
       first = f"; id {id}: {reason}"
     return f"{self.name}: {len(self.bad)} of {len(self)} images cannot be used{first}"
 
-  def _pixels(self, size: int | None) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Iterates over (id, label, float32 image) in order, decoded on all cores."""
+  def _pixels(self, size: int | None) -> Iterator[tuple[int, dict[str, np.ndarray], np.ndarray]]:
+    """Iterates over (id, labels, float32 image) in order, decoded on all cores."""
     crop = None if size is None else center_crop(size, fraction=1.0)
 
-    def decode_chunk(ids: list[int]) -> list[tuple[int, int, np.ndarray]]:
+    def decode_chunk(ids: list[int]) -> list[tuple[int, dict[str, np.ndarray], np.ndarray]]:
       decoded = zip(ids, self.decode(ids))
       good = ((id, image, label) for id, (image, label) in decoded if image is not None)
       return [

@@ -56,8 +56,8 @@ class Stream:
     check_batch_size(self.batch_size, len(self.images), self.name)
 
   @property
-  def classes(self) -> int:
-    """The number of classes."""
+  def classes(self) -> int | None:
+    """The number of classes; None: the labels are no class numbers."""
     return self.images.classes
 
   @property
@@ -79,8 +79,8 @@ class Stream:
     """Iterates over batches from step `start` on.
 
     Returns:
-      An iterator of 'id', 'view', 'label' int32 [batch] and 'image' float32 [batch, size, size,
-      channels].
+      An iterator of 'id' and 'view' int32 [batch], 'image' float32 [batch, size, size, channels],
+      and 'label' int32 [batch], or the entries that `Images.read` returns.
     """
     check_integer("start", start, 0)
     rows = _rows(self)
@@ -172,12 +172,12 @@ def _good_example(
   # The loop ends, because a set allows only a fraction of its images to be bad.
   while True:
     id = int(images.ids[order[index % len(order)]])
-    [(image, label)] = images.decode([id])
+    [(image, labels)] = images.decode([id])
     if image is not None:
       return {
         "id": np.int32(id),
         "view": np.int32(view),
-        "label": np.int32(label),
+        **labels,
         "image": crop(image, id, view),
       }
     index += 1

@@ -9,6 +9,7 @@ from fitting import fit_with
 from pictures import encoded, noise, write_classes
 
 from distill_jax import data, objectives
+from distill_jax.cache.teacher_inputs import ImageInputs
 from distill_jax.data.crops import center_crop, random_resized_crop
 from distill_jax.data.images import BadImageError, Images
 from distill_jax.data.sets import folder
@@ -103,7 +104,7 @@ def test_too_many_bad_images_raise():
 
 def test_label_that_is_no_class_raises():
   with pytest.raises(ValueError, match=r"^classes:"):
-    images(classes=None)
+    images(classes=0)
   with pytest.raises(ValueError, match=r"^label: .*got 2 "):
     first(stream(images(classes=2))(0), 3)
 
@@ -183,3 +184,63 @@ def test_process_reads_its_rows_of_each_batch(rows):
   evaluation = EvalStream(examples, 4, center_crop(8), threads=2)
   full, local = list(evaluation), list(evaluation.for_rows(rows))
   assert_same([{name: values[rows] for name, values in batch.items()} for batch in full], local)
+
+
+def labeled(label, classes=None):
+  """Images whose labels are `label(id)`."""
+  files = {id: encoded(noise(id, 8, 8, 3)) for id in range(100, 108)}
+  read = lambda ids: [(files[id], label(id)) for id in ids]  # noqa: E731
+  return Images(read, np.arange(100, 108), classes)
+
+
+def two_heads(id):
+  return {"label": id % 3, "depth": np.float64(id / 2), "box": [id, 0.5]}
+
+
+@pytest.mark.parametrize(
+  ("label", "classes", "expected"),
+  [
+    (two_heads, 3, {"label": ("int32", ()), "depth": ("float32", ()), "box": ("float32", (2,))}),
+    (lambda id: id / 7, None, {"label": ("float32", ())}),
+    (lambda id: np.eye(3)[id % 3], None, {"label": ("float32", (3,))}),
+  ],
+)
+def test_labels_of_several_entries_and_numbers_are_streamed(label, classes, expected):
+  examples = labeled(label, classes)
+  (train,) = first(stream(examples, batch_size=8)(0), 1)
+  (evaluated,) = EvalStream(examples, 8, center_crop(8))
+  stored = ImageInputs(examples, center_crop(8)).batch(examples.ids, 0 * examples.ids)
+  for batch in (train, evaluated, stored, examples.load().arrays):
+    assert {name: (batch[name].dtype, batch[name].shape[1:]) for name in expected} == expected
+    for name in expected:
+      values = [label(int(id)) for id in batch["id"]]
+      values = [x[name] for x in values] if isinstance(values[0], dict) else values
+      np.testing.assert_allclose(batch[name], np.array(values, np.float32))
+
+
+@pytest.mark.parametrize(
+  ("label", "field"), [(lambda id: {"id": id}, "read"), (lambda id: id / 7, "label")]
+)
+def test_labels_that_are_no_entries_or_classes_raise(label, field):
+  with pytest.raises(ValueError, match=f"^{field}: expected"):
+    first(stream(labeled(label, 3))(0), 1)
+
+
+def test_student_learns_two_streamed_labels():
+  examples = labeled(lambda id: {"label": id % 3, "depth": id - 103.5}, 3)
+
+  def apply(p, x):
+    x = x.reshape(-1, 192)
+    return {"logits": x @ p["label"], "depth": x @ p["depth"]}
+
+  weights = {"label": np.zeros((192, 3), np.float32), "depth": np.zeros(192, np.float32)}
+  student = from_apply(None, apply, variables=weights, inputs="image")
+  objective = objectives.weighted(
+    hard=(1.0, objectives.labels()),
+    depth=(1.0, objectives.labels(optax.squared_error, output="depth")),
+  )
+  settings = dict(steps=60, batch_size=8, log_every=20, validation=None)
+  source = stream(examples, batch_size=8, crop=center_crop(8))
+  fitted = fit_with(student, None, objective, optax.adam(0.01), source, **settings)
+  losses = [line["depth"] for line in fitted.history if line["phase"] == "train"]
+  assert losses[-1] < 0.5 * losses[0]
