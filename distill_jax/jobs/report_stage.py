@@ -1,7 +1,6 @@
 """Writes the report of a job: its finished networks on the test split."""
 
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from distill_jax.jobs.lineage import check_lineage, train_digest
 from distill_jax.jobs.measures import is_labeled, job_task, measure_terms
 from distill_jax.jobs.plan import ORIGINS, RESULT, ROLES, STOPPED, Job, Network, networks
 from distill_jax.jobs.step_times import step_times
+from distill_jax.jobs.stored_report import FOLDER
 from distill_jax.storage.student import load_student
 from distill_jax.train.evaluation import Evaluated, evaluate_models
 from distill_jax.train.leave_out import PARTS
@@ -33,9 +33,9 @@ class _Finished(NamedTuple):
   network: Network | None
 
 
-def write_report(job: Job) -> Path:
-  """Compares the finished networks on the test split, which nothing else reads; returns the
-  report's path.
+def write_report(job: Job) -> str:
+  """Compares the finished networks on the test split, which nothing else reads; returns the outcome
+  in words.
 
   Raises:
     ConfigError: no network has been trained yet.
@@ -54,8 +54,8 @@ def write_report(job: Job) -> Path:
   names = tuple(dict.fromkeys(("id", *task.references)))
   entries = _entries(job, finished, results)
   stored = {n.name: json.loads((n.folder / RESULT).read_text()) for n in complete}
-  path = report.write(
-    job.folder / "report",
+  report.write(
+    job.folder / FOLDER,
     entries,
     task=task,
     references=data.references(data.evaluation(job.config, _shuffled(test)), names),
@@ -71,9 +71,7 @@ def write_report(job: Job) -> Path:
       "data": {"name": test.name, **sizes, "digest": data.digest(test)},
     },
   )
-  outcome = report.outcome(entries, task.metrics[0], len(test))
-  print(f"\n{outcome}\n\nreport: {path}", flush=True)
-  return path
+  return report.outcome(entries, task.metrics[0], len(test))
 
 
 def _entries(job: Job, finished: list[_Finished], results: list[Evaluated]) -> list[report.Entry]:

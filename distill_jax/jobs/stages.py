@@ -31,7 +31,12 @@ from distill_jax.jobs.plan import (
   networks,
   train_data,
 )
-from distill_jax.jobs.report_stage import write_report
+from distill_jax.jobs.stored_report import (
+  FOLDER,
+  report_digest,
+  store_outcome,
+  stored_outcome,
+)
 from distill_jax.jobs.trained import (
   load_trained,
   teacher_variables_of,
@@ -67,11 +72,26 @@ def run_stages(job: Job, stages: Collection[str]) -> None:
         train(job, network, digest)
     elif stage == "report":
       if hosts.is_first():  # The others need not wait: nothing comes after it.
-        write_report(job)
+        _report(job, is_alone=list(stages) == [stage])
     elif job.cache:
       _run_cache_stage(job, stage)
     elif stage != "cache":
       raise ConfigError(f"--stages: {stage} needs a cache: give --config.cache=FOLDER")
+
+
+def _report(job: Job, *, is_alone: bool) -> None:
+  """Writes the report, unless the same one is there and other stages were asked for as well."""
+  digest = report_digest(job)
+  outcome = None if is_alone else stored_outcome(job, digest)
+  if outcome is not None:
+    print("report: complete, skipped; --stages=report writes it again", flush=True)
+  else:
+    # The report's libraries take a second to load.
+    from distill_jax.jobs.report_stage import write_report
+
+    outcome = write_report(job)
+    store_outcome(job, digest, outcome)
+  print(f"\n{outcome}\n\nreport: {job.folder / FOLDER / 'report.html'}", flush=True)
 
 
 def train(job: Job, network: Network, digest: str) -> None:

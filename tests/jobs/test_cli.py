@@ -14,7 +14,7 @@ import small_digits
 
 from distill_jax import data
 from distill_jax.distributed import equality
-from distill_jax.jobs import checks, plan, stages
+from distill_jax.jobs import checks, plan, report_stage, stages
 from distill_jax.jobs import data as jobs_data
 from distill_jax.jobs.cli import main, run
 from distill_jax.jobs.config import Config, ConfigError, Training
@@ -145,6 +145,33 @@ def test_balance_of_a_config_is_that_of_the_run(small, tmp_path, stop_at_fit):
   assert np.bincount(batch["label"]).min() > 10
   with pytest.raises(ValueError, match=r"^balance: .*'label'.*'labels'"):
     next(jobs_data.training_batches(Config(balance="labels"), source, 40))
+
+
+def test_report_of_the_same_networks_is_not_written_again(
+  complete_run, small, tmp_path, monkeypatch, capsys
+):
+  folder = tmp_path / "run"
+  shutil.copytree(complete_run[0], folder)
+  written = []
+  monkeypatch.setattr(report_stage, "write_report", lambda job: written.append(job) or "new")
+
+  def writes(*flags):
+    """Returns whether a call writes the report, and what it says of the outcome."""
+    written.clear()
+    main([*small, f"--workdir={folder}", "--seeds=0,1", *flags])
+    return bool(written), "Over 2 seeds" in capsys.readouterr().out
+
+  outcome = folder / "report" / "outcome.json"
+  text = outcome.read_text()
+  assert writes() == (False, True)
+  outcome.write_text(text.replace("Over 2 seeds", "Over 9 seeds"))
+  assert writes() == (True, False)
+  outcome.write_text(text)
+  assert writes("--stages=report") == (True, False)
+  outcome.write_text(text)
+  with (folder / "student-0" / "metrics.jsonl").open("a") as file:
+    file.write("\n")
+  assert writes() == (True, False) and writes() == (False, False)
 
 
 def test_network_without_progress_stops_early(small, tmp_path, capsys):
