@@ -94,7 +94,7 @@ def cast_hint(values: np.ndarray) -> str:
     return "number them: classes, label = np.unique(values, return_inverse=True)"
   if values.dtype.kind == "f" and np.isfinite(values).all() and (values == values.round()).all():
     return "write label.astype(np.int32) for class numbers, or give no classes (classes=None)"
-  return "for other labels, such as regression targets, give no classes (classes=None)"
+  return "numbers to predict take a Source without classes and tasks.regression()"
 
 
 def example_name(ids: Any, row: int) -> str:

@@ -7,8 +7,9 @@ the mask:
   ignore
 
 In an objective: `objectives.logits(losses.kl_divergence, valid="pixels")` and the batch's 'pixels'
-= labels != 255. A loss or a term that takes labels (`dkd`, `objectives.labels`) wants a negative
-one where a pixel is ignored: 'label' = where(labels == 255, -1, labels).
+= labels != 255. A loss that takes labels, such as `dkd`, wants a negative one where a pixel is
+ignored: 'label' = where(labels == 255, -1, labels). `objectives.labels` and `ifv` take
+ignore_label=255.
 """
 
 import jax

@@ -154,7 +154,7 @@ class RunOptions:
       of a `Source` (`data.batches`); None: as frequent as in the source. `objectives.labels` takes
       class weights instead. The validation set keeps its frequencies.
     ignore_label: the label that marks examples without one in a pipeline of your own (a `Source`
-      knows its own).
+      knows its own); `objectives.labels(ignore_label=...)` or a task's is enough.
     mesh: `sharding.make_mesh(...)`; None: all devices along `data`.
     rules: places arrays of the train state on the mesh. Without a rule large arrays are split over
       `fsdp`, and all others are on every device.

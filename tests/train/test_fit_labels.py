@@ -88,11 +88,9 @@ def test_mark_that_the_loss_does_not_know_raises():
     fitted(1, source, hard(optax.squared_error))
 
 
-@pytest.mark.parametrize(("ignore_label", "as_source"), [(-100, False), (255, True)])
-def test_ignore_label_of_a_term_is_enough(ignore_label, as_source):
-  batches = [batch([0, ignore_label, 1, 0])]
-  source = data.Source(batches[0]) if as_source else batches
-  result = fitted(2, source, hard(ignore_label=ignore_label), 60, validation=source, eval_every=60)
+def test_ignore_label_of_a_term_is_enough():
+  source = data.Source(batch([0, 255, 1, 0]))
+  result = fitted(2, source, hard(ignore_label=255), 60, validation=source, eval_every=60)
   np.testing.assert_allclose(result.history[-1]["accuracy"], 2 / 3, rtol=1e-6)
   log_odds = result.variables.params @ np.array([1, -1])
   np.testing.assert_allclose(log_odds, np.log(2), rtol=1e-2)
