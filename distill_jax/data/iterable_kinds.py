@@ -42,6 +42,21 @@ def has_state(iterator: Any) -> bool:
   return is_iterator and hasattr(iterator, "get_state") and hasattr(iterator, "set_state")
 
 
+def iterators_of(iterable: Any) -> list[Iterator]:
+  """Returns the iterator that an iterable is, or those that its function reads by name."""
+  if isinstance(iterable, Iterator):
+    return [iterable]
+  if not inspect.isfunction(iterable):
+    return []
+  try:
+    variables = inspect.getclosurevars(iterable)
+  except ValueError:  # A variable of an outer function has no value yet.
+    return []
+  values = [*variables.nonlocals.values(), *variables.globals.values()]
+  endless = (itertools.count, itertools.cycle, itertools.repeat)  # Counters may be shared.
+  return [x for x in values if isinstance(x, Iterator) and not isinstance(x, endless)]
+
+
 def is_array(values: Any) -> bool:
   """Returns whether values are an array of any library."""
   return hasattr(values, "shape") and hasattr(values, "dtype")

@@ -1,12 +1,28 @@
 """Notices validation examples that are trained on."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 
+from distill_jax.data.pipeline import Pipeline
 from distill_jax.data.source import Source
 
 CHUNK = 1_000
+
+
+def check_no_shared_iterator(train: Any, evaluation: Any) -> None:
+  """Checks that training and evaluation do not read one iterator.
+
+  Raises:
+    ValueError: both are pipelines of it.
+  """
+  pipelines = isinstance(train, Pipeline) and isinstance(evaluation, Pipeline)
+  if pipelines and evaluation.shares_iterator(train):
+    raise ValueError(
+      f"evaluation: expected batches of its own, got {evaluation.name}, which reads the iterator "
+      "of source: write a function that makes a new iterator in each call, or pass a list"
+    )
 
 
 def warn_of_shared_examples(train: Source, evaluation: Source) -> None:

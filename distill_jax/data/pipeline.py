@@ -10,7 +10,13 @@ import numpy as np
 from distill_jax.data.arrays import check_layout, layout, shape_change, to_batch
 from distill_jax.data.batches import HostBatch
 from distill_jax.data.checks import check_rows
-from distill_jax.data.iterable_kinds import check_iterable, has_state, is_endless, takes_start
+from distill_jax.data.iterable_kinds import (
+  check_iterable,
+  has_state,
+  is_endless,
+  iterators_of,
+  takes_start,
+)
 from distill_jax.data.source import Source
 
 State = dict[str, Any]
@@ -109,6 +115,11 @@ class Pipeline:
       return len(opened)  # type: ignore[arg-type]
     except (TypeError, NotImplementedError):
       return None
+
+  def shares_iterator(self, other: "Pipeline") -> bool:
+    """Returns whether both read one iterator, so that each misses the other's batches."""
+    others = iterators_of(other._iterable)
+    return any(x is y for x in iterators_of(self._iterable) for y in others)
 
   def check_ends(self) -> None:
     """Checks that a pass has an end, as far as the iterable tells.

@@ -11,6 +11,7 @@ import numpy as np
 
 from distill_jax import data
 from distill_jax.cache import check_run, check_teacher_weights
+from distill_jax.data.leaks import check_no_shared_iterator
 from distill_jax.distributed import equality, partition, sharding
 from distill_jax.models.networks import as_model
 from distill_jax.models.variables import (
@@ -108,6 +109,7 @@ def _check(arguments: Arguments) -> Arguments:
   arguments = arguments._replace(source=source, steps=steps)
   arguments = _with_models(arguments)
   arguments = arguments._replace(evaluation=_repeatable(arguments.evaluation))
+  check_no_shared_iterator(arguments.source, getattr(arguments.evaluation, "data", None))
   arguments = arguments._replace(run=_with_ignore_label(arguments.run, arguments.task))
   if cache is None:
     return arguments

@@ -1,11 +1,15 @@
+import itertools
 import warnings
 
 import numpy as np
+import optax
 import pytest
 
-from distill_jax import data
+from distill_jax import data, objectives
 from distill_jax.data import pipeline
-from distill_jax.data.leaks import warn_of_shared_examples
+from distill_jax.data.leaks import check_no_shared_iterator, warn_of_shared_examples
+from distill_jax.models import from_apply
+from distill_jax.train import fit
 
 
 def test_shared_examples_warn_with_their_count():
@@ -36,3 +40,56 @@ def test_pass_that_seems_endless_warns(monkeypatch):
   with pytest.warns(UserWarning, match=r"^source: read 5 batches.*islice"):
     list(data.from_iterable(lambda: iter([{"x": np.ones(2)}] * 9)))
   list(data.from_iterable([{"x": np.ones(2)}] * 9))
+
+
+def batches():
+  yield from [{"x": np.ones(2)}] * 3
+
+
+def from_inside(iterator):
+  def one_pass():
+    yield from iterator
+
+  return one_pass
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda it: (it, lambda: map(dict, it)),
+    lambda it: (lambda start: it, lambda: itertools.islice(it, 3)),
+    lambda it: (from_inside(it), from_inside(it)),
+  ],
+)
+def test_one_iterator_for_training_and_evaluation_raises(make):
+  train, evaluation = map(data.from_iterable, make(batches()))
+  with pytest.raises(ValueError, match=r"^evaluation: .*new iterator"):
+    check_no_shared_iterator(train, evaluation)
+
+
+def test_iterators_of_their_own_and_counters_may_be_read():
+  counter = itertools.count()
+
+  def numbered():
+    yield {"x": np.full(2, next(counter))}
+
+  for train, evaluation in [(batches, batches), (batches(), batches()), (numbered, numbered)]:
+    check_no_shared_iterator(*map(data.from_iterable, (train, evaluation)))
+  check_no_shared_iterator(data.Source({"x": np.ones(2)}), data.from_iterable(batches()))
+
+
+def test_fit_refuses_a_shared_iterator_before_training():
+  iterator = ({"image": np.ones((8, 4), np.float32), "label": np.zeros(8, int)} for _ in range(9))
+  student = from_apply(None, lambda w, x: x @ w, variables=np.ones((4, 2), np.float32))
+  objective = objectives.weighted(hard=(1.0, objectives.labels()))
+  with pytest.raises(ValueError, match=r"^evaluation: .*source"):
+    fit(
+      student,
+      None,
+      objective,
+      optax.sgd(0.1),
+      iterator,
+      steps=2,
+      batch_size=8,
+      evaluation=lambda: map(dict, iterator),
+    )
