@@ -1,13 +1,22 @@
 """Measures what a model costs to run on the default device: size, FLOPs, latency, throughput."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from distill_jax.models.adapters.outputs import primary_outputs
 from distill_jax.types import Batch, Model, Variables
+
+
+class _Call(NamedTuple):
+  """A compiled call that is timed, and the number of its rows."""
+
+  run: Callable[[], object]
+  rows: int
 
 
 def measure_cost(
@@ -18,23 +27,37 @@ def measure_cost(
   repeats: int = 20,
   batch_sizes: Sequence[int] = (),
 ) -> dict[str, float]:
-  """Returns size, FLOPs, latency and throughput of a model in evaluation mode.
+  """Returns size, FLOPs, latency and throughput of a model, see `measure_costs`."""
+  networks = [(model, variables)]
+  return measure_costs(networks, batch, repeats=repeats, batch_sizes=batch_sizes)[0]
 
-  The compiled program computes the primary outputs (`primary_outputs`: the logits), so features
-  that only distillation reads cost nothing.
+
+def measure_costs(
+  networks: Sequence[tuple[Model, Variables]],
+  batch: Batch,
+  *,
+  repeats: int = 20,
+  batch_sizes: Sequence[int] = (),
+) -> list[dict[str, float]]:
+  """Returns size, FLOPs, latency and throughput of each network in evaluation mode.
+
+  The compiled programs compute the primary outputs (`primary_outputs`: the logits), so features
+  that only distillation reads cost nothing. The timed runs of all networks take turns, so that
+  other load of the machine slows all of them alike.
 
   Args:
-    model: only its `apply` is used.
-    variables: its weights.
+    networks: models, of which only `apply` is used, and their weights.
     batch: real or zero inputs, arrays [rows, ...]; the first row is the one example.
-    repeats: number of timed runs, after one that is not timed.
+    repeats: number of timed runs of each program, after one that is not timed.
     batch_sizes: numbers of rows to time in addition, filled with the batch's rows in turn.
 
   Returns:
     'parameters': number of trained values; 'bytes': of params and state in memory; 'flops': of one
     example by XLA's count, which takes the body of a loop (`lax.scan`) once and a Pallas call as
     nothing, NaN if it is unknown; 'latency_ms': median for one example; 'throughput': examples/s at
-    the batch's size; 'throughput_128', ...: at each of the `batch_sizes`.
+    the batch's size; 'throughput_128', ...: at each of the `batch_sizes`. Each time has a spread,
+    the upper quartile of its runs divided by the lower one: 'latency_ms_spread',
+    'throughput_spread', ...
 
   Raises:
     ValueError: `repeats` or a batch size is less than 1.
@@ -43,6 +66,25 @@ def measure_cost(
     raise ValueError(f"repeats: expected at least 1, got {repeats}")
   if any(size < 1 for size in batch_sizes):
     raise ValueError(f"batch_sizes: expected at least 1 each, got {list(batch_sizes)}")
+  costs, calls = [], []
+  for model, variables in networks:
+    sizes, timed = _prepare(model, variables, batch, batch_sizes)
+    costs.append(sizes)
+    calls.append(timed)
+  times = _time_by_turns([call.run for timed in calls for call in timed.values()], repeats)
+  rows = iter(times)
+  for sizes, timed in zip(costs, calls):
+    for name, call in timed.items():
+      low, median, high = np.percentile(next(rows), (25, 50, 75))
+      sizes[name] = float(1e3 * median if name == "latency_ms" else call.rows / median)
+      sizes[f"{name}_spread"] = float(high / low)
+  return costs
+
+
+def _prepare(
+  model: Model, variables: Variables, batch: Batch, batch_sizes: Sequence[int]
+) -> tuple[dict[str, float], dict[str, _Call]]:
+  """Returns what is not timed, and {name: call to time}, on inputs that are on the device."""
 
   @jax.jit
   def predict(params, state, batch):
@@ -50,29 +92,31 @@ def measure_cost(
     return primary_outputs(outputs)
 
   many = {name: np.asarray(values) for name, values in batch.items()}
-  one = {name: values[:1] for name, values in many.items()}
   rows = len(next(iter(many.values())))
+  one = {name: values[:1] for name, values in many.items()}
   analysis = predict.lower(*variables, one).compile().cost_analysis() or {}
-  costs = {
+  sizes = {
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables.params)),
     "bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables)),
     "flops": float(analysis.get("flops", np.nan)),
-    "latency_ms": 1e3 * _median_seconds(predict, variables, one, repeats),
-    "throughput": rows / _median_seconds(predict, variables, many, repeats),
   }
-  for size in batch_sizes:
-    resized = {name: values[np.arange(size) % rows] for name, values in many.items()}
-    costs[f"throughput_{size}"] = size / _median_seconds(predict, variables, resized, repeats)
-  return costs
+  wanted = {"latency_ms": 1, "throughput": rows}
+  wanted |= {f"throughput_{size}": size for size in batch_sizes}
+  calls = {}
+  for name, size in wanted.items():
+    taken = {key: values[np.arange(size) % rows] for key, values in many.items()}
+    calls[name] = _Call(functools.partial(predict, *variables, jax.device_put(taken)), size)
+  return sizes, calls
 
 
-def _median_seconds(predict: Callable, variables: Variables, batch: Batch, repeats: int) -> float:
-  """Returns the median time of one call, on inputs that are already on the device."""
-  batch = jax.device_put(batch)
-  jax.block_until_ready(predict(*variables, batch))
-  times = []
-  for _ in range(repeats):
-    start = time.perf_counter()
-    jax.block_until_ready(predict(*variables, batch))
-    times.append(time.perf_counter() - start)
-  return float(np.median(times))
+def _time_by_turns(calls: Sequence[Callable[[], object]], repeats: int) -> np.ndarray:
+  """Returns seconds [calls, repeats]; each round runs all calls once."""
+  for call in calls:
+    jax.block_until_ready(call())
+  seconds = np.empty((len(calls), repeats))
+  for repeat in range(repeats):
+    for index, call in enumerate(calls):
+      start = time.perf_counter()
+      jax.block_until_ready(call())
+      seconds[index, repeat] = time.perf_counter() - start
+  return seconds

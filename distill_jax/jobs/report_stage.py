@@ -7,7 +7,7 @@ import jax
 
 from distill_jax import report, tasks
 from distill_jax.compression.sizes import disk_bytes, layer_zeros
-from distill_jax.cost.runtime import measure_cost
+from distill_jax.cost.runtime import measure_costs
 from distill_jax.data import Source
 from distill_jax.data.batches import permutation
 from distill_jax.jobs import data
@@ -78,14 +78,13 @@ def _entries(job: Job, finished: list[_Finished], results: list[Evaluated]) -> l
   has_students = any(one.role == "student" for one in finished)
   ratios = step_times(job) if has_students else {}
   batch = data.first(job.config, job.splits.test, 256)
-  costs: dict[
-    str, dict[str, float]
-  ] = {}  # Networks that differ in their weights only cost the same.
+  programs = [_program(one.model, one.variables, batch) for one in finished]
+  # Networks that differ in their weights only cost the same.
+  different = {program: (one.model, one.variables) for program, one in zip(programs, finished)}
+  measured = measure_costs(list(different.values()), batch, batch_sizes=(report.BATCH,))
+  costs = dict(zip(different, measured))
   entries = []
-  for one, result in zip(finished, results):
-    program = _program(one.model, one.variables, batch)
-    if program not in costs:
-      costs[program] = measure_cost(one.model, one.variables, batch, batch_sizes=(report.BATCH,))
+  for one, result, program in zip(finished, results, programs):
     variant = "" if one.network is None else one.network.variant
     ratio = ratios.get((one.role, variant))
     cost = costs[program] | ({} if ratio is None else {"step_ratio": ratio})

@@ -123,7 +123,8 @@ def _comparison(
     "↑ higher is better, ↓ lower is better. All scores are of the test split. "
     f"{variants.about_time(entries)}"
   )
-  return [*map(Text, words), *tables, Text(note.rstrip())]
+  speed = variants.about_speed(entries)
+  return [*map(Text, words), *tables, Text(note.rstrip()), *([Text(speed)] if speed else [])]
 
 
 def _learning_curves(entries: Sequence[Entry], metric: Metric) -> list[Block]:

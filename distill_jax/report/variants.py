@@ -37,6 +37,10 @@ _COSTS: Sequence[tuple[str, str, Formatter]] = (
   (f"throughput_{BATCH}", f"Examples/s at batch {BATCH} ↑", integer),
 )
 _TIMES = ("latency_ms", f"throughput_{BATCH}")
+MAX_SPREAD = 2  # between the quartiles of times that can be believed
+# A batch is as fast as its examples one by one, or faster. On a CPU a large network's may be a
+# little slower, as fewer of its values fit into the caches.
+MIN_SPEEDUP = 0.7
 
 
 def in_rows(entries: Sequence[Entry]) -> bool:
@@ -97,6 +101,33 @@ def about_time(entries: Sequence[Entry]) -> str:
   if not is_timed(entries):
     return ""
   return "Step time: medians of one train step's time, both sides by turns in one process."
+
+
+def about_speed(entries: Sequence[Entry]) -> str:
+  """Returns sentences on how latency and throughput were measured, and whether to believe them."""
+  costs = [entry.values for entry in entries]
+  spreads = [
+    cost[f"{name}_spread"] for cost in costs for name in _TIMES if f"{name}_spread" in cost
+  ]
+  if not spreads:
+    return ""
+  text = (
+    "Latency and throughput: medians of runs of all networks by turns; of the middle half of the "
+    f"runs the slowest took at most {max(spreads):.2f} times as long as the fastest."
+  )
+  latency, throughput = _TIMES
+  contradict = any(
+    cost[throughput] * cost[latency] < 1e3 * MIN_SPEEDUP
+    for cost in costs
+    if latency in cost and throughput in cost
+  )
+  if contradict:
+    text += " A batch took longer than its examples one by one"
+  elif max(spreads) > MAX_SPREAD:
+    text += " That is much"
+  else:
+    return text
+  return f"{text}: the machine was busy, so measure again with --stages=report."
 
 
 def few(entries: Sequence[Entry]) -> list[Entry]:

@@ -59,22 +59,41 @@ def test_model_without_logits_is_measured_by_all_outputs():
 def test_other_batch_sizes_are_timed_with_as_many_rows(monkeypatch):
   batches = []
 
-  def half_a_second(predict, variables, batch, repeats):
-    batches.append(batch["image"].copy())
-    return 0.5
+  def half_a_second(calls, repeats):
+    batches[:] = [call.args[-1]["image"] for call in calls]
+    return np.full((len(calls), repeats), 0.5)
 
-  monkeypatch.setattr(runtime, "_median_seconds", half_a_second)
+  monkeypatch.setattr(runtime, "_time_by_turns", half_a_second)
   batch = {"image": np.arange(3 * 64, dtype=np.float32).reshape(3, 64)}
   variables = Variables({"kernel": np.ones((64, 10), np.float32)}, ())
   cost = measure_cost(DENSE, variables, batch, batch_sizes=(1, 8))
-  times = {name: value for name, value in cost.items() if "t" == name[0] or "l" == name[0]}
-  assert times == {"latency_ms": 500, "throughput": 6, "throughput_1": 2, "throughput_8": 16}
+  times = {"latency_ms": 500, "throughput": 6, "throughput_1": 2, "throughput_8": 16}
+  spreads = {f"{name}_spread": 1 for name in times}
+  sizes = {name: cost[name] for name in ("parameters", "bytes", "flops")}
+  assert cost == times | spreads | sizes
   assert [len(images) for images in batches] == [1, 3, 1, 8]
   np.testing.assert_array_equal(batches[-1], np.concatenate([batch["image"]] * 3)[:8])
-  assert measure_cost(DENSE, variables, batch).keys() == cost.keys() - {
-    "throughput_1",
-    "throughput_8",
-  }
+  others = {name for name in cost if name.startswith(("throughput_1", "throughput_8"))}
+  assert measure_cost(DENSE, variables, batch).keys() == cost.keys() - others
+
+
+def test_networks_are_timed_by_turns_and_a_slow_spell_is_their_spread(monkeypatch):
+  seconds = np.array([1.0, 1, 2, 4, 8])
+  calls = []
+
+  def call(number):
+    return lambda: calls.append(number)
+
+  runtime._time_by_turns([call(0), call(1)], 2)
+  assert calls == [0, 1, 0, 1, 0, 1]  # The first round is not timed.
+  monkeypatch.setattr(runtime, "_time_by_turns", lambda calls, repeats: [seconds] * len(calls))
+  batch = {"image": np.ones((3, 64), np.float32)}
+  small, large = [Variables({"kernel": np.ones((64, n), np.float32)}, ()) for n in (2, 10)]
+  costs = runtime.measure_costs([(DENSE, small), (DENSE, large)], batch)
+  assert [cost["parameters"] for cost in costs] == [128, 640]
+  for cost in costs:
+    assert (cost["latency_ms"], cost["throughput"]) == (2000, 1.5)
+    assert cost["latency_ms_spread"] == cost["throughput_spread"] == 4
 
 
 @pytest.mark.parametrize("options", [{"repeats": 0}, {"batch_sizes": (1, 0)}])

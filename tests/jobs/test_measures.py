@@ -103,7 +103,10 @@ def entries(monkeypatch):
 
   monkeypatch.setattr("distill_jax.report.write", write)
   monkeypatch.setattr("distill_jax.jobs.report_stage.step_times", lambda job: {})
-  monkeypatch.setattr("distill_jax.jobs.report_stage.measure_cost", lambda *args, **options: {})
+  monkeypatch.setattr(
+    "distill_jax.jobs.report_stage.measure_costs",
+    lambda networks, *args, **options: [{} for _ in networks],
+  )
   return calls
 
 

@@ -1,6 +1,7 @@
 """Reports and results pages of runs with many distilled students: a row for each."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -127,3 +128,17 @@ def test_results_page_has_a_table_of_the_methods(tmp_path):
   assert table[3]["− baseline"].startswith("+5.00 (+") and table[3]["Step time / kd ↓"] == "2.35"
   assert all(fact in text for fact in ("359 examples", "2 x cpu", "git 012345678", "3 seeds"))
   assert variants.in_rows(read(tmp_path / "m").entries)
+
+
+@pytest.mark.parametrize(
+  ("latency", "spread", "words"),
+  [(0.5, 1.2, "1.20 times"), (0.5, 2.5, "2.50 times.* --stages=report"), (0.1, 1.2, "one by one")],
+)
+def test_times_that_contradict_or_vary_are_said(latency, spread, words):
+  cost = {"latency_ms": latency, "throughput_128": 4_000.0}
+  spreads = {"latency_ms_spread": 1.0, "throughput_128_spread": spread}
+  entry = scored("student", 0, 0.9, cost=cost | spreads)
+  text = variants.about_speed([entry])
+  assert re.search(words, text)
+  assert ("--stages=report" in text) == (spread > 2 or latency < 0.25)
+  assert variants.about_speed([scored("student", 0, 0.9, cost=cost)]) == ""
