@@ -1,7 +1,8 @@
 """Names the leaves of a tree by their paths, and selects them by pattern."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -21,6 +22,18 @@ def describe_leaf(shape: Sequence[int], dtype: object) -> str:
   'float32[3,2]'
   """
   return f"{dtype}[{','.join(map(str, shape))}]"
+
+
+def batch_specs(
+  arrays: Mapping[str, Any], rows: int | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns shapes and dtypes of a batch as `jit` sees them; `rows`: in place of its own number.
+
+  jax 0.12 warns of specs with 64 bits, which `jit` truncates in arrays without a word.
+  """
+  shapes = {name: x.shape if rows is None else (rows, *x.shape[1:]) for name, x in arrays.items()}
+  dtypes = {name: jax.dtypes.canonicalize_dtype(x.dtype) for name, x in arrays.items()}
+  return {name: jax.ShapeDtypeStruct(shapes[name], dtypes[name]) for name in shapes}
 
 
 def path_mask(tree: Tree, pattern: str) -> Tree:

@@ -34,6 +34,7 @@ from distill_jax.models.input_errors import name_network
 from distill_jax.models.logits import ROWS, check_logits
 from distill_jax.models.networks import as_model
 from distill_jax.models.variables import check_weights
+from distill_jax.trees import batch_specs
 from distill_jax.types import Batch, Model, Variables
 
 SHARD_BYTES = 2**25
@@ -174,10 +175,7 @@ def plan(
 
 def _example_spec(inputs: TeacherInputs) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes of a batch of one example."""
-  spec = {
-    name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in inputs.shapes.items()
-  }
-  return spec | {"view": jax.ShapeDtypeStruct((1,), np.int32)}
+  return batch_specs(inputs.shapes, rows=1) | {"view": jax.ShapeDtypeStruct((1,), np.int32)}
 
 
 def _check_views(

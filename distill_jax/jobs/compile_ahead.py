@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from distill_jax.cost.analysis import Analysis
@@ -15,6 +14,7 @@ from distill_jax.jobs.config import Config, ConfigError, Training
 from distill_jax.jobs.plan import select_train_data
 from distill_jax.jobs.recipes import Recipe
 from distill_jax.models import cast
+from distill_jax.trees import batch_specs
 from distill_jax.types import Batch, Model, Objective, OnPolicy
 
 ROLES = ("student", "baseline", "teacher")
@@ -139,4 +139,4 @@ def _batch(config: Config, role: str, rows: int) -> Batch:
     return abstract_batch(rows)
   train = select_train_data(config, role, config.data().train)
   example = next(data.training_batches(config, train, 1))
-  return {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in example.items()}
+  return batch_specs(example, rows)

@@ -10,7 +10,7 @@ from flax.core import unfreeze
 
 from distill_jax.errors import suggest
 from distill_jax.storage.fingerprint import fingerprint
-from distill_jax.trees import named_leaves
+from distill_jax.trees import batch_specs, named_leaves
 from distill_jax.types import Batch, Model, TrainState, Variables
 
 
@@ -70,8 +70,7 @@ def check_weights(
   """
   reference = model.variables
   if reference is None:
-    batch = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in arrays.items()}
-    reference = jax.eval_shape(model.init, jax.random.key(0), batch)
+    reference = jax.eval_shape(model.init, jax.random.key(0), batch_specs(arrays, rows=1))
   expected = {name: np.shape(leaf) for name, leaf in named_leaves(tuple(reference))}
   actual = {name: np.shape(leaf) for name, leaf in named_leaves(tuple(variables))}
   for name in [*expected, *actual]:

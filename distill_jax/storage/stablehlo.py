@@ -13,7 +13,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from distill_jax.storage import files, folders
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.storage.inputs import check_inputs, check_shapes
 from distill_jax.storage.student import WEIGHTS, load_weights, read_inputs
-from distill_jax.trees import describe_leaf, named_leaves
+from distill_jax.trees import batch_specs, describe_leaf, named_leaves
 from distill_jax.types import Batch, Model, Outputs, Variables
 
 PROGRAM, SIGNATURE = "model.stablehlo", "model.stablehlo.json"
@@ -71,8 +71,9 @@ def export_stablehlo(
   weights = {
     name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in named_leaves(variables)
   }
-  predict = _predict_fn(model, variables, outputs or _row_outputs(model, variables, batch))
-  inputs = _used_inputs(predict, weights, batch)
+  entries = batch_specs(batch)
+  predict = _predict_fn(model, variables, outputs or _row_outputs(model, variables, entries))
+  inputs = _used_inputs(predict, weights, entries)
   exported = _export(predict, weights, inputs, platforms)
   program = bytes(exported.serialize())
   signature = {
@@ -155,19 +156,17 @@ def _row_outputs(model: Model, variables: Variables, batch: Batch) -> list[str]:
   """Returns the names of a model's outputs that are arrays with a row per example."""
   (rows,) = {x.shape[0] for x in batch.values()}
   apply = functools.partial(model.apply, train=False, key=None)
-  outputs = jax.eval_shape(lambda v, b: apply(*v, b)[0], variables, dict(batch))
+  outputs = jax.eval_shape(lambda v, b: apply(*v, b)[0], variables, batch)
   shapes = {name: getattr(x, "shape", ()) for name, x in outputs.items()}
   return [name for name, shape in shapes.items() if shape[:1] == (rows,)]
 
 
-def _used_inputs(predict: _Predict, weights, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
+def _used_inputs(
+  predict: _Predict, weights, entries: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes of the entries that `predict` uses, with any number of rows."""
   # A program for any number of rows keeps every argument; one for this number drops those that it
   # does not use.
-  entries = {
-    name: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
-    for name, x in batch.items()
-  }
   exported = jax.export.export(jax.jit(predict), platforms=["cpu"])(weights, entries)
   (rows,) = jax.export.symbolic_shape("batch")
   names = [

@@ -301,7 +301,7 @@ def test_flipped_metadata_is_skipped_by_a_writer(saved, step):
 
 def test_saving_leaves_no_threads_and_open_files(tmp_path):
   def counts():
-    return threading.active_count(), len(os.listdir("/proc/self/fd"))
+    return np.array([threading.active_count(), len(os.listdir("/proc/self/fd"))])
 
   state = make_state()
   with Checkpoints(tmp_path / "run", keep=1) as checkpoints:
@@ -311,7 +311,8 @@ def test_saving_leaves_no_threads_and_open_files(tmp_path):
     for step in range(1, 13):
       checkpoints.save(state._replace(step=state.step + step))
     checkpoints.wait()
-    assert counts() == before
+    # Threads of earlier tests may end meanwhile.
+    assert (counts() <= before).all()
 
 
 def test_states_may_differ_in_empty_nodes(template):
