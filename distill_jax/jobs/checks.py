@@ -102,7 +102,7 @@ def _check_best(job: Job, students: Collection[Network]) -> None:
   if not best or best in names:
     return
   key, batch = jax.random.key(0), data.first(job.config, job.splits.train)
-  batch = {"view": np.zeros(1, np.int32), **batch}
+  batch = {"view": np.zeros(len(batch["id"]), np.int32), **batch}
   for network in students:
     teacher, variables = _teacher(job, network, key, batch)
     parts = network.train_model, teacher, network.objective(None)

@@ -52,8 +52,8 @@ def digest(examples: Examples) -> str:
   return f"{examples.name}:{examples.digest}"
 
 
-def first(config: Config, examples: Examples, rows: int = 1) -> Batch:
-  """Returns the first `rows` examples, or all if they are fewer."""
+def first(config: Config, examples: Examples, rows: int = 2) -> Batch:
+  """Returns the first `rows` examples, or all if they are fewer; some losses relate two."""
   if isinstance(examples, Source):
     return {name: values[:rows] for name, values in examples.arrays.items()}
   size = min(rows, len(examples))
