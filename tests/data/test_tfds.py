@@ -268,9 +268,9 @@ def test_local_builder_with_images_of_many_sizes(many_sizes):
     "extra": [11, 12, 13, 14],
   }  # 6, 7: validation
   for images in sets.values():
-    for image, label in images.decode(images.ids):
+    for image, labels in images.decode(images.ids):
       i = image.height - 5
-      assert label == i % 2 and image.mode == "RGB" and image.width == 9
+      assert labels["label"] == i % 2 and image.mode == "RGB" and image.width == 9
   with pytest.raises(ValueError, match=r"^size: .*many_sizes/1.0.0"):
     tfds.load("many_sizes", data_dir=many_sizes)
   source = tfds.load("many_sizes", data_dir=many_sizes, size=4)["test"]
