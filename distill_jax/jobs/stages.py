@@ -127,36 +127,39 @@ def _fit(job: Job, network: Network) -> FitResult:
   trained_teacher = trained_teacher_of(network, teacher_variables, train_set)
   cache = cache_stages.open_checked(job, trained_teacher) if network.cached else None
   validation = data.evaluation(config, job.splits.validation, training.batch_size)
-  return fit(
-    _with_initial_weights(job, network, train_set),
-    cache or network.teacher,
-    network.objective(trained_teacher),
-    training.optimizer(),
-    data.training(config, train_set, training.batch_size, network.train_seed),
-    steps=training.steps,
-    batch_size=training.batch_size,
-    seed=network.train_seed,
-    teacher_variables=None if cache else teacher_variables,
-    task=config.task(),
-    evaluation=Evaluation(
-      validation, config.eval_every or None, best_of(job, network), config.patience or None
-    ),
-    checkpoints=CheckpointOptions(network.folder, config.checkpoint_every or None),
-    step=config.step_options(training, network.recipe.on_policy),
-    run=RunOptions(
-      num_views=config.num_views,
-      balance=config.balance or None,
-      mesh=config.make_mesh(),
-      rules=config.rules(network.role),
-      teacher_rules=config.teacher_rules(),
-      learning_rate=training.logged_schedule(),
-      log_every=config.log_every,
-      max_skips=config.max_skips,
-      profile_steps=job.profile_steps,
-      callbacks=config.callbacks(network.name),
-      title=network.name,
-    ),
-  )
+  with warnings.catch_warnings():
+    # A variant may have the teacher's outputs for its scores only.
+    warnings.filterwarnings("ignore", "teacher: expected a term that reads its outputs")
+    return fit(
+      _with_initial_weights(job, network, train_set),
+      cache or network.teacher,
+      network.objective(trained_teacher),
+      training.optimizer(),
+      data.training(config, train_set, training.batch_size, network.train_seed),
+      steps=training.steps,
+      batch_size=training.batch_size,
+      seed=network.train_seed,
+      teacher_variables=None if cache else teacher_variables,
+      task=config.task(),
+      evaluation=Evaluation(
+        validation, config.eval_every or None, best_of(job, network), config.patience or None
+      ),
+      checkpoints=CheckpointOptions(network.folder, config.checkpoint_every or None),
+      step=config.step_options(training, network.recipe.on_policy),
+      run=RunOptions(
+        num_views=config.num_views,
+        balance=config.balance or None,
+        mesh=config.make_mesh(),
+        rules=config.rules(network.role),
+        teacher_rules=config.teacher_rules(),
+        learning_rate=training.logged_schedule(),
+        log_every=config.log_every,
+        max_skips=config.max_skips,
+        profile_steps=job.profile_steps,
+        callbacks=config.callbacks(network.name),
+        title=network.name,
+      ),
+    )
 
 
 def _finish(
