@@ -102,7 +102,7 @@ def train(how, folder, steps):
       "teacher": {"teacher": 5 + index},
       "seed": {"seed": index},
       "validation": {"validation": validation},
-      "evaluation": {"validation": (source(1, 30), zeroed)[index]},
+      "evaluation": {"validation": zeroed if index else source(1, 30)},
     }
     result = run(folder / "run", steps, **options[how])
   leaves = {
