@@ -103,9 +103,13 @@ def input_checksums(arrays: Mapping[str, Any], names: Iterable[str]) -> np.ndarr
 def vocabulary(names: Sequence[str]) -> str:
   """Returns a digest of the classes' names, or a tokenizer's words, in their order.
 
+  The names that classes have by default, '0', '1', ..., are none.
+
   >>> vocabulary(["cat", "dog"]) == vocabulary(["dog", "cat"])
   False
   """
+  if list(names) == [str(number) for number in range(len(names))]:
+    names = ()
   return hashlib.blake2b("\0".join(names).encode(), digest_size=16).hexdigest()
 
 

@@ -72,6 +72,12 @@ def test_check_run_names_what_differs(augmented, source):
   rejects("example id 1000 is not", replaced(source, id=np.arange(1000, 1000 + ROWS)))
 
 
+def test_names_that_classes_have_by_default_do_not_matter():
+  numbered = data.Source({"x": np.ones(3), "label": np.arange(3)}, classes=3).class_names
+  assert identity.vocabulary(numbered) == identity.vocabulary(())
+  assert identity.vocabulary(("1", "0", "2")) != identity.vocabulary(())
+
+
 def test_order_and_more_arrays_do_not_matter(cached, source):
   written(cached.store.url, source.take(np.arange(ROWS)[::-1]))
   check_run(cached, replaced(source, weight=np.ones(ROWS, np.float32)))
