@@ -1,7 +1,6 @@
 """Writes a cache: computes a teacher's outputs once for every example and view."""
 
 import datetime
-import importlib.metadata
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -36,6 +35,7 @@ from distill_jax.models.networks import as_model
 from distill_jax.models.variables import check_weights
 from distill_jax.trees import batch_specs
 from distill_jax.types import Batch, Model, Variables
+from distill_jax.version import __version__
 
 SHARD_BYTES = 2**25
 SHARD_BATCHES = 256  # at most, which a killed writer loses
@@ -214,7 +214,7 @@ def _write_head(
 def _provenance(batch_size: int) -> dict[str, Any]:
   return {
     "jax": jax.__version__,
-    "distill_jax": importlib.metadata.version("distill-jax"),
+    "distill_jax": __version__,
     "device": jax.devices()[0].device_kind,
     "batch_size": batch_size,
     "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),

@@ -119,10 +119,10 @@ def _named(item: Any, keys: Sequence[str] | None, field: str) -> dict[str, Any]:
     got = f"a {type(item).__name__}"
     if isinstance(item, tuple | list):
       got = f"a {type(item).__name__} of {len(item)} items"
-    raise ValueError(
-      f"{field}: expected batches that are dicts of arrays, got {got}: name its items with "
-      f"data.from_iterable(..., {KEYS_EXAMPLE})"
-    )
+    hint = f"name its items with data.from_iterable(..., {KEYS_EXAMPLE})"
+    if hasattr(item, "shape"):
+      hint += ', or write {"image": array} for an array of all examples'
+    raise ValueError(f"{field}: expected batches that are dicts of arrays, got {got}: {hint}")
   if len(items) != len(keys):
     raise ValueError(
       f"keys: expected {len(items)} names, one for each item of a batch, got {tuple(keys)}"

@@ -39,7 +39,7 @@ def check_rows(batch: Mapping[str, np.ndarray]) -> None:
   if where is not None and (where.dtype != np.bool_ or where.shape != (rows,)):
     raise ValueError(
       f"where: expected bool [{rows}], which rows count, got {where.dtype} {list(where.shape)}: "
-      "write where=mask > 0"
+      "write where=mask > 0; weights of examples are labels(example_weights=)"
     )
 
 

@@ -251,8 +251,9 @@ def test_names_and_keys_exclude_each_other():
 
 @pytest.mark.parametrize("items", [(np.ones((4, 2)), np.ones(4)), [1, 2], np.ones((4, 2)), 3, "a"])
 def test_items_without_names_say_how_to_name_them(items):
-  with pytest.raises(ValueError, match=r"^source: .*data\.from_iterable\(.*keys=\("):
+  with pytest.raises(ValueError, match=r"^source: .*data\.from_iterable\(.*keys=\(") as error:
     data.from_iterable([items]).first()
+  assert ('{"image": array}' in str(error.value)) == isinstance(items, np.ndarray)
 
 
 @pytest.mark.parametrize(
