@@ -37,7 +37,9 @@ def check_logits(field: str, model: Model, variables: Variables, batch: Batch) -
   logits_shape = shapes.get("logits")
   if not isinstance(logits_shape, jax.ShapeDtypeStruct) or logits_shape.ndim < 2:
     return
-  logits = sharding.gather_to_host(_outputs(model, variables, batch)["logits"])
+  # Compiled as in training: quantized layers of qwix fail otherwise.
+  predict = jax.jit(lambda v, b: _outputs(model, v, b)["logits"])
+  logits = sharding.gather_to_host(predict(variables, batch))
   if logits_shape.shape[-1] > 1 and is_probabilities(logits):
     raise probabilities_error(field, "probabilities: its 'logits' are all >= 0 with rows of sum 1")
   # By chance an untrained student's are in [0, 1], too.

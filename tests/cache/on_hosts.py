@@ -58,5 +58,5 @@ def main(folder):
 if __name__ == "__main__":
   join()
   numbers, learned = main(sys.argv[1])
-  print("wrote", *numbers)
+  print(f"wrote {' '.join(map(str, numbers))}")
   print("learned", learned)

@@ -55,7 +55,7 @@ def join():
     hosts.join(address, count, process)
 
 
-def finish(processes, *, expected=0, seconds=120):
+def finish(processes, *, expected=0, seconds=300):
   """Returns the outputs when all have ended; kills late ones, and shows outputs of failed ones."""
   deadline = time.monotonic() + seconds
   outputs = []
@@ -72,7 +72,7 @@ def finish(processes, *, expected=0, seconds=120):
   return outputs
 
 
-def read_until(text, processes, *, seconds=120):
+def read_until(text, processes, *, seconds=300):
   """Returns the lines of all processes before one with `text`; kills them if it is late."""
   lines = []
   watchdog = threading.Timer(seconds, lambda: [process.kill() for process in processes])

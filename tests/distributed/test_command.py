@@ -1,6 +1,7 @@
 """Two processes run the command as one: they write once, stop at SIGTERM together, and resume."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def test_two_processes_run_a_config_as_one_does(tmp_path):
   for name in ("teacher", "student-0", "baseline-0"):
     assert (tmp_path / "two" / name / "model.safetensors").exists()
   run = json.loads((tmp_path / "two" / "run.json").read_text())
-  assert run["device"] == "8 x cpu of 2 processes"
+  assert re.fullmatch(r"8 x cpu \(.+\) of 2 processes", run["device"])
   assert not list((tmp_path / "two").rglob(".lease*"))
   again = finish(command(2, tmp_path / "two"))
   assert again[0].count("complete, skipped") == 3
@@ -81,7 +82,7 @@ def test_sigterm_to_one_process_ends_both_and_the_run_resumes(tmp_path):
     assert [process.poll() for process in processes] == [None, None]
   processes[1].send_signal(signal.SIGTERM)
   for output in finish(processes, expected=143, seconds=180):
-    assert "SIGTERM: training stopped after step" in output, output
+    assert re.search("SIGTERM: .*after step", output), output
   [step] = [
     int(path.name) for path in (tmp_path / "run" / "teacher" / "checkpoints").glob("[0-9]*")
   ]
