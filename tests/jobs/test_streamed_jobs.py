@@ -58,12 +58,8 @@ def command(photos, *more):
 def test_all_stages_on_a_folder_of_images(photos, tmp_path, capsys):
   main([*command(photos), f"--workdir={tmp_path}"])
   results = json.loads((tmp_path / "report" / "results.json").read_text())
-  assert results["run"]["data"] == {
-    "name": "test",
-    "train": 40 - held_out(photos),
-    "validation": held_out(photos),
-    "test": 9,
-  }
+  sizes = {"train": 40 - held_out(photos), "validation": held_out(photos), "test": 9}
+  assert results["run"]["data"].items() >= {"name": "test", **sizes}.items()
   assert [entry["name"] for entry in results["classes"]] == ["cat", "dog"]
   assert [entry["examples"] for entry in results["classes"]] == [4, 4]  # the broken cat is left out
   settings = loaded(photos)
