@@ -44,7 +44,7 @@ def test_two_processes_run_a_config_as_one_does(tmp_path):
   assert re.fullmatch(r"8 x cpu \(.+\) of 2 processes", run["device"])
   assert not list((tmp_path / "two").rglob(".lease*"))
   again = finish(command(2, tmp_path / "two"))
-  assert again[0].count("complete, skipped") == 3
+  assert again[0].count("complete, skipped") == 4  # three networks and the report
   assert "complete" not in again[1]
 
 
