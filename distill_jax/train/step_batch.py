@@ -3,8 +3,8 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from distill_jax import reduce
 from distill_jax.train.options import StepOptions
 from distill_jax.train.replay import Replay
 from distill_jax.types import Batch, OnPolicy, TrainState, Variables
@@ -36,7 +36,8 @@ def prepare_batch(state: TrainState, batch: Batch, options: StepOptions) -> tupl
     # on all.
     device = jax.lax.axis_index(options.axis_name)
     mix_key, student_key = (jax.random.fold_in(key, device) for key in (mix_key, student_key))
-  batch = _blank_invalid(batch)
+  # NaN times zero is NaN in the weights' gradients.
+  batch = reduce.blank(batch.get("where"), batch)
   if options.augment is not None:
     batch = options.augment(batch)
   if options.mix is not None:
@@ -64,19 +65,3 @@ def _generate(
     )
   batch, buffer = on_policy.apply(variables, state.model_state["replay"], state.step, key, batch)
   return batch, {"replay": buffer}
-
-
-def _blank_invalid(batch: Batch) -> Batch:
-  """Returns the batch with zeros in rows that do not count: NaN times zero is NaN in the weights'
-  gradients.
-  """
-  if "where" not in batch:
-    return batch
-  where = batch["where"]
-
-  def blank(x):
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-      return x
-    return jnp.where(where.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0)
-
-  return {name: blank(x) for name, x in batch.items()}
