@@ -1,5 +1,6 @@
 """Calls a loss for a term: reads outputs, labels, masks and entries of the batch by name."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, overload
@@ -21,6 +22,7 @@ from distill_jax.objectives.loss_checks import (
   check_free,
   check_loss,
   check_names,
+  check_rows,
   check_values,
   name_of,
 )
@@ -115,10 +117,12 @@ class LossCall(NamedTuple):
       extras["labels"] = jnp.maximum(labels, 0)
     if "where" in self.step_arguments:
       extras["where"] = mask
+    loss = self.at(step)
     if "axis_name" in self.step_arguments:
-      extras["axis_name"] = axis_name
-    values = self.at(step)(s, t, **extras)
+      loss = functools.partial(loss, axis_name=axis_name)
+    values = loss(s, t, **extras)
     check_values(self.loss, values, len(jax.tree.leaves(s)[0]))
+    check_rows(lambda x: loss(x[0], x[1], **x[2]), self.loss, (s, t, extras), values.shape)
     if values.ndim:
       return values, mask
     if mask is not None and "where" not in self.step_arguments:

@@ -10,7 +10,7 @@ import optax
 from distill_jax.objectives.calls import has_true_label, valid_rows
 from distill_jax.objectives.class_labels import BINARY, class_labels, record, record_numbers
 from distill_jax.objectives.label_settings import LabelSettings
-from distill_jax.objectives.loss_checks import name_of
+from distill_jax.objectives.loss_checks import check_rows, name_of
 from distill_jax.types import Batch
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -68,7 +68,8 @@ def loss_per_row(
   labeled = jnp.ones(label.shape[:1], bool)
   if settings.ignore_label is not None:
     labeled &= (label != settings.ignore_label).all(axes)
-  is_binary = _is_binary(settings.loss)
+  loss = settings.loss
+  is_binary = _is_binary(loss)
   if is_binary:
     record(name, BINARY, settings.ignore_label)
   else:
@@ -82,12 +83,14 @@ def loss_per_row(
     raise ValueError(f"where: expected one bool a row, {labeled.shape}, got {where.shape}")
   keep = where.reshape(where.shape + (1,) * (label.ndim - 1))
   blank = jnp.where(keep, predictions, 0), jnp.where(keep, label, 0)
-  values = _values(settings.loss, *blank, _rows_hint(name, label.shape))
+  hint = _rows_hint(name, label.shape)
+  values = _values(loss, *blank, hint)
   if values.shape[:1] != where.shape:
     raise ValueError(
       f"loss: expected values of {where.shape} rows, or more axes, got {values.shape}: return them "
       "unreduced"
     )
+  check_rows(lambda x: _values(loss, *x, hint), loss, blank, values.shape)
   values = values.mean(tuple(range(1, values.ndim)))
   if is_binary:
     # `fit` checks labels before; a compiled function cannot raise.
@@ -127,6 +130,7 @@ def _class_values(loss: Loss, predictions: jax.Array, index: jax.Array, name: st
       f"loss: expected values {index.shape}, one per class number of {name!r}, got "
       f"{values.shape}: return them unreduced"
     )
+  check_rows(lambda x: _values(loss, *x, hint), loss, (predictions, index), values.shape)
   return values
 
 

@@ -17,7 +17,7 @@ from distill_jax import losses
 from distill_jax.errors import suggest
 from distill_jax.objectives.calls import Names, batch_entry, blank, outputs_of, valid_rows
 from distill_jax.objectives.hyperparameters import Number, at_step, check_number
-from distill_jax.objectives.loss_checks import check_values
+from distill_jax.objectives.loss_checks import check_rows, check_values
 from distill_jax.objectives.parts import (
   connector,
   connector_init,
@@ -88,9 +88,13 @@ def learned(
     extras = {argument: batch_entry(batch, name) for argument, name in entries.items()}
     s, t, extras = blank(where, (*sides(s_outputs, t_outputs), extras))
     extras |= {name: x for name, x in context.items() if name in parameters}
-    values, state = apply(params, state, s, t, **extras)
+    values, new_state = apply(params, state, s, t, **extras)
     check_values(apply, values, len(jax.tree.leaves((s, t))[0]))
-    return (values if values.ndim == 0 else (values, where)), state
+    arrays = s, t, {name: extras[name] for name in {*entries, "where"} & set(extras)}
+    check_rows(
+      lambda x: apply(params, state, x[0], x[1], **extras | x[2])[0], apply, arrays, values.shape
+    )
+    return (values if values.ndim == 0 else (values, where)), new_state
 
   return Term(init_term, apply_term)
 

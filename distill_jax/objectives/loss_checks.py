@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from distill_jax import losses
@@ -74,6 +75,38 @@ def check_values(loss: Callable, values: Any, rows: int) -> None:
     f"loss: expected {name_of(loss)} to return float values of {rows} rows, or a scalar that "
     f"relates them, got {got}: return an array [rows]"
   )
+
+
+def check_rows(call: Callable[[Any], Any], loss: Callable, arrays: Any, shape: tuple) -> None:
+  """Checks that the first axis of a loss's values is the rows, where another axis has their number.
+
+  A sum over the batch [C] looks like one value a row [B] where B equals C. The shapes of one row
+  more tell them apart.
+
+  Args:
+    call: the loss of `arrays`.
+    loss: for the message.
+    arrays: what it takes, rows first.
+    shape: of the values that it returned.
+
+  Raises:
+    ValueError: the values do not follow the number of rows.
+  """
+  shapes = [jnp.shape(x) for x in jax.tree.leaves(arrays)]
+  rows = shapes[0][0]
+  if not shape or rows == 1 or all(rows not in x[1:] for x in shapes):
+    return
+  try:
+    longer = jax.eval_shape(
+      lambda: call(jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), arrays))
+    )
+  except (TypeError, ValueError):  # It takes this number of rows only.
+    return
+  if longer.shape[0] == rows:
+    raise ValueError(
+      f"loss: expected {name_of(loss)} to return one value a row, got {tuple(shape)} of {rows} "
+      f"rows and {tuple(longer.shape)} of {rows + 1}: reduce the other axes, not axis 0"
+    )
 
 
 def _hint(name: str, names: list[str]) -> str:

@@ -410,3 +410,18 @@ def test_scalar_of_masked_rows_needs_an_argument_where():
   assert evaluate(term, z, z, {})[0] == 0
   with pytest.raises(ValueError, match="^loss: .*where"):
     evaluate(term, z, z, {"where": np.ones(4, bool)})
+
+
+def summed(s, t):
+  return ((s - t) ** 2).sum(0)
+
+
+def test_sum_over_the_batch_is_not_taken_for_one_value_a_row():
+  """With as many rows as classes both are [3]."""
+  z = {"logits": np.arange(9, dtype=np.float32).reshape(3, 3)}
+  with pytest.raises(ValueError, match="^loss: expected summed .* axis 0"):
+    evaluate(logits(summed), z, z, {})
+  # A loss that knows its number of rows cannot be tried with another one.
+  weights = np.array([1.0, 2.0, 3.0], np.float32)
+  _, mean = evaluate(logits(lambda s, t: weights * (s + 0 * t).sum(1)), z, z, {})
+  np.testing.assert_allclose(mean, 30.0)

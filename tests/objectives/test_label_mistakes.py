@@ -183,3 +183,15 @@ def test_ignore_labels_are_integers(value):
     with pytest.raises(ValueError, match="^ignore_label: expected an integer"):
       take(ignore_label=value)
     take(ignore_label=np.int64(255))
+
+
+@pytest.mark.parametrize("label", [NUMBERS[:3], ROWS[:3]])
+def test_sum_over_the_batch_is_not_taken_for_one_value_a_row(label):
+  """With as many rows as classes both are [3]."""
+
+  def summed(z, y):
+    y = jax.nn.one_hot(y, 3) if y.ndim == 1 else y
+    return optax.squared_error(z, y).sum(0)
+
+  with pytest.raises(ValueError, match="^loss: expected summed .* axis 0"):
+    shapes_of(labels(summed), (3, 3), label=label)
