@@ -13,7 +13,8 @@ OWN_ERROR = re.compile(r"[\w./]+(: [\w./]+)*: expected ")
 
 @contextlib.contextmanager
 def name_network(field: str, batch: Mapping[str, Any]) -> Iterator[None]:
-  """Raises a ValueError in place of an error of shapes that a network raises inside.
+  """Raises a ValueError in place of an error of shapes that a network raises inside, and names the
+  network whose inputs the batch lacks.
 
   Args:
     field: name of the network's argument.
@@ -22,6 +23,8 @@ def name_network(field: str, batch: Mapping[str, Any]) -> Iterator[None]:
   try:
     yield
   except Exception as error:
+    if isinstance(error, ValueError) and str(error).startswith("inputs: "):
+      raise ValueError(f"{field}: {error}") from error
     # Flax has types of its own; all others raise those of jax.numpy.
     is_shape_error = isinstance(error, TypeError) or type(error).__module__.startswith("flax.")
     is_shape_error |= isinstance(error, ValueError) and not OWN_ERROR.match(str(error))

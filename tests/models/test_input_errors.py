@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distill_jax.models.adapters.outputs import select_inputs
 from distill_jax.models.input_errors import name_network
 
 
@@ -24,3 +25,10 @@ def test_errors_that_name_a_field_stay():
   with pytest.raises(ValueError, match=r"^image: expected 3 channels"):
     with name_network("model", {"image": np.zeros((2, 8, 8))}):
       raise ValueError("image: expected 3 channels, got 8")
+
+
+def test_missing_input_names_the_network():
+  batch = {"image": np.zeros((2, 8))}
+  with pytest.raises(ValueError, match="^teacher: inputs: expected .*'tokens'"):
+    with name_network("teacher", batch):
+      select_inputs(batch, "tokens")
