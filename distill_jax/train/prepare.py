@@ -48,6 +48,7 @@ from distill_jax.train.placement import compile_step, init_on_host, place_teache
 from distill_jax.train.resume_identity import process_settings, resume_settings, run_identity
 from distill_jax.train.step import make_init, make_train_step
 from distill_jax.train.step_batch import check_no_cached_outputs
+from distill_jax.train.stopping import warn_of_idle_patience
 from distill_jax.train.term_counts import check_terms
 from distill_jax.types import Batch, Model, Task, TrainState
 
@@ -263,6 +264,8 @@ def _intervals(arguments: Arguments) -> Intervals:
   if evaluation is None and checkpoints is None:
     every = arguments.steps
   evaluate = every or max(1, arguments.steps // 10)
+  if evaluation is not None:
+    warn_of_idle_patience(evaluation.patience, arguments.steps, evaluate)
   return Intervals(arguments.steps, evaluate, save or evaluate)
 
 

@@ -3,6 +3,7 @@ nothing.
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,6 +77,20 @@ class Patience:
     return (
       f"patience: {name} was not better than {self._score:.4g} of step {self._step} in "
       f"{self._count} evaluations in a row"
+    )
+
+
+def warn_of_idle_patience(patience: int | None, steps: int, every: int) -> None:
+  """Warns if training cannot end early: the first evaluation has none before it, and at the last
+  one training ends anyway.
+  """
+  evaluations = -(-steps // every)
+  if patience is not None and patience > evaluations - 2:
+    warnings.warn(
+      f"patience: expected less than {evaluations - 1}, because {steps} steps are evaluated "
+      f"{evaluations} times (every {every}), got {patience}, which never stops training: evaluate "
+      "more often",
+      stacklevel=2,
     )
 
 
