@@ -254,6 +254,21 @@ def test_every_name_of_the_mode_is_set(flag, kind):
     assert value == (train != inference)
 
 
+def test_argument_that_sounds_like_the_mode_is_not_left_at_its_default():
+  """It was: dropout and batch norms of such a network stood still in training."""
+
+  class Flagged(linen.Module):
+    @linen.compact
+    def __call__(self, x, is_train=False):
+      return x * self.param("w", lambda key: 1.0) * is_train
+
+  with pytest.raises(ValueError, match="^module: .*'is_train'"):
+    from_linen(Flagged())
+  model = from_linen(Flagged(), call=lambda net, x, train: net(x, is_train=train))
+  variables = model.init(KEY, ones(1, 1))
+  assert model.apply(*variables, ones(1, 1), train=True, key=None)[0]["logits"] == 1
+
+
 def test_field_that_is_no_mode_is_left_unchanged():
   class Configured(linen.Module):
     train: dict = dataclasses.field(default_factory=lambda: {"scale": 2.0})
