@@ -61,6 +61,8 @@ def choose_measure(arguments: Arguments, inputs: Inputs, state: TrainState) -> M
   task = arguments.task or tasks.infer(outputs, example, ignore_label)
   trained = arguments.task or tasks.infer(outputs, inputs.example, ignore_label) or task
   task_classes = _classes(trained, outputs)
+  if task is None and task_classes and set(task_classes) <= set(example):
+    task = trained  # Its labels are of another form, which is accepted or refused, not left out.
   if arguments.task is None:
     _check_heads(task_classes or {}, example)
   with record_entries() as entries:

@@ -87,9 +87,8 @@ def warn_of_idle_patience(patience: int | None, steps: int, every: int) -> None:
   evaluations = -(-steps // every)
   if patience is not None and patience > evaluations - 2:
     warnings.warn(
-      f"patience: expected less than {evaluations - 1}, because {steps} steps are evaluated "
-      f"{evaluations} times (every {every}), got {patience}, which never stops training: evaluate "
-      "more often",
+      f"patience: expected at least {patience + 2} evaluations for {patience} to stop training, "
+      f"got {evaluations} in {steps} steps: evaluate more often",
       stacklevel=2,
     )
 

@@ -173,3 +173,15 @@ def test_negative_weight_in_a_later_batch_raises():
   bad = good | {"importance": np.array([1.0, 0, -2, 1])}
   with pytest.raises(ValueError, match="^source: batch 1.*importance: .*-2"):
     fitted(2, lambda start: iter([good, bad]), hard(example_weights="importance"), 2)
+
+
+@pytest.mark.parametrize(
+  ("label", "field"), [(np.eye(3)[[0, 1, 2, 0]].astype(int), "label"), (np.ones(4), "label")]
+)
+def test_validation_labels_of_another_form_are_not_left_out(label, field):
+  """They were not measured: the objective's loss took the place of the accuracy."""
+  batches = [batch([0, 1, 2, 1])]
+  with pytest.raises(ValueError, match=f"^evaluation: .*{field}: expected"):
+    fitted(3, batches, evaluation=[batch(label)])
+  rows = fitted(3, batches, evaluation=[batch(np.eye(3, dtype=np.float32)[[0, 1, 2, 0]])])
+  assert "accuracy" in rows.history[-1]

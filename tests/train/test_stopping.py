@@ -85,6 +85,6 @@ def test_run_that_was_killed_stops_where_an_undisturbed_one_does(tmp_path, capsy
 
 
 def test_patience_that_cannot_stop_before_the_last_step_warns():
-  with pytest.warns(UserWarning, match="^patience: .*less than 1"):
+  with pytest.warns(UserWarning, match="^patience: expected at least 3 evaluations"):
     result = run(steps=10, patience=1, task=scored(0.5, 0.5))
   assert int(result.state.step) == 10 and not result.stop_reason
