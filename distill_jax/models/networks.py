@@ -45,10 +45,15 @@ def as_model(field: str, network: Any, entries: Iterable[str]) -> Model:
   adapter = adapter_of(module)
   _check_single(field, network)
   if adapter is None or (is_pair and adapter not in _PAIRS):
+    hint = (
+      "write .model for its network with trained weights"
+      if isinstance(getattr(network, "model", None), Model)
+      else "from_apply(init, apply) wraps functions; from_nnx, from_keras and from_equinox also "
+      "take a function that builds the network"
+    )
     raise ValueError(
       f"{field}: expected a Model or a network of Flax, Keras, Equinox or Haiku, got "
-      f"{type(network).__name__}: from_apply(init, apply) wraps functions; from_nnx, from_keras "
-      "and from_equinox also take a function that builds the network"
+      f"{type(network).__name__}: {hint}"
     )
   if isinstance(module, type) and adapter != "from_nnx":
     raise wrong_kind(field, "a Model or a network", module)

@@ -33,6 +33,11 @@ class FitResult(NamedTuple):
   objective_variables: Variables
   stop_reason: str = ""
 
+  @property
+  def model(self) -> Model:
+    """The student with its trained `variables`: the teacher of another `fit`, or of a cache."""
+    return self.student._replace(variables=self.variables)
+
   def predict(self, examples: Any, *, batch_size: int = 256) -> dict[str, Any]:
     """Returns the student's outputs as host arrays: of a batch, a `Source` or batches
     (`train.predict`).

@@ -200,6 +200,15 @@ def test_fit_names_the_argument():
     train(LINEN, Two(nnx.Rngs(0)))
 
 
+def test_trained_student_teaches_as_a_model():
+  result = train(LINEN, (LINEN, LINEN_VARIABLES))
+  assert result.model.variables is result.variables
+  taught = train(LINEN, result.model, student_variables=result.variables)
+  assert taught.history[0]["soft"] < 1e-6
+  with pytest.raises(ValueError, match=r"^teacher: .* FitResult: write \.model"):
+    train(LINEN, result)
+
+
 class Train(nnx.Module):
   def __call__(self, x, train: bool = False):
     return x * (1 + train)
