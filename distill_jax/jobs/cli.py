@@ -16,6 +16,7 @@ from distill_jax.jobs.checks import check
 from distill_jax.jobs.compile_ahead import describe_cost
 from distill_jax.jobs.config import ConfigError, Splits
 from distill_jax.jobs.dry_run import print_plan
+from distill_jax.jobs.epochs import with_steps
 from distill_jax.jobs.flags import parse_arguments
 from distill_jax.jobs.overrides import config_file, load_config
 from distill_jax.jobs.plan import Job, is_complete
@@ -85,6 +86,7 @@ def main(argv: Sequence[str]) -> None:
     return
   splits = hosts.run_in_turn(config.data)
   run_identity = identity.identify(config, path, overrides, argv)
+  config = hosts.run_on_all(lambda: with_steps(config, splits))
   teacher = _finished_teacher(flags.teacher)
   job = Job(config, folder, flags.seeds, splits, run_identity, flags.profile_steps, teacher)
   compared = {name: run_identity[name] for name in ("settings", "code", "versions")}

@@ -11,6 +11,7 @@ from distill_jax.cost.cached import cached_teacher
 from distill_jax.cost.steps import compile_for
 from distill_jax.jobs import data
 from distill_jax.jobs.config import Config, ConfigError, Training
+from distill_jax.jobs.epochs import with_steps
 from distill_jax.jobs.plan import select_train_data
 from distill_jax.jobs.recipes import Recipe
 from distill_jax.models import cast
@@ -41,6 +42,7 @@ def compile_config(
   Raises:
     ValueError, ImportError, RuntimeError: as `compile_for`; or there is no such network to train.
   """
+  config = with_steps(config)
   model, teacher, objective, training, on_policy = _network(config, role)
   batch = _batch(config, role, training.batch_size)
   cached = _reads_cache(config, role)
@@ -67,6 +69,7 @@ def describe_cost(config: Config, topology: str, *, role: str = "student") -> st
   Raises:
     ValueError, ImportError, RuntimeError: as `compile_config`.
   """
+  config = with_steps(config)
   training = _network(config, role)[3]
   analysis = compile_config(topology, config, role=role)
   how = ", from the cache" if _reads_cache(config, role) else ""

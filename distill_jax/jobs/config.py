@@ -112,8 +112,8 @@ class Config:
     reference: name of the variant whose train step's time is 1 in the report; empty: no times.
   """
 
-  teacher_training: Training = dataclasses.field(default_factory=Training)
-  student_training: Training = dataclasses.field(default_factory=Training)
+  teacher_training: Training = dataclasses.field(default_factory=lambda: Training(steps=1000))
+  student_training: Training = dataclasses.field(default_factory=lambda: Training(steps=1000))
   num_views: int = 0
   balance: str = ""
   eval_every: int = 0
@@ -379,6 +379,18 @@ class Config:
         "leave cache empty"
       )
     return recipes
+
+
+def check_config(config: Config) -> None:
+  """Checks a config as a whole: its values, and that its objectives can be built.
+
+  Raises:
+    ConfigError: names the field.
+  """
+  config.validate()
+  for variant in config.variants():
+    with error_prefix(f"objective of {variant!r}" if variant else "objective"):
+      config.variant_objective(variant)
 
 
 def _undefined(config: Config, method: str) -> ConfigError:

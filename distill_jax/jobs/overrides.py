@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill_jax.errors import suggest
-from distill_jax.jobs.config import Config, ConfigError, error_prefix
+from distill_jax.jobs.config import Config, ConfigError, check_config
+from distill_jax.jobs.epochs import has_epochs
 from distill_jax.jobs.near_names import nearest
 
 _BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
@@ -26,24 +27,24 @@ _siblings: list[str] = []  # Names of the modules that the last config imported 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
   """Returns the config of a file with overrides, checked as a whole.
 
+  A config with epochs is checked when its data are there (`epochs.with_steps`).
+
   Args:
     path: Python file that defines `get_config()`, or the name of one that distill_jax brings.
     overrides: texts `field=value` or `nested.field=value`. Names may have hyphens for underscores.
       Tuples are `(1,2)` or `1,2`, texts in them with or without quotes. `None` resets an optional
-      field.
+      field. One of a training's `epochs` and `steps` takes the place of the other.
 
   Raises:
     ConfigError: the file or a field does not exist, or a value has another type than its field or
       is outside its range. The message names the field, the value and the nearest existing name.
   """
   config = _read(config_file(path))
-  for override in overrides:
+  for override in [*_replaced_lengths(config, overrides), *overrides]:
     config = _override(config, override)
   _check_types(config)
-  config.validate()
-  for variant in config.variants():
-    with error_prefix(f"objective of {variant!r}" if variant else "objective"):
-      config.variant_objective(variant)
+  if not has_epochs(config):
+    check_config(config)
   return config
 
 
@@ -146,6 +147,19 @@ def _override(config: Config, override: str) -> Config:
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {list(paths)}"
     raise ConfigError(f"--config.{name}: there is no such field; {hint}")
   return _replace(config, path.split("."), text)
+
+
+def _replaced_lengths(config: Config, overrides: Sequence[str]) -> list[str]:
+  """Returns overrides that reset the steps of a training whose epochs are given, or its epochs."""
+  names = [override.partition("=")[0].replace("-", "_") for override in overrides]
+  opposites = {"steps": "epochs", "epochs": "steps"}
+  others = []
+  for name in names:
+    training, _, length = name.rpartition(".")
+    if training and length in opposites:
+      others.append(f"{training}.{opposites[length]}")
+  paths = field_paths(config)
+  return [f"{other}=0" for other in others if other in paths and other not in names]
 
 
 def _replace(config: Any, path: Sequence[str], text: str) -> Any:

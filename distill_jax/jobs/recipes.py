@@ -64,16 +64,19 @@ class Training:
   cosine.
 
   Attributes:
-    steps: number of optimizer steps.
+    steps: number of optimizer steps; 0: those of `epochs`.
+    epochs: in place of `steps`: passes over the examples. One of N examples has N // batch_size
+      steps. `steps` holds their number when the config builds networks, objectives and optimizers.
     batch_size: rows per step, over all devices.
     learning_rate: peak of the learning rate.
     warmup_steps: steps from 0 to the peak.
-    schedule_steps: step at which the decay ends; 0: `steps`.
+    schedule_steps: step at which the decay ends; 0: the last one.
     weight_decay: AdamW's decoupled weight decay.
     microbatches: number of parts of the batch over which gradients are accumulated.
   """
 
-  steps: int = 1000
+  steps: int = 0
+  epochs: int = 0
   batch_size: int = 64
   learning_rate: float = 1e-3
   warmup_steps: int = 0
@@ -113,7 +116,7 @@ class Training:
     Raises:
       ConfigError: names the field.
     """
-    check(self, "steps", least=1)
+    self._validate_length()
     check(self, "batch_size", least=1)
     check(self, "microbatches", least=1)
     check(self, "learning_rate", above=0)
@@ -130,6 +133,32 @@ class Training:
         f"schedule_steps: expected at least {self.steps} steps, got {end}: the learning rate is 0 "
         "from there on",
         stacklevel=2,
+      )
+
+  def count_steps(self, num_examples: int) -> "Training":
+    """Returns a copy that has steps in place of epochs.
+
+    Raises:
+      ConfigError: a batch has more rows than there are examples.
+    """
+    check(self, "batch_size", least=1, most=num_examples)
+    copied = copy.copy(self)
+    copied.steps = self.epochs * (num_examples // self.batch_size)
+    copied.epochs = 0
+    return copied
+
+  def _validate_length(self) -> None:
+    check(self, "epochs", least=0)
+    if not self.epochs:
+      check(self, "steps", least=1)
+    elif self.steps:
+      raise ConfigError(
+        f"epochs: expected 0 with steps={self.steps}, got {self.epochs}: set one of them to 0"
+      )
+    else:
+      raise ConfigError(
+        f"epochs: expected steps in a Training that is no field of the config, got {self.epochs} "
+        "epochs: give the config a field for it"
       )
 
 

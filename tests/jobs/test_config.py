@@ -25,7 +25,7 @@ def job(tmp_path):
       from distill_jax import losses, objectives
       from distill_jax.jobs.config import Config, Training
 
-      SHARED = Training()
+      SHARED = Training(steps=1000)
 
       @dataclasses.dataclass(frozen=True)
       class Pruning:
