@@ -1,5 +1,6 @@
 """Makes teachers of more than one network with its weights. Each is a Model like any other.
- A frozen teacher is any Model with `variables`. The functions here change its dtype, join several,
+
+A frozen teacher is any Model with `variables`. The functions here change its dtype, join several,
 read outputs from the batch, or follow the student as an EMA.
 """
 

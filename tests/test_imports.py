@@ -30,6 +30,8 @@ def modules(root):
   """Returns the files of all modules by name, such as 'distill_jax.losses.logits'."""
   files = {}
   for file in sorted(root.rglob("*.py")):
+    if file.parent == root / "docs":
+      continue  # The site's configuration is no module of the package.
     parts = (root.name, *file.relative_to(root).with_suffix("").parts)
     files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
   return files

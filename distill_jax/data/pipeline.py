@@ -32,10 +32,12 @@ class Pipeline:
   nothing is lost by that: the next iteration begins with it.
 
   A run that resumes at step s continues exactly
-    - where a grain iterator stood: its `get_state` is stored with each checkpoint;
-    - with a function of `start`, if it returns the same batches again;
-    - otherwise after s batches that are read again and left out. That is exact only if each pass
-      yields the same batches in the same order, so it warns, except for lists.
+
+  - where a grain iterator stood: its `get_state` is stored with each checkpoint;
+  - with a function of `start`, if it returns the same batches again;
+  - otherwise after s batches that are read again and left out. That is exact only if each pass
+    yields the same batches in the same order, so it warns, except for lists.
+
   An iterator that can be read once cannot be resumed, nor evaluated on again and again.
 
   Attributes:

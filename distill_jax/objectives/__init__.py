@@ -1,10 +1,10 @@
 """Defines what to minimize: weighted terms over (student, teacher, batch).
 
-objective = weighted(
-  hard=(0.1, labels()),
-  soft=(0.9, logits(losses.kl_divergence, temperature=4.0)),
-  hint=(optax.linear_schedule(1.0, 0.0, 1000), features("block2", "block3", losses.hint)),
-)
+    objective = weighted(
+      hard=(0.1, labels()),
+      soft=(0.9, logits(losses.kl_divergence, temperature=4.0)),
+      hint=(optax.linear_schedule(1.0, 0.0, 1000), features("block2", "block3", losses.hint)),
+    )
 
 A loss of arrays goes through `logits` or `features`, one of a few of the teacher's classes through
 `sparse`, language models through `tokens`, layers of transformers through `layers`, `attention` and

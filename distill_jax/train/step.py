@@ -136,7 +136,7 @@ def make_train_step(
       (`optax.contrib.reduce_on_plateau`).
     options: augmentation, accumulation, on-policy rows and a mapped axis.
 
-  The step's arguments:
+  Arguments of the step:
     state: from `make_init`.
     teacher_variables: the frozen teacher's `Variables`; `()` without a teacher and for an EMA
       teacher.

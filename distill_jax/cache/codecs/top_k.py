@@ -24,13 +24,14 @@ class TopK:
   """Codec of the k most probable classes (`losses.top_k`): logits [B, ..., V] -> `SparseTargets`.
 
   Columns, each a row per token:
-    indices: most probable first, packed to the bits that V needs.
-    codes: packed to `bits` each; n = 2^bits - 2 is the largest number. The first holds the spread
-      S = 100 (c / n)^2, rounded up; the others how many nats a class is below the first, S c / n;
-      n + 1 is probability 0.
-    log_odds: log of the stored over the remaining mass m, float32, from which log m and
-      log (1 - m) are exact however small either is. The stored classes are scaled to sum to 1 - m.
-    label_log_prob: of batch['label'], float32; 1.0 where it is no class.
+
+  - `indices`: most probable first, packed to the bits that V needs.
+  - `codes`: packed to `bits` each; n = 2^bits - 2 is the largest number. The first holds the spread
+    S = 100 (c / n)^2, rounded up; the others how many nats a class is below the first, S c / n;
+    n + 1 is probability 0.
+  - `log_odds`: log of the stored over the remaining mass m, float32, from which log m and
+    log (1 - m) are exact however small either is. The stored classes are scaled to sum to 1 - m.
+  - `label_log_prob`: of batch['label'], float32; 1.0 where it is no class.
 
   Attributes:
     k: number of classes to store, at least 1.

@@ -72,11 +72,13 @@ def pack(
 
   Returns:
     A `Source` of arrays [rows, length], int32:
-      tokens: the inputs of the model.
-      label: the document's next token, also where the next row holds it; `UNLABELED` where the row
-        is filled up.
-      segments: the index of the document; -1 where the row is filled up.
-      positions: the position in the part of the document that is in this row, from 0.
+
+    - `tokens`: the inputs of the model.
+    - `label`: the document's next token, also where the next row holds it; `UNLABELED` where the
+      row is filled up.
+    - `segments`: the index of the document; -1 where the row is filled up.
+    - `positions`: the position in the part of the document that is in this row, from 0.
+
     Ids number the rows: they change with the documents, the tokenizer and the length. `vocabulary`
     is the tokenizer's identity, so that a cache of teacher outputs for other tokens raises.
 
