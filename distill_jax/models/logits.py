@@ -1,7 +1,6 @@
 """Checks that a network's 'logits' are no probabilities: losses apply a softmax themselves."""
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -32,19 +31,24 @@ def check_logits(field: str, model: Model, variables: Variables, batch: Batch) -
   Raises:
     ValueError: all logits are >= 0 and the sum of each row is 1.
   """
-  shapes = jax.eval_shape(lambda v, b: _outputs(model, v, b), variables, batch)
-  # Of a cache they may be an object that decodes them later.
-  logits_shape = shapes.get("logits")
-  if not isinstance(logits_shape, jax.ShapeDtypeStruct) or logits_shape.ndim < 2:
-    return
+
+  def apply(variables, batch):
+    outputs, _ = model.apply(*variables, batch, train=False, key=None)
+    logits = outputs.get("logits")
+    # Of a cache they may be an object that decodes them later.
+    return logits if isinstance(logits, jax.Array) and logits.ndim > 1 else None
+
   # Compiled as in training: quantized layers of qwix fail otherwise.
-  predict = jax.jit(lambda v, b: _outputs(model, v, b)["logits"])
-  logits = sharding.gather_to_host(predict(variables, batch))
-  if logits_shape.shape[-1] > 1 and is_probabilities(logits):
+  predict = jax.jit(apply).trace(variables, batch)
+  if predict.out_info is None:
+    return
+  logits = sharding.gather_to_host(predict.lower().compile()(variables, batch))
+  if logits.shape[-1] > 1 and is_probabilities(logits):
     raise probabilities_error(field, "probabilities: its 'logits' are all >= 0 with rows of sum 1")
   # By chance an untrained student's are in [0, 1], too.
   is_trained = field != "student"
-  if (is_trained and is_in_unit_range(logits)) or _ends_in_sigmoid(model, variables, batch):
+  jaxpr = predict.jaxpr.jaxpr
+  if (is_trained and is_in_unit_range(logits)) or _is_sigmoid(jaxpr, jaxpr.outvars[0]):
     text = str(probabilities_error(field, "'logits' in [0, 1], as of a sigmoid"))
     warnings.warn(text, stacklevel=2)
 
@@ -64,13 +68,8 @@ def is_in_unit_range(logits: np.ndarray) -> bool:
   return bool(((values >= 0) & (values <= 1)).all())
 
 
-def _ends_in_sigmoid(model: Model, variables: Variables, batch: Batch) -> bool:
-  """Returns whether a sigmoid is the last computation of the logits."""
-  jaxpr = jax.make_jaxpr(lambda v, b: _outputs(model, v, b)["logits"])(variables, batch)
-  return _is_sigmoid(jaxpr.jaxpr, jaxpr.jaxpr.outvars[0])
-
-
 def _is_sigmoid(jaxpr: Any, variable: Any) -> bool:
+  """Returns whether a sigmoid is the last computation of a variable."""
   for equation in reversed(jaxpr.eqns):
     if variable not in equation.outvars:
       continue
@@ -97,8 +96,3 @@ def probabilities_error(field: str, actual: str) -> ValueError:
     "jnp.log(jnp.maximum(probabilities, 1e-30)), of a sigmoid jax.scipy.special.logit(p), or give "
     "this output another name than 'logits'"
   )
-
-
-def _outputs(model: Model, variables: Variables, batch: Batch) -> Mapping[str, Any]:
-  outputs, _ = model.apply(*variables, batch, train=False, key=None)
-  return outputs
