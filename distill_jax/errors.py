@@ -1,10 +1,33 @@
-"""Suggests names and packages in error messages."""
+"""Checks integers, and suggests names and packages in error messages."""
 
 import contextlib
 import difflib
+import operator
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 _EXTRAS = {"keras": "keras", "libtpu": "tpu", "qwix": "quantize"}
+
+
+def check_integer(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+  """Returns an integer of Python.
+
+  Raises:
+    ValueError: the value is no integer (a bool is none), or outside of the limits.
+  """
+  limits = "" if least is None else f" >= {least}" if most is None else f" from {least} to {most}"
+  try:
+    if isinstance(value, bool):
+      raise TypeError
+    integer = operator.index(value)
+  except TypeError:
+    got = "a function, and it cannot change while training" if callable(value) else repr(value)
+    whole = isinstance(value, float) and value.is_integer()
+    hint = f": write {int(value)}" if whole else ""
+    raise ValueError(f"{name}: expected an integer{limits}, got {got}{hint}") from None
+  if (least is not None and integer < least) or (most is not None and integer > most):
+    raise ValueError(f"{name}: expected an integer{limits}, got {value!r}")
+  return integer
 
 
 def suggest(name: str, candidates: Iterable[object]) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from distill_jax.data.balance import balanced_order, check_balance
-from distill_jax.data.checks import check_integer, check_seed
+from distill_jax.data.checks import check_seed
 from distill_jax.data.source import Source
+from distill_jax.errors import check_integer
 
 HostBatch = dict[str, np.ndarray]
 

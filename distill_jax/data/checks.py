@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill_jax.errors import check_integer
+
 
 def count_rows(arrays: Mapping[str, np.ndarray]) -> int:
   """Returns the number of rows of all arrays.
@@ -76,16 +78,9 @@ def check_values(name: str, values: np.ndarray, ids: Any = None) -> None:
     )
 
 
-def check_integer(name: str, value: Any, least: int) -> None:
-  """Raises a ValueError unless an argument is an integer of at least `least`."""
-  if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-    raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
-
-
 def check_seed(seed: int) -> None:
   """Raises a ValueError unless a seed is an integer of 32 bits, which NumPy and JAX both take."""
-  if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
-    raise ValueError(f"seed: expected an integer from 0 to {2**32 - 1}, got {seed!r}")
+  check_integer("seed", seed, 0, 2**32 - 1)
 
 
 def cast_hint(values: np.ndarray) -> str:

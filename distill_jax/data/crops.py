@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from distill_jax.data.checks import check_integer, check_seed
+from distill_jax.data.checks import check_seed
+from distill_jax.errors import check_integer
 
 Crop = Callable[[PIL.Image.Image, int, int], np.ndarray]
 """`(image, example id, view) -> float32 [size, size, channels]` in 0..1."""

@@ -14,10 +14,10 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageFile
 
-from distill_jax.data.checks import check_integer
 from distill_jax.data.crops import center_crop, pixels
 from distill_jax.data.label_checks import check_labels
 from distill_jax.data.source import Source
+from distill_jax.errors import check_integer
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa"}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from distill_jax import reduce
 from distill_jax.data.augmented_entries import Entries, make_entries
-from distill_jax.data.checks import check_integer
+from distill_jax.errors import check_integer
 from distill_jax.types import Batch
 
 Mixer = Callable[[jax.Array, Batch], Batch]

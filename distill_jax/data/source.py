@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.data.arrays import to_array
-from distill_jax.data.checks import check_integer, check_values, count_rows
+from distill_jax.data.checks import check_values, count_rows
 from distill_jax.data.label_checks import UNLABELED, check_label_entry, mark_unlabeled
+from distill_jax.errors import check_integer
 from distill_jax.objectives.class_labels import check_ignore_label
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from distill_jax import losses
+from distill_jax.errors import check_integer
 from distill_jax.objectives.calls import Names, blank, outputs_of, prepare
-from distill_jax.objectives.hyperparameters import check_integer
 from distill_jax.objectives.loss_checks import name_of
 from distill_jax.objectives.parts import align, align_init, shape_mismatch
 from distill_jax.objectives.terms import Term

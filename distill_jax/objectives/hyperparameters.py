@@ -85,17 +85,6 @@ def check_number(
       )
 
 
-def check_integer(name: str, value: Any, low: int = 1) -> None:
-  """Checks an integer of at least `low`; no schedule, because it decides shapes.
-
-  Raises:
-    ValueError: it is another value.
-  """
-  if not is_integer(value) or value < low:
-    got = "a function, and it cannot change while training" if callable(value) else repr(value)
-    raise ValueError(f"{name}: expected an integer >= {low}, got {got}")
-
-
 def check_types(function: Callable, values: Mapping[str, Any]) -> frozenset[str]:
   """Checks arguments by the types that a function declares; returns the names of schedules.
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from distill_jax.errors import suggest
-from distill_jax.objectives.hyperparameters import check_integer, is_integer
+from distill_jax.errors import check_integer, suggest
+from distill_jax.objectives.hyperparameters import is_integer
 
 Pairs = Sequence[tuple[int, int]]
 MAPS = ("uniform", "last", "skip")
@@ -37,8 +37,8 @@ def layer_map(
   """
   if how not in MAPS:
     raise ValueError(f"how: expected one of {MAPS}, got {how!r}{suggest(how, MAPS)}")
-  check_integer("student_depth", student_depth)
-  check_integer("teacher_depth", teacher_depth)
+  check_integer("student_depth", student_depth, 1)
+  check_integer("teacher_depth", teacher_depth, 1)
   if student_depth > teacher_depth:
     raise ValueError(
       f"student_depth: expected 1 to {teacher_depth}, the teacher's layers, got {student_depth}"
@@ -61,7 +61,7 @@ def check_pairs(pairs: Pairs, last: int | None) -> None:
         f"pairs: expected (student layer, teacher layer) each, integers from 1, got {pair!r}"
       )
   if last is not None:
-    check_integer("last", last)
+    check_integer("last", last, 1)
 
 
 def _is_layer(layer: Any) -> bool:

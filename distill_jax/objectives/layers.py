@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax import losses, reduce
+from distill_jax.errors import check_integer
 from distill_jax.objectives.calls import LossCall, outputs_of, prepare
 from distill_jax.objectives.comparisons import features
-from distill_jax.objectives.hyperparameters import check_at_steps, check_integer
+from distill_jax.objectives.hyperparameters import check_at_steps
 from distill_jax.objectives.layer_maps import Pairs, check_pairs, last_entries
 from distill_jax.objectives.loss_checks import check_loss
 from distill_jax.objectives.terms import Term
@@ -157,7 +158,7 @@ def relations(
       width that relation_heads does not divide.
   """
 
-  check_integer("relation_heads", relation_heads)
+  check_integer("relation_heads", relation_heads, 1)
 
   def scores(x, side, exists, same):
     if x.shape[-1] % relation_heads:

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax import losses
+from distill_jax.errors import check_integer
 from distill_jax.objectives.hyperparameters import (
   Number,
   at_step,
   check_at_steps,
-  check_integer,
   check_number,
   is_number,
 )
@@ -102,7 +102,7 @@ def review_kd(
       f"student, teacher: expected tuples of as many names, got {student!r} and {teacher!r}"
     )
   if width is not None:
-    check_integer("width", width)
+    check_integer("width", width, 1)
   deepest = len(student) - 1
 
   def init(key, s, t):
@@ -153,7 +153,7 @@ def layer_attention(
   """
   if isinstance(student, str) or isinstance(teacher, str):
     raise ValueError(f"student, teacher: expected tuples of names, got {student!r} and {teacher!r}")
-  check_integer("width", width)
+  check_integer("width", width, 1)
 
   def init(key, s, t):
     s_channels = [x.shape[-1] for x in s]

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax import compat, losses
+from distill_jax.errors import check_integer
 from distill_jax.objectives.hyperparameters import (
   Number,
   at_step,
-  check_integer,
   check_number,
 )
 from distill_jax.objectives.learned import learned
@@ -55,8 +55,8 @@ def crd(
       momentum out of range; in a step, a batch without 'id', or rows that differ.
   """
   check_integer("examples", examples, 2)
-  check_integer("negatives", negatives)
-  check_integer("width", width)
+  check_integer("negatives", negatives, 1)
+  check_integer("width", width, 1)
 
   def check():
     check_number("temperature", temperature, low=0, open_low=True)
@@ -115,7 +115,7 @@ def queue_similarity(
     ValueError: at once, size < 1 or a temperature <= 0; in init, outputs that are not [B, C] and
       [B, D].
   """
-  check_integer("size", size)
+  check_integer("size", size, 1)
 
   def check():
     check_number("student_temperature", student_temperature, low=0, open_low=True)

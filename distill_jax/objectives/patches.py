@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax import losses
+from distill_jax.errors import check_integer
 from distill_jax.objectives.hyperparameters import (
   Number,
   at_step,
   check_at_steps,
-  check_integer,
   check_number,
 )
 from distill_jax.objectives.learned import check_pair, learned

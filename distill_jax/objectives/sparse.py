@@ -7,9 +7,10 @@ from typing import Any
 import jax
 
 from distill_jax import losses
+from distill_jax.errors import check_integer
 from distill_jax.losses import SparseTargets
 from distill_jax.objectives.calls import any_output_of, batch_entry, outputs_of, prepare
-from distill_jax.objectives.hyperparameters import check_integer, check_number
+from distill_jax.objectives.hyperparameters import check_number
 from distill_jax.objectives.terms import Term
 from distill_jax.types import Variables
 
@@ -47,7 +48,7 @@ def sparse(
   """
   call = prepare(loss, hyperparameters, valid=valid)
   if k is not None:
-    check_integer("k", k)
+    check_integer("k", k, 1)
   if callable(temperature):
     raise ValueError(
       "temperature: expected a number, got a schedule: a teacher's K classes have one temperature; "

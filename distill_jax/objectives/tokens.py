@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax import losses
-from distill_jax.errors import suggest
+from distill_jax.errors import check_integer, suggest
 from distill_jax.losses import SparseTargets
 from distill_jax.objectives.calls import (
   any_output_of,
@@ -21,7 +21,6 @@ from distill_jax.objectives.hyperparameters import (
   Number,
   at_step,
   check_at_steps,
-  check_integer,
   check_number,
   check_types,
 )
@@ -219,7 +218,7 @@ def _check(loss, label_weight, temperature, memory, targets, options) -> frozens
   if temperature is not None:
     check_number("temperature", temperature, low=0, open_low=True)
   if memory is not None:
-    check_integer("memory", memory)
+    check_integer("memory", memory, 1)
   fused = losses.linear_kl if loss in LIVE else losses.linear_sparse_kl
   hyperparameters = {*inspect.signature(loss).parameters, "axis_name"}
   supported = hyperparameters & set(inspect.signature(fused).parameters)

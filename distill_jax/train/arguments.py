@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 from distill_jax import data
 from distill_jax.cache import Cache
 from distill_jax.data.batches import check_batch_size
+from distill_jax.errors import check_integer
 from distill_jax.train.inputs import Source, Stream
 from distill_jax.train.options import (
   CheckpointOptions,
   Evaluation,
   RunOptions,
   StepOptions,
-  check_integer,
   check_kind,
 )
 from distill_jax.types import Batch, Metric, Objective, Task, TrainState

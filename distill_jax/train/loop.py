@@ -10,6 +10,7 @@ from distill_jax import data
 from distill_jax.cache import Cache
 from distill_jax.distributed import hosts
 from distill_jax.distributed.interruption import Interruption
+from distill_jax.errors import check_integer
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, Run, check_length, check_options
 from distill_jax.train.batch_errors import name_shapes
@@ -20,7 +21,6 @@ from distill_jax.train.options import (
   Evaluation,
   RunOptions,
   StepOptions,
-  check_integer,
 )
 from distill_jax.train.placement import sparsity
 from distill_jax.train.prepare import prepare

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from distill_jax.data.batch_functions import (
   takes_arguments,
 )
 from distill_jax.distributed.partition import Rules
+from distill_jax.errors import check_integer
 from distill_jax.objectives.class_labels import check_ignore_label
 from distill_jax.storage import folders
 from distill_jax.train.replay import Replay
@@ -228,26 +228,6 @@ def check_kind(name: str, value: Any, kinds: tuple[type, ...], expected: str) ->
     return
   got = value.__name__ if inspect.isroutine(value) or isinstance(value, type) else repr(value)
   raise ValueError(f"{name}: expected {expected}, got {got[:100]}")
-
-
-def check_integer(name: str, value: Any, least: int | None = None) -> int:
-  """Returns an integer of Python.
-
-  Raises:
-    ValueError: it is no integer, or less than `least`.
-  """
-  bound = "" if least is None else f" >= {least}"
-  try:
-    if isinstance(value, bool):
-      raise TypeError
-    integer = operator.index(value)
-  except TypeError:
-    whole = isinstance(value, float) and value.is_integer()
-    hint = f": write {int(value)}" if whole else ""
-    raise ValueError(f"{name}: expected an integer{bound}, got {value!r}{hint}") from None
-  if least is not None and integer < least:
-    raise ValueError(f"{name}: expected an integer{bound}, got {value!r}")
-  return integer
 
 
 def _check_callbacks(callbacks: Any) -> None:

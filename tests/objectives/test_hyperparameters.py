@@ -7,10 +7,10 @@ import optax
 import pytest
 
 from distill_jax import losses, objectives, reduce
+from distill_jax.errors import check_integer
 from distill_jax.models import from_apply
 from distill_jax.objectives import weighted
 from distill_jax.objectives.hyperparameters import (
-  check_integer,
   check_number,
   check_types,
   schedule_steps,

@@ -1,10 +1,11 @@
 """Checks the fields that codecs share."""
 
 import math
-import operator
 from typing import Any
 
 import numpy as np
+
+from distill_jax.errors import check_integer
 
 Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]
 """A codec's columns: name -> (dtype, shape of one row)."""
@@ -21,17 +22,3 @@ def check_temperature(temperature: Any) -> float:
   if not (math.isfinite(value) and value > 0):
     raise ValueError(f"temperature: expected a finite number > 0, got {temperature}")
   return value
-
-
-def check_integer(name: str, value: Any, low: int, high: int) -> int:
-  """Returns the value as an integer from `low` to `high`, or raises ValueError."""
-  try:
-    number = operator.index(value)
-  except TypeError:
-    raise ValueError(f"{name}: expected an integer, got {value!r}") from None
-  if not low <= number <= high:
-    nearest = min(max(number, low), high)
-    raise ValueError(
-      f"{name}: expected an integer from {low} to {high}, got {number}; nearest is {nearest}"
-    )
-  return number

@@ -11,7 +11,8 @@ import numpy as np
 
 from distill_jax import losses
 from distill_jax.cache.codecs import bits, output_errors
-from distill_jax.cache.codecs.fields import Layout, check_integer, check_k, check_temperature
+from distill_jax.cache.codecs.fields import Layout, check_k, check_temperature
+from distill_jax.errors import check_integer
 from distill_jax.losses import SparseTargets
 from distill_jax.types import Batch
 

@@ -10,8 +10,9 @@ import grain
 import numpy as np
 
 from distill_jax.data.batches import HostBatch, check_batch_size, permutation
-from distill_jax.data.checks import check_integer, check_seed
+from distill_jax.data.checks import check_seed
 from distill_jax.data.text.tokenized import PackedText
+from distill_jax.errors import check_integer
 
 
 @dataclasses.dataclass(frozen=True)
