@@ -90,7 +90,7 @@ def loss_per_row(
       f"loss: expected values of {where.shape} rows, or more axes, got {values.shape}: return them "
       "unreduced"
     )
-  check_rows(lambda x: _values(loss, *x, hint), loss, blank, values.shape)
+  check_rows(lambda x: _values(loss, x[0], x[1], hint), loss, blank, values.shape)
   values = values.mean(tuple(range(1, values.ndim)))
   if is_binary:
     # `fit` checks labels before; a compiled function cannot raise.
@@ -130,7 +130,7 @@ def _class_values(loss: Loss, predictions: jax.Array, index: jax.Array, name: st
       f"loss: expected values {index.shape}, one per class number of {name!r}, got "
       f"{values.shape}: return them unreduced"
     )
-  check_rows(lambda x: _values(loss, *x, hint), loss, (predictions, index), values.shape)
+  check_rows(lambda x: _values(loss, x[0], x[1], hint), loss, (predictions, index), values.shape)
   return values
 
 
