@@ -5,7 +5,6 @@ import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
-import json
 import platform
 import shlex
 import subprocess
@@ -18,7 +17,7 @@ import jax
 from distill_jax.distributed.platform import instruction_set
 from distill_jax.jobs.config import Config, ConfigError
 from distill_jax.jobs.plan import is_complete
-from distill_jax.storage import files
+from distill_jax.storage import files, sealed_json
 from distill_jax.version import __version__
 
 RUN_FILE = "run.json"
@@ -124,7 +123,7 @@ def write_run_file(
           "differ in the last bits",
           flush=True,
         )
-    files.write(path, json.dumps(dict(identity), indent=2) + "\n")
+    files.write(path, sealed_json.dumps(identity, indent=2) + "\n")
   except OSError as error:
     raise ConfigError(f"--workdir: {folder} cannot be written: {error}") from error
 
@@ -208,11 +207,10 @@ def _git_revision(folder: Path) -> str | None:
 
 def _read_run_file(path: Path) -> Identity:
   try:
-    stored = json.loads(path.read_text())
-    return {name: stored[name] for name in _STORED}
-  except (ValueError, KeyError, TypeError) as error:
+    return sealed_json.read(path, *_STORED)
+  except ValueError as error:
     raise ConfigError(
-      f"--workdir: {path} is corrupt ({error!r}): delete it, and the same command writes it again"
+      f"--workdir: {error}: delete it, and the same command writes it again"
     ) from error
 
 

@@ -1,13 +1,13 @@
 """Ties a trained network to what it was made from: its data, and the weights that it read."""
 
-import hashlib
-import json
 from pathlib import Path
+from typing import Any
 
 from distill_jax.jobs import data
 from distill_jax.jobs.config import ConfigError
 from distill_jax.jobs.identity import differences
 from distill_jax.jobs.plan import RESULT, Job, Network, train_data
+from distill_jax.storage import files, sealed_json
 from distill_jax.storage.student import WEIGHTS
 
 LINEAGE = "lineage"
@@ -35,20 +35,28 @@ def lineage(job: Job, network: Network, train: str) -> dict[str, str]:
   }
 
 
+def read_result(network: Network) -> dict[str, Any]:
+  """Returns the content of a finished network's result.json.
+
+  Raises:
+    ConfigError: it was changed since it was written.
+  """
+  path = network.folder / RESULT
+  try:
+    return sealed_json.read(path, "seconds", "steps", LINEAGE)
+  except ValueError as error:
+    raise ConfigError(
+      f"{error}: delete {path}, and the same command writes it again from the checkpoints"
+    ) from error
+
+
 def check_lineage(job: Job, network: Network, train: str) -> None:
   """Checks that a finished network was made from the data and weights that the job has now.
 
   Raises:
-    ConfigError: it was not, or its result.json cannot be read.
+    ConfigError: it was not, or its result.json was changed.
   """
-  path = network.folder / RESULT
-  try:
-    stored = json.loads(path.read_text())[LINEAGE]
-  except (ValueError, KeyError, TypeError) as error:
-    raise ConfigError(
-      f"{path}: expected the result of a training, got {error!r}: delete {network.folder}, and the "
-      "same command trains it again"
-    ) from error
+  stored = read_result(network)[LINEAGE]
   lines = differences(stored, lineage(job, network, train))
   if lines:
     raise ConfigError(
@@ -63,5 +71,4 @@ def _digest_of(folder: Path | None) -> str:
   """Returns 32 hexadecimal digits of exported weights."""
   if folder is None or not (folder / WEIGHTS).exists():
     return ""
-  with (folder / WEIGHTS).open("rb") as file:
-    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+  return files.digest(folder / WEIGHTS)

@@ -1,6 +1,5 @@
 """Writes the report of a job: its finished networks on the test split."""
 
-import json
 from typing import Any, NamedTuple
 
 import jax
@@ -12,11 +11,12 @@ from distill_jax.data import Source
 from distill_jax.data.batches import permutation
 from distill_jax.jobs import data
 from distill_jax.jobs.config import ConfigError, Examples, Splits
-from distill_jax.jobs.lineage import check_lineage, train_digest
+from distill_jax.jobs.lineage import check_lineage, read_result, train_digest
 from distill_jax.jobs.measures import is_labeled, job_task, measure_terms
-from distill_jax.jobs.plan import ORIGINS, RESULT, ROLES, STOPPED, Job, Network, networks
+from distill_jax.jobs.plan import ORIGINS, ROLES, STOPPED, Job, Network, networks
 from distill_jax.jobs.step_times import step_times
 from distill_jax.jobs.stored_report import FOLDER
+from distill_jax.storage import sealed_json
 from distill_jax.storage.student import load_student
 from distill_jax.train.evaluation import Evaluated, evaluate_models
 from distill_jax.train.leave_out import PARTS
@@ -53,7 +53,7 @@ def write_report(job: Job) -> str:
   sizes = {name: len(split) for name, split in zip(Splits._fields, job.splits)}
   names = tuple(dict.fromkeys(("id", *task.references)))
   entries = _entries(job, finished, results)
-  stored = {n.name: json.loads((n.folder / RESULT).read_text()) for n in complete}
+  stored = {n.name: read_result(n) for n in complete}
   report.write(
     job.folder / FOLDER,
     entries,
@@ -195,8 +195,7 @@ def _shuffled(test: Examples) -> Examples:
 
 
 def _history(network: Network) -> list[dict[str, Any]]:
-  lines = (network.folder / "metrics.jsonl").read_text().splitlines()
-  return [json.loads(line) for line in lines]
+  return sealed_json.read_lines(network.folder / "metrics.jsonl")
 
 
 def _origins(network: Network) -> str:

@@ -3,7 +3,6 @@ resumed.
 """
 
 import functools
-import json
 import time
 import warnings
 from collections.abc import Collection
@@ -45,7 +44,7 @@ from distill_jax.jobs.trained import (
 )
 from distill_jax.models.batch_dependencies import entries_read
 from distill_jax.models.llm.head import with_logits
-from distill_jax.storage import files, retention
+from distill_jax.storage import files, sealed_json
 from distill_jax.storage.inputs import describe_inputs
 from distill_jax.storage.stablehlo import export_stablehlo
 from distill_jax.storage.student import export_student
@@ -178,9 +177,9 @@ def _finish(
   export_student(exported, network.folder, description=description, inputs=inputs)
   _export_program(job, network, exported, result.task)
   metric = result.best
-  evaluations = [line for line in result.history if line["phase"] == "validation"]
-  best = retention.best_scores(evaluations, (metric.name, metric.better))
-  scores = evaluations[-1] if network.recipe.export_last else best
+  evaluations = {line["step"]: line for line in result.history if line["phase"] == "validation"}
+  step = max(evaluations) if network.recipe.export_last else result.best_step
+  scores = evaluations[step]
   record = {
     "seconds": seconds,
     "steps": int(result.state.step),
@@ -188,7 +187,7 @@ def _finish(
     "validation": scores,
     LINEAGE: lineage(job, network, digest),
   }
-  files.write(network.folder / RESULT, json.dumps(record, indent=2) + "\n")
+  files.write(network.folder / RESULT, sealed_json.dumps(record, indent=2) + "\n")
   when = " before it was exported" if network.recipe.export_fn else ""
   score = f"{metric.name} {scores[metric.name]:.4f} on validation{when}"
   print(f"{network.name}: {score}, {seconds:.0f} s", flush=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from distill_jax.jobs import data
 from distill_jax.jobs.plan import RESULT, ROLES, Job, networks
-from distill_jax.storage import files
+from distill_jax.storage import files, sealed_json
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.storage.student import WEIGHTS
 
@@ -26,7 +26,7 @@ def report_digest(job: Job) -> str:
       "run": {name: job.run.get(name) for name in _IDENTITY},
       "test": data.digest(job.splits.test),
       "teacher": "" if teacher is None else fingerprint(teacher.variables),
-      "networks": {n.name: [_hash_file(n.folder / name) for name in names] for n in complete},
+      "networks": {n.name: [_digest_of(n.folder / name) for name in names] for n in complete},
     }
   )
 
@@ -35,29 +35,23 @@ def stored_outcome(job: Job, digest: str) -> str | None:
   """Returns the outcome of the report with this digest; None where it must be written."""
   folder = job.folder / FOLDER
   try:
-    stored = json.loads((folder / _FILE).read_bytes())
-    body = stored["body"]
-    if stored["digest"] == _hash(body) and body["report"] == digest:
-      return body["outcome"] if (folder / "report.html").exists() else None
-  except (OSError, ValueError, KeyError, TypeError):
-    pass  # It is written again.
-  return None
+    stored = sealed_json.read(folder / _FILE, "report", "outcome")
+  except (OSError, ValueError):
+    return None  # It is written again.
+  is_same = stored["report"] == digest and (folder / "report.html").exists()
+  return stored["outcome"] if is_same else None
 
 
 def store_outcome(job: Job, digest: str, outcome: str) -> None:
   """Stores the text in which a report resulted, for `stored_outcome`."""
   folder = job.folder / FOLDER
   folder.mkdir(parents=True, exist_ok=True)
-  body = {"report": digest, "outcome": outcome}
-  files.write(folder / _FILE, json.dumps({"body": body, "digest": _hash(body)}))
+  files.write(folder / _FILE, sealed_json.dumps({"report": digest, "outcome": outcome}))
 
 
 def _hash(value: Any) -> str:
   return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _hash_file(path: Path) -> str:
-  if not path.exists():
-    return ""
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest_of(path: Path) -> str:
+  return files.digest(path) if path.exists() else ""

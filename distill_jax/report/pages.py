@@ -1,7 +1,6 @@
 """Writes a report: the page of one run, its pictures and results.json."""
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from distill_jax.report.entries import Entry, check, groups, one_per_group, stud
 from distill_jax.report.numbers import capitalized
 from distill_jax.report.provenance import provenance
 from distill_jax.report.stored import as_json
-from distill_jax.storage import files
+from distill_jax.storage import files, sealed_json
 from distill_jax.types import Metric, Task
 
 
@@ -81,7 +80,7 @@ def write(
 def _write_files(
   folder: Path, title: str, blocks: Sequence[Block], content: Mapping[str, Any]
 ) -> Path:
-  text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+  text = sealed_json.dumps(content, indent=2)
   folder.mkdir(parents=True, exist_ok=True)
   for block in blocks:
     if isinstance(block, Picture):

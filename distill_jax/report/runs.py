@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from distill_jax.report.entries import Entry, Group, groups
 from distill_jax.report.stored import from_json
+from distill_jax.storage import sealed_json
 from distill_jax.types import Metric
 
 
@@ -66,11 +67,15 @@ def read(folder: Path) -> Run:
     ValueError: the folder has no run, or no readable report; the message has the command that
       writes it.
   """
-  identity = _object(folder / "run.json", _no_run(folder))
+  identity = _object(
+    folder / "run.json",
+    _no_run(folder),
+    "delete it, and the command of the run writes it again",
+  )
   command = identity.get("command", "python -m distill_jax --config=CONFIG")
   write_it = f"write it with\n  {command} --stages=report"
   path = folder / "report" / "results.json"
-  content = _object(path, f"{folder}: expected a report, got none: {write_it}")
+  content = _object(path, f"{folder}: expected a report, got none: {write_it}", write_it)
   try:
     run = Run(content["run"], *from_json(content))
     if not run.groups:
@@ -114,16 +119,13 @@ def _no_run(folder: Path) -> str:
   return f"{start}: start a run with\n  python -m distill_jax --config=CONFIG --workdir={folder}"
 
 
-def _object(path: Path, missing: str) -> dict[str, Any]:
+def _object(path: Path, missing: str, hint: str) -> dict[str, Any]:
   if not path.is_file():
     raise ValueError(missing)
   try:
-    content = json.loads(path.read_text())
+    return sealed_json.read(path)
   except ValueError as error:
-    raise ValueError(f"{path}: expected JSON: {error}") from error
-  if not isinstance(content, dict):
-    raise ValueError(f"{path}: expected an object, got a {type(content).__name__}")
-  return content
+    raise ValueError(f"{error}: {hint}") from error
 
 
 def _leaves(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -162,9 +162,9 @@ class Checkpoints:
     self._refresh()
     return next(iter(retention.rank_steps(self._seals, self._best)), None)
 
-  def notes(self, step: int) -> dict[str, Any]:
-    """Returns the notes of a checkpoint."""
-    return dict(self._seals[step].get("notes", {}))
+  def seals(self) -> dict[int, dict[str, Any]]:
+    """Returns the valid seals by step, in order; 'metrics' and 'notes' are as they were saved."""
+    return {step: self._seals[step] for step in self.steps()}
 
   def wait(self) -> None:
     """Returns when the checkpoint in progress is on disk.

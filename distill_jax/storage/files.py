@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -31,6 +32,12 @@ def write(path: Path, content: str | bytes) -> None:
     except OSError:
       temporary.unlink(missing_ok=True)
       raise
+
+
+def digest(path: Path) -> str:
+  """Returns 32 hexadecimal digits that depend on every byte of a file."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 @contextlib.contextmanager

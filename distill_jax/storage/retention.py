@@ -9,7 +9,7 @@ import contextlib
 import math
 import shutil
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,6 @@ def rank_steps(seals: Mapping[int, Mapping[str, Any]], best: Best | None) -> lis
   keys = {step: score_key(body["metrics"], best) for step, body in seals.items()}
   ranked = sorted((key, step) for step, key in keys.items() if key is not None)
   return [step for _, step in reversed(ranked)]
-
-
-def best_scores(evaluations: Sequence[dict[str, Any]], best: Best) -> dict[str, Any]:
-  """Returns the best of some evaluations in order; the last one where no score is finite."""
-  ranked = rank_steps({step: {"metrics": scores} for step, scores in enumerate(evaluations)}, best)
-  return evaluations[ranked[0] if ranked else -1]
 
 
 def score_key(scores: Mapping[str, float], best: Best) -> tuple[float, float] | None:

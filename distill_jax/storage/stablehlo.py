@@ -11,7 +11,6 @@ safetensors and flatbuffers:
 
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import jax.export
 
 from distill_jax import compat
 from distill_jax.errors import suggest
-from distill_jax.storage import files, folders
+from distill_jax.storage import files, folders, sealed_json
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.storage.inputs import check_inputs, check_shapes
 from distill_jax.storage.student import WEIGHTS, load_weights, read_inputs
@@ -85,7 +84,7 @@ def export_stablehlo(
     "sha256": hashlib.sha256(program).hexdigest(),
   }
   files.write(folder / PROGRAM, program)
-  files.write(folder / SIGNATURE, json.dumps(signature, indent=2))
+  files.write(folder / SIGNATURE, sealed_json.dumps(signature, indent=2))
   return folder / PROGRAM
 
 
@@ -198,7 +197,6 @@ def _describe(arrays: dict[str, Any]) -> dict[str, str]:
 
 def _read_signature(path: Path) -> dict[str, Any]:
   try:
-    signature = json.loads(path.read_bytes())
-    return {"sha256": signature["sha256"], "fingerprint": signature["fingerprint"]}
-  except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f"{path} is corrupt: {error!r}") from error
+    return sealed_json.read(path, "sha256", "fingerprint")
+  except ValueError as error:
+    raise ValueError(f"{error}: export the program again") from error

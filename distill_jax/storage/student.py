@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import safetensors
 import safetensors.flax
 
-from distill_jax.storage import files, folders, seal
+from distill_jax.storage import files, folders, seal, sealed_json
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.storage.inputs import check_description, check_inputs, check_network
 from distill_jax.trees import named_leaves
@@ -79,7 +79,7 @@ def export_student(
     "leaves": leaves,
     "versions": versions,
   }
-  text = json.dumps(content, indent=2)
+  text = sealed_json.dumps(content, indent=2)
   weights = {name: jnp.asarray(leaf) for name, leaf in named_leaves(variables)}
   files.write(folder / WEIGHTS, safetensors.flax.save(weights))
   files.write(folder / DESCRIPTION, text)
@@ -119,7 +119,7 @@ def load_student(
     )
   content = _read_description(description_path)
   stored_fingerprint = content["fingerprint"]
-  inputs = content.get("inputs", {})
+  inputs = content["inputs"]
   check_inputs(inputs, batch or {})
   weights = load_weights(weights_path)
   expected = _variables_of(model, batch)
@@ -193,16 +193,14 @@ def read_inputs(folder: str | os.PathLike) -> dict[str, Any]:
     ValueError: the file is corrupt.
   """
   path = folders.resolve(folder, "folder") / DESCRIPTION
-  return _read_description(path).get("inputs", {}) if path.is_file() else {}
+  return _read_description(path)["inputs"] if path.is_file() else {}
 
 
 def _read_description(path: Path) -> dict[str, Any]:
   try:
-    content = json.loads(path.read_bytes())
-    content["fingerprint"]
-    return content
-  except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f"{path} is corrupt: {error!r}") from error
+    return sealed_json.read(path, "fingerprint", "inputs")
+  except ValueError as error:
+    raise ValueError(f"{error}: export the student again") from error
 
 
 def _variables_of(model: Model, batch: Batch | None) -> Variables:

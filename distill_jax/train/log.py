@@ -3,12 +3,12 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO
 
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from distill_jax import reduce
-from distill_jax.storage import files
+from distill_jax.storage import files, sealed_json
 from distill_jax.train.clock import Clock
 from distill_jax.train.learning_rate import NAME as LEARNING_RATE
 from distill_jax.train.learning_rate import is_learning_rate
@@ -43,9 +43,11 @@ class Log:
   """The history of one training run, in memory, on the screen and (given a folder) on disk.
 
   Use as a context manager. Lines of `metrics.jsonl` are
-  `{"step": 100, "phase": "train" | "validation", "loss": ..., ...}`, those of `timings.jsonl` what
-  `Clock.report` returns, one for every start and every report. Lines after the step from which a
-  run resumes are dropped, so that no step is reported twice.
+  `{"step": 100, "phase": "train" | "validation", "loss": ..., ...}`, and `{"step": 100, "phase":
+  "stop", "reason": ...}` where training ended early; those of `timings.jsonl` what `Clock.report`
+  returns, one for every start and every report. Each ends with a checksum. Lines after the step
+  from which a run resumes are dropped, so that no step is reported twice; evaluations that a
+  corrupt line lost are restored from the checkpoints.
 
   Attributes:
     history: the lines of `metrics.jsonl`.
@@ -62,6 +64,7 @@ class Log:
     progress: bool,
     main: str = "",
     began: float | None = None,
+    evaluations: Mapping[int, Mapping[str, float]] = MappingProxyType({}),
     callbacks: Sequence[Callback] = (),
   ):
     """Opens the files.
@@ -74,13 +77,16 @@ class Log:
       progress: whether to show a progress bar, or lines.
       main: name of the score that is shown next to the loss.
       began: `time.time()` at which this part of the run began; None: now.
+      evaluations: scores that are stored with checkpoints, by step.
       callbacks: called with each line; see `RunOptions`.
     """
     self.history: list[dict[str, Any]] = []
     self._files: dict[str, TextIO] = {}
     self._board, timings = None, []
     if folder is not None:
-      self.history, timings = (self._open(folder, name, start) for name in ("metrics", "timings"))
+      lines = _with_evaluations(_read(folder, "metrics", start), evaluations)
+      self.history = self._open(folder, "metrics", lines)
+      timings = self._open(folder, "timings", _read(folder, "timings", start))
       self._board = _tensorboard(folder / "tensorboard", start)
     self.clock = Clock(timings[-1] if timings else None, began=began)
     self._write("timings", self.clock.report(start))
@@ -118,6 +124,15 @@ class Log:
   def stop(self, step: int) -> None:
     """Writes the times of the steps since the last report, whose means the next part reports."""
     self._write("timings", self.clock.report(step))
+
+  def stopped(self, step: int, reason: str) -> None:
+    """Reports why training ended early; of a run that was called again, once."""
+    if self._progress:
+      print(f"{self._title}: stopped after step {step}: {reason}", flush=True)
+    line = {"step": step, "phase": "stop", "reason": reason}
+    if self.history[-1:] != [line]:
+      self.history.append(line)
+      self._write("metrics", line)
 
   def validation(self, step: int, values: Mapping[str, float]) -> None:
     """Reports an evaluation; without a terminal it prints a line."""
@@ -164,17 +179,16 @@ class Log:
     for callback in self._callbacks:
       callback(step, {f"{phase}/{name}": value for name, value in values.items()})
 
-  def _open(self, folder: Path, name: str, start: int) -> list[dict[str, Any]]:
+  def _open(self, folder: Path, name: str, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     path = folder / f"{name}.jsonl"
-    lines = _read(path, up_to=start)
-    files.write(path, "".join(json.dumps(line) + "\n" for line in lines))
+    files.write(path, "".join(sealed_json.dumps(line) + "\n" for line in lines))
     self._files[name] = path.open("a")
     return lines
 
   def _write(self, name: str, line: Mapping[str, Any]) -> None:
     if name in self._files:
       with files.naming(self._files[name].name):
-        self._files[name].write(json.dumps(line) + "\n")
+        self._files[name].write(sealed_json.dumps(line) + "\n")
         self._files[name].flush()
 
   def _show(self, group: str, step: int, values: Mapping[str, float]) -> None:
@@ -234,15 +248,21 @@ def _tensorboard(folder: Path, start: int):
   return SummaryWriter(str(folder), purge_step=start + 1 if start else None, flush_secs=10)
 
 
-def _read(path: Path, *, up_to: int) -> list[dict[str, Any]]:
-  if not path.exists():
-    return []
-  lines = []
-  for text in path.read_text().splitlines():
-    try:
-      line = json.loads(text)
-    except json.JSONDecodeError:  # the run was killed while it wrote this line
-      break
-    if line["step"] <= up_to:
-      lines.append(line)
-  return lines
+def _read(folder: Path, name: str, start: int) -> list[dict[str, Any]]:
+  """Returns the lines of a file up to the step from which a run resumes."""
+  path = folder / f"{name}.jsonl"
+  lines = sealed_json.read_lines(path) if path.exists() else []
+  return [line for line in lines if line["step"] <= start]
+
+
+def _with_evaluations(
+  lines: list[dict[str, Any]], evaluations: Mapping[int, Mapping[str, float]]
+) -> list[dict[str, Any]]:
+  """Returns the lines in order, with those of the evaluations that they lack."""
+  steps = {line["step"] for line in lines if line["phase"] == "validation"}
+  missing = [
+    {"step": step, "phase": "validation", **scores}
+    for step, scores in evaluations.items()
+    if step not in steps
+  ]
+  return sorted(lines + missing, key=lambda line: (line["step"], line["phase"] == "stop"))

@@ -169,11 +169,12 @@ def _run(arguments: Arguments, began: float) -> FitResult:
       progress=options.progress and first,
       main=run.best.name,
       began=began,
+      evaluations=saver.scores(),
       callbacks=options.callbacks if first else (),
     ) as log:
       state, stop_reason = _train(run, state, saver, interruption, profile, log, patience)
-      if stop_reason and options.progress and first:
-        print(f"{options.title}: stopped after step {int(state.step)}: {stop_reason}", flush=True)
+      if stop_reason:
+        log.stopped(int(state.step), stop_reason)
       log.warn_of_constant(run.best.name)
     if fingerprint(run.teacher_variables) != run.teacher_fingerprint:
       raise RuntimeError(
@@ -181,7 +182,8 @@ def _run(arguments: Arguments, began: float) -> FitResult:
         "you change them"
       )
     evaluated = run.evaluate is not None
-    variables, learned = saver.best_variables(state) if evaluated else all_variables(state)
+    last = *all_variables(state), None
+    variables, learned, best_step = saver.best_variables(state) if evaluated else last
     return FitResult(
       run.arguments.student,
       variables,
@@ -190,6 +192,7 @@ def _run(arguments: Arguments, began: float) -> FitResult:
       run.task,
       run.best,
       learned,
+      best_step,
       stop_reason,
     )
 

@@ -20,6 +20,8 @@ class FitResult(NamedTuple):
     task: what was measured: that of the call, or the one that fits outputs and labels.
     best: the task's metric that chose `variables`.
     objective_variables: the objective's, of the same step as `variables`: projections, banks.
+    best_step: the step of `variables`, whose scores the line of `history` has; None without an
+      evaluation.
     stop_reason: why training ended before its last step: `Evaluation.patience`, or Ctrl-C without a
       folder; '' where it did not. `state.step` is the step.
   """
@@ -31,6 +33,7 @@ class FitResult(NamedTuple):
   task: Task
   best: Metric
   objective_variables: Variables
+  best_step: int | None = None
   stop_reason: str = ""
 
   @property

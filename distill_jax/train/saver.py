@@ -3,8 +3,6 @@ one.
 """
 
 import contextlib
-import hashlib
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distill_jax.storage import files, folders, retention
+from distill_jax.storage import files, folders, retention, sealed_json
 from distill_jax.storage.checkpoint import Checkpoints
 from distill_jax.storage.lease import Lease
 from distill_jax.storage.retention import score_key
@@ -55,7 +53,7 @@ class Saver:
     self.notes: Mapping[str, Any] = {}
     self._best = best
     self._best_key: tuple[float, float] | None = None
-    self._best_variables: tuple[Variables, Variables] | None = None
+    self._best_variables: tuple[Variables, Variables, int] | None = None
     self._checkpoints: Checkpoints | None = None
     with contextlib.ExitStack() as stack:
       if self.folder is not None:
@@ -80,7 +78,7 @@ class Saver:
     restored = None if self._checkpoints is None else self._checkpoints.restore(state)
     if self._checkpoints is None or restored is None:
       return state
-    self.notes = self._checkpoints.notes(int(restored.step))
+    self.notes = self._checkpoints.seals()[int(restored.step)]["notes"]
     return restored
 
   def save(
@@ -107,7 +105,8 @@ class Saver:
       key = score_key(scores, self._best)
       if key is not None and (self._best_key is None or key >= self._best_key):
         self._best_key = key
-        self._best_variables = jax.tree.map(jnp.copy, all_variables(state))
+        variables, learned = jax.tree.map(jnp.copy, all_variables(state))
+        self._best_variables = variables, learned, int(state.step)
 
   def position(self, step: int) -> dict[str, Any] | None:
     """Returns this process's position in its data after a step; None where none was saved."""
@@ -117,22 +116,17 @@ class Saver:
     positions = self._positions() | {str(step): dict(position)}
     # As many as there may be checkpoints to resume at.
     latest = dict(sorted(positions.items(), key=lambda item: int(item[0]))[-4:])
-    content = {"positions": latest, "digest": _digest(latest)}
-    files.write(self._positions_path(), json.dumps(content))
+    files.write(self._positions_path(), sealed_json.dumps(latest))
 
   def _positions(self) -> dict[str, Any]:
     if self.folder is None or not self._positions_path().exists():
       return {}
     try:
-      stored = json.loads(self._positions_path().read_bytes())
-      if stored["digest"] == _digest(stored["positions"]):
-        return dict(stored["positions"])
-      reason = "its content was changed"
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-      reason = repr(error)
-    text = f"skipping the corrupt {self._positions_path()}, the batches are read again: {reason}"
-    warnings.warn(text, RuntimeWarning, stacklevel=2)
-    return {}
+      return sealed_json.read(self._positions_path())
+    except ValueError as error:
+      text = f"skipping a position in the data, the batches are read again: {error}"
+      warnings.warn(text, RuntimeWarning, stacklevel=2)
+      return {}
 
   def _positions_path(self) -> Path:
     assert self.folder is not None
@@ -143,14 +137,20 @@ class Saver:
     if self._checkpoints is not None:
       self._checkpoints.wait()
 
-  def best_variables(self, state: TrainState) -> tuple[Variables, Variables]:
-    """Returns the student's variables from the best evaluation, and the objective's; those of
-    `state`, with a warning, where no evaluation has a finite score.
+  def scores(self) -> dict[int, dict[str, float]]:
+    """Returns the scores of the evaluations that are stored with a checkpoint, by step."""
+    seals = {} if self._checkpoints is None else self._checkpoints.seals()
+    return {step: seal["metrics"] for step, seal in seals.items() if seal["metrics"]}
+
+  def best_variables(self, state: TrainState) -> tuple[Variables, Variables, int]:
+    """Returns the student's variables from the best evaluation, the objective's, and their step;
+    those of `state`, with a warning, where no evaluation has a finite score.
     """
     if self._checkpoints is not None:
       self._checkpoints.wait()
       if self._checkpoints.best_step is not None:
-        return all_variables(self._checkpoints.restore(state, step="best") or state)
+        best = self._checkpoints.restore(state, step="best") or state
+        return *all_variables(best), int(best.step)
     elif self._best_variables is not None:
       return self._best_variables
     warnings.warn(
@@ -158,17 +158,13 @@ class Saver:
       "are returned; look at the labels and the losses in the log",
       stacklevel=2,
     )
-    return all_variables(state)
+    return *all_variables(state), int(state.step)
 
 
 def all_variables(state: TrainState) -> tuple[Variables, Variables]:
   """Returns the variables of a state that an evaluation reads: the student's, the objective's."""
   learned = Variables(state.params["objective"], state.model_state["objective"])
   return evaluation_variables(state), learned
-
-
-def _digest(positions: Mapping[str, Any]) -> str:
-  return hashlib.sha256(json.dumps(positions, sort_keys=True).encode()).hexdigest()
 
 
 def _check_level(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """The main job, killed at random moments and resumed, ends as an undisturbed run does."""
 
-import json
 import os
 import random
 import signal
@@ -10,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from distill_jax.storage import sealed_json
 
 COMMAND = [
   sys.executable,
@@ -35,7 +36,7 @@ def start(folder):
 
 def logged(folder):
   """Returns the metrics of a run without the times."""
-  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  lines = sealed_json.read_lines(folder / "metrics.jsonl")
   return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
 
 

@@ -8,6 +8,7 @@ import small_digits
 from distill_jax.jobs.config import ConfigError
 from distill_jax.jobs.identity import differences, hash_code, identify, settings_of, write_run_file
 from distill_jax.jobs.overrides import load_config
+from distill_jax.storage import sealed_json
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_fields_of_a_newer_version_have_their_defaults(write, tmp_path):
   settings = write()["settings"]
   del settings["cache_batch_size"], settings["student_training"]["microbatches"]
   file = tmp_path / "run" / "run.json"
-  file.write_text(json.dumps(json.loads(file.read_text()) | {"settings": settings}))
+  file.write_text(sealed_json.dumps(sealed_json.read(file) | {"settings": settings}))
   with pytest.raises(ConfigError, match=r"student_training\.microbatches: 1 -> 2"):
     write("student_training.microbatches=2")
   assert write()["settings"]["cache_batch_size"] == 256

@@ -86,11 +86,17 @@ def test_swapped_teacher_is_refused(run, command, tmp_path):
     main([*command, f"--workdir={run}", "--stages=student"])
 
 
-@pytest.mark.parametrize("text", ["{", "{}", "[]"])
-def test_result_that_cannot_be_read_is_named(run, command, text):
-  (run / "student-0" / "result.json").write_text(text)
-  with pytest.raises(ConfigError, match="student-0/result.json: "):
-    main([*command, f"--workdir={run}", "--stages=student"])
+@pytest.mark.parametrize("stage", ["student", "report"])
+def test_edited_result_is_named_and_written_again(run, command, stage):
+  path = run / "student-0" / "result.json"
+  before = json.loads(path.read_text())
+  path.write_text(path.read_text().replace('"accuracy": 0', '"accuracy": 1'))
+  with pytest.raises(ConfigError, match="student-0/result.json"):
+    main([*command, f"--workdir={run}", f"--stages={stage}"])
+  path.unlink()
+  main([*command, f"--workdir={run}", "--stages=student"])
+  after = json.loads(path.read_text())
+  assert after["validation"] == before["validation"]
 
 
 @pytest.mark.parametrize("given", ["", "teacher"])

@@ -29,6 +29,7 @@ from test_document import Tags
 
 from distill_jax.report import runs, stored, style
 from distill_jax.report.document import Numbers
+from distill_jax.storage import sealed_json
 
 RUN = {
   "name": "tiny & <i>small</i>",
@@ -130,7 +131,7 @@ def test_json_has_scores_metrics_and_the_tasks_numbers(written):
 
 def test_a_written_report_is_read_back(written):
   folder, entries, *_ = written
-  (folder.parent / "run.json").write_text("{}")
+  (folder.parent / "run.json").write_text(sealed_json.dumps({}))
   run = runs.read(folder.parent)
   assert (run.name, run.data) == (RUN["name"], ("unknown data", 359))
   assert tuple(run.metrics) == CLASSIFICATION.metrics[:5]

@@ -1,6 +1,5 @@
 """Tables and curves over finished runs, and the sections of a Markdown file that they fill."""
 
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from distill_jax.report import stored, style, summary
 from distill_jax.report.__main__ import main, run
 from distill_jax.report.entries import Group
 from distill_jax.report.runs import read, series
+from distill_jax.storage import sealed_json
 
 TEACHER = [0.98]
 BASELINE, DISTILLED = [0.90, 0.92, 0.91], [0.93, 0.97, 0.92]
@@ -52,9 +52,9 @@ def make_run(
     "data": {"name": data, "train": 9, "test": test},
   }
   (folder / "report").mkdir(parents=True)
-  (folder / "run.json").write_text(json.dumps(identity))
+  (folder / "run.json").write_text(sealed_json.dumps(identity))
   content = stored.as_json(entries, [metric], identity | measured)
-  (folder / "report" / "results.json").write_text(json.dumps(content))
+  (folder / "report" / "results.json").write_text(sealed_json.dumps(content))
   return str(folder)
 
 
@@ -328,26 +328,28 @@ def test_missing_markers_are_reported_before_any_file_is_written(tmp_path, text,
 def overwrite(name, content):
   def change(folder):
     path = folder / name
-    path.unlink() if content is None else path.write_text(content)
+    text = content if isinstance(content, str | None) else sealed_json.dumps(content)
+    path.unlink() if text is None else path.write_text(text)
 
   return change
 
 
 RESULTS = "report/results.json"
-NO_ENTRIES = '{"run": {}, "metrics": [], "entries": []}'
-ROW = '{"role": "x", "variant": "", "seed": 0, "scores": {}, "leave_out": {}}'
-UNKNOWN_ROLE = NO_ENTRIES.replace('"entries": []', f'"entries": [{ROW}]')
-OLD_METRIC = NO_ENTRIES.replace('"metrics": []', '"metrics": [{"name": "a"}]')
+NO_ENTRIES = {"run": {}, "metrics": [], "entries": []}
+ROW = {"role": "x", "variant": "", "seed": 0, "scores": {}, "leave_out": {}}
+UNKNOWN_ROLE = NO_ENTRIES | {"entries": [ROW]}
+OLD_METRIC = NO_ENTRIES | {"metrics": [{"name": "a"}]}
 
 
 @pytest.mark.parametrize(
   "change, message",
   [
     (overwrite("run.json", None), r"run.json.*\n.*--workdir=.*/a$"),
-    (overwrite("run.json", "{"), "run.json: .*JSON"),
-    (overwrite("run.json", "[]"), "run.json: .* list"),
+    (overwrite("run.json", "{"), "run.json is corrupt"),
+    (overwrite("run.json", "[]"), "run.json is corrupt: .* list"),
+    (overwrite("run.json", '{"name": "a"}'), "run.json is corrupt: .*checksum"),
     (overwrite(RESULTS, None), r"report.*\n  .*--config=configs/digits.py --stages=report"),
-    (overwrite(RESULTS, "{}"), r"results.json .*'run'.*\n.*--stages=report"),
+    (overwrite(RESULTS, {}), r"results.json .*'run'.*\n.*--stages=report"),
     (overwrite(RESULTS, NO_ENTRIES), "results.json .*entries"),
     (overwrite(RESULTS, UNKNOWN_ROLE), "results.json .*'x'"),
     (overwrite(RESULTS, OLD_METRIC), "results.json .*'title'"),

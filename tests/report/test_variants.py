@@ -1,6 +1,5 @@
 """Reports and results pages of runs with many distilled students: a row for each."""
 
-import json
 import re
 
 import numpy as np
@@ -21,6 +20,7 @@ from test_results_page import make_run
 from distill_jax.report import comparison, variants
 from distill_jax.report.__main__ import main
 from distill_jax.report.runs import read
+from distill_jax.storage import sealed_json
 
 RATIOS = {"kd": 1.0, "slow": 2.345}
 
@@ -107,11 +107,11 @@ def test_results_page_has_a_table_of_the_methods(tmp_path):
   facts = {"settings": {"reference": "kd"}, "device": "2 x cpu", "git": "0123456789"}
   methods = make_run(tmp_path / "m", variants=scores, **facts)
   path = tmp_path / "m" / "report" / "results.json"
-  content = json.loads(path.read_text())
+  content = sealed_json.read(path)
   for entry in content["entries"]:
     if entry["variant"]:
       entry["scores"]["step_ratio"] = RATIOS[entry["variant"]]
-  path.write_text(json.dumps(content))
+  path.write_text(sealed_json.dumps(content))
   readme = tmp_path / "README.md"
   readme.write_text("<!-- results: methods -->\n<!-- end -->\n")
   main([methods, make_run(tmp_path / "plain"), f"--readme={readme}", "--section=methods"])

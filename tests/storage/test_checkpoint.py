@@ -97,7 +97,8 @@ def test_latest_and_best_stay_across_restarts(tmp_path):
   with Checkpoints(tmp_path, best=best) as checkpoints:
     assert checkpoints.steps() == [2, 6, 7]
     assert checkpoints.best_step == 2
-    assert [checkpoints.notes(step) for step in (2, 7)] == [{"of": [2]}, {"of": [7]}]
+    notes = {step: seal["notes"] for step, seal in checkpoints.seals().items()}
+    assert notes == {2: {"of": [2]}, 6: {"of": [6]}, 7: {"of": [7]}}
     for step, expected in (("best", 2), (None, 7), (6, 6)):
       state = checkpoints.restore(make_state(), step=step)
       assert_identical(state, make_state(expected, seed=expected))
@@ -493,9 +494,9 @@ def test_saving_a_stored_step_again(tmp_path):
     checkpoints.wait()
     assert (tmp_path / "4").stat().st_mtime_ns == modified
     checkpoints.save(make_state(4), metrics={"a": 1}, notes={"save": 1})
-    assert (checkpoints.best_step, checkpoints.notes(4)) == (4, {"save": 1})
+    assert (checkpoints.best_step, checkpoints.seals()[4]["notes"]) == (4, {"save": 1})
     checkpoints.save(make_state(4, seed=9), metrics={"a": 2}, notes={"save": 2})
-    assert checkpoints.notes(4) == {"save": 2}
+    assert checkpoints.seals()[4]["notes"] == {"save": 2}
     assert_identical(checkpoints.restore(make_state()), make_state(4, seed=9))
     with pytest.raises(ValueError, match=r"step 3 .* 4 "):
       checkpoints.save(make_state(3))

@@ -3,7 +3,6 @@
 `run.py` runs all of each sweep.
 """
 
-import json
 import random
 import signal
 import subprocess
@@ -15,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 
 import numpy as np
 from spawning import finish, lines_after, spawn
+
+from distill_jax.storage import sealed_json
 
 SCRIPT = Path(__file__).with_name("train.py")
 
@@ -72,7 +73,7 @@ def outcome(run):
   """Returns the last parameters bit for bit, and the metrics of the evaluations."""
   with np.load(run / "out.npz") as file:
     arrays = {name: (x.dtype.str, x.shape, x.tobytes()) for name, x in file.items()}
-  lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+  lines = sealed_json.read_lines(run / "metrics.jsonl")
   return arrays, [line for line in lines if line["phase"] == "validation"]
 
 

@@ -1,6 +1,5 @@
 """Clock and timings.jsonl, told by a clock on the wall that the test turns."""
 
-import json
 import time
 import types
 
@@ -8,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from distill_jax.storage import sealed_json
 from distill_jax.train import clock as module
 from distill_jax.train.clock import Clock, device_memory
 from distill_jax.train.log import Log
@@ -118,7 +118,7 @@ def log(folder, start=0, **kwargs):
 
 
 def timings(folder):
-  return [json.loads(line) for line in (folder / "timings.jsonl").read_text().splitlines()]
+  return sealed_json.read_lines(folder / "timings.jsonl")
 
 
 def test_goodput_spans_restarts_and_excludes_lost_steps(wall, tmp_path):

@@ -2,7 +2,6 @@
 faults.
 """
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -18,7 +17,7 @@ from test_saver import make_state
 from distill_jax import data, losses, objectives
 from distill_jax.distributed.interruption import Interrupted
 from distill_jax.models import from_apply
-from distill_jax.storage import seal
+from distill_jax.storage import seal, sealed_json
 from distill_jax.storage.lease import LeaseError
 from distill_jax.train import make_init, make_train_step
 from distill_jax.train.saver import Saver
@@ -52,15 +51,12 @@ def test_sigterm_saves_the_step_and_resumes_to_the_same_bits(tmp_path, step):  #
   assert_identical(whole.state, resumed.state)
   assert_identical(whole.variables, resumed.variables)
   # The same windows, too: that in which it was stopped has one line, for all of its steps.
-  lines = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")]
+  folders = [tmp_path / name for name in ("whole", "parts")]
+  lines = [sealed_json.read_lines(folder / "metrics.jsonl") for folder in folders]
   assert [set(line) for line in lines[0]] == [set(line) for line in lines[1]]
   for expected, line in zip(*lines):
     assert (line["step"], line["phase"]) == (expected["step"], expected["phase"])
     np.testing.assert_allclose(line["loss"], expected["loss"], rtol=1e-12)
-
-
-def read_lines(path):
-  return [json.loads(text) for text in path.read_text().splitlines()]
 
 
 def test_ctrl_c_without_a_folder_returns_the_steps_so_far():

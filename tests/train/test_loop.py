@@ -1,7 +1,7 @@
 """`fit`: what a run writes, resumes, refuses and reports."""
 
-import json
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from fitting import fit_with
 from distill_jax import data, losses, objectives, tasks, teachers
 from distill_jax.distributed import sharding
 from distill_jax.models import from_apply
+from distill_jax.storage import sealed_json
 from distill_jax.train import NonFiniteError, loop
 from distill_jax.types import Variables
 
@@ -92,10 +93,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path):
   assert_identical(whole.variables, resumed.variables)
   steps = [(line["step"], line["phase"]) for line in resumed.history]
   assert steps == [(s, p) for s in (5, 10, 15, 20) for p in ("train", "validation")]
-  lines = [
-    json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
-  ]
-  assert lines == resumed.history
+  assert sealed_json.read_lines(tmp_path / "parts" / "metrics.jsonl") == resumed.history
 
 
 def test_resumed_run_reports_what_an_undisturbed_one_does(tmp_path):
@@ -123,9 +121,35 @@ def test_resumed_run_reports_what_an_undisturbed_one_does(tmp_path):
 def test_resume_drops_torn_lines_and_those_after_the_checkpoint(tmp_path):
   run(tmp_path, steps=10)
   with (tmp_path / "metrics.jsonl").open("a") as file:
-    file.write('{"step": 13, "phase": "train", "loss": 1}\n{"step": 14, "pha')
+    line = {"step": 13, "phase": "train", "loss": 1}
+    file.write(sealed_json.dumps(line) + '\n{"step": 14, "pha')
   steps = [line["step"] for line in run(tmp_path).history]
   assert steps == [5, 5, 10, 10, 15, 15, 20, 20]
+
+
+def test_an_edited_evaluation_is_restored_from_its_checkpoint(tmp_path):
+  first = run(tmp_path)
+  path = tmp_path / "metrics.jsonl"
+  lines = path.read_text().splitlines()
+  edited = [
+    re.sub(r'"accuracy": [^,]+', '"accuracy": 2.0', line) if "validation" in line else line
+    for line in lines
+  ]
+  assert edited != lines
+  path.write_text("\n".join(edited) + "\n")
+  with pytest.warns(RuntimeWarning, match=rf"2, 4, 6, 8 of {path}"):
+    again = run(tmp_path)
+  assert_identical(first.variables, again.variables)
+  assert first.best_step == again.best_step
+  by_step = [
+    {line["step"]: line for line in r.history if "accuracy" in line} for r in (first, again)
+  ]
+  assert by_step[1][first.best_step] == by_step[0][first.best_step]
+  assert by_step[1][20] == by_step[0][20]
+  trained = [[line for line in r.history if line["phase"] == "train"] for r in (first, again)]
+  assert trained[0] == trained[1]
+  # The file was mended, too.
+  assert sealed_json.read_lines(path) == again.history
 
 
 @pytest.mark.parametrize("devices", [1, 8])

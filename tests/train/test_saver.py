@@ -63,7 +63,7 @@ def test_a_corrupt_position_in_the_data_is_not_used(tmp_path, at, new):
     assert saver.position(1) == {"next_index": 7}
     (file,) = tmp_path.glob("data_position_*")
     file.write_text(file.read_text().replace(at, new, 1))
-    with pytest.warns(RuntimeWarning, match="corrupt .*data_position"):
+    with pytest.warns(RuntimeWarning, match="data_position.*corrupt"):
       assert saver.position(1) is None
 
 
@@ -82,7 +82,7 @@ def test_of_equal_scores_the_lower_loss_is_best_with_and_without_a_folder(
   with Saver(tmp_path if in_folder else None, ("score", direction), {}) as saver:
     for step, (score, loss) in scores.items():
       saver.save(make_state(step), {"score": sign * score, "nll": loss})
-    best, _ = saver.best_variables(make_state(6))
+    best, *_ = saver.best_variables(make_state(6))
   assert best.params["w"].tolist() == [3, 3, 3]
 
 
@@ -91,5 +91,5 @@ def test_without_a_finite_score_the_last_weights_are_returned_with_a_warning(tmp
   with Saver(tmp_path if in_folder else None, BEST, {}) as saver:
     saver.save(make_state(1), {"accuracy": float("nan")})
     with pytest.warns(UserWarning, match="accuracy"):
-      best, _ = saver.best_variables(make_state(6))
+      best, *_ = saver.best_variables(make_state(6))
   assert best.params["w"].tolist() == [6, 6, 6]

@@ -7,6 +7,7 @@ import pytest
 from test_loop import run, source
 
 from distill_jax import data, tasks
+from distill_jax.storage import sealed_json
 from distill_jax.train.stopping import Patience
 from distill_jax.types import Metric
 
@@ -77,7 +78,10 @@ def test_run_that_was_killed_stops_where_an_undisturbed_one_does(tmp_path, capsy
   assert "accuracy" in result.stop_reason and "step 10" in result.stop_reason
   output = capsys.readouterr().out
   assert "after step 18 of 40" in output and f"after step 25: {result.stop_reason}" in output
+  stop = {"step": 25, "phase": "stop", "reason": result.stop_reason}
+  assert result.history[-1] == stop
   again = run(tmp_path, source=named, task=scored(), progress=True, **every)
+  assert again.history.count(stop) == 1 and sealed_json.read_lines(tmp_path / "metrics.jsonl")
   assert again.stop_reason == result.stop_reason and again.history == result.history
   assert "resuming" not in capsys.readouterr().out
   more = run(tmp_path, source=named, task=scored(0.75), **every | {"steps": 30, "patience": 4})

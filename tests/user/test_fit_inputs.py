@@ -480,8 +480,8 @@ def test_interrupted_run_resumes_to_the_same_end(distill, train, validation, tmp
   assert starts[-1] >= 9
   assert_equal_trees(resumed.variables, expected.variables)
   assert_equal_trees(resumed.state.params, expected.state.params)
-  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-  assert [json.loads(line) for line in lines] == resumed.history
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert all(line.pop("checksum") for line in lines) and lines == resumed.history
   validations = [x["step"] for x in resumed.history if x["phase"] == "validation"]
   assert validations == [4, 8, 12, 16, 20]
 

@@ -17,7 +17,6 @@ Each file gets its name when it is complete, so that several jobs may tokenize i
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator
@@ -33,10 +32,11 @@ from distill_jax.data.source import Source
 from distill_jax.data.text.documents import list_files, read_documents
 from distill_jax.data.text.packed import check_document, check_length
 from distill_jax.data.text.tokenizer import BYTES, Tokenizer
-from distill_jax.storage import files, folders
+from distill_jax.storage import files, folders, sealed_json
 
 INDEX = "index.json"
 _TEMPORARY = ".new"
+_COUNTS = ("documents", "empty", "skipped", "tokens")
 MAX_ROWS = 2**31 - 1
 """Ids are int32."""
 
@@ -156,8 +156,8 @@ def tokenize(
     with _temporary_files(folder, "tokens.bin", "starts.bin", INDEX) as temporary:
       tokens, starts, index_file = temporary
       counts = _write(root, tokens, starts, tokenizer, suffix, separator)
-      sums = {"tokens": _checksum(tokens), "starts": _checksum(starts)}
-      index_file.write_text(json.dumps(expected | counts | {"checksums": sums}, indent=1))
+      sums = {"tokens": files.digest(tokens), "starts": files.digest(starts)}
+      index_file.write_text(sealed_json.dumps(expected | counts | {"checksums": sums}, indent=2))
   index = _read_index(folder, expected)
   for field, value in expected.items():
     if index[field] != value:
@@ -224,19 +224,9 @@ def _temporary_files(folder: Path, *names: str) -> Iterator[list[Path]]:
 
 def _read_index(folder: Path, fields: Iterable[str]) -> dict[str, Any]:
   try:
-    index = json.loads((folder / INDEX).read_bytes())
-    counts = {name: int(index[name]) for name in ("documents", "empty", "skipped", "tokens")}
-    sums = {name: str(index["checksums"][name]) for name in ("tokens", "starts")}
-    return {name: index[name] for name in fields} | counts | {"checksums": sums}
-  except (ValueError, KeyError, TypeError) as error:
-    raise OSError(
-      f"{folder / INDEX} is corrupt ({error!r}): delete {folder} and tokenize again"
-    ) from error
-
-
-def _checksum(path: Path) -> str:
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return sealed_json.read(folder / INDEX, *fields, *_COUNTS, "checksums")
+  except ValueError as error:
+    raise OSError(f"{error}: delete {folder} and tokenize again") from error
 
 
 def _write(
@@ -248,7 +238,7 @@ def _write(
   separator: str | None,
 ) -> dict[str, int]:
   """Writes the two files, and returns the counts of index.json."""
-  counts = {"documents": 0, "empty": 0, "skipped": 0, "tokens": 0}
+  counts = dict.fromkeys(_COUNTS, 0)
   dtype = _token_dtype(tokenizer)
   with (
     files.naming(tokens_file.parent),
@@ -291,6 +281,6 @@ def _map_file(folder: Path, name: str, dtype: str, count: int, checksum: str) ->
   advice = f"delete {folder} and tokenize again"
   if not path.exists() or path.stat().st_size != size:
     raise OSError(f"{path} is corrupt: expected {size:,} bytes: {advice}")
-  if _checksum(path) != checksum:
+  if files.digest(path) != checksum:
     raise OSError(f"{path} is corrupt: its checksum differs from the one in {INDEX}: {advice}")
   return np.memmap(path, dtype, "r")
