@@ -38,7 +38,7 @@ class Interrupted(SystemExit):
   def __str__(self) -> str:
     name = "Ctrl-C" if self.signal == signal.SIGINT else self.signal.name
     after = "" if self.state is None else f" after step {int(self.state.step)}"
-    return f"{name}: stopped{after}; with a folder, the same call resumes"
+    return f"{name}: stopped{after}"
 
 
 class Interruption:

@@ -45,7 +45,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     print(f"distill-jax: {error}", file=sys.stderr)
     hosts.abort(1)
   except Interrupted as stop:
-    print(f"distill-jax: {stop}", file=sys.stderr, flush=True)
+    print(f"distill-jax: {stop}; the same command resumes", file=sys.stderr, flush=True)
     raise
   except (ValueError, OSError, ImportError, RuntimeError) as error:
     _end(error)
@@ -84,6 +84,8 @@ def main(argv: Sequence[str]) -> None:
   if flags.compile_for:
     print(describe_cost(config, flags.compile_for))
     return
+  if hosts.is_first() and not flags.dry_run:
+    print(f"{path.stem}: {', '.join(flags.stages)} in {folder}", flush=True)
   splits = hosts.run_in_turn(config.data)
   run_identity = identity.identify(config, path, overrides, argv)
   config = hosts.run_on_all(lambda: with_steps(config, splits))

@@ -85,6 +85,7 @@ def _report(job: Job, *, is_alone: bool) -> None:
   if outcome is not None:
     print("report: complete, skipped; --stages=report writes it again", flush=True)
   else:
+    print("report: comparing the networks on the test set", flush=True)
     # The report's libraries take a second to load.
     from distill_jax.jobs.report_stage import write_report
 
@@ -105,6 +106,9 @@ def train(job: Job, network: Network, digest: str) -> None:
     if hosts.is_first():
       print(f"{network.name}: complete, skipped", flush=True)
     return
+  if hosts.is_first():
+    steps, batch_size = network.training.steps, network.training.batch_size
+    print(f"{network.name}: {steps:,} steps of {batch_size:,} rows", flush=True)
   started = time.time()
   result = _fit(job, network)
   variables, learned = result.variables, result.objective_variables

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,14 +13,13 @@ from typing import Any, TextIO
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from distill_jax import reduce
 from distill_jax.storage import files, sealed_json
 from distill_jax.train.clock import Clock
-from distill_jax.train.learning_rate import NAME as LEARNING_RATE
 from distill_jax.train.learning_rate import is_learning_rate
 from distill_jax.train.options import Callback
+from distill_jax.train.screen import Screen
 
 _MANY_EVALUATIONS = 5
 """Fewer may have equal scores by chance."""
@@ -52,6 +50,7 @@ class Log:
   Attributes:
     history: the lines of `metrics.jsonl`.
     clock: measures the steps and what the host waits for.
+    screen: shows the reports.
   """
 
   def __init__(
@@ -90,21 +89,15 @@ class Log:
       self._board = _tensorboard(folder / "tensorboard", start)
     self.clock = Clock(timings[-1] if timings else None, began=began)
     self._write("timings", self.clock.report(start))
-    self._progress, self._title, self._steps = progress, title, steps
     self._callbacks = callbacks
-    self._names = tuple(dict.fromkeys(("loss", main)))
-    terminal = progress and sys.stderr.isatty()
-    self._bar = tqdm(
-      total=steps, initial=start, desc=title, unit="step", disable=not terminal, leave=False
-    )
-    self._terminal, self._last, self._time = terminal, start, time.perf_counter()
-    self._last_metrics: dict[str, float] = {}
+    self.screen = Screen(title, start, steps, main=main, progress=progress)
+    self._last, self._time = start, time.perf_counter()
 
   def __enter__(self):
     return self
 
   def __exit__(self, *error):
-    self._bar.close()
+    self.screen.close()
     for file in self._files.values():
       with contextlib.suppress(OSError):  # `_write` has raised what a full disk kept back.
         file.close()
@@ -127,20 +120,17 @@ class Log:
 
   def stopped(self, step: int, reason: str) -> None:
     """Reports why training ended early; of a run that was called again, once."""
-    if self._progress:
-      print(f"{self._title}: stopped after step {step}: {reason}", flush=True)
+    self.screen.print(f"{self.screen.title}: stopped after step {step}: {reason}")
     line = {"step": step, "phase": "stop", "reason": reason}
     if self.history[-1:] != [line]:
       self.history.append(line)
       self._write("metrics", line)
 
   def validation(self, step: int, values: Mapping[str, float]) -> None:
-    """Reports an evaluation; without a terminal it prints a line."""
+    """Reports an evaluation."""
     with self.clock.waiting("report"):
       self._add(step, "validation", values)
-      if self._progress and not self._terminal:
-        line = f"{_text(self._last_metrics, self._names)}  {_text(values, self._names, 'val ')}"
-        print(f"{self._title} {step}/{self._steps}  {line}", flush=True)
+      self.screen.validation(step, values)
     self._time = time.perf_counter()  # evaluation is not training time
 
   def warn_of_constant(self, name: str) -> None:
@@ -163,17 +153,14 @@ class Log:
     now = time.perf_counter()
     values = {name: float(total / count) for name, (total, count) in metrics.items() if count > 0}
     values["examples_per_second"] = (step - self._last) * batch_size / max(now - self._time, 1e-9)
-    self._bar.update(step - self._last)
     self._last, self._time = step, now
+    self.screen.train(step, values)
     self._add(step, "train", values)
     return values
 
   def _add(self, step: int, phase: str, values: Mapping[str, float]) -> None:
     line = {"step": step, "phase": phase, **values}
     self.history.append(line)
-    if phase == "train":
-      self._last_metrics = dict(values)
-      self._bar.set_postfix_str(_text(values, self._names))
     self._write("metrics", line)
     self._show(phase, step, values)
     for callback in self._callbacks:
@@ -222,15 +209,6 @@ def _warn_of_no_values(sums: Mapping[str, Any]) -> None:
       "these batches, which trained nothing: look at the labels and at the masks",
       stacklevel=2,
     )
-
-
-def _text(values: Mapping[str, float], names: Sequence[str], prefix: str = "") -> str:
-  named = [f"{prefix}{name} {values[name]:.4g}" for name in names if name in values]
-  if "examples_per_second" in values:
-    named.append(f"{values['examples_per_second']:,.0f} examples/s")
-  if LEARNING_RATE in values:
-    named.append(f"lr {values[LEARNING_RATE]:.3g}")
-  return "  ".join(named)
 
 
 def _flat(timings: Mapping[str, Any]) -> dict[str, float]:
