@@ -123,7 +123,7 @@ def _check_initial_weights(job: Job, students: Collection[Network]) -> None:
     init_from = network.recipe.init_from
     with error_prefix(f"recipe of {network.variant!r}" if network.variant else "recipe"):
       if init_from and not (init_from in recipes and recipes[init_from].allow_shrunk):
-        model = recipes[init_from].student if init_from in recipes else job.config.student()
+        model = recipes[init_from].student if init_from in recipes else job.student_model
         layouts = [
           seal.layout(jax.eval_shape(m.init, key, batch)) for m in (network.train_model, model)
         ]

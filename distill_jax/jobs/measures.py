@@ -99,7 +99,7 @@ def _load_learned(
 
 def _first(job: Job, examples: Examples) -> tuple[Outputs, Batch]:
   """Returns the shapes of the student's outputs, and the first example."""
-  student, batch = job.config.student(), data.first(job.config, examples)
+  student, batch = job.student_model, data.first(job.config, examples)
   variables = student.variables or jax.eval_shape(student.init, jax.random.key(0), batch)
   apply = functools.partial(student.apply, train=False, key=None)
   return jax.eval_shape(lambda v, b: apply(*v, b)[0], variables, batch), batch

@@ -2,6 +2,7 @@
 teacher they have.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,8 +24,9 @@ ORIGINS = "origins.txt"
 """Where a network's first weights came from, if some came from the teacher."""
 
 
-class Job(NamedTuple):
-  """A config with what its stages share.
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A config with what its stages share; its Models are built once, on first use.
 
   Attributes:
     config: validated.
@@ -48,6 +50,19 @@ class Job(NamedTuple):
   def cache(self) -> str:
     """The cache's folder or URL; '' without one."""
     return self.config.cache.replace("{workdir}", str(self.folder))
+
+  @functools.cached_property
+  def teacher_model(self) -> Model | None:
+    return self.config.teacher()
+
+  @functools.cached_property
+  def student_model(self) -> Model:
+    return self.config.student()
+
+  @functools.cached_property
+  def recipes(self) -> dict[str, Recipe]:
+    """The recipe of each variant."""
+    return self.config.recipes()
 
 
 class Network(NamedTuple):
@@ -117,12 +132,11 @@ def networks(job: Job, role: str) -> list[Network]:
   if role == "student":
     return _students(job)
   if role == "baseline":
-    baseline = _without_teacher(job, role, config.student(), config.student_training)
+    baseline = _without_teacher(job, role, job.student_model, config.student_training)
     return [baseline._replace(seed=seed, folder=_folder(job, role, seed)) for seed in job.seeds]
-  teacher = config.teacher()
-  if not _needs_training(teacher):
+  if not _needs_training(job.teacher_model):
     return []
-  return [_without_teacher(job, role, teacher, config.teacher_training)]
+  return [_without_teacher(job, role, job.teacher_model, config.teacher_training)]
 
 
 def one_per_variant(job: Job, role: str) -> list[Network]:
@@ -161,26 +175,17 @@ def _without_teacher(job: Job, role: str, model: Model, training: Training) -> N
 
 
 def _students(job: Job) -> list[Network]:
-  # Once: to build a Model takes a tenth of a second.
-  recipes, teacher = job.config.recipes(), job.config.teacher()
   return [
-    _student(job, recipes, teacher, variant, seed, generation)
+    _student(job, variant, seed, generation)
     for generation in range(1, job.config.generations + 1)
     for seed in job.seeds
-    for variant in recipes
+    for variant in job.recipes
   ]
 
 
-def _student(
-  job: Job,
-  recipes: Mapping[str, Recipe],
-  job_teacher: Model | None,
-  variant: str,
-  seed: int,
-  generation: int,
-) -> Network:
-  config, recipe = job.config, recipes[variant]
-  teacher, teacher_folder = _teacher(job, recipes, job_teacher, variant, seed, generation)
+def _student(job: Job, variant: str, seed: int, generation: int) -> Network:
+  config, recipe = job.config, job.recipes[variant]
+  teacher, teacher_folder = _teacher(job, variant, seed, generation)
   reads_cache = bool(job.cache) and recipe.cached and recipe.teacher == "teacher"
   return Network(
     "student",
@@ -198,22 +203,18 @@ def _student(
 
 
 def _teacher(
-  job: Job,
-  recipes: Mapping[str, Recipe],
-  job_teacher: Model | None,
-  variant: str,
-  seed: int,
-  generation: int,
+  job: Job, variant: str, seed: int, generation: int
 ) -> tuple[Model | None, Path | None]:
   """Returns a student's teacher, and where its weights are."""
-  name = recipes[variant].teacher
+  recipes, name = job.recipes, job.recipes[variant].teacher
   if generation > 1:
     return recipes[variant].student, _folder(job, variant, seed, generation - 1)
   if not name:
     return None, None
   if name in recipes:
     return recipes[name].student, _folder(job, name, seed)
-  return job_teacher, _teacher_folder(job, name) if _needs_training(job_teacher) else None
+  teacher = job.teacher_model
+  return teacher, _teacher_folder(job, name) if _needs_training(teacher) else None
 
 
 def _teacher_folder(job: Job, name: str) -> Path:

@@ -94,7 +94,7 @@ def _entries(job: Job, finished: list[_Finished], results: list[Evaluated]) -> l
 
 def _load(job: Job, complete: list[Network]) -> list[_Finished]:
   config = job.config
-  teacher = config.teacher()
+  teacher = job.teacher_model
   finished = []
   if teacher is not None and teacher.variables is not None:  # It came with its weights.
     finished.append(_Finished("teacher", config.teacher_seed, teacher, teacher.variables, None))

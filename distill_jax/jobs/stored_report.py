@@ -18,7 +18,7 @@ _IDENTITY = ("config", "settings", "code", "versions", "device")
 
 def report_digest(job: Job) -> str:
   """Returns a hash of all that a job's report depends on."""
-  teacher = job.config.teacher()
+  teacher = job.teacher_model
   complete = [n for role in ROLES for n in networks(job, role) if n.complete]
   names = (RESULT, WEIGHTS, "metrics.jsonl")
   return _hash(

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import shutil
+import subprocess
 import sys
 
 import jax
@@ -14,7 +15,7 @@ import small_digits
 
 from distill_jax import data
 from distill_jax.distributed import equality
-from distill_jax.jobs import checks, plan, report_stage, stages
+from distill_jax.jobs import checks, plan, report_stage, stages, stored_report
 from distill_jax.jobs import data as jobs_data
 from distill_jax.jobs.cli import main, run
 from distill_jax.jobs.config import Config, ConfigError, Training
@@ -216,6 +217,33 @@ def test_same_command_skips_complete_networks(complete_run, capsys, small):
   assert capsys.readouterr().out.count("complete, skipped") == 5
   with pytest.raises(ConfigError, match=r"\n  temperature: 4.0 -> 2.0"):
     main([*command, "--config.temperature=2"])
+
+
+def test_complete_run_loads_no_library_of_training_or_reports(complete_run, small):
+  command = [*small, f"--workdir={complete_run[0]}", "--seeds=0,1"]
+  script = (
+    f"import sys; from distill_jax.jobs.cli import main; main({command})\n"
+    "unused = 'keras matplotlib pandas tensorboardX tensorflow torch transformers'.split()\n"
+    "print('loaded', [name for name in unused if name in sys.modules])\n"
+  )
+  command = [sys.executable, "-c", script]
+  result = subprocess.run(command, check=True, capture_output=True, text=True)
+  assert "report: complete, skipped" in result.stdout
+  assert result.stdout.splitlines()[-1] == "loaded []"
+
+
+def test_job_builds_its_networks_once(tmp_path, monkeypatch):
+  config, calls = load_config("configs/digits.py"), []
+  for name in ("teacher", "student", "recipe"):
+    build = getattr(config, name)
+    monkeypatch.setattr(
+      config, name, lambda *args, name=name, build=build: calls.append(name) or build(*args)
+    )
+  job = plan.Job(config, tmp_path, (0, 1), config.data(), {"settings": {}})
+  checks.check(job, plan.STAGES)
+  stored_report.report_digest(job)
+  assert len(plan.networks(job, "student")) == 2
+  assert sorted(calls) == ["recipe", "student", "student", "teacher"]  # The recipe's student.
 
 
 def test_report_alone_keeps_the_command_that_trained(tmp_path, monkeypatch, small):
