@@ -30,7 +30,7 @@ _SHARED_FLAGS = ("stages", "seeds", "dry_run", "compile_for", "profile_steps")
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-  """Runs a command and exits: the console script.
+  """Runs a command and exits, for the console script.
 
   The exit code is 2 for an error of the command, the config or its files, 1 for training that
   diverged, 75 where another process of the run was lost, 143 after SIGTERM and 130 after Ctrl-C.
