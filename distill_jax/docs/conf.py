@@ -30,7 +30,15 @@ extensions = [
   "sphinx.ext.napoleon",
   "sphinx_copybutton",
 ]
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "substitution"]
+# Pages name notebooks as {{ quickstart }}: opened in Colab where the repository has an address.
+_COLAB = REPOSITORY.replace("https://github.com", "https://colab.research.google.com/github")
+myst_substitutions = {
+  path.stem: f"[{path.stem}]({_COLAB}/blob/main/colabs/{path.name})"
+  if REPOSITORY
+  else f"[{path.stem}](../../colabs/{path.name})"
+  for path in (ROOT / "colabs").glob("*.ipynb")
+}
 myst_heading_anchors = 3
 
 # Docstrings give shapes and units of arguments; the signature gives their types.
