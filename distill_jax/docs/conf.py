@@ -14,6 +14,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from sphinx.domains.python import PyObject  # noqa: E402
+
 from distill_jax.version import __version__  # noqa: E402
 
 project = "distill_jax"
@@ -59,7 +61,6 @@ nitpick_ignore_regex = [("py:.*", r".*")]
 
 html_theme = "sphinx_book_theme"
 html_title = "distill_jax"
-html_static_path = ["_static"]
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": False, "show_toc_level": 2}
@@ -145,7 +146,14 @@ def _link_repository_files(app: Any, name: str, source: list[str]) -> None:
   source[0] = _LINK.sub(replace, source[0])
 
 
+def _rename_variables() -> None:
+  """Heads the fields of a class as its docstring does; Sphinx calls them variables."""
+  (field,) = [field for field in PyObject.doc_field_types if field.name == "variable"]
+  field.label = "Attributes"
+
+
 def setup(app: Any) -> None:
+  _rename_variables()
   app.connect("source-read", _link_repository_files)
   app.connect("autodoc-process-docstring", _translate_docstring, priority=400)
   app.connect("autodoc-skip-member", _skip_namedtuple_fields)
