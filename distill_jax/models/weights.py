@@ -2,7 +2,6 @@
 opened."""
 
 import fnmatch
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import safetensors
 
 from distill_jax.errors import suggest
+from distill_jax.storage import unique_names
 from distill_jax.trees import describe_leaf, named_leaves
 from distill_jax.types import Batch, Model, Tree, Variables
 
@@ -205,19 +205,29 @@ def _floating(dtype) -> bool:
 def _read(path: Path) -> dict[str, np.ndarray]:
   if path.name.endswith(_INDEX) and path.is_file():
     return _read_parts(path)
-  if path.suffix not in (".safetensors", ".npz"):
+  if path.suffix not in (".safetensors", ".npz") and not path.name.endswith(_INDEX):
     raise ValueError(f"path: expected a .safetensors or .npz file (never a pickle), got {path}")
   if not path.is_file():
-    raise FileNotFoundError(f"path: expected a file, got {path}, which does not exist")
+    state = "is no regular file" if os.path.lexists(path) else "does not exist"
+    raise FileNotFoundError(f"path: expected a file, got {path}, which {state}")
   try:
     if path.suffix == ".npz":
       with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as archive:
         _check_archive(archive, path.stat().st_size)
-        return {name: archive[name] for name in archive.files}
+        return _plain_arrays(archive)
+    unique_names.check_names(path)
     with safetensors.safe_open(path, framework="numpy") as file:
       return {name: file.get_tensor(name) for name in file.keys()}
   except Exception as error:  # zipfile, numpy and the Rust parser raise many kinds.
     raise ValueError(f"path: {path} is corrupt, or has more than plain arrays: {error}") from error
+
+
+def _plain_arrays(archive: Any) -> dict[str, np.ndarray]:
+  arrays = {name: archive[name] for name in archive.files}
+  for name, value in arrays.items():
+    if not isinstance(value, np.ndarray):  # numpy returns the bytes of other members.
+      raise ValueError(f"{name!r} is no array")
+  return arrays
 
 
 def _check_archive(archive: Any, file_size: int) -> None:
@@ -233,13 +243,13 @@ def _check_archive(archive: Any, file_size: int) -> None:
 def _read_parts(index: Path) -> dict[str, np.ndarray]:
   """Returns the arrays of all the files that an index names."""
   try:
-    files = json.loads(index.read_text())["weight_map"]
+    files = unique_names.loads(index.read_bytes())["weight_map"]
     names = sorted(set(files.values()))
     if any(Path(name).name != name for name in names):
       raise ValueError("it names files outside its folder")
     if any(name.endswith(_INDEX) for name in names):
       raise ValueError("it names an index, where weights are expected")
-  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f"path: {index} is corrupt: {error!r}") from error
   parts = {file: _read(index.parent / file) for file in names}
   for name, file in files.items():

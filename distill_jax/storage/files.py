@@ -34,6 +34,18 @@ def write(path: Path, content: str | bytes) -> None:
       raise
 
 
+def read(path: Path) -> bytes:
+  """Returns the content of a regular file.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is a folder or a pipe, which would wait for ever; the message names it.
+  """
+  if path.exists() and not path.is_file():
+    raise ValueError(f"{path}: expected a regular file, got another kind: remove it")
+  return path.read_bytes()
+
+
 def digest(path: Path) -> str:
   """Returns 32 hexadecimal digits that depend on every byte of a file."""
   with path.open("rb") as file:

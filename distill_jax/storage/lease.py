@@ -21,6 +21,7 @@ from distill_jax.distributed import hosts
 from distill_jax.storage import folders, owner
 
 NAME = ".lease"
+_MAX_SIZE = 2**16
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -190,7 +191,7 @@ class Lease:
       os.rename(self._path, aside)
     except FileNotFoundError:
       return
-    if aside.read_bytes() != content:
+    if _read_start(aside) != content:
       # Another process was faster, and this is its lease. If linking fails, it notices and creates
       # it again.
       with contextlib.suppress(OSError):
@@ -231,7 +232,7 @@ class Lease:
 
   def _read(self) -> bytes | None:
     try:
-      return self._path.read_bytes()
+      return _read_start(self._path)
     except FileNotFoundError:
       return None
 
@@ -243,6 +244,12 @@ class Lease:
     if signature:
       text = "process {pid} on {host}, since {since}".format_map(signature)
     return f"folder: {self.folder} belongs to {text}"
+
+
+def _read_start(path: Path) -> bytes:
+  """Returns the content of a lease; of a larger file, which is none, the start."""
+  with path.open("rb") as file:
+    return file.read(_MAX_SIZE)
 
 
 def _clocks() -> tuple[float, float]:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill_jax.storage import files
+
 _CHECKSUM = "checksum"
 _KEY = f'"{_CHECKSUM}": "'
 
@@ -62,7 +64,7 @@ def read(path: Path, *names: str) -> dict[str, Any]:
     ValueError: it was changed, is not from `dumps` or lacks an entry; the message names it.
   """
   try:
-    values = loads(path.read_bytes())
+    values = loads(files.read(path))
     missing = [name for name in names if name not in values]
     if missing:
       raise ValueError(f"expected the entry {missing[0]!r}, got {list(values)[:5]}")
@@ -79,7 +81,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
   Raises:
     FileNotFoundError: there is no such file.
   """
-  lines = path.read_bytes().split(b"\n")
+  lines = files.read(path).split(b"\n")
   values, corrupt = [], {}
   for number, line in enumerate(lines, 1):
     try:

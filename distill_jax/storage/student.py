@@ -15,6 +15,7 @@ import safetensors.flax
 from distill_jax.storage import files, folders, seal, sealed_json
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.storage.inputs import check_description, check_inputs, check_network
+from distill_jax.storage.unique_names import check_names
 from distill_jax.trees import named_leaves
 from distill_jax.types import Batch, Model, Variables
 from distill_jax.version import __version__
@@ -149,6 +150,7 @@ def load_weights(path: Path) -> dict[str, jax.Array]:
     ValueError: it is corrupt, or no safetensors file.
   """
   try:
+    check_names(path)
     return safetensors.flax.load_file(path)
   # The Rust parser raises SafetensorError, its wrapper KeyError and ValueError.
   except Exception as error:
@@ -193,7 +195,7 @@ def read_inputs(folder: str | os.PathLike) -> dict[str, Any]:
     ValueError: the file is corrupt.
   """
   path = folders.resolve(folder, "folder") / DESCRIPTION
-  return _read_description(path)["inputs"] if path.is_file() else {}
+  return _read_description(path)["inputs"] if os.path.lexists(path) else {}
 
 
 def _read_description(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from distill_jax.cache.store import manifest
 from distill_jax.cache.store.format import Column, Header, corrupt_rows, pack, valid_crc
 from distill_jax.cache.store.records import CorruptCache, Shard
 
@@ -262,3 +263,9 @@ def test_rows_that_do_not_fit_are_rejected(data, change, text):
   with pytest.raises(ValueError) as caught:
     pack(header(), **{**data, "columns": columns, **fixed})
   assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"body":' * 100_000, b"[]", b"\xff"])
+def test_manifest_of_many_levels_or_another_type_is_corrupt(content):
+  with pytest.raises(CorruptCache, match="manifest.json"):
+    manifest.unseal(content, "cache/manifest.json")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from distill_jax.cache.store.backend import StoreError, open_store
+from distill_jax.cache.store.shards import map_file
 
 
 @pytest.fixture
@@ -166,6 +167,14 @@ def test_a_file_in_the_way_is_named(tmp_path):
   (tmp_path / "file").write_bytes(b"")
   with pytest.raises(StoreError, match=f"cannot write to {tmp_path}/file: Not a directory"):
     open_store(tmp_path / "file").probe_writable()
+
+
+def test_a_pipe_is_not_opened(tmp_path):
+  os.mkfifo(tmp_path / "manifest.json")
+  with pytest.raises(StoreError, match="manifest.json"):
+    open_store(tmp_path).read("manifest.json")
+  with pytest.raises(StoreError, match="manifest.json"):
+    map_file(tmp_path / "manifest.json")
 
 
 def test_a_disk_with_too_little_room_is_noticed_early(tmp_path):

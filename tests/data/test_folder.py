@@ -112,6 +112,28 @@ def test_what_is_no_file_is_rejected_before_it_is_opened(tmp_path):
     folder.load(tmp_path)
 
 
+def test_links_to_folders_in_a_class_are_rejected(tmp_path):
+  write_classes(tmp_path, {"a": 1, "b": 1})
+  link = tmp_path / "a" / "again"
+  link.symlink_to(tmp_path / "b")
+  with pytest.raises(ValueError, match="^path: .*a/again"):
+    folder.images(tmp_path)
+  link.unlink()
+  assert len(folder.images(tmp_path)) == 2
+  (tmp_path / "loop").symlink_to(tmp_path)
+  with pytest.raises(ValueError, match="^path: .*loop"):
+    folder.images(tmp_path)
+
+
+def test_names_that_are_no_utf8_belong_to_the_identity(tmp_path):
+  write_classes(tmp_path, {"a": 1})
+  file = next((tmp_path / "a").iterdir())
+  file.rename(os.fsdecode(os.fsencode(file.parent) + b"/\xff.png"))
+  one = folder.images(tmp_path).digest
+  next((tmp_path / "a").iterdir()).rename(os.fsdecode(os.fsencode(file.parent) + b"/\xfe.png"))
+  assert folder.images(tmp_path).digest != one
+
+
 def test_flipped_bit_in_a_png_is_bad(tmp_path):
   write_classes(tmp_path, {"a": 4})
   file = tmp_path / "a" / "1.png"

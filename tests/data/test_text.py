@@ -1,6 +1,7 @@
 """Text files as packed rows of tokens."""
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -66,6 +67,20 @@ def test_files_of_any_bytes_are_read_in_path_order(tmp_path):
   assert BYTES.decode(tokens[1:7]) == "naïve" and BYTES.decode([65, 256, 255]) == "A\ufffd\ufffd"
   assert source.name == tmp_path.name
   assert text.load(tmp_path / "a.txt", length=16).arrays["tokens"].shape == (1, 16)
+
+
+def test_pipes_and_broken_links_are_named(tmp_path):
+  (tmp_path / "a.txt").write_text("text")
+  pipe = tmp_path / "b.txt"
+  os.mkfifo(pipe)
+  with pytest.raises(ValueError, match=r"^path: .*b\.txt"):
+    text.load(tmp_path, length=4)
+  with pytest.raises(ValueError, match=r"b\.txt"):
+    text.bpe(pipe)
+  pipe.unlink()
+  pipe.symlink_to(tmp_path / "absent")
+  with pytest.raises(ValueError, match=r"^path: .*b\.txt"):
+    text.load(tmp_path, length=4)
 
 
 def test_separator_splits_a_file_into_documents(tmp_path):

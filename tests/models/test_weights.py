@@ -1,6 +1,7 @@
 """Tests weights from files: names, shapes, dtypes, layouts, and one released model."""
 
 import json
+import os
 import pathlib
 import pickle
 import warnings
@@ -19,6 +20,7 @@ from flax import nnx
 
 from distill_jax import losses, objectives, reduce
 from distill_jax.models import from_nnx, load_weights, pretrained, torch_kernel, weights
+from distill_jax.storage import student
 from distill_jax.train import make_init, make_train_step
 from distill_jax.types import Variables
 
@@ -229,10 +231,45 @@ def test_doubled_names_raise(rng, tmp_path):
     load_weights(tmp_path / "w.npz", LIKE, names=NAMES)
 
 
+def test_doubled_names_of_a_safetensors_file_raise(tmp_path):
+  entry = '"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+  header = f"{{{entry}, {entry}}}".encode()
+  path = tmp_path / "w.safetensors"
+  path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+  with pytest.raises(ValueError, match=r"^path: .*w\.safetensors .*'a'"):
+    load_weights(path, {"a": np.zeros(1, np.float32)})
+  with pytest.raises(ValueError, match=r"w\.safetensors .*'a'"):
+    student.load_weights(path)
+
+
+def test_members_of_an_archive_that_are_no_arrays_raise(rng, tmp_path):
+  np.savez(tmp_path / "w.npz", **file_arrays(rng))
+  with zipfile.ZipFile(tmp_path / "w.npz", "a") as archive:
+    archive.writestr("notes.txt", b"text")
+  with pytest.raises(ValueError, match=r"^path: .*w\.npz .*'notes\.txt'"):
+    load_weights(tmp_path / "w.npz", LIKE, names=NAMES)
+
+
+@pytest.mark.parametrize("name", ["w.npz", "w.safetensors", "model.safetensors.index.json"])
+def test_pipes_and_links_without_an_end_are_not_opened(tmp_path, name):
+  path = tmp_path / name
+  os.mkfifo(path)
+  with pytest.raises(FileNotFoundError, match=f"^path: .*{path}.* regular"):
+    load_weights(path, LIKE)
+  path.unlink()
+  path.symlink_to(path)
+  with pytest.raises(FileNotFoundError, match=f"^path: .*{path}.* regular"):
+    load_weights(path, LIKE)
+
+
 @pytest.mark.parametrize(
   "text",
-  ['{"weight_map": {"mean": "model.safetensors.index.json"}}', '{"weight_map": ' + "[" * 100_000],
-  ids=["itself", "deep"],
+  [
+    '{"weight_map": {"mean": "model.safetensors.index.json"}}',
+    '{"weight_map": ' + "[" * 100_000,
+    '{"weight_map": {"mean": "a.safetensors", "mean": "b.safetensors"}}',
+  ],
+  ids=["itself", "deep", "doubled"],
 )
 def test_an_index_without_an_end_raises(tmp_path, text):
   index = tmp_path / "model.safetensors.index.json"

@@ -57,7 +57,9 @@ def write_lease(folder, **changes):
   """Writes a lease as another process would, and returns its owner."""
   other = {"host": "elsewhere", "pid": 4, "kernel": "other", "token": "theirs"}
   description = {**owner.describe_process(folder), **other, **changes}
-  (folder / NAME).write_text(json.dumps(description))
+  # A renewal must not read a half of it.
+  (folder / "new").write_text(json.dumps(description))
+  os.replace(folder / "new", folder / NAME)
   return description
 
 
@@ -117,7 +119,9 @@ def test_remote_owner_is_replaced_only_without_renewals(tmp_path, trainer, capfd
     ours.check()
 
 
-@pytest.mark.parametrize("content", ["of another machine", "", '{"pid": 3}', "[" * 100_000])
+@pytest.mark.parametrize(
+  "content", ["of another machine", "", '{"pid": 3}', "[" * 100_000, "\0" * 10**7, "\x80\n\r"]
+)
 def test_remote_owner_without_renewals_is_replaced(tmp_path, content):
   write_lease(tmp_path)
   # The others are incomplete, or written by something else.

@@ -1,6 +1,7 @@
 """Every change of a file with a checksum is found, and named."""
 
 import math
+import os
 import re
 
 import pytest
@@ -59,6 +60,13 @@ def test_file_that_was_not_written_so_is_named(tmp_path, content):
   path.write_bytes(content)
   with pytest.raises(ValueError, match=re.escape(f"{path} is corrupt")):
     sealed_json.read(path)
+
+
+def test_pipe_is_not_opened(tmp_path):
+  os.mkfifo(tmp_path / "result.json")
+  for read in (sealed_json.read, sealed_json.read_lines):
+    with pytest.raises(ValueError, match="result.json"):
+      read(tmp_path / "result.json")
 
 
 def test_lacking_entry_is_named(tmp_path):

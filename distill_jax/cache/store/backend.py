@@ -58,6 +58,8 @@ class Store(NamedTuple):
 
   def begin_read(self, key: str) -> ts.Future:
     """Starts to read a value; `result` waits for it."""
+    if self.folder is not None:
+      check_no_pipe(self.folder / key)
     return self.kv.read(key)
 
   def result(self, key: str, read: ts.Future) -> bytes | None:
@@ -132,6 +134,12 @@ class Store(NamedTuple):
       return start().result()
     except (ValueError, NotImplementedError) as error:  # TensorStore raises no others
       raise _store_error(f"cannot {action} {self.url}", error) from error
+
+
+def check_no_pipe(path: Path) -> None:
+  """Raises StoreError for a pipe, which a reader would wait for for ever."""
+  if path.is_fifo():
+    raise StoreError(f"cannot read {path}: expected a regular file, got a pipe: remove it")
 
 
 def open_store(url: str | os.PathLike[str]) -> Store:

@@ -156,7 +156,7 @@ def unseal(data: bytes, location: str) -> tuple[dict[str, Any], dict[str, Any]]:
     provenance = content.get("provenance")
     # Bytes are compared, not values: JSON reads some texts alike (1e5 and 1E5).
     is_valid = seal(body, provenance) == data
-  except (ValueError, KeyError, TypeError, AttributeError):
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
     is_valid = False
   if not is_valid:
     raise CorruptCache(location, "is corrupt: its bytes are not those that were written")

@@ -141,7 +141,7 @@ def _parse_header(data: memoryview, end: int, location: str) -> Header:
     fields = {name: members[name] for name in ("identity", "shard", "first_row", "rows")}
     header = Header(**fields, columns=columns)
     is_canonical = header.members == members and len(header.data) == end + CRC_BYTES
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise CorruptCache(
       location, f"does not follow the format: its header gives {error!r}"
     ) from error

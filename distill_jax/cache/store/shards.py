@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.cache.store import manifest as manifests
-from distill_jax.cache.store.backend import Store
+from distill_jax.cache.store.backend import Store, check_no_pipe
 from distill_jax.cache.store.format import pack
 from distill_jax.cache.store.manifest import Manifest, Same
 from distill_jax.cache.store.records import CorruptCache, Shard
@@ -199,6 +199,7 @@ def open_complete(
 
 def map_file(path: Path) -> mmap.mmap | bytes | None:
   """Returns a file's bytes, memory-mapped; None without a file."""
+  check_no_pipe(path)
   try:
     with open(path, "rb") as file:
       # An empty file cannot be mapped.

@@ -49,8 +49,12 @@ def images(
 
   Every subfolder is a class, and holds its images at any depth. Files and folders whose name starts
   with a dot and files without the suffix of an image are ignored. Ids number the files in the order
-  of their paths
-  below `path`: a new file changes the ids of those after it.
+  of their paths below `path`: a new file changes the ids of those after it.
+
+  The images' identity, by which a run or a cache recognizes its data, is a hash of paths, sizes and
+  labels, since the files are read on demand. An image that is replaced by one of the same number of
+  bytes is not noticed, in an uncompressed format such as BMP or PPM above all: rename what you
+  change. `load` reads all images, and compares every pixel.
 
   Args:
     path: the folder.
@@ -102,13 +106,23 @@ def _classes(root: Path, class_names: Sequence[str]) -> tuple[str, ...]:
       f"class_names: expected the subfolders of {root}, got {missing} without a subfolder, and not "
       f"{unknown}, which are subfolders"
     )
+  for name in subfolders:
+    if root.resolve().is_relative_to((root / name).resolve()):
+      raise ValueError(
+        f"path: expected one subfolder of images per class, got {root / name}, which is a link to "
+        "the folder itself or above: remove it"
+      )
   return tuple(class_names) or tuple(subfolders)
 
 
 def _image_files(folder: Path) -> list[Path]:
+  walk = list(os.walk(folder))
+  for link in [Path(parent, name) for parent, names, _ in walk for name in names]:
+    if link.is_symlink():
+      raise ValueError(f"path: expected images, got the link to a folder {link}: link its images")
   files = [
     Path(parent, name)
-    for parent, _, names in os.walk(folder)
+    for parent, _, names in walk
     for name in names
     if Path(name).suffix.lower() in SUFFIXES
     and not any(part.startswith(".") for part in Path(parent, name).relative_to(folder).parts)
@@ -127,8 +141,9 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _fingerprint(root: Path, files: Sequence[tuple[Path, int]]) -> str:
-  """Hashes paths, sizes and labels: to hash the images would take longer than an epoch."""
+  """Hashes paths, sizes and labels: to read all images takes longer than an epoch of many sets."""
   digest = hashlib.blake2b(digest_size=8)
   for file, label in files:
-    digest.update(f"{file.relative_to(root).as_posix()}\0{file.stat().st_size}\0{label}\0".encode())
+    digest.update(os.fsencode(file.relative_to(root)))
+    digest.update(f"\0{file.stat().st_size}\0{label}\0".encode())
   return digest.hexdigest()

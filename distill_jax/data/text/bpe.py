@@ -9,6 +9,7 @@ import numpy as np
 
 from distill_jax.data.text.documents import list_files
 from distill_jax.data.text.tokenizer import Tokenizer
+from distill_jax.storage import files
 
 END = "<|end|>"
 
@@ -41,8 +42,8 @@ def train_bpe(path: str | Path, *, size: int, suffix: str = ".txt") -> Any:
     initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     show_progress=False,
   )
-  files = list_files(Path(path), suffix)
-  texts = (_decode_utf8(file.read_bytes(), f"{file}: ") for file in files)
+  paths = list_files(Path(path), suffix)
+  texts = (_decode_utf8(file.read_bytes(), f"{file}: ") for file in paths)
   tokenizer.train_from_iterator(texts, trainer)
   return tokenizer
 
@@ -60,7 +61,10 @@ def bpe(source: Any, *, end: str = END) -> Tokenizer:
   """
   import tokenizers
 
-  text = source.to_str() if isinstance(source, tokenizers.Tokenizer) else Path(source).read_text()
+  if isinstance(source, tokenizers.Tokenizer):
+    text = source.to_str()
+  else:
+    text = _decode_utf8(files.read(Path(source)), f"{source}: ")
   try:
     tokenizer = tokenizers.Tokenizer.from_str(text)
   # The Rust parser raises a bare Exception.

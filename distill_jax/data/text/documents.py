@@ -49,9 +49,14 @@ def list_files(root: Path, suffix: str) -> list[Path]:
     return [root]
   if not root.is_dir():
     raise FileNotFoundError(f"path: expected a file or folder, got {root}, which does not exist")
-  files = sorted(file for file in root.rglob(f"*{suffix}") if file.is_file())
+  files = sorted(file for file in root.rglob(f"*{suffix}") if not file.is_dir())
   if not files:
     raise ValueError(f"suffix: expected files that end in {suffix}, got none in {root}")
+  for file in files:
+    if not file.is_file():
+      raise ValueError(
+        f"path: expected text, got {file}, which is no regular file or a link to none: remove it"
+      )
   return files
 
 
