@@ -8,7 +8,10 @@ away. Then the same command runs to its end. Its weights and evaluations must be
 undisturbed run ('equal'), or a line must say what is wrong ('named'). Exits with 1 where a
 difference was 'silent' or a process 'stuck'.
 
-The disk is a tmpfs where this user may mount one, else a limit of the size of files.
+Runs begin with the compiled programs of the undisturbed one, so that most of the time is spent on
+what is disturbed. The disk is a tmpfs where this user may mount one, else a limit of the size of
+files. It is mounted in a namespace of this command: no end of it, not even SIGKILL, leaves it
+behind.
 """
 
 import collections
@@ -38,11 +41,17 @@ STUCK = 10
 """Times that an undisturbed run takes, after which a process is stuck."""
 FIELDS = {
   "teacher_width": 0.5,
-  "teacher_training.steps": 40,
-  "student_training.steps": 40,
-  "eval_every": 20,
-  "log_every": 10,
+  "teacher_training.steps": 20,
+  "student_training.steps": 20,
+  "eval_every": 5,
+  "log_every": 5,
 }
+ENVIRONMENT = {
+  "JAX_PLATFORMS": "cpu",
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+}
+_NAMESPACE = "DISTILL_JAX_SOAK_NAMESPACE"
 
 
 class Soak:
@@ -56,19 +65,40 @@ class Soak:
     fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
     self.flags = [f"--config={small_digits.write(folder)}", *fields]
     self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
+    self.processes: list[subprocess.Popen] = []
     self.seconds = 120.0
     self.run = folder / "undisturbed"
+    self.expected: dict[str, object] = {}
+    self.expected_of_two: dict[str, object] = {}
+
+  def prepare(self) -> None:
+    """Runs the job undisturbed, and again with its compiled programs on the small disk."""
+    self.undisturbed()
+    self.expected = outcome(self.run)
+    shutil.copytree(self.run / "compiled", self.disk / "run" / "compiled")
+    self.run = self.disk / "run"
+    self.seconds = self.undisturbed()
+    assert outcome(self.run) == self.expected
+    clear(self.run)
+
+  def undisturbed(self) -> float:
+    """Runs the job to its end; returns the time that it took."""
     start = time.monotonic()
     code, text = self.finish(self.start())
     assert code == 0, text
-    self.seconds = time.monotonic() - start
-    self.expected = outcome(self.run)
-    self.run = self.disk / "run"
+    return time.monotonic() - start
+
+  def close(self) -> None:
+    """Ends what still runs."""
+    for process in self.processes:
+      if process.poll() is None:
+        process.kill()
+        process.communicate()
 
   def start(self, file_bytes: int | None = None) -> subprocess.Popen:
     """Starts the command, whose files may not be longer than `file_bytes`."""
     command = [sys.executable, "-m", "distill_jax", *self.flags, f"--workdir={self.run}"]
-    return subprocess.Popen(
+    process = subprocess.Popen(
       command,
       cwd=ROOT,
       stdout=subprocess.PIPE,
@@ -76,6 +106,8 @@ class Soak:
       text=True,
       preexec_fn=None if file_bytes is None else lambda: limit_files(file_bytes),
     )
+    self.processes.append(process)
+    return process
 
   def finish(self, process: subprocess.Popen) -> tuple[int | None, str]:
     """Returns a command's exit code and output; None: it was stuck, and is killed."""
@@ -99,18 +131,21 @@ class Soak:
       self.judge(kind, *self.finish(self.start()))
 
   def judge(self, kind: str, code: int | None, text: str) -> None:
-    """Counts the end of a command; a folder that it refuses is removed, as its line asks."""
+    """Counts the end of a command; a folder that it refuses is cleared, as its line asks."""
     if code == 0:
       verdict = "equal" if outcome(self.run) == self.expected else "silent"
     elif code is None:
       verdict = "stuck"
     else:
       verdict = "named" if is_named(text) else "traceback"
+    self.count(kind, verdict, text)
+    if verdict != "equal" or self.random.random() < 0.7:
+      clear(self.run)
+
+  def count(self, kind: str, verdict: str, text: str) -> None:
     self.counts[kind, verdict] += 1
     last = text.strip().splitlines()[-1:] if verdict != "equal" else []
     print(f"{kind}: {verdict}", *last, flush=True)
-    if verdict != "equal" or self.random.random() < 0.3:
-      shutil.rmtree(self.run, ignore_errors=True)
 
   def signal(self, number: int, codes: tuple[int, ...]) -> None:
     process = self.start()
@@ -128,8 +163,9 @@ class Soak:
       filler.write_bytes(bytes(max(0, shutil.disk_usage(self.disk).free - free)))
     code, text = self.finish(self.start(None if self.is_mounted else free))
     filler.unlink(missing_ok=True)
-    if code:
-      self.counts["full disk itself", "named" if is_named(text) else "traceback"] += 1
+    if code != 0:
+      verdict = "stuck" if code is None else "named" if is_named(text) else "traceback"
+      self.count("full disk itself", verdict, text)
 
   def flip(self) -> None:
     self.signal(signal.SIGKILL, (-signal.SIGKILL,))
@@ -143,9 +179,10 @@ class Soak:
     print("flip:", path.relative_to(self.run), flush=True)
 
   def lose(self) -> None:
-    """Kills one of two processes; the other one must end with 75."""
-    script = ROOT / "tests/distributed/command.py"
-    processes = spawn(2, script, *self.flags, f"--workdir={self.disk / 'two'}", devices=2)
+    """Kills one of two processes; the other one must end with 75, or both were at their end."""
+    script, folder = ROOT / "tests/distributed/command.py", self.disk / "two"
+    processes = spawn(2, script, *self.flags, f"--workdir={folder}", devices=2)
+    self.processes += processes
     victim = self.random.randrange(2)
     with contextlib.suppress(subprocess.TimeoutExpired):
       processes[victim].wait(self.random.uniform(0, 2 * self.seconds))
@@ -153,10 +190,12 @@ class Soak:
     code, text = self.finish(processes[1 - victim])
     processes[victim].communicate()
     verdict = {None: "stuck", 0: "equal", LOST_PROCESS_CODE: "named"}.get(code, "other code")
-    self.counts["lost process", verdict] += 1
-    print(f"lost process: {verdict} {code}", flush=True)
     if verdict == "equal":
-      shutil.rmtree(self.disk / "two", ignore_errors=True)
+      self.expected_of_two = self.expected_of_two or outcome(folder)
+      verdict = "equal" if outcome(folder) == self.expected_of_two else "silent"
+    if verdict != "named":
+      clear(folder)
+    self.count("lost process", verdict, text)
 
 
 def outcome(run: Path) -> dict[str, object]:
@@ -174,12 +213,31 @@ def is_named(text: str) -> bool:
   return text.strip().splitlines()[-1:] != [] and "distill-jax: " in text.strip().splitlines()[-1]
 
 
+def clear(run: Path) -> None:
+  """Removes all but the compiled programs."""
+  for path in run.glob("*"):
+    if path.name != "compiled":
+      shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def mount(folder: Path) -> bool:
-  command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+  """Mounts a small disk, in a namespace of this process only; returns whether it could."""
+  command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+  return _NAMESPACE in os.environ and succeeds(command)
+
+
+def succeeds(command: list[str]) -> bool:
   try:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
   except OSError:
     return False
+
+
+def enter_namespace() -> None:
+  """Starts this command again where its mounts end with it, if this user may."""
+  if _NAMESPACE not in os.environ and succeeds(["unshare", "--mount", "true"]):
+    os.environ[_NAMESPACE] = "1"
+    os.execvp("unshare", ["unshare", "--mount", sys.executable, *sys.argv])
 
 
 def limit_files(size: int) -> None:
@@ -189,16 +247,16 @@ def limit_files(size: int) -> None:
 def main(minutes: float = 30, seed: int = 0) -> int:
   """Returns the exit code."""
   kinds = ["kill", "SIGTERM", "full disk", "flip", "lost process"]
-  folder = Path(tempfile.mkdtemp(prefix="soak_"))
-  soak = Soak(folder, seed)
-  try:
-    end = time.monotonic() + 60 * minutes
-    while time.monotonic() < end:
-      soak.disturb(soak.random.choice(kinds))
-  finally:
-    if soak.is_mounted:
-      subprocess.run(["umount", "-l", str(soak.disk)], check=False)
-    shutil.rmtree(folder, ignore_errors=True)
+  signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+  with tempfile.TemporaryDirectory(prefix="soak_", ignore_cleanup_errors=True) as name:
+    soak = Soak(Path(name), seed)
+    try:
+      soak.prepare()
+      end = time.monotonic() + 60 * minutes
+      while time.monotonic() < end:
+        soak.disturb(soak.random.choice(kinds))
+    finally:
+      soak.close()
   verdicts = collections.Counter({"silent": 0, "stuck": 0})
   for (kind, verdict), count in sorted(soak.counts.items()):
     print(f"| {kind} | {verdict} | {count} |")
@@ -208,5 +266,6 @@ def main(minutes: float = 30, seed: int = 0) -> int:
 
 
 if __name__ == "__main__":
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  enter_namespace()
+  os.environ.update(ENVIRONMENT)
   sys.exit(main(*map(float, sys.argv[1:2]), *map(int, sys.argv[2:3])))
