@@ -7,7 +7,7 @@ import pytest
 
 DOCS = pathlib.Path(__file__).parents[1] / "distill_jax" / "docs"
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
-TOP_LEVEL = ("start", "choosing")
+TOP_LEVEL = ("start", "choosing", "troubleshooting")
 PAGES = [DOCS / f"{name}.md" for name in TOP_LEVEL] + sorted((DOCS / "guides").glob("*.md"))
 MAX_STEPS = 4
 
