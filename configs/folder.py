@@ -10,7 +10,6 @@ training images chooses the weights.
 """
 
 import dataclasses
-from pathlib import Path
 
 from distill_jax import data, losses, objectives
 from distill_jax.data.crops import center_crop, random_resized_crop
@@ -19,6 +18,7 @@ from distill_jax.jobs.config import Config, ConfigError, Crops, Splits, Training
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.cnn import CNN
 from distill_jax.models.zoo.vgg import VGG
+from distill_jax.storage import folders
 
 
 @dataclasses.dataclass
@@ -74,9 +74,8 @@ class Folder(Config):
 
   def classes(self) -> int:
     """Returns the number of subfolders."""
-    return sum(
-      path.is_dir() and not path.name.startswith(".") for path in Path(self.train_dir).iterdir()
-    )
+    train_dir = folders.resolve(self.train_dir, "train_dir")
+    return sum(path.is_dir() and not path.name.startswith(".") for path in train_dir.iterdir())
 
   def objective(self):
     return objectives.weighted(

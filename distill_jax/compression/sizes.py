@@ -2,7 +2,6 @@
 
 import os
 import zlib
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.flax
 
+from distill_jax.storage import folders
 from distill_jax.trees import named_leaves
 from distill_jax.types import Tree
 
@@ -73,7 +73,7 @@ def disk_bytes(network: str | os.PathLike | Tree) -> DiskSize:
   if not isinstance(network, (str, os.PathLike)):
     data = safetensors.flax.save({name: jnp.asarray(leaf) for name, leaf in named_leaves(network)})
     return DiskSize(len(data), len(zlib.compress(data)))
-  path = Path(network)
+  path = folders.resolve(network, "network")
   path = path / "model.safetensors" if path.is_dir() else path
   compressor = zlib.compressobj()
   compressed = 0

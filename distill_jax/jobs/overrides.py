@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import importlib.util
 import inspect
+import os
 import sys
 import types
 import typing
@@ -51,7 +52,9 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
 def config_file(name: str) -> Path:
   """Returns the path of a config's file; a name such as 'digits' is one that distill_jax brings."""
   bundled = _bundled_configs().get(name)
-  return Path(name) if bundled is None or Path(name).is_file() else bundled
+  # A shell leaves the ~ of --config=~/job.py as it is.
+  path = Path(os.path.expanduser(name))
+  return path if bundled is None or path.is_file() else bundled
 
 
 def _bundled_configs() -> dict[str, Path]:

@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 
 from distill_jax.errors import suggest
-from distill_jax.storage import unique_names
+from distill_jax.storage import folders, unique_names
 from distill_jax.trees import describe_leaf, named_leaves
 from distill_jax.types import Batch, Model, Tree, Variables
 
@@ -60,7 +60,7 @@ def load_weights(
   >>> names = {"params/head/kernel": ("fc.weight", torch_kernel)}
   >>> load_weights(path, like, names=names)  # doctest: +SKIP
   """
-  path = Path(path)
+  path = folders.resolve(path, "path")
   leaves = dict(named_leaves(like))
   if isinstance(names, Mapping):
     for name in names:

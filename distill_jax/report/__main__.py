@@ -88,6 +88,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
   flags.runs = [folders.resolve(run, "RUN") for run in flags.runs]
   if flags.out:
     flags.out = folders.resolve(flags.out, "--out")
+  if flags.readme:
+    flags.readme = folders.resolve(flags.readme, "--readme")
   if not (flags.out or flags.readme):
     raise ValueError("flags: expected --out=FOLDER or --readme=FILE --section=NAME, got neither")
   if bool(flags.readme) != bool(flags.section):

@@ -22,7 +22,7 @@ from distill_jax.report.entries import Entry, check, groups, one_per_group, stud
 from distill_jax.report.numbers import capitalized
 from distill_jax.report.provenance import provenance
 from distill_jax.report.stored import as_json
-from distill_jax.storage import files, sealed_json
+from distill_jax.storage import files, folders, sealed_json
 from distill_jax.types import Metric, Task
 
 
@@ -74,7 +74,9 @@ def write(
     ]
   numbers = [block for block in figures if isinstance(block, Numbers)]
   title = f"Distillation report: {run['name']}" if run.get("name") else "Distillation report"
-  return _write_files(Path(folder), title, blocks, as_json(entries, metrics, run, numbers))
+  return _write_files(
+    folders.resolve(folder, "folder"), title, blocks, as_json(entries, metrics, run, numbers)
+  )
 
 
 def _write_files(

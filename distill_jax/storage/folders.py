@@ -1,4 +1,4 @@
-"""Reads the folder that a person names: a path, `~` or `file://`. Other URLs are rejected."""
+"""Reads the folder or file that a person names: a path, `~` or `file://`, but no other URL."""
 
 import os
 import re
@@ -10,7 +10,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def resolve(folder: str | os.PathLike, field: str) -> Path:
-  """Returns the absolute path of a local or mounted folder; nothing is created.
+  """Returns the absolute path of a local or mounted folder or file; nothing is created.
 
   Args:
     folder: relative to the working directory, absolute, below `~`, or `file:///ABSOLUTE`.
@@ -24,18 +24,18 @@ def resolve(folder: str | os.PathLike, field: str) -> Path:
   """
   text = os.fspath(folder)
   if not isinstance(text, str) or not text.strip() or "\0" in text:
-    raise ValueError(f"{field}: expected a folder, got {text!r}: name one, such as 'runs/first'")
+    raise ValueError(f"{field}: expected a path, got {text!r}: name one, such as 'runs/first'")
   if _URL.match(text):
     text = _path_of(text, field)
   path = os.path.expanduser(text)
   if "\\" in path and os.sep == "/":
     raise ValueError(
-      f"{field}: expected a folder without a backslash, which TensorStore takes for a '/', got "
+      f"{field}: expected a path without a backslash, which TensorStore takes for a '/', got "
       f"{text!r}: rename it"
     )
   if path.startswith("~"):
     raise ValueError(
-      f"{field}: expected a folder, got {text!r} of an unknown user: write './{text}' for a folder "
+      f"{field}: expected a path, got {text!r} of an unknown user: write './{text}' for a folder "
       "of this name"
     )
   return Path(path).absolute()
@@ -66,4 +66,4 @@ def _path_of(url: str, field: str) -> str:
     hint = f"write file:///{parts.netloc}{parts.path} for an absolute path, or no file://"
   else:
     hint = "mount the bucket and name the folder there, or copy the run to it afterwards"
-  raise ValueError(f"{field}: expected a local or mounted folder, got the URL {url}: {hint}")
+  raise ValueError(f"{field}: expected a local or mounted path, got the URL {url}: {hint}")

@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 
 from distill_jax.cache.store.backend import open_store
+from distill_jax.compression.sizes import disk_bytes
+from distill_jax.data import text
+from distill_jax.data.sets import folder as image_folder
 from distill_jax.jobs import cli
+from distill_jax.jobs.overrides import config_file
+from distill_jax.models.weights import load_weights
 from distill_jax.report import __main__ as report
 from distill_jax.storage import folders
 from distill_jax.storage.lease import Lease
@@ -13,6 +18,18 @@ from distill_jax.storage.stablehlo import load_stablehlo
 from distill_jax.storage.student import export_student, load_student
 from distill_jax.train import CheckpointOptions
 from distill_jax.types import Variables
+
+READERS = [
+  lambda path: load_student(path, None),
+  load_stablehlo,
+  lambda path: load_weights(path, Variables({}, {})),
+  disk_bytes,
+  text.bpe,
+  lambda path: text.train_bpe(path, size=300),
+  lambda path: text.load(path, length=8),
+  image_folder.images,
+]
+"""Calls that read a folder or a file."""
 
 
 @pytest.mark.parametrize(
@@ -76,14 +93,28 @@ def test_commands_reject_such_folders_at_once(tmp_path, monkeypatch, main, argum
   "call",
   [
     lambda name: export_student(Variables({}, {}), name, description={}),
-    lambda name: load_student(name, None),
-    lambda name: load_stablehlo(name),
     lambda name: open_store(name.replace("s3://", "a\\")),
     lambda name: Lease(name),
+    *READERS,
   ],
 )
 def test_calls_reject_such_folders(tmp_path, monkeypatch, call):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(ValueError, match="^(folder|path|cache): expected a"):
+  with pytest.raises(ValueError, match="^(folder|path|cache|source|network): expected a"):
     call("s3://bucket")
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("call", READERS)
+@pytest.mark.parametrize("name", ["~/a [1] ü.npz", "file://{home}/a%20[1] ü.npz", "a [1] ü.npz"])
+def test_calls_read_what_is_named(tmp_path, monkeypatch, call, name):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("HOME", str(tmp_path))
+  with pytest.raises((OSError, ValueError)) as error:
+    call(name.format(home=tmp_path))
+  assert str(tmp_path) in str(error.value) and "a [1] ü.npz" in str(error.value)
+
+
+def test_config_may_be_in_the_home_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert config_file("~/job.py") == tmp_path / "job.py"

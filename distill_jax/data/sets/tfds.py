@@ -15,6 +15,7 @@ from distill_jax.data.images import Images
 from distill_jax.data.sets.builders import FROM_FILES, without_tensorflow
 from distill_jax.data.source import Source
 from distill_jax.errors import suggest
+from distill_jax.storage import folders
 
 ORDER = ("train", "validation", "test")
 _COPY = (
@@ -75,7 +76,8 @@ def images(
   builder = _builder(name, data_dir)
   image, label = _features(builder)
   if not builder.is_prepared():
-    builder = _prepare(builder, None if source_files is None else Path(source_files))
+    folder = None if source_files is None else folders.resolve(source_files, "source_files")
+    builder = _prepare(builder, folder)
   counts = {split: info.num_examples for split, info in builder.info.splits.items()}
   ranks = {split: rank for rank, split in enumerate(ORDER)}
   order = sorted(counts, key=lambda split: (ranks.get(split, len(ORDER)), split))

@@ -9,7 +9,7 @@ import numpy as np
 
 from distill_jax.data.text.documents import list_files
 from distill_jax.data.text.tokenizer import Tokenizer
-from distill_jax.storage import files
+from distill_jax.storage import files, folders
 
 END = "<|end|>"
 
@@ -42,7 +42,7 @@ def train_bpe(path: str | Path, *, size: int, suffix: str = ".txt") -> Any:
     initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     show_progress=False,
   )
-  paths = list_files(Path(path), suffix)
+  paths = list_files(folders.resolve(path, "path"), suffix)
   texts = (_decode_utf8(file.read_bytes(), f"{file}: ") for file in paths)
   tokenizer.train_from_iterator(texts, trainer)
   return tokenizer
@@ -64,7 +64,7 @@ def bpe(source: Any, *, end: str = END) -> Tokenizer:
   if isinstance(source, tokenizers.Tokenizer):
     text = source.to_str()
   else:
-    text = _decode_utf8(files.read(Path(source)), f"{source}: ")
+    text = _decode_utf8(files.read(folders.resolve(source, "source")), f"{source}: ")
   try:
     tokenizer = tokenizers.Tokenizer.from_str(text)
   # The Rust parser raises a bare Exception.
