@@ -94,6 +94,9 @@ class Metric:
 
   Raises:
     ValueError: `better` is neither.
+
+  >>> Metric("rmse", "root mean squared error", unit="px", better="min", format=".2f").better
+  'min'
   """
 
   name: str
@@ -138,6 +141,14 @@ class Task(NamedTuple):
     references: names of the batch's entries that `evaluate_predictions` and `figures` read.
     figures: `(entries, references, class_names) -> report blocks`, the pictures and tables of this
       kind of problem, from the `report.Entry` of each network; or None.
+
+  >>> def compute(sums):
+  ...   return {"error": float(sums[0] / sums[1])}
+  >>> def statistics(outputs, batch, teacher):
+  ...   return reduce.total(jnp.abs(outputs["x"] - batch["label"]), batch.get("where"))
+  >>> task = Task((Metric("error", "mean error", better="min"),), statistics, compute)
+  >>> task.compute(task.statistics({"x": jnp.zeros(2)}, {"label": jnp.array([1.0, 3.0])}, None))
+  {'error': 2.0}
   """
 
   metrics: tuple[Metric, ...]

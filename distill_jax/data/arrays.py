@@ -60,6 +60,9 @@ def to_batch(item: Any, keys: Sequence[str] | None = None, field: str = "source"
 
   Raises:
     ValueError: items without names, another number of names, or what `to_array` rejects.
+
+  >>> {name: x.shape for name, x in to_batch((np.zeros((2, 3)), [0, 1]), ["x", "label"]).items()}
+  {'x': (2, 3), 'label': (2,)}
   """
   return {name: to_array(name, values) for name, values in _named(item, keys, field).items()}
 
@@ -93,6 +96,9 @@ def shape_change(batch: Mapping[str, Any], first: Mapping[str, Any]) -> str:
   """Returns a message about an entry of another shape than in the first batch; "" if none is.
 
   The number of rows may differ.
+
+  >>> shape_change({"x": np.zeros((2, 3))}, {"x": np.zeros((4, 3))})
+  ''
   """
   for name in sorted(batch.keys() & first.keys()):
     expected, got = (["rows", *np.shape(x[name])[1:]] for x in (first, batch))

@@ -94,6 +94,13 @@ def shift_crop(padding: int) -> Transform:
   Raises:
     ValueError: `padding` is negative; when called, it is not smaller than the image (a shift could
       hide all of it), or an entry's size is no multiple of the first's.
+
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import data
+  >>> augment = data.augmentation(data.shift_crop(2), seed=0)
+  >>> batch = {"image": jnp.ones((2, 4, 4, 1)), "id": jnp.arange(2), "view": jnp.zeros(2, int)}
+  >>> augment(batch)["image"].shape
+  (2, 4, 4, 1)
   """
   if padding < 0:
     raise ValueError(f"padding: expected a number >= 0, got {padding}")
@@ -120,7 +127,15 @@ def shift_crop(padding: int) -> Transform:
 
 
 def flip(up_down: bool = False) -> Transform:
-  """Mirrors left and right with probability 1/2; with `up_down`, top and bottom instead."""
+  """Mirrors left and right with probability 1/2; with `up_down`, top and bottom instead.
+
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import data
+  >>> augment = data.augmentation(data.flip(), seed=0)
+  >>> batch = {"image": jnp.ones((2, 4, 4, 1)), "id": jnp.arange(2), "view": jnp.zeros(2, int)}
+  >>> augment(batch)["image"].shape
+  (2, 4, 4, 1)
+  """
 
   def transform(key, values, kind="image", size=None):
     flipped = jax.random.bits(key, (), jnp.uint32) & 1
@@ -142,6 +157,13 @@ def rotate90() -> Transform:
 
   Raises (when called):
     ValueError: an image is not square.
+
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import data
+  >>> augment = data.augmentation(data.rotate90(), seed=0)
+  >>> batch = {"image": jnp.ones((2, 4, 4, 1)), "id": jnp.arange(2), "view": jnp.zeros(2, int)}
+  >>> augment(batch)["image"].shape
+  (2, 4, 4, 1)
   """
 
   def transform(key, values, kind="image", size=None):
@@ -178,6 +200,13 @@ def brightness(limit: float) -> Transform:
 
   Raises:
     ValueError: `limit` is out of its range; when called, an image holds integers.
+
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import data
+  >>> augment = data.augmentation(data.brightness(0.2), seed=0)
+  >>> batch = {"image": jnp.ones((2, 4, 4, 1)), "id": jnp.arange(2), "view": jnp.zeros(2, int)}
+  >>> augment(batch)["image"].shape
+  (2, 4, 4, 1)
   """
   if not 0 < limit <= 1:
     raise ValueError(f"limit: expected a number in (0, 1], got {limit}")

@@ -48,6 +48,14 @@ def batches(
   Raises:
     ValueError: the batch is larger than the source, or an argument is out of its range: now, not at
       the first batch.
+
+  >>> import numpy as np
+  >>> from distill_jax import data
+  >>> arrays = {"image": np.zeros((10, 4, 4, 1), np.float32), "label": np.arange(10) % 2}
+  >>> source = data.Source(arrays, classes=2)
+  >>> batch = next(data.batches(source, 4, seed=0))
+  >>> batch["image"].shape, sorted(batch)
+  ((4, 4, 4, 1), ['id', 'image', 'label', 'view'])
   """
   check_seed(seed)
   check_integer("batch_size", batch_size, 1)
@@ -75,6 +83,13 @@ def eval_batches(
 
   Raises:
     ValueError: `batch_size` is not an integer >= 1.
+
+  >>> import numpy as np
+  >>> from distill_jax import data
+  >>> arrays = {"image": np.zeros((10, 4, 4, 1), np.float32), "label": np.arange(10) % 2}
+  >>> source = data.Source(arrays, classes=2)
+  >>> [batch["where"].sum().item() for batch in data.eval_batches(source, 4)]
+  [4, 4, 2]
   """
   check_integer("batch_size", batch_size, 1)
   return _eval_batches(source, batch_size, np.arange(batch_size) if rows is None else rows)

@@ -15,6 +15,9 @@ def count_rows(arrays: Mapping[str, np.ndarray]) -> int:
 
   Raises:
     ValueError: there is no array or no row, an array is a scalar, or lengths differ.
+
+  >>> count_rows({"image": np.zeros((3, 8, 8, 1)), "label": np.zeros(3)})
+  3
   """
   if not arrays:
     raise ValueError("arrays: expected at least one, e.g. 'image', got none")

@@ -36,6 +36,8 @@ def check_batch(
     ValueError: arrays of different lengths, no rows, NaN or infinity (-inf is allowed in
       'teacher/...': a logit of probability 0), an integer that 32 bits do not hold, or labels
       outside their range.
+
+  >>> check_batch({"image": np.zeros((2, 8, 8, 1)), "label": np.array([0, 1])}, classes=2)
   """
   arrays = {name: np.asarray(values) for name, values in batch.items()}
   check_rows(arrays)
@@ -66,6 +68,9 @@ def class_numbers(
 
   Raises:
     ValueError: as in `check_batch`, of these entries only.
+
+  >>> class_numbers({"label": np.array([0, 255])}, {"label": 2}, ignore_label=255)["label"].tolist()
+  [0, -1]
   """
   valid = slice(None) if batch.get("where") is None else np.asarray(batch["where"])
   ids = None if "id" not in batch else np.asarray(batch["id"])[valid]
@@ -76,7 +81,11 @@ def class_numbers(
 
 
 def mark_unlabeled(labels: np.ndarray, ignore_label: int | None) -> np.ndarray:
-  """Returns integer labels with `UNLABELED` for the ignore label; other labels as they are."""
+  """Returns integer labels with `UNLABELED` for the ignore label; other labels as they are.
+
+  >>> mark_unlabeled(np.array([0, 255, 1]), 255).tolist()
+  [0, -1, 1]
+  """
   if ignore_label is None or not np.issubdtype(labels.dtype, np.integer):
     return labels
   # Wide first: no unsigned integer holds UNLABELED.
@@ -151,6 +160,11 @@ def check_labels(
   Raises:
     ValueError: labels are not integers, a label is outside the range, or `ignore_label` is itself a
       class.
+
+  >>> check_labels(np.array([0, 1, 2]), classes=3)
+  >>> check_labels(np.array([0, 1, 3]), classes=3)  # doctest: +IGNORE_EXCEPTION_DETAIL
+  Traceback (most recent call last):
+  ValueError: label: ...
   """
   labels = np.asarray(labels)
   if labels.dtype == np.bool_:

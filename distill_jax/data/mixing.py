@@ -49,6 +49,14 @@ def mixup(
     ValueError: an argument is outside its range; when called, there are cached teacher outputs in
       the batch, an entry is missing or of another shape, labels do not fit `classes`, or integers
       or bools [rows] are not among `classes`.
+
+  >>> import jax
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import data
+  >>> batch = {"image": jnp.ones((2, 4, 4, 1)), "label": jnp.array([0, 1])}
+  >>> blended = data.mixup(1.0, classes=2)(jax.random.key(0), batch)
+  >>> blended["label"].shape  # probabilities
+  (2, 2)
   """
   _check_alpha(alpha)
   label_classes = _label_classes(classes)
@@ -88,6 +96,14 @@ def cutmix(
 
   Raises:
     ValueError: as `mixup`.
+
+  >>> import jax
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import data
+  >>> batch = {"image": jnp.ones((2, 4, 4, 1)), "label": jnp.array([0, 1])}
+  >>> pasted = data.cutmix(1.0, classes=2)(jax.random.key(0), batch)
+  >>> pasted["label"].shape  # probabilities
+  (2, 2)
   """
   _check_alpha(alpha)
   targets = make_entries(entries)

@@ -46,6 +46,12 @@ class Pipeline:
     length: number of batches of a list or tuple; None: they are not in memory.
     epochs: number of passes in training; None: as many as there are steps.
     identity: the iterable's `identity`, if it has one, or its name; a run that resumes compares it.
+
+  >>> import numpy as np
+  >>> from distill_jax import data
+  >>> pipeline = data.from_iterable([{"x": np.zeros((8, 2))}, {"x": np.ones((8, 2))}])
+  >>> pipeline.length
+  2
   """
 
   def __init__(self, iterable: Any, keys: Sequence[str] | None = None, epochs: int | None = None):

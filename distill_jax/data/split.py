@@ -45,6 +45,14 @@ def split(
   Raises:
     ValueError: `fraction` is not in (0, 1), one part would be empty, or an entry does not exist or
       holds no integers [N].
+
+  >>> import numpy as np
+  >>> from distill_jax import data
+  >>> arrays = {"image": np.zeros((10, 4, 4, 1), np.float32), "label": np.arange(10) % 2}
+  >>> source = data.Source(arrays, classes=2)
+  >>> train, validation = data.split(source, 0.2, stratify="label")
+  >>> len(train), len(validation)
+  (8, 2)
   """
   source = _as_examples("split", source)
   _check_number("fraction", fraction)
@@ -81,6 +89,14 @@ def label_fraction(source: Source, fraction: float, seed: int = 0) -> Source:
   Raises:
     ValueError: the source has no classes, or `fraction` is not in (0, 1]; `unlabeled` removes all
       labels.
+
+  >>> import numpy as np
+  >>> from distill_jax import data
+  >>> arrays = {"image": np.zeros((10, 4, 4, 1), np.float32), "label": np.arange(10) % 2}
+  >>> source = data.Source(arrays, classes=2)
+  >>> few_labels = data.label_fraction(source, 0.4)
+  >>> np.sum(few_labels.arrays["label"] >= 0).item()  # of 10
+  4
   """
   source = _as_examples("label_fraction", source)
   label = _class_numbers(source, "label_fraction")
@@ -95,7 +111,15 @@ def label_fraction(source: Source, fraction: float, seed: int = 0) -> Source:
 
 
 def unlabeled(source: Source) -> Source:
-  """Removes all labels: they become `UNLABELED`; a source without classes loses its 'label'."""
+  """Removes all labels: they become `UNLABELED`; a source without classes loses its 'label'.
+
+  >>> import numpy as np
+  >>> from distill_jax import data
+  >>> arrays = {"image": np.zeros((10, 4, 4, 1), np.float32), "label": np.arange(10) % 2}
+  >>> source = data.Source(arrays, classes=2)
+  >>> set(data.unlabeled(source).arrays["label"].tolist())
+  {-1}
+  """
   source = _as_examples("unlabeled", source)
   if source.classes is None:
     arrays = {name: values for name, values in source.arrays.items() if name != "label"}
@@ -116,6 +140,13 @@ def leave_out_classes(source: Source, classes: Collection[int]) -> Source:
     ValueError: the source has no classes, a class does not exist, nothing is left, or there are
       examples without a label (they may belong to these classes: leave classes out first, then
       remove labels).
+
+  >>> import numpy as np
+  >>> from distill_jax import data
+  >>> arrays = {"image": np.zeros((10, 4, 4, 1), np.float32), "label": np.arange(10) % 2}
+  >>> source = data.Source(arrays, classes=2)
+  >>> len(data.leave_out_classes(source, {1}))
+  5
   """
   source = _as_examples("leave_out_classes", source)
   label = _class_numbers(source, "leave_out_classes")

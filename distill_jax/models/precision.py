@@ -26,6 +26,9 @@ def cast(tree: Tree, dtype: DTypeLike) -> Tree:
 
   Raises:
     ValueError: the dtype is not floating.
+
+  >>> cast({"kernel": jnp.ones(2), "step": jnp.ones((), int)}, jnp.bfloat16)["kernel"].dtype
+  dtype(bfloat16)
   """
   check_floating(dtype)
 

@@ -128,6 +128,11 @@ def torch_kernel(weight: np.ndarray) -> np.ndarray:
 
   Raises:
     ValueError: fewer than two axes.
+
+  >>> torch_kernel(np.zeros((10, 4))).shape  # Linear
+  (4, 10)
+  >>> torch_kernel(np.zeros((32, 3, 5, 5))).shape  # Conv
+  (5, 5, 3, 32)
   """
   if weight.ndim < 2:
     raise ValueError(f"weight: expected [outputs, inputs, ...], got {weight.shape}")

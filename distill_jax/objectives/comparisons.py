@@ -50,6 +50,15 @@ def logits(
       that is missing or has another type; in init, a value that the loss rejects, or logits whose
       shapes differ (both are shown); in a step, mixed labels where the loss needs integers, or an
       entry that the batch lacks.
+
+  >>> import jax
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import losses, objectives
+  >>> student, teacher = {"logits": jnp.zeros((2, 3))}, {"logits": jnp.eye(2, 3)}
+  >>> term = objectives.logits(losses.kl_divergence, temperature=4.0)
+  >>> (values, where), _ = term.apply({}, {}, student, teacher, {}, step=0, key=None)
+  >>> values.shape
+  (2,)
   """
   call = prepare(loss, hyperparameters, entries=entries, valid=valid)
   if "targets" in list(inspect.signature(loss).parameters)[1:2]:
@@ -122,6 +131,14 @@ def features(
     ValueError: at once, a hyper-parameter that the loss does not have, or different numbers of
       names; in init, an unknown name, a value that the loss rejects, or a pair that cannot be
       aligned or compared (both shapes are shown).
+
+  >>> import jax
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import losses, objectives
+  >>> term = objectives.features("block1", "block3", losses.hint)
+  >>> student, teacher = {"block1": jnp.ones((2, 4, 4, 8))}, {"block3": jnp.ones((2, 4, 4, 16))}
+  >>> jax.tree.map(jnp.shape, term.init(jax.random.key(0), student, teacher).params)  # a projection
+  {'bias': (16,), 'kernel': (8, 16)}
   """
   call = prepare(loss, hyperparameters, entries=entries, valid=valid)
   if not _same_structure(student, teacher):

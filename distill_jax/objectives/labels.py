@@ -85,6 +85,14 @@ def labels(
       number of class weights than of classes, or one class; in a step, an entry that is missing,
       labels that do not fit the output (both shapes are shown), a loss that takes other labels, or
       values that are not one or several a row.
+
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import objectives
+  >>> term = objectives.labels(label_smoothing=0.1)
+  >>> student, batch = {"logits": jnp.zeros((1, 2))}, {"label": jnp.array([0])}
+  >>> (values, where), _ = term.apply({}, {}, student, {}, batch, step=0, key=None)
+  >>> values.round(4)
+  Array([0.6931], dtype=float32)
   """
   check_loss(loss, label_smoothing)
   check_ignore_label(ignore_label)

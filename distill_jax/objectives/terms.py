@@ -54,6 +54,20 @@ def weighted(**terms: tuple[Number, Term]) -> Objective:
   Raises:
     ValueError: no terms, a name that the step's own metrics use, a value that is not
       (weight, term), a weight that is negative or not finite, or weights that are all 0.
+
+  >>> import jax
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import losses, objectives
+  >>> student, teacher = {"logits": jnp.zeros((2, 3))}, {"logits": jnp.eye(2, 3)}
+  >>> batch, key = {"label": jnp.array([0, 1])}, jax.random.key(0)
+  >>> objective = objectives.weighted(
+  ...   hard=(0.1, objectives.labels()),
+  ...   soft=(0.9, objectives.logits(losses.kl_divergence, temperature=4.0)),
+  ... )
+  >>> params, state = objective.init(key, student, teacher)
+  >>> terms, state = objective.apply(params, state, student, teacher, batch, step=0, key=key)
+  >>> {name: weight for name, (weight, value) in terms.items()}
+  {'hard': 0.1, 'soft': 0.9}
   """
   if not terms:
     raise ValueError("terms: expected at least one, got none: pass hard=(1.0, labels())")

@@ -51,6 +51,14 @@ def binary(
     label: the batch's entry with the labels.
     output: the output of both networks with the logits.
     ignore_label: a further integer that is no label (255, -100); None: negative ones only.
+
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import tasks
+  >>> task = tasks.binary()
+  >>> outputs = {"logits": jnp.array([3.0, -1.0])}
+  >>> sums = task.statistics(outputs, {"label": jnp.array([1, 1])}, None)
+  >>> round(task.compute(sums)["accuracy"], 4)
+  0.5
   """
   check_ignore_label(ignore_label)
 

@@ -61,6 +61,14 @@ def classification(
     label: the batch's entry with the labels.
     output: the output of both networks with the logits.
     ignore_label: a further number that is no label (255, -100); None: negative ones only.
+
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import tasks
+  >>> task = tasks.classification()
+  >>> outputs = {"logits": jnp.array([[2.0, 0.0], [1.0, 0.0]])}
+  >>> sums = task.statistics(outputs, {"label": jnp.array([0, 1])}, None)
+  >>> round(task.compute(sums)["accuracy"], 4)
+  0.5
   """
   check_ignore_label(ignore_label)
 

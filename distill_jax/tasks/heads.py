@@ -25,6 +25,12 @@ def heads(main: Task, /, **others: Task) -> Task:
 
   Raises:
     ValueError: no other task, or ignore labels that differ.
+
+  >>> from distill_jax import tasks
+  >>> depth = tasks.regression(label="depth", output="depth")
+  >>> task = tasks.heads(tasks.classification(), depth=depth)
+  >>> task.metrics[0].name
+  'accuracy'
   """
   if not others:
     raise ValueError("others: expected at least one further task, got none: use the task itself")

@@ -23,6 +23,12 @@ def infer(outputs: Outputs, batch: Batch, ignore_label: int | None = None) -> Ta
     outputs: a model's outputs, or their shapes.
     batch: arrays, or their shapes.
     ignore_label: the label of what has none, in addition to negative ones.
+
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import tasks
+  >>> task = tasks.infer({"logits": jnp.zeros((4, 10))}, {"label": jnp.zeros(4, int)})
+  >>> task.metrics[0].name
+  'accuracy'
   """
   main = _main(outputs, batch, ignore_label)
   others = {

@@ -41,6 +41,13 @@ def language_modeling(*, ignore_label: int | None = None, memory: int = 2**26) -
   Args:
     ignore_label: a further label that is left out; None: negative ones only.
     memory: bytes that one network's logits may take at once.
+
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import tasks
+  >>> task = tasks.language_modeling()
+  >>> outputs, batch = {"logits": jnp.zeros((1, 2, 4))}, {"label": jnp.array([[3, -1]])}
+  >>> round(task.compute(task.statistics(outputs, batch, None))["perplexity"], 4)  # of one token
+  4.0
   """
   check_ignore_label(ignore_label)
 

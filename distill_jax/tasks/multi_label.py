@@ -30,6 +30,14 @@ def multi_label(
     label: the batch's entry with the labels.
     output: the student's output with the logits.
     ignore_label: a further number that is no label (255, -100); None: negative integers only.
+
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import tasks
+  >>> task = tasks.multi_label()
+  >>> outputs = {"logits": jnp.array([[2.0, -1.0]])}
+  >>> sums = task.statistics(outputs, {"label": jnp.array([[1, 0]])}, None)
+  >>> round(task.compute(sums)["macro_f1"], 4)
+  0.5
   """
   check_ignore_label(ignore_label)
 

@@ -25,6 +25,10 @@ def objective_terms(names: Sequence[str]) -> Task:
 
   Args:
     names: of the objective's terms; none: only the comparison with the teacher.
+
+  >>> from distill_jax import tasks
+  >>> [metric.name for metric in tasks.objective_terms(["soft"]).metrics][:2]
+  ['loss', 'soft']
   """
 
   def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:

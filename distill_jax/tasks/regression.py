@@ -35,6 +35,14 @@ def regression(
     output: the student's output with the predictions.
     unit: of the labels, for tables.
     ignore_label: the number that is no label (-999) and does not count; None: there is none.
+
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import tasks
+  >>> task = tasks.regression()
+  >>> outputs = {"logits": jnp.array([1.0, 3.0])}
+  >>> sums = task.statistics(outputs, {"label": jnp.array([1.0, 1.0])}, None)
+  >>> round(task.compute(sums)["rmse"], 4)
+  1.4142
   """
   check_ignore_label(ignore_label)
 

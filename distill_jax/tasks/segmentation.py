@@ -35,6 +35,14 @@ def segmentation(
     label: the batch's entry with the labels.
     output: the output of both networks with the logits.
     ignore_label: the label of pixels that do not count (255 is common); negative labels never do.
+
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import tasks
+  >>> task = tasks.segmentation()
+  >>> outputs = {"logits": jnp.array([[[2.0, 0.0], [1.0, 0.0]]])}
+  >>> sums = task.statistics(outputs, {"label": jnp.array([[0, 1]])}, None)
+  >>> round(task.compute(sums)["miou"], 4)
+  0.25
   """
   check_ignore_label(ignore_label)
 

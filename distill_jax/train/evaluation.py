@@ -56,6 +56,15 @@ def evaluate(
   Raises:
     ValueError: no variables, no examples, NaN or uint8 images, probabilities as 'logits', no Task,
       outputs and labels that do not fit it, or none of its metrics exists (no example has a label).
+
+  >>> import jax.numpy as jnp
+  >>> import numpy as np
+  >>> from distill_jax import models, tasks
+  >>> model = models.from_apply(None, lambda w, x: x @ w, variables=3 * jnp.eye(2), inputs="x")
+  >>> examples = [{"x": np.eye(2, dtype=np.float32), "label": np.array([0, 1])}]
+  >>> from distill_jax.train import evaluate
+  >>> evaluate(model, model.variables, examples, tasks.classification())["accuracy"]
+  1.0
   """
   models = [(model, variables)]
   evaluated = evaluate_models(models, examples, task, teacher=teacher, batch_size=batch_size)

@@ -115,6 +115,21 @@ def fit(
     Interrupted: SIGTERM or Ctrl-C came; the state was saved. Not caught, it ends the process with
       143 or 130. Ctrl-C without a folder raises nothing: the result of the steps so far is
       returned.
+
+  >>> import jax.numpy as jnp
+  >>> import numpy as np
+  >>> import optax
+  >>> from distill_jax import data, losses, models, objectives
+  >>> from distill_jax.train import fit
+  >>> arrays = {"x": np.eye(8, dtype=np.float32), "label": np.arange(8)}
+  >>> source = data.Source(arrays, classes=8)
+  >>> linear = lambda w, x: x @ w
+  >>> teacher = models.from_apply(None, linear, variables=3 * jnp.eye(8), inputs="x")
+  >>> student = models.from_apply(lambda key, x: jnp.zeros((8, 8)), linear, inputs="x")
+  >>> objective = objectives.weighted(soft=(1.0, objectives.logits(losses.kl_divergence)))
+  >>> result = fit(student, teacher, objective, optax.adam(0.1), source, steps=20, batch_size=8)
+  >>> result.predict({"x": np.eye(8, dtype=np.float32)})["logits"].argmax(-1)
+  array([0, 1, 2, 3, 4, 5, 6, 7])
   """
   began = time.time()
   check_options(task, step, run)

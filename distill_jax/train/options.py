@@ -54,6 +54,11 @@ class StepOptions:
   Raises:
     ValueError: fewer than one microbatch, or a `Replay` under a mapped axis, where its buffer is
       not shared.
+
+  >>> from distill_jax import data
+  >>> from distill_jax.train import StepOptions
+  >>> StepOptions(augment=data.augmentation(data.flip(), seed=0), microbatches=2).microbatches
+  2
   """
 
   augment: Callable[[Batch], Batch] | None = None
@@ -95,6 +100,12 @@ class Evaluation:
 
   Raises:
     ValueError: `every` or `patience` is less than 1, or `data` is an iterator.
+
+  >>> import numpy as np
+  >>> from distill_jax.train import Evaluation
+  >>> validation = [{"x": np.zeros((8, 2), np.float32), "label": np.zeros(8, int)}]
+  >>> Evaluation(validation, every=100, best="accuracy", patience=5).every
+  100
   """
 
   data: Batches
@@ -127,6 +138,10 @@ class CheckpointOptions:
 
   Raises:
     ValueError: `every` is less than 1, or there is no folder, or it is a URL.
+
+  >>> from distill_jax.train import CheckpointOptions
+  >>> CheckpointOptions("runs/student", every=100).every
+  100
   """
 
   folder: str | Path
@@ -185,6 +200,10 @@ class RunOptions:
   Raises:
     ValueError: `log_every` or `max_skips` is less than 1, or `num_views` less than 0, or a callback
       or schedule does not take these arguments.
+
+  >>> from distill_jax.train import RunOptions
+  >>> RunOptions(title="student", num_views=8).num_views
+  8
   """
 
   num_views: int = 0

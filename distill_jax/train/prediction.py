@@ -38,6 +38,15 @@ def predict(
 
   Raises:
     ValueError: no variables, no batch, batches that are not alike, NaN, or uint8 images.
+
+  >>> import jax.numpy as jnp
+  >>> import numpy as np
+  >>> from distill_jax import models
+  >>> model = models.from_apply(None, lambda w, x: x @ w, variables=jnp.eye(2), inputs="x")
+  >>> batch = {"x": np.eye(2, dtype=np.float32)}
+  >>> from distill_jax.train import predict
+  >>> predict(model, model.variables, batch)["logits"].shape
+  (2, 2)
   """
   if isinstance(examples, Mapping):
     with name_field("examples"):

@@ -65,6 +65,16 @@ def from_linen(
     ValueError: no Linen module, or a bound one; variables without params; in apply, a collection or
       random stream that the module needs and does not get, a batch without an input, outputs of
       another kind, or a path that no submodule has.
+
+  >>> import flax.linen as linen
+  >>> import jax
+  >>> import jax.numpy as jnp
+  >>> from distill_jax.models import from_linen
+  >>> model, batch = from_linen(linen.Dense(10)), {"image": jnp.ones((2, 4))}
+  >>> variables = model.init(jax.random.key(0), batch)
+  >>> outputs, state = model.apply(*variables, batch, train=False, key=None)
+  >>> outputs["logits"].shape
+  (2, 10)
   """
   if not isinstance(module, linen.Module):
     raise wrong_kind("module", "a flax.linen.Module", module)

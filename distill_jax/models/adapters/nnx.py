@@ -66,6 +66,17 @@ def from_nnx(
     ValueError: neither a module nor a function that returns one; in apply, no key for a module with
       random streams in training, a batch without an input, outputs of another kind, a path that no
       submodule has, or a call that adds variables.
+
+  >>> import jax
+  >>> import jax.numpy as jnp
+  >>> from flax import nnx
+  >>> from distill_jax.models import from_nnx
+  >>> model = from_nnx(lambda rngs: nnx.Linear(4, 10, rngs=rngs))
+  >>> batch = {"image": jnp.ones((2, 4))}
+  >>> variables = model.init(jax.random.key(0), batch)
+  >>> outputs, state = model.apply(*variables, batch, train=False, key=None)
+  >>> outputs["logits"].shape
+  (2, 10)
   """
   features = as_mapping(features)
   has_weights = isinstance(module, nnx.Module)
