@@ -96,6 +96,20 @@ def write_cache(
     Mismatch: another cache is there; the message names each field that differs. It is a ValueError.
     OSError: the folder cannot be written, or is full; written shards remain, and the same call
       resumes there.
+
+  >>> import tempfile
+  >>> import jax.numpy as jnp
+  >>> import numpy as np
+  >>> from distill_jax import cache, data, models
+  >>> arrays = {"x": np.eye(4, dtype=np.float32), "label": np.arange(4)}
+  >>> source = data.Source(arrays, classes=4)
+  >>> linear = lambda w, x: x @ w
+  >>> teacher = models.from_apply(None, linear, variables=3 * jnp.eye(4), inputs="x")
+  >>> codecs = {"logits": cache.Dense("float16")}
+  >>> folder = tempfile.mkdtemp()
+  >>> outputs = cache.write_cache(folder, teacher, source, codecs, progress=False)
+  >>> outputs.num_examples
+  4
   """
   store = open_store(url)
   inputs = make_teacher_inputs(source, crop)

@@ -27,6 +27,16 @@ def cohort(models: Sequence[Model]) -> Model:
 
   Raises:
     ValueError: no models, or one that is no Model or an EMA of the student.
+
+  >>> import jax
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import models
+  >>> linear = lambda w, x: x @ w
+  >>> networks = [models.from_apply(None, linear, variables=jnp.eye(2), inputs="x")] * 2
+  >>> model = models.cohort(networks)
+  >>> outputs, _ = model.apply(*model.variables, {"x": jnp.ones((1, 2))}, train=False, key=None)
+  >>> sorted(outputs)
+  ['0/logits', '1/logits', 'logits']
   """
   if not models:
     raise ValueError("models: expected at least one, got none")

@@ -21,6 +21,15 @@ def with_weights(model: Model, pattern: str = "") -> Model:
 
   Raises (in apply):
     ValueError: the pattern fits no parameter, or is no regular expression.
+
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import models
+  >>> linear = lambda w, x: x @ w["kernel"]
+  >>> model = models.from_apply(None, linear, variables={"kernel": jnp.eye(2)})
+  >>> model = models.with_weights(model)
+  >>> outputs, _ = model.apply(*model.variables, {"image": jnp.ones((1, 2))}, train=False, key=None)
+  >>> sorted(outputs["weights"])
+  ['kernel']
   """
 
   def apply(params, state, batch, *, train, key):

@@ -205,6 +205,14 @@ def mutual(
 
   Raises:
     ValueError: fewer than 2 students; and as in `logits`.
+
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import losses, objectives
+  >>> term = objectives.mutual(losses.kl_divergence, 2)
+  >>> student = {"0/logits": jnp.zeros((2, 3)), "1/logits": jnp.zeros((2, 3))}
+  >>> (values, where), _ = term.apply({}, {}, student, {}, {}, step=0, key=None)
+  >>> values.shape
+  (2,)
   """
   check_integer("students", students, 2)
   pairs = [(i, j) for i in range(students) for j in range(students) if i != j]

@@ -45,6 +45,14 @@ def sparse(
       in init, a live teacher without k, of fewer classes than k or of other rows or classes than
       the student, a cached one that stores another k or temperature, random samples for a loss of
       the most probable classes, or the reverse.
+
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import losses, objectives
+  >>> term = objectives.sparse(losses.sparse_kl, k=2)
+  >>> student, teacher = {"logits": jnp.zeros((2, 8))}, {"logits": jnp.eye(2, 8)}
+  >>> (values, where), _ = term.apply({}, {}, student, teacher, {}, step=0, key=None)
+  >>> values.shape
+  (2,)
   """
   call = prepare(loss, hyperparameters, valid=valid)
   if k is not None:

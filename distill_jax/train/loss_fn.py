@@ -58,6 +58,21 @@ def make_loss_fn(
 
   Returns:
     The function. Its loss is a float32 scalar, its `aux` an `Aux`.
+
+  >>> import jax
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import models, objectives
+  >>> from distill_jax.train import make_loss_fn
+  >>> linear = lambda w, x: x @ w
+  >>> student = models.from_apply(lambda key, x: jnp.zeros((4, 2)), linear, inputs="x")
+  >>> objective = objectives.weighted(hard=(1.0, objectives.labels()))
+  >>> loss_fn = make_loss_fn(student, None, objective)
+  >>> batch = {"x": jnp.ones((8, 4)), "label": jnp.zeros(8, int)}
+  >>> params = {"student": jnp.zeros((4, 2)), "objective": {"hard": {}}}
+  >>> state = {"student": {}, "objective": {"hard": {}}}
+  >>> loss, aux = loss_fn(params, state, (), batch, step=0, key=jax.random.key(0))
+  >>> loss.round(4)
+  Array(0.6931, dtype=float32)
   """
   check_models(student, teacher)
   loss_of_outputs = make_loss_of_outputs(student, objective, axis_name=axis_name)

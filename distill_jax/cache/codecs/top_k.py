@@ -41,6 +41,13 @@ class TopK:
 
   Raises:
     ValueError: a field outside its range; in methods, k above the number of classes.
+
+  >>> import jax.numpy as jnp
+  >>> from distill_jax.cache import TopK
+  >>> codec = TopK(2, bits=8)
+  >>> logits = jnp.array([[3.0, 2.0, 1.0, 0.0]])
+  >>> codec.decode(codec.encode(logits, {}), logits).indices
+  Array([[0, 1]], dtype=int32)
   """
 
   k: int

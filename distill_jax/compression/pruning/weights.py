@@ -250,7 +250,14 @@ def layer_sparsity(tree: Tree, pattern: str = KERNELS) -> dict[str, reduce.Pair]
 
 
 def sparsity(tree: Tree, pattern: str = KERNELS) -> reduce.Pair:
-  """Returns (zeros, size) of the selected leaves together, as `layer_sparsity`."""
+  """Returns (zeros, size) of the selected leaves together, as `layer_sparsity`.
+
+  >>> import jax.numpy as jnp
+  >>> from distill_jax import reduce
+  >>> from distill_jax.compression.pruning import weights
+  >>> reduce.value(weights.sparsity({"dense": {"kernel": jnp.array([[0.0, 1.0]])}}))
+  Array(0.5, dtype=float32)
+  """
   zeros, sizes = zip(*layer_sparsity(tree, pattern).values(), strict=True)
   return jnp.stack(zeros).sum(), jnp.stack(sizes).sum()
 
