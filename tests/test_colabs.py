@@ -166,6 +166,7 @@ def test_notebook_runs(name, tmp_path):
   assert len(accuracies(book)) >= 3
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_cached_teacher_and_labels_beat_the_baseline(tmp_path):
   book = execute("language", tmp_path)
@@ -177,6 +178,7 @@ def test_cached_teacher_and_labels_beat_the_baseline(tmp_path):
   assert sorted(perplexity, key=perplexity.__getitem__) == list(names)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name != "language"])
 def test_distilled_students_beat_the_baseline(name, tmp_path):

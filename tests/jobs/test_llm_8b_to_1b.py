@@ -131,7 +131,9 @@ def test_what_cannot_be_run_is_refused(override, message):
   importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: the extra `tpu`"
 )
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["", "gs://bucket/nothing"])
+@pytest.mark.parametrize(
+  "how", ["", pytest.param("gs://bucket/nothing", marks=pytest.mark.nightly)]
+)
 def test_the_whole_fits_on_eight_chips(how):
   step = compile_config(
     "v5p:2x2x2", load_config(PATH, ["student_training.batch_size=8", f"cache={how}"])

@@ -22,8 +22,9 @@ def seed():
   [disturbed.sweep_kills, disturbed.sweep_sigterms, disturbed.sweep_losses],
   ids=lambda f: f.__name__,
 )
-def test_disturbed_training_ends_with_the_same_bits(tmp_path, seed, sweep):
-  sweep(tmp_path, 5, seed)
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.nightly)])
+def test_disturbed_training_ends_with_the_same_bits(tmp_path, seed, sweep, times):
+  sweep(tmp_path, times, seed)
 
 
 @orbax_gives_up
