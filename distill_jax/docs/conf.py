@@ -59,6 +59,9 @@ napoleon_use_rtype = False
 # Types of other packages have no page here; type aliases and type variables have none anywhere.
 nitpick_ignore_regex = [("py:.*", r".*")]
 
+# Prose names flags (`--config`) and shapes ([..., C]) as they are typed.
+smartquotes = False
+
 html_theme = "sphinx_book_theme"
 html_title = "distill_jax"
 html_show_sourcelink = False
