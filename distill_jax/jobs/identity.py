@@ -228,7 +228,7 @@ def _check_same_run(
   if lines:
     raise ConfigError(
       f"--workdir: expected an empty folder or one of this run, got {folder}, which holds a run "
-      "with other settings: choose another folder, or give these settings:\n  "
+      "with other settings: choose another folder, or give its settings (its -> given):\n  "
       + "\n  ".join(lines)
       + (
         f"\nits teacher can teach in another folder: --teacher={folder / 'teacher'}"

@@ -1,12 +1,13 @@
 """Several processes train the student that one process trains, and resume each other's runs."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import training
-from spawning import finish, spawn
+from spawning import finish, lines_after, spawn
 
 SCRIPT = Path(__file__).with_name("training.py")
 
@@ -48,6 +49,14 @@ def test_several_processes_train_as_one_does(tmp_path, expected, how, processes)
   assert reports == [1] + [0] * (processes - 1)
   metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(line)["step"] for line in metrics] == [5, 5, 10, 10]
+
+
+@pytest.mark.integration
+def test_processes_stop_early_together_and_one_calls_back(tmp_path):
+  _, outputs = train(tmp_path, 2, "patience", steps=40)
+  assert lines_after("ended after ", outputs) == ["10", "10"]
+  calls = [re.findall(r"called at (\d+ \w+)", output) for output in outputs]
+  assert calls == [["5 train", "5 validation", "10 train", "10 validation"], []]
 
 
 @pytest.mark.slow

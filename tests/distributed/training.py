@@ -44,7 +44,16 @@ def network(hidden, **kwargs):
 
 
 def run(
-  folder, steps, *, rate=1e-2, teacher=5, seed=0, examples=None, validation=None, **placement
+  folder,
+  steps,
+  *,
+  rate=1e-2,
+  teacher=5,
+  seed=0,
+  examples=None,
+  validation=None,
+  patience=None,
+  **options,
 ):
   """Trains a student of a wider teacher; one loss relates the rows of the global batch."""
   wide = network(48)
@@ -65,9 +74,9 @@ def run(
     steps=steps,
     checkpoints=folder,
     seed=seed,
-    evaluation=Evaluation(validation or source(1, 30), every=5),
+    evaluation=Evaluation(validation or source(1, 30), every=5, patience=patience),
     step=StepOptions(mix=data.mixup(0.4, CLASSES)),
-    run=RunOptions(**placement),
+    run=RunOptions(**options),
   )
 
 
@@ -82,6 +91,10 @@ def pipeline(rows):
   return batches
 
 
+def print_call(step, scores):
+  print("called at", step, *sorted({name.partition("/")[0] for name in scores}), flush=True)
+
+
 def train(how, folder, steps):
   """Trains in one of the ways of test_training.py, and returns arrays by name."""
   if how == "sharded":
@@ -91,6 +104,10 @@ def train(how, folder, steps):
   elif how == "pipeline":
     rows = sharding.local_rows(sharding.make_mesh(), 16)
     result = run(folder / "run", steps, examples=pipeline(rows))
+  elif how == "patience":
+    # Without progress the second evaluation is the first that is not better.
+    result = run(folder / "run", steps, rate=1e-30, patience=1, callbacks=[print_call])
+    print("ended after", int(result.state.step), flush=True)
   else:
     index = jax.process_index()
     # Full batches, not this process' rows.
