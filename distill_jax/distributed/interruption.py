@@ -1,11 +1,15 @@
 """Stops training at Ctrl-C, and at SIGTERM, which a cluster sends before it takes a machine."""
 
+import _thread
 import contextlib
+import functools
 import itertools
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -97,11 +101,14 @@ def saying_why() -> Iterator[None]:
   """Lets SIGTERM outside of training raise `Interrupted`, and Ctrl-C too, for a last line."""
   main = threading.current_thread() is threading.main_thread()
   old = signal.signal(signal.SIGTERM, _raise) if main else None
+  hook = sys.unraisablehook
+  sys.unraisablehook = functools.partial(_send_again, hook)
   try:
     yield
   except KeyboardInterrupt:
     raise Interrupted(number=signal.SIGINT) from None
   finally:
+    sys.unraisablehook = hook
     if main:
       signal.signal(signal.SIGTERM, signal.SIG_DFL if old is None else old)
 
@@ -109,3 +116,24 @@ def saying_why() -> Iterator[None]:
 def _raise(number: int, frame: FrameType | None) -> None:
   del frame
   raise Interrupted(number=number)
+
+
+def _send_again(hook: Callable[[Any], Any], unraisable: Any) -> None:
+  """Sends a signal again whose exception Python ignored, as in jax's callback of the garbage
+  collector: the command would else run on.
+  """
+  error = unraisable.exc_value
+  if isinstance(error, KeyboardInterrupt):
+    number = signal.SIGINT
+  elif isinstance(error, Interrupted):
+    number = error.signal
+  else:
+    hook(unraisable)
+    return
+  # Later: this hook is such a place too. A threading.Timer would make it wait for its thread.
+  _thread.start_new_thread(_send, (number,))
+
+
+def _send(number: int) -> None:
+  time.sleep(0.1)
+  os.kill(os.getpid(), number)

@@ -1,10 +1,12 @@
 """SIGTERM stops one process after a step; test_hosts.py and test_command.py have several."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -96,6 +98,20 @@ def test_handler_of_the_caller_for_ctrl_c_stays():
 def test_signal_outside_of_training_says_why(console, send, code):
   with pytest.raises(Interrupted) as raised, saying_why():
     send()
+  assert raised.value.code == code
+
+
+@pytest.mark.parametrize("send, code", [(terminate, 143), (interrupt, 130)])
+def test_signal_in_a_callback_of_the_garbage_collector_is_not_lost(console, send, code):
+  def callback(*_):
+    gc.callbacks.remove(callback)
+    send()
+
+  with pytest.raises(Interrupted) as raised, saying_why():
+    gc.callbacks.append(callback)
+    gc.collect()  # Python ignores what is raised in there.
+    time.sleep(20)
+    pytest.fail("the signal was lost")
   assert raised.value.code == code
 
 
