@@ -88,12 +88,18 @@ class Soak:
     assert code == 0, text
     return time.monotonic() - start
 
-  def close(self) -> None:
-    """Ends what still runs."""
+  def close(self) -> collections.Counter[str]:
+    """Ends what still runs; prints and returns the counts."""
     for process in self.processes:
       if process.poll() is None:
         process.kill()
         process.communicate()
+    verdicts = collections.Counter({"silent": 0, "stuck": 0})
+    for (kind, verdict), count in sorted(self.counts.items()):
+      print(f"| {kind} | {verdict} | {count} |")
+      verdicts[verdict] += count
+    print(dict(verdicts), flush=True)
+    return verdicts
 
   def start(self, file_bytes: int | None = None) -> subprocess.Popen:
     """Starts the command, whose files may not be longer than `file_bytes`."""
@@ -256,12 +262,7 @@ def main(minutes: float = 30, seed: int = 0) -> int:
       while time.monotonic() < end:
         soak.disturb(soak.random.choice(kinds))
     finally:
-      soak.close()
-  verdicts = collections.Counter({"silent": 0, "stuck": 0})
-  for (kind, verdict), count in sorted(soak.counts.items()):
-    print(f"| {kind} | {verdict} | {count} |")
-    verdicts[verdict] += count
-  print(dict(verdicts))
+      verdicts = soak.close()
   return int(bool(verdicts["silent"] or verdicts["stuck"]))
 
 
