@@ -72,7 +72,7 @@ copybutton_prompt_is_regexp = True
 
 # Files outside of this folder that the site shows as pages.
 PAGES = {"README.md": "index.md", "distill_jax/losses/README.md": "reference/loss_table.md"}
-_LINK = re.compile(r"\[([^\]]+)\]\(([^)#:]+)\)")
+_LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#:]+)\)")
 # A code span with the characters that touch it, and what is markup in reStructuredText only.
 _CODE_SPAN = re.compile(r"(\w?)`([^`]+)`(\w?)")
 _MARKUP = re.compile(r"[*|\\]|(?<=\w)_(?!\w)")
