@@ -77,6 +77,8 @@ def learned(name, student, teacher, **arguments):
   term = getattr(objectives, name)("x", "x", **arguments)
   student, teacher = {"x": student}, {"x": teacher}
   variables = term.init(KEY, student, teacher)
+  for leaf in jax.tree.leaves(variables):
+    assert leaf.dtype != jnp.float64, leaf
   return term.apply(*variables, student, teacher, batch, step=STEP, key=KEY)
 
 
@@ -132,6 +134,14 @@ CASES = {
   "vitkd": generate_masked_tokens,
   "fgd": lambda: learned("fgd", floats(ROWS, 4, 4, 2), floats(ROWS, 4, 4, 3), stride=2.0),
   "crd": lambda: learned("crd", floats(ROWS, 3), floats(ROWS, 4), examples=9, negatives=3, width=2),
+  "activation_boundary": lambda: learned(
+    "activation_boundary", floats(ROWS, 4, 4, 2), floats(ROWS, 4, 4, 3)
+  ),
+  "ofd": lambda: learned("ofd", floats(ROWS, 4, 4, 2), floats(ROWS, 4, 4, 3), margin=floats(3) - 2),
+  "factor_transfer": lambda: learned(
+    "factor_transfer", floats(ROWS, 4, 4, 2), floats(ROWS, 4, 4, 3)
+  ),
+  "pad": lambda: learned("pad", floats(ROWS, 3), floats(ROWS, 4)),
   "queue_similarity": lambda: learned("queue_similarity", floats(ROWS, 3), floats(ROWS, 4), size=8),
   "augmentation": augment,
   "mixup": lambda: mix(data.mixup),

@@ -39,12 +39,13 @@ def fgd_init(key: jax.Array, channels: int) -> tuple[Context, Context]:
 
   def block(key):
     pool, narrow = jax.random.split(key)
-    return Context(
+    context = Context(
       attention=(jax.random.normal(pool, (channels,)) * math.sqrt(2 / channels), jnp.zeros(())),
       reduce=(jax.random.normal(narrow, (channels, half)) / math.sqrt(channels), jnp.zeros(half)),
       norm=(jnp.ones(half), jnp.zeros(half)),
       expand=(jnp.zeros((half, channels)), jnp.zeros(channels)),
     )
+    return jax.tree.map(lambda x: x.astype(jnp.float32), context)
 
   student, teacher = jax.random.split(key)
   return block(student), block(teacher)

@@ -46,10 +46,10 @@ def layer_attention_init(
   keys = iter(jax.random.split(key, len(student_channels) + len(teacher_channels) + 3))
 
   def kernel(*shape):
-    return jax.random.normal(next(keys), shape) / math.sqrt(shape[-2])
+    return jax.random.normal(next(keys), shape, jnp.float32) / math.sqrt(shape[-2])
 
   def positions(count):
-    return jax.random.normal(next(keys), (count, width)) / math.sqrt(width)
+    return jax.random.normal(next(keys), (count, width), jnp.float32) / math.sqrt(width)
 
   students, teachers = len(student_channels), len(teacher_channels)
   return LayerAttention(

@@ -37,8 +37,8 @@ def crd_state(key: jax.Array, examples: int, width: int) -> CrdState:
   if examples < 1 or width < 1:
     raise ValueError(f"examples, width: expected at least 1 each, got {examples} and {width}")
   bound = (3 / width) ** 0.5
-  memories = jax.random.uniform(key, (2, examples, width), minval=-bound, maxval=bound)
-  return CrdState(memories[0], memories[1], jnp.zeros(2))
+  memories = jax.random.uniform(key, (2, examples, width), jnp.float32, -bound, bound)
+  return CrdState(memories[0], memories[1], jnp.zeros(2, jnp.float32))
 
 
 def crd(

@@ -176,7 +176,7 @@ def vkd(student: str, teacher: str) -> Term:
   def init(key, s, t):
     check_pair(s, t)
     size = max(s.shape[-1], t.shape[-1])
-    return Variables({"raw": jax.random.normal(key, (size, size)) / size**0.5}, {})
+    return Variables({"raw": jax.random.normal(key, (size, size), jnp.float32) / size**0.5}, {})
 
   def apply(params, state, s, t):
     raw = params["raw"]

@@ -128,7 +128,7 @@ def queue_similarity(
     if len(s.shape) != 2 or len(t.shape) != 2:
       raise ValueError("expected rows of embeddings, [B, C] and [B, D]")
     head_key, queue_key = jax.random.split(key)
-    queue = jax.random.normal(queue_key, (size, t.shape[1]))
+    queue = jax.random.normal(queue_key, (size, t.shape[1]), jnp.float32)
     head = stack_init(head_key, (s.shape[1], s.shape[1], t.shape[1]))
     return Variables(head, {"queue": queue, "next": jnp.zeros((), jnp.int32)})
 
@@ -180,7 +180,7 @@ def dino(
   def init(key, s, t):
     check()  # In `fit` also at later steps.
     del key, s
-    return Variables({}, {"center": jnp.zeros(t.shape[-1])})
+    return Variables({}, {"center": jnp.zeros(t.shape[-1], jnp.float32)})
 
   def apply(params, state, s, t, *, where, step, axis_name):
     if s.ndim != 3 or t.ndim != 3:

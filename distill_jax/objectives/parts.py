@@ -22,7 +22,7 @@ def layer_init(key: jax.Array, *shape: int, bias: bool = True) -> dict[str, jax.
     bias: add a bias [out].
   """
   params = {"kernel": jax.nn.initializers.lecun_normal()(key, shape, jnp.float32)}
-  return params | {"bias": jnp.zeros(shape[-1])} if bias else params
+  return params | {"bias": jnp.zeros(shape[-1], jnp.float32)} if bias else params
 
 
 def layer(params: Tree, x: jax.Array) -> jax.Array:
@@ -57,10 +57,8 @@ def stack(params: Tree, x: jax.Array, activation: Callable = jax.nn.relu) -> jax
 
 def connector_init(key: jax.Array, *shape: int) -> Tree:
   """Returns a layer without bias and its batch norm; shape as in `layer_init`."""
-  return {
-    "layer": layer_init(key, *shape, bias=False),
-    "norm": {"scale": jnp.ones(shape[-1]), "bias": jnp.zeros(shape[-1])},
-  }
+  norm = {"scale": jnp.ones(shape[-1], jnp.float32), "bias": jnp.zeros(shape[-1], jnp.float32)}
+  return {"layer": layer_init(key, *shape, bias=False), "norm": norm}
 
 
 def connector(
@@ -93,8 +91,8 @@ def connector(
   count = jnp.maximum(total(jnp.ones_like(x)), 1)
   centered = x - _channels(total(x) / count, x)
   variance = total(centered**2) / count
-  scale = params["norm"]["scale"]
-  bias = params["norm"]["bias"]
+  scale = params["norm"]["scale"].astype(x.dtype)
+  bias = params["norm"]["bias"].astype(x.dtype)
   normal = centered * _channels(jax.lax.rsqrt(variance + 1e-5) * scale, x) + _channels(bias, x)
   return normal.astype(dtype)
 

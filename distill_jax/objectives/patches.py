@@ -78,7 +78,7 @@ def vitkd(
     width = t[-1].shape[-1]
     params = {
       "align": {str(i): align_init(keys[i], *pair) for i, pair in enumerate(zip(s, t))},
-      "mask_token": jnp.zeros(width),
+      "mask_token": jnp.zeros(width, jnp.float32),
       "generator": stack_init(keys[-1], (width, width, width), window=(3, 3)),
     }
     return Variables(params, {})
