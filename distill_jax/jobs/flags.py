@@ -59,8 +59,10 @@ def _print_help(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> No
 def _unknown_flag(argument: str, flags: argparse.Namespace) -> str:
   """Returns the message on a flag that does not exist: the flag or field that may be meant."""
   name, equals, value = argument.partition("=")
+  if name[:2] != "--":
+    return f"there is no {argument}; lists have commas, as in --seeds=0,1,2"
   fields = [f"config.{field}" for field in field_paths(load_config(flags.config))]
-  near = nearest(name[2:], [*vars(flags), *fields]) if name[:2] == "--" else []
+  near = nearest(name[2:], [*vars(flags), *fields])
   hint = " or ".join(f"--{other}{equals}{value}" for other in near)
   return f"there is no {argument}" + (f"; did you mean {hint}?" if hint else "; see --help")
 

@@ -13,6 +13,7 @@ _MEANINGS = {
   "num_epochs": "epochs",
   "iterations": "steps",
   "max_steps": "steps",
+  "num_steps": "steps",
   "t": "temperature",
   "tau": "temperature",
   "seed": "seeds",
@@ -32,5 +33,13 @@ def nearest(name: str, known: Sequence[str]) -> list[str]:
   """
   last = name.split(".")[-1]
   meant = _MEANINGS.get(last.lower(), last)
-  same = [other for other in known if other.split(".")[-1] == meant]
+  same = _named(meant, known)
+  if not same and "." not in name:
+    # 'batchsize' is nearer to the last part of 'student_training.batch_size' than to all of it.
+    parts = nearest_names(meant, sorted({other.split(".")[-1] for other in known}))
+    same = [other for part in parts for other in _named(part, known)]
   return same or nearest_names(name, known)
+
+
+def _named(last: str, known: Sequence[str]) -> list[str]:
+  return [other for other in known if other.split(".")[-1] == last]

@@ -317,7 +317,7 @@ def test_stages_need_earlier_ones(tmp_path, small):
     ("--lr=3", "--config.student_training.learning_rate=3"),
     ("--tempratur=3", "--config.temperature=3"),
     ("--stage=report", "--stages=report"),
-    ("extra", "extra"),
+    ("extra", "no extra; lists have commas"),
     ("--config.temperature=0", "temperature"),
     ("--config.temperature", "--config.temperature=VALUE"),
     ("--config.devices=99", "devices: expected 1 to 8"),
