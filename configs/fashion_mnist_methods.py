@@ -31,7 +31,7 @@ Not here: `soft_cross_entropy` (the gradient of KD), `uld` (for different vocabu
 (digits_mutual.py).
 
 Measured on 2 CPU cores with other work: 63 minutes with the teacher, 10 more for the times of the
-steps; the table is in the README. Baseline 83.09 +- 0.21 %, KD at T = 4 81.81 +- 0.17 %, KD at T =
+steps; the site has the table. Baseline 83.09 +- 0.21 %, KD at T = 4 81.81 +- 0.17 %, KD at T =
 1 83.59 +- 0.06 %, DIST, the best, 83.80 +- 0.11 %. Nothing diverged. The methods that lose much,
 and why (accuracy on validation of seed 0, baseline 83.8 %):
 - Methods on block3 train the student's last map, which one linear layer must read, to equal a map

@@ -18,7 +18,7 @@ Measured on 2 CPU cores, from the making of the text to the report: 25 minutes.
 Perplexity of the test documents, 3 seeds: teacher 34.7; baseline 81.5 +- 1.9, live_teacher 55.4 +-
 1.0, on_policy 65.5 +- 9.2, top.16 64.7 +- 1.5 (calibration error 8.3 %, elsewhere about 2),
 tail_bucket.16 57.9 +- 1.2, random_sampling.16 58.1 +- 2.0; with one token 80.8, 67.9 and 74.3. The
-full table is in the README.
+full table is on the page Results of the site.
 """
 
 import dataclasses
