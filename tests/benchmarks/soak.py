@@ -178,7 +178,9 @@ class Soak:
     files = [path for path in self.run.rglob("*") if path.is_file() and path.stat().st_size]
     if not files:
       return
-    path = self.random.choice(files)
+    # The name first: there are more compiled programs than other files.
+    name = self.random.choice(sorted({path.relative_to(self.run).parts[0] for path in files}))
+    path = self.random.choice([path for path in files if self.run / name in (path, *path.parents)])
     content = bytearray(path.read_bytes())
     content[self.random.randrange(len(content))] ^= 1 << self.random.randrange(8)
     path.write_bytes(content)
