@@ -94,6 +94,8 @@ class Soak:
       if process.poll() is None:
         process.kill()
         process.communicate()
+    if self.is_mounted:  # The folder of a mounted disk cannot be removed.
+      subprocess.run(["umount", "-l", str(self.disk)], check=False)
     verdicts = collections.Counter({"silent": 0, "stuck": 0})
     for (kind, verdict), count in sorted(self.counts.items()):
       print(f"| {kind} | {verdict} | {count} |")
