@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from distill_jax import reduce
 
@@ -175,7 +176,8 @@ class Task(NamedTuple):
         `reduce.total` returns them; `where=batch.get("where")` leaves padding out.
 
     Raises:
-      ValueError: the task has a metric of this name.
+      ValueError: the task has a metric of this name; when it is measured, `statistics` returns
+        something else.
     """
     names = [m.name for m in self.metrics]
     if metric.name in names:
@@ -183,6 +185,12 @@ class Task(NamedTuple):
 
     def more_statistics(outputs, batch, teacher):
       pair = statistics(outputs, batch, teacher)
+      if not isinstance(pair, tuple) or [jnp.shape(x) for x in pair] != [(), ()]:
+        raise ValueError(
+          f"metric {metric.name!r}: expected its statistics to return (sum, count), two numbers, "
+          f"got {jax.tree.map(jnp.shape, pair)}: return reduce.total(values, batch.get('where')), "
+          "values one a row"
+        )
       return {"task": self.statistics(outputs, batch, teacher), metric.name: pair}
 
     def compute(sums):

@@ -285,5 +285,10 @@ def any_output_of(outputs: Outputs, name: str, side: str) -> Any:
       hint = (
         f" but those of several networks: average it in teachers.ensemble(mean={{{name!r}: ...}})"
       )
+    elif name in ("hidden", "head") and "logits" in outputs:
+      hint = (
+        ", but logits: they take objectives.labels() and logits(losses.kl_divergence), or "
+        "sparse(losses.sparse_kl) from a top-k cache, in place of tokens"
+      )
     raise ValueError(f"{name}: expected an output of the {side}, got none{hint}")
   return outputs[name]

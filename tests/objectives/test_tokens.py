@@ -426,3 +426,10 @@ def test_cached_teacher_accepts_only_its_temperature_and_kind(rng):
   ):
     with pytest.raises(ValueError, match=f"^loss: expected .*{supported}.*got {loss.__name__}"):
       tokens(loss).init(KEY, student, teacher)
+
+
+@pytest.mark.parametrize("term", [tokens(losses.kl_divergence), next_tokens()])
+def test_a_network_that_returns_logits_is_told_its_terms(term):
+  z = {"logits": np.ones((2, 3, 5), np.float32)}
+  with pytest.raises(ValueError, match=r"^hidden: .*labels\(\)"):
+    term.init(KEY, z, z)

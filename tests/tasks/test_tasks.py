@@ -206,3 +206,10 @@ def test_with_metric_adds_a_mean_and_keeps_the_rest(rng):
   assert scores["accuracy"] <= scores["top3"] and task.metrics[-1] == metric
   with pytest.raises(ValueError, match="metric.*top3"):
     task.with_metric(metric, hits)
+
+
+@pytest.mark.parametrize("value", [jnp.ones(()), (jnp.ones(2), jnp.ones(2)), jnp.ones(2)])
+def test_metric_that_is_no_sum_and_count_is_named(value):
+  task = tasks.classification().with_metric(Metric("mine", "mine"), lambda *_: value)
+  with pytest.raises(ValueError, match="^metric 'mine': "):
+    task.statistics({"logits": jnp.ones((2, 3))}, {"label": np.zeros(2, int)}, None)

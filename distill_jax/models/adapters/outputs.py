@@ -29,7 +29,10 @@ def select_inputs(batch: Batch, inputs: str | Sequence[str]) -> tuple[jax.Array,
   for name in names:
     if name not in batch:
       hint = suggest(name, batch)
-      raise ValueError(f"inputs: expected an entry of the batch, got {name!r}{hint}")
+      raise ValueError(
+        f"inputs: expected an entry of the batch, got {name!r}{hint} (inputs= of from_nnx and the "
+        "other adapters names what a network takes)"
+      )
   return tuple(batch[name] for name in names)
 
 
