@@ -41,7 +41,7 @@ def logged(folder):
 
 
 @pytest.mark.slow
-def test_job_killed_five_times_ends_with_the_same_bits(tmp_path):
+def test_job_killed_again_and_again_ends_with_the_same_bits(tmp_path):
   undisturbed = tmp_path / "undisturbed"
   killed = tmp_path / "killed"
   start_time = time.time()
@@ -50,12 +50,17 @@ def test_job_killed_five_times_ends_with_the_same_bits(tmp_path):
   seed = random.randrange(2**32)
   print(f"random moments of seed {seed}")  # pytest shows it where the test fails
   moments = random.Random(seed)
+  kills = 0
   for _ in range(5):
     process = start(killed)
-    with pytest.raises(subprocess.TimeoutExpired):  # it is still running
+    try:
       process.wait(timeout=moments.uniform(0.08, 0.25) * duration)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+      break  # It ended: the machine was busier while the undisturbed run took its time.
+    except subprocess.TimeoutExpired:
+      process.send_signal(signal.SIGKILL)
+      assert process.wait() == -signal.SIGKILL
+      kills += 1
+  assert kills
   assert start(killed).wait() == 0, (tmp_path / "killed.log").read_text()
   for name in NETWORKS:
     a, b = undisturbed / name, killed / name
