@@ -8,7 +8,7 @@ from distill_jax.jobs.plan import select_train_data
 
 def has_epochs(config: Config) -> bool:
   """Returns whether a training of the config has epochs in place of steps."""
-  return any(training.epochs > 0 and not training.steps for training in _trainings(config).values())
+  return bool(_with_epochs(config))
 
 
 def with_steps(config: Config, splits: Splits | None = None) -> Config:
@@ -25,19 +25,21 @@ def with_steps(config: Config, splits: Splits | None = None) -> Config:
     ConfigError: the config cannot be run with this number of steps, or a batch has more rows than
       there are examples.
   """
-  if not has_epochs(config):
+  trainings = _with_epochs(config)
+  if not trainings:
     return config
   train = (splits or config.data()).train
   counted = copy.copy(config)
-  for name, training in _trainings(config).items():
-    if training.epochs > 0 and not training.steps:
-      role = "teacher" if name == "teacher_training" else "student"
-      with error_prefix(name):
-        steps = training.count_steps(len(select_train_data(config, role, train)))
-      setattr(counted, name, steps)
+  for name, training in trainings.items():
+    role = "teacher" if name == "teacher_training" else "student"
+    with error_prefix(name):
+      steps = training.count_steps(len(select_train_data(config, role, train)))
+    setattr(counted, name, steps)
   check_config(counted)
   return counted
 
 
-def _trainings(config: Config) -> dict[str, Training]:
-  return {name: value for name, value in vars(config).items() if isinstance(value, Training)}
+def _with_epochs(config: Config) -> dict[str, Training]:
+  """Returns the trainings that have epochs in place of steps, by field."""
+  fields = {name: value for name, value in vars(config).items() if isinstance(value, Training)}
+  return {name: value for name, value in fields.items() if value.epochs > 0 and not value.steps}
