@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_jax.storage import files
+from distill_jax.storage import files, unique_names
 
 _CHECKSUM = "checksum"
 _KEY = f'"{_CHECKSUM}": "'
@@ -42,10 +42,7 @@ def loads(content: str | bytes) -> dict[str, Any]:
   """
   text = content if isinstance(content, str) else content.decode()
   start, _, end = text.rpartition(_KEY)
-  try:
-    values = json.loads(text)
-  except RecursionError as error:
-    raise ValueError("expected JSON of few levels, got too many") from error
+  values = unique_names.loads(text)
   if not isinstance(values, dict):
     raise ValueError(f"expected a JSON object, got a {type(values).__name__}")
   if _CHECKSUM not in values:
