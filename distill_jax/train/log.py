@@ -83,9 +83,10 @@ class Log:
     self._files: dict[str, TextIO] = {}
     self._board, timings = None, []
     if folder is not None:
-      lines = _with_evaluations(_read(folder, "metrics", start), evaluations)
-      self.history = self._open(folder, "metrics", lines)
-      timings = self._open(folder, "timings", _read(folder, "timings", start))
+      self.history = _with_evaluations(_read(folder, "metrics", start), evaluations)
+      timings = _read(folder, "timings", start)
+      self._open(folder, "metrics", self.history)
+      self._open(folder, "timings", timings)
       self._board = _tensorboard(folder / "tensorboard", start)
     self.clock = Clock(timings[-1] if timings else None, began=began)
     self._write("timings", self.clock.report(start))
@@ -166,11 +167,11 @@ class Log:
     for callback in self._callbacks:
       callback(step, {f"{phase}/{name}": value for name, value in values.items()})
 
-  def _open(self, folder: Path, name: str, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  def _open(self, folder: Path, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the lines of earlier parts of the run, and opens the file for more."""
     path = folder / f"{name}.jsonl"
     files.write(path, "".join(sealed_json.dumps(line) + "\n" for line in lines))
     self._files[name] = path.open("a")
-    return lines
 
   def _write(self, name: str, line: Mapping[str, Any]) -> None:
     if name in self._files:

@@ -196,9 +196,11 @@ def _run(arguments: Arguments, began: float) -> FitResult:
         "teacher_variables: expected frozen weights, got others after training: copy them before "
         "you change them"
       )
-    evaluated = run.evaluate is not None
-    last = *all_variables(state), None
-    variables, learned, best_step = saver.best_variables(state) if evaluated else last
+    best_step = None
+    if run.evaluate is None:
+      variables, learned = all_variables(state)
+    else:
+      variables, learned, best_step = saver.best_variables(state)
     return FitResult(
       run.arguments.student,
       variables,
