@@ -1,4 +1,4 @@
-"""Checks integers, and suggests names and packages in error messages."""
+"""Checks integers; suggests names and packages, and shortens lists, in error messages."""
 
 import contextlib
 import difflib
@@ -47,6 +47,17 @@ def nearest_names(name: str, names: Sequence[str]) -> list[str]:
   """Returns the name that is spelled most alike, or those that contain it; maybe none."""
   nearest = difflib.get_close_matches(name, names, n=1)
   return nearest or [candidate for candidate in names if name and name in candidate]
+
+
+def join_first(items: Iterable[object], separator: str = ", ", most: int = 5) -> str:
+  """Returns the first items, and how many more there are.
+
+  >>> join_first([3, 4, 5], most=2)
+  '3, 4, and 1 more'
+  """
+  texts = list(map(str, items))
+  more = [f"and {len(texts) - most} more"] if len(texts) > most else []
+  return separator.join(texts[:most] + more)
 
 
 def install_hint(package: str) -> str:

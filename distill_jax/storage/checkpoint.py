@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from distill_jax.distributed import equality, hosts
+from distill_jax.errors import join_first
 from distill_jax.storage import files, folders, retention, seal, serialization
 from distill_jax.types import TrainState
 
@@ -45,10 +46,10 @@ class Checkpoints:
       identity: values that must not change when the run resumes (the seed of the data, for
         example): stored with each checkpoint and compared by `restore`. None: nothing is compared.
       settings: values that may change, but change the results (`run_settings.describe`): `restore`
-        warns of those that differ. None: nothing is compared.
+        warns once of those that differ. None: nothing is compared.
       keep: number of latest checkpoints that stay, at least 1.
       best: `(metric, "max" or "min")`: the checkpoint with the best finite value also stays, of
-        equal ones the earliest. None: only the latest stay.
+        equal ones see `retention.score_key`. None: only the latest stay.
       read_only: create, write and remove nothing (for a report, or to evaluate a running job).
 
     Raises:
@@ -70,6 +71,7 @@ class Checkpoints:
     self._save_in_progress: serialization.Save | None = None
     self._seals: dict[int, dict[str, Any]] = {}
     self._corrupt: dict[int, str] = {}
+    self._known_changes = {""}
     if read_only:
       hosts.run_on_all(self._check_exists)
     else:
@@ -232,14 +234,11 @@ class Checkpoints:
       lambda: serialization.load_state(path, like), errors=[seal.CorruptFile]
     )
     seal.check_contents(stored, state)
-    changes = seal.changed_settings(stored, self._settings)
-    if changes:
-      more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
-      warnings.warn(
-        f"resuming {path} under other settings, results may differ: {'; '.join(changes[:5])}{more}",
-        RuntimeWarning,
-        stacklevel=3,
-      )
+    changes = join_first(seal.changed_settings(stored, self._settings), "; ")
+    if changes not in self._known_changes:
+      self._known_changes.add(changes)
+      text = f"{path} was saved under other settings, results may differ: {changes}"
+      warnings.warn(text, RuntimeWarning, stacklevel=3)
     return state
 
   def _refresh(self) -> None:

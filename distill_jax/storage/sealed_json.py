@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill_jax.errors import join_first
 from distill_jax.storage import files, unique_names
 
 _CHECKSUM = "checksum"
@@ -87,11 +88,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
       if number < len(lines):
         corrupt[number] = str(error)
   if corrupt:
-    numbers = list(corrupt)
-    more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
+    reason = next(iter(corrupt.values()))
     warnings.warn(
-      f"skipping line {', '.join(map(str, numbers[:5]))}{more} of {path}, which is corrupt: "
-      f"{corrupt[numbers[0]]}",
+      f"skipping line {join_first(corrupt)} of {path}, which is corrupt: {reason}",
       RuntimeWarning,
       stacklevel=2,
     )

@@ -32,7 +32,7 @@ def linear():
   return Model(lambda key, batch: Variables({"w": jax.random.normal(key, (4, 3))}, {}), apply)
 
 
-def run(folder, objective=BOTH, optimizer=None, *, steps=2, progress=False):
+def run(folder, objective=BOTH, optimizer=None, *, steps=2, progress=False, **kwargs):
   images = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
   return fit_with(
     linear(),
@@ -45,6 +45,7 @@ def run(folder, objective=BOTH, optimizer=None, *, steps=2, progress=False):
     batch_size=8,
     folder=folder,
     progress=progress,
+    **kwargs,
   )
 
 
@@ -81,8 +82,21 @@ def test_another_objective_or_optimizer_is_named(finished, objective, optimizer,
   ids=["weight", "rate"],
 )
 def test_changed_hyperparameters_are_said_in_one_line(finished, objective, optimizer, field):
-  with pytest.warns(RuntimeWarning, match=rf"^resuming .*{field}.*now$") as caught:
+  with pytest.warns(RuntimeWarning, match=rf"under other settings.*: {field}.*now$") as caught:
     run(finished, objective, optimizer)
+  assert len(caught) == 1
+
+
+def test_changed_hyperparameters_are_said_once_where_the_best_weights_are_read_too(tmp_path):
+  image = np.eye(4, dtype=np.float32)
+  evaluation = [{"image": image, "label": np.arange(4) % 3}]
+
+  def resume(rate, steps=3):
+    run(tmp_path, optimizer=optax.adam(rate), steps=steps, validation=evaluation, eval_every=2)
+
+  resume(1e-3)
+  with pytest.warns(RuntimeWarning, match="under other settings") as caught:
+    resume(1e-2)
   assert len(caught) == 1
 
 
