@@ -27,6 +27,7 @@ from distill_jax.losses.features import (
   nst,
 )
 from distill_jax.losses.focal import Context, box_weights, fgd, fgd_init
+from distill_jax.losses.grids import resize_logits
 from distill_jax.losses.labels import dkd, nkd, ofa, wsld
 from distill_jax.losses.layers import LayerAttention, layer_attention, layer_attention_init
 from distill_jax.losses.linear import linear_cross_entropy, linear_kl, linear_sparse_kl
@@ -125,6 +126,7 @@ __all__ = [
   "pearson",
   "pkt",
   "queue_similarity",
+  "resize_logits",
   "review_kd",
   "reverse_kl",
   "rkd_angle",

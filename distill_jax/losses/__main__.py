@@ -40,6 +40,7 @@ MODULES = {
   "singular": "Directions of maps, from layer to layer",
   "sequence": "Sequences",
   "dense": "Dense prediction",
+  "grids": "Maps of logits on other grids",
   "focal": "Detection",
 }
 COLUMNS = ("loss", "what it compares", "shapes", "when to use it", "weight", "source")

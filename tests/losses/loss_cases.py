@@ -213,6 +213,7 @@ HELPERS = {
 HELPERS |= {
   "layer_attention_init",
   "ofd_margin",
+  "resize_logits",
   "sample_k",
   "standardize",
   "top_k",

@@ -1,0 +1,74 @@
+"""Maps of logits on other grids; the values were computed by PyTorch's `interpolate`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_jax import losses
+
+
+def interpolated(x, size):
+  """Returns float64 maps [B, ..., C] at a size: each axis by the two nearest centers of pixels."""
+  x = np.asarray(x, np.float64)
+  for axis, new in enumerate(size, start=1):
+    old = x.shape[axis]
+    center = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    low = np.floor(center).astype(int)
+    weight = (center - low).reshape(-1, *[1] * (x.ndim - 1 - axis))
+    pair = np.take(x, low, axis), np.take(x, np.minimum(low + 1, old - 1), axis)
+    x = (1 - weight) * pair[0] + weight * pair[1]
+  return x
+
+
+@pytest.mark.parametrize(
+  ("grid", "size"),
+  [((2, 3), (8, 12)), ((3, 5), (4, 7)), ((12, 9), (4, 3)), ((2, 1, 3), (4, 2, 3))],
+)
+def test_pixels_are_areas(rng, grid, size):
+  x = rng.normal(size=(2, *grid, 3)).astype(np.float32)
+  y = losses.resize_logits(x, size)
+  np.testing.assert_allclose(y, interpolated(x, size), atol=1e-5)
+
+
+def test_values_of_pytorch():
+  # F.interpolate(x, size=(4,), mode="linear", align_corners=False), and the same for a size of 3.
+  x = jnp.array([1.0, 2.0, 4.0, 8.0, 0.0, -4.0]).reshape(1, 6, 1)
+  np.testing.assert_allclose(losses.resize_logits(x, (4,)).ravel(), [1.25, 3.5, 6.0, -3.0])
+  np.testing.assert_allclose(losses.resize_logits(x, (3,)).ravel(), [1.5, 6.0, -2.0])
+
+
+def test_a_class_that_does_not_exist_is_not_nan(rng):
+  x = rng.normal(size=(1, 2, 2, 3)).astype(np.float32)
+  x[..., 1] = -np.inf
+  y = losses.resize_logits(x, (4, 6))
+  assert (y[..., 1] == -np.inf).all()
+  np.testing.assert_allclose(y[..., [0, 2]], interpolated(x[..., [0, 2]], (4, 6)), atol=1e-6)
+  gradient = jax.grad(lambda x: jax.nn.logsumexp(losses.resize_logits(x, (4, 6)), -1).sum())(x)
+  assert np.isfinite(gradient).all()
+  # 5 to 10 has weights of 0 that float32 rounds: the neighbors of a missing value stay.
+  x = jnp.arange(9.0).reshape(1, 9, 1).at[0, 4].set(-jnp.inf)
+  np.testing.assert_array_equal(losses.resize_logits(x, (3,)).ravel(), [1.0, -jnp.inf, 7.0])
+
+
+def test_low_precision_is_interpolated_in_float32(rng):
+  x = jnp.asarray(rng.normal(size=(1, 3, 3, 2)), jnp.bfloat16)
+  y = losses.resize_logits(x, (6, 6))
+  assert y.dtype == jnp.float32
+  np.testing.assert_array_equal(y, losses.resize_logits(x.astype(jnp.float32), (6, 6)))
+  assert losses.resize_logits(x, (3, 3)) is x
+
+
+@pytest.mark.parametrize(
+  ("shape", "size"),
+  [
+    ((2, 4, 8, 3), (8, 4)),  # Transposed.
+    ((2, 4, 9, 3), (8, 8)),
+    ((2, 4, 4, 3), (4, 4, 4)),
+    ((2, 16, 3), (4, 4)),
+    ((2, 3), ()),
+  ],
+)
+def test_grids_that_cannot_be_meant_raise(shape, size):
+  with pytest.raises(ValueError, match=r"^head: expected .*got"):
+    losses.resize_logits(jnp.zeros(shape), size, name="head")
