@@ -13,14 +13,14 @@ from distill_jax.cache.store.manifest import Mismatch, check_equal
 from distill_jax.cache.teacher_inputs import TEXT_ROWS, make_teacher_inputs
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
-from distill_jax.data.images import Images
 from distill_jax.data.text.tokenized import PackedText
+from distill_jax.data.videos import Streamed
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.types import Batch, Model, Variables
 
 CHUNK = 4096  # rows that are read at once
 _ABSENT = "(absent)"
-RunData = Source | Images | PackedText | Mapping[str, np.ndarray]
+RunData = Source | Streamed | PackedText | Mapping[str, np.ndarray]
 
 
 def check_run(
@@ -39,7 +39,7 @@ def check_run(
     source: the run's examples: those of the cache or a part of them, with any labels. Of any other
       pipeline, or a `data.stream.Stream`, a batch: its examples are compared, but not the set's
       name.
-    crop: of the run, with `Images`.
+    crop: of the run, with `Images` or `Videos`.
     augment: of the run.
     num_views: of the run; a cache without augmentation accepts any.
     mix: mixup or CutMix of the run.
@@ -123,8 +123,8 @@ def _check_data_fields(
     fields |= {"name": source.name, "classes": identity.vocabulary(source.class_names)}
   if isinstance(source, Source | PackedText) and (source.vocabulary or "vocabulary" in stored):
     fields["vocabulary"] = source.vocabulary or _ABSENT
-  if isinstance(source, Images) and crop is not None:
-    crop_identity = identity.crop_identity(crop, source.channels)
+  if isinstance(source, Streamed) and crop is not None:
+    crop_identity = identity.crop_identity(crop, source)
     fields |= {"content": source.content, "crop": crop_identity}
   stored_fields = {field: stored.get(field, _ABSENT) for field in fields}
   check_equal(cache.store, {"data": stored_fields}, {"data": fields}, identity.same_value)
@@ -132,7 +132,7 @@ def _check_data_fields(
 
 def _check_examples(cache: Cache, source: RunData) -> None:
   """Compares the checksums of the run's examples; of images, which are not read yet, the ids."""
-  if isinstance(source, Images):
+  if isinstance(source, Streamed):
     cache.manifest.rows.numbers(source.ids, np.zeros(len(source), np.int32))
   elif isinstance(source, PackedText):
     for first in range(0, len(source), TEXT_ROWS):

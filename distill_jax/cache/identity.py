@@ -27,13 +27,14 @@ from distill_jax.cache.function_names import function_name
 from distill_jax.cache.probes import (
   NUM_PROBES,
   probe_batch,
-  probe_image,
+  probe_of,
   row_sums,
   same_output_sums,
   same_sums,
 )
 from distill_jax.cache.teacher.lm_head import head_identity, head_of
-from distill_jax.data.crops import Crop
+from distill_jax.data.crops import Crop, as_entries
+from distill_jax.data.videos import Streamed
 from distill_jax.models.batch_dependencies import entries_read
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.types import Batch, Model, Variables, input_names
@@ -199,11 +200,12 @@ def augmentation_identity(
   return {"name": function_name(augment), "probes": sums}
 
 
-def crop_identity(crop: Crop, channels: int) -> dict[str, Any]:
+def crop_identity(crop: Crop, source: Streamed) -> dict[str, Any]:
   """Returns the `data.crop` part of an identity."""
-  image = probe_image(channels)
-  views = np.stack([crop(image, number, number) for number in range(NUM_PROBES)])
-  sums = row_sums({"image": views}, ["image"], NUM_PROBES)
+  probe = probe_of(source)
+  views = [as_entries(crop(probe, number, number)) for number in range(NUM_PROBES)]
+  entries = {name: np.stack([view[name] for view in views]) for name in views[0]}
+  sums = row_sums(entries, entries, NUM_PROBES)
   return {"name": function_name(crop), "probes": sums}
 
 

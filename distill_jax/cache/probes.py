@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import PIL.Image
 
+from distill_jax.data.videos import Streamed, Videos
 from distill_jax.types import Batch, input_names
 
 NUM_PROBES = 32
@@ -30,11 +31,13 @@ def probe_batch(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
   return {**batch, "label": np.zeros(NUM_PROBES, np.int32)}
 
 
-def probe_image(channels: int) -> PIL.Image.Image:
-  """Returns an image of random pixels."""
+def probe_of(source: Streamed) -> Any:
+  """Returns an image, or a video of the set's largest size, of random pixels, for a crop to cut."""
   rng = np.random.Generator(np.random.Philox(1))
-  pixels = rng.integers(0, 256, (48, 64, channels), np.uint8)
-  return PIL.Image.fromarray(pixels if channels == 3 else pixels[..., 0])
+  if isinstance(source, Videos):
+    return rng.random(source.shape, np.float32)
+  pixels = rng.integers(0, 256, (48, 64, source.channels), np.uint8)
+  return PIL.Image.fromarray(pixels if source.channels == 3 else pixels[..., 0])
 
 
 def row_sums(batch: Batch, names: Iterable[str], rows: int) -> list[float]:

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from distill_jax.cache import identity
-from distill_jax.cache.probes import probe_image
+from distill_jax.cache.probes import probe_of
 from distill_jax.data import Source
-from distill_jax.data.crops import Crop
-from distill_jax.data.images import Images
+from distill_jax.data.crops import Crop, as_entries
 from distill_jax.data.text.tokenized import PackedText
+from distill_jax.data.videos import Streamed
 
 THREADS = 16  # that read, decode and crop
 TEXT_ROWS = 4096  # read at once
@@ -68,27 +68,26 @@ class ArrayInputs:
 
 
 class ImageInputs:
-  """Crops of encoded `Images`: a view is computed from the image, its id and the view's number.
+  """Crops of `Images` or `Videos`: a view is computed from the image, its id and the view's number.
 
   An image that cannot be decoded is black, and its rows are marked: no run reads them, because a
   `data.stream.Stream` leaves the image out as well.
 
   Attributes:
-    source: the `Images`.
-    crop: `(image, id, view) -> float32 [size, size, channels]`.
+    source: the `Images` or `Videos`.
+    crop: `(image, id, view) -> float32 [size, size, channels]`, or several entries.
     shapes: name -> `ShapeDtypeStruct` [N, ...] of the arrays of all examples,
       without labels.
   """
 
-  def __init__(self, images: Images, crop: Crop):
+  def __init__(self, images: Streamed, crop: Crop):
     self.source = images
     self.crop = crop
-    image_shape = crop(probe_image(images.channels), 0, 0).shape
     # A teacher does not read labels, whose entries are known once an image is read.
-    row_specs = {"id": ((), np.int32), "image": (image_shape, np.float32)}
+    self._blank = jax.tree.map(np.zeros_like, as_entries(crop(probe_of(images), 0, 0)))
+    row = {"id": np.int32(0), **self._blank}
     self.shapes = {
-      name: jax.ShapeDtypeStruct((len(images), *shape), dtype)
-      for name, (shape, dtype) in row_specs.items()
+      name: jax.ShapeDtypeStruct((len(images), *x.shape), x.dtype) for name, x in row.items()
     }
 
   def identity(self, names: Sequence[str]) -> dict[str, Any]:
@@ -100,7 +99,7 @@ class ImageInputs:
       "content": images.content,
       "examples": identity.examples_digests(images.ids, {}),
       "classes": identity.vocabulary(images.class_names),
-      "crop": identity.crop_identity(self.crop, images.channels),
+      "crop": identity.crop_identity(self.crop, images),
     }
 
   def batch(self, ids: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
@@ -113,12 +112,8 @@ class ImageInputs:
     views = np.asarray(views, np.int32)
     with ThreadPoolExecutor(THREADS) as pool:
       examples = list(pool.map(self._example, ids.tolist(), views.tolist()))
-    black = np.zeros(self.shapes["image"].shape[1:], np.float32)
-    return {
-      "id": ids,
-      "view": views,
-      **{name: np.stack([labels[name] for _, labels in examples]) for name in examples[0][1]},
-      "image": np.stack([black if image is None else image for image, _ in examples]),
+    return {"id": ids, "view": views} | {
+      name: np.stack([example[name] for example in examples]) for name in examples[0]
     }
 
   def checksums(self, batch: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
@@ -127,9 +122,9 @@ class ImageInputs:
     checksums = identity.input_checksums(batch, names)
     return np.where(is_decodable, checksums, np.uint32(UNDECODABLE))
 
-  def _example(self, id: int, view: int) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+  def _example(self, id: int, view: int) -> dict[str, np.ndarray]:
     [(image, labels)] = self.source.decode([id])
-    return (None if image is None else self.crop(image, id, view)), labels
+    return labels | (self._blank if image is None else as_entries(self.crop(image, id, view)))
 
 
 class TextInputs:
@@ -179,7 +174,7 @@ TeacherInputs = ArrayInputs | ImageInputs | TextInputs
 
 
 def make_teacher_inputs(source: Any, crop: Crop | None) -> TeacherInputs:
-  """Returns the inputs of arrays or a `Source`, of `Images` and a crop, or of a `PackedText`.
+  """Returns the inputs of arrays, a `Source`, `Images` or `Videos` and a crop, or a `PackedText`.
 
   Raises:
     ValueError: another source, or a crop that is missing or not needed.
@@ -193,17 +188,18 @@ def make_teacher_inputs(source: Any, crop: Crop | None) -> TeacherInputs:
         "it out"
       )
     return ArrayInputs(source)
-  if isinstance(source, Images):
+  if isinstance(source, Streamed):
     if crop is None:
       raise ValueError(
         f"crop: expected a crop of the images of {source.name!r}, got None: pass the one of the "
-        "student's data.stream.Stream, such as data.crops.random_resized_crop(224, seed=0)"
+        "student's data.stream.Stream, such as data.crops.random_resized_crop(224, seed=0), or of "
+        "videos data.clips.random_clip(16, seed=0)"
       )
     return ImageInputs(source, crop)
   if isinstance(source, PackedText):
     return TextInputs(source)
   raise ValueError(
-    "source: expected a dict of arrays, a data.Source, data.images.Images or a "
+    "source: expected a dict of arrays, a data.Source, data.images.Images, data.videos.Videos or a "
     f"data.text.tokenized.PackedText, got {type(source).__name__}: of batches write "
     'source = data.from_iterable(batches, keys=("image", "label")).load(), and train on the same'
   )

@@ -26,8 +26,8 @@ from distill_jax.data import Source
 from distill_jax.data.batch_functions import check_augment
 from distill_jax.data.crops import Crop
 from distill_jax.data.image_checks import check_images
-from distill_jax.data.images import Images
 from distill_jax.data.text.tokenized import PackedText
+from distill_jax.data.videos import Streamed
 from distill_jax.distributed import sharding
 from distill_jax.models.input_errors import name_network
 from distill_jax.models.logits import ROWS, check_logits
@@ -44,7 +44,7 @@ SHARD_BATCHES = 256  # at most, which a killed writer loses
 def write_cache(
   url: str | os.PathLike[str],
   teacher: Any,
-  source: Source | Images | PackedText | Mapping[str, Any],
+  source: Source | Streamed | PackedText | Mapping[str, Any],
   outputs: Mapping[str, Codec] | None = None,
   *,
   teacher_variables: Variables | None = None,
@@ -67,8 +67,8 @@ def write_cache(
     url: a folder, or `gs://`, `s3://`, `file://`, `memory://` (`store.open_store`).
     teacher: a frozen Model, or a network as it is, as in `train.fit`.
     source: the examples of later students, labeled or not; a dict of arrays is made a `Source`, and
-      `data.from_iterable(batches).load()` makes one of batches. `Images` are read and cropped on
-      demand, a `PackedText` is read on demand.
+      `data.from_iterable(batches).load()` makes one of batches. `Images` and `Videos` are read and
+      cropped on demand, a `PackedText` is read on demand.
     outputs: the teacher's outputs to store, each with its codec; None:
       `{"logits": Dense("float16")}`. 'logits@top8' stores 'logits' under another name, so that one
       output may be stored in several ways. Of a language model that returns 'hidden' and 'head'
@@ -78,7 +78,7 @@ def write_cache(
     description: plain values that identify the teacher further. Of a language model
       `{"vocabulary": cache.vocabulary(words)}`, because stored classes are numbers of its
       tokenizer's words.
-    crop: of `Images`, that of the `data.stream.Stream` in the student's run, e.g.
+    crop: of `Images` or `Videos`, that of the `data.stream.Stream` in the student's run, e.g.
       `random_resized_crop(224, seed=0)`.
     augment: `batch -> batch`, a function of 'id' and 'view' (`data.augmentation`), as in the
       student's run.

@@ -4,7 +4,7 @@ Resampling is Pillow's bilinear filter with antialiasing, applied once to the cr
 image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ import PIL.Image
 from distill_jax.data.checks import check_seed
 from distill_jax.errors import check_integer
 
-Crop = Callable[[PIL.Image.Image, int, int], np.ndarray]
-"""`(image, example id, view) -> float32 [size, size, channels]` in 0..1."""
+Crop = Callable[[Any, int, int], Any]
+"""`(image, example id, view) -> float32 [size, size, channels]` in 0..1, the batch's 'image', or a
+mapping of several entries."""
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom, in pixels."""
 TRIES = 10
@@ -109,6 +110,11 @@ def pixels(image: PIL.Image.Image) -> np.ndarray:
   """Returns float32 [height, width, channels] in 0..1."""
   values = np.asarray(image, np.float32) / 255
   return values if values.ndim == 3 else values[..., None]
+
+
+def as_entries(result: Any) -> dict[str, np.ndarray]:
+  """Returns the batch's entries that a crop made of one image."""
+  return dict(result) if isinstance(result, Mapping) else {"image": result}
 
 
 def _resize(image: PIL.Image.Image, box: Box, size: int) -> np.ndarray:

@@ -9,9 +9,9 @@ import numpy as np
 
 from distill_jax.data.arrays import to_batch
 from distill_jax.data.checks import check_seed
-from distill_jax.data.images import Images
 from distill_jax.data.label_checks import UNLABELED
 from distill_jax.data.source import Source
+from distill_jax.data.videos import Streamed, Videos
 
 
 def split(
@@ -29,7 +29,8 @@ def split(
   and those of a smaller fraction are among those of a larger one.
 
   Args:
-    source: a `Source`, with or without classes, `Images`, or a dict of arrays as in `fit`.
+    source: a `Source`, with or without classes, `Images`, `Videos`, or a dict of arrays as in
+      `fit`.
     fraction: the expected fraction of held-out examples, in (0, 1).
     seed: from 0 to 2^32 - 1.
     stratify: the entry of class numbers [N], e.g. 'label', of each of which the fraction is held
@@ -229,8 +230,8 @@ def _stratified_groups(
 
 
 def _as_examples(function: str, examples: Any) -> Any:
-  """Returns a dict of arrays as a `Source`; a `Source`, and `Images` for `split`, as they are."""
-  if isinstance(examples, Source) or (function == "split" and isinstance(examples, Images)):
+  """Returns a dict of arrays as a `Source`; a `Source`, and what `split` can take, as they are."""
+  if isinstance(examples, Source) or (function == "split" and isinstance(examples, Streamed)):
     return examples
   if isinstance(examples, Mapping):
     return Source(to_batch(examples))
@@ -261,9 +262,9 @@ def _check_collection(classes: Any) -> None:
     )
 
 
-def _integers(source: Source | Images, argument: str, name: str) -> np.ndarray:
+def _integers(source: Source | Streamed, argument: str, name: str) -> np.ndarray:
   """Returns the entry that an argument of `split` names."""
-  if isinstance(source, Source):
+  if isinstance(source, Source | Videos):
     return source.integers(argument, name)
   raise ValueError(
     f"{argument}: expected None for Images, whose entries are read with each image, got {name!r}: "

@@ -1,4 +1,4 @@
-"""Makes batches of images that are decoded and cropped while training.
+"""Makes batches of images or videos that are decoded and cropped while training.
 
 Grain reads ahead with threads (Pillow decodes without Python's lock). The content of a batch
 follows from the step number only, so a resumed run sees the same data, whatever the number of
@@ -16,8 +16,8 @@ import numpy as np
 
 from distill_jax.data.batches import HostBatch, check_batch_size, permutation
 from distill_jax.data.checks import check_seed
-from distill_jax.data.crops import Crop
-from distill_jax.data.images import Images
+from distill_jax.data.crops import Crop, as_entries
+from distill_jax.data.videos import Streamed, Videos
 from distill_jax.errors import check_integer
 
 
@@ -29,20 +29,22 @@ class Stream:
   replaced by the next good one of its epoch.
 
   Attributes:
-    images: the examples.
+    images: the examples, `Images` or `Videos`.
     batch_size: rows per batch.
-    crop: function that cuts a view of an example, e.g. `random_resized_crop(224, seed=0)`.
+    crop: function that cuts a view of an example, e.g. `random_resized_crop(224, seed=0)`, of
+      videos `clips.random_clip(16, seed=0)`.
     seed: seed of the order, from 0 to 2^32 - 1.
     num_views: number of views per example; 0: every epoch is a new view.
     threads: number of threads that read, decode and crop.
     rows: indices of the rows of each batch to read; None: all.
 
   Raises:
-    ValueError: the batch is larger than the set, or a number is out of its range.
+    ValueError: the batch is larger than the set, a number is out of its range, or a video does not
+      fit the crop.
     BadImageError: while iterating, where more images are bad than the set allows.
   """
 
-  images: Images
+  images: Streamed
   batch_size: int
   crop: Crop
   seed: int
@@ -55,6 +57,7 @@ class Stream:
     for name, least in (("batch_size", 1), ("num_views", 0), ("threads", 1)):
       check_integer(name, getattr(self, name), least)
     check_batch_size(self.batch_size, len(self.images), self.name)
+    _check_crop(self)
 
   @property
   def classes(self) -> int | None:
@@ -81,7 +84,8 @@ class Stream:
 
     Returns:
       An iterator of 'id' and 'view' int32 [batch], 'image' float32 [batch, size, size, channels],
-      and 'label' int32 [batch], or the entries that `Images.read` returns.
+      or what the crop returns, and 'label' int32 [batch], or the entries that `Images.read`
+      returns.
     """
     check_integer("start", start, 0)
     rows = _rows(self)
@@ -111,18 +115,18 @@ class EvalStream:
   images; 'view' is 0. It can be iterated any number of times.
 
   Attributes:
-    images: the examples.
+    images: the examples, `Images` or `Videos`.
     batch_size: rows per batch.
-    crop: function that cuts an image, e.g. `center_crop(224)`.
+    crop: function that cuts an image, e.g. `center_crop(224)`, or `clips.uniform_clips(16)`.
     threads: number of threads that read, decode and crop.
     rows: indices of the rows of each batch to read; None: all.
 
   Raises:
-    ValueError: a number is out of its range.
+    ValueError: a number is out of its range, or a video does not fit the crop.
     BadImageError: while iterating, where more images are bad than the set allows.
   """
 
-  images: Images
+  images: Streamed
   batch_size: int
   crop: Crop
   threads: int = 16
@@ -131,6 +135,7 @@ class EvalStream:
   def __post_init__(self):
     for name in ("batch_size", "threads"):
       check_integer(name, getattr(self, name), 1)
+    _check_crop(self)
 
   def __len__(self) -> int:
     return -(-len(self.images) // self.batch_size)
@@ -161,13 +166,18 @@ def _rows(stream: Stream | EvalStream) -> np.ndarray:
   return np.arange(stream.batch_size) if stream.rows is None else stream.rows
 
 
+def _check_crop(stream: Stream | EvalStream) -> None:
+  if isinstance(stream.images, Videos):
+    stream.images.check_crop(stream.crop)
+
+
 def _batches(examples: grain.MapDataset, batch_size: int, threads: int) -> Iterator[HostBatch]:
   read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * batch_size, threads))
   return iter(examples.to_iter_dataset(read).batch(batch_size))
 
 
 def _good_example(
-  images: Images, crop: Crop, order: Sequence[int] | np.ndarray, index: int, view: int
+  images: Streamed, crop: Crop, order: Sequence[int] | np.ndarray, index: int, view: int
 ) -> dict[str, Any]:
   """Returns the example at `order[index]` or, if its image is bad, the next good one."""
   # The loop ends, because a set allows only a fraction of its images to be bad.
@@ -179,7 +189,7 @@ def _good_example(
         "id": np.int32(id),
         "view": np.int32(view),
         **labels,
-        "image": crop(image, id, view),
+        **as_entries(crop(image, id, view)),
       }
     index += 1
 

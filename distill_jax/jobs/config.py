@@ -22,7 +22,7 @@ from distill_jax.cache.codecs.codec import Codec
 from distill_jax.cache.codecs.dense_codec import Dense
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
-from distill_jax.data.images import Images
+from distill_jax.data.videos import Streamed
 from distill_jax.distributed import partition, sharding
 from distill_jax.errors import suggest
 from distill_jax.jobs.recipes import (
@@ -38,9 +38,9 @@ from distill_jax.train.options import Callback, StepOptions
 from distill_jax.train.replay import Replay
 from distill_jax.types import Batch, Model, Objective, OnPolicy, Task, Variables
 
-Examples = Source | Images
-"""Examples in memory; or encoded images of any size and number, read while training (see
-`Config.crops`).
+Examples = Source | Streamed
+"""Examples in memory; or encoded images of any size and number, or videos of any length, cropped
+while training (see `Config.crops`).
 """
 
 
@@ -53,7 +53,10 @@ class Splits(NamedTuple):
 
 
 class Crops(NamedTuple):
-  """How `Images` become arrays: `data.crops.random_resized_crop(...)` and `center_crop(...)`."""
+  """How `Images` become arrays: `data.crops.random_resized_crop(...)` and `center_crop(...)`.
+
+  Of `Videos`: `data.clips.random_clip(...)` and `uniform_clips(...)`.
+  """
 
   training: Crop
   evaluation: Crop
@@ -143,10 +146,11 @@ class Config:
     return None
 
   def crops(self) -> Crops:
-    """Returns how images are cropped where `data` returns `Images`."""
+    """Returns how images are cropped where `data` returns `Images` or `Videos`."""
     raise ConfigError(
       "crops: expected crops for the images that data() returns, got none: define "
-      "crops(), such as Crops(random_resized_crop(224, seed=0), center_crop(224))"
+      "crops(), such as Crops(random_resized_crop(224, seed=0), center_crop(224)), of videos "
+      "Crops(random_clip(16, seed=0), uniform_clips(16))"
     )
 
   def teacher_train(self, train: Examples) -> Examples:

@@ -25,8 +25,8 @@ from distill_jax.cache.teacher.variables import teacher_variables_of
 from distill_jax.cache.teacher_inputs import TeacherInputs, make_teacher_inputs
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
-from distill_jax.data.images import Images
 from distill_jax.data.text.tokenized import PackedText
+from distill_jax.data.videos import Streamed
 from distill_jax.distributed import sharding
 from distill_jax.models.networks import as_model
 from distill_jax.models.variables import check_weights
@@ -56,7 +56,7 @@ class Agreement(NamedTuple):
 def verify(
   cache: Cache,
   teacher: Any,
-  source: Source | Images | PackedText,
+  source: Source | Streamed | PackedText,
   n: int = 256,
   *,
   teacher_variables: Variables | None = None,
