@@ -15,6 +15,7 @@ from distill_jax.cache.store.manifest import Manifest
 from distill_jax.cache.store.rows import shards_of_process
 from distill_jax.cache.teacher.predictor import Predictor
 from distill_jax.cache.teacher_inputs import UNDECODABLE, TeacherInputs
+from distill_jax.distributed.progress import writing_above
 from distill_jax.types import Batch
 
 
@@ -42,12 +43,14 @@ def fill_missing(
   names = tuple(manifest.identity["data"]["inputs"])
   checksum = functools.partial(inputs.checksums, names=names)
   index, count = part or (jax.process_index(), jax.process_count())
-  with progress_bar(None, "cache", " rows", progress, total=_num_rows(manifest, missing)) as bar:
+  rows = _num_rows(manifest, missing)
+  bar = progress_bar(None, "cache", " rows", progress, total=rows)
+  with bar, writing_above(bar):
     todo = shards_of_process(missing, index, count)
     while missing:
       for number in todo:
-        rows = manifest.rows.ids_and_views(*manifest.plan.span(number))
-        batches = _batches(inputs, *rows, batch_size)
+        ids_and_views = manifest.rows.ids_and_views(*manifest.plan.span(number))
+        batches = _batches(inputs, *ids_and_views, batch_size)
         checksums, columns = _compute_columns(predictor, checksum, batches, bar.update)
         shards.write_shard(store, manifest, number, checksums, columns)
       missing = shards.missing_shards(store, manifest)

@@ -1,10 +1,12 @@
 """Shows a training on the screen: a progress bar on a terminal, and lines that stay."""
 
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
+from distill_jax.distributed.progress import writing_above
 from distill_jax.train.learning_rate import NAME as LEARNING_RATE
 
 # The bar comes last: a narrow terminal leaves it out, and not the metrics.
@@ -41,6 +43,8 @@ class Screen:
       disable=not self._terminal,
       leave=False,
     )
+    self._stack = contextlib.ExitStack()
+    self._stack.enter_context(writing_above(self._bar))
 
   def train(self, step: int, values: Mapping[str, float]) -> None:
     """Moves the bar, and shows the metrics that fit into its line."""
@@ -57,14 +61,13 @@ class Screen:
     self.print(f"{self.title} {step}/{self._steps}  {_join(texts)}")
 
   def print(self, line: str) -> None:
-    """Prints a line above the bar."""
-    if self._terminal:
-      self._bar.write(line)
-    elif self._progress:
+    """Prints a line, on a terminal above the bar."""
+    if self._progress:
       print(line, flush=True)
 
   def close(self) -> None:
     """Removes the bar."""
+    self._stack.close()
     self._bar.close()
 
   def _texts(self, values: Mapping[str, float]) -> list[str]:
