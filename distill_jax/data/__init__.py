@@ -11,9 +11,10 @@ from distill_jax.errors import naming_extras
 
 with naming_extras():
   from distill_jax.data.arrays import shape_change, to_batch
-  from distill_jax.data.augment import augmentation, brightness, flip, rotate90, shift_crop
+  from distill_jax.data.augment import augmentation, brightness, flip, rotate90
   from distill_jax.data.batches import batches, eval_batches
   from distill_jax.data.checks import count_rows
+  from distill_jax.data.entry_crops import center_crop, random_crop, shift_crop
   from distill_jax.data.iterators import from_iterable
   from distill_jax.data.label_checks import (
     UNLABELED,
@@ -34,6 +35,7 @@ __all__ = [
   "augmentation",
   "batches",
   "brightness",
+  "center_crop",
   "check_batch",
   "check_labels",
   "class_numbers",
@@ -46,6 +48,7 @@ __all__ = [
   "label_fraction",
   "leave_out_classes",
   "mixup",
+  "random_crop",
   "rotate90",
   "shape_change",
   "shift_crop",

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from distill_jax import reduce
 from distill_jax.data.augmented_entries import make_entries
 from distill_jax.data.checks import check_seed
-from distill_jax.data.label_checks import UNLABELED
+from distill_jax.data.entry_crops import move_boxes
 from distill_jax.types import Batch
 
 Transform = Callable[..., jax.Array]
 """`(key, image [height, width, channels]) -> image` of the same shape and dtype."""
-Size = tuple[int, int]
+Size = tuple[int, ...]
 
 
 def augmentation(
@@ -32,16 +32,19 @@ def augmentation(
   `fold_in(fold_in(fold_in(key(seed), id), view), i)`, always of Threefry, since other generators
   give a row other numbers if the rest of its batch changes. All entries of an example share the
   key, so that they are moved alike. One that is to change label maps and boxes too also takes
-  `kind` ('image', 'label_map' or 'boxes') and `size`, (height, width) of the first entry.
+  `kind` ('image', 'label_map' or 'boxes') and `size`, (height, width) of the first entry, and may
+  then return entries of another height and width, as a crop does. Volumes and clips [B, D, H, W,
+  channels] come as [depth, height, width, channels], with `size` (depth, height, width).
 
   Args:
     *transforms: applied in this order, e.g. `shift_crop(4), flip()`; by default the identity.
     seed: from 0 to 2^32 - 1.
     entries: what is changed: names of images, or name -> kind, `{"image": "image", "label":
-      "label_map", "boxes": "boxes"}`. Images are [B, H, W, channels] or [B, H, W]; label maps
-      integers [B, H, W]; boxes [B, N, 4], (left, top, right, bottom) in pixels of the first entry,
-      and rows without an area stay. Later entries may be larger than the first, by a whole number.
-      None: 'image'; a batch with other images, label maps or boxes then raises.
+      "label_map", "boxes": "boxes"}`. Images are [B, H, W, channels], [B, H, W], or volumes and
+      clips [B, D, H, W, channels]; label maps integers [B, H, W] or [B, D, H, W]; boxes [B, N, 4],
+      (left, top, right, bottom) in pixels of the first entry, and rows without an area stay. Later
+      entries may be higher and wider than the first, by a whole number. None: 'image'; a batch
+      with other images, label maps or boxes then raises.
 
   Returns:
     `batch -> batch` that changes these entries only. It reads 'id' and 'view', int [rows].
@@ -60,7 +63,7 @@ def augmentation(
   def augment(batch: Batch) -> Batch:
     if not transforms:
       return batch
-    targets.check(batch)
+    targets.check(batch, volumes=True)
     missing = [name for name in ("id", "view") if name not in batch]
     if missing:
       raise ValueError(f"{missing[0]}: expected an entry of the batch, got only {sorted(batch)}")
@@ -69,61 +72,23 @@ def augmentation(
     def augment_example(values, id, view):
       key = jax.random.key(seed, impl="threefry2x32")
       key = jax.random.fold_in(jax.random.fold_in(key, id), view)
+      current_size = size
       for i, transform in enumerate(transforms):
         step_key = jax.random.fold_in(key, i)
-        for name, kind in targets.kinds.items():
-          values[name] = _apply(transform, step_key, name, values[name], kind, size)
+        changed = {
+          name: _apply(transform, step_key, name, values[name], kind, current_size)
+          for name, kind in targets.kinds.items()
+        }
+        _check_alike(transform, values, changed, targets.maps)
+        first = targets.maps[0]
+        current_size = changed[first].shape[: len(size)]
+        values = changed
       return values
 
     values = {name: jnp.asarray(batch[name]) for name in targets.kinds}
     return {**batch, **jax.vmap(augment_example)(values, batch["id"], batch["view"])}
 
   return augment
-
-
-def shift_crop(padding: int) -> Transform:
-  """Pads every side and crops the original size at a uniformly random position.
-
-  He et al. 2016 (section 4.2) train CIFAR networks with padding 4 and `flip`. Images are padded
-  with zeros; label maps with `UNLABELED`, unsigned ones with their largest value (255) and bools
-  with False; boxes are clipped.
-
-  Args:
-    padding: largest shift in pixels of the first entry.
-
-  Raises:
-    ValueError: `padding` is negative; when called, it is not smaller than the image (a shift could
-      hide all of it), or an entry's size is no multiple of the first's.
-
-  >>> import jax.numpy as jnp
-  >>> from distill_jax import data
-  >>> augment = data.augmentation(data.shift_crop(2), seed=0)
-  >>> batch = {"image": jnp.ones((2, 4, 4, 1)), "id": jnp.arange(2), "view": jnp.zeros(2, int)}
-  >>> augment(batch)["image"].shape
-  (2, 4, 4, 1)
-  """
-  if padding < 0:
-    raise ValueError(f"padding: expected a number >= 0, got {padding}")
-
-  def transform(key, values, kind="image", size=None):
-    size = size or values.shape[:2]
-    if padding >= min(size):
-      raise ValueError(
-        f"padding: expected less than the sides of the image {tuple(size)}, got {padding}"
-      )
-    row, column = jax.random.randint(key, (2,), 0, 2 * padding + 1, jnp.int32)
-    if kind == "boxes":
-      offset = (padding - jnp.stack([column, row, column, row])[None]).astype(values.dtype)
-      limit = jnp.array([[size[1], size[0], size[1], size[0]]], values.dtype)
-      return _move(values, lambda boxes: jnp.clip(boxes + offset, 0, limit))
-    scale = _scale(values.shape, size)
-    width = scale * padding
-    fill = _fill(values.dtype) if kind == "label_map" else 0
-    padded = jnp.pad(values, ((width, width), (width, width), (0, 0)), constant_values=fill)
-    start = (scale * row, scale * column, jnp.int32(0))
-    return jax.lax.dynamic_slice(padded, start, values.shape)
-
-  return transform
 
 
 def flip(up_down: bool = False) -> Transform:
@@ -140,14 +105,14 @@ def flip(up_down: bool = False) -> Transform:
   def transform(key, values, kind="image", size=None):
     flipped = jax.random.bits(key, (), jnp.uint32) & 1
     if kind == "boxes":
-      first, last, length = (1, 3, size[0]) if up_down else (0, 2, size[1])
+      first, last, length = (1, 3, size[-2]) if up_down else (0, 2, size[-1])
 
       def mirror(boxes):
         low, high = length - boxes[:, last], length - boxes[:, first]
         return boxes.at[:, first].set(low).at[:, last].set(high)
 
-      return jnp.where(flipped, _move(values, mirror), values)
-    return jnp.where(flipped, values[::-1] if up_down else values[:, ::-1], values)
+      return jnp.where(flipped, move_boxes(values, mirror), values)
+    return jnp.where(flipped, jnp.flip(values, -3 if up_down else -2), values)
 
   return transform
 
@@ -167,18 +132,18 @@ def rotate90() -> Transform:
   """
 
   def transform(key, values, kind="image", size=None):
-    size = size or values.shape[:2]
-    if size[0] != size[1]:
+    size = size or values.shape[:-1]
+    if size[-2] != size[-1]:
       raise ValueError(f"rotate90: expected square images, got {tuple(size)}: crop them first")
     turns = jax.random.randint(key, (), 0, 4, jnp.int32)
 
     def turn(x):
       if kind != "boxes":
-        return jnp.rot90(x)
-      return _move(
+        return jnp.rot90(x, axes=(-3, -2))
+      return move_boxes(
         x,
         lambda boxes: jnp.stack(
-          [boxes[:, 1], size[1] - boxes[:, 2], boxes[:, 3], size[1] - boxes[:, 0]], 1
+          [boxes[:, 1], size[-1] - boxes[:, 2], boxes[:, 3], size[-1] - boxes[:, 0]], 1
         ),
       )
 
@@ -228,10 +193,10 @@ def _apply(
 ) -> jax.Array:
   """Returns one entry of an example, transformed."""
   # [height, width] is taken as one channel.
-  is_flat = kind != "boxes" and values.ndim == 2
+  is_flat = kind != "boxes" and values.ndim == len(size)
   image = values[..., None] if is_flat else values
   options: dict[str, Any] = {"kind": kind, "size": size} if _takes_kind(transform) else {}
-  label = getattr(transform, "__qualname__", type(transform).__qualname__)
+  label = _name(transform)
   if kind != "image" and not options:
     raise ValueError(
       f"transforms: expected some that take kind= and size= for {name!r}, which is of kind "
@@ -244,8 +209,13 @@ def _apply(
       f"transforms: expected functions of jax.numpy, got {label}, which needs the values of "
       f"{name!r} on the host: use jax.numpy, or transform the examples before they are batched"
     ) from error
-  if jnp.shape(result) != image.shape or result.dtype != image.dtype:
-    got = f"{getattr(result, 'dtype', type(result).__name__)} {list(jnp.shape(result))}"
+  shape = jnp.shape(result)
+  # A transform that knows the kinds may crop images and maps: `_check_alike` compares them.
+  is_crop = (
+    options and kind != "boxes" and len(shape) == image.ndim and shape[-1] == image.shape[-1]
+  )
+  if (shape != image.shape and not is_crop) or result.dtype != image.dtype:
+    got = f"{getattr(result, 'dtype', type(result).__name__)} {list(shape)}"
     raise ValueError(
       f"transforms: expected {label} to keep {image.dtype} {list(image.shape)} of {name!r}, got "
       f"{got}"
@@ -253,32 +223,30 @@ def _apply(
   return result[..., 0] if is_flat else result
 
 
+def _check_alike(
+  transform: Transform,
+  before: Mapping[str, jax.Array],
+  after: Mapping[str, jax.Array],
+  names: Sequence[str],
+) -> None:
+  """Checks that a transform has changed height and width of all entries by the same factors."""
+  first, *others = names
+  for name in others:
+    ratios = zip(before[first].shape, after[first].shape, before[name].shape, after[name].shape)
+    if any(old * new_other != new * old_other for old, new, old_other, new_other in ratios):
+      raise ValueError(
+        f"transforms: expected {_name(transform)} to change the sizes of all entries alike, got "
+        f"{list(after[first].shape)} of {first!r} and {list(after[name].shape)} of {name!r}: crop "
+        "every kind"
+      )
+
+
+def _name(transform: Transform) -> str:
+  return getattr(transform, "__qualname__", type(transform).__qualname__)
+
+
 def _takes_kind(transform: Transform) -> bool:
   try:
     return "kind" in inspect.signature(transform).parameters
   except (TypeError, ValueError):
     return False
-
-
-def _move(boxes: jax.Array, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
-  """Returns moved boxes [N, 4]; those without an area only fill up the array, and stay."""
-  has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-  return jnp.where(has_area[:, None], function(boxes), boxes).astype(boxes.dtype)
-
-
-def _scale(shape: Sequence[int], size: Size) -> int:
-  """Returns how many times larger an entry is than the first one."""
-  scale = shape[0] // size[0]
-  if (scale * size[0], scale * size[1]) != tuple(shape[:2]):
-    raise ValueError(
-      f"entries: expected sizes that are multiples of the first entry's {tuple(size)}, got "
-      f"{tuple(shape[:2])}: name the smallest image first"
-    )
-  return scale
-
-
-def _fill(dtype: Any) -> int:
-  """Returns the value of pixels of a label map that were outside the image."""
-  if dtype == jnp.bool_:
-    return 0
-  return UNLABELED if jnp.issubdtype(dtype, jnp.signedinteger) else int(jnp.iinfo(dtype).max)

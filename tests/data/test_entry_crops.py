@@ -1,0 +1,235 @@
+import itertools
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+from distill_jax import data
+from distill_jax.data import UNLABELED
+
+KINDS = {"image": "image", "label": "label_map"}
+ROWS = 12
+
+
+def augment(batch, *transforms, seed=0, entries=KINDS):
+  return jax.jit(data.augmentation(*transforms, seed=seed, entries=entries))(batch)
+
+
+def a_batch(rng, *sides, channels=2, dtype=np.int32):
+  return {
+    "image": rng.random((ROWS, *sides, channels), np.float32),
+    "label": rng.integers(3, 7, (ROWS, *sides)).astype(dtype),
+    "id": np.arange(ROWS),
+    "view": np.zeros(ROWS, np.int32),
+  }
+
+
+def window(values, start, sides, fill):
+  """Pads by slices: the part of `values` at `start`, which may be negative, and `fill` around."""
+  result = np.full((*sides, *values.shape[len(sides) :]), fill, values.dtype)
+  ranges = [
+    (max(0, first), min(length, first + side))
+    for first, side, length in zip(start, sides, values.shape)
+  ]
+  source = tuple(slice(low, high) for low, high in ranges)
+  target = tuple(slice(low - first, high - first) for (low, high), first in zip(ranges, start))
+  result[target] = values[source]
+  return result
+
+
+def starts(sides, source):
+  """Returns all first positions of a window."""
+  rooms = [length - side for length, side in zip(source, sides)]
+  return list(itertools.product(*(range(min(0, room), max(0, room) + 1) for room in rooms)))
+
+
+def found_starts(batch, view, sides, source, fill, void, resize=lambda x: x, atol=0.0):
+  """Returns where each row's window starts; it must be at one place, image and labels alike."""
+  result = []
+  for row in range(ROWS):
+    image, label = (resize(batch[name][row]) for name in KINDS)
+    fits = [
+      start
+      for start in starts(sides, source)
+      if np.allclose(view["image"][row], window(image, start, sides, fill), rtol=0, atol=atol)
+      and np.array_equal(view["label"][row], window(label, start, sides, void))
+    ]
+    assert len(fits) == 1
+    result += fits
+  return result
+
+
+@pytest.mark.parametrize(
+  "size, sides, source",
+  [
+    (4, (4, 4), (6, 5)),
+    ((4, 8), (4, 8), (5, 6)),
+    ((2, 4, 6), (2, 4, 6), (3, 5, 4)),
+  ],
+)
+def test_random_crop_matches_slices(rng, size, sides, source):
+  batch = a_batch(rng, *source)
+  view = augment(batch, data.random_crop(size, fill=0.5))
+  assert view["label"].dtype == np.int32
+  assert len(set(found_starts(batch, view, sides, source, 0.5, UNLABELED))) > 3
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.5])
+def test_resized_crop_matches_pillow(rng, factor):
+  """Pillow's BILINEAR filter has antialiasing too; a label map takes its nearest pixel.
+
+  Odd sides: the center of a new pixel is never on the border of two old ones.
+  """
+  batch = a_batch(rng, 7, 5, dtype=np.uint8)
+  size = (4, 9)
+  crop = data.random_crop(size, scale=(factor, factor), fill=0.25)
+  view = augment(batch, crop)
+  source = (round(factor * 7), round(factor * 5))
+
+  def resize(values):
+    if values.dtype == np.uint8:
+      return np.asarray(PIL.Image.fromarray(values).resize(source[::-1], PIL.Image.NEAREST))
+    channels = [PIL.Image.fromarray(x).resize(source[::-1], PIL.Image.BILINEAR) for x in values.T]
+    return np.stack([np.asarray(x) for x in channels], -1)
+
+  def resize_image(values):
+    return resize(values) if values.ndim == 2 else resize(values.transpose(1, 0, 2))
+
+  found_starts(batch, view, size, source, 0.25, 255, resize_image, atol=1e-6)
+
+
+def test_factors_are_uniform_in_their_range():
+  batch = {"image": np.ones((400, 20, 20), np.float32), "id": np.arange(400)}
+  crop = data.random_crop(40, scale=(0.5, 2.0))
+  view = augment(batch | {"view": np.zeros(400, int)}, crop, entries=None)["image"]
+  sides = np.sqrt(np.asarray(view).sum((1, 2)))
+  assert sides.min() < 11 and sides.max() > 39
+  assert abs(sides.mean() - 25) < 2 and abs(np.std(sides) - 30 / 12**0.5) < 1
+
+
+@pytest.mark.parametrize("source, start", [((6, 7), (1, 1)), ((3, 4), (0, 0)), ((2, 3), (-1, 0))])
+def test_center_crop_matches_slices(rng, source, start):
+  batch = a_batch(rng, *source)
+  view = augment(batch, data.center_crop((4, 4)))
+  for row in range(ROWS):
+    for name, fill in (("image", 0), ("label", UNLABELED)):
+      np.testing.assert_array_equal(view[name][row], window(batch[name][row], start, (4, 4), fill))
+
+
+def test_maps_of_another_size_and_boxes_move_alike(rng):
+  image = np.zeros((ROWS, 6, 6), np.float32)
+  image[:, 2:5, 1:4] = 1
+  boxes = np.array([[1, 2, 4, 5], [0, 0, 0, 0]], np.float32)
+  batch = {
+    "image": image,
+    "label": np.kron(image, np.ones((2, 2))).astype(np.uint8),
+    "boxes": np.repeat(boxes[None], ROWS, 0),
+    "id": np.arange(ROWS),
+    "view": np.zeros(ROWS, int),
+  }
+  kinds = KINDS | {"boxes": "boxes"}
+  view = augment(batch, data.random_crop(5, scale=(0.5, 1.5)), entries=kinds)
+  assert view["image"].shape == (ROWS, 5, 5) and view["label"].shape == (ROWS, 10, 10)
+  np.testing.assert_array_equal(view["boxes"][:, 1], 0)
+  for label, box in zip(np.asarray(view["label"]), np.asarray(view["boxes"])[:, 0]):
+    left, top, right, bottom = 2 * box
+    rows, columns = np.nonzero(label == 1)
+    if len(rows):
+      edges = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+      np.testing.assert_allclose(edges, (left, top, right, bottom), atol=0.5 + 1e-5)
+    else:
+      assert (right - left) * (bottom - top) < 1
+
+
+def test_views_of_crops_match_golden_values():
+  """Other windows would pair cached teacher outputs with views that the student never sees."""
+  image = np.arange(25, dtype=np.float32).reshape(1, 5, 5, 1)
+  batch = {
+    "image": np.repeat(image, 6, 0),
+    "id": np.array([0, 1, 2, 0, 0, 9]),
+    "view": np.array([0, 0, 0, 1, 2, 5]),
+  }
+  corners = augment(batch, data.random_crop(2), seed=3, entries=None)["image"][:, 0, 0, 0]
+  assert corners.tolist() == [2.0, 6.0, 12.0, 13.0, 10.0, 5.0]
+
+
+def test_label_maps_get_no_new_class(rng):
+  batch = a_batch(rng, 8, 8) | {"label": np.where(rng.random((ROWS, 8, 8)) < 0.5, 2, 9)}
+  crop = data.random_crop(12, scale=(0.4, 2.5))
+  view = augment(batch, crop, data.flip())
+  assert set(np.unique(view["label"])) == {UNLABELED, 2, 9}
+
+
+def test_slices_of_a_volume_change_like_images(rng):
+  """Height and width change; the slices, or the frames of a clip, keep their order."""
+  volume = a_batch(rng, 3, 4, 4)
+  slices = {
+    "image": volume["image"].transpose(0, 2, 3, 1, 4).reshape(ROWS, 4, 4, 6),
+    "label": volume["label"][:, 1],
+  }
+  transforms = (data.flip(), data.flip(up_down=True), data.rotate90(), data.shift_crop(1))
+  result = augment(volume, *transforms)
+  expected = augment(volume | slices, *transforms)
+  image = np.asarray(expected["image"]).reshape(ROWS, 4, 4, 3, 2).transpose(0, 3, 1, 2, 4)
+  np.testing.assert_array_equal(result["image"], image)
+  np.testing.assert_array_equal(result["label"][:, 1], expected["label"])
+  assert (np.asarray(result["image"]) != volume["image"]).any()
+
+
+@pytest.mark.parametrize(
+  "kinds, changed, field",
+  [
+    (KINDS, {"label": np.zeros((ROWS, 4, 4), int)}, "label"),
+    (KINDS | {"boxes": "boxes"}, {"boxes": np.zeros((ROWS, 1, 4), np.float32)}, "boxes"),
+    (KINDS | {"depth": "image"}, {"depth": np.zeros((ROWS, 4, 4, 1), np.float32)}, "depth"),
+    (None, {}, "entries"),
+    (KINDS, {"label": np.zeros((ROWS, 6, 4, 4), int)}, "entries"),
+  ],
+)
+def test_entries_next_to_volumes_are_checked(rng, kinds, changed, field):
+  batch = a_batch(rng, 3, 4, 4) | changed
+  with pytest.raises(ValueError, match=rf"^{field}: expected"):
+    data.augmentation(data.random_crop(2), seed=0, entries=kinds)(batch)
+
+
+def test_cutmix_of_volumes_raises(rng):
+  batch = a_batch(rng, 3, 4, 4)
+  with pytest.raises(ValueError, match=r"^image: expected"):
+    data.cutmix(1.0, None, entries=KINDS)(None, batch)
+
+
+@pytest.mark.parametrize(
+  "arguments, field",
+  [
+    ({"size": 0}, "size"),
+    ({"size": (4,)}, "size"),
+    ({"size": 4.0}, "size"),
+    ({"size": (4, 4.5)}, "size"),
+    ({"size": 4, "scale": (2.0, 0.5)}, "scale"),
+    ({"size": 4, "scale": (0.0, 1.0)}, "scale"),
+    ({"size": 4, "scale": 0.5}, "scale"),
+  ],
+)
+def test_arguments_of_random_crop_are_checked(arguments, field):
+  with pytest.raises(ValueError, match=rf"^{field}: expected"):
+    data.random_crop(**arguments)
+
+
+def test_crops_that_do_not_fit_the_images_raise(rng):
+  batch = a_batch(rng, 4, 4)
+  for transform, field in (
+    (data.random_crop((2, 4, 4)), "size"),
+    (data.random_crop(2, scale=(0.5, 1.0)), "random_crop"),
+  ):
+    integers = batch | {"image": np.zeros((ROWS, 4, 4, 3), np.uint8)}
+    with pytest.raises(ValueError, match=rf"^{field}: expected"):
+      data.augmentation(transform, seed=0, entries=KINDS)(integers)
+
+
+def test_own_crop_of_one_kind_raises(rng):
+  def crop_image(key, values, kind, size):
+    return values[:2, :2] if kind == "image" else values
+
+  with pytest.raises(ValueError, match=r"^transforms: expected .*crop_image"):
+    data.augmentation(crop_image, seed=0, entries=KINDS)(a_batch(rng, 4, 4))
