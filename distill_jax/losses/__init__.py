@@ -16,7 +16,7 @@ from distill_jax.losses.attention import (
 )
 from distill_jax.losses.batch_logits import batch_gram, class_gram, dist
 from distill_jax.losses.contrastive import dino, info_nce, queue_similarity
-from distill_jax.losses.dense import cwd, localization, pearson
+from distill_jax.losses.dense import cwd, importance_map, localization, pearson
 from distill_jax.losses.features import (
   attention_transfer,
   cosine,
@@ -43,10 +43,11 @@ from distill_jax.losses.memory import CrdState, crd, crd_state
 from distill_jax.losses.mixtures import adaptive_kl, jensen_shannon, skew_kl, skew_reverse_kl
 from distill_jax.losses.neighbors import correlation, dark_rank
 from distill_jax.losses.pointwise import l1, pad, vitkd
-from distill_jax.losses.positions import affinity, ifv
+from distill_jax.losses.positions import affinity, pairwise_similarity
 from distill_jax.losses.preactivations import activation_boundary, ofd, ofd_margin
 from distill_jax.losses.projected import mgd, review_kd, srd, vid, vid_raw_scale, vkd
 from distill_jax.losses.raw_logits import binary_kl, hard_distillation, logit_mse
+from distill_jax.losses.regions import ifv, region_affinity
 from distill_jax.losses.relations import (
   correlation_congruence,
   pkt,
@@ -100,6 +101,7 @@ __all__ = [
   "hard_distillation",
   "hint",
   "ifv",
+  "importance_map",
   "info_nce",
   "inter_channel",
   "jensen_shannon",
@@ -123,9 +125,11 @@ __all__ = [
   "ofd",
   "ofd_margin",
   "pad",
+  "pairwise_similarity",
   "pearson",
   "pkt",
   "queue_similarity",
+  "region_affinity",
   "resize_logits",
   "review_kd",
   "reverse_kl",

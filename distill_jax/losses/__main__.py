@@ -29,6 +29,7 @@ MODULES = {
   "features": "Features",
   "pointwise": "Features, value by value",
   "positions": "Features, relating the positions of a map",
+  "regions": "Features, relating the pixels of each class",
   "preactivations": "Features before the ReLU",
   "projected": "Features with a learned student side",
   "relations": "Features, relating the rows of a batch",

@@ -45,6 +45,27 @@ def pair(
   return same_dtype(student, teacher)
 
 
+def maps(student: ArrayLike, teacher: ArrayLike) -> tuple[jax.Array, jax.Array]:
+  """Returns maps [B, ..., H, W, C] and [B, ..., H, W, D], checked like `pair`."""
+  return pair(student, teacher, ndim=4, leading=max(jnp.ndim(student) - 1, 1))
+
+
+def images(name: str, value: ArrayLike) -> jax.Array:
+  """Returns maps [B, H, W, C], checked like `array`."""
+  shape = jnp.shape(value)
+  if len(shape) == 5:
+    raise ValueError(
+      f"{name}: expected maps [B, H, W, C], got {shape}: for volumes and clips use a loss of maps "
+      "of any number of axes, such as losses.hint or losses.cwd"
+    )
+  return array(name, value, exactly=4)
+
+
+def positions(x: jax.Array) -> jax.Array:
+  """Flattens the axes between the first and the last: [B, ..., C] -> [B, P, C]."""
+  return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
 def same_dtype(student: jax.Array, teacher: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns both arrays in their common dtype."""
   dtype = reduce.common_dtype(student.dtype, teacher.dtype)

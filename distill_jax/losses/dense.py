@@ -8,22 +8,27 @@ the mask:
 
 In an objective: `objectives.logits(losses.kl_divergence, valid="pixels")` and the batch's 'pixels'
 = labels != 255. A loss that takes labels, such as `dkd`, wants a negative one where a pixel is
-ignored: 'label' = where(labels == 255, -1, labels). `objectives.labels` and `ifv` take
-ignore_label=255.
+ignored: 'label' = where(labels == 255, -1, labels). `objectives.labels` and the losses of classes'
+regions (regions.py) take ignore_label=255. The losses of maps take volumes [B, D, H, W, C] and
+clips [B, T, H, W, C] as well.
 """
 
+import math
+
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from distill_jax.losses import _checks, _rows, _softmax
 from distill_jax.losses._checks import Scalar
+from distill_jax.losses.features import attention_transfer
 
 
 def cwd(student: ArrayLike, teacher: ArrayLike, *, temperature: Scalar = 4.0) -> jax.Array:
   """T^2 KL per channel between softmaxes over space, mean over channels.
 
   Args:
-    student: maps [B, H, W, C], features or logits.
+    student: maps [B, ..., H, W, C], features or logits.
     teacher: maps of the same shape.
     temperature: T > 0, may be traced.
 
@@ -34,19 +39,47 @@ def cwd(student: ArrayLike, teacher: ArrayLike, *, temperature: Scalar = 4.0) ->
     ValueError: shapes differ, or temperature <= 0.
 
   Compares: where each channel is active
-  Shapes: [B, H, W, C] -> [B]
+  Shapes: [B, ..., H, W, C] -> [B]
   Use: segmentation and detection
-  Weight: 3 (logits), 50 (features)
+  Weight: 3 (logits; MMRazor 5 at T = 1), 50 (features, T = 4)
   Source: CWD, Shu et al. 2021, arXiv:2011.13256
 
   >>> teacher = jnp.array([[[[0.], [4. * jnp.log(3.)]]]])
   >>> cwd(jnp.zeros((1, 1, 2, 1)), teacher, temperature=4.).round(4)
   Array([2.093], dtype=float32)
   """
-  pair = _checks.pair(student, teacher, exactly=4)
-  student, teacher = (x.reshape(x.shape[0], -1, x.shape[-1]) for x in pair)
+  student, teacher = (_checks.positions(x) for x in _checks.pair(student, teacher, ndim=4))
   log_q, log_p, t = _softmax.log_pair(student, teacher, temperature, axis=1)
   return t**2 * _softmax.divergence(log_p, log_q).mean(-1)
+
+
+def importance_map(student: ArrayLike, teacher: ArrayLike, *, p: Scalar = 4) -> jax.Array:
+  """sum (Q_s - Q_t)^2 with Q = vec(mean_c |F|^p) over its L2 norm: where a map has large values.
+
+  The exponent 4 and the sum of the squares are those of the authors' code. `attention_transfer`
+  has the exponent 2 and the mean of the squares.
+
+  Args:
+    student: maps [B, ..., H, W, C].
+    teacher: maps [B, ..., H, W, D].
+    p: exponent >= 1, may be traced.
+
+  Returns:
+    [B], from 0 to 2. A map of zeros counts as a Q of zeros.
+
+  Raises:
+    ValueError: an axis before the last differs (pool the larger map first), or p < 1.
+
+  Compares: the most active positions, whatever the channels
+  Shapes: [B, ..., H, W, C], [B, ..., H, W, D] -> [B]
+  Use: medical segmentation, at an early and a late layer, with `region_affinity`
+  Weight: 0.9 for each layer
+  Source: EMKD, Qin et al. 2021, arXiv:2108.09987
+
+  >>> importance_map(jnp.ones((1, 1, 2, 3)), jnp.array([[[[1.], [0.]]]])).round(4)
+  Array([0.5858], dtype=float32)
+  """
+  return attention_transfer(student, teacher, p=p) * math.prod(jnp.shape(student)[1:-1])
 
 
 def pearson(

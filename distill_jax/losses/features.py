@@ -76,11 +76,12 @@ def attention_transfer(
   """<(Q_s - Q_t)^2> with Q = vec(mean_c |F|^p) over its L2 norm: the network's spatial attention.
 
   The paper writes the norm of the difference (`squared=False`); its code, and later ones, the mean
-  of the squares (`squared=True`), to which the weight 1000 belongs.
+  of the squares (`squared=True`), to which the weight 1000 belongs. The attention of a volume
+  [B, D, H, W, C] or a clip [B, T, H, W, C] is over all its positions.
 
   Args:
-    student: maps [B, H, W, C].
-    teacher: maps [B, H, W, D].
+    student: maps [B, ..., H, W, C].
+    teacher: maps [B, ..., H, W, D].
     p: exponent >= 1, may be traced.
     squared: mean of squares, or the L2 norm of the difference.
 
@@ -88,10 +89,10 @@ def attention_transfer(
     [B]. A map of zeros counts as a Q of zeros.
 
   Raises:
-    ValueError: batch, height or width differ (pool the larger map first), or p < 1.
+    ValueError: an axis before the last differs (pool the larger map first), or p < 1.
 
   Compares: spatial attention maps, whatever the channels
-  Shapes: [B, H, W, C], [B, H, W, D] -> [B]
+  Shapes: [B, ..., H, W, C], [B, ..., H, W, D] -> [B]
   Use: convolutional networks, at the end of each stage
   Weight: 1000
   Source: AT, Zagoruyko & Komodakis 2017, equation 2, arXiv:1612.03928
@@ -99,7 +100,7 @@ def attention_transfer(
   >>> attention_transfer(jnp.ones((1, 1, 2, 3)), jnp.array([[[[1.], [0.]]]])).round(4)
   Array([0.2929], dtype=float32)
   """
-  student, teacher = _checks.pair(student, teacher, exactly=4, leading=3)
+  student, teacher = _checks.maps(student, teacher)
   p = _checks.number("p", p, student.dtype, low=1)
   s, t = (_checks.unit(_vector((jnp.abs(x) ** p).mean(-1))) for x in (student, teacher))
   return ((s - t) ** 2).mean(-1) if squared else _checks.root(((s - t) ** 2).sum(-1))
@@ -111,17 +112,17 @@ def nst(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
   mean_ij (t_i't_j)^2 + mean_ij (s_i's_j)^2 - 2 mean_ij (s_i't_j)^2.
 
   Args:
-    student: maps [B, H, W, C].
-    teacher: maps [B, H, W, D].
+    student: maps [B, ..., H, W, C].
+    teacher: maps [B, ..., H, W, D].
 
   Returns:
     [B].
 
   Raises:
-    ValueError: batch, height or width differ (pool the larger map first).
+    ValueError: an axis before the last differs (pool the larger map first).
 
   Compares: distributions of neurons' spatial patterns
-  Shapes: [B, H, W, C], [B, H, W, D] -> [B]
+  Shapes: [B, ..., H, W, C], [B, ..., H, W, D] -> [B]
   Use: convolutional networks, at the last stage
   Weight: 50
   Source: NST, Huang & Wang 2017, arXiv:1707.01219
@@ -129,8 +130,7 @@ def nst(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
   >>> nst(jnp.array([[[[1.], [0.]]]]), jnp.array([[[[0.], [1.]]]]))
   Array([2.], dtype=float32)
   """
-  student, teacher = _checks.pair(student, teacher, exactly=4, leading=3)
-  s, t = (_checks.unit(x.reshape(x.shape[0], -1, x.shape[-1]), axis=1) for x in (student, teacher))
+  s, t = (_checks.unit(_checks.positions(x), axis=1) for x in _checks.maps(student, teacher))
 
   if s.shape[1] <= max(s.shape[2], t.shape[2]):
     # sum_ij (a_i'b_j)^2 = <A A', B B'>: few positions make a small Gram matrix, and the MMD one
@@ -226,8 +226,8 @@ def inter_channel(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
   weight 500 / B.
 
   Args:
-    student: maps [B, H, W, C], through a learned linear layer to the teacher's channels.
-    teacher: maps [B, J, K, C], any size.
+    student: maps [B, ..., H, W, C], through a learned linear layer to the teacher's channels.
+    teacher: maps [B, ..., J, K, C], any size.
 
   Returns:
     [B].
@@ -236,7 +236,7 @@ def inter_channel(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
     ValueError: batch or channels differ.
 
   Compares: correlations between channels
-  Shapes: [B, H, W, C], [B, J, K, C] -> [B]
+  Shapes: [B, ..., H, W, C], [B, ..., J, K, C] -> [B]
   Use: image networks whose maps differ in size
   Weight: 500 / B
   Source: ICKD, Liu et al. 2021, "Exploring inter-channel correlation" (ICCV)
@@ -244,13 +244,14 @@ def inter_channel(student: ArrayLike, teacher: ArrayLike) -> jax.Array:
   >>> inter_channel(jnp.ones((1, 1, 1, 2)), jnp.array([[[[1., 0.], [0., 1.]]]])).round(4)
   Array([0.5858], dtype=float32)
   """
-  student = _checks.array("student", student, exactly=4)
-  teacher = _checks.array("teacher", teacher, exactly=4)
+  student = _checks.array("student", student, ndim=4)
+  teacher = _checks.array("teacher", teacher, ndim=4)
 
   def gram(x):
-    return _checks.unit(jnp.einsum("bhwc,bhwd->bcd", x, x, precision=_checks.HIGHEST))
+    x = _checks.positions(x)
+    return _checks.unit(jnp.einsum("bpc,bpd->bcd", x, x, precision=_checks.HIGHEST))
 
-  if (student.shape[0], student.shape[3]) != (teacher.shape[0], teacher.shape[3]):
+  if (student.shape[0], student.shape[-1]) != (teacher.shape[0], teacher.shape[-1]):
     raise ValueError(
       f"student: expected the teacher's batch and channels, got student {student.shape} and "
       f"teacher {teacher.shape}"
@@ -275,5 +276,5 @@ def _flow(name: str, maps: tuple[ArrayLike, ArrayLike]) -> jax.Array:
       f"{name}: expected two maps of one batch and size, got {a.shape} and {b.shape}: pool the "
       "larger one"
     )
-  a, b = (x.reshape(x.shape[0], -1, x.shape[-1]) for x in (a, b))
+  a, b = (_checks.positions(x) for x in (a, b))
   return jnp.einsum("bpc,bpd->bcd", a, b, precision=_checks.HIGHEST) / a.shape[1]

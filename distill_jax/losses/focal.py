@@ -135,7 +135,7 @@ def fgd(
   >>> fgd(x, x, m, fgd_init(jax.random.key(0), 4))
   Array([0.], dtype=float32)
   """
-  student, teacher = _checks.pair(student, teacher, exactly=4)
+  student, teacher = _checks.pair(_checks.images("student", student), teacher)
   foreground = _checks.array("foreground", foreground).astype(student.dtype)
   if foreground.shape != student.shape[:3]:
     raise ValueError(f"foreground: expected shape {student.shape[:3]}, got {foreground.shape}")

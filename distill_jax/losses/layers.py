@@ -116,7 +116,7 @@ def layer_attention(
 
 def _maps(name: str, maps: Sequence[ArrayLike], kernels: Sequence[jax.Array]) -> list[jax.Array]:
   """Returns the maps, checked against the kernels' channels."""
-  arrays = [_checks.array(name, x, exactly=4) for x in maps]
+  arrays = [_checks.images(name, x) for x in maps]
   channels = [kernel.shape[0] for kernel in kernels]
   if not arrays or [x.shape[-1] for x in arrays] != channels:
     raise ValueError(

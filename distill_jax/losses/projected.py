@@ -43,7 +43,7 @@ def review_kd(
   >>> review_kd(jnp.ones((1, 2, 2, 3)), jnp.zeros((1, 2, 2, 3)))
   Array([1.], dtype=float32)
   """
-  student, teacher = _checks.pair(student, teacher, exactly=4)
+  student, teacher = _checks.pair(_checks.images("student", student), teacher)
   if any(level < 1 for level in levels):
     raise ValueError(f"levels: expected sizes of at least 1, got {levels}")
   difference = student - teacher  # pooling is linear: pool it once, not both sides

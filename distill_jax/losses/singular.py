@@ -22,8 +22,8 @@ def kdsvd(student: Sequence[ArrayLike], teacher: Sequence[ArrayLike], *, k: int 
   values is 0.
 
   Args:
-    student: two or more maps, shallow to deep, each [B, H, W, C] of any size.
-    teacher: as many maps, each [B, J, K, C] with the channels of the student's.
+    student: two or more maps, shallow to deep, each [B, ..., H, W, C] of any size.
+    teacher: as many maps, each [B, ..., J, K, C] with the channels of the student's.
     k: number >= 1 of singular vectors.
 
   Returns:
@@ -33,7 +33,7 @@ def kdsvd(student: Sequence[ArrayLike], teacher: Sequence[ArrayLike], *, k: int 
     ValueError: fewer than two maps or another number, batch sizes or channels differ, or k < 1.
 
   Compares: principal directions of maps, between layers
-  Shapes: L x [B, H, W, C], L x [B, J, K, C] -> [B]
+  Shapes: L x [B, ..., H, W, C], L x [B, ..., J, K, C] -> [B]
   Use: convolutional networks, the ends of all stages
   Weight: not published for a mean over the batch
   Source: KDSVD, Lee et al. 2018, arXiv:1807.06819, as in RepDistiller
@@ -58,10 +58,10 @@ def _maps(
 ) -> list[tuple[jax.Array, jax.Array]]:
   """Returns pairs of maps in one dtype, after a check of their shapes."""
   students, teachers = (
-    [_checks.array(name, x, exactly=4) for x in maps]
+    [_checks.array(name, x, ndim=4) for x in maps]
     for name, maps in (("student", student), ("teacher", teacher))
   )
-  shapes = [[x.shape[::3] for x in maps] for maps in (students, teachers)]
+  shapes = [[(x.shape[0], x.shape[-1]) for x in maps] for maps in (students, teachers)]
   if len(students) < 2 or shapes[0] != shapes[1] or len({batch for batch, _ in shapes[0]}) > 1:
     raise ValueError(
       "student: expected two or more maps of the teacher's batch and channels, got student "
@@ -87,7 +87,7 @@ def _directions(student: jax.Array, teacher: jax.Array, k: int) -> tuple[jax.Arr
 
 def _right_singular(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
   """Returns the largest singular values [B, n], up to a factor, and vectors [B, C, n]."""
-  x = x.reshape(x.shape[0], -1, x.shape[-1])
+  x = _checks.positions(x)
   # The factor cancels, so that stop_gradient loses nothing.
   peak = jax.lax.stop_gradient(jnp.abs(x).max((1, 2), keepdims=True))
   x = x / jnp.where(peak > 0, peak, 1)

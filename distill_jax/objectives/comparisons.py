@@ -113,17 +113,18 @@ def features(
       features("block2", "block3", losses.hint)
 
   Args:
-    student, teacher: names of outputs of the same rank: [B, C], [B, L, C] or [B, H, W, C]. Tuples
-      of as many names for a loss that takes several (`losses.fsp`, `losses.minilm_relations`):
-      each pair is aligned by itself.
+    student, teacher: names of outputs of the same rank: [B, C], [B, L, C], maps [B, H, W, C],
+      volumes [B, D, H, W, C] or clips [B, T, H, W, C]. Tuples of as many names for a loss that
+      takes several (`losses.fsp`, `losses.minilm_relations`): each pair is aligned by itself.
     loss: `(student, teacher, **hyperparameters)`, [B] or a scalar; `where` as in `logits`.
     project: where the channels differ, learn a linear map (on images a 1x1 convolution) from the
       student's to the teacher's, FitNets' regressor (Romero et al. 2015, section 2.2). It trains
       with the student and is not exported. False: the loss gets the channels as they are. Logits
       of two vocabularies are never projected.
-    resize: where heights or widths differ, resize the student's map to the teacher's size (linear
-      interpolation, antialiased). False: the loss gets maps and sequences of any size as they
-      are (`losses.similarity_preserving`, `inter_channel` and `pkt` compare them so).
+    resize: where heights or widths differ, or depths or numbers of frames, resize the student's
+      map to the teacher's size (linear interpolation, antialiased). False: the loss gets maps and
+      sequences of any size as they are (`losses.similarity_preserving`, `inter_channel` and `pkt`
+      compare them so).
     entries, valid: as in `logits`; `entries={"mask": "pairs"}` for `losses.attention_kl`.
     **hyperparameters: as in `logits`.
 

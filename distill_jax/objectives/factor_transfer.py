@@ -35,7 +35,7 @@ def paraphraser(teacher: str, *, rate: float = 0.5) -> Term:
 
   def init(key, s, t):
     del s
-    check_pair(t, t, rank=4)
+    check_pair(t, t, ranks=(4,))
     wide = t.shape[-1]
     narrow = max(1, int(rate * wide))
     encoder_key, decoder_key = jax.random.split(key)
@@ -82,7 +82,7 @@ def factor_transfer(student: str, teacher: str, paraphraser: Any = None, *, p: N
 
   def init(key, s, t):
     check()  # In `fit` also at later steps.
-    check_pair(s, t, rank=4)
+    check_pair(s, t, ranks=(4,))
     encoder = {} if paraphraser is None else jax.tree.map(jnp.copy, paraphraser["encoder"])
     channels = encoder["0"]["kernel"].shape[2] if encoder else t.shape[3]
     if channels != t.shape[3]:

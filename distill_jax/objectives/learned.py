@@ -260,11 +260,13 @@ def activation_boundary(student: str, teacher: str, *, margin: Number = 1.0) -> 
   return learned(student, teacher, _connector_init, apply)
 
 
-def check_pair(s: jax.Array, t: jax.Array, *, rank: int | None = None) -> None:
-  """Raises a `ValueError` where two features cannot be aligned, or are not of this rank."""
+def check_pair(s: jax.Array, t: jax.Array, *, ranks: tuple[int, ...] = ()) -> None:
+  """Raises a `ValueError` where two features cannot be aligned, or are of none of these ranks."""
   problem = shape_mismatch(s.shape, t.shape)
-  if problem is None and rank is not None and len(s.shape) != rank:
-    problem = f"expected {rank} axes"
+  if problem is None and ranks and len(s.shape) not in ranks:
+    problem = f"expected {' or '.join(map(str, ranks))} axes"
+    if len(s.shape) == 5:
+      problem += ": for volumes and clips use objectives.mgd, or features with losses.cwd"
   if problem:
     raise ValueError(f"cannot be aligned: {problem}")
 

@@ -1,4 +1,4 @@
-"""Terms that learn a network over maps [B, H, W, C], such as a generator or a fusion of stages."""
+"""Terms that learn a network over maps, such as a generator or a fusion of stages."""
 
 from typing import Any
 
@@ -34,13 +34,14 @@ from distill_jax.types import Variables
 def mgd(student: str, teacher: str, *, mask_fraction: Number = 0.65, over: str = "space") -> Term:
   """Masked generative distillation: `losses.mgd` of a generator that sees part of the student.
 
-  The generator is two 3x3 convolutions with a ReLU between. Each step samples the mask again; under
-  an axis name every device samples the same one for its rows. Weights: 2e-5 for 65 % of the
-  positions (detection, segmentation), 7e-5 for 15 % of the channels (classification) (Yang et al.
-  2022, section 4, arXiv:2205.01529).
+  The generator is two 3x3 convolutions (3x3x3 for volumes and clips) with a ReLU between. Each step
+  samples the mask again; under an axis name every device samples the same one for its rows.
+  Weights: 2e-5 for 65 % of the positions (detection, segmentation), 7e-5 for 15 % of the channels
+  (classification) (Yang et al. 2022, section 4, arXiv:2205.01529).
 
   Args:
-    student, teacher: names of maps [B, H, W, C]; channels and size are aligned as in `features`.
+    student, teacher: names of maps [B, H, W, C], volumes [B, D, H, W, C] or clips [B, T, H, W, C];
+      channels and size are aligned as in `features`.
     mask_fraction: fraction in [0, 1) that is masked, or a schedule of the step; 0.65 over space,
       0.15 over channels in the paper.
     over: 'space' masks positions, 'channels' all positions of a channel.
@@ -59,15 +60,18 @@ def mgd(student: str, teacher: str, *, mask_fraction: Number = 0.65, over: str =
 
   def init(key, s, t):
     check()  # In `fit` also at later steps.
-    check_pair(s, t, rank=4)
+    check_pair(s, t, ranks=(4, 5))
     align_key, generator_key = jax.random.split(key)
     width = t.shape[-1]
-    generator = stack_init(generator_key, (width, width, width), window=(3, 3))
+    window = (3,) * (len(t.shape) - 2)
+    generator = stack_init(generator_key, (width, width, width), window=window)
     return Variables({"align": align_init(align_key, s, t), "generator": generator}, {})
 
   def apply(params, state, s, t, *, step, key):
     s = align(params["align"], s, t)
-    shape = (*s.shape[:3], 1) if over == "space" else (s.shape[0], 1, 1, s.shape[3])
+    space = s.shape[1:-1] if over == "space" else (1,) * (s.ndim - 2)
+    channels = 1 if over == "space" else s.shape[-1]
+    shape = (s.shape[0], *space, channels)
     unmasked = jax.random.bernoulli(key, 1 - at_step(mask_fraction, step), shape)
     generated = stack(params["generator"], jnp.where(unmasked, s, 0))
     return losses.mgd(generated, t), state
@@ -109,7 +113,7 @@ def review_kd(
     size = width or min(512, s[-1].shape[-1])
     params = {}
     for i, (s_map, t_map) in enumerate(zip(s, t)):
-      check_pair(s_map, t_map, rank=4)
+      check_pair(s_map, t_map, ranks=(4,))
       narrow, widen, attend = jax.random.split(jax.random.fold_in(key, i), 3)
       params[str(i)] = {
         "narrow": connector_init(narrow, s_map.shape[-1], size),
@@ -200,7 +204,7 @@ def fgd(
   schedules = check_options(losses.fgd, {"foreground", "context"}, hyperparameters)
 
   def init(key, s, t):
-    check_pair(s, t, rank=4)
+    check_pair(s, t, ranks=(4,))
     align_key, context_key = jax.random.split(key)
     context = losses.fgd_init(context_key, t.shape[-1])
     maps = jax.ShapeDtypeStruct(t.shape, t.dtype)

@@ -17,8 +17,9 @@ def layer_init(key: jax.Array, *shape: int, bias: bool = True) -> dict[str, jax.
 
   Args:
     key: typed PRNG key.
-    *shape: [in, out] (a linear map of the channels) or [height, width, in, out] (a convolution).
-      Normal values with variance 1 / fan-in (LeCun).
+    *shape: [in, out] (a linear map of the channels), or [height, width, in, out] or
+      [depth, height, width, in, out] (a convolution). Normal values with variance 1 / fan-in
+      (LeCun).
     bias: add a bias [out].
   """
   params = {"kernel": jax.nn.initializers.lecun_normal()(key, shape, jnp.float32)}
@@ -31,9 +32,10 @@ def layer(params: Tree, x: jax.Array) -> jax.Array:
   if kernel.ndim == 2:
     x = x @ kernel
   else:
-    x = jax.lax.conv_general_dilated(
-      x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    axes = "DHW"[5 - x.ndim :]
+    numbers = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
+    strides = (1,) * len(axes)
+    x = jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=numbers)
   return x + _channels(params["bias"].astype(x.dtype), x) if "bias" in params else x
 
 
@@ -106,16 +108,23 @@ def align_init(key: jax.Array, s: jax.Array, t: jax.Array) -> Tree:
 
 
 def align(params: Tree, s: jax.Array, t: jax.Array, *, resize: bool = True) -> jax.Array:
-  """Returns s with the channels of t and, of maps [B, H, W, C], with its height and width."""
+  """Returns s with the channels of t and, of maps [B, ..., H, W, C], with its size."""
   s = layer(params, s) if params else s
   return resize_to(s, t) if resize else s
 
 
 def resize_to(s: jax.Array, t: jax.Array, method: str = "linear") -> jax.Array:
-  """Returns a map [B, H, W, C] at the height and width of t, antialiased where it shrinks."""
-  if s.ndim != 4 or s.shape[1:3] == t.shape[1:3]:
+  """Returns a map at the size of t, antialiased where it shrinks.
+
+  Args:
+    s: maps [B, H, W, C], volumes [B, D, H, W, C] or clips [B, T, H, W, C], of which the depth or
+      the time is resized too; other features stay as they are.
+    t: maps of as many axes.
+    method: of `jax.image.resize`.
+  """
+  if s.ndim < 4 or s.shape[1:-1] == t.shape[1:-1]:
     return s
-  return jax.image.resize(s, (s.shape[0], *t.shape[1:3], s.shape[3]), method)
+  return jax.image.resize(s, (s.shape[0], *t.shape[1:-1], s.shape[-1]), method)
 
 
 def shape_mismatch(s: tuple[int, ...], t: tuple[int, ...], *, resize: bool = True) -> str | None:
@@ -129,7 +138,7 @@ def shape_mismatch(s: tuple[int, ...], t: tuple[int, ...], *, resize: bool = Tru
     return "a feature needs rows and channels"
   if s[0] != t[0]:
     return "their numbers of rows differ"
-  if resize and len(s) != 4 and s[1:-1] != t[1:-1]:
+  if resize and len(s) < 4 and s[1:-1] != t[1:-1]:
     return "their lengths differ"
   return None
 

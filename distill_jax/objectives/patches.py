@@ -67,7 +67,7 @@ def vitkd(
   def init(key, s, t):
     check()  # In `fit` also at later steps.
     for s_tokens, t_tokens in zip(s, t):
-      check_pair(s_tokens, t_tokens, rank=3)
+      check_pair(s_tokens, t_tokens, ranks=(3,))
     _check_tokens(t, prefix_tokens)
     rows, tokens, channels = t[-1].shape
     shallow = jax.ShapeDtypeStruct((rows, 1, tokens, channels), t[-1].dtype)

@@ -148,6 +148,13 @@ def two_maps(rng):
   return tuple(tuple(rng.normal(size=(3, *hw, c)) for c in (2, 4)) for hw in ((2, 3), (3, 2)))
 
 
+def with_classes(rng, shape):
+  """Returns labels with 0 and 3 in every image, 255 (ignored), and -1 in some; never 2."""
+  labels = rng.choice([0, 1, 3, 255, -1], size=shape)
+  labels[:, ..., 0, 0], labels[:, ..., -1, -1] = 0, 3
+  return labels
+
+
 def adjacent_maps(rng):
   """Returns maps of two layers for the student, and for the teacher."""
   channels = (6, 5)
@@ -339,6 +346,13 @@ MAPS = [
     label="norm",
     smooth=False,
   ),
+  Case(
+    "importance_map",
+    two((3, 2, 3, 4), (3, 2, 3, 5)),
+    maps.importance_map,
+    {"p": 4.0},
+    invalid=("batch", "rank"),
+  ),
   Case("nst", two((3, 2, 3, 4), (3, 2, 3, 2)), maps.nst, invalid=("batch", "rank")),
   Case(
     "nst",
@@ -397,6 +411,20 @@ MAPS = [
     lambda rng: (*two((3, 2, 4, 4), (3, 2, 4, 5))(rng), rng.choice([0, 1, 255], size=(3, 4, 4))),
     maps.ifv,
     {"num_classes": 2, "ignore_label": 255},
+    invalid=("batch", "rank"),
+  ),
+  Case(
+    "region_affinity",
+    lambda rng: (*two((3, 2, 4, 4), (3, 2, 4, 5))(rng), with_classes(rng, (3, 4, 4))),
+    maps.region_affinity,
+    {"num_classes": 4, "ignore_label": 255},
+    invalid=("batch", "rank"),
+  ),
+  Case(
+    "pairwise_similarity",
+    two((2, 5, 3, 4), (2, 5, 3, 6)),
+    maps.pairwise_similarity,
+    {"pool": np.float64(0.4)},  # Not traced: it is the shape of a window.
     invalid=("batch", "rank"),
   ),
   Case("vitkd", vit_tokens, maps.vitkd, {"alpha": 0.3, "beta": 0.2}, smooth=False),

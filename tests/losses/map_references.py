@@ -44,8 +44,14 @@ def cosine(s, t):
 
 @each
 def attention_transfer(s, t, *, p=2, squared=True):
-  maps = [unit(np.mean(np.abs(x) ** p, axis=2).ravel()) for x in (s, t)]
+  maps = [unit(np.mean(np.abs(x) ** p, axis=-1).ravel()) for x in (s, t)]
   return np.mean((maps[0] - maps[1]) ** 2) if squared else np.linalg.norm(maps[0] - maps[1])
+
+
+@each
+def importance_map(s, t, *, p=4):
+  maps = [np.array([np.mean(np.abs(x[i]) ** p) for i in np.ndindex(x.shape[:-1])]) for x in (s, t)]
+  return sum((a - b) ** 2 for a, b in zip(*map(unit, maps)))
 
 
 @each
@@ -62,7 +68,7 @@ def fsp(student, teacher):
   def flow(maps):
     a, b = maps
     return np.stack(
-      [np.mean([np.outer(x[i], y[i]) for i in np.ndindex(x.shape[:2])], 0) for x, y in zip(a, b)]
+      [np.mean([np.outer(x[i], y[i]) for i in np.ndindex(x.shape[:-1])], 0) for x, y in zip(a, b)]
     )
 
   return ((flow(student) - flow(teacher)) ** 2).mean((1, 2))
@@ -231,24 +237,59 @@ def correlation(s, t):
   return np.mean([a @ b for a, b in zip(errors, errors[1:])])
 
 
+def classes_at(x, labels, num_classes, ignore_label):
+  """Returns the class of each position of one map that counts: the nearest pixel's."""
+  classes = {}
+  for position in np.ndindex(x.shape[:-1]):
+    pixel = tuple(i * n // size for i, n, size in zip(position, labels.shape, x.shape))
+    if labels[pixel] >= 0 and labels[pixel] != ignore_label:
+      assert labels[pixel] < num_classes
+      classes[position] = labels[pixel]
+  return classes
+
+
+def class_means(x, classes):
+  return {
+    y: np.mean([x[i] for i in classes if classes[i] == y], 0) for y in sorted(set(classes.values()))
+  }
+
+
 def ifv(s, t, labels, *, num_classes, ignore_label):
   values = []
-  for *maps, classes in zip(s, t, labels):
+  for *maps, pixels in zip(s, t, labels):
     cosines = []
     for x in maps:
-      rows, columns = x.shape[:2]
-      at = {
-        (i, j): classes[i * len(classes) // rows, j * classes.shape[1] // columns]
-        for i, j in np.ndindex(rows, columns)
-      }
-      counted = [ij for ij in at if at[ij] != ignore_label]
-      assert all(at[ij] < num_classes for ij in counted)
-      means = {
-        y: np.mean([x[ij] for ij in counted if at[ij] == y], 0) for y in {at[ij] for ij in counted}
-      }
-      cosines.append([unit(x[ij]) @ unit(means[at[ij]]) for ij in counted])
+      classes = classes_at(x, pixels, num_classes, ignore_label)
+      means = class_means(x, classes)
+      cosines.append([unit(x[i]) @ unit(means[y]) for i, y in classes.items()])
     values.append(np.mean(np.square(np.subtract(*cosines))))
   return np.array(values)
+
+
+def region_affinity(s, t, labels, *, num_classes, ignore_label):
+  values = []
+  for *maps, pixels in zip(s, t, labels):
+    cosines = []
+    for x in maps:
+      means = class_means(x, classes_at(x, pixels, num_classes, ignore_label)).values()
+      cosines.append([unit(a) @ unit(b) for a, b in itertools.combinations(means, 2)])
+    values.append(np.mean(np.square(np.subtract(*cosines))) if cosines[0] else 0)
+  return np.array(values)
+
+
+@each
+def pairwise_similarity(s, t, *, pool=0.5):
+  def patches(x):
+    sides = [max(1, int(pool * n)) for n in x.shape[:-1]]
+    counts = [-(-n // side) for n, side in zip(x.shape, sides)]
+    slices = [
+      tuple(slice(i * side, (i + 1) * side) for i, side in zip(index, sides))
+      for index in np.ndindex(*counts)
+    ]
+    return [unit(x[part].reshape(-1, x.shape[-1]).max(0)) for part in slices]
+
+  a, b = (np.array([[x @ y for y in rows] for x in rows]) for rows in (patches(s), patches(t)))
+  return np.mean((a - b) ** 2)
 
 
 def vitkd(student, teacher, masked, *, alpha=3e-5, beta=3e-6):

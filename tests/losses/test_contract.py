@@ -324,6 +324,7 @@ INVALID = {
   "threshold": (-0.1, 1.1),
   "teacher_mixing": (-0.1, 1.0),
   "kernel": ("laplace",),
+  "pool": (-0.1, 1.1),
 }
 
 

@@ -31,6 +31,7 @@ SPARSE = (
 )
 # In test_linear.py: they raise, and are NaN in compiled code.
 LINEAR = {"linear_kl", "linear_sparse_kl", "linear_cross_entropy"}
+REGIONS = ("ifv", "region_affinity")
 LAST_ROW = np.array([True, True, True, False])
 
 
@@ -40,7 +41,7 @@ def logits():
 
 
 def test_every_loss_with_labels_or_indices_is_tried():
-  tried = {*PER_LABEL, *SPARSE, *LINEAR, "uskd", "ifv", "crd", "rnnt_three_way"}
+  tried = {*PER_LABEL, *SPARSE, *LINEAR, "uskd", *REGIONS, "crd", "rnnt_three_way"}
   functions = inspect.getmembers(public, inspect.isfunction)
   named = {"labels", "targets", "indices"}
   assert tried == {name for name, f in functions if named & set(inspect.signature(f).parameters)}
@@ -87,16 +88,18 @@ def test_indices_outside_the_classes_are_nan(name, logits):
   np.testing.assert_array_equal(np.isnan(values), [False, True, True, False])
 
 
-def test_ifv_takes_only_classes_negative_and_ignored_labels(logits):
+@pytest.mark.parametrize("name", REGIONS)
+def test_regions_take_only_classes_negative_and_ignored_labels(name, logits):
+  loss = getattr(losses, name)
   maps = logits.reshape(2, 2, 2, 1, CLASSES)
   labels = np.array([[[0], [255]], [[0], [1]]])
   options = {"num_classes": 2, "ignore_label": 255}
-  assert np.isfinite(losses.ifv(*maps, labels, **options)).all()
-  assert np.isfinite(losses.ifv(*maps, np.where(labels == 1, -2, labels), **options)).all()
+  assert np.isfinite(loss(*maps, labels, **options)).all()
+  assert np.isfinite(loss(*maps, np.where(labels == 1, -2, labels), **options)).all()
   np.testing.assert_array_equal(
-    np.isnan(losses.ifv(*maps, np.where(labels == 1, 2, labels), **options)), [False, True]
+    np.isnan(loss(*maps, np.where(labels == 1, 2, labels), **options)), [False, True]
   )
-  assert np.isnan(losses.ifv(*maps, labels, num_classes=2, ignore_label=-100)[0])
+  assert np.isnan(loss(*maps, labels, num_classes=2, ignore_label=-100)[0])
 
 
 @pytest.mark.parametrize(("outside", "is_negative"), [(5, False), (-1, False), (5, True)])

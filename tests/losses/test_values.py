@@ -186,17 +186,19 @@ def test_label_that_is_no_class_makes_uskd_nan_unless_masked():
     public.uskd(z, z, np.ones(2))
 
 
-def test_ifv_ignores_pixels_of_other_labels(rng):
+@pytest.mark.parametrize("name", ["ifv", "region_affinity"])
+def test_pixels_of_other_labels_are_ignored(rng, name):
+  loss = getattr(public, name)
   s, t = rng.normal(size=(2, 1, 2, 2, 3)).astype(np.float32)
   t[0, 1, 1] = np.nan
-  y = np.array([[[0, 0], [0, 255]]])
+  y = np.array([[[0, 1], [0, 255]]])
 
-  def value(t, y):
-    return public.ifv(s, t, y, num_classes=1, ignore_label=255)[0]
+  def value(t, y):  # Class 2 is absent.
+    return loss(s, t, y, num_classes=3, ignore_label=255)[0]
 
   def values(t):
     three = (x.reshape(1, 1, 4, *x.shape[3:])[:, :, :3] for x in (s, t, y))
-    return value(t, y), value(t, np.full((1, 1, 1), -1)), public.ifv(*three, num_classes=1)[0]
+    return value(t, y), value(t, np.full((1, 1, 1), -1)), loss(*three, num_classes=2)[0]
 
   with quick_compilation():
     (masked, empty, expected), gradient = jax.jit(lambda t: (values(t), jax.grad(value)(t, y)))(t)
@@ -204,7 +206,17 @@ def test_ifv_ignores_pixels_of_other_labels(rng):
   assert np.isfinite(gradient).all() and (gradient[0, 1, 1] == 0).all() and empty == 0
   for invalid in (np.zeros((1, 2, 2)), np.zeros((1, 4), int), np.zeros((2, 2, 2), int)):
     with pytest.raises(ValueError, match="labels"):
-      public.ifv(s, s, invalid, num_classes=1)
+      loss(s, s, invalid, num_classes=2)
+
+
+def test_one_region_has_no_affinity_and_no_gradient(rng):
+  s, t = rng.normal(size=(2, 1, 2, 2, 3)).astype(np.float32)
+  one_class = np.ones((1, 2, 2), int)
+  with quick_compilation():
+    value, gradient = jax.jit(
+      jax.value_and_grad(lambda s: public.region_affinity(s, t, one_class, num_classes=3)[0])
+    )(s)
+  assert value == 0 and (gradient == 0).all()
 
 
 def test_vitkd_arguments_that_do_not_fit_raise():

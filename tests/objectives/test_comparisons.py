@@ -252,6 +252,17 @@ def test_equal_widths_and_project_false_learn_nothing(rng):
     features("a", "b", losses.hint, project=False).init(KEY, {"a": narrow}, {"b": wide})
 
 
+def test_volumes_are_resized_along_all_axes(rng):
+  """Half of each side: a triangle of 4 positions, as `jax.image.resize` antialiases."""
+  student, teacher = normal(rng, 2, 4, 4, 4, 3), normal(rng, 2, 2, 2, 4, 3)
+  matrix = np.array([[0.375, 0.375, 0.125, 0], [0, 0.125, 0.375, 0.375]])
+  matrix /= matrix.sum(1, keepdims=True)
+  halved = np.einsum("bdhwc,id,jh->bijwc", student, matrix, matrix)
+  (values, _), _ = evaluate(features("a", "b", losses.hint), {"a": student}, {"b": teacher}, {})
+  expected = ((halved - teacher) ** 2).reshape(2, -1).mean(1)
+  np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
 def test_resize_false_rejects_maps_that_the_loss_does():
   term = features("a", "b", losses.hint, resize=False)
   term.init(KEY, shaped(a=(2, 4, 4, 3)), shaped(b=(2, 4, 4, 5)))

@@ -146,6 +146,33 @@ def test_learned_compares_trees_of_outputs():
   assert value == 4 and state == {"steps": 1}
 
 
+def test_mgd_of_flat_volumes_equals_that_of_maps():
+  student, teacher, batch = outputs()
+  params = problem("mgd_space")[1]
+  flat = [{"one": np.nan_to_num(side["one"])[:, None, :4, :4]} for side in (student, teacher)]
+  term = objectives.mgd("one", "one")
+  shapes = jax.eval_shape(term.init, KEY, *flat).params["generator"]
+  assert {x["kernel"].shape for x in shapes.values()} == {(3, 3, 3, 10, 10)}
+
+  def thick(x, shape):  # The other planes meet the zeros around a depth of 1 only.
+    return jnp.broadcast_to(x, shape.shape)
+
+  generator = {
+    i: {"kernel": thick(layer["kernel"], shapes[i]["kernel"]), "bias": layer["bias"]}
+    for i, layer in params["generator"].items()
+  }
+  volumes = {"align": params["align"], "generator": generator}
+
+  @jax.jit
+  def both(volumes, params):
+    options = {"step": 0, "key": KEY}
+    maps = [jax.tree.map(lambda x: x[:, 0], side) for side in flat]
+    (values, _), _ = term.apply(volumes, {}, *flat, batch, **options)
+    return values, term.apply(params, {}, *maps, batch, **options)[0][0]
+
+  np.testing.assert_allclose(*both(volumes, params), rtol=1e-5)
+
+
 def test_uskd_skips_unlabeled_rows():
   term, params, state, _ = problem("uskd")
   student, teacher, batch = outputs()
@@ -199,7 +226,14 @@ def test_invalid_argument_raises_at_once(make, field):
       lambda: objectives.vid("one", "flat"),
       r"'one' \(16, 8, 8, 6\) and teacher 'flat' \(16, 9\).*ranks",
     ),
-    (lambda: objectives.mgd("flat", "flat"), r"'flat' \(16, 12\).*4 axes"),
+    (lambda: objectives.mgd("flat", "flat"), r"'flat' \(16, 12\).*4 or 5 axes"),
+    (lambda: objectives.review_kd(("clip",), ("clip",)), r"4 axes.*objectives\.mgd"),
+    (lambda: objectives.factor_transfer("clip", "clip"), r"4 axes.*objectives\.mgd"),
+    (lambda: objectives.fgd("clip", "clip", stride=1), r"4 axes.*objectives\.mgd"),
+    (
+      lambda: objectives.layer_attention(("clip",), ("clip",)),
+      r"student: expected maps \[B, H, W, C\]",
+    ),
     (lambda: objectives.ofd("one", "one", MARGIN[:3]), "margin"),
     (lambda: objectives.vkd("falt", "flat"), "falt: .*'flat'"),
     (lambda: objectives.factor_transfer("two", "two", paraphraser_params()), "paraphraser: "),
@@ -219,8 +253,9 @@ def test_invalid_argument_raises_at_once(make, field):
 )
 def test_outputs_that_do_not_fit_raise_in_init(make, field):
   goal = weighted(term=(1.0, make()))
+  clip = {"clip": np.ones((16, 2, 4, 4, 3), np.float32)}
   with pytest.raises(ValueError, match=f"^term 'term': .*{field}"):
-    jax.eval_shape(goal.init, KEY, *outputs()[:2])
+    jax.eval_shape(goal.init, KEY, *(side | clip for side in outputs()[:2]))
 
 
 def test_missing_entry_of_the_batch_raises():

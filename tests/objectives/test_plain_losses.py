@@ -54,6 +54,16 @@ def test_features_take_each_loss(rng):
     "ifv": features(
       "map", "wide", losses.ifv, project=False, entries={"labels": "label"}, num_classes=2
     ),
+    "region_affinity": features(
+      "map",
+      "wide",
+      losses.region_affinity,
+      project=False,
+      entries={"labels": "label"},
+      num_classes=2,
+    ),
+    "importance_map": features("map", "wide", losses.importance_map, project=False),
+    "pairwise_similarity": features("map", "wide", losses.pairwise_similarity, project=False),
     "kdsvd": features(("map", "map"), ("map", "map"), losses.kdsvd),
     "dark_rank": features("flat", "flat", losses.dark_rank, alpha=0.1),
     "correlation": features("flat", "flat", losses.correlation),
@@ -62,10 +72,14 @@ def test_features_take_each_loss(rng):
   def expected(student, teacher, batch):
     label = batch["label"]
     maps = (student["map"],) * 2, (teacher["map"],) * 2
+    widths = student["map"], teacher["wide"]
     return {
       "l1": losses.l1(student["map"], teacher["map"]).mean(),
-      "affinity": losses.affinity(student["map"], teacher["wide"]).mean(),
-      "ifv": losses.ifv(student["map"], teacher["wide"], label, num_classes=2).mean(),
+      "affinity": losses.affinity(*widths).mean(),
+      "ifv": losses.ifv(*widths, label, num_classes=2).mean(),
+      "region_affinity": losses.region_affinity(*widths, label, num_classes=2).mean(),
+      "importance_map": losses.importance_map(*widths).mean(),
+      "pairwise_similarity": losses.pairwise_similarity(*widths).mean(),
       "kdsvd": losses.kdsvd(*maps).mean(),
       "dark_rank": losses.dark_rank(student["flat"], teacher["flat"], alpha=0.1),
       "correlation": losses.correlation(student["flat"], teacher["flat"]),
