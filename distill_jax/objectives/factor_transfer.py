@@ -29,6 +29,13 @@ def paraphraser(teacher: str, *, rate: float = 0.5) -> Term:
 
   Raises:
     ValueError: at once, rate out of range; in init, an output that is not a map.
+
+  >>> from distill_jax import objectives
+  >>> term = objectives.paraphraser("block3", rate=0.5)
+  >>> teacher = {"block3": np.zeros((2, 4, 4, 8))}
+  >>> params, _ = jax.eval_shape(term.init, jax.random.key(0), {}, teacher)
+  >>> params["encoder"]["2"]["kernel"].shape  # 8 channels become 4 factors
+  (3, 3, 4, 4)
   """
   if not is_number(rate) or not 0 < rate <= 1:
     raise ValueError(f"rate: expected a number in (0, 1], got {rate!r}")
@@ -73,6 +80,13 @@ def factor_transfer(student: str, teacher: str, paraphraser: Any = None, *, p: N
   Raises:
     ValueError: at once, p < 1; in init, outputs that are not maps of as many rows, or a paraphraser
       of other channels.
+
+  >>> from distill_jax import objectives
+  >>> term = objectives.factor_transfer("block2", "block3")
+  >>> student, teacher = {"block2": np.zeros((2, 4, 4, 4))}, {"block3": np.zeros((2, 4, 4, 8))}
+  >>> params, _ = jax.eval_shape(term.init, jax.random.key(0), student, teacher)
+  >>> params["2"]["layer"]["kernel"].shape
+  (3, 3, 8, 8)
   """
 
   def check():

@@ -35,6 +35,13 @@ def pad(student: str, teacher: str) -> Term:
 
   Raises:
     ValueError: in init, ranks, rows or lengths differ.
+
+  >>> from distill_jax import objectives
+  >>> term = objectives.pad("pooled", "pooled")
+  >>> student, teacher = {"pooled": np.zeros((2, 4))}, {"pooled": np.zeros((2, 8))}
+  >>> params, _ = jax.eval_shape(term.init, jax.random.key(0), student, teacher)
+  >>> params["head"]["layer"]["kernel"].shape  # one log-variance an example
+  (4, 1)
   """
 
   def init(key, s, t):
@@ -69,6 +76,13 @@ def uskd(
     ValueError: at once, a hyper-parameter that the loss does not have; in init, an unknown name,
       logits that are not [B, classes], a feature of fewer than 2 axes, or a hyper-parameter that
       the loss rejects; in a step, labels that do not fit or that the batch lacks.
+
+  >>> from distill_jax import objectives
+  >>> term = objectives.uskd("block2")
+  >>> student = {"logits": np.zeros((2, 10)), "block2": np.zeros((2, 4, 4, 8))}
+  >>> params, _ = jax.eval_shape(term.init, jax.random.key(0), student, {})
+  >>> params["kernel"].shape  # the weak head, from block2 to the classes
+  (8, 10)
   """
   schedules = check_options(losses.uskd, {"labels"}, hyperparameters)
 

@@ -60,6 +60,14 @@ def layers(
   Raises:
     ValueError: at once, no pairs, or a hyper-parameter that the loss does not have; in init, a
       value that the loss rejects, a layer that does not exist, or outputs that cannot be aligned.
+
+  >>> from distill_jax import losses, objectives
+  >>> term = objectives.layers([(1, 3)], losses.hint)
+  >>> student, teacher = {"block1": jnp.zeros((2, 3, 4))}, {"block3": jnp.ones((2, 3, 4))}
+  >>> (values, _), _ = term.apply({"0": {}}, {}, student, teacher, {}, step=0, key=None)
+  >>> values  # one value a token
+  Array([[1., 1., 1.],
+         [1., 1., 1.]], dtype=float32)
   """
   check_pairs(pairs, last)
   check_loss(loss)
@@ -123,6 +131,14 @@ def attention(
   Raises:
     ValueError: at once, no pairs, or a hyper-parameter that the loss does not have; in init, a
       value that the loss rejects, a layer that does not exist, or lengths that differ.
+
+  >>> from distill_jax import objectives
+  >>> term = objectives.attention([(1, 3)])
+  >>> scores = np.zeros((1, 2, 3, 3))  # 2 heads, 3 queries, 3 keys
+  >>> student, teacher = {"attention1": scores}, {"attention3": scores}
+  >>> apply = lambda s, t: term.apply({}, {}, s, t, {}, step=0, key=None)[0]
+  >>> jax.eval_shape(apply, student, teacher)[0].shape  # one value a query
+  (1, 3)
   """
   call = prepare(loss, hyperparameters)
 
@@ -156,8 +172,14 @@ def relations(
   Raises:
     ValueError: at once, no pairs; in init, a layer that does not exist, lengths that differ, or a
       width that relation_heads does not divide.
-  """
 
+  >>> from distill_jax import objectives
+  >>> term = objectives.relations([(2, 6)], relation_heads=2, names=("values",))
+  >>> student, teacher = {"values2": np.zeros((1, 3, 4))}, {"values6": np.zeros((1, 3, 8))}
+  >>> apply = lambda s, t: term.apply({}, {}, s, t, {}, step=0, key=None)[0]
+  >>> jax.eval_shape(apply, student, teacher)[0].shape  # one value a token
+  (1, 3)
+  """
   check_integer("relation_heads", relation_heads, 1)
 
   def scores(x, side, exists, same):

@@ -3,7 +3,7 @@
 The learned parts train with the student, are checkpointed with it and are not exported. Each
 docstring gives the paper's weight; a warm-up is a schedule instead of a number,
 `(optax.linear_schedule(0.0, 8.0, steps), review_kd(...))`. Methods with a network over maps are in
-maps.py, those with a memory in memories.py.
+maps.py, those of maps before a ReLU in before_relu.py, those with a memory in memories.py.
 """
 
 import inspect
@@ -14,13 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax import losses
-from distill_jax.errors import suggest
 from distill_jax.objectives.calls import Names, batch_entry, blank, outputs_of, valid_rows
 from distill_jax.objectives.hyperparameters import Number, at_step, check_number
 from distill_jax.objectives.loss_checks import check_rows, check_values
 from distill_jax.objectives.parts import (
-  connector,
-  connector_init,
   layer,
   layer_init,
   resize_to,
@@ -29,7 +26,7 @@ from distill_jax.objectives.parts import (
   stack_init,
 )
 from distill_jax.objectives.terms import Term
-from distill_jax.types import Outputs, Tree, Variables
+from distill_jax.types import Outputs, Variables
 
 
 def learned(
@@ -112,6 +109,13 @@ def vid(student: str, teacher: str) -> Term:
 
   Raises:
     ValueError: in init, ranks, rows or lengths differ.
+
+  >>> from distill_jax import objectives
+  >>> term = objectives.vid("block2", "block3")
+  >>> student, teacher = {"block2": np.zeros((2, 4))}, {"block3": np.zeros((2, 8))}
+  >>> params, _ = jax.eval_shape(term.init, jax.random.key(0), student, teacher)
+  >>> sorted(params), params["regressor"]["0"]["kernel"].shape
+  (['raw_scale', 'regressor'], (4, 8))
   """
 
   def init(key, s, t):
@@ -139,6 +143,13 @@ def srd(student: str, teacher: str, *, power: Number = 4.0) -> Term:
 
   Raises:
     ValueError: at once, power < 1; in init, ranks, rows or lengths differ.
+
+  >>> from distill_jax import objectives
+  >>> term = objectives.srd("pooled", "pooled")
+  >>> student, teacher = {"pooled": np.zeros((2, 4))}, {"pooled": np.zeros((2, 8))}
+  >>> params, _ = jax.eval_shape(term.init, jax.random.key(0), student, teacher)
+  >>> jax.tree.map(jnp.shape, params)
+  {'kernel': (4, 8)}
   """
 
   def check():
@@ -171,6 +182,13 @@ def vkd(student: str, teacher: str) -> Term:
 
   Raises:
     ValueError: in init, ranks, rows or lengths differ.
+
+  >>> from distill_jax import objectives
+  >>> term = objectives.vkd("pooled", "pooled")
+  >>> student, teacher = {"pooled": np.zeros((2, 4))}, {"pooled": np.zeros((2, 8))}
+  >>> params, _ = jax.eval_shape(term.init, jax.random.key(0), student, teacher)
+  >>> jax.tree.map(jnp.shape, params)  # as wide as the wider network
+  {'raw': (8, 8)}
   """
 
   def init(key, s, t):
@@ -188,78 +206,6 @@ def vkd(student: str, teacher: str) -> Term:
   return learned(student, teacher, init, apply)
 
 
-def ofd(student: str, teacher: str, margin: jax.Array) -> Term:
-  """Overhaul of feature distillation: `losses.ofd` through a 1x1 convolution and batch norm.
-
-  Weight 1e-3 at the last stage, halved for each earlier one (Heo et al. 2019, arXiv:1904.01866).
-
-  Args:
-    student, teacher: names of maps before the ReLU that ends a stage, [B, ..., C].
-    margin: negative margins [C] of the teacher's channels: `losses.ofd_margin(scale, bias)` of the
-      batch norm that gives the teacher's map; `ofd_margin_at` reads it from the teacher's
-      parameters.
-
-  Raises:
-    ValueError: in init, ranks, rows or lengths differ, or margin is not [C].
-  """
-
-  def apply(params, state, s, t, *, where, axis_name):
-    mapped = connector(params, resize_to(s, t), where=where, axis_name=axis_name)
-    return losses.ofd(mapped, t, margin), state
-
-  return learned(student, teacher, _connector_init, apply)
-
-
-def ofd_margin_at(params: Tree, path: str) -> jax.Array:
-  """Returns `losses.ofd_margin` of the batch norm at a path of the teacher's parameters.
-
-  Args:
-    params: tree of parameters, such as `teacher.variables.params`.
-    path: keys from the root, joined by '/': 'blocks/2/norm', with the leaves 'scale' and 'bias'
-      under it.
-
-  Raises:
-    ValueError: there is no batch norm at the path; the message names the nearest one.
-  """
-  leaves = {
-    jax.tree_util.keystr(keys, simple=True, separator="/"): x
-    for keys, x in jax.tree_util.tree_leaves_with_path(params)
-  }
-  norms = [name.removesuffix("/scale") for name in leaves if name.endswith("/scale")]
-  if f"{path}/scale" not in leaves or f"{path}/bias" not in leaves:
-    raise ValueError(
-      f"path: expected a batch norm with scale and bias, got {path!r}{suggest(path, norms)}"
-    )
-  return losses.ofd_margin(leaves[f"{path}/scale"], leaves[f"{path}/bias"])
-
-
-def activation_boundary(student: str, teacher: str, *, margin: Number = 1.0) -> Term:
-  """`losses.activation_boundary` through a 1x1 convolution and batch norm, the paper's connector.
-
-  Weight 1/1000, without other terms, before the main training (Heo et al. 2019,
-  arXiv:1811.03233): a schedule that falls to 0 and `labels` under one that starts at 0 do both in
-  one run.
-
-  Args:
-    student, teacher: names of maps before the ReLU, [B, ..., C].
-    margin: number >= 0, or a schedule of the step.
-
-  Raises:
-    ValueError: at once, margin < 0; in init, ranks, rows or lengths differ.
-  """
-
-  def check():
-    check_number("margin", margin, low=0)
-
-  check()
-
-  def apply(params, state, s, t, *, where, step, axis_name):
-    mapped = connector(params, resize_to(s, t), where=where, axis_name=axis_name)
-    return losses.activation_boundary(mapped, t, margin=at_step(margin, step)), state
-
-  return learned(student, teacher, _connector_init, apply)
-
-
 def check_pair(s: jax.Array, t: jax.Array, *, ranks: tuple[int, ...] = ()) -> None:
   """Raises a `ValueError` where two features cannot be aligned, or are of none of these ranks."""
   problem = shape_mismatch(s.shape, t.shape)
@@ -269,11 +215,6 @@ def check_pair(s: jax.Array, t: jax.Array, *, ranks: tuple[int, ...] = ()) -> No
       problem += ": for volumes and clips use objectives.mgd, or features with losses.cwd"
   if problem:
     raise ValueError(f"cannot be aligned: {problem}")
-
-
-def _connector_init(key, s, t):
-  check_pair(s, t)
-  return Variables(connector_init(key, s.shape[-1], t.shape[-1]), {})
 
 
 def _check_shapes(apply, parameters: set[str], variables: Variables, s, t, key) -> None:

@@ -49,6 +49,13 @@ def mgd(student: str, teacher: str, *, mask_fraction: Number = 0.65, over: str =
   Raises:
     ValueError: at once, mask_fraction or over out of range; in init, outputs that are not maps of
       as many rows.
+
+  >>> from distill_jax import objectives
+  >>> term = objectives.mgd("map", "map", mask_fraction=0.15, over="channels")
+  >>> student, teacher = {"map": np.zeros((2, 4, 4, 4))}, {"map": np.zeros((2, 4, 4, 8))}
+  >>> params, _ = jax.eval_shape(term.init, jax.random.key(0), student, teacher)
+  >>> params["generator"]["0"]["kernel"].shape
+  (3, 3, 8, 8)
   """
   if over not in ("space", "channels"):
     raise ValueError(f"over: expected 'space' or 'channels', got {over!r}")
@@ -99,6 +106,14 @@ def review_kd(
   Raises:
     ValueError: at once, different numbers of names; in init, outputs that are not maps of as many
       rows.
+
+  >>> from distill_jax import objectives
+  >>> term = objectives.review_kd(("block1", "block2"), ("block1", "block2"))
+  >>> student = {"block1": np.zeros((2, 4, 4, 4)), "block2": np.zeros((2, 2, 2, 4))}
+  >>> teacher = {"block1": np.zeros((2, 4, 4, 8)), "block2": np.zeros((2, 2, 2, 8))}
+  >>> params, _ = jax.eval_shape(term.init, jax.random.key(0), student, teacher)
+  >>> {stage: sorted(parts) for stage, parts in params.items()}  # the deepest has none below it
+  {'0': ['attend', 'narrow', 'widen'], '1': ['narrow', 'widen']}
   """
   is_name = isinstance(student, str) or isinstance(teacher, str)
   if is_name or len(student) != len(teacher) or not student:
@@ -154,6 +169,14 @@ def layer_attention(
   Raises:
     ValueError: at once, a name instead of names; in init, outputs that are not maps of as many
       rows.
+
+  >>> from distill_jax import objectives
+  >>> term = objectives.layer_attention(("block1", "block2"), ("map",), width=16)
+  >>> student = {"block1": np.zeros((2, 4, 4, 4)), "block2": np.zeros((2, 2, 2, 4))}
+  >>> teacher = {"map": np.zeros((2, 4, 4, 8))}
+  >>> params, _ = jax.eval_shape(term.init, jax.random.key(0), student, teacher)
+  >>> len(params.keys), len(params.queries)  # of the student's and of the teacher's layers
+  (2, 1)
   """
   if isinstance(student, str) or isinstance(teacher, str):
     raise ValueError(f"student, teacher: expected tuples of names, got {student!r} and {teacher!r}")
@@ -198,6 +221,13 @@ def fgd(
       outputs that are not maps of as many rows, or a hyper-parameter that the loss rejects; in a
       step, boxes that do not fit or that the batch
       lacks.
+
+  >>> from distill_jax import objectives
+  >>> term = objectives.fgd("p3", "p3", stride=8)  # a step's batch has 'boxes' and 'boxes_valid'
+  >>> student, teacher = {"p3": np.zeros((2, 4, 4, 4))}, {"p3": np.zeros((2, 4, 4, 8))}
+  >>> params, _ = jax.eval_shape(term.init, jax.random.key(0), student, teacher)
+  >>> params["context"][0].reduce[0].shape  # the context block of the student
+  (8, 4)
   """
   if not is_number(stride) or not stride > 0:
     raise ValueError(f"stride: expected a number > 0, got {stride!r}")

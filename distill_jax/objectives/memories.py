@@ -53,6 +53,13 @@ def crd(
   Raises:
     ValueError: at once, fewer than 2 examples, no negatives, a width < 1, or a temperature or
       momentum out of range; in a step, a batch without 'id', or rows that differ.
+
+  >>> from distill_jax import objectives
+  >>> term = objectives.crd("pooled", "pooled", examples=100, negatives=8, width=16)
+  >>> student, teacher = {"pooled": np.zeros((2, 4))}, {"pooled": np.zeros((2, 8))}
+  >>> params, memory = jax.eval_shape(term.init, jax.random.key(0), student, teacher)
+  >>> params["teacher"]["kernel"].shape, memory.teacher.shape
+  ((8, 16), (100, 16))
   """
   check_integer("examples", examples, 2)
   check_integer("negatives", negatives, 1)
@@ -114,6 +121,13 @@ def queue_similarity(
   Raises:
     ValueError: at once, size < 1 or a temperature <= 0; in init, outputs that are not [B, C] and
       [B, D].
+
+  >>> from distill_jax import objectives
+  >>> term = objectives.queue_similarity("pooled", "pooled", size=32)
+  >>> student, teacher = {"pooled": np.zeros((2, 4))}, {"pooled": np.zeros((2, 8))}
+  >>> params, state = jax.eval_shape(term.init, jax.random.key(0), student, teacher)
+  >>> sorted(params), state["queue"].shape
+  (['0', '1'], (32, 8))
   """
   check_integer("size", size, 1)
 
@@ -168,6 +182,13 @@ def dino(
 
   Raises:
     ValueError: at once, a hyper-parameter out of range; in init, shapes that do not fit.
+
+  >>> from distill_jax import objectives
+  >>> term = objectives.dino("head", "head")
+  >>> views = {"head": np.zeros((2, 3, 16))}  # 2 examples, 3 views, 16 values of the head
+  >>> params, state = term.init(jax.random.key(0), views, views)
+  >>> params, state["center"].shape
+  ({}, (16,))
   """
 
   def check():

@@ -49,6 +49,15 @@ def vitkd(
       prefix_tokens out of range, or a hyper-parameter that the loss does not have; in init,
       outputs that are not tokens of as many rows and as long, shallow layers of other widths, or
       patches that are no square, or a hyper-parameter that the loss rejects.
+
+  >>> from distill_jax import objectives
+  >>> names = ("block1", "block4")
+  >>> term = objectives.vitkd(names, names, prefix_tokens=1)
+  >>> student = {name: np.zeros((2, 5, 4)) for name in names}  # a class token, 2 x 2 patches
+  >>> teacher = {name: np.zeros((2, 5, 8)) for name in names}
+  >>> params, _ = jax.eval_shape(term.init, jax.random.key(0), student, teacher)
+  >>> sorted(params), params["mask_token"].shape
+  (['align', 'generator', 'mask_token'], (8,))
   """
   is_name = isinstance(student, str) or isinstance(teacher, str)
   if is_name or len(student) != len(teacher) or len(student) < 2:

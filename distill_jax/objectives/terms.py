@@ -36,6 +36,16 @@ class Term(NamedTuple):
       -> (value, state)`. The value is `(values, where)`, unreduced with the valid ones (None:
       all), or a scalar where the loss relates rows. `axis_name` is the mapped axis under `pmap`
       or `shard_map`, else None; a term that does not relate rows may leave the argument out.
+
+  >>> from distill_jax import objectives
+  >>> from distill_jax.types import Variables
+  >>> def apply(params, state, student, teacher, batch, *, step, key):
+  ...   return ((student["score"] - batch["score"]) ** 2, None), state
+  >>> term = objectives.Term(lambda key, student, teacher: Variables({}, {}), apply)
+  >>> objective = objectives.weighted(squared=(1.0, term))
+  >>> student, batch = {"score": jnp.array([1.0, 2.0])}, {"score": jnp.array([1.0, 0.0])}
+  >>> term.apply({}, {}, student, {}, batch, step=0, key=None)
+  ((Array([0., 4.], dtype=float32), None), {})
   """
 
   init: Callable[..., Variables]

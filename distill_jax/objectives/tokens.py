@@ -1,6 +1,5 @@
 """Terms for language models, from hidden states and heads, without logits [tokens, vocabulary]."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax import losses
-from distill_jax.errors import check_integer, suggest
 from distill_jax.losses import SparseTargets
 from distill_jax.objectives.calls import (
   any_output_of,
@@ -17,30 +15,19 @@ from distill_jax.objectives.calls import (
   outputs_of,
   valid_rows,
 )
-from distill_jax.objectives.hyperparameters import (
-  Number,
-  at_step,
-  check_at_steps,
-  check_number,
-  check_types,
-)
-from distill_jax.objectives.loss_checks import name_of
+from distill_jax.objectives.hyperparameters import Number, at_step, check_at_steps
 from distill_jax.objectives.terms import Term
+from distill_jax.objectives.token_checks import (
+  CACHED,
+  LIVE,
+  check_arguments,
+  check_cached,
+  check_live,
+  check_no_teacher,
+)
 from distill_jax.types import Batch, Outputs, Variables
 
 STATES = ("hidden", "head")
-LIVE = {  # a loss of live logits: its name in `losses.linear_kl`
-  losses.kl_divergence: "kl",
-  losses.reverse_kl: "reverse_kl",
-  losses.jensen_shannon: "jensen_shannon",
-  losses.skew_kl: "skew_kl",
-  losses.skew_reverse_kl: "skew_reverse_kl",
-}
-CACHED = {  # a loss of `SparseTargets`: its name in `losses.linear_sparse_kl`
-  losses.sparse_kl: "bucket",
-  losses.sparse_kl_conditional: "conditional",
-  losses.sampled_cross_entropy: "sampled",
-}
 
 
 def tokens(
@@ -87,11 +74,19 @@ def tokens(
       temperature or memory out of range; in init, an option out of range, hidden states, heads or
       targets that are missing or do not fit, a loss that is not for such a teacher, another
       temperature than a cached teacher's, or vocabularies that differ.
+
+  >>> from distill_jax import losses, objectives
+  >>> term = objectives.tokens(losses.kl_divergence)
+  >>> outputs = {"hidden": jnp.ones((1, 2, 4)), "head": (jnp.eye(4), None, None)}
+  >>> batch = {"label": jnp.array([[0, -1]])}
+  >>> (values, where), _ = term.apply({}, {}, outputs, outputs, batch, step=0, key=None)
+  >>> f"{values[0, 0]:.3f}", where.tolist()  # equal networks; one token has a label
+  ('0.000', [[True, False]])
   """
   if loss is None:
-    _check_no_teacher(label_weight=label_weight, temperature=temperature, **options)
+    check_no_teacher(label_weight=label_weight, temperature=temperature, **options)
     return next_tokens(memory=memory)
-  schedules = _check(loss, label_weight, temperature, memory, targets, options)
+  schedules = check_arguments(loss, label_weight, temperature, memory, targets, options)
 
   def value(student, teacher, label, weights, label_weights, step, options):
     loss_kwargs = {"weights": weights, "memory": memory, **options}
@@ -102,17 +97,17 @@ def tokens(
     stored = teacher.get(targets)
     is_live = loss in LIVE and "head" in teacher  # A cache may store hidden states as well.
     if isinstance(stored, SparseTargets) and not is_live:
-      _check_cached(loss, stored, temperature, targets)
+      check_cached(loss, stored, temperature, targets)
       total = _cached_loss(student, stored, CACHED[loss], **loss_kwargs)
     else:
-      _check_live(loss)
+      check_live(loss)
       live_temperature = 1.0 if temperature is None else at_step(temperature, step)
       total = _live_loss(student, teacher, LIVE[loss], live_temperature, **loss_kwargs)
     return total[0] if has_labels else total
 
   def init(key, student, teacher):
     del key
-    _check(loss, label_weight, temperature, memory, targets, options)
+    check_arguments(loss, label_weight, temperature, memory, targets, options)
     if targets not in teacher:
       any_output_of(teacher, "hidden" if targets == "logits" else targets, "teacher")
     names = (*STATES, targets)
@@ -145,6 +140,14 @@ def next_tokens(*, memory: int | None = None) -> Term:
 
   Raises:
     ValueError: in init, hidden states or a head that are missing.
+
+  >>> from distill_jax import objectives
+  >>> term = objectives.next_tokens()
+  >>> outputs = {"hidden": jnp.ones((1, 2, 4)), "head": (jnp.eye(4), None, None)}
+  >>> batch = {"label": jnp.array([[0, -1]])}
+  >>> (values, where), _ = term.apply({}, {}, outputs, {}, batch, step=0, key=None)
+  >>> f"{values[0, 0]:.3f}", where.tolist()  # log(4): four tokens are equally probable
+  ('1.386', [[True, False]])
   """
 
   def init(key, student, teacher):
@@ -203,71 +206,6 @@ def _live_loss(
     temperature=temperature,
     **loss_kwargs,
   )
-
-
-def _check(loss, label_weight, temperature, memory, targets, options) -> frozenset[str]:
-  """Checks the arguments of `tokens`; returns the names of options that are schedules."""
-  if not any(loss is supported for supported in (*LIVE, *CACHED)):
-    raise ValueError(
-      f"loss: expected one of {_names(LIVE)} (a live teacher), {_names(CACHED)} (a cached one) or "
-      f"None, got {loss if isinstance(loss, str) else name_of(loss)!r}"
-    )
-  if not isinstance(targets, str):
-    raise ValueError(f"targets: expected the name of an output, got {targets!r}: leave it out")
-  check_number("label_weight", label_weight, low=0)
-  if temperature is not None:
-    check_number("temperature", temperature, low=0, open_low=True)
-  if memory is not None:
-    check_integer("memory", memory, 1)
-  fused = losses.linear_kl if loss in LIVE else losses.linear_sparse_kl
-  hyperparameters = {*inspect.signature(loss).parameters, "axis_name"}
-  supported = hyperparameters & set(inspect.signature(fused).parameters)
-  for name in options:
-    if name not in supported:
-      raise ValueError(
-        f"{name}: expected an option of {name_of(loss)} that {name_of(fused)} supports, got "
-        f"{name!r}{suggest(name, supported)}"
-      )
-  return check_types(fused, options)
-
-
-def _check_no_teacher(**arguments: Any) -> None:
-  for name, value in arguments.items():
-    if value is not None and not (name == "label_weight" and value is not False and value == 0):
-      raise ValueError(
-        f"{name}: expected none without a loss, got {value!r}: the labels' weight is the term's"
-      )
-
-
-def _check_cached(loss, stored: SparseTargets, temperature, targets: str) -> None:
-  if loss not in CACHED:
-    raise ValueError(
-      f"loss: expected one of {_names(CACHED)} for the cached teacher's {targets!r}, got "
-      f"{name_of(loss)}: it compares with a live teacher"
-    )
-  if stored.sampled is not None and stored.sampled != (CACHED[loss] == "sampled"):
-    kind = "random samples (sample_k)" if stored.sampled else "the top k classes (top_k)"
-    fitting = [f for f in CACHED if (CACHED[f] == "sampled") == stored.sampled]
-    raise ValueError(
-      f"loss: expected {_names(fitting)} for {targets!r}, which are {kind}, got {name_of(loss)}"
-    )
-  if callable(temperature) or temperature not in (None, stored.temperature):
-    raise ValueError(
-      f"temperature: expected {stored.temperature}, the cached teacher's for {targets!r}, got "
-      f"{temperature}: leave temperature out"
-    )
-
-
-def _check_live(loss) -> None:
-  if loss not in LIVE:
-    raise ValueError(
-      f"loss: expected one of {_names(LIVE)} for a live teacher, got {name_of(loss)}: it compares "
-      "with the SparseTargets of a cache"
-    )
-
-
-def _names(functions) -> str:
-  return ", ".join(name_of(function) for function in functions)
 
 
 def _flat(outputs: Outputs, side: str):

@@ -37,6 +37,14 @@ def weights(
   Raises:
     ValueError: at once, a loss that is no function; in init, one that returns no scalar, a network
       without 'weights', or a path or shape that the teacher does not have.
+
+  >>> from distill_jax import objectives
+  >>> term = objectives.weights(layers={"^blocks/0/": "blocks/3/"})
+  >>> student = {"weights": {"blocks/0/kernel": jnp.ones((2, 2))}}
+  >>> teacher = {"weights": {"blocks/3/kernel": jnp.zeros((2, 2))}}
+  >>> value, _ = term.apply({}, {}, student, teacher, {}, step=0, key=None)
+  >>> value  # the mean squared difference
+  Array(1., dtype=float32)
   """
   check_loss(loss)
   layers = layers or {}
