@@ -91,7 +91,8 @@ class Metric:
       unit is then '%', and differences are in points.
     short: title of its column in tables with a row per network ('ECE'); empty: `title`.
     detail: tables that show it. 0: all; 1: all but those over several runs; 2: only those with a
-      row per metric. The first metric of a task is in all of them.
+      row per metric; 3: none, `Task.figures` shows it. The first metric of a task is in all of
+      them.
 
   Raises:
     ValueError: `better` is neither.
@@ -139,9 +140,11 @@ class Task(NamedTuple):
     evaluate_predictions: `(predictions, references) -> {metric name: float}` on the host, for
       scores that are no sums over examples; both are mappings of arrays over all examples,
       `references` the batch's entries of that name.
-    references: names of the batch's entries that `evaluate_predictions` and `figures` read.
+    references: names of the batch's entries that `evaluate_predictions` reads; `figures` has them,
+      too.
     figures: `(entries, references, class_names) -> report blocks`, the pictures and tables of this
       kind of problem, from the `report.Entry` of each network; or None.
+    figure_references: names of further entries that `figures` reads where the examples have them.
 
   >>> def compute(sums):
   ...   return {"error": float(sums[0] / sums[1])}
@@ -162,6 +165,7 @@ class Task(NamedTuple):
   evaluate_predictions: Callable[..., dict[str, float]] | None = None
   references: tuple[str, ...] = ("label",)
   figures: Callable[..., Any] | None = None
+  figure_references: tuple[str, ...] = ()
 
   def with_metric(self, metric: Metric, statistics: Callable[..., reduce.Pair]) -> "Task":
     """Returns the task with one more metric: a mean over what `statistics` counts.

@@ -210,9 +210,11 @@ def _check_positive(name: str, label: np.ndarray, ids: Any, ignore_label: int | 
 def _check_probabilities(name: str, label: np.ndarray, classes: int | None, ids: Any) -> None:
   """Checks rows of probabilities [..., classes]; a row of zeros is one without a label."""
   if label.shape[-1] != classes:
+    is_whole = (label == label.round()).all()
+    hint = f": write {name}.astype(np.int32) for class numbers" if is_whole else ""
     raise ValueError(
-      f"{name}: expected rows of {classes} probabilities, one per class, got rows of "
-      f"{label.shape[-1]}"
+      f"{name}: expected integers (class numbers), or rows of {classes} probabilities, one per "
+      f"class, got {label.dtype} {list(label.shape)}{hint}"
     )
   label = label.astype(np.float64)
   sums = label.sum(-1)
@@ -238,7 +240,7 @@ def _range_hint(
   if low >= 1 and high == last + 1:
     return f"labels begin at 1: write {name} - 1"
   nearest = f"the nearest class is {min(max(int(value), 0), last)}"
-  if ignore_label is not None or not float(value).is_integer():
+  if ignore_label not in (None, UNLABELED) or not float(value).is_integer():
     return nearest
   declare = f"declare ignore_label={value:g} if it marks examples without a label"
   return declare if value < 0 else f"{nearest}, or {declare}"

@@ -51,7 +51,7 @@ def write_report(job: Job) -> str:
   test, finished = job.splits.test, _load(job, complete)
   task, results = _measure(job, finished)
   sizes = {name: len(split) for name, split in zip(Splits._fields, job.splits)}
-  names = tuple(dict.fromkeys(("id", *task.references)))
+  names = tuple(dict.fromkeys(("id", *task.references, *task.figure_references)))
   entries = _entries(job, finished, results)
   stored = {n.name: read_result(n) for n in complete}
   report.write(

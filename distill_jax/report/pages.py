@@ -113,7 +113,8 @@ def _comparison(
   if variants.in_rows(entries):
     tables = [variants.table(entries, metrics, run)]
   else:
-    tables = comparison.tables(entries, metrics)
+    shown = [metrics[0], *(metric for metric in metrics[1:] if metric.detail < 3)]
+    tables = comparison.tables(entries, shown)
   has_spread = len(groups(entries)) < len(entries)
   spread = "one seed, so there is no spread"
   if has_spread:

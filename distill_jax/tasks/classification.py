@@ -99,8 +99,9 @@ def classification(
     ignore_label=ignore_label,
     train_metrics=train_metrics,
     predict=predict,
-    references=(label, "id", "image"),
+    references=(),
     figures=_figures,
+    figure_references=(label, "id", "image"),
   )
 
 

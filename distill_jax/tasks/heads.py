@@ -135,4 +135,4 @@ def _figures(main: Task) -> dict[str, Any]:
     ]
     return figures(own, references, class_names)
 
-  return {"figures": main_figures}
+  return {"figures": main_figures, "figure_references": main.figure_references}

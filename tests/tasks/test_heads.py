@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax import tasks
+from distill_jax import tasks, train
+from distill_jax.models import from_apply
 
 MAIN = tasks.classification()
 KIND = tasks.classification(label="kind", output="kind")
@@ -62,3 +63,11 @@ def test_heads_that_do_not_fit_together_raise():
       tasks.classification(ignore_label=255),
       kind=tasks.classification(label="kind", output="kind", ignore_label=9),
     )
+
+
+def test_heads_with_host_scores_need_no_images(rng):
+  outputs, batch = arrays(rng)
+  model = from_apply(None, lambda w, x: outputs, variables=(), inputs="x")
+  batches = [{"x": outputs["logits"], **batch}]
+  scores = train.evaluate(model, None, batches, TASK)
+  assert {"accuracy", "positive/auroc"} <= set(scores)

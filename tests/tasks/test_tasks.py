@@ -1,4 +1,4 @@
-"""Multi-label, regression and segmentation against scikit-learn; terms, inference and metrics
+"""Multi-label and regression against scikit-learn; terms, inference and metrics
 of one's own.
 """
 
@@ -96,40 +96,6 @@ def test_regression_takes_a_column_and_names_other_shapes():
     task.statistics({"logits": jnp.zeros((4, 4))}, {"label": label}, None)
 
 
-@pytest.mark.parametrize("ignore_label", [255, -1])
-def test_segmentation_equals_scikit_learn(rng, ignore_label):
-  task = tasks.segmentation(ignore_label=ignore_label)
-  logits = rng.normal(size=(6, 4, 5, 3)).astype(np.float32)
-  teacher = rng.normal(size=(6, 4, 5, 3)).astype(np.float32)
-  labels = rng.integers(0, 3, (6, 4, 5)).astype(np.int32)
-  labels[:, 0] = ignore_label
-  where = np.arange(6) < 5
-  outputs, other = ({"logits": jnp.asarray(x)} for x in (logits, teacher))
-  batch = {"label": jnp.asarray(labels), "where": where}
-  scores = task.compute(total_of(task, outputs, batch, other))
-  predicted = logits.argmax(-1)
-  counted = (labels != ignore_label) & where[:, None, None]
-  y, p = labels[counted], predicted[counted]
-  assert scores["miou"] == pytest.approx(sk.jaccard_score(y, p, average="macro"))
-  assert scores["dice"] == pytest.approx(sk.f1_score(y, p, average="macro"))
-  assert scores["pixel_accuracy"] == pytest.approx(sk.accuracy_score(y, p))
-  assert scores["agreement"] == pytest.approx((predicted == teacher.argmax(-1))[where].mean())
-  with pytest.raises(ValueError, match="label"):
-    task.statistics(outputs, {"label": labels[:, :2]}, None)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
-def test_masks_of_eight_bits_are_counted_as_int32(rng, dtype):
-  task = tasks.segmentation()
-  outputs = {"logits": jnp.asarray(rng.normal(size=(2, 8, 8, 21)), jnp.float32)}
-  labels = rng.integers(0, 21, (2, 8, 8))
-  narrow, wide = (
-    task.statistics(outputs, {"label": jnp.asarray(labels, d)}, None)["confusion"]
-    for d in (dtype, np.int32)
-  )
-  np.testing.assert_array_equal(narrow, wide)
-
-
 def test_objective_terms_are_weighted_means_over_the_full_set(rng):
   objective = objectives.weighted(
     hard=(0.25, objectives.labels()),
@@ -169,6 +135,9 @@ INT, FLOAT = jnp.int32, jnp.float32
     ({"logits": SHAPES((4, 3), FLOAT)}, SHAPES((4,), INT), "accuracy"),
     ({"logits": SHAPES((4, 7, 3), FLOAT)}, SHAPES((4, 7), INT), "perplexity"),
     ({"logits": SHAPES((4, 7, 7, 3), FLOAT)}, SHAPES((4, 7, 7), INT), "miou"),
+    ({"logits": SHAPES((4, 5, 7, 7, 3), FLOAT)}, SHAPES((4, 5, 7, 7), INT), "miou"),
+    ({"logits": SHAPES((4, 7, 7, 3), FLOAT)}, SHAPES((4, 7, 7), FLOAT), None),
+    ({"logits": SHAPES((4, 7, 7, 1), FLOAT)}, SHAPES((4, 7, 7), INT), None),
     (
       {"hidden": SHAPES((4, 7, 5), FLOAT), "head": (SHAPES((5, 9), FLOAT),)},
       SHAPES((4, 7), INT),
