@@ -11,6 +11,7 @@ outputs and labels, where that is safe.
 from distill_jax.errors import naming_extras
 
 with naming_extras():
+  from distill_jax.tasks._case_scores import Cases
   from distill_jax.tasks.binary import binary
   from distill_jax.tasks.classification import classification
   from distill_jax.tasks.heads import heads
@@ -23,6 +24,7 @@ with naming_extras():
   from distill_jax.types import Metric, Task
 
 __all__ = [
+  "Cases",
   "Metric",
   "Task",
   "binary",

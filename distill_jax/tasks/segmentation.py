@@ -1,7 +1,9 @@
 """Semantic segmentation: one class per pixel or voxel."""
 
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ from distill_jax import reduce
 from distill_jax.losses import kl_divergence
 from distill_jax.objectives.calls import batch_entry, outputs_of
 from distill_jax.objectives.class_labels import check_ignore_label, class_labels
+from distill_jax.tasks._case_scores import Cases, case_scores
+from distill_jax.tasks._class_maps import compact, thumbnails
 from distill_jax.tasks.logits import (
   AGREEMENT,
   OUTSIDE,
@@ -36,6 +40,7 @@ def segmentation(
   ignore_label: int | None = None,
   class_names: Sequence[str] = (),
   include_background: bool = True,
+  cases: Cases | None = None,
 ) -> Task:
   """Returns the task of logits [B, ..., C] and integer labels [B, ...] on the same grid: images
   [B, H, W], volumes [B, D, H, W].
@@ -51,12 +56,21 @@ def segmentation(
   have a table of their own for them, and `best="dice/water"` chooses weights by one. Without
   `class_names` they are 'iou/1', ..., and cannot choose.
 
+  With `cases` the examples of each case (slices, patches, or a volume) are put together on the
+  host, which keeps a byte per voxel of prediction and label, and scored: Dice and HD95 of each
+  class, the 95th percentile of the distances between the borders of prediction and label, of both
+  directions together (`medpy.metric.hd95`). They are means over the cases, then over the classes. A
+  class in neither is left out of this case; one in label or prediction only has Dice 0, the
+  volume's diagonal as HD95, as in BraTS, and is counted as 'unmatched'. Pixels that do not count
+  are in no region.
+
   Args:
     label: the batch's entry with the labels.
     output: the output of both networks with the logits.
     ignore_label: the label of pixels that do not count (255 is common); negative labels never do.
     class_names: a name for each class; empty: numbers.
     include_background: whether class 0 is part of the means; medical scores often leave it out.
+    cases: which examples are parts of one volume; None: volumes are not scored.
 
   Raises:
     ValueError: two classes have one name, or `ignore_label` is no integer.
@@ -74,42 +88,98 @@ def segmentation(
   class_names = _checked_names(class_names)
 
   def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
-    logits, labels = outputs_of(outputs, output, "student"), batch_entry(batch, label)
-    _check(logits, class_names)
-    logits = logits.astype(reduce.common_dtype(logits.dtype, jnp.float32))
-    index, labeled, outside = class_labels(
-      labels, logits.shape, where=batch.get("where"), entry=label, ignore_label=ignore_label
-    )
-    labeled &= ~outside
-    pixels = jnp.ones_like(labeled)
-    if "where" in batch:
-      rows = batch["where"].reshape((-1,) + (1,) * (labels.ndim - 1))
-      labeled, pixels = labeled & rows, pixels & rows
-    predicted = logits.argmax(-1)
+    logits = _logits(outputs, output, class_names)
+    pixels = _pixels(logits, batch, label, ignore_label)
+    matrix = confusion_matrix(*pixels[:3], logits.shape[-1])
     statistics = {
-      "confusion": _split_counts(confusion_matrix(index, predicted, labeled, logits.shape[-1])),
-      "nan": (_is_nan(logits, predicted) & labeled).sum(dtype=jnp.int32),
-      OUTSIDE: count_outside(outside),
+      "confusion": _split_counts(matrix),
+      "nan": (pixels.is_nan & pixels.labeled).sum(dtype=jnp.int32),
+      OUTSIDE: count_outside(pixels.outside),
     }
     if teacher is None:
       return statistics
     teacher_logits = outputs_of(teacher, output, "teacher")
+    agree = pixels.predicted == teacher_logits.argmax(-1)
     return statistics | {
-      "agreement": reduce.total(predicted == teacher_logits.argmax(-1), pixels),
-      "teacher_kl": reduce.total(kl_divergence(logits, teacher_logits), pixels),
+      "agreement": reduce.total(agree, batch.get("where")),
+      "teacher_kl": reduce.total(kl_divergence(logits, teacher_logits), batch.get("where")),
     }
+
+  def predict(outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+    logits = _logits(outputs, output, class_names)
+    pixels = _pixels(logits, batch, label, ignore_label)
+    classes = logits.shape[-1]
+    maps = compact(pixels.predicted, ~pixels.is_nan, classes)
+    iou = _example_iou(pixels, classes, include_background)
+    if cases is None:
+      return {"class": thumbnails(maps), "iou": iou}
+    return {"class": maps, "iou": iou, "label": compact(pixels.label, pixels.labeled, classes)}
+
+  def evaluate_predictions(predictions, references) -> dict[str, float]:
+    assert cases is not None
+    return case_scores(predictions, references, cases, class_names, include_background)
 
   def compute(statistics: Mapping[str, Any]) -> dict[str, float]:
     return _compute(statistics, class_names, include_background)
 
   return Task(
-    metrics=(*_METRICS, AGREEMENT, TEACHER_KL, *_class_metrics(class_names)),
+    metrics=(
+      *_METRICS,
+      *(() if cases is None else cases.metrics),
+      AGREEMENT,
+      TEACHER_KL,
+      *_class_metrics(class_names, cases),
+    ),
     statistics=statistics,
     compute=compute,
     label_classes=lambda outputs: {label: outputs_of(outputs, output, "student").shape[-1]},
     ignore_label=ignore_label,
-    references=(),
+    predict=predict,
+    evaluate_predictions=None if cases is None else evaluate_predictions,
+    references=() if cases is None else cases.references,
   )
+
+
+class _Pixels(NamedTuple):
+  """Pixels [B, ...]: class numbers of label and prediction, and which have a label that counts.
+
+  Attributes:
+    outside: labels that are no class.
+    is_nan: whether a logit is NaN; `argmax` gives the position of the first.
+  """
+
+  label: jax.Array
+  predicted: jax.Array
+  labeled: jax.Array
+  outside: jax.Array
+  is_nan: jax.Array
+
+
+def _pixels(logits: jax.Array, batch: Batch, entry: str, ignore_label: int | None) -> _Pixels:
+  number, labeled, outside = class_labels(
+    batch_entry(batch, entry),
+    logits.shape,
+    where=batch.get("where"),
+    entry=entry,
+    ignore_label=ignore_label,
+  )
+  labeled &= ~outside
+  if "where" in batch:
+    labeled &= batch["where"].reshape((-1,) + (1,) * (labeled.ndim - 1))
+  predicted = logits.argmax(-1)
+  is_nan = jnp.isnan(jnp.take_along_axis(logits, predicted[..., None], -1)[..., 0])
+  return _Pixels(number, predicted, labeled, outside, is_nan)
+
+
+def _example_iou(pixels: _Pixels, classes: int, include_background: bool) -> jax.Array:
+  """Returns the mean IoU [B] of each example over the classes that occur in it; NaN without any."""
+  count = functools.partial(confusion_matrix, classes=classes)
+  counts = jax.vmap(count)(*pixels[:3])
+  correct = counts.diagonal(axis1=1, axis2=2)
+  sizes = counts.sum(1) + counts.sum(2)
+  occurs = (sizes > 0) & (include_background | (jnp.arange(classes) > 0))
+  iou = jnp.where(occurs, correct / jnp.maximum(sizes - correct, 1), 0)
+  return iou.sum(-1) / occurs.sum(-1)
 
 
 def counts_of(statistics: Mapping[str, Any]) -> np.ndarray:
@@ -128,29 +198,38 @@ def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
   return names
 
 
-def _class_metrics(names: Sequence[str]) -> list[Metric]:
+def _class_metrics(names: Sequence[str], cases: Cases | None) -> list[Metric]:
+  """Returns the scores of each class, which have a table of their own."""
+  metrics = [
+    Metric("iou", "IoU", "%", "max", ".2%"),
+    Metric("dice", "Dice", "%", "max", ".2%"),
+    *(() if cases is None else cases.metrics[:2]),
+  ]
   return [
-    Metric(f"{score}/{name}", f"{title} of {name}", "%", "max", ".2%", detail=3)
-    for score, title in (("iou", "IoU"), ("dice", "Dice"))
+    dataclasses.replace(m, name=f"{m.name}/{name}", title=f"{m.title} of {name}", detail=3)
+    for m in metrics
     for name in names
   ]
 
 
-def _check(logits: jax.Array, names: Sequence[str]) -> None:
+def _logits(outputs: Outputs, output: str, names: Sequence[str]) -> jax.Array:
+  """Returns the student's logits [B, ..., C] in float32 or wider."""
+  logits = outputs_of(outputs, output, "student")
   if logits.ndim < 3:
     raise ValueError(
-      f"'logits': expected [rows, ..., classes] on a grid, got {logits.shape}: use "
+      f"{output!r}: expected [rows, ..., classes] on a grid, got {logits.shape}: use "
       "tasks.classification for one label per example"
     )
   if logits.shape[-1] == 1:
     raise ValueError(
-      f"'logits': expected at least 2 classes, got {logits.shape}: give the model two per pixel"
+      f"{output!r}: expected at least 2 classes, got {logits.shape}: give the model two per pixel"
     )
   if names and len(names) != logits.shape[-1]:
     raise ValueError(
       f"class_names: expected {logits.shape[-1]} names, one per class of the logits "
       f"{logits.shape}, got {len(names)}: name class 0, the background, too"
     )
+  return logits.astype(reduce.common_dtype(logits.dtype, jnp.float32))
 
 
 def _split_counts(counts: jax.Array) -> jax.Array:
@@ -158,11 +237,6 @@ def _split_counts(counts: jax.Array) -> jax.Array:
   pixels of one class, which 16 volumes of 512^3 have.
   """
   return jnp.stack([counts >> _LOW_BITS, counts & ((1 << _LOW_BITS) - 1)])
-
-
-def _is_nan(logits: jax.Array, predicted: jax.Array) -> jax.Array:
-  """Returns which pixels have a NaN among their logits; `argmax` gives the place of the first."""
-  return jnp.isnan(jnp.take_along_axis(logits, predicted[..., None], -1)[..., 0])
 
 
 def _compute(

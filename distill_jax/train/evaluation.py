@@ -10,6 +10,7 @@ import numpy as np
 from distill_jax import data
 from distill_jax.models.logits import ROWS, check_logits
 from distill_jax.models.networks import trained_model
+from distill_jax.objectives.calls import batch_entry
 from distill_jax.tasks.objective_terms import OUTPUT, evaluate_terms
 from distill_jax.train.accumulator import Accumulator, Evaluated
 from distill_jax.train.batch_errors import map_batches
@@ -228,7 +229,7 @@ def _measure_outputs(task: Task, predict: bool, outputs, batch: Batch, teacher_o
     return statistics, {}
   references = {}
   if task.evaluate_predictions is not None:
-    references = {name: batch[name] for name in task.references}
+    references = {name: batch_entry(batch, name) for name in task.references}
   predictions = task.predict(outputs, batch)
   return statistics, {
     "predictions": predictions,
