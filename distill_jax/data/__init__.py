@@ -25,6 +25,7 @@ with naming_extras():
   )
   from distill_jax.data.mixing import cutmix, mixup
   from distill_jax.data.pipeline import Pipeline
+  from distill_jax.data.regions import split_regions
   from distill_jax.data.source import Source
   from distill_jax.data.split import label_fraction, leave_out_classes, split, unlabeled
 
@@ -53,6 +54,7 @@ __all__ = [
   "shape_change",
   "shift_crop",
   "split",
+  "split_regions",
   "to_batch",
   "unlabeled",
 ]

@@ -86,6 +86,19 @@ def check_seed(seed: int) -> None:
   check_integer("seed", seed, 0, 2**32 - 1)
 
 
+def check_number(name: str, value: Any) -> None:
+  """Raises a ValueError unless a value is a number."""
+  if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+    raise ValueError(f"{name}: expected a number such as 0.1, got {type(value).__name__}")
+
+
+def check_fraction(fraction: Any) -> None:
+  """Raises a ValueError unless a fraction is a number in (0, 1)."""
+  check_number("fraction", fraction)
+  if not 0 < fraction < 1:
+    raise ValueError(f"fraction: expected a number in (0, 1), got {fraction}")
+
+
 def cast_hint(values: np.ndarray) -> str:
   """Returns what to write where an array holds other values than integers."""
   if values.dtype.kind in "USO":

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax.data.groups import shared_groups
 from distill_jax.data.pipeline import Pipeline
 from distill_jax.data.source import Source
+from distill_jax.data.videos import Videos
 
 CHUNK = 1_000
 
@@ -23,6 +25,33 @@ def check_no_shared_iterator(train: Any, evaluation: Any) -> None:
       f"evaluation: expected batches of its own, got {evaluation.name}, which reads the iterator "
       "of source: write a function that makes a new iterator in each call, or pass a list"
     )
+
+
+def check_no_shared_groups(train: Any, evaluation: Any, field: str = "evaluation") -> None:
+  """Checks that no group of examples, as the `groups` of a source say, is on both sides.
+
+  Args:
+    train: a `Source`, `Videos`, or anything else, which has no groups.
+    evaluation: as `train`.
+    field: what an error names.
+
+  Raises:
+    ValueError: a group is, or rectangles touch.
+  """
+  train = train.examples if isinstance(train, Videos) else train
+  evaluation = evaluation.examples if isinstance(evaluation, Videos) else evaluation
+  if not isinstance(train, Source) or not isinstance(evaluation, Source):
+    return
+  name, count = shared_groups(train, evaluation)
+  if not count:
+    return
+  is_map = train.arrays[name].ndim == 2
+  relation = "touch a rectangle" if is_map else "are of a group"
+  function = "split_regions(source, 0.1, region=256)" if is_map else "split(source, 0.1)"
+  raise ValueError(
+    f"{field}: expected no {name!r} on both sides, got {count} of {len(evaluation)} examples that "
+    f"{relation} of the other side: write rest, {field} = data.{function}"
+  )
 
 
 def warn_of_shared_examples(train: Source, evaluation: Source) -> None:

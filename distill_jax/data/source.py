@@ -13,6 +13,7 @@ import numpy as np
 
 from distill_jax.data.arrays import to_array
 from distill_jax.data.checks import check_values, count_rows
+from distill_jax.data.groups import check_groups
 from distill_jax.data.label_checks import UNLABELED, check_label_entry, mark_unlabeled
 from distill_jax.errors import check_integer
 from distill_jax.objectives.class_labels import check_ignore_label
@@ -36,11 +37,15 @@ class Source:
     ignore_label: the class number that marks examples without a label; None if all have one.
       Whatever was declared (-100, 255), labels hold `UNLABELED` afterward, and so does this field.
     vocabulary: for text, the identity of the tokenizer whose tokens are the classes.
+    groups: the entry that says which examples must not be on both sides of a split: integers [N],
+      e.g. a person's number, by which `split` then splits; or rectangles [N, 4], (left, top, right,
+      bottom) in pixels of one large image, which must not touch (`split_regions`). A run raises
+      where training and evaluation share a group. "": none.
 
   Raises:
     ValueError: an array is empty or of another length; ids are not integers 0 to 2^31 - 1 or
-      repeat; a number is not finite; with classes, 'label' is missing or holds another number. The
-      error names the field and the example's id.
+      repeat; a number is not finite; with classes, 'label' is missing or holds another number;
+      groups are none. The error names the field and the example's id.
 
   >>> targets = Source({"x": np.ones((2, 3)), "label": np.array([0.5, -1.5])})
   >>> targets.arrays["label"].dtype, targets.class_names
@@ -53,6 +58,7 @@ class Source:
   name: str = "custom"
   ignore_label: int | None = None
   vocabulary: str = ""
+  groups: str = ""
 
   def __post_init__(self):
     arrays = {name: to_array(name, values) for name, values in self.arrays.items()}
@@ -72,6 +78,8 @@ class Source:
       name: _as_stored(name, values, arrays["id"], self.classes) for name, values in arrays.items()
     }
     self._set("arrays", types.MappingProxyType(read_only))
+    if self.groups:
+      check_groups(self.groups, self._entry("groups", self.groups), self.name)
 
   def __len__(self) -> int:
     return len(self.arrays["id"])
@@ -120,17 +128,20 @@ class Source:
     Raises:
       ValueError: it does not exist, or holds anything else.
     """
-    if name not in self.arrays:
-      raise ValueError(
-        f"{argument}: expected an entry of {self.name}, one of {sorted(self.arrays)}, got {name!r}"
-      )
-    values = self.arrays[name]
+    values = self._entry(argument, name)
     if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
       raise ValueError(
         f"{argument}: expected integers [N] in {name!r}, got {values.dtype} {list(values.shape)}: "
         "number the classes or groups, e.g. with np.unique(values, return_inverse=True)[1]"
       )
     return values
+
+  def _entry(self, argument: str, name: str) -> np.ndarray:
+    if name not in self.arrays:
+      raise ValueError(
+        f"{argument}: expected an entry of {self.name}, one of {sorted(self.arrays)}, got {name!r}"
+      )
+    return self.arrays[name]
 
   def _checked_labels(self, arrays: Mapping[str, np.ndarray], classes: int) -> np.ndarray:
     """Returns checked labels with `UNLABELED` for the ignore label; sets `class_names`."""

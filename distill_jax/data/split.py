@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from distill_jax.data.arrays import to_batch
-from distill_jax.data.checks import check_seed
+from distill_jax.data.checks import check_fraction, check_number, check_seed
+from distill_jax.data.groups import group_entry
 from distill_jax.data.label_checks import UNLABELED
 from distill_jax.data.source import Source
 from distill_jax.data.videos import Streamed, Videos
@@ -36,7 +37,8 @@ def split(
     stratify: the entry of class numbers [N], e.g. 'label', of each of which the fraction is held
       out, at least one example; the only example of a class stays in `rest`. Whether an example is
       held out then depends on the other examples of its class, too.
-    groups: the entry of integers [N], e.g. a patient's number, whose examples stay together. With
+    groups: the entry of integers [N], e.g. a patient's number, whose examples stay together; None:
+      that of the source's `groups`, if it has one. With
       `stratify` groups are held out one by one, in the order of their hash, where that brings the
       numbers of all classes nearer to the fraction; a class of one group stays in `rest`.
 
@@ -56,9 +58,8 @@ def split(
   (8, 2)
   """
   source = _as_examples("split", source)
-  _check_number("fraction", fraction)
-  if not 0 < fraction < 1:
-    raise ValueError(f"fraction: expected a number in (0, 1), got {fraction}")
+  check_fraction(fraction)
+  groups = groups or group_entry(source)
   ids = source.ids if groups is None else _integers(source, "groups", groups)
   ranks = hash_ids(ids, seed, "split")
   held_out = ranks < fraction
@@ -101,7 +102,7 @@ def label_fraction(source: Source, fraction: float, seed: int = 0) -> Source:
   """
   source = _as_examples("label_fraction", source)
   label = _class_numbers(source, "label_fraction")
-  _check_number("fraction", fraction)
+  check_number("fraction", fraction)
   if not 0 < fraction <= 1:
     raise ValueError(
       f"fraction: expected a number in (0, 1], got {fraction}: for no labels, use data.unlabeled"
@@ -241,11 +242,6 @@ def _as_examples(function: str, examples: Any) -> Any:
   raise ValueError(
     f"source: expected a Source or a dict of arrays, got {type(examples).__name__}: {hint}"
   )
-
-
-def _check_number(name: str, value: Any) -> None:
-  if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-    raise ValueError(f"{name}: expected a number such as 0.1, got {type(value).__name__}")
 
 
 def _check_collection(classes: Any) -> None:

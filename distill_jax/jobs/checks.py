@@ -8,6 +8,7 @@ import numpy as np
 from distill_jax.cache.store.backend import open_store
 from distill_jax.cache.teacher.predictor import with_cached_outputs
 from distill_jax.data import Source
+from distill_jax.data.leaks import check_no_shared_groups
 from distill_jax.distributed import partition, sharding
 from distill_jax.errors import suggest
 from distill_jax.jobs import data
@@ -21,12 +22,14 @@ from distill_jax.types import Batch, Model, Variables
 
 
 def check(job: Job, stages: Collection[str]) -> None:
-  """Checks labels, batch sizes, the cache, objectives, initial weights and sharding rules of a job.
+  """Checks a job's groups of examples, labels, batch sizes, cache, objectives, initial weights and
+  sharding rules.
 
   Raises:
     ConfigError: names the field, or the variant.
     ValueError: from what the config builds.
   """
+  _check_disjoint(job)
   _check_labeled(job, stages)
   if job.cache:
     _check_cache(job)
@@ -42,6 +45,14 @@ def check(job: Job, stages: Collection[str]) -> None:
       _check_best(job, role_networks)
       _check_initial_weights(job, role_networks)
     _check_sharding(job, role_networks[0], mesh)
+
+
+def _check_disjoint(job: Job) -> None:
+  """Checks that no group of examples is in two of the three sets."""
+  train, validation, test = job.splits
+  check_no_shared_groups(train, validation, "validation")
+  check_no_shared_groups(train, test, "test")
+  check_no_shared_groups(validation, test, "test")
 
 
 def _check_labeled(job: Job, stages: Collection[str]) -> None:

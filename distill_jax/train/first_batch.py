@@ -8,7 +8,7 @@ from jax.experimental import multihost_utils
 from distill_jax import data
 from distill_jax.cache import Dense
 from distill_jax.cache.codecs.codec import output_of
-from distill_jax.data.leaks import warn_of_shared_examples
+from distill_jax.data.leaks import check_no_shared_groups, warn_of_shared_examples
 from distill_jax.models.image_inputs import check_image_inputs
 from distill_jax.models.logits import ROWS, check_logits
 from distill_jax.models.networks import input_names
@@ -38,7 +38,10 @@ def check_run_logits(arguments: Arguments, inputs: Inputs, state: TrainState) ->
 
 
 def check_run_images(arguments: Arguments, inputs: Inputs, state: TrainState) -> None:
-  """Checks images in training and evaluation, and warns of examples that are in both."""
+  """Checks images in training and evaluation, and that no group of examples is in both.
+
+  Examples that are in both warn.
+  """
   student = (arguments.student, student_variables(state))
   models = [student]
   teacher = arguments.teacher
@@ -48,6 +51,7 @@ def check_run_images(arguments: Arguments, inputs: Inputs, state: TrainState) ->
   evaluation = None if arguments.evaluation is None else arguments.evaluation.data
   if isinstance(evaluation, data.Source):
     if isinstance(arguments.source, data.Source):
+      check_no_shared_groups(arguments.source, evaluation)
       warn_of_shared_examples(arguments.source, evaluation)
     example = {name: x[:1] for name, x in evaluation.arrays.items()}
   elif isinstance(evaluation, data.Pipeline):

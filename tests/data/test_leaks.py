@@ -1,15 +1,20 @@
 import itertools
 import warnings
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from distill_jax import data, objectives
 from distill_jax.data import pipeline
-from distill_jax.data.leaks import check_no_shared_iterator, warn_of_shared_examples
+from distill_jax.data.leaks import (
+  check_no_shared_groups,
+  check_no_shared_iterator,
+  warn_of_shared_examples,
+)
 from distill_jax.models import from_apply
-from distill_jax.train import fit
+from distill_jax.train import Evaluation, fit
 
 
 def test_shared_examples_warn_with_their_count():
@@ -23,6 +28,51 @@ def test_shared_examples_warn_with_their_count():
     warn_of_shared_examples(*data.split(train, 0.3))
     # The same ids, of another set.
     warn_of_shared_examples(train, data.Source({"x": -1 - np.arange(5.0), "label": np.ones(5)}))
+
+
+def a_source(groups, name="person"):
+  groups = np.asarray(groups)
+  arrays = {"x": np.zeros((len(groups), 2)), "label": np.arange(len(groups)) % 2, "person": groups}
+  return data.Source(arrays, classes=2, groups=name)
+
+
+@pytest.mark.parametrize(
+  "groups, others, shared",
+  [
+    ([1, 2, 2, 3], [4, 0], 0),
+    ([1, 2, 2, 3], [4, 2, 3], 2),
+    ([[0, 0, 8, 8]], [[9, 0, 17, 8]], 0),
+    ([[0, 0, 8, 8]], [[8, 0, 16, 8]], 1),  # They share an edge,
+    ([[0, 0, 8, 8]], [[8, 8, 16, 16]], 1),  # a corner,
+    ([[0, 0, 8, 8]], [[-4, 2, 2, 4], [20, 20, 21, 21]], 1),  # pixels,
+    ([[0, 0, 8, 8]], [[2, 2, 4, 4]], 1),  # all of one.
+    ([[0, 0, 8, 8]], [[0, 9, 8, 17]], 0),
+    ([[0, 0, 8, 8], [32, 0, 40, 8]], [[16, 0, 24, 8]], 0),
+  ],
+)
+def test_groups_on_both_sides_raise(groups, others, shared):
+  train = a_source(groups)
+  for evaluation in (a_source(others), a_source(others, name="")):
+    if not shared:
+      check_no_shared_groups(train, evaluation)
+      continue
+    with pytest.raises(ValueError, match=rf"^test: .*got {shared} of {len(others)}"):
+      check_no_shared_groups(train, evaluation, "test")
+
+
+def test_training_with_a_person_on_both_sides_raises():
+  student = from_apply(lambda key, x: jnp.zeros((2, 2)), lambda w, x: x @ w, inputs=("x",))
+  with pytest.raises(ValueError, match=r"^evaluation: expected no 'person'"):
+    fit(
+      student,
+      None,
+      objectives.weighted(hard=(1.0, objectives.labels())),
+      optax.sgd(0.1),
+      a_source(np.arange(8)),
+      steps=1,
+      batch_size=8,
+      evaluation=Evaluation(a_source([3, 9])),
+    )
 
 
 def test_second_pass_over_a_used_iterator_names_the_cause():
