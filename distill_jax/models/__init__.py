@@ -5,8 +5,9 @@
 and `from_apply` takes functions, hence every other library.
 
 `pretrained` gives any of them weights from a .safetensors or .npz file; `cast` halves the memory
-of a teacher's weights; `with_weights` adds them to the outputs; `rematerialized` lets a block of
-your own network store less for the backward pass.
+of a teacher's weights; `with_weights` adds them to the outputs; `sliding_window` applies a network
+to images larger than its input; `rematerialized` lets a block of your own network store less for
+the backward pass.
 """
 
 import importlib
@@ -23,6 +24,7 @@ with naming_extras():
   from distill_jax.models.remat import rematerialized
   from distill_jax.models.weight_outputs import with_weights
   from distill_jax.models.weights import load_weights, pretrained, torch_kernel
+  from distill_jax.models.windows import sliding_window
 
 __all__ = [
   "cast",
@@ -34,6 +36,7 @@ __all__ = [
   "member",
   "pretrained",
   "rematerialized",
+  "sliding_window",
   "torch_kernel",
   "with_weights",
 ]
