@@ -13,13 +13,14 @@ A loss of arrays goes through `logits` or `features`, one of a few of the teache
 """
 
 from distill_jax.objectives.before_relu import activation_boundary, ofd, ofd_margin_at
-from distill_jax.objectives.comparisons import features, logits, mutual
 from distill_jax.objectives.factor_transfer import factor_transfer, paraphraser
+from distill_jax.objectives.feature_comparisons import features
 from distill_jax.objectives.heads import pad, uskd
 from distill_jax.objectives.labels import labels
 from distill_jax.objectives.layer_maps import layer_map
 from distill_jax.objectives.layers import attention, layers, relations
 from distill_jax.objectives.learned import learned, srd, vid, vkd
+from distill_jax.objectives.logit_comparisons import logits, mutual
 from distill_jax.objectives.maps import (
   fgd,
   layer_attention,

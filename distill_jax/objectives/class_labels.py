@@ -163,7 +163,8 @@ def _check_inside(entry: str, label: jax.Array, outside: jax.Array, classes: int
 
 def float_hint(entry: str, shape: tuple[int, ...], logits: tuple[int, ...]) -> str:
   """Returns what to write for floats of a shape next to logits of another one."""
-  if shape not in (logits[:-1], (*logits[:-1], 1)):
+  is_map = len(shape) == len(logits) - 1 > 2
+  if shape not in (logits[:-1], (*logits[:-1], 1)) and not is_map:
     return "give one row of C probabilities for each row of C logits"
   cast = f"write {entry}.astype(np.int32) for class numbers"
   if logits[-1] == 2:
@@ -182,6 +183,10 @@ def _shape_hint(entry: str, label: jax.Array, shape: tuple[int, ...]) -> str:
     )
   if label.shape == shape[:-1]:
     return "cast whole numbers to int32; use a loss such as optax.squared_error for real numbers"
+  if label.ndim == len(shape) - 1 > 2 and label.shape[:1] == shape[:1]:
+    return (
+      "resize=True resizes the logits to the labels' grid; resize label maps by nearest neighbor"
+    )
   if label.ndim == 2 and label.ndim < len(shape) and label.shape[:1] == shape[:1]:
     return "one per position; a transcript of another length needs optax.ctc_loss in a Term"
   return "give one per row or position of the logits"

@@ -21,6 +21,7 @@ class LabelSettings(NamedTuple):
   class_weights: np.ndarray | None
   example_weights: str | None
   ignore_label: int | None
+  resize: bool
 
 
 def label_entry(settings: LabelSettings, batch: Batch) -> tuple[jax.Array, str]:
@@ -52,6 +53,14 @@ def check_loss(loss: Any, label_smoothing: Any) -> None:
     )
 
 
+def check_resize(resize: Any) -> None:
+  """Raises a ValueError for an argument `resize` that is no bool."""
+  if not isinstance(resize, bool):
+    raise ValueError(
+      f"resize: expected True or False, got {resize!r}: True resizes logits to the labels' grid"
+    )
+
+
 def check_names(**names: Any) -> None:
   """Raises a ValueError for an argument that is not the name of an entry or output, nor None."""
   for argument, name in names.items():
@@ -76,7 +85,7 @@ def class_weights_array(weights: Sequence[float] | None) -> np.ndarray | None:
   if isinstance(weights, str):
     raise ValueError(
       f"class_weights: expected one number per class, got {weights!r}: weights of balanced classes "
-      "are len(label) / (C * np.bincount(label)) for C classes"
+      "are data.class_weights(source)"
     )
   array = np.asarray(weights)
   is_number = array.dtype.kind in "iuf" and array.ndim == 1 and array.size > 1
@@ -96,16 +105,20 @@ def check_classes(settings: LabelSettings, shape: tuple[int, ...]) -> None:
       "takes labels(optax.sigmoid_binary_cross_entropy) and tasks.binary(), a number "
       "labels(optax.squared_error) and tasks.regression()"
     )
-  weights = settings.class_weights
+  check_class_weights(settings.class_weights, settings.output, shape)
+
+
+def check_class_weights(weights: np.ndarray | None, output: str, shape: tuple[int, ...]) -> None:
+  """Raises a ValueError where weights [C] are not those of the classes of an output of a shape."""
   if weights is None or shape[-1:] == weights.shape:
     return
   if shape[-1:] == (1,):
     raise ValueError(
-      f"class_weights: expected None for one logit, {settings.output!r} {shape}, got "
+      f"class_weights: expected None for one logit, {output!r} {shape}, got "
       f"{len(weights)} numbers: put the weight of each example into an entry of the batch, and "
       "pass its name as example_weights"
     )
   raise ValueError(
-    f"class_weights: expected {shape[-1]} numbers, one per class of {settings.output!r} {shape}, "
+    f"class_weights: expected {shape[-1]} numbers, one per class of {output!r} {shape}, "
     f"got {len(weights)}: give each class one, 1 leaves it as it is"
   )

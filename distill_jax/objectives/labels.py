@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax import reduce
+from distill_jax.losses import resize_logits
 from distill_jax.objectives.calls import batch_entry, has_true_label, outputs_of, valid_rows
 from distill_jax.objectives.class_labels import (
   check_ignore_label,
@@ -22,6 +23,7 @@ from distill_jax.objectives.label_settings import (
   check_classes,
   check_loss,
   check_names,
+  check_resize,
   class_weights_array,
   label_entry,
 )
@@ -38,6 +40,7 @@ def labels(
   class_weights: Sequence[float] | None = None,
   example_weights: str | None = None,
   ignore_label: int | None = None,
+  resize: bool = False,
 ) -> Term:
   """Compares the student with labels of the batch: softmax cross entropy, or another loss.
 
@@ -78,6 +81,8 @@ def labels(
     example_weights: name of the batch's entry with a number >= 0 per row [B] or label [...] that
       multiplies its loss, in the same mean. None: all are 1.
     ignore_label: the class number of what has no label (255, -100); negative ones never count.
+    resize: where heights and widths differ, resize the output [B, h, w, C] to the labels' grid
+      (`losses.resize_logits`). False: it is refused.
 
   Raises:
     ValueError: at once, label_smoothing outside [0, 1) or next to a loss, class weights that are
@@ -97,8 +102,15 @@ def labels(
   check_loss(loss, label_smoothing)
   check_ignore_label(ignore_label)
   check_names(output=output, entry=entry, example_weights=example_weights)
+  check_resize(resize)
   settings = LabelSettings(
-    loss, output, entry, class_weights_array(class_weights), example_weights, ignore_label
+    loss,
+    output,
+    entry,
+    class_weights_array(class_weights),
+    example_weights,
+    ignore_label,
+    resize,
   )
 
   def init(key, student, teacher):
@@ -113,6 +125,9 @@ def labels(
     predictions = predictions.astype(reduce.common_dtype(predictions.dtype, jnp.float32))
     check_classes(settings, predictions.shape)
     label, name = label_entry(settings, batch)
+    if resize:
+      size = label.shape[1 : predictions.ndim - 1]
+      predictions = resize_logits(predictions, size, name=output)
     if loss is None:
       smoothing = label_smoothing(step) if callable(label_smoothing) else label_smoothing
       values, where = _cross_entropy(settings, predictions, label, name, batch, smoothing)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from distill_jax import losses, reduce
 from distill_jax.errors import check_integer
 from distill_jax.objectives.calls import LossCall, outputs_of, prepare
-from distill_jax.objectives.comparisons import features
+from distill_jax.objectives.feature_comparisons import features
 from distill_jax.objectives.hyperparameters import check_at_steps
 from distill_jax.objectives.layer_maps import Pairs, check_pairs, last_entries
 from distill_jax.objectives.loss_checks import check_loss

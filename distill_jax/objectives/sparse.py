@@ -1,7 +1,7 @@
 """Learns from a teacher of which K of V classes are stored."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,8 @@ from distill_jax.errors import check_integer
 from distill_jax.losses import SparseTargets
 from distill_jax.objectives.calls import any_output_of, batch_entry, outputs_of, prepare
 from distill_jax.objectives.hyperparameters import check_number
+from distill_jax.objectives.label_masks import make_label_mask
+from distill_jax.objectives.label_settings import check_class_weights
 from distill_jax.objectives.terms import Term
 from distill_jax.types import Variables
 
@@ -21,6 +23,9 @@ def sparse(
   k: int | None = None,
   temperature: float | None = None,
   output: str = "logits",
+  label: str = "label",
+  ignore_label: int | None = None,
+  class_weights: Sequence[float] | None = None,
   valid: str | None = None,
   **hyperparameters: Any,
 ) -> Term:
@@ -36,6 +41,7 @@ def sparse(
     k: number of classes (or samples) of a live teacher. None: those of a cached one, however many.
     temperature: > 0, of a live teacher; None is 1. For a cached one None is the stored one.
     output: name of the output of both networks that holds the logits.
+    label, ignore_label, class_weights: as in `logits`.
     valid: name of a bool entry of the batch that marks the values that count, in addition to
       'where': tokens [B, L].
     **hyperparameters: as in `logits`.
@@ -55,6 +61,7 @@ def sparse(
   (2,)
   """
   call = prepare(loss, hyperparameters, valid=valid)
+  mask = make_label_mask(call, label, ignore_label, class_weights)
   if k is not None:
     check_integer("k", k, 1)
   if callable(temperature):
@@ -87,6 +94,8 @@ def sparse(
     targets = jax.eval_shape(
       lambda outputs: targets_of(s, outputs, lambda: jax.random.split(key, s.shape[0])), teacher
     )
+    if mask is not None:
+      check_class_weights(mask.class_weights, output, s.shape)
     call.check(s, targets, s.shape[:-1])
     return Variables({}, {})
 
@@ -98,7 +107,8 @@ def sparse(
       return jax.vmap(jax.random.fold_in, (None, 0))(key, batch_entry(batch, "id"))
 
     s = outputs_of(student, output, "student")
-    return call.value(s, targets_of(s, teacher, keys), batch, step, axis_name), state
+    compute = call.value if mask is None else functools.partial(mask.value, call)
+    return compute(s, targets_of(s, teacher, keys), batch, step, axis_name), state
 
   return Term(init, apply)
 

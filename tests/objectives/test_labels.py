@@ -355,7 +355,9 @@ def test_settings_that_do_not_fit_the_output_raise(rng):
     ((4, 3), np.ones((4, 3), np.int32), r"multi_label"),
     ((4, 3), np.ones((4, 1), np.int32), r"label\[\.\.\., 0\]"),
     ((2, 6, 5), np.ones((2, 4), np.int32), r"transcript"),
-    ((2, 6, 6, 5), np.ones((2, 3, 3), np.int32), r"position"),
+    ((2, 6, 6, 5), np.ones((2, 3, 3), np.int32), r"resize=True"),
+    ((2, 6, 6, 5), np.ones((2, 3, 3), np.float32), r"int32"),
+    ((2, 6, 6, 5), np.ones((2, 3), np.int32), r"transcript"),
     ((4, 3), np.ones(4, np.float32), r"int32"),
   ],
 )

@@ -1,0 +1,202 @@
+"""Terms of label maps: what is ignored, weights of classes, and logits on other grids."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from terms_by_hand import KEY, evaluate, normal, shaped, softmax64
+
+from distill_jax import losses, objectives
+
+IGNORED = 255
+GRIDS = [(4, 6), (2, 4, 3)]  # Of an image and of a volume.
+
+
+def kl(s, t):
+  p, q = softmax64(t), softmax64(s)
+  return (p * (np.log(p) - np.log(q))).sum(-1)
+
+
+def label_map(rng, *shape, classes=3):
+  y = rng.integers(0, classes, shape)
+  return np.where(rng.random(shape) < 0.3, IGNORED, y).astype(np.int32)
+
+
+def resized(x, size):
+  """Returns maps on a grid that an integer enlarges, in float64, with the edges' values outside."""
+  x = np.asarray(x, np.float64)
+  for axis, new in enumerate(size, start=1):
+    old = x.shape[axis]
+    center = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    low = np.floor(center).astype(int)
+    weight = (center - low).reshape(-1, *[1] * (x.ndim - 1 - axis))
+    x = (1 - weight) * x.take(low, axis) + weight * x.take(np.minimum(low + 1, old - 1), axis)
+  return x
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0]])
+def test_distillation_counts_labeled_pixels_by_their_class(rng, grid, weights):
+  s, t = normal(rng, 2, 2, *grid, 3)
+  y = label_map(rng, 2, *grid)
+  y[0, 0] = -1
+  counted = (y != IGNORED) & (y >= 0)
+  t[~counted] = np.nan
+  term = objectives.logits(losses.kl_divergence, ignore_label=IGNORED, class_weights=weights)
+  (values, where), mean = evaluate(term, {"logits": s}, {"logits": t}, {"label": y})
+  expected = kl(s[counted], t[counted]) * (1 if weights is None else np.array(weights)[y[counted]])
+  np.testing.assert_array_equal(where, counted)
+  np.testing.assert_allclose(values[counted], expected, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(mean, expected.mean(), rtol=1e-5)
+  # The labels' own term counts the same pixels.
+  hard = objectives.labels(ignore_label=IGNORED, class_weights=weights)
+  (_, labeled), _ = evaluate(hard, {"logits": s}, {}, {"label": y})
+  np.testing.assert_array_equal(labeled, counted)
+
+
+def test_masks_of_rows_entries_and_labels_are_combined(rng):
+  s, t = normal(rng, 2, 3, 4, 4, 3)
+  y, valid = label_map(rng, 3, 4, 4), rng.random((3, 4, 4)) < 0.5
+  batch = {"mask": y, "valid": valid, "where": np.array([True, False, True])}
+  s[1], t[1] = np.nan, np.nan
+
+  def loss(student, teacher, labels):
+    return labels * (student - teacher).sum(-1)
+
+  term = objectives.logits(loss, label="mask", ignore_label=IGNORED, valid="valid")
+  (_, where), mean = evaluate(term, {"logits": s}, {"logits": t}, batch)
+  counted = (y != IGNORED) & valid & batch["where"][:, None, None]
+  np.testing.assert_array_equal(where, counted)
+  expected = y[counted] * (s - t)[counted].sum(-1)
+  np.testing.assert_allclose(mean, expected.mean(), rtol=1e-5)
+
+
+def test_top_k_of_a_teacher_takes_the_same_mask(rng):
+  s, t = normal(rng, 2, 2, 4, 4, 5)
+  y = label_map(rng, 2, 4, 4, classes=5)
+  options = {"ignore_label": IGNORED, "class_weights": [1, 2, 3, 4, 0]}
+  full = objectives.logits(losses.kl_divergence, **options)
+  sparse = objectives.sparse(losses.sparse_kl, k=5, **options)
+  pair = [evaluate(term, {"logits": s}, {"logits": t}, {"label": y}) for term in (full, sparse)]
+  np.testing.assert_allclose(pair[0][1], pair[1][1], rtol=1e-5)
+  np.testing.assert_array_equal(pair[0][0][1], pair[1][0][1])
+
+
+@pytest.mark.parametrize("grid", [(2, 3), (1, 2, 2)])
+def test_logits_are_resized_to_the_labels(rng, grid):
+  size = tuple(4 * n for n in grid)
+  s, t = normal(rng, 2, *grid, 3), normal(rng, 2, *(2 * n for n in grid), 3)
+  y = label_map(rng, 2, *size)
+  counted = y != IGNORED
+  counted[1] = False
+  z, target = resized(s, size)[counted], resized(t, size)[counted]
+  # What pads the batch reaches neither value nor gradient.
+  s[1], t[1] = np.inf, np.nan
+  teacher, batch = {"logits": t}, {"label": y, "where": np.array([True, False])}
+  soft = objectives.logits(losses.kl_divergence, ignore_label=IGNORED, resize=True)
+  hard = objectives.labels(ignore_label=IGNORED, resize=True)
+  expected = {soft: kl(z, target), hard: -np.log(softmax64(z))[range(len(z)), y[counted]]}
+  for term, values in expected.items():
+    run = jax.value_and_grad(lambda x, term=term: evaluate(term, {"logits": x}, teacher, batch)[1])
+    mean, gradient = run(s)
+    np.testing.assert_allclose(mean, values.mean(), rtol=1e-5)
+    assert np.isfinite(gradient).all() and gradient[0].any() and not gradient[1].any()
+
+
+def test_without_labels_the_larger_grid_counts(rng):
+  s, t = normal(rng, 2, 4, 4, 3), normal(rng, 2, 2, 2, 3)
+  term = objectives.logits(losses.kl_divergence, resize=True)
+  for student, teacher in [(s, t), (t, s)]:
+    (values, _), _ = evaluate(term, {"logits": student}, {"logits": teacher}, {})
+    expected = kl(resized(student, (4, 4)), resized(teacher, (4, 4)))
+    np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_regression_maps_are_resized(rng):
+  s, y = normal(rng, 2, 2, 2, 1), normal(rng, 2, 4, 4)
+  term = objectives.labels(lambda s, y: (s - y) ** 2, output="depth", resize=True)
+  _, mean = evaluate(term, {"depth": s}, {}, {"depth": y})
+  np.testing.assert_allclose(mean, ((resized(s, (4, 4))[..., 0] - y) ** 2).mean(), rtol=1e-5)
+
+
+def test_a_batch_without_labels_counts_nothing(rng):
+  s, t = normal(rng, 2, 2, 2, 2, 3)
+  y = np.full((2, 4, 4), IGNORED)
+  for term in (
+    objectives.logits(losses.kl_divergence, ignore_label=IGNORED, resize=True),
+    objectives.labels(ignore_label=IGNORED, resize=True),
+  ):
+    run = jax.value_and_grad(
+      lambda s, term=term: evaluate(term, {"logits": s}, {"logits": t}, {"label": y})[1]
+    )
+    mean, gradient = run(s)
+    assert mean == 0 and not gradient.any()
+
+
+def test_label_that_is_no_class_raises_or_gives_nan(rng):
+  s, t = {"logits": normal(rng, 1, 2, 2, 3)}, {"logits": normal(rng, 1, 2, 2, 3)}
+  batch = {"label": jnp.array([[[0, 1], [2, 3]]])}
+  term = objectives.logits(losses.kl_divergence, ignore_label=IGNORED)
+  with pytest.raises(ValueError, match=r"^label: .*\b3\b"):
+    term.apply({}, {}, s, t, batch, step=0, key=KEY)
+  assert np.isnan(evaluate(term, s, t, batch)[1])
+
+
+@pytest.mark.parametrize(
+  ("arguments", "field"),
+  [
+    ({"ignore_label": 2.5}, "ignore_label"),
+    ({"class_weights": [1, -1, 1]}, "class_weights"),
+    ({"label": 3}, "label"),
+    ({"resize": "label"}, "resize"),
+  ],
+)
+def test_invalid_arguments_raise_at_once(arguments, field):
+  with pytest.raises(ValueError, match=f"^{field}: expected"):
+    objectives.logits(losses.kl_divergence, **arguments)
+
+
+def test_logits_that_do_not_fit_raise_in_init():
+  soft = functools.partial(objectives.logits, losses.kl_divergence)
+  s = shaped(logits=(2, 4, 4, 3))
+  for term, teacher, field in [
+    (soft(class_weights=[1, 2]), (2, 4, 4, 3), "class_weights"),
+    (soft(), (2, 8, 8, 3), "logits: .*resize=True"),
+    (soft(resize=True), (2, 2, 8, 3), "logits of the teacher"),
+    (soft(resize=True), (2, 16, 3), "logits of the teacher"),
+    (soft(resize=True), (2, 8, 8, 4), "logits"),
+    (soft(resize=True), (3, 8, 8, 3), "logits"),
+  ]:
+    with pytest.raises(ValueError, match=f"^{field}"):
+      term.init(KEY, s, shaped(logits=teacher))
+
+
+@pytest.mark.parametrize(
+  ("label", "field"),
+  [
+    (np.zeros((2, 8, 8), np.float32), "label: .*float32"),
+    (np.zeros((2, 8, 8, 1), np.int32), r"label: .*label\[\.\.\., 0\]"),
+    (np.zeros((2, 8, 2), np.int32), "logits"),
+    (np.zeros((2, 8), np.int32), "logits"),
+    (np.zeros((3, 8, 8), np.int32), "label"),
+  ],
+)
+def test_label_maps_that_do_not_fit_raise(label, field):
+  outputs = {"logits": jnp.zeros((2, 4, 4, 3))}
+  for term in (
+    objectives.logits(losses.kl_divergence, ignore_label=IGNORED, resize=True),
+    objectives.labels(ignore_label=IGNORED, resize=True),
+  ):
+    with pytest.raises(ValueError, match=f"^{field}"):
+      term.apply({}, {}, outputs, outputs, {"label": label}, step=0, key=KEY)
+
+
+def test_losses_without_a_value_per_pixel_name_the_argument():
+  outputs = {"logits": jnp.ones((2, 4, 4, 3))}
+  with pytest.raises(ValueError, match="^ignore_label: .*pearson"):
+    objectives.logits(losses.pearson, ignore_label=IGNORED)
+  term = objectives.logits(losses.cwd, class_weights=[1, 2, 3])
+  with pytest.raises(ValueError, match="^class_weights: .*cwd"):
+    term.apply({}, {}, outputs, outputs, {"label": np.zeros((2, 4, 4), int)}, step=0, key=KEY)
