@@ -77,8 +77,8 @@ class Clock:
       in_steps: of these, the seconds of steps. Steps that a restart did again count once.
       goodput: in_steps / wall.
       starts: number of times the run was started.
-      step_ms: the 50th, 90th and 99th percentile of the steps' times in ms; missing where there was
-        no step.
+      step_ms: mean and the 50th, 90th and 99th percentile of the steps' times in ms; missing where
+        there was no step but the first one.
       waited: seconds by the names given to `waiting`. Where that for 'data' is long and that for
         the 'device' short, devices were idle.
       memory: bytes of the fullest device of this host, 'in_use', at its 'peak', and in all
@@ -86,8 +86,8 @@ class Clock:
     """
     line: dict[str, Any] = {"step": step, "time": time.time()}
     if times := self._times():
-      quantiles = 1e3 * np.percentile(times, (50, 90, 99))
-      line["step_ms"] = dict(zip(("p50", "p90", "p99"), quantiles.tolist()))
+      statistics = 1e3 * np.array([np.mean(times), *np.percentile(times, (50, 90, 99))])
+      line["step_ms"] = dict(zip(("mean", "p50", "p90", "p99"), statistics.tolist()))
       self._in_steps += sum(times)
     line["waited"] = {name: wait.seconds for name, wait in self._waits.items() if wait.seconds}
     for wait in self._waits.values():

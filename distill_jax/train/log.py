@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,7 +91,6 @@ class Log:
     self._write("timings", self.clock.report(start))
     self._callbacks = callbacks
     self.screen = Screen(title, start, steps, main=main, progress=progress)
-    self._last, self._time = start, time.perf_counter()
 
   def __enter__(self):
     return self
@@ -110,7 +108,11 @@ class Log:
     timings = self.clock.report(step)
     _warn_of_no_values(metrics)
     with self.clock.waiting("report"):
-      values = self._train(step, metrics, batch_size)
+      values = {name: float(total / count) for name, (total, count) in metrics.items() if count > 0}
+      if "step_ms" in timings:
+        values["examples_per_second"] = 1e3 * batch_size / timings["step_ms"]["mean"]
+      self.screen.train(step, values)
+      self._add(step, "train", values)
       self._write("timings", timings)
       self._show("time", step, _flat(timings))
     return values
@@ -132,7 +134,6 @@ class Log:
     with self.clock.waiting("report"):
       self._add(step, "validation", values)
       self.screen.validation(step, values)
-    self._time = time.perf_counter()  # evaluation is not training time
 
   def warn_of_constant(self, name: str) -> None:
     """Warns where many evaluations had one and the same score, which then chose no weights."""
@@ -149,15 +150,6 @@ class Log:
       f"{len(lines)}, so that the lower loss chose the weights, then the later step: {hint}",
       stacklevel=2,
     )
-
-  def _train(self, step: int, metrics: Mapping[str, Any], batch_size: int) -> dict[str, float]:
-    now = time.perf_counter()
-    values = {name: float(total / count) for name, (total, count) in metrics.items() if count > 0}
-    values["examples_per_second"] = (step - self._last) * batch_size / max(now - self._time, 1e-9)
-    self._last, self._time = step, now
-    self.screen.train(step, values)
-    self._add(step, "train", values)
-    return values
 
   def _add(self, step: int, phase: str, values: Mapping[str, float]) -> None:
     line = {"step": step, "phase": phase, **values}

@@ -281,14 +281,15 @@ def _train(
 
 def _due(run: Run, step: int, *, stop: bool) -> _Due:
   intervals = run.intervals
-  evaluate = step % intervals.evaluate == 0 or step == intervals.steps
-  save = evaluate or step % intervals.save == 0
+  is_interval = step % intervals.evaluate == 0 or step == intervals.steps
+  save = is_interval or step % intervals.save == 0
+  evaluate = is_interval and run.evaluate is not None
   has_folder = run.arguments.checkpoints is not None
   # What was not reported before a checkpoint would be missing from the report of a run that resumes
   # there; after a signal, the checkpoint has it.
-  saved = (save and has_folder) or step == intervals.steps
-  report = saved or step % run.arguments.run.log_every == 0 or (stop and not has_folder)
-  return _Due(report, evaluate and run.evaluate is not None, save or stop, stop)
+  ends = step == intervals.steps or (stop and not has_folder)
+  report = (save and has_folder) or evaluate or step % run.arguments.run.log_every == 0 or ends
+  return _Due(report, evaluate, save or stop, stop)
 
 
 def _report(run: Run, log: Log, step: int, state: TrainState, window: Window, batch: Batch) -> None:

@@ -1,6 +1,7 @@
 """Shows a training on the screen: a progress bar on a terminal, and lines that stay."""
 
 import contextlib
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -33,6 +34,8 @@ class Screen:
     self.title, self._steps, self._progress = title, steps, progress
     self._names = tuple(dict.fromkeys(("loss", main)))
     self._metrics: dict[str, float] = {}
+    self._step = start
+    self._speeds: list[tuple[int, float]] = []
     self._terminal = progress and sys.stderr.isatty()
     self._bar = tqdm(
       total=steps,
@@ -49,6 +52,9 @@ class Screen:
   def train(self, step: int, values: Mapping[str, float]) -> None:
     """Moves the bar, and shows the metrics that fit into its line."""
     self._metrics = dict(values)
+    if _SPEED in values:
+      self._speeds.append((step - self._step, values[_SPEED]))
+    self._step = step
     if self._terminal:
       self._bar.update(step - self._bar.n)
       self._bar.set_postfix_str(_join(self._texts(values), self._room()))
@@ -57,7 +63,7 @@ class Screen:
     """Prints the scores; below each other, since a terminal shows the training's in the bar."""
     texts = self._scores(values, "val ")
     if not self._terminal:
-      texts = self._texts(self._metrics) + texts
+      texts = self._texts(self._metrics | self._speed()) + texts
     self.print(f"{self.title} {step}/{self._steps}  {_join(texts)}")
 
   def print(self, line: str) -> None:
@@ -69,6 +75,14 @@ class Screen:
     """Removes the bar."""
     self._stack.close()
     self._bar.close()
+
+  def _speed(self) -> dict[str, float]:
+    """Returns the speed of the steps since the last line."""
+    if not self._speeds:
+      return {}
+    steps, speeds = zip(*self._speeds)
+    self._speeds = []
+    return {_SPEED: statistics.harmonic_mean(speeds, weights=steps)}
 
   def _texts(self, values: Mapping[str, float]) -> list[str]:
     """Returns what a training reports, the most important first."""

@@ -82,6 +82,17 @@ def test_file_has_training_and_validation_in_one_line(capsys):
     assert text in output
 
 
+def test_line_has_the_speed_since_the_last_line(capsys):
+  screen = Screen("student-0", 100, 2000, main="accuracy", progress=True)
+  for step, speed in ((110, 100.0), (140, 900.0), (150, 50.0)):
+    screen.train(step, METRICS | {"examples_per_second": speed})
+    if step != 110:
+      screen.validation(step, {})
+  first, second = capsys.readouterr().out.splitlines()
+  assert "  300 examples/s" in first  # 40 steps: 10 of 100 and 30 of 900
+  assert "  50 examples/s" in second
+
+
 def test_nothing_is_shown_without_progress(capsys):
   screen = Screen("student-0", 0, 2000, main="accuracy", progress=False)
   screen.train(1400, METRICS)
