@@ -6,8 +6,8 @@ and `from_apply` takes functions, hence every other library.
 
 `pretrained` gives any of them weights from a .safetensors or .npz file; `cast` halves the memory
 of a teacher's weights; `with_weights` adds them to the outputs; `sliding_window` applies a network
-to images larger than its input; `rematerialized` lets a block of your own network store less for
-the backward pass.
+to images larger than its input, and `average_views` averages over clips or crops of an example;
+`rematerialized` lets a block of your own network store less for the backward pass.
 """
 
 import importlib
@@ -22,11 +22,13 @@ with naming_extras():
   from distill_jax.models.cohort import cohort, member
   from distill_jax.models.precision import cast
   from distill_jax.models.remat import rematerialized
+  from distill_jax.models.views import average_views
   from distill_jax.models.weight_outputs import with_weights
   from distill_jax.models.weights import load_weights, pretrained, torch_kernel
   from distill_jax.models.windows import sliding_window
 
 __all__ = [
+  "average_views",
   "cast",
   "cohort",
   "from_apply",

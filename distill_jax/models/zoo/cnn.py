@@ -23,9 +23,14 @@ class ConvNormRelu(nnx.Module):
     )
     self.norm = nnx.BatchNorm(outputs, momentum=0.9, dtype=dtype, axis_name=axis_name, rngs=rngs)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Returns the map [B, H, W, outputs] of a map [B, H, W, inputs]."""
-    return nnx.relu(self.norm(self.conv(x)))
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Returns the map [B, H, W, outputs] of a map [B, H, W, inputs].
+
+    Args:
+      x: the map.
+      mask: bool, broadcastable to the result: what the norm's statistics count; None: all.
+    """
+    return nnx.relu(self.norm(self.conv(x), mask=mask))
 
 
 def check_images(x: jax.Array, channels: int) -> None:
