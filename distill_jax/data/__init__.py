@@ -14,6 +14,7 @@ with naming_extras():
   from distill_jax.data.augment import augmentation, brightness, flip, rotate90
   from distill_jax.data.batches import batches, eval_batches
   from distill_jax.data.checks import count_rows
+  from distill_jax.data.class_weights import class_weights
   from distill_jax.data.entry_crops import center_crop, random_crop, shift_crop
   from distill_jax.data.iterators import from_iterable
   from distill_jax.data.label_checks import (
@@ -40,6 +41,7 @@ __all__ = [
   "check_batch",
   "check_labels",
   "class_numbers",
+  "class_weights",
   "count_rows",
   "mark_unlabeled",
   "cutmix",

@@ -111,7 +111,7 @@ def test_rows_that_are_no_probabilities_say_what_to_write(rows, hint):
     ("entry", 0, "entry='"),
     ("output", ("logits",), "output='"),
     ("class_weights", {0: 1.0, 1: 2.0}, r"\[weights\[i\] for i in range\(C\)\]"),
-    ("class_weights", "balanced", "bincount"),
+    ("class_weights", "balanced", r"data\.class_weights"),
     ("class_weights", 2.0, "1 leaves a class"),
   ],
 )
