@@ -214,12 +214,15 @@ def test_a_bucket_that_does_not_exist_is_named(server):
       attempt()
 
 
-def test_a_server_that_does_not_answer_is_named(monkeypatch):
-  monkeypatch.setattr(
-    "distill_jax.cache.store.backend._RETRIES", {"max_retries": 1, "initial_delay": "1ms"}
-  )
+def test_a_server_that_does_not_answer_is_named_before_and_after_the_wait(monkeypatch, capfd):
+  backend = "distill_jax.cache.store.backend"
+  monkeypatch.setattr(f"{backend}._RETRIES", {"max_retries": 1, "initial_delay": "100ms"})
+  monkeypatch.setattr(f"{backend}._SILENT_SECONDS", 0.01)
   monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
   monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
   store = open_store("s3://bucket/x?endpoint=http://127.0.0.1:9&region=us-east-1")
-  with pytest.raises(StoreError, match="cannot read 'a' from s3://bucket/x: .*connect to server"):
-    store.read("a")
+  for _ in range(2):
+    error = "cannot read 'a' from s3://bucket/x: .*connect to server: check the address"
+    with pytest.raises(StoreError, match=error):
+      store.read("a")
+  assert capfd.readouterr().err.count("s3://bucket/x: no answer of http://127.0.0.1:9 yet") == 1

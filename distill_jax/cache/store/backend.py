@@ -6,9 +6,11 @@ listed, and the next write of that key overwrites them.
 """
 
 import errno
+import functools
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +23,10 @@ from distill_jax.storage import folders
 
 SCHEMES = ("file", "gs", "memory", "s3")
 _CONTEXT = ts.Context()  # shared, so that `memory://x` opened twice is the same store
-# About a minute: TensorStore's own 32 hide a misspelled address for a quarter of an hour.
+# One to two minutes: TensorStore's own 32 hide a misspelled address for a quarter of an hour.
 _RETRIES = {"max_retries": 7}
+_RETRIED = "retry attempts failed"  # TensorStore's words
+_SILENT_SECONDS = 5.0
 _UNFINISHED = ".__lock"
 _PROBE = "writable"
 
@@ -131,9 +135,19 @@ class Store(NamedTuple):
 
   def _wait(self, action: str, start: Callable[[], ts.Future]) -> Any:
     try:
-      return start().result()
+      return self._result(start())
     except (ValueError, NotImplementedError) as error:  # TensorStore raises no others
       raise _store_error(f"cannot {action} {self.url}", error) from error
+
+  def _result(self, future: ts.Future) -> Any:
+    """Returns a result; where it takes long, says so once in this process."""
+    if self.folder is None:
+      try:
+        return future.result(timeout=_SILENT_SECONDS)
+      except TimeoutError:
+        server = self.kv.spec().to_json().get("endpoint", "its server")
+        _print_once(f"{self.url}: no answer of {server} yet, trying for one to two minutes")
+    return future.result()
 
 
 def check_no_pipe(path: Path) -> None:
@@ -216,9 +230,16 @@ def _url_options(parts: SplitResult) -> dict[str, str]:
   return {members[option]: values[0] for option, values in query.items()}
 
 
+@functools.cache
+def _print_once(line: str) -> None:
+  print(line, file=sys.stderr, flush=True)
+
+
 def _store_error(text: str, error: Exception) -> StoreError:
   """Returns TensorStore's error in the operating system's words, or without a server's reply."""
   number = re.search(r"\[os_error_code='(\d+)'\]", str(error))
   if number:
     return StoreError(f"{text}: {os.strerror(int(number[1]))}", int(number[1]))
-  return StoreError(f"{text}: {str(error).partition(' [')[0]}")
+  reason = str(error).partition(" [")[0]
+  hint = ": check the address and the network, then call it again" if _RETRIED in reason else ""
+  return StoreError(f"{text}: {reason}{hint}")
