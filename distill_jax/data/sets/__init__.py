@@ -1,1 +1,1 @@
-"""Loads data sets, a module each: scikit-learn's digits, TFDS by name, a folder per class."""
+"""Loads data sets, a module each: digits, a brain template, TFDS by name, a folder per class."""
