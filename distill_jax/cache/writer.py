@@ -1,6 +1,7 @@
 """Writes a cache: computes a teacher's outputs once for every example and view."""
 
 import datetime
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -70,7 +71,8 @@ def write_cache(
       `data.from_iterable(batches).load()` makes one of batches. `Images` and `Videos` are read and
       cropped on demand, a `PackedText` is read on demand.
     outputs: the teacher's outputs to store, each with its codec; None:
-      `{"logits": Dense("float16")}`. 'logits@top8' stores 'logits' under another name, so that one
+      `{"logits": Dense("float16")}`. Of dense maps `Dense("float16", size=(H // 4, W // 4))` takes
+      a sixteenth. 'logits@top8' stores 'logits' under another name, so that one
       output may be stored in several ways. Of a language model that returns 'hidden' and 'head'
       instead of logits: 'logits' with `TopK` or `RandomSampling`, or 'hidden' with `Dense`, which
       also stores the head, once (`teacher.lm_head`).
@@ -87,7 +89,8 @@ def write_cache(
     batch_size: rows that the teacher takes at once, over all devices; as many as fit.
     part: (index, count) of this process; None: that of the JAX process.
     mesh: devices of this process to use, one axis `data`; None: all of them.
-    progress: whether to show a progress bar on a terminal, a line at the end elsewhere.
+    progress: whether to print the bytes of an example and of all before anything is written, and to
+      show a progress bar on a terminal, a line at the end elsewhere.
 
   Raises:
     ValueError: an output that the teacher does not return, 'logits' that are probabilities, uint8
@@ -149,6 +152,8 @@ def write_cache(
   _write_head(store, manifest, teacher, variables, inputs)
   missing = shards.missing_shards(store, manifest)
   if missing:
+    if progress:
+      print(f"cache: {_size_text(manifest)} in {store.url}", flush=True)
     _check_logits(teacher, variables, inputs, augment)
     store.probe_writable(sum(manifest.header(shard).size for shard in missing))
     fill_missing(
@@ -185,6 +190,20 @@ def plan(
   row_bytes = Manifest({}, columns, rows, 1).header(0).record_dtype.itemsize
   batches = min(max(1, SHARD_BYTES // (batch_size * row_bytes)), SHARD_BATCHES)
   return Manifest({}, columns, rows, min(batches * batch_size, len(rows)))
+
+
+def _size_text(manifest: Manifest) -> str:
+  """Returns the bytes of an example, of each of its outputs and of all."""
+  num_views = manifest.rows.num_views
+  outputs: dict[str, int] = {}
+  for column in manifest.columns:
+    name = column.name.rpartition(".")[0]
+    num_bytes = num_views * column.dtype.itemsize * math.prod(column.shape)
+    outputs[name] = outputs.get(name, 0) + num_bytes
+  example_bytes = num_views * manifest.header(0).record_dtype.itemsize
+  views = f" in {num_views} views" if num_views > 1 else ""
+  parts = ", ".join(f"{name} {num_bytes:,}" for name, num_bytes in outputs.items())
+  return f"{example_bytes:,} bytes an example{views} ({parts}), {manifest.size:,} bytes in all"
 
 
 def _example_spec(inputs: TeacherInputs) -> dict[str, jax.ShapeDtypeStruct]:

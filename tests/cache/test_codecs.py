@@ -11,6 +11,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
+from distill_jax import losses
 from distill_jax.cache import Dense, RandomSampling, TopK
 from distill_jax.cache.codecs import bits, output_errors
 from distill_jax.cache.codecs.codec import check_outputs, from_json, to_json
@@ -155,7 +156,7 @@ def test_columns_have_the_announced_layout_on_any_mesh(rng, mesh):
       assert decoded.log_probs.dtype == decoded.log_tail.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("codec", ALL, ids=str)
+@pytest.mark.parametrize("codec", [*ALL, Dense(size=(2, 3))], ids=str)
 def test_a_codec_survives_json(codec):
   assert from_json(json.loads(json.dumps(to_json(codec)))) == codec
 
@@ -164,8 +165,8 @@ def test_a_codec_survives_json(codec):
   ("values", "match"),
   [
     ({"name": "TopJ", "k": 1}, "codec.*'TopK'"),
-    ({"name": "Dense"}, r"codec Dense: .*\['dtype', 'logits'\]"),
-    ({"name": "Dense", "dtype": "float18", "logits": None}, "dtype: .*'float16'"),
+    ({"name": "Dense"}, r"codec Dense: .*\['dtype', 'logits', 'size'\]"),
+    ({"name": "Dense", "dtype": "float18", "logits": None, "size": None}, "dtype: .*'float16'"),
   ],
 )
 def test_unknown_json_is_rejected(values, match):
@@ -463,3 +464,41 @@ def test_a_row_without_classes_names_the_example(codec):
 def test_dense_stores_rows_without_classes():
   logits = np.full((3, 2, 4), -np.inf, np.float32)
   check(Dense(), logits)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_maps_are_stored_at_a_reduced_size(rng, dtype):
+  maps = rng.normal(size=(2, 8, 12, 3)).astype(np.float32)
+  codec = Dense(dtype, logits=True, size=(2, 3))
+  columns, decoded = round_trip(codec, maps)
+  small = losses.resize_logits(maps, (2, 3))
+  plain, expected = round_trip(Dense(dtype, logits=True), small)
+  jax.tree.map(np.testing.assert_array_equal, columns, plain)
+  assert row_bytes(codec, maps) == row_bytes(Dense(dtype, logits=True), small)
+  np.testing.assert_allclose(decoded, losses.resize_logits(expected, (8, 12)), atol=1e-6)
+
+
+def test_a_reduced_size_keeps_classes_that_do_not_exist_and_finds_nan(rng):
+  maps = rng.normal(size=(3, 4, 4, 2)).astype(np.float32)
+  maps[0, ..., 1] = -np.inf
+  maps[1, 3, 0, 1] = np.nan
+  codec = Dense("float16", logits=True, size=(2, 2))
+  assert [int(x) for x in codec.errors(maps)] == [0, 1, 0]
+  _, decoded = round_trip(codec, maps[:1])
+  assert (decoded[..., 1] == -np.inf).all() and np.isfinite(decoded[..., 0]).all()
+
+
+@pytest.mark.parametrize(
+  ("size", "shape", "field"),
+  [
+    ((8, 2), (2, 4, 4, 3), "size"),
+    ((2, 2), (2, 4, 3), "output"),
+    ((2, 2), (2, 4, 4, 4, 3), "output"),
+    ((0, 2), (2, 4, 4, 3), "size"),
+    (4, (2, 4, 4, 3), "size"),
+    ((2, 2.5), (2, 4, 4, 3), "size"),
+  ],
+)
+def test_a_size_that_does_not_fit_raises(size, shape, field):
+  with pytest.raises(ValueError, match=f"^{field}: expected"):
+    Dense(size=size).columns(shaped(*shape))

@@ -26,7 +26,10 @@ def output_of(name: str) -> str:
 
 def to_json(codec: Codec) -> dict[str, Any]:
   """Returns the codec as plain values, for a cache's identity."""
-  return {"name": type(codec).__name__} | dataclasses.asdict(codec)
+  fields = dataclasses.asdict(codec)
+  # JSON has no tuple, and a cache's identity is compared with the one that it has read.
+  lists = {name: list(value) for name, value in fields.items() if isinstance(value, tuple)}
+  return {"name": type(codec).__name__} | fields | lists
 
 
 def from_json(values: Mapping[str, Any]) -> Codec:

@@ -1,4 +1,4 @@
-"""Stores all values of an output, rounded to a dtype."""
+"""Stores all values of an output, rounded to a dtype; of a map also at a reduced resolution."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,8 +10,9 @@ import numpy as np
 
 from distill_jax import reduce
 from distill_jax.cache.codecs import output_errors
-from distill_jax.cache.codecs.fields import Layout
+from distill_jax.cache.codecs.fields import Layout, check_size
 from distill_jax.errors import suggest
+from distill_jax.losses import resize_logits
 from distill_jax.types import Batch
 
 # bfloat16 is stored as its 16 bits: NumPy has no such dtype.
@@ -39,13 +40,16 @@ class Dense:
       g of the widest gap w <= 200 as 252 sqrt(g / w), error about sqrt(g w) / 252; a wider one,
       such as that of a padded class at -1e9, as 1e4, where the softmax is 0.
     logits: whether rows are logits. None: those of an output whose name is, or ends with, 'logits'.
+    size: grid at which maps [B, H, W, C] or [B, D, H, W, C] are stored, such as (H // 4, W // 4);
+      `losses.resize_logits` brings them there, and back when they are read. None: as they are.
 
   Raises:
-    ValueError: another dtype.
+    ValueError: another dtype; in methods, a size of more pixels than the output's.
   """
 
   dtype: str = "float16"
   logits: bool | None = None
+  size: tuple[int, ...] | None = None
 
   def __post_init__(self):
     if self.logits is not None and not isinstance(self.logits, bool):
@@ -53,10 +57,14 @@ class Dense:
     if self.dtype not in DTYPES:
       hint = suggest(self.dtype, DTYPES)
       raise ValueError(f"dtype: expected one of {list(DTYPES)}, got {self.dtype!r}{hint}")
+    if self.size is not None:
+      object.__setattr__(self, "size", check_size(self.size))
 
   def columns(self, output: Any) -> Layout:
     """Returns the columns of an output, or `ShapeDtypeStruct`, [B, ...]."""
     output_errors.check_output_shape(output, axes=1 + (self.dtype == "int8"))
+    if self.size is not None:
+      output = jax.eval_shape(self.reduce, output)
     shape = tuple(output.shape[1:])
     layout = {"values": (np.dtype(DTYPES[self.dtype]), shape)}
     if self.dtype == "int8":
@@ -67,6 +75,7 @@ class Dense:
   def encode(self, output: jax.Array, batch: Batch, *, first: Any = 0) -> dict[str, jax.Array]:
     """Returns the columns, each [B, ...]."""
     del batch, first
+    output = self.reduce(output)
     if self.dtype == "int8":
       return _encode_features(output) if self.logits is False else _encode_logits(output)
     values = output.astype(self.dtype)
@@ -76,15 +85,39 @@ class Dense:
 
   def decode(self, columns: Mapping[str, Any], output: Any) -> jax.Array:
     """Returns the output [B, ...] in the shape and dtype of `output`."""
-    values = columns["values"]
+    values = jnp.asarray(columns["values"])
     if self.dtype == "int8":
       values = _decode_features(columns) if self.logits is False else _decode_logits(columns)
     elif self.dtype == "bfloat16":
       values = jax.lax.bitcast_convert_type(values, jnp.bfloat16)
+    return self.restore(values, output)
+
+  def reduce(self, output: jax.Array) -> jax.Array:
+    """Returns the output [B, ...] at the size that is stored.
+
+    Raises:
+      ValueError: it is no map of as many axes of space, or a smaller one.
+    """
+    if self.size is None:
+      return output
+    if len(self.size) == output.ndim - 2 and any(
+      new > old for new, old in zip(self.size, output.shape[1:-1])
+    ):
+      raise ValueError(
+        f"size: expected at most {output.shape[1:-1]} of the output, got {self.size}: leave size "
+        "out to store it as it is"
+      )
+    return resize_logits(output, self.size, name="output")
+
+  def restore(self, values: jax.Array, output: Any) -> jax.Array:
+    """Returns stored values in the shape and dtype of `output`."""
+    if self.size is not None:
+      values = resize_logits(values, output.shape[1:-1], name="output")
     return values.astype(output.dtype)
 
   def errors(self, output: jax.Array) -> jax.Array:
     """Returns per example, uint8 [B], why it cannot be stored; see `output_errors`."""
+    output = self.reduce(output)
     rounded = output.astype("float32" if self.dtype == "int8" else self.dtype)
     overflow = jnp.isfinite(output) & ~jnp.isfinite(rounded)
     if self.logits is not False:

@@ -168,11 +168,17 @@ def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _cells(estimate: Estimate) -> list[str]:
   codec = estimate.codec
-  name = f"{type(codec).__name__}({codec.dtype if isinstance(codec, Dense) else codec.k})"
+  name = f"{type(codec).__name__}({_parameter(codec)})"
   mass = ["-" if math.isnan(value) else f"{value:.4f}" for value in estimate.mass]
   cosines = [f"{value:.4f}" for value in estimate.cosines.values()]
   padding = ["-"] * (3 - len(cosines))
   return [name, f"{estimate.bytes:,}", *mass, *cosines, *padding]
+
+
+def _parameter(codec: Codec) -> str:
+  if not isinstance(codec, Dense):
+    return f"{codec.k}"
+  return codec.dtype if codec.size is None else f"{codec.dtype}, {' x '.join(map(str, codec.size))}"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Checks the fields that codecs share."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,3 +23,10 @@ def check_temperature(temperature: Any) -> float:
   if not (math.isfinite(value) and value > 0):
     raise ValueError(f"temperature: expected a finite number > 0, got {temperature}")
   return value
+
+
+def check_size(size: Any) -> tuple[int, ...]:
+  """Returns the grid of a map as integers of at least 1, or raises ValueError."""
+  if not isinstance(size, Sequence) or isinstance(size, str) or not size:
+    raise ValueError(f"size: expected a grid such as (64, 64), got {size!r}")
+  return tuple(check_integer("size", n, 1) for n in size)

@@ -36,7 +36,7 @@ Scores = dict[str, jax.Array]  # per row [B]: 'difference', and of logits 'kl' a
 
 
 class Agreement(NamedTuple):
-  """The differences between the rows of one output and the teacher.
+  """The differences between the rows of one output and the teacher, at the size that is stored.
 
   Attributes:
     rows: number of compared rows.
@@ -202,6 +202,8 @@ def _compare_arrays(codec: Dense | TopK, stored: Any, live: jax.Array, is_logits
       "kl": _per_row(jnp.mean, kl),
       "top1": _per_row(jnp.mean, stored.indices[..., 0] == jnp.argmax(live, -1).astype(jnp.int32)),
     }
+  # What a smaller size loses is no error of the cache: `estimate` measures it.
+  live = codec.restore(codec.reduce(live), live)
   scores = {"difference": _per_row(jnp.max, _distance(stored, live))}
   if is_logits:
     scores["kl"] = _per_row(jnp.mean, losses.kl_divergence(stored, live))
