@@ -252,6 +252,12 @@ def _has_16_bits(image: PIL.ImageFile.ImageFile) -> bool:
   )
 
 
+def orientation(encoded: bytes) -> int:
+  """Returns the EXIF entry for the orientation; 1: the image is stored upright."""
+  with PIL.Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+    return _orientation(image)
+
+
 def _orientation(image: PIL.Image.Image) -> int:
   try:
     return image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
