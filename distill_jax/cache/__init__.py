@@ -18,16 +18,17 @@ a language model that returns hidden states and a head, `Dense` stores 'hidden',
 ever computing all of them at once (`teacher.lazy_logits`). `store.format` and `store.shards`
 specify the bytes on disk, `identity` what a cache depends on.
 
-`estimate` measures what each codec costs and loses before anything is written, `describe` returns
-what a cache holds, `verify` compares random rows with the teacher, and `check_run` and
-`check_teacher` reject a cache of other data or of another teacher.
+`row_bytes` returns the bytes of one example, and `estimate` measures what each codec loses, before
+anything is written (`estimate_table` prints it). `describe` returns what a cache holds, `verify`
+compares random rows with the teacher, and `check_run` and `check_teacher` reject a cache of other
+data or of another teacher.
 """
 
 from distill_jax.errors import naming_extras
 
 with naming_extras():
   from distill_jax.cache.codecs.dense_codec import Dense
-  from distill_jax.cache.codecs.estimates import Estimate, estimate
+  from distill_jax.cache.codecs.estimates import Estimate, estimate, estimate_table, row_bytes
   from distill_jax.cache.codecs.random_sampling import RandomSampling
   from distill_jax.cache.codecs.top_k import TopK
   from distill_jax.cache.compatibility import check_run, check_teacher, check_teacher_weights
@@ -55,7 +56,9 @@ __all__ = [
   "check_teacher_weights",
   "describe",
   "estimate",
+  "estimate_table",
   "open_cache",
+  "row_bytes",
   "verify",
   "vocabulary",
   "write_cache",

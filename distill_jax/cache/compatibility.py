@@ -47,6 +47,16 @@ def check_run(
   Raises:
     Mismatch: data or augmentation differ; the message names fields or example. It is a ValueError.
     ValueError: the run mixes rows, and no cache holds mixtures.
+
+  >>> import tempfile
+  >>> from distill_jax import cache, models
+  >>> teacher = models.from_apply(None, lambda w, x: x @ w, variables=3 * jnp.eye(4), inputs="x")
+  >>> arrays = {"id": np.arange(4), "x": np.eye(4, dtype=np.float32)}
+  >>> outputs = cache.write_cache(tempfile.mkdtemp(), teacher, arrays, progress=False)
+  >>> cache.check_run(outputs, arrays)
+  >>> cache.check_run(outputs, {**arrays, "x": -arrays["x"]})  # doctest: +IGNORE_EXCEPTION_DETAIL
+  Traceback (most recent call last):
+  Mismatch: data: expected the inputs that the teacher ... received, got others in 'x' ...
   """
   if mix is not None:
     raise ValueError(
@@ -85,6 +95,20 @@ def check_teacher(
 
   Raises:
     Mismatch: the message names the fields.
+
+  >>> import tempfile
+  >>> from distill_jax import cache, models
+  >>> teacher = models.from_apply(None, lambda w, x: x @ w, variables=3 * jnp.eye(4), inputs="x")
+  >>> arrays, codecs = {"x": np.eye(4, dtype=np.float32)}, {"logits": cache.Dense("float16")}
+  >>> outputs = cache.write_cache(tempfile.mkdtemp(), teacher, arrays, codecs, progress=False)
+  >>> cache.check_teacher(outputs, teacher, teacher.variables, codecs, arrays)
+  >>> codecs = {"logits": cache.Dense("int8")}
+  >>> cache.check_teacher(  # doctest: +IGNORE_EXCEPTION_DETAIL
+  ...   outputs, teacher, teacher.variables, codecs, arrays
+  ... )
+  Traceback (most recent call last):
+  Mismatch: the cache in ... is another one: name another folder or delete it:
+    outputs.logits.codec.dtype: expected 'int8', got 'float16' in the cache
   """
   stored_outputs = cache.manifest.identity["outputs"]
   stored = {name: {"codec": values["codec"]} for name, values in stored_outputs.items()}
@@ -100,6 +124,18 @@ def check_teacher_weights(cache: Cache, variables: Variables) -> None:
 
   Raises:
     Mismatch: the message has both fingerprints.
+
+  >>> import tempfile
+  >>> from distill_jax import cache, models
+  >>> teacher = models.from_apply(None, lambda w, x: x @ w, variables=3 * jnp.eye(4), inputs="x")
+  >>> arrays = {"x": np.eye(4, dtype=np.float32)}
+  >>> outputs = cache.write_cache(tempfile.mkdtemp(), teacher, arrays, progress=False)
+  >>> cache.check_teacher_weights(outputs, teacher.variables)
+  >>> other = teacher.variables._replace(params=jnp.eye(4))
+  >>> cache.check_teacher_weights(outputs, other)  # doctest: +IGNORE_EXCEPTION_DETAIL
+  Traceback (most recent call last):
+  Mismatch: the cache in ... is another one: name another folder or delete it:
+    teacher.weights: expected '99abf2d5...', got 'cac1423a...' in the cache
   """
   stored = cache.manifest.identity["teacher"]["weights"]
   expected = fingerprint(tuple(variables))

@@ -37,6 +37,14 @@ def describe(cache: Cache, source: Source | None = None) -> str:
   Args:
     cache: an open one.
     source: the examples with their labels, for the teacher's accuracy; None: without it.
+
+  >>> import tempfile
+  >>> from distill_jax import cache, models
+  >>> teacher = models.from_apply(None, lambda w, x: x @ w, variables=3 * jnp.eye(4), inputs="x")
+  >>> arrays = {"x": np.eye(4, dtype=np.float32)}
+  >>> outputs = cache.write_cache(tempfile.mkdtemp(), teacher, arrays, progress=False)
+  >>> print(cache.describe(outputs).splitlines()[1])
+    4 rows: 4 examples x 1 views, 32 bytes a row, 320 bytes in 1 shards
   """
   lines = [repr(cache)]
   lines += [f"  (written) {name}: {value}" for name, value in cache.manifest.provenance.items()]

@@ -37,6 +37,8 @@ class Cache:
     num_views: number of views of each example.
     has_views: whether the views of an example differ: it is augmented or cropped at random.
     is_streamed: whether the examples are images that are cropped on demand.
+
+  Example in `open_cache`.
   """
 
   def __init__(self, store: Store, manifest: Manifest, memory: int = MEMORY):
@@ -190,6 +192,17 @@ def open_cache(url: str | os.PathLike[str], *, memory: int = MEMORY) -> Cache:
     Incomplete: there is none, or it is not finished: `write_cache` resumes it.
     CorruptCache: it was changed since it was written.
     OSError: the store cannot be read.
+
+  >>> import tempfile
+  >>> from distill_jax import cache, models
+  >>> arrays = {"x": np.eye(4, dtype=np.float32), "label": np.arange(4)}
+  >>> teacher = models.from_apply(None, lambda w, x: x @ w, variables=3 * jnp.eye(4), inputs="x")
+  >>> folder = tempfile.mkdtemp()
+  >>> outputs = cache.write_cache(folder, teacher, arrays, progress=False)
+  >>> batch = cache.open_cache(folder).add_columns({"id": np.array([2, 0])})
+  >>> batch["teacher/logits.values"]
+  array([[0., 0., 3., 0.],
+         [3., 0., 0., 0.]], dtype=float16)
   """
   store = open_store(url)
   manifest = shards.open_complete(store)

@@ -16,6 +16,8 @@ class Parts(NamedTuple):
   Attributes:
     teacher: the teacher's forward pass.
     student: the student's forward and backward pass, without the update.
+
+  Example in `compile_for`.
   """
 
   teacher: Compiled
@@ -35,6 +37,8 @@ class Analysis:
     sizes: bytes of the 'train state', of the 'teacher' and of the 'batch', each once.
     step: cost of the train step on one chip.
     parts: cost of its halves; None: they were not compiled.
+
+  Example in `compile_for`.
   """
 
   topology: str

@@ -18,6 +18,10 @@ class Chip(NamedTuple):
       GB.
     axes: number of axes of a slice, 2 or 3.
     source: page with the peaks.
+
+  >>> from distill_jax import cost
+  >>> cost.CHIPS["v5e"].kind, cost.CHIPS["v5e"].flops
+  ('TPU v5e', 197000000000000.0)
   """
 
   kind: str

@@ -47,6 +47,8 @@ class Memory(NamedTuple):
     aliased: donated arguments that results reuse.
     temporaries: intermediate arrays at their peak.
     code: the program itself.
+
+  Example in `compile_for`.
   """
 
   arguments: int
@@ -70,6 +72,8 @@ class Compiled(NamedTuple):
     collectives, loops: contents of the program's text.
     products: FLOPs of matrix products and convolutions before compilation, in a loop as often as it
       runs, divided by the number of devices.
+
+  Example in `compile_for`.
   """
 
   seconds: float

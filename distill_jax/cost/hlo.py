@@ -37,6 +37,11 @@ class Collective(NamedTuple):
     bytes: bytes of the full arrays per execution: the input of an all-reduce or a reduce-scatter on
       each device, or the output of an all-gather. How many cross a link depends on the algorithm.
     exact: False if some calls are in a loop of unknown length, of which one trip is counted.
+
+  >>> from distill_jax.cost import Collective
+  >>> gradients = Collective("all-reduce", "f32", group=16, calls=2, bytes=4_000_000, exact=True)
+  >>> gradients.bytes / gradients.calls
+  2000000.0
   """
 
   kind: str
@@ -54,6 +59,11 @@ class Loop(NamedTuple):
     trips: number of times its body runs in each execution; None: unknown.
     products: number of convolutions and matrix products in its body. XLA's cost analysis counts the
       FLOPs of one trip.
+
+  >>> from distill_jax.cost import hlo
+  >>> program = jax.jit(lambda x: jax.lax.fori_loop(0, 5, lambda i, x: x @ x, x))
+  >>> hlo.loops(program.lower(jnp.eye(2)).compile().as_text())
+  (Loop(trips=5, products=1),)
   """
 
   trips: int | None

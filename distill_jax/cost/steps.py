@@ -58,6 +58,16 @@ def compile_for(
       chips, arrays and rules, networks.
     ImportError: libtpu is not installed.
     RuntimeError: the compiler failed for another reason than memory.
+
+  >>> import optax
+  >>> from distill_jax import cost, losses, models, objectives
+  >>> network = models.from_apply(lambda key, x: jnp.zeros((4, 10)), lambda w, x: x @ w, inputs="x")
+  >>> objective = objectives.weighted(soft=(1.0, objectives.logits(losses.kl_divergence)))
+  >>> batch = {"x": jax.ShapeDtypeStruct((64, 4), jnp.float32)}
+  >>> arguments = network, network, objective, optax.sgd(0.1), batch
+  >>> analysis = cost.compile_for("cpu", *arguments, parts=True)
+  >>> analysis.fits, analysis.parameters, analysis.parts.teacher.flops > 0
+  (True, 40, True)
   """
   slice_ = None if topology == "cpu" else parse_topology(topology)
   chips = slice_.size if slice_ else jax.device_count("cpu")

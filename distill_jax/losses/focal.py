@@ -19,6 +19,10 @@ class Context(NamedTuple):
     reduce: kernel [C, C/2] and bias [C/2].
     norm: layer norm's scale [C/2] and bias [C/2].
     expand: kernel [C/2, C] and bias [C].
+
+  >>> student, teacher = fgd_init(jax.random.key(0), 4)
+  >>> student.reduce[0].shape, student.expand[0].shape  # a bottleneck of half the channels
+  ((4, 2), (2, 4))
   """
 
   attention: tuple[jax.Array, jax.Array]

@@ -22,6 +22,10 @@ class LayerAttention(NamedTuple):
     bilinear: W_QK of every teacher layer, [T, d, d].
     student_position: position embeddings of the student's layers, [S, d].
     teacher_position: position embeddings of the teacher's layers, [T, d].
+
+  >>> params = layer_attention_init(jax.random.key(0), [8, 16], [32], width=4)
+  >>> [kernel.shape for kernel in params.keys]  # one for each layer of the student
+  [(8, 4), (16, 4)]
   """
 
   queries: tuple[jax.Array, ...]

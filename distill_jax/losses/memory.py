@@ -21,6 +21,9 @@ class CrdState(NamedTuple):
     student: the student's last embedding of every example, [N, D].
     teacher: the teacher's last embedding of every example, [N, D].
     normalizers: the constants Z of student and teacher, [2]; 0 until the first batch sets them.
+
+  >>> crd_state(jax.random.key(0), 5, 2).normalizers  # no batch yet
+  Array([0., 0.], dtype=float32)
   """
 
   student: jax.Array

@@ -34,6 +34,12 @@ class SparseTargets:
     temperature: a number > 0; static under jit.
     sampled: True for `sample_k`, whose only loss is `sampled_cross_entropy`; False for `top_k`,
       whose losses are the others; None: unknown, and not checked. Static under jit.
+
+  >>> log_probs = jnp.log(jnp.array([0.5, 0.25]))  # of classes 2 and 0, stored by you
+  >>> targets = SparseTargets(jnp.array([2, 0]), log_probs, log_tail=jnp.log(0.25))
+  >>> student = jnp.log(jnp.array([0.25, 0.125, 0.5, 0.125]))
+  >>> abs(sparse_kl(student, targets)).round(6)
+  Array(0., dtype=float32)
   """
 
   indices: jax.Array

@@ -75,7 +75,15 @@ def cohort(models: Sequence[Model]) -> Model:
 
 
 def member(variables: Variables, i: int) -> Variables:
-  """Returns the variables of network i of a `cohort`."""
+  """Returns the variables of network i of a `cohort`.
+
+  >>> from distill_jax import models
+  >>> linear = lambda w, x: x @ w
+  >>> networks = [models.from_apply(None, linear, variables=i * jnp.eye(2)) for i in (1, 2)]
+  >>> models.member(models.cohort(networks).variables, 1).params
+  Array([[2., 0.],
+         [0., 2.]], dtype=float32)
+  """
   return Variables(variables.params[str(i)], variables.state[str(i)])
 
 

@@ -33,6 +33,14 @@ def rematerialized(block: Callable[..., Any], policy: str) -> Callable[..., Any]
 
   Raises:
     ValueError: an unknown policy.
+
+  >>> from flax import nnx
+  >>> from distill_jax import models
+  >>> block = models.rematerialized(nnx.Linear.__call__, "nothing_saveable")
+  >>> graph, state = nnx.split(nnx.Linear(4, 4, rngs=nnx.Rngs(0)))
+  >>> forward = lambda state, x: block(nnx.merge(graph, state), x)
+  >>> "nothing_saveable" in str(jax.make_jaxpr(forward)(state, jnp.ones((2, 4))))
+  True
   """
   if not policy:
     return block

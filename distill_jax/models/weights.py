@@ -100,6 +100,16 @@ def pretrained(
 
   Raises:
     FileNotFoundError, ValueError: as `load_weights`; or neither `variables` nor a batch.
+
+  >>> import pathlib, tempfile
+  >>> from distill_jax import models
+  >>> path = pathlib.Path(tempfile.mkdtemp(), "teacher.npz")
+  >>> np.savez(path, **{"params/kernel": np.full((2, 2), 7, np.float32)})
+  >>> init = lambda key, x: {"kernel": jnp.zeros((2, 2))}
+  >>> model = models.from_apply(init, lambda params, x: x @ params["kernel"], inputs="x")
+  >>> teacher = models.pretrained(model, path, {"x": jax.ShapeDtypeStruct((1, 2), jnp.float32)})
+  >>> teacher.variables.params["kernel"][0]
+  Array([7., 7.], dtype=float32)
   """
   like = model.variables
   if like is None:

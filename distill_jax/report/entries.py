@@ -58,6 +58,11 @@ class Entry(NamedTuple):
     layers: zeros of each array (`compression.sizes.layer_zeros`); may be empty.
     leave_out: {metric name: its scores without each of K parts of the test examples, float [K]}
       (`train.Evaluated.leave_out`), for intervals; may be empty.
+
+  >>> from distill_jax.report import Entry
+  >>> entry = Entry("student", 0, {"accuracy": 0.92}, {"parameters": 2000}, history=[])
+  >>> entry.values
+  {'accuracy': 0.92, 'parameters': 2000}
   """
 
   role: str

@@ -55,6 +55,14 @@ def write(
   Raises:
     ValueError: a role is unknown or repeated, a variant names no student, no entry has the first
       metric, or arrays differ in length. No file is written then.
+
+  >>> import tempfile
+  >>> from distill_jax import report, tasks
+  >>> entries = [report.Entry("student", 0, {"accuracy": 0.92}, {}, history=[])]
+  >>> task = tasks.classification()._replace(figures=None)
+  >>> page = report.write(tempfile.mkdtemp(), entries, task=task, references={}, run={})
+  >>> sorted(path.name for path in page.parent.iterdir())
+  ['report.html', 'report.md', 'results.json']
   """
   check(entries, task.metrics, references)
   metrics = [m for m in task.metrics if any(m.name in entry.scores for entry in entries)]

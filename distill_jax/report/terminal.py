@@ -27,6 +27,19 @@ def outcome(entries: Sequence[Entry], metric: Metric, examples: int | None) -> s
     entries: the networks.
     metric: the one that heads the report.
     examples: number of test examples; None: unknown.
+
+  >>> from distill_jax import report, tasks
+  >>> entries = [
+  ...   report.Entry(role, seed, {"accuracy": score + 0.01 * seed}, {}, history=[])
+  ...   for role, score in {"baseline": 0.90, "student": 0.93}.items()
+  ...   for seed in range(3)
+  ... ]
+  >>> text = report.outcome(entries, tasks.classification().metrics[0], examples=None)
+  >>> for line in text.splitlines()[:3]:  # the verdict follows
+  ...   print(line)
+                     Test accuracy, % ↑    − baseline  Parameters
+  Baseline                 91.00 ± 1.00
+  Student distilled        94.00 ± 1.00  +3.00 ± 0.00
   """
   if len(students(entries)) > STUDENTS:
     words = [variants.verdict(entries, metric)]

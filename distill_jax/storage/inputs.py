@@ -30,6 +30,12 @@ def describe_inputs(examples: Any, class_names: Iterable[str] | None = None) -> 
 
   Returns:
     `{'entries': {name: {'shape': without rows, 'dtype', 'min', 'max'}}, 'class_names': [...]}`.
+
+  >>> from distill_jax import describe_inputs
+  >>> train = {"image": np.linspace(0, 1, 32).reshape(2, 4, 4, 1), "label": np.array([0, 1])}
+  >>> description = describe_inputs(train, class_names=["cat", "dog"])
+  >>> description["entries"]["image"]
+  {'shape': [4, 4, 1], 'dtype': 'float64', 'min': 0.0, 'max': 1.0}
   """
   arrays = getattr(examples, "arrays", examples)
   if class_names is None:

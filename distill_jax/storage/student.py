@@ -51,6 +51,14 @@ def export_student(
     ValueError: no `Variables` (a result, a state, params); a leaf is no plain array (a typed PRNG
       key), or two leaves have one name; a description that json cannot hold; `inputs` that
       `describe_inputs` did not return.
+
+  >>> import tempfile
+  >>> from distill_jax import export_student
+  >>> from distill_jax.types import Variables
+  >>> student = Variables({"kernel": jnp.eye(2)}, {})
+  >>> folder = export_student(student, tempfile.mkdtemp(), description={"data": "digits"})
+  >>> sorted(path.name for path in folder.iterdir())
+  ['model.json', 'model.safetensors']
   """
   if not isinstance(variables, Variables):
     raise ValueError(
@@ -107,6 +115,16 @@ def load_student(
       those that were written, the file is no safetensors file (pickled weights are never opened),
       no Model, or one without variables to compare with, or the batch is not like the training
       examples (`storage.inputs`).
+
+  >>> import tempfile
+  >>> from distill_jax import export_student, load_student, models
+  >>> linear = lambda w, x: x @ w
+  >>> trained = models.from_apply(None, linear, variables=jnp.eye(2), inputs="x")
+  >>> folder = export_student(trained.variables, tempfile.mkdtemp(), description={})
+  >>> student = models.from_apply(lambda key, x: jnp.zeros((2, 2)), linear, inputs="x")
+  >>> load_student(folder, student, {"x": jax.ShapeDtypeStruct((1, 2), jnp.float32)}).params
+  Array([[1., 0.],
+         [0., 1.]], dtype=float32)
   """
   weights_path, description_path = _files(folders.resolve(path, "path"))
   if not isinstance(model, Model):

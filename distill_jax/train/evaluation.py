@@ -99,6 +99,15 @@ def evaluate_models(
     predict: whether to return the task's predictions.
     leave_out: whether to return the scores without parts of the examples, of batches each
       (`train.leave_out`); of scores that follow from the task's statistics.
+
+  >>> from distill_jax import models, tasks, train
+  >>> from distill_jax.types import Variables
+  >>> model = models.from_apply(None, lambda w, x: x @ w, variables=jnp.eye(2), inputs="x")
+  >>> trained = [(model, Variables(sign * 3 * jnp.eye(2), {})) for sign in (1, -1)]
+  >>> batch = {"x": np.eye(2, dtype=np.float32), "label": np.array([0, 1])}
+  >>> evaluated = train.evaluate_models(trained, [batch], tasks.classification())
+  >>> [model.scores["accuracy"] for model in evaluated]
+  [1.0, 0.0]
   """
   check_kind("task", task, (Task,), "a Task such as tasks.classification()")
   batches, first = with_first(iterate(examples, batch_size))
@@ -171,6 +180,17 @@ def make_eval_step(
     student: the Model that is evaluated.
     task: what is measured.
     teacher: a Model to compare with; None: nothing is compared.
+
+  >>> import optax
+  >>> from distill_jax import models, objectives, tasks, train
+  >>> student = models.from_apply(lambda key, x: jnp.eye(2), lambda w, x: x @ w, inputs="x")
+  >>> objective = objectives.weighted(hard=(1.0, objectives.labels()))
+  >>> batch = {"x": jnp.eye(2), "label": jnp.array([0, 1])}
+  >>> state = train.make_init(student, None, objective, optax.sgd(0.1))(jax.random.key(0), batch)
+  >>> task = tasks.classification()
+  >>> statistics, _ = jax.jit(train.make_eval_step(student, task))(state, (), batch)
+  >>> task.compute(statistics)["accuracy"]
+  1.0
   """
 
   def step(state: TrainState, teacher_variables, batch: Batch):

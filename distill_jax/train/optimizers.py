@@ -39,6 +39,15 @@ def params_ema(decay: float) -> optax.GradientTransformation:
 
   Raises:
     ValueError: `decay` is outside [0, 1).
+
+  >>> import optax
+  >>> from distill_jax import train
+  >>> optimizer = optax.chain(optax.sgd(1.0), train.params_ema(0.9))
+  >>> params = jnp.array([4.0])
+  >>> state = optimizer.init(params)
+  >>> updates, state = optimizer.update(jnp.array([4.0]), state, params)  # 4 becomes 0
+  >>> f"{state[-1].average[0]:.2f}"  # the first update counts nine tenths
+  '0.40'
   """
   if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < 1:
     raise ValueError(f"decay: expected a number in [0, 1), got {decay!r}: 0.999 is usual")
@@ -138,6 +147,17 @@ def evaluation_variables(state: TrainState) -> Variables:
   Of most optimizers these are the trained ones. In place of the parameters, schedule-free
   optimizers (`optax.contrib.schedule_free_eval_params`) and `params_ema` have averages. Batch
   statistics are always those of training.
+
+  >>> import optax
+  >>> from distill_jax import models, objectives, train
+  >>> student = models.from_apply(lambda key, x: jnp.eye(2), lambda w, x: x @ w, inputs="x")
+  >>> objective = objectives.weighted(hard=(1.0, objectives.labels()))
+  >>> batch = {"x": jnp.eye(2), "label": jnp.array([0, 1])}
+  >>> optimizer = optax.chain(optax.sgd(0.1), train.params_ema(0.99))
+  >>> state = train.make_init(student, None, objective, optimizer)(jax.random.key(0), batch)
+  >>> train.evaluation_variables(state).params  # the average, which starts as the parameters
+  Array([[1., 0.],
+         [0., 1.]], dtype=float32)
   """
   params = _evaluation_params(state.opt_state, state.params)
   return Variables(params["student"], state.model_state["student"])

@@ -43,6 +43,13 @@ def with_replay(on_policy: OnPolicy, *, every: int, buffer_size: int) -> Replay:
 
   Raises:
     ValueError: `every` is less than 2; in init, `buffer_size` is less than a batch's rows.
+
+  >>> from distill_jax import train
+  >>> generate = lambda student, key, batch: batch | {"generated": jnp.ones(4, bool)}
+  >>> replay = train.with_replay(generate, every=4, buffer_size=64)
+  >>> batch = {"id": np.arange(4), "tokens": np.zeros((4, 16), np.int32)}
+  >>> jax.eval_shape(replay.init, batch)["rows"]["tokens"].shape
+  (64, 16)
   """
   if every < 2:
     raise ValueError(

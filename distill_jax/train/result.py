@@ -24,6 +24,8 @@ class FitResult(NamedTuple):
       evaluation.
     stop_reason: why training ended before its last step: `Evaluation.patience`, or Ctrl-C without a
       folder; '' where it did not. `state.step` is the step.
+
+  Example in `fit`.
   """
 
   student: Model

@@ -57,6 +57,15 @@ def make_init(
   Raises (in init):
     ValueError: the objective cannot compare the two networks, or the optimizer does not fit the
       parameters.
+
+  >>> import optax
+  >>> from distill_jax import models, objectives, train
+  >>> student = models.from_apply(lambda key, x: jnp.eye(2), lambda w, x: x @ w, inputs="x")
+  >>> objective = objectives.weighted(hard=(1.0, objectives.labels()))
+  >>> batch = {"x": jnp.eye(2), "label": jnp.array([0, 1])}
+  >>> init = train.make_init(student, None, objective, optax.adam(0.1))
+  >>> jax.eval_shape(init, jax.random.key(0), batch).params["student"].shape
+  (2, 2)
   """
 
   optimizer = as_optimizer(optimizer)
@@ -152,6 +161,17 @@ def make_train_step(
   Raises:
     ValueError: on-policy rows without a teacher to score them; in a step, what does not fit the
       batch.
+
+  >>> import optax
+  >>> from distill_jax import models, objectives, train
+  >>> student = models.from_apply(lambda key, x: jnp.eye(2), lambda w, x: x @ w, inputs="x")
+  >>> objective = objectives.weighted(hard=(1.0, objectives.labels()))
+  >>> batch = {"x": jnp.eye(2), "label": jnp.array([0, 1])}
+  >>> networks = student, None, objective, optax.sgd(0.1)
+  >>> state = train.make_init(*networks)(jax.random.key(0), batch)
+  >>> state, metrics = jax.jit(train.make_train_step(*networks), donate_argnums=0)(state, (), batch)
+  >>> int(state.step), sorted(metrics)
+  (1, ['empty', 'grad_norm', 'hard', 'loss', 'nonfinite'])
   """
   check_models(student, teacher)
   if options.on_policy is not None and teacher is None:

@@ -19,6 +19,18 @@ class NonFiniteError(RuntimeError):
 
   Attributes:
     state: the last good train state; no update that was not finite has entered it.
+
+  >>> import optax
+  >>> from distill_jax import models, objectives, train
+  >>> batch = {"x": np.ones((8, 2), np.float32), "label": np.zeros(8, int)}
+  >>> student = models.from_apply(lambda key, x: jnp.zeros((2, 2)), lambda w, x: x @ w, inputs="x")
+  >>> objective = objectives.weighted(hard=(1.0, objectives.labels()))
+  >>> try:
+  ...   train.fit(student, None, objective, optax.sgd(np.inf), [batch], steps=20, batch_size=8)
+  ... except train.NonFiniteError as error:
+  ...   print(error.state.params["student"])  # those from before
+  [[0. 0.]
+   [0. 0.]]
   """
 
   def __init__(self, message: str, state: TrainState):

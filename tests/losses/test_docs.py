@@ -21,7 +21,7 @@ MODULES = [m.name for m in pkgutil.iter_modules(losses.__path__) if not m.name.s
 def test_examples_in_docstrings(name):
   module = importlib.import_module(f"distill_jax.losses.{name}")
   public = [getattr(losses, name) for name in losses.__all__]
-  functions = [f for f in public if f.__module__ == module.__name__ and not isinstance(f, type)]
+  functions = [f for f in public if f.__module__ == module.__name__]
   names = {**vars(module), "jax": jax, "jnp": jnp, **vars(compiled_losses.losses)}
   finder = doctest.DocTestFinder(recurse=False)
   runner = doctest.DocTestRunner()

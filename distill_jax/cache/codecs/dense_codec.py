@@ -45,6 +45,11 @@ class Dense:
 
   Raises:
     ValueError: another dtype; in methods, a size of more pixels than the output's.
+
+  >>> from distill_jax import cache
+  >>> logits = jax.ShapeDtypeStruct((1, 1000), jnp.float32)
+  >>> {dtype: cache.row_bytes(cache.Dense(dtype), logits) for dtype in ("float16", "int8")}
+  {'float16': 2000, 'int8': 1008}
   """
 
   dtype: str = "float16"

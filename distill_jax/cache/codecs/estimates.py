@@ -38,6 +38,8 @@ class Estimate(NamedTuple):
     cosines: by loss, cosine between its gradient (of the decoded targets) and that of the full KL,
       both of the sample's mean with respect to the student's logits. Random samples have a noisy
       gradient whose mean over many steps is exact, so compare top k only with top k.
+
+  Example in `estimate`.
   """
 
   codec: Codec
@@ -54,7 +56,13 @@ def default_codecs(classes: int, *, temperature: float = 1.0) -> list[Codec]:
 
 
 def row_bytes(codec: Codec, output: Any) -> int:
-  """Returns the bytes per example of an output, or `ShapeDtypeStruct`, [B, ...]."""
+  """Returns the bytes per example of an output, or `ShapeDtypeStruct`, [B, ...].
+
+  >>> from distill_jax import cache
+  >>> logits = jax.ShapeDtypeStruct((1, 32_000), jnp.float32)
+  >>> {k: cache.row_bytes(cache.TopK(k), logits) for k in (8, 64)}
+  {8: 32, 64: 192}
+  """
   return sum(dtype.itemsize * math.prod(shape) for dtype, shape in codec.columns(output).values())
 
 
@@ -85,6 +93,12 @@ def estimate(
   Raises:
     ValueError: logits that are empty or not finite, shapes that differ, or a codec that cannot
       store such logits.
+
+  >>> from distill_jax import cache
+  >>> logits = np.array([[8.0, 2.0, 0.0, 0.0], [0.0, 0.0, 8.0, 1.0]], np.float32)
+  >>> (estimate,) = cache.estimate(logits, codecs=[cache.Dense("float16")])
+  >>> estimate.bytes, round(estimate.cosines["kl_divergence"], 3)  # bytes per example
+  (8, 1.0)
   """
   teacher = _some_tokens(teacher) if isinstance(teacher, LazyLogits) else jnp.asarray(teacher)
   _check_logits(teacher)
@@ -98,7 +112,16 @@ def estimate(
 
 
 def estimate_table(estimates: Sequence[Estimate]) -> str:
-  """Returns the estimates in Markdown, a line each; the cosine of the default loss is first."""
+  """Returns the estimates in Markdown, a line each; the cosine of the default loss is first.
+
+  >>> from distill_jax import cache
+  >>> cosines = {"sparse_kl": 0.98, "sparse_kl_conditional": 0.91, "sparse_kl_smoothed": 0.97}
+  >>> estimate = cache.Estimate(cache.TopK(16), 40, (0.95, 0.71), cosines)
+  >>> print(cache.estimate_table([estimate]))
+  | codec | bytes | mass | 5 % quantile | cosine | conditional | smoothed |
+  | --- | --- | --- | --- | --- | --- | --- |
+  | TopK(16) | 40 | 0.9500 | 0.7100 | 0.9800 | 0.9100 | 0.9700 |
+  """
   lines = [_line(HEADER), _line(["---"] * len(HEADER))]
   return "\n".join([*lines, *map(_line, map(_cells, estimates))])
 

@@ -34,6 +34,11 @@ class RandomSampling:
 
   Raises:
     ValueError: a field outside its range.
+
+  >>> from distill_jax import cache
+  >>> logits = jax.ShapeDtypeStruct((1, 128_000), jnp.float32)
+  >>> cache.row_bytes(cache.RandomSampling(12), logits)  # 12 samples of 17 bits
+  28
   """
 
   k: int

@@ -20,7 +20,10 @@ Same = Callable[[str, Any, Any], bool]
 
 
 class Mismatch(ValueError):
-  """A cache that differs from the expected one; the message names each field, old and new."""
+  """A cache that differs from the expected one; the message names each field, old and new.
+
+  Example in `check_run`.
+  """
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

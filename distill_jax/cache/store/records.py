@@ -25,6 +25,17 @@ class CorruptCache(OSError):
     location: folder and key of the value.
     reason: a predicate, such as "is corrupt: ...".
     delete: what to delete so that the next run writes it again.
+
+  >>> import pathlib, tempfile
+  >>> from distill_jax import cache, models
+  >>> teacher = models.from_apply(None, lambda w, x: x @ w, variables=3 * jnp.eye(4), inputs="x")
+  >>> folder, source = pathlib.Path(tempfile.mkdtemp()), {"x": np.eye(4, dtype=np.float32)}
+  >>> outputs = cache.write_cache(folder, teacher, source, progress=False)
+  >>> with open(folder / "shard-00000000", "ab") as shard:
+  ...   _ = shard.write(b"?")
+  >>> cache.open_cache(folder).check_checksums()  # doctest: +IGNORE_EXCEPTION_DETAIL
+  Traceback (most recent call last):
+  CorruptCache: .../shard-00000000 is corrupt: it has 321 bytes, expected 320. Delete it ...
   """
 
   def __init__(self, location: str, reason: str, delete: str = "it"):

@@ -34,7 +34,16 @@ Track = Callable[[range], Iterable[int]]
 
 
 class Incomplete(OSError):
-  """A cache that does not exist, or of which a part is missing."""
+  """A cache that does not exist, or of which a part is missing.
+
+  >>> import tempfile
+  >>> from distill_jax import cache
+  >>> try:
+  ...   cache.open_cache(tempfile.mkdtemp())
+  ... except cache.Incomplete:
+  ...   print("write_cache makes one")
+  write_cache makes one
+  """
 
 
 def begin(store: Store, manifest: Manifest, same: Same | None = None) -> Manifest:

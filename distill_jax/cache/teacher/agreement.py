@@ -45,6 +45,8 @@ class Agreement(NamedTuple):
     kl: from teacher to cache, nats, mean over rows; of hidden states that of their logits; None
       without logits and for random samples.
     top1: fraction of rows with the same most probable class; None likewise.
+
+  Example in `verify`.
   """
 
   rows: int
@@ -79,6 +81,15 @@ def verify(
     ValueError: a number below 1, a `batch_size` that does not divide over the devices, no example
       that is in the cache, or an output that the teacher does not return.
     CorruptCache: a row was changed; the message names shard and example.
+
+  >>> import tempfile
+  >>> from distill_jax import cache, data, models
+  >>> teacher = models.from_apply(None, lambda w, x: x @ w, variables=3 * jnp.eye(4), inputs="x")
+  >>> source = data.Source({"x": np.eye(4, dtype=np.float32), "label": np.arange(4)}, classes=4)
+  >>> outputs = cache.write_cache(tempfile.mkdtemp(), teacher, source, progress=False)
+  >>> agreement = cache.verify(outputs, teacher, source, n=4)["logits"]
+  >>> agreement.rows, agreement.difference, agreement.top1
+  (4, 0.0, 1.0)
   """
   inputs = make_teacher_inputs(source, crop)
   teacher = as_model("teacher", teacher, inputs.shapes)

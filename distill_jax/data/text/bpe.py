@@ -28,6 +28,15 @@ def train_bpe(path: str | Path, *, size: int, suffix: str = ".txt") -> Any:
   Raises:
     ImportError: the package `tokenizers` is not installed.
     ValueError: size < 257, no files, or a file that is not UTF-8.
+
+  >>> import pathlib, tempfile
+  >>> from distill_jax.data import text
+  >>> path = pathlib.Path(tempfile.mkdtemp(), "corpus.txt")
+  >>> path.write_text("to be or not to be " * 20)
+  380
+  >>> tokenizer = text.train_bpe(path, size=262)
+  >>> len(tokenizer.encode("to be or not").ids)  # of 12 bytes
+  8
   """
   import tokenizers
 
@@ -58,6 +67,15 @@ def bpe(source: Any, *, end: str = END) -> Tokenizer:
   Raises:
     ImportError: the package `tokenizers` is not installed.
     ValueError: there is no such entry, or the file is no tokenizer.
+
+  >>> import pathlib, tempfile
+  >>> from distill_jax.data import text
+  >>> path = pathlib.Path(tempfile.mkdtemp(), "corpus.txt")
+  >>> path.write_text("to be or not to be " * 20)
+  380
+  >>> tokenizer = text.bpe(text.train_bpe(path, size=262))  # or the path of a tokenizer.json
+  >>> tokenizer.size, tokenizer.decode(tokenizer.encode(b"to be"))
+  (262, 'to be')
   """
   import tokenizers
 

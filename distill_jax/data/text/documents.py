@@ -29,6 +29,14 @@ def read_documents(
     FileNotFoundError: there is no such file or folder.
     ValueError: a folder without such files, or a document that the tokenizer cannot read (with the
       file's name).
+
+  >>> import pathlib, tempfile
+  >>> from distill_jax.data import text
+  >>> path = pathlib.Path(tempfile.mkdtemp(), "lines.txt")
+  >>> path.write_text("to be;or not")
+  12
+  >>> [len(document) for document in text.read_documents(path, text.BYTES, ".txt", ";")]
+  [5, 6]
   """
   for file in list_files(root, suffix):
     for part in _split_file(file, separator):

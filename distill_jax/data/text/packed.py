@@ -43,6 +43,14 @@ def load(
     FileNotFoundError: there is no such file or folder.
     ValueError: no files, no text, a document that the tokenizer cannot read (with the file's name),
       or length < 2.
+
+  >>> import pathlib, tempfile
+  >>> from distill_jax.data import text
+  >>> folder = pathlib.Path(tempfile.mkdtemp())
+  >>> (folder / "hamlet.txt").write_text("to be")
+  5
+  >>> text.load(folder, length=6).arrays["label"]  # 256 is the end of the document
+  array([[116, 111,  32,  98, 101, 256]], dtype=int32)
   """
   root = folders.resolve(path, "path")
   documents = [d for d in read_documents(root, tokenizer, suffix, separator) if d is not None]
@@ -84,6 +92,12 @@ def pack(
 
   Raises:
     ValueError: no documents, length < 2, or a token outside the vocabulary.
+
+  >>> from distill_jax.data import text
+  >>> source = text.pack([text.BYTES.encode(b"to be"), text.BYTES.encode(b"or")], length=5)
+  >>> source.arrays["segments"]  # documents 0 and 1; -1 fills the row up
+  array([[ 0,  0,  0,  0,  0],
+         [ 0,  1,  1,  1, -1]], dtype=int32)
   """
   check_length(length)
   if not len(documents):

@@ -16,6 +16,10 @@ class Tokenizer(NamedTuple):
     size: number of tokens in the vocabulary.
     end: the token that begins and ends documents.
     identity: equal for equal vocabularies, and for these only.
+
+  >>> from distill_jax.data import text
+  >>> text.BYTES.encode(b"or"), text.BYTES.decode([111, 114]), text.BYTES.size
+  (array([111, 114], dtype=uint8), 'or', 257)
   """
 
   encode: Callable[[bytes], np.ndarray]
@@ -31,6 +35,13 @@ def check_same_tokenizer(teacher: Tokenizer, student: Tokenizer) -> None:
   Raises:
     ValueError: their identities differ; `losses.uld` compares distributions over different
       vocabularies.
+
+  >>> from distill_jax.data import text
+  >>> text.check_same_tokenizer(text.BYTES, text.BYTES)
+  >>> other = text.BYTES._replace(size=258, identity="bytes and a mask")
+  >>> text.check_same_tokenizer(text.BYTES, other)  # doctest: +IGNORE_EXCEPTION_DETAIL
+  Traceback (most recent call last):
+  ValueError: tokenizer: expected the teacher's, 'bytes' (257 tokens), got ...
   """
   if teacher.identity != student.identity:
     raise ValueError(

@@ -47,6 +47,14 @@ def from_equinox(
   Raises:
     ImportError: Equinox is missing (on import of this adapter).
     ValueError: no module; a module with state without its state; batch norms of several axis names.
+
+  >>> import equinox as eqx
+  >>> from distill_jax import models
+  >>> student = models.from_equinox(lambda key: eqx.nn.Linear(4, 10, key=key), inputs="x")
+  >>> batch = {"x": np.ones((2, 4), np.float32)}
+  >>> variables = jax.eval_shape(student.init, jax.random.key(0), batch)
+  >>> variables.params.weight.shape
+  (10, 4)
   """
   has_weights = isinstance(module, (eqx.Module, tuple))
   net, state = _checked(module if has_weights else _construct(module, jax.random.key(0)))

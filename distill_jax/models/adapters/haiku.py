@@ -41,6 +41,14 @@ def from_haiku(
     ImportError: Haiku is missing (on import of this adapter).
     ValueError: no transform, or several functions in one (`hk.multi_transform`); `variables` that
       are no pair where the network has a state.
+
+  >>> import haiku as hk
+  >>> from distill_jax import models
+  >>> student = models.from_haiku(hk.transform(lambda x: hk.Linear(10)(x)), inputs="x")
+  >>> batch = {"x": np.ones((2, 4), np.float32)}
+  >>> variables = jax.eval_shape(student.init, jax.random.key(0), batch)
+  >>> jax.tree.map(jnp.shape, variables.params)
+  {'linear': {'b': (10,), 'w': (4, 10)}}
   """
   if not isinstance(transformed, (hk.Transformed, hk.TransformedWithState)):
     raise wrong_kind(

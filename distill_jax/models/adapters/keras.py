@@ -78,6 +78,15 @@ def from_keras(
     ImportError: Keras is missing or runs on another backend (on import of this adapter).
     ValueError: the model is not built, or has other inputs; the output named "logits" is a softmax
       or sigmoid; no such layer; two variables of one path.
+
+  >>> import keras
+  >>> from distill_jax import models
+  >>> make = lambda: keras.Sequential([keras.Input((4,)), keras.layers.Dense(10, name="head")])
+  >>> student = models.from_keras(make, inputs="x")
+  >>> batch = {"x": np.ones((2, 4), np.float32)}
+  >>> variables = jax.eval_shape(student.init, jax.random.key(0), batch)
+  >>> jax.tree.map(jnp.shape, variables.params)
+  {'sequential': {'head': {'bias': (10,), 'kernel': (4, 10)}}}
   """
   has_weights = isinstance(model, keras.Model)
   net: Any = model if has_weights else _construct(model, 0)
@@ -145,6 +154,14 @@ def to_keras(model: keras.Model | Callable[[], keras.Model], variables: Variable
 
   Raises:
     ValueError: the variables have other names than the model's.
+
+  >>> import keras
+  >>> from distill_jax import models
+  >>> net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="head")])
+  >>> teacher = models.from_keras(net, inputs="x")
+  >>> doubled = jax.tree.map(lambda x: 0 * x + 2, teacher.variables)
+  >>> models.to_keras(net, doubled).get_layer("head").bias.value
+  Array([2.], dtype=float32)
   """
   net = model if isinstance(model, keras.Model) else _construct(model, 0)
   trainable, others, _ = _groups(net)
