@@ -16,6 +16,7 @@ from distill_jax.losses.attention import (
 )
 from distill_jax.losses.batch_logits import batch_gram, class_gram, dist
 from distill_jax.losses.contrastive import dino, info_nce, queue_similarity
+from distill_jax.losses.cross_image import CirkdState, cirkd, cirkd_state
 from distill_jax.losses.dense import cwd, importance_map, localization, pearson
 from distill_jax.losses.features import (
   attention_transfer,
@@ -69,6 +70,7 @@ from distill_jax.losses.targets import SparseTargets, sample_k, top_k
 from distill_jax.losses.token_labels import minifinetuning, minillm_single_step
 
 __all__ = [
+  "CirkdState",
   "Context",
   "CrdState",
   "LayerAttention",
@@ -83,6 +85,8 @@ __all__ = [
   "batch_gram",
   "binary_kl",
   "box_weights",
+  "cirkd",
+  "cirkd_state",
   "class_gram",
   "correlation",
   "correlation_congruence",

@@ -36,6 +36,7 @@ MODULES = {
   "neighbors": "Features, relating each row to its neighbors",
   "contrastive": "Contrastive",
   "memory": "Contrastive, with a memory of all examples",
+  "cross_image": "Contrastive, with a memory of classes",
   "attention": "Transformers",
   "layers": "Matched layers",
   "singular": "Directions of maps, from layer to layer",

@@ -89,6 +89,30 @@ def moments(x: jax.Array, where: jax.Array, ddof: int = 0) -> tuple[jax.Array, j
   return centered, (centered**2).sum(axes, keepdims=True) / jnp.maximum(size - ddof, 1)
 
 
+def push(
+  queue: jax.Array, first: jax.Array, rows: jax.Array, where: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Writes the valid rows in place of the oldest ones of a ring.
+
+  Args:
+    queue: [N, ...].
+    first: position of its oldest row, an integer.
+    rows: [M, ...].
+    where: valid rows, bool [M].
+
+  Returns:
+    The queue, and the position of its oldest row.
+  """
+  order = jnp.cumsum(where, dtype=first.dtype) - 1
+  written = where.sum(dtype=first.dtype)
+  # Of more rows than the queue holds, only the last: a position that is written twice could hold
+  # either row (on a GPU).
+  is_last = where & (order >= written - len(queue))
+  position = jnp.where(is_last, (first + order) % len(queue), len(queue))
+  queue = queue.at[position].set(rows.astype(queue.dtype), mode="drop")
+  return queue, (first + written) % len(queue)
+
+
 def mean(x: jax.Array, where: jax.Array, axis_name: str | None) -> jax.Array:
   """Returns the mean over the valid rows of all devices, 0 without any."""
   values = jnp.where(column(where, x.ndim), x, 0).sum(0)

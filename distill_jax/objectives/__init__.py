@@ -13,6 +13,7 @@ A loss of arrays goes through `logits` or `features`, one of a few of the teache
 """
 
 from distill_jax.objectives.before_relu import activation_boundary, ofd, ofd_margin_at
+from distill_jax.objectives.cross_image import cirkd
 from distill_jax.objectives.factor_transfer import factor_transfer, paraphraser
 from distill_jax.objectives.feature_comparisons import features
 from distill_jax.objectives.heads import pad, uskd
@@ -38,6 +39,7 @@ __all__ = [
   "Term",
   "activation_boundary",
   "attention",
+  "cirkd",
   "crd",
   "dino",
   "factor_transfer",

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from distill_jax import compat, losses
 from distill_jax.errors import check_integer
+from distill_jax.losses._rows import push
 from distill_jax.objectives.hyperparameters import (
   Number,
   at_step,
@@ -229,17 +230,9 @@ def _sample_negatives(key: jax.Array, own_id: jax.Array, *, count: int, examples
 
 def _push(state: Tree, rows: jax.Array, where: jax.Array | None, axis_name: str | None) -> Tree:
   """Returns the queue with the valid rows of all devices in place of its oldest ones."""
-  queue = state["queue"]
-  first = state["next"]
-  rows = jax.lax.stop_gradient(rows).astype(queue.dtype)
+  rows = jax.lax.stop_gradient(rows)
   where = jnp.ones(len(rows), bool) if where is None else where
   if axis_name is not None:
     rows, where = (compat.all_gather_invarying(x, axis_name) for x in (rows, where))
-  order = jnp.cumsum(where, dtype=first.dtype) - 1
-  count = where.sum(dtype=first.dtype)
-  # Of more rows than the queue holds, only the last: a position that is written twice could hold
-  # either row (on a GPU).
-  written = where & (order >= count - len(queue))
-  position = jnp.where(written, (first + order) % len(queue), len(queue))
-  queue = queue.at[position].set(rows, mode="drop")
-  return {"queue": queue, "next": (first + count) % len(queue)}
+  queue, first = push(state["queue"], state["next"], rows, where)
+  return {"queue": queue, "next": first}

@@ -177,6 +177,14 @@ def memory(rng):
   return student, teacher, np.array([1, 8, 3]), rng.integers(0, 9, size=(3, 6)), state
 
 
+def cirkd_of_rows(student, teacher, **options):
+  """Returns `cirkd` of rows as maps of two pixels, one of each class, with a small memory."""
+  s, t = (jnp.asarray(x).reshape(len(x), 2, 1, -1) for x in (student, teacher))
+  labels = jnp.broadcast_to(jnp.array([[0], [1]]), s.shape[:3])
+  state = losses.CirkdState(*models.class_memory(s.shape[-1]), *np.zeros((2, 2), np.int32))
+  return losses.cirkd(s, t, jnp.roll(s, 1, -1), labels, jax.random.key(0), state, **options)
+
+
 def relations(rng):
   student, teacher = (tuple(rng.normal(size=(3, 3, 5, w))) for w in (4, 6))
   return student, teacher, np.arange(5) < np.array([[5], [3], [2]])
@@ -209,7 +217,9 @@ def trees(rng):
 
 MASK = np.arange(3) < np.array([3, 2])[:, None, None, None]
 HELPERS = {
+  "CirkdState",
   "Context",
+  "cirkd_state",
   "CrdState",
   "LayerAttention",
   "SparseTargets",
@@ -459,6 +469,17 @@ MODELS = [
     scalar=True,
     relational=True,
     least=None,
+  ),
+  Case(
+    "cirkd",
+    pair(5, 6),
+    models.cirkd,
+    {"temperature": 0.3, "pixel_weight": 0.5, "region_weight": 0.2},
+    scalar=True,
+    relational=True,
+    least=None,
+    invalid=(),
+    loss=cirkd_of_rows,
   ),
   Case(
     "queue_similarity",

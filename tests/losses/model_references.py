@@ -134,3 +134,29 @@ def fgd(
     value += relation * ((block(a, context[0]) - block(b, context[1])) ** 2).sum()
     out.append(value)
   return np.array(out)
+
+
+def class_memory(width):
+  """Returns a small memory of `cirkd`: three pixels and two regions of each of two classes."""
+  rng = np.random.default_rng(width)
+  memories = [rng.normal(size=(2, size, width)) for size in (3, 2)]
+  return [np.float32(x / np.linalg.norm(x, axis=-1, keepdims=True)) for x in memories]
+
+
+def cirkd(s, t, *, temperature=0.1, pixel_weight=0.1, region_weight=0.1):
+  s, t = (x.reshape(len(x), 2, -1) for x in (s, t))
+  s, projected, t = (
+    x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (s, np.roll(s, 1, -1), t)
+  )
+
+  def divergence(a, b, a_vectors, b_vectors):
+    """Returns the mean of the pixels a of the student and b of the teacher to the vectors."""
+    q, p = softmax(a @ a_vectors.T, temperature), softmax(b @ b_vectors.T, temperature)
+    return np.mean([kl(x, y) for x, y in zip(p, q)])
+
+  pairs = [divergence(s[i], t[i], s[j], t[j]) for i in range(len(s)) for j in range(len(s))]
+  value = np.mean(pairs)
+  for weight, memory in zip((pixel_weight, region_weight), class_memory(s.shape[-1])):
+    vectors = np.float64(memory).reshape(-1, s.shape[-1])
+    value += weight * np.mean([divergence(a, b, vectors, vectors) for a, b in zip(projected, t)])
+  return value

@@ -325,6 +325,8 @@ INVALID = {
   "teacher_mixing": (-0.1, 1.0),
   "kernel": ("laplace",),
   "pool": (-0.1, 1.1),
+  "pixel_weight": (-0.1,),
+  "region_weight": (-0.1,),
 }
 
 

@@ -35,6 +35,7 @@ def outputs():
     "boxes": np.concatenate([boxes, boxes + rng.uniform(0, 6, boxes.shape)], -1).astype(np.float32),
     "boxes_valid": rng.random((ROWS, 3)) > 0.3,
     "label": rng.integers(0, 12, ROWS).astype(np.int32),
+    "classes": rng.choice([0, 1, 255], (ROWS, 8, 8)).astype(np.int32),
   }
   student |= {"first": rows(5, 6), "last": rows(5, 6)}
   teacher |= {"first": rows(5, 9), "last": rows(5, 9)}
@@ -177,6 +178,13 @@ def factor(p, state, s, t, batch):
   return loss("factor_transfer", x, encode(paraphraser_params()["encoder"], t["one"])), state
 
 
+def cirkd(p, state, s, t, batch):
+  maps = [np.nan_to_num(x) for x in (halved(s["one"]), t["one"])]
+  hidden = np.maximum(connect(p["first"], maps[0]), 0)
+  arrays = (*maps, dense(p["last"], hidden), batch["classes"], KEY, state)
+  return loss("cirkd", *arrays, where=WHERE, **CIRKD)
+
+
 def attention(p, state, s, t, batch):
   return loss("layer_attention", [s["one"], s["two"]], [t["two"], t["one"]], p), state
 
@@ -215,6 +223,7 @@ def paraphraser_params():
   return term.init(jax.random.key(9), {}, {"one": outputs()[1]["one"]}).params
 
 
+CIRKD = {"ignore_label": 255, "samples": (7, 3), "pixels_per_class": 2, "pixel_weight": 0.5}
 WARM = optax.linear_schedule(0.04, 0.07, 10)
 CASES = {
   "vid": (lambda: objectives.vid("one", "one"), vid),
@@ -253,6 +262,10 @@ CASES = {
   "fgd": (lambda: objectives.fgd("one", "one", stride=3.0, alpha=0.1, relation=0.2), fgd),
   "crd": (lambda: objectives.crd("flat", "two", EXAMPLES, negatives=6, width=5), crd),
   "queue_similarity": (lambda: objectives.queue_similarity("flat", "flat", size=QUEUE), queue),
+  "cirkd": (
+    lambda: objectives.cirkd("one", "one", 2, label="classes", pixels=40, regions=20, **CIRKD),
+    cirkd,
+  ),
   "dino": (lambda: objectives.dino("views", "views", teacher_temperature=WARM), dino),
 }
 # Without a learned part, or without a student.

@@ -205,6 +205,12 @@ def test_uskd_skips_unlabeled_rows():
     (lambda: objectives.crd("flat", "flat", 1), "examples"),
     (lambda: objectives.crd("flat", "flat", 2, negatives=0), "negatives"),
     (lambda: objectives.queue_similarity("flat", "flat", size=0), "size"),
+    (lambda: objectives.cirkd("one", "one", 0), "num_classes"),
+    (lambda: objectives.cirkd("one", "one", 2, pixels=0), "pixels"),
+    (lambda: objectives.cirkd("one", "one", 2, samples=5), "samples"),
+    (lambda: objectives.cirkd("one", "one", 2, samples=(5, 0)), "samples"),
+    (lambda: objectives.cirkd("one", "one", 2, temperature=0.0), "temperature"),
+    (lambda: objectives.cirkd("one", "one", 2, region_weight=-1.0), "region_weight"),
     (lambda: objectives.vitkd("last", "last"), "student, teacher"),
     (lambda: objectives.vitkd(("last",), ("last",)), "student, teacher"),
     (lambda: objectives.vitkd(("first", "last"), ("last",)), "student, teacher"),
@@ -240,6 +246,7 @@ def test_invalid_argument_raises_at_once(make, field):
     (lambda: objectives.layer_attention(("flat",), ("one",)), r"\(16, 12\)"),
     (lambda: objectives.dino("flat", "flat"), r"\[B, V, K\]"),
     (lambda: objectives.queue_similarity("one", "flat"), r"\[B, C\]"),
+    (lambda: objectives.cirkd("flat", "flat", 2), "4 or 5 axes"),
     (lambda: objectives.pad("one", "flat"), "ranks"),
     (lambda: objectives.uskd("two", output="one"), "feature: "),
     (lambda: objectives.uskd("tow", output="flat"), "tow: .*'two'"),
@@ -259,7 +266,7 @@ def test_outputs_that_do_not_fit_raise_in_init(make, field):
 
 
 def test_missing_entry_of_the_batch_raises():
-  for name, entry in (("crd", "id"), ("fgd", "boxes"), ("uskd", "label")):
+  for name, entry in (("crd", "id"), ("fgd", "boxes"), ("uskd", "label"), ("cirkd", "classes")):
     term, params, state, _ = problem(name)
     with pytest.raises(ValueError, match=f"^{entry}: "):
       term.apply(params, state, *outputs()[:2], {"image": 0}, step=0, key=KEY)

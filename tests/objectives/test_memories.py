@@ -60,9 +60,8 @@ def test_negatives_cover_all_but_the_positive():
   assert (abs(counts - 500) < 100).all()
 
 
-GOAL = weighted(
-  **{name: (1.0, CASES[name][0]()) for name in ("crd", "queue_similarity", "dino", "srd", "ofd")}
-)
+NAMES = ("crd", "queue_similarity", "dino", "cirkd", "srd", "ofd")
+GOAL = weighted(**{name: (1.0, CASES[name][0]()) for name in NAMES})
 
 
 def evaluate_goal(replicated, rows, *, axis_name):
@@ -200,6 +199,7 @@ def test_learned_parts_and_memories_are_checkpointed(tmp_path):
   goal = weighted(
     crd=(0.8, objectives.crd("flat", "flat", EXAMPLES, negatives=4, width=3)),
     **QUEUE_TERM,
+    cirkd=(1.0, objectives.cirkd("one", "one", 2, pixels=3, regions=2)),
     layers=(1.0, objectives.layer_attention(("one", "two"), ("one",), width=2)),
     pairs=(1.0, objectives.features(("two", "two"), ("two", "two"), losses.fsp)),
   )
