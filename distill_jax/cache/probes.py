@@ -15,7 +15,10 @@ NUM_PROBES = 32
 
 
 def probe_batch(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Returns random examples, a row for each probe, with the inputs of arrays [N, ...]."""
+  """Returns random examples, a row for each probe, with the inputs of arrays [N, ...] and labels 0.
+
+  Augmentation may move label maps.
+  """
   numbers = np.arange(NUM_PROBES, dtype=np.int32)
   batch = {"id": numbers, "view": numbers}
   for name in sorted(input_names(arrays)):
@@ -28,7 +31,9 @@ def probe_batch(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     is_floating = np.issubdtype(dtype, np.floating)
     values = rng.random(shape) if is_floating else rng.integers(0, high, shape)
     batch[name] = values.astype(dtype)
-  return {**batch, "label": np.zeros(NUM_PROBES, np.int32)}
+  label_shape = arrays["label"].shape[1:] if "label" in arrays else ()
+  label_dtype = arrays["label"].dtype if "label" in arrays else np.int32
+  return {**batch, "label": np.zeros((NUM_PROBES, *label_shape), label_dtype)}
 
 
 def probe_of(source: Streamed) -> Any:

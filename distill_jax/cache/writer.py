@@ -198,7 +198,7 @@ def _size_text(manifest: Manifest) -> str:
   outputs: dict[str, int] = {}
   for column in manifest.columns:
     name = column.name.rpartition(".")[0]
-    num_bytes = num_views * column.dtype.itemsize * math.prod(column.shape)
+    num_bytes = num_views * np.dtype(column.dtype).itemsize * math.prod(column.shape)
     outputs[name] = outputs.get(name, 0) + num_bytes
   example_bytes = num_views * manifest.header(0).record_dtype.itemsize
   views = f" in {num_views} views" if num_views > 1 else ""

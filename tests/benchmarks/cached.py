@@ -33,6 +33,27 @@ def dense_to_baseline(problem: Problem, pairs: int) -> Ratio:
     return _compare(problem.student, problem.source, problem.batch_size, cache, DISTILLED, pairs)
 
 
+def maps_to_baseline(problem: Problem, pairs: int, *, shrink: int = 1) -> Ratio:
+  """Times a cache of label maps' logits in float16, of which ignored pixels do not count.
+
+  Args:
+    problem, pairs: as for the others.
+    shrink: how many times fewer rows and columns are stored.
+  """
+  objective = objectives.weighted(
+    hard=(0.1, objectives.labels(ignore_label=255)),
+    soft=(0.9, objectives.logits(losses.kl_divergence, temperature=4.0, ignore_label=255)),
+  )
+  height, width = problem.source.arrays["label"].shape[1:]
+  size = None if shrink == 1 else (height // shrink, width // shrink)
+  with tempfile.TemporaryDirectory() as folder:
+    codecs = {"logits": Dense(size=size)}
+    cache = write_cache(
+      folder, problem.teacher, problem.source, codecs, batch_size=problem.batch_size, progress=False
+    )
+    return _compare(problem.student, problem.source, problem.batch_size, cache, objective, pairs)
+
+
 def top_k_to_baseline(problem: Problem, pairs: int) -> Ratio:
   """Times a cache of the 64 most probable of 32,000 classes, the outputs of a perceptron."""
   classes, k = (40, 4) if len(problem.source.arrays["image"][0]) < 28 else (32_000, 64)

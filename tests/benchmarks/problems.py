@@ -1,4 +1,4 @@
-"""Defines what is distilled: a small CNN from a VGG, and a small MLP from a wider one."""
+"""Defines what is distilled: a small CNN from a VGG, an MLP and a U-Net from wider ones."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from distill_jax import data, losses, objectives
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.cnn import CNN
 from distill_jax.models.zoo.mlp import MLP
+from distill_jax.models.zoo.unet import UNet
 from distill_jax.models.zoo.vgg import VGG
 from distill_jax.types import Model
 
@@ -32,7 +33,7 @@ class Problem(NamedTuple):
 
   Attributes:
     student, teacher: the networks as Models.
-    by_hand: the networks (student, teacher) as functions in `handwritten`.
+    by_hand: the networks (student, teacher) as functions in `handwritten`; () without such ones.
     source: random images.
     batch_size: rows per step.
     calls: steps in one sample of the clock: some tens of milliseconds.
@@ -40,7 +41,7 @@ class Problem(NamedTuple):
 
   student: Model
   teacher: Model
-  by_hand: tuple[Callable, Callable]
+  by_hand: tuple[Callable, ...]
   source: data.Source
   batch_size: int
   calls: int
@@ -77,6 +78,23 @@ def mlp(quick: bool = False) -> Problem:
     _images(size),
     batch_size=4 if quick else 128,
     calls=20,
+  )
+
+
+def unet(quick: bool = False) -> Problem:
+  """Returns U-Net (16, 32, 64) from U-Net (32, 64, 128), 64x64x1, 3 classes per pixel, batch 8."""
+  widths, size = ((2, 2), 8) if quick else ((16, 32, 64), 64)
+  wider = tuple(2 * width for width in widths)
+  images = _images(size, rows=8 if quick else 256)
+  label = np.random.default_rng(2).integers(0, 4, (len(images), size, size))
+  arrays = {**images.arrays, "label": np.where(label == 3, 255, label)}
+  return Problem(
+    from_nnx(lambda rngs: UNet(1, widths, 3, rngs=rngs)),
+    _with_weights(from_nnx(lambda rngs: UNet(1, wider, 3, rngs=rngs))),
+    (),
+    data.Source(arrays, 3, ignore_label=255, name="random maps"),
+    batch_size=4 if quick else 8,
+    calls=1,
   )
 
 

@@ -7,6 +7,7 @@ a busy machine.
 """
 
 import argparse
+import functools
 from collections.abc import Sequence
 
 import cache_bytes
@@ -27,6 +28,8 @@ RUNS = {  # name: (case, problem, samples, goal)
   "cache-cnn": (cached.dense_to_baseline, problems.cnn, 20, 1.05),
   "cache-mlp": (cached.dense_to_baseline, problems.mlp, 100, 1.20),
   "cache-top64": (cached.top_k_to_baseline, problems.mlp, 20, 1.05),
+  "cache-maps": (cached.maps_to_baseline, problems.unet, 10, 1.05),
+  "cache-maps-4": (functools.partial(cached.maps_to_baseline, shrink=4), problems.unet, 10, 1.05),
   "read-classes": (cache_bytes.read, cache_bytes.classes, 20, 1.50),
   "read-tokens": (cache_bytes.read, cache_bytes.tokens, 20, 1.50),
   "write": (cache_bytes.write, cache_bytes.classes, 20, 1.20),
