@@ -24,6 +24,8 @@ class CirkdState(NamedTuple):
     regions: directions of the mean of a class in an image, [K, M, D].
     next_pixel: position of each class's oldest pixel, integers [K].
     next_region: position of each class's oldest region, integers [K].
+
+  Example in `cirkd_state`.
   """
 
   pixels: jax.Array
