@@ -65,12 +65,20 @@ _COSTS = (
 )
 
 
-def tables(entries: Sequence[Entry], metrics: Sequence[Metric]) -> list[Table]:
+def tables(
+  entries: Sequence[Entry], metrics: Sequence[Metric], *, costs: bool = True
+) -> list[Table]:
   """Returns scores, their paired differences to the baseline and their ratios to the teacher.
 
   Several distilled students get their differences and ratios in a second table.
+
+  Args:
+    entries: the networks.
+    metrics: a row each.
+    costs: whether the costs have rows, too.
   """
-  rows = [row for row in _rows(metrics) if any(row.name in entry.values for entry in entries)]
+  rows = [*_rows(metrics), *(_COSTS if costs else ())]
+  rows = [row for row in rows if any(row.name in entry.values for entry in entries)]
   scores = _scores(entries, rows)
   changes = _changes(entries, rows)
   if len(changes.header) == 1:
@@ -161,11 +169,10 @@ def _with_unit(metric: Metric, text: str) -> str:
 
 
 def _rows(metrics: Sequence[Metric]) -> list[_Row]:
-  scores = [
+  return [
     _Row(metric.name, row_title(metric, first=metric == metrics[0]), formatter(metric), True, True)
     for metric in metrics
   ]
-  return [*scores, *_COSTS]
 
 
 def _scores(entries: Sequence[Entry], rows: Sequence[_Row]) -> Table:

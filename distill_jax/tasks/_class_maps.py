@@ -1,12 +1,11 @@
 """Stores maps of class numbers in few bytes, for scores on the host and for pictures."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Map = TypeVar("Map", jax.Array, np.ndarray)
 MAX_PIXELS = 256
 """Height and width of a map in a picture, at most."""
 
@@ -22,7 +21,7 @@ def compact(numbers: jax.Array, valid: jax.Array, classes: int) -> jax.Array:
   return jnp.where(valid, numbers, jnp.iinfo(dtype).max).astype(dtype)
 
 
-def thumbnails(maps: Map) -> Map:
+def thumbnails(maps: Any) -> Any:
   """Returns maps [N, H, W] as they are, and the middle slices of volumes [N, D, H, W]; of large
   ones every second pixel, or every third, ...
   """

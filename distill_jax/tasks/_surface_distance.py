@@ -1,12 +1,11 @@
 """Computes distances between the borders of two regions."""
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 
-def hausdorff95(first: np.ndarray, second: np.ndarray, spacing: Sequence[float]) -> float:
+def hausdorff95(first: np.ndarray, second: np.ndarray, spacing: ArrayLike) -> float:
   """Returns the 95th percentile of the distances from each border voxel of either region to the
   other region's border, both directions together (`medpy.metric.hd95`).
 
@@ -24,7 +23,7 @@ def hausdorff95(first: np.ndarray, second: np.ndarray, spacing: Sequence[float])
   box = ndimage.find_objects((first | second).astype(np.int8))[0]
   borders = [mask ^ ndimage.binary_erosion(mask) for mask in (first[box], second[box])]
   distances = [
-    ndimage.distance_transform_edt(~other, sampling=spacing)[border]
+    ndimage.distance_transform_edt(~other, sampling=np.asarray(spacing))[border]
     for border, other in (borders, borders[::-1])
   ]
   return float(np.percentile(np.concatenate(distances), 95))

@@ -14,7 +14,8 @@ def infer(outputs: Outputs, batch: Batch, ignore_label: int | None = None) -> Ta
 
   Integer or bool labels [B] next to logits [B, C] are classification, [B, L] next to logits [B, L,
   V] or next to hidden states [B, L, D] with a head language modeling, and [B, H, W] or [B, D, H, W]
-  next to logits [B, H, W, C] or [B, D, H, W, C] segmentation (negative labels are ignored).
+  next to logits [B, H, W, C] or [B, D, H, W, C], also on another grid, segmentation (negative
+  labels are ignored).
   Another output and an entry of the batch of the same name, [B, C] and integers [B], are a further
   head (`tasks.heads`). All others (numbers, one logit, several labels per example, no label) must
   be named: `tasks.regression()`, `tasks.binary()`, `tasks.multi_label()`.
@@ -52,15 +53,22 @@ def _main(outputs: Outputs, batch: Batch, ignore_label: int | None) -> Task | No
     shape = (*outputs["hidden"].shape[:-1], outputs["head"][0].shape[-1])
   else:
     return None
+  if "logits" in outputs and _is_map(label.shape, shape):
+    return segmentation(ignore_label=ignore_label)
   if label.shape != shape[:-1] or shape[-1] < 2:
     return None
   if "logits" in outputs and label.ndim == 1:
     return classification(ignore_label=ignore_label)
   if label.ndim == 2:
     return language_modeling(ignore_label=ignore_label)
-  if "logits" in outputs and label.ndim >= 3:
-    return segmentation(ignore_label=ignore_label)
   return None
+
+
+def _is_map(label: tuple[int, ...], logits: tuple[int, ...]) -> bool:
+  """Returns whether these are shapes of class numbers and logits on grids of two axes or more."""
+  return (
+    len(label) >= 3 and len(logits) == len(label) + 1 and label[0] == logits[0] and logits[-1] > 1
+  )
 
 
 def _holds_classes(label) -> bool:

@@ -1,9 +1,8 @@
 """Semantic segmentation: one class per pixel or voxel."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +11,10 @@ import numpy as np
 from distill_jax import reduce
 from distill_jax.losses import kl_divergence
 from distill_jax.objectives.calls import batch_entry, outputs_of
-from distill_jax.objectives.class_labels import check_ignore_label, class_labels
+from distill_jax.objectives.class_labels import check_ignore_label
 from distill_jax.tasks._case_scores import Cases, case_scores
 from distill_jax.tasks._class_maps import compact, thumbnails
+from distill_jax.tasks._pixels import example_iou, logits_of, on_grid, pixels_of
 from distill_jax.tasks.logits import (
   AGREEMENT,
   OUTSIDE,
@@ -42,8 +42,9 @@ def segmentation(
   include_background: bool = True,
   cases: Cases | None = None,
 ) -> Task:
-  """Returns the task of logits [B, ..., C] and integer labels [B, ...] on the same grid: images
-  [B, H, W], volumes [B, D, H, W].
+  """Returns the task of logits [B, ..., C] and integer labels [B, ...]: of images [B, H, W] or
+  volumes [B, D, H, W]. Logits on another grid are resized to that of the labels
+  (`losses.resize_logits`).
 
   Its metrics come from one running confusion matrix [C, C] of all pixels: intersection over union
   (IoU; scikit-learn's `jaccard_score`) and Dice coefficient (`f1_score`) of each class, their means
@@ -88,8 +89,9 @@ def segmentation(
   class_names = _checked_names(class_names)
 
   def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
-    logits = _logits(outputs, output, class_names)
-    pixels = _pixels(logits, batch, label, ignore_label)
+    labels = batch_entry(batch, label)
+    logits = logits_of(outputs, output, labels, class_names)
+    pixels = pixels_of(logits, labels, batch.get("where"), label, ignore_label)
     matrix = confusion_matrix(*pixels[:3], logits.shape[-1])
     statistics = {
       "confusion": _split_counts(matrix),
@@ -98,7 +100,7 @@ def segmentation(
     }
     if teacher is None:
       return statistics
-    teacher_logits = outputs_of(teacher, output, "teacher")
+    teacher_logits = on_grid(outputs_of(teacher, output, "teacher"), labels, "teacher")
     agree = pixels.predicted == teacher_logits.argmax(-1)
     return statistics | {
       "agreement": reduce.total(agree, batch.get("where")),
@@ -106,11 +108,12 @@ def segmentation(
     }
 
   def predict(outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
-    logits = _logits(outputs, output, class_names)
-    pixels = _pixels(logits, batch, label, ignore_label)
+    labels = batch_entry(batch, label)
+    logits = logits_of(outputs, output, labels, class_names)
+    pixels = pixels_of(logits, labels, batch.get("where"), label, ignore_label)
     classes = logits.shape[-1]
     maps = compact(pixels.predicted, ~pixels.is_nan, classes)
-    iou = _example_iou(pixels, classes, include_background)
+    iou = example_iou(pixels, classes, include_background)
     if cases is None:
       return {"class": thumbnails(maps), "iou": iou}
     return {"class": maps, "iou": iou, "label": compact(pixels.label, pixels.labeled, classes)}
@@ -121,6 +124,28 @@ def segmentation(
 
   def compute(statistics: Mapping[str, Any]) -> dict[str, float]:
     return _compute(statistics, class_names, include_background)
+
+  def figures(entries, references, names) -> Sequence[Any]:
+    from distill_jax.tasks._class_figures import map_figures  # matplotlib: reports alone need it
+
+    counted = [entry.statistics for entry in entries if "confusion" in (entry.statistics or {})]
+    if not counted:
+      return []
+    pixels = counts_of(counted[0]).sum(1)
+    keys = class_names or range(len(pixels))
+    scores = {
+      number: [dataclasses.replace(m, name=f"{m.name}/{key}") for m in _of_class(cases)]
+      for number, key in enumerate(keys)
+    }
+    return map_figures(
+      entries,
+      references,
+      class_names or names,
+      pixels=pixels,
+      metrics=scores,
+      label=label,
+      ignore_label=ignore_label,
+    )
 
   return Task(
     metrics=(
@@ -137,49 +162,9 @@ def segmentation(
     predict=predict,
     evaluate_predictions=None if cases is None else evaluate_predictions,
     references=() if cases is None else cases.references,
+    figures=figures,
+    figure_references=(label, "id", "image"),
   )
-
-
-class _Pixels(NamedTuple):
-  """Pixels [B, ...]: class numbers of label and prediction, and which have a label that counts.
-
-  Attributes:
-    outside: labels that are no class.
-    is_nan: whether a logit is NaN; `argmax` gives the position of the first.
-  """
-
-  label: jax.Array
-  predicted: jax.Array
-  labeled: jax.Array
-  outside: jax.Array
-  is_nan: jax.Array
-
-
-def _pixels(logits: jax.Array, batch: Batch, entry: str, ignore_label: int | None) -> _Pixels:
-  number, labeled, outside = class_labels(
-    batch_entry(batch, entry),
-    logits.shape,
-    where=batch.get("where"),
-    entry=entry,
-    ignore_label=ignore_label,
-  )
-  labeled &= ~outside
-  if "where" in batch:
-    labeled &= batch["where"].reshape((-1,) + (1,) * (labeled.ndim - 1))
-  predicted = logits.argmax(-1)
-  is_nan = jnp.isnan(jnp.take_along_axis(logits, predicted[..., None], -1)[..., 0])
-  return _Pixels(number, predicted, labeled, outside, is_nan)
-
-
-def _example_iou(pixels: _Pixels, classes: int, include_background: bool) -> jax.Array:
-  """Returns the mean IoU [B] of each example over the classes that occur in it; NaN without any."""
-  count = functools.partial(confusion_matrix, classes=classes)
-  counts = jax.vmap(count)(*pixels[:3])
-  correct = counts.diagonal(axis1=1, axis2=2)
-  sizes = counts.sum(1) + counts.sum(2)
-  occurs = (sizes > 0) & (include_background | (jnp.arange(classes) > 0))
-  iou = jnp.where(occurs, correct / jnp.maximum(sizes - correct, 1), 0)
-  return iou.sum(-1) / occurs.sum(-1)
 
 
 def counts_of(statistics: Mapping[str, Any]) -> np.ndarray:
@@ -198,38 +183,21 @@ def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
   return names
 
 
-def _class_metrics(names: Sequence[str], cases: Cases | None) -> list[Metric]:
-  """Returns the scores of each class, which have a table of their own."""
-  metrics = [
+def _of_class(cases: Cases | None) -> list[Metric]:
+  """Returns the scores that each class has; their names lack the class."""
+  return [
     Metric("iou", "IoU", "%", "max", ".2%"),
     Metric("dice", "Dice", "%", "max", ".2%"),
     *(() if cases is None else cases.metrics[:2]),
   ]
+
+
+def _class_metrics(names: Sequence[str], cases: Cases | None) -> list[Metric]:
   return [
     dataclasses.replace(m, name=f"{m.name}/{name}", title=f"{m.title} of {name}", detail=3)
-    for m in metrics
+    for m in _of_class(cases)
     for name in names
   ]
-
-
-def _logits(outputs: Outputs, output: str, names: Sequence[str]) -> jax.Array:
-  """Returns the student's logits [B, ..., C] in float32 or wider."""
-  logits = outputs_of(outputs, output, "student")
-  if logits.ndim < 3:
-    raise ValueError(
-      f"{output!r}: expected [rows, ..., classes] on a grid, got {logits.shape}: use "
-      "tasks.classification for one label per example"
-    )
-  if logits.shape[-1] == 1:
-    raise ValueError(
-      f"{output!r}: expected at least 2 classes, got {logits.shape}: give the model two per pixel"
-    )
-  if names and len(names) != logits.shape[-1]:
-    raise ValueError(
-      f"class_names: expected {logits.shape[-1]} names, one per class of the logits "
-      f"{logits.shape}, got {len(names)}: name class 0, the background, too"
-    )
-  return logits.astype(reduce.common_dtype(logits.dtype, jnp.float32))
 
 
 def _split_counts(counts: jax.Array) -> jax.Array:

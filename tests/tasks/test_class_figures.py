@@ -148,8 +148,8 @@ def test_gains_by_class_are_recalls_paired_by_seed():
     baseline = [recall["baseline", seed][row.number] for seed in (0, 1)]
     distilled = [recall["student", seed][row.number] for seed in (0, 1, 2)]
     gain = [a - b for a, b in zip(distilled, baseline)]
-    assert row.accuracy[BASELINE].mean == pytest.approx(np.mean(baseline))
-    assert row.accuracy[STUDENT].mean == pytest.approx(np.mean(distilled))
+    assert row.score[BASELINE].mean == pytest.approx(np.mean(baseline))
+    assert row.score[STUDENT].mean == pytest.approx(np.mean(distilled))
     assert row.gain[STUDENT][:3] == pytest.approx((np.mean(gain), np.std(gain, ddof=1), 2))
   best = max(scores, key=lambda row: row.gain[STUDENT].mean)
   start = f"in points: {best.name} (+{100 * best.gain[STUDENT].mean:.2f})"

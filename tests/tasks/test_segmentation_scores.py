@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from distill_jax import data, tasks, train
+from distill_jax import data, losses, tasks, train
 from distill_jax.models import from_apply
 from distill_jax.tasks.segmentation import counts_of
 
@@ -176,3 +176,28 @@ def test_images_without_labels_are_no_fault(rng):
   assert scores["miou"] == pytest.approx(sk.jaccard_score(y, p, average="macro"))
   with pytest.raises(ValueError, match="label"):
     evaluated(np.full_like(label, data.UNLABELED), image=logits)
+
+
+def test_examples_have_an_iou_each(rng):
+  task = tasks.segmentation(ignore_label=255, include_background=False)
+  logits, label = example(rng, ignored=255)
+  label[2] = 255
+  iou = task.predict({"logits": jnp.asarray(logits)}, {"label": jnp.asarray(label)})["iou"]
+  for row, value in enumerate(np.asarray(iou)):
+    counted = label[row] != 255
+    y, p = label[row][counted], logits[row].argmax(-1)[counted]
+    occurs = sorted({*y.tolist(), *p.tolist()} - {0})
+    expected = sk.jaccard_score(y, p, labels=occurs, average="macro") if occurs else np.nan
+    assert value == pytest.approx(expected, nan_ok=True)
+
+
+def test_logits_on_another_grid_are_resized_to_the_labels(rng):
+  task = tasks.segmentation()
+  _, label = example(rng, grid=(8, 8))
+  logits, teacher = (rng.normal(size=(6, n, n, 4)).astype(np.float32) for n in (4, 2))
+  sums = sums_of(task, logits, label, teacher)
+  resized = [np.asarray(losses.resize_logits(x, (8, 8))) for x in (logits, teacher)]
+  expected = sums_of(task, resized[0], label, resized[1])
+  assert task.compute(sums) == pytest.approx(task.compute(expected))
+  with pytest.raises(ValueError, match="student's logits"):
+    task.statistics({"logits": jnp.zeros((6, 4, 9, 4))}, {"label": jnp.asarray(label)}, None)

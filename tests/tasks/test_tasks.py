@@ -136,6 +136,7 @@ INT, FLOAT = jnp.int32, jnp.float32
     ({"logits": SHAPES((4, 7, 3), FLOAT)}, SHAPES((4, 7), INT), "perplexity"),
     ({"logits": SHAPES((4, 7, 7, 3), FLOAT)}, SHAPES((4, 7, 7), INT), "miou"),
     ({"logits": SHAPES((4, 5, 7, 7, 3), FLOAT)}, SHAPES((4, 5, 7, 7), INT), "miou"),
+    ({"logits": SHAPES((4, 3, 3, 3), FLOAT)}, SHAPES((4, 7, 7), INT), "miou"),
     ({"logits": SHAPES((4, 7, 7, 3), FLOAT)}, SHAPES((4, 7, 7), FLOAT), None),
     ({"logits": SHAPES((4, 7, 7, 1), FLOAT)}, SHAPES((4, 7, 7), INT), None),
     (

@@ -3,14 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from distill_jax.report.document import Block
 from distill_jax.report.entries import Entry
 from distill_jax.tasks._class_figures.calibration import calibration_figures, reliability
 from distill_jax.tasks._class_figures.confusion import confusion_figures
 from distill_jax.tasks._class_figures.gains import gain_figures
 from distill_jax.tasks._class_figures.gallery import disagreement_figures
+from distill_jax.tasks._class_figures.labels import names_or_numbers
+from distill_jax.tasks._class_figures.map_examples import map_example_figures
+from distill_jax.tasks._class_figures.map_scores import map_score_figures
+from distill_jax.types import Metric
 
-__all__ = ["calibration_figures", "class_figures", "reliability"]
+__all__ = ["calibration_figures", "class_figures", "map_figures", "reliability"]
 
 
 def class_figures(
@@ -34,4 +40,36 @@ def class_figures(
     *calibration_figures(entries),
     *gain_figures(entries, class_names),
     *disagreement_figures(entries, references, class_names),
+  ]
+
+
+def map_figures(
+  entries: Sequence[Entry],
+  references: Mapping[str, Any],
+  class_names: Sequence[str],
+  *,
+  pixels: np.ndarray,
+  metrics: Mapping[int, Sequence[Metric]],
+  label: str,
+  ignore_label: int | None,
+) -> list[Block]:
+  """Returns the blocks of a segmentation; one whose inputs are missing is left out.
+
+  Args:
+    entries: networks with the scores of `metrics`, and `predictions` 'class' [N, ...] and 'iou'
+      [N].
+    references: the labels [N, ...], 'image' [N, ..., channels] and 'id' [N] of the test split.
+    class_names: C names; empty: classes are named by their numbers.
+    pixels: int [C], labeled pixels of each class.
+    metrics: the scores of each class, IoU first.
+    label: the entry with the labels.
+    ignore_label: the label of pixels that do not count, in addition to negative ones.
+
+  Raises:
+    ValueError: the number of names is not C.
+  """
+  names = names_or_numbers(class_names, len(pixels))
+  return [
+    *map_score_figures(entries, pixels, metrics, names),
+    *map_example_figures(entries, references, label, ignore_label, names),
   ]

@@ -20,7 +20,7 @@ from distill_jax.report.entries import (
   spread,
   students,
 )
-from distill_jax.report.numbers import difference, signed
+from distill_jax.report.numbers import capitalized, difference, signed
 from distill_jax.report.variants import few
 from distill_jax.tasks._class_figures.labels import class_labels, names_or_numbers
 
@@ -38,14 +38,14 @@ class ClassScores(NamedTuple):
     number: index of the class.
     name: name of the class.
     examples: number of test examples with this label.
-    accuracy: fraction of them that each group classifies correctly.
+    score: of each group: accuracy within the class, or another one in percent.
     gain: distilled minus baseline, paired by seed; of students that share a seed with a baseline.
   """
 
   number: int
   name: str
   examples: int
-  accuracy: dict[Group, Spread]
+  score: dict[Group, Spread]
   gain: dict[Group, Spread]
 
 
@@ -106,8 +106,14 @@ def compared(scores: Sequence[ClassScores]) -> list[Group]:
   return list(scores[0].gain) if scores else []
 
 
-def words(scores: Sequence[ClassScores], group: Group) -> str:
-  """Returns a sentence: which classes gain and lose most by distillation."""
+def words(scores: Sequence[ClassScores], group: Group, title: str = "accuracy") -> str:
+  """Returns a sentence: which classes gain and lose most by distillation.
+
+  Args:
+    scores: of the classes.
+    group: a distilled student.
+    title: of the score.
+  """
   ordered = sorted(scores, key=lambda one: -one.gain[group].mean)
   gaining = [one for one in ordered if one.gain[group].mean > _MIN_GAIN]
   losing = [one for one in reversed(ordered) if one.gain[group].mean < -_MIN_GAIN]
@@ -117,13 +123,16 @@ def words(scores: Sequence[ClassScores], group: Group) -> str:
     verb = "does" if equal == 1 else "do"
     parts.append(f"{equal} of {len(scores)} classes {verb} not change")
   name = f" ({group.variant})" if group.variant else ""
-  return f"Accuracy by class{name}, in points: {'; '.join(parts)}."
+  return f"{capitalized(title)} by class{name}, in points: {'; '.join(parts)}."
 
 
-def class_gains(scores: Sequence[ClassScores], page: float = style.PAGE) -> Figure:
-  """Draws the accuracy of each class without and with distillation, ordered by gain.
+def class_gains(
+  scores: Sequence[ClassScores], page: float = style.PAGE, *, title: str = "accuracy"
+) -> Figure:
+  """Draws a score of each class without and with distillation, ordered by gain.
 
-  With many classes it names those that gain most and least, next to the gains of all.
+  With many classes it names those that gain most and least, next to the gains of all. A bar is the
+  interval of the gain, from the baseline on, where there is one.
   """
   group = compared(scores)[-1]
   ordered = sorted(scores, key=lambda one: one.gain[group].mean)
@@ -144,7 +153,7 @@ def class_gains(scores: Sequence[ClassScores], page: float = style.PAGE) -> Figu
     drawing = style.figure(min(page, 7), height)
     axes = drawing.subplots()
   labels = class_labels([one.name for one in scores], 20)
-  _named_classes(axes, rows, dict(zip([one.number for one in scores], labels)), group)
+  _named_classes(axes, rows, dict(zip([one.number for one in scores], labels)), group, title)
   if many:
     count = len(ordered) - MAX_NAMES
     text = f"{count} {'class' if count == 1 else 'classes'} between"
@@ -205,25 +214,34 @@ def _all_gains(axes: Axes, ordered: Sequence[ClassScores], group: Group) -> None
 
 
 def _named_classes(
-  axes: Axes, rows: Sequence[ClassScores | None], labels: dict[int, str], group: Group
+  axes: Axes,
+  rows: Sequence[ClassScores | None],
+  labels: dict[int, str],
+  group: Group,
+  title: str,
 ) -> None:
   """Draws one line per class with a marker per network; a row of None stays empty."""
   named = [(row, scores) for row, scores in enumerate(rows) if scores is not None]
   first = named[0][1]
-  looks = style.looks(list(first.accuracy))
-  columns = [g for g in first.accuracy if g.role == "baseline" or g in first.gain]
+  looks = style.looks(list(first.score))
+  columns = [g for g in first.score if g.role == "baseline" or g in first.gain]
   for row, scores in named:
-    points = [100 * scores.accuracy[g].mean for g in columns]
+    points = [100 * scores.score[g].mean for g in columns]
     axes.plot([min(points), max(points)], [row, row], color="#b9c0c8", linewidth=2.5, zorder=1)
     for g, point in zip(columns, points):
       axes.plot(point, row, **looks[g].points, markersize=6, label=g.title, clip_on=False)
+    interval = scores.gain[group].interval
+    if interval is not None and _BASELINE in columns:
+      start = points[columns.index(_BASELINE)]
+      ends = [start + 100 * end for end in interval]
+      axes.plot(ends, [row, row], color=looks[group].color, linewidth=6, alpha=0.25, zorder=1)
     text = difference(_percent, scores.gain[group])
     frame = axes.get_yaxis_transform()
     axes.annotate(text, (1, row), (8, 0), frame, "offset points", va="center", fontsize=8.5)
   texts = [labels[scores.number] for _, scores in named]
   axes.set_yticks([row for row, _ in named], texts, parse_math=False)
-  axes.set(ylim=(-0.6, len(rows) - 0.4), xlabel="test accuracy within the class, %")
-  axes.set_title("Accuracy by class")
+  axes.set(ylim=(-0.6, len(rows) - 0.4), xlabel=f"test {title} of the class, %")
+  axes.set_title(f"{capitalized(title)} by class")
   name = f"gain{f' of {group.variant}' if group.variant else ''}, points"
   axes.set_title(name, loc="right", fontsize=8.5)
   axes.grid(axis="y", visible=False)
@@ -237,6 +255,6 @@ def _as_json(scores: ClassScores) -> dict[str, Any]:
   return {
     "name": scores.name,
     "examples": scores.examples,
-    "accuracy": {group.name: value for group, value in scores.accuracy.items()},
+    "accuracy": {group.name: value for group, value in scores.score.items()},
     "gain": {group.name: value for group, value in scores.gain.items()},
   }

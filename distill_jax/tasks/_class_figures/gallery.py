@@ -93,11 +93,11 @@ def gallery(
   ids = references.get("id", range(len(labels)))
   classes = len(class_names) or 1 + int(max(labels.max(), predicted.max()))
   names = class_labels(names_or_numbers(class_names, classes), 12)
-  low, high = _range(images)
+  low, high = value_range(images)
   rows = rows[:MAX_IMAGES]
   drawing, panels = _panels(len(rows), images.shape[1] / images.shape[2], page)
   for axes, row in zip(panels, rows):
-    pixels = _displayed(images[row], low, high)
+    pixels = displayed(images[row], low, high)
     axes.imshow(pixels, "gray", aspect="auto", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(f"id {ids[row]}", fontsize=7.5, color="#5b636d", loc="center", pad=2)
     _write_below(axes, f"true: {names[labels[row]]}", 3, style.LOOKS["student"].color)
@@ -144,7 +144,7 @@ def _write_below(axes: Axes, text: str, points: float, color: str) -> None:
   )
 
 
-def _range(images: np.ndarray) -> tuple[float, float]:
+def value_range(images: np.ndarray) -> tuple[float, float]:
   """Returns black and white: 0 and 255 of bytes, 0 and 1 of values between, else the extremes."""
   if images.dtype == np.uint8:
     return 0.0, 255.0
@@ -152,7 +152,7 @@ def _range(images: np.ndarray) -> tuple[float, float]:
   return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
 
-def _displayed(image: np.ndarray, low: float, high: float) -> np.ndarray:
+def displayed(image: np.ndarray, low: float, high: float) -> np.ndarray:
   """Returns [H, W, 3] in [0, 1], or [H, W], the mean of any other number of channels."""
   scaled = np.clip((image.astype(np.float32) - low) / ((high - low) or 1), 0, 1)
   return scaled if scaled.shape[-1] == 3 else scaled.mean(-1)
