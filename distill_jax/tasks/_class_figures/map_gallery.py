@@ -21,6 +21,8 @@ _OTHERS = "#ffffff"
 _IGNORED = "#b5b5b5"
 _BOTH_WRONG = "#3d3d3d"
 _COLUMNS_OF_PHONE = 3
+# Inches: the title of an example, that of a panel, and the space between panels.
+_HEADER, _TITLE, _GAP = 0.3, 0.28, 0.08
 
 
 class Row(NamedTuple):
@@ -49,28 +51,28 @@ def draw_rows(rows: Sequence[Row], class_names: Sequence[str], page: float = sty
   lines = -(-panels // columns)
   height, width = rows[0].label.shape
   side = page / columns
-  row_height = 0.4 + lines * (0.3 + min(2, height / width) * (side - 0.1))
+  line_height = _TITLE + min(2, height / width) * (side - _GAP)
+  row_height = _HEADER + lines * line_height
   handles = _legend(rows, class_names, colors)
   legend_columns = 4 if page >= style.PAGE else 2
   legend_height = 0.15 + 0.22 * -(-len(handles) // legend_columns)
   ratios = [*[row_height] * len(rows), legend_height]
-  drawing = style.figure(page, sum(ratios))
+  drawing = Figure(figsize=(page, sum(ratios)))
   parts = drawing.subfigures(len(ratios), 1, height_ratios=ratios, squeeze=False)[:, 0]
   for part, row in zip(parts, rows):
-    part.suptitle(row.title, x=0.01, ha="left", fontsize=9.5)
-    axes = list(part.subplots(lines, columns, squeeze=False).flat)
-    for panel in axes:
-      panel.set_axis_off()
-    for panel, (title, pixels) in zip(axes, _panels(row, colors)):
-      _show(panel, title, pixels)
+    part.text(0.01, 1 - 0.05 / row_height, row.title, va="top", fontsize=9.5, parse_math=False)
+    for index, (title, pixels) in enumerate(_panels(row, colors)):
+      line, column = divmod(index, columns)
+      left = column * side + _GAP / 2
+      bottom = (lines - 1 - line) * line_height + _GAP / 2
+      size = (side - _GAP) / page, (line_height - _TITLE) / row_height
+      box = (left / page, bottom / row_height, *size)
+      _show(part.add_axes(box, xticks=[], yticks=[]), title, pixels)
   parts[-1].legend(handles=handles, loc="center", ncols=legend_columns, fontsize=8.5)
   return drawing
 
 
 def _show(axes: Axes, title: str, pixels: np.ndarray) -> None:
-  axes.set_axis_on()
-  axes.grid(False)
-  axes.set(xticks=[], yticks=[])
   for spine in axes.spines.values():
     spine.set(visible=True, color="#d8dde3", linewidth=0.6)
   axes.imshow(pixels, "gray", vmin=0, vmax=1, interpolation="nearest")
