@@ -1,8 +1,9 @@
 """Semantic segmentation: one class per pixel or voxel."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from distill_jax.objectives.calls import batch_entry, outputs_of
 from distill_jax.objectives.class_labels import check_ignore_label
 from distill_jax.tasks._case_scores import Cases, case_scores
 from distill_jax.tasks._class_maps import compact, thumbnails
-from distill_jax.tasks._pixels import example_iou, logits_of, on_grid, pixels_of
+from distill_jax.tasks._pixels import Pixels, example_iou, logits_of, on_grid, pixels_of
 from distill_jax.tasks.logits import (
   AGREEMENT,
   OUTSIDE,
@@ -86,84 +87,119 @@ def segmentation(
   (0.25, 0.5, 0.0)
   """
   check_ignore_label(ignore_label)
-  class_names = _checked_names(class_names)
-
-  def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
-    labels = batch_entry(batch, label)
-    logits = logits_of(outputs, output, labels, class_names)
-    pixels = pixels_of(logits, labels, batch.get("where"), label, ignore_label)
-    matrix = confusion_matrix(*pixels[:3], logits.shape[-1])
-    statistics = {
-      "confusion": _split_counts(matrix),
-      "nan": (pixels.is_nan & pixels.labeled).sum(dtype=jnp.int32),
-      OUTSIDE: count_outside(pixels.outside),
-    }
-    if teacher is None:
-      return statistics
-    teacher_logits = on_grid(outputs_of(teacher, output, "teacher"), labels, "teacher")
-    agree = pixels.predicted == teacher_logits.argmax(-1)
-    return statistics | {
-      "agreement": reduce.total(agree, batch.get("where")),
-      "teacher_kl": reduce.total(kl_divergence(logits, teacher_logits), batch.get("where")),
-    }
-
-  def predict(outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
-    labels = batch_entry(batch, label)
-    logits = logits_of(outputs, output, labels, class_names)
-    pixels = pixels_of(logits, labels, batch.get("where"), label, ignore_label)
-    classes = logits.shape[-1]
-    maps = compact(pixels.predicted, ~pixels.is_nan, classes)
-    iou = example_iou(pixels, classes, include_background)
-    if cases is None:
-      return {"class": thumbnails(maps), "iou": iou}
-    return {"class": maps, "iou": iou, "label": compact(pixels.label, pixels.labeled, classes)}
-
-  def evaluate_predictions(predictions, references) -> dict[str, float]:
-    assert cases is not None
-    return case_scores(predictions, references, cases, class_names, include_background)
-
-  def compute(statistics: Mapping[str, Any]) -> dict[str, float]:
-    return _compute(statistics, class_names, include_background)
-
-  def figures(entries, references, names) -> Sequence[Any]:
-    from distill_jax.tasks._class_figures import map_figures  # matplotlib: reports alone need it
-
-    counted = [entry.statistics for entry in entries if "confusion" in (entry.statistics or {})]
-    if not counted:
-      return []
-    pixels = counts_of(counted[0]).sum(1)
-    keys = class_names or range(len(pixels))
-    scores = {
-      number: [dataclasses.replace(m, name=f"{m.name}/{key}") for m in _of_class(cases)]
-      for number, key in enumerate(keys)
-    }
-    return map_figures(
-      entries,
-      references,
-      class_names or names,
-      pixels=pixels,
-      metrics=scores,
-      label=label,
-      ignore_label=ignore_label,
-    )
-
+  names = _checked_names(class_names)
+  options = _Options(label, output, ignore_label, names, include_background, cases)
+  class_metrics = [
+    dataclasses.replace(m, name=f"{m.name}/{name}", title=f"{m.title} of {name}", detail=3)
+    for m in options.class_metrics
+    for name in names
+  ]
+  case_metrics = () if cases is None else cases.metrics
+  score_cases = functools.partial(_evaluate_predictions, options)
   return Task(
-    metrics=(
-      *_METRICS,
-      *(() if cases is None else cases.metrics),
-      AGREEMENT,
-      TEACHER_KL,
-      *_class_metrics(class_names, cases),
-    ),
-    statistics=statistics,
-    compute=compute,
+    metrics=(*_METRICS, *case_metrics, AGREEMENT, TEACHER_KL, *class_metrics),
+    statistics=functools.partial(_statistics, options),
+    compute=functools.partial(_compute, options),
     label_classes=lambda outputs: {label: outputs_of(outputs, output, "student").shape[-1]},
     ignore_label=ignore_label,
-    predict=predict,
-    evaluate_predictions=None if cases is None else evaluate_predictions,
+    predict=functools.partial(_predict, options),
+    evaluate_predictions=None if cases is None else score_cases,
     references=() if cases is None else cases.references,
-    figures=figures,
+    figures=functools.partial(_figures, options),
     figure_references=(label, "id", "image"),
+  )
+
+
+class _Options(NamedTuple):
+  """The arguments of `segmentation`."""
+
+  label: str
+  output: str
+  ignore_label: int | None
+  class_names: tuple[str, ...]
+  include_background: bool
+  cases: Cases | None
+
+  @property
+  def class_metrics(self) -> list[Metric]:
+    """Returns the scores that each class has; their names lack the class."""
+    return [
+      Metric("iou", "IoU", "%", "max", ".2%"),
+      Metric("dice", "Dice", "%", "max", ".2%"),
+      *(() if self.cases is None else self.cases.metrics[:2]),
+    ]
+
+  def read(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, Pixels]:
+    """Returns the student's logits on the labels' grid, and its pixels."""
+    labels = batch_entry(batch, self.label)
+    logits = logits_of(outputs, self.output, labels, self.class_names)
+    where = batch.get("where")
+    return logits, pixels_of(logits, labels, where, self.label, self.ignore_label)
+
+
+def _statistics(
+  options: _Options, outputs: Outputs, batch: Batch, teacher: Outputs | None
+) -> dict[str, Any]:
+  logits, pixels = options.read(outputs, batch)
+  statistics = {
+    "confusion": _split_counts(confusion_matrix(*pixels[:3], logits.shape[-1])),
+    "nan": (pixels.is_nan & pixels.labeled).sum(dtype=jnp.int32),
+    OUTSIDE: count_outside(pixels.outside),
+  }
+  if teacher is None:
+    return statistics
+  teacher_logits = outputs_of(teacher, options.output, "teacher")
+  teacher_logits = on_grid(teacher_logits, batch[options.label], "teacher")
+  agree = pixels.predicted == teacher_logits.argmax(-1)
+  return statistics | {
+    "agreement": reduce.total(agree, batch.get("where")),
+    "teacher_kl": reduce.total(kl_divergence(logits, teacher_logits), batch.get("where")),
+  }
+
+
+def _predict(options: _Options, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+  """Returns small maps for pictures, or whole ones where cases are scored."""
+  logits, pixels = options.read(outputs, batch)
+  classes = logits.shape[-1]
+  maps = compact(pixels.predicted, ~pixels.is_nan, classes)
+  iou = example_iou(pixels, classes, options.include_background)
+  if options.cases is None:
+    return {"class": thumbnails(maps), "iou": iou}
+  return {"class": maps, "iou": iou, "label": compact(pixels.label, pixels.labeled, classes)}
+
+
+def _evaluate_predictions(
+  options: _Options, predictions: Mapping[str, Any], references: Mapping[str, Any]
+) -> dict[str, float]:
+  assert options.cases is not None
+  names, include_background = options.class_names, options.include_background
+  return case_scores(predictions, references, options.cases, names, include_background)
+
+
+def _figures(
+  options: _Options,
+  entries: Sequence[Any],
+  references: Mapping[str, Any],
+  class_names: Sequence[str],
+) -> Sequence[Any]:
+  from distill_jax.tasks._class_figures import map_figures  # matplotlib: reports alone need it
+
+  counted = [entry.statistics for entry in entries if "confusion" in (entry.statistics or {})]
+  if not counted:
+    return []
+  pixels = counts_of(counted[0]).sum(1)
+  keys = options.class_names or range(len(pixels))
+  return map_figures(
+    entries,
+    references,
+    options.class_names or class_names,
+    pixels=pixels,
+    metrics={
+      number: [dataclasses.replace(m, name=f"{m.name}/{key}") for m in options.class_metrics]
+      for number, key in enumerate(keys)
+    },
+    label=options.label,
+    ignore_label=options.ignore_label,
   )
 
 
@@ -183,23 +219,6 @@ def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
   return names
 
 
-def _of_class(cases: Cases | None) -> list[Metric]:
-  """Returns the scores that each class has; their names lack the class."""
-  return [
-    Metric("iou", "IoU", "%", "max", ".2%"),
-    Metric("dice", "Dice", "%", "max", ".2%"),
-    *(() if cases is None else cases.metrics[:2]),
-  ]
-
-
-def _class_metrics(names: Sequence[str], cases: Cases | None) -> list[Metric]:
-  return [
-    dataclasses.replace(m, name=f"{m.name}/{name}", title=f"{m.title} of {name}", detail=3)
-    for m in _of_class(cases)
-    for name in names
-  ]
-
-
 def _split_counts(counts: jax.Array) -> jax.Array:
   """Returns counts as int32 [2, ...], high and low bits: a running sum of 32 bits overflows at 2^31
   pixels of one class, which 16 volumes of 512^3 have.
@@ -207,9 +226,7 @@ def _split_counts(counts: jax.Array) -> jax.Array:
   return jnp.stack([counts >> _LOW_BITS, counts & ((1 << _LOW_BITS) - 1)])
 
 
-def _compute(
-  statistics: Mapping[str, Any], names: Sequence[str], include_background: bool
-) -> dict[str, float]:
+def _compute(options: _Options, statistics: Mapping[str, Any]) -> dict[str, float]:
   confusion = counts_of(statistics)
   correct = confusion.diagonal()
   sizes = confusion.sum(0) + confusion.sum(1)
@@ -220,11 +237,11 @@ def _compute(
   occurs = np.flatnonzero(sizes)
   iou = dict(zip(occurs.tolist(), unit * correct[occurs] / (sizes - correct)[occurs]))
   dice = dict(zip(occurs.tolist(), unit * 2 * correct[occurs] / sizes[occurs]))
-  counted = [number for number in iou if number or include_background]
+  counted = [number for number in iou if number or options.include_background]
   if counted:
     scores["miou"] = float(np.mean([iou[number] for number in counted]))
     scores["dice"] = float(np.mean([dice[number] for number in counted]))
   scores["pixel_accuracy"] = float(unit * correct.sum() / confusion.sum())
-  names = names or [str(number) for number in range(len(confusion))]
+  names = options.class_names or [str(number) for number in range(len(confusion))]
   scores |= {f"iou/{names[number]}": float(value) for number, value in iou.items()}
   return scores | {f"dice/{names[number]}": float(value) for number, value in dice.items()}

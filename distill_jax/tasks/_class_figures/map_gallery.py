@@ -60,7 +60,7 @@ def draw_rows(rows: Sequence[Row], class_names: Sequence[str], page: float = sty
   drawing = Figure(figsize=(page, sum(ratios)))
   parts = drawing.subfigures(len(ratios), 1, height_ratios=ratios, squeeze=False)[:, 0]
   for part, row in zip(parts, rows):
-    part.text(0.01, 1 - 0.05 / row_height, row.title, va="top", fontsize=9.5, parse_math=False)
+    part.text(0.01, 1 - 0.16 / row_height, row.title, va="top", fontsize=9.5, parse_math=False)
     for index, (title, pixels) in enumerate(_panels(row, colors)):
       line, column = divmod(index, columns)
       left = column * side + _GAP / 2
