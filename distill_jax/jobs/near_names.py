@@ -31,14 +31,15 @@ def nearest(name: str, known: Sequence[str]) -> list[str]:
     name: a flag or a dotted field, with underscores.
     known: flags, or dotted fields, of which the last part counts as well.
   """
-  last = name.split(".")[-1]
+  parent, _, last = name.rpartition(".")
   meant = _MEANINGS.get(last.lower(), last)
   same = _named(meant, known)
   if not same and "." not in name:
     # 'batchsize' is nearer to the last part of 'student_training.batch_size' than to all of it.
     parts = nearest_names(meant, sorted({other.split(".")[-1] for other in known}))
     same = [other for part in parts for other in _named(part, known)]
-  return same or nearest_names(name, known)
+  siblings = [other for other in same if parent and other.rpartition(".")[0] == parent]
+  return siblings or same or nearest_names(name, known)
 
 
 def _named(last: str, known: Sequence[str]) -> list[str]:

@@ -112,6 +112,8 @@ def test_frozen_nested_dataclasses_can_be_overridden(job):
     ("temprature=3", "temprature.*did you mean 'temperature'"),
     ("steps=3", "did you mean 'teacher_training.steps' or 'student_training.steps'"),
     ("batchsize=3", "did you mean 'teacher_training.batch_size' or 'student_training.batch_size'"),
+    ("student_training.lr=3", r"did you mean 'student_training.learning_rate'\?$"),
+    ("student_training.num_steps=3", r"did you mean 'student_training.steps'\?$"),
     ("num_steps=3", "did you mean 'teacher_training.steps' or 'student_training.steps'"),
     ("zzz=3", "zzz.* there are .*temperature"),
     ("student_training=3", "student_training: "),
