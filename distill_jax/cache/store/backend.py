@@ -23,7 +23,7 @@ from distill_jax.storage import folders
 
 SCHEMES = ("file", "gs", "memory", "s3")
 _CONTEXT = ts.Context()  # shared, so that `memory://x` opened twice is the same store
-# One to two minutes: TensorStore's own 32 hide a misspelled address for a quarter of an hour.
+# Two to six minutes: TensorStore's own 32 hide a misspelled address for a quarter of an hour.
 _RETRIES = {"max_retries": 7}
 _RETRIED = "retry attempts failed"  # TensorStore's words
 _SILENT_SECONDS = 5.0
@@ -146,7 +146,7 @@ class Store(NamedTuple):
         return future.result(timeout=_SILENT_SECONDS)
       except TimeoutError:
         server = self.kv.spec().to_json().get("endpoint", "its server")
-        _print_once(f"{self.url}: no answer of {server} yet, trying for one to two minutes")
+        _print_once(f"{self.url}: no answer of {server} yet, trying for two to six minutes")
     return future.result()
 
 
