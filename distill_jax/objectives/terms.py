@@ -23,6 +23,8 @@ RESERVED = (
   "phase",
   "examples_per_second",
   "sparsity",
+  "line_number",
+  "checksum",
 )
 
 

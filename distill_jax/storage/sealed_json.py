@@ -1,19 +1,21 @@
 """Writes JSON with a checksum, and reads it: what was edited or damaged is detected.
 
-A file is one object, or lines of objects (JSONL). Each object has its checksum as its last entry.
+A file is one object, or lines of objects (JSONL). Each object has its checksum as its last entry,
+and a line its number before that.
 """
 
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_jax.errors import join_first
+from distill_jax.errors import check_integer, join_first
 from distill_jax.storage import files, unique_names
 
 _CHECKSUM = "checksum"
+_NUMBER = "line_number"
 _KEY = f'"{_CHECKSUM}": "'
 
 
@@ -71,30 +73,58 @@ def read(path: Path, *names: str) -> dict[str, Any]:
     raise ValueError(f"{path} is corrupt: {error}") from error
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-  """Returns the values of each line of a file; warns of corrupt lines, which are left out.
+def dump_lines(lines: Iterable[Mapping[str, Any]], first: int = 1) -> str:
+  """Returns lines of JSON text, which `read_lines` reads.
 
-  A last line without an end is left out without a word: a killed process leaves it.
+  Args:
+    lines: what json can hold.
+    first: number of the first one in its file, which begins with 1.
+  """
+  numbered = ({**line, _NUMBER: number} for number, line in enumerate(lines, first))
+  return "".join(dumps(line) + "\n" for line in numbered)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+  """Returns the values of each line of a file, in the order in which they were written.
+
+  Corrupt lines are left out. A warning names them, missing ones, and doubled or moved ones. A last
+  line without an end is left out without a word: a killed process leaves it. That the last lines of
+  all were removed goes unnoticed.
 
   Raises:
     FileNotFoundError: there is no such file.
   """
   lines = files.read(path).split(b"\n")
-  values, corrupt = [], {}
-  for number, line in enumerate(lines, 1):
+  values: dict[int, dict[str, Any]] = {}
+  order: list[int] = []
+  corrupt: dict[int, str] = {}
+  for position, line in enumerate(lines, 1):
     try:
-      values.append(loads(line))
+      line_values = loads(line)
+      number = check_integer(_NUMBER, line_values.pop(_NUMBER, None), 1)
+      values[number] = line_values
+      order.append(number)
     except ValueError as error:
-      if number < len(lines):
-        corrupt[number] = str(error)
+      if position < len(lines):
+        corrupt[position] = str(error)
+        order.append(order[-1] + 1 if order else 1)
+  _warn_of_faults(path, order, corrupt)
+  return [values[number] for number in sorted(values)]
+
+
+def _warn_of_faults(path: Path, order: Sequence[int], corrupt: Mapping[int, str]) -> None:
+  """Warns of lines that are corrupt, by position, and of numbers that are not 1, 2, 3, ..."""
+  missing = sorted(set(range(1, max(order, default=0))) - set(order))
+  faults = []
   if corrupt:
     reason = next(iter(corrupt.values()))
-    warnings.warn(
-      f"skipping line {join_first(corrupt)} of {path}, which is corrupt: {reason}",
-      RuntimeWarning,
-      stacklevel=2,
-    )
-  return values
+    faults.append(f"skipping line {join_first(corrupt)} of {path}, which is corrupt: {reason}")
+  if missing:
+    faults.append(f"line {join_first(missing)} of {path} is missing: it was removed")
+  elif list(order) != list(range(1, len(order) + 1)):
+    faults.append(f"{path} has doubled or moved lines, which are read once and in order")
+  for fault in faults:
+    warnings.warn(fault, RuntimeWarning, stacklevel=3)
 
 
 def _digest(text: str) -> str:

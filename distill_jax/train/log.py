@@ -42,9 +42,9 @@ class Log:
   Use as a context manager. Lines of `metrics.jsonl` are
   `{"step": 100, "phase": "train" | "validation", "loss": ..., ...}`, and `{"step": 100, "phase":
   "stop", "reason": ...}` where training ended early; those of `timings.jsonl` what `Clock.report`
-  returns, one for every start and every report. Each ends with a checksum. Lines after the step
-  from which a run resumes are dropped, so that no step is reported twice; evaluations that a
-  corrupt line lost are restored from the checkpoints.
+  returns, one for every start and every report. Each ends with its number and a checksum. Lines
+  after the step from which a run resumes are dropped, so that no step is reported twice;
+  evaluations that a corrupt line lost are restored from the checkpoints.
 
   Attributes:
     history: the lines of `metrics.jsonl`.
@@ -80,6 +80,7 @@ class Log:
     """
     self.history: list[dict[str, Any]] = []
     self._files: dict[str, TextIO] = {}
+    self._num_lines: dict[str, int] = {}
     self._board, timings = None, []
     if folder is not None:
       self.history = _with_evaluations(_read(folder, "metrics", start), evaluations)
@@ -162,13 +163,15 @@ class Log:
   def _open(self, folder: Path, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
     """Writes the lines of earlier parts of the run, and opens the file for more."""
     path = folder / f"{name}.jsonl"
-    files.write(path, "".join(sealed_json.dumps(line) + "\n" for line in lines))
+    files.write(path, sealed_json.dump_lines(lines))
     self._files[name] = path.open("a")
+    self._num_lines[name] = len(lines)
 
   def _write(self, name: str, line: Mapping[str, Any]) -> None:
     if name in self._files:
+      self._num_lines[name] += 1
       with files.naming(self._files[name].name):
-        self._files[name].write(sealed_json.dumps(line) + "\n")
+        self._files[name].write(sealed_json.dump_lines([line], self._num_lines[name]))
         self._files[name].flush()
 
   def _show(self, group: str, step: int, values: Mapping[str, float]) -> None:

@@ -108,7 +108,8 @@ def _check_heads(classes: Mapping[str, int], example: Batch) -> None:
 
 
 def _check_names(task: Task) -> None:
-  reserved = sorted({"step", "phase", "sparsity"}.intersection(m.name for m in task.metrics))
+  names = {"step", "phase", "sparsity", "line_number", "checksum"}
+  reserved = sorted(names.intersection(metric.name for metric in task.metrics))
   if reserved:
     raise ValueError(
       f"task: expected metrics of names that the log does not use, got {reserved}: rename them"

@@ -77,13 +77,61 @@ def test_lacking_entry_is_named(tmp_path):
     sealed_json.read(path, "step", "seconds")
 
 
-def test_corrupt_lines_are_named_and_skipped(tmp_path):
-  path = tmp_path / "metrics.jsonl"
-  lines = [sealed_json.dumps({"step": step}) for step in range(9)]
-  path.write_text("\n".join(lines) + "\n")
-  assert sealed_json.read_lines(path) == [{"step": step} for step in range(9)]
+@pytest.fixture
+def steps_of(tmp_path):
+  """A function from lines of text to the steps that are read from them."""
+
+  def steps(lines):
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    return [line["step"] for line in sealed_json.read_lines(tmp_path / "metrics.jsonl")]
+
+  return steps
+
+
+LINES = sealed_json.dump_lines({"step": step} for step in range(9)).split("\n")
+
+
+def test_lines_are_read_back(steps_of):
+  assert steps_of(LINES) == list(range(9))
+  appended = sealed_json.dump_lines([{"step": 9}], first=10)
+  assert steps_of([*LINES[:9], appended]) == list(range(10))
+  assert steps_of([*LINES[:9], appended[:-3]]) == list(range(9))  # torn, as by a kill
+  assert steps_of([""]) == []
+
+
+def test_corrupt_lines_are_named_and_skipped(steps_of):
+  lines = list(LINES)
   lines[0] = lines[0].replace("0", "1", 1)
   lines[4] = "\0" * 20
-  path.write_text("\n".join(lines) + '\n{"step": 9, "chec')
-  with pytest.warns(RuntimeWarning, match=rf"lines? 1, 5 of {path}"):
-    assert [line["step"] for line in sealed_json.read_lines(path)] == [1, 2, 3, 5, 6, 7, 8]
+  lines[8] = lines[8].replace("8", "7", 1)
+  with pytest.warns(RuntimeWarning, match=r"line 1, 5, 9 of .*metrics.jsonl") as caught:
+    assert steps_of(lines) == [1, 2, 3, 5, 6, 7]
+  assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+  "positions, steps, named",
+  [
+    ([0, 1, 2, 4, 5, 6, 7, 8], [0, 1, 2, 4, 5, 6, 7, 8], "line 4 of .*metrics.jsonl is missing"),
+    ([1, 2, 3, 4, 7, 8], [1, 2, 3, 4, 7, 8], "line 1, 6, 7 of .*metrics.jsonl is missing"),
+    ([0, 1, 2, 2, 3, 4, 5, 6, 7, 8], list(range(9)), "metrics.jsonl has doubled or moved"),
+    ([0, 1, 3, 2, 4, 5, 6, 7, 8], list(range(9)), "metrics.jsonl has doubled or moved"),
+  ],
+  ids=["removed", "several", "doubled", "swapped"],
+)
+def test_lines_in_other_numbers_are_named(steps_of, positions, steps, named):
+  with pytest.warns(RuntimeWarning, match=named):
+    assert steps_of([LINES[position] for position in positions] + [""]) == steps
+
+
+def test_a_removed_line_next_to_a_corrupt_one_is_named(steps_of):
+  lines = [*LINES[:2], *LINES[3:8], "{", ""]
+  with pytest.warns(RuntimeWarning) as caught:
+    assert steps_of(lines) == [0, 1, 3, 4, 5, 6, 7]
+  texts = [str(warning.message) for warning in caught]
+  assert [("line 8" in text, "line 3" in text) for text in texts] == [(True, False), (False, True)]
+
+
+def test_a_line_without_a_number_is_corrupt(steps_of):
+  with pytest.warns(RuntimeWarning, match="line 2 of .*line_number: expected an integer"):
+    assert steps_of([LINES[0], sealed_json.dumps({"step": 1}), *LINES[2:]]) == [0, *range(2, 9)]

@@ -122,9 +122,21 @@ def test_resume_drops_torn_lines_and_those_after_the_checkpoint(tmp_path):
   run(tmp_path, steps=10)
   with (tmp_path / "metrics.jsonl").open("a") as file:
     line = {"step": 13, "phase": "train", "loss": 1}
-    file.write(sealed_json.dumps(line) + '\n{"step": 14, "pha')
+    file.write(sealed_json.dump_lines([line], first=5) + '{"step": 14, "pha')
   steps = [line["step"] for line in run(tmp_path).history]
   assert steps == [5, 5, 10, 10, 15, 15, 20, 20]
+
+
+def test_a_removed_line_is_named_when_a_run_resumes(tmp_path):
+  run(tmp_path, steps=5)
+  run(tmp_path, steps=10)
+  path = tmp_path / "metrics.jsonl"
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text("".join(lines[1:]))
+  with pytest.warns(RuntimeWarning, match=f"line 1 of {path} is missing"):
+    history = run(tmp_path, steps=15).history
+  assert [line["step"] for line in history] == [5, 10, 10, 15, 15]
+  assert sealed_json.read_lines(path) == history
 
 
 def test_an_edited_evaluation_is_restored_from_its_checkpoint(tmp_path):
