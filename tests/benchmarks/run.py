@@ -14,6 +14,7 @@ import cache_bytes
 import cached
 import cases
 import problems
+import windows
 from timing import Ratio
 
 RUNS = {  # name: (case, problem, samples, goal)
@@ -33,6 +34,7 @@ RUNS = {  # name: (case, problem, samples, goal)
   "read-classes": (cache_bytes.read, cache_bytes.classes, 20, 1.50),
   "read-tokens": (cache_bytes.read, cache_bytes.tokens, 20, 1.50),
   "write": (cache_bytes.write, cache_bytes.classes, 20, 1.20),
+  "windows": (windows.windows_to_whole, windows.slices, 20, 1.05),
 }
 HEADER = "| benchmark | ratio | goal | ours, ms | theirs, ms | spread |\n|---|---|---|---|---|---|"
 
