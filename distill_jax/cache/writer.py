@@ -129,7 +129,7 @@ def write_cache(
     teacher, variables, outputs, augment, mesh, tokenizer_size(inputs.source)
   )
   example = _example_spec(inputs)
-  with name_network("teacher", example):
+  with name_network("teacher", example, predictor.output_shapes):
     shapes = predictor.output_shapes(example)
   planned = plan(outputs, shapes, inputs, num_views, batch_size)
   names = identity.teacher_entries(teacher, variables, outputs, inputs.shapes, augment)

@@ -117,8 +117,9 @@ def check_inputs(models: Sequence[tuple[str, Model, Variables]], batch: HostBatc
   """
   check_image_inputs("examples", [(model, variables) for _, model, variables in models], batch)
   for field, model, variables in models:
-    with name_network(field, batch):
-      jax.eval_shape(functools.partial(model_outputs, model.apply), variables, batch)
+    output_shapes = functools.partial(jax.eval_shape, model_outputs, model.apply, variables)
+    with name_network(field, batch, output_shapes):
+      output_shapes(batch)
 
 
 def valid_rows(batch: Mapping[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """The train step: teacher inference and the student's update in one pure function."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -74,13 +75,13 @@ def make_init(
   def init(key: jax.Array, batch: Batch) -> TrainState:
     batch = as_dict(batch)
     check_key(key)
-    with name_network("student", batch):
+    with name_network("student", batch, functools.partial(_new_output_shapes, student, key)):
       variables = student.init(jax.random.fold_in(key, 0), batch)
       outputs = _output_shapes(student, variables, batch)
     check_trainable("student", variables.params)
     teacher_outputs: Outputs = {}
     if teacher is not None:
-      with name_network("teacher", batch):
+      with name_network("teacher", batch, functools.partial(_new_output_shapes, teacher, key)):
         teacher_variables = teacher.variables or jax.eval_shape(teacher.init, key, batch)
         if teacher.ema_update is not None:
           _check_average(variables, teacher_variables)
@@ -234,6 +235,12 @@ def _copy_wide(x: jax.Array) -> jax.Array:
   floating = jnp.issubdtype(x.dtype, jnp.floating)
   dtype = reduce.common_dtype(x.dtype, jnp.float32) if floating else x.dtype
   return jnp.array(x, dtype, copy=True)
+
+
+def _new_output_shapes(model: Model, key: jax.Array, batch: Batch) -> Outputs:
+  """Returns the shapes of a network's outputs with the weights that it has or would get."""
+  variables = model.variables or jax.eval_shape(model.init, key, batch)
+  return _output_shapes(model, variables, batch)
 
 
 def _output_shapes(model: Model, variables: Variables, batch: Batch) -> Outputs:
