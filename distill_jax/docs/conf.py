@@ -66,7 +66,13 @@ html_theme = "sphinx_book_theme"
 html_title = "distill_jax"
 html_show_sourcelink = False
 html_copy_source = False
-html_theme_options = {"navigation_with_keys": False, "show_toc_level": 2}
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
+html_theme_options = {
+  "navigation_with_keys": False,
+  "show_toc_level": 2,
+  "navbar_persistent": [],  # A second search box, next to that of the sidebar.
+}
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
