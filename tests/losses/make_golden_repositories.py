@@ -24,14 +24,17 @@ from torch import nn
 
 GOLDEN = pathlib.Path(__file__).with_name("golden_repositories.json")
 COMMITS = {
+  "EagleMIT/EMKD": "943c9dc3c411fd0392ebca7b0c52a7bc4561503f",
   "HobbitLong/RepDistiller": "b84f547c5db6a35318d4671d7d5c4de74c822403",
   "NVIDIA/TensorRT-Model-Optimizer": "5a4242faf4147fb0688bb73e10ca30b8ad3aabb3",
   "YukangWang/IFVD": "950a7a5fd8686ceed87a6976c49143462fcb823a",
   "airaria/TextBrewer": "2c105fa664bbc10669cd2888bd846d2c9b8afca8",
   "huggingface/trl": "f2cd57710ae345ea6428ae95363267fcf38a3dc8",
+  "irfanICMLL/structure_knowledge_distillation": "ce208e1e5ba9177ecfc42519a2c64148d396fb71",
   "lenscloth/RKD": "0a6c3c0c190722d428322bf71703c0ae86c25242",
   "microsoft/LMOps": "4f2a9deb5f08e459fd44c2e4792344d78ca89fc3",
   "songmzhang/DSKD": "077337ac989045ccf11a6dd927418e3cf4f40971",
+  "winycg/CIRKD": "dab64dbb5e4172141166cf8434a80ce55d9d3aa7",
   "yzd-v/cls_KD": "1e5d48f36957ee460d39d7ebc592c6cc7f8f3d66",
 }
 INPUTS = repository_inputs()
@@ -152,6 +155,63 @@ def ifvd_ifv():
   return scope["CriterionIFV"](3)([0, 0, student], [0, 0, teacher], labels)
 
 
+def structure_kd_pair_wise():
+  """Computed in float32, on maps of 3 x 4 in patches of 1 x 2."""
+  repository, name = "irfanICMLL/structure_knowledge_distillation", "sim_dis_compute"
+  parts = definitions(repository, "utils/utils.py", "L2", "similarity", name)
+  path, criterion = "utils/criterion.py", "CriterionPairWiseforWholeFeatAfterPool"
+  scope = definitions(repository, path, criterion, sim_dis_compute=parts[name])
+  maps = ([x] for x in images(*INPUTS["maps"][:2]))
+  return scope[criterion](scale=0.5, feat_ind=0)(*maps)
+
+
+def emkd_importance_maps():
+  names = ("at", "importance_maps_distillation")
+  scope = definitions("EagleMIT/EMKD", "utils/loss_functions.py", *names)
+  return scope[names[1]](*images(*INPUTS["maps"][:2]))
+
+
+def emkd_region_affinity():
+  names = ("region_contrast", "region_affinity_distillation")
+  scope = definitions("EagleMIT/EMKD", "utils/loss_functions.py", *names)
+  labels = torch.tensor(INPUTS["regions"])
+  masks = torch.stack([labels == 0, labels == 1], 1).to(torch.float64)
+  return scope[names[1]](*images(*INPUTS["maps"][:2]), masks)
+
+
+def cirkd_mini_batch():
+  torch.Tensor.cuda = lambda x: x
+  name = "CriterionMiniBatchCrossImagePair"
+  scope = definitions("winycg/CIRKD", "losses/cirkd_mini_batch.py", name)
+  return scope[name](temperature=0.1)(*images(*INPUTS["maps"][:2]))
+
+
+def cirkd_pixel_memory():
+  return _cirkd_memories()[0]
+
+
+def cirkd_region_memory():
+  return _cirkd_memories()[1]
+
+
+def _cirkd_memories():
+  """Computed in float32, with all of the memory, a head that changes nothing and no update."""
+  torch.Tensor.cuda = lambda x: x
+  name = "StudentSegContrast"
+  scope = definitions("winycg/CIRKD", "losses/cirkd_memory.py", name, np=np)
+  loss = scope[name].__new__(scope[name])
+  nn.Module.__init__(loss)
+  loss.project_head, loss.ignore_label = nn.Identity(), 255
+  loss.contrast_temperature, loss.contrast_kd_temperature = 0.1, 1.0
+  loss.pixel_contrast_size, loss.region_contrast_size = 4, 2
+  memories = (F.normalize(torch.tensor(x), dim=2).float() for x in INPUTS["memory"])
+  loss.teacher_pixel_queue, loss.teacher_segment_queue = memories
+  loss._dequeue_and_enqueue = lambda keys, labels: None
+  maps = (x.float() for x in images(*INPUTS["maps"][:2]))
+  labels = torch.tensor(INPUTS["maps"][2])
+  return loss(*maps, labels, predict=labels)
+
+
 def cls_kd_uskd():
   return _uskd("rarest", alpha=1.0, beta=0.1, mu=0.005)
 
@@ -191,6 +251,12 @@ FUNCTIONS = (
   trl_top_k_jensen_shannon,
   textbrewer_attention,
   ifvd_ifv,
+  structure_kd_pair_wise,
+  emkd_importance_maps,
+  emkd_region_affinity,
+  cirkd_mini_batch,
+  cirkd_pixel_memory,
+  cirkd_region_memory,
   cls_kd_uskd,
   cls_kd_uskd_without_others,
   cls_kd_vitkd,

@@ -359,4 +359,6 @@ def repository_inputs() -> dict[str, Any]:
     "layers": layers_,
     "vit": vit_tokens(inputs)[:2],
     "masked": np.tile([True, False, False, True], (2, 1)),
+    "regions": np.arange(24).reshape(2, 3, 4) % 5 % 2,
+    "memory": (inputs.floats(3, 4, 5), inputs.floats(3, 2, 5)),
   }

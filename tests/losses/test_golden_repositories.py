@@ -14,7 +14,13 @@ from peer_cases import repository_inputs
 from distill_jax import losses
 
 PAGE = json.loads((pathlib.Path(__file__).parent / "golden_repositories.json").read_text())
-FLOAT32 = {"dskd_adaptive_kl", "lmops_single_step"}
+FLOAT32 = {
+  "cirkd_pixel_memory",
+  "cirkd_region_memory",
+  "dskd_adaptive_kl",
+  "lmops_single_step",
+  "structure_kd_pair_wise",
+}
 
 
 def values(inputs):
@@ -40,10 +46,32 @@ def values(inputs):
     ).mean(),
     "textbrewer_attention": losses.attention_cross_entropy(*inputs["scores"]).mean(),
     "ifvd_ifv": (losses.ifv(*maps, pixels, num_classes=3, ignore_label=255) * fraction).mean(),
+    "structure_kd_pair_wise": losses.pairwise_similarity(*maps).mean(),
+    "emkd_importance_maps": losses.importance_map(*maps).mean(),
+    "emkd_region_affinity": losses.region_affinity(*maps, inputs["regions"], num_classes=2).mean(),
+    **cirkd(inputs),
     # The label is last in the code's ranks, and the other classes are in our order.
     "cls_kd_uskd": losses.uskd(*inputs["rarest"]),
     "cls_kd_uskd_without_others": losses.uskd(student, weak, labels, **weights),
     "cls_kd_vitkd": vitkd(inputs),
+  }
+
+
+def cirkd(inputs):
+  """Returns the three parts of the loss, each alone."""
+  student, teacher, pixels = inputs["maps"]
+  memories = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in inputs["memory"])
+  state = losses.CirkdState(*memories, *np.zeros((2, 3), np.int32))
+
+  def value(s, pixel_weight=0.0, region_weight=0.0):
+    weights = {"pixel_weight": pixel_weight, "region_weight": region_weight}
+    arrays = s, teacher, student, pixels, jax.random.key(0), state
+    return losses.cirkd(*arrays, ignore_label=255, **weights)[0]
+
+  return {
+    "cirkd_mini_batch": value(student),
+    "cirkd_pixel_memory": value(teacher, pixel_weight=1.0),
+    "cirkd_region_memory": value(teacher, region_weight=1.0),
   }
 
 
