@@ -163,7 +163,9 @@ def _nearest(labels: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
   """Returns checked labels [B, ..., J, K] at the size of `shape`, [B, ..., H, W]."""
   labels = jnp.asarray(labels)
   if labels.ndim != len(shape) or labels.shape[0] != shape[0] or 0 in labels.shape:
-    raise ValueError(f"labels: expected one label a pixel, {shape}, got {labels.shape}")
+    one_hot = ": drop the last axis, labels[..., 0], or write labels.argmax(-1) for one-hot pixels"
+    hint = one_hot if labels.ndim == len(shape) + 1 else ""
+    raise ValueError(f"labels: expected one label a pixel, {shape}, got {labels.shape}{hint}")
   labels = _checks.integers("labels", labels, labels.shape)
   for axis in range(1, labels.ndim):
     index = np.arange(shape[axis]) * labels.shape[axis] // shape[axis]

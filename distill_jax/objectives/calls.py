@@ -121,7 +121,7 @@ class LossCall(NamedTuple):
     if "axis_name" in self.step_arguments:
       loss = functools.partial(loss, axis_name=axis_name)
     values = loss(s, t, **extras)
-    check_values(self.loss, values, len(jax.tree.leaves(s)[0]))
+    check_values(self.loss, values, len(jax.tree.leaves(s)[0]), mask)
     check_rows(lambda x: loss(x[0], x[1], **x[2]), self.loss, (s, t, extras), values.shape)
     if values.ndim:
       return values, mask

@@ -100,6 +100,9 @@ def test_regions_take_only_classes_negative_and_ignored_labels(name, logits):
     np.isnan(loss(*maps, np.where(labels == 1, 2, labels), **options)), [False, True]
   )
   assert np.isnan(loss(*maps, labels, num_classes=2, ignore_label=-100)[0])
+  background = loss(*maps, labels % 255, num_classes=2, ignore_label=0)
+  expected = loss(*maps, np.where(labels % 255 == 0, -1, labels), num_classes=2)
+  np.testing.assert_array_equal(background, expected)
 
 
 @pytest.mark.parametrize(("outside", "is_negative"), [(5, False), (-1, False), (5, True)])

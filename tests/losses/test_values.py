@@ -204,7 +204,8 @@ def test_pixels_of_other_labels_are_ignored(rng, name):
     (masked, empty, expected), gradient = jax.jit(lambda t: (values(t), jax.grad(value)(t, y)))(t)
   np.testing.assert_allclose(masked, expected, rtol=1e-5)
   assert np.isfinite(gradient).all() and (gradient[0, 1, 1] == 0).all() and empty == 0
-  for invalid in (np.zeros((1, 2, 2)), np.zeros((1, 4), int), np.zeros((2, 2, 2), int)):
+  shapes = ((1, 4), (2, 2, 2), (1, 2, 2, 1))
+  for invalid in (np.zeros((1, 2, 2)), *(np.zeros(shape, int) for shape in shapes)):
     with pytest.raises(ValueError, match="labels"):
       loss(s, s, invalid, num_classes=2)
 

@@ -263,6 +263,17 @@ def test_volumes_are_resized_along_all_axes(rng):
   np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 
+def test_mask_of_frames_needs_a_value_for_each_frame(rng):
+  clips = {"a": normal(rng, 2, 3, 1, 2, 4)}, {"a": normal(rng, 2, 3, 1, 2, 4)}
+  frames = {"frames": np.array([[True, True, False], [True, False, False]])}
+  values, where = evaluate(features("a", "a", losses.cosine, valid="frames"), *clips, frames)[0]
+  np.testing.assert_array_equal(where, frames["frames"])
+  assert values.shape == (2, 3, 1, 2)
+  for loss in (losses.hint, losses.attention_transfer):
+    with pytest.raises(ValueError, match="^valid: .*losses.cosine"):
+      evaluate(features("a", "a", loss, valid="frames"), *clips, frames)
+
+
 def test_resize_false_rejects_maps_that_the_loss_does():
   term = features("a", "b", losses.hint, resize=False)
   term.init(KEY, shaped(a=(2, 4, 4, 3)), shaped(b=(2, 4, 4, 5)))
