@@ -76,6 +76,25 @@ def fit_to_step(problem: Problem, pairs: int) -> Ratio:
   return times
 
 
+def counts_to_forward(problem: Problem, pairs: int) -> Ratio:
+  """Times the student's evaluation with a segmentation's counts / its forward pass."""
+  task = tasks.segmentation(ignore_label=255)
+  batch = jax.device_put(problem.batch())
+  variables = problem.student.init(jax.random.key(0), batch)
+
+  def forward(variables, batch):
+    return problem.student.apply(*variables, batch, train=False, key=None)[0]["logits"]
+
+  def evaluation(variables, batch):
+    return task.statistics({"logits": forward(variables, batch)}, batch, None)
+
+  def run(step) -> Run:
+    return lambda calls: [step(variables, batch) for _ in range(calls)][-1]
+
+  ours, theirs = run(jax.jit(evaluation)), run(jax.jit(forward))
+  return compare(ours, theirs, pairs=pairs, calls=problem.calls)
+
+
 def library_step(problem: Problem, teacher: Model | None):
   """Returns the library's jitted step, which measures accuracy as `fit` does."""
   options = StepOptions(metrics=tasks.classification().train_metrics)

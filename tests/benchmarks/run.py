@@ -31,6 +31,7 @@ RUNS = {  # name: (case, problem, samples, goal)
   "cache-top64": (cached.top_k_to_baseline, problems.mlp, 20, 1.05),
   "cache-maps": (cached.maps_to_baseline, problems.unet, 10, 1.05),
   "cache-maps-4": (functools.partial(cached.maps_to_baseline, shrink=4), problems.unet, 10, 1.05),
+  "map-counts": (cases.counts_to_forward, problems.unet, 60, 1.02),
   "read-classes": (cache_bytes.read, cache_bytes.classes, 20, 1.50),
   "read-tokens": (cache_bytes.read, cache_bytes.tokens, 20, 1.50),
   "write": (cache_bytes.write, cache_bytes.classes, 20, 1.20),
