@@ -102,11 +102,10 @@ def _read_mask(path: Path) -> np.ndarray:
       f"values up to {values.max(initial=0)}"
     )
   mask = values.reshape(MASK_SHAPE)[::-1]
-  nearest = (
-    ((np.arange(length) + 0.5) * count / length).astype(int)
+  rows, columns = (
+    (2 * np.arange(length) + 1) * count // (2 * length)
     for length, count in zip(IMAGE_SHAPE, MASK_SHAPE)
   )
-  rows, columns = nearest
   return mask[rows][:, columns].astype(np.int32)
 
 
