@@ -33,7 +33,7 @@ from distill_jax.types import Model, Objective
 CLASSES = len(mni152.CLASSES)
 FOLDS = range(mni152.SLABS)
 MAPS = ("encoder_0", "decoder_0")
-METHODS = ("kd", "cwd_logits", "cwd", "pearson", "emkd")
+METHODS = ("kd", "cwd", "pearson", "emkd")
 
 
 @dataclasses.dataclass
@@ -41,7 +41,7 @@ class BrainTissue(Config):
   """See `Config` for the fields that all jobs have.
 
   Attributes:
-    methods: names of the methods to run.
+    methods: names of the methods to run, of `OBJECTIVES`.
     window: side of the crops in training, and of the windows in which full slices are segmented.
     teacher_widths, student_widths: channels of the levels of both U-Nets.
   """

@@ -155,7 +155,7 @@ def _pad(x: jax.Array, window: Sequence[int]) -> tuple[jax.Array, tuple[int, ...
 
 def _crop(x: jax.Array, start: Sequence[int] | jax.Array, sides: Sequence[int]) -> jax.Array:
   rest = x.shape[len(sides) + 1 :]
-  return jax.lax.dynamic_slice(x, (0, *start, *[0] * len(rest)), (len(x), *sides, *rest))
+  return jax.lax.dynamic_slice(x, (0, *start, *[0] * len(rest)), (x.shape[0], *sides, *rest))
 
 
 def _add(total: jax.Array, x: jax.Array, mask: jax.Array, start: jax.Array) -> jax.Array:

@@ -99,16 +99,16 @@ def reference(params, x):
 @pytest.mark.parametrize("sides", [(4, 6), (2, 4, 6)], ids=["images", "volumes"])
 def test_outputs_equal_numpy(sides, rng):
   model = from_nnx(lambda rngs: UNet(2, (2, 6), 3, spatial_dims=len(sides), rngs=rngs))
-  variables = jax.jit(model.init)(jax.random.key(0), {})
-  params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape), variables.params)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), {})
+  assert not jax.tree.leaves(shapes.state)
+  params = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes.params)
   x = rng.normal(size=(2, *sides, 2))
-  assert not jax.tree.leaves(variables.state)
   run = jax.jit(lambda p, image: model.apply(p, {}, {"image": image}, train=True, key=None)[0])
-  actual = run(params, jnp.asarray(x, jnp.float32))
-  expected = reference(jax.tree.map(lambda p: np.asarray(p, np.float64), params), x)
+  actual = run(*jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (params, x)))
+  expected = reference(params, x)
   assert set(actual) == set(expected)
   for name, value in expected.items():
-    np.testing.assert_allclose(actual[name], value, atol=1e-4, err_msg=name)
+    np.testing.assert_allclose(actual[name], value, atol=1e-3, rtol=1e-4, err_msg=name)
 
 
 def test_conv_3d_equals_the_3_d_convolution_of_xla(rng):
