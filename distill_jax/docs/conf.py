@@ -81,7 +81,7 @@ PAGES = {"README.md": "index.md", "distill_jax/losses/README.md": "reference/los
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#:]+)\)")
 # A code span with the characters that touch it, and what is markup in reStructuredText only.
 _CODE_SPAN = re.compile(r"(\w?)`([^`]+)`(\w?)")
-_MARKUP = re.compile(r"[*|\\]|(?<=\w)_(?!\w)")
+_MARKUP = re.compile(r"[*|@\\]|(?<=\w)_(?!\w)")
 # The last lines of a loss's docstring: a list, not a paragraph.
 _LOSS_FIELD = re.compile(r"^(Compares|Shapes|Use|Weight|Source):", re.MULTILINE)
 
