@@ -6,7 +6,7 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import AUGMENT, CLASSES, ROWS, linear, teacher_logits, written
+from toys import CLASSES, ROWS, linear, teacher_logits, written
 
 from distill_jax.cache import CorruptCache, Dense, Incomplete, open_cache, writer
 from distill_jax.cache.store import shards
@@ -96,15 +96,14 @@ def test_free_space_is_checked_before_anything_is_computed(tmp_path, source, mon
 
 
 def test_bytes_are_told_before_anything_is_computed(tmp_path, source, monkeypatch, capsys):
-  monkeypatch.setattr("distill_jax.cache.writer.fill_missing", lambda *arguments, **options: 1 / 0)
+  monkeypatch.setattr(writer, "fill_missing", lambda *arguments, **options: 1 / 0)
   outputs = {"logits": Dense("float16"), "hidden": Dense("float32")}
   with pytest.raises(ZeroDivisionError):
-    written(tmp_path, source, outputs=outputs, augment=AUGMENT, num_views=2, progress=True)
-  rows = 2 * ROWS
+    written(tmp_path, source, outputs=outputs, progress=True)
   output = capsys.readouterr().out
-  assert f"(logits {2 * CLASSES * 2}, hidden {2 * 16 * 4})" in output
+  assert f"(logits {2 * CLASSES}, hidden {4 * 16})" in output
   total = int(re.search(r"([\d,]+) bytes in all", output)[1].replace(",", ""))
-  assert rows * (CLASSES * 2 + 16 * 4) < total < rows * 256
+  assert ROWS * (2 * CLASSES + 4 * 16) < total < ROWS * 128
 
 
 def test_a_process_helps_with_the_shards_of_others(tmp_path, cached, source, small_shards):
