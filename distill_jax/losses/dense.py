@@ -6,11 +6,10 @@ the mask:
   reduce.mean(losses.kl_divergence(student, teacher), labels != 255)  # 255: the label of pixels to
   ignore
 
-In an objective: `objectives.logits(losses.kl_divergence, valid="pixels")` and the batch's 'pixels'
-= labels != 255. A loss that takes labels, such as `dkd`, wants a negative one where a pixel is
-ignored: 'label' = where(labels == 255, -1, labels). `objectives.labels` and the losses of classes'
-regions (regions.py) take ignore_label=255. The losses of maps take volumes [B, D, H, W, C] and
-clips [B, T, H, W, C] as well.
+In an objective: `objectives.logits(losses.kl_divergence, ignore_label=255)`, with resize=True where
+the logits have another grid than the labels (`resize_logits`). `objectives.labels` and the losses
+of classes' regions (regions.py) take ignore_label=255. The losses of maps take volumes [B, D, H, W,
+C] and clips [B, T, H, W, C] as well.
 """
 
 import math

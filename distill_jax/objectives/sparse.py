@@ -107,10 +107,22 @@ def sparse(
       return jax.vmap(jax.random.fold_in, (None, 0))(key, batch_entry(batch, "id"))
 
     s = outputs_of(student, output, "student")
+    if mask is not None:
+      _check_grid(label, batch_entry(batch, label).shape, s.shape)
     compute = call.value if mask is None else functools.partial(mask.value, call)
     return compute(s, targets_of(s, teacher, keys), batch, step, axis_name), state
 
   return Term(init, apply)
+
+
+def _check_grid(name: str, label: tuple[int, ...], logits: tuple[int, ...]) -> None:
+  """Raises a ValueError where label maps are on another grid than logits [B, ..., C]."""
+  if len(label) == len(logits) - 1 > 2 and label[1:] != logits[1:-1]:
+    raise ValueError(
+      f"{name}: expected the logits' grid {logits[1:-1]}, got {label[1:]}: top classes of pixels "
+      "have no values between them, so store the logits with cache.Dense(size=...) and use "
+      "objectives.logits(resize=True)"
+    )
 
 
 def _check_stored(targets: SparseTargets, k, temperature, output: str) -> None:

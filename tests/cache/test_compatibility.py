@@ -8,6 +8,7 @@ from toys import AUGMENT, CLASSES, ROWS, linear, written
 
 from distill_jax import data
 from distill_jax.cache import Dense, Mismatch, TopK, check_run, check_teacher, identity, vocabulary
+from distill_jax.cache.probes import probe_batch
 from distill_jax.models import from_apply
 
 
@@ -156,6 +157,13 @@ def test_views_that_cannot_be_repeated_are_rejected(tmp_path, source):
       identity.augmentation_identity(augment, source.arrays, ["image"])
   with pytest.raises(ValueError, match="augment"):
     written(tmp_path, source, augment=mixes_rows)
+
+
+def test_label_maps_are_probed_as_maps():
+  arrays = {"image": np.zeros((3, 4, 4, 1), np.float32), "label": np.zeros((3, 4, 4), np.uint8)}
+  batch = probe_batch(arrays)
+  assert batch["label"].shape == batch["image"].shape[:-1] and batch["label"].dtype == np.uint8
+  assert probe_batch({"image": arrays["image"]})["label"].ndim == 1
 
 
 def test_same_value_allows_rounding_of_probes():

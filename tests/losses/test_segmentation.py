@@ -21,12 +21,11 @@ def test_ignored_pixels_reach_neither_metrics_nor_gradient(rng):
     from_apply(None, lambda w, x: x @ w, variables=w) for w in (start, teacher_outputs)
   )
   objective = objectives.weighted(
-    hard=(1.0, objectives.labels()),
-    soft=(1.0, objectives.logits(losses.kl_divergence, valid="pixels", temperature=2.0)),
-    target=(1.0, objectives.logits(losses.dkd, valid="pixels", temperature=2.0)),
+    hard=(1.0, objectives.labels(ignore_label=IGNORED)),
+    soft=(1.0, objectives.logits(losses.kl_divergence, ignore_label=IGNORED, temperature=2.0)),
+    target=(1.0, objectives.logits(losses.dkd, ignore_label=IGNORED, temperature=2.0)),
   )
-  batch = {"image": images, "where": valid, "pixels": pixels}
-  batch["label"] = np.where(pixels, label, -1).astype(np.int32)
+  batch = {"image": images, "where": valid, "label": label.astype(np.int32)}
   state = make_init(student, teacher, objective, optax.sgd(1.0))(jax.random.key(0), batch)
   step = jax.jit(make_train_step(student, teacher, objective, optax.sgd(1.0)))
   after, metrics = step(state, teacher.variables, batch)

@@ -196,6 +196,13 @@ def test_label_maps_that_do_not_fit_raise(label, field):
       evaluate(term, outputs, outputs, {"label": label}, params={})
 
 
+def test_top_k_of_another_grid_names_what_can_be_resized():
+  outputs = {"logits": jnp.zeros((2, 4, 4, 3))}
+  term = objectives.sparse(losses.sparse_kl, k=2, ignore_label=IGNORED)
+  with pytest.raises(ValueError, match="^label: .*Dense"):
+    evaluate(term, outputs, outputs, {"label": np.zeros((2, 8, 8), int)})
+
+
 def test_losses_without_a_value_per_pixel_name_the_argument():
   outputs = {"logits": jnp.ones((2, 4, 4, 3))}
   with pytest.raises(ValueError, match="^ignore_label: .*pearson"):
