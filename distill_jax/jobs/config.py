@@ -322,10 +322,11 @@ class Config:
         "cache: expected none with mix(), which makes new examples in every batch, got "
         f"{self.cache!r}: leave it empty"
       )
-    if self.augment() is None and self.num_views > 1:
+    has_crops = type(self).crops is not Config.crops  # Their views are checked with the cache.
+    if self.augment() is None and not has_crops and self.num_views > 1:
       raise ConfigError(
-        f"num_views: expected 1 (or 0) without augmentation, got {self.num_views}: all views would "
-        "be equal"
+        f"num_views: expected 1 (or 0) without augmentation and crops, got {self.num_views}: all "
+        "views would be equal"
       )
     if self.generations > 1 and not all(
       isinstance(codec, Dense) for codec in self.cached_outputs().values()
