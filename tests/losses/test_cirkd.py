@@ -1,4 +1,4 @@
-"""What enters the memory of `cirkd`, and which labels and arguments it rejects."""
+"""What enters the memory of `cirkd` from volumes, and which labels and arguments it rejects."""
 
 import functools
 
@@ -29,7 +29,8 @@ def step():
   teacher = np.where(WHERE[:, None, None, None], maps(), np.float32(np.nan))
 
   def run(labels, state, where):
-    arrays = (teacher[..., ::-1], teacher, teacher, labels, KEY, state)
+    volumes = teacher[:, None]
+    arrays = (volumes[..., ::-1], volumes, volumes, labels[:, None], KEY, state)
     return losses.cirkd(*arrays, where=where, **OPTIONS)
 
   return jax.jit(run)

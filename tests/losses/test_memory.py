@@ -11,6 +11,12 @@ def dino(student, teacher):
   return losses.dino(student, teacher, jnp.zeros(student.shape[-1]))[0].mean()
 
 
+def cirkd(student, teacher):
+  state = losses.cirkd_state(jax.random.key(0), 2, 8, pixels=64, regions=8)
+  labels = jnp.zeros((8, 16, 16), int)
+  return losses.cirkd(student, teacher, teacher, labels, jax.random.key(1), state)[0]
+
+
 # The loss, shapes of student and teacher, most bytes. Comments: what a plain formula allocates.
 LIMITS = {
   "rkd_angle": (losses.rkd_angle, (512, 64), (512, 64), 200e6),  # a cube of the batch: 537 MB
@@ -26,6 +32,7 @@ LIMITS = {
     (2, 32, 8192),
     40e6,
   ),  # products of 18 pairs of views: 19 MB, more than once
+  "cirkd": (cirkd, (8, 16, 16, 8), (8, 16, 16, 8), 20e6),  # similarities of all pixels: 34 MB
   "kl_divergence": (losses.kl_divergence, (256, 8192), (256, 8192), 3.5 * 4 * 256 * 8192),
 }
 
