@@ -34,7 +34,8 @@ def cirkd(
   batch norm, a ReLU and another 1x1 convolution, without biases. The relations among the images of
   a batch need none. A student's map of another size is resized. The memories of teacher's
   directions, `num_classes` x (`pixels` + `regions`) x channels float32 values, are checkpointed;
-  a random subset of them, by the step's key, is compared in each step. Weight 1 next to `labels`
+  a random subset of them, by the step's key, is compared in each step. All pairs of positions in
+  the batch are compared as well: choose a map of at most about 32 x 32. Weight 1 next to `labels`
   and `logits(losses.kl_divergence)` per pixel (Yang et al. 2022, arXiv:2204.06986).
 
   Args:

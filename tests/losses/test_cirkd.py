@@ -5,12 +5,15 @@ import functools
 import jax
 import numpy as np
 import pytest
+from compiled_losses import quick_compilation
+from jax.sharding import PartitionSpec
 
 from distill_jax import losses
 
 KEY = jax.random.key(0)
-LABELS = np.array([[[0, 0, 0], [0, 1, 255]], [[1, 1, 255], [0, -1, 1]], [[0, 1, 0], [1, 0, 1]]])
-WHERE = np.array([True, True, False])
+ROWS = 8  # The first two are valid, of most tests.
+LABELS = np.array([[[0, 0, 0], [0, 1, 255]], [[1, 1, 255], [0, -1, 1]]] * 4)
+WHERE = np.arange(ROWS) < 2
 OPTIONS = {"ignore_label": 255, "samples": (3, 3), "pixels_per_class": 2}
 
 
@@ -20,20 +23,23 @@ def unit(x):
 
 @functools.cache
 def maps():
-  return np.random.default_rng(0).normal(size=(3, 2, 3, 4)).astype(np.float32)
+  return np.random.default_rng(0).normal(size=(ROWS, 2, 3, 4)).astype(np.float32)
+
+
+def run(teacher, labels, where, state, axis_name=None):
+  """Returns value and next state of volumes [B, 1, 2, 3, 4]."""
+  volumes = teacher[:, None]
+  arrays = (volumes[..., ::-1], volumes, volumes, labels[:, None], KEY, state)
+  value, state = losses.cirkd(*arrays, where=where, axis_name=axis_name, **OPTIONS)
+  return value if axis_name is None else jax.lax.pmean(value, axis_name), state
 
 
 @functools.cache
 def step():
-  """Returns `(labels, state, where) -> (value, state)` of maps with a row that is not finite."""
+  """Returns `(labels, state, where) -> (value, state)` of maps with rows that are not finite."""
   teacher = np.where(WHERE[:, None, None, None], maps(), np.float32(np.nan))
-
-  def run(labels, state, where):
-    volumes = teacher[:, None]
-    arrays = (volumes[..., ::-1], volumes, volumes, labels[:, None], KEY, state)
-    return losses.cirkd(*arrays, where=where, **OPTIONS)
-
-  return jax.jit(run)
+  compiled = jax.jit(run)
+  return lambda labels, state, where: compiled(teacher, labels, where, state)
 
 
 def first_state():
@@ -72,7 +78,7 @@ def test_oldest_entries_are_replaced_first():
 
 def test_nothing_valid_changes_nothing():
   state = first_state()
-  value, after = step()(LABELS, state, np.zeros(3, bool))
+  value, after = step()(LABELS, state, np.zeros(ROWS, bool))
   assert value == 0
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(after), state)
   value, after = step()(np.full_like(LABELS, 255), state, WHERE)
@@ -84,16 +90,32 @@ def test_label_that_is_no_class_is_nan_and_does_not_enter():
   labels = LABELS.copy()
   labels[1, 0, 0] = 3  # The other pixels of the row have a class.
   value, after = step()(labels, first_state(), WHERE)
-  _, expected = step()(LABELS, first_state(), np.array([True, False, False]))
+  _, expected = step()(LABELS, first_state(), np.arange(ROWS) < 1)
   assert np.isnan(value)
   jax.tree.map(np.testing.assert_array_equal, *jax.device_get((after, expected)))
+
+
+def test_eight_devices_keep_the_memory_of_one(mesh):
+  """Which pixels enter depends on the row's position in the batch of all devices."""
+  where, row, everywhere = np.arange(ROWS) % 3 != 1, PartitionSpec("data"), PartitionSpec()
+  mapped = jax.shard_map(
+    functools.partial(run, axis_name="data"),
+    mesh=mesh,
+    in_specs=(row, row, row, everywhere),
+    out_specs=(everywhere, everywhere),
+  )
+  with quick_compilation():
+    results = jax.jit(mapped)(maps(), LABELS, where, first_state())
+    expected = jax.jit(run)(maps(), LABELS, where, first_state())
+  for x, y in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
   ("field", "change"),
   [
-    ("student", {"teacher": np.ones((3, 3, 2, 4))}),
-    ("projected", {"projected": np.ones((3, 2, 3, 5))}),
+    ("student", {"teacher": np.ones((ROWS, 3, 2, 4))}),
+    ("projected", {"projected": np.ones((ROWS, 2, 3, 5))}),
     ("labels", {"labels": LABELS.astype(float)}),
     ("labels", {"labels": LABELS[:2]}),
     ("state", {"state": losses.CirkdState(*np.ones((2, 3, 2, 5)), *np.ones((2, 3), int))}),

@@ -9,6 +9,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compiled_losses import quick_compilation
 from peer_cases import repository_inputs
 
 from distill_jax import losses
@@ -84,7 +85,7 @@ def vitkd(inputs):
 
 def test_equals_published_code_up_to_definitions():
   inputs = repository_inputs()
-  with jax.enable_x64(True):
+  with jax.enable_x64(True), quick_compilation():
     actual = jax.device_get(jax.jit(lambda inputs: values(inputs))(inputs))
   assert set(actual) == set(PAGE["values"])
   for name, value in PAGE["values"].items():
