@@ -81,7 +81,7 @@ def example_iou(pixels: Pixels, classes: int, include_background: bool) -> jax.A
   count = functools.partial(confusion_matrix, classes=classes)
   counts = jax.vmap(count)(*pixels[:3])
   correct = counts.diagonal(axis1=1, axis2=2)
-  sizes = counts.sum(1) + counts.sum(2)
-  occurs = (sizes > 0) & (include_background | (jnp.arange(classes) > 0))
+  sizes = counts.sum(1, dtype=counts.dtype) + counts.sum(2, dtype=counts.dtype)
+  occurs = (sizes > 0) & (include_background | (jnp.arange(classes) > 0))[None]
   iou = jnp.where(occurs, correct / jnp.maximum(sizes - correct, 1), 0)
-  return iou.sum(-1) / occurs.sum(-1)
+  return iou.sum(-1) / occurs.sum(-1, dtype=iou.dtype)

@@ -201,3 +201,19 @@ def test_logits_on_another_grid_are_resized_to_the_labels(rng):
   assert task.compute(sums) == pytest.approx(task.compute(expected))
   with pytest.raises(ValueError, match="student's logits"):
     task.statistics({"logits": jnp.zeros((6, 4, 9, 4))}, {"label": jnp.asarray(label)}, None)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_strict_promotion_is_no_fault(rng, x64):
+  logits, label = example(rng, classes=3)
+  batch = {"label": label.astype(np.uint8), "where": np.arange(6) < 5}
+  task = tasks.segmentation(cases=tasks.Cases())
+  with (
+    jax.enable_x64(x64),
+    jax.numpy_dtype_promotion("strict"),
+    jax.numpy_rank_promotion("raise"),
+  ):
+    outputs = {"logits": jax.ShapeDtypeStruct(logits.shape, jnp.float32)}
+    shapes = jax.eval_shape(task.statistics, outputs, batch, outputs)
+    jax.eval_shape(task.predict, outputs, batch)
+  assert shapes["confusion"].dtype == jnp.int32
