@@ -54,7 +54,7 @@ class Cases:
     """Returns what is scored."""
     unit = "voxels" if self.spacing is None else "mm"
     return (
-      Metric("case_dice", "mean Dice per case", "%", "max", ".2%"),
+      Metric("case_dice", "mean Dice per case", "%", "max", ".2%", short="Dice per case"),
       Metric("hd95", "HD95 (95th percentile of border distances)", unit, "min", ".2f", "HD95"),
       Metric("unmatched", "regions in label or prediction only", "", "min", ".0f", detail=2),
     )

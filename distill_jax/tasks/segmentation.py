@@ -123,10 +123,11 @@ class _Options(NamedTuple):
   @property
   def class_metrics(self) -> list[Metric]:
     """Returns the scores that each class has; their names lack the class."""
+    of_cases = () if self.cases is None else self.cases.metrics[:2]
     return [
       Metric("iou", "IoU", "%", "max", ".2%"),
       Metric("dice", "Dice", "%", "max", ".2%"),
-      *(() if self.cases is None else self.cases.metrics[:2]),
+      *(dataclasses.replace(metric, title=metric.short) for metric in of_cases),
     ]
 
   def read(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, Pixels]:

@@ -152,3 +152,17 @@ def test_nothing_is_shown_without_labels():
   task = tasks.segmentation(ignore_label=255)
   entries = [e._replace(statistics=None) for e in make_entries(label, task, (0,))]
   assert task.figures(entries, {}, NAMES) == []
+
+
+def test_scores_of_cases_are_in_the_table(monkeypatch):
+  label, _ = make_maps(shape=(2, 6, 8))
+  task = tasks.segmentation(ignore_label=255, cases=tasks.Cases())
+  scores = {"case_dice/1": 0.5, "hd95/1": 2.25}
+  entries = [e._replace(scores=e.scores | scores) for e in make_entries(label, task, (0,))]
+  monkeypatch.setattr(style, "pictures", lambda *_: [])
+  blocks = blocks_of(task, entries, label)
+  (table,) = of_type(blocks, Table)
+  rows = {row[0]: row[2] for row in table.rows}
+  assert rows["Dice per case of water, % ↑"] == "50.00"
+  assert rows["HD95 of water, voxels ↓"] == "2.25"
+  assert "seeds" in of_type(blocks, Text)[-1].text

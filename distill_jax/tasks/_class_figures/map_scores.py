@@ -54,6 +54,8 @@ def map_score_figures(
       for metric in some
     ]
     blocks += comparison.tables(first, rows, costs=False)
+    if any(len(some) > 2 for some in metrics.values()):
+      blocks.append(Text("Intervals of HD95 and of Dice per case cover the seeds, not the cases."))
   return blocks if len(blocks) > 2 else blocks[:1]
 
 
