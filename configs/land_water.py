@@ -13,13 +13,15 @@ Lakes have 2 % of the pixels, and `lake_weight` times the weight of others in th
 
 Weights and temperatures are the papers', or those of the losses' docstrings, and nothing is tuned.
 The labels have weight 1 in all methods; `cirkd` has the soft targets of `kd` next to its terms, as
-in its paper. `kd_cached` reads the teacher's logits from a cache.
+in its paper. Students read the teacher's logits and maps from a cache; that of `kd_live` has the
+teacher in its step.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
 
 from distill_jax import data, losses, objectives, tasks
+from distill_jax.cache import Dense
 from distill_jax.data.sets import land_water
 from distill_jax.errors import suggest
 from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check
@@ -27,6 +29,7 @@ from distill_jax.models import from_nnx
 from distill_jax.models.zoo.unet import UNet
 
 CLASSES = len(land_water.CLASSES)
+OUTPUTS = ("logits", "decoder_0", "bottleneck")
 
 
 @dataclasses.dataclass
@@ -82,8 +85,11 @@ class LandWater(Config):
   def variants(self):
     return self.methods or tuple(METHODS)
 
+  def cached_outputs(self):
+    return {name: Dense("float16") for name in OUTPUTS}
+
   def recipe(self, variant):
-    return super().recipe(variant)._replace(cached=variant == "kd_cached")
+    return super().recipe(variant)._replace(cached=variant != "kd_live")
 
   def baseline_objective(self):
     return objectives.weighted(hard=self.hard_labels())
@@ -130,13 +136,13 @@ def relations():
 
 METHODS: Mapping[str, Callable[[], dict]] = {
   "kd": lambda: {"soft": (1.0, soft_targets())},
-  "kd_cached": lambda: {"soft": (1.0, soft_targets())},
   "cwd_logits": lambda: {"soft": (5.0, objectives.logits(losses.cwd, temperature=1.0))},
   "cwd": lambda: {"maps": (50.0, compare(losses.cwd, temperature=4.0))},
   "pearson": lambda: {"maps": (6.0, compare(losses.pearson))},
   "ifv": lambda: {"maps": (50.0, variation())},
   "pairwise": lambda: {"maps": (1.0, compare(losses.pairwise_similarity, project=False))},
   "cirkd": lambda: {"soft": (1.0, soft_targets()), "relations": (1.0, relations())},
+  "kd_live": lambda: {"soft": (1.0, soft_targets())},
 }
 
 

@@ -14,7 +14,7 @@ from distill_jax.jobs.config import ConfigError, Splits, check_config
 SMALL = {"teacher_widths": (2, 2), "student_widths": (2, 2), "size": 8, "region": 16}
 TERMS = {
   "kd": {"hard", "soft"},
-  "kd_cached": {"hard", "soft"},
+  "kd_live": {"hard", "soft"},
   "cwd_logits": {"hard", "soft"},
   "cwd": {"hard", "maps"},
   "pearson": {"hard", "maps"},
@@ -53,7 +53,7 @@ def test_every_method_has_its_terms(splits):
       return objective.apply(*variables, student, teacher, batch, step=jnp.array(0), key=key)[0]
 
     assert set(jax.eval_shape(terms, batch, student, teacher)) == expected
-    assert config.recipe(name).cached == (name == "kd_cached")
+    assert config.recipe(name).cached == (name != "kd_live")
 
 
 def test_no_tile_of_one_part_touches_another(splits):
