@@ -38,12 +38,11 @@ def outputs(model, batch):
 
 
 def test_every_method_has_its_terms(splits):
-  config = LandWater(**SMALL)
+  config = LandWater(methods=tuple(TERMS), **SMALL)
   check_config(config)
   batch = {name: x[:2] for name, x in splits.train.arrays.items()} | {"view": np.zeros(2, np.int32)}
   batch = jax.eval_shape(config.augment(), batch)
   student, teacher = outputs(config.student(), batch), outputs(config.teacher(), batch)
-  assert set(config.variants()) == set(TERMS)
   for name, expected in TERMS.items():
     objective = config.variant_objective(name)
 
