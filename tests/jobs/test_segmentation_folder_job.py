@@ -28,7 +28,7 @@ def write(folder):
   return folder
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_job_trains_on_crops_and_scores_full_images(tmp_path):
   train, test = write(tmp_path / "train"), write(tmp_path / "test")
   folders = [f"--config.train_dir={train}", f"--config.test_dir={test}"]
