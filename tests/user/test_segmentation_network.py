@@ -103,3 +103,26 @@ def test_a_cache_of_augmented_views_gives_the_weights_of_the_live_teacher(
 @pytest.mark.parametrize(("devices", "microbatches"), [(8, 1), (1, 2)])
 def test_denominators_are_those_of_the_whole_batch(teacher, source, live, devices, microbatches):
   assert_equal_weights(live, train(teacher, source, devices, microbatches))
+
+
+class Coarse(nnx.Module):
+  """The logits of a network on a smaller grid, and back."""
+
+  def __init__(self, network, size):
+    self.network = network
+    self.size = size
+
+  def __call__(self, image):
+    logits = self.network(image)
+    coarse = losses.resize_logits(logits, self.size)
+    return losses.resize_logits(coarse, logits.shape[1:-1])
+
+
+def test_a_cache_of_a_reduced_size_gives_the_weights_of_such_a_teacher(
+  tmp_path, teacher, source, live
+):
+  codecs = {"logits": cache.Dense("float32", size=(2, 2))}
+  options = {"augment": AUGMENT, "num_views": 2, "batch_size": 8, "progress": False}
+  coarse = train(cache.write_cache(tmp_path, teacher, source, codecs, **options), source)
+  assert_equal_weights(train(Coarse(teacher, (2, 2)), source), coarse)
+  assert max(abs(x - y).max() for x, y in zip(live, coarse, strict=True)) > 1e-3
