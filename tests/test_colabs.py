@@ -1,9 +1,13 @@
-"""Runs the notebooks from top to bottom in a fresh kernel; `--slow` checks their scores."""
+"""Runs the notebooks from top to bottom in a fresh kernel; `--slow` checks their scores.
+
+They are stored with their outputs: after a change of code run .ci/notebooks.py.
+"""
 
 import base64
 import importlib.metadata
 import os
 import re
+import runpy
 import struct
 import sys
 import tomllib
@@ -17,7 +21,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from IPython.utils.text import DollarFormatter
 
 ROOT = Path(__file__).parent.parent
-PICTURES = {"quickstart": 4, "bring_your_own_model": 3, "losses": 6, "language": 2}
+PICTURES = {"quickstart": 4, "bring_your_own_model": 3, "losses": 6, "language": 3}
 SHORTER = {
   "quickstart": {"STUDENT_STEPS = 400, 2000": "STUDENT_STEPS = 2, 4"},
   "bring_your_own_model": {"EPOCHS, STEPS = 20, 600": "EPOCHS, STEPS = 1, 4"},
@@ -83,10 +87,13 @@ def test_every_notebook_has_a_number_of_pictures():
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_is_stored_without_outputs(name):
+def test_notebook_is_stored_with_the_outputs_of_its_code(name):
   book = read(name)
   nbformat.validate(book)
-  assert all(cell.outputs == [] and cell.execution_count is None for cell in code(book))
+  assert [cell.execution_count for cell in code(book)] == list(range(1, 1 + len(code(book))))
+  check_outputs(name, book)
+  digest = runpy.run_path(str(ROOT / ".ci" / "notebooks.py"))["code_digest"]
+  assert book.metadata["distill_jax"]["outputs_of"] == digest(book), "run .ci/notebooks.py"
 
 
 def install_commands(name, on_colab, monkeypatch, repository=""):
@@ -136,7 +143,7 @@ def test_colab_keeps_its_jax_and_flax():
   assert [line for line in project["dependencies"] if "<" in line or "==" in line] == []
 
 
-@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name != "language"])
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_third_code_cell_shows_a_picture(name):
   assert "imshow" in code(read(name))[2].source
 
