@@ -80,11 +80,14 @@ def split(
 def label_fraction(source: Source, fraction: float, seed: int = 0) -> Source:
   """Keeps the labels of a fraction of each class, at least one; the others become `UNLABELED`.
 
+  Label maps [N, H, W], and other labels of several numbers, are kept or removed whole, whatever
+  their classes.
+
   All examples stay: a teacher also has outputs for those without a label. The labels of a smaller
   fraction are among those of a larger one.
 
   Args:
-    source: examples with class numbers [N] as labels.
+    source: examples with class numbers [N, ...] as labels.
     fraction: fraction of each class that keeps its labels, in (0, 1].
     seed: from 0 to 2^32 - 1.
 
@@ -108,8 +111,11 @@ def label_fraction(source: Source, fraction: float, seed: int = 0) -> Source:
       f"fraction: expected a number in (0, 1], got {fraction}: for no labels, use data.unlabeled"
     )
   ranks = hash_ids(source.arrays["id"], seed, "label_fraction")
-  has_label = stratified_mask(label, ranks, fraction)
-  return _with_labels(source, np.where(has_label, label, UNLABELED))
+  strata = label if label.ndim == 1 else np.zeros(len(label), int)
+  has_label = stratified_mask(strata, ranks, fraction)
+  few_labels = label.copy()
+  few_labels[~has_label] = UNLABELED
+  return _with_labels(source, few_labels)
 
 
 def unlabeled(source: Source) -> Source:
@@ -152,6 +158,11 @@ def leave_out_classes(source: Source, classes: Collection[int]) -> Source:
   """
   source = _as_examples("leave_out_classes", source)
   label = _class_numbers(source, "leave_out_classes")
+  if label.ndim > 1:
+    raise ValueError(
+      f"label: expected one class number per example for leave_out_classes, got "
+      f"{list(label.shape)}: set the pixels of these classes to -1"
+    )
   _check_collection(classes)
   num_classes = source.classes or 0
   unknown = sorted(c for c in classes if not 0 <= c < num_classes)

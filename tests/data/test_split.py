@@ -95,6 +95,17 @@ def test_label_fraction_is_independent_of_order(rng):
   assert set(labeled[0]) == set(labeled[1])
 
 
+def test_label_maps_are_kept_or_removed_whole():
+  maps = np.arange(12)[:, None, None] % np.array([[2, 3], [3, 2]])
+  full = data.Source({"x": np.zeros((12, 1)), "label": maps}, classes=3)
+  few = data.label_fraction(full, 0.25).arrays["label"]
+  labeled = (few >= 0).any((1, 2))
+  assert labeled.sum() == 3 and (few[~labeled] == data.UNLABELED).all()
+  np.testing.assert_array_equal(few[labeled], maps[labeled])
+  with pytest.raises(ValueError, match=r"^label: .*\[12, 2, 2\]"):
+    data.leave_out_classes(full, [1])
+
+
 @pytest.mark.parametrize("fraction", [0, -1, 1.01])
 def test_label_fraction_out_of_range_raises(fraction):
   with pytest.raises(ValueError, match=r"^fraction:"):
