@@ -21,11 +21,21 @@ from IPython.core.inputtransformer2 import TransformerManager
 from IPython.utils.text import DollarFormatter
 
 ROOT = Path(__file__).parent.parent
-PICTURES = {"quickstart": 4, "bring_your_own_model": 3, "losses": 6, "language": 3}
+PICTURES = {
+  "quickstart": 4,
+  "bring_your_own_model": 3,
+  "losses": 6,
+  "language": 3,
+  "segmentation": 3,
+}
 SHORTER = {
   "quickstart": {"STUDENT_STEPS = 400, 2000": "STUDENT_STEPS = 2, 4"},
   "bring_your_own_model": {"EPOCHS, STEPS = 20, 600": "EPOCHS, STEPS = 1, 4"},
   "losses": {"STEPS = 1500": "STEPS = 4"},
+  "segmentation": {
+    "TEACHER_STEPS, STUDENT_STEPS = 300, 400": "TEACHER_STEPS, STUDENT_STEPS = 2, 4",
+    "scenes(1024,": "scenes(64,",
+  },
   "language": {"STEPS = 500": "STEPS = 2", "topics.items()": "list(topics.items())[:20]"},
 }
 """What a quick run replaces in the code of each notebook."""
@@ -153,7 +163,7 @@ def test_last_cell_says_what_to_try_next(name):
   assert read(name).cells[-1].source.startswith("## What to try")
 
 
-@pytest.mark.parametrize("name", ["bring_your_own_model", "language"])
+@pytest.mark.parametrize("name", ["bring_your_own_model", "language", "segmentation"])
 def test_the_core_is_short(name):
   (core,) = [cell for cell in code(read(name)) if cell.id == "distill"]
   assert len(core.source.splitlines()) < 15
@@ -193,6 +203,6 @@ def test_distilled_students_beat_the_baseline(name, tmp_path):
   check_outputs(name, book)
   scores = accuracies(book)
   baseline = scores.pop("baseline")
-  assert scores["teacher"] > 95
+  assert scores["teacher"] > (75 if name == "segmentation" else 95)
   for student, accuracy in scores.items():
     assert accuracy >= baseline + 3, student
