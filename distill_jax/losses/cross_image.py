@@ -25,7 +25,9 @@ class CirkdState(NamedTuple):
     next_pixel: position of each class's oldest pixel, integers [K].
     next_region: position of each class's oldest region, integers [K].
 
-  Example in `cirkd_state`.
+  >>> state = cirkd_state(jax.random.key(0), 3, 8, pixels=5, regions=2)
+  >>> state.regions.shape, state.next_region.shape
+  ((3, 2, 8), (3,))
   """
 
   pixels: jax.Array
