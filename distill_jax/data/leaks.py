@@ -31,15 +31,15 @@ def check_no_shared_groups(train: Any, evaluation: Any, field: str = "evaluation
   """Checks that no group of examples, as the `groups` of a source say, is on both sides.
 
   Args:
-    train: a `Source`, `Videos`, or anything else, which has no groups.
+    train: a `Source`, `Videos`, a stream of them, or anything else, which has no groups.
     evaluation: as `train`.
     field: what an error names.
 
   Raises:
     ValueError: a group is, or rectangles touch.
   """
-  train = train.examples if isinstance(train, Videos) else train
-  evaluation = evaluation.examples if isinstance(evaluation, Videos) else evaluation
+  train = _with_groups(train)
+  evaluation = _with_groups(evaluation)
   if not isinstance(train, Source) or not isinstance(evaluation, Source):
     return
   name, count = shared_groups(train, evaluation)
@@ -84,3 +84,9 @@ def _count_equal(train: Source, evaluation: Source, names, rows, others) -> int:
     pairs = train.arrays[name][rows] == evaluation.arrays[name][others]
     is_equal &= pairs.reshape(len(rows), -1).all(axis=1)
   return int(is_equal.sum())
+
+
+def _with_groups(examples: Any) -> Any:
+  """Returns the `Source` of `Videos` or of a stream of them; anything else as it is."""
+  videos = getattr(examples, "images", examples)  # Of a `stream.Stream`.
+  return videos.examples if isinstance(videos, Videos) else examples

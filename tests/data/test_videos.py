@@ -8,6 +8,7 @@ import pytest
 
 from distill_jax import cache, data
 from distill_jax.data.clips import random_clip, uniform_clips
+from distill_jax.data.leaks import check_no_shared_groups
 from distill_jax.data.stream import EvalStream, Stream
 from distill_jax.data.videos import Videos
 from distill_jax.models import from_apply
@@ -71,6 +72,18 @@ def test_split_keeps_groups_and_ids():
     assert part.content == examples.content and part.shape == (9, 1)
     assert [int(video[0, 0]) // 100 for video in part.frames] == part.ids.tolist()
     assert [int(video[0, 0]) // 100 for video, _ in part.decode(part.ids)] == part.ids.tolist()
+
+
+def test_person_in_both_streams_is_refused():
+  source = data.Source({"label": np.zeros(6, int), "person": np.arange(6) // 2}, 2, groups="person")
+  examples = Videos(frames(), source)
+  stream = Stream(examples.take(slice(0, 3)), 2, random_clip(3, seed=0), seed=0)
+  views = [
+    EvalStream(examples.take(slice(n, 6)), 2, uniform_clips(3, clips=2), threads=2) for n in (3, 4)
+  ]
+  with pytest.raises(ValueError, match="^evaluation: .*'person'"):
+    check_no_shared_groups(stream, views[0])
+  check_no_shared_groups(stream, views[1])
 
 
 def test_digest_knows_frames_and_labels():

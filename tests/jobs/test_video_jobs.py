@@ -31,7 +31,9 @@ def backgrounds():
 def figures(n=8, first=0):
   image = np.zeros((n, 8, 8, 1), np.float32)
   image[:, 2:6, 3:5] = 1
-  return data.Source({"id": np.arange(first, first + n), "image": image, "label": np.arange(n)}, 10)
+  return data.Source(
+    {"id": np.arange(first, first + n), "image": image, "label": np.arange(n) % 10}, 10
+  )
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
