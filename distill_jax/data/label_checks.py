@@ -253,7 +253,7 @@ def _row_hint(name: str, label: np.ndarray) -> str:
       "several labels an example take labels(optax.sigmoid_binary_cross_entropy), "
       "tasks.multi_label() and a Source without classes"
     )
-  if (label == label.round()).all():
+  if label.ndim > 2 and (label == label.round()).all():
     return f"write {name}.astype(np.int32) for class numbers"
   if (label < 0).any():
     return f"write jax.nn.softmax({name}) for logits"

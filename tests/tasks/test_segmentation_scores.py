@@ -168,6 +168,11 @@ def test_label_maps_that_do_not_fit_are_named(label, error):
     evaluated(label, image=image, id=np.array([30, 31]))
 
 
+def test_float_maps_as_wide_as_the_classes_are_no_probabilities():
+  with pytest.raises(ValueError, match="label: .*int32"):
+    evaluated(np.full((2, 4, 3), 2, np.float32))
+
+
 def test_images_without_labels_are_no_fault(rng):
   logits, label = example(rng, classes=3)
   label[4] = -1
