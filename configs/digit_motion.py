@@ -13,6 +13,8 @@ clips. No clip is mirrored, which would turn left into right.
 
 Each motion is another one backward. A mean over frames sees both alike, so such a student could not
 exceed 50 %: the student has the temporal shift of TSM (`--config.shift=0` for the one without).
+
+Not measured with three seeds yet. The teacher had 97.9 % on validation after 200 of its 400 steps.
 """
 
 import dataclasses

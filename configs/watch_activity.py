@@ -7,6 +7,12 @@ python -m distill_jax --config=configs/watch_activity.py --seeds=0,1,2
 (Burns et al. 2018, arXiv:1802.01489; BSD). They are split by person. Networks see windows of 100
 steps, 2 seconds: in training every 50 steps, in evaluation every 100. Channels are standardized by
 the training split.
+
+Measured on 2 busy CPU cores: 31 minutes (4 minutes of processor time; jax 0.10.2, Python 3.11).
+Test accuracy, 806 windows of three people, 3 seeds: teacher 77.05 %, baseline 73.49 +- 2.62 %, kd
+71.42 +- 2.35 %, hint 70.84 +- 4.41 %. The 95 % intervals of the differences from the baseline are
+-4.98 to +0.85 and -6.41 to +1.11 points: neither helps. kd has the lower negative log-likelihood
+(0.68 against 0.77), within its interval.
 """
 
 import dataclasses
