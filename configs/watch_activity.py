@@ -98,8 +98,8 @@ class WatchActivity(Config):
         hard=(self.hard_weight, objectives.labels()), soft=(1 - self.hard_weight, soft)
       )
     widths = self.student_widths, self.teacher_widths
-    middle = [f"block{(len(sizes) + 1) // 2}" for sizes in widths]
-    hint = objectives.features(*middle, losses.hint)
+    student, teacher = (f"block{(len(sizes) + 1) // 2}" for sizes in widths)
+    hint = objectives.features(student, teacher, losses.hint)
     return objectives.weighted(hard=(1.0, objectives.labels()), hint=(self.hint_weight, hint))
 
   def validate(self) -> None:
@@ -124,11 +124,11 @@ def recordings() -> Videos:
     ValueError: a recording has a number that is not finite; the message has its id.
   """
   found = importlib.util.find_spec("seglearn")
-  if found is None:
+  if found is None or found.origin is None:
     raise ConfigError(
       "data: expected the package seglearn, got none: write pip install --no-deps seglearn==1.2.5"
     )
-  folder = Path(list(found.submodule_search_locations)[0], "data")
+  folder = Path(found.origin).parent / "data"
   values = read_arrays(folder / "watch_dataset.npy").item()
   arrays = {"label": values["y"], "person": values["subject"]}
   names = tuple(values["y_labels"])
