@@ -15,6 +15,22 @@ Weights and temperatures are the papers', or those of the losses' docstrings, an
 The labels have weight 1 in all methods; `cirkd` has the soft targets of `kd` next to its terms, as
 in its paper. Students read the teacher's logits and maps from a cache; that of `kd_live`, which is
 not among the default methods, has the teacher in its step.
+
+Measured on 2 CPU cores with a load of 15, with jax 0.10.2: 24 minutes after the teacher's 5. Test
+mIoU in % (635 tiles, 3 seeds), and the difference from the baseline with its 95 % interval; teacher
+70.79, baseline 59.46 +- 0.15:
+
+| kd | 59.91 +- 0.20 | +0.45 (-0.28 to +1.18) |
+| cwd_logits | 59.07 +- 1.74 | -0.39 (-4.36 to +3.59) |
+| cwd | 39.49 +- 21.81 | -19.97 (-74.35 to +34.41) |
+| pearson | 58.52 +- 2.51 | -0.94 (-6.87 to +4.99) |
+| ifv | 35.67 +- 20.61 | -23.78 (-75.00 to +27.43) |
+| pairwise | 59.45 +- 0.35 | -0.01 (-0.63 to +0.61) |
+| cirkd | 46.62 +- 21.20 | -12.84 (-65.43 to +39.75) |
+
+No method differs from the baseline. No student finds lakes, as the teacher does (IoU 30 %). With
+some seeds `cwd`, `ifv` and `cirkd` end at 16 to 43 %: the student's last map of 4 channels hardly
+varies. The site's table says more.
 """
 
 import dataclasses
