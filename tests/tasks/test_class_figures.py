@@ -321,6 +321,12 @@ def test_gallery_shows_where_only_distilled_is_correct(shape, dtype):
     np.testing.assert_allclose(axes.images[0].get_array(), expected, atol=1e-6)
   with pytest.raises(ValueError, match=r"references\['image'\]"):
     gallery.gallery(rows.won, references_of(labels, image=images[0]), baseline, names)
+  others = np.zeros_like(images)
+  clips = np.stack([others, images, others], 1)
+  clips = gallery.gallery(rows.won, references_of(labels, image=clips), baseline, names)
+  middle = [axes.images[0].get_array() for axes in clips.axes]
+  expected = [axes.images[0].get_array() for axes in drawing.axes]
+  np.testing.assert_array_equal(middle, expected)
 
 
 def test_labels_fit_and_differ():

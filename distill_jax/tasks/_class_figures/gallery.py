@@ -48,7 +48,7 @@ def disagreement_figures(
       f"correct and the baseline incorrect on {len(won)}; the opposite is the case on {len(lost)}."
     )
     blocks.append(Text(text))
-  if references.get("image") is not None and len(won):
+  if np.ndim(references.get("image")) >= 4 and len(won):
     draw = functools.partial(gallery, won, references, baseline, class_names)
     which = "All" if len(won) <= MAX_IMAGES else f"The first {MAX_IMAGES} of the"
     caption = (
@@ -78,17 +78,20 @@ def gallery(
 
   Args:
     rows: int [n], rows of the references.
-    references: 'image' [N, H, W, channels], 'label' int [N] and, if present, 'id' [N].
+    references: 'image' [N, H, W, channels], 'label' int [N] and, if present, 'id' [N]. Of clips and
+      volumes [N, D, H, W, channels], and of several views, the middle ones are drawn.
     baseline: entry with predictions.
     class_names: one per class; empty: classes are named by their numbers.
     page: width in inches, which the figure does not exceed.
 
   Raises:
-    ValueError: 'image' has another number of axes.
+    ValueError: 'image' has fewer axes.
   """
   images = np.asarray(references["image"])
-  if images.ndim != 4:
+  if images.ndim < 4:
     raise ValueError(f"references['image']: expected [N, H, W, channels], got {images.shape}")
+  while images.ndim > 4:
+    images = images[:, images.shape[1] // 2]
   labels, predicted = np.asarray(references["label"]), _classes(baseline)
   ids = references.get("id", range(len(labels)))
   classes = len(class_names) or 1 + int(max(labels.max(), predicted.max()))
