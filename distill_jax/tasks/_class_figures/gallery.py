@@ -48,7 +48,8 @@ def disagreement_figures(
       f"correct and the baseline incorrect on {len(won)}; the opposite is the case on {len(lost)}."
     )
     blocks.append(Text(text))
-  if np.ndim(references.get("image")) >= 4 and len(won):
+  image = references.get("image")
+  if image is not None and np.ndim(image) >= 4 and len(won):
     draw = functools.partial(gallery, won, references, baseline, class_names)
     which = "All" if len(won) <= MAX_IMAGES else f"The first {MAX_IMAGES} of the"
     caption = (
