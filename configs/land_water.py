@@ -57,6 +57,8 @@ class LandWater(Config):
     methods: names of the methods to run.
     size: side of a tile in pixels.
     region: side of the regions that are held out, in pixels.
+    label_fraction: fraction of the training tiles whose label map the students and the baseline
+      see, in (0, 1]. They see all images, and the teacher all label maps.
     lake_weight: weight of lakes in the cross entropy with the labels.
     teacher_widths, student_widths: channels of the levels of both U-Nets.
   """
@@ -64,6 +66,7 @@ class LandWater(Config):
   methods: tuple[str, ...] = CACHED
   size: int = 32
   region: int = 256
+  label_fraction: float = 1.0
   lake_weight: float = 4.0
   teacher_widths: tuple[int, ...] = (16, 32, 64)
   student_widths: tuple[int, ...] = (4, 8)
@@ -85,6 +88,9 @@ class LandWater(Config):
     rest, test = data.split_regions(land_water.load(self.size), 0.25, region=self.region)
     train, validation = data.split_regions(rest, 0.2, seed=1, region=self.region)
     return Splits(train, validation, test)
+
+  def student_train(self, train):
+    return data.label_fraction(train, self.label_fraction)
 
   def task(self):
     return tasks.segmentation(class_names=land_water.CLASSES)
@@ -127,6 +133,7 @@ class LandWater(Config):
     super().validate()
     check(self, "size", least=8)
     check(self, "region", least=self.size)
+    check(self, "label_fraction", above=0, most=1)
     check(self, "lake_weight", above=0)
 
 
