@@ -11,6 +11,9 @@ import numpy as np
 from distill_jax.models.adapters.outputs import primary_outputs
 from distill_jax.types import Batch, Model, Variables
 
+FEWEST_REPEATS = 3
+MOST_SECONDS = 60.0
+
 
 class _Call(NamedTuple):
   """A compiled call that is timed, and the number of its rows."""
@@ -48,7 +51,8 @@ def measure_costs(
   Args:
     networks: models, of which only `apply` is used, and their weights.
     batch: real or zero inputs, arrays [rows, ...]; the first row is the one example.
-    repeats: number of timed runs of each program, after one that is not timed.
+    repeats: number of timed runs of each program, after one that is not timed. When all of them
+      have taken `MOST_SECONDS`, those of a round are the last ones, from `FEWEST_REPEATS` on.
     batch_sizes: numbers of rows to time in addition, filled with the batch's rows in turn.
 
   Returns:
@@ -110,13 +114,19 @@ def _prepare(
 
 
 def _time_by_turns(calls: Sequence[Callable[[], object]], repeats: int) -> np.ndarray:
-  """Returns seconds [calls, repeats]; each round runs all calls once."""
+  """Returns seconds [calls, rounds]; each round runs all calls once."""
   for call in calls:
     jax.block_until_ready(call())
-  seconds = np.empty((len(calls), repeats))
-  for repeat in range(repeats):
-    for index, call in enumerate(calls):
-      start = time.perf_counter()
-      jax.block_until_ready(call())
-      seconds[index, repeat] = time.perf_counter() - start
-  return seconds
+  rounds: list[list[float]] = []
+  began = time.perf_counter()
+  while len(rounds) < repeats:
+    if len(rounds) >= FEWEST_REPEATS and time.perf_counter() - began > MOST_SECONDS:
+      break
+    rounds.append([_seconds(call) for call in calls])
+  return np.array(rounds).T
+
+
+def _seconds(call: Callable[[], object]) -> float:
+  start = time.perf_counter()
+  jax.block_until_ready(call())
+  return time.perf_counter() - start

@@ -86,6 +86,8 @@ def test_networks_are_timed_by_turns_and_a_slow_spell_is_their_spread(monkeypatc
 
   runtime._time_by_turns([call(0), call(1)], 2)
   assert calls == [0, 1, 0, 1, 0, 1]  # The first round is not timed.
+  monkeypatch.setattr(runtime, "MOST_SECONDS", 0)
+  assert runtime._time_by_turns([call(0), call(1)], 20).shape == (2, runtime.FEWEST_REPEATS)
   monkeypatch.setattr(runtime, "_time_by_turns", lambda calls, repeats: [seconds] * len(calls))
   batch = {"image": np.ones((3, 64), np.float32)}
   small, large = [Variables({"kernel": np.ones((64, n), np.float32)}, ()) for n in (2, 10)]
