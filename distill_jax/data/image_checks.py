@@ -1,4 +1,6 @@
-"""Notices images that a model would read wrongly: pixels of 0 to 255, and channels first."""
+"""Notices images that a model would read wrongly: pixels of 0 to 255, channels first, and label
+maps whose axes are in another order.
+"""
 
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -28,19 +30,26 @@ def check_images(
     field: what an error names first.
 
   Raises:
-    ValueError: an image is uint8, or other integers above 16.
+    ValueError: an image is uint8, or other integers above 16; or the axes of 'label' are those of
+      an image in another order, which resized logits would fit.
   """
   images = {name: np.asarray(x) for name, x in batch.items() if not name.startswith("teacher/")}
   suspicious = {
     name: x
     for name, x in images.items()
     if _is_bytes(name, x)
-    or (_is_image(name, x) and (_is_integer_image(x) or _is_large(x) or _is_nchw(x)))
+    or (_is_image(name, x) and (_is_integer_image(x) or _is_large(x) or _early_channels(x)))
+    or _is_swapped(x, images)
   }
   read = entries_read() if suspicious else ()
   for name, values in suspicious.items():
     if name not in read:
       continue
+    if _is_swapped(values, images):
+      raise ValueError(
+        f"{field}: label: expected the axes of {name}, {list(values.shape[:-1])}, got "
+        f"{list(images['label'].shape)}: np.transpose one of them"
+      )
     scaled = f"({name} / {255 if values.max() <= 255 else values.max()}).astype('float32')"
     if _is_bytes(name, values):
       warnings.warn(
@@ -59,10 +68,11 @@ def check_images(
         f"{name} / 255 unless the model scales its inputs itself",
         stacklevel=2,
       )
-    if _is_nchw(values):
+    axis = _early_channels(values)
+    if axis:
       warnings.warn(
-        f"{field}: {name}: expected channels last, [B, H, W, channels], got {list(values.shape)}: "
-        f"write np.moveaxis({name}, 1, -1) unless the model takes channels first",
+        f"{field}: {name}: expected channels last, [B, ..., channels], got {list(values.shape)}: "
+        f"write np.moveaxis({name}, {axis}, -1) unless the model takes channels before the pixels",
         stacklevel=2,
       )
 
@@ -93,5 +103,18 @@ def _is_large(values: np.ndarray) -> bool:
   return bool(is_float and values.size and values.min() >= 0 and values.max() > MAX_SCALED)
 
 
-def _is_nchw(values: np.ndarray) -> bool:
-  return values.ndim == 4 and values.shape[1] in (1, 3) and min(values.shape[2:]) > 4
+def _is_swapped(values: np.ndarray, entries: Mapping[str, np.ndarray]) -> bool:
+  """Returns whether 'label' is a map of an image's sides in another order."""
+  label = entries.get("label", np.empty(0))
+  is_map = label.ndim == values.ndim - 1 > 2 and np.issubdtype(label.dtype, np.integer)
+  sides = values.shape[1:-1]
+  return is_map and label.shape[1:] != sides and sorted(label.shape[1:]) == sorted(sides)
+
+
+def _early_channels(values: np.ndarray) -> int:
+  """Returns the axis that looks like the channels of [B, C, H, W], of volumes [B, C, D, H, W] or
+  of clips [B, T, C, H, W]; 0 if the channels may be last.
+  """
+  if values.ndim not in (4, 5) or min(values.shape[-2:]) <= 4:
+    return 0
+  return next((axis for axis in range(1, values.ndim - 2) if values.shape[axis] in (1, 3)), 0)

@@ -17,7 +17,8 @@ def check_image_inputs(field: str, models: Iterable[tuple[Model, Variables]], ba
     batch: arrays [B, ...].
 
   Raises:
-    ValueError: an image is uint8. Pixels up to 255 and channels first only warn.
+    ValueError: an image is uint8, or the label map has its axes in another order. Pixels up to 255
+      and channels first only warn.
   """
 
   def all_entries_read() -> set[str]:

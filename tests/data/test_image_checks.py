@@ -58,10 +58,34 @@ def test_large_floats_warn():
   check(image.reshape(2, -1), read=("features",), name="features")
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_channels_first_warn(channels):
-  image = np.zeros((2, channels, 8, 8), np.float32)
-  with pytest.warns(UserWarning, match=r"channels last.*np.moveaxis\(image, 1, -1\)"):
+@pytest.mark.parametrize(
+  "shape, axis",
+  [
+    ((2, 1, 8, 8), 1),
+    ((2, 3, 8, 8), 1),
+    ((2, 1, 4, 8, 8), 1),  # A thin volume.
+    ((2, 4, 3, 8, 8), 2),  # A clip.
+  ],
+)
+def test_channels_first_warn(shape, axis):
+  image = np.zeros(shape, np.float32)
+  with pytest.warns(UserWarning, match=rf"channels last.*np.moveaxis\(image, {axis}, -1\)"):
     check(image)
-  check(np.moveaxis(image, 1, -1))
+  check(np.moveaxis(image, axis, -1))
   check(np.zeros((2, 3, 3, 3), np.float32))
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 6, 1), (2, 8, 6, 4, 1)])
+def test_label_maps_of_other_axes_raise(shape):
+  """A student at stride 4 was trained on them: its logits were resized to their grid."""
+  image = np.zeros(shape, np.float32)
+  label = np.zeros(shape[:-1], np.int32)
+
+  def check_with(label, read=("image",)):
+    check_images({"image": image, "label": label}, lambda: read)
+
+  with pytest.raises(ValueError, match=r"^source: label: expected the axes of image, "):
+    check_with(label.swapaxes(1, 2))
+  check_with(label)
+  check_with(label[:, ::2, ::2])
+  check_with(label.swapaxes(1, 2), read=("other",))
