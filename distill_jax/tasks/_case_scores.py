@@ -171,14 +171,16 @@ def _starts(
     return np.zeros((1, axes), int)
   starts = np.asarray(references[cases.position])
   starts = starts.reshape(len(starts), -1)
-  if starts.shape[1] == 1 and axes > 1:
-    starts = np.pad(starts, ((0, 0), (0, axes)))
+  if starts.shape[1] == 1 and axes == 2:
+    starts = np.pad(starts, ((0, 0), (0, 2)))
   is_integer = np.issubdtype(starts.dtype, np.integer)
-  if not is_integer or starts.shape[1] not in (axes, axes + 1):
+  # No case has four axes: one number for each patch of a volume is not where it lies.
+  if not is_integer or starts.shape[1] not in ((axes, axes + 1) if axes < 3 else (axes,)):
+    slices = f"[{len(starts)}] or [{len(starts)}, 3] for slices, or " if axes == 2 else ""
     raise ValueError(
-      f"{cases.position}: expected integers [{len(starts)}] for slices, or [{len(starts)}, {axes}] "
-      f"or [{len(starts)}, {axes + 1}] for label maps of {axes} axes, got {starts.dtype} "
-      f"{list(np.shape(references[cases.position]))}: give the index of each example's first voxel"
+      f"{cases.position}: expected integers, {slices}[{len(starts)}, {axes}] for label maps of "
+      f"{axes} axes, got {starts.dtype} {list(np.shape(references[cases.position]))}: give the "
+      "index of each example's first voxel"
     )
   starts = starts[rows].astype(np.int64)
   unique, counts = np.unique(starts, axis=0, return_counts=True)

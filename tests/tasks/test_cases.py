@@ -200,3 +200,10 @@ def test_evaluation_keeps_a_byte_per_voxel(rng):
     train.evaluate(
       model, None, [{k: x for k, x in b.items() if k != "slice"} for b in batches], task
     )
+
+
+def test_numbered_patches_of_volumes_have_no_position(rng):
+  """They were scored as a case of four axes."""
+  patches = rows(*regions(rng, (2, 4, 4, 4)), case=[0, 0], patch=[0, 1])
+  with pytest.raises(ValueError, match="^patch: expected integers, "):
+    score(*patches, position="patch")
