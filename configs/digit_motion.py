@@ -14,7 +14,10 @@ clips. No clip is mirrored, which would turn left into right.
 Each motion is another one backward. A mean over frames sees both alike, so such a student could not
 exceed 50 %: the student has the temporal shift of TSM (`--config.shift=0` for the one without).
 
-Not measured with three seeds yet. The teacher had 97.9 % on validation after 200 of its 400 steps.
+Validation accuracy in % with 3 seeds (2 cores next to other jobs, jax 0.10.2, git 5dfb2f8): teacher
+99.8; baseline 94.7, 94.9 and 87.0; kd 95.1, 94.9 and 83.3; hint 66.2, 92.6 and 67.4;
+attention_transfer 74.5, 84.3 and 63.2; similarity_preserving 77.1, 88.4 and 56.7. No method helps,
+and terms on maps harm a student of 300 steps. Test scores were not measured yet.
 """
 
 import dataclasses
