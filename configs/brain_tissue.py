@@ -16,10 +16,11 @@ Weights are the papers', or those of the losses' docstrings, and no weight is tu
 have weight 1 in all methods, and `emkd` has the soft targets of `kd` next to its terms.
 
 Measured on 2 CPU cores next to a dozen other jobs: 35 minutes of training (jax 0.10.2, Python 3.11,
-git 4104fc1); the report was not written yet, so that there are no test scores. Dice on the validation slabs, 3 seeds: teacher 91.0 %; baseline 88.5 +- 0.9 %,
-kd 88.3 +- 0.9 %: -0.2 points, 95 % interval of the seeds -1.6 to +1.3, so that soft targets do not
-help here. Terms on maps harm students of 200 steps, which find white matter last: cwd 35.3 +- 0.3 %
-(none of it), pearson 52.7, 87.7 and 86.3 %, emkd 86.9, 87.5 and 52.7 %.
+git 4104fc1); the report was not written yet, so that there are no test scores. Dice on the
+validation slabs, 3 seeds: teacher 91.0 %; baseline 88.5 +- 0.9 %, kd 88.3 +- 0.9 %: -0.2 points, 95
+% interval of the seeds -1.6 to +1.3, so that soft targets do not help here. Terms on maps harm
+students of 200 steps, which find white matter last: cwd 35.3 +- 0.3 % (none of it), pearson 52.7,
+87.7 and 86.3 %, emkd 86.9, 87.5 and 52.7 %.
 """
 
 import dataclasses
