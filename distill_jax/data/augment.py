@@ -53,8 +53,9 @@ def augmentation(
     ValueError: `seed` is out of its range, or a kind is unknown; when called, the batch lacks an
       entry, an entry has another shape, or a transform returns another shape or needs numpy.
 
+  >>> from distill_jax import data
   >>> batch = {"image": jnp.ones((2, 8, 8, 1)), "id": jnp.arange(2), "view": jnp.zeros(2, int)}
-  >>> augmentation(shift_crop(1), flip(), seed=0)(batch)["image"].shape
+  >>> data.augmentation(data.shift_crop(1), data.flip(), seed=0)(batch)["image"].shape
   (2, 8, 8, 1)
   """
   check_seed(seed)

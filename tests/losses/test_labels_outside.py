@@ -41,7 +41,7 @@ def logits():
 
 
 def test_every_loss_with_labels_or_indices_is_tried():
-  tried = {*PER_LABEL, *SPARSE, *LINEAR, "uskd", *REGIONS, "crd", "rnnt_three_way"}
+  tried = {*PER_LABEL, *SPARSE, *LINEAR, "uskd", *REGIONS, "crd", "cirkd", "rnnt_three_way"}
   functions = inspect.getmembers(public, inspect.isfunction)
   named = {"labels", "targets", "indices"}
   assert tried == {name for name, f in functions if named & set(inspect.signature(f).parameters)}
