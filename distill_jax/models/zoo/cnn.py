@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
+from distill_jax.errors import check_integer
 from distill_jax.models.zoo.pooling import max_pool
 from distill_jax.types import Outputs
 
@@ -43,6 +44,19 @@ def check_images(x: jax.Array, channels: int) -> None:
     raise ValueError(f"images: expected [batch, height, width, channels={channels}], got {x.shape}")
 
 
+def layer_sizes(channels: int, widths: Sequence[int]) -> tuple[int, ...]:
+  """Returns the channels before and after each block.
+
+  Raises:
+    ValueError: there is no block, or one without channels.
+  """
+  if not widths:
+    raise ValueError("widths: expected the channels of at least one block, got none")
+  for width in widths:
+    check_integer("widths", width, 1)
+  return (channels, *widths)
+
+
 class CNN(nnx.Module):
   """Blocks of convolution, batch norm, ReLU and 2x2 max pooling, then the map's mean and a linear
   head.
@@ -79,11 +93,9 @@ class CNN(nnx.Module):
       rngs: stream `params`.
 
     Raises:
-      ValueError: `widths` is empty.
+      ValueError: `widths` is empty, or has a number below 1.
     """
-    if not widths:
-      raise ValueError("widths: expected the channels of at least one block, got none")
-    sizes = (channels, *widths)
+    sizes = layer_sizes(channels, widths)
     self.channels = channels
     self.blocks = nnx.data(
       [

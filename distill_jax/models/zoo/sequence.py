@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from distill_jax.errors import check_integer
+from distill_jax.models.zoo.cnn import layer_sizes
 from distill_jax.types import Outputs
 
 
@@ -128,19 +128,6 @@ def step_mask(valid: jax.Array | None, ndim: int) -> jax.Array | None:
 def pad_steps(x: jax.Array, steps: int) -> jax.Array:
   """Returns x [B, T, ...] with zeros before the first step and after the last."""
   return jnp.pad(x, [(0, 0), (steps, steps)] + [(0, 0)] * (x.ndim - 2))
-
-
-def layer_sizes(channels: int, widths: Sequence[int]) -> tuple[int, ...]:
-  """Returns the channels before and after each block.
-
-  Raises:
-    ValueError: there is no block, or one without channels.
-  """
-  if not widths:
-    raise ValueError("widths: expected the channels of at least one block, got none")
-  for width in widths:
-    check_integer("widths", width, 1)
-  return (channels, *widths)
 
 
 def check_steps(

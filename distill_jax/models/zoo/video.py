@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from distill_jax.models.zoo.cnn import ConvNormRelu
+from distill_jax.models.zoo.cnn import ConvNormRelu, layer_sizes
 from distill_jax.models.zoo.pooling import max_pool
 from distill_jax.models.zoo.sequence import (
   TimeConvNormRelu,
   blank_steps,
   check_steps,
-  layer_sizes,
   pad_steps,
   pool_and_classify,
   step_mask,
