@@ -24,6 +24,7 @@ from distill_jax.objectives.loss_checks import (
   check_names,
   check_rows,
   check_values,
+  mask_error,
   name_of,
 )
 from distill_jax.types import Batch, Outputs
@@ -105,8 +106,10 @@ class LossCall(NamedTuple):
       mask = valid if mask is None else mask & valid
     return valid_rows(batch, mask)
 
-  def value(self, s: Any, t: Any, batch: Batch, step: jax.Array, axis_name: str | None) -> Any:
-    """Returns the loss as a term's value: `(values, where)`, or a scalar."""
+  def value(
+    self, s: Any, t: Any, batch: Batch, step: Any, axis_name: Any, error: Callable = mask_error
+  ) -> Any:
+    """Returns `(values, where)`, or a scalar; `error` makes that of a mask that does not fit."""
     mask = self.mask(batch)
     extras = {argument: batch_entry(batch, name) for argument, name in self.entries.items()}
     s, t, extras = blank(mask, (s, t, extras))
@@ -121,7 +124,9 @@ class LossCall(NamedTuple):
     if "axis_name" in self.step_arguments:
       loss = functools.partial(loss, axis_name=axis_name)
     values = loss(s, t, **extras)
-    check_values(self.loss, values, len(jax.tree.leaves(s)[0]), mask)
+    check_values(self.loss, values, len(jax.tree.leaves(s)[0]))
+    if mask is not None and values.ndim and mask.shape != values.shape[: mask.ndim]:
+      raise error(self.loss, values.shape, mask.shape)
     check_rows(lambda x: loss(x[0], x[1], **x[2]), self.loss, (s, t, extras), values.shape)
     if values.ndim:
       return values, mask

@@ -1,6 +1,6 @@
 """Lets terms that compare two networks count pixels by their labels, on the labels' grid."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,19 +45,20 @@ class LabelMask(NamedTuple):
     )
     labeled = valid_rows(batch, has_true_label(batch, labeled))
     masked = {**batch, "label": jnp.where(labeled, number, -1), "where": labeled}
-    values, where = call.value(s, t, masked, step, axis_name)
+    values, where = call.value(s, t, masked, step, axis_name, self.shape_error)
     if values.shape != labeled.shape:
-      raise self.shape_error(call, f"{values.shape}")
+      raise self.shape_error(call.loss, values.shape)
     if self.class_weights is not None:
       values = values * jnp.asarray(self.class_weights, values.dtype)[number]
     # `fit` checks labels before; a compiled function cannot raise.
     return jnp.where(outside & labeled, jnp.nan, values), where
 
-  def shape_error(self, call: LossCall, values: str) -> ValueError:
+  def shape_error(self, loss: Callable, values: Any, mask: Any = None) -> ValueError:
     """Returns the error for a loss that has no value for each label."""
+    del mask
     field = "class_weights" if self.ignore_label is None else "ignore_label"
     return ValueError(
-      f"{field}: expected a loss with one value per label, got {values} of {name_of(call.loss)}: "
+      f"{field}: expected a loss with one value per label, got {values} of {name_of(loss)}: "
       f"use one such as losses.kl_divergence, or leave {field} out"
     )
 
@@ -78,7 +79,7 @@ def make_label_mask(
     return None
   mask = LabelMask(label, ignore_label, weights)
   if "where" in call.step_arguments:
-    raise mask.shape_error(call, "a scalar")
+    raise mask.shape_error(call.loss, "a scalar")
   return mask
 
 

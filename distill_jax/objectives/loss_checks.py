@@ -60,27 +60,24 @@ def check_free(loss: Callable, hyperparameters: Mapping[str, Any], filled: froze
       )
 
 
-def check_values(loss: Callable, values: Any, rows: int, mask: Any = None) -> None:
+def mask_error(loss: Callable, values: tuple[int, ...], mask: tuple[int, ...]) -> ValueError:
+  """Returns the error for values of fewer axes than the mask of a `valid` entry."""
+  return ValueError(
+    f"valid: expected a mask of the values {values} of {name_of(loss)}, or of their first axes, "
+    f"got {mask}: mask rows {values[:1]}, or use a loss with a value for each position, such as "
+    "losses.cosine"
+  )
+
+
+def check_values(loss: Callable, values: Any, rows: int) -> None:
   """Checks that a loss returned one or several real numbers a row, or a scalar.
 
-  Args:
-    loss: for the message.
-    values: what it returned.
-    rows: number of rows of the batch.
-    mask: which values count, bool; None: all.
-
   Raises:
-    ValueError: it returned something else, or fewer axes than the mask has.
+    ValueError: it returned something else.
   """
   shape = getattr(values, "shape", None)
   dtype: Any = getattr(values, "dtype", None)
   if shape is not None and jnp.issubdtype(dtype, jnp.floating) and shape[:1] in ((), (rows,)):
-    if shape and mask is not None and mask.shape != shape[: mask.ndim]:
-      raise ValueError(
-        f"valid: expected a mask of the values {tuple(shape)} of {name_of(loss)}, or of their "
-        f"first axes, got {tuple(mask.shape)}: mask rows {tuple(shape[:1])}, or use a loss with a "
-        "value for each position, such as losses.cosine"
-      )
     return
   got = type(values).__name__ if shape is None else f"{dtype} {tuple(shape)}"
   raise ValueError(
