@@ -90,10 +90,12 @@ def generate_masked_tokens():
 
 
 def augment():
-  transforms = data.shift_crop(1), data.flip(), data.rotate90(), data.brightness(0.2)
+  crops = data.random_crop(5, scale=(0.5, 2)), data.center_crop(4), data.shift_crop(1)
+  transforms = *crops, data.flip(), data.rotate90(), data.brightness(0.2)
   batch = {"image": floats(ROWS, 4, 4, 3, dtype=jnp.bfloat16), "boxes": floats(ROWS, 2, 4)}
-  batch |= {"id": counts(ROWS), "view": counts(ROWS)}
-  return data.augmentation(*transforms, seed=0, entries={"image": "image", "boxes": "boxes"})(batch)
+  batch |= {"map": counts(ROWS, 4, 4), "id": counts(ROWS), "view": counts(ROWS)}
+  entries = {"image": "image", "map": "label_map", "boxes": "boxes"}
+  return data.augmentation(*transforms, seed=0, entries=entries)(batch)
 
 
 def mix(make):

@@ -109,7 +109,8 @@ def random_crop(
       factor = jax.random.uniform(scale_key, (), jnp.float32, low, high)
       rounded = jnp.round(factor * jnp.asarray(source, jnp.float32))
       target = jnp.maximum(rounded, 1).astype(jnp.int32)
-    room = (jnp.asarray(source) if target is None else target) - jnp.asarray(shape)
+    resized = jnp.asarray(source if target is None else target, jnp.int32)
+    room = resized - jnp.asarray(shape, jnp.int32)
     least, most = jnp.minimum(room, 0), jnp.maximum(room, 0)
     start = jax.random.randint(start_key, (len(shape),), least, most + 1, jnp.int32)
     window = Window(start, shape, source, target)
@@ -140,7 +141,7 @@ def center_crop(size: int | Sequence[int], *, fill: float = 0.0) -> Transform:
     source, shape = _source_and_shape(size or values.shape[:-1], sides)
     # An odd pixel is cut, or added, at the end.
     start = [(a - b) // 2 if a > b else -((b - a) // 2) for a, b in zip(source, shape)]
-    window = Window(jnp.asarray(start), shape, source)
+    window = Window(jnp.asarray(start, jnp.int32), shape, source)
     return _crop(values, kind, size or values.shape[:-1], window, fill)
 
   return transform
@@ -184,7 +185,7 @@ def _take(values: jax.Array, first_axis: int, window: Window, fill: float) -> ja
   target = window.source if window.target is None else window.target
   sides = zip(window.start, window.shape, window.source, target)
   for axis, (start, length, source, resized) in enumerate(sides, first_axis):
-    position = start + jnp.arange(length)
+    position = start + jnp.arange(length, dtype=jnp.int32)
     # Integers: a float32 quotient could be below the next whole number.
     index = (2 * position + 1) * source // (2 * resized)
     is_inside = (index >= 0) & (index < source)
@@ -216,9 +217,9 @@ def _crop_boxes(boxes: jax.Array, window: Window) -> jax.Array:
   scale: Any = 1.0
   if window.target is not None:
     scale = jnp.asarray(window.target, jnp.float32) / jnp.asarray(window.source, jnp.float32)
-    scale = jnp.tile(scale[::-1], 2)
-  offset = jnp.tile(jnp.asarray(window.start)[::-1], 2)
-  limit = jnp.tile(jnp.asarray(window.shape)[::-1], 2)
+    scale = jnp.tile(scale[::-1], (1, 2))
+  offset = jnp.tile(jnp.asarray(window.start, jnp.float32)[::-1], (1, 2))
+  limit = jnp.tile(jnp.asarray(window.shape, jnp.float32)[::-1], (1, 2))
   return jnp.clip(scale * boxes - offset, 0, limit)
 
 

@@ -177,7 +177,8 @@ class RunOptions:
     learning_rate: schedule of the optimizer (`number of updates -> rate`) or its constant rate, for
       the log. A rate in the optimizer's state (`optax.inject_hyperparams`) is logged without it.
       None: no other is logged, since an optimizer does not tell it.
-    log_every: steps between reports; metrics stay on the device until then.
+    log_every: steps between reports; metrics stay on the device until then. There is one before
+      each evaluation too.
     max_skips: number of updates in a row that were not finite after which training is aborted.
     profile_steps: numbers of the steps to be traced into the folder's `profile`, for xprof; None:
       none.

@@ -155,13 +155,15 @@ def test_fewer_steps_than_done_are_rejected(tmp_path):
   assert int(run(steps=2, checkpoints=tmp_path).state.step) == 2
 
 
-def test_without_a_folder_reports_come_every_log_every_steps():
+def test_without_a_folder_reports_come_every_log_every_steps_and_before_evaluations():
   fitted = run(
-    steps=20, evaluation=Evaluation(SOURCE, every=2), run=RunOptions(log_every=10, progress=False)
+    steps=20, evaluation=Evaluation(SOURCE, every=15), run=RunOptions(log_every=10, progress=False)
   )
-  steps = [line["step"] for line in fitted.history if line["phase"] == "train"]
-  assert steps == [10, 20]
-  assert len(fitted.history) == 12
+  lines = [(line["phase"], line["step"]) for line in fitted.history]
+  assert lines == [
+    *[("train", 10), ("train", 15), ("validation", 15)],
+    *[("train", 20), ("validation", 20)],
+  ]
 
 
 def with_names(*names):

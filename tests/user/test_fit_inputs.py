@@ -481,6 +481,7 @@ def test_interrupted_run_resumes_to_the_same_end(distill, train, validation, tmp
   assert_equal_trees(resumed.variables, expected.variables)
   assert_equal_trees(resumed.state.params, expected.state.params)
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [line.pop("line_number") for line in lines] == list(range(1, len(lines) + 1))
   assert all(line.pop("checksum") for line in lines) and lines == resumed.history
   validations = [x["step"] for x in resumed.history if x["phase"] == "validation"]
   assert validations == [4, 8, 12, 16, 20]
