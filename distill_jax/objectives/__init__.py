@@ -6,10 +6,11 @@
       hint=(optax.linear_schedule(1.0, 0.0, 1000), features("block2", "block3", losses.hint)),
     )
 
-A loss of arrays goes through `logits` or `features`, one of a few of the teacher's classes through
-`sparse`, language models through `tokens`, layers of transformers through `layers`, `attention` and
-`relations`. A method with learned parts or a memory is a term here, under the name of its loss:
-`vid`, `mgd`, `crd`, ...; `learned` builds others.
+A training loss of one's own is a `student_loss`. A loss of arrays goes through `logits` or
+`features`, one of a few of the teacher's classes through `sparse`, language models through
+`tokens`, layers of transformers through `layers`, `attention` and `relations`. A method with
+learned parts or a memory is a term here, under the name of its loss: `vid`, `mgd`, `crd`, ...;
+`learned` builds others.
 """
 
 from distill_jax.objectives.before_relu import activation_boundary, ofd, ofd_margin_at
@@ -31,6 +32,7 @@ from distill_jax.objectives.maps import (
 from distill_jax.objectives.memories import crd, dino, queue_similarity
 from distill_jax.objectives.patches import vitkd
 from distill_jax.objectives.sparse import sparse
+from distill_jax.objectives.student_losses import student_loss
 from distill_jax.objectives.terms import Term, weighted
 from distill_jax.objectives.tokens import next_tokens, tokens
 from distill_jax.objectives.weights import weights
@@ -63,6 +65,7 @@ __all__ = [
   "review_kd",
   "sparse",
   "srd",
+  "student_loss",
   "tokens",
   "uskd",
   "vid",
