@@ -11,6 +11,7 @@ from distill_jax.errors import naming_extras
 from distill_jax.version import __version__
 
 _SUBPACKAGES = (
+  "boxes",
   "cache",
   "compression",
   "data",

@@ -13,7 +13,7 @@ import distill_jax
 ROOT = pathlib.Path(distill_jax.__file__).parent
 FLOORS = [
   ["types", "reduce", "trees", "errors", "compat", "version"],
-  ["losses", "distributed"],
+  ["boxes", "losses", "distributed"],
   ["storage", "objectives", "data"],
   ["models", "compression", "teachers", "report"],
   ["tasks", "cache"],

@@ -28,6 +28,7 @@ CALLS = {"eval", "exec", "__import__", "torch.load", "from_bytes", "unpack_archi
 RESTRICTED_PICKLE = "configs/watch_activity.py"
 ARGUMENTS = {"allow_pickle", "trust_remote_code"}
 FOLDERS = {
+  "boxes",
   "cache",
   "compression",
   "cost",
