@@ -4,21 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_losses import losses as compiled
+from interpolation import interpolate
 
 from distill_jax import losses
-
-
-def interpolated(x, size):
-  """Returns float64 maps [B, ..., C] at a size: each axis by the two nearest centers of pixels."""
-  x = np.asarray(x, np.float64)
-  for axis, new in enumerate(size, start=1):
-    old = x.shape[axis]
-    center = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-    low = np.floor(center).astype(int)
-    weight = (center - low).reshape(-1, *[1] * (x.ndim - 1 - axis))
-    pair = np.take(x, low, axis), np.take(x, np.minimum(low + 1, old - 1), axis)
-    x = (1 - weight) * pair[0] + weight * pair[1]
-  return x
 
 
 @pytest.mark.parametrize(
@@ -27,8 +16,8 @@ def interpolated(x, size):
 )
 def test_pixels_are_areas(rng, grid, size):
   x = rng.normal(size=(2, *grid, 3)).astype(np.float32)
-  y = losses.resize_logits(x, size)
-  np.testing.assert_allclose(y, interpolated(x, size), atol=1e-5)
+  y = compiled.resize_logits(x, size)
+  np.testing.assert_allclose(y, interpolate(x, size), atol=1e-5)
 
 
 def test_values_of_pytorch():
@@ -48,7 +37,7 @@ def test_a_class_that_does_not_exist_is_not_nan(rng):
 
   gradient, y = jax.jit(jax.grad(total, has_aux=True))(x)
   assert np.isfinite(gradient).all() and (y[..., 1] == -np.inf).all()
-  np.testing.assert_allclose(y[..., [0, 2]], interpolated(x[..., [0, 2]], (4, 6)), atol=1e-6)
+  np.testing.assert_allclose(y[..., [0, 2]], interpolate(x[..., [0, 2]], (4, 6)), atol=1e-6)
   # A weight of 0 that float32 rounds: the neighbors of a missing value stay.
   x = jnp.arange(9.0).reshape(1, 9, 1).at[0, 4].set(-jnp.inf)
   np.testing.assert_array_equal(losses.resize_logits(x, (3,)).ravel(), [1.0, -jnp.inf, 7.0])

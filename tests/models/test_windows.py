@@ -27,8 +27,8 @@ def positional(window, **options):
 
 
 def apply(model, image, *, is_training=False):
-  batch = {"image": image}
-  return model.apply(*model.variables, batch, train=is_training, key=None)[0]
+  run = jax.jit(lambda *arguments: model.apply(*arguments, train=is_training, key=None)[0])
+  return run(*model.variables, {"image": image})
 
 
 def blend(image, ramp, starts, curve):

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interpolation import interpolate
 from terms_by_hand import KEY, evaluate, normal, shaped, softmax64
 
 from distill_jax import losses, objectives
 
 IGNORED = 255
-GRIDS = [(4, 6), (2, 4, 3)]  # Of an image and of a volume.
 
 
 def kl(s, t):
@@ -24,18 +24,7 @@ def label_map(rng, *shape, classes=3):
   return np.where(rng.random(shape) < 0.3, IGNORED, y).astype(np.int32)
 
 
-def resized(x, size):
-  """Returns maps on a grid that an integer enlarges, in float64, with the edges' values outside."""
-  x = np.asarray(x, np.float64)
-  for axis, new in enumerate(size, start=1):
-    old = x.shape[axis]
-    center = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-    low = np.floor(center).astype(int)
-    weight = (center - low).reshape(-1, *[1] * (x.ndim - 1 - axis))
-    x = (1 - weight) * x.take(low, axis) + weight * x.take(np.minimum(low + 1, old - 1), axis)
-  return x
-
-
+@jax.jit
 def means_and_gradient(s, teacher, batch):
   """Returns the means of both terms at the labels' size, and the gradient of their sum."""
   terms = (
@@ -47,12 +36,13 @@ def means_and_gradient(s, teacher, batch):
     means = tuple(evaluate(term, {"logits": s}, teacher, batch)[1] for term in terms)
     return sum(means), means
 
-  (_, means), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(s)
+  (_, means), gradient = jax.value_and_grad(total, has_aux=True)(s)
   return means, gradient
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0]])
+@pytest.mark.parametrize(
+  ("grid", "weights"), [((4, 6), [0.5, 2.0, 1.0]), ((2, 4, 3), None)], ids=["image", "volume"]
+)
 def test_distillation_counts_labeled_pixels_by_their_class(rng, grid, weights):
   s, t = normal(rng, 2, 2, *grid, 3)
   y = label_map(rng, 2, *grid)
@@ -106,7 +96,7 @@ def test_logits_are_resized_to_the_labels(rng, grid):
   y = label_map(rng, 2, *size)
   counted = y != IGNORED
   counted[1] = False
-  z, target = resized(s, size)[counted], resized(t, size)[counted]
+  z, target = interpolate(s, size)[counted], interpolate(t, size)[counted]
   # What pads the batch reaches neither value nor gradient.
   s[1], t[1] = np.inf, np.nan
   teacher, batch = {"logits": t}, {"label": y, "where": np.array([True, False])}
@@ -121,7 +111,7 @@ def test_without_labels_the_larger_grid_counts(rng):
   term = objectives.logits(losses.kl_divergence, resize=True)
   for student, teacher in [(s, t), (t, s)]:
     (values, _), _ = evaluate(term, {"logits": student}, {"logits": teacher}, {})
-    expected = kl(resized(student, (4, 4)), resized(teacher, (4, 4)))
+    expected = kl(interpolate(student, (4, 4)), interpolate(teacher, (4, 4)))
     np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -129,12 +119,13 @@ def test_regression_maps_are_resized(rng):
   s, y = normal(rng, 2, 2, 2, 1), normal(rng, 2, 4, 4)
   term = objectives.labels(lambda s, y: (s - y) ** 2, output="depth", resize=True)
   _, mean = evaluate(term, {"depth": s}, {}, {"depth": y})
-  np.testing.assert_allclose(mean, ((resized(s, (4, 4))[..., 0] - y) ** 2).mean(), rtol=1e-5)
+  np.testing.assert_allclose(mean, ((interpolate(s, (4, 4))[..., 0] - y) ** 2).mean(), rtol=1e-5)
 
 
 def test_a_batch_without_labels_counts_nothing(rng):
-  s, t = normal(rng, 2, 2, 2, 2, 3)
-  means, gradient = means_and_gradient(s, {"logits": t}, {"label": np.full((2, 4, 4), IGNORED)})
+  s, t = normal(rng, 2, 2, 3, 3), normal(rng, 2, 4, 6, 3)
+  batch = {"label": np.full((2, 8, 12), IGNORED), "where": np.ones(2, bool)}
+  means, gradient = means_and_gradient(s, {"logits": t}, batch)
   assert means == (0, 0) and not gradient.any()
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from interpolation import interpolate
 
 from distill_jax import compat
 from distill_jax.models import from_nnx
@@ -69,18 +70,6 @@ def inverted_residual(x, params, stride):
   out = relu6(normalize(convolve(out, depthwise["kernel"], stride), depthwise))
   out = pointwise(out, params["project"])
   return x + out if stride == 1 else out
-
-
-def interpolate(x, sides):
-  """Returns the bilinear enlargement with centers at (i + 1/2) and equal values beyond edges."""
-  for axis, side in zip((1, 2), sides):
-    length = x.shape[axis]
-    place = np.clip((np.arange(side) + 0.5) * length / side - 0.5, 0, length - 1)
-    below = np.floor(place).astype(int)
-    fraction = np.expand_dims(place - below, [a for a in range(4) if a != axis])
-    above = np.minimum(below + 1, length - 1)
-    x = x.take(below, axis) * (1 - fraction) + x.take(above, axis) * fraction
-  return x
 
 
 def affine(x, params):
