@@ -33,6 +33,7 @@ from distill_jax.objectives.memories import crd, dino, queue_similarity
 from distill_jax.objectives.patches import vitkd
 from distill_jax.objectives.sparse import sparse
 from distill_jax.objectives.student_losses import student_loss
+from distill_jax.objectives.sums import summed
 from distill_jax.objectives.terms import Term, weighted
 from distill_jax.objectives.tokens import next_tokens, tokens
 from distill_jax.objectives.weights import weights
@@ -66,6 +67,7 @@ __all__ = [
   "sparse",
   "srd",
   "student_loss",
+  "summed",
   "tokens",
   "uskd",
   "vid",

@@ -90,16 +90,14 @@ def weighted(**terms: tuple[Number, Term]) -> Objective:
       f"terms: expected a weight above 0, got 0 for all of {list(terms)}: nothing would be trained"
     )
 
+  weights = {name: weight for name, (weight, _) in terms.items()}
+  parts = {name: term for name, (_, term) in terms.items()}
+
   def init(key: jax.Array, student: Outputs, teacher: Outputs) -> Variables:
-    params: dict[str, Tree] = {}
-    state: dict[str, Tree] = {}
-    for i, (name, (weight, term)) in enumerate(terms.items()):
+    for name, weight in weights.items():
       with _error_prefix(name):
-        check_number("weight", weight, low=0)
-        variables = term.init(jax.random.fold_in(key, i), student, teacher)
-      params[name] = variables.params
-      state[name] = variables.state
-    return Variables(params, state)
+        check_number("weight", weight, low=0)  # In `fit` also at later steps.
+    return init_parts(parts, key, student, teacher)
 
   def apply(
     params: Tree,
@@ -112,22 +110,54 @@ def weighted(**terms: tuple[Number, Term]) -> Objective:
     key: jax.Array,
     axis_name: str | None = None,
   ) -> tuple[dict[str, tuple[Any, Any]], Tree]:
-    values: dict[str, tuple[Any, Any]] = {}
-    new_state: dict[str, Tree] = {}
-    _check_parts("params", params, terms)
-    _check_parts("state", state, terms)
-    for i, (name, (weight, term)) in enumerate(terms.items()):
-      context: dict[str, Any] = {"step": step, "key": jax.random.fold_in(key, i)}
-      if takes_axis_name(term.apply):
-        context["axis_name"] = axis_name
-      with _error_prefix(name):
-        value, new_state[name] = _pair(
-          term.apply(params[name], state[name], student, teacher, batch, **context)
-        )
-      values[name] = at_step(weight, step), value
-    return values, new_state
+    values, new_state = apply_parts(
+      parts, params, state, student, teacher, batch, step=step, key=key, axis_name=axis_name
+    )
+    return {name: (at_step(weights[name], step), x) for name, x in values.items()}, new_state
 
   return Objective(init, apply)
+
+
+def init_parts(
+  parts: Mapping[str, Term], key: jax.Array, student: Outputs, teacher: Outputs
+) -> Variables:
+  """Returns the variables of named terms by name; what a term raises begins with its name."""
+  params: dict[str, Tree] = {}
+  state: dict[str, Tree] = {}
+  for i, (name, term) in enumerate(parts.items()):
+    with _error_prefix(name):
+      variables = term.init(jax.random.fold_in(key, i), student, teacher)
+    params[name] = variables.params
+    state[name] = variables.state
+  return Variables(params, state)
+
+
+def apply_parts(
+  parts: Mapping[str, Term],
+  params: Tree,
+  state: Tree,
+  student: Outputs,
+  teacher: Outputs,
+  batch: Batch,
+  *,
+  step: jax.Array,
+  key: jax.Array,
+  axis_name: str | None = None,
+) -> tuple[dict[str, Any], dict[str, Tree]]:
+  """Returns values and new states of named terms by name; each has its own key."""
+  values: dict[str, Any] = {}
+  new_state: dict[str, Tree] = {}
+  _check_parts("params", params, parts)
+  _check_parts("state", state, parts)
+  for i, (name, term) in enumerate(parts.items()):
+    context: dict[str, Any] = {"step": step, "key": jax.random.fold_in(key, i)}
+    if takes_axis_name(term.apply):
+      context["axis_name"] = axis_name
+    with _error_prefix(name):
+      values[name], new_state[name] = _pair(
+        term.apply(params[name], state[name], student, teacher, batch, **context)
+      )
+  return values, new_state
 
 
 def takes_axis_name(apply: Callable) -> bool:
