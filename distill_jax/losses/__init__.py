@@ -17,7 +17,7 @@ from distill_jax.losses.attention import (
 from distill_jax.losses.batch_logits import batch_gram, class_gram, dist
 from distill_jax.losses.contrastive import dino, info_nce, queue_similarity
 from distill_jax.losses.cross_image import CirkdState, cirkd, cirkd_state
-from distill_jax.losses.dense import cwd, importance_map, localization, pearson
+from distill_jax.losses.dense import cwd, importance_map, localization, pearson, score_weighted
 from distill_jax.losses.features import (
   attention_transfer,
   cosine,
@@ -142,6 +142,7 @@ __all__ = [
   "rnnt_three_way",
   "sample_k",
   "sampled_cross_entropy",
+  "score_weighted",
   "similarity_preserving",
   "skew_kl",
   "skew_reverse_kl",

@@ -11,7 +11,7 @@ import map_references as maps
 import model_references as models
 import numpy as np
 
-from distill_jax import losses
+from distill_jax import losses, reduce
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -183,6 +183,13 @@ def cirkd_of_rows(student, teacher, **options):
   labels = jnp.broadcast_to(jnp.array([[0], [1]]), s.shape[:3])
   state = losses.CirkdState(*models.class_memory(s.shape[-1]), *np.zeros((2, 2), np.int32))
   return losses.cirkd(s, t, jnp.roll(s, 1, -1), labels, jax.random.key(0), state, **options)
+
+
+def score_weighted_of_first(student, teacher, **options):
+  """Returns `score_weighted` where the teacher's first channel is the logit of its scores."""
+  logits = jax.lax.stop_gradient(jnp.asarray(teacher)[..., 0])
+  scores = jax.nn.sigmoid(logits.astype(reduce.common_dtype(logits.dtype, jnp.float32)))
+  return losses.score_weighted(student, teacher, scores, **options)
 
 
 def relations(rng):
@@ -440,6 +447,15 @@ MAPS = [
   Case("vitkd", vit_tokens, maps.vitkd, {"alpha": 0.3, "beta": 0.2}, smooth=False),
   Case("kdsvd", adjacent_maps, maps.kdsvd, {"k": 2}),
   Case("pearson", pair(4, 3, 2), maps.pearson, scalar=True, relational=True),
+  Case(
+    "score_weighted",
+    pair(4, 3, 2, 5),
+    lambda s, t: maps.score_weighted(s, t, 1 / (1 + np.exp(-t[..., 0]))),
+    scalar=True,
+    relational=True,
+    derivatives=1,
+    loss=score_weighted_of_first,
+  ),
   Case("localization", pair(3, 4, 5), logit.localization, {"temperature": 10.0}, "logits"),
   related("similarity_preserving", maps.similarity_preserving),
   related("rkd_distance", maps.rkd_distance),

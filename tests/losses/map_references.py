@@ -179,6 +179,11 @@ def pearson(s, t):
   return ((standard(s) - standard(t)) ** 2).mean() / 2
 
 
+def score_weighted(s, t, scores):
+  errors = [scores[i] * ((s[i] - t[i]) ** 2).sum() for i in np.ndindex(scores.shape)]
+  return sum(errors) / (scores.sum() * s.shape[-1])
+
+
 def pairs(f, x):
   x = x.reshape(len(x), -1)
   return np.array([[f(a, b) for b in x] for a in x])
