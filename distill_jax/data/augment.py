@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from distill_jax import reduce
 from distill_jax.data.augmented_entries import make_entries
 from distill_jax.data.checks import check_seed
-from distill_jax.data.entry_crops import move_boxes
+from distill_jax.data.moved_boxes import move_boxes
 from distill_jax.types import Batch
 
 Transform = Callable[..., jax.Array]

@@ -6,46 +6,39 @@ that they count in no loss and no metric. `crops` crops encoded images on the ho
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from distill_jax.data.label_checks import UNLABELED
+from distill_jax.data.moved_boxes import (
+  MIN_VISIBLE,
+  Window,
+  check_min_visible,
+  crop_boxes,
+  move_boxes,
+)
 from distill_jax.errors import check_integer
 
 Transform = Callable[..., jax.Array]
 
 
-class Window(NamedTuple):
-  """A window in an image that was resized.
-
-  Attributes:
-    start: first position of the window per axis, traced integers; negative ones are outside.
-    shape: size of the window per axis.
-    source: size of the image per axis.
-    target: size to which the image is resized before, per axis, traced integers; None: it stays.
-  """
-
-  start: Any
-  shape: Sequence[int]
-  source: Sequence[int]
-  target: Any = None
-
-
-def shift_crop(padding: int) -> Transform:
+def shift_crop(padding: int, *, min_visible: float = MIN_VISIBLE) -> Transform:
   """Pads every side and crops the original size at a uniformly random position.
 
   He et al. 2016 (section 4.2) train CIFAR networks with padding 4 and `flip`. Images are padded
   with zeros; label maps with `UNLABELED`, unsigned ones with their largest value (255) and bools
-  with False; boxes are clipped. Volumes and clips are shifted in height and width.
+  with False; boxes are clipped or dropped. Volumes and clips are shifted in height and width.
 
   Args:
     padding: largest shift in pixels of the first entry.
+    min_visible: as of `random_crop`.
 
   Raises:
-    ValueError: `padding` is negative; when called, it is not smaller than the image (a shift could
-      hide all of it), or an entry's size is no multiple of the first's.
+    ValueError: `padding` is negative, or `min_visible` not in 0..1; when called, `padding` is not
+      smaller than the image (a shift could hide all of it), or an entry's size is no multiple of
+      the first's.
 
   >>> import jax.numpy as jnp
   >>> from distill_jax import data
@@ -56,6 +49,7 @@ def shift_crop(padding: int) -> Transform:
   """
   if padding < 0:
     raise ValueError(f"padding: expected a number >= 0, got {padding}")
+  check_min_visible(min_visible)
 
   def transform(key, values, kind="image", size=None):
     sides = (size or values.shape[:-1])[-2:]
@@ -64,30 +58,39 @@ def shift_crop(padding: int) -> Transform:
         f"padding: expected less than the sides of the image {tuple(sides)}, got {padding}"
       )
     start = jax.random.randint(key, (2,), 0, 2 * padding + 1, jnp.int32) - padding
-    return _crop(values, kind, size or values.shape[:-1], Window(start, sides, sides), 0.0)
+    window = Window(start, sides, sides)
+    return _crop(values, kind, size or values.shape[:-1], window, 0.0, min_visible)
 
   return transform
 
 
 def random_crop(
-  size: int | Sequence[int], *, scale: tuple[float, float] = (1.0, 1.0), fill: float = 0.0
+  size: int | Sequence[int],
+  *,
+  scale: tuple[float, float] = (1.0, 1.0),
+  fill: float = 0.0,
+  min_visible: float = MIN_VISIBLE,
 ) -> Transform:
   """Resizes by a random factor and crops a window at a uniformly random position.
 
   Images are resized by antialiased bilinear interpolation, label maps by their nearest pixel. Where
   the window is larger than the resized image, the image is at a random position in it: the rest of
   an image is `fill`, and that of a label map `UNLABELED`, for unsigned ones their largest value
-  (255) and for bools False. Boxes are resized, moved and clipped.
+  (255) and for bools False. Boxes are resized, moved and clipped; hidden ones become zeros, which
+  have no area and count nowhere.
 
   Args:
     size: side of the window in pixels of the first entry, or (height, width), or (depth, height,
       width). Without a depth, volumes and clips keep theirs.
     scale: smallest and largest factor, e.g. (0.5, 2); it is uniform between them.
     fill: value of an image's pixels outside of the image.
+    min_visible: boxes of which less than this part of the area is in the window are dropped; with
+      0, those without any area in it.
 
   Raises:
-    ValueError: `size` is not 1 to 3 sides of at least 1, or `scale` no range of positive numbers;
-      when called, images of integers are resized, or an entry's size is no multiple of the first's.
+    ValueError: `size` is not 1 to 3 sides of at least 1, `scale` no range of positive numbers, or
+      `min_visible` not in 0..1; when called, images of integers are resized, or an entry's size is
+      no multiple of the first's.
 
   >>> import jax.numpy as jnp
   >>> from distill_jax import data
@@ -100,6 +103,7 @@ def random_crop(
   """
   sides = _sides(size)
   low, high = _check_scale(scale)
+  check_min_visible(min_visible)
 
   def transform(key, values, kind="image", size=None):
     source, shape = _source_and_shape(size or values.shape[:-1], sides)
@@ -114,16 +118,18 @@ def random_crop(
     least, most = jnp.minimum(room, 0), jnp.maximum(room, 0)
     start = jax.random.randint(start_key, (len(shape),), least, most + 1, jnp.int32)
     window = Window(start, shape, source, target)
-    return _crop(values, kind, size or values.shape[:-1], window, fill)
+    return _crop(values, kind, size or values.shape[:-1], window, fill, min_visible)
 
   return transform
 
 
-def center_crop(size: int | Sequence[int], *, fill: float = 0.0) -> Transform:
+def center_crop(
+  size: int | Sequence[int], *, fill: float = 0.0, min_visible: float = MIN_VISIBLE
+) -> Transform:
   """Crops the central window, or pads all sides where the window is larger than the image.
 
   Args:
-    size, fill: as of `random_crop`.
+    size, fill, min_visible: as of `random_crop`.
 
   Raises:
     ValueError: as `random_crop`.
@@ -136,29 +142,29 @@ def center_crop(size: int | Sequence[int], *, fill: float = 0.0) -> Transform:
   [[[5.0, 6.0], [9.0, 10.0]]]
   """
   sides = _sides(size)
+  check_min_visible(min_visible)
 
   def transform(key, values, kind="image", size=None):
     source, shape = _source_and_shape(size or values.shape[:-1], sides)
     # An odd pixel is cut, or added, at the end.
     start = [(a - b) // 2 if a > b else -((b - a) // 2) for a, b in zip(source, shape)]
     window = Window(jnp.asarray(start, jnp.int32), shape, source)
-    return _crop(values, kind, size or values.shape[:-1], window, fill)
+    return _crop(values, kind, size or values.shape[:-1], window, fill, min_visible)
 
   return transform
 
 
-def move_boxes(boxes: jax.Array, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
-  """Returns moved boxes [N, 4]; those without an area only fill up the array, and stay."""
-  has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-  return jnp.where(has_area[:, None], function(boxes), boxes).astype(boxes.dtype)
-
-
 def _crop(
-  values: jax.Array, kind: str, size: Sequence[int], window: Window, fill: float
+  values: jax.Array,
+  kind: str,
+  size: Sequence[int],
+  window: Window,
+  fill: float,
+  min_visible: float,
 ) -> jax.Array:
   """Returns the window of an entry; `size` and `window` are in pixels of the first entry."""
   if kind == "boxes":
-    return move_boxes(values, lambda boxes: _crop_boxes(boxes, window))
+    return move_boxes(values, lambda boxes: crop_boxes(boxes, window, min_visible))
   window = _enlarge(window, _pixels_per_pixel(values.shape, size))
   first_axis = values.ndim - 1 - len(window.shape)
   if kind == "label_map":
@@ -211,16 +217,6 @@ def _interpolate(values: jax.Array, first_axis: int, window: Window, fill: float
     values.astype(jnp.float32) - fill, shape, axes, scale, translation, "linear"
   )
   return (result + fill).astype(values.dtype)
-
-
-def _crop_boxes(boxes: jax.Array, window: Window) -> jax.Array:
-  scale: Any = 1.0
-  if window.target is not None:
-    scale = jnp.asarray(window.target, jnp.float32) / jnp.asarray(window.source, jnp.float32)
-    scale = jnp.tile(scale[::-1], (1, 2))
-  offset = jnp.tile(jnp.asarray(window.start, jnp.float32)[::-1], (1, 2))
-  limit = jnp.tile(jnp.asarray(window.shape, jnp.float32)[::-1], (1, 2))
-  return jnp.clip(scale * boxes - offset, 0, limit)
 
 
 def _source_and_shape(

@@ -145,6 +145,43 @@ def test_maps_of_another_size_and_boxes_move_alike():
       assert (right - left) * (bottom - top) < 1
 
 
+@pytest.mark.parametrize(
+  "transform, factor, least",
+  [
+    (data.flip(), 1, 0),
+    (data.rotate90(), 1, 0),
+    (data.shift_crop(5, min_visible=0.4), 1, 0.4),
+    (data.center_crop(4, min_visible=0), 1, 0),
+    (data.random_crop(3, scale=(0.5, 0.5), min_visible=0.4), 0.5, 0.4),
+    (data.random_crop(13, scale=(2, 2), min_visible=1), 2, 1),
+  ],
+)
+def test_boxes_match_their_moved_masks(rng, transform, factor, least):
+  """A box is the extent of its mask after the change, or zeros where too little is visible."""
+  low = 2 * rng.integers(0, 3, (ROWS, 5, 2))
+  high = low + 2 * rng.integers(1, 3, (ROWS, 5, 2))
+  boxes = np.minimum(np.concatenate([low, high], -1), 8).astype(np.float32)
+  boxes[:, 0] = 0
+  masks = np.zeros((ROWS, 8, 8, 5), np.float32)
+  for row, column in itertools.product(range(ROWS), range(1, 5)):
+    left, top, right, bottom = boxes[row, column].astype(int)
+    masks[row, top:bottom, left:right, column] = 1
+  batch = {"image": masks, "boxes": boxes, "id": np.arange(ROWS), "view": np.ones(ROWS, int)}
+  kinds = {"image": "image", "boxes": "boxes"}
+  function = jax.jit(data.augmentation(transform, seed=0, entries=kinds))
+  view = jax.device_get(function(batch))
+  expected = np.zeros_like(boxes)
+  for row, column in itertools.product(range(ROWS), range(1, 5)):
+    rows, columns = np.nonzero(view["image"][row, :, :, column] > 0.5)
+    if len(rows) and len(rows) >= least * factor**2 * masks[row, :, :, column].sum():
+      extent = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+      expected[row, column] = extent
+  np.testing.assert_array_equal(view["boxes"], expected)
+  # A view does not depend on the other rows of its batch, as of a cache.
+  reversed_view = function({name: values[::-1] for name, values in batch.items()})
+  np.testing.assert_array_equal(reversed_view["boxes"][::-1], expected)
+
+
 def test_views_of_crops_match_golden_values():
   """Other windows would pair cached teacher outputs with views that the student never sees."""
   image = np.arange(25, dtype=np.float32).reshape(1, 5, 5, 1)
@@ -210,6 +247,13 @@ def test_cutmix_of_volumes_raises(rng):
 def test_arguments_of_random_crop_are_checked(arguments, field):
   with pytest.raises(ValueError, match=rf"^{field}: expected"):
     data.random_crop(**arguments)
+
+
+@pytest.mark.parametrize("min_visible", [-0.1, 1.1, float("nan"), None])
+@pytest.mark.parametrize("crop", [data.shift_crop, data.random_crop, data.center_crop])
+def test_visible_part_is_checked(crop, min_visible):
+  with pytest.raises(ValueError, match=r"^min_visible: expected"):
+    crop(4, min_visible=min_visible)
 
 
 def test_crops_that_do_not_fit_the_images_raise(rng):
