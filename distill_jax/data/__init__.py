@@ -27,6 +27,7 @@ with naming_extras():
     mark_unlabeled,
   )
   from distill_jax.data.mixing import cutmix, mixup
+  from distill_jax.data.mosaic import mosaic
   from distill_jax.data.pipeline import Pipeline
   from distill_jax.data.regions import split_regions
   from distill_jax.data.source import Source
@@ -53,6 +54,7 @@ __all__ = [
   "label_fraction",
   "leave_out_classes",
   "mixup",
+  "mosaic",
   "random_crop",
   "rotate90",
   "shape_change",

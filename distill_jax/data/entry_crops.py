@@ -101,8 +101,8 @@ def random_crop(
   >>> view["image"].shape, (view["label"] == data.UNLABELED).sum().item()  # 6 rows, 2 columns
   ((1, 6, 6, 3), 12)
   """
-  sides = _sides(size)
-  low, high = _check_scale(scale)
+  sides = check_sides(size)
+  low, high = check_scale(scale)
   check_min_visible(min_visible)
 
   def transform(key, values, kind="image", size=None):
@@ -141,7 +141,7 @@ def center_crop(
   >>> augment({"image": image, "id": jnp.arange(1), "view": jnp.zeros(1, int)})["image"].tolist()
   [[[5.0, 6.0], [9.0, 10.0]]]
   """
-  sides = _sides(size)
+  sides = check_sides(size)
   check_min_visible(min_visible)
 
   def transform(key, values, kind="image", size=None):
@@ -231,7 +231,8 @@ def _source_and_shape(
   return tuple(size[len(size) - len(sides) :]), sides
 
 
-def _sides(size: int | Sequence[int]) -> tuple[int, ...]:
+def check_sides(size: int | Sequence[int]) -> tuple[int, ...]:
+  """Returns (height, width) or (depth, height, width), at least 1; raises a ValueError else."""
   sides = tuple(size) if isinstance(size, Sequence) else (size, size)
   if len(sides) not in (2, 3):
     raise ValueError(
@@ -240,7 +241,8 @@ def _sides(size: int | Sequence[int]) -> tuple[int, ...]:
   return tuple(check_integer("size", side, 1) for side in sides)
 
 
-def _check_scale(scale: Any) -> tuple[float, float]:
+def check_scale(scale: Any) -> tuple[float, float]:
+  """Returns a range of factors; raises a ValueError unless 0 < low <= high."""
   is_pair = isinstance(scale, Sequence) and len(scale) == 2
   if not is_pair or not 0 < scale[0] <= scale[1] < float("inf"):
     raise ValueError(
