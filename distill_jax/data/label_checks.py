@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from distill_jax.data.box_checks import check_boxes
 from distill_jax.data.checks import cast_hint, check_rows, check_values, example_name
 from distill_jax.objectives.class_labels import BINARY, SUM_TOLERANCE, outside_probabilities
 
@@ -34,8 +35,8 @@ def check_batch(
 
   Raises:
     ValueError: arrays of different lengths, no rows, NaN or infinity (-inf is allowed in
-      'teacher/...': a logit of probability 0), an integer that 32 bits do not hold, or labels
-      outside their range.
+      'teacher/...': a logit of probability 0), an integer that 32 bits do not hold, labels outside
+      their range, or boxes that `Source` rejects.
 
   >>> check_batch({"image": np.zeros((2, 8, 8, 1)), "label": np.array([0, 1])}, classes=2)
   """
@@ -52,6 +53,7 @@ def check_batch(
       check_label_entry(name, values, entries[name], ids, ignored)
     else:
       check_values(name, values, ids)
+  check_boxes(arrays, ids, ignore_label_of(ignore_label, "label"))
 
 
 def class_numbers(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.data.arrays import to_array
+from distill_jax.data.box_checks import check_boxes
 from distill_jax.data.checks import check_values, count_rows
 from distill_jax.data.groups import check_groups
 from distill_jax.data.label_checks import UNLABELED, check_label_entry, mark_unlabeled
@@ -29,7 +30,9 @@ class Source:
       class numbers [N, ...]; rows of probabilities [N, classes], of zeros for no label; or of 2
       classes the probability of class 1 [N]. Without `classes` any finite numbers. The other
       entries are inputs, e.g. 'image' float32 [N, height, width, channels] in 0..1. 64-bit numbers
-      become 32-bit ones, as on the device.
+      become 32-bit ones, as on the device. For detection, 'boxes' [N, M, 4] are (left, top, right,
+      bottom) in pixels of 'image', next to 'label' [N, M], negative for padding, and maybe 'crowd',
+      bool [N, M].
     classes: number of classes. None: labels are no class numbers, but e.g. regression targets float
       [N] or multi-hot rows [N, C], and 'label' may be missing.
     class_names: one name per class, by default '0', '1', ...; () without classes.
@@ -44,8 +47,9 @@ class Source:
 
   Raises:
     ValueError: an array is empty or of another length; ids are not integers 0 to 2^31 - 1 or
-      repeat; a number is not finite; with classes, 'label' is missing or holds another number;
-      groups are none. The error names the field and the example's id.
+      repeat; a number is not finite; with classes, 'label' is missing or holds another number, or a
+      box is of another format or outside of its image; groups are none. The error names the field
+      and the example's id.
 
   >>> targets = Source({"x": np.ones((2, 3)), "label": np.array([0.5, -1.5])})
   >>> targets.arrays["label"].dtype, targets.class_names
@@ -74,6 +78,7 @@ class Source:
       self._check_no_classes()
     else:
       arrays["label"] = self._checked_labels(arrays, self.classes)
+      check_boxes(arrays, arrays["id"])
     read_only = {
       name: _as_stored(name, values, arrays["id"], self.classes) for name, values in arrays.items()
     }

@@ -1,0 +1,79 @@
+"""Checks boxes of objects on the host."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from distill_jax.data.checks import example_name
+
+TOLERANCE = 1.0
+"""How far boxes may be outside the image, in pixels: annotations are rounded."""
+
+
+def check_boxes(
+  arrays: Mapping[str, np.ndarray], ids: Any = None, ignore_label: int | None = None
+) -> None:
+  """Checks the boxes of objects: 'boxes' [N, M, 4] next to class numbers 'label' [N, M].
+
+  Other entries of these names may mean anything, and are not checked. Boxes whose label is negative
+  are padding; those without an area count nowhere.
+
+  Args:
+    arrays: the entries; 'image' [N, H, W, channels] and 'crowd' are optional.
+    ids: [N], the example ids that an error names; None names the row.
+    ignore_label: the class number of padding, if it is not negative.
+
+  Raises:
+    ValueError: a box is not (left, top, right, bottom) in pixels, but e.g. (x, y, width, height) or
+      normalized; it is outside of the image; or 'crowd' is not bool [N, M].
+  """
+  boxes, label = (np.asarray(arrays.get(name, 0)) for name in ("boxes", "label"))
+  is_class = np.issubdtype(label.dtype, np.integer) and label.ndim == 2
+  if not is_class or boxes.shape != (*label.shape, 4):
+    return
+  _check_crowd(arrays.get("crowd"), label)
+  is_object = (label >= 0) & (label != ignore_label)
+  is_inverted = is_object & (boxes[..., 2:] < boxes[..., :2]).any(-1)
+  _check_none(
+    is_inverted,
+    boxes,
+    ids,
+    "(left, top, right, bottom)",
+    'write boxes.convert(x, "xywh", "xyxy") if these are the left, top, width and height',
+  )
+  image = np.asarray(arrays.get("image", 0))
+  if image.ndim != 4 or not is_object.any():
+    return
+  height, width = image.shape[1:3]
+  if boxes[is_object].max() <= 1 < min(height, width):
+    raise ValueError(
+      f"boxes: expected pixels of images of {height} x {width}, got no number above 1: write "
+      f"boxes * np.array([{width}, {height}, {width}, {height}]) if they are normalized"
+    )
+  limits = np.array([width, height, width, height])
+  is_outside = is_object & ((boxes < -TOLERANCE) | (boxes > limits + TOLERANCE)).any(-1)
+  _check_none(
+    is_outside,
+    boxes,
+    ids,
+    f"boxes inside the image of {height} x {width} pixels",
+    f"scale them with the image, or write boxes.clip(x, {height}, {width})",
+  )
+
+
+def _check_crowd(crowd: np.ndarray | None, label: np.ndarray) -> None:
+  if crowd is not None and (crowd.dtype != np.bool_ or crowd.shape != label.shape):
+    raise ValueError(
+      f"crowd: expected bool {list(label.shape)} as 'label', got {crowd.dtype} "
+      f"{list(crowd.shape)}: write crowd.astype(bool)"
+    )
+
+
+def _check_none(invalid: np.ndarray, boxes: np.ndarray, ids: Any, expected: str, hint: str) -> None:
+  if invalid.any():
+    row, column = np.argwhere(invalid)[0]
+    box = [round(float(x), 3) for x in boxes[row, column]]
+    raise ValueError(
+      f"boxes: expected {expected}, got {box} in {example_name(ids, row)}, box {column}: {hint}"
+    )
