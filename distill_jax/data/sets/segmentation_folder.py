@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from distill_jax.data.crops import pixels
-from distill_jax.data.images import decode_image, orientation
 from distill_jax.data.label_checks import UNLABELED
+from distill_jax.data.sets import image_files
 from distill_jax.data.sets.folder import SUFFIXES
 from distill_jax.data.source import Source
 from distill_jax.storage import folders
@@ -72,21 +71,18 @@ def load(
   images: list[np.ndarray] = []
   labels: list[np.ndarray] = []
   for image_file, mask_file in pairs:
-    image = _read_image(image_file, channels, max_pixels)
+    image = image_files.read(image_file, channels, max_pixels, "mask")
     label = _read_mask(mask_file, masks)
     if image.shape[:2] != label.shape:
       raise ValueError(
-        f"{mask_file}: expected a mask of {_size(image)} pixels as {image_file}, got "
-        f"{_size(label)}: resize the mask by its nearest pixel"
+        f"{mask_file}: expected a mask of {image_files.size_of(image)} pixels as {image_file}, got "
+        f"{image_files.size_of(label)}: resize the mask by its nearest pixel"
       )
     if pad_to is not None:
-      image, label = (_pad(values, pad_to, image_file) for values in (image, label))
-    elif images and image.shape != images[0].shape:
-      sides = np.max([[*image.shape[:2]], [*images[0].shape[:2]]], axis=0)
-      raise ValueError(
-        f"{image_file}: expected images of one size, got {_size(image)} after {_size(images[0])}: "
-        f"write pad_to=({sides[0]}, {sides[1]}), and train on data.random_crop(...)"
-      )
+      image = image_files.pad(image, pad_to, 0, image_file)
+      label = image_files.pad(label, pad_to, UNLABELED, image_file)
+    elif images:
+      image_files.check_same_size(image, images[0], image_file)
     images.append(image)
     labels.append(label)
   label = np.stack(labels)
@@ -129,24 +125,6 @@ def _files(root: Path, folder: str) -> dict[tuple[str, ...], Path]:
   if not files:
     raise ValueError(f"path: expected images in {parent}, got none")
   return files
-
-
-def _read_image(file: Path, channels: int, max_pixels: int) -> np.ndarray:
-  try:
-    encoded = file.read_bytes()
-    turned = orientation(encoded)
-    image = decode_image(encoded, channels, max_pixels)
-  # Pillow's decoders raise nearly any exception on corrupt files.
-  except Exception as error:
-    raise ValueError(
-      f"{file}: expected an image, got a file that cannot be read: {error}"
-    ) from error
-  if turned != 1:
-    raise ValueError(
-      f"{file}: expected an image that is stored upright, got the EXIF orientation {turned}: its "
-      "mask may be turned or not, so save it upright"
-    )
-  return pixels(image)
 
 
 def _read_mask(file: Path, masks: _Masks) -> np.ndarray:
@@ -225,18 +203,3 @@ def _check_not_black_and_white(label: np.ndarray, masks: _Masks, pairs: Sequence
       f"{pairs[0][1]}: expected class numbers, got only 0 and 255 in all masks, of which 255 is "
       "the ignore label: write colors={0: 0, 255: 1} for black and white masks"
     )
-
-
-def _pad(values: np.ndarray, sides: tuple[int, int], file: Path) -> np.ndarray:
-  missing = [side - length for side, length in zip(sides, values.shape)]
-  if min(missing) < 0:
-    raise ValueError(
-      f"pad_to: expected at least the size of every image, got {tuple(sides)}, less than "
-      f"{_size(values)} of {file}: write a larger one"
-    )
-  widths = [(0, width) for width in missing] + [(0, 0)] * (values.ndim - 2)
-  return np.pad(values, widths, constant_values=0 if values.ndim == 3 else UNLABELED)
-
-
-def _size(values: np.ndarray) -> str:
-  return f"{values.shape[0]} x {values.shape[1]}"
