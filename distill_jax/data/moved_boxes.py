@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from distill_jax.boxes import area, has_area
+
 MIN_VISIBLE = 0.1
 """The part of a box's area that must stay visible, by default: the `area_thr` of YOLOv5 and later
 Ultralytics. Albumentations keeps every box with an area, torchvision those of one pixel or more."""
@@ -29,8 +31,7 @@ class Window(NamedTuple):
 
 def move_boxes(boxes: jax.Array, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
   """Returns moved boxes [N, 4]; those without an area only fill up the array, and stay."""
-  has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-  return jnp.where(has_area[:, None], function(boxes), boxes).astype(boxes.dtype)
+  return jnp.where(has_area(boxes)[:, None], function(boxes), boxes).astype(boxes.dtype)
 
 
 def crop_boxes(boxes: jax.Array, window: Window, min_visible: float) -> jax.Array:
@@ -43,13 +44,8 @@ def crop_boxes(boxes: jax.Array, window: Window, min_visible: float) -> jax.Arra
   limit = jnp.tile(jnp.asarray(window.shape, jnp.float32)[::-1], (1, 2))
   moved = scale * boxes - offset
   clipped = jnp.clip(moved, 0, limit)
-  area = _area(clipped)
-  is_visible = (area > 0) & (area >= min_visible * _area(moved))
+  is_visible = has_area(clipped) & (area(clipped) >= min_visible * area(moved))
   return jnp.where(is_visible[:, None], clipped, 0)
-
-
-def _area(boxes: jax.Array) -> jax.Array:
-  return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def check_min_visible(fraction: Any) -> None:
