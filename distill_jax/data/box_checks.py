@@ -28,10 +28,10 @@ def check_boxes(
     ValueError: a box is not (left, top, right, bottom) in pixels, but e.g. (x, y, width, height) or
       normalized; it is outside of the image; or 'crowd' is not bool [N, M].
   """
-  boxes, label = (np.asarray(arrays.get(name, 0)) for name in ("boxes", "label"))
-  is_class = np.issubdtype(label.dtype, np.integer) and label.ndim == 2
-  if not is_class or boxes.shape != (*label.shape, 4):
+  if not _has_boxes(arrays):
     return
+  boxes = np.asarray(arrays["boxes"])
+  label = np.asarray(arrays["label"])
   _check_crowd(arrays.get("crowd"), label)
   is_object = (label >= 0) & (label != ignore_label)
   is_inverted = is_object & (boxes[..., 2:] < boxes[..., :2]).any(-1)
@@ -60,6 +60,28 @@ def check_boxes(
     f"boxes inside the image of {height} x {width} pixels",
     f"scale them with the image, or write boxes.clip(x, {height}, {width})",
   )
+
+
+def check_no_boxes(arrays: Mapping[str, np.ndarray], function: str) -> None:
+  """Checks that removed labels do not turn images with objects into images without any.
+
+  Raises:
+    ValueError: the entries are those of detection.
+  """
+  if _has_boxes(arrays):
+    raise ValueError(
+      f"boxes: expected examples without boxes for {function}, got {list(arrays['boxes'].shape)}, "
+      "and an image without their labels counts as one without objects: write rest, few = "
+      "data.split(source, 0.05), and train on few, or on all with a mask as another entry, "
+      "np.isin(source.ids, few.ids)"
+    )
+
+
+def _has_boxes(arrays: Mapping[str, np.ndarray]) -> bool:
+  """Returns whether there are 'boxes' [N, M, 4] next to class numbers 'label' [N, M]."""
+  boxes, label = (np.asarray(arrays.get(name, 0)) for name in ("boxes", "label"))
+  is_class = np.issubdtype(label.dtype, np.integer) and label.ndim == 2
+  return is_class and boxes.shape == (*label.shape, 4)
 
 
 def _check_crowd(crowd: np.ndarray | None, label: np.ndarray) -> None:

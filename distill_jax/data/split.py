@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.data.arrays import to_batch
+from distill_jax.data.box_checks import check_no_boxes
 from distill_jax.data.checks import check_fraction, check_number, check_seed
 from distill_jax.data.groups import group_entry
 from distill_jax.data.label_checks import UNLABELED
@@ -80,8 +81,7 @@ def split(
 def label_fraction(source: Source, fraction: float, seed: int = 0) -> Source:
   """Keeps the labels of a fraction of each class, at least one; the others become `UNLABELED`.
 
-  Label maps [N, H, W], and other labels of several numbers, are kept or removed whole, whatever
-  their classes.
+  Labels of several numbers, such as label maps [N, H, W], are kept or removed whole.
 
   All examples stay: a teacher also has outputs for those without a label. The labels of a smaller
   fraction are among those of a larger one.
@@ -92,8 +92,8 @@ def label_fraction(source: Source, fraction: float, seed: int = 0) -> Source:
     seed: from 0 to 2^32 - 1.
 
   Raises:
-    ValueError: the source has no classes, or `fraction` is not in (0, 1]; `unlabeled` removes all
-      labels.
+    ValueError: the source has no classes, or has boxes; or `fraction` is not in (0, 1]: `unlabeled`
+      removes all labels.
 
   >>> import numpy as np
   >>> from distill_jax import data
@@ -283,9 +283,9 @@ def _class_numbers(source: Source, function: str) -> np.ndarray:
   """Returns the labels of a source, class numbers."""
   if source.classes is None:
     raise ValueError(
-      f"classes: expected a number of classes for {function}, got None in {source.name}: make the "
-      "source with data.Source(arrays, classes=...)"
+      f"classes: expected a number for {function}, got None in {source.name}: give Source classes="
     )
+  check_no_boxes(source.arrays, function)
   label = source.arrays["label"]
   if not np.issubdtype(label.dtype, np.integer):
     raise ValueError(

@@ -60,3 +60,11 @@ def test_boxes_that_cannot_be_meant_raise(check, options, message):
 )
 def test_padding_and_other_entries_of_these_names_pass(check, options):
   check(arrays_with(**options))
+
+
+def test_labels_of_boxes_are_not_removed():
+  """An image without the labels of its boxes would be trained on as one without objects."""
+  source = data.Source(arrays_with(), classes=3, ignore_label=-1)
+  for remove in (lambda x: data.label_fraction(x, 0.5), data.unlabeled):
+    with pytest.raises(ValueError, match=r"^boxes: expected"):
+      remove(source)
