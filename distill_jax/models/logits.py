@@ -13,6 +13,9 @@ ROWS = 8  # Enough that logits do not look like probabilities by chance.
 MIN_VALUES = 16
 """Number of values from which all of them in [0, 1] are a sigmoid's: one logit in three of a normal
 distribution is there, and those of an example depend on one another."""
+MIN_RANGE = 0.5
+"""Range of a class over the rows from which on values in [0, 1] are a sigmoid's: a network of a few
+steps gives all rows nearly the same logits, which may lie in [0, 1] by chance."""
 _UNCHANGED = ("convert_element_type", "reshape", "squeeze", "broadcast_in_dim", "transpose", "copy")
 _TOLERANCE = 1e-2  # In bfloat16 a probability is off by up to 2^-9 of itself.
 
@@ -61,9 +64,11 @@ def is_probabilities(logits: np.ndarray) -> bool:
 
 
 def is_in_unit_range(logits: np.ndarray) -> bool:
-  """Returns whether `MIN_VALUES` or more are all in [0, 1], and neither all equal nor flags."""
+  """Returns whether `MIN_VALUES` or more are all in [0, 1], differ by row, and are no flags."""
   values = np.asarray(logits, np.float64)
-  if values.size < MIN_VALUES or np.ptp(values) == 0 or np.isin(values, (0, 1)).all():
+  if values.size < MIN_VALUES or np.isin(values, (0, 1)).all():
+    return False
+  if np.ptp(values, axis=0).max() < MIN_RANGE:
     return False
   return bool(((values >= 0) & (values <= 1)).all())
 

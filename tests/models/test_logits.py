@@ -190,6 +190,7 @@ def test_logits_do_not_warn(apply):
     (np.linspace(0, 1, 15)[:, None], False),
     (np.linspace(0, 1.1, 16)[:, None], False),
     (np.full((16, 1), 0.5), False),
+    (np.linspace([0.1, 0.5], [0.5, 0.9], 16), False),
     (np.eye(4), False),
   ],
 )
