@@ -22,14 +22,11 @@ from distill_jax.objectives.labels import labels
 from distill_jax.objectives.layer_maps import layer_map
 from distill_jax.objectives.layers import attention, layers, relations
 from distill_jax.objectives.learned import learned, srd, vid, vkd
+from distill_jax.objectives.locations import locations
 from distill_jax.objectives.logit_comparisons import logits, mutual
-from distill_jax.objectives.maps import (
-  fgd,
-  layer_attention,
-  mgd,
-  review_kd,
-)
+from distill_jax.objectives.maps import layer_attention, mgd, review_kd
 from distill_jax.objectives.memories import crd, dino, queue_similarity
+from distill_jax.objectives.necks import fgd, score_weighted
 from distill_jax.objectives.patches import vitkd
 from distill_jax.objectives.sparse import sparse
 from distill_jax.objectives.student_losses import student_loss
@@ -53,6 +50,7 @@ __all__ = [
   "layer_map",
   "layers",
   "learned",
+  "locations",
   "logits",
   "mgd",
   "mutual",
@@ -64,6 +62,7 @@ __all__ = [
   "queue_similarity",
   "relations",
   "review_kd",
+  "score_weighted",
   "sparse",
   "srd",
   "student_loss",

@@ -1,21 +1,12 @@
 """Terms that learn a network over maps, such as a generator or a fusion of stages."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from distill_jax import losses
 from distill_jax.errors import check_integer
-from distill_jax.objectives.hyperparameters import (
-  Number,
-  at_step,
-  check_at_steps,
-  check_number,
-  is_number,
-)
+from distill_jax.objectives.hyperparameters import Number, at_step, check_number
 from distill_jax.objectives.learned import check_pair, learned
-from distill_jax.objectives.loss_checks import check_options
 from distill_jax.objectives.parts import (
   align,
   align_init,
@@ -191,62 +182,3 @@ def layer_attention(
     return losses.layer_attention(s, t, params), state
 
   return learned(student, teacher, init, apply)
-
-
-def fgd(
-  student: str,
-  teacher: str,
-  *,
-  stride: float,
-  boxes: str = "boxes",
-  valid: str = "boxes_valid",
-  **hyperparameters: Any,
-) -> Term:
-  """Focal and global distillation: `losses.fgd` with learned context blocks and the batch's boxes.
-
-  Weight 1, for each level of the neck: the weights are the hyper-parameters (Yang et al. 2022,
-  arXiv:2111.11837).
-
-  Args:
-    student, teacher: names of maps [B, H, W, C] of one level; channels and size are aligned as in
-      `features`.
-    stride: number of pixels per position of the teacher's map at this level.
-    boxes: name of the batch's entry of (x0, y0, x1, y1) in pixels, [B, N, 4].
-    valid: name of the batch's entry that marks the boxes that exist, bool [B, N].
-    **hyperparameters: `temperature`, `alpha`, `beta`, `gamma`, `relation` of the loss, each a
-      number or a schedule of the step.
-
-  Raises:
-    ValueError: at once, stride <= 0 or a hyper-parameter that the loss does not have; in init,
-      outputs that are not maps of as many rows, or a hyper-parameter that the loss rejects; in a
-      step, boxes that do not fit or that the batch
-      lacks.
-
-  >>> from distill_jax import objectives
-  >>> term = objectives.fgd("p3", "p3", stride=8)  # a step's batch has 'boxes' and 'boxes_valid'
-  >>> student, teacher = {"p3": np.zeros((2, 4, 4, 4))}, {"p3": np.zeros((2, 4, 4, 8))}
-  >>> params, _ = jax.eval_shape(term.init, jax.random.key(0), student, teacher)
-  >>> params["context"][0].reduce[0].shape  # the context block of the student
-  (8, 4)
-  """
-  if not is_number(stride) or not stride > 0:
-    raise ValueError(f"stride: expected a number > 0, got {stride!r}")
-  schedules = check_options(losses.fgd, {"foreground", "context"}, hyperparameters)
-
-  def init(key, s, t):
-    check_pair(s, t, ranks=(4,))
-    align_key, context_key = jax.random.split(key)
-    context = losses.fgd_init(context_key, t.shape[-1])
-    maps = jax.ShapeDtypeStruct(t.shape, t.dtype)
-    foreground = jax.ShapeDtypeStruct(t.shape[:3], jnp.float32)
-    check_at_steps(losses.fgd, hyperparameters, schedules, maps, maps, foreground, context)
-    return Variables({"align": align_init(align_key, s, t), "context": context}, {})
-
-  def apply(params, state, s, t, *, step, boxes, valid):
-    options = {name: at_step(value, step) for name, value in hyperparameters.items()}
-    _, height, width, _ = t.shape
-    foreground = losses.box_weights(boxes / stride, valid, height=height, width=width)
-    aligned = align(params["align"], s, t)
-    return losses.fgd(aligned, t, foreground, params["context"], **options), state
-
-  return learned(student, teacher, init, apply, entries={"boxes": boxes, "valid": valid})

@@ -259,7 +259,10 @@ CASES = {
     lambda: objectives.layer_attention(("one", "two"), ("two", "one"), width=8),
     attention,
   ),
-  "fgd": (lambda: objectives.fgd("one", "one", stride=3.0, alpha=0.1, relation=0.2), fgd),
+  "fgd": (
+    lambda: objectives.fgd("one", "one", stride=3.0, valid="boxes_valid", alpha=0.1, relation=0.2),
+    fgd,
+  ),
   "crd": (lambda: objectives.crd("flat", "two", EXAMPLES, negatives=6, width=5), crd),
   "queue_similarity": (lambda: objectives.queue_similarity("flat", "flat", size=QUEUE), queue),
   "cirkd": (
