@@ -78,7 +78,7 @@ class Source:
       self._check_no_classes()
     else:
       arrays["label"] = self._checked_labels(arrays, self.classes)
-      check_boxes(arrays, arrays["id"])
+    check_boxes(arrays, arrays["id"])
     read_only = {
       name: _as_stored(name, values, arrays["id"], self.classes) for name, values in arrays.items()
     }

@@ -22,11 +22,18 @@ def check_source(arrays):
   data.Source(arrays, classes=3, ignore_label=-1)
 
 
+def check_source_without_classes(arrays):
+  data.Source(arrays)
+
+
 def check_batch(arrays):
   data.check_batch(arrays, 3, -1)
 
 
-@pytest.mark.parametrize("check", [check_source, check_batch])
+CHECKS = [check_source, check_source_without_classes, check_batch]
+
+
+@pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize(
   "options, message",
   [
@@ -46,7 +53,7 @@ def test_boxes_that_cannot_be_meant_raise(check, options, message):
     check(arrays_with(**options))
 
 
-@pytest.mark.parametrize("check", [check_source, check_batch])
+@pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize(
   "options",
   [
