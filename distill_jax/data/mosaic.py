@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL.Image
 
 from distill_jax.data.checks import check_seed
 from distill_jax.data.entry_crops import check_scale, check_sides
@@ -110,6 +111,17 @@ class _Span(NamedTuple):
   source: int
   target: int
 
+  def inside(self) -> slice:
+    """Returns the pixels of the quadrant that show the image."""
+    length = self.last - self.first
+    return slice(max(-self.start, 0), min(self.target - self.start, length))
+
+  def edges(self) -> tuple[float, float]:
+    """Returns where these pixels begin and end in the image."""
+    factor = self.source / self.target
+    first = (self.start + self.inside().start) * factor
+    return first, min((self.start + self.inside().stop) * factor, self.source)
+
 
 def _join(
   rng: np.random.Generator,
@@ -153,21 +165,18 @@ def _span(
 
 def _resize(image: np.ndarray, rows: _Span, columns: _Span) -> np.ndarray:
   """Returns the part of an image by antialiased bilinear interpolation, gray outside of it."""
-  height, width, channels = image.shape
-  flat = (image - np.float32(FILL)).reshape(height, width * channels)
-  resized = (_weights(rows) @ flat).reshape(-1, width, channels)
-  return _weights(columns) @ resized + np.float32(FILL)
-
-
-def _weights(span: _Span) -> np.ndarray:
-  """Returns the weights [last - first, source] of pixels, zeros outside of the image."""
-  position = span.start + np.arange(span.last - span.first)
-  factor = span.source / span.target
-  center = (position[:, None] + 0.5) * factor - 0.5
-  weights = np.maximum(1 - np.abs(center - np.arange(span.source)) / max(factor, 1), 0)
-  is_inside = (position >= 0) & (position < span.target)
-  weights *= is_inside[:, None]
-  return (weights / weights.sum(1, keepdims=True).clip(1e-6)).astype(np.float32)
+  shape = (rows.last - rows.first, columns.last - columns.first, image.shape[-1])
+  result = np.full(shape, FILL, np.float32)
+  part = result[rows.inside(), columns.inside()]
+  top, bottom = rows.edges()
+  left, right = columns.edges()
+  box = (left, top, right, bottom)
+  for channel in range(image.shape[-1]):
+    # The filter takes pixels beyond the box too: this is a part of the resized image.
+    picture = PIL.Image.fromarray(np.ascontiguousarray(image[..., channel], np.float32))
+    resized = picture.resize(part.shape[1::-1], PIL.Image.Resampling.BILINEAR, box=box)
+    part[..., channel] = np.asarray(resized)
+  return result
 
 
 def _move(
