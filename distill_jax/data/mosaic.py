@@ -92,7 +92,13 @@ def mosaic(
     order = _largest(entries["boxes"], rows)
     for name in names:
       arrays[name][row, : len(order)] = entries[name][order]
-  return dataclasses.replace(source, arrays=arrays, name=f"{source.name}_mosaic_{seed}", groups="")
+  return dataclasses.replace(
+    source,
+    arrays=arrays,
+    name=f"{source.name}_mosaic_{seed}",
+    ignore_label=None if source.classes is None else UNLABELED,
+    groups="",
+  )
 
 
 class _Span(NamedTuple):
@@ -213,3 +219,6 @@ def _check_source(source: Any) -> None:
     if values is None or values.ndim != axes or not np.issubdtype(values.dtype, kind):
       got = sorted(source.arrays) if values is None else f"{values.dtype} {list(values.shape)}"
       raise ValueError(f"source: expected {name!r}, {layout}, in {source.name}, got {got}")
+  shapes = {name: source.arrays[name].shape for name in ("boxes", "label")}
+  if shapes["boxes"] != (*shapes["label"], 4):
+    raise ValueError(f"source: expected 'boxes' [N, M, 4] and 'label' [N, M], got {shapes}")

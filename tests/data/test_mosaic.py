@@ -109,18 +109,22 @@ def test_arguments_are_checked(rng, arguments, field):
     data.mosaic(**({"source": a_source(rng), "count": 2, "size": 8, "seed": 0} | arguments))
 
 
+def test_joined_boxes_of_unpadded_sources_are_padded(rng):
+  arrays = {name: values[1:] for name, values in a_source(rng).arrays.items()}
+  for classes in (ROWS * BOXES, None):
+    joined = data.mosaic(data.Source(arrays, classes), 4, size=8, seed=0)
+    assert joined.classes == classes and (joined.arrays["label"] == -1).any()
+
+
 def test_sources_without_boxes_raise(rng):
   arrays = dict(a_source(rng).arrays)
   for wrong in (
     {"image": (arrays["image"] * 255).astype(np.uint8)},
     {"image": arrays["image"][..., 0]},
     {"label": arrays["label"][:, 0]},
+    {"label": arrays["label"][:, :2]},
   ):
-    source = data.Source(
-      {name: x for name, x in (arrays | wrong).items() if name != "boxes" or "label" not in wrong},
-      ROWS * BOXES,
-      ignore_label=-1,
-    )
+    source = data.Source(arrays | wrong, ROWS * BOXES, ignore_label=-1)
     with pytest.raises(ValueError, match=r"^source: expected"):
       data.mosaic(source, 2, size=8, seed=0)
   with pytest.raises(ValueError, match=r"^source: expected"):
