@@ -130,7 +130,8 @@ class Task(NamedTuple):
       are added.
     compute: `added statistics (host arrays) -> {metric name: float}`.
     label_classes: `Outputs (or their shapes) -> {entry of the batch: number of classes}`: the
-      entries that hold class numbers, 0 to that minus 1. None: no entry does.
+      entries that hold class numbers, 0 to that minus 1; a number of None allows any. None: no
+      entry does.
     ignore_label: the class number that marks examples without a label, in addition to negative
       ones; None: there is none.
     train_metrics: `(student Outputs, batch) -> {name: (sum, count)}`, cheap ones for the log of
@@ -145,6 +146,8 @@ class Task(NamedTuple):
     figures: `(entries, references, class_names) -> report blocks`, the pictures and tables of this
       kind of problem, from the `report.Entry` of each network; or None.
     figure_references: names of further entries that `figures` reads where the examples have them.
+    scores_parts: whether `evaluate_predictions` scores any part of the examples, and quickly: a
+      report calls it without one of 20 parts at a time, for confidence intervals.
 
   >>> def compute(sums):
   ...   return {"error": float(sums[0] / sums[1])}
@@ -158,7 +161,7 @@ class Task(NamedTuple):
   metrics: tuple[Metric, ...]
   statistics: Callable[..., Any]
   compute: Callable[[Any], dict[str, float]]
-  label_classes: Callable[[Outputs], dict[str, int]] | None = None
+  label_classes: Callable[[Outputs], Mapping[str, int | None]] | None = None
   ignore_label: int | None = None
   train_metrics: Callable[..., dict[str, Any]] | None = None
   predict: Callable[..., dict[str, Any]] | None = None
@@ -166,6 +169,7 @@ class Task(NamedTuple):
   references: tuple[str, ...] = ("label",)
   figures: Callable[..., Any] | None = None
   figure_references: tuple[str, ...] = ()
+  scores_parts: bool = False
 
   def with_metric(self, metric: Metric, statistics: Callable[..., reduce.Pair]) -> "Task":
     """Returns the task with one more metric: a mean over what `statistics` counts.

@@ -47,8 +47,8 @@ def heads(main: Task, /, **others: Task) -> Task:
   def compute(sums: Mapping[str, Any]) -> dict[str, float]:
     return _join({name: task.compute(sums[name]) for name, task in tasks.items()})
 
-  def label_classes(outputs: Outputs) -> dict[str, int]:
-    entries: dict[str, int] = {}
+  def label_classes(outputs: Outputs) -> dict[str, int | None]:
+    entries: dict[str, int | None] = {}
     for task in tasks.values():
       entries |= {} if task.label_classes is None else task.label_classes(outputs)
     return entries
@@ -116,9 +116,12 @@ def _predictions(tasks: Mapping[str, Task]) -> dict[str, Any]:
       parts[prefix] = scorer(own, references)
     return _join(parts)
 
+  if not scorers:
+    return {"predict": predict} if predictors else {}
   return {
-    **({"predict": predict} if predictors else {}),
-    **({"evaluate_predictions": evaluate_predictions} if scorers else {}),
+    "predict": predict,
+    "evaluate_predictions": evaluate_predictions,
+    "scores_parts": all(tasks[name].scores_parts for name in scorers),
   }
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.train.leave_out import LeaveOut
+from distill_jax.train.leave_out import LeaveOut, join_rows, prediction_scores
 from distill_jax.types import Task
 
 
@@ -61,12 +61,14 @@ class Accumulator:
     statistics = jax.device_get(self._statistics)
     scores = self._task.compute(statistics)
     predictions: dict[str, np.ndarray] = {}
+    leave_out = {} if self._leave_out is None else self._leave_out.scores()
     if self._rows:
-      rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *self._rows)
+      rows = join_rows(self._rows)
       predictions = rows["predictions"]
       if self._task.evaluate_predictions is not None:
         scores = scores | self._task.evaluate_predictions(predictions, rows["references"])
-    leave_out = {} if self._leave_out is None else self._leave_out.scores()
+        if self._leave_out is not None and self._task.scores_parts:
+          leave_out = leave_out | prediction_scores(self._task, self._rows)
     return Evaluated(scores, statistics, predictions, leave_out)
 
 

@@ -31,7 +31,7 @@ class Checks(NamedTuple):
 
 
 def make_checks(
-  classes: Mapping[str, int] | None,
+  classes: Mapping[str, int | None] | None,
   entries: Entries,
   *,
   source: Any,

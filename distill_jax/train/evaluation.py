@@ -98,7 +98,8 @@ def evaluate_models(
     examples, task, teacher, batch_size: as in `evaluate`.
     predict: whether to return the task's predictions.
     leave_out: whether to return the scores without parts of the examples, of batches each
-      (`train.leave_out`); of scores that follow from the task's statistics.
+      (`train.leave_out`); of scores that follow from the task's statistics, or from parts of its
+      predictions (`Task.scores_parts`).
 
   >>> from distill_jax import models, tasks, train
   >>> from distill_jax.types import Variables

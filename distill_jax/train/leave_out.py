@@ -1,5 +1,6 @@
 """Scores without one part of the examples at a time, from which standard errors follow."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,9 +42,38 @@ class LeaveOut:
     if len(self._parts) < _MIN_PARTS:
       return {}
     total = jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *self._parts)
-    scores = [self._task.compute(jax.tree.map(np.subtract, total, part)) for part in self._parts]
-    names = set.intersection(*map(set, scores))
-    return {name: np.array([score[name] for score in scores]) for name in sorted(names)}
+    return _by_name(
+      [self._task.compute(jax.tree.map(np.subtract, total, part)) for part in self._parts]
+    )
+
+
+def prediction_scores(task: Task, batches: Sequence[Any]) -> dict[str, np.ndarray]:
+  """Returns each score of predictions without each of 20 parts of the examples; {} with fewer
+  batches. Batch i is in part i modulo 20.
+
+  Args:
+    task: its `evaluate_predictions` scores any part.
+    batches: {'predictions': {name: array}, 'references': {name: array}} of valid rows each.
+  """
+  if len(batches) < _MIN_PARTS:
+    return {}
+  scores = []
+  for part in range(_MIN_PARTS):
+    rows = join_rows([x for number, x in enumerate(batches) if number % _MIN_PARTS != part])
+    assert task.evaluate_predictions is not None
+    scores.append(task.evaluate_predictions(rows["predictions"], rows["references"]))
+  return _by_name(scores)
+
+
+def join_rows(batches: Sequence[Any]) -> Any:
+  """Returns the arrays of all batches, one after the other."""
+  return jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
+
+
+def _by_name(scores: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
+  """Returns the scores that all parts have."""
+  names = set.intersection(*map(set, scores))
+  return {name: np.array([score[name] for score in scores]) for name in sorted(names)}
 
 
 def _wide(leaf: Any) -> np.ndarray:

@@ -92,7 +92,7 @@ def choose_measure(arguments: Arguments, inputs: Inputs, state: TrainState) -> M
   return Measure(task, evaluated, train_metrics, checks, best, step)
 
 
-def _check_heads(classes: Mapping[str, int], example: Batch) -> None:
+def _check_heads(classes: Mapping[str, int | None], example: Batch) -> None:
   """Raises a ValueError where an evaluation has the labels of some heads of training, not of all.
 
   Args:
@@ -121,7 +121,7 @@ def _evaluated(
   inputs: Inputs,
   state: TrainState,
   task: Task | None,
-  classes: Mapping[str, int] | None,
+  classes: Mapping[str, int | None] | None,
   checks: Checks,
   example: Batch,
 ) -> tuple[Task, Task, Callable]:
@@ -209,7 +209,7 @@ def _output_shapes(student: Model, state: TrainState, batch: Batch) -> Outputs:
   return jax.eval_shape(lambda v, b: apply(*v, b)[0], evaluation_variables(state), batch)
 
 
-def _classes(task: Task | None, outputs: Outputs) -> Mapping[str, int] | None:
+def _classes(task: Task | None, outputs: Outputs) -> Mapping[str, int | None] | None:
   """Returns the classes of each entry with labels; None without a task."""
   if task is None:
     return None
