@@ -6,7 +6,12 @@ import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-_EXTRAS = {"keras": "keras", "libtpu": "tpu", "qwix": "quantize"}
+_EXTRAS = {
+  "faster_coco_eval": "detection",
+  "keras": "keras",
+  "libtpu": "tpu",
+  "qwix": "quantize",
+}
 
 
 def check_integer(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:

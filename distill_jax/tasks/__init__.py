@@ -14,6 +14,7 @@ with naming_extras():
   from distill_jax.tasks._case_scores import Cases
   from distill_jax.tasks.binary import binary
   from distill_jax.tasks.classification import classification
+  from distill_jax.tasks.detection import detection
   from distill_jax.tasks.heads import heads
   from distill_jax.tasks.inference import infer
   from distill_jax.tasks.language_modeling import language_modeling
@@ -29,6 +30,7 @@ __all__ = [
   "Task",
   "binary",
   "classification",
+  "detection",
   "heads",
   "infer",
   "language_modeling",

@@ -15,6 +15,7 @@ from distill_jax.objectives.calls import batch_entry, outputs_of
 from distill_jax.objectives.class_labels import check_ignore_label
 from distill_jax.tasks._case_scores import Cases, case_scores
 from distill_jax.tasks._class_maps import compact, thumbnails
+from distill_jax.tasks._class_names import checked_names
 from distill_jax.tasks._pixels import Pixels, example_iou, logits_of, on_grid, pixels_of
 from distill_jax.tasks.logits import (
   AGREEMENT,
@@ -87,7 +88,7 @@ def segmentation(
   (0.25, 0.5, 0.0)
   """
   check_ignore_label(ignore_label)
-  names = _checked_names(class_names)
+  names = checked_names(class_names)
   options = _Options(label, output, ignore_label, names, include_background, cases)
   class_metrics = [
     dataclasses.replace(m, name=f"{m.name}/{name}", title=f"{m.title} of {name}", detail=3)
@@ -208,16 +209,6 @@ def counts_of(statistics: Mapping[str, Any]) -> np.ndarray:
   """Returns int64 [C, C], label by prediction: the pixels that a segmentation's sums counted."""
   high, low = np.asarray(statistics["confusion"], np.int64)
   return (high << _LOW_BITS) + low
-
-
-def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
-  names = tuple(map(str, names))
-  doubled = sorted({name for name in names if names.count(name) > 1})
-  if doubled:
-    raise ValueError(
-      f"class_names: expected a different name for each class, got {doubled[0]!r} twice: rename one"
-    )
-  return names
 
 
 def _split_counts(counts: jax.Array) -> jax.Array:

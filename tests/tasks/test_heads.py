@@ -28,6 +28,12 @@ def arrays(rng):
   return jax.tree.map(jnp.asarray, (outputs, batch))
 
 
+def test_parts_are_scored_where_all_tasks_score_them():
+  found = tasks.detection(lambda outputs: outputs["found"])
+  assert tasks.heads(MAIN, found=found).scores_parts
+  assert not tasks.heads(POSITIVE, found=found).scores_parts
+
+
 def test_scores_are_those_of_each_task(rng):
   outputs, batch = arrays(rng)
   teacher, _ = arrays(rng)

@@ -1,4 +1,4 @@
-"""Shows the scores of each class of a segmentation: words, a picture and a table."""
+"""Shows the scores of each class of maps or boxes: words, a picture and a table."""
 
 import dataclasses
 import functools
@@ -19,34 +19,42 @@ from distill_jax.tasks._class_figures.gains import (
 )
 from distill_jax.types import Metric
 
-_TITLE = "IoU"
+_DEPENDENT = {
+  "boxes": "Images of one scene or camera",
+  "pixels": "Slices of one volume, or tiles of one region,",
+}
 
 
-def map_score_figures(
+def class_score_figures(
   entries: Sequence[Entry],
-  pixels: np.ndarray,
+  counts: np.ndarray,
   metrics: Mapping[int, Sequence[Metric]],
   class_names: Sequence[str],
+  *,
+  counted: str,
 ) -> list[Block]:
-  """Returns words and a picture on the IoU of the classes, and a table of all their scores.
+  """Returns words and a picture on the first score of the classes, and a table of all of them.
 
   Args:
     entries: the networks.
-    pixels: int [C], the test set's labeled pixels of each class, for results.json.
-    metrics: the scores of each class that has some, IoU first.
+    counts: int [C], what the test set has of each class, for results.json.
+    metrics: the scores of each class that has some.
     class_names: one per class.
+    counted: of what `counts` are: 'pixels', 'boxes'.
   """
+  title = next(iter(metrics.values()))[0].title
   first = few(entries)
-  scores = _by_class(first, pixels, metrics, class_names)
+  scores = _by_class(first, counts, metrics, class_names)
   blocks: list[Block] = [
-    Numbers("classes", [{"name": n, "pixels": int(x)} for n, x in zip(class_names, pixels)]),
+    Numbers("classes", [{"name": n, counted: int(x)} for n, x in zip(class_names, counts)]),
     Heading("Scores by class"),
   ]
   distilled = compared(scores)
   if distilled:
-    blocks += [Text(words(scores, group, _TITLE)) for group in distilled]
-    draw = functools.partial(class_gains, scores, title=_TITLE)
-    blocks += style.pictures("classes", "IoU by class", _caption(scores), draw)
+    blocks += [Text(words(scores, group, title)) for group in distilled]
+    draw = functools.partial(class_gains, scores, title=title)
+    caption = _caption(scores, counted)
+    blocks += style.pictures("classes", f"{title} by class", caption, draw)
   if len(scores) <= MAX_NAMES:
     rows = [
       dataclasses.replace(metric, title=f"{metric.title} of {class_names[number]}")
@@ -61,22 +69,22 @@ def map_score_figures(
 
 def _by_class(
   entries: Sequence[Entry],
-  pixels: np.ndarray,
+  counts: np.ndarray,
   metrics: Mapping[int, Sequence[Metric]],
   class_names: Sequence[str],
 ) -> list[ClassScores]:
-  """Returns the IoU of the classes that each network of each seed has."""
+  """Returns the first score of the classes that each network of each seed has."""
   scores = []
-  for number, (iou, *_) in metrics.items():
-    if not all(iou.name in entry.scores for entry in entries):
+  for number, (first, *_) in metrics.items():
+    if not all(first.name in entry.scores for entry in entries):
       continue
-    spreads = {group: over_seeds(entries, group, iou.name) for group in groups(entries)}
-    gains = {group: gain(entries, group, iou.name) for group in students(entries)}
+    spreads = {group: over_seeds(entries, group, first.name) for group in groups(entries)}
+    gains = {group: gain(entries, group, first.name) for group in students(entries)}
     scores.append(
       ClassScores(
         number,
         class_names[number],
-        int(pixels[number]),
+        int(counts[number]),
         {group: spread for group, spread in spreads.items() if spread is not None},
         {group: spread for group, spread in gains.items() if spread is not None},
       )
@@ -84,13 +92,13 @@ def _by_class(
   return scores
 
 
-def _caption(scores: Sequence[ClassScores]) -> str:
+def _caption(scores: Sequence[ClassScores], counted: str) -> str:
   group = compared(scores)[-1]
   name = group.variant or "the distilled student"
   caption = f"Means over seeds, and the gain of {name} over the baseline, paired by seed"
   if any(one.gain[group].interval for one in scores):
     caption += (
-      ", with its 95 % confidence interval (the wide bar) over seeds and test examples. Slices of "
-      "one volume, or tiles of one region, are not independent: other volumes differ more"
+      ", with its 95 % confidence interval (the wide bar) over seeds and test examples. "
+      f"{_DEPENDENT[counted]} are not independent: others differ more"
     )
   return f"{caption}."
