@@ -1,7 +1,7 @@
 """Makes teachers of more than one network with its weights. Each is a Model like any other.
 
 A frozen teacher is any Model with `variables`. The functions here change its dtype, join several,
-read outputs from the batch, or follow the student as an EMA.
+read outputs from the batch, select the student's classes, or follow the student as an EMA.
 """
 
 import functools
@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from distill_jax import reduce
+from distill_jax.errors import check_integer, suggest
 from distill_jax.models.adapters.kinds import check_model
 from distill_jax.models.cohort import cohort
 from distill_jax.models.precision import cast, check_floating
@@ -158,6 +160,86 @@ def moving_average(student: Model, *, decay: float = 0.999) -> Model:
     return jax.tree.map(blend, average, current)
 
   return Model(student.init, student.apply, None, ema_update)
+
+
+def select_classes(
+  model: Model, classes: Sequence[int], *, output: str | tuple[str, ...] = "class_logits"
+) -> Model:
+  """Returns a teacher with the student's classes, from one that knows others, too.
+
+      select_classes(coco_teacher, (2, 5, 7))  # car, bus and truck, the student's 0, 1 and 2
+      select_classes(ssd_teacher, (2, 5, 7, 80))  # a background class is one of them
+
+  A softmax over the selected logits is the teacher's distribution given that one of them is right;
+  sigmoids stay as they are. Around a live teacher it selects in every step; around `Cache.model`
+  the cache holds all classes. A cache that is written from the result holds these columns only, and
+  is another one than that of other classes: their numbers are part of the teacher's variables.
+
+  Args:
+    model: the teacher.
+    classes: the teacher's number of each of the student's classes, in the student's order.
+    output: name, or names, of its outputs with classes along the last axis.
+
+  Raises:
+    ValueError: at once, no classes, one that is no number >= 0 or is selected twice, or an EMA,
+      which has the student's classes; in apply, an output that is missing or has fewer classes.
+
+  >>> from distill_jax import models, teachers
+  >>> teacher = models.from_apply(None, lambda w, x: {"class_logits": x @ w}, variables=jnp.eye(3))
+  >>> selected = teachers.select_classes(teacher, (2, 0))
+  >>> batch = {"image": jnp.array([[1.0, 2.0, 3.0]])}
+  >>> selected.apply(*selected.variables, batch, train=False, key=None)[0]["class_logits"]
+  Array([[3., 1.]], dtype=float32)
+  """
+  check_model("model", model)
+  if model.ema_update is not None:
+    raise ValueError(
+      "model: expected one with weights, got an EMA, which has the student's classes"
+    )
+  is_list = isinstance(classes, Sequence | np.ndarray) and not isinstance(classes, str)
+  if not is_list or not len(classes) or len(set(classes)) < len(classes):
+    raise ValueError(
+      f"classes: expected the teacher's number of each of the student's classes, got {classes!r}: "
+      "write (2, 5, 7), without repetitions"
+    )
+  numbers = np.array([check_integer("classes", number, 0) for number in classes], np.int32)
+  names = (output,) if isinstance(output, str) else tuple(output)
+
+  def with_numbers(variables: Variables) -> Variables:
+    return Variables(variables.params, {"model": variables.state, "classes": numbers})
+
+  def init(key, batch) -> Variables:
+    return with_numbers(model.init(key, batch))
+
+  def apply(params, state, batch, *, train, key):
+    if not isinstance(state, Mapping) or "classes" not in state:
+      raise ValueError(
+        "state: expected the variables of select_classes(...), got those of another model: pass "
+        "the result's own variables"
+      )
+    outputs, inner = model.apply(params, state["model"], batch, train=train, key=key)
+    selected = {name: _select(outputs, name, numbers) for name in names}
+    return {**outputs, **selected}, {**state, "model": inner}
+
+  return Model(init, apply, model.variables and with_numbers(model.variables))
+
+
+def _select(outputs: Outputs, name: str, numbers: np.ndarray) -> jax.Array:
+  """Returns the columns of an output.
+
+  Raises:
+    ValueError: the output is missing, or has too few columns.
+  """
+  if name not in outputs:
+    raise ValueError(f"output: expected one of the teacher, got {name!r}{suggest(name, outputs)}")
+  shape = getattr(outputs[name], "shape", ())
+  if not shape or shape[-1] <= numbers.max():
+    got = f"{shape[-1]} classes" if shape else type(outputs[name]).__name__
+    raise ValueError(
+      f"classes: expected numbers below the teacher's number of classes, got {numbers.max()} for "
+      f"{name!r} with {got}: leave out classes that the teacher lacks, in the student, too"
+    )
+  return outputs[name][..., numbers]
 
 
 def _normalize(weights: Sequence[float] | None, count: int) -> list[float]:
