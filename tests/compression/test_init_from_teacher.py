@@ -50,6 +50,45 @@ def test_first_matching_pattern_renames(rng):
   np.testing.assert_array_equal(params["block"][0]["kernel"], teacher["layers"][1]["kernel"])
 
 
+def detector_params(rng, width):
+  """Parameters of a detector: a backbone of this width, a neck and a head of width 4."""
+
+  def layer(*shape):
+    return {
+      "kernel": rng.normal(size=shape).astype(np.float32),
+      "bias": np.ones(shape[-1], np.float32),
+    }
+
+  return {
+    "levels": [layer(width, width) for _ in range(2)],
+    "lateral": [layer(width, 4) for _ in range(2)],
+    "smooth": [layer(3, 3, 4, 4) for _ in range(2)],
+    "towers": {name: [layer(3, 3, 4, 4)] for name in ("class_logits", "box_bins")},
+    "predictors": {"class_logits": layer(4, 3), "box_bins": layer(4, 8)},
+  }
+
+
+def test_neck_and_head_of_a_detector_start_from_the_teachers(rng):
+  student, teacher = detector_params(rng, 2), detector_params(rng, 6)
+  head = {"^(smooth|towers|predictors)/": r"\1/"}
+  params, origins = init_from_teacher(student, teacher, head)
+  for part, source in [
+    ("levels", student),
+    ("lateral", student),
+    ("smooth", teacher),
+    ("towers", teacher),
+    ("predictors", teacher),
+  ]:
+    jax.tree.map(np.testing.assert_array_equal, params[part], source[part])
+  copied_names = {name for name, origin in origins.items() if origin.how == "copied"}
+  assert len(copied_names) == 12 and "predictors/box_bins/kernel" in copied_names
+  # The neck reads a backbone of a third of the channels.
+  params, _ = init_from_teacher(student, teacher, head | {"^lateral/": "lateral/"}, fit=sliced)
+  for i in range(2):
+    every_third = teacher["lateral"][i]["kernel"][::3]
+    np.testing.assert_array_equal(params["lateral"][i]["kernel"], every_third)
+
+
 def test_slices_match_the_authors_code():
   """Indices are multiples of a step where it divides, else rounded."""
   array = np.arange(8)[:, None] * 100 + np.arange(7)
