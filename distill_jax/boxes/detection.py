@@ -34,7 +34,7 @@ def detect(
   *,
   iou_threshold: float = 0.6,
   score_threshold: float = 0.05,
-  candidates: int = 300,
+  candidates: int = 200,
   max_detections: int = 100,
 ) -> Detections:
   """Returns the best boxes of each image after non-maximum suppression within each class.

@@ -1,12 +1,12 @@
 """Writes golden_boxes.json: overlaps and suppressed boxes of torchvision, in float64.
 
-python tests/boxes/make_golden_boxes.py [--check]
+PYTHONPATH=tests python tests/boxes/make_golden_boxes.py [--check]
 
 --check writes nothing and exits with 1 where a value differs. It needs another environment:
 
   python -m venv /tmp/boxes
   /tmp/boxes/bin/pip install torch==2.14.1 torchvision==0.29.1 numpy
-  /tmp/boxes/bin/python tests/boxes/make_golden_boxes.py --check
+  PYTHONPATH=tests /tmp/boxes/bin/python tests/boxes/make_golden_boxes.py --check
 """
 
 import importlib.metadata

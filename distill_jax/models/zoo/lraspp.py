@@ -79,11 +79,11 @@ class LRASPP(nnx.Module):
     layers = {"axis_name": axis_name, "dtype": dtype, "rngs": rngs}
     self.channels = channels
     self.stride = stride
-    self.stem = _ConvNorm(channels, widths[0], size=3, stride=2, **layers)
+    self.stem = ConvNorm(channels, widths[0], size=3, stride=2, **layers)
     self.levels = nnx.data(
       [_level(a, b, expansion, blocks, layers) for a, b in zip(widths, widths[1:])]
     )
-    self.project = _ConvNorm(widths[-1], head_width, **layers)
+    self.project = ConvNorm(widths[-1], head_width, **layers)
     self.gate = nnx.Linear(widths[-1], head_width, use_bias=False, dtype=dtype, rngs=rngs)
     self.low_logits = nnx.Linear(widths[1], classes, dtype=dtype, rngs=rngs)
     self.high_logits = nnx.Linear(head_width, classes, dtype=dtype, rngs=rngs)
@@ -115,9 +115,9 @@ class _InvertedResidual(nnx.Module):
 
   def __init__(self, inputs, outputs, expansion, stride, **layers):
     inner = expansion * inputs
-    self.expand = _ConvNorm(inputs, inner, **layers)
+    self.expand = ConvNorm(inputs, inner, **layers)
     self.depthwise = _Depthwise(inner, stride, **layers)
-    self.project = _ConvNorm(inner, outputs, **layers)
+    self.project = ConvNorm(inner, outputs, **layers)
     self.has_shortcut = inputs == outputs and stride == 1
 
   def __call__(self, x):
@@ -126,10 +126,13 @@ class _InvertedResidual(nnx.Module):
     return x + out if self.has_shortcut else out
 
 
-class _ConvNorm(nnx.Module):
-  """A convolution without bias, padded equally on both sides, and batch norm."""
+class ConvNorm(nnx.Module):
+  """A convolution without bias, padded equally on both sides, and batch norm: [B, H, W, inputs] ->
+  [B, H / stride, W / stride, outputs]."""
 
-  def __init__(self, inputs, outputs, *, size=1, stride=1, axis_name, dtype, rngs):
+  def __init__(
+    self, inputs: int, outputs: int, *, size: int = 1, stride: int = 1, axis_name, dtype, rngs
+  ):
     side = (size // 2, size // 2)
     self.conv = nnx.Conv(
       inputs,
