@@ -143,3 +143,13 @@ def test_masks_of_other_shapes_raise(rng, change, field):
   student, batch = detector_problem(rng)
   with pytest.raises(ValueError, match=f"^{field}: expected"):
     apply(objectives.student_loss(detector_loss), student, batch | change)
+
+
+def test_missing_output_is_named_with_the_nearest(rng):
+  student, batch = detector_problem(rng)
+  loss = objectives.student_loss(lambda outputs, batch: outputs["box_delta"].sum((1, 2)))
+  with pytest.raises(ValueError, match="^box_delta: expected .*'box_deltas'"):
+    apply(loss, student, batch)
+  own = objectives.student_loss(lambda outputs, batch: {}[len(batch)])
+  with pytest.raises(KeyError):
+    apply(own, student, batch)
