@@ -123,7 +123,8 @@ class YOLO(DetectionHead):
     levels = pyramid_levels(outputs)
     scores = jax.nn.sigmoid(self.read(outputs, "class_logits", levels))
     bins = self.read(outputs, "box_bins", levels)
-    return self.suppress(predicted_boxes(bins, *positions(levels)), scores, levels)
+    centers, strides = map(jnp.asarray, positions(levels))
+    return self.suppress(predicted_boxes(bins, centers, strides), scores, levels)
 
 
 def predicted_boxes(bins: jax.Array, centers: jax.Array, strides: jax.Array) -> jax.Array:
