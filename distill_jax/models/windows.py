@@ -12,6 +12,7 @@ import numpy as np
 
 from distill_jax import reduce
 from distill_jax.errors import check_integer
+from distill_jax.losses import resize_logits
 from distill_jax.models.adapters.kinds import check_model
 from distill_jax.types import Batch, Model, Outputs
 
@@ -44,18 +45,19 @@ def sliding_window(
   holds the activations of one window per image.
 
   Args:
-    model: a network whose outputs lie on the grid of its input; its variables stay as they are.
+    model: a network whose outputs are on the grid of its input, or on a lower one: those are
+      resized to the window (`losses.resize_logits`). Its variables stay as they are.
     window: sides of a window, [H, W] or [D, H, W].
     overlap: fraction of a window that the next one covers again, in [0, 1). With 0.5 each pixel is
       computed 4 times in an image and 8 times in a volume, away from the borders.
     weights: 'gaussian' with a standard deviation of 1/8 of each side (nnU-Net, Isensee et al.
       2021), which leaves a window's borders to its neighbors; 'constant' for equal weights.
     entry: name of the batch's entry that is cut into windows, [B, *sides, C] or [B, *sides].
-    outputs: names of the outputs to blend, [B, *window, ...] each.
+    outputs: names of the outputs to blend, [B, *window, ...] or [B, *grid, C] each.
 
   Raises:
     ValueError: a window, overlap or weights other than these; in apply, a batch without the entry,
-      an entry of other dimensions, or an output that is missing or not on the window's grid.
+      an entry of other dimensions, or an output that is missing or no map of the window.
 
   >>> import jax.numpy as jnp
   >>> from distill_jax import models
@@ -191,12 +193,9 @@ def _on_grid(outputs: Outputs, name: str, window: Sequence[int]) -> jax.Array:
       f"outputs: expected names of outputs, got {name!r}; there are {sorted(outputs)}"
     )
   shape = outputs[name].shape
-  if shape[1 : len(window) + 1] != tuple(window):
-    raise ValueError(
-      f"outputs: expected {name!r} on the window's grid {tuple(window)}, got {tuple(shape)}: "
-      "interpolate it to the input's grid inside the network"
-    )
-  return outputs[name]
+  if shape[1 : len(window) + 1] == tuple(window):
+    return outputs[name]
+  return resize_logits(outputs[name], window, name=f"outputs: {name!r}")
 
 
 def _check(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interpolation import interpolate
 from jax import export
 
 from distill_jax import models, train
@@ -93,7 +94,7 @@ def test_image_smaller_than_the_window_lies_in_its_middle():
 
 
 def network_with_features(w, x):
-  return {"logits": w * x, "half": x[:, ::2, ::2], "first": x[..., 0]}
+  return {"logits": w * x, "half": x[:, ::2, ::2], "mean": x.mean((1, 2)), "first": x[..., 0]}
 
 
 def features(window, **options):
@@ -105,6 +106,13 @@ def test_named_outputs_are_blended():
   outputs = apply(features((4, 4), outputs=("logits", "first")), IMAGE)
   assert set(outputs) == {"logits", "first"}
   np.testing.assert_allclose(outputs["first"], IMAGE[..., 0], rtol=1e-5)
+
+
+def test_outputs_on_a_lower_grid_are_resized_in_each_window():
+  model = features((4, 4), outputs=("half",), overlap=0.0)
+  image = IMAGE[:, :8, :4]
+  expected = [interpolate(x[:, ::2, ::2], (4, 4)) for x in (image[:, :4], image[:, 4:])]
+  np.testing.assert_allclose(apply(model, image)["half"], np.concatenate(expected, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize("window, is_training", [((4, 4), True), ((9, 7), False)])
@@ -161,8 +169,8 @@ def test_predict_takes_images_larger_than_the_window():
     (lambda: apply(pointwise((4, 4)), IMAGE[None]), r"window: .*\(1, 2, 9, 7, 2\)"),
     (lambda: apply(features((4, 4), outputs=("logit",)), IMAGE), "outputs: .*'logit'.*'logits'"),
     (
-      lambda: apply(features((4, 4), outputs=("half",)), IMAGE),
-      r"outputs: .*'half'.*\(2, 2, 2, 2\)",
+      lambda: apply(features((4, 4), outputs=("mean",)), IMAGE),
+      r"outputs: 'mean': .*\(2, 2\)",
     ),
   ],
 )
