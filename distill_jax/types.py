@@ -148,6 +148,8 @@ class Task(NamedTuple):
     figure_references: names of further entries that `figures` reads where the examples have them.
     scores_parts: whether `evaluate_predictions` scores any part of the examples, and quickly: a
       report calls it without one of 20 parts at a time, for confidence intervals.
+    groups: the entry that numbers examples that belong together, such as the slices of a patient;
+      a run raises where training and evaluation share a number. "": none.
 
   >>> def compute(sums):
   ...   return {"error": float(sums[0] / sums[1])}
@@ -170,6 +172,7 @@ class Task(NamedTuple):
   figures: Callable[..., Any] | None = None
   figure_references: tuple[str, ...] = ()
   scores_parts: bool = False
+  groups: str = ""
 
   def with_metric(self, metric: Metric, statistics: Callable[..., reduce.Pair]) -> "Task":
     """Returns the task with one more metric: a mean over what `statistics` counts.

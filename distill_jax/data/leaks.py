@@ -54,6 +54,40 @@ def check_no_shared_groups(train: Any, evaluation: Any, field: str = "evaluation
   )
 
 
+def check_no_shared_cases(
+  train: Any, evaluation: Any, entry: str, field: str = "evaluation"
+) -> None:
+  """Checks that no case, as a task numbers them, is on both sides.
+
+  Sources of one set have one numbering. Others may number their own cases from 0: they warn.
+
+  Args:
+    train, evaluation: as of `check_no_shared_groups`.
+    entry: the entry with the numbers, integers [N], of both sources; "": there is none.
+    field: what an error names.
+
+  Raises:
+    ValueError: parts of one set share a case.
+  """
+  train = _with_groups(train)
+  evaluation = _with_groups(evaluation)
+  if not isinstance(train, Source) or not isinstance(evaluation, Source):
+    return
+  if entry not in train.arrays or entry not in evaluation.arrays or train is evaluation:
+    return
+  shared = np.intersect1d(train.arrays[entry], evaluation.arrays[entry])
+  if not shared.size:
+    return
+  message = (
+    f"{field}: expected no {entry!r} on both sides, got {shared.size} there, {shared[0]} the first:"
+  )
+  is_one_set = train.name == evaluation.name and not np.isin(evaluation.ids, train.ids).any()
+  if is_one_set:
+    raise ValueError(f"{message} write rest, {field} = data.split(source, 0.1, groups={entry!r})")
+  if not _count_shared(train, evaluation):
+    warnings.warn(f"{message} give other cases other numbers in one of the sets", stacklevel=2)
+
+
 def warn_of_shared_examples(train: Source, evaluation: Source) -> None:
   """Warns if examples of an evaluation, the same ids with equal arrays, are trained on."""
   count = len(evaluation) if train is evaluation else _count_shared(train, evaluation)

@@ -8,7 +8,7 @@ import numpy as np
 from distill_jax.cache.store.backend import open_store
 from distill_jax.cache.teacher.predictor import with_cached_outputs
 from distill_jax.data import Source
-from distill_jax.data.leaks import check_no_shared_groups
+from distill_jax.data.leaks import check_no_shared_cases, check_no_shared_groups
 from distill_jax.distributed import partition, sharding
 from distill_jax.errors import suggest
 from distill_jax.jobs import data
@@ -48,11 +48,17 @@ def check(job: Job, stages: Collection[str]) -> None:
 
 
 def _check_disjoint(job: Job) -> None:
-  """Checks that no group of examples is in two of the three sets."""
+  """Checks that no group of examples, and no case of the task, is in two of the three sets."""
   train, validation, test = job.splits
-  check_no_shared_groups(train, validation, "validation")
-  check_no_shared_groups(train, test, "test")
-  check_no_shared_groups(validation, test, "test")
+  task = job.config.task()
+  entry = "" if task is None else task.groups
+  for first, second, field in (
+    (train, validation, "validation"),
+    (train, test, "test"),
+    (validation, test, "test"),
+  ):
+    check_no_shared_groups(first, second, field)
+    check_no_shared_cases(first, second, entry, field)
 
 
 def _check_labeled(job: Job, stages: Collection[str]) -> None:

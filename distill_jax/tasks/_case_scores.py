@@ -19,7 +19,8 @@ class Cases:
       task = tasks.segmentation(cases=cases, include_background=False)
 
   Attributes:
-    entry: the batch's entry with the number of each example's case, int [B].
+    entry: the batch's entry with the number of each example's case, int [B]. A run raises where
+      a case is in training and evaluation: pass it to `data.split` as `groups`.
     position: the entry with the first voxel of each example in its case: int [B], the position of a
       slice [H, W] along the first axis; or int [B, axes], that of a patch of as many axes (or of
       one less: a part of a slice). None: each case is one example.
@@ -41,7 +42,7 @@ class Cases:
   def __post_init__(self):
     if self.spacing is not None and not isinstance(self.spacing, str):
       sizes = np.asarray(self.spacing, float)
-      _check_spacing(sizes, sizes.size)
+      _check_spacing(sizes, sizes.size if sizes.ndim else 3)
 
   @property
   def references(self) -> tuple[str, ...]:

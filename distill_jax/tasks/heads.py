@@ -59,6 +59,7 @@ def heads(main: Task, /, **others: Task) -> Task:
     compute=compute,
     label_classes=label_classes,
     ignore_label=_ignore_label(tasks),
+    groups=next((task.groups for task in tasks.values() if task.groups), ""),
     references=tuple(dict.fromkeys(name for task in tasks.values() for name in task.references)),
     **_train_metrics(tasks),
     **_predictions(tasks),

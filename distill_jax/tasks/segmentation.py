@@ -108,6 +108,7 @@ def segmentation(
     references=() if cases is None else cases.references,
     figures=functools.partial(_figures, options),
     figure_references=(label, "id", "image"),
+    groups="" if cases is None else cases.entry,
   )
 
 

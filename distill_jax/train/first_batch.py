@@ -8,7 +8,11 @@ from jax.experimental import multihost_utils
 from distill_jax import data
 from distill_jax.cache import Dense
 from distill_jax.cache.codecs.codec import output_of
-from distill_jax.data.leaks import check_no_shared_groups, warn_of_shared_examples
+from distill_jax.data.leaks import (
+  check_no_shared_cases,
+  check_no_shared_groups,
+  warn_of_shared_examples,
+)
 from distill_jax.models.image_inputs import check_image_inputs
 from distill_jax.models.logits import ROWS, check_logits
 from distill_jax.models.networks import input_names
@@ -49,9 +53,11 @@ def check_run_images(arguments: Arguments, inputs: Inputs, state: TrainState) ->
     models.append((teacher, inputs.teacher_variables))
   check_image_inputs("source", models, inputs.example)
   evaluation = None if arguments.evaluation is None else arguments.evaluation.data
+  check_no_shared_groups(arguments.source, evaluation)
+  if arguments.task is not None:
+    check_no_shared_cases(arguments.source, evaluation, arguments.task.groups)
   if isinstance(evaluation, data.Source):
     if isinstance(arguments.source, data.Source):
-      check_no_shared_groups(arguments.source, evaluation)
       warn_of_shared_examples(arguments.source, evaluation)
     example = {name: x[:1] for name, x in evaluation.arrays.items()}
   elif isinstance(evaluation, data.Pipeline):

@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from distill_jax import data, objectives
+from distill_jax import data, objectives, tasks
 from distill_jax.data import pipeline
 from distill_jax.data.leaks import (
+  check_no_shared_cases,
   check_no_shared_groups,
   check_no_shared_iterator,
   warn_of_shared_examples,
@@ -58,6 +59,42 @@ def test_groups_on_both_sides_raise(groups, others, shared):
       continue
     with pytest.raises(ValueError, match=rf"^test: .*got {shared} of {len(others)}"):
       check_no_shared_groups(train, evaluation, "test")
+
+
+def test_cases_on_both_sides_raise():
+  """`Cases("person")` without `groups="person"`."""
+  source = a_source([1, 1, 2, 2, 3, 3], name="")
+  train, evaluation = source.take([0, 1, 2]), source.take([3, 4])
+  with pytest.raises(ValueError, match=r"^test: expected no 'person'.*got 1 there, 2 the first"):
+    check_no_shared_cases(train, evaluation, "person", "test")
+  for others, entry in ((source.take([4, 5]), "person"), (evaluation, ""), (evaluation, "slab")):
+    check_no_shared_cases(train, others, entry)
+
+
+def test_equal_case_numbers_of_two_sets_warn():
+  train, evaluation = a_source([0, 1, 2], name=""), a_source([1, 0, 4], name="")
+  with pytest.warns(UserWarning, match=r"^evaluation: expected no 'person'"):
+    check_no_shared_cases(train, evaluation, "person")
+
+
+def test_training_with_a_case_on_both_sides_raises():
+  student = from_apply(
+    lambda key, x: jnp.zeros((2, 2)), lambda w, x: x[:, None, None] @ w, inputs=("x",)
+  )
+  arrays = {"x": np.zeros((9, 2)), "label": np.zeros((9, 1, 1), int), "case": np.arange(9) // 3}
+  source = data.Source(arrays, classes=2)
+  with pytest.raises(ValueError, match=r"^evaluation: expected no 'case'"):
+    fit(
+      student,
+      None,
+      objectives.weighted(hard=(1.0, objectives.labels())),
+      optax.sgd(0.1),
+      source.take(np.arange(8)),
+      steps=1,
+      batch_size=8,
+      evaluation=Evaluation(source.take([8])),
+      task=tasks.segmentation(cases=tasks.Cases()),
+    )
 
 
 def test_training_with_a_person_on_both_sides_raises():

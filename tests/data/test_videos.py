@@ -4,14 +4,16 @@ import itertools
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from distill_jax import cache, data
+from distill_jax import cache, data, objectives
 from distill_jax.data.clips import random_clip, uniform_clips
 from distill_jax.data.leaks import check_no_shared_groups
 from distill_jax.data.stream import EvalStream, Stream
 from distill_jax.data.videos import Videos
 from distill_jax.models import from_apply
+from distill_jax.train import fit
 
 LENGTHS = (4, 9, 6, 5, 7, 8)
 
@@ -84,6 +86,23 @@ def test_person_in_both_streams_is_refused():
   with pytest.raises(ValueError, match="^evaluation: .*'person'"):
     check_no_shared_groups(stream, views[0])
   check_no_shared_groups(stream, views[1])
+
+
+def test_training_with_a_person_in_both_streams_raises():
+  person = np.arange(18) // 2
+  source = data.Source({"label": person % 2, "person": person}, 2, groups="person")
+  examples = Videos([video / 1000 for video in frames(3 * LENGTHS)], source)
+  with pytest.raises(ValueError, match="^evaluation: .*'person'"):
+    fit(
+      from_apply(None, sums, variables=jnp.float32(0.5)),
+      None,
+      objectives.weighted(hard=(1.0, objectives.labels())),
+      optax.sgd(0.1),
+      Stream(examples.take(slice(0, 9)), 8, random_clip(3, seed=0), seed=0, threads=2),
+      steps=1,
+      batch_size=8,
+      evaluation=EvalStream(examples.take(slice(9, 18)), 8, random_clip(3, seed=0), threads=2),
+    )
 
 
 def test_digest_knows_frames_and_labels():
