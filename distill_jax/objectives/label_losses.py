@@ -45,13 +45,17 @@ def class_loss(
 def loss_per_row(
   settings: LabelSettings, predictions: jax.Array, label: jax.Array, name: str, batch: Batch
 ):
-  """Returns the loss of predictions and labels, one value a row [B], and which rows count [B]."""
+  """Returns the loss of predictions and labels, and which of its values count.
+
+  There is one value a row [B], or one a position where the output is one number per position.
+  """
   assert settings.loss is not None
   if settings.class_weights is not None:
     raise ValueError(
       f"class_weights: expected class numbers in {name!r}, got {label.dtype} {label.shape} for an "
       f"output {predictions.shape}: pass example_weights"
     )
+  has_positions = label.ndim > 1 and predictions.shape == (*label.shape, 1)
   if predictions.shape == (*label.shape, 1):
     predictions = predictions[..., 0]
   elif label.shape == (*predictions.shape, 1):
@@ -65,9 +69,9 @@ def loss_per_row(
       f"labels, or the student an output {label.shape} (nothing is broadcast)"
     )
   axes = tuple(range(1, label.ndim))
-  labeled = jnp.ones(label.shape[:1], bool)
+  labeled = jnp.ones(label.shape, bool)
   if settings.ignore_label is not None:
-    labeled &= (label != settings.ignore_label).all(axes)
+    labeled &= label != settings.ignore_label
   loss = settings.loss
   is_binary = _is_binary(loss)
   if is_binary:
@@ -75,26 +79,32 @@ def loss_per_row(
   else:
     record_numbers(name, settings.ignore_label)
   if is_binary and jnp.issubdtype(label.dtype, jnp.signedinteger):
-    labeled &= (label >= 0).all(axes)
+    labeled &= label >= 0
   label = label.astype(predictions.dtype)
-  labeled &= ~jnp.isnan(label).any(axes)
+  labeled &= ~jnp.isnan(label)
+  hint = _rows_hint(name, label.shape)
+  shape = jax.eval_shape(lambda z, y: _values(loss, z, y, hint), predictions, label).shape
+  has_positions &= shape == label.shape
+  if not has_positions:
+    labeled = labeled.all(axes)
   where = valid_rows(batch, has_true_label(batch, labeled))
   if where.shape != labeled.shape:
-    raise ValueError(f"where: expected one bool a row, {labeled.shape}, got {where.shape}")
-  keep = where.reshape(where.shape + (1,) * (label.ndim - 1))
+    raise ValueError(f"where: expected one bool a row, {label.shape[:1]}, got {where.shape}")
+  keep = where.reshape(where.shape + (1,) * (label.ndim - where.ndim))
   blank = jnp.where(keep, predictions, 0), jnp.where(keep, label, 0)
-  hint = _rows_hint(name, label.shape)
   values = _values(loss, *blank, hint)
-  if values.shape[:1] != where.shape:
+  if values.shape[:1] != label.shape[:1]:
     raise ValueError(
-      f"loss: expected values of {where.shape} rows, or more axes, got {values.shape}: return them "
-      "unreduced"
+      f"loss: expected values of {label.shape[:1]} rows, or more axes, got {values.shape}: return "
+      "them unreduced"
     )
   check_rows(lambda x: _values(loss, x[0], x[1], hint), loss, blank, values.shape)
-  values = values.mean(tuple(range(1, values.ndim)))
+  outside = (label < 0) | (label > 1)
+  if not has_positions:
+    values = values.mean(tuple(range(1, values.ndim)))
+    outside = outside.any(axes)
   if is_binary:
     # `fit` checks labels before; a compiled function cannot raise.
-    outside = ((label < 0) | (label > 1)).any(axes)
     values = jnp.where(outside & where, jnp.nan, values)
   return values, where
 

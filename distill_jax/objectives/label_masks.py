@@ -19,7 +19,8 @@ class LabelMask(NamedTuple):
   """The labels that say which positions count in a term without labels, and how much.
 
   Attributes:
-    label: name of the batch's entry with class numbers [...], negative where there is none.
+    label: name of the batch's entry with class numbers [...], negative where there is none; next to
+      one logit [..., 1] they are 0 and 1.
     ignore_label: a further number that is no label; None: no other one.
     class_weights: float32 [C]; None: all are 1.
   """
@@ -36,9 +37,10 @@ class LabelMask(NamedTuple):
     Raises:
       ValueError: labels that do not fit the logits, or a loss without a value for each label.
     """
+    # One logit is that of class 1.
     number, labeled, outside = class_labels(
       batch_entry(batch, self.label),
-      s.shape,
+      (*s.shape[:-1], max(s.shape[-1], 2)),
       where=batch.get("where"),
       entry=self.label,
       ignore_label=self.ignore_label,

@@ -102,8 +102,8 @@ def check_classes(settings: LabelSettings, shape: tuple[int, ...]) -> None:
   if settings.loss is None and (len(shape) < 2 or shape[-1] < 2):
     raise ValueError(
       f"{settings.output}: expected logits [..., C] of at least 2 classes, got {shape}: one logit "
-      "takes labels(optax.sigmoid_binary_cross_entropy) and tasks.binary(), a number "
-      "labels(optax.squared_error) and tasks.regression()"
+      "takes labels(optax.sigmoid_binary_cross_entropy) and tasks.binary(), one per pixel "
+      "tasks.segmentation(), a number labels(optax.squared_error) and tasks.regression()"
     )
   check_class_weights(settings.class_weights, settings.output, shape)
 

@@ -16,31 +16,38 @@ from distill_jax.types import Outputs
 
 
 def logits_of(outputs: Outputs, output: str, labels: jax.Array, names: Sequence[str]) -> jax.Array:
-  """Returns the student's logits [B, ..., C] on the labels' grid, in float32 or wider."""
+  """Returns the student's logits [B, ..., C], C >= 2, on the labels' grid, in float32 or wider."""
   logits = outputs_of(outputs, output, "student")
   if logits.ndim < 3:
     raise ValueError(
       f"{output!r}: expected [rows, ..., classes] on a grid, got {logits.shape}: use "
       "tasks.classification for one label per example"
     )
-  if logits.shape[-1] == 1:
+  classes = num_classes(logits.shape)
+  if names and len(names) != classes:
     raise ValueError(
-      f"{output!r}: expected at least 2 classes, got {logits.shape}: give the model two per pixel"
-    )
-  if names and len(names) != logits.shape[-1]:
-    raise ValueError(
-      f"class_names: expected {logits.shape[-1]} names, one per class of the logits "
-      f"{logits.shape}, got {len(names)}: name class 0, the background, too"
+      f"class_names: expected {classes} names, one per class of the logits {logits.shape}, got "
+      f"{len(names)}: name class 0, the background, too"
     )
   logits = on_grid(logits, labels, "student")
   return logits.astype(reduce.common_dtype(logits.dtype, jnp.float32))
 
 
 def on_grid(logits: jax.Array, labels: jax.Array, side: str) -> jax.Array:
-  """Returns logits [B, ..., C] resized to the grid of labels [B, ...], of as many axes."""
+  """Returns logits [B, ..., C] resized to the grid of labels [B, ...], of as many axes.
+
+  One logit per pixel becomes two, of which the first is 0: softmax is then its sigmoid.
+  """
+  if logits.shape[-1] == 1:
+    logits = jnp.concatenate([jnp.zeros_like(logits), logits], -1)
   if labels.ndim != logits.ndim - 1:
     return logits
   return resize_logits(logits, labels.shape[1:], name=f"{side}'s logits")
+
+
+def num_classes(shape: Sequence[int]) -> int:
+  """Returns the number of classes of logits of a shape; one logit per pixel has two."""
+  return max(shape[-1], 2)
 
 
 class Pixels(NamedTuple):

@@ -114,7 +114,7 @@ def _one_logit(logits: jax.Array, name: str) -> jax.Array:
   if logits.ndim != 1 or not logits.size:
     raise ValueError(
       f"{name!r}: expected one logit per row, [rows] or [rows, 1], got {logits.shape}: use "
-      "tasks.classification for more"
+      "tasks.segmentation for one per pixel, and tasks.classification for more classes"
     )
   return logits.astype(reduce.common_dtype(logits.dtype, jnp.float32))
 

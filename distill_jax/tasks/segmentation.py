@@ -16,7 +16,14 @@ from distill_jax.objectives.class_labels import check_ignore_label
 from distill_jax.tasks._case_scores import Cases, case_scores
 from distill_jax.tasks._class_maps import compact, thumbnails
 from distill_jax.tasks._class_names import checked_names
-from distill_jax.tasks._pixels import Pixels, example_iou, logits_of, on_grid, pixels_of
+from distill_jax.tasks._pixels import (
+  Pixels,
+  example_iou,
+  logits_of,
+  num_classes,
+  on_grid,
+  pixels_of,
+)
 from distill_jax.tasks.logits import (
   AGREEMENT,
   OUTSIDE,
@@ -46,7 +53,8 @@ def segmentation(
 ) -> Task:
   """Returns the task of logits [B, ..., C] and integer labels [B, ...]: of images [B, H, W] or
   volumes [B, D, H, W]. Logits on another grid are resized to that of the labels
-  (`losses.resize_logits`).
+  (`losses.resize_logits`). One logit per pixel, C = 1, is that of class 1; class 0 has the other
+  pixels.
 
   Its metrics come from one running confusion matrix [C, C] of all pixels: intersection over union
   (IoU; scikit-learn's `jaccard_score`) and Dice coefficient (`f1_score`) of each class, their means
@@ -101,7 +109,9 @@ def segmentation(
     metrics=(*_METRICS, *case_metrics, AGREEMENT, TEACHER_KL, *class_metrics),
     statistics=functools.partial(_statistics, options),
     compute=functools.partial(_compute, options),
-    label_classes=lambda outputs: {label: outputs_of(outputs, output, "student").shape[-1]},
+    label_classes=lambda outputs: {
+      label: num_classes(outputs_of(outputs, output, "student").shape)
+    },
     ignore_label=ignore_label,
     predict=functools.partial(_predict, options),
     evaluate_predictions=None if cases is None else score_cases,

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from interpolation import interpolate
 from terms_by_hand import KEY, evaluate, normal, shaped, softmax64
@@ -59,6 +60,38 @@ def test_distillation_counts_labeled_pixels_by_their_class(rng, grid, weights):
   hard = objectives.labels(ignore_label=IGNORED, class_weights=weights)
   (_, labeled), _ = evaluate(hard, {"logits": s}, {}, {"label": y})
   np.testing.assert_array_equal(labeled, counted)
+
+
+@pytest.mark.parametrize("loss", [optax.sigmoid_binary_cross_entropy, optax.squared_error])
+def test_one_number_per_pixel_counts_labeled_pixels(rng, loss):
+  """An image with an ignored pixel did not count."""
+  s, t = normal(rng, 2, 2, 4, 6, 1)
+  y = label_map(rng, 2, 4, 6, classes=2)
+  counted = y != IGNORED
+  s[~counted], t[~counted] = np.nan, np.nan
+  batch = {"label": y.astype(np.float32) if loss is optax.squared_error else y}
+  term = objectives.labels(loss, ignore_label=IGNORED)
+  (_, where), mean = evaluate(term, {"logits": s}, {}, batch)
+  np.testing.assert_array_equal(where, counted)
+  np.testing.assert_allclose(mean, loss(s[..., 0], y)[counted].mean(), rtol=1e-5)
+  # A loss with a value per image cannot leave out pixels: these images do not count.
+  term = objectives.labels(lambda s, y: loss(s, y).mean((1, 2)), ignore_label=IGNORED)
+  (_, where), _ = evaluate(term, {"logits": s}, {}, batch)
+  np.testing.assert_array_equal(where, counted.all((1, 2)))
+
+
+def test_one_logit_per_pixel_is_distilled_where_labels_are(rng):
+  s, t = normal(rng, 2, 2, 4, 6, 1)
+  y = label_map(rng, 2, 4, 6, classes=2)
+  term = objectives.logits(losses.binary_kl, ignore_label=IGNORED)
+  (values, where), mean = evaluate(term, {"logits": s}, {"logits": t}, {"label": y})
+  np.testing.assert_array_equal(where, y != IGNORED)
+  pair = [np.concatenate([np.zeros_like(z), z], -1) for z in (s, t)]
+  np.testing.assert_allclose(values[where], kl(*pair)[where], rtol=1e-3, atol=1e-6)
+  np.testing.assert_allclose(mean, kl(*pair)[where].mean(), rtol=1e-4)
+  with pytest.raises(ValueError, match=r"^label: .*0 to 1, got 2"):
+    batch = {"label": jnp.full((2, 4, 6), 2)}
+    term.apply({}, {}, {"logits": s}, {"logits": t}, batch, step=0, key=KEY)
 
 
 def test_masks_of_rows_entries_and_labels_are_combined(rng):

@@ -208,6 +208,21 @@ def test_logits_on_another_grid_are_resized_to_the_labels(rng):
     task.statistics({"logits": jnp.zeros((6, 4, 9, 4))}, {"label": jnp.asarray(label)}, None)
 
 
+def test_one_logit_is_that_of_class_1(rng):
+  """Of a student and a teacher on other grids; the KL is that of two Bernoulli distributions."""
+  task = tasks.segmentation(class_names=["land", "water"])
+  label = rng.integers(0, 2, (6, 8, 8))
+  student, teacher = (rng.normal(size=(6, n, n, 1)).astype(np.float32) for n in (8, 4))
+  scores = task.compute(sums_of(task, student, label, teacher))
+  q, p = (np.asarray(losses.resize_logits(x, (8, 8)))[..., 0] for x in (student, teacher))
+  assert scores["iou/water"] == pytest.approx(sk.jaccard_score(label.ravel(), q.ravel() > 0))
+  assert scores["agreement"] == pytest.approx(((p > 0) == (q > 0)).mean())
+  kl = float(losses.binary_kl(q[..., None], p[..., None]).mean())
+  assert scores["teacher_kl"] == pytest.approx(kl, rel=1e-4)
+  outputs = {"logits": jax.ShapeDtypeStruct(student.shape, jnp.float32)}
+  assert task.label_classes(outputs) == {"label": 2}
+
+
 @pytest.mark.parametrize("x64", [False, True])
 def test_strict_promotion_is_no_fault(rng, x64):
   logits, label = example(rng, classes=3)
