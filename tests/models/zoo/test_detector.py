@@ -16,7 +16,7 @@ from distill_jax.models.zoo.ssd import SSD
 from distill_jax.models.zoo.yolo import YOLO
 
 SIZE = 32
-STEPS = 80
+STEPS = 160
 HEADS = {
   "ssd": SSD(2, scale_range=(0.3, 0.6)),
   "retinanet": RetinaNet(2, anchor_size=2.5, octave_scales=(1.0,)),
