@@ -139,6 +139,17 @@ def test_nothing_is_shown_without_boxes_or_predictions():
   assert task.figures(without, references, NAMES) == []
 
 
+@pytest.mark.parametrize(("name", "value"), [("class", -1), ("score", np.nan)])
+def test_detector_that_finds_nothing_is_shown(monkeypatch, name, value):
+  task = tasks.detection(decode)
+  (entry,), references = make_entries(task, (0,), roles=("baseline",))
+  empty = np.full_like(entry.predictions[name], value)
+  entry = entry._replace(predictions={**entry.predictions, name: empty})
+  _, drawings = drawn(monkeypatch, task, [entry], references)
+  _, rows, caption = drawings["examples"]
+  assert not any(row.panels[1].boxes for row in rows) and "inf" not in caption
+
+
 def test_matches_have_the_ap_and_f1_of_their_definition(rng):
   batch = make_batch(rng, images=30)
   matches = matches_of(batch)
@@ -181,8 +192,8 @@ def test_costs_of_errors_are_gains_of_ap50():
   expected = dict.fromkeys(box_errors.KINDS, 0) | {"doubled": 50 * (1 - 2 / 3) / 101}
   assert costs == pytest.approx(expected)
   # Of two detections of a wrong class one is corrected, and the other one removed.
-  wrong = one_image([(0, 0, 10), (1, 20, 30)], [(1, 0, 10), (2, 0, 10)])
-  assert box_errors.error_costs(wrong)["wrong class"] == pytest.approx(0.5)
+  wrong = one_image([(0, 0, 10), (0, 20, 30), (1, 40, 50)], [(1, 0, 10), (2, 0, 10)])
+  assert box_errors.error_costs(wrong)["wrong class"] == pytest.approx(51 / 101 / 2)
   assert box_errors.error_costs(wrong)["missed"] == 0
   # The missed box halves the highest recall.
   missed = box_errors.error_costs(one_image([(0, 0, 10), (0, 20, 30)], [(0, 0, 10)]))

@@ -93,7 +93,10 @@ def _caption(
   number: int, shown: Mapping[Group, tuple[Entry, Matches]], thresholds: Mapping[Group, float]
 ) -> str:
   seeds = sorted({entry.seed for entry, _ in shown.values()})
-  scores = ", ".join(f"{TITLES[group.role].lower()} {x:.2f}" for group, x in thresholds.items())
+  scores = ", ".join(
+    f"{TITLES[group.role].lower()} {'–' if np.isinf(x) else format(x, '.2f')}"
+    for group, x in thresholds.items()
+  )
   return (
     f"{rule(number, shown, _SCORE)} Boxes have their class and score, dashed ones find no "
     "true box of their class. Each network shows, and F1 counts, the detections from the score on "
