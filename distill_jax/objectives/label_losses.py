@@ -47,7 +47,7 @@ def loss_per_row(
 ):
   """Returns the loss of predictions and labels, and which of its values count.
 
-  There is one value a row [B], or one a position where the output is one number per position.
+  There is one value a row [B], or one a position of maps and of one number per position.
   """
   assert settings.loss is not None
   if settings.class_weights is not None:
@@ -55,9 +55,10 @@ def loss_per_row(
       f"class_weights: expected class numbers in {name!r}, got {label.dtype} {label.shape} for an "
       f"output {predictions.shape}: pass example_weights"
     )
-  has_positions = label.ndim > 1 and predictions.shape == (*label.shape, 1)
+  has_positions = label.ndim > 2
   if predictions.shape == (*label.shape, 1):
     predictions = predictions[..., 0]
+    has_positions = label.ndim > 1
   elif label.shape == (*predictions.shape, 1):
     raise ValueError(
       f"{name}: expected the shape of the output {predictions.shape}, got {label.shape}: drop the "

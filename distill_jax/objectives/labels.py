@@ -58,9 +58,9 @@ def labels(
   With a loss the label has the output's shape, or is [...] for an output [..., 1]; the loss gets
   both in float32, and its values are averaged over all axes but the first, to one value a row. A
   row with the ignore label is unlabeled; so is a negative integer next to a sigmoid loss of optax,
-  whose labels are from 0 to 1. Where an output [B, H, W, 1] is one number per pixel, of labels [B,
-  H, W], a loss with a value for each pixel leaves out these pixels only. Integers [...] next to an
-  output [..., C] reach the loss as class numbers, and its values are [...].
+  whose labels are from 0 to 1. In maps [B, H, W], and next to an output [B, ..., 1], a loss with a
+  value for each position leaves out only these positions. Integers [...] next to an output [..., C]
+  reach the loss as class numbers, and its values are [...].
 
   Where only some rows have a number to predict, write another one for the others, such as
   ignore_label=-999 (also in the task, `tasks.regression`), or give them the weight 0. In a loop of

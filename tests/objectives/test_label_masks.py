@@ -62,22 +62,30 @@ def test_distillation_counts_labeled_pixels_by_their_class(rng, grid, weights):
   np.testing.assert_array_equal(labeled, counted)
 
 
-@pytest.mark.parametrize("loss", [optax.sigmoid_binary_cross_entropy, optax.squared_error])
-def test_one_number_per_pixel_counts_labeled_pixels(rng, loss):
+@pytest.mark.parametrize(
+  ("loss", "shape"),
+  [
+    (optax.sigmoid_binary_cross_entropy, (2, 4, 6, 1)),
+    (optax.squared_error, (2, 4, 6)),
+    (optax.squared_error, (3, 8, 1)),
+  ],
+)
+def test_one_number_per_pixel_counts_labeled_pixels(rng, loss, shape):
   """An image with an ignored pixel did not count."""
-  s, t = normal(rng, 2, 2, 4, 6, 1)
-  y = label_map(rng, 2, 4, 6, classes=2)
+  s = normal(rng, *shape)
+  y = label_map(rng, *shape[: -1 if shape[-1] == 1 else None], classes=2)
   counted = y != IGNORED
-  s[~counted], t[~counted] = np.nan, np.nan
+  s[~counted] = np.nan
   batch = {"label": y.astype(np.float32) if loss is optax.squared_error else y}
   term = objectives.labels(loss, ignore_label=IGNORED)
   (_, where), mean = evaluate(term, {"logits": s}, {}, batch)
   np.testing.assert_array_equal(where, counted)
-  np.testing.assert_allclose(mean, loss(s[..., 0], y)[counted].mean(), rtol=1e-5)
+  np.testing.assert_allclose(mean, loss(s.reshape(y.shape), y)[counted].mean(), rtol=1e-5)
   # A loss with a value per image cannot leave out pixels: these images do not count.
-  term = objectives.labels(lambda s, y: loss(s, y).mean((1, 2)), ignore_label=IGNORED)
+  axes = tuple(range(1, y.ndim))
+  term = objectives.labels(lambda s, y: loss(s, y).mean(axes), ignore_label=IGNORED)
   (_, where), _ = evaluate(term, {"logits": s}, {}, batch)
-  np.testing.assert_array_equal(where, counted.all((1, 2)))
+  np.testing.assert_array_equal(where, counted.all(axes))
 
 
 def test_one_logit_per_pixel_is_distilled_where_labels_are(rng):

@@ -126,7 +126,6 @@ LOSSES = {  # the loss, its values and its derivative in float64
   [
     ("squared", (6,), (6,)),
     ("squared", (6, 1), (6,)),
-    ("squared", (6, 3, 2), (6, 3, 2)),
     ("binary", (6, 4), (6, 4)),
   ],
 )
