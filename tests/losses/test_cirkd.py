@@ -29,7 +29,7 @@ def maps():
 def run(teacher, labels, where, state, axis_name=None):
   """Returns value and next state of volumes [B, 1, 2, 3, 4]."""
   volumes = teacher[:, None]
-  arrays = (volumes[..., ::-1], volumes, volumes, labels[:, None], KEY, state)
+  arrays = (abs(volumes), volumes, volumes, labels[:, None], KEY, state)
   value, state = losses.cirkd(*arrays, where=where, axis_name=axis_name, **OPTIONS)
   return value if axis_name is None else jax.lax.pmean(value, axis_name), state
 
