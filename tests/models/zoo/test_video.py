@@ -21,7 +21,7 @@ NETWORKS = {
 
 @functools.cache
 def built(name, train=True):
-  """Returns a network's graph and state, in one compilation."""
+  """Returns a network's graph and a state of random kernels; its own init would be compiled."""
   build, _ = NETWORKS[name]
 
   def make():
@@ -29,7 +29,16 @@ def built(name, train=True):
     network.train() if train else network.eval()
     return network
 
-  return nnx.graphdef(nnx.eval_shape(make)), jax.jit(lambda: nnx.split(make())[1])()
+  rng = np.random.default_rng(0)
+
+  def value(path, leaf):
+    name = jax.tree_util.keystr(path)
+    if "kernel" in name:
+      return jnp.asarray(rng.normal(size=leaf.shape) / leaf.shape[-2] ** 0.5, leaf.dtype)
+    return (jnp.ones if "scale" in name or "var" in name else jnp.zeros)(leaf.shape, leaf.dtype)
+
+  graph, shapes = nnx.split(nnx.eval_shape(make))
+  return graph, jax.tree_util.tree_map_with_path(value, shapes)
 
 
 @functools.partial(jax.jit, static_argnums=0)
