@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from distill_jax import reduce
 from distill_jax.errors import suggest
-from distill_jax.objectives.calls import has_true_label, valid_rows
+from distill_jax.objectives.calls import batch_entry, has_true_label, valid_rows
 from distill_jax.objectives.loss_checks import check_rows, name_of
 from distill_jax.objectives.terms import Term
 from distill_jax.types import Batch, Outputs, Variables
@@ -20,7 +20,7 @@ _CONTEXT = ("where", "step", "key", "axis_name")
 _WITHOUT_ROWS = "head"  # The kernel of a large vocabulary, where others have an array of rows.
 
 
-def student_loss(function: Callable[..., jax.Array]) -> Term:
+def student_loss(function: Callable[..., jax.Array], *, valid: str | None = None) -> Term:
   """Trains the student with a loss of one's own, where `labels` has none, such as a detector's.
 
       student_loss(retinanet.loss)
@@ -37,10 +37,14 @@ def student_loss(function: Callable[..., jax.Array]) -> Term:
       It also gets those of its other arguments that are called `where` (the rows that count, bool
       [B]), `step`, `key` or `axis_name`. A function that relates rows has `where`, and may return
       a scalar that is the same on every device of `axis_name`.
+    valid: name of a bool entry [B] of the batch that marks the rows that count in addition to
+      'where', such as the images in which boxes were looked for: one without boxes would else be
+      all background.
 
   Raises:
     ValueError: at once, no function of (outputs, batch); in a step, an output or entry that is
-      missing, or values that are not one float a row, such as their mean or a sum over the batch.
+      missing, values that are not one float a row, such as their mean or a sum over the batch, or
+      an entry `valid` of another kind.
 
   >>> import jax.numpy as jnp
   >>> from distill_jax import objectives
@@ -65,7 +69,7 @@ def student_loss(function: Callable[..., jax.Array]) -> Term:
 
   def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
     del params, teacher
-    outputs, batch, where = _blank(student, batch)
+    outputs, batch, where = _blank(student, batch, valid)
     context = {"where": where, "step": step, "key": key, "axis_name": axis_name}
     taken = {name: x for name, x in context.items() if name in parameters}
     with _missing_named(outputs, batch):
@@ -114,7 +118,7 @@ def _check_function(function: Any) -> None:
     ) from error
 
 
-def _blank(student: Outputs, batch: Batch) -> tuple[dict, dict, jax.Array]:
+def _blank(student: Outputs, batch: Batch, valid: str | None) -> tuple[dict, dict, jax.Array]:
   """Returns outputs in float32 and the batch, with 0 in rows that do not count, and which do."""
   if not student or not batch:
     missing = "outputs of the student" if not student else "a batch"
@@ -122,7 +126,8 @@ def _blank(student: Outputs, batch: Batch) -> tuple[dict, dict, jax.Array]:
   rows = jnp.shape(jax.tree.leaves(dict(batch))[0])[0]
   if "where" in batch and jnp.shape(batch["where"]) != (rows,):
     raise ValueError(f"where: expected one bool a row, ({rows},), got {batch['where'].shape}")
-  where = valid_rows(batch, has_true_label(batch, jnp.ones(rows, bool)))
+  counted = jnp.ones(rows, bool) if valid is None else _bools(batch, valid, rows)
+  where = valid_rows(batch, has_true_label(batch, counted))
 
   def leaf(x):
     return reduce.blank(where, x) if _has_rows(x, rows) else x
@@ -132,6 +137,16 @@ def _blank(student: Outputs, batch: Batch) -> tuple[dict, dict, jax.Array]:
     for name, x in student.items()
   }
   return outputs, jax.tree.map(leaf, dict(batch)), where
+
+
+def _bools(batch: Batch, name: str, rows: int) -> jax.Array:
+  values = batch_entry(batch, name)
+  if values.dtype != jnp.bool_ or values.shape != (rows,):
+    raise ValueError(
+      f"{name}: expected one bool a row, ({rows},), got {values.dtype} {values.shape}: write "
+      f"{name} > 0"
+    )
+  return values
 
 
 def _widen(x: Any) -> jax.Array:

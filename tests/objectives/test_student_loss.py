@@ -80,6 +80,9 @@ def test_generated_rows_do_not_count_and_outputs_are_float32(rng):
   batch |= {"where": WHERE, "generated": np.array([True, True, False, False])}
   values, where = apply(objectives.student_loss(loss), low, batch)
   np.testing.assert_array_equal(where, [False, False, True, True])
+  batch["labeled"] = np.array([True, True, False, True])
+  _, where = apply(objectives.student_loss(loss, valid="labeled"), low, batch)
+  np.testing.assert_array_equal(where, [False, False, False, True])
   assert values.dtype == jnp.float32 and set(dtypes[0].values()) == {jnp.dtype(jnp.float32)}
 
 
@@ -137,12 +140,16 @@ def test_no_function_of_outputs_and_batch_raises_at_once(function):
     ({"where": np.ones((ROWS, 2), bool)}, "where"),
     ({"where": np.ones(ROWS - 1, bool)}, "where"),
     ({"generated": np.ones(ROWS)}, "generated"),
+    ({"labeled": np.ones(ROWS)}, "labeled"),
+    ({"labeled": np.ones((ROWS, 1), bool)}, "labeled"),
+    ({}, "labeled"),
   ],
 )
 def test_masks_of_other_shapes_raise(rng, change, field):
   student, batch = detector_problem(rng)
   with pytest.raises(ValueError, match=f"^{field}: expected"):
-    apply(objectives.student_loss(detector_loss), student, batch | change)
+    valid = "labeled" if field == "labeled" else None
+    apply(objectives.student_loss(detector_loss, valid=valid), student, batch | change)
 
 
 def test_missing_output_is_named_with_the_nearest(rng):
