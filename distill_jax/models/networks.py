@@ -12,6 +12,8 @@ from distill_jax.models.variables import as_variables
 from distill_jax.types import Model, Variables, input_names
 
 _PAIRS = ("from_linen", "from_haiku", "from_equinox")
+_BOXES = ("boxes", "crowd")
+"""What a detector is to find: no input of a network, unless an argument has the name."""
 _TAKE_CALL = ("from_linen", "from_nnx", "from_keras")
 _NAMED = (
   inspect.Parameter.POSITIONAL_ONLY,
@@ -125,8 +127,9 @@ def trained_model(
 def _inputs(field: str, adapter: str, module: Any, entries: list[str]) -> Sequence[str] | str:
   """Returns the entries that a network takes: the only one, or those with its arguments' names."""
   required, optional = _argument_names(adapter, module)
-  if len(required) == len(entries) == 1:
-    return entries[0]
+  others = [name for name in entries if name not in _BOXES]
+  if len(required) == len(others) == 1 and required[0] not in entries:
+    return others[0]
   if required and set(required) <= set(entries) and not set(optional) & set(entries):
     return required[0] if len(required) == 1 else required
   choice = repr(entries[0]) if len(entries) == 1 else f"({', '.join(map(repr, entries))})"

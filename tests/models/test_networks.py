@@ -141,6 +141,22 @@ def test_inputs_follow_the_names_of_arguments(make):
   np.testing.assert_allclose(logits, X @ np.asarray(kernel) * X[:, :1], rtol=1e-5, atol=1e-6)
 
 
+class ReadsBoxes(Two):
+  def __call__(self, boxes):
+    return self.layer(boxes)
+
+
+@pytest.mark.parametrize(("network", "entry"), [(nnx.Linear, "pixels"), (ReadsBoxes, "boxes")])
+def test_boxes_are_no_input_but_of_an_argument_with_their_name(network, entry):
+  sizes = (4, 2) if network is nnx.Linear else ()
+  batch = {"pixels": X, "boxes": -X, "crowd": X > 0, "label": np.zeros(16)}
+  model = as_model("student", network(*sizes, rngs=nnx.Rngs(0)), batch)
+  variables = model.init(jax.random.key(0), batch)
+  (kernel,) = (x for x in jax.tree.leaves(variables.params) if x.ndim == 2)
+  logits = model.apply(*variables, batch, train=False, key=None)[0]["logits"]
+  np.testing.assert_allclose(logits, batch[entry] @ np.asarray(kernel), rtol=1e-5, atol=1e-6)
+
+
 def test_keras_inputs_follow_their_names():
   keras = pytest.importorskip("keras")
   b, a = keras.Input((2,), name="b"), keras.Input((2,), name="a")
