@@ -132,7 +132,7 @@ class Detector(nnx.Module):
         for layer in self.towers[name]:
           x = layer(x)
         x = self.predictors[name](x)
-        rows.append(x.reshape(len(x), -1, *shape))
+        rows.append(x.reshape(x.shape[0], -1, *shape))
       predictions[name] = jnp.concatenate(rows, 1)
     return predictions
 
