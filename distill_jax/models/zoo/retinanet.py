@@ -99,7 +99,7 @@ class RetinaNet(DetectionHead):
     # Any box with an area keeps log(0) out of the gradient.
     its_boxes = jnp.where(is_positive[..., None], its_boxes, anchors)
     target = jax.nn.one_hot(jnp.where(is_positive, its_labels, -1), self.classes)
-    focal = optax.sigmoid_focal_loss(logits, target, alpha=self.alpha, gamma=self.gamma).sum(-1)
+    focal = focal_loss(logits, target, self.alpha, self.gamma).sum(-1)
     # The smooth L1 is Huber's loss over its delta.
     errors = optax.huber_loss(deltas, encode(its_boxes, anchors, NO_VARIANCES), delta=self.beta)
     location = errors.sum(-1) / self.beta
@@ -113,3 +113,18 @@ class RetinaNet(DetectionHead):
     deltas = self.read(outputs, "box_deltas", levels)
     anchors = jnp.asarray(self.anchors(levels), deltas.dtype)
     return self.suppress(decode(deltas, anchors, NO_VARIANCES), scores, levels)
+
+
+def focal_loss(logits: jax.Array, target: jax.Array, alpha: float, gamma: float) -> jax.Array:
+  """Returns -alpha_t (1 - p_t)^gamma log p_t (equation 5) of logits and targets 0 or 1 [...].
+
+  Both factors come from one logarithm: optax's power takes most of a step on a CPU.
+
+  >>> focal_loss(jnp.array([2.0, -1.0]), jnp.array([1.0, 0.0]), 0.25, 2.0).round(4)
+  Array([0.0005, 0.017 ], dtype=float32)
+  """
+  # p_t = sigmoid(signed), and 1 - p_t = sigmoid(-signed).
+  signed = logits * (2 * target - 1)
+  log_p = jax.nn.log_sigmoid(signed)
+  weights = alpha * target + (1 - alpha) * (1 - target)
+  return -weights * jnp.exp(gamma * (log_p - signed)) * log_p

@@ -6,11 +6,12 @@ import detection_references as references
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from box_references import random_boxes
 
 from distill_jax.models.zoo.anchors import positions, pyramid_levels
-from distill_jax.models.zoo.retinanet import RetinaNet
+from distill_jax.models.zoo.retinanet import RetinaNet, focal_loss
 from distill_jax.models.zoo.ssd import SSD
 from distill_jax.models.zoo.yolo import YOLO, predicted_boxes
 
@@ -148,6 +149,15 @@ def test_nearly_correct_outputs_have_a_loss_near_zero():
     assert (jax.jit(head.loss)(outputs, batch) < 1e-6).all()
     predicted = predicted_boxes(jnp.asarray(outputs["box_bins"]), centers, strides)
   np.testing.assert_allclose(predicted[0, row], box)
+
+
+def test_focal_loss_equals_optax():
+  logits = jnp.linspace(-30, 30, 24).reshape(2, 12)
+  target = jnp.array([[0.0], [1.0]])
+  for alpha, gamma in ((0.25, 2.0), (0.6, 1.5)):
+    values = focal_loss(logits, target, alpha, gamma)
+    expected = optax.sigmoid_focal_loss(logits, target, alpha=alpha, gamma=gamma)
+    np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_wrong_shapes_are_named():
