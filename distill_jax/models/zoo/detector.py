@@ -174,7 +174,8 @@ class _Block(nnx.Module):
 
 
 class _TowerLayer(nnx.Module):
-  """A 3x3 convolution, group norm and ReLU."""
+  """A 3x3 convolution, group norm and SiLU: with ReLU, the many negatives of the first steps may
+  silence a whole tower, whose logits then are their bias for good."""
 
   def __init__(self, width, *, dtype, rngs):
     self.conv = _conv(width, width, dtype=dtype, rngs=rngs)
@@ -182,7 +183,7 @@ class _TowerLayer(nnx.Module):
     self.norm = nnx.GroupNorm(width, None, group_size=size, dtype=dtype, rngs=rngs)
 
   def __call__(self, x):
-    return nnx.relu(self.norm(self.conv(x)))
+    return nnx.silu(self.norm(self.conv(x)))
 
 
 def _tower(width, depth, **options) -> list[_TowerLayer]:

@@ -125,6 +125,18 @@ def test_classes_begin_with_their_prior_probability():
   np.testing.assert_array_equal(deltas, 0)
 
 
+def test_silent_tower_still_learns():
+  @jax.jit
+  def gradient(bias):
+    tower = Detector(1, (4, 6), HEADS["yolo"], neck_width=8, rngs=nnx.Rngs(0)).towers["box_bins"]
+    tower[0].norm.bias[...] = jnp.full(8, bias)
+    inputs = jax.random.normal(jax.random.key(0), (1, 2, 2, 8))
+    return jax.grad(lambda x: tower[0](x).sum())(inputs)
+
+  # What the many negatives of the first steps may do to all channels.
+  assert jnp.abs(gradient(-6.0)).max() > 1e-3
+
+
 def test_detections_lie_inside_of_the_image():
   head = HEADS["yolo"]
   maps = {"p2": jnp.zeros((2, 4, 6, 1))}
