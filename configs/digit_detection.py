@@ -10,7 +10,8 @@ the picture are split before scenes are made of them (`data.sets.digit_scenes`).
 see the same crops, and the student reads the teacher's outputs from a cache.
 
 Other jobs, each with a --workdir of its own:
-- --config.family=ssd --config.methods=..., --config.family=retinanet: the other two heads;
+- --config.family=ssd --config.methods=logits,fgd,pkd: another head, and likewise retinanet; only
+  yolo has the distributions of edges that `ld` compares;
 - --config.teacher_family=retinanet --config.methods=pkd,cwd: a YOLO student of a RetinaNet;
 - --config.label_fraction=0.05 --config.methods=logits,pkd: few labels; students are distilled on
   all images, and the baseline is trained on those with labels.
@@ -205,7 +206,7 @@ def fgd() -> objectives.Term:
   return on_necks(lambda level, stride: objectives.fgd(level, level, stride=stride))
 
 
-# By method, a function of the families of student and teacher.
+# By method, a function of the teacher's family.
 NECK_TERMS: Mapping[str, Callable[[str], dict]] = {
   "fgd": lambda teacher: {"maps": (1.0, fgd())},
   "mgd": lambda teacher: {"maps": (2e-5, on_necks(lambda level, _: objectives.mgd(level, level)))},
