@@ -4,10 +4,11 @@
 `from_haiku` take those of Equinox and Haiku (each package is imported when its name is first used),
 and `from_apply` takes functions, hence every other library.
 
-`pretrained` gives any of them weights from a .safetensors or .npz file; `cast` halves the memory
-of a teacher's weights; `with_weights` adds them to the outputs; `sliding_window` applies a network
-to images larger than its input, and `average_views` averages over clips or crops of an example;
-`rematerialized` lets a block of your own network store less for the backward pass.
+`pretrained` gives any of them weights from a .safetensors or .npz file, and `save_weights` writes
+them under the names of another library; `cast` halves the memory of a teacher's weights;
+`with_weights` adds them to the outputs; `sliding_window` applies a network to images larger than
+its input, and `average_views` averages over clips or crops of an example; `rematerialized` lets a
+block of your own network store less for the backward pass.
 """
 
 import importlib
@@ -22,6 +23,7 @@ with naming_extras():
   from distill_jax.models.cohort import cohort, member
   from distill_jax.models.precision import cast
   from distill_jax.models.remat import rematerialized
+  from distill_jax.models.save_weights import save_weights
   from distill_jax.models.views import average_views
   from distill_jax.models.weight_outputs import with_weights
   from distill_jax.models.weights import load_weights, pretrained, torch_kernel
@@ -38,6 +40,7 @@ __all__ = [
   "member",
   "pretrained",
   "rematerialized",
+  "save_weights",
   "sliding_window",
   "torch_kernel",
   "with_weights",

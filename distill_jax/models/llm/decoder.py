@@ -17,6 +17,7 @@ from flax import nnx
 
 from distill_jax.models.llm.block import Block, rms_norm
 from distill_jax.models.llm.rope import RopeScaling, rotation
+from distill_jax.models.llm.token_rows import check_token_rows, embed_tokens, token_positions
 from distill_jax.models.remat import check_policy, rematerialized
 from distill_jax.types import Outputs
 
@@ -157,12 +158,12 @@ class Decoder(nnx.Module):
     Raises:
       ValueError: no tokens, more than `max_length`, or shapes that differ.
     """
-    self._check(tokens, segments, positions)
+    check_token_rows(tokens, self.options.max_length, segments=segments, positions=positions)
     visible = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))[None]
     if segments is not None:
       visible = visible & (segments[:, :, None] == segments[:, None, :])
-    positions = _positions(tokens, segments) if positions is None else positions
-    x = self._embed(tokens)
+    positions = token_positions(tokens, segments) if positions is None else positions
+    x = embed_tokens(self.embed, tokens, self.dtype)
     outputs = {"embedded": x}
     angles = self._rotation(positions)
     for k, block in enumerate(self.blocks, 1):
@@ -186,7 +187,7 @@ class Decoder(nnx.Module):
     positions = starts[:, None] + new[None]
     cached = jnp.arange(cache.keys[0].shape[1], dtype=starts.dtype)
     visible = cached[None, None] <= positions[:, :, None]
-    x = self._embed(tokens)
+    x = embed_tokens(self.embed, tokens, self.dtype)
     angles = self._rotation(positions)
     new_kv = []
     for block, keys, values in zip(self.blocks, *cache, strict=True):
@@ -207,23 +208,6 @@ class Decoder(nnx.Module):
     shape = (rows, length, self.blocks[0].num_kv_heads, self.head_dim)
     keys, values = (tuple(jnp.zeros(shape, self.dtype) for _ in self.blocks) for _ in range(2))
     return KVCache(keys, values)
-
-  def _check(self, tokens, segments, positions) -> None:
-    if tokens.ndim != 2 or not tokens.size:
-      raise ValueError(f"tokens: expected [rows, length], not empty, got {tokens.shape}")
-    if tokens.shape[1] > self.options.max_length:
-      raise ValueError(
-        f"tokens: expected rows of at most max_length={self.options.max_length}, got {tokens.shape}"
-      )
-    for name, value in (("segments", segments), ("positions", positions)):
-      if value is not None and value.shape != tokens.shape:
-        raise ValueError(f"{name}: expected the shape of tokens, {tokens.shape}, got {value.shape}")
-
-  def _embed(self, tokens):
-    # A negative index would count from the end: one above the vocabulary gives NaN.
-    indices = jnp.where(tokens < 0, self.embed.num_embeddings, tokens)
-    table = self.embed.embedding[...].astype(self.dtype)
-    return table.at[indices].get(mode="fill", fill_value=jnp.nan)
 
   def _head(self):
     kernel = self.embed.embedding[...].T if self.head is None else self.head[...]
@@ -246,11 +230,3 @@ def _head_dim(embed_dim: int, num_heads: int, num_kv_heads: int, head_dim: int |
   if head_dim % 2:
     raise ValueError(f"head_dim: expected an even size, as positions rotate pairs, got {head_dim}")
   return head_dim
-
-
-def _positions(tokens, segments):
-  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-  if segments is None:
-    return positions
-  begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
-  return positions - jax.lax.cummax(jnp.where(begins, positions, 0), axis=1)

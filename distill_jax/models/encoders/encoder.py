@@ -1,0 +1,148 @@
+"""Defines encoders of text of BERT's kind (Devlin et al. 2019), with heads for texts and tokens.
+
+    config = EncoderConfig(tokenizer.size, 128, 2, 4, head="sequence", num_labels=3)
+    student = from_nnx(lambda rngs: Encoder(config, rngs=rngs), inputs=("tokens", "segments"))
+
+encoder_files.py reads and writes released checkpoints.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from distill_jax.models.encoders.encoder_block import EncoderBlock, layer_norm, linear
+from distill_jax.models.encoders.encoder_config import EncoderConfig
+from distill_jax.models.llm.token_rows import check_token_rows, embed_tokens, token_positions
+from distill_jax.models.remat import check_policy, rematerialized
+from distill_jax.types import Outputs
+
+
+class Encoder(nnx.Module):
+  """Embeddings of tokens, positions and token types, blocks that attend to both sides, and a head.
+
+  Outputs, with k = 1, 2, ... the block; under jit, those that nothing reads are not computed:
+    embedded: [B, L, embed_dim]: the normalized sum of the embeddings.
+    block{k}: [B, L, embed_dim]: the output of the block.
+    queries{k}, keys{k}, values{k}: [B, L, embed_dim], the heads one after the other.
+    attention{k}: [B, num_heads, L, L]: scores before the softmax, float32, -inf where a query does
+      not attend.
+    hidden: [B, L, embed_dim]: the output of the last block.
+    embedding: [B, embed_dim]: the mean of `hidden` over the tokens, as sentence embeddings have it.
+      It is not normalized. A row without tokens gives NaN.
+    pooled: [B, embed_dim]: what the head 'sequence' reads, with a pooler.
+    logits: [B, num_labels] for the head 'sequence', [B, L, num_labels] for 'tokens'.
+    start, end: [B, L], for 'spans': logits over the positions, -inf for padding.
+
+  >>> config = EncoderConfig(100, 16, num_layers=2, num_heads=2, head="tokens", num_labels=5)
+  >>> encoder = nnx.eval_shape(lambda: Encoder(config, rngs=nnx.Rngs(0)))
+  >>> tokens = jax.ShapeDtypeStruct((3, 8), jnp.int32)
+  >>> outputs = nnx.eval_shape(lambda encoder, tokens: encoder(tokens), encoder, tokens)
+  >>> outputs["logits"].shape, outputs["attention2"].shape
+  ((3, 8, 5), (3, 2, 8, 8))
+  """
+
+  def __init__(self, config: EncoderConfig, *, dtype: Any = None, remat: str = "", rngs: nnx.Rngs):
+    """Builds the layers; kernels and embeddings are normal with deviation 0.02, biases 0.
+
+    Args:
+      config: sizes and head.
+      dtype: dtype of the computation and the outputs. Parameters are float32, and norms and softmax
+        are computed in it. None: float32.
+      remat: policy for what a block stores for the backward pass, see `rematerialized`; empty:
+        everything.
+      rngs: stream `params`.
+
+    Raises:
+      ValueError: an unknown policy.
+    """
+    check_policy(remat)
+    self.config = config
+    self.dtype = dtype or jnp.float32
+    self.remat = remat
+    width = config.embed_dim
+
+    def embedding(count):
+      normal = nnx.initializers.normal(0.02)
+      return nnx.Embed(count, width, embedding_init=normal, dtype=self.dtype, rngs=rngs)
+
+    self.embed = embedding(config.vocab_size)
+    self.positions = embedding(config.max_length)
+    self.types = embedding(config.token_types) if config.token_types else None
+    self.embed_norm = layer_norm(config, self.dtype, rngs)
+    self.blocks = nnx.data(
+      [EncoderBlock(config, dtype=self.dtype, rngs=rngs) for _ in range(config.num_layers)]
+    )
+    self.pooler = linear(width, width, self.dtype, rngs) if config.pooler else None
+    self.head = linear(width, config.num_labels, self.dtype, rngs) if config.head else None
+
+  def __call__(
+    self,
+    tokens: jax.Array,
+    segments: jax.Array | None = None,
+    token_types: jax.Array | None = None,
+    positions: jax.Array | None = None,
+  ) -> Outputs:
+    """Returns the outputs of tokens.
+
+    Args:
+      tokens: int [B, L]; a token outside the vocabulary makes its row's outputs NaN.
+      segments: int [B, L], the text of each token, negative for padding: `mask - 1` for a row of
+        one text. Tokens attend only to their own text. None: there is no padding.
+      token_types: int [B, L], 0 and 1 for the sentences of a pair; None: 0.
+      positions: int [B, L], the position of each token in its text; None: counted from the
+        segment's start.
+
+    Raises:
+      ValueError: no tokens, more than `max_length`, token types that the network does not have, or
+        shapes that differ.
+    """
+    entries = {"segments": segments, "token_types": token_types, "positions": positions}
+    check_token_rows(tokens, self.config.max_length, **entries)
+    visible = None
+    if segments is not None:
+      visible = segments[:, :, None] == segments[:, None, :]
+    positions = token_positions(tokens, segments) if positions is None else positions
+    x = self._embed(tokens, token_types, positions)
+    outputs = {"embedded": x}
+    for k, block in enumerate(self.blocks, 1):
+      x, named = rematerialized(EncoderBlock.__call__, self.remat)(block, x, visible)
+      outputs |= {f"{name}{k}": value for name, value in named.items()} | {f"block{k}": x}
+    outputs |= {"hidden": x, "embedding": _mean_of_tokens(x, segments)}
+    return outputs | self._head(x, segments)
+
+  def _embed(self, tokens, token_types, positions):
+    x = embed_tokens(self.embed, tokens, self.dtype)
+    x = x + embed_tokens(self.positions, positions, self.dtype)
+    if self.types is not None:
+      token_types = jnp.zeros_like(tokens) if token_types is None else token_types
+      x = x + embed_tokens(self.types, token_types, self.dtype)
+    elif token_types is not None:
+      raise ValueError("token_types: expected None, as the network has no embeddings of them")
+    return self.embed_norm(x)
+
+  def _head(self, hidden, segments) -> dict[str, jax.Array]:
+    """Returns 'pooled' and 'logits', as far as the network has them."""
+    outputs = {}
+    if self.pooler is not None:
+      activation = nnx.relu if self.config.family == "distilbert" else jnp.tanh
+      outputs["pooled"] = activation(self.pooler(hidden[:, 0]))
+    if self.head is None:
+      return outputs
+    logits = self.head(outputs["pooled"] if self.config.head == "sequence" else hidden)
+    if self.config.head != "spans":
+      return outputs | {"logits": logits}
+    if segments is not None:
+      logits = jnp.where(segments[..., None] >= 0, logits, -jnp.inf)
+    return outputs | {"start": logits[..., 0], "end": logits[..., 1]}
+
+
+def _mean_of_tokens(hidden: jax.Array, segments: jax.Array | None) -> jax.Array:
+  """Returns the mean [B, C] of hidden [B, L, C] over all but padding."""
+  if segments is None:
+    return hidden.mean(1)
+  is_token = segments[..., None] >= 0
+  # Zeros over zero: a mask that hides a whole row is reported, not trained on.
+  count = is_token.sum(1).astype(hidden.dtype)
+  return jnp.where(is_token, hidden, 0).sum(1) / count

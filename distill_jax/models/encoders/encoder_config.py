@@ -1,0 +1,82 @@
+"""Describes an `Encoder`: its sizes, its family and its head."""
+
+import dataclasses
+
+from distill_jax.errors import check_integer, suggest
+
+FAMILIES = ("bert", "distilbert", "roberta")
+HEADS = ("", "sequence", "tokens", "spans")
+_TOKEN_TYPES = {"bert": 2, "distilbert": 0, "roberta": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+  """Sizes and head of an `Encoder`; a student's is `dataclasses.replace(config, num_layers=2)`.
+
+  Attributes:
+    vocab_size: number of tokens in the vocabulary.
+    embed_dim: size of the hidden states.
+    num_layers: number of blocks.
+    num_heads: number of attention heads, a divisor of embed_dim.
+    mlp_dim: size inside the perceptrons; None: 4 embed_dim.
+    max_length: number of positions, the maximum number of tokens in a text.
+    token_types: number of embeddings that tell the sentences of a pair apart; 0: none; None: that
+      of the family, 2 for BERT, 1 for RoBERTa, 0 for DistilBERT.
+    norm_eps: epsilon of the layer norms.
+    pooler: whether a layer makes 'pooled' of the first token's last hidden state; the head
+      'sequence' has one in any case.
+    head: 'sequence': one label, or one number, a text; 'tokens': a label a token; 'spans': the
+      first and the last token of an answer; '': none.
+    num_labels: number of the head's logits, 1 for a number to predict; 2 for 'spans'; None: none.
+    family: 'bert', 'distilbert' or 'roberta': the names in released files, and the pooler's
+      activation, which is ReLU for DistilBERT and tanh for the others.
+
+  Raises:
+    ValueError: a size that is no positive integer or does not divide, an unknown family or head, or
+      a head and labels that do not go together.
+  """
+
+  vocab_size: int
+  embed_dim: int
+  num_layers: int
+  num_heads: int
+  mlp_dim: int | None = None
+  max_length: int = 512
+  token_types: int | None = None
+  norm_eps: float = 1e-12
+  pooler: bool = True
+  head: str = ""
+  num_labels: int | None = None
+  family: str = "bert"
+
+  def __post_init__(self):
+    for field, value, names in (("family", self.family, FAMILIES), ("head", self.head, HEADS)):
+      if value not in names:
+        raise ValueError(f"{field}: expected one of {names}, got {value!r}{suggest(value, names)}")
+    if self.mlp_dim is None:
+      object.__setattr__(self, "mlp_dim", 4 * self.embed_dim)
+    if self.token_types is None:
+      object.__setattr__(self, "token_types", _TOKEN_TYPES[self.family])
+    for field in ("vocab_size", "embed_dim", "num_layers", "num_heads", "mlp_dim", "max_length"):
+      check_integer(field, getattr(self, field), 1)
+    check_integer("token_types", self.token_types, 0)
+    if self.embed_dim % self.num_heads:
+      raise ValueError(
+        f"num_heads: expected a divisor of embed_dim={self.embed_dim}, got {self.num_heads}"
+      )
+    self._check_head()
+
+  def _check_head(self) -> None:
+    if self.head == "spans" and self.num_labels is None:
+      object.__setattr__(self, "num_labels", 2)
+    if not self.head and self.num_labels is not None:
+      raise ValueError(
+        f"num_labels: expected None without a head, got {self.num_labels}: name the head too, one "
+        f"of {HEADS[1:]}"
+      )
+    if self.head:
+      check_integer("num_labels", self.num_labels, 1)
+    if self.head == "spans" and self.num_labels != 2:
+      raise ValueError(f"num_labels: expected 2, a span's start and end, got {self.num_labels}")
+    if self.head == "sequence":
+      object.__setattr__(self, "pooler", True)

@@ -1,0 +1,46 @@
+"""Checks, embeds and numbers rows of tokens, for decoders and encoders alike."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def check_token_rows(tokens: jax.Array, max_length: int, **entries: jax.Array | None) -> None:
+  """Checks the shapes of tokens [B, L], and of entries that go with them.
+
+  Raises:
+    ValueError: no tokens, more than `max_length`, or shapes that differ.
+  """
+  if tokens.ndim != 2 or not tokens.size:
+    raise ValueError(f"tokens: expected [rows, length], not empty, got {tokens.shape}")
+  if tokens.shape[1] > max_length:
+    raise ValueError(
+      f"tokens: expected rows of at most max_length={max_length}, got {tokens.shape}: cut the texts"
+    )
+  for name, value in entries.items():
+    if value is not None and value.shape != tokens.shape:
+      raise ValueError(f"{name}: expected the shape of tokens, {tokens.shape}, got {value.shape}")
+
+
+def embed_tokens(embed: nnx.Embed, tokens: jax.Array, dtype: Any) -> jax.Array:
+  """Returns the embeddings [B, L, C] of tokens [B, L]; NaN for a token outside the vocabulary."""
+  # A negative index would count from the end: one above the vocabulary gives NaN.
+  indices = jnp.where(tokens < 0, embed.num_embeddings, tokens)
+  table = embed.embedding[...].astype(dtype)
+  return table.at[indices].get(mode="fill", fill_value=jnp.nan)
+
+
+def token_positions(tokens: jax.Array, segments: jax.Array | None) -> jax.Array:
+  """Returns the position of each token in its document, int32 [B, L], from 0.
+
+  Args:
+    tokens: [B, L].
+    segments: int [B, L], the document of each token, each in one piece; None: rows are documents.
+  """
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+  if segments is None:
+    return positions
+  begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
+  return positions - jax.lax.cummax(jnp.where(begins, positions, 0), axis=1)
