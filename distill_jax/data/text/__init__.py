@@ -1,22 +1,30 @@
-"""Packs text into rows of tokens: in memory, or from a file that is read while training.
+"""Turns text into rows of tokens: packed documents for decoders, padded sentences for encoders.
+
+Documents are packed in memory, or from a file that is read while training.
 
 >>> pack([BYTES.encode(b"to be"), BYTES.encode(b"or not")], length=8).arrays["tokens"].shape
 (2, 8)
 """
 
 from distill_jax.data.text.bpe import END, bpe, train_bpe
+from distill_jax.data.text.buckets import LengthBuckets, cut_padding
 from distill_jax.data.text.documents import read_documents
 from distill_jax.data.text.packed import load, pack
+from distill_jax.data.text.sentences import SentenceTokenizer, sentence_tokenizer
 from distill_jax.data.text.tokenizer import BYTES, Tokenizer, check_same_tokenizer
 
 __all__ = [
   "BYTES",
   "END",
+  "LengthBuckets",
+  "SentenceTokenizer",
   "Tokenizer",
   "bpe",
   "check_same_tokenizer",
+  "cut_padding",
   "load",
   "pack",
   "read_documents",
+  "sentence_tokenizer",
   "train_bpe",
 ]

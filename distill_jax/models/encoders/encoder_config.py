@@ -18,7 +18,7 @@ class EncoderConfig:
     embed_dim: size of the hidden states.
     num_layers: number of blocks.
     num_heads: number of attention heads, a divisor of embed_dim.
-    mlp_dim: size inside the perceptrons; None: 4 embed_dim.
+    mlp_dim: size inside the perceptrons; 0: 4 embed_dim.
     max_length: number of positions, the maximum number of tokens in a text.
     token_types: number of embeddings that tell the sentences of a pair apart; 0: none; None: that
       of the family, 2 for BERT, 1 for RoBERTa, 0 for DistilBERT.
@@ -27,7 +27,7 @@ class EncoderConfig:
       'sequence' has one in any case.
     head: 'sequence': one label, or one number, a text; 'tokens': a label a token; 'spans': the
       first and the last token of an answer; '': none.
-    num_labels: number of the head's logits, 1 for a number to predict; 2 for 'spans'; None: none.
+    num_labels: number of the head's logits, 1 for a number to predict; 2 for 'spans'; 0: no head.
     family: 'bert', 'distilbert' or 'roberta': the names in released files, and the pooler's
       activation, which is ReLU for DistilBERT and tanh for the others.
 
@@ -40,20 +40,20 @@ class EncoderConfig:
   embed_dim: int
   num_layers: int
   num_heads: int
-  mlp_dim: int | None = None
+  mlp_dim: int = 0
   max_length: int = 512
   token_types: int | None = None
   norm_eps: float = 1e-12
   pooler: bool = True
   head: str = ""
-  num_labels: int | None = None
+  num_labels: int = 0
   family: str = "bert"
 
   def __post_init__(self):
     for field, value, names in (("family", self.family, FAMILIES), ("head", self.head, HEADS)):
       if value not in names:
         raise ValueError(f"{field}: expected one of {names}, got {value!r}{suggest(value, names)}")
-    if self.mlp_dim is None:
+    if self.mlp_dim == 0:
       object.__setattr__(self, "mlp_dim", 4 * self.embed_dim)
     if self.token_types is None:
       object.__setattr__(self, "token_types", _TOKEN_TYPES[self.family])
@@ -67,11 +67,11 @@ class EncoderConfig:
     self._check_head()
 
   def _check_head(self) -> None:
-    if self.head == "spans" and self.num_labels is None:
+    if self.head == "spans" and self.num_labels == 0:
       object.__setattr__(self, "num_labels", 2)
-    if not self.head and self.num_labels is not None:
+    if not self.head and self.num_labels != 0:
       raise ValueError(
-        f"num_labels: expected None without a head, got {self.num_labels}: name the head too, one "
+        f"num_labels: expected 0 without a head, got {self.num_labels}: name the head too, one "
         f"of {HEADS[1:]}"
       )
     if self.head:

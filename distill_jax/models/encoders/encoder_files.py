@@ -84,7 +84,7 @@ def load_encoder(
   """
   folder = folders.resolve(folder, "folder")
   config = read_encoder_config(folder) if config is None else config
-  inputs = INPUTS[: 3 if config.token_types > 1 else 2] if inputs is None else inputs
+  inputs = INPUTS[: 3 if (config.token_types or 0) > 1 else 2] if inputs is None else inputs
   model = from_nnx(lambda rngs: Encoder(config, dtype=dtype, remat=remat, rngs=rngs), inputs=inputs)
   path = _weights_path(folder)
   entries = _entries(path)

@@ -77,7 +77,7 @@ def released_settings(config: EncoderConfig) -> str:
   else:
     settings["pad_token_id"] = 0
   if config.head:
-    settings["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.num_labels or 0)}
+    settings["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.num_labels)}
     settings["label2id"] = {name: int(i) for i, name in settings["id2label"].items()}
   if config.head == "sequence" and config.num_labels == 1:
     settings["problem_type"] = "regression"

