@@ -11,6 +11,7 @@ import numpy as np
 from distill_jax import reduce
 from distill_jax.objectives.calls import batch_entry, outputs_of
 from distill_jax.objectives.class_labels import check_ignore_label
+from distill_jax.tasks._correlations import correlations
 from distill_jax.types import Batch, Metric, Outputs, Task
 
 
@@ -25,10 +26,14 @@ def regression(
   [B].
 
   Its metrics are the root mean squared error, the mean absolute error, and R^2 = 1 - squared error
-  / variance of the labels (scikit-learn's `r2_score`, over all numbers together). In a loop of
-  one's own, a NaN label is a number without one and does not count; `fit`, `evaluate` and `Source`
-  refuse NaN. Sums are float32: R^2 loses digits where the labels' mean is over 1,000 times their
-  spread, so subtract it.
+  / variance of the labels (scikit-learn's `r2_score`, over all numbers together); with one number
+  per example, [B] or [B, 1], also the correlations of Pearson and Spearman (scipy's `pearsonr` and
+  `spearmanr`). Equal labels have neither R^2 nor correlations; equal predictions have correlations
+  of NaN.
+
+  In a loop of one's own, a NaN label is a number without one and does not count; `fit`, `evaluate`
+  and `Source` refuse NaN. Sums are float32: R^2 loses digits where the labels' mean is over 1,000
+  times their spread, so subtract it.
 
   Args:
     label: the batch's entry with the labels.
@@ -46,15 +51,18 @@ def regression(
   """
   check_ignore_label(ignore_label)
 
-  def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
-    del teacher
-    prediction, target, valid = _inputs(
+  def numbers(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return _inputs(
       outputs_of(outputs, output, "student"),
       batch_entry(batch, label),
       batch.get("where"),
       label,
       ignore_label,
     )
+
+  def statistics(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> dict[str, Any]:
+    del teacher
+    prediction, target, valid = numbers(outputs, batch)
     error = jnp.where(valid, prediction - target, 0)
     target = jnp.where(valid, target, 0)
     # R^2 from moments around one label: around 0 they would cancel for labels far from 0.
@@ -69,16 +77,29 @@ def regression(
       "between": jnp.stack([count * mean, count * mean**2]),
     }
 
+  def predict(outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+    prediction, target, valid = numbers(outputs, batch)
+    if target.size != len(target):
+      return {}  # The host keeps all rows: maps of numbers would fill it.
+    columns = {"prediction": prediction, "target": target, "labeled": valid}
+    return {name: x.reshape(-1) for name, x in columns.items()}
+
   return Task(
     metrics=(
       Metric("rmse", "root mean squared error", unit, "min", ".4g"),
       Metric("mae", "mean absolute error", unit, "min", ".4g"),
       Metric("r2", "R²", "", "max", ".4f"),
+      Metric("pearson", "Pearson correlation", "", "max", ".4f", short="Pearson"),
+      Metric("spearman", "Spearman correlation", "", "max", ".4f", short="Spearman"),
     ),
     statistics=statistics,
     compute=_compute,
     ignore_label=ignore_label,
-    references=(label,),
+    predict=predict,
+    evaluate_predictions=_correlations_of,
+    references=(),
+    figure_references=(label,),
+    scores_parts=True,
   )
 
 
@@ -101,6 +122,14 @@ def _inputs(
     valid &= where.reshape(where.shape + (1,) * (target.ndim - 1))
   dtype = reduce.common_dtype(prediction.dtype, jnp.float32)
   return prediction.astype(dtype), target.astype(dtype), valid
+
+
+def _correlations_of(predictions: Mapping[str, Any], references: Mapping[str, Any]):
+  del references
+  if not predictions:
+    return {}
+  labeled = predictions["labeled"]
+  return correlations(predictions["prediction"][labeled], predictions["target"][labeled])
 
 
 def _compute(statistics: Mapping[str, Any]) -> dict[str, float]:

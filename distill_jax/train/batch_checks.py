@@ -157,7 +157,8 @@ def _check_ignored(task: Task | None, entries: Entries, example: Batch) -> None:
     if number == BINARY and np.issubdtype(np.asarray(example[name]).dtype, np.floating)
   }
   for name, own in ignored.items():
-    if task is not None and own not in (None, task.ignore_label) and name in task.references:
+    is_read = task is not None and name in (*task.references, *task.figure_references)
+    if task is not None and is_read and own not in (None, task.ignore_label):
       raise ValueError(
         f"task: expected the ignore label {own} of {name!r}, as in labels(ignore_label={own}), got "
         f"{task.ignore_label}: pass ignore_label={own} to tasks.regression, binary or multi_label, "

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as sk
 
 from distill_jax import losses, objectives, reduce, tasks
@@ -85,6 +86,53 @@ def test_regression_equals_scikit_learn(rng, shape):
   assert scores["mae"] == pytest.approx(sk.mean_absolute_error(y, p), rel=1e-5)
   assert scores["r2"] == pytest.approx(sk.r2_score(y, p), rel=1e-4)
   assert task.metrics[0] == Metric("rmse", "root mean squared error", "mm", "min", ".4g")
+
+
+def regression_scores(task, prediction, **batch):
+  """Returns the scores of both kinds: of sums, and of the rows on the host."""
+  outputs, where = {"logits": jnp.asarray(prediction)}, batch.get("where")
+  batch = {name: jnp.asarray(x) for name, x in batch.items()}
+  rows = jax.device_get(task.predict(outputs, batch))
+  rows = rows if where is None else {name: x[where] for name, x in rows.items()}
+  sums = jax.device_get(task.statistics(outputs, batch, None))
+  return task.compute(sums) | task.evaluate_predictions(rows, {})
+
+
+@pytest.mark.parametrize("column", [False, True])
+def test_correlations_of_regression_equal_scipy(rng, column):
+  label = rng.integers(0, 5, 40).astype(np.float32)  # with ties
+  prediction = label + rng.normal(0, 2, 40).astype(np.float32)
+  where = np.arange(40) < 37
+  counted = where & (np.arange(40) != 3)
+  label[3], label[38] = -999, np.inf
+  y, p = label[counted], prediction[counted]
+  prediction[3], prediction[38] = np.nan, np.nan
+  if column:
+    prediction = prediction[:, None]
+  task = tasks.regression(ignore_label=-999)
+  scores = regression_scores(task, prediction, label=label, where=where)
+  assert scores["pearson"] == pytest.approx(stats.pearsonr(p, y).statistic)
+  assert scores["spearman"] == pytest.approx(stats.spearmanr(p, y).statistic)
+
+
+@pytest.mark.parametrize(
+  ("prediction", "label", "expected"),
+  [
+    ([0.1, 0.1, 0.1], [1, 2, 3], np.nan),  # A network that has learned nothing yet.
+    ([0.1, np.nan, 0.1], [1, 2, 3], np.nan),
+    ([0.1, 0.2, 0.4], [2, 2, 2], None),
+    ([0.1], [2], None),
+    ([0.1, 0.2], [-1, -1], None),
+    ([[0.1, 0.2], [0.3, 0.4]], [[1, 2], [3, 4]], None),  # several numbers per example
+  ],
+)
+def test_correlation_that_is_undefined(prediction, label, expected):
+  scores = regression_scores(
+    tasks.regression(ignore_label=-1), np.float32(prediction), label=np.float32(label)
+  )
+  for name in ("pearson", "spearman"):
+    assert (name in scores) == (expected is not None)
+    assert np.isnan(scores.get(name, np.nan))
 
 
 def test_regression_takes_a_column_and_names_other_shapes():
