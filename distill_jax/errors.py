@@ -11,6 +11,7 @@ _EXTRAS = {
   "keras": "keras",
   "libtpu": "tpu",
   "qwix": "quantize",
+  "seqeval": "tagging",
 }
 
 

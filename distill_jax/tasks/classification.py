@@ -81,10 +81,10 @@ def classification(
         f"{teacher_logits.shape}"
       )
     labels = batch_entry(batch, label)
-    return _statistics(logits, labels, batch.get("where"), teacher_logits, label, ignore_label)
+    return class_statistics(logits, labels, batch.get("where"), teacher_logits, label, ignore_label)
 
   def train_metrics(outputs: Outputs, batch: Batch) -> dict[str, reduce.Pair]:
-    return _train_metrics(outputs[output], batch, label, ignore_label)
+    return train_accuracy(outputs[output], batch, label, ignore_label)
 
   def predict(outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
     del batch
@@ -94,7 +94,7 @@ def classification(
   return Task(
     metrics=_METRICS,
     statistics=statistics,
-    compute=_compute,
+    compute=class_scores,
     label_classes=lambda outputs: {label: outputs_of(outputs, output, "student").shape[-1]},
     ignore_label=ignore_label,
     train_metrics=train_metrics,
@@ -105,7 +105,7 @@ def classification(
   )
 
 
-def _statistics(
+def class_statistics(
   logits: jax.Array,
   labels: jax.Array,
   where: jax.Array | None,
@@ -113,6 +113,17 @@ def _statistics(
   entry: str,
   ignore_label: int | None,
 ) -> dict[str, Any]:
+  """Returns sums over rows: those of `logit_statistics`, 'per_class' int [C, 3] (correct, predicted
+  and labeled rows), up to 1,000 classes 'confusion' int [C, C], and 'top5' from 6 classes on.
+
+  Args:
+    logits: [rows, C], float32 or wider.
+    labels: int [rows], or rows of probabilities [rows, C].
+    where: bool [rows], those that count; None: all.
+    teacher_logits: [rows, C], to compare with; None: nothing is compared.
+    entry: the labels' name, for messages.
+    ignore_label: a further number that is no label.
+  """
   rows, classes = logits.shape
   valid = jnp.ones(rows, bool) if where is None else jnp.asarray(where)
   targets, outside = None, jnp.zeros(rows, bool)
@@ -135,7 +146,8 @@ def _statistics(
   return statistics
 
 
-def _compute(statistics: Mapping[str, Any]) -> dict[str, float]:
+def class_scores(statistics: Mapping[str, Any]) -> dict[str, float]:
+  """Returns the scores of added `class_statistics`."""
   scores = means(statistics)
   if "accuracy" not in scores:
     return scores  # Nothing has a label: no score of labels exists.
@@ -149,9 +161,10 @@ def _compute(statistics: Mapping[str, Any]) -> dict[str, float]:
   }
 
 
-def _train_metrics(
+def train_accuracy(
   logits: jax.Array, batch: Batch, entry: str, ignore_label: int | None
 ) -> dict[str, reduce.Pair]:
+  """Returns 'accuracy' of logits [..., C] and labels int [...]; {} of mixed labels, or none."""
   label = batch.get(entry)
   if label is None or jnp.issubdtype(label.dtype, jnp.floating):
     return {}  # mixed labels, or none

@@ -18,7 +18,8 @@ def infer(outputs: Outputs, batch: Batch, ignore_label: int | None = None) -> Ta
   labels are ignored).
   Another output and an entry of the batch of the same name, [B, C] and integers [B], are a further
   head (`tasks.heads`). All others (numbers, one logit, several labels per example, no label) must
-  be named: `tasks.regression()`, `tasks.binary()`, `tasks.multi_label()`.
+  be named: `tasks.regression()`, `tasks.binary()`, `tasks.multi_label()`; so must tags of tokens,
+  which look like next tokens: `tasks.tagging()`.
 
   Args:
     outputs: a model's outputs, or their shapes.

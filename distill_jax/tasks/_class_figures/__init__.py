@@ -21,9 +21,17 @@ from distill_jax.tasks._class_figures.gallery import disagreement_figures
 from distill_jax.tasks._class_figures.labels import names_or_numbers
 from distill_jax.tasks._class_figures.map_examples import map_example_figures
 from distill_jax.tasks._class_figures.precision_recall import precision_figures
+from distill_jax.tasks._class_figures.tags import tag_figures
 from distill_jax.types import Metric
 
-__all__ = ["box_figures", "calibration_figures", "class_figures", "map_figures", "reliability"]
+__all__ = [
+  "box_figures",
+  "calibration_figures",
+  "class_figures",
+  "map_figures",
+  "reliability",
+  "tag_figures",
+]
 
 
 def class_figures(

@@ -1,4 +1,4 @@
-"""Shows the scores of each class of maps or boxes: words, a picture and a table."""
+"""Shows the scores of each class of maps, boxes or tokens: words, a picture and a table."""
 
 import dataclasses
 import functools
@@ -21,7 +21,9 @@ from distill_jax.types import Metric
 
 _DEPENDENT = {
   "boxes": "Images of one scene or camera",
+  "entities": "Sentences of one document",
   "pixels": "Slices of one volume, or tiles of one region,",
+  "tokens": "Sentences of one document",
 }
 
 
@@ -40,7 +42,7 @@ def class_score_figures(
     counts: int [C], what the test set has of each class, for results.json.
     metrics: the scores of each class that has some.
     class_names: one per class.
-    counted: of what `counts` are: 'pixels', 'boxes'.
+    counted: of what `counts` are: 'pixels', 'boxes', 'entities', 'tokens'.
   """
   title = next(iter(metrics.values()))[0].title
   first = few(entries)
