@@ -47,7 +47,7 @@ from distill_jax.losses.pointwise import l1, pad, vitkd
 from distill_jax.losses.positions import affinity, pairwise_similarity
 from distill_jax.losses.preactivations import activation_boundary, ofd, ofd_margin
 from distill_jax.losses.projected import mgd, review_kd, srd, vid, vid_raw_scale, vkd
-from distill_jax.losses.raw_logits import binary_kl, hard_distillation, logit_mse
+from distill_jax.losses.raw_logits import binary_kl, hard_distillation, logit_mse, margin_mse
 from distill_jax.losses.regions import ifv, region_affinity
 from distill_jax.losses.relations import (
   correlation_congruence,
@@ -119,6 +119,7 @@ __all__ = [
   "linear_sparse_kl",
   "localization",
   "logit_mse",
+  "margin_mse",
   "mgd",
   "minifinetuning",
   "minilm_relations",

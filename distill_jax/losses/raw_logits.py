@@ -48,6 +48,55 @@ def logit_mse(
   return squares / jnp.maximum(exists.sum(axis, dtype=squares.dtype), 1)
 
 
+def margin_mse(
+  student: ArrayLike, teacher: ArrayLike, *, class_mask: ArrayLike | None = None
+) -> jax.Array:
+  """<((s_0 - s_j) - (t_0 - t_j))^2> over the negatives j = 1, ..., K - 1 that exist.
+
+  Scores of a query's positive (candidate 0) and of its negatives: what is compared is by how much
+  the positive is ahead, so the two sides may score on different offsets, not on different scales.
+  The paper has one negative, K = 2.
+
+  Args:
+    student: scores [..., K], the positive first.
+    teacher: scores of the same shape.
+    class_mask: candidates that exist, bool, broadcastable to the scores; one with -inf on both
+      sides does not exist either.
+
+  Returns:
+    [...]. inf where only one side is -inf; 0 without the positive, or without a negative.
+
+  Raises:
+    ValueError: shapes differ, or K < 2.
+
+  Compares: margins between the scores of a positive and of negatives
+  Shapes: [..., K] -> [...]
+  Use: retrieval, a cross-encoder or a larger encoder as the teacher of (query, positive, negatives)
+  Weight: 1
+  Source: MarginMSE, Hofstaetter et al. 2020, equation 4, arXiv:2010.02666
+
+  >>> margin_mse(jnp.array([3., 1.]), jnp.array([9., 4.]))
+  Array(9., dtype=float32)
+  """
+  student, teacher = _checks.pair(student, teacher)
+  if student.shape[-1] < 2:
+    raise ValueError(
+      f"student: expected scores of at least 2 classes, a positive and a negative, got shape "
+      f"{student.shape}"
+    )
+  mask = _checks.mask("class_mask", class_mask, student.shape)
+  exists = jnp.maximum(student, teacher) != -jnp.inf
+  exists = exists if mask is None else exists & mask
+  used = exists & (jnp.minimum(student, teacher) != -jnp.inf)
+  s, t = (jnp.where(used, x, 0) for x in (student, teacher))
+  difference = (s[..., :1] - s[..., 1:]) - (t[..., :1] - t[..., 1:])
+  counted = exists[..., :1] & exists[..., 1:]
+  is_finite = used[..., :1] & used[..., 1:]
+  squares = jnp.where(is_finite, difference, 0) ** 2
+  squares = jnp.where(counted & ~is_finite, jnp.inf, squares).sum(-1)
+  return squares / jnp.maximum(counted.sum(-1, dtype=squares.dtype), 1)
+
+
 def hard_distillation(
   student: ArrayLike,
   teacher: ArrayLike,

@@ -70,6 +70,11 @@ def logit_mse(s, t):
   return np.mean((s - t) ** 2, axis=-1)
 
 
+def margin_mse(s, t):
+  margins = [x[..., :1] - x[..., 1:] for x in (s, t)]
+  return np.mean((margins[0] - margins[1]) ** 2, axis=-1)
+
+
 @rows
 def hard_distillation(s, t, *, label_smoothing=0.0):
   label = np.full(len(s), label_smoothing / len(s))

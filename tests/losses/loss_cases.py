@@ -265,6 +265,7 @@ LOGITS = [
   soft("class_gram", scalar=True, relational=True, temperature=3.0),
   soft("batch_gram", scalar=True, relational=True, temperature=3.0),
   Case("logit_mse", pair(4, 5), logit.logit_mse, class_mask=True),
+  Case("margin_mse", pair(4, 5), logit.margin_mse, kind="logits", class_mask=True),
   Case("binary_kl", pair(4, 5), logit.binary_kl, {"temperature": 3.0}, class_mask=True),
   Case("uld", two((4, 5), (4, 7)), logit.uld, kind="logits", invalid=("batch", "rank")),
   Case(
