@@ -22,6 +22,7 @@ with naming_extras():
   from distill_jax.tasks.objective_terms import objective_terms
   from distill_jax.tasks.regression import regression
   from distill_jax.tasks.segmentation import segmentation
+  from distill_jax.tasks.spans import spans
   from distill_jax.tasks.tagging import tagging
   from distill_jax.types import Metric, Task
 
@@ -39,5 +40,6 @@ __all__ = [
   "objective_terms",
   "regression",
   "segmentation",
+  "spans",
   "tagging",
 ]

@@ -9,6 +9,7 @@ from distill_jax.report.document import Block
 from distill_jax.report.entries import Entry, groups, of_group
 from distill_jax.report.variants import few
 from distill_jax.tasks._boxes import Found, Truth
+from distill_jax.tasks._class_figures.answers import span_figures
 from distill_jax.tasks._class_figures.box_errors import error_figures
 from distill_jax.tasks._class_figures.box_examples import box_example_figures
 from distill_jax.tasks._class_figures.box_matches import match_boxes
@@ -30,6 +31,7 @@ __all__ = [
   "class_figures",
   "map_figures",
   "reliability",
+  "span_figures",
   "tag_figures",
 ]
 
