@@ -137,7 +137,7 @@ class Task(NamedTuple):
     train_metrics: `(student Outputs, batch) -> {name: (sum, count)}`, cheap ones for the log of
       training; or None.
     predict: `(student Outputs, batch) -> {name: array}`, one row per example, what the host needs;
-      or None.
+      or None. Next to a teacher the batch has its outputs as 'teacher/...'.
     evaluate_predictions: `(predictions, references) -> {metric name: float}` on the host, for
       scores that are no sums over examples; both are mappings of arrays over all examples,
       `references` the batch's entries of that name.

@@ -15,6 +15,7 @@ with naming_extras():
   from distill_jax.tasks.binary import binary
   from distill_jax.tasks.classification import classification
   from distill_jax.tasks.detection import detection
+  from distill_jax.tasks.embedding import embedding
   from distill_jax.tasks.heads import heads
   from distill_jax.tasks.inference import infer
   from distill_jax.tasks.language_modeling import language_modeling
@@ -33,6 +34,7 @@ __all__ = [
   "binary",
   "classification",
   "detection",
+  "embedding",
   "heads",
   "infer",
   "language_modeling",

@@ -27,7 +27,7 @@ from distill_jax.train.prediction import (
   valid_rows,
   with_first,
 )
-from distill_jax.types import Batch, Model, Objective, Task, TrainState, Variables
+from distill_jax.types import CACHED, Batch, Model, Objective, Task, TrainState, Variables
 
 Trained = tuple[Model, Variables]
 
@@ -251,7 +251,8 @@ def _measure_outputs(task: Task, predict: bool, outputs, batch: Batch, teacher_o
   references = {}
   if task.evaluate_predictions is not None:
     references = {name: batch_entry(batch, name) for name in task.references}
-  predictions = task.predict(outputs, batch)
+  teacher = {CACHED + name: x for name, x in (teacher_outputs or {}).items()}
+  predictions = task.predict(outputs, {**batch, **teacher})
   return statistics, {
     "predictions": predictions,
     "references": references,
