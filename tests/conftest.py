@@ -1,5 +1,5 @@
 """Tests run on 8 virtual CPU devices; `--integration` adds whole jobs, `--slow` the ones that
-take minutes.
+take minutes, `--nightly` the long forms of others.
 """
 
 import atexit
@@ -19,7 +19,11 @@ os.environ["XLA_FLAGS"] = " ".join(
 if "DISTILL_JAX_COMPILED_AS_USERS_DO" not in os.environ:
   # The controller chooses: its workers do not see its arguments.
   has_choice = int(importlib.metadata.version("jaxlib").split(".")[1]) < 12
-  codegen = "--xla_cpu_use_fusion_emitters=false" if has_choice and "--slow" not in sys.argv else ""
+  codegen = (
+    "--xla_cpu_use_fusion_emitters=false"
+    if has_choice and not {"--slow", "--nightly"} & {*sys.argv}
+    else ""
+  )
   os.environ.setdefault("DISTILL_JAX_TEST_CODEGEN", codegen)
   os.environ["XLA_FLAGS"] += (
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
@@ -44,7 +48,7 @@ if not hasattr(jax, "enable_x64"):  # jax 0.8.0
 
   jax.enable_x64 = enable_x64
 
-OPT_IN = {"slow": "takes minutes", "integration": "is for CI"}
+OPT_IN = {"slow": "takes minutes", "integration": "is for CI", "nightly": "repeats a shorter test"}
 
 
 def pytest_addoption(parser):

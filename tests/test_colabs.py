@@ -40,8 +40,6 @@ SHORTER = {
 }
 """What a quick run replaces in the code of each notebook."""
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "colabs").glob("*.ipynb"))
-DEFAULT = ("quickstart",)
-"""The notebooks that run without `--integration`."""
 
 
 def read(name):
@@ -169,13 +167,8 @@ def test_the_core_is_short(name):
   assert len(core.source.splitlines()) < 15
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    name if name in DEFAULT else pytest.param(name, marks=pytest.mark.integration)
-    for name in NOTEBOOKS
-  ],
-)
+@pytest.mark.integration
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_runs(name, tmp_path):
   cheap = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
   book = execute(name, tmp_path, quick=True, XLA_FLAGS=cheap)
@@ -184,7 +177,6 @@ def test_notebook_runs(name, tmp_path):
 
 
 @pytest.mark.nightly
-@pytest.mark.slow
 def test_cached_teacher_and_labels_beat_the_baseline(tmp_path):
   book = execute("language", tmp_path)
   check_outputs("language", book)
@@ -196,7 +188,6 @@ def test_cached_teacher_and_labels_beat_the_baseline(tmp_path):
 
 
 @pytest.mark.nightly
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name != "language"])
 def test_distilled_students_beat_the_baseline(name, tmp_path):
   book = execute(name, tmp_path)

@@ -442,7 +442,7 @@ def test_transfer_set_is_unlabeled_and_not_the_teachers(
   assert (sources["baseline"].arrays["label"] >= 0).all()
 
 
-@pytest.mark.integration
+@pytest.mark.nightly
 def test_transfer_config_runs_to_its_report(configs, tmp_path):
   main([f"--config={configs / 'digits_transfer.py'}", *QUICK, f"--workdir={tmp_path}"])
   assert "Baseline" in (tmp_path / "report" / "report.md").read_text()

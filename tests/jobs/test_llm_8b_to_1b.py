@@ -130,9 +130,12 @@ def test_what_cannot_be_run_is_refused(override, message):
 @pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: the extra `tpu`"
 )
-@pytest.mark.slow
 @pytest.mark.parametrize(
-  "how", ["", pytest.param("gs://bucket/nothing", marks=pytest.mark.nightly)]
+  "how",
+  [
+    pytest.param("", marks=pytest.mark.slow),
+    pytest.param("gs://bucket/nothing", marks=pytest.mark.nightly),
+  ],
 )
 def test_the_whole_fits_on_eight_chips(how):
   step = compile_config(

@@ -175,7 +175,7 @@ def test_students_follow_their_recipes(run):
   assert [kernel(load[name]).shape[-1] for name in ("assistant", "pruned", "tuned")] == [6, 2, 2]
 
 
-@pytest.mark.integration
+@pytest.mark.nightly
 def test_report_has_shrunk_sizes_and_origins_of_weights(run):
   folder = run[0]
   results = json.loads((folder / "report" / "results.json").read_text())

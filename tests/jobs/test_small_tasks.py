@@ -69,7 +69,7 @@ def test_regression_job_is_chosen_and_headed_by_its_best_metric(tmp_path, capsys
   assert len(printed) == 3 and "in test mean absolute error" in report(tmp_path)
 
 
-@pytest.mark.integration
+@pytest.mark.nightly
 def test_multi_label_job_reports_its_scores(tmp_path):
   metrics, scores = run("digits_multi_label", tmp_path)
   assert list(metrics) == ["macro_f1", "micro_f1", "map", "exact", "nll"]

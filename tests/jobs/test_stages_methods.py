@@ -80,7 +80,15 @@ def outputs(job):
 
 # The others are tested where they are made; these are put together in the config.
 @pytest.mark.parametrize(
-  "name", ["standardized_kd", "mlkd", "ofa", "fsp", "ofd", "crd", "activation_boundary"]
+  "name",
+  [
+    "mlkd",
+    "crd",
+    *(
+      pytest.param(name, marks=pytest.mark.nightly)
+      for name in ("standardized_kd", "ofa", "fsp", "ofd", "activation_boundary")
+    ),
+  ],
 )
 def test_combined_objectives_have_finite_gradients(job, outputs, name):
   batch, student, teacher, _ = outputs

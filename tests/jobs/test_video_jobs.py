@@ -135,7 +135,7 @@ def test_person_on_both_sides_is_refused(tmp_path, monkeypatch):
     run_watch(tmp_path, "--dry_run")
 
 
-@pytest.mark.integration
+@pytest.mark.nightly
 def test_watch_job_compares_kd_and_hint(tmp_path, monkeypatch):
   parts = [watch_activity.windows(series(p), 4, 2, 0, 1) for p in ((1, 2, 3), (4, 5), (6, 7))]
   change_data(monkeypatch, Splits(*parts))

@@ -132,7 +132,7 @@ def test_eager_agrees_with_compiled(case):
   check_eager(case)
 
 
-@pytest.mark.integration
+@pytest.mark.nightly
 @each([case for case in CASES if case.id not in EAGER])
 def test_eager_agrees_with_compiled_for_all_losses(case):
   check_eager(case)

@@ -259,7 +259,6 @@ def test_flipped_bits_are_detected_or_harmless(saved, rng, flips=24):
 
 @orbax_gives_up
 @pytest.mark.nightly
-@pytest.mark.slow
 def test_2000_flipped_bits_are_detected_or_harmless(saved, rng):
   test_flipped_bits_are_detected_or_harmless(saved, rng, flips=2000)
 
@@ -620,6 +619,5 @@ def test_killed_during_save_restores_the_step_before(tmp_path, rng, kills=1):
 
 
 @pytest.mark.nightly
-@pytest.mark.slow
 def test_killed_50_times_during_save(tmp_path, rng):
   test_killed_during_save_restores_the_step_before(tmp_path, rng, kills=50)

@@ -16,13 +16,14 @@ def seed():
   return seed
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   "sweep",
   [disturbed.sweep_kills, disturbed.sweep_sigterms, disturbed.sweep_losses],
   ids=lambda f: f.__name__,
 )
-@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+  "times", [pytest.param(1, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.nightly)]
+)
 def test_disturbed_training_ends_with_the_same_bits(tmp_path, seed, sweep, times):
   sweep(tmp_path, times, seed)
 

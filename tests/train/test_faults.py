@@ -37,7 +37,9 @@ def terminated_at(step, sent=signal.SIGTERM):
   return batches
 
 
-@pytest.mark.parametrize("step", [8, 10, 20])
+@pytest.mark.parametrize(
+  "step", [8, *(pytest.param(n, marks=pytest.mark.nightly) for n in (10, 20))]
+)
 def test_sigterm_saves_the_step_and_resumes_to_the_same_bits(tmp_path, step):  # 57, 58
   before = signal.getsignal(signal.SIGTERM)
   whole = run(tmp_path / "whole", source=terminated_at(None))

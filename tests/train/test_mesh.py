@@ -83,8 +83,8 @@ def one():
 @pytest.mark.parametrize(
   ("sizes", "rules", "where"),
   [
-    ((8, 1, 1), (), P()),
-    ((1, 8, 1), (), P("fsdp")),
+    pytest.param((8, 1, 1), (), P(), marks=pytest.mark.nightly),
+    pytest.param((1, 8, 1), (), P("fsdp"), marks=pytest.mark.nightly),
     ((2, 2, 2), TENSOR, P("fsdp", "tensor")),
   ],
 )

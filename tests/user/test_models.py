@@ -78,7 +78,14 @@ def teacher_of(kind):
 
 
 @pytest.mark.parametrize(
-  "student, teacher", [("nnx", "linen"), ("linen", "functions"), ("functions", "nnx")]
+  "student, teacher",
+  [
+    ("nnx", "linen"),
+    *(
+      pytest.param(*pair, marks=pytest.mark.nightly)
+      for pair in (("linen", "functions"), ("functions", "nnx"))
+    ),
+  ],
 )
 def test_any_library_distills_any_other(train, student, teacher):
   make, student_feature = STUDENTS[student]
