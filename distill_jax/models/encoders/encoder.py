@@ -1,4 +1,4 @@
-"""Defines encoders of text of BERT's kind (Devlin et al. 2019), with heads for texts and tokens.
+"""Defines encoders of text, BERT (Devlin et al. 2019) and its kin, with heads for texts and tokens.
 
     config = EncoderConfig(tokenizer.size, 128, 2, 4, head="sequence", num_labels=3)
     student = from_nnx(lambda rngs: Encoder(config, rngs=rngs), inputs=("tokens", "segments"))
@@ -14,6 +14,7 @@ from flax import nnx
 
 from distill_jax.models.encoders.encoder_block import EncoderBlock, layer_norm, linear
 from distill_jax.models.encoders.encoder_config import EncoderConfig
+from distill_jax.models.encoders.rotary_block import RotaryBlock, rotary_inputs
 from distill_jax.models.llm.token_rows import check_token_rows, embed_tokens, token_positions
 from distill_jax.models.remat import check_policy, rematerialized
 from distill_jax.types import Outputs
@@ -28,10 +29,11 @@ class Encoder(nnx.Module):
     queries{k}, keys{k}, values{k}: [B, L, embed_dim], the heads one after the other.
     attention{k}: [B, num_heads, L, L]: scores before the softmax, float32, -inf where a query does
       not attend.
-    hidden: [B, L, embed_dim]: the output of the last block.
+    hidden: [B, L, embed_dim]: the output of the last block, in ModernBERT after a last norm.
     embedding: [B, embed_dim]: the mean of `hidden` over the tokens, as sentence embeddings have it.
       It is not normalized. A row without tokens gives NaN.
-    pooled: [B, embed_dim]: what the head 'sequence' reads, with a pooler.
+    pooled: [B, embed_dim]: the pooler's output, which the head 'sequence' reads; in ModernBERT all
+      heads do, and with those of tokens it is [B, L, embed_dim].
     logits: [B, num_labels] for the head 'sequence', [B, L, num_labels] for 'tokens'.
     start, end: [B, L], for 'spans': logits over the positions, -inf for padding.
 
@@ -68,13 +70,18 @@ class Encoder(nnx.Module):
       return nnx.Embed(count, width, embedding_init=normal, dtype=self.dtype, rngs=rngs)
 
     self.embed = embedding(config.vocab_size)
-    self.positions = embedding(config.max_length)
+    is_modern = config.modern is not None
+    self.positions = None if is_modern else embedding(config.max_length)
     self.types = embedding(config.token_types) if config.token_types else None
     self.embed_norm = layer_norm(config, self.dtype, rngs)
-    self.blocks = nnx.data(
-      [EncoderBlock(config, dtype=self.dtype, rngs=rngs) for _ in range(config.num_layers)]
-    )
-    self.pooler = linear(width, width, self.dtype, rngs) if config.pooler else None
+    self.blocks = nnx.data([self._block(k, rngs) for k in range(config.num_layers)])
+    self.norm = layer_norm(config, self.dtype, rngs) if is_modern else None
+    if config.pooler:
+      self.pooler = linear(width, width, self.dtype, rngs, bias=not is_modern)
+    else:
+      self.pooler = None
+    has_norm = config.pooler and is_modern
+    self.pooler_norm = layer_norm(config, self.dtype, rngs) if has_norm else None
     self.head = linear(width, config.num_labels, self.dtype, rngs) if config.head else None
 
   def __call__(
@@ -106,15 +113,29 @@ class Encoder(nnx.Module):
     positions = token_positions(tokens, segments) if positions is None else positions
     x = self._embed(tokens, token_types, positions)
     outputs = {"embedded": x}
-    for k, block in enumerate(self.blocks, 1):
-      x, named = rematerialized(EncoderBlock.__call__, self.remat)(block, x, visible)
+    inputs = self._inputs_of_blocks(visible, positions)
+    for k, (block, arrays) in enumerate(zip(self.blocks, inputs, strict=True), 1):
+      x, named = rematerialized(type(block).__call__, self.remat)(block, x, *arrays)
       outputs |= {f"{name}{k}": value for name, value in named.items()} | {f"block{k}": x}
+    x = x if self.norm is None else self.norm(x)
     outputs |= {"hidden": x, "embedding": _mean_of_tokens(x, segments)}
-    return outputs | self._head(x, segments)
+    return outputs | self._head(x, outputs["embedding"], segments)
+
+  def _block(self, index: int, rngs: nnx.Rngs) -> nnx.Module:
+    if self.config.modern is None:
+      return EncoderBlock(self.config, dtype=self.dtype, rngs=rngs)
+    return RotaryBlock(self.config, first=index == 0, dtype=self.dtype, rngs=rngs)
+
+  def _inputs_of_blocks(self, visible, positions) -> list:
+    """Returns what each block reads next to the hidden states."""
+    if self.config.modern is None:
+      return [(visible,)] * self.config.num_layers
+    return rotary_inputs(self.config, self.config.modern, visible, positions)
 
   def _embed(self, tokens, token_types, positions):
     x = embed_tokens(self.embed, tokens, self.dtype)
-    x = x + embed_tokens(self.positions, positions, self.dtype)
+    if self.positions is not None:
+      x = x + embed_tokens(self.positions, positions, self.dtype)
     if self.types is not None:
       token_types = jnp.zeros_like(tokens) if token_types is None else token_types
       x = x + embed_tokens(self.types, token_types, self.dtype)
@@ -122,20 +143,30 @@ class Encoder(nnx.Module):
       raise ValueError("token_types: expected None, as the network has no embeddings of them")
     return self.embed_norm(x)
 
-  def _head(self, hidden, segments) -> dict[str, jax.Array]:
+  def _head(self, hidden, embedding, segments) -> dict[str, jax.Array]:
     """Returns 'pooled' and 'logits', as far as the network has them."""
+    modern = self.config.modern
+    is_sequence = self.config.head == "sequence"
     outputs = {}
     if self.pooler is not None:
-      activation = nnx.relu if self.config.family == "distilbert" else jnp.tanh
-      outputs["pooled"] = activation(self.pooler(hidden[:, 0]))
+      inputs = hidden[:, 0] if is_sequence or modern is None else hidden
+      if is_sequence and modern is not None and modern.mean_pooling:
+        inputs = embedding
+      outputs["pooled"] = self._pool(inputs)
     if self.head is None:
       return outputs
-    logits = self.head(outputs["pooled"] if self.config.head == "sequence" else hidden)
+    logits = self.head(outputs["pooled"] if is_sequence or modern is not None else hidden)
     if self.config.head != "spans":
       return outputs | {"logits": logits}
     if segments is not None:
       logits = jnp.where(segments[..., None] >= 0, logits, -jnp.inf)
     return outputs | {"start": logits[..., 0], "end": logits[..., 1]}
+
+  def _pool(self, x):
+    if self.pooler_norm is not None:
+      return self.pooler_norm(jax.nn.gelu(self.pooler(x), approximate=False))
+    activation = nnx.relu if self.config.family == "distilbert" else jnp.tanh
+    return activation(self.pooler(x))
 
 
 def _mean_of_tokens(hidden: jax.Array, segments: jax.Array | None) -> jax.Array:

@@ -59,11 +59,24 @@ def layer_norm(config: EncoderConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNo
   """Returns a norm of hidden states."""
   # The fast variance, E[x^2] - E[x]^2, loses digits on the large channels of released models.
   return nnx.LayerNorm(
-    config.embed_dim, epsilon=config.norm_eps, use_fast_variance=False, dtype=dtype, rngs=rngs
+    config.embed_dim,
+    epsilon=config.norm_eps,
+    use_bias=config.family != "modernbert",
+    use_fast_variance=False,
+    dtype=dtype,
+    rngs=rngs,
   )
 
 
-def linear(inputs: int, outputs: int, dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
-  """Returns a linear layer with BERT's initial kernel, normal with deviation 0.02."""
-  normal = nnx.initializers.normal(0.02)
-  return nnx.Linear(inputs, outputs, kernel_init=normal, dtype=dtype, rngs=rngs)
+def linear(
+  inputs: int,
+  outputs: int,
+  dtype: Any,
+  rngs: nnx.Rngs,
+  *,
+  bias: bool = True,
+  scale: float = 1.0,
+) -> nnx.Linear:
+  """Returns a linear layer with BERT's initial kernel, normal with deviation 0.02 `scale`."""
+  normal = nnx.initializers.normal(0.02 * scale)
+  return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=normal, dtype=dtype, rngs=rngs)

@@ -19,7 +19,7 @@ import safetensors
 from distill_jax.models.adapters.nnx import from_nnx
 from distill_jax.models.encoders.encoder import Encoder
 from distill_jax.models.encoders.encoder_config import EncoderConfig
-from distill_jax.models.encoders.encoder_names import encoder_names, released_names
+from distill_jax.models.encoders.encoder_names import encoder_names, family_prefix, released_names
 from distill_jax.models.encoders.released_config import config_of_settings, released_settings
 from distill_jax.models.save_weights import save_weights
 from distill_jax.models.weights import load_weights, pretrained
@@ -32,7 +32,10 @@ INPUTS = ("tokens", "segments", "token_types")
 WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 # Heads of masked tokens, and positions that are no parameters.
-_IGNORED = ("*position_ids", "cls.*", "lm_head.*", "vocab_*")
+_IGNORED = ("*position_ids", "cls.*", "lm_head.*", "vocab_*", "decoder.*")
+_NEW = ("pooler", "pooler_norm", "head")
+"""Layers that a file may lack: they start from random weights."""
+_HEADS = ("head.", "pre_classifier.")
 _POOLERS = ("pooler.dense.weight", "pre_classifier.weight", "classifier.dense.weight")
 
 
@@ -93,11 +96,12 @@ def load_encoder(
   new = [
     leaf
     for leaf, _ in named_leaves(like)
-    if leaf.split("/")[1] in ("pooler", "head") and _entry(names, leaf) not in entries
+    if leaf.split("/")[1] in _NEW and _entry(names, leaf) not in entries
   ]
   used = {_entry(names, leaf) for leaf, _ in named_leaves(like)}
-  # RoBERTa's head 'sequence' has its own layer in place of the pooler.
-  unused = [e for e in entries if e not in used and ".pooler." in f".{e}"]
+  # The heads of tokens read no pooler, RoBERTa's 'sequence' has a layer of its own in its place, and
+  # ModernBERT's 'head' may be that of masked tokens.
+  unused = [e for e in entries - used if ".pooler." in f".{e}" or e.startswith(_HEADS)]
   options = {"names": names, "ignore": (*_IGNORED, *ignore, *unused), "cast": True}
   if not new:
     return pretrained(model, path, {}, **options)
@@ -167,7 +171,7 @@ def _check_same_shapes(params, expected) -> None:
 
 def _names_in_file(config: EncoderConfig, entries: set[str]):
   """Returns the names of parameters in a file, which may have the prefix and old names of norms."""
-  names = encoder_names(config, prefix=any(e.startswith(f"{config.family}.") for e in entries))
+  names = encoder_names(config, prefix=any(e.startswith(family_prefix(config)) for e in entries))
 
   def name(leaf):
     origin = names(leaf)

@@ -1,4 +1,4 @@
-"""Names the parameters of an `Encoder` in released files: BERT, DistilBERT and RoBERTa.
+"""Names the parameters of an `Encoder` in released files: BERT, DistilBERT, RoBERTa, ModernBERT.
 
 Parameters under params/, and entries of a file, without its prefix ('bert.', 'distilbert.',
 'roberta.') and 'encoder.layer.3.' ('transformer.layer.3.'). A kernel is the transposed weight, an
@@ -20,7 +20,8 @@ embedding and a norm's scale are the weight:
     head                      classifier, without prefix          the same; of spans: qa_outputs
 
 With the head 'sequence', RoBERTa's pooler and head are classifier.dense and classifier.out_proj.
-Its first two positions belong to padding and are left out.
+Its first two positions belong to padding and are left out. ModernBERT's names are those of
+`_MODERN`, with the prefix 'model.'; queries, keys and values are one kernel there.
 """
 
 from collections.abc import Callable
@@ -47,6 +48,20 @@ _BERT_BLOCK = {
   "down": "output.dense",
   "inner_norm": "output.LayerNorm",
 }
+_MODERN = {
+  "embed": "embeddings.tok_embeddings",
+  "embed_norm": "embeddings.norm",
+  "norm": "final_norm",
+  "pooler": "head.dense",
+  "pooler_norm": "head.norm",
+  "head": "classifier",
+  "attention_norm": "attn_norm",
+  "qkv": "attn.Wqkv",
+  "output": "attn.Wo",
+  "inner_norm": "mlp_norm",
+  "up": "mlp.Wi",
+  "down": "mlp.Wo",
+}
 _DISTILBERT_BLOCK = {
   "query": "attention.q_lin",
   "key": "attention.k_lin",
@@ -72,7 +87,7 @@ def encoder_names(config: EncoderConfig, *, prefix: bool) -> Callable[[str], Ori
   """
 
   def name(leaf: str) -> Origin:
-    entry = _entry(leaf.split("/")[1:], config, f"{config.family}." if prefix else "")
+    entry = _entry(leaf.split("/")[1:], config, family_prefix(config) if prefix else "")
     if leaf.endswith("/kernel"):
       return entry, torch_kernel
     if leaf == "params/positions/embedding" and config.family == "roberta":
@@ -80,6 +95,11 @@ def encoder_names(config: EncoderConfig, *, prefix: bool) -> Callable[[str], Ori
     return entry
 
   return name
+
+
+def family_prefix(config: EncoderConfig) -> str:
+  """Returns what the names of an encoder begin with in a file that also has a head."""
+  return "model." if config.family == "modernbert" else f"{config.family}."
 
 
 def released_names(config: EncoderConfig) -> Callable[[str], Origin]:
@@ -101,6 +121,8 @@ def released_names(config: EncoderConfig) -> Callable[[str], Origin]:
 def _entry(parts: list[str], config: EncoderConfig, prefix: str) -> str:
   layer, leaf = parts[-2:]
   end = "bias" if leaf == "bias" else "weight"
+  if config.family == "modernbert":
+    return f"{_modern(parts, prefix)}.{end}"
   if layer == "pooler":
     return f"{_pooler(config, prefix)}.{end}"
   if layer == "head":
@@ -110,6 +132,13 @@ def _entry(parts: list[str], config: EncoderConfig, prefix: str) -> str:
   if config.family == "distilbert":
     return f"{prefix}transformer.layer.{parts[1]}.{_DISTILBERT_BLOCK[layer]}.{end}"
   return f"{prefix}encoder.layer.{parts[1]}.{_BERT_BLOCK[layer]}.{end}"
+
+
+def _modern(parts: list[str], prefix: str) -> str:
+  layer = _MODERN[parts[-2]]
+  if parts[0] == "blocks":
+    return f"{prefix}layers.{parts[1]}.{layer}"
+  return layer if parts[0] in ("pooler", "pooler_norm", "head") else prefix + layer
 
 
 def _pooler(config: EncoderConfig, prefix: str) -> str:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from distill_jax.models.encoders.encoder_config import FAMILIES, EncoderConfig
+from distill_jax.models.encoders.encoder_config import FAMILIES, EncoderConfig, ModernOptions
 
 # An argument of EncoderConfig, its name in config.json, and that of DistilBERT.
 _SIZES = {
@@ -20,7 +20,12 @@ _HEADS = {
   "tokens": "ForTokenClassification",
   "spans": "ForQuestionAnswering",
 }
-_CLASSES = {"bert": "Bert", "distilbert": "DistilBert", "roberta": "Roberta"}
+_CLASSES = {
+  "bert": "Bert",
+  "distilbert": "DistilBert",
+  "roberta": "Roberta",
+  "modernbert": "ModernBert",
+}
 _ROBERTA_PADDING = 2
 _DEFAULT_LABELS = 2
 """Number of labels where config.json has none: transformers leaves out its default."""
@@ -45,7 +50,10 @@ def config_of_settings(settings: Mapping[str, Any], *, pooler: bool) -> EncoderC
   sizes = {field: settings[names[column]] for field, names in _SIZES.items()}
   if family == "roberta":
     sizes["max_length"] -= _ROBERTA_PADDING
-  if family != "distilbert":
+  if family == "modernbert":
+    sizes["norm_eps"] = settings.get("norm_eps", 1e-5)
+    sizes["modern"] = _modern_options(settings)
+  elif family != "distilbert":
     sizes["token_types"] = settings.get("type_vocab_size", 2)
     sizes["norm_eps"] = settings.get("layer_norm_eps", 1e-12)
   head = _head(settings)
@@ -67,6 +75,8 @@ def released_settings(config: EncoderConfig) -> str:
   if config.family == "distilbert":
     settings |= {"activation": "gelu", "dropout": 0.0, "attention_dropout": 0.0}
     settings |= {"qa_dropout": 0.0, "seq_classif_dropout": 0.0, "sinusoidal_pos_embds": False}
+  elif config.modern is not None:
+    settings |= _modern_settings(config, config.modern)
   else:
     settings |= {"hidden_act": "gelu", "hidden_dropout_prob": 0.0}
     settings |= {"attention_probs_dropout_prob": 0.0}
@@ -84,11 +94,66 @@ def released_settings(config: EncoderConfig) -> str:
   return json.dumps(settings, indent=2) + "\n"
 
 
+def _modern_options(settings: Mapping[str, Any]) -> ModernOptions:
+  """Returns the options of ModernBERT; older files have no `layer_types` and `rope_parameters`."""
+  count = settings["num_hidden_layers"]
+  every = settings.get("global_attn_every_n_layers", 3)
+  kinds = settings.get("layer_types")
+  if kinds and list(kinds) != _layer_types(count, every):
+    every = next((k for k in range(1, count) if kinds[k] == "full_attention"), count)
+    if list(kinds) != _layer_types(count, every):
+      raise ValueError(f"layer_types: expected every n-th layer with full attention, got {kinds}")
+  rope = settings.get("rope_parameters") or {}
+  thetas = {}
+  for field, kind, default in (
+    ("global", "full_attention", 160_000.0),
+    ("local", "sliding_attention", 10_000.0),
+  ):
+    parameters = rope.get(kind) or {}
+    if parameters.get("rope_type", "default") != "default":
+      raise ValueError(f"rope_type: expected 'default', got {parameters['rope_type']!r}")
+    older = settings.get(f"{field}_rope_theta", default)
+    thetas[f"{field}_theta"] = parameters.get("rope_theta", older)
+  return ModernOptions(
+    **thetas,
+    window=settings.get("local_attention", 128),
+    global_every=every,
+    mean_pooling=settings.get("classifier_pooling", "cls") == "mean",
+  )
+
+
+def _modern_settings(config: EncoderConfig, modern: ModernOptions) -> dict[str, Any]:
+  return {
+    "hidden_activation": "gelu",
+    "norm_eps": config.norm_eps,
+    "local_attention": modern.window,
+    "global_attn_every_n_layers": modern.global_every,
+    "layer_types": _layer_types(config.num_layers, modern.global_every),
+    "global_rope_theta": modern.global_theta,
+    "local_rope_theta": modern.local_theta,
+    "rope_parameters": {
+      "full_attention": {"rope_type": "default", "rope_theta": modern.global_theta},
+      "sliding_attention": {"rope_type": "default", "rope_theta": modern.local_theta},
+    },
+    "classifier_pooling": "mean" if modern.mean_pooling else "cls",
+  }
+
+
+def _layer_types(count: int, every: int) -> list[str]:
+  return ["sliding_attention" if k % every else "full_attention" for k in range(count)]
+
+
 def _check_settings(settings: Mapping[str, Any]) -> None:
   expected = {
     "hidden_act": "gelu",
     "activation": "gelu",
     "position_embedding_type": "absolute",
+    "hidden_activation": "gelu",
+    "classifier_activation": "gelu",
+    "norm_bias": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "classifier_bias": False,
     "is_decoder": False,
     "add_cross_attention": False,
   }

@@ -26,6 +26,16 @@ DISTILBERT = {
   "max_position_embeddings": 16,
 }
 ROBERTA = {**SIZES, "type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
+MODERN = {
+  **SIZES,
+  "num_hidden_layers": 4,
+  "local_attention": 4,
+  "pad_token_id": 1,
+  "bos_token_id": 0,
+  "eos_token_id": 2,
+  "cls_token_id": 0,
+  "sep_token_id": 2,
+}
 CASES = {  # class of transformers, arguments of its configuration
   "bert": ("BertModel", SIZES),
   "bert_sequence": ("BertForSequenceClassification", {**SIZES, "num_labels": 3}),
@@ -37,6 +47,12 @@ CASES = {  # class of transformers, arguments of its configuration
     {**DISTILBERT, "num_labels": 3},
   ),
   "roberta": ("RobertaModel", ROBERTA),
+  "modernbert": ("ModernBertModel", MODERN),
+  "modernbert_sequence": (
+    "ModernBertForSequenceClassification",
+    {**MODERN, "num_labels": 3, "classifier_pooling": "mean"},
+  ),
+  "modernbert_tokens": ("ModernBertForTokenClassification", {**MODERN, "num_labels": 5}),
   "roberta_sequence": ("RobertaForSequenceClassification", {**ROBERTA, "num_labels": 1}),
 }
 

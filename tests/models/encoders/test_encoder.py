@@ -11,7 +11,7 @@ from flax import nnx
 from distill_jax import losses, objectives, reduce
 from distill_jax.models import from_nnx
 from distill_jax.models.encoders.encoder import Encoder
-from distill_jax.models.encoders.encoder_config import EncoderConfig
+from distill_jax.models.encoders.encoder_config import EncoderConfig, ModernOptions
 
 SIZES = {"vocab_size": 19, "embed_dim": 12, "num_layers": 2, "num_heads": 3, "max_length": 8}
 ENTRIES = ("tokens", "segments", "token_types")
@@ -49,8 +49,12 @@ def padded(*lengths):
   [
     ({"pooler": False}, {}),
     ({"head": "sequence", "num_labels": 3}, {"pooled": (2, 12), "logits": (2, 3)}),
-    ({"head": "tokens", "num_labels": 4, "pooler": False}, {"logits": (2, 6, 4)}),
-    ({"head": "spans"}, {"pooled": (2, 12), "start": (2, 6), "end": (2, 6)}),
+    ({"head": "tokens", "num_labels": 4}, {"logits": (2, 6, 4)}),
+    (
+      {"family": "modernbert", "head": "spans"},
+      {"pooled": (2, 6, 12), "start": (2, 6), "end": (2, 6)},
+    ),
+    ({"head": "spans"}, {"start": (2, 6), "end": (2, 6)}),
   ],
 )
 def test_outputs_have_their_documented_names_and_shapes(arguments, expected):
@@ -65,17 +69,17 @@ def test_outputs_have_their_documented_names_and_shapes(arguments, expected):
   assert {name: value.shape for name, value in outputs.items()} == expected
 
 
-def test_padding_changes_nothing(rng):
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_padding_changes_nothing(family, rng):
   lengths = (LENGTH, 3)
   tokens = rng.integers(0, 19, (2, LENGTH))
-  run = compiled(head="spans")
+  run = compiled(head="spans", family=family)
   outputs = run(tokens, padded(*lengths))
   tokens[1, 3:] = 5
   again = run(tokens, padded(*lengths))
-  alone = compiled(1, head="spans")(tokens[1:, :3])
-  for name in ("embedding", "pooled"):
-    np.testing.assert_array_equal(outputs[name], again[name])
-    np.testing.assert_allclose(outputs[name][1:], alone[name], rtol=1e-4, atol=1e-5)
+  alone = compiled(1, head="spans", family=family)(tokens[1:, :3])
+  np.testing.assert_array_equal(outputs["embedding"], again["embedding"])
+  np.testing.assert_allclose(outputs["embedding"][1:], alone["embedding"], rtol=1e-4, atol=1e-5)
   for name in ("start", "end"):
     np.testing.assert_allclose(outputs[name][1:, :3], alone[name], rtol=1e-4, atol=1e-5)
     assert np.isneginf(outputs[name][1, 3:]).all()
@@ -83,11 +87,13 @@ def test_padding_changes_nothing(rng):
   assert np.isfinite(outputs["attention1"][1, :, :3, :3]).all()
 
 
-def test_packed_texts_do_not_attend_to_one_another(rng):
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_packed_texts_do_not_attend_to_one_another(family, rng):
   texts = [rng.integers(0, 19, n) for n in (4, 2)]
-  packed = compiled()(np.concatenate(texts)[None], np.repeat([3, 7], (4, 2))[None])["hidden"][0]
+  run = compiled(head="spans", family=family)
+  packed = run(np.concatenate(texts)[None], np.repeat([3, 7], (4, 2))[None])["hidden"][0]
   rows = np.stack([np.pad(text, (0, LENGTH - len(text))) for text in texts])
-  separate = compiled()(rows, padded(4, 2))["hidden"]
+  separate = run(rows, padded(4, 2))["hidden"]
   expected = np.concatenate([separate[0, :4], separate[1, :2]])
   np.testing.assert_allclose(packed, expected, rtol=1e-4, atol=1e-5)
 
@@ -178,6 +184,9 @@ def test_low_precision_computes_low_and_stores_float32():
     ({"head": "sequence"}, "num_labels"),
     ({"num_labels": 2}, "num_labels"),
     ({"head": "spans", "num_labels": 3}, "num_labels"),
+    ({"modern": ModernOptions()}, "modern"),
+    ({"family": "modernbert", "token_types": 2}, "token_types"),
+    ({"family": "modernbert", "num_heads": 4}, "num_heads"),
   ],
 )
 def test_invalid_configuration_raises(arguments, field):
