@@ -99,8 +99,8 @@ def load_encoder(
     if leaf.split("/")[1] in _NEW and _entry(names, leaf) not in entries
   ]
   used = {_entry(names, leaf) for leaf, _ in named_leaves(like)}
-  # The heads of tokens read no pooler, RoBERTa's 'sequence' has a layer of its own in its place, and
-  # ModernBERT's 'head' may be that of masked tokens.
+  # The heads of tokens read no pooler, RoBERTa's 'sequence' has a layer of its own, and the head of
+  # ModernBERT may be that of masked tokens.
   unused = [e for e in entries - used if ".pooler." in f".{e}" or e.startswith(_HEADS)]
   options = {"names": names, "ignore": (*_IGNORED, *ignore, *unused), "cast": True}
   if not new:
