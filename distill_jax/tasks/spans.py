@@ -20,7 +20,7 @@ from distill_jax.tasks._spans import (
   overlap_f1,
   text_scores,
 )
-from distill_jax.tasks.logits import AGREEMENT, means
+from distill_jax.tasks.logits import AGREEMENT, OUTSIDE, count_outside, means
 from distill_jax.types import Batch, Metric, Outputs, Task
 
 Decode = Callable[[np.ndarray], str]
@@ -177,7 +177,7 @@ def _statistics(
   exact = (predicted.start == true.start) & (predicted.end == true.end)
   f1 = jnp.where(is_nan, jnp.nan, overlap_f1(predicted, true))
   statistics = {
-    "invalid": invalid.sum(dtype=jnp.int32),
+    OUTSIDE: count_outside(invalid),
     "f1": reduce.total(f1, labeled),
     "exact": reduce.total(jnp.where(is_nan, jnp.nan, exact.astype(f1.dtype)), labeled),
     "answerable_f1": reduce.total(f1, labeled & ~true.is_none),
@@ -197,7 +197,7 @@ def _statistics(
 
 
 def _compute(statistics: Mapping[str, Any]) -> dict[str, float]:
-  invalid = int(statistics["invalid"])
+  invalid = int(statistics[OUTSIDE])
   if invalid:
     raise ValueError(
       f"label: expected positions of tokens of the passage, start <= end, got {invalid} other "
@@ -252,4 +252,5 @@ def _figures(
   from distill_jax.tasks._class_figures import span_figures  # matplotlib: reports alone need it
 
   del class_names
+  assert options.decode is not None
   return span_figures(entries, references, tokens=options.tokens, decode=options.decode)
