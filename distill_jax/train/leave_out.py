@@ -66,8 +66,26 @@ def prediction_scores(task: Task, batches: Sequence[Any]) -> dict[str, np.ndarra
 
 
 def join_rows(batches: Sequence[Any]) -> Any:
-  """Returns the arrays of all batches, one after the other."""
-  return jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
+  """Returns the arrays of all batches, one after the other.
+
+  Where their sizes differ, such as the lengths of texts, smaller ones are filled up at the end:
+  integers with -1 (unsigned ones with their largest value), all others with 0.
+  """
+  return jax.tree.map(lambda *leaves: np.concatenate(_filled_up(leaves)), *batches)
+
+
+def _filled_up(arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+  """Returns the arrays with equal axes after the first."""
+  if len({x.shape[1:] for x in arrays}) == 1 or len({x.ndim for x in arrays}) > 1:
+    return arrays
+  sizes = np.max([x.shape[1:] for x in arrays], axis=0)
+  fill = np.array(-1).astype(arrays[0].dtype) if arrays[0].dtype.kind in "iu" else 0
+  return [
+    np.pad(
+      x, [(0, 0), *((0, size - n) for size, n in zip(sizes, x.shape[1:]))], constant_values=fill
+    )
+    for x in arrays
+  ]
 
 
 def _by_name(scores: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from distill_jax import tasks
+from distill_jax import tasks, train
+from distill_jax.models import from_apply
 
 seq = pytest.importorskip("seqeval.metrics")
 
@@ -81,6 +82,17 @@ def test_scores_of_entities_equal_seqeval(rng, absent):
   expected = {f"f1/{kind}": by_type[kind]["f1-score"] for kind in kinds}
   assert {k: x for k, x in scores.items() if "/" in k} == pytest.approx(expected)
   assert [m.name for m in task.metrics][:3] == ["f1", "precision", "recall"]
+
+
+def test_batches_of_several_lengths_score_like_one(rng):
+  logits, label = example(rng, len(TAGS))
+  label[:6, 4:] = -1
+  batches = [{"x": logits[:6, :4], "label": label[:6, :4]}, {"x": logits[6:], "label": label[6:]}]
+  model = from_apply(None, lambda w, x: w * x, variables=jnp.ones(()), inputs="x")
+  task = tasks.tagging(class_names=TAGS)
+  assert train.evaluate(model, None, batches, task) == pytest.approx(
+    scores_of(task, logits, label), rel=1e-5
+  )
 
 
 def one_sentence(predicted, label):
