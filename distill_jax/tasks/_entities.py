@@ -55,17 +55,21 @@ def entity_scores(
     names: IOB tags, one per class.
   """
   counted = labels >= 0
-  sides = [_sequences(x, counted, names) for x in (labels, predicted)]
-  entities = [_seqeval().get_entities(sequences) for sequences in sides]
-  kinds = sorted({kind for side in entities for kind, _, _ in side})
-  if not kinds:
+  entities = [
+    set(_seqeval().get_entities(_sequences(x, counted, names))) for x in (labels, predicted)
+  ]
+  true, found, correct = (
+    Counter(kind for kind, _, _ in some) for some in (*entities, entities[0] & entities[1])
+  )
+  if not true and not found:
     return {}
-  score = _seqeval().precision_recall_fscore_support
-  precision, recall, f1, _ = score(*sides, average="micro", zero_division=0)
-  _, _, by_kind, _ = score(*sides, average=None, zero_division=0)
-  scores = {"f1": f1, "precision": precision, "recall": recall}
-  scores |= {f"f1/{kind}": one for kind, one in zip(kinds, by_kind)}
-  return {name: float(x) for name, x in scores.items()}
+  scores = {
+    "precision": correct.total() / max(found.total(), 1),
+    "recall": correct.total() / max(true.total(), 1),
+    "f1": 2 * correct.total() / (true.total() + found.total()),
+  }
+  kinds = true | found
+  return scores | {f"f1/{x}": 2 * correct[x] / (true[x] + found[x]) for x in sorted(kinds)}
 
 
 def _sequences(classes: np.ndarray, counted: np.ndarray, names: Sequence[str]) -> list[list[str]]:

@@ -41,7 +41,7 @@ def embedding(
     are relevant (scikit-learn's `ndcg_score`; the fraction of the relevant ones that is found).
     Queries without a relevant example do not count;
   - next to a teacher of any width, 'teacher_spearman': the correlation of both networks'
-    similarities, of up to 100,000 pairs of examples, and 'neighbors': the fraction of the teacher's
+    similarities, of up to 50,000 pairs of examples, and 'neighbors': the fraction of the teacher's
     k nearest examples that are the student's, too.
 
   The first of these decides which weights are kept. Where all scores of pairs are equal there is no
