@@ -23,19 +23,22 @@ from distill_jax.types import Outputs
 class Encoder(nnx.Module):
   """Embeddings of tokens, positions and token types, blocks that attend to both sides, and a head.
 
-  Outputs, with k = 1, 2, ... the block; under jit, those that nothing reads are not computed:
-    embedded: [B, L, embed_dim]: the normalized sum of the embeddings.
-    block{k}: [B, L, embed_dim]: the output of the block.
-    queries{k}, keys{k}, values{k}: [B, L, embed_dim], the heads one after the other.
-    attention{k}: [B, num_heads, L, L]: scores before the softmax, float32, -inf where a query does
-      not attend.
-    hidden: [B, L, embed_dim]: the output of the last block, in ModernBERT after a last norm.
-    embedding: [B, embed_dim]: the mean of `hidden` over the tokens, as sentence embeddings have it.
-      It is not normalized. A row without tokens gives NaN.
-    pooled: [B, embed_dim]: the pooler's output, which the head 'sequence' reads; in ModernBERT all
-      heads do, and with those of tokens it is [B, L, embed_dim].
-    logits: [B, num_labels] for the head 'sequence', [B, L, num_labels] for 'tokens'.
-    start, end: [B, L], for 'spans': logits over the positions, -inf for padding.
+  Its outputs, where k = 1, 2, ... is the block; under jit, those that nothing reads are not
+  computed:
+
+  - `embedded` [B, L, embed_dim]: the normalized sum of the embeddings.
+  - `block{k}` [B, L, embed_dim]: the output of the block.
+  - `queries{k}`, `keys{k}`, `values{k}` [B, L, embed_dim]: the heads one after the other, before a
+    rotation.
+  - `attention{k}` [B, num_heads, L, L]: scores before the softmax, float32, -inf where a query does
+    not attend.
+  - `hidden` [B, L, embed_dim]: the output of the last block, in ModernBERT after a last norm.
+  - `embedding` [B, embed_dim]: the mean of `hidden` over the tokens, as sentence embeddings have
+    it. It is not normalized. A row without tokens gives NaN.
+  - `pooled` [B, embed_dim]: the pooler's output, which the head 'sequence' reads; in ModernBERT all
+    heads do, and with those of tokens it is [B, L, embed_dim].
+  - `logits`: [B, num_labels] for the head 'sequence', [B, L, num_labels] for 'tokens'.
+  - `start`, `end` [B, L]: for 'spans', logits over the positions, -inf for padding.
 
   >>> config = EncoderConfig(100, 16, num_layers=2, num_heads=2, head="tokens", num_labels=5)
   >>> encoder = nnx.eval_shape(lambda: Encoder(config, rngs=nnx.Rngs(0)))
@@ -76,10 +79,8 @@ class Encoder(nnx.Module):
     self.embed_norm = layer_norm(config, self.dtype, rngs)
     self.blocks = nnx.data([self._block(k, rngs) for k in range(config.num_layers)])
     self.norm = layer_norm(config, self.dtype, rngs) if is_modern else None
-    if config.pooler:
-      self.pooler = linear(width, width, self.dtype, rngs, bias=not is_modern)
-    else:
-      self.pooler = None
+    has_bias = not is_modern
+    self.pooler = linear(width, width, self.dtype, rngs, bias=has_bias) if config.pooler else None
     has_norm = config.pooler and is_modern
     self.pooler_norm = layer_norm(config, self.dtype, rngs) if has_norm else None
     self.head = linear(width, config.num_labels, self.dtype, rngs) if config.head else None
