@@ -15,12 +15,19 @@ Other jobs, each with a --workdir of its own:
 - --config.teacher_family=retinanet --config.methods=pkd,cwd: a YOLO student of a RetinaNet;
 - --config.label_fraction=0.05 --config.methods=logits,pkd: few labels; students are distilled on
   all images, and the baseline is trained on those with labels.
+
+The teacher's learning rate, clipping and steps are those of one trial on validation scenes; those
+of the students are the same rate and clipping, not tuned. Measured with jax 0.10.2: the YOLO
+teacher's AP on validation is 2.2 % after 200 steps, 12.9 % after 400, 30.3 % after 800 and 34.6 %
+after all 1,200, which took 51 minutes with a small part of a busy core. No distilled student, no
+test score and no other head has been measured yet.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import optax
 
 from distill_jax import data, losses, objectives, tasks
 from distill_jax.cache import Dense
@@ -43,6 +50,28 @@ HEADS = {
   "retinanet": RetinaNet(len(CLASSES)),
 }
 METHODS = ("logits", "fgd", "mgd", "pkd", "cwd", "score_weighted", "ld")
+
+
+@dataclasses.dataclass
+class Clipped(Training):
+  """AdamW with clipped gradients: the losses of detectors are sums over many positions.
+
+  Attributes:
+    clip: largest global norm of the gradients.
+  """
+
+  batch_size: int = 32
+  learning_rate: float = 1e-2
+  warmup_steps: int = 50
+  weight_decay: float = 1e-3
+  clip: float = 10.0
+
+  def optimizer(self) -> optax.GradientTransformation:
+    return optax.chain(optax.clip_by_global_norm(self.clip), super().optimizer())
+
+  def validate(self) -> None:
+    super().validate()
+    check(self, "clip", above=0)
 
 
 @dataclasses.dataclass
@@ -70,16 +99,8 @@ class DigitDetection(Config):
   student_width: int = 8
   num_views: int = 2
   cache: str = "{workdir}/cache"
-  teacher_training: Training = dataclasses.field(
-    default_factory=lambda: Training(
-      steps=800, batch_size=32, learning_rate=3e-3, warmup_steps=50, weight_decay=1e-3
-    )
-  )
-  student_training: Training = dataclasses.field(
-    default_factory=lambda: Training(
-      steps=400, batch_size=32, learning_rate=5e-3, warmup_steps=50, weight_decay=1e-3
-    )
-  )
+  teacher_training: Clipped = dataclasses.field(default_factory=lambda: Clipped(steps=1200))
+  student_training: Clipped = dataclasses.field(default_factory=lambda: Clipped(steps=500))
   eval_every: int = 200
 
   def data(self) -> Splits:
