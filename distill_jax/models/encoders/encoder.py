@@ -153,7 +153,7 @@ class Encoder(nnx.Module):
       inputs = hidden[:, 0] if is_sequence or modern is None else hidden
       if is_sequence and modern is not None and modern.mean_pooling:
         inputs = embedding
-      outputs["pooled"] = self._pool(inputs)
+      outputs["pooled"] = self._activate(self.pooler(inputs))
     if self.head is None:
       return outputs
     logits = self.head(outputs["pooled"] if is_sequence or modern is not None else hidden)
@@ -163,11 +163,11 @@ class Encoder(nnx.Module):
       logits = jnp.where(segments[..., None] >= 0, logits, -jnp.inf)
     return outputs | {"start": logits[..., 0], "end": logits[..., 1]}
 
-  def _pool(self, x):
+  def _activate(self, x):
+    """Returns the pooler's output from what its kernel gives."""
     if self.pooler_norm is not None:
-      return self.pooler_norm(jax.nn.gelu(self.pooler(x), approximate=False))
-    activation = nnx.relu if self.config.family == "distilbert" else jnp.tanh
-    return activation(self.pooler(x))
+      return self.pooler_norm(jax.nn.gelu(x, approximate=False))
+    return nnx.relu(x) if self.config.family == "distilbert" else jnp.tanh(x)
 
 
 def _mean_of_tokens(hidden: jax.Array, segments: jax.Array | None) -> jax.Array:
