@@ -46,9 +46,12 @@ def train(student, teacher, objective, source, steps, **settings):
   )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-  "load", [fashion_mnist, lambda: digits.load()["train"]], ids=["fashion_mnist", "digits"]
+  "load",
+  [
+    pytest.param(fashion_mnist, marks=pytest.mark.nightly, id="fashion_mnist"),
+    pytest.param(lambda: digits.load()["train"], marks=pytest.mark.slow, id="digits"),
+  ],
 )
 def test_live_and_cached_training_end_alike(tmp_path, load):
   source = load()

@@ -24,9 +24,14 @@ def test_without_libtpu_the_error_has_the_command(monkeypatch):
 
 
 @needs_libtpu
-@pytest.mark.slow
 @pytest.mark.parametrize(
-  "topology, chips", [("v5e:2x2", 4), ("v4:2x2x1", 4), ("v5p:2x2x1", 4), ("v6e:1x1", 1)]
+  "topology, chips",
+  [
+    pytest.param("v5e:2x2", 4, marks=pytest.mark.slow),
+    pytest.param("v4:2x2x1", 4, marks=pytest.mark.nightly),
+    pytest.param("v5p:2x2x1", 4, marks=pytest.mark.nightly),
+    pytest.param("v6e:1x1", 1, marks=pytest.mark.slow),
+  ],
 )
 def test_step_for_one_to_four_chips(topology, chips):
   *models, rows = job(dtype=jnp.bfloat16)

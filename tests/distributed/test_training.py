@@ -38,7 +38,7 @@ def expected(tmp_path_factory):
     ("plain", 2),
     pytest.param("sharded", 2, marks=pytest.mark.integration),
     pytest.param("pipeline", 2, marks=pytest.mark.slow),
-    pytest.param("plain", 4, marks=pytest.mark.slow),
+    pytest.param("plain", 4, marks=pytest.mark.nightly),
   ],
 )
 def test_several_processes_train_as_one_does(tmp_path, expected, how, processes):
@@ -59,15 +59,24 @@ def test_processes_stop_early_together_and_one_calls_back(tmp_path):
   assert calls == [["5 train", "5 validation", "10 train", "10 validation"], []]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 4])
+@pytest.mark.parametrize(
+  "processes", [pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.nightly)]
+)
 def test_run_of_two_processes_resumes_on_another_number(tmp_path, expected, processes):
   train(tmp_path, 2, steps=5)
   assert_close(train(tmp_path, processes)[0], expected)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("what", ["learning rate", "teacher", "seed", "validation", "evaluation"])
+@pytest.mark.parametrize(
+  "what",
+  [
+    *(pytest.param(what, marks=pytest.mark.slow) for what in ("teacher", "validation")),
+    *(
+      pytest.param(what, marks=pytest.mark.nightly)
+      for what in ("learning rate", "seed", "evaluation")
+    ),
+  ],
+)
 def test_processes_with_different_arguments_raise(tmp_path, what):
   for output in finish(spawn(2, SCRIPT, what, tmp_path, 10), expected=1):
     text = "expected the same on all processes"

@@ -11,6 +11,7 @@ from distill_jax.models import from_nnx
 from distill_jax.models.zoo.vgg import VGG
 
 NAMES = ("prune", "spr", "teacher_init", "attention", "vit", "assistant")
+IN_CI = ("prune", "teacher_init")
 SMALL = ["--config.images=24", "--config.teacher_training.batch_size=8", "--config.devices=1"]
 WIDTHS = {"prune": "(4,8,12)", "attention": "(2,4,8)"}  # twos of four; the teacher's own
 TRAINED = {
@@ -48,17 +49,16 @@ def options(name):
   return [*made, "--config.teacher_training.steps=2", "--config.teacher_training.warmup_steps=0"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   "name",
   [
-    *NAMES,
-    *(
-      pytest.param(name, marks=pytest.mark.filterwarnings("ignore"))
-      for name in ("int8", "int8_cnn")
-    ),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in IN_CI),
+    *(pytest.param(name, marks=pytest.mark.nightly) for name in NAMES if name not in IN_CI),
+    # The warnings are qwix's.
+    pytest.param("int8", marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore")]),
+    pytest.param("int8_cnn", marks=[pytest.mark.nightly, pytest.mark.filterwarnings("ignore")]),
   ],
-)  # qwix's
+)
 # The frozen block of teacher_init normalizes by the student's batches.
 @pytest.mark.filterwarnings("ignore:optimizer. it freezes")
 def test_every_job_runs_and_is_reported(images, tmp_path, name):

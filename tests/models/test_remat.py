@@ -80,7 +80,9 @@ def results(name, remat):
   [
     ("resnet", "nothing_saveable"),
     *(("dropout", policy) for policy in POLICIES),
-    *(pytest.param(name, "nothing_saveable", marks=pytest.mark.slow) for name in ("wide", "bit")),
+    *(
+      pytest.param(name, "nothing_saveable", marks=pytest.mark.nightly) for name in ("wide", "bit")
+    ),
   ],
 )
 def test_gradients_outputs_and_states_are_the_same(name, policy):
