@@ -95,7 +95,7 @@ def teacher_scores(student: np.ndarray, teacher: np.ndarray, k: int) -> dict[str
     for (_, first), (_, second) in zip(*(_nearest(x, rows, rows, k) for x in (student, teacher)))
   ]
   first, second = _some_pairs(len(rows))
-  similarities = [np.einsum("nd,nd->n", x[first], x[second]) for x in (student, teacher)]
+  similarities = [np.einsum("ij,ij->i", x[first], x[second]) for x in (student, teacher)]
   correlation = correlations(*similarities)
   scores = {"neighbors": float(np.concatenate(common).mean())}
   return scores | ({"teacher_spearman": correlation["spearman"]} if correlation else {})

@@ -200,4 +200,4 @@ def _pair_scores(
       f"{options.score}: expected one score of both examples of a pair, got "
       f"{values[pairs[index]].tolist()} of pair {references[options.pair][first[index]]}: repeat it"
     )
-  return correlations(np.einsum("nd,nd->n", unit[first], unit[second]), values[first])
+  return correlations(np.einsum("ij,ij->i", unit[first], unit[second]), values[first])
