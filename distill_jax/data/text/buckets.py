@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from distill_jax.data.batches import HostBatch, check_batch_size, permutation
-from distill_jax.data.checks import check_seed
+from distill_jax.data.checks import check_seed, example_name
 from distill_jax.data.source import Source
 from distill_jax.errors import check_integer
 
@@ -56,7 +56,7 @@ class LengthBuckets:
     check_integer("batch_size", self.batch_size, 1)
     check_batch_size(self.batch_size, len(self.source), self.source.name)
     _check_lengths(self.lengths)
-    _bucket_of_rows(self.source.arrays, self.lengths, self.source.ids)
+    _ = self._buckets  # raises where a text is too long
 
   @property
   def classes(self) -> int | None:
@@ -155,10 +155,9 @@ def _bucket_of_rows(arrays, lengths: Sequence[int], ids) -> np.ndarray:
   sizes = np.where(is_token.any(1), sizes, 0)
   if sizes.max() > lengths[-1]:
     row = int(sizes.argmax())
-    name = f"row {row}" if ids is None else f"example id {np.asarray(ids)[row]}"
     raise ValueError(
       f"lengths: expected a last one that holds each text, got {lengths[-1]} for {sizes[row]} "
-      f"tokens of {name}"
+      f"tokens of {example_name(ids, row)}"
     )
   return np.searchsorted(lengths, sizes)
 
