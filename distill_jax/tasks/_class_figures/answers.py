@@ -8,7 +8,14 @@ import numpy as np
 from distill_jax.report.document import Block, Heading, Table, Text
 from distill_jax.report.entries import Entry
 from distill_jax.report.variants import few
-from distill_jax.tasks._class_figures.examples import TITLES, choose, networks, rule
+from distill_jax.tasks._class_figures.examples import (
+  TITLES,
+  choose,
+  gain_of,
+  networks,
+  rule,
+  seeds_of,
+)
 from distill_jax.tasks._spans import answers
 
 _MAX_ANSWER = 80  # characters
@@ -48,24 +55,11 @@ def span_figures(
   numbers = references.get("id")
   titles = [f"{numbers[row] if numbers is not None else row}: {rows[row]}" for row in rows]
   texts = zip(*([_short(text) for text in column] for column in columns.values()))
-  seeds = ", ".join(str(seed) for seed in sorted({entry.seed for entry in shown.values()}))
   return [
     Heading("Examples"),
-    Text(f"{rule(len(_rows(predicted[0])['f1']), shown, 'F1')} Seed {seeds}."),
+    Text(f"{rule(len(_rows(predicted[0])['f1']), shown, 'F1')} Seed {seeds_of(shown.values())}."),
     Table(["id", *columns], [[title, *row] for title, row in zip(titles, texts)], numeric=False),
   ]
-
-
-def gain_of(scores: Mapping[str, np.ndarray]) -> np.ndarray:
-  """Returns the distilled student's score minus the baseline's of each example; 0 without both, NaN
-  without a label.
-
-  Args:
-    scores: float [N] of each role.
-  """
-  if {"student", "baseline"} <= set(scores):
-    return scores["student"] - scores["baseline"]
-  return 0 * next(iter(scores.values()))
 
 
 def _rows(entry: Entry) -> Mapping[str, np.ndarray]:

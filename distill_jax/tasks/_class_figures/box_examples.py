@@ -11,7 +11,7 @@ from distill_jax.report.document import Block, Heading
 from distill_jax.report.entries import Entry, Group
 from distill_jax.tasks._class_figures.box_gallery import Box, Panel, Row, draw_rows
 from distill_jax.tasks._class_figures.box_matches import Matches
-from distill_jax.tasks._class_figures.examples import TITLES, choose, rule
+from distill_jax.tasks._class_figures.examples import TITLES, choose, rule, seeds_of
 from distill_jax.tasks._class_figures.gallery import displayed, value_range
 from distill_jax.tasks._class_figures.labels import class_labels
 
@@ -92,7 +92,7 @@ def _detections(
 def _caption(
   number: int, shown: Mapping[Group, tuple[Entry, Matches]], thresholds: Mapping[Group, float]
 ) -> str:
-  seeds = sorted({entry.seed for entry, _ in shown.values()})
+  seeds = seeds_of(entry for entry, _ in shown.values())
   scores = ", ".join(
     f"{TITLES[group.role].lower()} {'–' if np.isinf(x) else format(x, '.2f')}"
     for group, x in thresholds.items()
@@ -100,5 +100,5 @@ def _caption(
   return (
     f"{rule(number, shown, _SCORE)} Boxes have their class and score, dashed ones find no "
     "true box of their class. Each network shows, and F1 counts, the detections from the score on "
-    f"that gives its best F1 over all test images: {scores}. Seed {', '.join(map(str, seeds))}."
+    f"that gives its best F1 over all test images: {scores}. Seed {seeds}."
   )

@@ -1,6 +1,6 @@
 """Chooses the test examples that a report shows, and the networks that it shows them of."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -23,6 +23,18 @@ def choose(gain: np.ndarray) -> dict[int, str]:
   rows |= {row: "largest loss" for row in order[::-1][:_EACH].tolist() if gain[row] < 0}
   rest = [row for row in np.random.default_rng(0).permutation(scored).tolist() if row not in rows]
   return rows | dict.fromkeys(rest[: 3 * _EACH - len(rows)], "random")
+
+
+def gain_of(scores: Mapping[str, np.ndarray]) -> np.ndarray:
+  """Returns the distilled student's score minus the baseline's of each example; 0 without both, NaN
+  without a label.
+
+  Args:
+    scores: float [N] of each role.
+  """
+  if {"student", "baseline"} <= set(scores):
+    return scores["student"] - scores["baseline"]
+  return 0 * next(iter(scores.values()))
 
 
 def networks(entries: Sequence[Entry]) -> dict[Group, Entry]:
@@ -55,3 +67,8 @@ def rule(number: int, shown: Iterable[Group], score: str) -> str:
     f"{f' ({name})' if name else ''}, the {_EACH} that lose most, and {_EACH} random ones; more "
     "random ones where fewer gain or lose."
   )
+
+
+def seeds_of(entries: Iterable[Entry]) -> str:
+  """Returns the seeds of the networks that are shown, such as '0, 2'."""
+  return ", ".join(map(str, sorted({entry.seed for entry in entries})))

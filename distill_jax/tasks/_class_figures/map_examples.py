@@ -10,7 +10,14 @@ from distill_jax.report import style
 from distill_jax.report.document import Block, Heading
 from distill_jax.report.entries import Entry, Group
 from distill_jax.report.variants import few
-from distill_jax.tasks._class_figures.examples import TITLES, choose, networks, rule
+from distill_jax.tasks._class_figures.examples import (
+  TITLES,
+  choose,
+  gain_of,
+  networks,
+  rule,
+  seeds_of,
+)
 from distill_jax.tasks._class_figures.gallery import displayed, value_range
 from distill_jax.tasks._class_figures.map_gallery import Row, draw_rows
 from distill_jax.tasks._class_maps import no_class, thumbnails
@@ -45,10 +52,9 @@ def map_example_figures(
   pictures = [
     _row(row, reason, shown, references, labels, ignore_label) for row, reason in rows.items()
   ]
-  seeds = sorted({entry.seed for entry in shown.values()})
   caption = (
     f"{rule(len(gain), shown, 'mean IoU')} In the titles of maps: the mean IoU of this example. Of "
-    f"a volume the middle slice is shown. Seed {', '.join(map(str, seeds))}."
+    f"a volume the middle slice is shown. Seed {seeds_of(shown.values())}."
   )
   draw = functools.partial(draw_rows, pictures, class_names)
   title = "Examples with labels and predictions"
@@ -59,10 +65,7 @@ def _gain(shown: Mapping[Group, Entry]) -> np.ndarray:
   """Returns the distilled student's IoU minus the baseline's of each example; 0 without both, NaN
   without a label.
   """
-  iou = {group.role: np.asarray((e.predictions or {})["iou"]) for group, e in shown.items()}
-  if {"student", "baseline"} <= set(iou):
-    return iou["student"] - iou["baseline"]
-  return 0 * next(iter(iou.values()))
+  return gain_of({g.role: np.asarray((e.predictions or {})["iou"]) for g, e in shown.items()})
 
 
 def _row(

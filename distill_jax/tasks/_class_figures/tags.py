@@ -10,7 +10,14 @@ from distill_jax.report.entries import Entry, Group
 from distill_jax.report.variants import few
 from distill_jax.tasks._class_figures.calibration import calibration_figures
 from distill_jax.tasks._class_figures.class_scores import class_score_figures
-from distill_jax.tasks._class_figures.examples import TITLES, choose, networks, rule
+from distill_jax.tasks._class_figures.examples import (
+  TITLES,
+  choose,
+  gain_of,
+  networks,
+  rule,
+  seeds_of,
+)
 from distill_jax.tasks._class_figures.labels import names_or_numbers
 from distill_jax.tasks._entities import count_entities, entity_types
 from distill_jax.types import Metric
@@ -80,12 +87,11 @@ def _example_figures(
   rows = choose(gain)
   if not rows:
     return []
-  seeds = ", ".join(str(seed) for seed in sorted({entry.seed for entry in shown.values()}))
   blocks: list[Block] = [
     Heading("Examples"),
     Text(
       f"{rule(len(gain), shown, 'token accuracy')} {_SAME} marks a tag that equals the label. Seed "
-      f"{seeds}."
+      f"{seeds_of(shown.values())}."
     ),
   ]
   for row, reason in rows.items():
@@ -113,10 +119,7 @@ def _gain(classes: Mapping[Group, np.ndarray], labels: np.ndarray) -> np.ndarray
   correct = {
     group.role: ((predicted == labels) & counted).sum(1) for group, predicted in classes.items()
   }
-  change = np.zeros(len(labels))
-  if {"student", "baseline"} <= set(correct):
-    change = correct["student"] - correct["baseline"]
-  return np.where(number > 0, change / np.maximum(number, 1), np.nan)
+  return np.where(number > 0, gain_of(correct) / np.maximum(number, 1), np.nan)
 
 
 def _columns(lines: Mapping[str, Sequence[str]]) -> list[str]:
