@@ -83,15 +83,8 @@ def bpe(source: Any, *, end: str = END) -> Tokenizer:
     text = source.to_str()
   else:
     text = _decode_utf8(files.read(folders.resolve(source, "source")), f"{source}: ")
-  try:
-    tokenizer = tokenizers.Tokenizer.from_str(text)
-  # The Rust parser raises a bare Exception.
-  except Exception as error:
-    raise ValueError(f"source: expected a tokenizer.json, got {source}: {error}") from error
   # Documents are encoded in full, and the name of `end` in a document is text.
-  tokenizer.no_truncation()
-  tokenizer.no_padding()
-  tokenizer.encode_special_tokens = True
+  tokenizer = parsed_tokenizer(text, source)
   end_token = tokenizer.token_to_id(end)
   if end_token is None:
     raise ValueError(
@@ -104,8 +97,37 @@ def bpe(source: Any, *, end: str = END) -> Tokenizer:
   def decode(tokens: Iterable[int]) -> str:
     return tokenizer.decode(list(map(int, tokens)), skip_special_tokens=False)
 
-  identity = hashlib.blake2b(tokenizer.to_str().encode(), digest_size=8).hexdigest()
-  return Tokenizer(encode, decode, tokenizer.get_vocab_size(), end_token, f"bpe:{identity}")
+  identity = f"bpe:{tokenizer_digest(tokenizer)}"
+  return Tokenizer(encode, decode, tokenizer.get_vocab_size(), end_token, identity)
+
+
+def parsed_tokenizer(text: str, source: Any) -> Any:
+  """Returns the `tokenizers.Tokenizer` of a tokenizer.json, which neither pads nor cuts; the names
+  of special tokens in a text are text.
+
+  Args:
+    text: the content.
+    source: where it is from, for the message.
+
+  Raises:
+    ValueError: it is no tokenizer.
+  """
+  import tokenizers
+
+  try:
+    tokenizer = tokenizers.Tokenizer.from_str(text)
+  # The Rust parser raises a bare Exception.
+  except Exception as error:
+    raise ValueError(f"source: expected a tokenizer.json, got {source}: {error}") from error
+  tokenizer.no_truncation()
+  tokenizer.no_padding()
+  tokenizer.encode_special_tokens = True
+  return tokenizer
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+  """Returns a hash that is equal for equal tokenizers of the package `tokenizers`."""
+  return hashlib.blake2b(tokenizer.to_str().encode(), digest_size=8).hexdigest()
 
 
 def _decode_utf8(text: bytes, prefix: str = "") -> str:

@@ -2,7 +2,6 @@
 `tokenizers`."""
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.data.label_checks import UNLABELED
+from distill_jax.data.text.bpe import parsed_tokenizer, tokenizer_digest
 from distill_jax.errors import check_integer
 from distill_jax.storage import files, folders
 
@@ -163,20 +163,12 @@ def sentence_tokenizer(source: Any, *, lowercase: bool = True) -> SentenceTokeni
     content = _decode(files.read(path), path)
     if path.suffix == ".txt":
       content = _wordpiece(content, path, lowercase).to_str()
-  try:
-    tokenizer = tokenizers.Tokenizer.from_str(content)
-  # The Rust parser raises a bare Exception.
-  except Exception as error:
-    raise ValueError(f"source: expected a tokenizer.json, got {source}: {error}") from error
-  tokenizer.no_padding()
-  tokenizer.no_truncation()
-  # The name of a special token in a sentence is text.
-  tokenizer.encode_special_tokens = True
+  tokenizer = parsed_tokenizer(content, source)
   pad = next((i for i in map(tokenizer.token_to_id, _PADDINGS) if i is not None), None)
   if pad is None:
     raise ValueError(f"source: expected a token for padding, one of {_PADDINGS}, got none")
-  digest = hashlib.blake2b(tokenizer.to_str().encode(), digest_size=8).hexdigest()
-  return SentenceTokenizer(tokenizer, tokenizer.get_vocab_size(), pad, f"sentences:{digest}")
+  identity = f"sentences:{tokenizer_digest(tokenizer)}"
+  return SentenceTokenizer(tokenizer, tokenizer.get_vocab_size(), pad, identity)
 
 
 def _path(source: str | os.PathLike) -> Path:
