@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from distill_jax.data.checks import example_name
@@ -35,13 +36,8 @@ def check_boxes(
   _check_crowd(arrays.get("crowd"), label)
   is_object = (label >= 0) & (label != ignore_label)
   is_inverted = is_object & (boxes[..., 2:] < boxes[..., :2]).any(-1)
-  _check_none(
-    is_inverted,
-    boxes,
-    ids,
-    "(left, top, right, bottom)",
-    'write boxes.convert(x, "xywh", "xyxy") if these are the left, top, width and height',
-  )
+  hint = 'write boxes.convert(x, "xywh", "xyxy") if these are the left, top, width and height'
+  check_each("boxes", "(left, top, right, bottom)", boxes, is_inverted, ids, hint)
   image = np.asarray(arrays.get("image", 0))
   if image.ndim != 4 or not is_object.any():
     return
@@ -53,12 +49,33 @@ def check_boxes(
     )
   limits = np.array([width, height, width, height])
   is_outside = is_object & ((boxes < -TOLERANCE) | (boxes > limits + TOLERANCE)).any(-1)
-  _check_none(
-    is_outside,
-    boxes,
-    ids,
-    f"boxes inside the image of {height} x {width} pixels",
-    f"scale them with the image, or write boxes.clip(x, {height}, {width})",
+  expected = f"boxes inside the image of {height} x {width} pixels"
+  hint = f"scale them with the image, or write boxes.clip(x, {height}, {width})"
+  check_each("boxes", expected, boxes, is_outside, ids, hint)
+
+
+def check_each(
+  name: str, expected: str, values: np.ndarray, invalid: np.ndarray, ids: Any, hint: str
+) -> None:
+  """Checks that no box is invalid.
+
+  Args:
+    name: the field that the error names.
+    expected: what every value has to be.
+    values: of each box, [N, M] or [N, M, 4].
+    invalid: which of them are not so, bool [N, M].
+    ids: [N], the example ids that an error names; None names the row.
+    hint: what to do about it.
+
+  Raises:
+    ValueError: it names the first box that is not as expected.
+  """
+  if not invalid.any():
+    return
+  row, column = np.argwhere(invalid)[0].tolist()
+  got = jax.tree.map(lambda x: round(x, 3), values[row, column].tolist())
+  raise ValueError(
+    f"{name}: expected {expected}, got {got} in {example_name(ids, row)}, box {column}: {hint}"
   )
 
 
@@ -89,13 +106,4 @@ def _check_crowd(crowd: np.ndarray | None, label: np.ndarray) -> None:
     raise ValueError(
       f"crowd: expected bool {list(label.shape)} as 'label', got {crowd.dtype} "
       f"{list(crowd.shape)}: write crowd.astype(bool)"
-    )
-
-
-def _check_none(invalid: np.ndarray, boxes: np.ndarray, ids: Any, expected: str, hint: str) -> None:
-  if invalid.any():
-    row, column = np.argwhere(invalid)[0]
-    box = [round(float(x), 3) for x in boxes[row, column]]
-    raise ValueError(
-      f"boxes: expected {expected}, got {box} in {example_name(ids, row)}, box {column}: {hint}"
     )

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.boxes import Detections
-from distill_jax.data.checks import example_name
+from distill_jax.boxes import Detections, has_area
+from distill_jax.data.box_checks import check_each
 
 
 class Found(NamedTuple):
@@ -120,23 +120,16 @@ def truth_of(arrays: Mapping[str, Any], ids: Any, classes: int | None) -> Truth:
   (name, boxes), (label_name, label), *crowds = arrays.items()
   boxes = boxes.astype(np.float64)
   is_label = label >= 0
-  is_finite = np.isfinite(boxes).all(-1)
-  _check(
-    name, "finite numbers", boxes, is_label & ~is_finite, ids, "write the label -1 where no box is"
-  )
-  _check(
-    name,
-    "left <= right and top <= bottom",
-    boxes,
-    is_label & (boxes[..., :2] > boxes[..., 2:]).any(-1),
-    ids,
-    'convert them, such as boxes.convert(x, "xywh", "xyxy")',
-  )
+  is_invalid = is_label & ~np.isfinite(boxes).all(-1)
+  hint = "write the label -1 where no box is"
+  check_each(name, "finite numbers", boxes, is_invalid, ids, hint)
+  is_invalid = is_label & (boxes[..., :2] > boxes[..., 2:]).any(-1)
+  hint = 'convert them, such as boxes.convert(x, "xywh", "xyxy")'
+  check_each(name, "left <= right and top <= bottom", boxes, is_invalid, ids, hint)
   last = np.inf if classes is None else classes - 1
   hint = "add its name to class_names, or write -1 where no box is"
-  _check(label_name, f"a class 0 to {last}", label, label > last, ids, hint)
-  has_area = is_finite & (boxes[..., :2] < boxes[..., 2:]).all(-1)
-  exists = is_label & has_area
+  check_each(label_name, f"a class 0 to {last}", label, label > last, ids, hint)
+  exists = is_label & np.asarray(has_area(boxes))
   crowd = crowds[0][1].astype(bool) if crowds else np.zeros(label.shape, bool)
   return Truth(boxes, label, crowd, exists)
 
@@ -154,22 +147,10 @@ def found_of(predictions: Mapping[str, Any], classes: int | None) -> Found:
   boxes = np.asarray(predictions["boxes"], np.float64)
   scores, numbers = (np.asarray(predictions[name]) for name in ("score", "class"))
   last = np.inf if classes is None else classes - 1
-  hint = "leave the background out, and write -1 where no box is"
-  _check("decode", f"a class 0 to {last}", numbers, numbers > last, predictions.get("id"), hint)
+  hint = "leave the background out, write -1 where no box is, or add a name to class_names"
+  ids = predictions.get("id")
+  check_each("decode", f"a class 0 to {last}", numbers, numbers > last, ids, hint)
   is_finite = np.isfinite(boxes).all(-1)
   scores = np.where((numbers >= 0) & ~is_finite, np.nan, scores)
-  has_area = (boxes[..., :2] < boxes[..., 2:]).all(-1)
-  return Found(boxes, scores, np.where(has_area & np.isfinite(scores), numbers, -1))
-
-
-def _check(
-  name: str, expected: str, values: np.ndarray, invalid: np.ndarray, ids: Any, hint: str
-) -> None:
-  """Raises a ValueError that names the first of the `invalid` boxes [N, M]."""
-  if not invalid.any():
-    return
-  row, column = np.argwhere(invalid)[0].tolist()
-  raise ValueError(
-    f"{name}: expected {expected}, got {values[row, column].tolist()} at [{column}] of "
-    f"{example_name(ids, row)}: {hint}"
-  )
+  is_found = np.asarray(has_area(boxes)) & np.isfinite(scores)
+  return Found(boxes, scores, np.where(is_found, numbers, -1))

@@ -148,7 +148,7 @@ def test_nan_of_a_network_is_no_score(rng, entry):
 @pytest.mark.parametrize(
   ("change", "error"),
   [
-    ({"boxes": (4, (10, 10, 5, 20))}, r"boxes: .*\[0\] of example id 34.*xywh"),
+    ({"boxes": (4, (10, 10, 5, 20))}, r"boxes: .*example id 34, box 0.*xywh"),
     ({"boxes": (4, (10, np.nan, 15, 20))}, "boxes: .*example id 34"),
     ({"label": (5, 4)}, "label: .*class 0 to 3.*example id 35"),
     ({"found_classes": (3, 4)}, "decode: .*class 0 to 3.*example id 33"),
