@@ -91,3 +91,24 @@ def naming_extras() -> Iterator[None]:
       raise
     message = f"{package}: expected an installed package, got none: {install_hint(package)}"
     raise ModuleNotFoundError(message, name=error.name) from error
+
+
+@contextlib.contextmanager
+def naming_missing(expected: str, names: Iterable[str]) -> Iterator[None]:
+  """Lets a function of the user's say which name is missing that it looks up.
+
+  Args:
+    expected: what the name should be, such as "an output of the student".
+    names: those that there are.
+
+  Raises:
+    ValueError: in place of the KeyError of a name that is not there.
+  """
+  candidates = set(names)
+  try:
+    yield
+  except KeyError as error:
+    name = error.args[0] if error.args else None
+    if not isinstance(name, str) or name in candidates:
+      raise
+    raise ValueError(f"{name}: expected {expected}, got none{suggest(name, candidates)}") from error

@@ -132,8 +132,12 @@ def _inputs(field: str, adapter: str, module: Any, entries: list[str]) -> Sequen
     return others[0]
   if required and set(required) <= set(entries) and not set(optional) & set(entries):
     return required[0] if len(required) == 1 else required
-  choice = repr(entries[0]) if len(entries) == 1 else f"({', '.join(map(repr, entries))})"
-  call = ", call=lambda net, x, train: net(x)" if adapter in _TAKE_CALL else ""
+  if entries and len(required) == 1 and required != ["*args"]:
+    choice = repr((others or entries)[0])
+    call = ""
+  else:
+    choice = repr(entries[0]) if len(entries) == 1 else f"({', '.join(map(repr, entries))})"
+    call = ", call=lambda net, x, train: net(x)" if adapter in _TAKE_CALL else ""
   name = (module if isinstance(module, type) else type(module)).__name__
   raise ValueError(
     f"{field}: expected an entry of the batch for each of the inputs {required} of {name}, got "

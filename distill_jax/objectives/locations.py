@@ -115,6 +115,8 @@ def _check_locations(output: str, s: tuple[int, ...], t: tuple[int, ...]) -> Non
   if s == t:
     return
   hint = "select the student's classes with teachers.select_classes, or distill features"
+  if s[2] > t[2]:
+    hint = "the teacher lacks some of them: distill the neck with features, fgd or score_weighted"
   if s[1] != t[1]:
     hint = (
       "their grids or anchors differ, so that no location has a partner: distill the neck with "

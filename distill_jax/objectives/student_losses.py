@@ -1,16 +1,15 @@
 """Trains the student with a loss of one's own, a function of its outputs and the batch."""
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from distill_jax import reduce
-from distill_jax.errors import suggest
+from distill_jax.errors import naming_missing
 from distill_jax.objectives.calls import batch_entry, has_true_label, valid_rows
 from distill_jax.objectives.loss_checks import check_rows, name_of
 from distill_jax.objectives.terms import Term
@@ -72,7 +71,8 @@ def student_loss(function: Callable[..., jax.Array], *, valid: str | None = None
     outputs, batch, where = _blank(student, batch, valid)
     context = {"where": where, "step": step, "key": key, "axis_name": axis_name}
     taken = {name: x for name, x in context.items() if name in parameters}
-    with _missing_named(outputs, batch):
+    names = {*outputs, *batch}
+    with naming_missing("an output of the student or an entry of the batch", names):
       values = function(outputs, batch, **taken)
     _check_values(function, values, len(where), relates_rows="where" in parameters)
     if values.ndim == 0:
@@ -81,21 +81,6 @@ def student_loss(function: Callable[..., jax.Array], *, valid: str | None = None
     return (values, where), state
 
   return Term(init, apply)
-
-
-@contextlib.contextmanager
-def _missing_named(outputs: dict, batch: dict) -> Iterator[None]:
-  """Says which output or entry a function reads that does not exist."""
-  try:
-    yield
-  except KeyError as error:
-    name = error.args[0] if error.args else None
-    if not isinstance(name, str) or name in outputs or name in batch:
-      raise
-    raise ValueError(
-      f"{name}: expected an output of the student or an entry of the batch, got none"
-      f"{suggest(name, {*outputs, *batch})}"
-    ) from error
 
 
 def _check_function(function: Any) -> None:

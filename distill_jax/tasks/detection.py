@@ -11,7 +11,7 @@ import numpy as np
 
 from distill_jax import data
 from distill_jax.boxes import Detections
-from distill_jax.errors import check_integer
+from distill_jax.errors import check_integer, naming_missing
 from distill_jax.objectives.calls import batch_entry
 from distill_jax.tasks._boxes import Found, Truth, check_detections, check_truth, found_of, truth_of
 from distill_jax.tasks._class_names import checked_names
@@ -151,7 +151,9 @@ def _predict(options: _Options, outputs: Outputs, batch: Batch) -> dict[str, jax
     truth[options.crowd] = entries["crowd"]
   check_truth(truth)
   rows = len(truth[options.boxes])
-  found = check_detections(options.decode(outputs), rows)
+  with naming_missing("an output of the network, which decode reads", outputs):
+    found = options.decode(outputs)
+  found = check_detections(found, rows)
   # `decode` may drop NaN, which exceeds no threshold.
   scores = jnp.where(_has_nan(dict(outputs), rows)[:, None], jnp.nan, found.scores)
   return {"boxes": found.boxes, "score": scores, "class": found.classes, **entries}

@@ -172,7 +172,7 @@ def test_keras_inputs_follow_their_names():
 @pytest.mark.parametrize(
   ("network", "entries", "message"),
   [
-    (lambda: nnx.Linear(4, 2, rngs=nnx.Rngs(0)), ["x", "mask"], r"from_nnx\(.*inputs="),
+    (lambda: nnx.Linear(4, 2, rngs=nnx.Rngs(0)), ["x", "mask"], r"from_nnx\(\w+, inputs='x'\)"),
     (lambda: Two(nnx.Rngs(0)), ["x", "label"], r"'mask'.*from_nnx\(.*call="),
     (lambda: Optional(nnx.Rngs(0)), ["tokens", "mask"], r"from_nnx\("),
     (lambda: KeywordOnly(nnx.Rngs(0)), ["tokens"], r"'mask'.*from_nnx\(.*call="),

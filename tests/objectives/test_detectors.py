@@ -172,6 +172,7 @@ LOGITS = np.zeros((2, 20, 3), np.float32)
   [
     ({"z": LOGITS[:, :5]}, {"z": LOGITS}, {}, "^z: expected one shape.*grids or anchors"),
     ({"z": LOGITS[..., :2]}, {"z": LOGITS}, {}, "^z: expected one shape.*select_classes"),
+    ({"z": LOGITS}, {"z": LOGITS[..., :2]}, {}, "^z: expected one shape.*teacher lacks"),
     ({"z": LOGITS[0]}, {"z": LOGITS[0]}, {}, r"^z: expected \[B, A, ...\]"),
     (
       {"z": LOGITS},

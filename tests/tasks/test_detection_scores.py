@@ -194,6 +194,12 @@ def test_arguments_are_checked(options, field):
     tasks.detection(decode, **options)
 
 
+def test_output_that_decode_does_not_find_is_named(rng):
+  task = tasks.detection(lambda outputs: decode({"found_boxes": outputs["found_box"]}))
+  with pytest.raises(ValueError, match="found_box: expected an output.*found_boxes"):
+    evaluated(make_batch(rng), task)
+
+
 def test_missing_library_is_named_with_its_extra(rng, monkeypatch):
   monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
   with pytest.raises(ModuleNotFoundError, match="faster_coco_eval.*detection"):
