@@ -142,7 +142,7 @@ def test_detections_lie_inside_of_the_image():
   maps = {"p2": jnp.zeros((2, 4, 6, 1))}
   logits = jnp.linspace(-2, 2, 96).reshape(2, 24, 2)
   outputs = maps | {"class_logits": logits, "box_bins": jnp.zeros((2, 24, 4, 8))}
-  detections = head.decode(outputs)
+  detections = jax.jit(head.decode)(outputs)
   assert isinstance(detections, boxes.Detections)
   assert detections.boxes.shape == (2, 100, 4)
   np.testing.assert_array_equal(detections.boxes[..., :2].min((0, 1)), [0, 0])
