@@ -14,7 +14,7 @@ from distill_jax.objectives.learned import check_pair, learned
 from distill_jax.objectives.loss_checks import check_options
 from distill_jax.objectives.parts import align, align_init, resize_to, stack, stack_init
 from distill_jax.objectives.terms import Term
-from distill_jax.types import Batch, Variables
+from distill_jax.types import Batch, Outputs, Variables
 
 _COUNTED = "fgd/counted"  # An entry that the term adds to the batch.
 
@@ -36,7 +36,8 @@ def fgd(
   Args:
     student, teacher: names of maps [B, H, W, C] of one level; channels and size are aligned as in
       `features`.
-    stride: number of pixels per position of the teacher's map at this level.
+    stride: number of pixels per position of the teacher's map at this level. It is compared with
+      the batch's 'image' [B, H, W, C], if it has one.
     boxes: name of the batch's entry of (x0, y0, x1, y1) in pixels, [B, N, 4].
     valid: name of the batch's entry that marks the boxes that exist, bool [B, N]. None: those that
       have an area (`boxes.has_area`), and of which the batch's 'label' is no negative number and
@@ -47,7 +48,8 @@ def fgd(
   Raises:
     ValueError: at once, stride <= 0 or a hyper-parameter that the loss does not have; in init,
       outputs that are not maps of as many rows, or a hyper-parameter that the loss rejects; in a
-      step, boxes that do not fit or that the batch lacks.
+      step, boxes that do not fit or that the batch lacks, or a stride with which the map would be
+      of another image.
 
   >>> from distill_jax import objectives
   >>> term = objectives.fgd("p3", "p3", stride=8)  # a step's batch has 'boxes'
@@ -80,6 +82,7 @@ def fgd(
   term = learned(student, teacher, init, apply, entries={"boxes": boxes, "valid": entry})
 
   def apply_term(params, state, s_outputs, t_outputs, batch, **context):
+    _check_stride(stride, teacher, t_outputs, batch)
     if valid is None:
       batch = {**batch, _COUNTED: _counted_boxes(batch, boxes)}
     return term.apply(params, state, s_outputs, t_outputs, batch, **context)
@@ -152,6 +155,26 @@ def score_weighted(
     return jnp.stack(values).sum(), state
 
   return learned(s_names, (*t_names, scores), init, apply)
+
+
+def _check_stride(stride: float, name: str, outputs: Outputs, batch: Batch) -> None:
+  """Checks that the teacher's map, at this stride, is about as large as the batch's 'image'.
+
+  Convolutions without padding lose up to two positions, and padding of the image adds some. A map
+  of one position fits.
+  """
+  shape = jnp.shape(batch.get("image", 0))
+  if len(shape) != 4 or name not in outputs:
+    return
+  pixels = shape[1:3]
+  sizes = jnp.shape(outputs[name])[1:3]
+  if all(n == 1 or p - 2 * stride < n * stride < 2 * p for n, p in zip(sizes, pixels)):
+    return
+  likely = [round(p / n, 2) for n, p in zip(sizes, pixels)]
+  raise ValueError(
+    f"stride: expected the pixels per position of {name!r}, {sizes[0]} x {sizes[1]} positions of "
+    f"an image of {pixels[0]} x {pixels[1]} pixels, got {stride}: about {max(likely):g} fits"
+  )
 
 
 def _counted_boxes(batch: Batch, boxes: str) -> jax.Array:

@@ -164,6 +164,34 @@ def test_boxes_count_by_area_class_and_crowd(monkeypatch):
     np.testing.assert_allclose(values, count, rtol=1e-5, err_msg=str(entries))
 
 
+@pytest.mark.parametrize(
+  ("stride", "image", "fits"),
+  [
+    (8, (64, 48), True),
+    (8, (57, 41), True),  # Convolutions pad the last rows and columns.
+    (8, (79, 63), True),  # They do not, and lose up to two positions.
+    (4, (64, 48), False),
+    (16, (64, 48), False),
+    (8, (64, 96), False),
+  ],
+)
+def test_stride_is_that_of_the_image(stride, image, fits):
+  maps = {"p3": jax.ShapeDtypeStruct((1, 8, 6, 2), jnp.float32)}
+  boxes = jax.ShapeDtypeStruct((1, 3, 4), jnp.float32)
+  batch = {"image": jax.ShapeDtypeStruct((1, *image, 3), jnp.float32), "boxes": boxes}
+  term = fgd("p3", "p3", stride=stride)
+
+  def run(maps, batch):
+    variables = term.init(KEY, maps, maps)
+    return term.apply(*variables, maps, maps, batch, step=0, key=KEY)
+
+  if fits:
+    jax.eval_shape(run, maps, batch)
+  else:
+    with pytest.raises(ValueError, match=f"^stride: .*'p3', 8 x 6 .*got {stride}: about"):
+      jax.eval_shape(run, maps, batch)
+
+
 LOGITS = np.zeros((2, 20, 3), np.float32)
 
 
