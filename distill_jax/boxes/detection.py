@@ -11,6 +11,9 @@ from distill_jax.boxes.formats import as_boxes, has_area
 from distill_jax.boxes.overlaps import iou
 from distill_jax.errors import check_integer
 
+SCORE_TOLERANCE = 1e-2
+"""How far scores may be outside of 0 to 1: those of bfloat16 are rounded."""
+
 
 class Detections(NamedTuple):
   """What a detector finds in each image, in order of falling scores; padding is at the end.
@@ -45,7 +48,9 @@ def detect(
 
   Args:
     boxes: [B, A, 4] (xyxy) in pixels. Those without area or with NaN are left out.
-    scores: [B, A, C], from 0 to 1, of each class without background. NaN counts as 0.
+    scores: [B, A, C], from 0 to 1, of each class without background. NaN counts as 0. Where an
+      image has negative ones, such as logits, the lowest is in its last row, as class 0 without an
+      area, so that `tasks.detection` names it.
     iou_threshold: IoU above which the lower of two scores is suppressed.
     score_threshold: scores at or below it are left out; >= 0.
     candidates: number of pairs of box and class with the highest scores per image that are
@@ -79,12 +84,14 @@ def detect(
   check_integer("candidates", candidates, 1)
   check_integer("max_detections", max_detections, 1)
   scores = scores.astype(reduce.common_dtype(scores.dtype, jnp.float32))
+  lowest = jnp.where(scores < 0, scores, 0).min((1, 2))
   # NaN exceeds no threshold.
   is_candidate = (scores > score_threshold) & has_area(boxes)[..., None]
   scores = jnp.where(is_candidate, scores, 0)
   best = jax.vmap(lambda b, s: _best(b, s, candidates))(boxes, scores)
   suppressed = jax.vmap(lambda d: _suppressed(d, iou_threshold))(best)
-  return jax.vmap(lambda d, s: _first(d, s, max_detections))(best, suppressed)
+  found = jax.vmap(lambda d, s: _first(d, s, max_detections))(best, suppressed)
+  return jax.vmap(_mark_negative)(found, lowest)
 
 
 def _best(boxes: jax.Array, scores: jax.Array, count: int) -> Detections:
@@ -136,4 +143,15 @@ def _first(detections: Detections, suppressed: jax.Array, count: int) -> Detecti
     jnp.pad(boxes, ((0, missing), (0, 0))),
     jnp.pad(values, (0, missing)),
     jnp.pad(classes, (0, missing), constant_values=-1),
+  )
+
+
+def _mark_negative(detections: Detections, lowest: jax.Array) -> Detections:
+  """Returns the detections of an image with its lowest score in the last row, if it is negative."""
+  boxes, scores, classes = detections
+  is_negative = lowest < -SCORE_TOLERANCE
+  return Detections(
+    boxes.at[-1].set(jnp.where(is_negative, 0, boxes[-1])),
+    scores.at[-1].set(jnp.where(is_negative, lowest, scores[-1])),
+    classes.at[-1].set(jnp.where(is_negative, 0, classes[-1])),
   )

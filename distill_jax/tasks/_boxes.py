@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.boxes import Detections, has_area
+from distill_jax.boxes.detection import SCORE_TOLERANCE
 from distill_jax.data.box_checks import check_each
 
 
@@ -142,7 +143,7 @@ def found_of(predictions: Mapping[str, Any], classes: int | None) -> Found:
     classes: number of classes; None: any.
 
   Raises:
-    ValueError: a class is none of them.
+    ValueError: a class is none of them, or a score is not from 0 to 1.
   """
   boxes = np.asarray(predictions["boxes"], np.float64)
   scores, numbers = (np.asarray(predictions[name]) for name in ("score", "class"))
@@ -150,6 +151,9 @@ def found_of(predictions: Mapping[str, Any], classes: int | None) -> Found:
   hint = "leave the background out, write -1 where no box is, or add a name to class_names"
   ids = predictions.get("id")
   check_each("decode", f"a class 0 to {last}", numbers, numbers > last, ids, hint)
+  is_outside = (numbers >= 0) & (np.abs(scores - 0.5) > 0.5 + SCORE_TOLERANCE)
+  hint = "write jax.nn.sigmoid(x), or jax.nn.softmax(x), if these are logits"
+  check_each("decode", "a score 0 to 1", scores, is_outside, ids, hint)
   is_finite = np.isfinite(boxes).all(-1)
   scores = np.where((numbers >= 0) & ~is_finite, np.nan, scores)
   is_found = np.asarray(has_area(boxes)) & np.isfinite(scores)

@@ -63,7 +63,7 @@ def detection(
   Raises:
     ValueError: two classes have one name, or `areas` are not two rising numbers. When it is
       measured: an example whose boxes hold NaN, have left > right, or have no class of
-      `class_names`; or another result of `decode`.
+      `class_names`; or another result of `decode`, such as logits in place of scores from 0 to 1.
 
   >>> import jax.numpy as jnp
   >>> from distill_jax import tasks

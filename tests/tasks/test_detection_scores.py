@@ -13,7 +13,7 @@ from box_cases import FOUND, decode, detector, make_batch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from distill_jax import data, tasks, train
+from distill_jax import boxes, data, tasks, train
 from distill_jax.models import from_apply
 from distill_jax.types import Objective, Variables
 
@@ -152,12 +152,15 @@ def test_nan_of_a_network_is_no_score(rng, entry):
     ({"boxes": (4, (10, np.nan, 15, 20))}, "boxes: .*example id 34"),
     ({"label": (5, 4)}, "label: .*class 0 to 3.*example id 35"),
     ({"found_classes": (3, 4)}, "decode: .*class 0 to 3.*example id 33"),
+    ({"found_scores": (3, 1.5)}, "decode: .*score 0 to 1, got 1.5 in example id 33, box 0: .*sigm"),
+    ({"found_scores": (3, -2.0)}, "decode: .*score 0 to 1, got -2.0 in example id 33"),
   ],
 )
 def test_examples_that_do_not_fit_are_named(rng, change, error):
   ((name, (row, value)),) = change.items()
   batch = make_batch(rng) | {"id": np.arange(12) + 30}
   batch["label"][:, 0] = 1
+  batch["found_classes"][:, 0] = 1
   batch[name][row, 0] = value
   found = {name: jnp.asarray(batch[name]) for name in FOUND}
   with pytest.raises(ValueError, match=error):
@@ -198,6 +201,15 @@ def test_output_that_decode_does_not_find_is_named(rng):
   task = tasks.detection(lambda outputs: decode({"found_boxes": outputs["found_box"]}))
   with pytest.raises(ValueError, match="found_box: expected an output.*found_boxes"):
     evaluated(make_batch(rng), task)
+
+
+def test_logits_in_place_of_scores_are_named(rng):
+  """All are negative, as those of a new detector: none exceeds a threshold."""
+  batch = make_batch(rng) | {"logits": np.full((12, 10, 4), -3, np.float32)}
+  outputs = {name: jnp.asarray(batch[name]) for name in ("found_boxes", "logits")}
+  task = tasks.detection(lambda outputs: boxes.detect(outputs["found_boxes"], outputs["logits"]))
+  with pytest.raises(ValueError, match="decode: .*score 0 to 1, got -3.0 in .*sigmoid"):
+    scored(outputs, batch, task)
 
 
 def test_missing_library_is_named_with_its_extra(rng, monkeypatch):
