@@ -1,6 +1,7 @@
 """Chooses what a run measures: the task, the metric that chooses, and an evaluation's step."""
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -143,12 +144,25 @@ def _evaluated(
     if not jax.tree.leaves(state.model_state["objective"]) and fits(step):
       return task, both, step
     return task, task, make_eval_step(student, task, compared)
+  if arguments.task is not None:
+    _warn_of_no_labels(arguments.task, classes)
   terms = tasks.objective_terms(_term_names(arguments, inputs, state))
   step = make_terms_step(student, terms, teacher, objective)
   comparison = tasks.objective_terms(())
   if not fits(step) and fits(make_eval_step(student, comparison, teacher)):
     return comparison, comparison, make_eval_step(student, comparison, teacher)
   return terms, terms, step
+
+
+def _warn_of_no_labels(task: Task, classes: Mapping[str, int | None] | None) -> None:
+  names = list(classes or ())
+  warnings.warn(
+    f"evaluation: expected examples with a class in {names} for the metrics of the task, such as "
+    f"{task.metrics[0].name!r}, got none: the objective's terms are measured, and choose the "
+    "weights; leave task out if you mean this",
+    UserWarning,
+    stacklevel=2,
+  )
 
 
 def _fits(step: Callable, *, state: TrainState, inputs: Inputs, example: Batch) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from fitting import fit_with
 from sklearn import metrics as sk
 
-from distill_jax import losses, objectives
+from distill_jax import data, losses, objectives, tasks
 from distill_jax.models import from_apply
 from distill_jax.train import evaluate
 from distill_jax.types import Objective, Variables
@@ -124,3 +124,21 @@ def test_ignored_labels_count_in_no_batch(ignore_label):
   kept = np.arange(45) != 36
   expected = (outputs.argmax(1) == LABEL)[kept].mean()
   assert result.history[-1]["accuracy"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("is_task_given", [True, False])
+def test_validation_without_labels_warns_where_a_task_is_given(recwarn, is_task_given):
+  source = data.Source({"image": IMAGE, "label": LABEL}, classes=3, ignore_label=-1)
+  unlabeled = data.Source(
+    {"image": -IMAGE, "label": np.full(45, -1)}, classes=3, ignore_label=-1, name="other"
+  )
+  soft = objectives.weighted(soft=(1.0, objectives.logits(losses.kl_divergence)))
+  task = tasks.classification() if is_task_given else None
+  result = fit_with(
+    student(), teacher(), soft, optax.adam(0.1), source, steps=1, batch_size=16,
+    validation=unlabeled, task=task,
+  )  # fmt: skip
+  assert "soft" in result.history[-1] and "accuracy" not in result.history[-1]
+  texts = [str(warning.message) for warning in recwarn]
+  is_warned = any("['label']" in text and "'accuracy', got none" in text for text in texts)
+  assert is_warned == is_task_given
