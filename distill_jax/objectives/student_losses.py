@@ -1,8 +1,9 @@
 """Trains the student with a loss of one's own, a function of its outputs and the batch."""
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -72,7 +73,8 @@ def student_loss(function: Callable[..., jax.Array], *, valid: str | None = None
     context = {"where": where, "step": step, "key": key, "axis_name": axis_name}
     taken = {name: x for name, x in context.items() if name in parameters}
     names = {*outputs, *batch}
-    with naming_missing("an output of the student or an entry of the batch", names):
+    missing = naming_missing("an output of the student or an entry of the batch", names)
+    with missing, _naming_labels(batch):
       values = function(outputs, batch, **taken)
     _check_values(function, values, len(where), relates_rows="where" in parameters)
     if values.ndim == 0:
@@ -81,6 +83,21 @@ def student_loss(function: Callable[..., jax.Array], *, valid: str | None = None
     return (values, where), state
 
   return Term(init, apply)
+
+
+@contextlib.contextmanager
+def _naming_labels(batch: Batch) -> Iterator[None]:
+  """Names labels that are not one a box, where a function cannot compute with them."""
+  try:
+    yield
+  except (TypeError, ValueError) as error:
+    boxes, label = (jnp.shape(batch.get(name, 0)) for name in ("boxes", "label"))
+    if len(boxes) != 3 or boxes[-1] != 4 or label in ((), boxes[:2]):
+      raise
+    raise ValueError(
+      f"label: expected the class of each box, {list(boxes[:2])} next to boxes {list(boxes)}, got "
+      f"{list(label)}: write one number a box, -1 where there is none"
+    ) from error
 
 
 def _check_function(function: Any) -> None:

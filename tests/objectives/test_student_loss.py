@@ -160,3 +160,12 @@ def test_missing_output_is_named_with_the_nearest(rng):
   own = objectives.student_loss(lambda outputs, batch: {}[len(batch)])
   with pytest.raises(KeyError):
     apply(own, student, batch)
+
+
+def test_labels_of_images_next_to_boxes_are_named(rng):
+  student, batch = detector_problem(rng)
+  term = objectives.student_loss(detector_loss)
+  with pytest.raises(ValueError, match=r"^label: expected .*\[4, 3\] next to .*got \[4\]: write"):
+    apply(term, student, batch | {"label": batch["label"][:, 0]})
+  with pytest.raises(TypeError, match="incompatible shapes"):  # Of the outputs.
+    apply(term, student | {"box_deltas": student["box_deltas"][:, :2]}, batch)
