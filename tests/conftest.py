@@ -67,6 +67,14 @@ def pytest_collection_modifyitems(config, items):
         item.add_marker(pytest.mark.skip(reason=f"{reason}: add --{marker}"))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """Gives a file's tests to one worker: they share traced and compiled programs."""
+  from xdist.scheduler import LoadFileScheduling
+
+  return LoadFileScheduling(config, log)
+
+
 @pytest.fixture
 def rng():
   return np.random.default_rng(0)
