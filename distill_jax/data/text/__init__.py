@@ -9,6 +9,7 @@ Documents are packed in memory, or from a file that is read while training.
 from distill_jax.data.text.bpe import END, bpe, train_bpe
 from distill_jax.data.text.buckets import LengthBuckets, cut_padding
 from distill_jax.data.text.documents import read_documents
+from distill_jax.data.text.masked_tokens import mask_tokens
 from distill_jax.data.text.packed import load, pack
 from distill_jax.data.text.sentences import SentenceTokenizer, sentence_tokenizer
 from distill_jax.data.text.tokenizer import BYTES, Tokenizer, check_same_tokenizer
@@ -23,6 +24,7 @@ __all__ = [
   "check_same_tokenizer",
   "cut_padding",
   "load",
+  "mask_tokens",
   "pack",
   "read_documents",
   "sentence_tokenizer",
