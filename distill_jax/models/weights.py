@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 
 from distill_jax.errors import suggest
-from distill_jax.storage import folders, unique_names
+from distill_jax.storage import files, folders, unique_names
 from distill_jax.trees import describe_leaf, named_leaves
 from distill_jax.types import Batch, Model, Tree, Variables
 
@@ -257,17 +257,37 @@ def _check_archive(archive: Any, file_size: int) -> None:
 
 def _read_parts(index: Path) -> dict[str, np.ndarray]:
   """Returns the arrays of all the files that an index names."""
-  try:
-    files = unique_names.loads(index.read_bytes())["weight_map"]
-    names = sorted(set(files.values()))
-    if any(Path(name).name != name for name in names):
-      raise ValueError("it names files outside its folder")
-    if any(name.endswith(_INDEX) for name in names):
-      raise ValueError("it names an index, where weights are expected")
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f"path: {index} is corrupt: {error!r}") from error
-  parts = {file: _read(index.parent / file) for file in names}
-  for name, file in files.items():
+  file_of_entry = entries_of_index(index)
+  parts = {file: _read(index.parent / file) for file in sorted(set(file_of_entry.values()))}
+  for name, file in file_of_entry.items():
     if name not in parts[file]:
       raise ValueError(f"path: {index} expects {name} in {file}, which does not have it")
   return {name: value for part in parts.values() for name, value in part.items()}
+
+
+def entries_of_index(index: Path) -> dict[str, str]:
+  """Returns {entry: file} of the index of a checkpoint in several files, next to which they are.
+
+  Raises:
+    ValueError: it is no index, or an entry is in no file next to it.
+  """
+  try:
+    content = unique_names.loads(files.read(index))
+  except ValueError as error:
+    raise ValueError(f"path: {index} is corrupt: {error}") from error
+  file_of_entry = content.get("weight_map") if isinstance(content, dict) else None
+  if not isinstance(file_of_entry, dict):
+    raise ValueError(
+      f"path: {index} is corrupt: expected {{entry: file}} as 'weight_map', got "
+      f"{file_of_entry!r:.80}"
+    )
+  for name, file in file_of_entry.items():
+    if not isinstance(file, str) or Path(file).name != file:
+      raise ValueError(
+        f"path: {index} is corrupt: expected a file next to it for {name!r}, got {file!r:.80}"
+      )
+    if file.endswith(_INDEX):
+      raise ValueError(
+        f"path: {index} is corrupt: expected a file of weights for {name!r}, got the index {file!r}"
+      )
+  return file_of_entry

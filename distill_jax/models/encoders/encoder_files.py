@@ -22,7 +22,7 @@ from distill_jax.models.encoders.encoder_config import EncoderConfig
 from distill_jax.models.encoders.encoder_names import encoder_names, family_prefix, released_names
 from distill_jax.models.encoders.released_config import config_of_settings, released_settings
 from distill_jax.models.save_weights import save_weights
-from distill_jax.models.weights import load_weights, pretrained
+from distill_jax.models.weights import entries_of_index, load_weights, pretrained
 from distill_jax.storage import files, folders, unique_names
 from distill_jax.trees import named_leaves
 from distill_jax.types import Batch, Model, Variables
@@ -197,7 +197,7 @@ def _weights_path(folder: Path) -> Path:
 def _entries(path: Path) -> set[str]:
   """Returns the names of the entries of a file, or of all files of an index."""
   if path.name == _INDEX:
-    return set(unique_names.loads(files.read(path))["weight_map"])
+    return set(entries_of_index(path))
   if not path.is_file():
     raise FileNotFoundError(f"folder: expected {path.name} in {path.parent}, got none")
   try:

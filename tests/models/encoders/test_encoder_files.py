@@ -152,3 +152,18 @@ def test_missing_or_corrupt_file_is_named(name, tmp_path):
   file.unlink()
   with pytest.raises(FileNotFoundError, match=name):
     load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("index", "message"),
+  [
+    ({}, "index.json is corrupt: .*'weight_map'"),
+    ({"weight_map": {"embeddings.x": 3}}, "index.json is corrupt: .*'embeddings.x', got 3"),
+  ],
+)
+def test_corrupt_index_is_named(index, message, tmp_path):
+  file = write(tmp_path, "bert") / "model.safetensors"
+  file.unlink()
+  file.with_name("model.safetensors.index.json").write_text(json.dumps(index))
+  with pytest.raises(ValueError, match=message):
+    load_encoder(tmp_path)
