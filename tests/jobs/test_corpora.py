@@ -45,6 +45,41 @@ def test_chapters_and_documents_become_two_files(programs, tmp_path):
   assert brown == ['The jury said "no evidence" (or A/B).\nYes, indeed.\n', "No.\n"]
 
 
+def test_words_have_tags_and_are_read_again(programs, monkeypatch, tmp_path):
+  path = tmp_path / "new" / "brown.tags"
+  documents = corpora.brown_tags(path)
+  assert [len(sentences) for sentences in documents] == [2, 1]
+  assert documents[0][0][2:5] == [("said", "vbd"), ('"', "``"), ("no", "at")]
+  monkeypatch.setattr(corpora.shutil, "which", lambda name: None)
+  assert corpora.brown_tags(path) == documents
+
+
+def test_scored_sentences_are_in_groups_and_occur_once(monkeypatch, tmp_path):
+  def pack(path, files):
+    with tarfile.open(path, "w:gz") as archive:
+      for name, content in files.items():
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+
+  def output(*command):
+    folder = next(c for c in command if c.startswith("--dest=")).partition("=")[2]
+    texts = {
+      "hutto/amazonReviewSnippets_GroundTruth.txt": b"7_1\t-0.5\tno picture .\n7_2\t1\tgood",
+      "hutto/tweets_GroundTruth.txt": b"3\t2.5\tyay\n4\t1.5\tgood",
+      "hutto/tweets_anonDataRatings.txt": b"3\t[2]",
+    }
+    pack(tmp_path / "hutto_ICWSM_2014.tar.gz", texts)
+    nested = (tmp_path / "hutto_ICWSM_2014.tar.gz").read_bytes()
+    pack(f"{folder}/vader.tar.gz", {"vader/additional/hutto_ICWSM_2014.tar.gz": nested})
+    return ""
+
+  monkeypatch.setattr(corpora, "_output", output)
+  scored = corpora.sentiments(tmp_path / "sentiment.tsv")
+  reviews = [("amazonReview7", -0.5, "no picture ."), ("amazonReview7", 1.0, "good")]
+  assert scored == [*reviews, ("tweets3", 2.5, "yay")]
+
+
 def test_what_is_there_stays(programs, tmp_path):
   (tmp_path / "kjv.txt").write_text("mine")
   corpora.write(tmp_path)

