@@ -15,10 +15,19 @@ There are no labels:
 - the baseline is not trained: it is the student of 3 layers with the teacher's embeddings and its
   layers 1, 3 and 5, and its objective is 0.
 
+Students:
+
 - layers3, layers2: the teacher's layers 1, 3, 5 and 1, 4, whose embeddings are not trained;
 - narrow3: half as wide, with the principal directions of the teacher's embeddings and random
   layers; a projection to the teacher's width is learned and dropped;
 - random3: 3 layers, all random.
+
+Measured on one core of a busy machine: 42 minutes. Spearman's correlation on the test pairs, 3
+seeds, with 95 % intervals of the difference over the seeds: teacher 1 by definition; baseline
+0.751; layers3 0.926, +0.175 (0.174 to 0.176): helped; layers2 0.892, +0.141 (0.137 to 0.145):
+helped; narrow3 0.778, +0.027 (-0.015 to 0.069): no difference shown; random3 0.300, -0.451: it has
+not learned in 200 steps. nDCG@10 of the query's document in %: teacher 25.4, baseline 16.5, layers3
+21.8, layers2 19.6, narrow3 14.0, random3 4.3.
 """
 
 import dataclasses
