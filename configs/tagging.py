@@ -12,6 +12,10 @@ logits:
 - kd: tags of the 200 and soft targets of all sentences;
 - pseudo: as kd, with the teacher's most probable tag instead of its distribution;
 - soft (not run by default): soft targets only.
+
+Measured on one core of a busy machine: 12 minutes in training, 17 in all. Test token accuracy in %,
+1,500 sentences, 3 seeds, with 95 % intervals of the difference: teacher 95.1; baseline 74.7; kd
+88.1, +13.4 (12.9 to 13.9): helped; pseudo 88.0, +13.3 (12.6 to 14.0): helped.
 """
 
 import dataclasses
