@@ -1,9 +1,10 @@
 """Checks each batch that is trained on while it is on the host: compiled code cannot raise."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from distill_jax import data
@@ -113,13 +114,16 @@ def check_example(source: Any, example: Batch, checks: Checks) -> Batch:
     return checked_batch(example, checks)
 
 
-def warn_of_unshifted_labels(example: Batch, checks: Checks) -> None:
+def warn_of_unshifted_labels(
+  example: Batch, checks: Checks, augment: Callable[[Batch], Batch] | None = None
+) -> None:
   """Warns where labels [B, T] of a sequence's positions are an entry of the input, not its next
   tokens: the student would learn to copy.
 
   Args:
     example: the first batch, marked.
     checks: what is checked in it.
+    augment: of the run; it may hide tokens, and leave the labels of these alone.
   """
   labels = {name for name, number in checks.classes.items() if number and name in example}
   for name in sorted(labels):
@@ -128,7 +132,11 @@ def warn_of_unshifted_labels(example: Batch, checks: Checks) -> None:
       continue
     for entry in sorted(set(example) - labels):
       tokens = np.asarray(example[entry])
-      if tokens.shape == label.shape and _is_copy(label, tokens):
+      is_copied = tokens.shape == label.shape and _is_copy(label, tokens)
+      if is_copied and augment is not None:
+        augmented = jax.device_get(jax.jit(augment)(example))
+        is_copied = _is_copy(augmented[name], augmented[entry])
+      if is_copied:
         warnings.warn(
           f"{name}: expected each position's next token, got {entry!r} itself in the first batch, "
           f"so that the student learns to copy it: write {name}[:, :-1] = {entry}[:, 1:] and "

@@ -70,7 +70,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
   warn_of_unread_teacher(arguments, inputs, state)
   measure = choose_measure(arguments, inputs, state)
   inputs = inputs._replace(example=check_example(arguments.source, inputs.example, measure.checks))
-  warn_of_unshifted_labels(inputs.example, measure.checks)
+  warn_of_unshifted_labels(inputs.example, measure.checks, arguments.step.augment)
   specs = partition.state_specs(state, inputs.mesh, arguments.run.rules)
   state = sharding.place(state, inputs.mesh, specs)
   settings = resume_settings(arguments)

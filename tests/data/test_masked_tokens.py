@@ -121,3 +121,12 @@ def test_missing_entry_is_named(name, rng):
   del batch[name]
   with pytest.raises(ValueError, match=f"^{name}"):
     mask_tokens(0.1, mask=MASK, keep=(), seed=0)(batch)
+
+
+def test_labels_are_the_originals_of_changed_tokens(rng):
+  batch = {**texts(rng), "view": np.zeros(64, int)}
+  augment = mask_tokens(0.3, mask=MASK, keep=(CLS,), seed=0, label="original")
+  changed = augment(batch)
+  is_hidden = np.asarray(changed["tokens"]) == MASK
+  assert is_hidden.any()
+  np.testing.assert_array_equal(changed["original"], np.where(is_hidden, batch["tokens"], -1))

@@ -10,6 +10,7 @@ import pytest
 from fitting import fit_with
 
 from distill_jax import objectives
+from distill_jax.data.text import mask_tokens
 from distill_jax.distributed import sharding
 from distill_jax.models import from_apply
 from distill_jax.train.batch_checks import Checks, checked_batch, warn_of_unshifted_labels
@@ -18,13 +19,13 @@ TOKENS = np.array([[3, 1, 2, 0], [1, 1, 4, 2]])
 NEXT = np.array([[1, 2, 0, -100], [1, 4, 2, -100]])
 
 
-def found(label, classes=5, **entries):
+def found(label, classes=5, augment=None, **entries):
   """Returns the warnings about a batch with these labels."""
   checks = Checks({"label": classes}, -100)
   batch = checked_batch({"tokens": TOKENS, "label": label, **entries}, checks)
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    warn_of_unshifted_labels(batch, checks)
+    warn_of_unshifted_labels(batch, checks, augment)
   return [str(warning.message) for warning in caught]
 
 
@@ -46,6 +47,13 @@ def test_labels_that_are_the_input_warn_once(label):
 )
 def test_other_labels_do_not_warn(label, entries):
   assert found(label, **entries) == []
+
+
+def test_labels_of_hidden_tokens_do_not_warn():
+  numbers = {"id": np.arange(2), "view": np.zeros(2, int)}
+  augment = mask_tokens(0.9, mask=0, keep=(), seed=0, label="label")
+  assert found(TOKENS, augment=augment, **numbers) == []
+  assert len(found(TOKENS, augment=lambda batch: batch, **numbers)) == 1
 
 
 def test_numbers_to_predict_may_be_the_input():

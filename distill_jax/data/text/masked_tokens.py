@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.data.checks import check_seed
+from distill_jax.data.label_checks import UNLABELED
 from distill_jax.errors import check_integer
 from distill_jax.types import Batch
 
@@ -18,6 +19,7 @@ def mask_tokens(
   seed: int,
   replace_rate: float = 0.0,
   vocab_size: int | None = None,
+  label: str | None = None,
 ) -> Callable[[Batch], Batch]:
   """Returns an augmentation that hides random tokens of a text: `augment=` of `fit` and of a cache.
 
@@ -25,8 +27,7 @@ def mask_tokens(
       augment = mask_tokens(0.1, mask=mask, keep=keep, seed=0)
 
   Teacher and student read the same view. What is drawn for a token depends on the seed, the id, the
-  view and its position only, so that a row may be padded to several lengths. Labels stay: where
-  they are the tokens themselves, keep them in another entry.
+  view and its position only, so that a row may be padded to several lengths.
   Source: Tang et al. 2019, section 3.3, with the probability 0.1.
 
   Args:
@@ -37,9 +38,12 @@ def mask_tokens(
     seed: from 0 to 2^32 - 1.
     replace_rate: probability that a token becomes a random one of the vocabulary.
     vocab_size: number of tokens to draw from; needed with `replace_rate`.
+    label: entry of the batch that gets the original of each token that is hidden or replaced, and
+      -1 elsewhere, [B, L]: what an encoder's head 'masked' learns. None: no entry.
 
   Returns:
-    `batch -> batch` that changes 'tokens' [B, L] only. It reads 'id' and 'view', int [B].
+    `batch -> batch` that changes 'tokens' [B, L], and `label`, only. It reads 'id' and 'view',
+    int [B].
 
   Raises:
     ValueError: a probability outside of 0 to 1, or a sum above 1, a token or seed out of its range,
@@ -93,6 +97,7 @@ def mask_tokens(
     number, token = jax.vmap(of_row, (0, 0, None))(batch["id"], batch["view"], positions)
     changed = jnp.where(number < rate, jnp.asarray(mask, tokens.dtype), token.astype(tokens.dtype))
     is_changed = (number < rate + replace_rate) & ~stays
-    return {**batch, "tokens": jnp.where(is_changed, changed, tokens)}
+    labels = {} if label is None else {label: jnp.where(is_changed, tokens, UNLABELED)}
+    return {**batch, "tokens": jnp.where(is_changed, changed, tokens), **labels}
 
   return augment

@@ -36,8 +36,9 @@ class Encoder(nnx.Module):
   - `embedding` [B, embed_dim]: the mean of `hidden` over the tokens, as sentence embeddings have
     it. It is not normalized. A row without tokens gives NaN.
   - `pooled` [B, embed_dim]: the pooler's output, which the head 'sequence' reads; in ModernBERT all
-    heads do, and with those of tokens it is [B, L, embed_dim].
-  - `logits`: [B, num_labels] for the head 'sequence', [B, L, num_labels] for 'tokens'.
+    heads do, and with those of tokens, or 'masked', it is [B, L, embed_dim].
+  - `logits`: [B, num_labels] for the head 'sequence', [B, L, num_labels] for 'tokens', [B, L,
+    vocab_size] for 'masked'.
   - `start`, `end` [B, L]: for 'spans', logits over the positions, -inf for padding.
 
   >>> config = EncoderConfig(100, 16, num_layers=2, num_heads=2, head="tokens", num_labels=5)
@@ -81,9 +82,12 @@ class Encoder(nnx.Module):
     self.norm = layer_norm(config, self.dtype, rngs) if is_modern else None
     has_bias = not is_modern
     self.pooler = linear(width, width, self.dtype, rngs, bias=has_bias) if config.pooler else None
-    has_norm = config.pooler and is_modern
+    is_masked = config.head == "masked"
+    has_norm = config.pooler and (is_modern or is_masked)
     self.pooler_norm = layer_norm(config, self.dtype, rngs) if has_norm else None
-    self.head = linear(width, config.num_labels, self.dtype, rngs) if config.head else None
+    has_kernel = config.head and not is_masked
+    self.head = linear(width, config.num_labels, self.dtype, rngs) if has_kernel else None
+    self.head_bias = nnx.Param(jnp.zeros(config.vocab_size)) if is_masked else None
 
   def __call__(
     self,
@@ -150,10 +154,14 @@ class Encoder(nnx.Module):
     is_sequence = self.config.head == "sequence"
     outputs = {}
     if self.pooler is not None:
-      inputs = hidden[:, 0] if is_sequence or modern is None else hidden
+      reads_all = self.head_bias is not None or (modern is not None and not is_sequence)
+      inputs = hidden if reads_all else hidden[:, 0]
       if is_sequence and modern is not None and modern.mean_pooling:
         inputs = embedding
       outputs["pooled"] = self._activate(self.pooler(inputs))
+    if self.head_bias is not None:
+      bias = self.head_bias[...].astype(self.dtype)
+      return outputs | {"logits": self.embed.attend(outputs["pooled"]) + bias}
     if self.head is None:
       return outputs
     logits = self.head(outputs["pooled"] if is_sequence or modern is not None else hidden)

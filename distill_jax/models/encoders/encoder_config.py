@@ -5,7 +5,7 @@ import dataclasses
 from distill_jax.errors import check_integer, suggest
 
 FAMILIES = ("bert", "distilbert", "roberta", "modernbert")
-HEADS = ("", "sequence", "tokens", "spans")
+HEADS = ("", "sequence", "tokens", "spans", "masked")
 _TOKEN_TYPES = {"bert": 2, "distilbert": 0, "roberta": 1, "modernbert": 0}
 
 
@@ -45,10 +45,12 @@ class EncoderConfig:
     norm_eps: epsilon of the layer norms.
     pooler: whether a network without a head has a layer that makes 'pooled' of the first token's
       last hidden state, which DistilBERT and ModernBERT have not. The head 'sequence' has one in
-      any case, and so have all heads of ModernBERT; the others have none.
+      any case, and so have 'masked' and all heads of ModernBERT; the others have none.
     head: 'sequence': one label, or one number, a text; 'tokens': a label a token; 'spans': the
-      first and the last token of an answer; '': none.
-    num_labels: number of the head's logits, 1 for a number to predict; 2 for 'spans'; 0: no head.
+      first and the last token of an answer; 'masked': the hidden tokens, with the embedding as the
+      last kernel; '': none.
+    num_labels: number of the head's logits, 1 for a number to predict; 2 for 'spans'; 0: no head,
+      or 'masked', whose logits are the vocabulary's.
     family: 'bert', 'distilbert', 'roberta' or 'modernbert'. The first three have learned positions
       and norms after each part; they differ in their names in released files, and in the pooler's
       activation: ReLU for DistilBERT, tanh for the others. 'modernbert' has rotary positions, norms
@@ -117,12 +119,17 @@ class EncoderConfig:
         f"num_labels: expected 0 without a head, got {self.num_labels}: name the head too, one "
         f"of {HEADS[1:]}"
       )
-    if self.head:
+    if self.head == "masked" and self.num_labels != 0:
+      raise ValueError(
+        f"num_labels: expected 0 for 'masked', whose logits are the vocabulary's, got "
+        f"{self.num_labels}"
+      )
+    if self.head not in ("", "masked"):
       check_integer("num_labels", self.num_labels, 1)
     if self.head == "spans" and self.num_labels != 2:
       raise ValueError(f"num_labels: expected 2, a span's start and end, got {self.num_labels}")
     if self.head:
-      has_pooler = self.head == "sequence" or self.family == "modernbert"
+      has_pooler = self.head in ("sequence", "masked") or self.family == "modernbert"
     else:
       has_pooler = self.pooler and self.family in ("bert", "roberta")
     object.__setattr__(self, "pooler", has_pooler)

@@ -33,7 +33,7 @@ WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 # Heads of masked tokens, and positions that are no parameters.
 _IGNORED = ("*position_ids", "cls.*", "lm_head.*", "vocab_*", "decoder.*")
-_NEW = ("pooler", "pooler_norm", "head")
+_NEW = ("pooler", "pooler_norm", "head", "head_bias")
 """Layers that a file may lack: they start from random weights."""
 _HEADS = ("head.", "pre_classifier.")
 _POOLERS = ("pooler.dense.weight", "pre_classifier.weight", "classifier.dense.weight")
@@ -42,7 +42,8 @@ _POOLERS = ("pooler.dense.weight", "pre_classifier.weight", "classifier.dense.we
 def read_encoder_config(folder: str | os.PathLike) -> EncoderConfig:
   """Returns the `EncoderConfig` of a released folder.
 
-  Its head is the one that config.json names; that of a pretraining task is left out.
+  Its head is the one that config.json names; that of a pretraining task is left out:
+  `dataclasses.replace(config, head="masked")` keeps the one of masked tokens.
 
   Raises:
     FileNotFoundError: config.json or the weights do not exist.

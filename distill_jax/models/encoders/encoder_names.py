@@ -19,6 +19,11 @@ embedding and a norm's scale are the weight:
     pooler                    pooler.dense                        pre_classifier, without prefix
     head                      classifier, without prefix          the same; of spans: qa_outputs
 
+With the head 'masked', pooler, pooler_norm and head_bias are, without prefix, BERT's
+cls.predictions.transform.dense, .transform.LayerNorm and .bias, DistilBERT's vocab_transform,
+vocab_layer_norm and vocab_projector.bias, RoBERTa's lm_head.dense, .layer_norm and .bias, and
+ModernBERT's head.dense, head.norm and decoder.bias.
+
 With the head 'sequence', RoBERTa's pooler and head are classifier.dense and classifier.out_proj.
 Its first two positions belong to padding and are left out. ModernBERT's names are those of
 `_MODERN`, with the prefix 'model.'; queries, keys and values are one kernel there.
@@ -61,6 +66,16 @@ _MODERN = {
   "inner_norm": "mlp_norm",
   "up": "mlp.Wi",
   "down": "mlp.Wo",
+}
+_MASKED = {  # The entries of pooler, pooler_norm and head_bias.
+  "bert": (
+    "cls.predictions.transform.dense",
+    "cls.predictions.transform.LayerNorm",
+    "cls.predictions.bias",
+  ),
+  "distilbert": ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
+  "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
+  "modernbert": ("head.dense", "head.norm", "decoder.bias"),
 }
 _DISTILBERT_BLOCK = {
   "query": "attention.q_lin",
@@ -119,8 +134,12 @@ def released_names(config: EncoderConfig) -> Callable[[str], Origin]:
 
 
 def _entry(parts: list[str], config: EncoderConfig, prefix: str) -> str:
+  if parts == ["head_bias"]:
+    return _MASKED[config.family][2]
   layer, leaf = parts[-2:]
   end = "bias" if leaf == "bias" else "weight"
+  if config.head == "masked" and layer in ("pooler", "pooler_norm"):
+    return f"{_MASKED[config.family][layer == 'pooler_norm']}.{end}"
   if config.family == "modernbert":
     return f"{_modern(parts, prefix)}.{end}"
   if layer == "pooler":

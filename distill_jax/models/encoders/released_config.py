@@ -20,6 +20,7 @@ _HEADS = {
   "tokens": "ForTokenClassification",
   "spans": "ForQuestionAnswering",
 }
+_MASKED = "ForMaskedLM"
 _CLASSES = {
   "bert": "Bert",
   "distilbert": "DistilBert",
@@ -65,8 +66,9 @@ def config_of_settings(settings: Mapping[str, Any], *, pooler: bool) -> EncoderC
 def released_settings(config: EncoderConfig) -> str:
   """Returns the text of the config.json of a network."""
   column = int(config.family == "distilbert")
+  kind = _MASKED if config.head == "masked" else _HEADS.get(config.head, "Model")
   settings: dict[str, Any] = {
-    "architectures": [_CLASSES[config.family] + _HEADS.get(config.head, "Model")],
+    "architectures": [_CLASSES[config.family] + kind],
     "model_type": config.family,
     "torch_dtype": "float32",
   }
@@ -86,7 +88,7 @@ def released_settings(config: EncoderConfig) -> str:
     settings |= {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
   else:
     settings["pad_token_id"] = 0
-  if config.head:
+  if config.num_labels:
     settings["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.num_labels)}
     settings["label2id"] = {name: int(i) for i, name in settings["id2label"].items()}
   if config.head == "sequence" and config.num_labels == 1:

@@ -53,6 +53,10 @@ CASES = {  # class of transformers, arguments of its configuration
     {**MODERN, "num_labels": 3, "classifier_pooling": "mean"},
   ),
   "modernbert_tokens": ("ModernBertForTokenClassification", {**MODERN, "num_labels": 5}),
+  "bert_masked": ("BertForMaskedLM", SIZES),
+  "distilbert_masked": ("DistilBertForMaskedLM", DISTILBERT),
+  "roberta_masked": ("RobertaForMaskedLM", ROBERTA),
+  "modernbert_masked": ("ModernBertForMaskedLM", MODERN),
   "roberta_sequence": ("RobertaForSequenceClassification", {**ROBERTA, "num_labels": 1}),
 }
 
