@@ -156,7 +156,7 @@ def test_too_little_text_raises(folder):
 @pytest.mark.parametrize(
   ("name", "method", "trainings"),
   [
-    pytest.param("minilm_embedding", "layers2", ("student",), marks=pytest.mark.integration),
+    pytest.param("minilm_embedding", "layers2", ("student",), marks=pytest.mark.nightly),
     pytest.param("tagging", "kd", ("teacher", "student"), marks=pytest.mark.nightly),
     pytest.param(
       "sentiment", "features", ("teacher", "features", "student"), marks=pytest.mark.nightly
