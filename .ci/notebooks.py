@@ -2,8 +2,8 @@
 
   python .ci/notebooks.py [NAME ...]
 
-Needs the extras `test`, `train` and `keras`. With no name it runs all of them: some ten minutes on
-two cores.
+Needs the extra `test`. With no name it runs all of them: some fifteen minutes on two
+cores.
 """
 
 import hashlib
