@@ -21,7 +21,7 @@ def test_command_prints_a_row_for_every_name():
   # Every case, both problems.
   names = ["step-cnn", "one-jit-mlp", "fit-mlp", "cached-mlp"]
   names += ["cache-mlp", "cache-top64", "cache-maps-4", "map-counts", "read-tokens", "write"]
-  names += ["windows"]
+  names += ["windows", "step-detector", "box-scores"]
   command = [sys.executable, FOLDER / "run.py", "--quick", *names]
   environment = {**os.environ, "XLA_FLAGS": ""}  # one device
   process = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -60,7 +60,7 @@ def cnn(quick: bool = False) -> Problem:
   widths, width, size = ((2, 2), 0.05, 8) if quick else ((16, 32, 64), 0.25, 28)
   return Problem(
     from_nnx(lambda rngs: CNN(1, widths, CLASSES, rngs=rngs)),
-    _with_weights(from_nnx(lambda rngs: VGG(1, 11, CLASSES, width=width, rngs=rngs))),
+    with_weights(from_nnx(lambda rngs: VGG(1, 11, CLASSES, width=width, rngs=rngs))),
     (handwritten.cnn, handwritten.vgg),
     _images(size),
     batch_size=4 if quick else 64,
@@ -73,7 +73,7 @@ def mlp(quick: bool = False) -> Problem:
   widths, size = ((4,), 4) if quick else ((256, 256), 28)
   return Problem(
     from_nnx(lambda rngs: MLP(size**2, (4 if quick else 64,), CLASSES, rngs=rngs)),
-    _with_weights(from_nnx(lambda rngs: MLP(size**2, widths, CLASSES, rngs=rngs))),
+    with_weights(from_nnx(lambda rngs: MLP(size**2, widths, CLASSES, rngs=rngs))),
     (handwritten.mlp, handwritten.mlp),
     _images(size),
     batch_size=4 if quick else 128,
@@ -90,7 +90,7 @@ def unet(quick: bool = False) -> Problem:
   arrays = {**images.arrays, "label": np.where(label == 3, 255, label)}
   return Problem(
     from_nnx(lambda rngs: UNet(1, widths, 3, rngs=rngs)),
-    _with_weights(from_nnx(lambda rngs: UNet(1, wider, 3, rngs=rngs))),
+    with_weights(from_nnx(lambda rngs: UNet(1, wider, 3, rngs=rngs))),
     (),
     data.Source(arrays, 3, ignore_label=255, name="random maps"),
     batch_size=4 if quick else 8,
@@ -98,7 +98,7 @@ def unet(quick: bool = False) -> Problem:
   )
 
 
-def _with_weights(model: Model) -> Model:
+def with_weights(model: Model) -> Model:
   """Initializes as He et al. in NumPy: compiling `init` takes longer than a quick run."""
   rng = np.random.default_rng(1)
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import cache_bytes
 import cached
 import cases
+import detectors
 import problems
 import windows
 from timing import Ratio
@@ -32,6 +33,8 @@ RUNS = {  # name: (case, problem, samples, goal)
   "cache-maps": (cached.maps_to_baseline, problems.unet, 10, 1.05),
   "cache-maps-4": (functools.partial(cached.maps_to_baseline, shrink=4), problems.unet, 10, 1.05),
   "map-counts": (cases.counts_to_forward, problems.unet, 60, 1.02),
+  "step-detector": (detectors.step_to_parts, detectors.yolo, 30, 1.05),
+  "box-scores": (detectors.scores_to_forward, detectors.yolo, 10, 1.00),
   "read-classes": (cache_bytes.read, cache_bytes.classes, 20, 1.50),
   "read-tokens": (cache_bytes.read, cache_bytes.tokens, 20, 1.50),
   "write": (cache_bytes.write, cache_bytes.classes, 20, 1.20),
