@@ -15,7 +15,12 @@ from flax import nnx
 from distill_jax.models.encoders.encoder_block import EncoderBlock, layer_norm, linear
 from distill_jax.models.encoders.encoder_config import EncoderConfig
 from distill_jax.models.encoders.rotary_block import RotaryBlock, rotary_inputs
-from distill_jax.models.llm.token_rows import check_token_rows, embed_tokens, token_positions
+from distill_jax.models.llm.token_rows import (
+  check_token_rows,
+  embed_tokens,
+  mean_of_tokens,
+  token_positions,
+)
 from distill_jax.models.remat import check_policy, rematerialized
 from distill_jax.types import Outputs
 
@@ -123,7 +128,7 @@ class Encoder(nnx.Module):
       x, named = rematerialized(type(block).__call__, self.remat)(block, x, *arrays)
       outputs |= {f"{name}{k}": value for name, value in named.items()} | {f"block{k}": x}
     x = x if self.norm is None else self.norm(x)
-    outputs |= {"hidden": x, "embedding": _mean_of_tokens(x, segments)}
+    outputs |= {"hidden": x, "embedding": mean_of_tokens(x, segments)}
     return outputs | self._head(x, outputs["embedding"], segments)
 
   def _block(self, index: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -176,13 +181,3 @@ class Encoder(nnx.Module):
     if self.pooler_norm is not None:
       return self.pooler_norm(jax.nn.gelu(x, approximate=False))
     return nnx.relu(x) if self.config.family == "distilbert" else jnp.tanh(x)
-
-
-def _mean_of_tokens(hidden: jax.Array, segments: jax.Array | None) -> jax.Array:
-  """Returns the mean [B, C] of hidden [B, L, C] over all but padding."""
-  if segments is None:
-    return hidden.mean(1)
-  is_token = segments[..., None] >= 0
-  # Zeros over zero: a mask that hides a whole row is reported, not trained on.
-  count = is_token.sum(1).astype(hidden.dtype)
-  return jnp.where(is_token, hidden, 0).sum(1) / count

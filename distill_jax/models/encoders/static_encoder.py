@@ -17,7 +17,7 @@ from flax import nnx
 
 from distill_jax.data.text.sentences import SentenceTokenizer
 from distill_jax.errors import check_integer
-from distill_jax.models.llm.token_rows import check_token_rows, embed_tokens
+from distill_jax.models.llm.token_rows import check_token_rows, embed_tokens, mean_of_tokens
 from distill_jax.types import Model, Outputs
 
 _UNUSED = re.compile(r"\[unused\d+\]")
@@ -45,10 +45,7 @@ class StaticEncoder(nnx.Module):
     """
     check_token_rows(tokens, tokens.shape[-1], segments=segments)
     vectors = embed_tokens(self.embed, tokens, jnp.float32)
-    if segments is None:
-      return {"embedding": vectors.mean(1)}
-    is_token = segments[..., None] >= 0
-    return {"embedding": jnp.where(is_token, vectors, 0).sum(1) / is_token.sum(1)}
+    return {"embedding": mean_of_tokens(vectors, segments)}
 
 
 def token_vectors(
@@ -85,14 +82,15 @@ def token_vectors(
   if teacher.variables is None:
     raise ValueError("teacher: expected a Model with variables, got none: load its weights")
   words = tokenizer.tokenizer
-  special = [i for i, token in words.get_added_tokens_decoder().items() if token.special]
+  added = words.get_added_tokens_decoder().items()
+  special = {tokenizer.pad, *(i for i, token in added if token.special)}
   numbers = [
     i
     for i in range(tokenizer.size)
-    if i not in {*special, tokenizer.pad} and not _UNUSED.fullmatch(words.id_to_token(i) or "")
+    if i not in special and not _UNUSED.fullmatch(words.id_to_token(i) or "")
   ]
-  first, *last = words.encode("").ids or [None]
-  rows = [[*([] if first is None else [first]), i, *last] for i in numbers]
+  around = words.encode("").ids  # [CLS] and [SEP], if it adds them.
+  rows = [[*around[:1], i, *around[1:]] for i in numbers]
   embeddings = _embed(teacher, np.array(rows, np.int32), batch_size)
   if not width <= min(embeddings.shape):
     raise ValueError(f"width: expected at most {min(embeddings.shape)}, got {width}")

@@ -1,4 +1,4 @@
-"""Checks, embeds and numbers rows of tokens, for decoders and encoders alike."""
+"""Checks, embeds, numbers and averages rows of tokens, for decoders and encoders alike."""
 
 from typing import Any
 
@@ -44,3 +44,18 @@ def token_positions(tokens: jax.Array, segments: jax.Array | None) -> jax.Array:
     return positions
   begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
   return positions - jax.lax.cummax(jnp.where(begins, positions, 0), axis=1)
+
+
+def mean_of_tokens(hidden: jax.Array, segments: jax.Array | None) -> jax.Array:
+  """Returns the mean [B, C] of hidden [B, L, C] over all but padding; NaN for a row without tokens.
+
+  Args:
+    hidden: [B, L, C].
+    segments: int [B, L], negative for padding; None: there is none.
+  """
+  if segments is None:
+    return hidden.mean(1)
+  is_token = segments[..., None] >= 0
+  # Zeros over zero: a mask that hides a whole row is reported, not trained on.
+  count = is_token.sum(1).astype(hidden.dtype)
+  return jnp.where(is_token, hidden, 0).sum(1) / count
