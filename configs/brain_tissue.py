@@ -36,8 +36,8 @@ import numpy as np
 
 from distill_jax import data, losses, objectives, tasks
 from distill_jax.data.sets import mni152
-from distill_jax.errors import suggest
-from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check
+from distill_jax.jobs.config import Config, Splits, Training, check
+from distill_jax.jobs.recipes import check_names
 from distill_jax.models import from_nnx, sliding_window
 from distill_jax.models.zoo.unet import UNet
 from distill_jax.teachers import ensemble
@@ -122,11 +122,7 @@ class BrainTissue(Config):
     return OBJECTIVES[variant]()
 
   def validate(self) -> None:
-    for name in self.methods:
-      if name not in OBJECTIVES:
-        raise ConfigError(
-          f"methods: expected names of methods, got {name!r}{suggest(name, OBJECTIVES)}"
-        )
+    check_names(self, "methods", OBJECTIVES)
     super().validate()
     check(self, "window", least=8, most=144)
 

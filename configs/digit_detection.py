@@ -32,8 +32,8 @@ import optax
 from distill_jax import data, losses, objectives, tasks
 from distill_jax.cache import Dense
 from distill_jax.data.sets import digit_scenes
-from distill_jax.errors import suggest
 from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check
+from distill_jax.jobs.recipes import check_names
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.detector import Detector
 from distill_jax.models.zoo.retinanet import RetinaNet
@@ -149,11 +149,8 @@ class DigitDetection(Config):
       name = getattr(self, field)
       if name not in families:
         raise ConfigError(f"{field}: expected one of {families}, got {name!r}")
+    check_names(self, "methods", METHODS)
     for name in self.methods:
-      if name not in METHODS:
-        raise ConfigError(
-          f"methods: expected names of methods, got {name!r}{suggest(name, METHODS)}"
-        )
       if name in HEAD_TERMS and self._teacher_family != self.family:
         raise ConfigError(
           f"methods: expected methods that compare necks, got {name!r} for a {self.family} student "

@@ -39,6 +39,7 @@ from distill_jax.data.clips import random_clip, uniform_clips
 from distill_jax.data.sets import digits
 from distill_jax.data.videos import Videos
 from distill_jax.jobs.config import Config, ConfigError, Crops, Splits, Training, check
+from distill_jax.jobs.recipes import check_names
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.video import CNN2Plus1D, FrameCNN
 
@@ -134,9 +135,7 @@ class DigitMotion(Config):
       check(self, name, least=1)
     check(self, "temperature", above=0)
     check(self, "hard_weight", least=0, most=1)
-    for name in self.methods:
-      if name not in METHODS:
-        raise ConfigError(f"methods: expected some of {METHODS}, got {name!r}")
+    check_names(self, "methods", METHODS)
 
   def _terms(self, method: str) -> dict:
     """Returns the terms of a method next to the labels, with their weights."""

@@ -54,8 +54,8 @@ from fashion_mnist import FashionMnist
 
 from distill_jax import losses, objectives
 from distill_jax.distributed import sharding
-from distill_jax.errors import suggest
 from distill_jax.jobs.config import ConfigError, TrainedTeacher, Training, check
+from distill_jax.jobs.recipes import check_names
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.cnn import CNN
 from distill_jax.models.zoo.pooling import max_pool
@@ -111,10 +111,7 @@ class Methods(FashionMnist):
     return objective_makers(self, trained_teacher)[variant]()
 
   def validate(self) -> None:
-    names = objective_makers(self, None)
-    for name in self.methods:
-      if name not in names:
-        raise ConfigError(f"methods: expected names of methods, got {name!r}{suggest(name, names)}")
+    check_names(self, "methods", objective_makers(self, None))
     super().validate()
     check(self, "images", least=1)
     if len(self.student_widths) != 3:

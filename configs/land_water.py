@@ -43,8 +43,8 @@ from collections.abc import Callable, Mapping
 from distill_jax import data, losses, objectives, tasks
 from distill_jax.cache import Dense
 from distill_jax.data.sets import land_water
-from distill_jax.errors import suggest
-from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check
+from distill_jax.jobs.config import Config, Splits, Training, check
+from distill_jax.jobs.recipes import check_names
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.unet import UNet
 
@@ -129,11 +129,7 @@ class LandWater(Config):
     return 1.0, objectives.labels(class_weights=(1.0, 1.0, self.lake_weight))
 
   def validate(self) -> None:
-    for name in self.methods:
-      if name not in METHODS:
-        raise ConfigError(
-          f"methods: expected names of methods, got {name!r}{suggest(name, METHODS)}"
-        )
+    check_names(self, "methods", METHODS)
     super().validate()
     check(self, "size", least=8)
     check(self, "region", least=self.size)

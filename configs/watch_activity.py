@@ -26,6 +26,7 @@ from distill_jax import data, losses, objectives
 from distill_jax.data.clips import random_clip
 from distill_jax.data.videos import Videos
 from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check
+from distill_jax.jobs.recipes import check_names
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.sequence import SequenceCNN
 
@@ -108,9 +109,7 @@ class WatchActivity(Config):
     check(self, "temperature", above=0)
     check(self, "hard_weight", least=0, most=1)
     check(self, "hint_weight", least=0)
-    for name in self.methods:
-      if name not in ("kd", "hint"):
-        raise ConfigError(f"methods: expected 'kd' or 'hint', got {name!r}")
+    check_names(self, "methods", ("kd", "hint"))
 
   def _network(self, widths):
     return from_nnx(lambda rngs: SequenceCNN(6, widths, 7, rngs=rngs), inputs="x")

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import optax
@@ -39,6 +39,17 @@ def check(
   bounds = [(f">= {least}", least), (f"> {above}", above), (f"<= {most}", most)]
   expected = " and ".join(text for text, bound in bounds if math.isfinite(bound))
   raise ConfigError(f"{name}: expected a finite number {expected}, got {value}")
+
+
+def check_names(config: Any, field: str, known: Collection[str]) -> None:
+  """Checks that all names in the field `field` are known ones.
+
+  Raises:
+    ConfigError: one is not; the message has the nearest one.
+  """
+  for name in getattr(config, field):
+    if name not in known:
+      raise ConfigError(f"{field}: expected known names, got {name!r}{suggest(name, known)}")
 
 
 class error_prefix:
