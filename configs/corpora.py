@@ -27,6 +27,7 @@ SEPARATOR = "\f"
 # Bytes of a tar archive's headers; its files are padded to multiples of it.
 BLOCK = 512
 FULL_RANGE = "gen1:1-rev22:21"
+HELD_OUT = ("validation", "test")
 _QUOTES = {"``": '"', "''": '"'}
 _OPENING, _CLOSING = "([{$", ").,;:?!]}%'"
 
@@ -102,6 +103,11 @@ def sentiments(path: str | Path) -> list[tuple[str, float, str]]:
     files.write(path, "".join(f"{line}\n" for line in _sentiment_lines()))
   rows = (line.split("\t") for line in path.read_text().splitlines())
   return [(group, float(score), text) for group, score, text in rows]
+
+
+def split_of(number: int) -> str:
+  """Returns the split of a document: one in ten is for validation, the next one for the test."""
+  return {0: "validation", 1: "test"}.get(number % 10, "train")
 
 
 def _sentiment_lines() -> list[str]:

