@@ -33,6 +33,7 @@ with naming_extras():
   from distill_jax.cache.codecs.top_k import TopK
   from distill_jax.cache.compatibility import check_run, check_teacher, check_teacher_weights
   from distill_jax.cache.identity import vocabulary
+  from distill_jax.cache.importing.import_rows import import_rows
   from distill_jax.cache.inspection import describe
   from distill_jax.cache.reader import Cache, open_cache
   from distill_jax.cache.store.manifest import Mismatch
@@ -57,6 +58,7 @@ __all__ = [
   "describe",
   "estimate",
   "estimate_table",
+  "import_rows",
   "open_cache",
   "row_bytes",
   "verify",

@@ -123,7 +123,7 @@ def check_teacher_weights(cache: Cache, variables: Variables) -> None:
   """Checks that a cache was written with these weights.
 
   Raises:
-    Mismatch: the message has both fingerprints.
+    Mismatch: the message has both fingerprints; or the rows were imported.
 
   >>> import tempfile
   >>> from distill_jax import cache, models
@@ -137,7 +137,13 @@ def check_teacher_weights(cache: Cache, variables: Variables) -> None:
   Mismatch: the cache in ... is another one: name another folder or delete it:
     teacher.weights: expected '99abf2d5...', got 'cac1423a...' in the cache
   """
-  stored = cache.manifest.identity["teacher"]["weights"]
+  teacher = cache.manifest.identity["teacher"]
+  if "imported" in teacher:
+    raise Mismatch(
+      f"teacher_variables: expected None with the rows in {cache.store.url}, which were imported "
+      f"and computed by {teacher['imported']!r}, got weights: leave them out"
+    )
+  stored = teacher["weights"]
   expected = fingerprint(tuple(variables))
   check_equal(cache.store, {"teacher.weights": stored}, {"teacher.weights": expected})
 

@@ -121,7 +121,7 @@ def write_cache(
   outputs = check_outputs(outputs)
   check_part(part)
   check_augment(augment)
-  _check_views(num_views, inputs, augment)
+  check_views(num_views, inputs, augment)
   mesh = mesh or sharding.data_mesh()
   sharding.check_divisible(check_count("batch_size", batch_size), mesh)
   check_weights(teacher, variables, inputs.shapes)
@@ -192,6 +192,20 @@ def plan(
   return Manifest({}, columns, rows, min(batches * batch_size, len(rows)))
 
 
+def check_views(
+  num_views: int, inputs: TeacherInputs, augment: Callable[[Batch], Batch] | None
+) -> None:
+  """Raises ValueError for more views than augmentation or crop make."""
+  if check_count("num_views", num_views) == 1 or augment is not None:
+    return
+  if not isinstance(inputs, ImageInputs):
+    raise ValueError(f"num_views: expected 1 without augmentation, got {num_views}")
+  if not identity.crop_varies(inputs.identity(["image"])):
+    raise ValueError(
+      f"num_views: expected 1 with a crop that is the same for every view, got {num_views}"
+    )
+
+
 def _size_text(manifest: Manifest) -> str:
   """Returns the bytes of an example, of each of its outputs and of all."""
   num_views = manifest.rows.num_views
@@ -209,19 +223,6 @@ def _size_text(manifest: Manifest) -> str:
 def _example_spec(inputs: TeacherInputs) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes of a batch of one example."""
   return batch_specs(inputs.shapes, rows=1) | {"view": jax.ShapeDtypeStruct((1,), np.int32)}
-
-
-def _check_views(
-  num_views: int, inputs: TeacherInputs, augment: Callable[[Batch], Batch] | None
-) -> None:
-  if check_count("num_views", num_views) == 1 or augment is not None:
-    return
-  if not isinstance(inputs, ImageInputs):
-    raise ValueError(f"num_views: expected 1 without augmentation, got {num_views}")
-  if not identity.crop_varies(inputs.identity(["image"])):
-    raise ValueError(
-      f"num_views: expected 1 with a crop that is the same for every view, got {num_views}"
-    )
 
 
 def _check_logits(

@@ -83,15 +83,30 @@ class TopK:
   def encode(self, output: jax.Array, batch: Batch, *, first: Any = 0) -> dict[str, jax.Array]:
     """Returns the columns, each [B, ...]; the batch's 'label', integers [B, ...], is optional."""
     del first
-    classes, _ = self._check(output)
+    self._check(output)
     targets = losses.top_k(output, self.k, temperature=self.temperature)
     log_mass = jax.nn.logsumexp(targets.log_probs, -1)
     highest = targets.log_probs[..., 0]
+    label_log_prob = self._label_log_prob(output, highest, batch.get("label"))
+    return self.encode_targets(output, targets, log_mass - targets.log_tail, label_log_prob)
+
+  def encode_targets(
+    self, output: Any, targets: SparseTargets, log_odds: jax.Array, label_log_prob: jax.Array
+  ) -> dict[str, jax.Array]:
+    """Returns the columns of targets whose logits may be unknown, each [B, ...].
+
+    Args:
+      output: logits, or a `ShapeDtypeStruct`, [B, ..., V].
+      targets: k classes at the codec's temperature, most probable first.
+      log_odds: log of their probability over that of all others, [B, ...].
+      label_log_prob: log-probability of the label, [B, ...]; `NO_LABEL` where it is unknown.
+    """
+    classes, _ = self._check(output)
     return {
       "indices": bits.pack(targets.indices, bits.bit_width(classes)),
       "codes": bits.pack(self._quantize(targets.log_probs), self.bits),
-      "log_odds": (log_mass - targets.log_tail).astype(jnp.float32),
-      "label_log_prob": self._label_log_prob(output, highest, batch.get("label")),
+      "log_odds": log_odds.astype(jnp.float32),
+      "label_log_prob": label_log_prob,
     }
 
   def decode(self, columns: Mapping[str, Any], output: Any) -> SparseTargets:

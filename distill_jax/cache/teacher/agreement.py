@@ -78,8 +78,8 @@ def verify(
     seed: of the choice of rows.
 
   Raises:
-    ValueError: a number below 1, a `batch_size` that does not divide over the devices, no example
-      that is in the cache, or an output that the teacher does not return.
+    ValueError: no teacher, a number below 1, a `batch_size` that does not divide over the devices,
+      no example that is in the cache, or an output that the teacher does not return.
     CorruptCache: a row was changed; the message names shard and example.
 
   >>> import tempfile
@@ -91,6 +91,11 @@ def verify(
   >>> agreement.rows, agreement.difference, agreement.top1
   (4, 0.0, 1.0)
   """
+  if teacher is None:
+    raise ValueError(
+      f"teacher: expected one that computes rows of the cache in {cache.store.url} again, got "
+      "None: Cache.check_checksums checks their bytes without one"
+    )
   inputs = make_teacher_inputs(source, crop)
   teacher = as_model("teacher", teacher, inputs.shapes)
   variables = sharding.gather_to_host(teacher_variables_of(teacher, teacher_variables))
