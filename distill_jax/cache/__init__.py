@@ -18,6 +18,9 @@ a language model that returns hidden states and a head, `Dense` stores 'hidden',
 ever computing all of them at once (`teacher.lazy_logits`). `store.format` and `store.shards`
 specify the bytes on disk, `identity` what a cache depends on.
 
+`import_rows` writes a cache of outputs that others computed: `prompt_logprobs_rows` reads them from
+vLLM's JSON lines, and `server_rows` asks a server for them.
+
 `row_bytes` returns the bytes of one example, and `estimate` measures what each codec loses, before
 anything is written (`estimate_table` prints it). `describe` returns what a cache holds, `verify`
 compares random rows with the teacher, and `check_run` and `check_teacher` reject a cache of other
@@ -34,6 +37,8 @@ with naming_extras():
   from distill_jax.cache.compatibility import check_run, check_teacher, check_teacher_weights
   from distill_jax.cache.identity import vocabulary
   from distill_jax.cache.importing.import_rows import import_rows
+  from distill_jax.cache.importing.prompt_logprobs import prompt_logprobs_rows
+  from distill_jax.cache.importing.server_rows import server_rows
   from distill_jax.cache.inspection import describe
   from distill_jax.cache.reader import Cache, open_cache
   from distill_jax.cache.store.manifest import Mismatch
@@ -60,7 +65,9 @@ __all__ = [
   "estimate_table",
   "import_rows",
   "open_cache",
+  "prompt_logprobs_rows",
   "row_bytes",
+  "server_rows",
   "verify",
   "vocabulary",
   "write_cache",

@@ -126,6 +126,7 @@ WRONG_LISTS = {
   "smallest listed": changed(logprobs=lambda x: x - 3),
   "at least 8 .*got 5": changed(indices=lambda x: x[:, :5], logprobs=lambda x: x[:, :5]),
   "of shape .*got .19, 8": changed(indices=lambda x: x[:-1], logprobs=lambda x: x[:-1]),
+  "at temperature 1, .*got 2": lambda lists: lists | {"temperature": 2.0},
   "integer 'indices'": changed(indices=lambda x: x.astype(float)),
   "of labels of at most 0": lambda lists: lists | {"label_logprobs": np.full(20, 0.1)},
 }
@@ -217,10 +218,10 @@ def test_an_interrupted_import_resumes_to_the_same_bytes(tmp_path, source, monke
     open_cache(tmp_path / "stopped")
   asked = []
 
-  def fill(source, ids, views):
-    asked.extend(ids)
+  def fill(missing):
+    asked.extend(missing.ids)
     by_id = {id: row for id, *row in rows}
-    return [(int(id), *by_id[id]) for id in ids]
+    return [(int(id), *by_id[id]) for id in missing.ids]
 
   cache = imported(tmp_path / "stopped", fill, source, TOP)
   assert set(asked) == {id for id, _, _ in rows[24:]}  # what was kept is not computed again

@@ -66,8 +66,9 @@ def import_rows(
       `{"logits": floating [..., V]}`, or lists `{"indices": integers [..., K], "logprobs": floating
       [..., K]}` of at least the k most probable classes: natural logarithms, at the temperature of
       the codec, under the normalizer of the full vocabulary; the probability of all other classes
-      is what remains to 1. 'label_logprobs' [...] next to a list, of the source's labels, are
-      optional; NaN is unknown. Or a function that computes missing rows, such as `server_rows`.
+      is what remains to 1. Next to a list may stand 'label_logprobs' [...], those of the source's
+      labels, NaN where unknown, and 'temperature', which is then compared with the codec's. Or a
+      function that computes missing rows, such as `server_rows`.
     source: the examples of later students, as for `write_cache`.
     outputs: codecs of 'logits', or of 'logits@name'; lists need `TopK`. None:
       `{"logits": Dense("float16")}`.
@@ -174,11 +175,13 @@ def _row_spec(
         "pass such as shape=(1000,)"
       )
     shape = (*tokens, classes)
+  classes = min(tokenizer_size(inputs.source) or shape[-1], shape[-1])
   codecs = list(outputs.values())
-  is_list = all(isinstance(codec, TopK) for codec in codecs)
-  kinds = {(codec.k, codec.temperature) for codec in codecs if isinstance(codec, TopK)}
-  k = codecs[0].k if is_list and len(kinds) == 1 and isinstance(codecs[0], TopK) else 0
-  return RowSpec(tuple(shape), min(tokenizer_size(inputs.source) or shape[-1], shape[-1]), k)
+  kinds = {(codec.k, codec.temperature) if isinstance(codec, TopK) else None for codec in codecs}
+  kind = kinds.pop()
+  if kind is None or kinds:
+    return RowSpec(tuple(shape), classes, 0)
+  return RowSpec(tuple(shape), classes, *kind)
 
 
 def _teacher_identity(identity: Any) -> Any:

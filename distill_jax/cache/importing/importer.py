@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,27 @@ from distill_jax.losses import SparseTargets
 from distill_jax.types import Batch
 
 Row = tuple[int, int, Mapping[str, Any]]
-Filler = Callable[[Any, np.ndarray, np.ndarray], Iterable[Row]]
-"""`(source, ids [M], views [M]) -> rows`: computes the rows that are missing, in any order."""
-
 MAX_ROWS = 64  # encoded at once
 MAX_BYTES = 2**27  # of the logits that are encoded at once; at least one row
+
+
+class MissingRows(NamedTuple):
+  """The rows that an import lacks.
+
+  Attributes:
+    source: the examples.
+    ids, views: integers [M].
+    spec: what the values of every row must be.
+  """
+
+  source: Any
+  ids: np.ndarray
+  views: np.ndarray
+  spec: RowSpec
+
+
+Filler = Callable[[MissingRows], Iterable[Row]]
+"""Computes the rows that are missing, in any order."""
 
 
 class Importer:
@@ -63,7 +79,8 @@ class Importer:
       size = 1
       views, positions = np.divmod(missing, len(self._manifest.rows.ids))
       ids = self._manifest.rows.ids[positions]
-      rows = rows(self._inputs.source, ids, views.astype(np.int32)) if total else ()
+      missing_rows = MissingRows(self._inputs.source, ids, views.astype(np.int32), self._spec)
+      rows = rows(missing_rows) if total else ()
     checked = self._checked(rows)
     with progress_bar(None, "cache: importing", " rows", progress, total=total) as bar:
       for _, group in itertools.groupby(checked, lambda row: isinstance(row[2], Targets)):

@@ -19,6 +19,7 @@ ROUNDING = 2.0**-8
 LOGITS = ("logits",)
 TARGETS = ("indices", "logprobs")
 LABELS = "label_logprobs"
+OPTIONAL = {LABELS, "temperature"}
 
 
 class RowSpec(NamedTuple):
@@ -28,11 +29,13 @@ class RowSpec(NamedTuple):
     shape: of one example's logits, (..., V).
     classes: number of leading classes that exist.
     k: number of classes that are stored of a list; 0: lists cannot be stored.
+    temperature: of the lists.
   """
 
   shape: tuple[int, ...]
   classes: int
   k: int
+  temperature: float = 1.0
 
 
 class Targets(NamedTuple):
@@ -81,7 +84,7 @@ def check_row(spec: RowSpec, row: Any) -> tuple[int, int, np.ndarray | Targets]:
   values = row[2]
   if set(values) == set(LOGITS):
     return id, view, _check_logits(spec, row_name(id, view), (id, view), values["logits"])
-  if set(values) - {LABELS} == set(TARGETS):
+  if set(values) - OPTIONAL == set(TARGETS):
     return id, view, _check_targets(spec, (id, view), values)
   raise ValueError(
     f"{row_name(id, view)}: expected 'logits', or 'indices' and 'logprobs', got {sorted(values)}: "
@@ -118,6 +121,11 @@ def _check_targets(spec: RowSpec, key: tuple[int, int], values: Mapping[str, Any
     raise ValueError(
       f"{name}: expected 'logits' for these codecs, got 'indices' and 'logprobs': "
       "store them with TopK"
+    )
+  if values.get("temperature", spec.temperature) != spec.temperature:
+    raise ValueError(
+      f"{name}: expected log-probabilities at temperature {spec.temperature:g}, that of the codec, "
+      f"got {values['temperature']:g}: store TopK({spec.k}, temperature={values['temperature']:g})"
     )
   _check_shapes(spec, name, indices, log_probs)
   log_probs = log_probs.astype(np.float64)
@@ -165,12 +173,12 @@ def _check_shapes(spec: RowSpec, name: str, indices: np.ndarray, log_probs: np.n
 
 
 def _check_numbers(key: tuple[int, int], log_probs: np.ndarray) -> None:
-  is_number = ~np.isnan(log_probs).any(-1)
+  is_nan = np.isnan(log_probs)
   _reject(
     key,
-    ~is_number,
+    is_nan.any(-1),
     "expected log-probabilities",
-    lambda at: f"{log_probs[at]}",
+    lambda at: f"nan for entry {np.flatnonzero(is_nan[at])[0]}",
     "compute the row again",
   )
   highest = log_probs.max(-1)
