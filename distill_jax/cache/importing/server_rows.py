@@ -27,13 +27,7 @@ def server_rows(
   timeout: float = 60.0,
   backoff: float = 1.0,
 ) -> Filler:
-  """Returns rows for `import_rows` from a server with `prompt_logprobs`, such as vLLM's.
-
-      cache.import_rows(
-        "outputs", cache.server_rows("http://localhost:8000/v1", model="big", top_k=16), train,
-        {"logits": cache.TopK(16)}, identity="big at revision 1a2b, bfloat16, vLLM 0.11",
-        inputs=["tokens"],
-      )
+  """Returns a function that lets `import_rows` ask a server with `prompt_logprobs`, such as vLLM's.
 
   Each row of a text is one request of token ids (`prompt_logprobs_rows` says which, and how the
   answer is normalized). An answer is checked in full before it counts. No answer in time, a broken
@@ -59,6 +53,12 @@ def server_rows(
   Raises:
     ValueError: an argument is out of range. In `import_rows`: a row got no right answer; the
       message names id, view, the answer and the attempts.
+
+  >>> from distill_jax import cache
+  >>> rows = cache.server_rows("http://localhost:8000/v1", model="big", top_k=16)
+  >>> identity = "big at revision 1a2b, bfloat16, vLLM 0.11"
+  >>> def fill(folder, train):  # asks the server for each row of the text `train` once
+  ...   return cache.import_rows(folder, rows, train, {"logits": cache.TopK(16)}, identity=identity)
   """
   completions = Completions(url, api_key, timeout)
   check_count("concurrency", concurrency)
