@@ -19,7 +19,7 @@ ever computing all of them at once (`teacher.lazy_logits`). `store.format` and `
 specify the bytes on disk, `identity` what a cache depends on.
 
 `import_rows` writes a cache of outputs that others computed: `prompt_logprobs_rows` reads them from
-vLLM's JSON lines, and `server_rows` asks a server for them.
+vLLM's JSON lines, `parquet_rows` from lists in parquet files, and `server_rows` asks a server.
 
 `row_bytes` returns the bytes of one example, and `estimate` measures what each codec loses, before
 anything is written (`estimate_table` prints it). `describe` returns what a cache holds, `verify`
@@ -37,6 +37,7 @@ with naming_extras():
   from distill_jax.cache.compatibility import check_run, check_teacher, check_teacher_weights
   from distill_jax.cache.identity import vocabulary
   from distill_jax.cache.importing.import_rows import import_rows
+  from distill_jax.cache.importing.parquet import parquet_rows
   from distill_jax.cache.importing.prompt_logprobs import prompt_logprobs_rows
   from distill_jax.cache.importing.server_rows import server_rows
   from distill_jax.cache.inspection import describe
@@ -65,6 +66,7 @@ __all__ = [
   "estimate_table",
   "import_rows",
   "open_cache",
+  "parquet_rows",
   "prompt_logprobs_rows",
   "row_bytes",
   "server_rows",

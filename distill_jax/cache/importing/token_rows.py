@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.cache.importing.row_checks import LABELS, row_name
+from distill_jax.cache.importing.row_checks import LABELS, TARGETS, row_name
 from distill_jax.cache.teacher_inputs import make_teacher_inputs
 from distill_jax.errors import join_first
 
@@ -43,6 +43,11 @@ class TokenRows:
       )
     if not 1 <= top_k <= self._classes:
       raise ValueError(f"top_k: expected 1 to {self._classes}, the vocabulary, got {top_k}")
+
+  @property
+  def ids(self) -> list[int]:
+    """The ids of the source's rows."""
+    return self._inputs.source.ids.tolist()
 
   def prompt(self, id: int) -> list[int]:
     """Returns the tokens whose log-probabilities the row needs; [] for a row without labels.
@@ -100,14 +105,21 @@ class TokenRows:
         f"{name}: expected prompt_logprobs of {len(prompt)} tokens, those of the source and the "
         f"last label, got {count!r}: send token ids, all of them"
       )
-    length = self._inputs.shapes["tokens"].shape[1]
-    indices = np.tile(np.arange(self._top_k), (length, 1))
-    log_probs = np.full((length, self._top_k), -math.log(self._classes))
-    labels = np.full(length, np.nan)
+    values = self.uniform()
+    indices, log_probs, labels = (values[key] for key in (*TARGETS, LABELS))
     for at, (token, entry) in enumerate(zip(prompt[1:], prompt_logprobs[1:])):
       position = row_name(id, 0, (at,))
       indices[at], log_probs[at], labels[at] = self._position(position, token, entry)
-    return {"indices": indices, "logprobs": log_probs, LABELS: labels, "temperature": 1.0}
+    return {**values, "temperature": 1.0}
+
+  def uniform(self) -> dict[str, np.ndarray]:
+    """Returns the values of a row without labels: uniform distributions at all positions."""
+    length = self._inputs.shapes["tokens"].shape[1]
+    return {
+      "indices": np.tile(np.arange(self._top_k), (length, 1)),
+      "logprobs": np.full((length, self._top_k), -math.log(self._classes)),
+      LABELS: np.full(length, np.nan),
+    }
 
   def _position(self, name: str, token: int, entry: Any) -> tuple[list[int], list[float], float]:
     """Returns the most probable tokens, their log-probabilities, and that of the next token."""
