@@ -190,6 +190,14 @@ def test_lists_need_top_k(tmp_path, source):
     imported(tmp_path / "two", list_rows(source), source, two)
 
 
+def test_renormalized_lists_are_warned_of(tmp_path, source):
+  rows = list_rows(source)
+  for _, _, lists in rows:
+    lists["logprobs"] -= np.log(np.exp(lists["logprobs"]).sum())
+  with pytest.warns(UserWarning, match=f"sum to 1 at .* of {ROWS} positions"):
+    imported(tmp_path, rows, source, TOP)
+
+
 def test_missing_rows_are_named_and_added_by_the_next_call(tmp_path, source):
   rows = list_rows(source)
   whole = imported(tmp_path / "whole", rows, source, TOP)

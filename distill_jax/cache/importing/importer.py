@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,9 @@ from distill_jax.types import Batch
 Row = tuple[int, int, Mapping[str, Any]]
 MAX_ROWS = 64  # encoded at once
 MAX_BYTES = 2**27  # of the logits that are encoded at once; at least one row
+# Where the least listed class has this probability, and all others together less than `NOTHING`,
+# the list was probably renormalized.
+SOMETHING, NOTHING = 1e-3, 1e-6
 
 
 class MissingRows(NamedTuple):
@@ -62,6 +66,8 @@ class Importer:
     self._spec = spec
     self._augment = augment
     self._names = names
+    self._num_positions = 0
+    self._num_closed = 0
     self._encode_logits = jax.jit(_logits_encoder(outputs, spec.classes))
     self._encode_targets = jax.jit(_targets_encoder(outputs, spec.shape))
 
@@ -87,6 +93,13 @@ class Importer:
         while chunk := list(itertools.islice(group, size)):
           self._write(journal, chunk, size)
           bar.update(len(chunk))
+    if self._num_closed > self._num_positions / 2:
+      warnings.warn(
+        f"rows: expected log-probabilities under the normalizer of all classes, got lists that sum "
+        f"to 1 at {self._num_closed:,} of {self._num_positions:,} positions: do not renormalize "
+        "them, unless no other class is possible",
+        stacklevel=3,
+      )
 
   def _checked(self, rows: Iterable[Row]) -> Iterator[tuple[int, int, Any]]:
     """Yields checked rows; raises ValueError for a row that is unknown or comes twice."""
@@ -118,6 +131,7 @@ class Importer:
     crcs = self._inputs.checksums(batch, self._names)
     values = jax.tree.map(lambda *x: np.stack(x), *(chunk[row][2] for row in rows))
     if isinstance(values, Targets):
+      self._count_closed(values, len(chunk))
       columns = self._encode_targets(values)
     else:
       augmented = batch if self._augment is None else self._augment(batch)
@@ -128,6 +142,12 @@ class Importer:
     count = len(chunk)
     columns = {name: x[:count] for name, x in jax.device_get(columns).items()}
     journal.append(ids[:count], views[:count], crcs[:count], columns)
+
+  def _count_closed(self, targets: Targets, rows: int) -> None:
+    log_odds = targets.log_odds[:rows]
+    is_listed = targets.log_probs[:rows, ..., -1] > math.log(SOMETHING)
+    self._num_positions += log_odds.size
+    self._num_closed += int((is_listed & (log_odds > -math.log(NOTHING))).sum())
 
 
 def _logits_encoder(outputs: Mapping[str, Codec], classes: int) -> Callable[..., Any]:

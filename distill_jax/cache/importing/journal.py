@@ -36,9 +36,8 @@ class Journal:
     self._positions = np.full(len(manifest.rows), -1, np.int64)
     with files.naming(self._path):
       self._path.touch()
+      # A killed process may have left the first part of a record, which the next one replaces.
       self._count = os.path.getsize(self._path) // self._size
-      # A killed process may have left the first part of a record.
-      os.truncate(self._path, self._count * self._size)
     self._read()
     self._file = open(self._path, "r+b")
 
