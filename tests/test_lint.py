@@ -42,6 +42,7 @@ FOLDERS = {
   "report",
   "storage",
   "tasks",
+  "teachers",
   "train",
 }
 MAX_TOP_LEVEL_FILES = 9

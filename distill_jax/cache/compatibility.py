@@ -16,6 +16,7 @@ from distill_jax.data.crops import Crop
 from distill_jax.data.text.tokenized import PackedText
 from distill_jax.data.videos import Streamed
 from distill_jax.storage.fingerprint import fingerprint
+from distill_jax.teachers.host_function import raising_host_errors
 from distill_jax.types import Batch, Model, Variables
 
 CHUNK = 4096  # rows that are read at once
@@ -78,6 +79,7 @@ def check_run(
     )
 
 
+@raising_host_errors()
 def check_teacher(
   cache: Cache,
   teacher: Model,

@@ -1,8 +1,10 @@
 """Computes and writes the missing shards of a cache."""
 
+import collections
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +19,29 @@ from distill_jax.cache.teacher.predictor import Predictor
 from distill_jax.cache.teacher_inputs import UNDECODABLE, TeacherInputs
 from distill_jax.distributed.progress import writing_above
 from distill_jax.types import Batch
+
+
+class _ShardBatch(NamedTuple):
+  """A batch of the rows of a shard.
+
+  Attributes:
+    shard: its number.
+    is_last: whether the shard ends with it.
+    num_rows: number of rows that count; the others only fill the batch.
+    arrays: the inputs of all rows.
+  """
+
+  shard: int
+  is_last: bool
+  num_rows: int
+  arrays: Batch
+
+
+class _Part(NamedTuple):
+  """The rows of a batch: checksums [count] and columns [count, ...]."""
+
+  checksums: np.ndarray
+  columns: dict[str, np.ndarray]
 
 
 def fill_missing(
@@ -45,17 +70,25 @@ def fill_missing(
   index, count = part or (jax.process_index(), jax.process_count())
   rows = _num_rows(manifest, missing)
   bar = progress_bar(None, "cache", " rows", progress, total=rows)
+  worker = ThreadPoolExecutor(1, "teacher")
   with bar, writing_above(bar):
-    todo = shards_of_process(missing, index, count)
-    while missing:
-      for number in todo:
-        ids_and_views = manifest.rows.ids_and_views(*manifest.plan.span(number))
-        batches = _batches(inputs, *ids_and_views, batch_size)
-        checksums, columns = _compute_columns(predictor, checksum, batches, bar.update)
-        shards.write_shard(store, manifest, number, checksums, columns)
-      missing = shards.missing_shards(store, manifest)
-      # The other processes go through their shards from the first on: help from the last.
-      todo = missing[-1:]
+    try:
+      todo = shards_of_process(missing, index, count)
+      while missing:
+        batches = _batches(inputs, manifest, todo, batch_size)
+        parts: list[_Part] = []
+        for batch, finish in _computed_ahead(predictor, batches, worker):
+          parts.append(_finish(batch, finish, checksum))
+          bar.update(batch.num_rows)
+          if batch.is_last:
+            shards.write_shard(store, manifest, batch.shard, *_concatenate(parts))
+            parts = []
+        missing = shards.missing_shards(store, manifest)
+        # The other processes go through their shards from the first on: help from the last.
+        todo = missing[-1:]
+    finally:
+      # After an error nothing more is computed.
+      worker.shutdown(cancel_futures=True)
   if progress:
     print(f"cache: wrote {len(manifest.rows):,} rows to {store.url}", flush=True)
 
@@ -73,44 +106,47 @@ def _num_rows(manifest: Manifest, numbers: Iterable[int]) -> int:
 
 
 def _batches(
-  inputs: TeacherInputs, ids: np.ndarray, views: np.ndarray, batch_size: int
-) -> Iterator[tuple[Batch, int]]:
-  """Yields batches of one size, for one program, and how many rows of each count."""
-  for first in range(0, len(ids), batch_size):
-    rows = np.minimum(np.arange(first, first + batch_size), len(ids) - 1)
-    yield inputs.batch(ids[rows], views[rows]), min(batch_size, len(ids) - first)
+  inputs: TeacherInputs, manifest: Manifest, numbers: Iterable[int], batch_size: int
+) -> Iterator[_ShardBatch]:
+  """Yields the batches of these shards, all of one size, for one program."""
+  for number in numbers:
+    ids, views = manifest.rows.ids_and_views(*manifest.plan.span(number))
+    for first in range(0, len(ids), batch_size):
+      last = min(first + batch_size, len(ids))
+      rows = np.minimum(np.arange(first, first + batch_size), len(ids) - 1)
+      arrays = inputs.batch(ids[rows], views[rows])
+      yield _ShardBatch(number, last == len(ids), last - first, arrays)
 
 
-def _compute_columns(
-  predictor: Predictor,
-  checksum: Callable[[Batch], np.ndarray],
-  batches: Iterable[tuple[Batch, int]],
-  report: Callable[[int], Any],
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-  """Returns checksums and columns of all batches.
+def _computed_ahead(
+  predictor: Predictor, batches: Iterable[_ShardBatch], worker: Executor
+) -> Iterator[tuple[_ShardBatch, Callable[[], Any]]]:
+  """Yields batches and what waits for their results, when the next ones are under way: the teacher
+  computes them while the caller copies, encodes and writes this one."""
+  started: collections.deque[tuple[_ShardBatch, Callable[[], Any]]] = collections.deque()
+  for batch in batches:
+    started.append((batch, predictor.start(batch.arrays, worker)))
+    if len(started) > predictor.num_ahead:
+      yield started.popleft()
+  yield from started
 
-  The device computes a batch while the host copies the one before.
-  """
-  checksums: list[np.ndarray] = []
-  parts: list[dict[str, np.ndarray]] = []
 
-  def copy_to_host(batch: Batch, count: int, result: Any) -> None:
-    columns, errors = jax.device_get(result)
-    checksums.append(checksum(batch)[:count])
-    for name, row_errors in errors.items():
-      # The outputs for an undecodable image are never read, so they may have errors.
-      row_errors = row_errors[:count] * (checksums[-1] != UNDECODABLE)
-      check_errors(name, row_errors, batch["id"], batch["view"])
-    parts.append({name: x[:count] for name, x in columns.items()})
-    report(count)
+def _finish(
+  batch: _ShardBatch, finish: Callable[[], Any], checksum: Callable[[Batch], np.ndarray]
+) -> _Part:
+  """Waits for a batch and checks its outputs."""
+  columns, errors = finish()
+  arrays, count = batch.arrays, batch.num_rows
+  checksums = checksum(arrays)[:count]
+  for name, row_errors in errors.items():
+    # The outputs for an undecodable image are never read, so they may have errors.
+    row_errors = row_errors[:count] * (checksums != UNDECODABLE)
+    check_errors(name, row_errors, arrays["id"], arrays["view"])
+  return _Part(checksums, {name: x[:count] for name, x in columns.items()})
 
-  pending = None
-  for batch, count in batches:
-    result = predictor.run(batch)
-    if pending is not None:
-      copy_to_host(*pending)
-    pending = batch, count, result
-  if pending is not None:
-    copy_to_host(*pending)
-  columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-  return np.concatenate(checksums), columns
+
+def _concatenate(parts: list[_Part]) -> _Part:
+  """Returns the rows of all batches of a shard."""
+  names = parts[0].columns
+  columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in names}
+  return _Part(np.concatenate([part.checksums for part in parts]), columns)

@@ -34,6 +34,7 @@ from distill_jax.models.input_errors import name_network
 from distill_jax.models.logits import ROWS, check_logits
 from distill_jax.models.networks import as_model
 from distill_jax.models.variables import check_weights
+from distill_jax.teachers.host_function import raising_host_errors
 from distill_jax.trees import batch_specs
 from distill_jax.types import Batch, Model, Variables
 from distill_jax.version import __version__
@@ -42,6 +43,7 @@ SHARD_BYTES = 2**25
 SHARD_BATCHES = 256  # at most, which a killed writer loses
 
 
+@raising_host_errors()
 def write_cache(
   url: str | os.PathLike[str],
   teacher: Any,

@@ -12,6 +12,7 @@ from distill_jax.distributed import hosts
 from distill_jax.distributed.interruption import Interruption
 from distill_jax.errors import check_integer
 from distill_jax.storage.fingerprint import fingerprint
+from distill_jax.teachers.host_function import raising_host_errors
 from distill_jax.train.arguments import Arguments, Run, check_length, check_options
 from distill_jax.train.batch_errors import name_shapes
 from distill_jax.train.inputs import next_batch
@@ -41,6 +42,7 @@ class _Due(NamedTuple):
   stop: bool
 
 
+@raising_host_errors()
 def fit(
   student: Any,
   teacher: Any,

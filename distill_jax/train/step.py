@@ -11,6 +11,7 @@ import optax
 from distill_jax import compat, reduce
 from distill_jax.models.input_errors import name_network
 from distill_jax.models.variables import check_trainable
+from distill_jax.teachers.host_function import warn_of_host_calls
 from distill_jax.train.gradients import accumulated_gradients, full_gradients
 from distill_jax.train.loss_fn import (
   apply_teacher,
@@ -175,6 +176,7 @@ def make_train_step(
   (1, ['empty', 'grad_norm', 'hard', 'loss', 'nonfinite'])
   """
   check_models(student, teacher)
+  warn_of_host_calls(teacher)
   if options.on_policy is not None and teacher is None:
     raise ValueError(
       "on_policy: expected a teacher that scores generated rows, got none: pass the teacher's Model"

@@ -30,6 +30,7 @@ from distill_jax.data.videos import Streamed
 from distill_jax.distributed import sharding
 from distill_jax.models.networks import as_model
 from distill_jax.models.variables import check_weights
+from distill_jax.teachers.host_function import raising_host_errors
 from distill_jax.types import Batch, Model, Variables
 
 Scores = dict[str, jax.Array]  # per row [B]: 'difference', and of logits 'kl' and 'top1'
@@ -55,6 +56,7 @@ class Agreement(NamedTuple):
   top1: float | None
 
 
+@raising_host_errors()
 def verify(
   cache: Cache,
   teacher: Any,

@@ -1,17 +1,25 @@
 """Compiles a teacher together with its codecs, with rows sharded over the devices."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from distill_jax.cache.codecs.codec import Codec, output_of
 from distill_jax.cache.teacher.lazy_logits import LazyLogits, encode_output, mask_classes
 from distill_jax.distributed import sharding
 from distill_jax.errors import suggest
+from distill_jax.teachers.host_function import HostApply
 from distill_jax.types import Batch, Model, Outputs, Variables
 
+HOST_BATCHES_AHEAD = 4
+"""Of a host teacher: it computes them while a shard is written, and no device holds them."""
+
+Arrays = dict[str, np.ndarray]
 Augment = Callable[[Batch], Batch]
 OutputFn = Callable[[Variables, Batch], tuple[Outputs, Batch]]
 
@@ -20,12 +28,16 @@ class Predictor(NamedTuple):
   """A teacher that returns columns.
 
   Attributes:
-    run: `batch -> (columns, errors)`, a jitted call with the weights bound.
+    start: `(batch, worker) -> finish` begins to compute a batch, and `finish() -> (columns,
+      errors)` waits for it and returns host arrays. A host teacher computes in the worker, an
+      `Executor` with one thread.
     output_shapes: `batch -> {name: ShapeDtypeStruct}` of the outputs to store.
+    num_ahead: number of batches to start before the first one is finished.
   """
 
-  run: Callable[[Batch], tuple[dict[str, jax.Array], dict[str, jax.Array]]]
+  start: Callable[[Batch, Executor], Callable[[], tuple[Arrays, Arrays]]]
   output_shapes: Callable[[Batch], dict[str, jax.ShapeDtypeStruct]]
+  num_ahead: int = 1
 
 
 def make_predictor(
@@ -46,24 +58,56 @@ def make_predictor(
   """
   output_fn = make_output_fn(teacher, outputs, augment, classes)
 
+  def output_shapes(batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
+    shapes = jax.eval_shape(lambda batch: output_fn(variables, batch)[0], batch)
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in shapes.items()}
+
+  if isinstance(teacher.apply, HostApply):
+    start_on_host = _start_on_host(teacher.apply, outputs, augment, mesh, classes)
+    return Predictor(start_on_host, output_shapes, HOST_BATCHES_AHEAD)
+
   def predict(variables: Variables, batch: Batch):
-    encoded = _encode(outputs, *output_fn(variables, batch))
-    columns = {
-      f"{name}.{part}": x for name, (parts, _) in encoded.items() for part, x in parts.items()
-    }
-    return columns, {name: errors for name, (_, errors) in encoded.items()}
+    return _columns(outputs, *output_fn(variables, batch))
 
   rows = sharding.row_sharding(mesh)
   compiled = jax.jit(predict, in_shardings=(None, rows), out_shardings=rows)
   device_variables = sharding.replicate(variables, mesh)
 
-  def output_shapes(batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
-    shapes = jax.eval_shape(lambda batch: output_fn(variables, batch)[0], batch)
-    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in shapes.items()}
+  def start(batch: Batch, worker: Executor):
+    result = compiled(device_variables, jax.device_put(batch, rows))
+    return lambda: jax.device_get(result)
 
-  return Predictor(
-    lambda batch: compiled(device_variables, jax.device_put(batch, rows)), output_shapes
-  )
+  return Predictor(start, output_shapes)
+
+
+def _start_on_host(
+  teacher: HostApply,
+  outputs: Mapping[str, Codec],
+  augment: Augment | None,
+  mesh: jax.sharding.Mesh,
+  classes: int | None,
+) -> Callable[[Batch, Executor], Callable[[], tuple[Arrays, Arrays]]]:
+  """Returns `Predictor.start` of a host teacher: no compiled program waits for its function."""
+  rows = sharding.row_sharding(mesh)
+  augment_rows = None if augment is None else jax.jit(augment, in_shardings=rows)
+
+  @functools.partial(jax.jit, in_shardings=rows, out_shardings=rows)
+  def encode(teacher_outputs: Outputs, batch: Batch):
+    selected = {name: select_output(teacher_outputs, name, classes) for name in outputs}
+    return _columns(outputs, selected, batch)
+
+  def start(batch: Batch, worker: Executor):
+    if augment_rows is not None:
+      batch = augment_rows(jax.device_put(batch, rows))
+    future = worker.submit(teacher.call, teacher.select(batch), batch["id"])
+    keys = {name: batch[name] for name in ("id", "view", "label") if name in batch}
+
+    def finish() -> tuple[Arrays, Arrays]:
+      return jax.device_get(encode(*jax.device_put((future.result(), keys), rows)))
+
+    return finish
+
+  return start
 
 
 def make_output_fn(
@@ -141,6 +185,17 @@ def with_cached_outputs(teacher: Model, outputs: Mapping[str, Codec]) -> Model:
     return decoded, state
 
   return teacher._replace(apply=apply)
+
+
+def _columns(
+  outputs: Mapping[str, Codec], teacher_outputs: Mapping[str, Any], batch: Batch
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+  """Returns the columns by their names, and the errors by output."""
+  encoded = _encode(outputs, teacher_outputs, batch)
+  columns = {
+    f"{name}.{part}": x for name, (parts, _) in encoded.items() for part, x in parts.items()
+  }
+  return columns, {name: errors for name, (_, errors) in encoded.items()}
 
 
 def _encode(
