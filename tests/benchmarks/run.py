@@ -14,6 +14,7 @@ import cache_bytes
 import cached
 import cases
 import detectors
+import encoders
 import problems
 import windows
 from timing import Ratio
@@ -35,6 +36,8 @@ RUNS = {  # name: (case, problem, samples, goal)
   "map-counts": (cases.counts_to_forward, problems.unet, 60, 1.02),
   "step-detector": (detectors.step_to_parts, detectors.yolo, 30, 1.05),
   "box-scores": (detectors.scores_to_forward, detectors.yolo, 10, 1.00),
+  "step-encoder": (encoders.live_to_parts, bool, 10, 1.03),
+  "cached-encoder": (encoders.cached_to_own, bool, 10, 1.03),
   "read-classes": (cache_bytes.read, cache_bytes.classes, 20, 1.50),
   "read-tokens": (cache_bytes.read, cache_bytes.tokens, 20, 1.50),
   "write": (cache_bytes.write, cache_bytes.classes, 20, 1.20),
