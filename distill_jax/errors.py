@@ -10,6 +10,7 @@ _EXTRAS = {
   "faster_coco_eval": "detection",
   "keras": "keras",
   "libtpu": "tpu",
+  "onnxruntime": "onnx",
   "pyarrow": "parquet",
   "qwix": "quantize",
   "seqeval": "tagging",

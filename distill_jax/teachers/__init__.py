@@ -1,9 +1,9 @@
 """Makes teachers of functions, files and other teachers. Each is a Model like any other.
 
 A frozen teacher is any Model with `variables`, so most need nothing from here. `host` takes a
-function of numpy arrays: a network of any other framework. `with_dtype` changes a teacher's dtype,
-`ensemble` joins several, `cached` reads outputs from the batch, `select_classes` selects the
-student's classes, and `moving_average` follows the student.
+function of numpy arrays: a network of any other framework, and `onnx` an ONNX file. `with_dtype`
+changes a teacher's dtype, `ensemble` joins several, `cached` reads outputs from the batch,
+`select_classes` selects the student's classes, and `moving_average` follows the student.
 """
 
 from distill_jax.errors import naming_extras
@@ -12,12 +12,14 @@ with naming_extras():
   from distill_jax.teachers.adapted import cached, moving_average, select_classes, with_dtype
   from distill_jax.teachers.ensembles import ensemble
   from distill_jax.teachers.host_function import host
+  from distill_jax.teachers.onnx_file import onnx
 
 __all__ = [
   "cached",
   "ensemble",
   "host",
   "moving_average",
+  "onnx",
   "select_classes",
   "with_dtype",
 ]
