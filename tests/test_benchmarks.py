@@ -22,6 +22,7 @@ def test_command_prints_a_row_for_every_name():
   names = ["step-cnn", "one-jit-mlp", "fit-mlp", "cached-mlp"]
   names += ["cache-mlp", "cache-top64", "cache-maps-4", "map-counts", "read-tokens", "write"]
   names += ["windows", "step-detector", "box-scores", "step-encoder", "cached-encoder"]
+  names += ["fill-host"]
   command = [sys.executable, FOLDER / "run.py", "--quick", *names]
   # One device. The times mean nothing, so its programs are compiled as fast as may be.
   flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"

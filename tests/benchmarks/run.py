@@ -15,6 +15,7 @@ import cached
 import cases
 import detectors
 import encoders
+import host_filling
 import problems
 import windows
 from timing import Ratio
@@ -41,6 +42,7 @@ RUNS = {  # name: (case, problem, samples, goal)
   "read-classes": (cache_bytes.read, cache_bytes.classes, 20, 1.50),
   "read-tokens": (cache_bytes.read, cache_bytes.tokens, 20, 1.50),
   "write": (cache_bytes.write, cache_bytes.classes, 20, 1.20),
+  "fill-host": (host_filling.fill_to_calls, host_filling.imagenet, 6, 1.05),
   "windows": (windows.windows_to_whole, windows.slices, 20, 1.05),
 }
 HEADER = "| benchmark | ratio | goal | ours, ms | theirs, ms | spread |\n|---|---|---|---|---|---|"
