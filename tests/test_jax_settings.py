@@ -164,7 +164,7 @@ def test_strict_promotion_of_dtypes_and_ranks(name):
       jax.eval_shape(CASES[name])
 
 
-@pytest.mark.integration
+@pytest.mark.nightly
 def test_training_from_a_cache_resumes_under_all_settings(tmp_path):
   settings = {
     "JAX_ENABLE_X64": "1",

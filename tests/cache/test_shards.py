@@ -346,7 +346,7 @@ def test_killed_writers_leave_the_bytes_of_an_undisturbed_one(tmp_path):
   sweeps.sweep_kills(tmp_path, count=5, seed=0)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_sweeps():
   subprocess.run([sys.executable, sweeps.__file__], check=True)
 

@@ -36,7 +36,7 @@ def expected(tmp_path_factory):
   ("how", "processes"),
   [
     ("plain", 2),
-    pytest.param("sharded", 2, marks=pytest.mark.integration),
+    pytest.param("sharded", 2, marks=pytest.mark.nightly),
     pytest.param("pipeline", 2, marks=pytest.mark.slow),
     pytest.param("plain", 4, marks=pytest.mark.nightly),
   ],

@@ -91,7 +91,7 @@ def scores(folder):
   return {(e["role"], e.get("variant", "")): e["scores"]["accuracy"] for e in results["entries"]}
 
 
-@pytest.mark.integration
+@pytest.mark.nightly
 def test_motion_job_runs_from_its_cache(tmp_path, monkeypatch):
   digits = figures(16)
   parts = [digits.take(slice(0, 8)), digits.take(slice(8, 12)), digits.take(slice(12, 16))]

@@ -38,8 +38,13 @@ def test_flipped_bits_are_detected_or_harmless(tmp_path, seed):
   checkpoints.sweep_flips(tmp_path, 5, seed)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", ["kill", "EIO", "ENOSPC"])
+@pytest.mark.parametrize(
+  "fault",
+  [
+    pytest.param("kill", marks=pytest.mark.slow),
+    *(pytest.param(fault, marks=pytest.mark.nightly) for fault in ("EIO", "ENOSPC")),
+  ],
+)
 def test_save_whose_calls_fail_leaves_a_checkpoint(tmp_path, seed, fault):
   if checkpoints.build(tmp_path) is None:
     pytest.skip("needs a C compiler on Linux")

@@ -192,7 +192,13 @@ def test_the_step_is_gkd_and_labels_of_samples_do_not_count(one):
   same(new.params["student"], jax.tree.map(lambda p, g: p - 0.1 * g, student.params, grads))
 
 
-@pytest.mark.parametrize("how", ["sharded", "shard_map", "microbatches"])
+@pytest.mark.parametrize(
+  "how",
+  [
+    "sharded",
+    *(pytest.param(how, marks=pytest.mark.nightly) for how in ("shard_map", "microbatches")),
+  ],
+)
 def test_devices_and_microbatches_sample_the_same(one, mesh, how):
   state, teacher_outputs, step, _ = setup()
   batch = packed()
