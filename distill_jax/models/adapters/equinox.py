@@ -61,7 +61,7 @@ def from_equinox(
   code = eqx.filter(net, eqx.is_inexact_array, inverse=True)
   structure = jax.tree.structure(state)
   axis_name = _axis_name(net)
-  takes_key = "key" in inspect.signature(type(net).__call__).parameters
+  key_argument = inspect.signature(type(net).__call__).parameters.get("key")
 
   def init(key: jax.Array, *args):
     del args
@@ -70,6 +70,10 @@ def from_equinox(
   def call(params, args: tuple, state: Any, train: bool, key) -> tuple[Any, Any]:
     net = eqx.combine(params, code)
     net = net if train else eqx.nn.inference_mode(net)
+    takes_key = key_argument is not None and (
+      # Without a key the module's own default counts, which need not be None.
+      key is not None or key_argument.default is inspect.Parameter.empty
+    )
     keys = jax.random.split(key, args[0].shape[0]) if takes_key and key is not None else None
 
     def call_one(args, state, key):

@@ -177,6 +177,23 @@ def test_equinox_module_without_state(batch):
   assert_same(*outputs, 0)
 
 
+def test_equinox_module_keeps_its_default_key_without_one(batch):
+  # Modules of equimo split their key in evaluation, too.
+  class Keyed(eqx.Module):
+    def __call__(self, x, key=jax.random.key(3)):  # noqa: B008
+      return x.reshape(-1)[:2] + jax.random.normal(key, (2,))
+
+  model = from_equinox(Keyed())
+
+  def logits(key):
+    return model.apply(*model.variables, batch, train=False, key=key)[0]["logits"]
+
+  first = np.reshape(batch["image"], (len(batch["image"]), -1))[:, :2]
+  noise = jax.random.normal(jax.random.key(3), (2,))
+  np.testing.assert_allclose(logits(None), first + noise, atol=1e-6)
+  assert (np.asarray(logits(KEY)) != np.asarray(logits(None))).all()
+
+
 def test_equinox_module_with_its_state(batch):
   class Net(eqx.Module):
     norm: eqx.nn.BatchNorm
