@@ -1,8 +1,9 @@
 """Reads rows from parquet files with a list of tokens and log-probabilities for each position."""
 
 import collections
+import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,10 +68,9 @@ def parquet_rows(
   names = {"indices": indices, "logprobs": logprobs, "tokens": tokens}
   names |= {} if id is None else {"id": id}
   rows = TokenRows(source, top_k)
-  prompts = {number: rows.prompt(number) for number in rows.ids}
-  ids_of: dict[tuple, collections.deque] = collections.defaultdict(collections.deque)
-  for number, prompt in prompts.items():
-    ids_of[tuple(prompt[:-1])].append(number)
+  ids_of: dict[bytes, collections.deque] = collections.defaultdict(collections.deque)
+  for number in rows.ids if id is None else ():
+    ids_of[_digest(rows.prompt(number)[:-1])].append(number)
   for path in [paths] if isinstance(paths, str | os.PathLike) else list(paths):
     for number, values in enumerate(_read(path, names)):
       name = f"{path}, row {number}"
@@ -82,9 +82,8 @@ def parquet_rows(
         found = check_integer(f"{name}: {id}", values["id"])
       yield found, 0, _values(rows, found, given, lists, top_k)
   # Rows without labels need no list, and their tokens may be in no file.
-  if id is None:
-    for number in ids_of[()]:
-      yield number, 0, rows.uniform()
+  for number in ids_of[_digest([])]:
+    yield number, 0, rows.uniform()
 
 
 def _values(
@@ -119,16 +118,21 @@ def _values(
   return {**values, "temperature": 1.0}
 
 
-def _find(name: str, ids_of: Mapping[tuple, Any], given: list[int], count: int) -> int:
+def _find(name: str, ids_of: Mapping[bytes, Any], given: list[int], count: int) -> int:
   """Returns the id of the source's next row of these tokens, with or without the last one."""
   for length in (count, count - 1):
-    ids = ids_of.get(tuple(given[:length])) if length > 0 else None
+    ids = ids_of.get(_digest(given[:length])) if length > 0 else None
     if ids:
       return int(ids.popleft())
   raise ValueError(
     f"{name}: expected the tokens of a row of the source, and each row once, got {count} positions "
     f"of {given[:5]}...: pass the source whose rows the teacher received"
   )
+
+
+def _digest(tokens: Sequence[int]) -> bytes:
+  """Returns a digest of tokens: those of all rows may not fit into memory."""
+  return hashlib.blake2b(np.array(tokens, "<i8").tobytes(), digest_size=16).digest()
 
 
 def _read(path: str | os.PathLike[str], names: Mapping[str, str]) -> Iterator[dict[str, Any]]:

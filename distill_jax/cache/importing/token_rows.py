@@ -6,7 +6,7 @@ label: `n + 1` tokens for `n` positions.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -123,7 +123,7 @@ class TokenRows:
 
   def _position(self, name: str, token: int, entry: Any) -> tuple[list[int], list[float], float]:
     """Returns the most probable tokens, their log-probabilities, and that of the next token."""
-    if not isinstance(entry, Mapping):
+    if not isinstance(entry, dict):
       raise ValueError(f"{name}: expected a mapping from token to log-probability, got {entry!r}")
     listed = [_parse(name, text, value) for text, value in entry.items()]
     log_prob_of = {number: log_prob for _, log_prob, number in listed}
@@ -151,7 +151,7 @@ class TokenRows:
 def _parse(name: str, text: str, value: Any) -> tuple[Any, float, int]:
   """Returns rank, log-probability and number of a token."""
   log_prob, rank = value, None
-  if isinstance(value, Mapping):
+  if isinstance(value, dict):
     log_prob, rank = value.get("logprob"), value.get("rank")
   is_number = type(log_prob) is float or (type(log_prob) is int and abs(log_prob) < 2**53)
   is_token = text.isdecimal() and len(text) < 12
