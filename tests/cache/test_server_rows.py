@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from language_models import language_model, token_rows
 
 from distill_jax.cache import Incomplete, open_cache, server_rows
 from distill_jax.cache.importing import completions
+from distill_jax.cache.importing.journal import Journal
 from distill_jax.cache.importing.token_rows import TokenRows
 
 K = 12
@@ -89,6 +91,21 @@ def records(journal):
   """Returns the ids in a journal, whose records are 488 bytes."""
   content = journal.read_bytes()
   return np.frombuffer(content[: len(content) // 488 * 488], "<i8").reshape(-1, 61)[:, 0]
+
+
+def test_threads_end_with_an_import_that_fails(tmp_path, source, right, monkeypatch):
+  def full(*_):
+    raise OSError("no space")
+
+  monkeypatch.setattr(Journal, "append", full)
+  with CompletionsServer(right, ["503"] * 10_000 + [None]) as server:
+    with pytest.raises(OSError, match="no space") as error:
+      fill(tmp_path, server.url, None, source, attempts=10_000, **QUICK)
+    threads = [x for x in threading.enumerate() if x.name.startswith("server_rows")]
+    for thread in threads:
+      thread.join(5)
+    assert not any(thread.is_alive() for thread in threads)
+  del error  # until here it held the generator, which would otherwise end by itself
 
 
 def test_no_server_is_an_error(tmp_path, source):

@@ -1,9 +1,10 @@
 """Checks and encodes imported rows a few at a time."""
 
+import contextlib
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -79,16 +80,19 @@ class Importer:
     """
     size = min(MAX_ROWS, max(1, MAX_BYTES // (4 * math.prod(self._spec.shape))))
     missing = np.flatnonzero(~journal.is_stored)
-    total = len(missing)
-    if callable(rows):
-      # Rows that are computed meanwhile are kept one by one: an interruption loses few.
-      size = 1
-      views, positions = np.divmod(missing, len(self._manifest.rows.ids))
-      ids = self._manifest.rows.ids[positions]
-      missing_rows = MissingRows(self._inputs.source, ids, views.astype(np.int32), self._spec)
-      rows = rows(missing_rows) if total else ()
-    checked = self._checked(rows)
-    with progress_bar(None, "cache: importing", " rows", progress, total=total) as bar:
+    with contextlib.ExitStack() as stack:
+      if callable(rows):
+        # Rows that are computed meanwhile are kept one by one: an interruption loses few.
+        size = 1
+        rows = rows(self._missing_rows(missing)) if len(missing) else ()
+        if isinstance(rows, Generator):
+          # Its threads must not go on after an error here.
+          stack.callback(rows.close)
+      total = len(missing)
+      bar = stack.enter_context(
+        progress_bar(None, "cache: importing", " rows", progress, total=total)
+      )
+      checked = self._checked(rows)
       for _, group in itertools.groupby(checked, lambda row: isinstance(row[2], Targets)):
         while chunk := list(itertools.islice(group, size)):
           self._write(journal, chunk, size)
@@ -100,6 +104,11 @@ class Importer:
         "them, unless no other class is possible",
         stacklevel=3,
       )
+
+  def _missing_rows(self, numbers: np.ndarray) -> MissingRows:
+    views, positions = np.divmod(numbers, len(self._manifest.rows.ids))
+    ids = self._manifest.rows.ids[positions]
+    return MissingRows(self._inputs.source, ids, views.astype(np.int32), self._spec)
 
   def _checked(self, rows: Iterable[Row]) -> Iterator[tuple[int, int, Any]]:
     """Yields checked rows; raises ValueError for a row that is unknown or comes twice."""

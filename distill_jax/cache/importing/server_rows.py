@@ -116,7 +116,7 @@ class _Asker:
         raise _named(id, failure, "the server asks to wait longer than is sensible")
       self._not_before = max(self._not_before, time.monotonic() + failure.retry_after)
       # Threads that failed together must not ask together again.
-      pause = min(self._backoff * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.5)
+      pause = min(self._backoff * 2.0 ** min(attempt, 60), LONGEST_WAIT) * random.uniform(0.5, 1.5)
       if attempt + 1 < self._attempts and self.stop.wait(pause):
         return None
     raise _named(id, failure, f"this was attempt {self._attempts}, look at the server")
