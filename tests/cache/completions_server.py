@@ -12,7 +12,7 @@ SLOW_SECONDS = 0.5  # longer than the clients' timeout
 FAULTS = [
   "late", "dribble", "429", "500", "503", "closed", "half", "truncated", "empty", "html", "list",
   "other tokens", "fewer logprobs", "shorter", "two choices", "no choices", "positive", "nan",
-  "doubled", "no token",
+  "doubled", "no token", "no mapping",
 ]  # fmt: skip
 
 
@@ -99,6 +99,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     elif fault is not None:
       _lie(fault, answer)
     data = json.dumps(answer).encode()
+    if fault == "doubled":
+      last = answer["choices"][0]["prompt_logprobs"][-1]
+      token = next(iter(last))
+      text = json.dumps(last)
+      double = f'{{"{token}": {{"logprob": -9.0, "rank": 1}}, {text[1:]}'
+      data = data.replace(text.encode(), double.encode())
     size = len(data)
     if fault == "closed":
       return
@@ -145,7 +151,7 @@ def _lie(fault, answer):
       last[own]["logprob"] = 0.25
     case "nan":
       next(x for x in last.values() if x["rank"] == 1)["logprob"] = float("nan")
-    case "doubled":
+    case "no mapping":
       entries[-1] = [last, last]
     case "no token":
       last["3" * 9] = last.pop(own)

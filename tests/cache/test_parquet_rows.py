@@ -26,15 +26,20 @@ def lists(source):
 
 
 def columns_of(source, lists, padding):
-  """Returns columns as DistillKit would have them as exact values, one more token or not."""
+  """Returns columns as DistillKit would have them as exact values.
+
+  Args:
+    padding: whether the tokens have one more; 2: the lists too.
+  """
   columns = {"input_ids": [], "indices": [], "logprobs": [], "number": []}
   for at, id in enumerate(source.ids.tolist()):
     count = int((source.arrays["label"][at] >= 0).sum())
     tokens = source.arrays["tokens"][at, :count].tolist()
-    columns["input_ids"].append(tokens + [0] * padding)
+    columns["input_ids"].append(tokens + [0] * min(padding, 1))
     columns["number"].append(id)
     for name in ("indices", "logprobs"):
-      columns[name].append(lists[name][at, :count].tolist())
+      values = lists[name][at, :count].tolist()
+      columns[name].append(values + values[-1:] * (padding == 2))
   return columns
 
 
@@ -45,7 +50,7 @@ def write(folder, columns):
 
 
 @pytest.mark.parametrize("id", [None, "number"])
-@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("padding", [0, 1, 2])
 def test_lists_are_those_that_were_written(tmp_path, source, lists, padding, id):
   columns = columns_of(source, lists, padding)
   order = np.random.default_rng(0).permutation(len(source))
