@@ -54,7 +54,7 @@ def host(
     OSError: a file of the identity cannot be read.
 
   What `predict` raises, `write_cache`, `verify` and `fit` raise as it is, with a note that names
-  the examples; a program of your own raises `jax.errors.JaxRuntimeError` with its text.
+  the examples; a program of your own raises an error of JAX with its text.
 
   >>> from distill_jax import teachers
   >>> kernel = np.eye(3, dtype=np.float32)
@@ -88,10 +88,11 @@ def raising_host_errors() -> Iterator[None]:
   HostApply.last_error = None
   try:
     yield
-  except jax.errors.JaxRuntimeError as error:
-    if HostApply.last_error is not None:
-      raise HostApply.last_error from error
-    raise
+  except (jax.errors.JaxRuntimeError, ValueError) as error:  # the latter from waiting for an array
+    host_error = HostApply.last_error
+    if host_error is None or host_error is error or type(host_error).__name__ not in str(error):
+      raise
+    raise host_error from error
 
 
 class HostApply:

@@ -18,6 +18,7 @@ from distill_jax.types import Model
 _DTYPES = {"float": "float32", "double": "float64"}  # where ONNX has other names than numpy
 # In the file a tensor outside of it has a pair of texts, 'location' and its file.
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]?[\x00-\x7f])", re.DOTALL)
+_CPP_FUNCTION = re.compile(r"^/\S+:\d+ .*?\) (?=[A-Z])")  # in which an error was raised
 _HINTS = {
   "not a registered|No Op registered": "register its custom operators in session_options "
   "(register_custom_ops_library), or export it without them",
@@ -137,6 +138,7 @@ def _open(path: Path, options: Any, providers: Sequence[str]) -> Any:
     return onnxruntime.InferenceSession(str(path), options, list(providers))
   except Exception as error:  # its classes have no public name
     reason = str(error).splitlines()[0].rpartition(" failed:")[2]
+    reason = _CPP_FUNCTION.sub("", reason)
     hint = next((text for pattern, text in _HINTS.items() if re.search(pattern, reason)), "")
     raise ValueError(
       f"path: expected a network that onnxruntime {onnxruntime.__version__} runs, got {path} with "

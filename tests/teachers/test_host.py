@@ -14,6 +14,7 @@ from distill_jax.cache.codecs.dense_codec import Dense
 from distill_jax.distributed import sharding
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.mlp import MLP
+from distill_jax.teachers.host_function import raising_host_errors
 from distill_jax.train import StepOptions, fit
 from distill_jax.types import Variables
 
@@ -308,6 +309,27 @@ def test_rows_are_right_under_jit_on_8_devices(source):
   np.testing.assert_array_equal(
     apply(teacher.variables, jax.device_put(other, rows)), logits(-batch["image"])
   )
+
+
+def test_accelerators_use_a_pure_callback(source, monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+  def fail(x):
+    raise ConnectionError("the server is gone")
+
+  teacher = teachers.host(wrong_at_third(fail), identity="a")
+  batch = {name: x[:BATCH] for name, x in source.arrays.items()}
+
+  @jax.jit
+  def apply(batch):
+    return teacher.apply(*teacher.variables, batch, train=False, key=None)[0]["logits"]
+
+  assert "pure_callback" in str(jax.make_jaxpr(apply)(batch))
+  np.testing.assert_array_equal(apply(batch), logits(batch["image"]))
+  np.testing.assert_array_equal(apply(batch), logits(batch["image"]))
+  with pytest.raises(ConnectionError, match="server is gone"):
+    with raising_host_errors():
+      apply(batch).block_until_ready()
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])

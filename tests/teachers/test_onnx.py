@@ -149,6 +149,11 @@ def custom_operator():
   return onnx_files.model([onnx_files.node("Magic", ["x"], ["y"], "my.ops")], inputs, outputs)
 
 
+def newer_opset():
+  opset, newer = (onnx_files.field(8, onnx_files.field(2, number)) for number in (13, 99))
+  return onnx_files.linear(KERNEL).replace(opset, newer)
+
+
 @pytest.mark.parametrize(
   ("content", "error"),
   [
@@ -156,8 +161,9 @@ def custom_operator():
     (b"", "broken.onnx.* pass the path"),
     (onnx_files.linear(KERNEL)[:-200], "broken.onnx"),
     (custom_operator(), "my.ops:Magic.*register_custom_ops_library"),
+    (newer_opset(), "broken.onnx with ONNX Runtime .*99.* newer onnxruntime"),
   ],
-  ids=["text", "empty", "cut", "custom operator"],
+  ids=["text", "empty", "cut", "custom operator", "newer opset"],
 )
 def test_files_that_cannot_run_are_named(tmp_path, content, error):
   path = tmp_path / "broken.onnx"
