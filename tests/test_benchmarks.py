@@ -113,7 +113,7 @@ def test_different_fused_loss_raises(monkeypatch):
 @pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: `tpu`"
 )
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_fused_losses_fit_on_a_chip(capsys):
   import linear
 

@@ -30,7 +30,7 @@ def test_without_libtpu_the_error_has_the_command(monkeypatch):
     pytest.param("v5e:2x2", 4, marks=pytest.mark.slow),
     pytest.param("v4:2x2x1", 4, marks=pytest.mark.nightly),
     pytest.param("v5p:2x2x1", 4, marks=pytest.mark.nightly),
-    pytest.param("v6e:1x1", 1, marks=pytest.mark.slow),
+    pytest.param("v6e:1x1", 1, marks=pytest.mark.nightly),
   ],
 )
 def test_step_for_one_to_four_chips(topology, chips):

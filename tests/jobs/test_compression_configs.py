@@ -10,8 +10,6 @@ from distill_jax.jobs.cli import main
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.vgg import VGG
 
-NAMES = ("prune", "spr", "teacher_init", "attention", "vit", "assistant")
-IN_CI = ("prune", "teacher_init")
 SMALL = ["--config.images=24", "--config.teacher_training.batch_size=8", "--config.devices=1"]
 WIDTHS = {"prune": "(4,8,12)", "attention": "(2,4,8)"}  # twos of four; the teacher's own
 TRAINED = {
@@ -52,11 +50,16 @@ def options(name):
 @pytest.mark.parametrize(
   "name",
   [
-    *(pytest.param(name, marks=pytest.mark.slow) for name in IN_CI),
-    *(pytest.param(name, marks=pytest.mark.nightly) for name in NAMES if name not in IN_CI),
+    pytest.param("teacher_init", marks=pytest.mark.slow),
+    *(
+      pytest.param(name, marks=pytest.mark.nightly)
+      for name in ("prune", "spr", "attention", "vit", "assistant")
+    ),
     # The warnings are qwix's.
-    pytest.param("int8", marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore")]),
-    pytest.param("int8_cnn", marks=[pytest.mark.nightly, pytest.mark.filterwarnings("ignore")]),
+    *(
+      pytest.param(name, marks=[pytest.mark.nightly, pytest.mark.filterwarnings("ignore")])
+      for name in ("int8", "int8_cnn")
+    ),
   ],
 )
 # The frozen block of teacher_init normalizes by the student's batches.
