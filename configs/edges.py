@@ -45,7 +45,7 @@ class Edges(Config):
   """
 
   weights: str = ""
-  methods: tuple[str, ...] = METHODS
+  methods: tuple[str, ...] = ("kd", "coast")
   size: int = 64
   region: int = 256
   widths: tuple[int, ...] = (8, 16, 32)
@@ -54,7 +54,7 @@ class Edges(Config):
   cache_batch_size: int = BATCH_SIZE
   student_training: Training = dataclasses.field(
     default_factory=lambda: Training(
-      steps=300, batch_size=16, learning_rate=3e-3, warmup_steps=20, weight_decay=1e-3
+      steps=200, batch_size=16, learning_rate=3e-3, warmup_steps=20, weight_decay=1e-3
     )
   )
   eval_every: int = 100
