@@ -29,7 +29,7 @@ METHODS = ("kd", "mse", "coast")
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 BATCH_SIZE = 32
 LIMIT, BINS = 10.0, 200
-"""Logits beyond the limit share the first and the last bin of a curve."""
+"""Range and number of bins of logits: those beyond the limit share the first and the last."""
 
 
 @dataclasses.dataclass
@@ -66,16 +66,16 @@ class Edges(Config):
     teacher = self.teacher()
 
     def with_edges(tiles: data.Source, name: str) -> data.Source:
-      image = tiles.arrays["image"]
-      edges = {
-        "sobel": (sobel(image) > threshold).astype(np.int32),
-        "coast": borders(tiles.arrays["label"]),
-        # Students learn from the teacher's logits: its decisions are for the scores.
-        "label": np.full(image.shape[:3], data.UNLABELED, np.int32)
-        if name == "train"
-        else decisions(teacher, image),
-      }
-      return data.Source(tiles.arrays | edges, name=f"edges {name}", groups="tile")
+      arrays = dict(tiles.arrays)
+      image = arrays["image"]
+      arrays["sobel"] = (sobel(image) > threshold).astype(np.int32)
+      arrays["coast"] = borders(arrays["label"])
+      # Students learn from the teacher's logits: its decisions are for the scores.
+      if name == "train":
+        arrays["label"] = np.full(image.shape[:3], data.UNLABELED, np.int32)
+      else:
+        arrays["label"] = decisions(teacher, image)
+      return data.Source(arrays, name=f"edges {name}", groups="tile")
 
     parts = {"train": train, "validation": validation, "test": test}
     return Splits(*(with_edges(tiles, name) for name, tiles in parts.items()))
@@ -208,9 +208,8 @@ def count(logits: jax.Array, edges: jax.Array, where: jax.Array | None) -> jax.A
   if where is not None:
     counted &= where[:, None, None]
   number = jnp.where(edges > 0, 0, BINS) + index
-  return jax.ops.segment_sum(counted.astype(jnp.int32).ravel(), number.ravel(), 2 * BINS).reshape(
-    2, BINS
-  )
+  counts = jax.ops.segment_sum(counted.astype(jnp.int32).ravel(), number.ravel(), 2 * BINS)
+  return counts.reshape(2, BINS)
 
 
 def ranking(counts: np.ndarray) -> tuple[float, float]:
