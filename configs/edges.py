@@ -25,6 +25,7 @@ from distill_jax.models import from_nnx
 from distill_jax.models.zoo.unet import UNet
 from distill_jax.types import Batch, Metric, Model, Outputs, Task
 
+CLASSES = ("none", "edge")
 METHODS = ("kd", "mse", "coast")
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 BATCH_SIZE = 32
@@ -68,14 +69,19 @@ class Edges(Config):
     def with_edges(tiles: data.Source, name: str) -> data.Source:
       arrays = dict(tiles.arrays)
       image = arrays["image"]
-      arrays["sobel"] = (sobel(image) > threshold).astype(np.int32)
       arrays["coast"] = borders(arrays["label"])
-      # Students learn from the teacher's logits: its decisions are for the scores.
+      # The baseline learns from the labels, and scores compare with them.
       if name == "train":
-        arrays["label"] = np.full(image.shape[:3], data.UNLABELED, np.int32)
+        arrays["label"] = (sobel(image) > threshold).astype(np.int32)
       else:
         arrays["label"] = decisions(teacher, image)
-      return data.Source(arrays, name=f"edges {name}", groups="tile")
+      return data.Source(
+        arrays,
+        classes=len(CLASSES),
+        class_names=CLASSES,
+        name=f"edges {name}",
+        groups="tile",
+      )
 
     parts = {"train": train, "validation": validation, "test": test}
     return Splits(*(with_edges(tiles, name) for name, tiles in parts.items()))
@@ -84,7 +90,7 @@ class Edges(Config):
     return edge_task()
 
   def augment(self):
-    kinds = {"image": "image", "sobel": "label_map", "coast": "label_map", "label": "label_map"}
+    kinds = {"image": "image", "label": "label_map", "coast": "label_map"}
     return data.augmentation(data.flip(), data.rotate90(), seed=0, entries=kinds)
 
   def teacher(self):
@@ -104,7 +110,7 @@ class Edges(Config):
     return {"logits": Dense("float16")}
 
   def baseline_objective(self):
-    return objectives.weighted(hard=(1.0, labels("sobel")))
+    return objectives.weighted(hard=(1.0, labels("label")))
 
   def variant_objective(self, variant, trained_teacher=None):
     if variant == "coast":
@@ -170,11 +176,11 @@ def decisions(teacher: Model, image: np.ndarray) -> np.ndarray:
 def edge_task() -> Task:
   """Returns the task of one edge logit per pixel, which no threshold is chosen for.
 
-  Scores compare with 'label', the teacher's edges, and with 'coast'. Average precision and the best
+  Scores compare with 'label', of held-out tiles the teacher's edges, and with 'coast'. Average precision and the best
   F1 over the thresholds of all test pixels come first, then those of `tasks.segmentation` at
   probability 0.5.
   """
-  segmentation = tasks.segmentation(class_names=("none", "edge"), include_background=False)
+  segmentation = tasks.segmentation(class_names=CLASSES, include_background=False)
   metrics = (
     Metric("average_precision", "average precision", "%", "max", ".2%", short="AP"),
     Metric("best_f1", "best F1 over thresholds", "%", "max", ".2%"),
