@@ -141,7 +141,9 @@ class HostApply:
     try:
       with self._lock:
         outputs = check_arrays(self._predict(dict(arrays)), _num_rows(arrays))
-      check_specs(outputs, specs)
+        check_specs(outputs, specs)
+        # A framework may write the next batch into the same memory before these rows are stored.
+        outputs = {name: x.copy() for name, x in outputs.items()}
     except Exception as error:
       if ids is not None:
         names = join_first(dict.fromkeys(np.asarray(ids).tolist()))
@@ -169,7 +171,8 @@ class HostApply:
       name: np.zeros((_PROBE_ROWS, *shape), dtype) for name, (shape, dtype) in shapes.items()
     }
     try:
-      outputs = check_arrays(self._predict(zeros), _PROBE_ROWS)
+      with jax.ensure_compile_time_eval():  # A function that uses JAX would be traced.
+        outputs = check_arrays(self._predict(zeros), _PROBE_ROWS)
     except Exception as error:
       inputs = {name: describe_leaf(x.shape, x.dtype) for name, x in zeros.items()}
       error.add_note(f"The teacher's predict was called for zeros {inputs}, to find its outputs.")

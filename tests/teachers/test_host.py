@@ -386,3 +386,27 @@ def test_other_transformations_of_a_teacher_call_it(source):
   )
   np.testing.assert_allclose(outputs["logits"], logits(batch["image"])[:, [3, 0]], rtol=1e-6)
   assert isinstance(teacher.init(jax.random.key(0), batch), Variables)
+
+
+def test_outputs_in_reused_memory_are_stored(tmp_path, source, small_shards):
+  memory = np.zeros((64, CLASSES), np.float32)
+
+  def predict(batch):
+    rows = len(batch["image"])
+    memory[:rows] = logits(batch["image"])
+    return {"logits": memory[:rows]}
+
+  outputs = written(tmp_path / "cache", predict, source)
+  np.testing.assert_array_equal(
+    stored(outputs, source.ids), logits(source.arrays["image"][: len(source.ids)])
+  )
+
+
+def test_predict_may_use_jax(tmp_path, source):
+  def predict(batch):
+    return {"logits": np.asarray(jnp.asarray(batch["image"]) @ KERNEL)}
+
+  outputs = written(tmp_path / "cache", predict, source)
+  np.testing.assert_allclose(
+    stored(outputs, source.ids), source.arrays["image"] @ KERNEL, rtol=1e-5, atol=1e-5
+  )
