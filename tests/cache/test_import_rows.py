@@ -128,6 +128,7 @@ WRONG_LISTS = {
   "of shape .*got .19, 8": changed(indices=lambda x: x[:-1], logprobs=lambda x: x[:-1]),
   "at temperature 1, .*got 2": lambda lists: lists | {"temperature": 2.0},
   "integer 'indices'": changed(indices=lambda x: x.astype(float)),
+  "in the list or below it": lambda lists: lists | {"label_logprobs": np.full(20, -1e-4)},
   "of labels of at most 0": lambda lists: lists | {"label_logprobs": np.full(20, 0.1)},
 }
 
@@ -232,7 +233,7 @@ def test_an_interrupted_import_resumes_to_the_same_bytes(tmp_path, source, monke
     return [(int(id), *by_id[id]) for id in missing.ids]
 
   cache = imported(tmp_path / "stopped", fill, source, TOP)
-  assert set(asked) == {id for id, _, _ in rows[24:]}  # what was kept is not computed again
+  assert set(asked) == {id for id, _, _ in rows[30:]}  # what was kept is not computed again
   assert cache.check_checksums()["sha256"] == whole.check_checksums()["sha256"]
   imported(tmp_path / "stopped", None, source, TOP)  # opened as it is
 
@@ -330,3 +331,30 @@ def test_arguments_are_checked(tmp_path, source):
     imported(tmp_path, [], {"x": np.ones((2, 2))})
   with pytest.raises(ValueError, match="num_views"):
     imported(tmp_path, [], source, num_views=2)
+  with pytest.raises(ValueError, match="rows: expected .*None"):
+    imported(tmp_path, None, source)
+
+
+def test_rows_before_a_wrong_one_are_kept(tmp_path, source):
+  rows = list_rows(source)
+  wrong = (rows[30][0], 0, {"logits": np.zeros(1, np.float32)})
+  with pytest.raises(ValueError, match="floating logits"):
+    imported(tmp_path, [*rows[:30], wrong], source, TOP)
+  assert len(imported(tmp_path, rows[30:], source, TOP)) == len(rows)
+
+
+@pytest.mark.parametrize("rounding", [np.float64, np.float16])
+def test_true_log_probabilities_of_labels_are_accepted(rounding):
+  spec = row_checks.RowSpec((50, 300), 300, 8)
+  sharpness = np.linspace(0.5, 20, 50)[:, None]
+  logits = sharpness * np.random.default_rng(2).normal(size=spec.shape)
+  lists = lists_of(logits, 8)
+  log_probs = logits - np.logaddexp.reduce(logits, -1, keepdims=True)
+  for label in (
+    lists["indices"][:, 0],
+    lists["indices"][:, 7],
+    np.arange(50),
+    log_probs.argmin(-1),
+  ):
+    values = np.take_along_axis(log_probs, label[:, None], -1)[:, 0].astype(rounding)
+    row_checks.check_row(spec, (7, 0, lists | {"label_logprobs": values}))

@@ -21,6 +21,7 @@ from distill_jax.cache.store.manifest import Manifest
 from distill_jax.cache.teacher.lazy_logits import encode_output, mask_classes
 from distill_jax.cache.teacher_inputs import TeacherInputs
 from distill_jax.losses import SparseTargets
+from distill_jax.models.adapters.kinds import wrong_kind
 from distill_jax.types import Batch
 
 Row = tuple[int, int, Mapping[str, Any]]
@@ -88,15 +89,25 @@ class Importer:
         if isinstance(rows, Generator):
           # Its threads must not go on after an error here.
           stack.callback(rows.close)
+      elif not isinstance(rows, Iterable):
+        raise wrong_kind("rows", "(id, view, values) of each row, or a function", rows)
       total = len(missing)
       bar = stack.enter_context(
         progress_bar(None, "cache: importing", " rows", progress, total=total)
       )
       checked = self._checked(rows)
       for _, group in itertools.groupby(checked, lambda row: isinstance(row[2], Targets)):
-        while chunk := list(itertools.islice(group, size)):
-          self._write(journal, chunk, size)
-          bar.update(len(chunk))
+        is_left = True
+        while is_left:
+          chunk: list[tuple[int, int, Any]] = []
+          try:
+            for row in itertools.islice(group, size):
+              chunk.append(row)
+          finally:  # Rows that came before an error or an interruption are kept.
+            if chunk:
+              self._write(journal, chunk, size)
+              bar.update(len(chunk))
+          is_left = len(chunk) == size
     if self._num_closed > self._num_positions / 2:
       warnings.warn(
         f"rows: expected log-probabilities under the normalizer of all classes, got lists that sum "

@@ -136,6 +136,7 @@ def _check_targets(spec: RowSpec, key: tuple[int, int], values: Mapping[str, Any
   indices = np.take_along_axis(indices, order, -1)
   log_probs = np.minimum(np.take_along_axis(log_probs, order, -1), 0)
   _check_masses(spec, key, log_probs)
+  label_log_probs = _label_log_probs(key, log_probs, values.get(LABELS))
   log_probs = log_probs[..., : spec.k]
   probs = np.exp(log_probs)
   mass = probs.sum(-1)
@@ -147,7 +148,7 @@ def _check_targets(spec: RowSpec, key: tuple[int, int], values: Mapping[str, Any
     indices[..., : spec.k].astype(np.int32),
     log_probs.astype(np.float32),
     log_odds.astype(np.float32),
-    _label_log_probs(key, mass.shape, values.get(LABELS)),
+    label_log_probs,
   )
 
 
@@ -240,8 +241,9 @@ def _check_masses(spec: RowSpec, key: tuple[int, int], log_probs: np.ndarray) ->
   )
 
 
-def _label_log_probs(key: tuple[int, int], shape: tuple[int, ...], values: Any) -> np.ndarray:
+def _label_log_probs(key: tuple[int, int], log_probs: np.ndarray, values: Any) -> np.ndarray:
   """Returns the labels' log-probabilities as they are stored; NaN is unknown."""
+  shape = log_probs.shape[:-1]
   if values is None:
     return np.full(shape, NO_LABEL, np.float32)
   values = np.asarray(values, np.float64)
@@ -256,6 +258,21 @@ def _label_log_probs(key: tuple[int, int], shape: tuple[int, ...], values: Any) 
     "expected log-probabilities of labels of at most 0",
     lambda at: f"{values[at]:g}",
     "compute the row again",
+  )
+  # A label is one of the listed classes, or one of the less probable others.
+  probs = np.exp(log_probs)
+  finite = np.where(probs > 0, log_probs, 0)
+  slack = SLACK - ROUNDING * finite
+  is_listed = (np.abs(np.exp(values)[..., None] - probs) <= slack * probs + 1e-12).any(-1)
+  smallest = probs[..., -1] * (1 + slack[..., -1])
+  tail = 1 - probs.sum(-1) + SLACK + ROUNDING * (probs * -finite).sum(-1)
+  largest = np.minimum(smallest, tail)
+  _reject(
+    key,
+    (np.exp(values) > largest) & ~is_listed,
+    "expected a label's log-probability that is in the list or below it",
+    lambda at: f"{values[at]:g}, and a list that ends with {log_probs[at][-1]:g}",
+    "compute the row again, or leave the label's out",
   )
   return np.where(np.isnan(values), NO_LABEL, np.minimum(values, 0)).astype(np.float32)
 
