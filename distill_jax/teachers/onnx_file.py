@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.errors import naming_extras, suggest
+from distill_jax.models.adapters.kinds import wrong_kind
 from distill_jax.teachers.host_function import host
 from distill_jax.teachers.host_outputs import Arrays
 from distill_jax.trees import describe_leaf
@@ -80,6 +81,9 @@ def onnx(
   >>> list(inspect.signature(teachers.onnx).parameters)[:3]
   ['path', 'inputs', 'outputs']
   """
+  for name, names in {"inputs": inputs, "outputs": outputs}.items():
+    if not isinstance(names, Mapping):
+      raise wrong_kind(name, "a mapping of names", names)
   path = Path(path)
   files = _files(path)
   session = _open(path, session_options, providers)

@@ -15,7 +15,7 @@ from fill_from_server import fill
 from imported import answers
 from language_models import language_model, token_rows
 
-from distill_jax.cache import Incomplete, open_cache, server_rows
+from distill_jax.cache import Dense, Incomplete, TopK, import_rows, open_cache, server_rows
 from distill_jax.cache.importing import completions
 from distill_jax.cache.importing.journal import Journal
 from distill_jax.cache.importing.token_rows import TokenRows
@@ -160,3 +160,12 @@ def test_arguments_are_checked():
       server_rows("http://host/v1", model="big", top_k=4, **settings)
   with pytest.raises(ValueError, match="url"):
     server_rows("file:///etc", model="big", top_k=4)
+
+
+@pytest.mark.parametrize("codec, reason", [(TopK(K + 1), "top_k: "), (Dense(), "outputs: ")])
+def test_a_codec_of_more_than_is_asked_for_sends_no_request(tmp_path, source, right, codec, reason):
+  with CompletionsServer(right, []) as server:
+    rows = server_rows(server.url, model="big", top_k=K, **QUICK)
+    with pytest.raises(ValueError, match=reason):
+      import_rows(tmp_path, rows, source, {"logits": codec}, identity="big", inputs=["tokens"])
+    assert not server.asked

@@ -115,6 +115,8 @@ def test_bytes_do_not_become_floats_by_themselves(linear):
   ("change", "error"),
   [
     ({"inputs": {"X": "image"}}, r"inputs: expected one .*got 'X'.*'x'"),
+    ({"inputs": "x"}, "inputs: expected a mapping"),
+    ({"outputs": ["y"]}, "outputs: expected a mapping"),
     ({"inputs": {}}, r"inputs: expected some of .*\['x'\], got none"),
     ({"outputs": {"logits": "twic"}}, r"outputs: .*got 'twic'; did you mean 'twice'"),
     ({"outputs": {}}, r"outputs: expected some of .*'twice', 'y'"),

@@ -69,6 +69,11 @@ def server_rows(
 
   def fill(missing: MissingRows) -> Iterator[Row]:
     tokens = TokenRows(missing.source, top_k)
+    k = missing.spec.k
+    if not k:
+      raise ValueError("outputs: expected TopK, got a codec of logits: a server sends lists")
+    if top_k < k:
+      raise ValueError(f"top_k: expected at least {k}, as outputs stores TopK({k}), got {top_k}")
     asker = _Asker(completions, tokens, model, top_k, missing.spec, attempts, backoff)
     return _in_parallel(asker, missing.ids.tolist(), concurrency)
 
