@@ -192,7 +192,8 @@ class HostApply:
         is_known = False  # of an earlier run
       if not is_known:
         try:
-          result = self.call(arrays, ids)
+          # The function may write to what it gets.
+          result = self.call({name: x.copy() for name, x in arrays.items()}, ids)
         except Exception as error:
           result = error
         self._last_call = arrays, result
@@ -242,9 +243,13 @@ def _num_rows(entries: Mapping[str, Any]) -> int:
 
 
 def _canonical(values: Any) -> np.ndarray:
-  """Returns a host array in the dtype that it has in a compiled program."""
+  """Returns a host array in the dtype that it has in a compiled program.
+
+  It may be written to, which an array of JAX may not.
+  """
   array = np.asarray(values)
-  return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+  array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+  return np.require(array, requirements="W")
 
 
 def _same_arrays(a: Arrays, b: Arrays) -> bool:

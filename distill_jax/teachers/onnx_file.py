@@ -81,9 +81,9 @@ def onnx(
   >>> list(inspect.signature(teachers.onnx).parameters)[:3]
   ['path', 'inputs', 'outputs']
   """
-  for name, names in {"inputs": inputs, "outputs": outputs}.items():
-    if not isinstance(names, Mapping):
-      raise wrong_kind(name, "a mapping of names", names)
+  for field, mapping in {"inputs": inputs, "outputs": outputs}.items():
+    if not isinstance(mapping, Mapping):
+      raise wrong_kind(field, "a mapping of names", mapping)
   path = Path(path)
   files = _files(path)
   session = _open(path, session_options, providers)
@@ -166,10 +166,9 @@ def _feed(network_input: Any, batch: Arrays, entry: str) -> np.ndarray:
   Raises:
     ValueError: another dtype or shape.
   """
-  if entry not in batch:
-    raise ValueError(
-      f"preprocess: expected a dict with {entry!r}, got {sorted(batch)}: return all entries"
-    )
+  if not isinstance(batch, Mapping) or entry not in batch:
+    got = sorted(batch) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+    raise ValueError(f"preprocess: expected a dict with {entry!r}, got {got}: return all entries")
   values = batch[entry]
   kind = network_input.type.removeprefix("tensor(").removesuffix(")")
   dtype = np.dtype(_DTYPES.get(kind, kind))

@@ -410,3 +410,20 @@ def test_predict_may_use_jax(tmp_path, source):
   np.testing.assert_allclose(
     stored(outputs, source.ids), source.arrays["image"] @ KERNEL, rtol=1e-5, atol=1e-5
   )
+
+
+def test_predict_may_write_to_what_it_gets(tmp_path, source):
+  def predict(batch):
+    batch["image"] += 1
+    return {"logits": logits(batch["image"])}
+
+  # The augmented batch comes from JAX, whose arrays are read-only.
+  outputs = written(tmp_path / "cache", predict, source, augment=dict)
+  batch = {"id": source.ids, "view": np.zeros(ROWS, np.int32)}
+  expected = logits(source.arrays["image"] + 1)
+  np.testing.assert_array_equal(outputs.add_columns(batch)["teacher/logits.values"], expected)
+  teacher = teachers.host(predict, identity="test")
+  run = jax.jit(lambda image: teacher.apply({}, {}, {"image": image}, train=False, key=None)[0])
+  for added in (0, 1):  # The second batch is what the first one became.
+    image = source.arrays["image"] + added
+    np.testing.assert_array_equal(run(image)["logits"], logits(image + 1))

@@ -122,6 +122,7 @@ def test_bytes_do_not_become_floats_by_themselves(linear):
     ({"outputs": {}}, r"outputs: expected some of .*'twice', 'y'"),
     ({"inputs": {"x": "imag"}}, r"expected an entry of the batch, got 'imag'.*'image'"),
     ({"preprocess": lambda batch: {}}, r"preprocess: expected a dict with 'image'"),
+    ({"preprocess": lambda batch: None}, r"preprocess: expected a dict .*got a NoneType"),
     ({"postprocess": lambda outputs: {"y": outputs["logits"].T}}, r"expected 2 rows in 'y'"),
     (
       {"postprocess": lambda outputs: {"y": outputs["logits"].astype(np.float64)}},

@@ -135,6 +135,8 @@ def import_rows(
         store, manifest, lambda n: progress_bar(n, "cache: reading back", " shard", progress)
       )
       journal.remove()
+      if progress:
+        print(f"cache: imported {len(manifest.rows):,} rows into {store.url}", flush=True)
   return open_cache(url)
 
 
