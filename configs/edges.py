@@ -19,6 +19,10 @@ There are no labels of edges:
 - the baseline learns from what one has without a teacher: where the magnitude of Sobel's gradient
   is above Otsu's threshold;
 - coast has no teacher either: it learns from the coast lines.
+
+Scores of students are still to be measured. Of 64 training tiles, HED sees edges in 19 % of the
+pixels. Against these the magnitude of Sobel's gradient itself has an average precision of 58 %, and
+coast lines of 32 %; against the coast lines HED has 34 % and Sobel 39 %.
 """
 
 import dataclasses
