@@ -20,9 +20,13 @@ There are no labels of edges:
   is above Otsu's threshold;
 - coast has no teacher either: it learns from the coast lines.
 
-Scores of students are still to be measured. Of 64 training tiles, HED sees edges in 19 % of the
-pixels. Against these the magnitude of Sobel's gradient itself has an average precision of 58 %, and
-coast lines of 32 %; against the coast lines HED has 34 % and Sobel 39 %.
+Measured with one seed, which has no interval, average precision in % on the validation tiles:
+baseline 49.6, kd 83.9, coast 78.4. So coast lines are the better teacher-free labels, and kd is to
+be compared with coast, too. Three seeds are still to be run.
+
+Of 64 training tiles, HED sees edges in 19 % of the pixels. Against these the magnitude of Sobel's
+gradient itself has an average precision of 58 %, and coast lines of 32 %; against the coast lines
+HED has 34 % and Sobel 39 %.
 """
 
 import dataclasses
