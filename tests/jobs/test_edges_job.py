@@ -15,7 +15,7 @@ from distill_jax.data.groups import near
 from distill_jax.jobs.config import ConfigError, check_config
 
 WIDTHS = (2, 2, 2, 2, 2)
-TERMS = {"kd": {"soft"}, "mse": {"soft"}, "coast": {"hard"}}
+TERMS = {"kd": {"soft"}, "mse": {"soft"}, "sobel": {"hard"}}
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_every_method_has_its_terms(config):
 
   for method in TERMS:
     assert set(jax.eval_shape(lambda x, m=method: terms(x, m), batch)) == TERMS[method]
-    assert config.recipe(method).teacher == ("" if method == "coast" else "teacher")
+    assert config.recipe(method).teacher == ("" if method == "sobel" else "teacher")
 
 
 def test_scores_are_those_of_scikit_learn():
