@@ -15,6 +15,7 @@ from jax.experimental.buffer_callback import buffer_callback
 from distill_jax.errors import join_first
 from distill_jax.models.adapters.kinds import wrong_kind
 from distill_jax.models.adapters.outputs import select_inputs
+from distill_jax.storage import files
 from distill_jax.teachers.host_outputs import Arrays, Specs, check_arrays, check_specs
 from distill_jax.trees import describe_leaf
 from distill_jax.types import Batch, Model, Variables, input_names
@@ -222,8 +223,7 @@ def _digest(identity: Identity) -> np.ndarray:
   for path in paths:
     if not isinstance(path, Path):
       raise _identity_error(identity)
-    with open(path, "rb") as file:
-      digest.update(b"file:" + hashlib.file_digest(file, "sha256").digest())
+    digest.update(f"file:{files.digest(path)}".encode())
   return np.frombuffer(digest.digest(), np.uint8)
 
 

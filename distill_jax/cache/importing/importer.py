@@ -18,7 +18,8 @@ from distill_jax.cache.importing.journal import Journal
 from distill_jax.cache.importing.row_checks import RowSpec, Targets, check_row, row_name
 from distill_jax.cache.shard_filling import progress_bar
 from distill_jax.cache.store.manifest import Manifest
-from distill_jax.cache.teacher.lazy_logits import encode_output, mask_classes
+from distill_jax.cache.teacher.lazy_logits import mask_classes
+from distill_jax.cache.teacher.predictor import encode_columns
 from distill_jax.cache.teacher_inputs import TeacherInputs
 from distill_jax.losses import SparseTargets
 from distill_jax.models.adapters.kinds import wrong_kind
@@ -174,11 +175,7 @@ def _logits_encoder(outputs: Mapping[str, Codec], classes: int) -> Callable[...,
   """Returns `(logits, batch) -> (columns, errors)`, as `write_cache` encodes logits."""
 
   def encode(logits: jax.Array, batch: Batch):
-    encoded = encode_output(outputs, mask_classes(logits, classes), batch)
-    columns = {
-      f"{name}.{part}": x for name, (parts, _) in encoded.items() for part, x in parts.items()
-    }
-    return columns, {name: errors for name, (_, errors) in encoded.items()}
+    return encode_columns(outputs, dict.fromkeys(outputs, mask_classes(logits, classes)), batch)
 
   return encode
 

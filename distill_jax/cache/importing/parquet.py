@@ -11,7 +11,7 @@ import numpy as np
 from distill_jax.cache.importing.importer import Row
 from distill_jax.cache.importing.row_checks import TARGETS, row_name
 from distill_jax.cache.importing.token_rows import TokenRows
-from distill_jax.errors import check_integer, install_hint, suggest
+from distill_jax.errors import check_integer, naming_extras, suggest
 
 # DistillKit's, and those of its copy in open-instruct; the last three are of its older form.
 PACKED = ("compressed_logprobs", "bytepacked_indices", "packed_indices", "exact_values", "coeffs")
@@ -137,12 +137,9 @@ def _digest(tokens: Sequence[int]) -> bytes:
 
 def _read(path: str | os.PathLike[str], names: Mapping[str, str]) -> Iterator[dict[str, Any]]:
   """Yields the values of each row of a file by their meaning."""
-  try:
+  with naming_extras():
     import pyarrow
     import pyarrow.parquet
-  except ModuleNotFoundError as error:
-    message = f"pyarrow: expected an installed package, got none: {install_hint('pyarrow')}"
-    raise ModuleNotFoundError(message, name=error.name) from error
   try:
     file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
   except pyarrow.ArrowInvalid as error:

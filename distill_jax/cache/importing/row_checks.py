@@ -135,8 +135,8 @@ def _check_targets(spec: RowSpec, key: tuple[int, int], values: Mapping[str, Any
   order = np.lexsort((indices, -log_probs), axis=-1)
   indices = np.take_along_axis(indices, order, -1)
   log_probs = np.minimum(np.take_along_axis(log_probs, order, -1), 0)
-  _check_masses(spec, key, log_probs)
-  label_log_probs = _label_log_probs(key, log_probs, values.get(LABELS))
+  remaining = _check_masses(spec, key, log_probs)
+  label_log_probs = _label_log_probs(key, log_probs, remaining, values.get(LABELS))
   log_probs = log_probs[..., : spec.k]
   probs = np.exp(log_probs)
   mass = probs.sum(-1)
@@ -215,8 +215,11 @@ def _check_indices(spec: RowSpec, key: tuple[int, int], indices: np.ndarray) -> 
   )
 
 
-def _check_masses(spec: RowSpec, key: tuple[int, int], log_probs: np.ndarray) -> None:
-  """Checks the sum of the probabilities, and that no other class can be above the last listed."""
+def _check_masses(spec: RowSpec, key: tuple[int, int], log_probs: np.ndarray) -> np.ndarray:
+  """Checks the sum of the probabilities, and that no other class can be above the last listed.
+
+  Returns what the probability of all other classes may be at most, up to rounding, [...].
+  """
   probs = np.exp(log_probs)
   finite = np.where(probs > 0, log_probs, 0)
   mass = probs.sum(-1)
@@ -239,9 +242,12 @@ def _check_masses(spec: RowSpec, key: tuple[int, int], log_probs: np.ndarray) ->
     "these may be logarithms of base 2 (multiply by log(2)), not the most probable classes, or "
     "scores without the normalizer of the full vocabulary",
   )
+  return tail + slack
 
 
-def _label_log_probs(key: tuple[int, int], log_probs: np.ndarray, values: Any) -> np.ndarray:
+def _label_log_probs(
+  key: tuple[int, int], log_probs: np.ndarray, remaining: np.ndarray, values: Any
+) -> np.ndarray:
   """Returns the labels' log-probabilities as they are stored; NaN is unknown."""
   shape = log_probs.shape[:-1]
   if values is None:
@@ -265,8 +271,7 @@ def _label_log_probs(key: tuple[int, int], log_probs: np.ndarray, values: Any) -
   slack = SLACK - ROUNDING * finite
   is_listed = (np.abs(np.exp(values)[..., None] - probs) <= slack * probs + 1e-12).any(-1)
   smallest = probs[..., -1] * (1 + slack[..., -1])
-  tail = 1 - probs.sum(-1) + SLACK + ROUNDING * (probs * -finite).sum(-1)
-  largest = np.minimum(smallest, tail)
+  largest = np.minimum(smallest, remaining)
   _reject(
     key,
     (np.exp(values) > largest) & ~is_listed,

@@ -67,7 +67,7 @@ def make_predictor(
     return Predictor(start_on_host, output_shapes, HOST_BATCHES_AHEAD)
 
   def predict(variables: Variables, batch: Batch):
-    return _columns(outputs, *output_fn(variables, batch))
+    return encode_columns(outputs, *output_fn(variables, batch))
 
   rows = sharding.row_sharding(mesh)
   compiled = jax.jit(predict, in_shardings=(None, rows), out_shardings=rows)
@@ -94,7 +94,7 @@ def _start_on_host(
   @functools.partial(jax.jit, in_shardings=rows, out_shardings=rows)
   def encode(teacher_outputs: Outputs, batch: Batch):
     selected = {name: select_output(teacher_outputs, name, classes) for name in outputs}
-    return _columns(outputs, selected, batch)
+    return encode_columns(outputs, selected, batch)
 
   def start(batch: Batch, worker: Executor):
     if augment_rows is not None:
@@ -187,7 +187,7 @@ def with_cached_outputs(teacher: Model, outputs: Mapping[str, Codec]) -> Model:
   return teacher._replace(apply=apply)
 
 
-def _columns(
+def encode_columns(
   outputs: Mapping[str, Codec], teacher_outputs: Mapping[str, Any], batch: Batch
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
   """Returns the columns by their names, and the errors by output."""
