@@ -1,11 +1,14 @@
 """Times pairs of programs: each function takes a problem and a number of samples."""
 
 import tempfile
+from collections.abc import Sequence
+from typing import Any
 from unittest import mock
 
 import handwritten
 import jax
 import numpy as np
+import optax
 from problems import DISTILLED, SUPERVISED, Problem
 from timing import Ratio, Run, between, compare
 
@@ -93,6 +96,25 @@ def counts_to_forward(problem: Problem, pairs: int) -> Ratio:
 
   ours, theirs = run(jax.jit(evaluation)), run(jax.jit(forward))
   return compare(ours, theirs, pairs=pairs, calls=problem.calls)
+
+
+def run_steps(
+  student: Model, teacher: Model | None, objective: Objective, batches: Sequence[Any]
+) -> Run:
+  """Returns a run of one step on each batch."""
+  optimizer = optax.adam(1e-3)
+  step = make_train_step(student, teacher, objective, optimizer, StepOptions())
+  compiled = jax.jit(step, donate_argnums=0)
+  state = make_init(student, teacher, objective, optimizer)(jax.random.key(0), batches[0])
+  variables = () if teacher is None or teacher.variables is None else teacher.variables
+
+  def run(calls):
+    nonlocal state
+    for batch in [batch for _ in range(calls) for batch in batches]:
+      state, metrics = compiled(state, variables, batch)
+    return state, metrics
+
+  return run
 
 
 def library_step(problem: Problem, teacher: Model | None):

@@ -2,15 +2,15 @@
 
 import jax
 import numpy as np
+from cases import run_steps
 from problems import Problem, with_weights
-from timing import Ratio, Run, compare
+from timing import Ratio, compare
 
 from distill_jax import data, losses, objectives, tasks
 from distill_jax.models import from_nnx
 from distill_jax.models.zoo.detector import Detector
 from distill_jax.models.zoo.yolo import YOLO
-from distill_jax.train import StepOptions, make_init, make_train_step
-from distill_jax.types import Model, Objective
+from distill_jax.types import Model
 
 CLASSES = 10
 MOST_BOXES = 6
@@ -40,13 +40,13 @@ def step_to_parts(problem: Problem, pairs: int) -> Ratio:
   inference, in two jits.
   """
   batch = jax.device_put(problem.batch())
-  student = _step(problem, None, SUPERVISED, batch)
+  student = run_steps(problem.student, None, SUPERVISED, [batch])
   teacher = _forward(problem.teacher)
 
   def separate(calls):
     return [(student(1), teacher(problem.teacher.variables, batch)) for _ in range(calls)][-1]
 
-  ours = _step(problem, problem.teacher, DISTILLED, batch)
+  ours = run_steps(problem.student, problem.teacher, DISTILLED, [batch])
   return compare(ours, separate, pairs=pairs, calls=problem.calls)
 
 
@@ -72,22 +72,6 @@ def scores_to_forward(problem: Problem, pairs: int) -> Ratio:
     return [forward(variables, batch) for _ in range(calls) for batch in batches]
 
   return compare(score, passes, pairs=pairs, calls=1)
-
-
-def _step(problem: Problem, teacher: Model | None, objective: Objective, batch) -> Run:
-  step = make_train_step(problem.student, teacher, objective, problem.optimizer, StepOptions())
-  compiled = jax.jit(step, donate_argnums=0)
-  init = make_init(problem.student, teacher, objective, problem.optimizer)
-  state = init(jax.random.key(0), batch)
-  variables = () if teacher is None else teacher.variables
-
-  def run(calls):
-    nonlocal state
-    for _ in range(calls):
-      state, metrics = compiled(state, variables, batch)
-    return state, metrics
-
-  return run
 
 
 def _forward(model: Model):

@@ -7,17 +7,16 @@ import re
 import tempfile
 
 import jax
-import optax
+from cases import run_steps
 from problems import with_weights
-from timing import Ratio, Run, compare
+from timing import Ratio, compare
 
 from distill_jax import data, losses, objectives, teachers
 from distill_jax.data import text
 from distill_jax.models import from_nnx
 from distill_jax.models.encoders.encoder import Encoder
 from distill_jax.models.encoders.encoder_config import EncoderConfig
-from distill_jax.train import StepOptions, make_init, make_train_step
-from distill_jax.types import Model, Objective, Outputs
+from distill_jax.types import Model, Outputs
 
 GUIDES = pathlib.Path(__file__).parents[2] / "distill_jax" / "docs" / "guides"
 INPUTS = ("tokens", "segments", "token_types")
@@ -38,12 +37,12 @@ def live_to_parts(quick: bool, pairs: int) -> Ratio:
   """Times distillation steps / the student's steps and the teacher's inference, in two jits."""
   student, teacher, batches = _problem(quick)
   infer = _inference(teacher)
-  own = _steps(student, None, SUPERVISED, _with(batches, "given", infer(batches)))
+  own = run_steps(student, None, SUPERVISED, _with(batches, "given", infer(batches)))
 
   def separate(calls):
     return [(own(1), infer(batches)) for _ in range(calls)][-1]
 
-  return compare(_steps(student, teacher, DISTILLED, batches), separate, pairs=pairs, calls=1)
+  return compare(run_steps(student, teacher, DISTILLED, batches), separate, pairs=pairs, calls=1)
 
 
 def cached_to_own(quick: bool, pairs: int) -> Ratio:
@@ -51,8 +50,8 @@ def cached_to_own(quick: bool, pairs: int) -> Ratio:
   student, teacher, batches = _problem(quick)
   embeddings = _inference(teacher)(batches)
   cached = _with(batches, "teacher/embedding", embeddings)
-  ours = _steps(student, teachers.cached(), DISTILLED, cached)
-  own = _steps(student, None, SUPERVISED, _with(batches, "given", embeddings))
+  ours = run_steps(student, teachers.cached(), DISTILLED, cached)
+  own = run_steps(student, None, SUPERVISED, _with(batches, "given", embeddings))
   return compare(ours, own, pairs=pairs, calls=1)
 
 
@@ -103,20 +102,3 @@ def _inference(teacher: Model):
 
   compiled = jax.jit(embedding)
   return lambda batches: [compiled(teacher.variables, batch) for batch in batches]
-
-
-def _steps(student: Model, teacher: Model | None, objective: Objective, batches) -> Run:
-  """Returns a run of one step on each batch."""
-  optimizer = optax.adam(1e-3)
-  step = make_train_step(student, teacher, objective, optimizer, StepOptions())
-  compiled = jax.jit(step, donate_argnums=0)
-  state = make_init(student, teacher, objective, optimizer)(jax.random.key(0), batches[0])
-  variables = () if teacher is None or teacher.variables is None else teacher.variables
-
-  def run(calls):
-    nonlocal state
-    for batch in [batch for _ in range(calls) for batch in batches]:
-      state, metrics = compiled(state, variables, batch)
-    return state, metrics
-
-  return run
