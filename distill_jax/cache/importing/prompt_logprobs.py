@@ -44,7 +44,8 @@ def prompt_logprobs_rows(
   >>> _ = path.write_text(json.dumps({"id": 0, "prompt_logprobs": [None, entry, entry]}))
   >>> rows = cache.prompt_logprobs_rows(path, source, top_k=2)
   >>> outputs = {"logits": cache.TopK(2)}
-  >>> len(cache.import_rows(path.parent / "cache", rows, source, outputs, identity="by hand"))
+  >>> options = {"identity": "by hand", "progress": False}
+  >>> len(cache.import_rows(path.parent / "cache", rows, source, outputs, **options))
   1
   """
   tokens = TokenRows(source, top_k)
