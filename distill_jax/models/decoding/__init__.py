@@ -8,10 +8,14 @@ takes.
 from distill_jax.errors import naming_extras
 
 with naming_extras():
+  from distill_jax.models.decoding.beams import Beams, beam_sampler, beam_search
   from distill_jax.models.decoding.sampling import sampler
   from distill_jax.models.decoding.steps import DecoderSteps
 
 __all__ = [
+  "Beams",
   "DecoderSteps",
+  "beam_sampler",
+  "beam_search",
   "sampler",
 ]

@@ -52,9 +52,11 @@ def check_steps(steps: DecoderSteps, max_length: int) -> None:
   """Checks the tokens of a network, and the length to decode.
 
   Raises:
-    ValueError: the end token is outside of the vocabulary, or `max_length` is below 1 or above the
-      network's.
+    ValueError: there are less than two tokens, the end token is none of them, or `max_length` is
+      below 1 or above the network's.
   """
+  if steps.vocab_size < 2:
+    raise ValueError(f"vocab_size: expected at least 2 tokens, got {steps.vocab_size}")
   if not 0 <= steps.end_token < steps.vocab_size:
     raise ValueError(
       f"end_token: expected a token in [0, {steps.vocab_size}), got {steps.end_token}: give "
