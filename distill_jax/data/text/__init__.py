@@ -1,4 +1,5 @@
-"""Turns text into rows of tokens: packed documents for decoders, padded sentences for encoders.
+"""Turns text into rows of tokens: packed documents for decoders, padded sentences for encoders,
+pairs for encoder-decoder networks.
 
 Documents are packed in memory, or from a file that is read while training.
 
@@ -11,7 +12,14 @@ from distill_jax.data.text.buckets import LengthBuckets, cut_padding
 from distill_jax.data.text.documents import read_documents
 from distill_jax.data.text.masked_tokens import mask_tokens
 from distill_jax.data.text.packed import load, pack
+from distill_jax.data.text.pairs import check_pairs, pair_rows, pair_source
 from distill_jax.data.text.sentences import SentenceTokenizer, sentence_tokenizer
+from distill_jax.data.text.sequences import (
+  SequenceTokenizer,
+  sequence_tokenizer,
+  symbol_tokenizer,
+  train_pair_bpe,
+)
 from distill_jax.data.text.tokenizer import BYTES, Tokenizer, check_same_tokenizer
 
 __all__ = [
@@ -19,14 +27,21 @@ __all__ = [
   "END",
   "LengthBuckets",
   "SentenceTokenizer",
+  "SequenceTokenizer",
   "Tokenizer",
   "bpe",
+  "check_pairs",
   "check_same_tokenizer",
   "cut_padding",
   "load",
   "mask_tokens",
   "pack",
+  "pair_rows",
+  "pair_source",
   "read_documents",
   "sentence_tokenizer",
+  "sequence_tokenizer",
+  "symbol_tokenizer",
   "train_bpe",
+  "train_pair_bpe",
 ]

@@ -1,7 +1,7 @@
 """Defines what a tokenizer is, and the one whose tokens are bytes."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,12 +29,26 @@ class Tokenizer(NamedTuple):
   identity: str
 
 
-def check_same_tokenizer(teacher: Tokenizer, student: Tokenizer) -> None:
+class Vocabulary(Protocol):
+  """What any tokenizer says of its vocabulary: `Tokenizer`, `SequenceTokenizer` and others."""
+
+  @property
+  def size(self) -> int: ...
+
+  @property
+  def identity(self) -> str: ...
+
+
+def check_same_tokenizer(teacher: Vocabulary, student: Vocabulary) -> None:
   """Checks that teacher and student read the same tokens.
+
+  Args:
+    teacher: the teacher's `Tokenizer`, `SentenceTokenizer` or `SequenceTokenizer`.
+    student: the student's.
 
   Raises:
     ValueError: their identities differ; `losses.uld` compares distributions over different
-      vocabularies.
+      vocabularies, and sequence-level distillation trains on the teacher's decoded texts.
 
   >>> from distill_jax.data import text
   >>> text.check_same_tokenizer(text.BYTES, text.BYTES)
@@ -46,8 +60,9 @@ def check_same_tokenizer(teacher: Tokenizer, student: Tokenizer) -> None:
   if teacher.identity != student.identity:
     raise ValueError(
       f"tokenizer: expected the teacher's, {teacher.identity!r} ({teacher.size:,} tokens), got "
-      f"{student.identity!r} ({student.size:,} tokens): use one tokenizer for both, or losses.uld, "
-      "which compares sorted probabilities and needs no equal vocabularies"
+      f"{student.identity!r} ({student.size:,} tokens): use one tokenizer for both; or losses.uld, "
+      "which compares sorted probabilities; or sequence-level distillation, which encodes the "
+      "teacher's decoded texts by the student's tokenizer"
     )
 
 
