@@ -48,12 +48,15 @@ class Model(NamedTuple):
       needs them (or `teacher_variables=` in `train.fit`); `init` returns a copy of them.
     ema_update: `(average, student, step) -> average`, all `Variables`, for a teacher that is an
       exponential moving average (EMA) of the student; the train state holds it. None: it is not.
+    reads: names of the teacher's outputs that `apply` reads in training, from the batch's
+      'teacher/name' (`models.shared_prefix`); the step adds those that the teacher has.
   """
 
   init: Callable[..., Variables]
   apply: Callable[..., tuple[Outputs, Tree]]
   variables: Variables | None = None
   ema_update: Callable[..., Variables] | None = None
+  reads: tuple[str, ...] = ()
 
 
 class Objective(NamedTuple):

@@ -7,7 +7,8 @@ and `from_apply` takes functions, hence every other library.
 `pretrained` gives any of them weights from a .safetensors or .npz file, and `save_weights` writes
 them under the names of another library; `cast` halves the memory of a teacher's weights;
 `with_weights` adds them to the outputs; `sliding_window` applies a network to images larger than
-its input, and `average_views` averages over clips or crops of an example; `rematerialized` lets a
+its input, and `average_views` averages over clips or crops of an example; `shared_prefix` lets a
+student begin with its teacher's first layers, which run once for both; `rematerialized` lets a
 block of your own network store less for the backward pass.
 """
 
@@ -24,6 +25,7 @@ with naming_extras():
   from distill_jax.models.precision import cast
   from distill_jax.models.remat import rematerialized
   from distill_jax.models.save_weights import save_weights
+  from distill_jax.models.shared_prefix import shared_prefix, whole_variables
   from distill_jax.models.views import average_views
   from distill_jax.models.weight_outputs import with_weights
   from distill_jax.models.weights import load_weights, pretrained, torch_kernel
@@ -41,8 +43,10 @@ __all__ = [
   "pretrained",
   "rematerialized",
   "save_weights",
+  "shared_prefix",
   "sliding_window",
   "torch_kernel",
+  "whole_variables",
   "with_weights",
 ]
 

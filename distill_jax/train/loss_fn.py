@@ -13,7 +13,7 @@ from distill_jax.models.adapters.kinds import check_model
 from distill_jax.models.adapters.outputs import AUXILIARY_LOSS
 from distill_jax.models.variables import as_variables
 from distill_jax.objectives.terms import RESERVED, takes_axis_name
-from distill_jax.types import Batch, Model, Objective, Outputs
+from distill_jax.types import CACHED, Batch, Model, Objective, Outputs
 
 Terms = dict[str, tuple[Any, Any]]
 
@@ -130,8 +130,9 @@ def make_loss_of_outputs(
     params, model_state, teacher_outputs, batch, *, step, keys, denominators=None
   ):
     student_key, objective_key = keys
+    inputs = with_shared_outputs(student, teacher_outputs, batch)
     outputs, student_state = student.apply(
-      params["student"], model_state["student"], batch, train=True, key=student_key
+      params["student"], model_state["student"], inputs, train=True, key=student_key
     )
     outputs = dict(outputs)
     auxiliary_loss = outputs.pop(AUXILIARY_LOSS, None)
@@ -170,6 +171,14 @@ def apply_teacher(teacher: Model | None, teacher_variables: Any, batch: Batch) -
     )
   variables = as_variables("teacher_variables", teacher_variables)
   return teacher.apply(*variables, batch, train=False, key=None)[0]
+
+
+def with_shared_outputs(student: Model, teacher_outputs: Outputs, batch: Batch) -> Batch:
+  """Returns the batch with the teacher's outputs that the student reads, as 'teacher/name'."""
+  shared = {
+    CACHED + name: teacher_outputs[name] for name in student.reads if name in teacher_outputs
+  }
+  return {**batch, **shared} if shared else batch
 
 
 def check_key(key: Any) -> None:

@@ -19,6 +19,7 @@ from distill_jax.train.loss_fn import (
   check_key,
   check_models,
   make_loss_of_outputs,
+  with_shared_outputs,
 )
 from distill_jax.train.optimizers import as_optimizer, init_optimizer
 from distill_jax.train.options import StepOptions
@@ -87,6 +88,9 @@ def make_init(
         if teacher.ema_update is not None:
           _check_average(variables, teacher_variables)
         teacher_outputs = _output_shapes(teacher, teacher_variables, batch)
+    if student.reads:
+      inputs = with_shared_outputs(student, teacher_outputs, batch)
+      outputs = _output_shapes(student, variables, inputs)
     learned = objective.init(jax.random.fold_in(key, 1), outputs, teacher_outputs)
     params = _drop_weak_types({"student": variables.params, "objective": learned.params})
     model_state = _drop_weak_types({"student": variables.state, "objective": learned.state})

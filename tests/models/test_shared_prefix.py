@@ -1,0 +1,211 @@
+"""A student whose first layers are the teacher's: frozen, run once, part of the whole network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from fitting import fit_with
+from flax import nnx
+
+from distill_jax import data, export_student, load_student, losses, objectives
+from distill_jax.models import from_apply, from_nnx, shared_prefix, whole_variables
+from distill_jax.train import StepOptions, make_init, make_train_step, predict
+from distill_jax.types import Variables
+
+KEY = jax.random.key(0)
+CLASSES = 5
+
+
+class Network(nnx.Module):
+  """First layers with a batch norm and dropout, and further ones."""
+
+  def __init__(self, depth, rngs):
+    self.first = nnx.Sequential(
+      nnx.Linear(6, 8, rngs=rngs),
+      nnx.BatchNorm(8, rngs=rngs),
+      nnx.Dropout(0.5, rngs=rngs),
+      nnx.relu,
+    )
+    self.rest = nnx.List([nnx.Linear(8, 8, rngs=rngs) for _ in range(depth)])
+    self.norm = nnx.BatchNorm(8, rngs=rngs)
+    self.head = nnx.Linear(8, CLASSES, rngs=rngs)
+
+  def __call__(self, x):
+    encoded = self.first(x)
+    return {"encoded": encoded, "logits": self.decode(encoded)}
+
+  def decode(self, x):
+    for layer in self.rest:
+      x = nnx.relu(layer(x))
+    return self.head(self.norm(x))
+
+
+def network(depth, *, seed=None):
+  """A Model, and one of its further layers; with weights if a seed is given."""
+  build = (lambda rngs: Network(depth, rngs)) if seed is None else Network(depth, nnx.Rngs(seed))
+  call = lambda net, x, train: net.decode(x)  # noqa: E731
+  return from_nnx(build), from_nnx(build, inputs="encoded", call=call)
+
+
+def moved(model):
+  """The model with other batch statistics than those of a new network."""
+  state = jax.tree.map(lambda x: x + 0.3 if x.dtype == jnp.float32 else x, model.variables.state)
+  return model._replace(variables=model.variables._replace(state=state))
+
+
+TEACHER = moved(network(3, seed=1)[0])
+WHOLE, REST = network(1)
+STUDENT = shared_prefix(WHOLE, TEACHER, "^first/", rest=REST)
+OBJECTIVE = objectives.weighted(
+  hard=(0.5, objectives.labels()),
+  soft=(1.0, objectives.logits(losses.kl_divergence, temperature=2.0)),
+)
+OPTIMIZER = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.05, momentum=0.9))
+
+
+def examples(rng, rows=16):
+  image = rng.normal(size=(rows, 6)).astype(np.float32)
+  return {"image": image, "label": rng.integers(0, CLASSES, rows).astype(np.int32)}
+
+
+def run(batch, student=STUDENT, teacher=TEACHER, steps=3, **options):
+  """The state and the losses after some steps on one batch."""
+  state = make_init(student, teacher, OBJECTIVE, OPTIMIZER)(KEY, batch)
+  step = jax.jit(make_train_step(student, teacher, OBJECTIVE, OPTIMIZER, StepOptions(**options)))
+  values = []
+  for _ in range(steps):
+    state, metrics = step(state, teacher.variables, batch)
+    values.append(metrics["loss"][0])
+  return state, np.stack(values)
+
+
+def assert_same(a, b, **tolerance):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def test_first_layers_stay_the_teachers_and_have_no_optimizer_state(rng):
+  state, values = run(examples(rng))
+  assert values[-1] < values[0]
+  assert state.params["student"]["first"]["layers"][0] == {"bias": None, "kernel": None}
+  trained = jax.tree.leaves(state.params)
+  assert len(jax.tree.leaves(state.opt_state[1][0].trace)) == len(trained) == 6
+  whole = whole_variables(Variables(*(x["student"] for x in (state.params, state.model_state))))
+  for own, given in zip(whole, TEACHER.variables):
+    assert_same(own["first"], given["first"], rtol=0)
+  assert not np.array_equal(whole.state["norm"]["mean"], np.zeros(8))  # Those of later layers move.
+
+
+def test_equals_the_step_of_the_rest_on_the_teachers_outputs(rng):
+  """Written by hand: a student of the further layers alone, whose input is the teacher's output."""
+  batch = examples(rng)
+  outputs, _ = TEACHER.apply(*TEACHER.variables, batch, train=False, key=None)
+  start = make_init(STUDENT, TEACHER, OBJECTIVE, OPTIMIZER)(KEY, batch)
+  params, state = whole_variables(Variables(start.params["student"], start.model_state["student"]))
+  first, rest = params["first"], {k: v for k, v in params.items() if k != "first"}
+
+  def loss(rest, state):
+    result, state = REST.apply(
+      {**rest, "first": first}, state, {"encoded": outputs["encoded"]}, train=True, key=KEY
+    )
+    logits, label = result["logits"], batch["label"]
+    hard = optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+    soft = losses.kl_divergence(logits, outputs["logits"], temperature=2.0).mean()
+    return 0.5 * hard + soft, state
+
+  opt_state = OPTIMIZER.init(rest)
+  for _ in range(3):
+    (_, state), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(rest, state)
+    updates, opt_state = OPTIMIZER.update(grads, opt_state, rest)
+    rest = optax.apply_updates(rest, updates)
+  trained, _ = run(batch)
+  result = whole_variables(Variables(trained.params["student"], trained.model_state["student"]))
+  assert_same(result, Variables({**rest, "first": first}, state), rtol=1e-4, atol=1e-6)
+
+
+def test_whole_network_evaluates_alike_and_is_exported(rng, tmp_path):
+  batch = examples(rng)
+  state, _ = run(batch)
+  variables = Variables(state.params["student"], state.model_state["student"])
+  encoded = TEACHER.apply(*TEACHER.variables, batch, train=False, key=None)[0]["encoded"]
+  continued = batch | {"teacher/encoded": encoded}
+  expected = STUDENT.apply(*variables, continued, train=False, key=None)[0]["logits"]
+  folder = export_student(whole_variables(variables), tmp_path / "whole", description={})
+  whole = load_student(folder, WHOLE, batch)
+  for model, weights in ((STUDENT, variables), (WHOLE, whole)):
+    assert_same(predict(model, weights, batch)["logits"], expected, rtol=1e-5)
+  folder = export_student(variables, tmp_path / "split", description={})
+  assert_same(load_student(folder, STUDENT, batch), variables, rtol=0)
+
+
+def test_without_a_teacher_the_student_runs_its_own_first_layers(rng):
+  """In evaluation mode: no dropout, and the statistics of the batch norm stay."""
+  batch = examples(rng)
+  variables = STUDENT.init(KEY, batch)
+  outputs = [STUDENT.apply(*variables, batch, train=True, key=jax.random.key(k)) for k in range(2)]
+  (first, state), (second, _) = outputs
+  encoded = TEACHER.apply(*TEACHER.variables, batch, train=False, key=None)[0]["encoded"]
+  for result in (first, second):
+    assert_same(result["encoded"], encoded, rtol=1e-6)
+  assert_same(state["state"]["first"], TEACHER.variables.state["first"], rtol=0)
+
+
+def linear(width):
+  """A network of two matrices, its weights, and a Model of the second."""
+  weights = {"first": 2 * jnp.eye(6), "rest": {"kernel": jnp.ones((6, CLASSES)), "bias": width}}
+
+  def decode(weights, encoded):
+    logits = encoded @ weights["rest"]["kernel"] + weights["rest"]["bias"]
+    return {"encoded": encoded, "logits": logits}
+
+  whole = from_apply(None, lambda w, x: decode(w, x @ w["first"]), variables=weights)
+  return whole, from_apply(None, decode, variables=weights, inputs="encoded")
+
+
+def test_resumed_run_ends_alike(rng, tmp_path):
+  teacher, rest = linear(jnp.arange(CLASSES, dtype=jnp.float32))
+  student = shared_prefix(linear(jnp.zeros(CLASSES))[0], teacher, "^first", rest=rest)
+  source = data.Source(examples(rng), CLASSES, name="toy")
+
+  def fit(steps, folder=None):
+    networks = student, teacher, OBJECTIVE, optax.adamw(0.1, weight_decay=0.5), source
+    every = None if folder is None else 2
+    return fit_with(*networks, steps=steps, batch_size=8, folder=folder, checkpoint_every=every)
+
+  straight = fit(4)
+  fit(2, tmp_path)
+  resumed = fit(4, tmp_path)
+  assert int(resumed.state.step) == 4
+  assert_same(resumed.variables, straight.variables, rtol=0)
+  assert_same(whole_variables(resumed.variables).params["first"], 2 * np.eye(6))
+
+
+def changed(model):
+  params = model.variables.params
+  kernel = params["first"]["layers"][0]["kernel"] + 1e-3
+  layers = {**params["first"]["layers"], 0: {**params["first"]["layers"][0], "kernel": kernel}}
+  params = {**params, "first": {**params["first"], "layers": layers}}
+  return model._replace(variables=model.variables._replace(params=params))
+
+
+@pytest.mark.parametrize(
+  ("arguments", "field"),
+  [
+    ((WHOLE, WHOLE, "^first/"), "teacher: .*none"),
+    ((changed(TEACHER), TEACHER, "^first/"), "student: .*first/layers/0/kernel"),
+    ((WHOLE, TEACHER, "^frist/"), "prefix: .*frist"),
+    ((WHOLE, TEACHER, "^first/layers/0/"), "prefix: .*first/layers/1"),
+    ((WHOLE, TEACHER, {"^rest/0": "rest/7"}), r"prefix: (.|\n)*rest/7"),
+    ((WHOLE, TEACHER, {"^head/kernel": "rest/0/kernel"}), r"prefix: (.|\n)*head/kernel .*\[8, 8\]"),
+  ],
+)
+def test_other_first_layers_raise(arguments, field):
+  with pytest.raises(ValueError, match=f"^{field}"):
+    student = shared_prefix(*arguments, rest=REST)
+    student.init(KEY, {"image": jnp.ones((2, 6))})
+
+
+def test_equal_variables_are_taken(rng):
+  student = shared_prefix(TEACHER, TEACHER, "^first/", rest=network(3)[1])
+  assert_same(whole_variables(student.variables), TEACHER.variables, rtol=0)
+  assert_same(student.init(KEY, examples(rng)), student.variables, rtol=0)
