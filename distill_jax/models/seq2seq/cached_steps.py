@@ -12,6 +12,7 @@ from distill_jax.models.adapters.outputs import select_inputs
 from distill_jax.models.decoding.steps import DecoderSteps
 from distill_jax.models.llm.head import head_logits
 from distill_jax.models.seq2seq.encoder_decoder import EncoderDecoder, source_visible
+from distill_jax.models.seq2seq.encoder_decoder_config import EncoderDecoderConfig
 from distill_jax.types import Variables
 
 
@@ -30,23 +31,25 @@ class Seq2seqCache(NamedTuple):
 
 
 def decoder_steps(
-  make: Callable[[nnx.Rngs], EncoderDecoder], *, start_token: int, end_token: int
+  make: Callable[[nnx.Rngs], EncoderDecoder],
+  *,
+  start_token: int | None = None,
+  end_token: int | None = None,
 ) -> DecoderSteps:
   """Returns an `EncoderDecoder` as steps, for `models.decoding`: the encoder runs once a source.
 
   Args:
     make: function `(nnx.Rngs) -> EncoderDecoder`, as given to `from_nnx`.
-    start_token: the first token that the decoder reads.
-    end_token: the token that ends a target.
+    start_token: the decoder's first input; None: the config's.
+    end_token: the token that ends a target; None: the config's.
 
   Returns:
     The steps; they read 'source' and 'source_segments' of a batch, and raise a ValueError in
     `start` for more positions than `max_length`.
 
   Raises:
-    ValueError: a token outside the vocabulary.
+    ValueError: a token that is None in the config too, or outside the vocabulary.
 
-  >>> from distill_jax.models.seq2seq.encoder_decoder_config import EncoderDecoderConfig
   >>> config = EncoderDecoderConfig(9, 8, encoder_layers=1, decoder_layers=1, num_heads=2)
   >>> make = lambda rngs: EncoderDecoder(config, rngs=rngs)
   >>> steps = decoder_steps(make, start_token=0, end_token=1)
@@ -61,8 +64,8 @@ def decoder_steps(
   abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
   graph = nnx.graphdef(abstract)
   config = abstract.config
-  check_integer("start_token", start_token, 0, config.vocab_size - 1)
-  check_integer("end_token", end_token, 0, config.vocab_size - 1)
+  start_token = _token("start_token", start_token, config)
+  end_token = _token("end_token", end_token, config)
 
   def start(variables: Variables, batch: Mapping[str, Any], length: int) -> Seq2seqCache:
     source, segments = select_inputs(batch, ("source", "source_segments"))
@@ -72,6 +75,13 @@ def decoder_steps(
     return _step(nnx.merge(graph, variables.params), tokens, position, cache)
 
   return DecoderSteps(start, step, start_token, end_token, config.vocab_size, config.max_length)
+
+
+def _token(field: str, token: int | None, config: EncoderDecoderConfig) -> int:
+  token = getattr(config, field) if token is None else token
+  if token is None:
+    raise ValueError(f"{field}: expected a token, got None here and in the config: give it to one")
+  return check_integer(field, token, 0, config.vocab_size - 1)
 
 
 def _start(network: EncoderDecoder, source, segments, length: int) -> Seq2seqCache:
@@ -92,12 +102,10 @@ def _start(network: EncoderDecoder, source, segments, length: int) -> Seq2seqCac
 
 
 def _step(network: EncoderDecoder, tokens, position, cache: Seq2seqCache):
-  length = cache.target[0][0].shape[1]
   position = jnp.asarray(position)
-  visible = jnp.arange(length) <= position
   is_source = source_visible(jnp.where(cache.is_source, 0, -1))
   sources = [(*keys_values, is_source) for keys_values in cache.source]
   x = network.embed_target(tokens[:, None], position)
-  hidden, target = network.decoder.extend(x, visible, position, cache.target, sources)
+  hidden, target = network.decoder.extend(x, position, cache.target, sources)
   outputs = {"hidden": hidden[:, 0], "head": network.logits_head()}
   return head_logits(outputs), cache._replace(target=target)

@@ -14,12 +14,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from distill_jax.models.llm.token_rows import check_token_rows, embed_tokens
 from distill_jax.models.remat import check_policy
 from distill_jax.models.seq2seq.encoder_decoder_config import EncoderDecoderConfig
+from distill_jax.models.seq2seq.positions import sinusoids
 from distill_jax.models.seq2seq.stack import Stack
 from distill_jax.types import Outputs
 
@@ -79,9 +79,12 @@ class EncoderDecoder(nnx.Module):
     self.encoder = Stack(config, decoder=False, **options)
     self.decoder = Stack(config, decoder=True, **options)
     normal = nnx.initializers.normal(width**-0.5)
-    self.head = None
-    if not config.tie_embeddings:
+    if config.tie_embeddings:
+      self.head = None
+    else:
       self.head = nnx.Param(normal(rngs.params(), (width, config.vocab_size), jnp.float32))
+    has_bias = config.layout.head_bias
+    self.head_bias = nnx.Param(jnp.zeros(config.vocab_size)) if has_bias else None
 
   def __call__(
     self, source: jax.Array, source_segments: jax.Array | None, tokens: jax.Array
@@ -106,7 +109,7 @@ class EncoderDecoder(nnx.Module):
     """Returns the encoder's outputs; arguments and errors as in `__call__`."""
     check_token_rows(source, self.config.max_length, source_segments=source_segments)
     embed = self.embed if self.source_embed is None else self.source_embed
-    x = self._embed(embed, source, slice(source.shape[1]))
+    x = self._embed(embed, source)
     x, named = self.encoder(x, source_visible(source_segments))
     return {f"encoder_{name}": value for name, value in named.items()} | {"encoded": x}
 
@@ -116,46 +119,43 @@ class EncoderDecoder(nnx.Module):
     """Returns the decoder's outputs for a source that is encoded, [B, S, embed_dim]."""
     check_token_rows(tokens, self.config.max_length)
     visible = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
-    x = self._embed(self.embed, tokens, slice(tokens.shape[1]))
+    x = self._embed(self.embed, tokens)
     x, named = self.decoder(x, visible, encoded, source_visible(source_segments))
     return {**named, "hidden": x, "head": self.logits_head()}
 
   def embed_target(self, tokens: jax.Array, position: jax.Array) -> jax.Array:
     """Returns what enters the decoder for tokens [B, 1] at `position`, an int scalar."""
-    return self._embed(self.embed, tokens, position[None])
+    return self._embed(self.embed, tokens, position)
 
   def logits_head(self) -> tuple[jax.Array, jax.Array | None, None]:
     """Returns the output 'head'."""
-    kernel = self.embed.embedding[...].T if self.head is None else self.head[...]
-    return kernel.astype(self.dtype), None, None
+    bias = None if self.head_bias is None else self.head_bias[...]
+    if self.head is not None:
+      return self.head[...].astype(self.dtype), bias, None
+    scale = self.config.embed_dim**-0.5 if self.config.layout.head_scale else 1.0
+    return (self.embed.embedding[...].T * scale).astype(self.dtype), bias, None
 
   def _embedding(self, count: int, rngs: nnx.Rngs) -> nnx.Embed:
     deviation = self.config.embed_dim**-0.5 if self.config.layout.embed_scale else 1.0
     normal = nnx.initializers.normal(deviation)
     return nnx.Embed(count, self.config.embed_dim, embedding_init=normal, rngs=rngs)
 
-  def _embed(self, embed: nnx.Embed, tokens: jax.Array, positions: Any) -> jax.Array:
+  def _embed(
+    self, embed: nnx.Embed, tokens: jax.Array, position: jax.Array | None = None
+  ) -> jax.Array:
+    """Returns what enters a stack for tokens [B, L], from the first on, or [B, 1] at a position."""
+    layout = self.config.layout
+    width = self.config.embed_dim
     x = embed_tokens(embed, tokens, self.dtype)
-    if self.config.layout.embed_scale:
-      x = x * self.config.embed_dim**0.5
-    if self.config.layout.positions == "sinusoidal":
-      table = sinusoids(self.config.max_length, self.config.embed_dim)
-      x = x + jnp.asarray(table, self.dtype)[positions]
-    return x
+    if layout.embed_scale:
+      x = x * width**0.5
+    if layout.positions != "sinusoidal":
+      return x
+    if position is None:
+      return x + jnp.asarray(sinusoids(tokens.shape[1], width), self.dtype)
+    return x + jnp.asarray(sinusoids(self.config.max_length, width), self.dtype)[position]
 
 
 def source_visible(segments: jax.Array | None) -> jax.Array | None:
   """Returns where queries attend to a source, bool [B, 1, 1, S]; None: everywhere."""
   return None if segments is None else (segments >= 0)[:, None, None]
-
-
-def sinusoids(length: int, width: int) -> np.ndarray:
-  """Returns the positions [length, width] of Vaswani et al.: the sines first, then the cosines.
-
-  >>> sinusoids(2, 4).round(2)
-  array([[0.  , 0.  , 1.  , 1.  ],
-         [0.84, 0.01, 0.54, 1.  ]], dtype=float32)
-  """
-  rates = 10_000.0 ** (-np.arange(0, width, 2) / width)
-  angles = np.arange(length)[:, None] * rates
-  return np.concatenate([np.sin(angles), np.cos(angles)], 1).astype(np.float32)

@@ -8,6 +8,20 @@ ACTIVATIONS = ("relu", "gelu", "swish", "gated_gelu")
 
 
 @dataclasses.dataclass(frozen=True)
+class RelativePositions:
+  """How T5 numbers distances between tokens; the values are those of the released networks.
+
+  Attributes:
+    num_buckets: number of ranges of distances; half of them hold one distance each, and in an
+      encoder each half is split again between earlier and later tokens.
+    max_distance: the distance from which on all are in the last bucket; the ranges up to it grow.
+  """
+
+  num_buckets: int = 32
+  max_distance: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
 class Layout:
   """How the blocks of a family compute.
 
@@ -18,6 +32,7 @@ class Layout:
     positions: 'sinusoidal': added to the embeddings; 'relative': a number for each head and
       distance, added to the scores of self-attention in all blocks.
     embed_scale: whether embeddings are multiplied by sqrt(embed_dim).
+    head_scale: whether a head that is the transposed embedding is divided by sqrt(embed_dim).
     attention_scale: whether scores are divided by sqrt(head_dim).
     bias: whether linear layers and norms have biases.
     key_bias: whether keys have one too; softmax cancels it.
@@ -28,6 +43,7 @@ class Layout:
   rms_norm: bool
   positions: str
   embed_scale: bool
+  head_scale: bool
   attention_scale: bool
   bias: bool
   key_bias: bool
@@ -40,10 +56,33 @@ LAYOUTS = {
     rms_norm=False,
     positions="sinusoidal",
     embed_scale=True,
+    head_scale=False,
     attention_scale=True,
     bias=True,
     key_bias=False,
     head_bias=False,
+  ),
+  "t5": Layout(
+    norm_first=True,
+    rms_norm=True,
+    positions="relative",
+    embed_scale=False,
+    head_scale=True,
+    attention_scale=False,
+    bias=False,
+    key_bias=False,
+    head_bias=False,
+  ),
+  "marian": Layout(
+    norm_first=False,
+    rms_norm=False,
+    positions="sinusoidal",
+    embed_scale=True,
+    head_scale=False,
+    attention_scale=True,
+    bias=True,
+    key_bias=True,
+    head_bias=True,
   ),
 }
 
@@ -64,12 +103,20 @@ class EncoderDecoderConfig:
       0: source and target share them.
     tie_embeddings: whether the head is the transposed embedding of the target.
     max_length: number of positions of the source, and of the target.
-    activation: of the perceptrons: 'relu', 'gelu', 'swish' or 'gated_gelu'.
+    activation: of the perceptrons: 'relu', 'gelu', 'swish', or 'gated_gelu', by tanh as in T5 v1.1.
     norm_eps: epsilon of the norms.
-    family: 'plain': norms before each part, sinusoidal positions.
+    family: 'plain': layer norms before each part, sinusoidal positions. 't5' (Raffel et al. 2020):
+      RMS norms before each part, relative positions, no biases; v1.1 is 'gated_gelu' without tied
+      embeddings. 'marian' (Junczys-Dowmunt et al. 2018): layer norms after each part, sinusoidal
+      positions, and a bias of the logits.
+    relative: of 't5'; None: `RelativePositions()`.
+    start_token: the decoder's first input, if `decoder_steps` and released files are to know it; it
+      also pads. None: they are told, or raise.
+    end_token: the token that ends a target, alike.
 
   Raises:
-    ValueError: a size that is no positive integer or does not divide, or an unknown name.
+    ValueError: a size that is no positive integer or does not divide, an unknown name, a token
+      outside the vocabulary, or relative positions in another family.
 
   >>> EncoderDecoderConfig(100, 16, encoder_layers=6, decoder_layers=1, num_heads=2).mlp_dim
   64
@@ -88,6 +135,9 @@ class EncoderDecoderConfig:
   activation: str = "relu"
   norm_eps: float = 1e-5
   family: str = "plain"
+  relative: RelativePositions | None = None
+  start_token: int | None = None
+  end_token: int | None = None
 
   def __post_init__(self):
     for field, names in (("family", LAYOUTS), ("activation", ACTIVATIONS)):
@@ -96,6 +146,27 @@ class EncoderDecoderConfig:
         raise ValueError(
           f"{field}: expected one of {tuple(names)}, got {name!r}{suggest(name, names)}"
         )
+    self._check_sizes()
+    for field in ("start_token", "end_token"):
+      if getattr(self, field) is not None:
+        check_integer(field, getattr(self, field), 0, self.vocab_size - 1)
+    is_relative = self.layout.positions == "relative"
+    if not is_relative and self.relative is not None:
+      raise ValueError(
+        f"relative: expected None for the family {self.family!r}, got {self.relative}: write "
+        "family='t5'"
+      )
+    if is_relative:
+      object.__setattr__(self, "relative", self.relative or RelativePositions())
+    object.__setattr__(self, "head_dim", self.head_dim or self.embed_dim // self.num_heads)
+    object.__setattr__(self, "mlp_dim", self.mlp_dim or 4 * self.embed_dim)
+
+  @property
+  def layout(self) -> Layout:
+    """How the blocks compute, by the family."""
+    return LAYOUTS[self.family]
+
+  def _check_sizes(self) -> None:
     for field in ("vocab_size", "embed_dim", "encoder_layers", "decoder_layers", "num_heads"):
       check_integer(field, getattr(self, field), 1)
     for field in ("head_dim", "mlp_dim", "source_vocab_size"):
@@ -110,10 +181,3 @@ class EncoderDecoderConfig:
       raise ValueError(
         f"embed_dim: expected an even size, half sines and half cosines, got {self.embed_dim}"
       )
-    object.__setattr__(self, "head_dim", self.head_dim or self.embed_dim // self.num_heads)
-    object.__setattr__(self, "mlp_dim", self.mlp_dim or 4 * self.embed_dim)
-
-  @property
-  def layout(self) -> Layout:
-    """How the blocks compute, by the family."""
-    return LAYOUTS[self.family]

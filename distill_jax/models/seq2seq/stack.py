@@ -3,11 +3,13 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from distill_jax.models.remat import rematerialized
 from distill_jax.models.seq2seq.attention import Attention, linear
 from distill_jax.models.seq2seq.encoder_decoder_config import EncoderDecoderConfig
+from distill_jax.models.seq2seq.positions import relative_buckets
 
 
 class Block(nnx.Module):
@@ -90,7 +92,15 @@ class Stack(nnx.Module):
   ):
     num_layers = config.decoder_layers if decoder else config.encoder_layers
     depth = num_layers * (3 if decoder else 2)
+    self.causal = decoder
     self.remat = remat
+    self.relative = config.relative
+    if config.relative is None:
+      self.buckets = None
+    else:
+      normal = nnx.initializers.normal(config.embed_dim**-0.5)
+      shape = config.relative.num_buckets, config.num_heads
+      self.buckets = nnx.Param(normal(rngs.params(), shape, jnp.float32))
     self.blocks = nnx.data(
       [
         Block(config, depth=depth, decoder=decoder, dtype=dtype, rngs=rngs)
@@ -109,34 +119,46 @@ class Stack(nnx.Module):
       source_visible: bool, where each token attends to the source.
     """
     run = rematerialized(Block.__call__, self.remat)
+    positions = jnp.arange(x.shape[1])
+    bias = self._bias(positions, positions)
     outputs: dict[str, jax.Array] = {}
     for k, block in enumerate(self.blocks, 1):
       source = None
       if encoded is not None:
         source = *block.cross.keys_values(encoded), source_visible
-      x, named, _ = run(block, x, visible, None, source)
+      x, named, _ = run(block, x, visible, bias, source)
       outputs |= {f"block{k}": x} | {f"{name}{k}": value for name, value in named.items()}
     return self.finish(x), outputs
 
-  def extend(self, x, visible, position, keys_values, sources):
+  def extend(self, x, position, keys_values, sources):
     """Returns the hidden states of one more token, and the new keys and values of each block.
 
     Args:
       x: embedding [B, 1, embed_dim].
-      visible: bool, the positions so far.
       position: int scalar, of the token.
       keys_values: for each block (keys, values) of all positions [B, L, heads, head_dim].
       sources: for each block (keys, values, visible) of the source.
     """
+    cached = jnp.arange(keys_values[0][0].shape[1])
+    visible = cached <= position
+    bias = self._bias(position[None], cached)
     new = []
     for block, own, source in zip(self.blocks, keys_values, sources, strict=True):
-      x, _, block_kv = block(x, visible, None, source, (*own, position))
+      x, _, block_kv = block(x, visible, bias, source, (*own, position))
       new.append(block_kv)
     return self.finish(x), tuple(new)
 
   def finish(self, x):
     """Returns the hidden states after the last norm, in a family that has one."""
     return x if self.norm is None else self.norm(x)
+
+  def _bias(self, query_positions, key_positions):
+    """Returns what relative positions add to the scores, [1, heads, T, S], or None."""
+    if self.buckets is None:
+      return None
+    options = {"relative": self.relative, "causal": self.causal}
+    buckets = relative_buckets(query_positions, key_positions, **options)
+    return self.buckets[...][buckets].transpose(2, 0, 1)[None]
 
 
 def norm(config: EncoderDecoderConfig, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
