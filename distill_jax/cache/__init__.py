@@ -21,6 +21,9 @@ specify the bytes on disk, `identity` what a cache depends on.
 `import_rows` writes a cache of outputs that others computed: `prompt_logprobs_rows` reads them from
 vLLM's JSON lines, `parquet_rows` from lists in parquet files, and `server_rows` asks a server.
 
+`seq_kd` writes the sequences that a teacher generates as pseudo labels, and `pseudo_labels` reads
+them as a source (`sequence_level`).
+
 `row_bytes` returns the bytes of one example, and `estimate` measures what each codec loses, before
 anything is written (`estimate_table` prints it). `describe` returns what a cache holds, `verify`
 compares random rows with the teacher, and `check_run` and `check_teacher` reject a cache of other
@@ -42,6 +45,8 @@ with naming_extras():
   from distill_jax.cache.importing.server_rows import server_rows
   from distill_jax.cache.inspection import describe
   from distill_jax.cache.reader import Cache, open_cache
+  from distill_jax.cache.sequence_level.reading import pseudo_labels
+  from distill_jax.cache.sequence_level.writing import seq_kd
   from distill_jax.cache.store.manifest import Mismatch
   from distill_jax.cache.store.records import CorruptCache
   from distill_jax.cache.store.shards import Incomplete
@@ -68,7 +73,9 @@ __all__ = [
   "open_cache",
   "parquet_rows",
   "prompt_logprobs_rows",
+  "pseudo_labels",
   "row_bytes",
+  "seq_kd",
   "server_rows",
   "verify",
   "vocabulary",

@@ -16,7 +16,7 @@ from distill_jax.cache.codecs import codec as codecs
 from distill_jax.cache.codecs.codec import Codec
 from distill_jax.cache.store import shards
 from distill_jax.cache.store.backend import Store, open_store
-from distill_jax.cache.store.manifest import Manifest, flatten
+from distill_jax.cache.store.manifest import Manifest, Mismatch, flatten
 from distill_jax.cache.store.row_reader import MEMORY, RowReader
 from distill_jax.cache.teacher.lm_head import LMHead, check_has_head, head_bytes, read_head
 from distill_jax.cache.teacher_inputs import UNDECODABLE
@@ -191,6 +191,7 @@ def open_cache(url: str | os.PathLike[str], *, memory: int = MEMORY) -> Cache:
   Raises:
     Incomplete: there is none, or it is not finished: `write_cache` resumes it.
     CorruptCache: it was changed since it was written.
+    Mismatch: it holds pseudo labels, which `pseudo_labels` reads.
     OSError: the store cannot be read.
 
   >>> import tempfile
@@ -206,6 +207,11 @@ def open_cache(url: str | os.PathLike[str], *, memory: int = MEMORY) -> Cache:
   """
   store = open_store(url)
   manifest = shards.open_complete(store)
+  if "decoding" in manifest.identity:
+    raise Mismatch(
+      f"url: expected a cache of outputs in {store.url}, got pseudo labels: read them "
+      "with cache.pseudo_labels"
+    )
   head = manifest.identity["teacher"].get("head")
   if head is not None:
     check_has_head(store, head)

@@ -4,7 +4,7 @@ import collections
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -15,7 +15,6 @@ from distill_jax.cache.store import shards
 from distill_jax.cache.store.backend import Store
 from distill_jax.cache.store.manifest import Manifest
 from distill_jax.cache.store.rows import shards_of_process
-from distill_jax.cache.teacher.predictor import Predictor
 from distill_jax.cache.teacher_inputs import UNDECODABLE, TeacherInputs
 from distill_jax.distributed.progress import writing_above
 from distill_jax.types import Batch
@@ -44,11 +43,23 @@ class _Part(NamedTuple):
   columns: dict[str, np.ndarray]
 
 
+class ColumnPredictor(Protocol):
+  """What computes the columns of a batch: a `Predictor`, or a `Decoder` of sequences."""
+
+  @property
+  def start(self) -> Callable[[Batch, Executor], Callable[[], Any]]:
+    """Begins to compute a batch, and returns a function that waits for `(columns, errors)`."""
+
+  @property
+  def num_ahead(self) -> int:
+    """Number of batches to start before the first one is finished."""
+
+
 def fill_missing(
   store: Store,
   manifest: Manifest,
   inputs: TeacherInputs,
-  predictor: Predictor,
+  predictor: ColumnPredictor,
   *,
   batch_size: int,
   part: tuple[int, int] | None,
@@ -119,7 +130,7 @@ def _batches(
 
 
 def _computed_ahead(
-  predictor: Predictor, batches: Iterable[_ShardBatch], worker: Executor
+  predictor: ColumnPredictor, batches: Iterable[_ShardBatch], worker: Executor
 ) -> Iterator[tuple[_ShardBatch, Callable[[], Any]]]:
   """Yields batches and what waits for their results, when the next ones are under way: the teacher
   computes them while the caller copies, encodes and writes this one."""
