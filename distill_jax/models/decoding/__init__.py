@@ -1,8 +1,10 @@
 """Decodes encoder-decoders of any kind: greedily, by sampling and by beam search, under jit.
 
-A network describes itself by `DecoderSteps`. The functions here turn them into pure functions that
-compile once for each length of the source: `types.Sample`s, which all code that needs sequences
-takes.
+A network describes itself by `DecoderSteps`. `sampler` and `beam_sampler` turn them into pure
+functions that compile once for each length of the source: `types.Sample`s, which all code that
+needs sequences takes; `beam_search` returns several sequences of each row, with scores.
+`decoding_model` decodes whole sets, `sequence_log_probs` scores given targets, and `target_rows`
+turns sequences into targets.
 """
 
 from distill_jax.errors import naming_extras
@@ -11,11 +13,19 @@ with naming_extras():
   from distill_jax.models.decoding.beams import Beams, beam_sampler, beam_search
   from distill_jax.models.decoding.sampling import sampler
   from distill_jax.models.decoding.steps import DecoderSteps
+  from distill_jax.models.decoding.targets import (
+    decoding_model,
+    sequence_log_probs,
+    target_rows,
+  )
 
 __all__ = [
   "Beams",
   "DecoderSteps",
   "beam_sampler",
   "beam_search",
+  "decoding_model",
   "sampler",
+  "sequence_log_probs",
+  "target_rows",
 ]
