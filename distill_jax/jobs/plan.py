@@ -22,6 +22,8 @@ STOPPED = "stopped"
 """The entry of result.json that says why training ended before its last step; '' if it did not."""
 ORIGINS = "origins.txt"
 """Where a network's first weights came from, if some came from the teacher."""
+PSEUDO_LABELS = "pseudo_labels"
+"""Folder of the answers of teachers that students are trained on in place of labels."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import optax
@@ -210,6 +211,9 @@ class Recipe(NamedTuple):
     cached: whether it reads the cache, where the config has one; otherwise its teacher is live.
     on_policy: `(student Variables, key, batch) -> batch`, as in `StepOptions`; None: the data's own
       sequences.
+    relabel: `(the student's Examples, TrainedTeacher, folder) -> Examples`: those with the
+      teacher's answers as labels (pseudo-labels), such as translations that `cache.seq_kd` stores.
+      The folder is the run's; all seeds share it. None: their own labels.
   """
 
   student: Model
@@ -225,6 +229,7 @@ class Recipe(NamedTuple):
   )
   cached: bool = True
   on_policy: OnPolicy | None = None
+  relabel: Callable[[Any, TrainedTeacher, Path], Any] | None = None
 
 
 def check_recipe(
@@ -255,10 +260,14 @@ def check_recipe(
       f"teacher: expected 'teacher' with generations, got {recipe.teacher!r}: a later generation's "
       "teacher is the student before it"
     )
-  if cache and recipe.cached and recipe.teacher == "teacher" and recipe.on_policy:
-    raise ConfigError(
-      "on_policy: expected cached=False, got a cache, which has no outputs for generated rows"
-    )
+  if recipe.relabel is not None and not recipe.teacher:
+    raise ConfigError("relabel: expected a teacher, got teacher='': name one")
+  if cache and recipe.cached and recipe.teacher == "teacher":
+    for field, rows in (("on_policy", "generated rows"), ("relabel", "rows with new labels")):
+      if getattr(recipe, field) is not None:
+        raise ConfigError(
+          f"{field}: expected cached=False, got a cache, which has no outputs for {rows}"
+        )
   if recipe.training is not training:
     with error_prefix("training"):
       recipe.training.validate()

@@ -9,9 +9,7 @@ from collections.abc import Collection
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from distill_jax.compression.initialization.provenance import format_origins
 from distill_jax.data import Source
 from distill_jax.distributed import hosts, sharding
 from distill_jax.jobs import cache_stages, data
@@ -20,7 +18,6 @@ from distill_jax.jobs.lineage import LINEAGE, check_lineage, lineage, train_dige
 from distill_jax.jobs.measures import OBJECTIVE, best_of, is_labeled
 from distill_jax.jobs.plan import (
   EXTRA_STAGES,
-  ORIGINS,
   RESULT,
   ROLES,
   STAGES,
@@ -30,18 +27,14 @@ from distill_jax.jobs.plan import (
   networks,
   train_data,
 )
+from distill_jax.jobs.preparation import relabeled, with_initial_weights
 from distill_jax.jobs.stored_report import (
   FOLDER,
   report_digest,
   store_outcome,
   stored_outcome,
 )
-from distill_jax.jobs.trained import (
-  load_trained,
-  teacher_variables_of,
-  trained_teacher_of,
-  trained_variables,
-)
+from distill_jax.jobs.trained import teacher_variables_of, trained_teacher_of
 from distill_jax.models.batch_dependencies import entries_read
 from distill_jax.models.llm.head import with_logits
 from distill_jax.storage import files, sealed_json
@@ -128,13 +121,14 @@ def _fit(job: Job, network: Network) -> FitResult:
   train_set = train_data(job, network.role)
   teacher_variables = teacher_variables_of(job, network)
   trained_teacher = trained_teacher_of(network, teacher_variables, train_set)
+  train_set = relabeled(job, network, train_set, trained_teacher)
   cache = cache_stages.open_checked(job, trained_teacher) if network.cached else None
   validation = data.evaluation(config, job.splits.validation, training.batch_size)
   with warnings.catch_warnings():
     # A variant may have the teacher's outputs for its scores only.
     warnings.filterwarnings("ignore", "teacher: expected a term that reads its outputs")
     return fit(
-      _with_initial_weights(job, network, train_set),
+      with_initial_weights(job, network, train_set),
       cache or network.teacher,
       network.objective(trained_teacher),
       training.optimizer(),
@@ -259,31 +253,3 @@ def _run_cache_stage(job: Job, stage: str) -> None:
     "cache_verify": cache_stages.check,
   }
   stages[stage](job, trained_teacher)
-
-
-def _with_initial_weights(job: Job, network: Network, train: Examples) -> Model:
-  """Returns the Model that is trained, which starts from the weights that its recipe names."""
-  model, init_from_teacher = network.train_model, network.recipe.init_from_teacher
-  init = model.init
-  if network.init_folder is not None:
-    start = load_trained(job, network, network.init_folder, model)
-
-    def init(key, batch):
-      return Variables(*jax.tree.map(jnp.copy, tuple(start)))
-
-  if init_from_teacher is None:
-    return model._replace(init=init, variables=None)
-  trained_teacher = trained_teacher_of(network, trained_variables(job, network), train)
-  if trained_teacher is None:
-    raise ConfigError(
-      f"recipe of {network.variant!r}: init_from_teacher: expected a teacher with weights, got none"
-    )
-
-  def init_with_origins(key, batch):
-    variables, origins = init_from_teacher(init(key, batch), trained_teacher)
-    if hosts.is_first():
-      network.folder.mkdir(parents=True, exist_ok=True)
-      files.write(network.folder / ORIGINS, format_origins(origins) + "\n")
-    return variables
-
-  return model._replace(init=init_with_origins, variables=None)

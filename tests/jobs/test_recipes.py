@@ -32,6 +32,12 @@ JOB = textwrap.dedent("""
   from distill_jax.models import from_nnx
   from distill_jax.models.zoo.cnn import CNN
 
+  def as_threes(train, trained_teacher, folder):
+    assert trained_teacher.variables is not None
+    assert folder.parent.joinpath("teacher").is_dir()
+    arrays = train.arrays | {"label": 0 * train.arrays["label"] + 3}
+    return dataclasses.replace(train, arrays=arrays, name="threes")
+
   @dataclasses.dataclass
   class Pruned(Training):
     steps: int = 2
@@ -44,9 +50,12 @@ JOB = textwrap.dedent("""
     pruned: Pruned = dataclasses.field(default_factory=Pruned)
     teacher_of_last: str = "assistant"
     start_of_last: str = ""
+    relabels_cached: bool = False
     width: int = 4
     best: str = "nll"
-    names: tuple[str, ...] = ("assistant", "via", "injected", "pruned", "tuned", "last")
+    names: tuple[str, ...] = (
+      "assistant", "via", "injected", "pruned", "tuned", "relabeled", "last"
+    )
 
     def task(self):  # The highest loss is best: an earlier evaluation than the last one.
       task = tasks.classification()
@@ -84,6 +93,8 @@ JOB = textwrap.dedent("""
           )
         case "tuned":
           return made._replace(init_from="pruned", allow_shrunk=True, teacher="")
+        case "relabeled":
+          return made._replace(relabel=as_threes, cached=self.relabels_cached)
         case "last":
           return made._replace(teacher=self.teacher_of_last, init_from=self.start_of_last)
 
@@ -128,12 +139,13 @@ def run(tmp_path_factory):
       start,
       teacher,
       options,
+      rest[1],
       fit(student, teacher, objective, *rest, **options),
     )
     return fitted[options["run"].title][-1]
 
   without = [
-    "--config.names=assistant,via,injected,pruned,tuned",
+    "--config.names=assistant,via,injected,pruned,tuned,relabeled",
     "--stages=teacher,cache,student,report",
   ]
   with pytest.MonkeyPatch.context() as patch:
@@ -173,6 +185,9 @@ def test_students_follow_their_recipes(run):
   np.testing.assert_array_equal(kernel(given["pruned"][0]), kernel(load["injected"]))
   np.testing.assert_array_equal(kernel(given["tuned"][0]), kernel(load["pruned"]))
   assert [kernel(load[name]).shape[-1] for name in ("assistant", "pruned", "tuned")] == [6, 2, 2]
+  # Labels: of one student only.
+  labels = {name: set(given[name][3].arrays["label"].tolist()) for name in ("via", "relabeled")}
+  assert labels["relabeled"] == {3} and labels["via"] > {3}
 
 
 @pytest.mark.nightly
@@ -197,8 +212,9 @@ def test_recipe_that_cannot_be_followed_is_rejected(job):
     ("pruned.steps=0", "recipe of 'pruned'.training.steps: "),
     ("teacher_of_last=tuned", "recipe of 'last'.teacher: "),
     ("start_of_last=pruned", "recipe of 'last'.allow_shrunk: "),
+    ("relabels_cached=True", "recipe of 'relabeled'.relabel: "),
   ):
-    config = load_config(job, [option])
+    config = load_config(job, [option, "cache=c"])
     with pytest.raises(ConfigError, match=message):
       config.recipes()
 
@@ -229,7 +245,7 @@ def test_export_last_exports_the_pruned_weights(run):
   exported = load_student(
     folder / "student-pruned-0", load_config(run[2]).student(), BATCH, allow_shrunk=True
   )
-  result = fitted["student-pruned-0"][3]
+  result = fitted["student-pruned-0"][-1]
   state, chosen = result.state.params["student"], result.variables
   last, best = (np.asarray(p["blocks"][0]["conv"]["kernel"]) for p in (state, chosen.params))
   assert not np.array_equal(last, best)
