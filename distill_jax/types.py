@@ -36,6 +36,15 @@ class Variables(NamedTuple):
   state: Tree
 
 
+Sample = Callable[[Variables, jax.Array, Batch], tuple[jax.Array, jax.Array]]
+"""`(Variables, key, batch) -> (tokens int [B, L], lengths int [B])`: the text that a model
+generates for a batch's inputs, without start and end token; tokens behind a row's length are not
+read."""
+
+SAMPLE = "model/sample"
+"""The output under which `Task.predict` of a task that `generates` finds (tokens, lengths)."""
+
+
 class Model(NamedTuple):
   """A network as pure functions; teachers and students are both Models.
 
@@ -50,6 +59,8 @@ class Model(NamedTuple):
       exponential moving average (EMA) of the student; the train state holds it. None: it is not.
     reads: names of the teacher's outputs that `apply` reads in training, from the batch's
       'teacher/name' (`models.shared_prefix`); the step adds those that the teacher has.
+    sample: generates text, in evaluation mode, under jit; see `Sample`. Tasks that score text need
+      it: `model._replace(sample=...)`. None: the model generates none.
   """
 
   init: Callable[..., Variables]
@@ -57,6 +68,7 @@ class Model(NamedTuple):
   variables: Variables | None = None
   ema_update: Callable[..., Variables] | None = None
   reads: tuple[str, ...] = ()
+  sample: Sample | None = None
 
 
 class Objective(NamedTuple):
@@ -131,8 +143,8 @@ class Task(NamedTuple):
   """What a kind of problem measures: plain data and pure functions. `distill_jax.tasks` makes them.
 
   Attributes:
-    metrics: the scores, in the order of a report. The first one decides which variables `fit`
-      returns, and heads the report.
+    metrics: the scores, in the order of a report. The first one heads it, and decides which
+      variables `fit` returns where nothing else does.
     statistics: `(student Outputs, batch, teacher Outputs or None) -> tree of sums` over the batch's
       valid rows. Runs on the device, under jit; the sums of several batches, devices and processes
       are added.
@@ -158,6 +170,11 @@ class Task(NamedTuple):
       report calls it without one of 20 parts at a time, for confidence intervals.
     groups: the entry that numbers examples that belong together, such as the slices of a patient;
       a run raises where training and evaluation share a number. "": none.
+    generates: whether `predict` reads text that the model generates, `outputs[types.SAMPLE]`. Each
+      network's `Model.sample` generates it: in a report, and in the evaluations of `fit` where the
+      metric that chooses the weights comes from `evaluate_predictions`.
+    decides: the metric that chooses the weights; "": the first one. `train.Evaluation(best=)`
+      replaces it.
 
   >>> def compute(sums):
   ...   return {"error": float(sums[0] / sums[1])}
@@ -181,6 +198,8 @@ class Task(NamedTuple):
   figure_references: tuple[str, ...] = ()
   scores_parts: bool = False
   groups: str = ""
+  generates: bool = False
+  decides: str = ""
 
   def with_metric(self, metric: Metric, statistics: Callable[..., reduce.Pair]) -> "Task":
     """Returns the task with one more metric: a mean over what `statistics` counts.

@@ -17,6 +17,7 @@ from distill_jax.jobs.measures import COMPARISONS, job_task
 from distill_jax.jobs.plan import ROLES, Job, Network, one_per_variant, train_data
 from distill_jax.storage import seal
 from distill_jax.train import make_init
+from distill_jax.train.generation import check_sample
 from distill_jax.train.measure import term_names
 from distill_jax.types import Batch, Model, Variables
 
@@ -31,6 +32,7 @@ def check(job: Job, stages: Collection[str]) -> None:
   """
   _check_disjoint(job)
   _check_labeled(job, stages)
+  _check_samples(job, stages)
   if job.cache:
     _check_cache(job)
   mesh = job.config.make_mesh()
@@ -74,6 +76,21 @@ def _check_labeled(job: Job, stages: Collection[str]) -> None:
         f"{role}_train: expected labels, from which alone the {role} learns, got none: let "
         f"{role}_train return labeled examples, or leave {role!r} out of --stages"
       )
+
+
+def _check_samples(job: Job, stages: Collection[str]) -> None:
+  """Checks that all networks whose text the report scores generate some."""
+  task = job.config.task()
+  if task is None or not task.generates:
+    return
+  teacher = job.teacher_model
+  if "report" in stages and teacher is not None and teacher.variables is not None:
+    with error_prefix("teacher()"):
+      check_sample("model", teacher)
+  for role in ROLES:
+    for network in one_per_variant(job, role):
+      with error_prefix(network.variant or f"{role}()"):
+        check_sample("model", network.model)
 
 
 def _check_cache(job: Job) -> None:

@@ -223,8 +223,10 @@ def _heads(task: Task, model: Model, variables: Variables, batch: Batch) -> list
   outputs = jax.eval_shape(lambda v, b: apply(*v, b)[0], variables, batch)
   arrays = {name: x for name, x in outputs.items() if hasattr(x, "shape")}
 
+  predict = None if task.generates else task.predict  # Generated text is no output.
+
   def measure(_, outputs):
-    return task.statistics(outputs, batch, None), task.predict and task.predict(outputs, batch)
+    return task.statistics(outputs, batch, None), predict and predict(outputs, batch)
 
   try:
     return sorted(entries_read(measure, (), arrays)) or None

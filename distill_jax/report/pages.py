@@ -71,7 +71,7 @@ def write(
     figures = task.figures(entries, references, class_names) if task.figures else []
     blocks = [
       *_comparison(entries, metrics, examples, run),
-      *_learning_curves(entries, metrics[0]),
+      *_learning_curves(entries, _metric_of_training(entries, metrics)),
       *_term_curves(entries, metrics),
       *(block for block in figures if not isinstance(block, Numbers)),
       *_sizes(entries, metrics[0]),
@@ -135,6 +135,13 @@ def _comparison(
   )
   speed = variants.about_speed(entries)
   return [*map(Text, words), *tables, Text(note.rstrip()), *([Text(speed)] if speed else [])]
+
+
+def _metric_of_training(entries: Sequence[Entry], metrics: Sequence[Metric]) -> Metric:
+  """Returns the first metric that training evaluated; the first one where it evaluated none."""
+  lines = (line for entry in entries for line in entry.history)
+  names = {name for line in lines if line.get("phase") == "validation" for name in line}
+  return next((metric for metric in metrics if metric.name in names), metrics[0])
 
 
 def _learning_curves(entries: Sequence[Entry], metric: Metric) -> list[Block]:

@@ -59,6 +59,8 @@ def heads(main: Task, /, **others: Task) -> Task:
     compute=compute,
     label_classes=label_classes,
     ignore_label=_ignore_label(tasks),
+    generates=any(task.generates for task in tasks.values()),
+    decides=main.decides,
     groups=next((task.groups for task in tasks.values() if task.groups), ""),
     references=tuple(dict.fromkeys(name for task in tasks.values() for name in task.references)),
     **_train_metrics(tasks),

@@ -120,7 +120,7 @@ def moving_average(student: Model, *, decay: float = 0.999) -> Model:
 
     return jax.tree.map(blend, average, current)
 
-  return Model(student.init, student.apply, None, ema_update)
+  return Model(student.init, student.apply, None, ema_update, sample=student.sample)
 
 
 def select_classes(

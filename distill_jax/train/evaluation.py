@@ -14,6 +14,7 @@ from distill_jax.objectives.calls import batch_entry
 from distill_jax.tasks.objective_terms import OUTPUT, evaluate_terms
 from distill_jax.train.accumulator import Accumulator, Evaluated
 from distill_jax.train.batch_errors import map_batches
+from distill_jax.train.generation import check_sample, sample_text
 from distill_jax.train.loss_fn import apply_teacher
 from distill_jax.train.optimizers import evaluation_variables
 from distill_jax.train.options import check_kind
@@ -27,7 +28,7 @@ from distill_jax.train.prediction import (
   valid_rows,
   with_first,
 )
-from distill_jax.types import CACHED, Batch, Model, Objective, Task, TrainState, Variables
+from distill_jax.types import CACHED, SAMPLE, Batch, Model, Objective, Task, TrainState, Variables
 
 Trained = tuple[Model, Variables]
 
@@ -123,10 +124,15 @@ def evaluate_models(
   rows = {name: x[: ROWS * jax.device_count()] for name, x in first.items()}
   for field, model, variables in networks:
     check_logits(field, model, variables, rows)
+  if task.generates and _has_predictions(task, predict):
+    for model, _ in models:
+      check_sample("model", model)
   steps = {}
   classes: Mapping[str, int] | None = None
   for model, _ in models:
-    steps[model.apply] = jax.jit(functools.partial(_measure_model, model.apply, task, predict))
+    steps[model.apply, model.sample] = jax.jit(
+      functools.partial(_measure_model, model, task, predict)
+    )
   sums = [Accumulator(task, leave_out) for _ in models]
 
   def measure(batch: HostBatch) -> None:
@@ -139,7 +145,8 @@ def evaluate_models(
     if teacher is not None:
       teacher_outputs = model_outputs(teacher[0].apply, teacher[1], batch)
     for (model, variables), accumulator in zip(models, sums):
-      accumulator.add(*steps[model.apply](variables, teacher_outputs, batch))
+      step = steps[model.apply, model.sample]
+      accumulator.add(*step(variables, teacher_outputs, batch))
 
   for _ in map_batches(measure, batches, "examples"):
     pass
@@ -197,7 +204,7 @@ def make_eval_step(
   def step(state: TrainState, teacher_variables, batch: Batch):
     teacher_outputs = _teacher_outputs(teacher, teacher_variables, state, batch) or None
     variables = evaluation_variables(state)
-    return _measure_model(student.apply, task, False, variables, teacher_outputs, batch)
+    return _measure_model(student, task, False, variables, teacher_outputs, batch)
 
   return step
 
@@ -224,7 +231,7 @@ def make_terms_step(
     terms = evaluate_terms(
       objective, learned, outputs, teacher_outputs, batch, step=state.step, key=key
     )
-    outputs = {**outputs, OUTPUT: terms}
+    outputs = {**outputs, OUTPUT: terms, **_sample(student, task, False, variables, batch)}
     return _measure_outputs(task, False, outputs, batch, compare and teacher_outputs or None)
 
   return step
@@ -236,17 +243,31 @@ def _teacher_outputs(teacher: Model | None, variables: Any, state: TrainState, b
   return apply_teacher(teacher, state.average if is_average else variables, batch)
 
 
-def _measure_model(apply, task: Task, predict: bool, variables, teacher_outputs, batch: Batch):
+def _measure_model(
+  model: Model, task: Task, predict: bool, variables, teacher_outputs, batch: Batch
+):
   """Returns a batch's statistics, and its rows' predictions and references where they are
   needed.
   """
-  outputs = apply(*variables, batch, train=False, key=None)[0]
+  outputs = model.apply(*variables, batch, train=False, key=None)[0]
+  outputs = {**outputs, **_sample(model, task, predict, variables, batch)}
   return _measure_outputs(task, predict, outputs, batch, teacher_outputs)
+
+
+def _sample(model: Model, task: Task, predict: bool, variables, batch: Batch) -> dict[str, Any]:
+  """Returns the text that the model generates, as an output; {} where the task reads none."""
+  if not task.generates or not _has_predictions(task, predict):
+    return {}
+  return {SAMPLE: sample_text("model", model, variables, batch)}
+
+
+def _has_predictions(task: Task, predict: bool) -> bool:
+  return task.predict is not None and (predict or task.evaluate_predictions is not None)
 
 
 def _measure_outputs(task: Task, predict: bool, outputs, batch: Batch, teacher_outputs):
   statistics = task.statistics(outputs, batch, teacher_outputs)
-  if task.predict is None or not (predict or task.evaluate_predictions is not None):
+  if task.predict is None or not _has_predictions(task, predict):
     return statistics, {}
   references = {}
   if task.evaluate_predictions is not None:

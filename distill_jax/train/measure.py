@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from distill_jax import data, tasks
 from distill_jax.errors import suggest
 from distill_jax.objectives.class_labels import record_entries
-from distill_jax.tasks.logits import OUTSIDE
 from distill_jax.tasks.objective_terms import with_terms
 from distill_jax.train.arguments import Arguments, Inputs
 from distill_jax.train.batch_checks import Checks, make_checks
 from distill_jax.train.batch_errors import name_field, name_shapes
+from distill_jax.train.computed import computed_metrics, with_text, without_text
 from distill_jax.train.evaluation import make_eval_step, make_terms_step
 from distill_jax.train.inputs import check_classes, check_evaluation, has_labels
 from distill_jax.train.loss_fn import make_loss_fn
@@ -81,16 +80,24 @@ def choose_measure(arguments: Arguments, inputs: Inputs, state: TrainState) -> M
   if evaluation is None:
     task = task or tasks.objective_terms(())
     _check_names(task)
-    return Measure(task, task, train_metrics, checks, task.metrics[0], None)
+    best = next((x for x in task.metrics if x.name == task.decides), task.metrics[0])
+    return Measure(task, task, train_metrics, checks, best, None)
   check_classes(checks.classes, evaluation.data)
-  task, evaluated, step = _evaluated(arguments, inputs, state, task, task_classes, checks, example)
+  whole = task
+  is_labeled = has_labels(evaluation.data, task_classes, checks.ignore_label)
+  if task is not None and task.generates and is_labeled:
+    variables = inputs.teacher_variables
+    task = without_text(arguments.student, task, evaluation.best, state, variables, example)
+  chosen, evaluated, step = _evaluated(
+    arguments, inputs, state, task, task_classes, checks, example
+  )
   _check_names(evaluated)
   variables = inputs.teacher_variables
   shapes = check_evaluation(
     step, (state, variables), evaluation.data, example, checks.classes, checks.ignore_label
   )
   best = _best(evaluated, evaluation.best, shapes)
-  return Measure(task, evaluated, train_metrics, checks, best, step)
+  return Measure(with_text(chosen, whole), evaluated, train_metrics, checks, best, step)
 
 
 def _check_heads(classes: Mapping[str, int | None], example: Batch) -> None:
@@ -184,12 +191,12 @@ def _best(task: Task, name: str | None, shapes: Any) -> Metric:
     ValueError: the task has no metric of this name, or does not compute it here.
   """
   metrics = {metric.name: metric for metric in task.metrics}
+  name = name or task.decides or None
   if name is not None and name not in metrics:
     raise ValueError(f"best: expected a metric of the task, got {name!r}{suggest(name, metrics)}")
   if task.evaluate_predictions is not None:
     return metrics[name] if name else task.metrics[0]
-  scores = task.compute(jax.tree_util.tree_map_with_path(_some_sums, shapes))
-  computed = [metric.name for metric in task.metrics if metric.name in scores]
+  computed = computed_metrics(task, shapes)
   if name is None and task.metrics[0].name in computed:
     return task.metrics[0]
   if name not in computed:
@@ -199,12 +206,6 @@ def _best(task: Task, name: str | None, shapes: Any) -> Metric:
       f"{suggest(wanted, computed)}; those that compare with a teacher need a live one"
     )
   return metrics[name]
-
-
-def _some_sums(path: Any, leaf: Any) -> np.ndarray:
-  """Returns ones, so that something was counted; zeros for labels that are no class."""
-  is_outside = OUTSIDE in jax.tree_util.keystr(path)
-  return (np.zeros if is_outside else np.ones)(leaf.shape, leaf.dtype)
 
 
 def _first_batch(evaluation: Evaluation, batch_size: int) -> Batch:
@@ -290,6 +291,6 @@ def make_evaluator(
       )
     return scores
 
-  if measure.task.evaluate_predictions is not None:
+  if measure.evaluated.evaluate_predictions is not None:
     scores_of(state)
   return scores_of
