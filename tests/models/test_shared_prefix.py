@@ -5,11 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.special
+import small_seq2seq
 from fitting import fit_with
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax import data, export_student, load_student, losses, objectives
-from distill_jax.models import from_apply, from_nnx, shared_prefix, whole_variables
+from distill_jax.cache import Dense, write_cache
+from distill_jax.distributed import sharding
+from distill_jax.models import from_nnx, shared_prefix, whole_variables
 from distill_jax.train import StepOptions, make_init, make_train_step, predict
 from distill_jax.types import Variables
 
@@ -150,34 +155,72 @@ def test_without_a_teacher_the_student_runs_its_own_first_layers(rng):
   assert_same(state["state"]["first"], TEACHER.variables.state["first"], rtol=0)
 
 
-def linear(width):
-  """A network of two matrices, its weights, and a Model of the second."""
-  weights = {"first": 2 * jnp.eye(6), "rest": {"kernel": jnp.ones((6, CLASSES)), "bias": width}}
+# An encoder-decoder
 
-  def decode(weights, encoded):
-    logits = encoded @ weights["rest"]["kernel"] + weights["rest"]["bias"]
-    return {"encoded": encoded, "logits": logits}
+PAIRS_TEACHER = small_seq2seq.models(seed=1)[0]
+PAIRS_STUDENT = shared_prefix(
+  small_seq2seq.models()[0], PAIRS_TEACHER, "^encoder/", rest=small_seq2seq.models()[1]
+)
+WORDS = objectives.weighted(
+  word=(1.0, objectives.tokens(losses.kl_divergence, temperature=2.0, label_weight=0.8))
+)
 
-  whole = from_apply(None, lambda w, x: decode(w, x @ w["first"]), variables=weights)
-  return whole, from_apply(None, decode, variables=weights, inputs="encoded")
+
+def fit_pairs(source, teacher, steps, folder=None):
+  optimizer = optax.adamw(0.1, weight_decay=0.5)
+  every = None if folder is None else 2
+  networks = PAIRS_STUDENT, teacher, WORDS, optimizer, source
+  return fit_with(*networks, steps=steps, batch_size=8, folder=folder, checkpoint_every=every)
 
 
-def test_resumed_run_ends_alike(rng, tmp_path):
-  teacher, rest = linear(jnp.arange(CLASSES, dtype=jnp.float32))
-  student = shared_prefix(linear(jnp.zeros(CLASSES))[0], teacher, "^first", rest=rest)
-  source = data.Source(examples(rng), CLASSES, name="toy")
-
-  def fit(steps, folder=None):
-    networks = student, teacher, OBJECTIVE, optax.adamw(0.1, weight_decay=0.5), source
-    every = None if folder is None else 2
-    return fit_with(*networks, steps=steps, batch_size=8, folder=folder, checkpoint_every=every)
-
-  straight = fit(4)
-  fit(2, tmp_path)
-  resumed = fit(4, tmp_path)
+@pytest.mark.slow  # Three runs of `fit`, and a cache.
+def test_resumed_run_and_run_from_a_cache_end_alike(rng, tmp_path):
+  """The cache stores what the encoder gives, too: its layers run for neither network."""
+  source = data.Source(
+    small_seq2seq.pairs(rng, 16), small_seq2seq.VOCABULARY, ignore_label=-1, name="pairs"
+  )
+  outputs = {name: Dense("float32") for name in ("hidden", "encoded")}
+  cached = write_cache(
+    tmp_path / "cache", PAIRS_TEACHER, source, outputs, batch_size=8, progress=False
+  )
+  straight = fit_pairs(source, PAIRS_TEACHER, 4)
+  fit_pairs(source, PAIRS_TEACHER, 2, tmp_path / "run")
+  resumed = fit_pairs(source, PAIRS_TEACHER, 4, tmp_path / "run")
   assert int(resumed.state.step) == 4
   assert_same(resumed.variables, straight.variables, rtol=0)
-  assert_same(whole_variables(resumed.variables).params["first"], 2 * np.eye(6))
+  assert_same(fit_pairs(source, cached, 4).variables, straight.variables, rtol=1e-5, atol=1e-6)
+  encoder = whole_variables(straight.variables).params["encoder"]
+  assert_same(encoder, PAIRS_TEACHER.variables.params["encoder"], rtol=0)
+
+
+def test_loss_of_distil_whisper_on_devices_and_microbatches(rng):
+  """0.8 CE + 1.0 T^2 KL(teacher || student) at T = 2 over the labeled tokens, in float64."""
+  batch = small_seq2seq.pairs(rng, 32)
+  arguments = PAIRS_STUDENT, PAIRS_TEACHER, WORDS, optax.sgd(0.1)
+  state = make_init(*arguments)(KEY, batch)
+  placed, results = batch, []
+  for microbatches in (1, 2):
+    step = jax.jit(make_train_step(*arguments, StepOptions(microbatches=microbatches)))
+    results.append(step(state, PAIRS_TEACHER.variables, placed))
+    mesh = sharding.make_mesh(8)
+    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    placed = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+  (one, metrics), (parts, parts_metrics) = results
+  label, logits = batch["label"], []
+  variables = whole_variables(PAIRS_STUDENT.init(jax.random.fold_in(KEY, 0), batch))
+  for weights in (variables, PAIRS_TEACHER.variables):
+    outputs, _ = PAIRS_TEACHER.apply(*weights, batch, train=False, key=None)
+    hidden, kernel = (np.asarray(x, np.float64) for x in (outputs["hidden"], outputs["head"][0]))
+    logits.append((hidden @ kernel)[label >= 0])
+  s, t = (scipy.special.log_softmax(x / 2, -1) for x in logits)
+  nll = -scipy.special.log_softmax(logits[0], -1)[np.arange((label >= 0).sum()), label[label >= 0]]
+  expected = 0.8 * nll.mean() + 2**2 * (np.exp(t) * (t - s)).sum(-1).mean()
+  np.testing.assert_allclose(metrics["loss"][0], expected, rtol=1e-5)
+  assert_same(parts.params, one.params, rtol=1e-4, atol=1e-6)
+  assert_same(parts_metrics["loss"], metrics["loss"], rtol=1e-5)
+
+
+# Wrong arguments
 
 
 def changed(model):
