@@ -3,10 +3,12 @@
 Data sets are modules of `data.sets` with a `load()`: `digits` (scikit-learn's), `mni152` (slices of
 a brain) and `land_water` (tiles of the Earth) for segmentation, `digit_scenes` (MNIST digits on a
 satellite picture) for detection, `tfds` (by name), `folder` (a subfolder per class),
-`segmentation_folder` (images and masks) and `coco` (images and boxes). `tfds.images` and
+`segmentation_folder` (images and masks) and `coco` (images and boxes); pairs of sequences come from
+`libreoffice` (English and French) and `pronunciations` (words and phones). `tfds.images` and
 `folder.images` leave images encoded; `stream.Stream` decodes batches of them with the crops of
 `crops`. `text` packs documents into rows of tokens, in memory (`text.load`) or from a file that is
-mapped into memory (`text.tokenized`, `text.stream`).
+mapped into memory (`text.tokenized`, `text.stream`), and pairs for encoder-decoder networks
+(`text.pair_source`).
 """
 
 from distill_jax.errors import naming_extras

@@ -14,6 +14,7 @@ read's R IY1 D Z
 aalborg AO1 L B AO0 R G # place, danish
 a.m. EY2 EH1 M
 
+read R IY1 D
 zoo Z UW1
 """
 
@@ -28,7 +29,7 @@ def test_words_of_letters_have_their_first_pronunciation(tmp_path):
   ]
   for line in ("bad B AX0 D", "bad", "bad <s> B"):
     path.write_text(LINES + line)
-    with pytest.raises(ValueError, match=r"^path: .*line 9"):
+    with pytest.raises(ValueError, match=r"^path: .*line 10"):
       pronunciations.words(path)
   with pytest.raises(FileNotFoundError):
     pronunciations.words(tmp_path / "missing")
