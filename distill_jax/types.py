@@ -92,7 +92,7 @@ OnPolicy = Callable[[Variables, jax.Array, Batch], Batch]
 """`(student Variables, key, batch) -> batch`: replaces rows by sequences that the student
 generates; the new batch marks them in 'generated'."""
 
-Sample = Callable[[Variables, jax.Array, Batch], tuple[jax.Array, jax.Array]]
+Sample = Callable[[Variables, jax.Array | None, Batch], tuple[jax.Array, jax.Array]]
 """`(Variables, key, batch) -> (tokens int32 [B, L], lengths int32 [B])`: generates one sequence for
 each row. `tokens` have no start token and are the end token from `lengths` on; `lengths` do not
 count it. A row that never ended has length L."""
