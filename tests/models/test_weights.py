@@ -1,5 +1,6 @@
 """Tests weights from files: names, shapes, dtypes, layouts, and one released model."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -20,6 +21,10 @@ from flax import nnx
 
 from distill_jax import losses, objectives, reduce
 from distill_jax.models import from_nnx, load_weights, pretrained, torch_kernel, weights
+from distill_jax.models.decoding import sampler, target_rows
+from distill_jax.models.seq2seq.encoder_decoder import INPUTS
+from distill_jax.models.seq2seq.g2p import CONFIG, g2p_steps, load_g2p
+from distill_jax.models.seq2seq.recurrent import RecurrentEncoderDecoder
 from distill_jax.storage import student
 from distill_jax.train import make_init, make_train_step
 from distill_jax.types import Variables
@@ -307,28 +312,29 @@ def teacher():
   path = g2p.released()
   if path is None:
     pytest.skip("g2p-en is not installed (3 MB, in the extra `test`)")
-  batch = {name: jax.ShapeDtypeStruct((1, 5), jnp.int32) for name in ("word", "phones")}
-  return pretrained(g2p.network(256), path, batch, names=g2p.NAMES)
+  return load_g2p(path)
 
 
 def test_released_model_pronounces_as_published(teacher):
   assert sum(leaf.size for leaf in jax.tree.leaves(teacher.variables)) == 834_890
   words, expected = g2p.dictionary()
-  found = g2p.pronounce(teacher.variables.params, words)
+  found = g2p.pronounce(teacher.variables, words)
   assert g2p.phone_error_rate(found, expected) < 0.11
   assert sum(a == b for a, b in zip(found, expected)) >= 140
   # The example of its README.
-  word = g2p.pronounce(teacher.variables.params, ["activationist"])
+  word = g2p.pronounce(teacher.variables, ["activationist"])
   assert word == ["AE2 K T IH0 V EY1 SH AH0 N IH0 S T".split()]
 
 
 def test_released_model_teaches(teacher):
-  words = g2p.spell(g2p.dictionary()[0][:64])
-  phones = np.asarray(g2p.greedy(teacher.variables.params, words))[:, :10]
-  begun = np.concatenate([np.full((len(words), 1), 2), phones[:, :-1]], 1).astype(np.int32)
-  batch = {"word": words, "phones": begun}
-  student = g2p.network(16)
-  objective = objectives.weighted(soft=(1.0, objectives.logits(losses.kl_divergence)))
+  batch = g2p.spell(g2p.dictionary()[0][:64])
+  steps = g2p_steps()
+  sequences = jax.jit(sampler(steps, max_length=10))(teacher.variables, None, batch)
+  inputs, label = target_rows(*sequences, start_token=steps.start_token, end_token=steps.end_token)
+  batch |= {"tokens": inputs, "label": label}
+  config = dataclasses.replace(CONFIG, embed_dim=16, hidden_dim=16)
+  student = from_nnx(lambda rngs: RecurrentEncoderDecoder(config, rngs=rngs), inputs=INPUTS)
+  objective = objectives.weighted(soft=(1.0, objectives.tokens(losses.kl_divergence)))
   optimizer = optax.adam(0.02)
   state = jax.jit(make_init(student, teacher, objective, optimizer))(KEY, batch)
   step = jax.jit(make_train_step(student, teacher, objective, optimizer), donate_argnums=0)
