@@ -19,6 +19,7 @@ with naming_extras():
   from distill_jax.data.batches import batches, eval_batches
   from distill_jax.data.checks import count_rows
   from distill_jax.data.class_weights import class_weights
+  from distill_jax.data.combine import concatenate, mix_labels
   from distill_jax.data.entry_crops import center_crop, random_crop, shift_crop
   from distill_jax.data.iterators import from_iterable
   from distill_jax.data.label_checks import (
@@ -47,6 +48,7 @@ __all__ = [
   "check_labels",
   "class_numbers",
   "class_weights",
+  "concatenate",
   "count_rows",
   "mark_unlabeled",
   "cutmix",
@@ -55,6 +57,7 @@ __all__ = [
   "from_iterable",
   "label_fraction",
   "leave_out_classes",
+  "mix_labels",
   "mixup",
   "mosaic",
   "random_crop",

@@ -144,9 +144,11 @@ def test_samples_do_not_depend_on_the_batches(tmp_path, source):
   """The sampler gets the same key for every batch: rows draw by their id."""
 
   def random(variables, key, batch):
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["id"])
-    tokens = jax.vmap(lambda key: jax.random.randint(key, (4,), 2, VOCAB))(keys)
-    return tokens, np.full(len(tokens), 3)
+    seed = jax.random.key_data(key).tolist()
+    draws = [
+      np.random.default_rng([*seed, id]).integers(2, VOCAB, 4) for id in batch["id"].tolist()
+    ]
+    return np.stack(draws), np.full(len(draws), 3)
 
   key = jax.random.key(3)
   first = targets(written(tmp_path / "8", source, random, key=key))
@@ -235,19 +237,21 @@ def test_each_kind_of_file_says_what_reads_it(tmp_path, source, url):
 def test_rows_without_a_sequence_are_dropped_and_counted(tmp_path, source, capsys):
   def mixed(variables, key, batch):
     tokens = np.full((len(batch["id"]), 7), 5)
-    return tokens, np.asarray(batch["id"]) % 8  # 0 is empty, 6 too long, 7 has not ended
+    lengths = np.asarray(batch["id"]) % 8  # 0 is empty, 6 too long, 7 has not ended
+    tokens[lengths == 3, 0] = START
+    return tokens, lengths
 
   labels = written(tmp_path, source, mixed, progress=True)
   lengths = source.ids % 8
   counts = {name: int((lengths == n).sum()) for name, n in (("empty", 0), ("not ended", 7))}
-  counts["too long"] = int((lengths == 6).sum())
+  counts |= {"start token first": int((lengths == 3).sum()), "too long": int((lengths == 6).sum())}
   assert min(counts.values()) > 0
   kept = ROWS - sum(counts.values())
   figures = {"rows": ROWS, "kept": kept, "dropped": counts}
   assert pseudo_label_figures(tmp_path) == figures and len(labels) == kept
   assert f"kept {kept} of {ROWS}" in capsys.readouterr().out
-  np.testing.assert_array_equal(labels.ids, source.ids[(lengths > 0) & (lengths < 6)])
-  assert {len(tokens) for tokens in targets(labels).values()} == {1, 2, 3, 4, 5}
+  np.testing.assert_array_equal(labels.ids, source.ids[np.isin(lengths, [1, 2, 4, 5])])
+  assert {len(tokens) for tokens in targets(labels).values()} == {1, 2, 4, 5}
   with pytest.warns(UserWarning, match="label"):
     short = pseudo_labels(tmp_path, pairs(width=5))
   assert len(short) == kept - (lengths == 5).sum()

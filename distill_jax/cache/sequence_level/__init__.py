@@ -25,6 +25,7 @@ with naming_extras():
     without_worst,
   )
   from distill_jax.cache.sequence_level.scores import (
+    backward_cross_entropy,
     reference_score,
     sentence_bleu,
     word_error_rate,
@@ -33,6 +34,7 @@ with naming_extras():
 __all__ = [
   "Candidates",
   "at_least",
+  "backward_cross_entropy",
   "below",
   "nearest_to_reference",
   "nth_best",

@@ -18,10 +18,11 @@ class Candidates(NamedTuple):
     lengths: number of tokens before the end token, int32 [N, K].
     scores: of the sampler, float32 [N, K]; 0 of one that returns none.
     usable: bool [N, K]: the sequences that may still be kept. Not usable are empty sequences, those
-      that did not end within L tokens, those that do not fit the targets of the source, and those
-      that earlier functions left out.
+      that did not end within L tokens, that begin with the start token, or that do not fit the
+      targets of the source, and those that earlier functions left out.
     arrays: the source's entries, [N, ...] in the same order.
     end_token: token that ends a sequence.
+    start_token: token that precedes a target, which is none of its tokens; -1: unknown.
 
   >>> from distill_jax.cache.sequence_level import Candidates
   >>> tokens = np.array([[[5, 0], [6, 0]]], np.int32)
@@ -38,6 +39,7 @@ class Candidates(NamedTuple):
   usable: np.ndarray
   arrays: Mapping[str, np.ndarray]
   end_token: int
+  start_token: int = -1
 
   def sequence(self, row: int, number: int) -> list[int]:
     """Returns the tokens of one of a row's sequences, without the end token."""
@@ -58,7 +60,17 @@ class Candidates(NamedTuple):
         f"label: expected a reference in every row, got none in example id {self.ids[row]}: give "
         "keep functions that need none, or a source of the labeled rows only"
       )
-    return tokens[:-1] if tokens[-1] == self.end_token else tokens
+    return self.without_end(tokens)
+
+  def source(self, row: int) -> list[int]:
+    """Returns the tokens of a row's 'source', without padding."""
+    tokens = self.arrays["source"][row]
+    segments = self.arrays.get("source_segments")
+    return tokens.tolist() if segments is None else tokens[segments[row] >= 0].tolist()
+
+  def without_end(self, tokens: list[int]) -> list[int]:
+    """Returns tokens without the end token, if it is the last one."""
+    return tokens[:-1] if tokens[-1:] == [self.end_token] else tokens
 
 
 Keep = Callable[[Candidates], np.ndarray]
@@ -69,8 +81,8 @@ class TokenLimits(NamedTuple):
   """What tokens a sampler may return.
 
   Attributes:
-    start_token, end_token: which no sequence holds: it begins after the one, and ends before the
-      other.
+    start_token: token that precedes each target.
+    end_token: token that ends each target; no sequence holds it.
     vocab_size: number of tokens; None: unknown.
     name: of the source whose classes they are, for errors.
   """
@@ -145,20 +157,13 @@ def _check_tokens(
   tokens: np.ndarray, inside: np.ndarray, ids: np.ndarray, limits: TokenLimits
 ) -> None:
   """Raises ValueError for tokens that no sequence may hold."""
-  start, end, size, name = limits
+  _, end, size, name = limits
   _check(
     np.any(inside & (tokens == end), axis=-1),
     f"lengths: expected sequences without end_token {end}, got it before a sequence's end: do not "
     "count the end token",
     ids,
   )
-  if start != end:
-    _check(
-      np.asarray(inside[..., 0] & (tokens[..., 0] == start)),
-      f"tokens: expected sequences without start_token {start}, got it first: return the "
-      "generated tokens only",
-      ids,
-    )
   largest = np.iinfo(np.int32).max if size is None else size - 1
   outside = (tokens < 0) | (tokens > largest)
   _check(

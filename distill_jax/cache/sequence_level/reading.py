@@ -78,8 +78,7 @@ def pseudo_labels(
     selection = select(candidates, as_rules(keep))
     print(selection, flush=True)
     numbers = selection.numbers
-  start_token = opened.manifest.identity["decoding"]["start_token"]
-  return _with_targets(source, candidates, numbers, start_token)
+  return _with_targets(source, candidates, numbers)
 
 
 def pseudo_label_figures(url: str | os.PathLike[str]) -> dict[str, Any]:
@@ -89,8 +88,8 @@ def pseudo_label_figures(url: str | os.PathLike[str]) -> dict[str, Any]:
     url: as for `seq_kd`.
 
   Returns:
-    'rows', 'kept', and 'dropped': number of rows by reason, of 'empty', 'not ended', 'too long',
-    and the functions of `keep`.
+    'rows', 'kept', and 'dropped': number of rows by reason, of 'empty', 'not ended', 'start token
+    first', 'too long', and the functions of `keep`.
 
   Raises:
     Incomplete, CorruptCache, Mismatch: as `pseudo_labels`.
@@ -105,8 +104,9 @@ def pseudo_label_figures(url: str | os.PathLike[str]) -> dict[str, Any]:
   >>> labels = cache.seq_kd(
   ...   url, one, teacher, arrays, start_token=1, end_token=0, settings={"max_length": 2},
   ...   progress=False)
-  >>> cache.sequence_level.pseudo_label_figures(url)
-  {'rows': 2, 'kept': 1, 'dropped': {'empty': 1, 'not ended': 0, 'too long': 0}}
+  >>> figures = cache.sequence_level.pseudo_label_figures(url)
+  >>> figures["rows"], figures["kept"], figures["dropped"]["empty"]
+  (2, 1, 1)
   """
   opened = _open(url)
   return read_selection(opened.store, opened.manifest).figures
@@ -121,9 +121,10 @@ def read_candidates(opened: Cache, source: Source) -> Candidates:
   check_run(opened, source)
   records = opened.row_reader.read(source.ids, np.zeros(len(source), np.int32))
   tokens, lengths, scores = (np.ascontiguousarray(records[name]) for name in COLUMNS)
-  end_token = opened.manifest.identity["decoding"]["end_token"]
+  decoding = opened.manifest.identity["decoding"]
+  special = {name: decoding[name] for name in ("start_token", "end_token")}
   usable = np.ones(lengths.shape, bool)
-  return Candidates(source.ids, tokens, lengths, scores, usable, source.arrays, end_token)
+  return Candidates(source.ids, tokens, lengths, scores, usable, source.arrays, **special)
 
 
 def _open(url: str | os.PathLike[str]) -> Cache:
@@ -155,9 +156,7 @@ def _stored_numbers(opened: Cache, candidates: Candidates) -> np.ndarray:
   return numbers
 
 
-def _with_targets(
-  source: Source, candidates: Candidates, numbers: np.ndarray, start_token: int
-) -> Source:
+def _with_targets(source: Source, candidates: Candidates, numbers: np.ndarray) -> Source:
   """Returns the rows that have a sequence, with it as their target."""
   rows = np.flatnonzero(numbers != DROPPED)
   if not rows.size:
@@ -173,7 +172,7 @@ def _with_targets(
   missing = max(0, len(position) - sequences.shape[1])
   padded = np.pad(sequences, ((0, 0), (0, missing)), constant_values=end)[:, : len(position)]
   label = np.where(position <= lengths, padded, UNLABELED)
-  tokens = np.insert(padded[:, :-1], 0, start_token, axis=1)
+  tokens = np.insert(padded[:, :-1], 0, candidates.start_token, axis=1)
   arrays = {name: values[rows] for name, values in source.arrays.items()}
   ignore_label = source.ignore_label if source.classes is None else UNLABELED
   return dataclasses.replace(

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from distill_jax.cache.sequence_level.candidates import Candidates
-from distill_jax.errors import naming_extras
+from distill_jax.data.text import pair_rows
+from distill_jax.errors import check_integer, naming_extras
 
 Score = Callable[[Candidates], np.ndarray]
 Decode = Callable[[list[int]], str | Iterable[Any]]
@@ -107,6 +108,71 @@ def word_error_rate(decode: Decode | None = None) -> Score:
     return jiwer.wer(reference, sequence)
 
   return reference_score(error_rate, decode)
+
+
+def backward_cross_entropy(
+  log_probs: Callable[[dict[str, np.ndarray]], Any],
+  *,
+  start_token: int,
+  end_token: int,
+  batch_size: int = 64,
+) -> Score:
+  """Computes how badly a model of the other direction predicts the source: -log p / tokens, nats.
+
+  Bergamot's pipeline scores its pseudo labels by it and drops the worst 5 %: `without_worst`.
+
+  Args:
+    log_probs: `batch -> float [B, T]`, the log-probabilities of `batch['label']` under a model that
+      reads the sequence as 'source' and predicts the source, such as `sequence_log_probs` of
+      `models.decoding` of its outputs, under jit. What it returns where the label is negative is
+      not read. All batches have one shape.
+    start_token: the backward model's first decoder input.
+    end_token: token that ends its targets; and its sources, if those of the teacher end with the
+      teacher's `end_token`.
+    batch_size: rows of a batch.
+
+  Returns:
+    The score. The backward model must have the vocabulary of the sequences for its sources, and
+    that of the teacher's sources for its targets.
+
+  >>> from distill_jax.cache.sequence_level import Candidates, backward_cross_entropy
+  >>> tokens = np.array([[[5, 6, 0], [7, 0, 0]]])
+  >>> lengths = np.array([[2, 1]])
+  >>> source = {"source": np.array([[8, 9]])}
+  >>> rows = Candidates(np.array([7]), tokens, lengths, -lengths, lengths > 0, source, 0)
+  >>> def log_probs(batch):  # as a model that predicts 8 and 9 from 5, and nothing from 7
+  ...   return np.where(batch["source"][:, :1] == 5, -0.1, -5.0) * np.ones(batch["label"].shape)
+  >>> backward_cross_entropy(log_probs, start_token=1, end_token=0)(rows)
+  array([[0.1, 5. ]])
+  """
+  check_integer("batch_size", batch_size, 1)
+
+  def score(candidates: Candidates) -> np.ndarray:
+    positions = np.argwhere(candidates.usable)
+    values = np.full(candidates.usable.shape, np.nan)
+    if not len(positions):
+      return values
+    texts = [candidates.source(row) for row, _ in positions.tolist()]
+    has_end = all(tokens[-1:] == [candidates.end_token] for tokens in texts)
+    rows = pair_rows(
+      [candidates.sequence(row, number) for row, number in positions.tolist()],
+      list(map(candidates.without_end, texts)),
+      source_length=candidates.tokens.shape[-1] + has_end,
+      target_length=candidates.arrays["source"].shape[1] + 1,
+      start=start_token,
+      end=end_token,
+      source_end=end_token if has_end else None,
+    )
+    sums = np.zeros(len(positions))
+    for first in range(0, len(positions), batch_size):
+      at = np.minimum(np.arange(first, first + batch_size), len(positions) - 1)
+      batch = {name: x[at] for name, x in rows.items()}
+      part = np.where(batch["label"] >= 0, np.asarray(log_probs(batch), np.float64), 0).sum(1)
+      sums[first : first + batch_size] = part[: len(positions) - first]
+    values[tuple(positions.T)] = -sums / (rows["label"] >= 0).sum(1)
+    return values
+
+  return score
 
 
 def _text(decoded: str | Iterable[Any]) -> str:

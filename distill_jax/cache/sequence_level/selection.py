@@ -81,6 +81,7 @@ def select(candidates: Candidates, rules: Sequence[Keep]) -> Selection:
 
   leave("empty", lengths > 0)
   leave("not ended", lengths < candidates.tokens.shape[-1])
+  leave("start token first", candidates.tokens[..., 0] != candidates.start_token)
   leave("too long", lengths < target_length(candidates))
   for rule in rules:
     kept = np.asarray(rule(candidates._replace(usable=usable)))

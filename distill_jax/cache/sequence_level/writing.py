@@ -74,8 +74,9 @@ def seq_kd(
     keep: `Candidates -> bool [N, K]`, or several, in this order: which sequences of each row may be
       kept (`nearest_to_reference`, `below`, ...). Of those that are left, the first is the row's
       target; a row without any is dropped. Always left out are empty sequences, those that have
-      not ended within L tokens, and those that, with the end token, are longer than the source's
-      'label'. Of a finished file, other choices are made by `pseudo_labels(url, source, keep)`.
+      not ended within L tokens, those that begin with the start token, and those that, with the end
+      token, are longer than the source's 'label'. `pseudo_labels(url, source, keep)` makes other
+      choices among the sequences of a finished file.
     key: a typed PRNG key for a sampler that draws; None: `jax.random.key(0)`.
     inputs: entries of the source that the sampler reads; None: all whose names begin with 'source'.
       It gets these and 'id'.
@@ -87,7 +88,7 @@ def seq_kd(
 
   Raises:
     ValueError: the source has no such entries; the sampler returns other shapes or dtypes, tokens
-      outside of the source's classes, or special tokens inside of a sequence (the message names the
+      outside of the source's classes, or end tokens inside of a sequence (the message names the
       example; its part of the file is not written); or no row is left.
     Mismatch: a file of another teacher, other data, settings or `keep` is there; the message names
       each field. It is a ValueError.
