@@ -8,11 +8,14 @@ from typing import Any
 
 _EXTRAS = {
   "faster_coco_eval": "detection",
+  "jiwer": "translation",
   "keras": "keras",
   "libtpu": "tpu",
   "onnxruntime": "onnx",
   "pyarrow": "parquet",
   "qwix": "quantize",
+  "rapidfuzz": "translation",
+  "sacrebleu": "translation",
   "seqeval": "tagging",
 }
 

@@ -36,10 +36,10 @@ class Variables(NamedTuple):
   state: Tree
 
 
-Sample = Callable[[Variables, jax.Array, Batch], tuple[jax.Array, jax.Array]]
-"""`(Variables, key, batch) -> (tokens int [B, L], lengths int [B])`: the text that a model
-generates for a batch's inputs, without start and end token; tokens behind a row's length are not
-read."""
+Sample = Callable[[Variables, jax.Array | None, Batch], tuple[jax.Array, jax.Array]]
+"""`(Variables, key, batch) -> (tokens int32 [B, L], lengths int32 [B])`: generates one sequence for
+each row. `tokens` have no start token and are the end token from `lengths` on; `lengths` do not
+count it. A row that never ended has length L."""
 
 SAMPLE = "model/sample"
 """The output under which `Task.predict` of a task that `generates` finds (tokens, lengths)."""
@@ -91,11 +91,6 @@ class Objective(NamedTuple):
 OnPolicy = Callable[[Variables, jax.Array, Batch], Batch]
 """`(student Variables, key, batch) -> batch`: replaces rows by sequences that the student
 generates; the new batch marks them in 'generated'."""
-
-Sample = Callable[[Variables, jax.Array | None, Batch], tuple[jax.Array, jax.Array]]
-"""`(Variables, key, batch) -> (tokens int32 [B, L], lengths int32 [B])`: generates one sequence for
-each row. `tokens` have no start token and are the end token from `lengths` on; `lengths` do not
-count it. A row that never ended has length L."""
 
 
 @dataclasses.dataclass(frozen=True)

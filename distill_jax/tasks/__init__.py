@@ -25,6 +25,8 @@ with naming_extras():
   from distill_jax.tasks.segmentation import segmentation
   from distill_jax.tasks.spans import spans
   from distill_jax.tasks.tagging import tagging
+  from distill_jax.tasks.transduction import transduction
+  from distill_jax.tasks.translation import translation
   from distill_jax.types import Metric, Task
 
 __all__ = [
@@ -44,4 +46,6 @@ __all__ = [
   "segmentation",
   "spans",
   "tagging",
+  "transduction",
+  "translation",
 ]

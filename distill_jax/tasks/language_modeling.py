@@ -65,7 +65,7 @@ def language_modeling(*, ignore_label: int | None = None, memory: int = 2**26) -
     ),
     statistics=statistics,
     compute=_compute,
-    label_classes=lambda outputs: {"label": _vocab_size(outputs)},
+    label_classes=lambda outputs: {"label": vocabulary_size(outputs)},
     ignore_label=ignore_label,
     references=(),
     figures=_figures,
@@ -80,16 +80,16 @@ def _statistics(
   memory: int,
 ) -> dict[str, Any]:
   labels = batch_entry(batch, "label")
-  vocab_size = _vocab_size(outputs)
+  vocab_size = vocabulary_size(outputs)
   grid = _tokens_of(outputs).shape[:-1]
   if len(grid) != 2:
     raise ValueError(f"'logits': expected [rows, tokens, vocabulary], got {(*grid, vocab_size)}")
   if teacher is not None and not {"logits", "head"} & set(teacher):
     raise ValueError(f"teacher: expected 'logits' or a 'head', got {sorted(teacher)}")
-  if teacher is not None and _vocab_size(teacher) != vocab_size:
+  if teacher is not None and vocabulary_size(teacher) != vocab_size:
     raise ValueError(
       f"teacher: expected the student's vocabulary of {vocab_size} tokens, got "
-      f"{_vocab_size(teacher)}"
+      f"{vocabulary_size(teacher)}"
     )
   where = batch.get("where")
   index, valid, outside = class_labels(
@@ -118,7 +118,7 @@ def _statistics(
   return sums | {OUTSIDE: count_outside(outside)}
 
 
-def _vocab_size(outputs: Outputs) -> int:
+def vocabulary_size(outputs: Outputs) -> int:
   """Returns the width of the logits, or of the head of a model that returns hidden states."""
   if "head" in outputs and "logits" not in outputs:
     return outputs["head"][0].shape[-1]

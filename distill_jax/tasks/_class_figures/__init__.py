@@ -22,6 +22,7 @@ from distill_jax.tasks._class_figures.gallery import disagreement_figures
 from distill_jax.tasks._class_figures.labels import names_or_numbers
 from distill_jax.tasks._class_figures.map_examples import map_example_figures
 from distill_jax.tasks._class_figures.precision_recall import precision_figures
+from distill_jax.tasks._class_figures.sequences import sequence_figures
 from distill_jax.tasks._class_figures.tags import tag_figures
 from distill_jax.types import Metric
 
@@ -31,6 +32,7 @@ __all__ = [
   "class_figures",
   "map_figures",
   "reliability",
+  "sequence_figures",
   "span_figures",
   "tag_figures",
 ]
