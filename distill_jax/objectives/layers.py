@@ -13,6 +13,10 @@ global batch that count, however they are padded, packed, sharded or accumulated
 'label' is the next token, int [B, L], tokens with a label (not negative) count; elsewhere, as in
 images, all do. With 'segments', int [B, L], a token is related only to those of its document, and
 a negative segment is no token.
+
+Outputs of an encoder-decoder whose name begins with 'encoder_' are of the source: tokens whose
+'source_segments', int [B, S], are not negative count. They are also the keys of 'cross_attention'
+[B, heads, T, S], and the tokens with a label, [B, T], its queries.
 """
 
 import functools
@@ -24,14 +28,14 @@ import jax.numpy as jnp
 
 from distill_jax import losses, reduce
 from distill_jax.errors import check_integer
-from distill_jax.objectives.calls import LossCall, outputs_of, prepare
+from distill_jax.objectives.calls import outputs_of, prepare
 from distill_jax.objectives.feature_comparisons import features
-from distill_jax.objectives.hyperparameters import check_at_steps
 from distill_jax.objectives.layer_maps import Pairs, check_pairs, last_entries
 from distill_jax.objectives.loss_checks import check_loss
+from distill_jax.objectives.query_terms import query_term
 from distill_jax.objectives.terms import Term
-from distill_jax.objectives.token_masks import Masks, token_masks
-from distill_jax.types import Outputs, Variables
+from distill_jax.objectives.token_masks import segment_entries, token_masks
+from distill_jax.types import Variables
 
 
 def layers(
@@ -41,6 +45,7 @@ def layers(
   name: str = "block",
   project: bool = True,
   last: int | None = None,
+  segments: str | None = None,
   **hyperparameters: Any,
 ) -> Term:
   """Compares the hidden states of pairs of layers, token by token.
@@ -55,6 +60,9 @@ def layers(
     project: learn, for each pair whose widths differ, a linear map, as `features` does.
     last: number of last tokens that are compared, such as the patches of images, where the
       networks' other tokens differ; None: all.
+    segments: name of the batch's entry [B, L] with the tokens that count: bool, or not negative;
+      "": all do. None: 'source_segments' for a name that begins with 'encoder_', and else those
+      with a label, as above.
     **hyperparameters: as in `logits`.
 
   Raises:
@@ -71,6 +79,7 @@ def layers(
   """
   check_pairs(pairs, last)
   check_loss(loss)
+  entries = segment_entries(name, segments)
   token_loss = _each_token(loss)
   terms = [
     features(f"{name}{s}", f"{name}{t}", token_loss, project=project, **hyperparameters)
@@ -93,7 +102,7 @@ def layers(
 
   def apply(params, state, student, teacher, batch, **context):
     shape = outputs_of(student, f"{name}{pairs[0][0]}", "student").shape[:2]
-    counted = token_masks(batch, shape, last).counted
+    counted = token_masks(batch, shape, shape, last, entries).counted
     batch = {**batch, "where": counted}
     values: list[jax.Array] = []
     for i, (term, outputs) in enumerate(zip(terms, outputs_per_pair(student, teacher))):
@@ -112,6 +121,8 @@ def attention(
   *,
   name: str = "attention",
   last: int | None = None,
+  segments: str | None = None,
+  key_segments: str | None = None,
   **hyperparameters: Any,
 ) -> Term:
   """Compares the attention of pairs of layers, query by query.
@@ -124,8 +135,12 @@ def attention(
     pairs, last: as in `layers`; queries and keys are both limited to the last tokens.
     loss: `(student, teacher, **hyperparameters) -> [N]` of scores before the softmax
       [N, heads, 1, keys], N queries.
-    name: name of the outputs [B, heads, L, L], without the number: scores before the softmax, -inf
-      where a query does not attend.
+    name: name of the outputs [B, heads, queries, keys], without the number: scores before the
+      softmax, -inf where a query does not attend. 'encoder_attention' and 'cross_attention' are
+      those of an encoder-decoder.
+    segments, key_segments: names of the batch's entries [B, queries] and [B, keys] with the tokens
+      that exist, as in `layers`; key_segments None: 'source_segments' for a name that begins with
+      'cross_', and else those of the queries.
     **hyperparameters: as in `logits`.
 
   Raises:
@@ -146,7 +161,8 @@ def attention(
     del side
     return x if same is None else jnp.where((same & exists[:, None])[:, None], x, -jnp.inf)
 
-  return _query_term(pairs, (name,), scores, call, last, rank=4)
+  entries = segment_entries(name, segments, key_segments)
+  return query_term(pairs, (name,), scores, call, last, entries, rank=4)
 
 
 def relations(
@@ -155,6 +171,7 @@ def relations(
   relation_heads: int,
   names: tuple[str, ...] = ("queries", "keys", "values"),
   last: int | None = None,
+  segments: str | None = None,
 ) -> Term:
   """Compares self-attention relations of pairs of layers: `losses.minilm_relations` by query.
 
@@ -163,7 +180,7 @@ def relations(
   mark it as a token.
 
   Args:
-    pairs, last: as in `layers`.
+    pairs, last, segments: as in `layers`; the first of `names` decides.
     relation_heads: number of heads that divides all widths, as in the loss; the networks' numbers
       of heads may differ.
     names: names of the outputs [B, L, C] that are related with themselves, without the number;
@@ -194,87 +211,9 @@ def relations(
     related = exists[:, None] if same is None else same & exists[:, None]
     return jnp.where(related[:, None], products, -jnp.inf)
 
-  return _query_term(pairs, names, scores, prepare(losses.attention_kl, {}), last, rank=3)
-
-
-def _query_term(
-  pairs: Pairs, names, scores, call: LossCall, last: int | None, *, rank: int
-) -> Term:
-  """Returns the sum over pairs and names of a loss of scores, with one value a query.
-
-  Args:
-    pairs, names, last: as in `relations`.
-    scores: `(output, side, exists, same) -> [B, heads, queries, keys]`.
-    call: of a loss of scores [N, heads, 1, keys], N queries.
-    rank: number of axes of the outputs; 3: [B, L, C], 4: [B, heads, L, L].
-  """
-  check_pairs(pairs, last)
-  s_first, t_first = (f"{names[0]}{layer}" for layer in pairs[0])
-
-  def value(student, teacher, masks: Masks, loss):
-    values = []
-    for s, t in pairs:
-      for name in names:
-        outputs = _outputs_of_pair(student, teacher, f"{name}{s}", f"{name}{t}", last, rank)
-        sides = zip(outputs, ("student", "teacher"))
-        s_scores, t_scores = (scores(x, side, masks.exists, masks.same) for x, side in sides)
-        values.append(_loss_per_query(loss, s_scores, t_scores, masks.counted))
-    return sum(values[1:], values[0])
-
-  def init(key, student, teacher):
-    del key
-
-    def shapes(student, teacher, **hyperparameters):
-      x, _ = _outputs_of_pair(student, teacher, s_first, t_first, last, rank)
-      every = jnp.ones((x.shape[0], x.shape[rank - 2]), bool)
-      loss = functools.partial(call.loss, **hyperparameters)
-      return value(student, teacher, Masks(every, every, None), loss)
-
-    check_at_steps(shapes, call.hyperparameters, call.schedules, student, teacher)
-    return Variables({}, {})
-
-  def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
-    del params, key, axis_name
-    x = outputs_of(student, s_first, "student")
-    masks = token_masks(batch, (x.shape[0], x.shape[rank - 2]), last)
-    return (value(student, teacher, masks, call.at(step)), masks.counted), state
-
-  return Term(init, apply)
-
-
-def _loss_per_query(loss, s_scores, t_scores, counted):
-  """Returns the loss [B, queries] of scores [B, heads, queries, keys]."""
-  scores = [jnp.where(counted[:, None, :, None], x, 0) for x in (s_scores, t_scores)]
-  if s_scores.shape[1] != t_scores.shape[1]:
-    scores = [_mean_of_heads(x) for x in scores]
-  # [B, heads, queries, keys] -> [B queries, heads, 1, keys]
-  rows = [x.swapaxes(1, 2).reshape(-1, x.shape[1], 1, x.shape[3]) for x in scores]
-  values = loss(*rows)
-  if jnp.shape(values) != (counted.size,):
-    raise ValueError(
-      f"loss: expected one value a query, {(counted.size,)}, got {jnp.shape(values)}"
-    )
-  return values.reshape(counted.shape)
-
-
-def _outputs_of_pair(
-  student: Outputs, teacher: Outputs, s_name: str, t_name: str, last: int | None, rank: int
-):
-  """Returns the outputs of these names, limited to the last tokens."""
-  axes = (1,) if rank == 3 else (2, 3)
-  s = outputs_of(student, s_name, "student")
-  t = outputs_of(teacher, t_name, "teacher")
-  for side, name, x in (("student", s_name, s), ("teacher", t_name, t)):
-    if x.ndim != rank:
-      raise ValueError(f"{name}: expected {rank} axes of the {side}'s output, got {x.shape}")
-  s_last = last_entries(s, last, axes)
-  t_last = last_entries(t, last, axes)
-  if s.shape[0] != t.shape[0] or any(s_last.shape[a] != t_last.shape[a] for a in axes):
-    raise ValueError(
-      f"last: student {s_name!r} {s.shape} and teacher {t_name!r} {t.shape} differ in rows or "
-      "tokens: set last to compare only the last tokens, such as the patches of images"
-    )
-  return s_last, t_last
+  call = prepare(losses.attention_kl, {})
+  entries = segment_entries(names[0], segments)
+  return query_term(pairs, names, scores, call, last, entries, rank=3)
 
 
 def _each_token(loss):
@@ -290,11 +229,3 @@ def _each_token(loss):
     return values if values.ndim == 0 else values.reshape(s.shape[:-1])
 
   return token_loss
-
-
-def _mean_of_heads(scores):
-  """Returns log of the mean over heads of softmax(scores): [B, h, q, k] -> [B, 1, q, k]."""
-  log_maps = jax.nn.log_softmax(scores.astype(reduce.common_dtype(scores.dtype, jnp.float32)))
-  attended = (log_maps > -jnp.inf).any(1, keepdims=True)
-  log_sums = jax.nn.logsumexp(jnp.where(attended, log_maps, 0), 1, keepdims=True)
-  return jnp.where(attended, log_sums - jnp.log(scores.shape[1]), -jnp.inf)

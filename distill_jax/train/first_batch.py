@@ -3,6 +3,7 @@
 import warnings
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
 from distill_jax import data
@@ -19,7 +20,10 @@ from distill_jax.models.networks import input_names
 from distill_jax.train.arguments import Arguments, Inputs
 from distill_jax.train.loss_fn import apply_teacher, make_loss_of_outputs
 from distill_jax.train.placement import init_on_host
-from distill_jax.types import TrainState, Variables
+from distill_jax.types import CACHED, Batch, TrainState, Variables
+
+_MAX_DIFFERENCE = 0.05
+"""Relative difference, by their norms, that a bfloat16 teacher or a cache of 8 bits may make."""
 
 
 def student_variables(state: TrainState) -> Variables:
@@ -30,15 +34,67 @@ def student_variables(state: TrainState) -> Variables:
 def check_run_logits(arguments: Arguments, inputs: Inputs, state: TrainState) -> None:
   """Checks on rows of the first batch that logits are no probabilities."""
   teacher, mesh = arguments.teacher, inputs.mesh
-  # A network may split its rows over the mesh.
-  example = {name: x[: ROWS * mesh.size] for name, x in inputs.example.items()}
-  if inputs.rows is not None:
-    example = multihost_utils.broadcast_one_to_all(example)  # Each process has rows of its own.
+  example = _first_rows(inputs)
   with init_on_host(mesh):
     check_logits("student", arguments.student, student_variables(state), example)
   _check_cached_classes(arguments, inputs, state)
   if teacher is not None and teacher.ema_update is None:
     check_logits("teacher", teacher, inputs.teacher_variables, example)
+
+
+def _first_rows(inputs: Inputs) -> Batch:
+  """Returns rows of the first batch, the same in each process."""
+  # A network may split its rows over the mesh.
+  example = {name: x[: ROWS * inputs.mesh.size] for name, x in inputs.example.items()}
+  if inputs.rows is not None:
+    example = multihost_utils.broadcast_one_to_all(example)  # Each process has rows of its own.
+  return example
+
+
+def check_shared_outputs(arguments: Arguments, inputs: Inputs, state: TrainState) -> None:
+  """Checks on rows of the first batch that the student computes by itself what it reads of the
+  teacher in training: else it would be evaluated with other inputs than it was trained on.
+
+  Raises:
+    ValueError: a live teacher lacks such an output, or it differs from the student's.
+  """
+  student, teacher = arguments.student, arguments.teacher
+  if teacher is None or teacher.ema_update is not None or not student.reads:
+    return
+  example = _first_rows(inputs)
+  own_inputs = {name: x for name, x in example.items() if not name.startswith(CACHED)}
+
+  @jax.jit
+  def differences(variables, teacher_variables):
+    own = student.apply(*variables, own_inputs, train=False, key=None)[0]
+    given = apply_teacher(teacher, teacher_variables, example)
+    names = [name for name in student.reads if name in given]
+    return {name: _relative_difference(own[name], given[name]) for name in names}
+
+  found = jax.device_get(differences(student_variables(state), inputs.teacher_variables))
+  missing = [name for name in student.reads if name not in found]
+  if missing and arguments.cache is None:
+    raise ValueError(
+      f"teacher: expected the outputs {list(student.reads)} that the student reads, got none of "
+      f"{missing}: return them, or name them in shared_prefix(outputs=...)"
+    )
+  for name, difference in found.items():
+    if not difference < _MAX_DIFFERENCE:
+      raise ValueError(
+        f"teacher: expected the student's own {name!r}, which it reads in training, got values "
+        f"that differ by {difference:.2g} of their norm: pass the teacher of shared_prefix, with "
+        "the same weights, and a student that has its first layers"
+      )
+
+
+def _relative_difference(x: jax.Array, reference: jax.Array) -> jax.Array:
+  """Returns the norm of the difference over that of the reference; NaN in both is equal."""
+  if x.shape != reference.shape:
+    return jnp.array(jnp.inf)
+  equal = jnp.isnan(x) & jnp.isnan(reference)
+  difference = jnp.where(equal, 0, x - reference)
+  norm = jnp.linalg.norm(jnp.where(equal, 0, reference).ravel())
+  return jnp.linalg.norm(difference.ravel()) / jnp.maximum(norm, 1e-30)
 
 
 def check_run_images(arguments: Arguments, inputs: Inputs, state: TrainState) -> None:

@@ -252,3 +252,18 @@ def test_equal_variables_are_taken(rng):
   student = shared_prefix(TEACHER, TEACHER, "^first/", rest=network(3)[1])
   assert_same(whole_variables(student.variables), TEACHER.variables, rtol=0)
   assert_same(student.init(KEY, examples(rng)), student.variables, rtol=0)
+
+
+@pytest.mark.parametrize("seed", [2, None])
+def test_teacher_of_other_first_layers_is_rejected_before_training(rng, seed):
+  source = data.Source(small_seq2seq.pairs(rng, 8), small_seq2seq.VOCABULARY, ignore_label=-1)
+  teacher = PAIRS_TEACHER if seed is None else small_seq2seq.models(seed)[0]
+  if seed is None:  # One that does not return what the student reads.
+
+    def apply(*args, **kwargs):
+      outputs, state = PAIRS_TEACHER.apply(*args, **kwargs)
+      return {name: outputs[name] for name in ("hidden", "head")}, state
+
+    teacher = teacher._replace(apply=apply)
+  with pytest.raises(ValueError, match="^teacher: .*'encoded'"):
+    fit_pairs(source, teacher, 1)
