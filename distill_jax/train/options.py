@@ -39,9 +39,10 @@ class StepOptions:
       that teacher and student see the same view.
     mix: `(key, batch) -> batch` mixes rows (`data.mixup`). It runs after `augment`.
     on_policy: `(student Variables, key, batch) -> batch` replaces some rows by sequences that the
-      student generates (`models.llm.on_policy.generate_on_policy`), for the teacher to score. It
-      runs on the full batch, after `mix`, and is not differentiated. The key is the same on all
-      devices: rows differ by their ids. Or a `Replay`.
+      student generates (`models.llm.on_policy.generate_on_policy`,
+      `models.decoding.sample_on_policy`), for the teacher to score. It runs on the full batch,
+      after `mix`, and is not differentiated. The key is the same on all devices: rows differ by
+      their ids. Or a `Replay`.
     microbatches: number of equal parts of the batch over which gradients are accumulated. Each
       term's denominator is that of the full batch, so the result equals one large step's. Batch
       norm and losses that relate rows see one part.

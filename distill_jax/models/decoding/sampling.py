@@ -14,6 +14,7 @@ from distill_jax.models.decoding.steps import (
   valid_rows,
   vary_like,
 )
+from distill_jax.models.generated_rows import row_keys
 from distill_jax.types import Batch, Sample, Tree, Variables
 
 
@@ -112,7 +113,7 @@ def _row_keys(key: jax.Array | None, batch: Batch) -> jax.Array:
   if key.ndim == 1 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
     return key
   ids = batch.get("id", jnp.arange(count_rows(batch)))
-  return jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
+  return row_keys(key, ids)
 
 
 def _draw(keys: jax.Array, position: jax.Array, z: jax.Array) -> jax.Array:

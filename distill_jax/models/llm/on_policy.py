@@ -13,6 +13,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from distill_jax.data.label_checks import UNLABELED
+from distill_jax.models.generated_rows import (
+  check_entries,
+  check_fraction,
+  first_rows,
+  rank_rows,
+  replace_rows,
+  row_keys,
+)
 from distill_jax.models.llm.decoder import Decoder
 from distill_jax.models.llm.sampling import generate
 from distill_jax.types import Batch, OnPolicy, Variables
@@ -72,13 +80,13 @@ def generate_on_policy(
   graph = nnx.graphdef(abstract)
 
   def on_policy(student: Variables, key: jax.Array, batch: Batch) -> Batch:
-    _check_entries(batch)
+    check_entries(batch, ("tokens", "label", "segments", "positions"))
     rows, length = batch["tokens"].shape
-    ranks, count = _rank(key, batch["id"], fraction)
+    ranks, count = rank_rows(key, batch["id"], fraction)
     if not count:
       return {**batch, "generated": jnp.zeros(rows, bool)}
     entries = {name: batch[name] for name in ("id", "tokens", "segments") if name in batch}
-    selected = {name: _first(x, ranks, count) for name, x in entries.items()}
+    selected = {name: first_rows(x, ranks, count) for name, x in entries.items()}
     prompt_lengths = _prompt_lengths(selected, _max_prompt(prompt, length))
     tokens, ends = generate(
       nnx.merge(graph, student.params),
@@ -86,19 +94,17 @@ def generate_on_policy(
       jnp.maximum(prompt_lengths, 1),
       length,
       temperature=temperature,
-      key=_row_keys(jax.random.fold_in(key, 1), selected["id"]),
+      key=row_keys(jax.random.fold_in(key, 1), selected["id"]),
       stop_token=stop_token,
     )
     new = _as_rows(tokens, ends, prompt_lengths, selected)
-    return {**batch, **_replace(batch, new, ranks, count)}
+    return {**batch, **replace_rows(batch, new, ranks, count)}
 
   return on_policy
 
 
 def _check_arguments(fraction, prompt, temperature, stop_token, vocab_size: int) -> None:
-  if not 0 <= fraction <= 1:
-    nearest = min(max(fraction, 0), 1)
-    raise ValueError(f"fraction: expected a number in [0, 1], got {fraction}; nearest is {nearest}")
+  check_fraction(fraction)
   if isinstance(prompt, float) and not 0 < prompt < 1:
     raise ValueError(
       f"prompt: expected a fraction of the row in (0, 1), or an int of tokens, got {prompt}"
@@ -111,18 +117,6 @@ def _check_arguments(fraction, prompt, temperature, stop_token, vocab_size: int)
     raise ValueError(f"stop_token: expected a token below {vocab_size}, got {stop_token}")
 
 
-def _check_entries(batch: Batch) -> None:
-  for name in ("id", "tokens", "label"):
-    if name not in batch:
-      raise ValueError(
-        f"batch: expected an entry {name!r}, which on_policy reads, got {sorted(batch)}"
-      )
-  names = [name for name in ("tokens", "label", "segments", "positions") if name in batch]
-  shapes = {name: batch[name].shape for name in names}
-  if len(shapes["tokens"]) != 2 or len(set(shapes.values())) > 1:
-    raise ValueError(f"batch: expected entries of one shape [rows, length], got {shapes}")
-
-
 def _max_prompt(prompt: int | float, length: int) -> int:
   tokens = max(1, round(prompt * length)) if isinstance(prompt, float) else prompt
   if tokens >= length:
@@ -130,38 +124,6 @@ def _max_prompt(prompt: int | float, length: int) -> int:
       f"prompt: expected at most {length - 1} tokens of rows of {length}, got {tokens}"
     )
   return tokens
-
-
-def _row_keys(key: jax.Array, ids: jax.Array) -> jax.Array:
-  return jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
-
-
-def _rank(key: jax.Array, ids: jax.Array, fraction: float) -> tuple[jax.Array, int]:
-  """Returns random ranks [groups, rows of a group], and how many rows of a group to replace.
-
-  There are as many groups as divide the replaced rows evenly, so that no row moves between devices
-  that hold whole groups.
-  """
-  rows = len(ids)
-  total = round(fraction * rows)
-  if fraction and not total:
-    raise ValueError(
-      f"fraction: expected at least one of {rows} rows, got {fraction}; nearest is {1 / rows:.3g}"
-    )
-  groups = math.gcd(total, rows)
-  numbers = jax.vmap(jax.random.uniform)(_row_keys(jax.random.fold_in(key, 0), ids))
-  return numbers.reshape(groups, -1).argsort(1).argsort(1), total // groups
-
-
-def _first(x: jax.Array, ranks: jax.Array, count: int) -> jax.Array:
-  """Returns the rows of [B, ...] with the first ranks of their groups, in the order of ranks."""
-  return _take(x.reshape(*ranks.shape, *x.shape[1:]), ranks.argsort(1)[:, :count])
-
-
-def _take(grouped: jax.Array, indices: jax.Array) -> jax.Array:
-  indices = indices.reshape(*indices.shape, *(1,) * (grouped.ndim - 2))
-  rows = jnp.take_along_axis(grouped, indices, 1)
-  return rows.reshape(-1, *rows.shape[2:])
 
 
 def _prompt_lengths(selected: Mapping[str, Any], max_prompt: int) -> jax.Array:
@@ -186,19 +148,3 @@ def _as_rows(tokens, ends, prompt_lengths, selected: Mapping[str, Any]) -> dict[
     "positions": jnp.where(inside, positions, 0),
     "generated": prompt_lengths > 0,
   }
-
-
-def _replace(
-  batch: Batch, new: Mapping[str, jax.Array], ranks: jax.Array, count: int
-) -> dict[str, jax.Array]:
-  """Returns the batch's entries with the new rows at the positions of the selected ones."""
-  old = {name: batch[name] for name in new if name in batch}
-  old["generated"] = jnp.zeros(ranks.size, bool)
-  indices = jnp.minimum(ranks, count - 1)
-  spread = {}
-  for name in old:
-    grouped = new[name].reshape(-1, count, *new[name].shape[1:])
-    spread[name] = _take(grouped, indices).astype(old[name].dtype)
-  replace = (ranks < count).reshape(-1) & spread["generated"]
-  masks = {name: replace.reshape(-1, *(1,) * (x.ndim - 1)) for name, x in spread.items()}
-  return {name: jnp.where(masks[name], spread[name], old[name]) for name in old}
