@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from distill_jax.models.adapters.outputs import primary_outputs
+from distill_jax.train.generation import sample_text
 from distill_jax.types import Batch, Model, Variables
 
 FEWEST_REPEATS = 3
@@ -49,7 +50,7 @@ def measure_costs(
   other load of the machine slows all of them alike.
 
   Args:
-    networks: models, of which only `apply` is used, and their weights.
+    networks: models, of which only `apply` and `sample` are used, and their weights.
     batch: real or zero inputs, arrays [rows, ...]; the first row is the one example.
     repeats: number of timed runs of each program, after one that is not timed. When all of them
       have taken `MOST_SECONDS`, those of a round are the last ones, from `FEWEST_REPEATS` on.
@@ -59,7 +60,8 @@ def measure_costs(
     'parameters': number of trained values; 'bytes': of params and state in memory; 'flops': of one
     example by XLA's count, which takes the body of a loop (`lax.scan`) once and a Pallas call as
     nothing, NaN if it is unknown; 'latency_ms': median for one example; 'throughput': examples/s at
-    the batch's size; 'throughput_128', ...: at each of the `batch_sizes`. Each time has a spread,
+    the batch's size; 'throughput_128', ...: at each of the `batch_sizes`; 'generation_128', ...:
+    sequences/s that `Model.sample` generates there, of models that have it. Each time has a spread,
     the upper quartile of its runs divided by the lower one: 'latency_ms_spread',
     'throughput_spread', ...
 
@@ -110,6 +112,13 @@ def _prepare(
   for name, size in wanted.items():
     taken = {key: values[np.arange(size) % rows] for key, values in many.items()}
     calls[name] = _Call(functools.partial(predict, *variables, jax.device_put(taken)), size)
+  if model.sample is None:
+    return sizes, calls
+  generate = jax.jit(functools.partial(sample_text, "model", model))
+  for size in batch_sizes:
+    taken = {key: values[np.arange(size) % rows] for key, values in many.items()}
+    run = functools.partial(generate, variables, jax.device_put(taken))
+    calls[f"generation_{size}"] = _Call(run, size)
   return sizes, calls
 
 

@@ -211,5 +211,10 @@ def _variant(job: Job, network: Network) -> str:
 
 def _program(model: Model, variables: Variables, batch: Batch) -> str:
   """Returns what the network computes, as text: equal programs cost the same."""
-  apply = lambda v, b: model.apply(*v, b, train=False, key=None)[0]  # noqa: E731
-  return str(jax.make_jaxpr(apply)(variables, batch))
+
+  def run(variables: Variables, batch: Batch) -> Any:
+    outputs = model.apply(*variables, batch, train=False, key=None)[0]
+    sample = model.sample
+    return outputs, None if sample is None else sample(variables, jax.random.key(0), batch)
+
+  return str(jax.make_jaxpr(run)(variables, batch))

@@ -62,6 +62,7 @@ _COSTS = (
   _Row("flops", "FLOPs per example", si_prefix),
   _Row("latency_ms", "Latency of one example, ms", three_decimals),
   _Row(f"throughput_{BATCH}", f"Throughput at batch {BATCH}, examples/s", integer, varies=True),
+  _Row(f"generation_{BATCH}", f"Generation at batch {BATCH}, sequences/s", integer, varies=True),
 )
 
 

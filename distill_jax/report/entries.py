@@ -42,9 +42,9 @@ class Entry(NamedTuple):
     seed: seed of its training; baseline and student are compared seed by seed.
     scores: {metric name: value} on the test split, as the task computes them, with those that
       compare the network with its teacher.
-    cost: 'parameters', 'bytes', 'flops', 'latency_ms', 'throughput_128'; 'nonzeros', 'disk' and
-      'compressed' (`compression.sizes`); 'step_ratio', the time of a train step over that of the
-      run's reference. Any may be missing.
+    cost: 'parameters', 'bytes', 'flops', 'latency_ms', 'throughput_128', 'generation_128';
+      'nonzeros', 'disk' and 'compressed' (`compression.sizes`); 'step_ratio', the time of a train
+      step over that of the run's reference. Any may be missing.
     history: lines of metrics.jsonl: {'step', 'phase': 'train' | 'validation', 'loss', metric names
       ...}; may be empty.
     variant: name that distinguishes the distilled students of one seed ('generation 1'); empty for

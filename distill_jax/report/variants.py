@@ -28,6 +28,7 @@ from distill_jax.report.numbers import (
 from distill_jax.report.style import STUDENTS
 from distill_jax.types import Metric
 
+_GENERATION = f"generation_{BATCH}"
 _COSTS: Sequence[tuple[str, str, Formatter]] = (
   ("parameters", "Parameters ↓", integer),
   ("nonzeros", "Not zero ↓", integer),
@@ -35,8 +36,9 @@ _COSTS: Sequence[tuple[str, str, Formatter]] = (
   ("flops", "FLOPs ↓", si_prefix),
   ("latency_ms", "Latency, ms ↓", three_decimals),
   (f"throughput_{BATCH}", f"Examples/s at batch {BATCH} ↑", integer),
+  (_GENERATION, f"Sequences/s at batch {BATCH} ↑", integer),
 )
-_TIMES = ("latency_ms", f"throughput_{BATCH}")
+_TIMES = ("latency_ms", f"throughput_{BATCH}", _GENERATION)
 MAX_SPREAD = 2  # between the quartiles of times that can be believed
 # A batch is as fast as its examples one by one, or faster. On a CPU a large network's may be a
 # little slower, as fewer of its values fit into the caches.
@@ -64,12 +66,19 @@ def table(
     run: what was run; its setting 'reference' names the variant that step times are divided by.
     brief: whether the table covers several runs: it has no measured times, which other programs on
       the machine change, and only metrics of `detail` 0.
-    costs: whether it has columns of costs; None: where students differ in size.
+    costs: whether it has columns of costs; None: where students differ in size. How fast networks
+      generate sequences is always one, but in brief.
   """
   first, *others = metrics
   others = [m for m in others if m.detail <= (0 if brief else 1) and _is_measured(entries, m)]
   show_costs = differ_in_size(entries) if costs is None else costs
-  costs_shown = [row for row in _COSTS if show_costs and not (brief and row[0] in _TIMES)]
+  has_generation = any(_GENERATION in entry.cost for entry in entries)
+  costs_shown = [
+    row
+    for row in _COSTS
+    if (has_generation if row[0] == _GENERATION else show_costs)
+    and not (brief and row[0] in _TIMES)
+  ]
   header = ["Method", column_title(first, first=True), "− baseline"]
   header += [column_title(metric, first=False) for metric in others]
   header += [title for _, title, _ in costs_shown]
@@ -115,7 +124,7 @@ def about_speed(entries: Sequence[Entry]) -> str:
     "Latency and throughput: medians of runs of all networks by turns; of the middle half of the "
     f"runs the slowest took at most {max(spreads):.2f} times as long as the fastest."
   )
-  latency, throughput = _TIMES
+  latency, throughput, _ = _TIMES
   contradict = any(
     cost[throughput] * cost[latency] < 1e3 * MIN_SPEEDUP
     for cost in costs

@@ -30,9 +30,11 @@ class Scorer:
     return {name: _score(self._metrics[name], side) for name, side in zip(self._metrics, sums)}
 
   def sentence_scores(self, texts: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """Returns the chrF of each text, 0 to 100."""
-    pairs = [self._statistics(*pair) for pair in zip(texts, references)]
-    return np.array([_score(self._metrics["chrf"], list(chrf)) for _, chrf in pairs])
+    """Returns the chrF of each text, 0 to 100; NaN of an empty one that should be empty."""
+    pairs = list(zip(texts, references))
+    statistics = [self._statistics(*pair)[1] for pair in pairs]
+    scores = [_score(self._metrics["chrf"], list(one)) for one in statistics]
+    return np.array([score if any(pair) else np.nan for score, pair in zip(scores, pairs)])
 
   def signatures(self) -> dict[str, str]:
     """Returns sacrebleu's signatures of both scores."""

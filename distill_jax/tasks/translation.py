@@ -16,7 +16,7 @@ from distill_jax.tasks._translations import Scorer
 from distill_jax.types import Metric, Task
 
 BLEU = Metric("bleu", "BLEU", "", "max", ".2f", detail=0)
-CHRF = Metric("chrf", "chrF", "", "max", ".2f", detail=0)
+CHRF = Metric("chrf", "character F (chrF)", "", "max", ".2f", short="chrF", detail=0)
 
 
 def translation(
@@ -149,6 +149,6 @@ class _Options(NamedTuple):
         title="chrF",
         form=".1f",
       ),
-      Text("; ".join(f"{name}: {text}" for name, text in signatures.items()) + "."),
+      Text(f"sacrebleu's signatures: BLEU {signatures['bleu']}; chrF {signatures['chrf']}."),
       Numbers("signatures", signatures),
     ]

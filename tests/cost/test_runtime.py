@@ -102,3 +102,24 @@ def test_networks_are_timed_by_turns_and_a_slow_spell_is_their_spread(monkeypatc
 def test_repeats_and_batch_sizes_below_one_raise(options):
   with pytest.raises(ValueError, match=rf"^{next(iter(options))}: "):
     measure_cost(DENSE, Variables({}, {}), {}, **options)
+
+
+def test_generation_is_timed_of_models_that_generate(monkeypatch):
+  def half_a_second(calls, repeats):
+    for call in calls:
+      call()
+    return np.full((len(calls), repeats), 0.5)
+
+  monkeypatch.setattr(runtime, "_time_by_turns", half_a_second)
+  batch = {"image": np.ones((3, 64), np.float32)}
+  variables = Variables({"kernel": np.ones((64, 10), np.float32)}, ())
+  shapes = []
+
+  def sample(variables, key, batch):
+    shapes.append(batch["image"].shape)
+    return jnp.zeros((len(batch["image"]), 5), int), jnp.zeros(len(batch["image"]), int)
+
+  networks = [(DENSE, variables), (DENSE._replace(sample=sample), variables)]
+  costs = runtime.measure_costs(networks, batch, batch_sizes=(8,))
+  assert [cost.get("generation_8") for cost in costs] == [None, 16]
+  assert shapes == [(8, 64)]

@@ -70,13 +70,13 @@ def sequence_figures(
   for row, reason in rows.items():
     lines = [["Source", sources[row], ""]] if row in sources else []
     lines.append(["Reference", true[row], ""])
-    lines += [
-      [TITLES[g.role], texts(tokens[g][row : row + 1])[0], format(sign * values[g][row], form)]
-      for g in shown
-    ]
+    for group in shown:
+      score = sign * values[group][row]
+      text = texts(tokens[group][row : row + 1])[0]
+      lines.append([TITLES[group.role], text, "" if np.isnan(score) else format(score, form)])
     cells = [[first, _short(text), score] for first, text, score in lines]
     blocks.append(Text(f"id {ids[row] if ids is not None else row}: {reason}"))
-    blocks.append(Table(["", "text", title], cells, numeric=False))
+    blocks.append(Table(["", "Text", title], cells, numeric=False))
   return blocks
 
 
