@@ -14,23 +14,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import safetensors
 
 from distill_jax.models.adapters.nnx import from_nnx
 from distill_jax.models.encoders.encoder import Encoder
 from distill_jax.models.encoders.encoder_config import EncoderConfig
 from distill_jax.models.encoders.encoder_names import encoder_names, family_prefix, released_names
 from distill_jax.models.encoders.released_config import config_of_settings, released_settings
+from distill_jax.models.released_folder import (
+  WEIGHTS,
+  check_same_shapes,
+  entries_of,
+  read_settings,
+  weights_path,
+)
 from distill_jax.models.save_weights import save_weights
-from distill_jax.models.weights import entries_of_index, load_weights, pretrained
-from distill_jax.storage import files, folders, unique_names
+from distill_jax.models.weights import load_weights, pretrained
+from distill_jax.storage import files, folders
 from distill_jax.trees import named_leaves
 from distill_jax.types import Batch, Model, Variables
 
 INPUTS = ("tokens", "segments", "token_types")
 """The entries of a batch that a loaded encoder reads; the first two where all types are one."""
-WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 # Heads of masked tokens, and positions that are no parameters.
 _IGNORED = ("*position_ids", "cls.*", "lm_head.*", "vocab_*", "decoder.*")
 _NEW = ("pooler", "pooler_norm", "head", "head_bias")
@@ -52,11 +56,8 @@ def read_encoder_config(folder: str | os.PathLike) -> EncoderConfig:
     KeyError: a size is missing.
   """
   folder = folders.resolve(folder, "folder")
-  try:
-    settings = unique_names.loads(files.read(folder / "config.json"))
-  except ValueError as error:
-    raise ValueError(f"folder: {folder / 'config.json'} is corrupt: {error}") from error
-  names = _entries(_weights_path(folder))
+  settings = read_settings(folder)
+  names = entries_of(weights_path(folder))
   return config_of_settings(settings, pooler=any(name.endswith(_POOLERS) for name in names))
 
 
@@ -90,8 +91,8 @@ def load_encoder(
   config = read_encoder_config(folder) if config is None else config
   inputs = INPUTS[: 3 if (config.token_types or 0) > 1 else 2] if inputs is None else inputs
   model = from_nnx(lambda rngs: Encoder(config, dtype=dtype, remat=remat, rngs=rngs), inputs=inputs)
-  path = _weights_path(folder)
-  entries = _entries(path)
+  path = weights_path(folder)
+  entries = entries_of(path)
   names = _names_in_file(config, entries)
   like = jax.eval_shape(model.init, jax.random.key(0), {})
   new = [
@@ -140,7 +141,7 @@ def save_encoder(folder: str | os.PathLike, variables: Variables, config: Encode
   folder = folders.resolve(folder, "folder")
   model = from_nnx(lambda rngs: Encoder(config, rngs=rngs), inputs="tokens")
   expected = jax.eval_shape(model.init, jax.random.key(0), {}).params
-  _check_same_shapes(variables.params, expected)
+  check_same_shapes(variables.params, expected)
   folder.mkdir(parents=True, exist_ok=True)
   save_weights(folder / WEIGHTS, Variables(variables.params, {}), names=released_names(config))
   files.write(folder / "config.json", released_settings(config))
@@ -158,16 +159,6 @@ def _with_new_layers(model: Model, path: Path, like: Variables, new: list[str], 
     return jax.tree.unflatten(jax.tree.structure(variables), leaves)
 
   return model._replace(init=init)
-
-
-def _check_same_shapes(params, expected) -> None:
-  shapes, others = ({n: x.shape for n, x in named_leaves(tree)} for tree in (params, expected))
-  for name in sorted(shapes.keys() | others.keys()):
-    if shapes.get(name) != others.get(name):
-      raise ValueError(
-        f"variables: expected {name} {others.get(name, 'not at all')} by the config, got "
-        f"{shapes.get(name, 'nothing')}: pass the config of the trained network"
-      )
 
 
 def _names_in_file(config: EncoderConfig, entries: set[str]):
@@ -188,21 +179,3 @@ def _names_in_file(config: EncoderConfig, entries: set[str]):
 def _entry(names, leaf: str) -> str:
   origin = names(leaf)
   return origin if isinstance(origin, str) else origin[0]
-
-
-def _weights_path(folder: Path) -> Path:
-  path = folder / WEIGHTS
-  return folder / _INDEX if not path.exists() and (folder / _INDEX).exists() else path
-
-
-def _entries(path: Path) -> set[str]:
-  """Returns the names of the entries of a file, or of all files of an index."""
-  if path.name == _INDEX:
-    return set(entries_of_index(path))
-  if not path.is_file():
-    raise FileNotFoundError(f"folder: expected {path.name} in {path.parent}, got none")
-  try:
-    with safetensors.safe_open(path, framework="numpy") as file:
-      return set(file.keys())
-  except safetensors.SafetensorError as error:
-    raise ValueError(f"path: {path} is corrupt: {error}") from error

@@ -7,21 +7,24 @@ import jax.numpy as jnp
 from flax import nnx
 
 
-def check_token_rows(tokens: jax.Array, max_length: int, **entries: jax.Array | None) -> None:
-  """Checks the shapes of tokens [B, L], and of entries that go with them.
+def check_token_rows(
+  tokens: jax.Array, max_length: int, *, field: str = "tokens", **entries: jax.Array | None
+) -> None:
+  """Checks the shapes of tokens [B, L], the entry `field`, and of entries that go with them.
 
   Raises:
     ValueError: no tokens, more than `max_length`, or shapes that differ.
   """
   if tokens.ndim != 2 or not tokens.size:
-    raise ValueError(f"tokens: expected [rows, length], not empty, got {tokens.shape}")
+    raise ValueError(f"{field}: expected [rows, length], not empty, got {tokens.shape}")
   if tokens.shape[1] > max_length:
     raise ValueError(
-      f"tokens: expected rows of at most max_length={max_length}, got {tokens.shape}: cut the texts"
+      f"{field}: expected rows of at most max_length={max_length}, got {tokens.shape}: cut the "
+      "texts"
     )
   for name, value in entries.items():
     if value is not None and value.shape != tokens.shape:
-      raise ValueError(f"{name}: expected the shape of tokens, {tokens.shape}, got {value.shape}")
+      raise ValueError(f"{name}: expected the shape of {field}, {tokens.shape}, got {value.shape}")
 
 
 def embed_tokens(embed: nnx.Embed, tokens: jax.Array, dtype: Any) -> jax.Array:

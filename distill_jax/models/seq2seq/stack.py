@@ -154,10 +154,10 @@ class Stack(nnx.Module):
 
   def _bias(self, query_positions, key_positions):
     """Returns what relative positions add to the scores, [1, heads, T, S], or None."""
-    if self.buckets is None:
+    if self.relative is None or self.buckets is None:
       return None
-    options = {"relative": self.relative, "causal": self.causal}
-    buckets = relative_buckets(query_positions, key_positions, **options)
+    causal = self.causal
+    buckets = relative_buckets(query_positions, key_positions, self.relative, causal=causal)
     return self.buckets[...][buckets].transpose(2, 0, 1)[None]
 
 
