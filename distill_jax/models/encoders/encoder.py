@@ -115,8 +115,13 @@ class Encoder(nnx.Module):
       ValueError: no tokens, more than `max_length`, token types that the network does not have, or
         shapes that differ.
     """
-    entries = {"segments": segments, "token_types": token_types, "positions": positions}
-    check_token_rows(tokens, self.config.max_length, **entries)
+    check_token_rows(
+      tokens,
+      self.config.max_length,
+      segments=segments,
+      token_types=token_types,
+      positions=positions,
+    )
     visible = None
     if segments is not None:
       visible = segments[:, :, None] == segments[:, None, :]

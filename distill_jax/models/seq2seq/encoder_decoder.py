@@ -107,8 +107,8 @@ class EncoderDecoder(nnx.Module):
 
   def encode(self, source: jax.Array, source_segments: jax.Array | None) -> Outputs:
     """Returns the encoder's outputs; arguments and errors as in `__call__`."""
-    entries = {"source_segments": source_segments}
-    check_token_rows(source, self.config.max_length, field="source", **entries)
+    max_length = self.config.max_length
+    check_token_rows(source, max_length, field="source", source_segments=source_segments)
     embed = self.embed if self.source_embed is None else self.source_embed
     x = self._embed(embed, source)
     x, named = self.encoder(x, source_visible(source_segments))
