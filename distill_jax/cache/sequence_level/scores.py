@@ -4,6 +4,7 @@ A score is a pure function of `Candidates` that returns floats [N, K]; what it r
 that are not usable is not read.
 """
 
+import importlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -37,16 +38,9 @@ def reference_score(function: Callable[[str, str], float], decode: Decode | None
   >>> reference_score(lambda sequence, reference: len(sequence) - len(reference))(rows)
   array([[0.]])
   """
-  decode = decode or list
 
   def score(candidates: Candidates) -> np.ndarray:
-    values = np.full(candidates.usable.shape, np.nan)
-    for row in np.flatnonzero(candidates.usable.any(1)).tolist():
-      reference = _text(decode(candidates.reference(row)))
-      for number in np.flatnonzero(candidates.usable[row]).tolist():
-        sequence = _text(decode(candidates.sequence(row, number)))
-        values[row, number] = function(sequence, reference)
-    return values
+    return _reference_scores(candidates, function, decode)
 
   return score
 
@@ -62,7 +56,7 @@ def sentence_bleu(decode: Decode | None = None) -> Score:
     decode: as for `reference_score`.
 
   Raises:
-    ModuleNotFoundError: sacrebleu is not installed.
+    ModuleNotFoundError: sacrebleu, of the extra 'translation', is not installed.
 
   >>> from distill_jax.cache.sequence_level import Candidates, sentence_bleu
   >>> tokens = np.array([[[5, 6, 7, 8, 0], [5, 6, 8, 9, 0]]])
@@ -72,14 +66,18 @@ def sentence_bleu(decode: Decode | None = None) -> Score:
   >>> sentence_bleu()(rows).round(1).tolist()
   [[100.0, 35.4]]
   """
-  with naming_extras():
-    from sacrebleu.metrics import BLEU
-  metric = BLEU(tokenize="none" if decode is None else "13a", effective_order=True)
+  _import("sacrebleu")  # A missing package raises before anything is decoded.
 
-  def bleu(sequence: str, reference: str) -> float:
-    return metric.sentence_score(sequence, [reference]).score
+  def score(candidates: Candidates) -> np.ndarray:
+    tokenize = "none" if decode is None else "13a"
+    metric = _import("sacrebleu").BLEU(tokenize=tokenize, effective_order=True)
 
-  return reference_score(bleu, decode)
+    def bleu(sequence: str, reference: str) -> float:
+      return metric.sentence_score(sequence, [reference]).score
+
+    return _reference_scores(candidates, bleu, decode)
+
+  return score
 
 
 def word_error_rate(decode: Decode | None = None) -> Score:
@@ -91,7 +89,7 @@ def word_error_rate(decode: Decode | None = None) -> Score:
     decode: as for `reference_score`.
 
   Raises:
-    ModuleNotFoundError: jiwer is not installed.
+    ModuleNotFoundError: jiwer, of the extra 'translation', is not installed.
 
   >>> from distill_jax.cache.sequence_level import Candidates, word_error_rate
   >>> tokens = np.array([[[5, 6, 7, 8, 0], [5, 6, 8, 9, 0]]])
@@ -101,13 +99,13 @@ def word_error_rate(decode: Decode | None = None) -> Score:
   >>> word_error_rate()(rows).tolist()
   [[0.0, 0.5]]
   """
-  with naming_extras():
-    import jiwer
+  _import("jiwer")
 
-  def error_rate(sequence: str, reference: str) -> float:
-    return jiwer.wer(reference, sequence)
+  def score(candidates: Candidates) -> np.ndarray:
+    jiwer = _import("jiwer")
+    return _reference_scores(candidates, lambda text, truth: jiwer.wer(truth, text), decode)
 
-  return reference_score(error_rate, decode)
+  return score
 
 
 def backward_cross_entropy(
@@ -175,5 +173,23 @@ def backward_cross_entropy(
   return score
 
 
+def _reference_scores(
+  candidates: Candidates, function: Callable[[str, str], float], decode: Decode | None
+) -> np.ndarray:
+  decode = decode or list
+  values = np.full(candidates.usable.shape, np.nan)
+  for row in np.flatnonzero(candidates.usable.any(1)).tolist():
+    reference = _text(decode(candidates.reference(row)))
+    for number in np.flatnonzero(candidates.usable[row]).tolist():
+      sequence = _text(decode(candidates.sequence(row, number)))
+      values[row, number] = function(sequence, reference)
+  return values
+
+
 def _text(decoded: str | Iterable[Any]) -> str:
   return decoded if isinstance(decoded, str) else " ".join(map(str, decoded))
+
+
+def _import(package: str) -> Any:
+  with naming_extras():
+    return importlib.import_module(package)
