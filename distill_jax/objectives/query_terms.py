@@ -30,8 +30,8 @@ def query_term(
   s_first, t_first = (f"{names[0]}{layer}" for layer in pairs[0])
   key_axis = 3 if rank == 4 else 1
 
-  def shapes_of(x):
-    return x.shape[:1] + x.shape[rank - 2 : rank - 1], (x.shape[0], x.shape[key_axis])
+  def shapes_of(x) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (x.shape[0], x.shape[rank - 2]), (x.shape[0], x.shape[key_axis])
 
   def value(student, teacher, masks: Masks, loss):
     values = []

@@ -31,8 +31,10 @@ def student_variables(state: TrainState) -> Variables:
   return Variables(state.params["student"], state.model_state["student"])
 
 
-def check_run_logits(arguments: Arguments, inputs: Inputs, state: TrainState) -> None:
-  """Checks on rows of the first batch that logits are no probabilities."""
+def check_run_outputs(arguments: Arguments, inputs: Inputs, state: TrainState) -> None:
+  """Checks on rows of the first batch that logits are no probabilities, and that the student has
+  the first layers that it shares with the teacher.
+  """
   teacher, mesh = arguments.teacher, inputs.mesh
   example = _first_rows(inputs)
   with init_on_host(mesh):
@@ -40,6 +42,7 @@ def check_run_logits(arguments: Arguments, inputs: Inputs, state: TrainState) ->
   _check_cached_classes(arguments, inputs, state)
   if teacher is not None and teacher.ema_update is None:
     check_logits("teacher", teacher, inputs.teacher_variables, example)
+    _check_shared_outputs(arguments, inputs, state, example)
 
 
 def _first_rows(inputs: Inputs) -> Batch:
@@ -51,7 +54,9 @@ def _first_rows(inputs: Inputs) -> Batch:
   return example
 
 
-def check_shared_outputs(arguments: Arguments, inputs: Inputs, state: TrainState) -> None:
+def _check_shared_outputs(
+  arguments: Arguments, inputs: Inputs, state: TrainState, example: Batch
+) -> None:
   """Checks on rows of the first batch that the student computes by itself what it reads of the
   teacher in training: else it would be evaluated with other inputs than it was trained on.
 
@@ -59,9 +64,8 @@ def check_shared_outputs(arguments: Arguments, inputs: Inputs, state: TrainState
     ValueError: a live teacher lacks such an output, or it differs from the student's.
   """
   student, teacher = arguments.student, arguments.teacher
-  if teacher is None or teacher.ema_update is not None or not student.reads:
+  if not student.reads:
     return
-  example = _first_rows(inputs)
   own_inputs = {name: x for name, x in example.items() if not name.startswith(CACHED)}
 
   @jax.jit
@@ -137,7 +141,9 @@ def warn_of_unread_teacher(arguments: Arguments, inputs: Inputs, state: TrainSta
     teacher_variables,
     inputs.example,
   )
-  loss_of_outputs = make_loss_of_outputs(arguments.student, arguments.objective)
+  # First layers that the student shares with the teacher distill nothing.
+  student = arguments.student._replace(reads=())
+  loss_of_outputs = make_loss_of_outputs(student, arguments.objective)
 
   def loss(outputs, params, batch):
     keys = (state.key, state.key)

@@ -29,8 +29,7 @@ from distill_jax.train.batch_errors import name_field, name_shapes
 from distill_jax.train.directions import check_directions
 from distill_jax.train.first_batch import (
   check_run_images,
-  check_run_logits,
-  check_shared_outputs,
+  check_run_outputs,
   student_variables,
   warn_of_unread_teacher,
 )
@@ -64,8 +63,7 @@ def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
   teacher_fingerprint = fingerprint(inputs.teacher_variables)
   state = _initialize(arguments, inputs)
   check_run_images(arguments, inputs, state)
-  check_run_logits(arguments, inputs, state)
-  check_shared_outputs(arguments, inputs, state)
+  check_run_outputs(arguments, inputs, state)
   check_directions(arguments.optimizer, state.params)
   warn_of_frozen_statistics(arguments.student, arguments.optimizer, state, inputs.example)
   check_terms(arguments, inputs, state)
