@@ -8,9 +8,9 @@
 
 A training loss of one's own is a `student_loss`. A loss of arrays goes through `logits` or
 `features`, one of a few of the teacher's classes through `sparse`, language models through
-`tokens`, layers of transformers through `layers`, `attention` and `relations`. A method with
-learned parts or a memory is a term here, under the name of its loss: `vid`, `mgd`, `crd`, ...;
-`learned` builds others.
+`tokens`, layers of transformers through `layers`, `attention` and `relations`, feature sequences of
+other lengths through `sequences`. A method with learned parts or a memory is a term here, under the
+name of its loss: `vid`, `mgd`, `crd`, ...; `learned` builds others.
 """
 
 from distill_jax.objectives.before_relu import activation_boundary, ofd, ofd_margin_at
@@ -28,6 +28,7 @@ from distill_jax.objectives.maps import layer_attention, mgd, review_kd
 from distill_jax.objectives.memories import crd, dino, queue_similarity
 from distill_jax.objectives.necks import fgd, score_weighted
 from distill_jax.objectives.patches import vitkd
+from distill_jax.objectives.sequences import sequences
 from distill_jax.objectives.sparse import sparse
 from distill_jax.objectives.student_losses import student_loss
 from distill_jax.objectives.sums import summed
@@ -63,6 +64,7 @@ __all__ = [
   "relations",
   "review_kd",
   "score_weighted",
+  "sequences",
   "sparse",
   "srd",
   "student_loss",

@@ -80,7 +80,7 @@ def layers(
   check_pairs(pairs, last)
   check_loss(loss)
   entries = segment_entries(name, segments)
-  token_loss = _each_token(loss)
+  token_loss = each_token(loss)
   terms = [
     features(f"{name}{s}", f"{name}{t}", token_loss, project=project, **hyperparameters)
     for s, t in pairs
@@ -216,7 +216,7 @@ def relations(
   return query_term(pairs, names, scores, call, last, entries, rank=3)
 
 
-def _each_token(loss):
+def each_token(loss):
   """Returns a loss of rows [N, C] as one of hidden states [B, L, C]."""
 
   @functools.wraps(loss)

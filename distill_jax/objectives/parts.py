@@ -139,7 +139,10 @@ def shape_mismatch(s: tuple[int, ...], t: tuple[int, ...], *, resize: bool = Tru
   if s[0] != t[0]:
     return "their numbers of rows differ"
   if resize and len(s) < 4 and s[1:-1] != t[1:-1]:
-    return "their lengths differ"
+    return (
+      "their lengths differ: objectives.sequences interpolates between the positions that are no "
+      "padding"
+    )
   return None
 
 

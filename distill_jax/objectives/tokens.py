@@ -195,7 +195,8 @@ def _live_loss(
     raise ValueError(
       f"head: expected one vocabulary, got {teacher_head[0].shape[1]} tokens of the teacher and "
       f"{vocabulary} of the student: tokens are compared one by one; for two vocabularies give "
-      "both networks an output 'logits' and use objectives.logits(losses.uld)"
+      "both networks an output 'logits' and use objectives.logits(losses.uld), or train on the "
+      "teacher's text (cache.seq_kd)"
     )
   return losses.linear_kl(
     hidden,

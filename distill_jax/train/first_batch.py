@@ -20,7 +20,7 @@ from distill_jax.models.networks import input_names
 from distill_jax.train.arguments import Arguments, Inputs
 from distill_jax.train.loss_fn import apply_teacher, make_loss_of_outputs
 from distill_jax.train.placement import init_on_host
-from distill_jax.types import CACHED, Batch, TrainState, Variables
+from distill_jax.types import CACHED, Batch, Outputs, TrainState, Variables
 
 _MAX_DIFFERENCE = 0.05
 """Relative difference, by their norms, that a bfloat16 teacher or a cache of 8 bits may make."""
@@ -171,10 +171,17 @@ def _check_cached_classes(arguments: Arguments, inputs: Inputs, state: TrainStat
     inputs.example,
   )
   for name, (codec, stored) in arguments.cache.outputs.items():
-    own = outputs.get(output_of(name))
-    if isinstance(codec, Dense) or own is None or own.shape[-1] == stored.shape[-1]:
+    own = _count_classes(outputs, output_of(name))
+    if isinstance(codec, Dense) or own in (None, stored.shape[-1]):
       continue
     raise ValueError(
-      f"cache: expected {own.shape[-1]} classes in {name!r}, those of the student, got "
-      f"{stored.shape[-1]} of the teacher: give the student as many"
+      f"cache: expected {own} classes in {name!r}, those of the student, got {stored.shape[-1]} of "
+      "the teacher: give the student as many, or train it on the teacher's text (cache.seq_kd)"
     )
+
+
+def _count_classes(outputs: Outputs, name: str) -> int | None:
+  """Returns the number of classes of an output; None: it is missing."""
+  if name not in outputs and name == "logits" and "head" in outputs:
+    return outputs["head"][0].shape[1]
+  return outputs[name].shape[-1] if name in outputs else None
