@@ -1,5 +1,6 @@
 """Checks each batch that is trained on while it is on the host: compiled code cannot raise."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from distill_jax import data
 from distill_jax.data.label_checks import IgnoreLabel, mark_entries
 from distill_jax.objectives.class_labels import BINARY, Entries
 from distill_jax.train.batch_errors import name_field
+from distill_jax.train.options import RunOptions
 from distill_jax.types import Batch, Task
 
 
@@ -29,6 +31,26 @@ class Checks(NamedTuple):
   ignore_label: IgnoreLabel = None
   weights: frozenset[str] = frozenset()
   marks: Mapping[str, int] = {}
+
+
+def with_ignore_label(run: RunOptions, task: Task | None, source: Any) -> RunOptions:
+  """Returns the options with the ignore label of the task, which both may name, or that of batches
+  of a `Source`, which has marked its labels.
+
+  Raises:
+    ValueError: the task and the options name different ones.
+  """
+  label = None if task is None else task.ignore_label
+  if label is None:
+    label = run.ignore_label
+    if label is None and not isinstance(source, data.Source):
+      label = getattr(source, "ignore_label", None)
+  elif run.ignore_label not in (None, label):
+    raise ValueError(
+      f"ignore_label: expected the task's {label}, got {run.ignore_label} in RunOptions: give it "
+      "once"
+    )
+  return dataclasses.replace(run, ignore_label=label)
 
 
 def make_checks(

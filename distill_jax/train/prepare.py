@@ -24,7 +24,12 @@ from distill_jax.models.variables import (
 from distill_jax.objectives.hyperparameters import schedule_steps
 from distill_jax.storage.fingerprint import fingerprint
 from distill_jax.train.arguments import Arguments, Inputs, Intervals, Run, count_steps
-from distill_jax.train.batch_checks import Checks, check_example, warn_of_unshifted_labels
+from distill_jax.train.batch_checks import (
+  Checks,
+  check_example,
+  warn_of_unshifted_labels,
+  with_ignore_label,
+)
 from distill_jax.train.batch_errors import name_field, name_shapes
 from distill_jax.train.directions import check_directions
 from distill_jax.train.first_batch import (
@@ -43,14 +48,14 @@ from distill_jax.train.inputs import (
 )
 from distill_jax.train.learning_rate import with_learning_rate
 from distill_jax.train.measure import choose_measure, make_evaluator
-from distill_jax.train.options import Evaluation, RunOptions
+from distill_jax.train.options import Evaluation
 from distill_jax.train.placement import compile_step, init_on_host, place_teacher
 from distill_jax.train.resume_identity import process_settings, resume_settings, run_identity
 from distill_jax.train.step import make_init, make_train_step
 from distill_jax.train.step_batch import check_no_cached_outputs
 from distill_jax.train.stopping import warn_of_idle_patience
 from distill_jax.train.term_counts import check_terms
-from distill_jax.types import Batch, Model, Task, TrainState
+from distill_jax.types import Batch, Model, TrainState
 
 
 def prepare(arguments: Arguments) -> tuple[Run, TrainState]:
@@ -111,7 +116,7 @@ def _check(arguments: Arguments) -> Arguments:
   arguments = _with_models(arguments)
   arguments = arguments._replace(evaluation=_repeatable(arguments.evaluation))
   check_no_shared_iterator(arguments.source, getattr(arguments.evaluation, "data", None))
-  arguments = arguments._replace(run=_with_ignore_label(arguments.run, arguments.task))
+  arguments = arguments._replace(run=with_ignore_label(arguments.run, arguments.task, source))
   if cache is None:
     return arguments
   run = arguments.run
@@ -178,18 +183,6 @@ def _repeatable(evaluation: Evaluation | None) -> Evaluation | None:
 def _first_batch(source: Any) -> Batch:
   """Returns the first batch of a pipeline; of one that can be read once nothing is lost."""
   return source.first() if isinstance(source, data.Pipeline) else next(iter(source(0)))
-
-
-def _with_ignore_label(run: RunOptions, task: Task | None) -> RunOptions:
-  """Returns the options with the task's ignore label, which both may name."""
-  if task is None or task.ignore_label is None:
-    return run
-  if run.ignore_label not in (None, task.ignore_label):
-    raise ValueError(
-      f"ignore_label: expected the task's {task.ignore_label}, got {run.ignore_label} in "
-      "RunOptions: give it once"
-    )
-  return dataclasses.replace(run, ignore_label=task.ignore_label)
 
 
 def _prepare_inputs(arguments: Arguments) -> Inputs:

@@ -2,14 +2,21 @@
 
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_jax import data
+from distill_jax import data, losses, objectives
+from distill_jax.cache import TopK, write_cache
 from distill_jax.data import leaks, text
 from distill_jax.data.label_checks import UNLABELED
+from distill_jax.models import from_apply
+from distill_jax.train import RunOptions, fit
+from distill_jax.types import Variables
 
 TEXTS = ["the table is open", "la table est ouverte", "the tables are open", "le tableau"]
 START, END, PAD = 8, 9, 0
@@ -212,6 +219,49 @@ def test_buckets_hold_sources_and_targets():
   assert [b["id"].tolist() for b in itertools.islice(buckets(4), 3)] == [
     b["id"].tolist() for b in batches[4:7]
   ]
+
+
+def decoder(seed=None):
+  """Returns a network whose outputs depend on the tokens of source and target at each position."""
+
+  def init(key, *inputs):
+    keys = jax.random.split(key)
+    return {
+      "embed": jax.random.normal(keys[0], (10, 4)),
+      "head": jax.random.normal(keys[1], (4, 10)),
+    }
+
+  def apply(weights, source, source_segments, tokens):
+    vectors = jnp.where(source_segments[..., None] < 0, 0, weights["embed"][source])
+    hidden = weights["embed"][tokens] + vectors.sum(1, keepdims=True)
+    return {"hidden": hidden, "head": (weights["head"], None, None)}
+
+  model = from_apply(init, apply, inputs=("source", "source_segments", "tokens"))
+  if seed is None:
+    return model
+  return model._replace(variables=Variables(init(jax.random.key(seed)), {}))
+
+
+def test_student_trains_on_buckets_of_pairs(tmp_path):
+  source = data.Source(rows(6 * SOURCES, 6 * TARGETS), 10, ignore_label=UNLABELED, vocabulary="v")
+  arguments = {"steps": 2, "batch_size": 8, "run": RunOptions(progress=False)}
+
+  def train(teacher, loss, lengths):
+    objective = objectives.weighted(soft=(1.0, objectives.tokens(loss)))
+    buckets = text.LengthBuckets(source, 8, seed=0, lengths=lengths)
+    result = fit(decoder(), teacher, objective, optax.sgd(1.0), buckets, **arguments)
+    return jax.tree.leaves(result.variables.params)
+
+  teacher = decoder(seed=1)
+  # The tail is one token, so that nothing is lost.
+  codecs = {"logits": TopK(9, bits=16)}
+  cached = write_cache(tmp_path, teacher, source, codecs, batch_size=8, progress=False)
+  live = train(teacher, losses.kl_divergence, ((3, 4), (5, 4)))
+  stored = train(cached, losses.sparse_kl, ((3, 4), (5, 4)))
+  for a, b in zip(live, stored):
+    np.testing.assert_allclose(a, b, atol=1e-3)
+  with pytest.raises(ValueError, match=r"^source: batch \d"):
+    train(cached, losses.sparse_kl, ((5, 3), (5, 4)))
 
 
 def test_bucket_identities_differ():

@@ -27,7 +27,8 @@ class LengthBuckets:
 
   A batch has the first of `lengths` into which its rows fit. An epoch has every row once, up to
   those that fill no batch; what fills no batch of a length joins the next longer rows. The order
-  of rows and batches is a function of (seed, epoch).
+  of rows and batches is a function of (seed, epoch). Cached outputs of a teacher are not cut: give
+  all lengths of targets the full length then.
 
   Attributes:
     source: rows of texts with 'tokens' and 'segments', such as `SentenceTokenizer.rows`; or of
@@ -73,6 +74,11 @@ class LengthBuckets:
   def classes(self) -> int | None:
     """The source's number of classes."""
     return self.source.classes
+
+  @property
+  def ignore_label(self) -> int | None:
+    """What marks positions without a label; None if the source has none."""
+    return self.source.ignore_label
 
   @property
   def name(self) -> str:
