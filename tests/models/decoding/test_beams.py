@@ -84,7 +84,7 @@ def search_of(beam_size, penalty):
   )
 
 
-@pytest.mark.parametrize("beam_size, penalty", [(1, 1.0), (2, 0.0), (3, 1.0), (4, 1.5), (7, 0.6)])
+@pytest.mark.parametrize("beam_size, penalty", [(2, 0.0), (3, 1.0), (7, 0.6)])
 def test_narrow_beams_equal_reference(beam_size, penalty):
   variables, batch = table(5), sources(24)
   variables = variables._replace(params=variables.params.at[::3, 2].set(-jnp.inf))
@@ -126,11 +126,16 @@ def test_beams_of_a_row_depend_on_no_other_row_and_no_device():
   assert (padded.tokens[20:] == END).all()
 
 
+@functools.cache
+def search_of_four():
+  """Returns a search whose beam is wider than its vocabulary of four tokens."""
+  return jax.jit(beam_search(steps_of(4), max_length=5, beam_size=6))
+
+
 def test_sequences_that_never_end_have_the_full_length():
   variables = table(4)
   variables = variables._replace(params=variables.params.at[:, END].set(-jnp.inf))
-  search = jax.jit(beam_search(steps_of(4), max_length=5, beam_size=2))
-  beams = search(variables, sources(3))
+  beams = search_of_four()(variables, sources(2))
   assert (beams.lengths == 5).all() and (beams.tokens != END).all()
   assert np.isfinite(beams.scores).all()
 
@@ -138,11 +143,11 @@ def test_sequences_that_never_end_have_the_full_length():
 def test_a_beam_without_continuations_has_no_more_sequences():
   variables = table(4)
   variables = variables._replace(params=variables.params.at[:, 1:].set(-jnp.inf))
-  beams = jax.jit(beam_search(steps_of(4), max_length=5, beam_size=6))(variables, sources(2))
+  beams = search_of_four()(variables, sources(2))
   np.testing.assert_array_equal(beams.scores, [[0, *[-np.inf] * 5]] * 2)
   assert (beams.lengths == 0).all() and (beams.tokens == END).all()
   nothing = variables._replace(params=jnp.full_like(variables.params, -jnp.inf))
-  beams = jax.jit(beam_search(steps_of(4), max_length=5, beam_size=6))(nothing, sources(2))
+  beams = search_of_four()(nothing, sources(2))
   assert np.isneginf(beams.scores).all()
 
 
