@@ -147,7 +147,7 @@ class _Options(NamedTuple):
         source_texts=self.source_texts,
         scores=lambda rows: self.scorer.sentence_scores(self.texts(rows), true),
         title="chrF",
-        form=".1f",
+        form=".0f",
       ),
       Text(f"sacrebleu's signatures: BLEU {signatures['bleu']}; chrF {signatures['chrf']}."),
       Numbers("signatures", signatures),
