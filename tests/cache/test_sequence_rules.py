@@ -80,6 +80,11 @@ def test_rules_equal_their_definitions(rows):
   with np.errstate(invalid="ignore"):
     assert (at_least(sentence_bleu(), 30.0)(rows) == (bleu >= 30)).all()
     assert (below(sentence_bleu(), 30.0)(rows) == (bleu < 30)).all()
+
+  def three(rows):
+    return np.full(rows.usable.shape, 3.0)
+
+  assert at_least(three, 3.0)(rows).sum() == rows.usable.sum() and not below(three, 3.0)(rows).any()
   nearest = nearest_to_reference()(rows)
   for row in range(6):
     expected = np.zeros(3, bool)
