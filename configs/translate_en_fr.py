@@ -42,6 +42,8 @@ from distill_jax.models.seq2seq.encoder_decoder_config import EncoderDecoderConf
 
 HEAD = 16
 """Values of an attention head."""
+LENGTHS = (8, 12, 16, 24)
+"""Numbers of tokens of a batch, of both sides; the last is the field `length`."""
 METHODS = ("word", "sequence", "interpolation", "both", "quarter", "deep_shallow")
 
 
@@ -73,7 +75,7 @@ class Translation(Config):
   teacher_layers: int = 3
   student_layers: int = 2
   beam_size: int = 4
-  eval_every: int = 250
+  eval_every: int = 500
   best: str = "nll"
   teacher_training: Training = dataclasses.field(
     default_factory=lambda: Training(
@@ -88,16 +90,25 @@ class Translation(Config):
 
   def data(self) -> Splits:
     splits, tokenizer = self._read()
-    options = {"source_length": self.length, "target_length": self.length, "drop_longer": True}
-
     def rows(split: str):
       english, french = ([getattr(pair, side) for pair in splits[split]] for side in SIDES)
-      return text.pair_source(english, french, tokenizer, name=f"LibreOffice {split}", **options)
+      return text.pair_source(
+        english,
+        french,
+        tokenizer,
+        source_length=self.length,
+        target_length=self.length,
+        drop_longer=True,
+        name=f"LibreOffice {split}",
+      )
 
     return Splits(*map(rows, ("train", "validation", "test")))
 
   def task(self):
     return tasks.translation(self._read()[1].decode)
+
+  def lengths(self):
+    return tuple((n, n) for n in LENGTHS if n < self.length) + ((self.length, self.length),)
 
   def teacher(self):
     return self._network(self.teacher_width, self.teacher_layers, self.teacher_layers)

@@ -22,6 +22,7 @@ from distill_jax.cache.codecs.codec import Codec
 from distill_jax.cache.codecs.dense_codec import Dense
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
+from distill_jax.data.text.buckets import Lengths
 from distill_jax.data.videos import Streamed
 from distill_jax.distributed import partition, sharding
 from distill_jax.errors import suggest
@@ -152,6 +153,12 @@ class Config:
       "crops(), such as Crops(random_resized_crop(224, seed=0), center_crop(224)), of videos "
       "Crops(random_clip(16, seed=0), uniform_clips(16))"
     )
+
+  def lengths(self) -> Lengths:
+    """Returns the numbers of tokens of training batches of texts, or of pairs of them, which have
+    little padding then (`data.text.LengthBuckets`); (): all batches have the rows' length.
+    """
+    return ()
 
   def teacher_train(self, train: Examples) -> Examples:
     """Returns what the teacher trains on: `train` or a part of it, or any other examples."""
@@ -320,6 +327,11 @@ class Config:
     if self.mix() is not None:
       raise ConfigError(
         "cache: expected none with mix(), which makes new examples in every batch, got "
+        f"{self.cache!r}: leave it empty"
+      )
+    if self.lengths():
+      raise ConfigError(
+        "cache: expected none with lengths(), as it stores the outputs of full rows, got "
         f"{self.cache!r}: leave it empty"
       )
     has_crops = type(self).crops is not Config.crops  # Their views are checked with the cache.

@@ -8,6 +8,7 @@ import numpy as np
 from distill_jax import data
 from distill_jax.data import Source
 from distill_jax.data.batches import HostBatch
+from distill_jax.data.text import LengthBuckets
 from distill_jax.jobs.config import Config, Examples
 from distill_jax.train.options import Batches
 from distill_jax.train.prediction import iterate
@@ -24,7 +25,8 @@ def training(
   batches.
   """
   if isinstance(examples, Source):
-    return examples
+    lengths = config.lengths()
+    return LengthBuckets(examples, batch_size, seed, lengths) if lengths else examples
   from distill_jax.data.stream import Stream  # Grain: two seconds that sets in memory need not wait
 
   return Stream(examples, batch_size, config.crops().training, seed, config.num_views)
