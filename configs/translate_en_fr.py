@@ -76,15 +76,14 @@ class Translation(Config):
   student_layers: int = 2
   beam_size: int = 4
   eval_every: int = 500
-  best: str = "nll"
   teacher_training: Training = dataclasses.field(
     default_factory=lambda: Training(
-      steps=3000, batch_size=64, learning_rate=1e-3, warmup_steps=200
+      steps=2500, batch_size=64, learning_rate=1e-3, warmup_steps=200
     )
   )
   student_training: Training = dataclasses.field(
     default_factory=lambda: Training(
-      steps=1500, batch_size=64, learning_rate=2e-3, warmup_steps=200
+      steps=1000, batch_size=64, learning_rate=2e-3, warmup_steps=200
     )
   )
 
@@ -105,7 +104,8 @@ class Translation(Config):
     return Splits(*map(rows, ("train", "validation", "test")))
 
   def task(self):
-    return tasks.translation(self._read()[1].decode)
+    tokenizer = self._read()[1]
+    return tasks.translation(tokenizer.decode, end_token=tokenizer.end, decides="nll")
 
   def lengths(self):
     return tuple((n, n) for n in LENGTHS if n < self.length) + ((self.length, self.length),)
