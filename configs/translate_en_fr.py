@@ -89,6 +89,7 @@ class Translation(Config):
 
   def data(self) -> Splits:
     splits, tokenizer = self._read()
+
     def rows(split: str):
       english, french = ([getattr(pair, side) for pair in splits[split]] for side in SIDES)
       return text.pair_source(
