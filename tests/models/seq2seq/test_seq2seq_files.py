@@ -38,7 +38,10 @@ def write(folder, case, *, rename=lambda name: name, copies=(), drop="-", **chan
   return folder
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+  "case",
+  [case if case in BEAM_CASES else pytest.param(case, marks=pytest.mark.slow) for case in CASES],
+)
 def test_outputs_beams_and_written_folder_equal_those_of_transformers(case, tmp_path):
   folder = write(tmp_path, case)
   config = read_seq2seq_config(folder)
