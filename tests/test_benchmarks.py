@@ -19,7 +19,8 @@ def importable(monkeypatch):
 CHEAP = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 REST = (
   "one-jit-mlp fit-mlp cached-mlp cache-mlp cache-top64 cache-maps-4 map-counts read-tokens write "
-  "windows step-detector box-scores step-encoder cached-encoder fill-host"
+  "windows step-detector box-scores step-encoder cached-encoder fill-host "
+  "step-seq2seq cached-seq2seq"
 ).split()
 
 

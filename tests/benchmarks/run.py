@@ -17,6 +17,7 @@ import detectors
 import encoders
 import host_filling
 import problems
+import seq2seq
 import windows
 from timing import Ratio
 
@@ -39,6 +40,8 @@ RUNS = {  # name: (case, problem, samples, goal)
   "box-scores": (detectors.scores_to_forward, detectors.yolo, 10, 1.00),
   "step-encoder": (encoders.live_to_parts, bool, 10, 1.03),
   "cached-encoder": (encoders.cached_to_own, bool, 10, 1.03),
+  "step-seq2seq": (seq2seq.live_to_parts, bool, 10, 1.03),
+  "cached-seq2seq": (seq2seq.cached_to_supervised, bool, 10, 1.05),
   "read-classes": (cache_bytes.read, cache_bytes.classes, 20, 1.50),
   "read-tokens": (cache_bytes.read, cache_bytes.tokens, 20, 1.50),
   "write": (cache_bytes.write, cache_bytes.classes, 20, 1.20),
