@@ -89,7 +89,7 @@ def _check_samples(job: Job, stages: Collection[str]) -> None:
       check_sample("model", teacher)
   for role in ROLES:
     for network in one_per_variant(job, role):
-      with error_prefix(network.variant or f"{role}()"):
+      with error_prefix(network.variant or ("teacher()" if role == "teacher" else "student()")):
         check_sample("model", network.model)
 
 
