@@ -16,7 +16,7 @@ def product_flops(jaxpr: ClosedJaxpr) -> float:
   once, and of a `cond` the branch with most FLOPs. A product and its sum count two; taps of a
   convolution on the border count too.
   """
-  live, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, True)
+  live, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
   return _flops(live)
 
 
