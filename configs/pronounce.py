@@ -60,7 +60,7 @@ class Pronounce(Config):
 
   dictionary: str = ""
   released: str = ""
-  methods: tuple[str, ...] = ("sequence", "both", "labels_10", "labels_100")
+  methods: tuple[str, ...] = ("sequence",)
   label_fraction: float = 0.01
   length: int = 20
   width: int = 64
