@@ -97,7 +97,8 @@ class EncoderDecoder(nnx.Module):
       source_segments: int [B, S], 0 for text and negative for padding. None: there is no padding. A
         decoder whose source is empty reads the mean of the padding.
       tokens: int [B, T], the decoder's inputs: the start token and the target without its end.
-        Tokens attend to earlier ones only, so that padding that follows changes nothing.
+        Tokens attend to earlier ones only, so that padding that follows changes nothing. Padding is
+        any token of the vocabulary; others, such as -100, make their row NaN.
 
     Raises:
       ValueError: no tokens, more than `max_length`, or shapes that differ.
