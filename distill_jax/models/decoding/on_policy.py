@@ -35,12 +35,10 @@ def sample_on_policy(
 
   Returns:
     `(student Variables, key, batch) -> batch`, for `make_train_step` and `fit`. It needs 'id' [B],
-    'tokens' [B, T] and 'label' [B, T]. Of a replaced row it changes:
-      tokens: the start token and the sample; what is longer than T is cut.
-      label: the sample and its end token, then `data.UNLABELED`.
-    and it adds:
-      generated: bool [B], the replaced rows. Their labels are not the truth: accuracy,
-        `objectives.labels`, `next_tokens` and the hard-label part of `tokens` leave them out.
+    'tokens' [B, T] and 'label' [B, T]. A replaced row gets the start token and the sample as
+    'tokens', cut to T, and the sample and its end token, then `data.UNLABELED`, as 'label'. The
+    batch gets 'generated', bool [B], the replaced rows: their labels are not the truth, so that
+    accuracy, `objectives.labels`, `next_tokens` and the hard-label part of `tokens` leave them out.
     Rows that 'where' leaves out stay as they are.
 
   Raises:
