@@ -14,7 +14,13 @@ pronunciations of 1 % of the training words. The others are networks of the same
 - mixed: as sequence, with cmudict's pronunciations of the words that have labels;
 - labels_10, labels_100: no teacher, the pronunciations of 10 % and of all training words.
 
+--config.methods=sequence,both,mixed,labels_10,labels_100 --workdir=runs/pronounce_all runs all.
 Every network writes greedily in the report.
+
+Measured next to other jobs: 56 minutes in training, of which about 13 are processor time. Phone
+error rate of 5,967 test words, 3 seeds: teacher 10.1 %; baseline 41.5 %; sequence 20.9 %, -20.6
+points (95 % interval -26.3 to -15.0): helped. The other variants have not been run; steps and rates
+are first guesses.
 """
 
 import dataclasses
@@ -60,7 +66,7 @@ class Pronounce(Config):
 
   dictionary: str = ""
   released: str = ""
-  methods: tuple[str, ...] = ("sequence", "both", "labels_10", "labels_100")
+  methods: tuple[str, ...] = ("sequence",)
   label_fraction: float = 0.01
   length: int = 20
   width: int = 64

@@ -108,8 +108,15 @@ def shared_prefix(
     result, inner = continued.apply(*variables, {**batch, **shared}, train=train, key=key)
     return _with_state(({**shared, **result}, inner), state)
 
+  generate = student.sample
+  sample = None
+  if generate is not None:
+
+    def sample(variables: Variables, key: Any, batch: Batch):
+      return generate(whole_variables(variables), key, batch)
+
   variables = None if student.variables is None else _split(student.variables, layers)
-  return Model(init, apply, variables, reads=names)
+  return Model(init, apply, variables, sample=sample, reads=names)
 
 
 def whole_variables(variables: Variables) -> Variables:

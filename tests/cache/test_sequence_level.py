@@ -220,6 +220,14 @@ def test_a_changed_choice_is_detected(tmp_path, source):
   assert targets(written(tmp_path, source, never, keep=nth_best(2))) == texts(source)
 
 
+def test_other_functions_of_the_same_name_are_noticed(tmp_path, source):
+  first = written(tmp_path, source, beams, keep=lambda candidates: candidates.usable)
+  again = written(tmp_path, source, beams, keep=lambda candidates: candidates.usable & True)
+  assert again.digest == first.digest
+  with pytest.raises(Mismatch, match="keep"):
+    written(tmp_path, source, beams, keep=lambda candidates: nth_best(2)(candidates))
+
+
 def test_each_kind_of_file_says_what_reads_it(tmp_path, source, url):
   with pytest.raises(Mismatch, match="pseudo_labels"):
     open_cache(url)

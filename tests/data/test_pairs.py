@@ -100,6 +100,8 @@ def changed(name, index, value):
     (changed("label", 4, UNLABELED), "^label: .*none.*example id 14"),
     (changed("source_segments", 1, -1), "^source_segments: .*none.*example id 11"),
     (changed("source_segments", (2, 1), -1), "^source_segments: .*between.*example id 12"),
+    ({"source_segments": rows()["source_segments"] >= 0}, "^source_segments: .*got bool"),
+    ({"source_segments": 1 + rows()["source_segments"]}, "^source_segments: .*got 1"),
     ({"label": np.zeros((5, 3), int)}, "^label: .*shape"),
   ],
 )

@@ -101,6 +101,14 @@ def test_first_layers_stay_the_teachers_and_have_no_optimizer_state(rng):
   assert not np.array_equal(whole.state["norm"]["mean"], np.zeros(8))  # Those of later layers move.
 
 
+def test_generates_with_all_layers():
+  whole = WHOLE._replace(sample=lambda variables, key, batch: variables.params["first"])
+  student = shared_prefix(whole, TEACHER, "^first/", rest=REST)
+  variables = student.init(KEY, examples(np.random.default_rng(0)))
+  assert_same(student.sample(variables, None, {}), TEACHER.variables.params["first"], rtol=0)
+  assert STUDENT.sample is None
+
+
 def test_equals_the_step_of_the_rest_on_the_teachers_outputs(rng):
   """Written by hand: a student of the further layers alone, whose input is the teacher's output."""
   batch = examples(rng)

@@ -140,7 +140,14 @@ def store_selection(
       f"the sequences in {store.url} were chosen otherwise: pass keep= to pseudo_labels, which "
       f"chooses again for one run, or delete {RECORD} there to replace the choice:{''.join(lines)}"
     )
-  return read_selection(store, manifest)
+  selection = read_selection(store, manifest)
+  # Names say neither what a lambda does nor what changed in a function.
+  if rules and not np.array_equal(select(candidates, rules).numbers, selection.numbers):
+    raise Mismatch(
+      f"keep: expected functions that choose the sequences of {store.url}, got others of the same "
+      f"names: pass keep= to pseudo_labels, or delete {RECORD} there to replace the choice"
+    )
+  return selection
 
 
 def read_selection(store: Store, manifest: Manifest) -> Selection:

@@ -169,9 +169,10 @@ def check_pairs(arrays: Mapping[str, np.ndarray], *, start: int, end: int) -> No
     end: the token that the labels must end with.
 
   Raises:
-    ValueError: an entry is missing or of another shape, a source is empty or not a row's first
-      tokens, 'tokens' do not begin with the start token, the labels do not end with the end token,
-      or the tokens after the start token are others than the labels before the end token.
+    ValueError: an entry is missing or of another shape, 'source_segments' are a mask, a source is
+      empty or not a row's first tokens, 'tokens' do not begin with the start token, the labels do
+      not end with the end token, or the tokens after the start token are others than the labels
+      before the end token.
 
   >>> from distill_jax.data import text
   >>> rows = text.pair_rows([[5, 6]], [[7]], source_length=3, target_length=3, start=1, end=2)
@@ -188,8 +189,15 @@ def check_pairs(arrays: Mapping[str, np.ndarray], *, start: int, end: int) -> No
         f"{list(shapes[other])}"
       )
   ids = arrays.get("id")
-  is_source = np.asarray(arrays["source_segments"]) >= 0
-  _check_padding_last("source_segments", is_source, ids)
+  segments = np.asarray(arrays["source_segments"])
+  # A mask has no negative number: its padding would be read.
+  if segments.dtype.kind != "i" or (segments > 0).any():
+    got = segments.max() if segments.dtype.kind == "i" else segments.dtype
+    raise ValueError(
+      f"source_segments: expected integers, 0 for tokens and negative for padding, got {got}: of a "
+      "mask write np.where(mask, 0, -1)"
+    )
+  _check_padding_last("source_segments", segments >= 0, ids)
   label = np.asarray(arrays["label"])
   tokens = np.asarray(arrays["tokens"])
   is_label = label >= 0

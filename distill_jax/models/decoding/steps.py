@@ -78,7 +78,8 @@ def count_rows(batch: Batch) -> int:
 
 def valid_rows(batch: Batch) -> jax.Array:
   """Returns which rows of a batch are no padding, bool [B]."""
-  return batch.get("where", jnp.ones(count_rows(batch), bool))
+  # Of integers, ~ is never zero: all rows would be done before the first token.
+  return jnp.asarray(batch.get("where", jnp.ones(count_rows(batch), bool))).astype(bool)
 
 
 def next_logits(

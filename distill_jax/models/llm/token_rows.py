@@ -13,7 +13,7 @@ def check_token_rows(
   """Checks the shapes of tokens [B, L], the entry `field`, and of entries that go with them.
 
   Raises:
-    ValueError: no tokens, more than `max_length`, or shapes that differ.
+    ValueError: no tokens, more than `max_length`, shapes that differ, or segments that are a mask.
   """
   if tokens.ndim != 2 or not tokens.size:
     raise ValueError(f"{field}: expected [rows, length], not empty, got {tokens.shape}")
@@ -23,8 +23,15 @@ def check_token_rows(
       "texts"
     )
   for name, value in entries.items():
-    if value is not None and value.shape != tokens.shape:
+    if value is None:
+      continue
+    if value.shape != tokens.shape:
       raise ValueError(f"{name}: expected the shape of {field}, {tokens.shape}, got {value.shape}")
+    # False is no negative number: padding would be read.
+    if name.endswith("segments") and value.dtype == jnp.bool_:
+      raise ValueError(
+        f"{name}: expected integers, negative for padding, got bool: write np.where(mask, 0, -1)"
+      )
 
 
 def embed_tokens(embed: nnx.Embed, tokens: jax.Array, dtype: Any) -> jax.Array:

@@ -61,6 +61,9 @@ def test_samples_depend_on_key_and_id_only():
   of_padded = sample(variables, jax.random.key(0), padded)
   np.testing.assert_array_equal(of_padded[0][:12], tokens[:12])
   np.testing.assert_array_equal(of_padded[1], np.where(np.arange(16) < 12, lengths, 0))
+  numbers = batch | {"where": padded["where"].astype(int)}
+  of_numbers = sample(variables, jax.random.key(0), numbers)
+  jax.tree.map(np.testing.assert_array_equal, of_numbers, of_padded)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), batch["id"])
   np.testing.assert_array_equal(sample(variables, keys, batch)[0], tokens)
   assert (np.asarray(sample(variables, jax.random.key(1), batch)[0]) != tokens).any()

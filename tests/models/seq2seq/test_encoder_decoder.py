@@ -139,6 +139,7 @@ def test_objective_takes_it_and_trains_all_parameters():
     ("source_segments", {"source_segments": np.zeros((3, 6), int)}),
     ("tokens", {"tokens": np.zeros((3, 9), int)}),
     ("tokens", {"tokens": np.zeros(3, int)}),
+    ("source_segments", {"source_segments": np.asarray(SEGMENTS) >= 0}),
   ],
 )
 def test_rows_that_do_not_fit_raise(field, change):
