@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from distill_jax.models.adapters.kinds import check_model
 from distill_jax.models.adapters.outputs import AUXILIARY_LOSS
-from distill_jax.types import Batch, Model, Outputs, Variables
+from distill_jax.types import Batch, Model, Outputs, Sample, Variables
 
 
 def cohort(models: Sequence[Model]) -> Model:
@@ -23,7 +23,8 @@ def cohort(models: Sequence[Model]) -> Model:
     models: at least one.
 
   Returns:
-    A Model that outputs every output of network i as 'i/name', and network 0's also as 'name'.
+    A Model that outputs every output of network i as 'i/name', and network 0's also as 'name'. It
+    generates as network 0 does.
 
   Raises:
     ValueError: no models, or one that is no Model or an EMA of the student.
@@ -71,7 +72,13 @@ def cohort(models: Sequence[Model]) -> Model:
     return outputs, new_state
 
   variables = [m.variables for m in models if m.variables is not None]
-  return Model(init, apply, _join(variables) if len(variables) == len(models) else None)
+  return Model(
+    init,
+    apply,
+    _join(variables) if len(variables) == len(models) else None,
+    reads=tuple(dict.fromkeys(name for model in models for name in model.reads)),
+    sample=_first_sample(models[0]),
+  )
 
 
 def member(variables: Variables, i: int) -> Variables:
@@ -85,6 +92,12 @@ def member(variables: Variables, i: int) -> Variables:
          [0., 2.]], dtype=float32)
   """
   return Variables(variables.params[str(i)], variables.state[str(i)])
+
+
+def _first_sample(model: Model) -> Sample | None:
+  """Returns what generates by the weights of network 0 among those of all."""
+  sample = model.sample
+  return sample and (lambda variables, key, batch: sample(member(variables, 0), key, batch))
 
 
 def _start(model: Model, key: jax.Array, batch: Batch) -> Variables:

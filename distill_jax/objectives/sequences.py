@@ -130,7 +130,8 @@ def _valid_positions(
   if name is None:
     return jnp.full(shape[0], shape[1])
   x = jnp.asarray(outputs[name]) if name in outputs else batch_entry(batch, name)
-  if x.shape not in (shape[:1], shape) or jnp.issubdtype(x.dtype, jnp.floating):
+  is_flag = x.ndim == 1 and x.dtype == jnp.bool_
+  if x.shape not in (shape[:1], shape) or is_flag or jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(
       f"lengths: expected {name!r} as int {shape[:1]}, or as a mask or segments {shape}, got "
       f"{x.dtype} {x.shape}: name the entry of this network's positions"

@@ -172,6 +172,10 @@ def changed(values, index, value):
       "scores.*id {id}, sequence 1",
       returns(BEAM, np.full((8, 2), 3), changed(np.zeros((8, 2)), (2, 1), np.nan)),
     ),
+    (
+      "scores.*id {id}, sequence 1",
+      returns(BEAM, np.full((8, 2), 3), changed(np.zeros((8, 2)), (2, 1), 1.0)),
+    ),
   ],
 )
 def test_wrong_samplers_raise(tmp_path, field, sampler):
@@ -179,6 +183,14 @@ def test_wrong_samplers_raise(tmp_path, field, sampler):
   with pytest.raises(ValueError, match=field.format(id=np.sort(source.ids)[2])):
     written(tmp_path, source, sampler)
   assert not list(tmp_path.glob("shard-*"))
+
+
+def test_a_beam_search_with_an_option_gets_no_key(tmp_path):
+  def search(variables, batch, penalty=1.0):
+    assert "source" in batch
+    return BEAM, np.full((8, 2), 3), np.float32([[-penalty, -2.0]] * 8)
+
+  assert len(written(tmp_path, pairs(rows=8), search)) == 8
 
 
 def test_a_missing_sequence_of_a_beam_is_none(tmp_path):

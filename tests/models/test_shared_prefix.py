@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from distill_jax import data, export_student, load_student, losses, objectives
 from distill_jax.cache import Dense, write_cache
 from distill_jax.distributed import sharding
-from distill_jax.models import from_nnx, shared_prefix, whole_variables
+from distill_jax.models import cohort, from_apply, from_nnx, shared_prefix, whole_variables
 from distill_jax.train import StepOptions, make_init, make_train_step, predict
 from distill_jax.types import Variables
 
@@ -275,3 +275,18 @@ def test_teacher_of_other_first_layers_is_rejected_before_training(rng, seed):
     teacher = teacher._replace(apply=apply)
   with pytest.raises(ValueError, match="^teacher: .*'encoded'"):
     fit_pairs(source, teacher, 1)
+
+
+def test_a_cohort_generates_and_reads_as_its_members_do():
+  def member(weight, reads):
+    network = from_apply(None, lambda w, x: w * x, variables=jnp.int32(weight), inputs="x")
+
+    def sample(variables, key, batch):
+      return (variables.params * batch["x"], batch["x"])
+
+    return network._replace(sample=sample, reads=reads)
+
+  model = cohort([member(2, ("a",)), member(3, ("b", "a"))])
+  assert model.reads == ("a", "b")
+  x = jnp.arange(3)
+  np.testing.assert_array_equal(model.sample(model.variables, None, {"x": x})[0], 2 * x)

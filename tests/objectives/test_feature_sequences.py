@@ -119,10 +119,16 @@ def test_other_outputs_raise_in_init(term, field):
 
 @pytest.mark.parametrize(
   ("lengths", "field"),
-  [(("s", "s"), "lengths: .*'s'"), (("s", "x"), "x: "), (("f", "t"), "lengths: .*float")],
+  [
+    (("s", "s"), "lengths: .*'s'"),
+    (("s", "x"), "x: "),
+    (("f", "t"), "lengths: .*float"),
+    (("b", "t"), "lengths: .*bool"),
+  ],
 )
 def test_other_lengths_raise(rng, lengths, field):
-  batch = {"s": segments(STUDENT, 6), "t": segments(TEACHER, 7), "f": np.ones(ROWS)}
+  batch = {"s": segments(STUDENT, 6), "t": segments(TEACHER, 7)}
+  batch |= {"f": np.ones(ROWS), "b": np.ones(ROWS, bool)}
   term = sequences("block1", "block2", losses.hint, lengths=lengths)
   with pytest.raises(ValueError, match=f"^{field}"):
     term.apply({}, {}, *networks(rng, 0.0), batch, step=0, key=KEY)

@@ -118,6 +118,11 @@ def to_columns(result: Any, ids: np.ndarray, limits: TokenLimits) -> dict[str, n
     arrays["scores"] = np.zeros(arrays["lengths"].shape, np.float32)
   tokens, lengths, scores = (arrays[name] for name in COLUMNS)
   _check(np.isnan(scores), "scores: expected numbers, got NaN", ids)
+  _check(
+    np.pad(scores[:, 1:] > scores[:, :-1], ((0, 0), (1, 0))),
+    "scores: expected the best sequence first, got a better one later",
+    ids,
+  )
   lengths = np.where(np.isneginf(scores), 0, lengths)
   longest = tokens.shape[-1]
   _check(

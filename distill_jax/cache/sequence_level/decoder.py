@@ -72,11 +72,11 @@ def make_decoder(
 
 
 def _takes_key(sampler: Callable[..., Any]) -> bool:
-  """Returns whether a sampler is called with a key; a beam search is not."""
+  """Returns whether a sampler is called with a key; a beam search needs two arguments only."""
   try:
-    inspect.signature(sampler).bind(None, None, None)
-  except TypeError:
-    return False
-  except ValueError:  # A function of C has no signature.
+    signature = inspect.signature(sampler)
+    signature.bind(None, None)
+  except (TypeError, ValueError):  # It needs a third one, or is a function of C.
     return True
-  return True
+  kinds = {parameter.kind for parameter in signature.parameters.values()}
+  return inspect.Parameter.VAR_POSITIONAL in kinds

@@ -108,4 +108,8 @@ def _step(network: EncoderDecoder, tokens, position, cache: Seq2seqCache):
   x = network.embed_target(tokens[:, None], position)
   hidden, target = network.decoder.extend(x, position, cache.target, sources)
   outputs = {"hidden": hidden[:, 0], "head": network.logits_head()}
-  return head_logits(outputs), cache._replace(target=target)
+  logits = head_logits(outputs)
+  suppressed = list(network.config.suppressed_tokens)
+  if suppressed:
+    logits = logits.at[:, jnp.array(suppressed)].set(-jnp.inf)
+  return logits, cache._replace(target=target)

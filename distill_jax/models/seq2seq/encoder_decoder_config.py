@@ -15,10 +15,18 @@ class RelativePositions:
     num_buckets: number of ranges of distances; half of them hold one distance each, and in an
       encoder each half is split again between earlier and later tokens.
     max_distance: the distance from which on all are in the last bucket; the ranges up to it grow.
+
+  Raises:
+    ValueError: fewer than 4 buckets, or a distance that half of them reach already.
   """
 
   num_buckets: int = 32
   max_distance: int = 128
+
+  def __post_init__(self):
+    # An encoder halves the buckets twice: fewer would leave no exact distance, a logarithm of 0.
+    check_integer("num_buckets", self.num_buckets, 4)
+    check_integer("max_distance", self.max_distance, self.num_buckets // 2 + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +121,8 @@ class EncoderDecoderConfig:
     start_token: the decoder's first input, if `decoder_steps` and released files are to know it; it
       also pads. None: they are told, or raise.
     end_token: the token that ends a target, alike.
+    suppressed_tokens: tokens that `decoder_steps` never writes, such as the padding of released
+      Marian networks, whose logits were not trained.
 
   Raises:
     ValueError: a size that is no positive integer or does not divide, an unknown name, a token
@@ -138,6 +148,7 @@ class EncoderDecoderConfig:
   relative: RelativePositions | None = None
   start_token: int | None = None
   end_token: int | None = None
+  suppressed_tokens: tuple[int, ...] = ()
 
   def __post_init__(self):
     for field, names in (("family", LAYOUTS), ("activation", ACTIVATIONS)):
@@ -150,6 +161,8 @@ class EncoderDecoderConfig:
     for field in ("start_token", "end_token"):
       if getattr(self, field) is not None:
         check_integer(field, getattr(self, field), 0, self.vocab_size - 1)
+    for token in self.suppressed_tokens:
+      check_integer("suppressed_tokens", token, 0, self.vocab_size - 1)
     is_relative = self.layout.positions == "relative"
     if not is_relative and self.relative is not None:
       raise ValueError(

@@ -134,7 +134,15 @@ def _read_marian(settings: Mapping[str, Any]) -> dict[str, Any]:
     "tie_embeddings": bool(is_shared or settings.get("tie_word_embeddings", True)),
     "activation": _activation("activation_function", activation, _MARIAN_ACTIVATIONS),
     "norm_eps": _MARIAN_NORM_EPS,
+    "suppressed_tokens": _suppressed_tokens(settings),
   }
+
+
+def _suppressed_tokens(settings: Mapping[str, Any]) -> tuple[int, ...]:
+  words = settings.get("bad_words_ids") or []
+  if any(len(word) != 1 for word in words):
+    raise ValueError(f"bad_words_ids: expected words of one token each, got {words}")
+  return tuple(word[0] for word in words)
 
 
 def _check_marian(settings: Mapping[str, Any]) -> None:
@@ -175,6 +183,7 @@ def _marian_settings(config: EncoderDecoderConfig) -> dict[str, Any]:
       "share_encoder_decoder_embeddings": not config.source_vocab_size,
       "tie_word_embeddings": config.tie_embeddings,
       "forced_eos_token_id": config.end_token,
+      "bad_words_ids": [[token] for token in config.suppressed_tokens] or None,
       "dropout": 0.0,
     }
   )

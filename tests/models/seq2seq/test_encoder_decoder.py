@@ -177,11 +177,18 @@ def test_steps_check_tokens_length_and_batch():
     ("embed_dim", {"embed_dim": 9}),
     ("start_token", {"start_token": 19}),
     ("relative", {"relative": RelativePositions()}),
+    ("suppressed_tokens", {"suppressed_tokens": (19,)}),
   ],
 )
 def test_bad_setting_raises(field, arguments):
   with pytest.raises(ValueError, match=f"^{field}: expected"):
     EncoderDecoderConfig(**SIZES | arguments)
+
+
+@pytest.mark.parametrize("sizes", [(2, 128), (8, 4)])
+def test_too_few_distances_raise(sizes):
+  with pytest.raises(ValueError, match="^(num_buckets|max_distance): "):
+    RelativePositions(*sizes)
 
 
 def test_unknown_policy_raises():

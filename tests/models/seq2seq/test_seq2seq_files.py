@@ -159,3 +159,18 @@ def test_variables_of_another_network_raise(tmp_path):
   variables = jax.eval_shape(model.init, jax.random.key(0), {})
   with pytest.raises(ValueError, match="^variables: .*decoder/blocks/1"):
     save_seq2seq(tmp_path, variables, dataclasses.replace(config, decoder_layers=2))
+
+
+def test_released_marian_never_writes_its_bad_words(tmp_path):
+  folder = write(tmp_path, "marian", bad_words_ids=[[2], [5]])
+  config = read_seq2seq_config(folder)
+  assert config.suppressed_tokens == (2, 5)
+  variables = load_seq2seq(folder).variables
+  steps = decoder_steps(lambda rngs: EncoderDecoder(config, rngs=rngs))
+  cache = steps.start(variables, BATCH, 1)
+  logits, _ = steps.step(variables, TOKENS[:, 0], 0, cache)
+  assert (np.isneginf(logits) == np.isin(np.arange(logits.shape[1]), (2, 5))).all()
+  assert read_seq2seq_config(save_seq2seq(tmp_path / "written", variables, config)) == config
+  write(tmp_path, "marian", bad_words_ids=[[2, 5]])
+  with pytest.raises(ValueError, match="^bad_words_ids: expected"):
+    read_seq2seq_config(folder)
