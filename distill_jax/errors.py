@@ -8,7 +8,7 @@ from typing import Any
 
 _EXTRAS = {
   "faster_coco_eval": "detection",
-  "jiwer": "translation",
+  "jiwer": "speech",
   "keras": "keras",
   "libtpu": "tpu",
   "onnxruntime": "onnx",

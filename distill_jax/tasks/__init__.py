@@ -12,6 +12,7 @@ from distill_jax.errors import naming_extras
 
 with naming_extras():
   from distill_jax.tasks._case_scores import Cases
+  from distill_jax.tasks._transcripts import normalize_transcript
   from distill_jax.tasks.binary import binary
   from distill_jax.tasks.classification import classification
   from distill_jax.tasks.detection import detection
@@ -25,6 +26,7 @@ with naming_extras():
   from distill_jax.tasks.segmentation import segmentation
   from distill_jax.tasks.spans import spans
   from distill_jax.tasks.tagging import tagging
+  from distill_jax.tasks.transcription import transcription
   from distill_jax.tasks.transduction import transduction
   from distill_jax.tasks.translation import translation
   from distill_jax.types import Metric, Task
@@ -41,11 +43,13 @@ __all__ = [
   "infer",
   "language_modeling",
   "multi_label",
+  "normalize_transcript",
   "objective_terms",
   "regression",
   "segmentation",
   "spans",
   "tagging",
+  "transcription",
   "transduction",
   "translation",
 ]

@@ -89,7 +89,7 @@ def word_error_rate(decode: Decode | None = None) -> Score:
     decode: as for `reference_score`.
 
   Raises:
-    ModuleNotFoundError: jiwer, of the extra 'translation', is not installed.
+    ModuleNotFoundError: jiwer, of the extra 'speech', is not installed.
 
   >>> from distill_jax.cache.sequence_level import Candidates, word_error_rate
   >>> tokens = np.array([[[5, 6, 7, 8, 0], [5, 6, 8, 9, 0]]])

@@ -1,8 +1,11 @@
-"""Decodes encoder-decoders of any kind: greedily, by sampling and by beam search, under jit.
+"""Decodes encoder-decoders and CTC networks of any kind: greedily and by beam search, under jit.
 
-A network describes itself by `DecoderSteps`. `sampler` and `beam_sampler` turn them into pure
-functions that compile once for each length of the source: `types.Sample`s, which all code that
+An encoder-decoder describes itself by `DecoderSteps`. `sampler` and `beam_sampler` turn them into
+pure functions that compile once for each length of the source: `types.Sample`s, which all code that
 needs sequences takes; `beam_search` returns several sequences of each row, with scores.
+`ctc_sampler` and `ctc_nbest` do the same for networks that return CTC frames, by `ctc_greedy` and
+`ctc_beam_search`.
+
 `decoding_model` decodes whole sets, `sequence_log_probs` scores given targets, `target_rows` turns
 sequences into targets, and `sample_on_policy` puts any `Sample` on-policy.
 """
@@ -11,6 +14,8 @@ from distill_jax.errors import naming_extras
 
 with naming_extras():
   from distill_jax.models.decoding.beams import Beams, beam_sampler, beam_search
+  from distill_jax.models.decoding.ctc import ctc_greedy, ctc_nbest, ctc_sampler
+  from distill_jax.models.decoding.ctc_prefixes import ctc_beam_search
   from distill_jax.models.decoding.on_policy import sample_on_policy
   from distill_jax.models.decoding.sampling import sampler
   from distill_jax.models.decoding.steps import DecoderSteps
@@ -25,6 +30,10 @@ __all__ = [
   "DecoderSteps",
   "beam_sampler",
   "beam_search",
+  "ctc_beam_search",
+  "ctc_greedy",
+  "ctc_nbest",
+  "ctc_sampler",
   "decoding_model",
   "sample_on_policy",
   "sampler",

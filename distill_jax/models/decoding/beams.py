@@ -24,8 +24,10 @@ class Beams(NamedTuple):
   Example in `beam_search`.
 
   Attributes:
-    tokens: int32 [B, N, L], without the start token; the end token from `lengths` on.
-    lengths: int32 [B, N], numbers of tokens before the end token; L: the sequence has not ended.
+    tokens: int32 [B, N, L], without the start token; from `lengths` on the end token, or the
+      blank of CTC.
+    lengths: int32 [B, N], numbers of tokens before the end token; L: the sequence has not ended,
+      or has L tokens in CTC.
     scores: float32 [B, N]; -inf where there is no such sequence, which has length 0.
   """
 

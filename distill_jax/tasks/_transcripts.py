@@ -1,0 +1,67 @@
+"""Counts the errors of texts by jiwer, one pair of texts at a time."""
+
+import functools
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from distill_jax.errors import naming_extras
+
+Normalizer = Callable[[str], str]
+
+
+def normalize_transcript(text: str) -> str:
+  """Returns a text in lower case, without punctuation and symbols, with single spaces.
+
+  Apostrophes stay ('don't'), other punctuation and symbols become spaces. Letters are those of
+  Unicode's NFKC ('ﬁ' becomes 'fi'); numbers stay as they are written.
+
+  >>> normalize_transcript("  Don’t press 1,  or ＃ !")
+  "don't press 1 or"
+  """
+  text = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
+  kept = (c if c == "'" or unicodedata.category(c)[0] not in "PS" else " " for c in text)
+  return " ".join("".join(kept).split())
+
+
+class ErrorCounter:
+  """Counts errors of pairs of texts, equal pairs once: intervals need them again and again.
+
+  The rates of a corpus are those of jiwer: they follow from sums over texts.
+  """
+
+  def __init__(self, normalizer: Normalizer | None):
+    """Args: `normalizer`, applied to both texts; None: texts stay as they are."""
+    self.normalize: Normalizer = normalizer or str
+    self._count = functools.lru_cache(maxsize=2**17)(self._count_pair)
+
+  def counts(self, texts: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """Returns, for each text, errors and number of words, then those of characters: int [N, 4]."""
+    return np.array([self._count(*pair) for pair in zip(texts, references)], int).reshape(-1, 4)
+
+  def scores(self, texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Returns 'wer', 'cer' and 'exact' of a corpus; {} of none."""
+    if not texts:
+      return {}
+    counts = self.counts(texts, references)
+    word_errors, words, errors, characters = counts.sum(0).tolist()
+    # As in jiwer: where all references are empty, the number of insertions.
+    return {
+      "wer": word_errors / max(words, 1),
+      "cer": errors / max(characters, 1),
+      "exact": float((counts[:, 2] == 0).mean()),
+    }
+
+  def _count_pair(self, text: str, reference: str) -> tuple[int, int, int, int]:
+    with naming_extras():
+      import jiwer  # an extra, which text alone needs
+    pair = self.normalize(reference), self.normalize(text)
+    return *_errors(jiwer.process_words(*pair)), *_errors(jiwer.process_characters(*pair))
+
+
+def _errors(result: Any) -> tuple[int, int]:
+  """Returns the number of errors, and of words or characters of the reference."""
+  changed = result.substitutions + result.deletions
+  return changed + result.insertions, changed + result.hits

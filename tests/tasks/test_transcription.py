@@ -1,0 +1,207 @@
+"""Error rates of transcripts, and the statistics of CTC frames."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import jiwer
+import numpy as np
+import pytest
+
+from distill_jax import tasks
+from distill_jax.models import from_apply
+from distill_jax.models.decoding import ctc_sampler
+from distill_jax.train import evaluate_models
+from distill_jax.types import SAMPLE
+
+ALPHABET = " abcdefgh'"
+BLANK = 0
+FRAMES, CLASSES = 24, 1 + len(ALPHABET)
+
+
+def decode(ids):
+  """Fails for blanks and padding, which are never to be shown."""
+  assert ids.dtype == np.int32 and (ids > 0).all()
+  return "".join(ALPHABET[i - 1] for i in ids)
+
+
+def encode(text):
+  return [1 + ALPHABET.index(c) for c in text]
+
+
+TEXTS = ["ab cd", "a", "", "dead beef", "hag", "cab", "bad egg", "fade a", "heed", "gag", "abba"]
+
+
+def labels(texts, length=10):
+  """Returns labels [N, length]: blanks behind even rows and empty ones, else -1."""
+  rows = np.full((len(texts), length), -1, np.int32)
+  for number, text in enumerate(texts):
+    ids = encode(text)
+    rows[number, : len(ids)] = ids
+    if number % 2 == 0 or not text:
+      rows[number, len(ids) :] = BLANK
+  return rows
+
+
+def examples():
+  """Returns 22 rows, the last one without a label, and 3 whose targets do not fit."""
+  texts = TEXTS * 2
+  rng = np.random.default_rng(0)
+  label = labels(texts)
+  label[-1] = -1
+  lengths = rng.integers(20, FRAMES + 1, len(texts)).astype(np.int32)
+  lengths[[3, 10]] = 9, 4  # "dead beef" needs 10 frames, "abba" 5
+  lengths[0] = 4
+  path = rng.integers(0, CLASSES, (len(texts), FRAMES))
+  for row, text in enumerate(texts):  # mostly what was said
+    ids = [x for c in encode(text) for x in (c, BLANK)]
+    path[row, : len(ids)] = ids
+    path[row, len(ids) :] = BLANK if row % 3 else path[row, len(ids) :]
+  frames = 4 * jax.nn.one_hot(path, CLASSES) + rng.normal(size=(len(texts), FRAMES, CLASSES))
+  return {"id": np.arange(len(texts)), "x": np.float32(frames), "n": lengths, "label": label}
+
+
+ROWS = examples()
+
+
+def network(noise):
+  def apply(w, x, n):
+    inside = (jnp.arange(FRAMES) < n[:, None])[..., None]
+    return {"logits": jnp.where(inside, w * x + noise * jnp.sin(7 * x), jnp.nan), "lengths": n}
+
+  return from_apply(None, apply, variables=jnp.float32(1), inputs=("x", "n"))
+
+
+def measured(task, *models, rows=ROWS):
+  """Evaluates models on batches of one row, with a row of padding each."""
+  batches = []
+  for i in range(len(rows["id"])):
+    batch = {name: np.concatenate([x[i : i + 1], x[:1]]) for name, x in rows.items()}
+    batches.append(batch | {"where": np.array([True, False])})
+  trained = [(model, model.variables) for model in models]
+  return evaluate_models(trained, batches, task, predict=True, leave_out=True, teacher=trained[0])
+
+
+@pytest.fixture(scope="module")
+def evaluated():
+  task = tasks.transcription(decode)
+  return task, measured(task, network(0), network(0.5), network(2.0))
+
+
+def pairs(predictions):
+  """Returns references and texts of the labeled rows, with single spaces."""
+  references = (TEXTS * 2)[:-1]
+  rows = predictions["tokens"][: len(references)]
+  texts = ["".join(ALPHABET[i - 1] for i in row if i >= 0) for row in rows]
+  return references, [" ".join(text.split()) for text in texts]
+
+
+def test_error_rates_are_those_of_jiwer(evaluated):
+  _, results = evaluated
+  rates = []
+  for one in results:
+    references, texts = pairs(one.predictions)
+    assert one.scores["wer"] == pytest.approx(jiwer.wer(references, texts), abs=1e-12)
+    assert one.scores["cer"] == pytest.approx(jiwer.cer(references, texts), abs=1e-12)
+    same = [a == b for a, b in zip(references, texts)]
+    assert one.scores["exact"] == pytest.approx(np.mean(same))
+    assert one.leave_out["wer"].shape == (20,)
+    rates.append(one.scores["wer"])
+  assert rates[0] < rates[1] < rates[2]
+
+
+def collapse(path):
+  return [int(token) for token, _ in itertools.groupby(path) if token != BLANK]
+
+
+def test_frames_are_cut_at_lengths(evaluated):
+  _, (exact, *_) = evaluated
+  for row, length in enumerate(ROWS["n"]):
+    tokens = exact.predictions["tokens"][row]
+    assert tokens[tokens >= 0].tolist() == collapse(ROWS["x"][row, :length].argmax(-1))
+
+
+def nll(log_probs, target):
+  """Returns -log p(target) by the forward algorithm of Graves et al. 2006, in float64."""
+  states = [BLANK, *(x for token in target for x in (token, BLANK))]
+  alpha = np.full(len(states), -np.inf)
+  alpha[0] = 0
+  if len(log_probs) == 0:
+    return -alpha[0] if not target else np.inf
+  alpha = np.full(len(states), -np.inf)
+  alpha[:2] = log_probs[0, states[:2]]
+  for frame in log_probs[1:]:
+    before = alpha
+    alpha = np.logaddexp(before, np.append(-np.inf, before[:-1]))
+    for i in range(2, len(states)):
+      if states[i] not in (BLANK, states[i - 2]):
+        alpha[i] = np.logaddexp(alpha[i], before[i - 2])
+    alpha = alpha + frame[states]
+  return -np.logaddexp.reduce(alpha[-2:])
+
+
+def test_frame_scores_are_those_of_formulas(evaluated):
+  _, results = evaluated
+  losses, too_long, same, divergences = [], [], [], []
+  x = np.float64(ROWS["x"])
+  noisy = jax.nn.log_softmax(np.float64(np.float32(x) + 0.5 * np.sin(7 * np.float32(x))))
+  noisy, clean = np.asarray(noisy, np.float64), np.asarray(jax.nn.log_softmax(x), np.float64)
+  for row, length in enumerate(ROWS["n"]):
+    p, q = clean[row, :length], noisy[row, :length]
+    same += (p.argmax(-1) == q.argmax(-1)).tolist()
+    divergences += (np.exp(p) * (p - q)).sum(-1).tolist()
+    if row < len(ROWS["n"]) - 1:
+      loss = nll(q, [token for token in ROWS["label"][row].tolist() if token > 0])
+      too_long.append(np.isinf(loss))
+      losses += [] if np.isinf(loss) else [loss]
+  scores = results[1].scores
+  assert sum(too_long) == 3 and scores["too_long"] == pytest.approx(np.mean(too_long))
+  assert scores["nll"] == pytest.approx(np.mean(losses), rel=1e-5)
+  assert scores["agreement"] == pytest.approx(np.mean(same))
+  assert scores["teacher_kl"] == pytest.approx(np.mean(divergences), rel=1e-4)
+  assert results[0].scores["teacher_kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_empty_and_missing_references():
+  task = tasks.transcription(decode)
+  label = np.array([[0, 0], [0, -1], [-1, -1]])
+
+  def scores(tokens):
+    return task.evaluate_predictions({"tokens": np.array(tokens), "label": label}, {})
+
+  assert scores([[-1, -1], [-1, -1], [2, 2]]) == {"wer": 0, "cer": 0, "exact": 1}
+  # As jiwer: wer("", "a") is 1, and the number of insertions where all references are empty.
+  found = scores([[2, 3], [-1, -1], [2, 2]])
+  assert found == {"wer": jiwer.wer(["", ""], ["ab", ""]), "cer": 2.0, "exact": 0.5}
+  assert task.evaluate_predictions({"tokens": label[2:], "label": label[2:]}, {}) == {}
+
+
+def test_normalizer():
+  for normalizer, expected in ((tasks.normalize_transcript, 0), (None, 1)):
+    task = tasks.transcription(lambda ids: ["A,", "a  "][ids[0]], blank=9, normalizer=normalizer)
+    predictions = {"tokens": np.array([[0]]), "label": np.array([[1, 9]])}
+    assert task.evaluate_predictions(predictions, {})["wer"] == expected
+
+
+def test_samples_of_models_and_of_decoders_with_an_end_token():
+  model = network(0)
+  model = model._replace(sample=ctc_sampler(model, beam_size=4))
+  rows = {name: x[1:3] for name, x in ROWS.items()}
+  task = tasks.transcription(decode, use_sample=True)
+  (one,) = evaluate_models([(model, model.variables)], [rows], task, predict=True)
+  tokens, lengths = model.sample(model.variables, None, rows)
+  assert one.predictions["tokens"][0].tolist()[: lengths[0]] == tokens[0, : lengths[0]].tolist()
+  decoder = tasks.transcription(decode, end_token=10, decides="nll")
+  outputs = {SAMPLE: (jnp.array([[2, 3, 10], [2, 10, 10]]), jnp.array([2, 1]))}
+  predictions = decoder.predict(outputs, {"label": jnp.array([[2, 4, 10], [2, 10, -1]])})
+  assert decoder.evaluate_predictions(predictions, {}) == {"wer": 0.5, "cer": 1 / 3, "exact": 0.5}
+  assert decoder.generates and decoder.decides == "nll"
+
+
+def test_errors():
+  with pytest.raises(ValueError, match="decides"):
+    tasks.transcription(decode, decides="bleu")
+  label = ROWS["label"].copy()
+  label[1, 0] = CLASSES
+  with pytest.raises(ValueError, match="label"):
+    measured(tasks.transcription(decode), network(0), rows=ROWS | {"label": label})
