@@ -17,6 +17,8 @@ _EXTRAS = {
   "rapidfuzz": "translation",
   "sacrebleu": "translation",
   "seqeval": "tagging",
+  "soundfile": "audio",
+  "soxr": "audio",
 }
 
 

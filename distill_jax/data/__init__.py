@@ -8,7 +8,9 @@ satellite picture) for detection, `tfds` (by name), `folder` (a subfolder per cl
 `folder.images` leave images encoded; `stream.Stream` decodes batches of them with the crops of
 `crops`. `text` packs documents into rows of tokens, in memory (`text.load`) or from a file that is
 mapped into memory (`text.tokenized`, `text.stream`), and pairs for encoder-decoder networks
-(`text.pair_source`).
+(`text.pair_source`). `audio` reads sounds; recordings come from `voice_prompts` and
+`synthetic_voices`, pictures of words from `rendered_words`, and `text.speech_source` and
+`text.line_source` join them with their transcripts.
 """
 
 from distill_jax.errors import naming_extras

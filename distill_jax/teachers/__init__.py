@@ -2,8 +2,9 @@
 
 A frozen teacher is any Model with `variables`, so most need nothing from here. `host` takes a
 function of numpy arrays: a network of any other framework, and `onnx` an ONNX file. `with_dtype`
-changes a teacher's dtype, `ensemble` joins several, `cached` reads outputs from the batch,
-`select_classes` selects the student's classes, and `moving_average` follows the student.
+changes a teacher's dtype and `read_entries` its inputs, `ensemble` joins several, `cached` reads
+outputs from the batch, `select_classes` selects the student's classes, and `moving_average` follows
+the student.
 """
 
 from distill_jax.errors import naming_extras
@@ -11,6 +12,7 @@ from distill_jax.errors import naming_extras
 with naming_extras():
   from distill_jax.teachers.adapted import cached, moving_average, select_classes, with_dtype
   from distill_jax.teachers.ensembles import ensemble
+  from distill_jax.teachers.entries import read_entries
   from distill_jax.teachers.host_function import host
   from distill_jax.teachers.onnx_file import onnx
 
@@ -20,6 +22,7 @@ __all__ = [
   "host",
   "moving_average",
   "onnx",
+  "read_entries",
   "select_classes",
   "with_dtype",
 ]

@@ -1,5 +1,5 @@
 """Turns text into rows of tokens: packed documents for decoders, padded sentences for encoders,
-pairs for encoder-decoder networks.
+pairs for encoder-decoder networks, recordings and pictures of lines with their transcripts.
 
 Documents are packed in memory, or from a file that is read while training.
 
@@ -21,6 +21,7 @@ from distill_jax.data.text.sequences import (
   train_pair_bpe,
 )
 from distill_jax.data.text.tokenizer import BYTES, Tokenizer, check_same_tokenizer
+from distill_jax.data.text.transcripts import character_tokenizer, line_source, speech_source
 
 __all__ = [
   "BYTES",
@@ -30,9 +31,11 @@ __all__ = [
   "SequenceTokenizer",
   "Tokenizer",
   "bpe",
+  "character_tokenizer",
   "check_pairs",
   "check_same_tokenizer",
   "cut_padding",
+  "line_source",
   "load",
   "mask_tokens",
   "pack",
@@ -41,6 +44,7 @@ __all__ = [
   "read_documents",
   "sentence_tokenizer",
   "sequence_tokenizer",
+  "speech_source",
   "symbol_tokenizer",
   "train_bpe",
   "train_pair_bpe",

@@ -16,6 +16,7 @@ from distill_jax.data.batches import HostBatch, check_batch_size, permutation
 from distill_jax.data.checks import check_seed, example_name
 from distill_jax.data.label_checks import UNLABELED
 from distill_jax.data.source import Source
+from distill_jax.data.text import frame_rows
 from distill_jax.errors import check_integer
 
 Lengths = Sequence[int] | Sequence[tuple[int, int]]
@@ -31,12 +32,12 @@ class LengthBuckets:
   all lengths of targets the full length then.
 
   Attributes:
-    source: rows of texts with 'tokens' and 'segments', such as `SentenceTokenizer.rows`; or of
-      pairs, such as `pair_source`.
+    source: rows of texts with 'tokens' and 'segments', such as `SentenceTokenizer.rows`; of pairs,
+      such as `pair_source`; or of frames or columns, such as `speech_source` and `line_source`.
     batch_size: rows per batch.
     seed: seed of the order, from 0 to 2^32 - 1.
-    lengths: numbers of tokens, rising; the last must hold the longest text. For pairs, tuples of
-      the lengths of source and target, of which no number falls.
+    lengths: numbers of tokens, frames or columns, rising; the last must hold the longest row. For
+      pairs, tuples of the lengths of source and target, of which no number falls.
     rows: indices of the rows of each batch to read; None: all.
 
   Raises:
@@ -134,15 +135,17 @@ class LengthBuckets:
 
 
 def cut_padding(batch: HostBatch, lengths: Lengths) -> HostBatch:
-  """Returns a batch cut to the first of `lengths` into which its texts fit, as for evaluation.
+  """Returns a batch cut to the first of `lengths` into which its rows fit, as for evaluation.
 
   Entries of integers or bools of the shape of 'tokens' are cut, and of pairs those of the shape of
-  'source' whose names begin with 'source'; the others stay.
+  'source' whose names begin with 'source'. Of frames 'features' and the other entries [B, T, ...]
+  are cut, and of columns the axis W of 'image'. The others stay.
 
   Args:
-    batch: has 'tokens' [B, L] and 'segments' [B, L], negative for padding; or the entries of
-      `pair_rows`.
-    lengths: numbers of tokens, or of pairs tuples of two, as in `LengthBuckets`.
+    batch: has 'tokens' [B, L] and 'segments' [B, L], negative for padding; the entries of
+      `pair_rows`; 'features' [B, T, F] and 'frames' [B]; or 'image' [B, H, W, C] and 'widths' [B].
+    lengths: numbers of tokens, frames or columns, or of pairs tuples of two, as in
+      `LengthBuckets`.
 
   Raises:
     ValueError: a text is longer than the last length, or lengths that do not rise.
@@ -181,6 +184,11 @@ def _checked_lengths(lengths: Lengths) -> list[tuple[int, ...]]:
 
 def _bucket_of_rows(arrays, lengths: Sequence[tuple[int, ...]], ids) -> np.ndarray:
   """Returns the index of the first lengths into which each row fits."""
+  sizes = frame_rows.sizes(arrays)
+  if sizes is not None:
+    if len(lengths[0]) > 1:
+      raise ValueError(f"lengths: expected numbers of frames or columns, got {tuple(lengths)}")
+    return _first_length(sizes, [length for (length,) in lengths], "frames or columns", ids)
   if len(lengths[0]) == 1:
     _check_names(arrays, ("tokens", "segments"), "texts")
     is_token = np.asarray(arrays["segments"]) >= 0
@@ -204,17 +212,22 @@ def _check_names(arrays, names: Sequence[str], kind: str) -> None:
 def _first_fit(is_token: np.ndarray, lengths: Sequence[int], kind: str, ids) -> np.ndarray:
   """Returns the index of the first length that holds each row up to its last token."""
   sizes = is_token.shape[1] - np.argmax(is_token[:, ::-1], axis=1)
-  sizes = np.where(is_token.any(1), sizes, 0)
+  return _first_length(np.where(is_token.any(1), sizes, 0), lengths, kind, ids)
+
+
+def _first_length(sizes: np.ndarray, lengths: Sequence[int], kind: str, ids) -> np.ndarray:
   if sizes.max() > lengths[-1]:
     row = int(sizes.argmax())
     raise ValueError(
-      f"lengths: expected a last one that holds each text, got {lengths[-1]} for {sizes[row]} "
+      f"lengths: expected a last one that holds each row, got {lengths[-1]} for {sizes[row]} "
       f"{kind} of {example_name(ids, row)}"
     )
   return np.searchsorted(lengths, sizes)
 
 
 def _cut(batch, lengths: tuple[int, ...]) -> HostBatch:
+  if frame_rows.sizes(batch) is not None:
+    return frame_rows.cut(batch, lengths[0])
   source_length, target_length = lengths[0], lengths[-1]
 
   def cut(name: str, values: np.ndarray) -> np.ndarray:
