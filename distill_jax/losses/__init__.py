@@ -17,6 +17,7 @@ from distill_jax.losses.attention import (
 from distill_jax.losses.batch_logits import batch_gram, class_gram, dist
 from distill_jax.losses.contrastive import dino, info_nce, queue_similarity
 from distill_jax.losses.cross_image import CirkdState, cirkd, cirkd_state
+from distill_jax.losses.ctc import ctc_frames, ctc_mean, is_blank_frame
 from distill_jax.losses.dense import cwd, importance_map, localization, pearson, score_weighted
 from distill_jax.losses.features import (
   attention_transfer,
@@ -93,6 +94,8 @@ __all__ = [
   "cosine",
   "crd",
   "crd_state",
+  "ctc_frames",
+  "ctc_mean",
   "cwd",
   "dark_rank",
   "dino",
@@ -107,6 +110,7 @@ __all__ = [
   "ifv",
   "importance_map",
   "info_nce",
+  "is_blank_frame",
   "inter_channel",
   "jensen_shannon",
   "kdsvd",

@@ -41,6 +41,7 @@ MODULES = {
   "layers": "Matched layers",
   "singular": "Directions of maps, from layer to layer",
   "sequence": "Sequences",
+  "ctc": "Frames of CTC networks",
   "dense": "Dense prediction",
   "grids": "Maps of logits on other grids",
   "focal": "Detection",

@@ -9,14 +9,17 @@
 A training loss of one's own is a `student_loss`. A loss of arrays goes through `logits` or
 `features`, one of a few of the teacher's classes through `sparse`, language models through
 `tokens`, layers of transformers through `layers`, `attention` and `relations`, feature sequences of
-other lengths through `sequences`. A method with learned parts or a memory is a term here, under the
-name of its loss: `vid`, `mgd`, `crd`, ...; `learned` builds others.
+other lengths through `sequences`, CTC networks through `ctc`, `frames` and `ctc_mean`. A method
+with learned parts or a memory is a term here, under the name of its loss: `vid`, `mgd`, `crd`, ...;
+`learned` builds others.
 """
 
 from distill_jax.objectives.before_relu import activation_boundary, ofd, ofd_margin_at
 from distill_jax.objectives.cross_image import cirkd
+from distill_jax.objectives.ctc import ctc
 from distill_jax.objectives.factor_transfer import factor_transfer, paraphraser
 from distill_jax.objectives.feature_comparisons import features
+from distill_jax.objectives.frames import ctc_mean, frames
 from distill_jax.objectives.heads import pad, uskd
 from distill_jax.objectives.labels import labels
 from distill_jax.objectives.layer_maps import layer_map
@@ -42,10 +45,13 @@ __all__ = [
   "attention",
   "cirkd",
   "crd",
+  "ctc",
+  "ctc_mean",
   "dino",
   "factor_transfer",
   "features",
   "fgd",
+  "frames",
   "labels",
   "layer_attention",
   "layer_map",

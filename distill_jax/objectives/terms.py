@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from distill_jax.objectives.hyperparameters import Number, at_step, check_number
+from distill_jax.objectives.left_out import collect_left_out, name_term
 from distill_jax.types import Batch, Objective, Outputs, Tree, Variables
 
 # The names of the step's own metrics, and of other values in a line of metrics.jsonl.
@@ -57,6 +58,7 @@ class Term(NamedTuple):
 def weighted(**terms: tuple[Number, Term]) -> Objective:
   """Returns the weighted sum of named terms; each unweighted value is a metric of that name.
 
+  What a term leaves out of a batch is a metric, too, of weight 0: 'name/too_long' of `ctc`.
   What a term raises, in `init` or `apply`, becomes a `ValueError` that begins with its name.
 
   Args:
@@ -110,10 +112,12 @@ def weighted(**terms: tuple[Number, Term]) -> Objective:
     key: jax.Array,
     axis_name: str | None = None,
   ) -> tuple[dict[str, tuple[Any, Any]], Tree]:
-    values, new_state = apply_parts(
-      parts, params, state, student, teacher, batch, step=step, key=key, axis_name=axis_name
-    )
-    return {name: (at_step(weights[name], step), x) for name, x in values.items()}, new_state
+    with collect_left_out() as fractions:
+      values, new_state = apply_parts(
+        parts, params, state, student, teacher, batch, step=step, key=key, axis_name=axis_name
+      )
+    terms = {name: (at_step(weights[name], step), x) for name, x in values.items()}
+    return terms | {name: (0.0, x) for name, x in fractions.items()}, new_state
 
   return Objective(init, apply)
 
@@ -153,7 +157,7 @@ def apply_parts(
     context: dict[str, Any] = {"step": step, "key": jax.random.fold_in(key, i)}
     if takes_axis_name(term.apply):
       context["axis_name"] = axis_name
-    with _error_prefix(name):
+    with _error_prefix(name), name_term(name):
       values[name], new_state[name] = _pair(
         term.apply(params[name], state[name], student, teacher, batch, **context)
       )

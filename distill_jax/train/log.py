@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import reduce
+from distill_jax.objectives.left_out import is_fraction
 from distill_jax.storage import files, sealed_json
 from distill_jax.train.clock import Clock
 from distill_jax.train.learning_rate import is_learning_rate
@@ -112,6 +113,8 @@ class Log:
       values = {name: float(total / count) for name, (total, count) in metrics.items() if count > 0}
       if "step_ms" in timings:
         values["examples_per_second"] = 1e3 * batch_size / timings["step_ms"]["mean"]
+      if not any(line["phase"] == "train" for line in self.history):
+        _warn_of_left_out(values)
       self.screen.train(step, values)
       self._add(step, "train", values)
       self._write("timings", timings)
@@ -197,12 +200,25 @@ def _warn_of_no_values(sums: Mapping[str, Any]) -> None:
   """Warns where no term had a value in any of the steps: nothing was trained."""
   others = ("loss", "grad_norm", "nonfinite", "empty")
   counts = {name: count for name, (_, count) in sums.items() if not is_learning_rate(name)}
-  terms = {name: count for name, count in counts.items() if name not in others}
+  names = [name for name in counts if name not in others and not is_fraction(name)]
+  terms = {name: counts[name] for name in names}
   skipped, _ = sums.get("nonfinite", (0, 0))
   if terms and not skipped and not any(terms.values()):
     warnings.warn(
       f"source: expected labels, or others that give {' or '.join(terms)} a value, got none in "
       "these batches, which trained nothing: look at the labels and at the masks",
+      stacklevel=2,
+    )
+
+
+def _warn_of_left_out(values: Mapping[str, float]) -> None:
+  """Warns of the rows that a term leaves out, such as transcripts longer than their frames."""
+  left_out = {name: x for name, x in values.items() if is_fraction(name) and x > 0}
+  if left_out:
+    text = ", ".join(f"{100 * x:.3g} % ({name})" for name, x in left_out.items())
+    warnings.warn(
+      f"source: expected rows that all count, got some that a term leaves out: {text}; look at "
+      "their transcripts and numbers of frames, or remove them; the log has these metrics",
       stacklevel=2,
     )
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from distill_jax import data
+from distill_jax.objectives.left_out import is_fraction
 from distill_jax.train.arguments import Arguments, Inputs
 from distill_jax.train.loss_fn import count_terms, make_loss_fn
 from distill_jax.types import TrainState
@@ -40,7 +41,7 @@ def check_terms(arguments: Arguments, inputs: Inputs, state: TrainState) -> None
     labels = {name: data.mark_unlabeled(batch[name], ignore_label) for name in blank}
     columns = {} if arguments.cache is None else arguments.cache.add_columns(batch)
     counts = count({**batch, **columns, **labels})
-    if any(n > 0 for n in counts.values()):
+    if any(n > 0 for name, n in counts.items() if not is_fraction(name)):
       return
   raise ValueError(
     f"source: expected labels, or others that give {' or '.join(counts)} a value, got none in all "

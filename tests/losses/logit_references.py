@@ -215,6 +215,22 @@ def rnnt_three_way(s, t, labels, *, blank=0):
   return out
 
 
+def ctc_frames(s, t, *, blank=0, mode="all", temperature=1.0):
+  out = []
+  for q, p in zip(softmax(s, temperature), softmax(t, temperature)):
+    if p.argmax() == blank and mode == "nonblank":
+      out.append(0)
+    elif p.argmax() == blank and mode == "collapsed":
+      out.append(kl(np.array([p[blank], 1 - p[blank]]), np.array([q[blank], 1 - q[blank]])))
+    else:
+      out.append(kl(p, q))
+  return temperature**2 * np.array(out)
+
+
+def ctc_mean(s, t, *, temperature=1.0):
+  return temperature**2 * kl(softmax(t, temperature).mean(1), softmax(s, temperature).mean(1))
+
+
 def localization(s, t, *, temperature=10.0):
   return np.array(
     [[kl_divergence(*edge, temperature=temperature) for edge in zip(*box)] for box in zip(s, t)]

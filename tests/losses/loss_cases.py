@@ -82,6 +82,12 @@ def labeled(rng):
   return (*pair(4, 5)(rng), rng.choice([0, 1, 3], size=4))
 
 
+def spikes(rng):
+  """Returns frames of which the teacher's second one is blank, class 1."""
+  student, teacher = pair(4, 5)(rng)
+  return student, np.where(np.arange(5) == 1, np.array([[-3], [5], [-3], [-3]]), teacher)
+
+
 def soft(name, label="", make=None, **options):
   """A softmax loss of [4, 5] logits that takes class_mask; unknown options are the loss's."""
   fields = {f.name for f in dataclasses.fields(Case)}
@@ -235,6 +241,7 @@ HELPERS = {
   "fgd_init",
 }
 HELPERS |= {
+  "is_blank_frame",
   "layer_attention_init",
   "ofd_margin",
   "resize_logits",
@@ -255,6 +262,8 @@ LOGITS = [
   soft("adaptive_kl", head_mass=0.5, temperature=3.0, derivatives=0),
   soft("total_variation", temperature=3.0),
   soft("hard_distillation", least=None, label_smoothing=0.1),
+  soft("ctc_frames", blank=1, temperature=3.0),
+  soft("ctc_frames", "collapsed", make=spikes, blank=1, mode="collapsed", temperature=3.0),
   soft("dkd", make=labeled, alpha=1.0, beta=8.0, temperature=4.0),
   soft("nkd", make=labeled, least=None, gamma=1.5, temperature=2.0),
   soft("wsld", make=labeled, least=None, derivatives=0, temperature=2.0),
@@ -544,6 +553,14 @@ MODELS = [
   Case("layer_attention", layers, models.layer_attention, least=None, shared=(2,)),
   Case("weight_alignment", trees, models.weight_alignment, scalar=True),
   Case("fgd", boxes, models.fgd, {"temperature": 0.5, "relation": 1e-3}, least=None, shared=(3,)),
+  Case(
+    "ctc_mean",
+    two((3, 4, 5), (3, 6, 5)),
+    logit.ctc_mean,
+    {"temperature": 3.0},
+    kind="logits",
+    invalid=("batch", "width", "rank"),
+  ),
   Case(
     "rnnt_three_way",
     lambda rng: (*pair(2, 3, 3, 5)(rng), rng.integers(1, 5, size=(2, 2))),

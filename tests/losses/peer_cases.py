@@ -234,6 +234,17 @@ def lattice(inputs):
   return *(inputs.floats(batch, frames, nodes, classes) for _ in range(2)), labels
 
 
+def spikes(inputs):
+  """Returns frames of which about half are blank."""
+  student, teacher = inputs.pair((3, 6, 5), (32, 100, 512))
+  teacher[:, ::2, 0] += 9
+  return student, teacher
+
+
+def frames(inputs):
+  return inputs.pair((3, 6, 5), (32, 100, 512))
+
+
 def edges(inputs):
   return inputs.pair((2, 3, 4, 5), (8, 1000, 4, 17))
 
@@ -325,6 +336,8 @@ CASES = [
   Case("layer_attention", layers, images=True),
   Case("weight_alignment", kernels),
   Case("rnnt_three_way", lattice),
+  Case("ctc_frames", spikes, {"mode": "collapsed", "temperature": 3.0}),
+  Case("ctc_mean", frames, {"temperature": 0.5}),
   Case("fgd", boxes, {"temperature": 0.5, "relation": 1e-3}, images=True),
 ]
 

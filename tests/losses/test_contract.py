@@ -346,6 +346,8 @@ INVALID = {
   "threshold": (-0.1, 1.1),
   "teacher_mixing": (-0.1, 1.0),
   "kernel": ("laplace",),
+  "mode": ("blank",),
+  "blank": (-1, 5),
   "pool": (-0.1, 1.1),
   "pixel_weight": (-0.1,),
   "region_weight": (-0.1,),

@@ -212,6 +212,24 @@ def localization(student, teacher, *, temperature):
   return temperature**2 * F.kl_div(log_q, log_p, reduction="sum", log_target=True) / boxes
 
 
+def ctc_frames(student, teacher, *, mode, temperature):
+  log_q, log_p = log_softmaxes(student, teacher, temperature)
+
+  def two(log_a):
+    return torch.stack([log_a[..., 0], torch.logsumexp(log_a[..., 1:], -1)], -1)
+
+  assert mode == "collapsed"
+  full = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+  collapsed = F.kl_div(two(log_q), two(log_p), reduction="none", log_target=True).sum(-1)
+  return temperature**2 * torch.where(teacher.argmax(-1) == 0, collapsed, full).mean()
+
+
+def ctc_mean(student, teacher, *, temperature):
+  """PaddleOCR's KLCTCLogits.forward_meanmax without its 1e-6, and with T^2."""
+  q, p = (torch.softmax(x / temperature, -1).mean(1) for x in (student, teacher))
+  return temperature**2 * F.kl_div(q.log(), p, reduction="batchmean")
+
+
 def rnnt_three_way(student, teacher, labels, *, blank=0):
   batch, _, nodes, _ = student.shape
   labels = F.pad(labels, (0, 1), value=blank)[:, None, :, None].expand(-1, student.shape[1], -1, 1)
