@@ -1,19 +1,35 @@
 """Defines attention to the keys and values of the same tokens, of a source, or of a cache."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from distill_jax import reduce
-from distill_jax.models.seq2seq.encoder_decoder_config import EncoderDecoderConfig
+from distill_jax.models.seq2seq.encoder_decoder_config import Layout
+
+
+class AttentionConfig(Protocol):
+  """Sizes and layout of attention, such as those of an `EncoderDecoderConfig`."""
+
+  @property
+  def embed_dim(self) -> int: ...
+
+  @property
+  def num_heads(self) -> int: ...
+
+  @property
+  def head_dim(self) -> int: ...
+
+  @property
+  def layout(self) -> Layout: ...
 
 
 class Attention(nnx.Module):
   """Queries of one sequence read the values of another, or of the same."""
 
-  def __init__(self, config: EncoderDecoderConfig, *, depth: int, dtype: Any, rngs: nnx.Rngs):
+  def __init__(self, config: AttentionConfig, *, depth: int, dtype: Any, rngs: nnx.Rngs):
     """Builds the layers.
 
     Args:

@@ -1,0 +1,1 @@
+"""Networks of frames: recognizers of speech and of text lines, and detectors of voice."""
