@@ -1,10 +1,10 @@
 """Makes teachers of functions, files and other teachers. Each is a Model like any other.
 
 A frozen teacher is any Model with `variables`, so most need nothing from here. `host` takes a
-function of numpy arrays: a network of any other framework, and `onnx` an ONNX file. `with_dtype`
-changes a teacher's dtype and `read_entries` its inputs, `ensemble` joins several, `cached` reads
-outputs from the batch, `select_classes` selects the student's classes, and `moving_average` follows
-the student.
+function of numpy arrays: a network of any other framework, `onnx` an ONNX file, and `ppocr` a
+released recognizer of text. `with_dtype` changes a teacher's dtype and `read_entries` its inputs,
+`ensemble` joins several, `cached` reads outputs from the batch, `select_classes` selects the
+student's classes, and `moving_average` follows the student.
 """
 
 from distill_jax.errors import naming_extras
@@ -15,6 +15,7 @@ with naming_extras():
   from distill_jax.teachers.entries import read_entries
   from distill_jax.teachers.host_function import host
   from distill_jax.teachers.onnx_file import onnx
+  from distill_jax.teachers.ppocr_file import ppocr
 
 __all__ = [
   "cached",
@@ -22,6 +23,7 @@ __all__ = [
   "host",
   "moving_average",
   "onnx",
+  "ppocr",
   "read_entries",
   "select_classes",
   "with_dtype",

@@ -86,7 +86,7 @@ def onnx(
       raise wrong_kind(field, "a mapping of names", mapping)
   path = Path(path)
   files = _files(path)
-  session = _open(path, session_options, providers)
+  session = open_session(path, session_options, providers)
   network_inputs = {x.name: x for x in session.get_inputs()}
   network_outputs = [x.name for x in session.get_outputs()]
   _check_names("inputs", inputs, network_inputs)
@@ -101,7 +101,7 @@ def onnx(
   def predict(batch: Arrays) -> Arrays:
     batch = batch if preprocess is None else preprocess(batch)
     feeds = {name: _feed(network_inputs[name], batch, entry) for name, entry in inputs.items()}
-    results = dict(zip(names, _run(session, list(outputs.values()), feeds, network_inputs)))
+    results = dict(zip(names, run_session(session, list(outputs.values()), feeds, network_inputs)))
     return results if postprocess is None else postprocess(results)
 
   entries = list(dict.fromkeys(inputs.values()))
@@ -134,7 +134,7 @@ def _files(path: Path) -> list[Path]:
   return [path, *files]
 
 
-def _open(path: Path, options: Any, providers: Sequence[str]) -> Any:
+def open_session(path: Path, options: Any, providers: Sequence[str]) -> Any:
   """Returns an `onnxruntime.InferenceSession`."""
   with naming_extras():
     import onnxruntime
@@ -188,7 +188,7 @@ def _feed(network_input: Any, batch: Arrays, entry: str) -> np.ndarray:
   return np.ascontiguousarray(values, dtype)
 
 
-def _run(
+def run_session(
   session: Any, outputs: list[str], feeds: Arrays, network_inputs: Mapping[str, Any]
 ) -> list[np.ndarray]:
   """Returns the outputs of all rows, of as many at once as the network takes."""
