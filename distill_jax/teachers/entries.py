@@ -1,4 +1,4 @@
-"""Lets a teacher read other entries of the batch than its own, such as clean inputs."""
+"""Lets a model read other entries of the batch than its own, such as augmented inputs."""
 
 from collections.abc import Mapping
 
@@ -9,9 +9,9 @@ from distill_jax.types import Batch, Model
 def read_entries(model: Model, entries: Mapping[str, str]) -> Model:
   """Returns a model that reads other entries of the batch, where the batch has them.
 
-  For noisy student (Xie et al. 2020): the student reads augmented inputs, the teacher those that
-  the augmentation keeps under another name, as `data.audio.spec_augment` does. A batch without them
-  is read as it is, as in evaluation.
+  For noisy student (Xie et al. 2020): the augmentation writes a view into an entry of its own, as
+  `data.audio.spec_augment(into=)` does; the student reads this one, and the teacher the clean one.
+  A batch without it, as in evaluation, is read as it is.
 
   Args:
     model: any Model that runs in the step; a `teachers.host` names its own inputs.
@@ -22,16 +22,16 @@ def read_entries(model: Model, entries: Mapping[str, str]) -> Model:
 
   >>> import jax.numpy as jnp
   >>> from distill_jax import models, teachers
-  >>> teacher = models.from_apply(None, lambda w, x: {"logits": x @ w}, variables=jnp.eye(2))
-  >>> teacher = teachers.read_entries(teacher, {"image": "clean"})
-  >>> batch = {"image": jnp.zeros((1, 2)), "clean": jnp.ones((1, 2))}
-  >>> teacher.apply(*teacher.variables, batch, train=False, key=None)[0]["logits"]
+  >>> student = models.from_apply(None, lambda w, x: {"logits": x @ w}, variables=jnp.eye(2))
+  >>> student = teachers.read_entries(student, {"image": "noisy"})
+  >>> batch = {"image": jnp.zeros((1, 2)), "noisy": jnp.ones((1, 2))}
+  >>> student.apply(*student.variables, batch, train=False, key=None)[0]["logits"]
   Array([[1., 1.]], dtype=float32)
   """
   check_model("model", model)
   if not entries or isinstance(entries, str):
     raise ValueError(
-      f'entries: expected names of entries, such as {{"image": "clean"}}, got {entries!r}'
+      f'entries: expected names of entries, such as {{"image": "noisy"}}, got {entries!r}'
     )
 
   def replaced(batch: Batch) -> Batch:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax import data, teachers
+from distill_jax import teachers
+from distill_jax.cache.identity import augmentation_identity
 from distill_jax.data import audio
 from distill_jax.models import from_apply
 
@@ -192,36 +193,56 @@ def test_masks_hide_frames_and_bands_of_valid_frames_only():
 
 def test_masks_are_a_function_of_seed_id_and_view():
   batch = speech(8)
-  augment = audio.spec_augment(seed=1)
+  augment = jax.jit(audio.spec_augment(seed=1))
   part = jax.tree.map(lambda x: x[3:5], batch)
   masked = augment(batch)["features"]
   np.testing.assert_array_equal(augment(part)["features"], masked[3:5])
   other_view = augment({**batch, "view": batch["view"] + 1})["features"]
-  other_seed = audio.spec_augment(seed=2)(batch)["features"]
+  other_seed = jax.jit(audio.spec_augment(seed=2))(batch)["features"]
   assert (other_view != masked).any() and (other_seed != masked).any()
   half = augment({**batch, "features": batch["features"].astype(jnp.bfloat16)})["features"]
   assert half.dtype == jnp.bfloat16
   np.testing.assert_array_equal(half == 0, masked == 0)
 
 
-def test_teacher_reads_clean_features_and_student_masked_ones():
-  teacher = from_apply(
-    None, lambda w, x: {"logits": x * w}, inputs="features", variables=jnp.ones(())
+def scale(variables=None):
+  """Returns a network of one weight, which scales the features."""
+  return from_apply(
+    lambda key, x: jnp.ones(()),
+    lambda w, x: {"scaled": x * w},
+    inputs="features",
+    variables=variables,
   )
-  noisy = teachers.read_entries(teacher, {"features": "clean"})
+
+
+def test_student_reads_masked_features_and_teacher_clean_ones():
+  student = teachers.read_entries(scale(), {"features": "masked"})
+  teacher = scale(jnp.ones(()))
   batch = speech(4)
-  masked = audio.spec_augment(seed=0, keep="clean")(batch)
-
-  def logits(model, batch):
-    return model.apply(*model.variables, batch, train=False, key=None)[0]["logits"]
-
-  np.testing.assert_array_equal(logits(noisy, masked), batch["features"])
-  np.testing.assert_array_equal(logits(teacher, masked), masked["features"])
-  assert (masked["features"] != batch["features"]).any()
+  masked = jax.jit(audio.spec_augment(seed=0, time_masks=0, into="masked"))(batch)
+  scaled = predict(student, masked)
+  assert (scaled != batch["features"]).any()
+  np.testing.assert_array_equal(scaled, masked["masked"])
+  np.testing.assert_array_equal(predict(teacher, masked), batch["features"])
   # Without augmentation, as in evaluation, both read the same.
-  np.testing.assert_array_equal(logits(noisy, batch), batch["features"])
+  np.testing.assert_array_equal(predict(student, batch), batch["features"])
   with pytest.raises(ValueError, match="entries"):
     teachers.read_entries(teacher, {})
+
+
+def test_cache_is_of_clean_features_where_the_masked_ones_have_their_own_entry():
+  arrays = {"features": np.zeros((4, 5, 3), np.float32)}
+
+  def name(augment):
+    return augmentation_identity(augment, arrays, ["features"])["name"]
+
+  assert name(lambda batch: {**batch, "masked": 2 * batch["features"]}) == "none"
+  assert name(lambda batch: {**batch, "features": 2 * batch["features"]}) != "none"
+
+
+def predict(model, batch):
+  variables = model.variables or model.init(None, batch)
+  return model.apply(*variables, batch, train=False, key=None)[0]["scaled"]
 
 
 def test_wrong_arguments_of_masks():
@@ -252,8 +273,3 @@ def test_clips_are_stored(tmp_path):
   path.write_bytes(path.read_bytes()[:100])
   with pytest.raises(ValueError, match=f"path.*{path}"):
     audio.load_clips(path)
-
-
-def test_augmentation_of_images_stays_apart():
-  with pytest.raises(ValueError, match="image"):
-    data.augmentation(data.flip(), seed=0)(speech(2))

@@ -19,7 +19,7 @@ def spec_augment(
   time_width: int = 40,
   time_fraction: float = 0.2,
   entry: str = "features",
-  keep: str = "",
+  into: str = "",
 ) -> Callable[[Batch], Batch]:
   """Returns the `augment` of a run that masks bands and frames of features with zeros.
 
@@ -35,8 +35,9 @@ def spec_augment(
     time_fraction: largest fraction of a clip's valid frames that a mask hides; p in the paper.
     entry: floats [B, T, F] of mean 0; a batch that has 'frames', int [B], has that many valid
       frames in each row, and T otherwise.
-    keep: an entry that gets the features as they were, for a teacher that reads them
-      (`teachers.read_entries`), as in noisy student (Xie et al. 2020, Park et al. 2020).
+    into: the entry that gets the masked features; empty: `entry`. With another one the teacher, or
+      its cache, reads clean features, and `teachers.read_entries(student, {entry: into})` masked
+      ones: noisy student (Xie et al. 2020, Park et al. 2020).
 
   Returns:
     `batch -> batch`. It reads 'id' and 'view', int [B].
@@ -45,11 +46,11 @@ def spec_augment(
     ValueError: a number is out of its range; when called, the batch lacks an entry, or one has
       another shape.
 
-  >>> augment = spec_augment(seed=0, band_masks=1, time_masks=0, keep="clean")
+  >>> augment = spec_augment(seed=1, band_masks=1, time_masks=0, into="masked")
   >>> batch = {"features": jnp.ones((2, 5, 8)), "id": jnp.arange(2), "view": jnp.zeros(2, int)}
-  >>> masked = augment(batch)
-  >>> sorted(masked), masked["features"].sum((1, 2)).astype(int).tolist()
-  (['clean', 'features', 'id', 'view'], [40, 40])
+  >>> augmented = augment(batch)
+  >>> [augmented[name].sum((1, 2)).astype(int).tolist() for name in ("features", "masked")]
+  [[40, 40], [40, 0]]
   """
   check_seed(seed)
   numbers = dict(band_masks=band_masks, time_masks=time_masks)
@@ -74,8 +75,7 @@ def spec_augment(
     rows, length, _ = features.shape
     frames = batch.get("frames", jnp.full(rows, length, jnp.int32))
     masked = jax.vmap(mask_example)(features, frames, batch["id"], batch["view"])
-    kept = {keep: features} if keep else {}
-    return {**batch, **kept, entry: masked}
+    return {**batch, into or entry: masked}
 
   return augment
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from distill_jax.data.audio.clips import Clip, load_clips, save_clips
 from distill_jax.data.audio.files import read
-from distill_jax.data.sets.voice_prompts import SPLITS, by_split, split_of
+from distill_jax.data.sets.voice_prompts import SPLITS, by_split, spell_out, split_of
 from distill_jax.errors import suggest
 from distill_jax.storage import folders
 
@@ -47,7 +47,7 @@ def load(
 
   Args:
     path: a file of `audio.save_clips`.
-    texts: sentences; each is spoken once by a voice.
+    texts: sentences; each is spoken once by a voice, as `voice_prompts.spell_out` writes it.
     folder: the root of the packages' files: "/" where they are installed; not read where the file
       exists.
     rate: samples per second; espeak-ng's 22,050 are resampled to it (`audio.resample`).
@@ -60,8 +60,8 @@ def load(
   Raises:
     ModuleNotFoundError: the extra `audio` is not installed.
     FileNotFoundError: the folder has not the program.
-    ValueError: a voice stands in two splits, the program fails, or the file holds other sentences,
-      voices or another rate.
+    ValueError: a voice stands in two splits or does not exist, the program fails, or the file holds
+      other sentences, voices or another rate.
   """
   voices = VOICES if voices is None else voices
   _check_voices(voices)
@@ -103,17 +103,37 @@ def _speak(plan, root: Path, rate: int) -> list[Clip]:
   environment = {**os.environ, "ESPEAK_DATA_PATH": str(data.parent)}
   if root != Path("/"):
     environment["LD_LIBRARY_PATH"] = str(data.parent)
+  _check_known([voice for _, _, voice in plan], data, program, environment)
   clips = []
   with tempfile.TemporaryDirectory() as temporary:
     sound = Path(temporary, "clip.wav")
     for name, text, voice in plan:
       sound.unlink(missing_ok=True)
-      command = [str(program), "-v", voice, "-w", str(sound), "--", text]
+      command = [str(program), "-v", voice, "-w", str(sound), "--", spell_out(text)]
       done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
       if done.returncode or not sound.exists():
         raise ValueError(f"texts: espeak-ng failed on {text!r} in voice {voice!r}: {done.stderr}")
       clips.append(Clip(name, text, voice, *read(sound, rate=rate)))
   return clips
+
+
+def _check_known(voices: Iterable[str], data: Path, program: Path, environment) -> None:
+  """Raises for a voice that espeak-ng would replace by another one without a word."""
+  command = [str(program), "--voices"]
+  table = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+  accents = {line.split()[1] for line in table.stdout.splitlines() if line.split()[1:]}
+  variants = {path.name for path in data.glob("voices/!v/*")}
+  for voice in dict.fromkeys(voices):
+    accent, _, variant = voice.partition("+")
+    if accent not in accents:
+      raise ValueError(
+        f"voices: expected one of espeak-ng, got {voice!r}{suggest(accent, accents)}"
+      )
+    if variant and variant not in variants:
+      raise ValueError(
+        f"voices: expected a variant of espeak-ng, got {variant!r} in {voice!r}"
+        f"{suggest(variant, variants)}"
+      )
 
 
 def _check_voices(voices: Mapping[str, Sequence[str]]) -> None:

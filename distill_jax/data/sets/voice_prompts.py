@@ -128,16 +128,24 @@ def split_of(text: str, held_out: int = 10) -> str:
 
 
 def plain_text(text: str) -> str:
-  """Returns what is said in lower case, of `CHARACTERS` only.
-
-  Digits, '#' and '*' become words, one by one; all other signs become spaces.
+  """Returns what is said in lower case, of `CHARACTERS` only: `spell_out` without its signs.
 
   >>> plain_text("Press 1, or \\"don't\\" -- then #.")
   "press one or don't then pound"
   """
-  spoken = "".join(f" {_SPOKEN[x]} " if x in _SPOKEN else x for x in text.casefold())
-  words = re.sub("[^a-z']", " ", spoken.replace("’", "'")).split()
+  words = re.sub("[^a-z']", " ", spell_out(text).casefold()).split()
   return " ".join(word.strip("'") for word in words if word.strip("'"))
+
+
+def spell_out(text: str) -> str:
+  """Returns a text with digits, '#' and '*' as words, one by one, and no sign that is spoken.
+
+  >>> spell_out("Dial 42 & press #!")
+  'Dial four two press pound!'
+  """
+  spoken = "".join(f" {_SPOKEN[x]} " if x in _SPOKEN else x for x in text.replace("’", "'"))
+  plain = " ".join(re.sub(r"[^A-Za-z'.,;:!?\- ]", " ", spoken).split())
+  return re.sub(r" ([.,;:!?])", r"\1", plain)
 
 
 def by_split(items: Iterable[tuple[str, _Item]]) -> dict[str, list[_Item]]:
