@@ -15,14 +15,15 @@ class Candidates(NamedTuple):
   Attributes:
     ids: of the rows, int32 [N].
     tokens: int32 [N, K, L], without start token; from its length on, the end token.
-    lengths: number of tokens before the end token, int32 [N, K].
+    lengths: number of tokens of each, without the end token, int32 [N, K].
     scores: of the sampler, float32 [N, K]; 0 of one that returns none.
     usable: bool [N, K]: the sequences that may still be kept. Not usable are empty sequences, those
       that did not end within L tokens, that begin with the start token, or that do not fit the
       targets of the source, and those that earlier functions left out.
     arrays: the source's entries, [N, ...] in the same order.
-    end_token: token that ends a sequence.
-    start_token: token that precedes a target, which is none of its tokens; -1: unknown.
+    end_token: token that ends a sequence; the blank of CTC, which pads it.
+    start_token: token that precedes a target, which is none of its tokens; -1: unknown, or none.
+    has_end: whether targets end with the end token; those of CTC do not.
 
   >>> from distill_jax.cache.sequence_level import Candidates
   >>> tokens = np.array([[[5, 0], [6, 0]]], np.int32)
@@ -40,6 +41,7 @@ class Candidates(NamedTuple):
   arrays: Mapping[str, np.ndarray]
   end_token: int
   start_token: int = -1
+  has_end: bool = True
 
   def sequence(self, row: int, number: int) -> list[int]:
     """Returns the tokens of one of a row's sequences, without the end token."""
@@ -55,6 +57,8 @@ class Candidates(NamedTuple):
     if label is not None and label.ndim != 2:
       raise ValueError(f"label: expected tokens [N, T], got {label.dtype} {list(label.shape)}")
     tokens = [] if label is None else label[row][label[row] >= 0].tolist()
+    if not self.has_end and tokens:  # A row of blanks is an empty reference.
+      return [token for token in tokens if token != self.end_token]
     if not tokens:
       raise ValueError(
         f"label: expected a reference in every row, got none in example id {self.ids[row]}: give "
@@ -81,16 +85,18 @@ class TokenLimits(NamedTuple):
   """What tokens a sampler may return.
 
   Attributes:
-    start_token: token that precedes each target.
-    end_token: token that ends each target; no sequence holds it.
+    start_token: token that precedes each target; -1: none.
+    end_token: token that ends each target, or the blank of CTC; no sequence holds it.
     vocab_size: number of tokens; None: unknown.
     name: of the source whose classes they are, for errors.
+    has_end: whether targets end with the end token.
   """
 
   start_token: int
   end_token: int
   vocab_size: int | None
   name: str
+  has_end: bool = True
 
 
 def to_columns(result: Any, ids: np.ndarray, limits: TokenLimits) -> dict[str, np.ndarray]:
@@ -162,11 +168,12 @@ def _check_tokens(
   tokens: np.ndarray, inside: np.ndarray, ids: np.ndarray, limits: TokenLimits
 ) -> None:
   """Raises ValueError for tokens that no sequence may hold."""
-  _, end, size, name = limits
+  _, end, size, name, has_end = limits
+  special = "end_token" if has_end else "blank"
   _check(
     np.any(inside & (tokens == end), axis=-1),
-    f"lengths: expected sequences without end_token {end}, got it before a sequence's end: do not "
-    "count the end token",
+    f"lengths: expected sequences without {special} {end}, got it before a sequence's end: do not "
+    "count it",
     ids,
   )
   largest = np.iinfo(np.int32).max if size is None else size - 1

@@ -41,7 +41,8 @@ def pseudo_labels(
     The source with the rows that have a sequence, whose 'tokens' int32 [N, T] are the start token
     and the sequence, and whose 'label' int32 [N, T] is the sequence, the end token, and
     `data.UNLABELED` after it. T is that of the source's 'label'; without one, the sampler's L. All
-    other entries, and the ids, stay.
+    other entries, and the ids, stay. Of CTC teachers (`end_token=None`) there are no 'tokens', and
+    no end token.
 
   Raises:
     Incomplete: the file does not exist, or `seq_kd` did not finish it.
@@ -123,6 +124,8 @@ def read_candidates(opened: Cache, source: Source) -> Candidates:
   tokens, lengths, scores = (np.ascontiguousarray(records[name]) for name in COLUMNS)
   decoding = opened.manifest.identity["decoding"]
   special = {name: decoding[name] for name in ("start_token", "end_token")}
+  if special["end_token"] is None:
+    special = {"start_token": -1, "end_token": decoding["blank"], "has_end": False}
   usable = np.ones(lengths.shape, bool)
   return Candidates(source.ids, tokens, lengths, scores, usable, source.arrays, **special)
 
@@ -171,10 +174,10 @@ def _with_targets(source: Source, candidates: Candidates, numbers: np.ndarray) -
   # A sequence is followed by end tokens, and fits: what is cut or added is padding.
   missing = max(0, len(position) - sequences.shape[1])
   padded = np.pad(sequences, ((0, 0), (0, missing)), constant_values=end)[:, : len(position)]
-  label = np.where(position <= lengths, padded, UNLABELED)
-  tokens = np.insert(padded[:, :-1], 0, candidates.start_token, axis=1)
+  label = np.where(position < lengths + candidates.has_end, padded, UNLABELED)
+  targets = {"label": label}
+  if candidates.has_end:
+    targets["tokens"] = np.insert(padded[:, :-1], 0, candidates.start_token, axis=1)
   arrays = {name: values[rows] for name, values in source.arrays.items()}
   ignore_label = source.ignore_label if source.classes is None else UNLABELED
-  return dataclasses.replace(
-    source, arrays=arrays | {"tokens": tokens, "label": label}, ignore_label=ignore_label
-  )
+  return dataclasses.replace(source, arrays=arrays | targets, ignore_label=ignore_label)

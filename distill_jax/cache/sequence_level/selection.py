@@ -80,9 +80,10 @@ def select(candidates: Candidates, rules: Sequence[Keep]) -> Selection:
     dropped[name] = dropped.get(name, 0) + int((before & ~usable.any(1)).sum())
 
   leave("empty", lengths > 0)
-  leave("not ended", lengths < candidates.tokens.shape[-1])
-  leave("start token first", candidates.tokens[..., 0] != candidates.start_token)
-  leave("too long", lengths < target_length(candidates))
+  if candidates.has_end:
+    leave("not ended", lengths < candidates.tokens.shape[-1])
+    leave("start token first", candidates.tokens[..., 0] != candidates.start_token)
+  leave("too long", lengths + candidates.has_end <= target_length(candidates))
   for rule in rules:
     kept = np.asarray(rule(candidates._replace(usable=usable)))
     name = function_name(rule)
@@ -97,7 +98,7 @@ def select(candidates: Candidates, rules: Sequence[Keep]) -> Selection:
 
 
 def target_length(candidates: Candidates) -> int:
-  """Returns the number T of a target's tokens, the end token included: that of the source's."""
+  """Returns the number T of a target's tokens, with the end token: that of the source's."""
   label = candidates.arrays.get("label")
   sequences = candidates.tokens if label is None or label.ndim != 2 else label
   return sequences.shape[-1]

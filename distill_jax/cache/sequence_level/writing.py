@@ -40,8 +40,9 @@ def seq_kd(
   variables: Variables,
   source: Source | Mapping[str, Any],
   *,
-  start_token: int,
-  end_token: int,
+  start_token: int | None,
+  end_token: int | None,
+  blank: int = 0,
   settings: Mapping[str, Any],
   keep: Keep | Sequence[Keep] = (),
   key: jax.Array | None = None,
@@ -67,19 +68,20 @@ def seq_kd(
       then name.
     source: the rows to decode, labeled or not. 'label' [N, T], if there is one, holds the
       references: the teacher does not see them.
-    start_token: the student's first input, which precedes each target in 'tokens'.
-    end_token: token that ends each target in 'label'.
+    start_token: the student's first input, which precedes each target in 'tokens'; None: CTC.
+    end_token: token that ends each target in 'label'; None: CTC, whose targets have neither.
+    blank: class of no token in CTC, which pads sequences; not read with an end token.
     settings: plain values that say how the sampler decodes, such as `{"beam_size": 4,
       "max_length": 24}`. A file of other settings is rejected.
     keep: `Candidates -> bool [N, K]`, or several, in this order: which sequences of each row may be
       kept (`nearest_to_reference`, `below`, ...). Of those that are left, the first is the row's
       target; a row without any is dropped. Always left out are empty sequences, those that have
       not ended within L tokens, those that begin with the start token, and those that, with the end
-      token, are longer than the source's 'label'. `pseudo_labels(url, source, keep)` makes other
-      choices among the sequences of a finished file.
+      token, are longer than the source's 'label'; of CTC empty ones and longer ones.
+      `pseudo_labels(url, source, keep)` makes other choices among the sequences of a finished file.
     key: a typed PRNG key for a sampler that draws; None: `jax.random.key(0)`.
-    inputs: entries of the source that the sampler reads; None: all whose names begin with 'source'.
-      It gets these and 'id'.
+    inputs: entries of the source that the sampler reads; None: all whose names begin with 'source',
+      or, of CTC, all inputs. It gets these and 'id'.
     batch_size: rows that are decoded at once, over all devices.
     progress: whether to show a progress bar, and to print how many rows each function dropped.
 
@@ -113,8 +115,8 @@ def seq_kd(
   store = open_store(url)
   source = source if isinstance(source, Source) else Source(source)
   rules = as_rules(keep)
-  limits = _limits(start_token, end_token, source)
-  names = _input_names(source, inputs)
+  limits = _limits(start_token, end_token, blank, source)
+  names = _input_names(source, inputs, limits.has_end)
   mesh = sharding.data_mesh()
   sharding.check_divisible(check_count("batch_size", batch_size), mesh)
   teacher_inputs = ArrayInputs(source)
@@ -191,24 +193,37 @@ def _decoding_identity(
     )
   return {
     "settings": values,
-    "start_token": limits.start_token,
-    "end_token": limits.end_token,
+    **_special_tokens(limits),
     "key": None if key is None else jax.random.key_data(key).tolist(),
   }
 
 
-def _limits(start_token: int, end_token: int, source: Source) -> TokenLimits:
+def _special_tokens(limits: TokenLimits) -> dict[str, int | None]:
+  """Returns the tokens of the identity; files of encoder-decoders do not name a blank."""
+  if limits.has_end:
+    return {"start_token": limits.start_token, "end_token": limits.end_token}
+  return {"start_token": None, "end_token": None, "blank": limits.end_token}
+
+
+def _limits(
+  start_token: int | None, end_token: int | None, blank: int, source: Source
+) -> TokenLimits:
   """Returns what tokens the sampler may return, after a check of the special ones."""
   most = None if source.classes is None else source.classes - 1
+  if start_token is None and end_token is None:
+    blank = check_integer("blank", blank, 0, np.iinfo(np.int32).max if most is None else most)
+    return TokenLimits(-1, blank, source.classes, source.name, has_end=False)
   # The start token may lie outside of the vocabulary that is generated.
   start = check_integer("start_token", start_token, 0)
   end = check_integer("end_token", end_token, 0, np.iinfo(np.int32).max if most is None else most)
   return TokenLimits(start, end, source.classes, source.name)
 
 
-def _input_names(source: Source, inputs: Sequence[str] | None) -> tuple[str, ...]:
+def _input_names(source: Source, inputs: Sequence[str] | None, has_end: bool) -> tuple[str, ...]:
   """Returns the entries that the sampler gets."""
   known = input_names(source.arrays)
+  if inputs is None and not has_end:
+    return tuple(sorted(known))
   if inputs is None:
     names = sorted(name for name in known if name.startswith("source"))
     if "source" not in names:
