@@ -12,11 +12,11 @@
     )
 
 `Dense` stores all values of an output, `TopK` the most probable of many classes, `RandomSampling`
-samples of them (`codecs`); a name such as 'logits@top8' stores 'logits' in one way of several. Of
-a language model that returns hidden states and a head, `Dense` stores 'hidden', and the head once
-(`teacher.lm_head`, with the bytes per token); `TopK` and `RandomSampling` store 'logits' without
-ever computing all of them at once (`teacher.lazy_logits`). `store.format` and `store.shards`
-specify the bytes on disk, `identity` what a cache depends on.
+samples of them, `Codes` integers (`codecs`); a name such as 'logits@top8' stores 'logits' in one
+way of several. Of a language model that returns hidden states and a head, `Dense` stores 'hidden',
+and the head once (`teacher.lm_head`, with the bytes per token); `TopK` and `RandomSampling` store
+'logits' without ever computing all of them at once (`teacher.lazy_logits`). `store.format` and
+`store.shards` specify the bytes on disk, `identity` what a cache depends on.
 
 `import_rows` writes a cache of outputs that others computed: `prompt_logprobs_rows` reads them from
 vLLM's JSON lines, `parquet_rows` from lists in parquet files, and `server_rows` asks a server.
@@ -33,6 +33,7 @@ data or of another teacher.
 from distill_jax.errors import naming_extras
 
 with naming_extras():
+  from distill_jax.cache.codecs.codes import Codes
   from distill_jax.cache.codecs.dense_codec import Dense
   from distill_jax.cache.codecs.estimates import Estimate, estimate, estimate_table, row_bytes
   from distill_jax.cache.codecs.random_sampling import RandomSampling
@@ -56,6 +57,7 @@ with naming_extras():
 __all__ = [
   "Agreement",
   "Cache",
+  "Codes",
   "CorruptCache",
   "Dense",
   "Estimate",

@@ -9,12 +9,14 @@
 A training loss of one's own is a `student_loss`. A loss of arrays goes through `logits` or
 `features`, one of a few of the teacher's classes through `sparse`, language models through
 `tokens`, layers of transformers through `layers`, `attention` and `relations`, feature sequences of
-other lengths through `sequences`, CTC networks through `ctc`, `frames` and `ctc_mean`. A method
+other lengths through `sequences`, CTC networks through `ctc`, `frames` and `ctc_mean`,
+transducers through `lattice`, codes of a layer through `codes`. A method
 with learned parts or a memory is a term here, under the name of its loss: `vid`, `mgd`, `crd`, ...;
 `learned` builds others.
 """
 
 from distill_jax.objectives.before_relu import activation_boundary, ofd, ofd_margin_at
+from distill_jax.objectives.codes import codes
 from distill_jax.objectives.cross_image import cirkd
 from distill_jax.objectives.ctc import ctc
 from distill_jax.objectives.factor_transfer import factor_transfer, paraphraser
@@ -22,6 +24,7 @@ from distill_jax.objectives.feature_comparisons import features
 from distill_jax.objectives.frames import ctc_mean, frames
 from distill_jax.objectives.heads import pad, uskd
 from distill_jax.objectives.labels import labels
+from distill_jax.objectives.lattices import lattice
 from distill_jax.objectives.layer_maps import layer_map
 from distill_jax.objectives.layers import attention, layers, relations
 from distill_jax.objectives.learned import learned, srd, vid, vkd
@@ -44,6 +47,7 @@ __all__ = [
   "activation_boundary",
   "attention",
   "cirkd",
+  "codes",
   "crd",
   "ctc",
   "ctc_mean",
@@ -53,6 +57,7 @@ __all__ = [
   "fgd",
   "frames",
   "labels",
+  "lattice",
   "layer_attention",
   "layer_map",
   "layers",

@@ -13,6 +13,7 @@ from distill_jax.objectives.calls import batch_entry, outputs_of, prepare
 from distill_jax.objectives.label_masks import make_label_mask, resize_pair
 from distill_jax.objectives.label_settings import check_class_weights, check_resize
 from distill_jax.objectives.loss_checks import name_of
+from distill_jax.objectives.sums import sum_values
 from distill_jax.objectives.terms import Term
 from distill_jax.types import Outputs, Variables
 
@@ -130,19 +131,23 @@ def mutual(
   students: int,
   *,
   output: str = "logits",
+  compare: Callable[..., Term] | None = None,
   **hyperparameters: Any,
 ) -> Term:
   """Deep mutual learning: the networks of a `models.cohort` teach one another.
 
   Sum over the students i of the mean over the others j of `loss(logits_i, logits_j)`, with j held
   constant (Zhang et al. 2018, equations 4 and 9); one step updates all. Add
-  `labels(output=f"{i}/logits")` for each i.
+  `labels(output=f"{i}/logits")` for each i. For CTC networks (UDML of PP-OCRv3) write
+  `mutual(losses.ctc_frames, 2, compare=objectives.frames)`, and add `ctc(output=f"{i}/logits")`.
 
   Args:
     loss: as in `logits`; the paper's is `losses.kl_divergence` at temperature 1.
     students: number of students, at least 2.
     output: name of the output that is compared.
-    **hyperparameters: passed to the loss.
+    compare: `(loss, output=..., **hyperparameters) -> Term`: `frames`, `ctc_mean`, or None for
+      `logits`.
+    **hyperparameters: passed to the loss, or to `compare`.
 
   Raises:
     ValueError: fewer than 2 students; and as in `logits`.
@@ -157,7 +162,7 @@ def mutual(
   """
   check_integer("students", students, 2)
   pairs = [(i, j) for i in range(students) for j in range(students) if i != j]
-  term = logits(loss, output=output, **hyperparameters)
+  term = (compare or logits)(loss, output=output, **hyperparameters)
 
   def init(key, student, teacher):
     del teacher
@@ -166,14 +171,18 @@ def mutual(
       term.init(key, learner, peer)
     return Variables({}, {})
 
-  def apply(params, state, student, teacher, batch, **context):
+  def apply(params, state, student, teacher, batch, *, step, key, axis_name=None):
     del teacher
+    context = {"step": step, "key": key, "axis_name": axis_name}
     values = []
     for i, j in pairs:
       learner, peer = _peers(student, output, i, j)
       value, _ = term.apply(params, state, learner, jax.lax.stop_gradient(peer), batch, **context)
       values.append(value)
     weight = 1 / (students - 1)
+    if compare is not None:  # Each pair may have a mask of its own.
+      total, where = sum_values(values, batch, axis_name)
+      return (weight * total, where), state
     if isinstance(values[0], tuple):  # All pairs have one mask: it is the batch's.
       return (weight * sum(value for value, _ in values), values[0][1]), state
     return weight * sum(values), state
@@ -203,7 +212,11 @@ def _shape_error(output: str, s: Any, t: Any) -> ValueError:
 
 
 def _peers(outputs: Outputs, output: str, i: int, j: int) -> tuple[Outputs, Outputs]:
-  """Returns the outputs of student i and of student j, each under the plain name."""
-  learner = outputs_of(outputs, f"{i}/{output}", "student")
-  peer = outputs_of(outputs, f"{j}/{output}", "student")
-  return {output: learner}, {output: peer}
+  """Returns the outputs of student i and of student j, each under the plain names."""
+  for number in (i, j):
+    outputs_of(outputs, f"{number}/{output}", "student")
+  learner, peer = (
+    {name.removeprefix(f"{n}/"): x for name, x in outputs.items() if name.startswith(f"{n}/")}
+    for n in (i, j)
+  )
+  return learner, peer

@@ -60,12 +60,12 @@ def summed(*terms: Term) -> Term:
     values, new_state = apply_parts(
       parts, params, state, student, teacher, batch, step=step, key=key, axis_name=axis_name
     )
-    return _sum(list(values.values()), batch, axis_name), new_state
+    return sum_values(list(values.values()), batch, axis_name), new_state
 
   return Term(init, apply)
 
 
-def _sum(values: list[Any], batch: Batch, axis_name: str | None) -> Any:
+def sum_values(values: list[Any], batch: Batch, axis_name: str | None) -> Any:
   """Returns one value: a scalar if all are, or one a row whose mean is the sum of the means."""
   rows = [value for value in values if isinstance(value, tuple)]
   if not rows:

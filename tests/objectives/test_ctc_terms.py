@@ -10,7 +10,7 @@ import pytest
 from terms_by_hand import softmax64
 
 from distill_jax import losses, reduce
-from distill_jax.objectives import ctc, ctc_mean, frames, summed, weighted
+from distill_jax.objectives import ctc, ctc_mean, frames, lattice, mutual, summed, weighted
 
 KEY = jax.random.key(0)
 T, V = 5, 4
@@ -254,3 +254,53 @@ def test_frames_and_means_name_what_does_not_fit(rng):
       term.apply({}, {}, student, teacher, {}, step=0, key=KEY)
     values, where, _ = evaluate(term, student, teacher)
     assert np.isnan(reduce.mean(values, where))
+
+
+def test_lattice_nodes_beyond_frames_and_classes_do_not_count(rng):
+  z = rng.normal(size=(2, 3, 3, 4, V)).astype(np.float32)
+  label = np.array([[1, 2, -1], [3, 0, 0], [-1, -1, -1]], np.int32)
+  lengths, nodes = np.array([3, 2, 3]), np.array([3, 2, 0])
+  is_node = np.arange(4) < nodes[:, None, None]
+  expected = (np.arange(3)[:, None] < lengths[:, None, None]) & is_node
+  s, t = (np.where(expected[..., None], x, np.float32(np.nan)) for x in z)
+  student, teacher = ({"logits": x, "lengths": lengths.astype(np.int32)} for x in (s, t))
+  values, where, gradient = evaluate(lattice(), student, teacher, {"label": label})
+  np.testing.assert_array_equal(where, expected)
+  assert np.isfinite(gradient).all() and (gradient[~expected] == 0).all()
+  q, p = (softmax64(x[1, 1, 0]) for x in z)  # Frame 1 of row 1, whose next class is 3.
+  three = [np.array([x[3], x[0], x[1] + x[2]]) for x in (p, q)]
+  np.testing.assert_allclose(values[1, 1, 0], kl(*three), rtol=1e-4)
+  q, p = (softmax64(x[1, 1, 1]) for x in z)  # No next class: blank or others.
+  np.testing.assert_allclose(
+    values[1, 1, 1], kl(*[np.array([x[0], 1 - x[0]]) for x in (p, q)]), rtol=1e-4
+  )
+
+
+def test_mutual_learning_of_ctc_networks(rng):
+  """A cohort's outputs have the number of their network; the frames' mean is over those that count
+  for a pair."""
+  (first, s, s_len), (second, t, t_len) = two_networks(rng)
+  cohort = {f"{i}/{name}": x for i, net in enumerate((first, second)) for name, x in net.items()}
+  where = np.arange(T) < np.minimum(s_len, t_len)[:, None]
+  batch = {"label": np.array([[1, 2], [1, -1], [-1, -1]], np.int32)}
+  term = mutual(losses.ctc_frames, 2, compare=frames, mode="nonblank")
+  term.init(KEY, cohort, {})
+
+  @jax.jit
+  def mean(cohort):
+    value, _ = term.apply({}, {}, cohort, {}, batch, step=jnp.int32(0), key=KEY)
+    return reduce.mean(*value)
+
+  means = []
+  for x, y in ((s, t), (t, s)):
+    counted = where & (y.argmax(-1) != 0)
+    means.append(frames_by_hand(x[counted], y[counted]).mean())
+  np.testing.assert_allclose(mean(cohort), sum(means), rtol=1e-4)
+
+  @jax.jit
+  def hard(cohort):
+    return ctc(output="1/logits").apply({}, {}, cohort, {}, batch, step=0, key=KEY)[0]
+
+  values, counted = hard(cohort)
+  assert counted.tolist() == [True, True, False]
+  np.testing.assert_allclose(values[0], ctc_by_paths(t[0, : t_len[0]], [1, 2]), rtol=2e-5)

@@ -5,12 +5,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from distill_jax.cache.codecs.codes import Codes
 from distill_jax.cache.codecs.dense_codec import Dense
 from distill_jax.cache.codecs.random_sampling import RandomSampling
 from distill_jax.cache.codecs.top_k import TopK
 from distill_jax.errors import suggest
 
-Codec = Dense | TopK | RandomSampling
+Codec = Dense | TopK | RandomSampling | Codes
 
 
 def output_of(name: str) -> str:
@@ -38,7 +39,7 @@ def from_json(values: Mapping[str, Any]) -> Codec:
   Raises:
     ValueError: an unknown codec, an unknown or missing field, or a value outside its range.
   """
-  codecs = {codec.__name__: codec for codec in (Dense, TopK, RandomSampling)}
+  codecs = {codec.__name__: codec for codec in (Dense, TopK, RandomSampling, Codes)}
   name = values.get("name")
   if name not in codecs:
     raise ValueError(f"codec: expected a known name, got {name!r}{suggest(str(name), codecs)}")
@@ -70,7 +71,9 @@ def check_outputs(outputs: Any) -> dict[str, Codec]:
     raise ValueError(f"outputs: expected at least one, {example}; got none")
   for name, codec in outputs.items():
     if not isinstance(codec, Codec):
-      raise ValueError(f"outputs[{name!r}]: expected Dense, TopK or RandomSampling, got {codec!r}")
+      raise ValueError(
+        f"outputs[{name!r}]: expected Dense, TopK, RandomSampling or Codes, got {codec!r}"
+      )
     if "@" in name and not re.fullmatch(r"[^@]+@[\w-]+", name):
       raise ValueError(
         f"outputs[{name!r}]: expected letters, digits, '_' or '-' after the one '@', as in "

@@ -154,7 +154,7 @@ def _check_codecs(codecs: Any) -> None:
   if not codecs:
     raise ValueError(f"codecs: expected at least one of {kinds}, got none")
   for codec in codecs:
-    if not isinstance(codec, Codec):
+    if type(codec) not in LOSSES:
       raise ValueError(f"codecs: expected {kinds}, got {codec!r}")
 
 

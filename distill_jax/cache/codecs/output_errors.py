@@ -11,8 +11,9 @@ REASONS = (
   "has a value that overflows its codec's dtype: use Dense('float32')",
   "has values that its codec's dtype rounds too coarsely: use Dense('float32'), subtract each "
   "row's largest logit, or pass Dense(dtype, logits=True) for logits of another name",
+  "has an integer below 0, or above num_codes - 1: use Codes with as many as there are",
 )
-NOT_FINITE, NO_CLASS, OVERFLOW, COARSE = range(1, 5)
+NOT_FINITE, NO_CLASS, OVERFLOW, COARSE, OUTSIDE = range(1, 6)
 
 
 def value_errors(output: jax.Array, overflow: jax.Array, coarse: jax.Array) -> jax.Array:
@@ -30,6 +31,12 @@ def value_errors(output: jax.Array, overflow: jax.Array, coarse: jax.Array) -> j
 def logit_errors(logits: jax.Array) -> jax.Array:
   """Returns what `value_errors` does for logits [B, ..., V]; every row needs a class > -inf."""
   return _first_error((_not_finite(logits), NOT_FINITE), ((logits == -jnp.inf).all(-1), NO_CLASS))
+
+
+def integer_errors(output: jax.Array, num_codes: int) -> jax.Array:
+  """Returns what `value_errors` does for integers [B, ...] from 0 to num_codes - 1."""
+  # In the output's dtype num_codes may be too large a number.
+  return _first_error(((output < 0) | (output.astype(jnp.uint32) >= num_codes), OUTSIDE))
 
 
 def check_errors(name: str, errors: np.ndarray, ids: np.ndarray, views: np.ndarray) -> None:

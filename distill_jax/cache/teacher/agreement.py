@@ -10,6 +10,7 @@ import numpy as np
 from distill_jax import losses
 from distill_jax.cache.arguments import check_count
 from distill_jax.cache.codecs.codec import Codec, output_of
+from distill_jax.cache.codecs.codes import Codes
 from distill_jax.cache.codecs.dense_codec import Dense
 from distill_jax.cache.codecs.random_sampling import RandomSampling
 from distill_jax.cache.codecs.top_k import TopK
@@ -176,6 +177,8 @@ def _compare(
     columns, _ = encode_output({name: codec}, live, batch)[name]
     repeated = codec.decode(columns, live)
     return {"difference": _per_row(jnp.mean, stored.indices != repeated.indices)}
+  if isinstance(codec, Codes):
+    return {"difference": _per_row(jnp.mean, stored != live)}
   if isinstance(live, LazyLogits):
     return _compare_tokens(codec, live, stored, lambda stored: stored)
   scores = _compare_arrays(codec, stored, live, output == "logits")
@@ -240,6 +243,6 @@ def _per_row(reduce_fn: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
 
 def _agreement(codec: Codec, scores: Mapping[str, np.ndarray]) -> Agreement:
   difference = scores["difference"]
-  overall = difference.mean() if isinstance(codec, RandomSampling) else difference.max()
+  overall = difference.mean() if isinstance(codec, RandomSampling | Codes) else difference.max()
   kl, top1 = (float(scores[name].mean()) if name in scores else None for name in ("kl", "top1"))
   return Agreement(len(difference), float(overall), kl, top1)

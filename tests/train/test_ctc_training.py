@@ -1,0 +1,37 @@
+"""Trains CTC networks on transcripts that do not fit."""
+
+import warnings
+
+import numpy as np
+import optax
+import pytest
+import small_ctc
+from fitting import fit_with
+
+from distill_jax.objectives import ctc, weighted
+
+
+def train(objective, source):
+  options = {"steps": 2, "batch_size": small_ctc.ROWS, "log_every": 1}
+  return fit_with(small_ctc.network(), None, objective, optax.sgd(0.1), source, **options)
+
+
+def test_transcripts_that_never_fit_are_no_silent_zero():
+  objective = weighted(ctc=(1.0, ctc()))
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    label = np.tile(np.int32([1, 1, 2]), (small_ctc.ROWS, 1))
+    source = small_ctc.source(frames=np.full(small_ctc.ROWS, 2, np.int32), label=label)
+    result = train(objective, source)
+  assert any("trained nothing" in str(warning.message) for warning in caught)
+  lines = [line for line in result.history if line["phase"] == "train"]
+  assert all("ctc" not in line and line["ctc/too_long"] == 1 for line in lines)
+  no_label = small_ctc.source(label=np.full((small_ctc.ROWS, small_ctc.U), -1, np.int32))
+  with pytest.raises(ValueError, match="label"):
+    train(objective, no_label)
+
+
+def test_labels_beyond_the_alphabet_are_refused():
+  label = np.full((small_ctc.ROWS, small_ctc.U), small_ctc.V, np.int32)
+  with pytest.raises(ValueError, match="label"):
+    train(weighted(ctc=(1.0, ctc())), small_ctc.source(label=label))
