@@ -4,13 +4,14 @@ import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from distill_jax.storage import files
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
   """Writes arrays into a file, whose folder is created; a killed run leaves none.
 
   >>> import tempfile

@@ -136,3 +136,20 @@ def test_buckets_cut_columns():
   batches = text.LengthBuckets(source, 1, seed=0, lengths=(4, 8))(0)
   shapes = {next(batches)["image"].shape for _ in range(2)}
   assert shapes == {(1, 2, 4, 1), (1, 2, 8, 1)}
+
+
+def test_rows_made_elsewhere_are_checked():
+  rows = dict(speech().arrays)
+  text.check_transcripts(rows)
+  text.check_transcripts(rows | {"label": np.maximum(rows["label"], 0)})  # The blank pads too.
+  for field, change in {
+    "frames": {"frames": rows["frames"] + 2},
+    "label": {"label": np.array([[1, -1, 2], [1, 2, 3], [1, 1, 1]])},
+    "label.*id 1": {"label": np.array([[1, 2, -1], [1, -100, -100], [1, 1, 1]])},
+  }.items():
+    with pytest.raises(ValueError, match=field):
+      text.check_transcripts(rows | change)
+  with pytest.raises(ValueError, match="label"):
+    text.check_transcripts({"features": rows["features"], "label": rows["label"]})
+  with pytest.raises(ValueError, match="frames"):
+    text.cut_padding(rows | {"frames": -rows["frames"]}, (4, 10))

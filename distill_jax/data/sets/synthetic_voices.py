@@ -68,7 +68,7 @@ def load(
   plan = _plan(texts, voices, held_out)
   path = folders.resolve(path, "path")
   if not path.exists():
-    save_clips(path, _speak(plan, folders.resolve(folder, "folder"), rate))
+    save_clips(path, _speak(plan, voices, folders.resolve(folder, "folder"), rate))
   clips = load_clips(path, rate)
   stored = [(clip.name, clip.text, clip.voice) for clip in clips]
   if stored != plan:
@@ -90,7 +90,7 @@ def _plan(texts: Iterable[str], voices, held_out: int) -> list[tuple[str, str, s
   ]
 
 
-def _speak(plan, root: Path, rate: int) -> list[Clip]:
+def _speak(plan, voices: Mapping[str, Sequence[str]], root: Path, rate: int) -> list[Clip]:
   program = root / _PROGRAM
   data = next(root.glob("usr/lib/*/espeak-ng-data"), None) or root / "usr/share/espeak-ng-data"
   if not program.is_file() or not data.is_dir():
@@ -103,7 +103,8 @@ def _speak(plan, root: Path, rate: int) -> list[Clip]:
   environment = {**os.environ, "ESPEAK_DATA_PATH": str(data.parent)}
   if root != Path("/"):
     environment["LD_LIBRARY_PATH"] = str(data.parent)
-  _check_known([voice for _, _, voice in plan], data, program, environment)
+  names = [voice for split in SPLITS for voice in voices[split]]
+  _check_known(names, data, program, environment)
   clips = []
   with tempfile.TemporaryDirectory() as temporary:
     sound = Path(temporary, "clip.wav")

@@ -21,6 +21,7 @@ from distill_jax.data.text.sequences import (
   train_pair_bpe,
 )
 from distill_jax.data.text.tokenizer import BYTES, Tokenizer, check_same_tokenizer
+from distill_jax.data.text.transcript_checks import check_transcripts
 from distill_jax.data.text.transcripts import character_tokenizer, line_source, speech_source
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
   "character_tokenizer",
   "check_pairs",
   "check_same_tokenizer",
+  "check_transcripts",
   "cut_padding",
   "line_source",
   "load",

@@ -13,11 +13,23 @@ _AXES = {"frames": ("features", 1), "widths": ("image", 2)}
 def sizes(arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
   """Returns the numbers of valid frames or columns, int [N]; None for other rows.
 
+  Raises:
+    ValueError: a number is negative, or larger than there are.
+
   >>> sizes({"features": np.zeros((2, 9, 4)), "frames": np.array([3, 9])})
   array([3, 9])
   """
   name = _name(arrays)
-  return None if name is None else np.asarray(arrays[name])
+  if name is None:
+    return None
+  counts = np.asarray(arrays[name])
+  entry, axis = _AXES[name]
+  most = np.shape(arrays[entry])[axis]
+  invalid = (counts < 0) | (counts > most)
+  if counts.ndim != 1 or counts.dtype.kind not in "iu" or invalid.any():
+    got = counts[invalid][0] if invalid.any() else f"{counts.dtype} {list(counts.shape)}"
+    raise ValueError(f"{name}: expected integers [N] from 0 to {most} of {entry!r}, got {got}")
+  return counts
 
 
 def cut(batch: Mapping[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
