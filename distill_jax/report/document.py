@@ -53,6 +53,20 @@ class Picture(NamedTuple):
   phone: bytes
 
 
+class Sound(NamedTuple):
+  """A sound with a player.
+
+  Attributes:
+    file: its name in the document's folder.
+    title: text in place of the player.
+    wav: its bytes.
+  """
+
+  file: str
+  title: str
+  wav: bytes
+
+
 class Numbers(NamedTuple):
   """Plain values under `name` in results.json; a page does not show them."""
 
@@ -60,7 +74,7 @@ class Numbers(NamedTuple):
   values: Any
 
 
-Block = Heading | Text | Code | Table | Picture | Numbers
+Block = Heading | Text | Code | Table | Picture | Sound | Numbers
 
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:
@@ -110,6 +124,8 @@ def _markdown_block(block: Block) -> str:
       return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     case Picture(file, title, caption):
       return f"![{_md(title)}]({file})\n\n{_md(caption)}"
+    case Sound(file, title):
+      return f"[{_md(title)}]({file})"
     case Numbers():
       return ""
 
@@ -135,6 +151,9 @@ def _html_block(block: Block) -> str:
       source = f'<source media="(max-width: {_NARROW}px)" srcset="{_address(phone)}">'
       text = html.escape(caption)
       return f"<figure><picture>{source}{image}</picture><figcaption>{text}</figcaption></figure>"
+    case Sound(_, title, wav):
+      address = f"data:audio/wav;base64,{base64.b64encode(wav).decode()}"
+      return f'<audio controls aria-label="{html.escape(title)}" src="{address}"></audio>'
     case Numbers():
       return ""
 

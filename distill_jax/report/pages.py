@@ -14,6 +14,7 @@ from distill_jax.report.document import (
   Heading,
   Numbers,
   Picture,
+  Sound,
   Text,
   to_html,
   to_markdown,
@@ -95,6 +96,8 @@ def _write_files(
   for block in blocks:
     if isinstance(block, Picture):
       files.write(folder / block.file, block.png)
+    elif isinstance(block, Sound):
+      files.write(folder / block.file, block.wav)
   files.write(folder / "results.json", text)
   files.write(folder / "report.md", to_markdown(title, blocks))
   files.write(folder / "report.html", to_html(title, blocks))

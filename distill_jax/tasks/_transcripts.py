@@ -41,6 +41,11 @@ class ErrorCounter:
     """Returns, for each text, errors and number of words, then those of characters: int [N, 4]."""
     return np.array([self._count(*pair) for pair in zip(texts, references)], int).reshape(-1, 4)
 
+  def rates(self, texts: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """Returns the error rates of words and of characters of each text, float [N, 2]."""
+    counts = self.counts(texts, references)
+    return counts[:, ::2] / np.maximum(counts[:, 1::2], 1)
+
   def scores(self, texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Returns 'wer', 'cer' and 'exact' of a corpus; {} of none."""
     if not texts:

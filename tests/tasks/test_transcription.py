@@ -1,16 +1,21 @@
 """Error rates of transcripts, and the statistics of CTC frames."""
 
+import io
 import itertools
+import wave
 
 import jax
 import jax.numpy as jnp
 import jiwer
 import numpy as np
 import pytest
+from PIL import Image
 
 from distill_jax import tasks
 from distill_jax.models import from_apply
 from distill_jax.models.decoding import ctc_sampler
+from distill_jax.report import Entry
+from distill_jax.report.document import Picture, Sound, Table, Text, to_html, to_markdown
 from distill_jax.train import evaluate_models
 from distill_jax.types import SAMPLE
 
@@ -108,6 +113,69 @@ def test_error_rates_are_those_of_jiwer(evaluated):
     assert one.leave_out["wer"].shape == (20,)
     rates.append(one.scores["wer"])
   assert rates[0] < rates[1] < rates[2]
+
+
+def shown(evaluated, **references):
+  """Returns the blocks of a report on a teacher, a baseline and a student, and its page."""
+  task, (exact, *others) = evaluated
+  task = tasks.transcription(decode, audio_rate=8000) if "audio" in references else task
+  entries = [
+    Entry(role, 0, one.scores, {}, [], predictions=one.predictions)
+    for role, one in zip(("teacher", "student", "baseline"), (exact, *others))
+  ]
+  blocks = task.figures(entries, {"id": ROWS["id"] + 100} | references, ())
+  return blocks, to_html("page", blocks), to_markdown("page", blocks)
+
+
+def test_report_shows_differences_sounds_and_pictures(evaluated):
+  rng = np.random.default_rng(0)
+  rows = len(ROWS["id"])
+  audio = rng.uniform(-1.5, 1.5, (rows, 100)).astype(np.float32)
+  audio[:, 70:] = 0
+  image = rng.uniform(0, 1, (rows, 8, 20, 1)).astype(np.float32)
+  widths = np.full(rows, 11)
+  blocks, html, markdown = shown(evaluated, audio=audio, image=image, widths=widths)
+  tables = [block for block in blocks if isinstance(block, Table)]
+  assert len(tables) == 8 and html.count("<audio") == 8 and "<img" in html
+  for table in tables:
+    assert [row[0] for row in table.rows] == ["Reference", "Teacher", "Baseline", "Distilled"]
+  paragraphs = [block.text for block in blocks if isinstance(block, Text)]
+  assert "largest gain" in paragraphs[1] and "worst" in paragraphs[-1]
+  # The row of the last paragraph, by the numbers in the page.
+  row = int(paragraphs[-1].split()[1].rstrip(":")) - 100
+  references, texts = pairs(evaluated[1][1].predictions)
+  assert tables[-1].rows[0][1] == (references[row] or "(empty)")
+  assert tables[-1].rows[3][2:] == [
+    f"{jiwer.wer(references[row], texts[row]):.0%}",
+    f"{jiwer.cer(references[row], texts[row]):.0%}",
+  ]
+  expected = jiwer.process_characters(references[row], texts[row])
+  lines = jiwer.visualize_alignment(expected, show_measures=False).splitlines()[2:4]
+  assert " " in references[row] or all(line.rstrip() in blocks[-1].text for line in lines)
+  sounds = [block for block in blocks if isinstance(block, Sound)]
+  with wave.open(io.BytesIO(sounds[-1].wav)) as file:
+    assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (8000, 1, 2)
+    samples = np.frombuffer(file.readframes(1000), "<i2") / 32767
+  np.testing.assert_allclose(samples, np.clip(audio[row, :70], -1, 1), atol=1e-4)
+  (picture,) = [b for b in blocks if isinstance(b, Picture) and b.file == f"line_{row}.png"]
+  pixels = np.asarray(Image.open(io.BytesIO(picture.png)))
+  np.testing.assert_array_equal(pixels[..., 2], np.round(255 * image[row, :, :11, 0]))
+  assert f"[sound](sound\\_{row}.wav)" in markdown or f"(sound_{row}.wav)" in markdown
+  # Nothing to play or to see, and no more text than is labeled.
+  blocks, html, _ = shown(evaluated)
+  assert "<audio" not in html and "<img" not in html and len(blocks) > 16
+
+
+def test_report_escapes_texts():
+  def markup(ids):
+    return "<b>x y</b>" if 2 in ids else "<b>"
+
+  task = tasks.transcription(markup, normalizer=None)
+  label = np.array([[2, 0], [0, 0]])
+  predictions = {"tokens": np.array([[1, -1], [1, -1]]), "label": label}
+  entries = [Entry("student", 0, {}, {}, [], predictions=predictions)]
+  html = to_html("page", task.figures(entries, {}, ()))
+  assert "<b>" not in html and "&lt;b&gt;x y&lt;/b&gt;" in html
 
 
 def collapse(path):

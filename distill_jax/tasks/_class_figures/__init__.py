@@ -24,6 +24,7 @@ from distill_jax.tasks._class_figures.map_examples import map_example_figures
 from distill_jax.tasks._class_figures.precision_recall import precision_figures
 from distill_jax.tasks._class_figures.sequences import sequence_figures
 from distill_jax.tasks._class_figures.tags import tag_figures
+from distill_jax.tasks._class_figures.transcripts import transcript_figures
 from distill_jax.types import Metric
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
   "map_figures",
   "reliability",
   "sequence_figures",
+  "transcript_figures",
   "span_figures",
   "tag_figures",
 ]

@@ -17,7 +17,7 @@ from distill_jax.tasks._class_figures.examples import (
   seeds_of,
 )
 
-_WORST = 2  # examples with the lowest score
+WORST = 2  # examples with the lowest score
 _MAX_TEXT = 400  # characters
 _EMPTY = "(empty)"
 
@@ -54,7 +54,7 @@ def sequence_figures(
   labeled = (np.asarray((entries[0].predictions or {})["label"]) >= 0).any(1)
   values = {g: np.where(labeled, sign * scores(rows), np.nan) for g, rows in tokens.items()}
   by_role = {group.role: x for group, x in values.items()}
-  rows = _chosen(by_role)
+  rows = choose_sequences(by_role)
   if not rows:
     return []
   sources = _sources(references, rows, source_texts)
@@ -62,7 +62,7 @@ def sequence_figures(
   blocks: list[Block] = [
     Heading("Examples"),
     Text(
-      f"{rule(len(true), shown, title)} Then the {_WORST} others with the worst {title} of the "
+      f"{rule(len(true), shown, title)} Then the {WORST} others with the worst {title} of the "
       f"{name}. Seed {seeds_of(shown.values())}."
     ),
   ]
@@ -74,18 +74,18 @@ def sequence_figures(
       score = sign * values[group][row]
       text = texts(tokens[group][row : row + 1])[0]
       lines.append([TITLES[group.role], text, "" if np.isnan(score) else format(score, form)])
-    cells = [[first, _short(text), score] for first, text, score in lines]
+    cells = [[first, shorten(text), score] for first, text, score in lines]
     blocks.append(Text(f"id {ids[row] if ids is not None else row}: {reason}"))
     blocks.append(Table(["", "Text", title], cells, numeric=False))
   return blocks
 
 
-def _chosen(scores: Mapping[str, np.ndarray]) -> dict[int, str]:
+def choose_sequences(scores: Mapping[str, np.ndarray]) -> dict[int, str]:
   """Returns {row: reason}: largest gains and losses, random ones, and the lowest scores."""
   rows = choose(gain_of(scores))
   main = scores.get("student", next(iter(scores.values())))
   order = [row for row in np.argsort(main, kind="stable").tolist() if not np.isnan(main[row])]
-  worst = [row for row in order if row not in rows][:_WORST]
+  worst = [row for row in order if row not in rows][:WORST]
   return rows | dict.fromkeys(worst, "among the worst")
 
 
@@ -105,6 +105,7 @@ def _sources(
   return dict(zip(rows, texts(tokens)))
 
 
-def _short(text: str) -> str:
+def shorten(text: str) -> str:
+  """Returns a text on one line, cut where it is long."""
   text = " ".join(text.split()) or _EMPTY
   return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"
