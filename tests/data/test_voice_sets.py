@@ -140,7 +140,7 @@ def test_wrong_voices(espeak_root, tmp_path):
 
   # espeak-ng itself would take its default voice.
   for voice in ("en-us+f11", "en-au"):
-    with pytest.raises(ValueError, match=f"voices.*{voice[-3:]}"):
+    with pytest.raises(ValueError, match=f"^voices.*{voice[-3:]}"):
       load(validation=(voice,))
   with pytest.raises(ValueError, match="voices.*en-us"):
     load(validation=("en-us",))
