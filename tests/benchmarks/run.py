@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import cache_bytes
 import cached
 import cases
+import ctc
 import detectors
 import encoders
 import host_filling
@@ -42,6 +43,7 @@ RUNS = {  # name: (case, problem, samples, goal)
   "cached-encoder": (encoders.cached_to_own, bool, 10, 1.03),
   "step-seq2seq": (seq2seq.live_to_parts, bool, 10, 1.03),
   "cached-seq2seq": (seq2seq.cached_to_supervised, bool, 10, 1.05),
+  "step-ctc": (ctc.live_to_parts, bool, 10, 1.03),
   "read-classes": (cache_bytes.read, cache_bytes.classes, 20, 1.50),
   "read-tokens": (cache_bytes.read, cache_bytes.tokens, 20, 1.50),
   "write": (cache_bytes.write, cache_bytes.classes, 20, 1.20),
