@@ -42,7 +42,7 @@ def transcript_figures(
   written = {
     g: texts(np.asarray((entry.predictions or {})["tokens"])) for g, entry in shown.items()
   }
-  labeled = (np.asarray((entries[0].predictions or {})["label"]) >= 0).any(1)
+  labeled = np.any(np.asarray((entries[0].predictions or {})["label"]) >= 0, axis=1)
   values = {g: np.where(labeled[:, None], rates(x, true), np.nan) for g, x in written.items()}
   by_role = {group.role: -x[:, 1] for group, x in values.items()}
   rows = choose_sequences(by_role)
