@@ -40,9 +40,10 @@ class FrameStack(nnx.Module):
     # One number for each head and distance, as in T5: lengths that no training row has are read.
     self.relative = RelativePositions()
     if is_conformer:
-      self.buckets = nnx.Param(jnp.zeros((self.relative.num_buckets, config.num_heads)))
+      table: Any = nnx.Param(jnp.zeros((self.relative.num_buckets, config.num_heads)))
     else:
-      self.buckets = None
+      table = None
+    self.buckets = table
     self.norm = None if is_conformer else _norm(config.embed_dim, dtype, rngs)
     self.head = linear(config.embed_dim, config.vocab_size, dtype=dtype, rngs=rngs, bias=True)
 

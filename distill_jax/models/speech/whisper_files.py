@@ -69,8 +69,11 @@ def read_whisper_config(folder: str | os.PathLike) -> WhisperConfig:
     if encoder != decoder:
       raise ValueError(f"decoder_{size}: expected {encoder}, that of the encoder, got {decoder}")
   sizes = {field: settings[name] for field, name in _SIZES.items()}
-  tokens = {"start_token": "decoder_start_token_id", "end_token": "eos_token_id"}
-  return WhisperConfig(**sizes, **{field: settings.get(name) for field, name in tokens.items()})
+  return WhisperConfig(
+    **sizes,
+    start_token=settings.get("decoder_start_token_id"),
+    end_token=settings.get("eos_token_id"),
+  )
 
 
 def load_whisper(
