@@ -72,6 +72,7 @@ def test_probabilities_equal_those_of_the_released_network_in_float64():
   np.testing.assert_allclose(logits[..., 1] - logits[..., 0], expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_silence_has_finite_gradients_and_the_future_changes_nothing():
   graph, state = nnx.split(SileroVAD(rngs=nnx.Rngs(0)))
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from whisper_cases import FEATURES, TOKENS, entry
+from whisper_cases import FEATURES, PROMPT, TOKENS, entry
 
 from distill_jax.models import from_nnx, shared_prefix, whole_variables
 from distill_jax.models.llm.head import head_logits
@@ -40,27 +40,24 @@ def released(folder):
 
 def test_outputs_steps_and_written_folder_equal_those_of_transformers(tmp_path):
   model, config = released(tmp_path)
-  # The first two tokens are the prompt.
-  steps = whisper_steps(lambda rngs: Whisper(config, rngs=rngs), prompt=(3, 4))
-  tokens = np.concatenate([[[3, 4]] * 2, TOKENS[:, 2:]], 1)
+  steps = whisper_steps(lambda rngs: Whisper(config, rngs=rngs), prompt=PROMPT)
 
   @jax.jit
   def run(variables):
-    outputs, again = (
-      model.apply(*variables, BATCH | {"tokens": t}, train=False, key=None)[0]
-      for t in (TOKENS, tokens)
-    )
-    cache = steps.start(variables, {"features": FEATURES}, 5)
-    logits = []
-    for position in range(5):
-      row = jnp.asarray(tokens[:, position + 1])
-      one, cache = steps.step(variables, row, jnp.int32(position), cache)
-      logits.append(one)
-    return {**outputs, "logits": head_logits(outputs)}, head_logits(again), jnp.stack(logits, 1)
+    outputs = model.apply(*variables, BATCH, train=False, key=None)[0]
 
-  outputs, expected, logits = run(model.variables)
+    def step(cache, now):
+      logits, cache = steps.step(variables, *now, cache)
+      return cache, logits
+
+    columns = TOKENS[:, 1:].T, jnp.arange(5)
+    cache = steps.start(variables, {"features": FEATURES}, 5)
+    _, logits = jax.lax.scan(step, cache, columns)
+    return {**outputs, "logits": head_logits(outputs)}, jnp.moveaxis(logits, 0, 1)
+
+  outputs, logits = run(model.variables)
   assert (steps.start_token, steps.end_token, steps.max_length) == (4, 18, 9)
-  np.testing.assert_allclose(logits, expected[:, 1:], atol=1e-5)
+  np.testing.assert_allclose(logits, outputs["logits"][:, 1:], atol=1e-5)
   for name, values in GOLDEN["outputs"].items():
     actual = jax.nn.softmax(outputs[name]) if "attention" in name else outputs[name]
     np.testing.assert_allclose(actual, np.array(values), atol=5e-5, err_msg=name)

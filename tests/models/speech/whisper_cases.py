@@ -24,6 +24,7 @@ CONFIG = {
 }
 FEATURES = np.random.default_rng(7).normal(size=(2, 16, 5)).astype(np.float32)
 TOKENS = np.random.default_rng(8).integers(0, 17, (2, 6))
+TOKENS[:, :2] = PROMPT = 3, 4
 
 
 def entry(name: str, shape) -> np.ndarray:
