@@ -11,6 +11,7 @@ import numpy as np
 from distill_jax import losses
 from distill_jax.cache.codecs import output_errors
 from distill_jax.cache.codecs.codec import Codec
+from distill_jax.cache.codecs.codes import Codes
 from distill_jax.cache.codecs.dense_codec import Dense
 from distill_jax.cache.codecs.random_sampling import RandomSampling
 from distill_jax.cache.codecs.top_k import TopK
@@ -199,6 +200,8 @@ def _cells(estimate: Estimate) -> list[str]:
 
 
 def _parameter(codec: Codec) -> str:
+  if isinstance(codec, Codes):
+    return f"{codec.num_codes}"
   if not isinstance(codec, Dense):
     return f"{codec.k}"
   return codec.dtype if codec.size is None else f"{codec.dtype}, {' x '.join(map(str, codec.size))}"
