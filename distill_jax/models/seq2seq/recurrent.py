@@ -185,7 +185,7 @@ class GRU(nnx.Module):
     """
     inputs = self.input(x)
     if state is None:
-      state = vary_like(jnp.zeros((len(x), self.width), inputs.dtype), inputs)
+      state = vary_like(jnp.zeros((x.shape[0], self.width), inputs.dtype), inputs)
     if is_token is None:
       is_token = jnp.ones(x.shape[:2], bool)
 

@@ -130,7 +130,7 @@ class LSTM(nnx.Module):
       hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
       return (hidden, cell), hidden
 
-    zeros = vary_like(jnp.zeros((len(x), self.width), inputs.dtype), inputs)
+    zeros = vary_like(jnp.zeros((x.shape[0], self.width), inputs.dtype), inputs)
     _, states = jax.lax.scan(step, (zeros, zeros), jnp.moveaxis(inputs, 1, 0))
     return jnp.moveaxis(states, 0, 1)
 
@@ -160,6 +160,6 @@ def _chunks(audio: jax.Array) -> jax.Array:
     )
   count = -(-audio.shape[1] // CHUNK)
   audio = jnp.pad(audio, ((0, 0), (_CONTEXT, count * CHUNK - audio.shape[1])))
-  chunks = audio[:, _CONTEXT:].reshape(len(audio), count, CHUNK)
-  before = audio[:, : count * CHUNK].reshape(len(audio), count, CHUNK)[..., :_CONTEXT]
+  chunks = audio[:, _CONTEXT:].reshape(audio.shape[0], count, CHUNK)
+  before = audio[:, : count * CHUNK].reshape(audio.shape[0], count, CHUNK)[..., :_CONTEXT]
   return jnp.concatenate([before, chunks], -1)

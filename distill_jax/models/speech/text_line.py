@@ -100,7 +100,7 @@ class TextLineEncoder(nnx.Module):
     self._check(image, widths)
     width = image.shape[2]
     if widths is None:
-      valid = jnp.full(len(image), width, jnp.int32)
+      valid = jnp.full(image.shape[0], width, jnp.int32)
     else:
       valid = jnp.clip(widths, 0, width).astype(jnp.int32)
     x = _patches(_blank_columns(image, valid).astype(self.dtype))
@@ -115,7 +115,7 @@ class TextLineEncoder(nnx.Module):
         valid = (valid + 1) // 2
       else:
         x = jnp.maximum(x[:, ::2], x[:, 1::2])
-    columns = x.swapaxes(1, 2).reshape(len(x), width // _COLUMNS, -1)
+    columns = x.swapaxes(1, 2).reshape(x.shape[0], width // _COLUMNS, -1)
     return {**maps, **self.stack(self.input(columns), valid)}
 
   def _check(self, image: jax.Array, widths: jax.Array | None) -> None:
