@@ -151,3 +151,16 @@ def test_wrong_voices(espeak_root, tmp_path):
   with pytest.raises(FileNotFoundError, match="folder.*espeak-ng"):
     load(root=tmp_path / "usr")
   assert not (tmp_path / "voices.npz").exists()
+
+
+def test_the_library_of_pypi_speaks(tmp_path):
+  pytest.importorskip("espeakng_loader")
+  path = tmp_path / "voices.npz"
+  splits = synthetic_voices.load(path, TEXTS[:4], None, held_out=3)
+  for clip in (clip for clips in splits.values() for clip in clips):
+    assert clip.rate == 8000 and 0.2 < len(clip.samples) / 8000 < 10
+    assert 0.05 < np.abs(clip.samples).max() <= 1
+  for voice in ("en-us+f11", "en-au"):
+    voices = {"train": (voice,), "validation": ("en-gb",), "test": ("en-us",)}
+    with pytest.raises(ValueError, match=f"voices.*{voice[-3:]}"):
+      synthetic_voices.load(tmp_path / "x.npz", TEXTS, None, voices=voices, held_out=3)

@@ -5,6 +5,8 @@
     apt-get download espeak-ng espeak-ng-data libespeak-ng1 libpcaudio0 libsonic0
     for package in *.deb; do dpkg-deb -x $package runs/debian; done
 
+    pip install --no-deps espeakng-loader  # for folder=None
+
 Figures on these clips measure how a network reads one synthesizer (eSpeak NG, GPL-3; its sound is
 not covered by it): report them as synthetic. 100 clips take a second.
 """
@@ -16,7 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from distill_jax.data.audio.clips import Clip, load_clips, save_clips
-from distill_jax.data.audio.files import read
+from distill_jax.data.audio.files import read, resample
+from distill_jax.data.sets import espeak_library
 from distill_jax.data.sets.voice_prompts import SPLITS, by_split, spell_out, split_of
 from distill_jax.errors import suggest
 from distill_jax.storage import folders
@@ -34,7 +37,7 @@ _PACKAGES = "espeak-ng and espeak-ng-data"
 def load(
   path: str | os.PathLike,
   texts: Iterable[str],
-  folder: str | os.PathLike = "/",
+  folder: str | os.PathLike | None = "/",
   *,
   rate: int = 8000,
   voices: Mapping[str, Sequence[str]] | None = None,
@@ -48,8 +51,8 @@ def load(
   Args:
     path: a file of `audio.save_clips`.
     texts: sentences; each is spoken once by a voice, as `voice_prompts.spell_out` writes it.
-    folder: the root of the packages' files: "/" where they are installed; not read where the file
-      exists.
+    folder: the root of the packages' files: "/" where they are installed; None: the library of
+      PyPI's espeakng-loader. Not read where the file exists.
     rate: samples per second; espeak-ng's 22,050 are resampled to it (`audio.resample`).
     voices: names of 'train', 'validation' and 'test' for espeak-ng's option -v; None: `VOICES`.
     held_out: as of `voice_prompts.split`.
@@ -58,7 +61,7 @@ def load(
     The clips of 'train', 'validation' and 'test'; a clip's name is 'split/voice/number'.
 
   Raises:
-    ModuleNotFoundError: the extra `audio` is not installed.
+    ModuleNotFoundError: the extra `audio`, or espeakng-loader, is not installed.
     FileNotFoundError: the folder has not the program.
     ValueError: a voice stands in two splits or does not exist, the program fails, or the file holds
       other sentences, voices or another rate.
@@ -68,7 +71,12 @@ def load(
   plan = _plan(texts, voices, held_out)
   path = folders.resolve(path, "path")
   if not path.exists():
-    save_clips(path, _speak(plan, voices, folders.resolve(folder, "folder"), rate))
+    if folder is None:
+      espeak_library.check(name for names in voices.values() for name in names)
+      clips = [_spoken(*item, rate) for item in plan]
+    else:
+      clips = _speak(plan, voices, folders.resolve(folder, "folder"), rate)
+    save_clips(path, clips)
   clips = load_clips(path, rate)
   stored = [(clip.name, clip.text, clip.voice) for clip in clips]
   if stored != plan:
@@ -88,6 +96,12 @@ def _plan(texts: Iterable[str], voices, held_out: int) -> list[tuple[str, str, s
     for name in [split_of(text, held_out)]
     for voice in voices[name]
   ]
+
+
+def _spoken(name: str, text: str, voice: str, rate: int) -> Clip:
+  """Returns a clip of PyPI's espeakng-loader."""
+  samples = resample(*espeak_library.speak(spell_out(text), voice), rate)
+  return Clip(name, text, voice, samples, rate)
 
 
 def _speak(plan, voices: Mapping[str, Sequence[str]], root: Path, rate: int) -> list[Clip]:
