@@ -21,6 +21,11 @@ The baseline learns from the French of the documents. Students (Kim & Rush 2016)
 
 --config.methods=word,sequence,interpolation,both,quarter,deep_shallow --workdir=runs/translation
 runs all. Every network writes greedily in the report.
+
+Measured next to other jobs: 116 minutes in training, of which about 45 are processor time. BLEU of
+1,658 test sentences, 3 seeds: teacher 23.98; baseline 10.31 +- 0.44; word 11.48 +- 0.02; sequence
+11.98 +- 0.26. The 95 % intervals of the differences from the baseline are +0.39 to +1.95 and +0.63
+to +2.71: both helped. Steps and rates are first guesses.
 """
 
 import dataclasses

