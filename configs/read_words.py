@@ -23,7 +23,9 @@ python -m distill_jax --config=configs/read_words.py --config.released=True --se
 
 has the released PP-OCRv4 (Apache-2; 2.7 million parameters, 6,625 classes) as teacher, whose
 outputs over these letters are stored once. Nothing else is known of the words: `frames` learns
-from all pictures without their letters, the baseline from the letters of `label_fraction`.
+from all pictures without their letters, the baseline from the letters of `label_fraction`. Measured
+alike, 9 minutes of training: word error rate of the teacher 1.0 %, baseline 97.0 +- 1.6, frames
+56.6 +- 4.2, a difference of -50.5 to -30.4: helped.
 """
 
 import dataclasses

@@ -15,6 +15,7 @@ from distill_jax.jobs.cli import main
 from distill_jax.jobs.config import ConfigError, check_config
 
 TEXTS = [f"{x} {y}" for x in ("one", "two", "red", "sour") for y in ("apples", "pears", "plums")]
+LONGER = [f"{text} {number}" for text in TEXTS for number in ("four", "five", "six")]
 WORDS = "the and lord god unto shall thou king israel house people land day hand children".split()
 STEPS = ("steps=4", "batch_size=8", "warmup_steps=1")
 
@@ -39,10 +40,9 @@ def clips_of(texts, rate, seconds):
 @pytest.mark.integration
 def test_speech_runs_its_methods(tmp_path):
   pytest.importorskip("espeakng_loader")
-  texts = [f"{text} {number}" for text in TEXTS for number in ("four", "five", "six")]
   prompts, voices = tmp_path / "prompts.npz", tmp_path / "voices.npz"
-  audio.save_clips(prompts, clips_of(texts, 8000, 1.5))
-  synthetic_voices.load(voices, texts, None)
+  audio.save_clips(prompts, clips_of(LONGER, 8000, 1.5))
+  synthetic_voices.load(voices, LONGER, None)
   options = [f"teacher_training.{x}" for x in STEPS] + ["teacher_width=8", "student_width=8"]
   options += ["teacher_layers=1", "student_layers=1", "strings=0", "frames=250", "buckets=250"]
   options += ["most_errors=100", "methods=frames,mean,pseudo"]
@@ -79,7 +79,7 @@ def test_voice_is_detected(tmp_path):
   if importlib.util.find_spec("silero_vad") is None:
     pytest.skip("needs pip install --no-deps silero-vad")
   prompts = tmp_path / "prompts.npz"
-  audio.save_clips(prompts, clips_of(TEXTS * 2, 16_000, 1.0))
+  audio.save_clips(prompts, clips_of(LONGER, 16_000, 0.5))
   options = [f"prompts={prompts}", "scenes=40,8,8", "label_fraction=0.5", "width=4"]
   scores = run("voice_activity", tmp_path, *options)
   assert {"noisy", "clean"} <= set(scores)
