@@ -36,10 +36,10 @@ def ctc_statistics(
   label = batch_entry(batch, "label")
   rows, frames, classes = logits.shape
   valid = jnp.asarray(batch.get("where", jnp.ones(rows, bool)))
-  lengths = frame_lengths(outputs)
+  lengths = frame_lengths(outputs, batch)
   is_token = (label >= 0) & (label != blank)
   labeled = valid & (label >= 0).any(1)
-  fits = _frames_needed(label, is_token) <= lengths
+  fits = (_frames_needed(label, is_token) <= lengths) & (lengths > 0)
   outside = (label >= classes) & valid[:, None]
   statistics = {
     "nll": reduce.total(_nll(logits, lengths, label, is_token, blank), labeled & fits),
@@ -49,7 +49,7 @@ def ctc_statistics(
   if teacher is None or teacher.get("logits", logits[:0]).shape != logits.shape:
     return statistics
   teacher_logits = teacher["logits"].astype(logits.dtype)
-  both = jnp.minimum(lengths, frame_lengths(teacher))
+  both = jnp.minimum(lengths, frame_lengths(teacher, batch))
   compared = (jnp.arange(frames) < both[:, None]) & valid[:, None]
   same = logits.argmax(-1) == teacher_logits.argmax(-1)
   divergence = kl_divergence(logits, teacher_logits)
@@ -59,10 +59,12 @@ def ctc_statistics(
   }
 
 
-def frame_lengths(outputs: Outputs) -> jax.Array:
-  """Returns the number of valid frames of each row, int [B]: 'lengths', or all of them."""
+def frame_lengths(outputs: Outputs, batch: Batch) -> jax.Array:
+  """Returns the number of valid frames of each row, int [B]: 'lengths' of the network or of the
+  batch, or all of them.
+  """
   rows, frames = outputs["logits"].shape[:2]
-  lengths = jnp.asarray(outputs.get("lengths", jnp.full(rows, frames)))
+  lengths = jnp.asarray(outputs.get("lengths", batch.get("lengths", jnp.full(rows, frames))))
   return jnp.clip(lengths, 0, frames)
 
 

@@ -147,7 +147,7 @@ class _Options(NamedTuple):
       return predict(outputs, batch)
     assert self.blank is not None
     logits = outputs_of(outputs, "logits", "student")
-    sequences = ctc_greedy(logits, frame_lengths(outputs), blank=self.blank)
+    sequences = ctc_greedy(logits, frame_lengths(outputs, batch), blank=self.blank)
     return predict({SAMPLE: sequences}, batch)
 
   def true_texts(self, label: np.ndarray) -> list[str]:

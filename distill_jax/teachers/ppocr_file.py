@@ -144,7 +144,8 @@ def _resize(
     for y in planes
   ]
   pixels = np.broadcast_to(2 * np.array(resized) - 1, (len(image), 3, _HEIGHT, width))
-  valid = np.clip(-(-widths * width // columns), 0, width)
+  # Small integers would overflow.
+  valid = np.clip(-(-widths.astype(np.int64) * width // columns), 0, width)
   inside = np.arange(width) < valid[:, None]
   return np.where(inside[:, None, None], pixels, 0).astype(np.float32), valid
 

@@ -153,3 +153,9 @@ def test_rows_made_elsewhere_are_checked():
     text.check_transcripts({"features": rows["features"], "label": rows["label"]})
   with pytest.raises(ValueError, match="frames"):
     text.cut_padding(rows | {"frames": -rows["frames"]}, (4, 10))
+
+
+def test_pixels_of_255_are_refused():
+  image = np.full((4, 4), 255.0)
+  with pytest.raises(ValueError, match="^images: .*float64"):
+    text.line_source([image], ["a"], text.character_tokenizer("a"), width=4, label_length=2)

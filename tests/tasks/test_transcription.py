@@ -273,3 +273,15 @@ def test_errors():
   label[1, 0] = CLASSES
   with pytest.raises(ValueError, match="label"):
     measured(tasks.transcription(decode), network(0), rows=ROWS | {"label": label})
+
+
+def test_numbers_of_frames_may_stand_in_the_batch():
+  task = tasks.transcription(decode)
+  logits = 9.0 * jax.nn.one_hot(jnp.array([[1, 2, 3], [1, 2, 3]]), CLASSES)
+  batch = {"label": jnp.array([[1, 2], [0, -1]]), "lengths": jnp.array([2, 0])}
+  predictions = task.predict({"logits": logits}, batch)
+  assert predictions["tokens"].tolist() == [[1, 2, -1], [-1, -1, -1]]
+  sums = task.statistics({"logits": logits}, batch, None)
+  # No frame says nothing, not even an empty transcript.
+  assert [float(x) for x in sums["too_long"]] == [1.0, 2.0]
+  np.testing.assert_allclose(sums["nll"][0], 2 * np.log1p((CLASSES - 1) * np.exp(-9)), rtol=1e-3)

@@ -184,6 +184,11 @@ def _source(inputs, rows, labels, label_length: int, tokenizer, name: str) -> So
 def _picture(image: np.ndarray) -> np.ndarray:
   image = np.asarray(image)
   pixels = image.astype(np.float32) / (255 if image.dtype == np.uint8 else 1)
+  if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 1):
+    raise ValueError(
+      f"images: expected uint8, or floats in 0..1, got {image.dtype} in "
+      f"{image.min()}..{image.max()}: divide them"
+    )
   return pixels[..., None] if pixels.ndim == 2 else pixels
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from distill_jax.errors import check_integer
 from distill_jax.models.decoding.beams import Beams
-from distill_jax.models.decoding.ctc_prefixes import ctc_beam_search
+from distill_jax.models.decoding.ctc_prefixes import checked_lengths, ctc_beam_search
 from distill_jax.models.decoding.steps import valid_rows
 from distill_jax.types import Batch, Model, Sample, Variables
 
@@ -29,20 +29,20 @@ def ctc_greedy(
     Tokens int32 [B, T], the blank from their number on, and their numbers int32 [B].
 
   Raises:
-    ValueError: logits that are not [B, T, V], or a blank that is no class.
+    ValueError: logits that are not [B, T, V], lengths that are not int [B], or a blank that is no
+      class.
 
   >>> path = jnp.array([[1, 1, 0, 1, 2]])  # 0 is the blank
   >>> tokens, lengths = ctc_greedy(jax.nn.one_hot(path, 3))
   >>> tokens.tolist(), lengths.tolist()
   ([[1, 1, 2, 0, 0]], [3])
   """
-  _check_logits(logits, blank)
+  lengths = checked_lengths(logits, lengths, blank)
   rows, frames, _ = logits.shape
   path = logits.argmax(-1).astype(jnp.int32)
   previous = jnp.pad(path[:, :-1], ((0, 0), (1, 0)), constant_values=blank)
   new = (path != blank) & (path != previous)
-  if lengths is not None:
-    new &= jnp.arange(frames) < lengths[:, None]
+  new &= jnp.arange(frames) < lengths[:, None]
   # The index of a frame without a token lies behind the last one, where nothing is written.
   index = jnp.where(new, new.cumsum(1) - 1, frames)
   tokens = jnp.full((rows, frames), blank, jnp.int32)
@@ -129,13 +129,6 @@ def _frames(model: Model, variables: Variables, batch: Batch) -> tuple[jax.Array
       "returns one row of logits for each frame"
     )
   logits = outputs["logits"]
-  lengths = outputs.get("lengths", jnp.full(len(logits), logits.shape[1]))
+  every = jnp.full(logits.shape[0], logits.shape[1])
+  lengths = outputs.get("lengths", batch.get("lengths", every))
   return logits, jnp.where(valid_rows(batch), lengths, 0)
-
-
-def _check_logits(logits: jax.Array, blank: int) -> None:
-  if logits.ndim != 3:
-    raise ValueError(
-      f"logits: expected [B, T, V], got {list(logits.shape)}: one row for each frame"
-    )
-  check_integer("blank", blank, 0, logits.shape[-1] - 1)

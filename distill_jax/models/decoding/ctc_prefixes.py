@@ -44,14 +44,9 @@ def ctc_beam_search(
   ['0.64', '0.36']
   """
   check_integer("beam_size", beam_size, 1)
-  if logits.ndim != 3:
-    raise ValueError(
-      f"logits: expected [B, T, V], got {list(logits.shape)}: one row for each frame"
-    )
-  rows, frames, classes = logits.shape
-  check_integer("blank", blank, 0, classes - 1)
+  lengths = checked_lengths(logits, lengths, blank)
+  rows, frames, _ = logits.shape
   log_probs = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
-  lengths = jnp.full(rows, frames) if lengths is None else lengths
   start = _start(rows, beam_size, frames, log_probs.dtype, blank)
 
   def step(prefixes: _Prefixes, frame) -> tuple[_Prefixes, None]:
@@ -67,6 +62,30 @@ def ctc_beam_search(
   by_frame = jnp.arange(frames), jnp.moveaxis(log_probs, 1, 0)
   found, _ = jax.lax.scan(step, vary_like(start, (logits, lengths)), by_frame)
   return Beams(found.tokens, found.lengths, found.totals)
+
+
+def checked_lengths(
+  logits: jax.Array, lengths: jax.typing.ArrayLike | None, blank: int
+) -> jax.Array:
+  """Returns the numbers of frames, int [B], after a check of all arguments.
+
+  Raises:
+    ValueError: logits that are not [B, T, V], lengths that are not int [B], or a blank that is no
+      class.
+  """
+  if logits.ndim != 3:
+    raise ValueError(
+      f"logits: expected [B, T, V], got {list(logits.shape)}: one row for each frame"
+    )
+  rows, frames, classes = logits.shape
+  check_integer("blank", blank, 0, classes - 1)
+  lengths = jnp.full(rows, frames) if lengths is None else jnp.asarray(lengths)
+  if lengths.shape != (rows,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
+    raise ValueError(
+      f"lengths: expected integers [{rows}], one number of frames for each row, got "
+      f"{lengths.dtype} {list(lengths.shape)}"
+    )
+  return lengths
 
 
 class _Prefixes(NamedTuple):

@@ -17,8 +17,9 @@ class VoiceDetector(nnx.Module):
   """A layer over some frames side by side, gated recurrent networks over them, and a head.
 
   With features every 128 samples, 8 ms at 16 kHz, and 4 frames to a decision it decides when
-  `SileroVAD` does, and takes its place: `logits` are of silence and voice. No decision depends on
-  later frames.
+  `SileroVAD` does, if the samples are a multiple of 512, and takes its place: `logits` are of
+  silence and voice. No decision depends on later frames; features that are normalized over a clip
+  (`log_mel(normalize=True)`) do.
 
       student = from_nnx(lambda rngs: VoiceDetector(40, 32, rngs=rngs), inputs="features")
 

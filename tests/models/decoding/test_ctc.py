@@ -122,6 +122,9 @@ def test_samplers_mask_padding_and_all_frames_are_valid_without_lengths():
     ("logits", lambda: ctc_greedy(jnp.zeros((2, 3)))),
     ("logits", lambda: ctc_beam_search(jnp.zeros((2, 3)), beam_size=2)),
     ("beam_size", lambda: ctc_sampler(None, beam_size=0)),
+    ("lengths", lambda: ctc_greedy(jnp.zeros((2, 3, 4)), jnp.ones((2, 1), int))),
+    ("lengths", lambda: ctc_greedy(jnp.zeros((2, 3, 4)), jnp.ones(2, bool))),
+    ("lengths", lambda: ctc_beam_search(jnp.zeros((2, 3, 4)), [1.0, 2.0], beam_size=2)),
     ("logits", lambda: _hidden_only()),
   ],
 )
@@ -133,3 +136,11 @@ def test_errors(field, call):
 def _hidden_only():
   model = from_apply(None, lambda w, x: {"hidden": w * x}, variables=1.0, inputs="x")
   return ctc_sampler(model)(model.variables, None, {"x": jnp.zeros((1, 2))})
+
+
+def test_numbers_of_frames_may_stand_in_the_batch():
+  model = from_apply(None, lambda w, x: w * jax.nn.one_hot(x, 3), variables=9.0, inputs="x")
+  batch = {"x": jnp.array([[1, 2, 1]]), "lengths": jnp.array([2])}
+  for beam_size in (None, 2):
+    tokens, lengths = ctc_sampler(model, beam_size=beam_size)(model.variables, None, batch)
+    assert tokens[0].tolist() == [1, 2, 0] and lengths.tolist() == [2]
