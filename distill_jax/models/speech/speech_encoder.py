@@ -1,9 +1,8 @@
 """Defines recognizers of speech: convolutions that shorten, and blocks over frames.
 
 config = FrameEncoderConfig(30, 144, 4)
-teacher = from_nnx(
-  lambda rngs: SpeechEncoder(config, rngs=rngs), inputs=("features", "frames")
-)
+make = lambda rngs: SpeechEncoder(config, rngs=rngs)
+teacher = from_nnx(make, inputs=("features", "frames"))
 """
 
 from typing import Any

@@ -1,9 +1,8 @@
 """Defines recognizers of text lines: convolutions over the picture, and blocks over its columns.
 
 config = FrameEncoderConfig(60, 64, 2, layer="gru")
-student = from_nnx(
-  lambda rngs: TextLineEncoder(config, rngs=rngs), inputs=("image", "widths")
-)
+make = lambda rngs: TextLineEncoder(config, rngs=rngs)
+student = from_nnx(make, inputs=("image", "widths"))
 """
 
 from collections.abc import Sequence
