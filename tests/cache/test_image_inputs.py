@@ -128,7 +128,10 @@ def test_each_field_that_differs_is_named(cached, images, files):
   other_crop = random_resized_crop(4, seed=4, area=(0.2, 1.0))
   assert fields(crop=other_crop) == ["data.crop.name", "data.crop.probes"]
   assert fields(images_of(files, name="others", content="b")) == ["data.content", "data.name"]
-  assert fields(augment=lambda batch: batch) == ["augmentation.name", "augmentation.probes"]
+  assert fields(augment=lambda batch: {**batch, "image": 1 - batch["image"]}) == [
+    "augmentation.name",
+    "augmentation.probes",
+  ]
   check_run(cached, images.take(slice(3, 9)), crop=CROP)
   with pytest.raises(ValueError, match="example id 7 is not"):
     check_run(cached, dataclasses.replace(images, ids=np.array([7])), crop=CROP)
