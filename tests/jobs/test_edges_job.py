@@ -5,6 +5,7 @@ import h5py
 import hed
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 import pytest
 from edges import BINS, LIMIT, Edges, borders, count, otsu, ranking, sobel
@@ -20,6 +21,7 @@ TERMS = {"kd": {"soft"}, "mse": {"soft"}, "sobel": {"hard"}}
 
 @pytest.fixture(scope="module")
 def network():
+  keras.utils.set_random_seed(0)
   return hed.hed(WIDTHS)
 
 
@@ -61,7 +63,7 @@ def test_network_subtracts_the_mean_color_and_keeps_the_grid(network):
   logits = apply(model.variables, image)
   assert logits.shape == (1, 32, 16, 1)
   np.testing.assert_allclose(logits, 0, atol=1e-3)  # The biases are 0.
-  assert np.abs(apply(model.variables, image[..., ::-1])).max() > 0.01
+  assert np.abs(apply(model.variables, image[..., ::-1])).max() > 0.1
 
 
 def test_missing_weights_raise(network, tmp_path, monkeypatch):
