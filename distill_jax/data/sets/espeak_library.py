@@ -3,7 +3,7 @@
 import ctypes
 import functools
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,19 @@ def _known(voice: str) -> str:
   Raises:
     ValueError: there is no such voice; the library would take another one.
   """
-  accent, plus, variant = voice.partition("+")
   accents, variants = _voices()
+  check_voice(voice, accents, variants)
+  accent, plus, variant = voice.partition("+")
+  return accents[accent] + plus + variant
+
+
+def check_voice(voice: str, accents: Collection[str], variants: Collection[str]) -> None:
+  """Checks a voice, for which espeak-ng would take another one without a word.
+
+  Raises:
+    ValueError: there is no such accent or variant.
+  """
+  accent, _, variant = voice.partition("+")
   if accent not in accents:
     raise ValueError(f"voices: expected one of espeak-ng, got {voice!r}{suggest(accent, accents)}")
   if variant and variant not in variants:
@@ -64,7 +75,6 @@ def _known(voice: str) -> str:
       f"voices: expected a variant of espeak-ng, got {variant!r} in {voice!r}"
       f"{suggest(variant, variants)}"
     )
-  return accents[accent] + plus + variant
 
 
 @functools.lru_cache

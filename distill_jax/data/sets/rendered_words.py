@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from distill_jax.data.checks import check_seed
-from distill_jax.data.sets.voice_prompts import SPLITS, by_split
+from distill_jax.data.sets.voice_prompts import by_split, check_names
 from distill_jax.errors import check_integer, naming_extras
 from distill_jax.storage import folders
 from distill_jax.storage.array_files import read_arrays, write_arrays
@@ -82,7 +82,7 @@ def load(
       file was written for other words or arguments.
   """
   faces = FACES if faces is None else faces
-  _check_faces(faces)
+  check_names("faces", faces)
   check_seed(seed)
   check_integer("copies", copies, 1)
   plan = [
@@ -202,13 +202,3 @@ def _load(path: Path, key: str) -> list[np.ndarray]:
       "file, or name another"
     )
   return np.split(arrays["pixels"], np.cumsum(arrays["widths"])[:-1], axis=1)
-
-
-def _check_faces(faces: Mapping[str, Sequence[str]]) -> None:
-  for name in SPLITS:
-    if not faces.get(name):
-      raise ValueError(f"faces: expected some of {name!r}, got none; there are {sorted(faces)}")
-  names = [face for name in SPLITS for face in faces[name]]
-  repeated = [face for face in names if names.count(face) > 1]
-  if repeated:
-    raise ValueError(f"faces: expected each in one split, got {repeated[0]!r} in two")

@@ -20,8 +20,7 @@ from pathlib import Path
 from distill_jax.data.audio.clips import Clip, load_clips, save_clips
 from distill_jax.data.audio.files import read, resample
 from distill_jax.data.sets import espeak_library
-from distill_jax.data.sets.voice_prompts import SPLITS, by_split, spell_out, split_of
-from distill_jax.errors import suggest
+from distill_jax.data.sets.voice_prompts import SPLITS, by_split, check_names, spell_out, split_of
 from distill_jax.storage import folders
 
 VOICES = {
@@ -67,7 +66,7 @@ def load(
       other sentences, voices or another rate.
   """
   voices = VOICES if voices is None else voices
-  _check_voices(voices)
+  check_names("voices", voices)
   plan = _plan(texts, voices, held_out)
   path = folders.resolve(path, "path")
   if not path.exists():
@@ -139,23 +138,4 @@ def _check_known(voices: Iterable[str], data: Path, program: Path, environment) 
   accents = {line.split()[1] for line in table.stdout.splitlines() if line.split()[1:]}
   variants = {path.name for path in data.glob("voices/!v/*")}
   for voice in dict.fromkeys(voices):
-    accent, _, variant = voice.partition("+")
-    if accent not in accents:
-      raise ValueError(
-        f"voices: expected one of espeak-ng, got {voice!r}{suggest(accent, accents)}"
-      )
-    if variant and variant not in variants:
-      raise ValueError(
-        f"voices: expected a variant of espeak-ng, got {variant!r} in {voice!r}"
-        f"{suggest(variant, variants)}"
-      )
-
-
-def _check_voices(voices: Mapping[str, Sequence[str]]) -> None:
-  for name in SPLITS:
-    if not voices.get(name):
-      raise ValueError(f"voices: expected some of {name!r}, got none{suggest(name, voices)}")
-  names = [voice for name in SPLITS for voice in voices[name]]
-  repeated = [voice for voice in names if names.count(voice) > 1]
-  if repeated:
-    raise ValueError(f"voices: expected each in one split, got {repeated[0]!r} in two")
+    espeak_library.check_voice(voice, accents, variants)

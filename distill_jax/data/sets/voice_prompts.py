@@ -16,13 +16,13 @@ import gzip
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from distill_jax.data.audio.clips import Clip, load_clips, save_clips
 from distill_jax.data.audio.files import read
-from distill_jax.errors import check_integer
+from distill_jax.errors import check_integer, suggest
 from distill_jax.storage import files, folders
 
 CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"
@@ -158,6 +158,23 @@ def by_split(items: Iterable[tuple[str, _Item]]) -> dict[str, list[_Item]]:
   for name, item in items:
     splits[name].append(item)
   return splits
+
+
+def check_names(field: str, names: Mapping[str, Sequence[str]]) -> None:
+  """Checks the names of each split, such as voices, that no other split may have.
+
+  Raises:
+    ValueError: a split has none, or a name stands twice.
+
+  >>> check_names("voices", {"train": ("a", "b"), "validation": ("c",), "test": ("d",)})
+  """
+  for split in SPLITS:
+    if not names.get(split):
+      raise ValueError(f"{field}: expected some of {split!r}, got none{suggest(split, names)}")
+  every = [name for split in SPLITS for name in names[split]]
+  repeated = [name for name in every if every.count(name) > 1]
+  if repeated:
+    raise ValueError(f"{field}: expected each in one split, got {repeated[0]!r} in two")
 
 
 def _transcripts(path: Path) -> dict[str, str]:
