@@ -25,6 +25,8 @@ def ids_of(text):
 
 
 def decode(tokens):
+  if tokens == [BLANK]:  # a transcript of silence
+    return ""
   assert BLANK not in tokens
   return "".join(LETTERS[token] for token in tokens)
 
@@ -76,12 +78,13 @@ def texts(labels):
 
 def test_labels_are_the_teachers_best_sequences(tmp_path, beam, teacher, source):
   labels = written(tmp_path, beam, teacher, source, keep=nth_best(0))
-  # Row 2 is empty, and row 3 has five tokens, more than the source's labels.
-  assert texts(labels) == {0: "ab", 3: "a b", 12: "b c", 15: "aa", 18: "c", 21: "abc"}
-  assert labels.arrays["label"].shape == (6, WIDTH) and "tokens" not in labels.arrays
+  # Row 2 is silent, and row 3 has five tokens, more than the source's labels.
+  assert texts(labels) == {0: "ab", 3: "a b", 6: "", 12: "b c", 15: "aa", 18: "c", 21: "abc"}
+  assert labels.arrays["label"][2].tolist() == [BLANK, -1, -1, -1]
+  assert labels.arrays["label"].shape == (7, WIDTH) and "tokens" not in labels.arrays
   figures = pseudo_label_figures(tmp_path)
   dropped = [figures["dropped"][name] for name in ("empty", "too long")]
-  assert (figures["rows"], figures["kept"], sum(dropped)) == (8, 6, 0)
+  assert (figures["rows"], figures["kept"], sum(dropped)) == (8, 7, 0)
   # The file is opened as it is, and other choices read the same sequences.
   again = cache.pseudo_labels(tmp_path, source)
   np.testing.assert_array_equal(again.arrays["label"], labels.arrays["label"])
@@ -89,7 +92,7 @@ def test_labels_are_the_teachers_best_sequences(tmp_path, beam, teacher, source)
   assert all(second[id] != text for id, text in texts(labels).items() if id in second)
   rules = [nth_best(0), below(word_error_rate(decode), 0.3)]
   filtered = cache.pseudo_labels(tmp_path, source, keep=rules)
-  assert texts(filtered) == {0: "ab", 3: "a b", 15: "aa", 18: "c", 21: "abc"}
+  assert texts(filtered) == {0: "ab", 3: "a b", 6: "", 15: "aa", 18: "c", 21: "abc"}
 
 
 def test_filter_is_stored_and_labels_train(tmp_path, beam, teacher, source):

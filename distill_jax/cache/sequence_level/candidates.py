@@ -17,9 +17,9 @@ class Candidates(NamedTuple):
     tokens: int32 [N, K, L], without start token; from its length on, the end token.
     lengths: number of tokens of each, without the end token, int32 [N, K].
     scores: of the sampler, float32 [N, K]; 0 of one that returns none.
-    usable: bool [N, K]: the sequences that may still be kept. Not usable are empty sequences, those
-      that did not end within L tokens, that begin with the start token, or that do not fit the
-      targets of the source, and those that earlier functions left out.
+    usable: bool [N, K]: the sequences that may still be kept. Not usable are empty sequences (those
+      of CTC are), those that did not end within L tokens, that begin with the start token, or that
+      do not fit the targets of the source, and those that earlier functions left out.
     arrays: the source's entries, [N, ...] in the same order.
     end_token: token that ends a sequence; the blank of CTC, which pads it.
     start_token: token that precedes a target, which is none of its tokens; -1: unknown, or none.

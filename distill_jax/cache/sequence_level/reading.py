@@ -174,7 +174,8 @@ def _with_targets(source: Source, candidates: Candidates, numbers: np.ndarray) -
   # A sequence is followed by end tokens, and fits: what is cut or added is padding.
   missing = max(0, len(position) - sequences.shape[1])
   padded = np.pad(sequences, ((0, 0), (0, missing)), constant_values=end)[:, : len(position)]
-  label = np.where(position < lengths + candidates.has_end, padded, UNLABELED)
+  # At least one: a row of the blank alone is an empty transcript, one of -1 alone has none.
+  label = np.where(position < np.maximum(lengths + candidates.has_end, 1), padded, UNLABELED)
   targets = {"label": label}
   if candidates.has_end:
     targets["tokens"] = np.insert(padded[:, :-1], 0, candidates.start_token, axis=1)

@@ -79,7 +79,8 @@ def select(candidates: Candidates, rules: Sequence[Keep]) -> Selection:
     usable = usable & kept
     dropped[name] = dropped.get(name, 0) + int((before & ~usable.any(1)).sum())
 
-  leave("empty", lengths > 0)
+  # A CTC teacher that hears nothing says so; a beam without so many sequences says nothing.
+  leave("empty", lengths > 0 if candidates.has_end else ~np.isneginf(candidates.scores))
   if candidates.has_end:
     leave("not ended", lengths < candidates.tokens.shape[-1])
     leave("start token first", candidates.tokens[..., 0] != candidates.start_token)

@@ -77,7 +77,8 @@ def seq_kd(
       kept (`nearest_to_reference`, `below`, ...). Of those that are left, the first is the row's
       target; a row without any is dropped. Always left out are empty sequences, those that have
       not ended within L tokens, those that begin with the start token, and those that, with the end
-      token, are longer than the source's 'label'; of CTC empty ones and longer ones.
+      token, are longer than the source's 'label'; of CTC longer ones only: an empty sequence is
+      the blank alone.
       `pseudo_labels(url, source, keep)` makes other choices among the sequences of a finished file.
     key: a typed PRNG key for a sampler that draws; None: `jax.random.key(0)`.
     inputs: entries of the source that the sampler reads; None: all whose names begin with 'source',
