@@ -1,5 +1,7 @@
 """Trains on transcripts without an alignment: connectionist temporal classification (CTC)."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,7 +18,7 @@ from distill_jax.objectives.frame_counts import (
 )
 from distill_jax.objectives.left_out import TOO_LONG, report_left_out
 from distill_jax.objectives.terms import Term
-from distill_jax.objectives.transcripts import frames_needed, read_transcripts
+from distill_jax.objectives.transcripts import Transcripts, frames_needed, read_transcripts
 from distill_jax.types import Batch, Variables
 
 _MISSING = 1e4
@@ -83,21 +85,47 @@ def ctc(
     logits = jnp.asarray(outputs_of(student, output, "student"))
     check_frames(output, logits, "student")
     found = find_lengths(lengths, output, student, batch)
-    values, where, count = _values(logits, found, entry, blank, batch)
-    return (values / jnp.maximum(count, 1) if per_label else values, where), state
+    rows = ctc_rows(logits, found, entry, blank, batch)
+    report_left_out(TOO_LONG, rows.too_long, rows.transcripts.labeled)
+    is_nan = rows.transcripts.invalid | rows.outside
+    values = rows.values / jnp.maximum(rows.count, 1) if per_label else rows.values
+    return (jnp.where(is_nan, jnp.nan, values), rows.where | is_nan), state
 
   return Term(init, apply)
 
 
-def _values(
+class CtcRows(NamedTuple):
+  """CTC of each row of a batch.
+
+  Attributes:
+    values: nats, [B]; 0 where a row does not count.
+    where: which rows count: those with a transcript that fits its frames, bool [B].
+    count: numbers of classes of the rows that count, int [B].
+    transcripts: those of all rows.
+    too_long: which transcripts do not fit, bool [B].
+    outside: rows of which the number of valid frames is outside [0, T], bool [B].
+  """
+
+  values: jax.Array
+  where: jax.Array
+  count: jax.Array
+  transcripts: Transcripts
+  too_long: jax.Array
+  outside: jax.Array
+
+
+def ctc_rows(
   logits: jax.Array, lengths: jax.Array | None, entry: str, blank: int, batch: Batch
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Returns CTC per row [B], which rows count, and their numbers of classes."""
+) -> CtcRows:
+  """Returns CTC of logits [B, T, V] with `lengths` int [B] valid frames (None: all).
+
+  Raises:
+    ValueError: as `read_transcripts` and `check_lengths`.
+  """
   rows, frames, classes = logits.shape
   transcripts = read_transcripts(batch, entry, rows, classes, blank)
   count, outside = check_lengths(lengths, logits.shape, "student", transcripts.labeled)
   too_long = transcripts.labeled & ((frames_needed(transcripts) > count) | (count == 0))
-  report_left_out(TOO_LONG, too_long, transcripts.labeled)
   where = transcripts.labeled & ~too_long
   is_valid = is_valid_frame(count, frames) & where[:, None]
   z = logits.astype(reduce.common_dtype(logits.dtype, jnp.float32))
@@ -115,5 +143,4 @@ def _values(
     is_padding.astype(z.dtype),
     blank_id=blank,
   )
-  values = jnp.where(where, values, 0)
-  return jnp.where(transcripts.invalid | outside, jnp.nan, values), where | outside, length
+  return CtcRows(jnp.where(where, values, 0), where, length, transcripts, too_long, outside)

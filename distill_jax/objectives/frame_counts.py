@@ -34,9 +34,20 @@ def frame_counts(
   shapes: tuple[tuple[int, ...], tuple[int, ...]],
   batch: Batch,
 ) -> Counts:
-  """Returns the numbers of valid frames; a teacher without any has those of the student."""
+  """Returns the numbers of valid frames; a teacher without any has those of the student.
+
+  Raises:
+    ValueError: as `check_lengths`, or numbers that cannot be those of both frame rates.
+  """
   rows = valid_rows(batch)
   found = [find_lengths(name, output, x, batch) for x in outputs]
+  in_outputs = any(_lengths_of_output(name, output, x) is not None for x in outputs)
+  if shapes[0] != shapes[1] and name in batch and not in_outputs:
+    raise ValueError(
+      f"lengths: expected numbers of valid frames of each network, got one entry {name!r} of the "
+      f"batch for {shapes[0][1]} frames of the student and {shapes[1][1]} of the teacher: let both "
+      f"networks return {name!r}"
+    )
   if found[1] is None and found[0] is not None:
     if shapes[0] != shapes[1]:
       raise ValueError(
@@ -58,10 +69,9 @@ def find_lengths(name: str, output: str, outputs: Outputs, batch: Batch) -> jax.
       or of an entry of the batch. 'lengths' may be missing.
     output: name of the output with the frames.
   """
-  prefix = output.rpartition("/")[0]
-  for key in (f"{prefix}/{name}", name) if prefix else (name,):
-    if key in outputs:
-      return jnp.asarray(outputs[key])
+  lengths = _lengths_of_output(name, output, outputs)
+  if lengths is not None:
+    return lengths
   if name in batch:
     return jnp.asarray(batch[name])
   if name != LENGTHS:
@@ -69,6 +79,14 @@ def find_lengths(name: str, output: str, outputs: Outputs, batch: Batch) -> jax.
       f"lengths: expected {name!r} among the outputs or the batch's entries, got none"
       f"{suggest(name, {*outputs, *batch})}"
     )
+  return None
+
+
+def _lengths_of_output(name: str, output: str, outputs: Outputs) -> jax.Array | None:
+  prefix = output.rpartition("/")[0]
+  for key in (f"{prefix}/{name}", name) if prefix else (name,):
+    if key in outputs:
+      return jnp.asarray(outputs[key])
   return None
 
 

@@ -1,18 +1,24 @@
 """Statistics of CTC frames: the likelihood of transcripts, and the comparison with a teacher."""
 
+from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import optax
 
 from distill_jax import reduce
 from distill_jax.losses import kl_divergence
-from distill_jax.objectives.calls import batch_entry, outputs_of
-from distill_jax.tasks.logits import OUTSIDE
+from distill_jax.losses.ctc import check_blank
+from distill_jax.objectives.calls import outputs_of
+from distill_jax.objectives.ctc import ctc_rows
+from distill_jax.objectives.frame_counts import (
+  LENGTHS,
+  check_frames,
+  find_lengths,
+  frame_counts,
+  is_valid_frame,
+)
+from distill_jax.tasks.logits import OUTSIDE, means
 from distill_jax.types import Batch, Outputs
-
-_LEAST = -1e4  # log-probability that stands for 0 in optax, which multiplies -inf by 0
 
 
 def ctc_statistics(
@@ -29,28 +35,31 @@ def ctc_statistics(
   Returns:
     Pairs (sum, count): 'nll' (nats a row, of the rows whose target fits its frames), 'too_long' (of
     the labeled rows, those whose target does not fit), and with a teacher 'agreement' and
-    'teacher_kl' over frames; and `OUTSIDE`, the number of labels that are no class.
+    'teacher_kl' over frames; and `OUTSIDE`, the numbers of rows whose label is no transcript, and
+    of those whose number of frames is outside [0, T], int32 [2].
+
+  Raises:
+    ValueError: as `objectives.ctc`.
   """
   logits = outputs_of(outputs, "logits", "student")
+  check_frames("logits", logits, "student")
+  check_blank(blank, logits.shape[-1])
   logits = logits.astype(reduce.common_dtype(logits.dtype, jnp.float32))
-  label = batch_entry(batch, "label")
-  rows, frames, classes = logits.shape
-  valid = jnp.asarray(batch.get("where", jnp.ones(rows, bool)))
-  lengths = frame_lengths(outputs, batch)
-  is_token = (label >= 0) & (label != blank)
-  labeled = valid & (label >= 0).any(1)
-  fits = (_frames_needed(label, is_token) <= lengths) & (lengths > 0)
-  outside = (label >= classes) & valid[:, None]
+  lengths = find_lengths(LENGTHS, "logits", outputs, batch)
+  rows = ctc_rows(logits, lengths, "label", blank, batch)
   statistics = {
-    "nll": reduce.total(_nll(logits, lengths, label, is_token, blank), labeled & fits),
-    "too_long": reduce.total(~fits, labeled),
-    OUTSIDE: outside.sum(dtype=jnp.int32),
+    "nll": reduce.total(rows.values, rows.where),
+    "too_long": reduce.total(rows.too_long, rows.transcripts.labeled),
+    OUTSIDE: jnp.stack([rows.transcripts.invalid.sum(), rows.outside.sum()]).astype(jnp.int32),
   }
   if teacher is None or teacher.get("logits", logits[:0]).shape != logits.shape:
     return statistics
   teacher_logits = teacher["logits"].astype(logits.dtype)
-  both = jnp.minimum(lengths, frame_lengths(teacher, batch))
-  compared = (jnp.arange(frames) < both[:, None]) & valid[:, None]
+  shapes = (logits.shape[:2], logits.shape[:2])
+  counts = frame_counts(LENGTHS, "logits", (outputs, teacher), shapes, batch)
+  compared = is_valid_frame(jnp.minimum(counts.student, counts.teacher), logits.shape[1])
+  if counts.where is not None:
+    compared &= counts.where[:, None]
   same = logits.argmax(-1) == teacher_logits.argmax(-1)
   divergence = kl_divergence(logits, teacher_logits)
   return statistics | {
@@ -59,34 +68,21 @@ def ctc_statistics(
   }
 
 
-def frame_lengths(outputs: Outputs, batch: Batch) -> jax.Array:
-  """Returns the number of valid frames of each row, int [B]: 'lengths' of the network or of the
-  batch, or all of them.
+def ctc_means(statistics: Mapping[str, Any]) -> dict[str, float]:
+  """Returns the mean of each pair of `ctc_statistics` that counted something.
+
+  Raises:
+    ValueError: `OUTSIDE` counted rows: compiled code cannot raise.
   """
-  rows, frames = outputs["logits"].shape[:2]
-  lengths = jnp.asarray(outputs.get("lengths", batch.get("lengths", jnp.full(rows, frames))))
-  return jnp.clip(lengths, 0, frames)
-
-
-def _frames_needed(label: jax.Array, is_token: jax.Array) -> jax.Array:
-  """Returns the least number of frames of each target: equal neighbors need a blank between."""
-  repeats = (label[:, 1:] == label[:, :-1]) & is_token[:, 1:]
-  return is_token.sum(1) + repeats.sum(1)
-
-
-def _nll(
-  logits: jax.Array, lengths: jax.Array, label: jax.Array, is_token: jax.Array, blank: int
-) -> jax.Array:
-  """Returns -log p(label) of each row; not finite or huge where the label does not fit."""
-  padding = jnp.arange(logits.shape[1]) >= lengths[:, None]
-  # What a network returns at padding may be NaN.
-  log_probs = jax.nn.log_softmax(jnp.where(padding[..., None], 0, logits))
-  log_probs = jnp.maximum(log_probs, _LEAST)
-  label = jnp.where(is_token, label, blank)
-  return optax.ctc_loss(
-    log_probs,
-    padding.astype(logits.dtype),
-    label,
-    1 - is_token.astype(logits.dtype),
-    blank_id=blank,
-  )
+  invalid, outside = (int(count) for count in statistics[OUTSIDE])
+  if invalid:
+    raise ValueError(
+      f"label: expected classes of the network, then padding, got {invalid} other rows: pad after "
+      "the last class, with the blank or -1"
+    )
+  if outside:
+    raise ValueError(
+      f"lengths: expected numbers of valid frames from 0 to that of all, got {outside} rows of "
+      "others: count the frames of the logits, not those of the input"
+    )
+  return means({name: value for name, value in statistics.items() if name != OUTSIDE})

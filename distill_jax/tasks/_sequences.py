@@ -61,11 +61,9 @@ def predict(outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
   """Returns generated tokens [B, L] and labels [B, T], int32, -1 where there is none."""
   tokens, lengths = outputs[SAMPLE]
   inside = jnp.arange(tokens.shape[1]) < lengths[:, None]
-  label = jnp.maximum(batch_entry(batch, "label"), -1)
-  return {
-    "tokens": jnp.where(inside, tokens, -1).astype(jnp.int32),
-    "label": label.astype(jnp.int32),
-  }
+  # Cast first: in an unsigned dtype -1 is its largest number.
+  label = jnp.maximum(batch_entry(batch, "label").astype(jnp.int32), -1)
+  return {"tokens": jnp.where(inside, tokens, -1).astype(jnp.int32), "label": label}
 
 
 def labeled_rows(predictions: Mapping[str, Any]) -> np.ndarray:

@@ -9,7 +9,8 @@ import numpy as np
 from distill_jax.errors import suggest
 from distill_jax.models.decoding import ctc_greedy
 from distill_jax.objectives.calls import outputs_of
-from distill_jax.tasks._ctc_statistics import ctc_statistics, frame_lengths
+from distill_jax.objectives.frame_counts import LENGTHS, find_lengths
+from distill_jax.tasks._ctc_statistics import ctc_means, ctc_statistics
 from distill_jax.tasks._sequences import (
   Decode,
   Texts,
@@ -19,7 +20,7 @@ from distill_jax.tasks._sequences import (
   sequence_task,
 )
 from distill_jax.tasks._transcripts import ErrorCounter, Normalizer, normalize_transcript
-from distill_jax.tasks.logits import AGREEMENT, NLL, TEACHER_KL, means
+from distill_jax.tasks.logits import AGREEMENT, NLL, TEACHER_KL
 from distill_jax.types import SAMPLE, Batch, Metric, Outputs, Task
 
 _TEXT_METRICS = (
@@ -82,7 +83,9 @@ def transcription(
 
   Raises:
     ValueError: no metric of the name `decides`. When it is measured: a Model without `sample` where
-      it is used, no label with the end token.
+      it is used, no label with the end token; of CTC, a class >= V or behind padding, labels that
+      are not int [B, U], numbers of frames that are not int [B] in [0, T], a blank that is no
+      class.
     ModuleNotFoundError: when it is measured, jiwer is not installed.
 
   >>> import jax
@@ -117,7 +120,7 @@ def transcription(
   return Task(
     metrics=metrics,
     statistics=options.statistics,
-    compute=means,
+    compute=ctc_means,
     label_classes=lambda outputs: {"label": outputs_of(outputs, "logits", "student").shape[-1]},
     predict=options.predict,
     generates=use_sample,
@@ -147,8 +150,8 @@ class _Options(NamedTuple):
       return predict(outputs, batch)
     assert self.blank is not None
     logits = outputs_of(outputs, "logits", "student")
-    sequences = ctc_greedy(logits, frame_lengths(outputs, batch), blank=self.blank)
-    return predict({SAMPLE: sequences}, batch)
+    lengths = find_lengths(LENGTHS, "logits", outputs, batch)
+    return predict({SAMPLE: ctc_greedy(logits, lengths, blank=self.blank)}, batch)
 
   def true_texts(self, label: np.ndarray) -> list[str]:
     """Returns the text of each label [N, U]."""

@@ -216,6 +216,19 @@ def test_frames_resample_the_teachers_probabilities(rng):
     evaluate(frames(losses.kl_divergence, resample=True), slow, {"logits": fast["logits"]})
 
 
+def test_one_entry_cannot_count_the_frames_of_two_rates():
+  """In silence the faster network's last frames were left out."""
+  slow, fast = {"logits": jnp.zeros((1, 4, 3))}, {"logits": jnp.zeros((1, 8, 3))}
+  batch = {"lengths": jnp.array([3])}
+  for term in (frames(losses.kl_divergence, resample=True), ctc_mean()):
+    with pytest.raises(ValueError, match="lengths"):
+      term.apply({}, {}, slow, fast, batch, step=0, key=KEY)
+    counted = {"lengths": jnp.array([6])}  # The entry is that of the other network.
+    (_, where), _ = term.apply({}, {}, slow, fast | counted, batch, step=0, key=KEY)
+    assert np.sum(where) == {2: 3, 1: 1}[where.ndim]
+    term.apply({}, {}, slow, slow, batch, step=0, key=KEY)
+
+
 def test_means_over_other_numbers_of_frames(rng):
   (student, s, s_len), (teacher, t, t_len) = two_networks(rng, teacher_frames=7)
   term = ctc_mean(losses.jensen_shannon, temperature=2.0, teacher_weight=0.3)

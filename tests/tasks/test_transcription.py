@@ -275,6 +275,51 @@ def test_errors():
     measured(tasks.transcription(decode), network(0), rows=ROWS | {"label": label})
 
 
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    ("label", jnp.array([[1, 0, 2]])),
+    ("label", jnp.array([[CLASSES, 0, 0]])),
+    ("label", jnp.array([1])),
+    ("label", jnp.array([[1.0, 2.0]])),
+    ("lengths", jnp.array([4])),
+    ("lengths", jnp.array([-1])),
+    ("lengths", jnp.array([2.0])),
+  ],
+)
+def test_what_ctc_refuses_is_not_scored(name, value):
+  """Inside of a compiled function values cannot raise: the scores do."""
+  task = tasks.transcription(decode)
+  logits = jnp.zeros((1, 3, CLASSES))
+  batch = {"label": jnp.array([[1, 2, 0]]), name: value}
+  teacher = {"logits": logits}
+
+  def scores(statistics):
+    return task.compute(statistics({"logits": logits}, batch, teacher))
+
+  for statistics in (task.statistics, jax.jit(task.statistics)):
+    with pytest.raises(ValueError, match=name):
+      scores(statistics)
+  # The numbers of a row that does not count may be any.
+  if value.dtype == int and batch["label"].ndim == 2:
+    batch["where"] = jnp.array([False])
+    assert "nll" not in scores(jax.jit(task.statistics))
+
+
+def test_blank_that_is_no_class():
+  task = tasks.transcription(decode, blank=CLASSES)
+  with pytest.raises(ValueError, match="blank"):
+    task.statistics({"logits": jnp.zeros((1, 3, CLASSES))}, {"label": jnp.ones((1, 2), int)}, None)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16])
+def test_labels_of_any_integer(dtype):
+  task = tasks.transcription(decode)
+  outputs = {"logits": 9.0 * jax.nn.one_hot(jnp.array([[1, 2, 0]]), CLASSES)}
+  predictions = task.predict(outputs, {"label": jnp.array([[1, 2, 0]], dtype)})
+  assert task.evaluate_predictions(predictions, {})["cer"] == 0
+
+
 def test_numbers_of_frames_may_stand_in_the_batch():
   task = tasks.transcription(decode)
   logits = 9.0 * jax.nn.one_hot(jnp.array([[1, 2, 3], [1, 2, 3]]), CLASSES)
