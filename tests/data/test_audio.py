@@ -1,6 +1,4 @@
-"""Tests reading sounds, their features, masks and clips."""
-
-import builtins
+"""Tests features of sounds, masks and clips."""
 
 import jax
 import jax.numpy as jnp
@@ -17,81 +15,6 @@ RATE = 8000
 
 def tone(seconds=0.1, rate=RATE, hertz=440.0):
   return np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate).astype(np.float32)
-
-
-@pytest.fixture
-def write(tmp_path):
-  soundfile = pytest.importorskip("soundfile")
-
-  def write_file(samples, name="sound.wav", rate=RATE, **kwargs):
-    path = tmp_path / name
-    soundfile.write(path, samples, rate, **kwargs)
-    return path
-
-  return write_file
-
-
-@pytest.mark.parametrize(
-  "subtype, step", [("PCM_16", 2**-15), ("PCM_24", 2**-23), ("FLOAT", 0), ("PCM_U8", 2**-7)]
-)
-def test_read_returns_the_samples(write, subtype, step):
-  samples = tone() / 2
-  clip = audio.read(write(samples, subtype=subtype))
-  assert clip.rate == RATE and clip.samples.dtype == np.float32
-  np.testing.assert_allclose(clip.samples, samples, atol=step + 1e-7)
-
-
-def test_read_resamples_only_to_a_stated_rate(write):
-  pytest.importorskip("soxr")
-  path = write(tone(0.5, 22050), rate=22050)
-  assert audio.read(path).rate == 22050
-  clip = audio.read(path, rate=RATE)
-  assert clip.rate == RATE and clip.samples.shape == (4000,)
-  # The filter leaves its traces at both ends.
-  np.testing.assert_allclose(clip.samples[400:-400], tone(0.5)[400:-400], atol=2e-3)
-
-
-def test_several_channels_raise_or_are_averaged(write):
-  path = write(np.stack([tone(), 0 * tone()], 1), subtype="FLOAT")
-  with pytest.raises(ValueError, match=f"path.*2 in {path}"):
-    audio.read(path)
-  np.testing.assert_allclose(audio.read(path, average=True).samples, tone() / 2, atol=1e-7)
-
-
-def test_broken_files_raise_with_their_name(write, tmp_path):
-  def check(path, error=ValueError):
-    with pytest.raises(error, match=f"path.*{path}"):
-      audio.read(path)
-
-  for name in ("cut.wav", "cut.flac"):
-    path = write(np.random.default_rng(0).normal(size=4000) / 9, name)
-    path.write_bytes(path.read_bytes()[:-2001])
-    check(path)
-  check(write(np.array([0, np.nan, 0]), "nan.wav", subtype="FLOAT"))
-  check(write(np.zeros(0), "empty.wav"))
-  (tmp_path / "text.wav").write_text("no sound")
-  check(tmp_path / "text.wav")
-  check(tmp_path / "missing.wav", FileNotFoundError)
-
-
-def test_size_of_a_stream_is_unknown(write):
-  path = write(tone())
-  content = bytearray(path.read_bytes())
-  content[4:8] = b"\xff\xff\xff\xff"
-  path.write_bytes(content)
-  assert len(audio.read(path).samples) == 800
-
-
-def test_missing_package_is_named(monkeypatch, tmp_path):
-  def fail(name, *args, **kwargs):
-    if name == "soxr":
-      raise ModuleNotFoundError("no soxr", name="soxr")
-    return real(name, *args, **kwargs)
-
-  real = builtins.__import__
-  monkeypatch.setattr(builtins, "__import__", fail)
-  with pytest.raises(ModuleNotFoundError, match="soxr.*audio"):
-    audio.resample(tone(), RATE, 16000)
 
 
 def test_log_mel_equals_librosa():

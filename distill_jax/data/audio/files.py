@@ -5,15 +5,19 @@ The packages `soundfile` and `soxr` are the extra `audio`.
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from distill_jax.errors import check_integer, naming_extras
 from distill_jax.storage import folders
 
-_STREAM = 0x7FFF0000
+_STREAM = 0x7F000000
 """A program that writes to a pipe does not know the size, and writes one from here on."""
+_LAST_BYTES = 2**17
+"""More than a page of OGG has, and what may stand behind the last one."""
+_UNKNOWN = 2**63 - 1
+"""SF_COUNT_MAX, libsndfile's number of samples of FLAC that does not know it."""
 
 
 class Audio(NamedTuple):
@@ -35,6 +39,11 @@ def read(path: str | os.PathLike, *, rate: int | None = None, average: bool = Fa
 
   Integers of b bits are divided by 2^(b-1). Silence is read like any other sound.
 
+  Truncated files raise where they tell their size: WAV, AIFF, AU, W64, RF64, FLAC, OGG, and MP3
+  with a Xing or Info header, as LAME and ffmpeg write it. Of other files what is left is read. An
+  MP3 without that header does not tell its length, either: libsndfile computes it from the first
+  frame, and may leave out the end of a variable bit rate.
+
   Args:
     path: the file.
     rate: samples per second to resample to (`resample`); None: those of the file, as they are.
@@ -43,8 +52,9 @@ def read(path: str | os.PathLike, *, rate: int | None = None, average: bool = Fa
   Raises:
     ModuleNotFoundError: `soundfile` is not installed, or `soxr` where it is needed.
     FileNotFoundError: there is no such file.
-    ValueError: the file is no sound, is empty or ends too early, has several channels, or a number
-      that is not finite. The error names the file.
+    ValueError: the file is no sound, is empty or ends too early, does not tell its length (FLAC
+      that was written to a pipe), has several channels, or a number that is not finite. The error
+      names the file.
 
   >>> import pathlib, tempfile
   >>> import soundfile
@@ -62,7 +72,14 @@ def read(path: str | os.PathLike, *, rate: int | None = None, average: bool = Fa
     raise FileNotFoundError(f"path: expected a sound file, got none at {path}")
   _check_size(path)
   try:
-    samples, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    with soundfile.SoundFile(path) as file:
+      if file.frames == _UNKNOWN:
+        raise ValueError(
+          f"path: expected a file that tells its length, got {path}, which a program wrote to a "
+          "pipe: convert it to WAV"
+        )
+      samples = file.read(dtype="float32", always_2d=True)
+      file_rate = file.samplerate
   except soundfile.LibsndfileError as error:
     raise ValueError(
       f"path: expected a whole sound file, got {path}, which cannot be read: {error.error_string}"
@@ -122,15 +139,65 @@ def _one_channel(samples: np.ndarray, path: Path, average: bool) -> np.ndarray:
 
 
 def _check_size(path: Path) -> None:
-  """Raises where a WAV file is shorter than it says: libsndfile reads what is left of it."""
-  with path.open("rb") as file:
-    header = file.read(12)
-  if header[:4] != b"RIFF" or header[8:] != b"WAVE":
-    return
-  expected = int.from_bytes(header[4:8], "little") + 8
+  """Raises for a truncated file, of which libsndfile reads what is left."""
   size = path.stat().st_size
-  if size < expected < _STREAM:
-    raise ValueError(
-      f"path: expected {expected} bytes, got {size} in {path}, which is truncated: copy it again, "
-      "or leave it out"
-    )
+  with path.open("rb") as file:
+    start = _tag_size(file.read(10))
+    file.seek(start)
+    header = file.read(64)
+    file.seek(max(size - _LAST_BYTES, 0))
+    end = file.read() if header[:4] == b"OggS" else None
+  expected = start + _expected_size(header)
+  if size < expected:
+    expectation = f"{expected} bytes, got {size}"
+  elif end is not None and not _ends_stream(end):
+    expectation = "the last page of OGG, got none"
+  else:
+    return
+  raise ValueError(
+    f"path: expected {expectation} in {path}, which is truncated: copy it again, or leave it out"
+  )
+
+
+def _tag_size(header: bytes) -> int:
+  """Returns the size of the ID3v2 tag in front of a sound; 0 without one."""
+  if header[:3] != b"ID3":
+    return 0
+  return 10 + sum(byte << 7 * i for i, byte in enumerate(reversed(header[6:10])))
+
+
+def _expected_size(header: bytes) -> int:
+  """Returns the size of a whole file by its first bytes; 0 where they do not tell it."""
+
+  def number(start: int, length: int = 4, order: Literal["big", "little"] = "big") -> int:
+    value = int.from_bytes(header[start : start + length], order)
+    return value if value < (_STREAM if length == 4 else 2**63) else 0
+
+  match header[:4]:
+    case b"RIFF":
+      return 8 + number(4, order="little")
+    case b"RIFX" | b"FORM":
+      return 8 + number(4)
+    case b"RF64":  # In the chunk ds64, which is the first one.
+      return 8 + number(20, 8, "little")
+    case b"riff":  # W64
+      return number(16, 8, "little")
+    case b".snd":
+      return number(4) + number(8)
+    case b"dns.":  # AU of a little-endian machine
+      return number(4, order="little") + number(8, order="little")
+  # In MP3's first frame: flags, the number of frames if they have 1, and of bytes if they have 2.
+  xing = max(header.find(b"Xing"), header.find(b"Info"))
+  if header[:1] == b"\xff" and xing > 0:
+    flags = number(xing + 4)
+    return number(xing + (12 if flags & 1 else 8)) if flags & 2 else 0
+  return 0
+
+
+def _ends_stream(end: bytes) -> bool:
+  """Returns whether the last bytes of an OGG file have a whole page that ends the stream."""
+  page = end[end.rfind(b"OggS") :]
+  if len(page) < 27 or not page[5] & 4:
+    return False
+  header_size = 27 + page[26]
+  return len(page) >= header_size + sum(page[27:header_size])
