@@ -44,6 +44,8 @@ def test_read_resamples_only_to_a_stated_rate(write):
   assert clip.rate == RATE and clip.samples.shape == (4000,)
   # The filter leaves its traces at both ends.
   np.testing.assert_allclose(clip.samples[400:-400], tone(0.5)[400:-400], atol=2e-3)
+  with pytest.raises(ValueError, match="path.*short.wav"):
+    audio.read(write(np.ones(2), "short.wav"), rate=RATE // 8)
 
 
 def test_several_channels_raise_or_are_averaged(write):
@@ -137,3 +139,19 @@ def test_missing_package_is_named(monkeypatch, tmp_path):
   monkeypatch.setattr(builtins, "__import__", fail)
   with pytest.raises(ModuleNotFoundError, match="soxr.*audio"):
     audio.resample(tone(), RATE, 16000)
+
+
+@pytest.mark.parametrize(
+  "samples",
+  [
+    np.zeros(0),
+    np.zeros((800, 2)),
+    np.zeros(800, np.int16),
+    np.full(800, np.nan),
+    np.ones(2),  # A third of a sample.
+  ],
+)
+def test_wrong_samples_are_not_resampled(samples):
+  pytest.importorskip("soxr")
+  with pytest.raises(ValueError, match="^samples"):
+    audio.resample(samples, 6 * RATE, RATE)

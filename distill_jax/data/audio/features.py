@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 
+from distill_jax.data.audio.files import check_samples
 from distill_jax.errors import check_integer
 
 _HERTZ_PER_MEL = 200 / 3
@@ -90,7 +91,7 @@ def whisper_log_mel(
       f"rate: expected 16000, got {rate}: write audio.resample(samples, {rate}, 16000)"
     )
   length = _samples("seconds", seconds, rate)
-  samples = _checked(samples)[:length]
+  samples = check_samples(samples)[:length]
   padded = np.pad(samples, (0, length - len(samples)))
   mel = _mel_power(padded, rate, bands, 400, 160, 0.0, None)[:-1]
   features = np.log10(np.maximum(mel, _SMALLEST))
@@ -143,7 +144,7 @@ def mel_filters(
 def _mel_power(samples, rate: int, bands: int, points: int, step: int, low, high) -> np.ndarray:
   """Returns the mel power spectrum, float64 [frames, bands]."""
   filters = mel_filters(rate, points, bands, low, high)
-  padded = np.pad(_checked(samples), points // 2, mode="reflect")
+  padded = np.pad(check_samples(samples).astype(np.float64), points // 2, mode="reflect")
   frames = np.lib.stride_tricks.sliding_window_view(padded, points)[::step]
   hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(points) / points)
   power = np.abs(np.fft.rfft(frames * hann)) ** 2
@@ -168,15 +169,3 @@ def _samples(name: str, seconds: float, rate: int) -> int:
   if count < 1:
     raise ValueError(f"{name}: expected seconds of at least one sample, got {seconds} at {rate} Hz")
   return count
-
-
-def _checked(samples: np.ndarray) -> np.ndarray:
-  samples = np.asarray(samples)
-  if samples.ndim != 1 or not samples.size or samples.dtype.kind != "f":
-    raise ValueError(
-      f"samples: expected floats [N] of one channel, N > 0, got {samples.dtype} "
-      f"{list(samples.shape)}: read files by audio.read"
-    )
-  if not np.isfinite(samples).all():
-    raise ValueError("samples: expected finite numbers, got others: leave this clip out")
-  return samples.astype(np.float64)

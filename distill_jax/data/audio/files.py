@@ -86,7 +86,11 @@ def read(path: str | os.PathLike, *, rate: int | None = None, average: bool = Fa
     ) from error
   samples = _one_channel(samples, path, average)
   if rate is not None:
-    samples = resample(samples, file_rate, rate)
+    check_integer("rate", rate, 1)
+    try:
+      samples = resample(samples, file_rate, rate)
+    except ValueError as error:
+      raise ValueError(f"path: {path}: {error}") from error
   return Audio(samples, file_rate if rate is None else rate)
 
 
@@ -94,7 +98,7 @@ def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
   """Resamples by soxr in its quality 'HQ', which leaves out what the new rate cannot hold.
 
   Args:
-    samples: floats [N].
+    samples: floats [N], N > 0.
     rate: samples per second.
     new_rate: samples per second of the result; an equal one returns the samples as they are.
 
@@ -103,20 +107,43 @@ def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
 
   Raises:
     ModuleNotFoundError: `soxr` is not installed.
-    ValueError: a rate is none.
+    ValueError: a rate is none; samples are no floats [N], not finite, or so few that none is left.
 
   >>> resample(np.zeros(160, np.float32), 16000, 8000).shape
   (80,)
   """
   check_integer("rate", rate, 1)
   check_integer("new_rate", new_rate, 1)
-  samples = np.asarray(samples, np.float32)
+  samples = check_samples(samples).astype(np.float32, copy=False)
   if rate == new_rate:
     return samples
   with naming_extras():
     import soxr
 
-  return soxr.resample(samples, rate, new_rate)
+  resampled = soxr.resample(samples, rate, new_rate)
+  if not len(resampled):
+    raise ValueError(
+      f"samples: expected enough for one at {new_rate} Hz, got {len(samples)} at {rate} Hz: leave "
+      "this clip out"
+    )
+  return resampled
+
+
+def check_samples(samples: np.ndarray) -> np.ndarray:
+  """Returns samples as an array, floats [N].
+
+  Raises:
+    ValueError: they have another shape or dtype, are none, or not finite.
+  """
+  samples = np.asarray(samples)
+  if samples.ndim != 1 or not samples.size or samples.dtype.kind != "f":
+    raise ValueError(
+      f"samples: expected floats [N] of one channel, N > 0, got {samples.dtype} "
+      f"{list(samples.shape)}: read files by audio.read"
+    )
+  if not np.isfinite(samples).all():
+    raise ValueError("samples: expected finite numbers, got others: leave this clip out")
+  return samples
 
 
 def _one_channel(samples: np.ndarray, path: Path, average: bool) -> np.ndarray:
