@@ -11,20 +11,21 @@ from distill_jax.trees import named_leaves
 from distill_jax.types import Tree
 
 WEIGHTS = "model.safetensors"
+GENERATION = "generation_config.json"
 _INDEX = "model.safetensors.index.json"
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-  """Returns the members of config.json.
+def read_settings(folder: Path, name: str = "config.json") -> dict[str, Any]:
+  """Returns the members of config.json, or of another file of the folder.
 
   Raises:
     FileNotFoundError: there is none.
     ValueError: it is corrupt.
   """
   try:
-    return unique_names.loads(files.read(folder / "config.json"))
+    return unique_names.loads(files.read(folder / name))
   except ValueError as error:
-    raise ValueError(f"folder: {folder / 'config.json'} is corrupt: {error}") from error
+    raise ValueError(f"folder: {folder / name} is corrupt: {error}") from error
 
 
 def weights_path(folder: Path) -> Path:

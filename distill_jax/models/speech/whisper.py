@@ -45,6 +45,8 @@ class WhisperConfig:
     num_features: number of log-mel features of a frame.
     source_length: number of positions of the encoder, half the largest number of frames.
     start_token, end_token: as in `EncoderDecoderConfig`.
+    suppressed_tokens: tokens that `whisper_steps` never writes, such as brackets of noises.
+    begin_suppressed_tokens: tokens that a target does not begin with, such as its end.
 
   Raises:
     ValueError: as `EncoderDecoderConfig`.
@@ -64,10 +66,14 @@ class WhisperConfig:
   max_length: int = 448
   start_token: int | None = None
   end_token: int | None = None
+  suppressed_tokens: tuple[int, ...] = ()
+  begin_suppressed_tokens: tuple[int, ...] = ()
 
   def __post_init__(self):
     for field in ("num_features", "source_length"):
       check_integer(field, getattr(self, field), 1)
+    for token in self.begin_suppressed_tokens:
+      check_integer("begin_suppressed_tokens", token, 0, self.vocab_size - 1)
     object.__setattr__(self, "mlp_dim", self.blocks.mlp_dim)
 
   @property
@@ -238,9 +244,21 @@ def whisper_steps(
     return cache
 
   def step(variables: Variables, tokens: jax.Array, position: jax.Array, cache: Seq2seqCache):
-    return _step(nnx.merge(graph, variables.params), tokens, position + before, cache)
+    network = nnx.merge(graph, variables.params)
+    logits, cache = _step(network, tokens, position + before, cache)
+    return _suppress(logits, position, config), cache
 
   return DecoderSteps(start, step, tokens[-1], end, config.vocab_size, max_length)
+
+
+def _suppress(logits: jax.Array, position: jax.Array, config: WhisperConfig) -> jax.Array:
+  """Returns logits [B, vocab_size] of a target's token, -inf where it may not be written."""
+  if config.suppressed_tokens:
+    logits = logits.at[:, jnp.array(config.suppressed_tokens)].set(-jnp.inf)
+  if config.begin_suppressed_tokens:
+    at_begin = logits.at[:, jnp.array(config.begin_suppressed_tokens)].set(-jnp.inf)
+    logits = jnp.where(position == 0, at_begin, logits)
+  return logits
 
 
 def _prompt(prompt: Sequence[int] | None, config: WhisperConfig) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from distill_jax.models.adapters.nnx import from_nnx
 from distill_jax.models.released_folder import (
+  GENERATION,
   WEIGHTS,
   check_same_shapes,
   read_settings,
@@ -42,6 +43,10 @@ _SIZES = {  # An argument of WhisperConfig, and its name in config.json.
   "max_length": "max_target_positions",
 }
 _FIXED = {"activation_function": "gelu", "scale_embedding": False, "tie_word_embeddings": True}
+_SUPPRESSED = {  # Of config.json, or of generation_config.json, which prevails.
+  "suppressed_tokens": "suppress_tokens",
+  "begin_suppressed_tokens": "begin_suppress_tokens",
+}
 _TIED = "proj_out.weight"  # Older files have the embeddings twice.
 _OUTER = {
   "params/embed/embedding": "model.decoder.embed_tokens.weight",
@@ -53,12 +58,15 @@ _OUTER = {
 def read_whisper_config(folder: str | os.PathLike) -> WhisperConfig:
   """Returns the `WhisperConfig` of a released folder.
 
+  The suppressed tokens are those of generation_config.json, or of config.json where it has none.
+
   Raises:
     FileNotFoundError: config.json does not exist.
-    ValueError: it is corrupt, of another family, or has a setting that `Whisper` does not have.
+    ValueError: one is corrupt, of another family, or has a setting that `Whisper` does not have.
     KeyError: a size is missing.
   """
-  settings = read_settings(folders.resolve(folder, "folder"))
+  folder = folders.resolve(folder, "folder")
+  settings = read_settings(folder)
   if settings.get("model_type") != "whisper":
     raise ValueError(f"model_type: expected 'whisper', got {settings.get('model_type')!r}")
   for name, value in _FIXED.items():
@@ -69,10 +77,18 @@ def read_whisper_config(folder: str | os.PathLike) -> WhisperConfig:
     if encoder != decoder:
       raise ValueError(f"decoder_{size}: expected {encoder}, that of the encoder, got {decoder}")
   sizes = {field: settings[name] for field, name in _SIZES.items()}
+  generation = settings
+  if (folder / GENERATION).exists():
+    generation = settings | read_settings(folder, GENERATION)
+  suppressed = {  # Defaults of transformers may lie outside a small vocabulary.
+    field: tuple(token for token in generation.get(name) or () if token < sizes["vocab_size"])
+    for field, name in _SUPPRESSED.items()
+  }
   return WhisperConfig(
     **sizes,
     start_token=settings.get("decoder_start_token_id"),
     end_token=settings.get("eos_token_id"),
+    **suppressed,
   )
 
 
@@ -109,7 +125,7 @@ def load_whisper(
 
 
 def save_whisper(folder: str | os.PathLike, variables: Variables, config: WhisperConfig) -> Path:
-  """Writes config.json and model.safetensors as Hugging Face's `transformers` has them.
+  """Writes two files of settings and model.safetensors as Hugging Face's `transformers` has them.
 
   `WhisperForConditionalGeneration.from_pretrained(folder)` reads them, and so does `load_whisper`.
   Copy the files of the tokenizer and the feature extractor next to them.
@@ -147,7 +163,8 @@ def save_whisper(folder: str | os.PathLike, variables: Variables, config: Whispe
 
   folder.mkdir(parents=True, exist_ok=True)
   save_weights(folder / WEIGHTS, Variables(variables.params, {}), names=targets)
-  files.write(folder / "config.json", json.dumps(_settings(config), indent=2) + "\n")
+  for name, settings in (("config.json", _settings(config)), (GENERATION, _generation(config))):
+    files.write(folder / name, json.dumps(settings, indent=2) + "\n")
   return folder
 
 
@@ -199,4 +216,16 @@ def _settings(config: WhisperConfig) -> Mapping[str, Any]:
     "eos_token_id": config.end_token,
     "pad_token_id": config.end_token,
     "dropout": 0.0,
+  }
+
+
+def _generation(config: WhisperConfig) -> Mapping[str, Any]:
+  """Returns the members of generation_config.json, which older versions read in config.json."""
+  tokens = {name: list(getattr(config, field)) for field, name in _SUPPRESSED.items()}
+  return {name: value for name, value in tokens.items() if value} | {
+    "decoder_start_token_id": config.start_token,
+    "bos_token_id": config.end_token,
+    "eos_token_id": config.end_token,
+    "pad_token_id": config.end_token,
+    "max_length": config.max_length,
   }

@@ -18,7 +18,7 @@ import safetensors.numpy
 import torch
 import transformers
 from transformers import WhisperConfig, WhisperForConditionalGeneration
-from whisper_cases import CONFIG, FEATURES, TOKENS, entry
+from whisper_cases import CONFIG, FEATURES, GENERATION, PROMPT, TOKENS, entry
 
 GOLDEN = pathlib.Path(__file__).with_name("whisper_golden.json")
 
@@ -35,7 +35,9 @@ def golden() -> dict:
     path = pathlib.Path(folder, "model.safetensors")
     safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
     path.with_name("config.json").write_text(json.dumps(settings))
-    return {"config": settings, "entries": entries, "outputs": outputs(folder)}
+    path.with_name("generation_config.json").write_text(json.dumps(GENERATION))
+    results = {"outputs": outputs(folder), "generated": generated(folder)}
+    return {"config": settings, "entries": entries} | results
 
 
 def outputs(folder: str) -> dict:
@@ -59,9 +61,21 @@ def outputs(folder: str) -> dict:
   return {name: np.round(x.numpy().astype(float), 5).tolist() for name, x in named.items()}
 
 
+def generated(folder: str) -> list:
+  """What the network in a folder says after the prompt, at most 6 tokens."""
+  model = WhisperForConditionalGeneration.from_pretrained(folder).eval()
+  prompt = torch.tensor([PROMPT] * len(FEATURES))
+  arguments = {"decoder_input_ids": prompt, "max_new_tokens": 6, "do_sample": False}
+  # Whisper's own generate adds the prompt of a released tokenizer.
+  tokens = transformers.GenerationMixin.generate(model, torch.tensor(FEATURES).mT, **arguments)
+  return tokens[:, len(PROMPT) :].tolist()
+
+
 if __name__ == "__main__":
   if len(sys.argv) == 2:
-    expected, actual = json.loads(GOLDEN.read_text())["outputs"], outputs(sys.argv[1])
+    golden_file = json.loads(GOLDEN.read_text())
+    expected, actual = golden_file["outputs"], outputs(sys.argv[1])
+    assert generated(sys.argv[1]) == golden_file["generated"]
     print(max(np.abs(np.subtract(expected[k], actual[k])).max() for k in expected))
   else:
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}

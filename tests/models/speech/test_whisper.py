@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from whisper_cases import FEATURES, PROMPT, TOKENS, entry
+from whisper_cases import FEATURES, GENERATION, PROMPT, TOKENS, entry
 
-from distill_jax.models import from_nnx, shared_prefix, whole_variables
+from distill_jax.models import decoding, from_nnx, shared_prefix, whole_variables
 from distill_jax.models.llm.head import head_logits
 from distill_jax.models.speech.whisper import INPUTS, Whisper, WhisperConfig, whisper_steps
 from distill_jax.models.speech.whisper_files import (
@@ -30,6 +30,7 @@ def write(folder, *, drop="-", **changes):
   arrays = {k: entry(k, shape) for k, shape in GOLDEN["entries"].items() if not k.startswith(drop)}
   safetensors.numpy.save_file(arrays, folder / "model.safetensors")
   (folder / "config.json").write_text(json.dumps(GOLDEN["config"] | changes))
+  (folder / "generation_config.json").write_text(json.dumps(GENERATION))
   return folder
 
 
@@ -53,11 +54,16 @@ def test_outputs_steps_and_written_folder_equal_those_of_transformers(tmp_path):
     columns = TOKENS[:, 1:].T, jnp.arange(5)
     cache = steps.start(variables, {"features": FEATURES}, 5)
     _, logits = jax.lax.scan(step, cache, columns)
-    return {**outputs, "logits": head_logits(outputs)}, jnp.moveaxis(logits, 0, 1)
+    spoken = decoding.sampler(steps, max_length=6)(variables, None, {"features": FEATURES})
+    return {**outputs, "logits": head_logits(outputs)}, jnp.moveaxis(logits, 0, 1), spoken
 
-  outputs, logits = run(model.variables)
+  outputs, logits, (spoken, _) = run(model.variables)
   assert (steps.start_token, steps.end_token, steps.max_length) == (4, 18, 9)
-  np.testing.assert_allclose(logits, outputs["logits"][:, 1:], atol=1e-5)
+  allowed = np.array(outputs["logits"][:, 1:])
+  allowed[..., GENERATION["suppress_tokens"]] = -np.inf
+  allowed[:, 0, GENERATION["begin_suppress_tokens"]] = -np.inf
+  np.testing.assert_allclose(logits, allowed, atol=1e-5)
+  assert spoken.tolist() == GOLDEN["generated"]
   for name, values in GOLDEN["outputs"].items():
     actual = jax.nn.softmax(outputs[name]) if "attention" in name else outputs[name]
     np.testing.assert_allclose(actual, np.array(values), atol=5e-5, err_msg=name)
@@ -71,6 +77,11 @@ def test_outputs_steps_and_written_folder_equal_those_of_transformers(tmp_path):
   settings = json.loads((folder / "config.json").read_text())
   for name in settings.keys() & GOLDEN["config"].keys():
     assert settings[name] == GOLDEN["config"][name], name
+  # Files of older versions have the suppressed tokens there, some outside of a small vocabulary.
+  (folder / "generation_config.json").unlink()
+  settings |= {name: [*GENERATION[name], 50256] for name in GENERATION if "suppress" in name}
+  (folder / "config.json").write_text(json.dumps(settings))
+  assert read_whisper_config(folder) == config
 
 
 @pytest.mark.slow

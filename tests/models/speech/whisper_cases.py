@@ -22,6 +22,13 @@ CONFIG = {
   "pad_token_id": 18,
   "dropout": 0.0,
 }
+GENERATION = {
+  "suppress_tokens": [4, 5, 6, 7, 12, 16],
+  "begin_suppress_tokens": [9, 18, 3],
+  "decoder_start_token_id": 17,
+  "eos_token_id": 18,
+  "pad_token_id": 18,
+}
 FEATURES = np.random.default_rng(7).normal(size=(2, 16, 5)).astype(np.float32)
 TOKENS = np.random.default_rng(8).integers(0, 17, (2, 6))
 TOKENS[:, :2] = PROMPT = 3, 4
