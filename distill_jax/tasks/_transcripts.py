@@ -10,20 +10,37 @@ import numpy as np
 from distill_jax.errors import naming_extras
 
 Normalizer = Callable[[str], str]
+_APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc", "'"))
 
 
 def normalize_transcript(text: str) -> str:
   """Returns a text in lower case, without punctuation and symbols, with single spaces.
 
-  Apostrophes stay ('don't'), other punctuation and symbols become spaces. Letters are those of
-  Unicode's NFKC ('ﬁ' becomes 'fi'); numbers stay as they are written.
+  An apostrophe between letters or digits stays ("don't"), however it is written: ' or U+2018,
+  U+2019, U+02BC. Elsewhere it is a quotation mark or stands for letters that are left out, and
+  becomes a space, as other punctuation and symbols do. What is invisible (category Cf, such as a
+  soft hyphen) vanishes. Letters are those of Unicode's NFKC ('ﬁ' becomes 'fi'); numbers stay as
+  they are written.
 
   >>> normalize_transcript("  Don’t press 1,  or ＃ !")
   "don't press 1 or"
+  >>> normalize_transcript("‘Rock 'n' roll’")
+  'rock n roll'
   """
-  text = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
-  kept = (c if c == "'" or unicodedata.category(c)[0] not in "PS" else " " for c in text)
+  visible = "".join(c for c in text if unicodedata.category(c) != "Cf")
+  text = unicodedata.normalize("NFKC", visible).lower().translate(_APOSTROPHES)
+  # Letters with their marks, and numbers; the edges are as spaces.
+  is_word = [unicodedata.category(c)[0] in "LMN" for c in f" {text} "]
+  kinds = zip(text, is_word, is_word[2:])
+  kept = (c if _is_kept(c, before and behind) else " " for c, before, behind in kinds)
   return " ".join("".join(kept).split())
+
+
+def _is_kept(character: str, is_inside: bool) -> bool:
+  """Returns whether a normalized text has this character, which may be inside of a word."""
+  if character == "'":
+    return is_inside
+  return unicodedata.category(character)[0] not in "PS"
 
 
 class ErrorCounter:
