@@ -8,8 +8,8 @@ The real part is Debian's recorded prompts (CC-BY-SA-3.0; `data.sets.voice_promp
 one voice. The same sentences, and for training random strings of their words, are spoken by voices
 of espeak-ng (`data.sets.synthetic_voices`): these are synthetic. Both are split by sentence, the
 synthetic part by voice, too; test holds the prompts' voice and synthetic ones that training has
-not. Where the packages are not installed, unpack them (`dpkg-deb -x FILE.deb FOLDER`) and give
---config.packages=FOLDER.
+not. Where the packages are not installed, unpack them (`dpkg-deb -x FILE.deb FOLDER`), with all
+that espeak-ng depends on, and give --config.packages=FOLDER.
 
 All networks read log-mel features at 8 kHz, masked in training (SpecAugment), and write letters.
 While it teaches, the teacher hears clean recordings (noisy student, Park et al. 2020). The baseline

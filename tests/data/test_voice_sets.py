@@ -27,6 +27,7 @@ if [ "$1" = --voices ]; then
   exit
 fi
 test -d "$ESPEAK_DATA_PATH/espeak-ng-data" || exit 1
+case "$LD_LIBRARY_PATH" in *-gnu:*/pulseaudio:*) ;; *) exit 1 ;; esac
 test "$6" != fail || exit 2
 cp "{sounds}/$2.wav" "$4"
 """
@@ -150,6 +151,10 @@ def test_wrong_voices(espeak_root, tmp_path):
     load([*TEXTS, "fail"])
   with pytest.raises(FileNotFoundError, match="folder.*espeak-ng"):
     load(root=tmp_path / "usr")
+  # As where a package is missing that the program depends on.
+  (espeak_root / "usr/bin/espeak-ng").write_text("#!/bin/sh\necho no libpulse.so.0 >&2\nexit 127")
+  with pytest.raises(ValueError, match="^folder.*libpulse.*folder=None"):
+    load()
   assert not (tmp_path / "voices.npz").exists()
 
 

