@@ -23,11 +23,13 @@ class Entries(NamedTuple):
       classes: 0, 1 or probabilities.
     numbers: `{entry: ignore label or None}` of those with numbers to predict.
     weights: names of those with weights.
+    transcripts: names of those with classes in rows of any length, padded by -1.
   """
 
   classes: dict[str, tuple[int, int | None]]
   numbers: dict[str, int | None]
   weights: set[str]
+  transcripts: set[str]
 
 
 _recorded: ContextVar[Entries | None] = ContextVar("_recorded", default=None)
@@ -36,7 +38,7 @@ _recorded: ContextVar[Entries | None] = ContextVar("_recorded", default=None)
 @contextlib.contextmanager
 def record_entries() -> Iterator[Entries]:
   """Collects the batch's entries that hold classes or weights while a function is traced."""
-  entries = Entries({}, {}, set())
+  entries = Entries({}, {}, set(), set())
   token = _recorded.set(entries)
   try:
     yield entries
@@ -60,6 +62,14 @@ def record_numbers(entry: str, ignore_label: int | None) -> None:
   entries = _recorded.get()
   if entries is not None:
     entries.numbers[entry] = ignore_label
+
+
+def record_transcripts(entry: str, classes: int) -> None:
+  """Adds an entry that holds transcripts of class numbers."""
+  entries = _recorded.get()
+  if entries is not None:
+    entries.transcripts.add(entry)
+  record(entry, classes)
 
 
 def record_weights(entry: str) -> None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.objectives.calls import batch_entry, has_true_label, valid_rows
-from distill_jax.objectives.class_labels import record
+from distill_jax.objectives.class_labels import record_transcripts
 from distill_jax.types import Batch
 
 
@@ -42,7 +42,7 @@ def read_transcripts(batch: Batch, entry: str, rows: int, classes: int, blank: i
     )
   if len(label) != rows:
     raise ValueError(f"{entry}: expected {rows} rows, those of the logits, got {len(label)}")
-  record(entry, classes)
+  record_transcripts(entry, classes)
   label = label.astype(int)
   exists = (label >= 0) & (label != blank)
   labeled = valid_rows(batch, has_true_label(batch, (label >= 0).any(1)))

@@ -80,6 +80,8 @@ def make_checks(
     known.setdefault("label", None)
   _check_ignored(task, entries, example)
   ignored = dict.fromkeys(known, ignore_label)
+  if ignore_label is None:
+    ignored |= dict.fromkeys(entries.transcripts, data.UNLABELED)
   ignored |= {name: x for name, (_, x) in entries.classes.items() if x is not None}
   marks = {}
   for name, own in entries.numbers.items():

@@ -35,3 +35,19 @@ def test_labels_beyond_the_alphabet_are_refused():
   label = np.full((small_ctc.ROWS, small_ctc.U), small_ctc.V, np.int32)
   with pytest.raises(ValueError, match="label"):
     train(weighted(ctc=(1.0, ctc())), small_ctc.source(label=label))
+
+
+@pytest.mark.parametrize("entry", ["label", "transcript"])
+def test_padding_of_transcripts_is_not_declared(entry):
+  arrays = dict(small_ctc.source().arrays)
+  arrays["frames"] = np.full_like(arrays["frames"], small_ctc.T)  # All transcripts fit.
+  label = arrays.pop("label")
+  objective = weighted(ctc=(1.0, ctc(entry=entry)))
+  losses = []
+  for pad in (0, -1):  # Of the blank, row 1 has an empty transcript; of -1, none.
+    padded = np.where((label == 0) & (np.arange(len(label))[:, None] != 1), pad, label)
+    result = train(objective, arrays | {entry: padded})
+    losses.append([line["ctc"] for line in result.history])
+  assert losses[0] == losses[1]
+  with pytest.raises(ValueError, match=entry):
+    train(objective, arrays | {entry: np.where(label == 0, -100, label)})
