@@ -76,6 +76,29 @@ def test_wrong_rows():
     text.speech_source(recordings(3), ["a"], symbols, frames=3, label_length=2)
 
 
+def test_messages_name_the_argument():
+  for transcript in (None, 3, b"a"):
+    with pytest.raises(ValueError, match="^transcripts.*row 1"):
+      speech(["cat", transcript, "a"])
+  with pytest.raises(ValueError, match="^frames_per_step"):
+    speech(frames_per_step=0)
+  image = np.zeros((4, 4))
+  with pytest.raises(ValueError, match="^columns_per_step"):
+    text.line_source([image], ["a"], LETTERS, width=4, label_length=2, columns_per_step=0)
+  # Not of another size than other rows, but empty.
+  with pytest.raises(ValueError, match="^features.*at least 1.*row 1"):
+    speech(lengths=(4, 0, 9))
+
+
+def test_decomposed_letters_are_named():
+  letters = text.character_tokenizer("abé")
+  with pytest.raises(ValueError, match="NFC"):
+    letters.encode("be\u0301")
+  for other in ("ba\u0301", "bc", "be"):
+    with pytest.raises(ValueError, match="^text(?!.*NFC)"):
+      letters.encode(other)
+
+
 def test_rows_of_pictures():
   images = [np.full((4, 9), 255, np.uint8), np.full((4, 5), 51, np.uint8)]
   source = text.line_source(images, ["cat", "a"], LETTERS, width=12, label_length=3)
@@ -88,7 +111,7 @@ def test_rows_of_pictures():
     text.line_source([images[0], images[1][:3]], None, LETTERS, width=9, label_length=3)
 
 
-@pytest.mark.parametrize("characters", ["", "aba", ["ab"]])
+@pytest.mark.parametrize("characters", ["", "aba", ["ab"], [1]])
 def test_wrong_alphabets(characters):
   with pytest.raises(ValueError, match="characters"):
     text.character_tokenizer(characters)
@@ -141,13 +164,20 @@ def test_buckets_cut_columns():
 def test_rows_made_elsewhere_are_checked():
   rows = dict(speech().arrays)
   text.check_transcripts(rows)
-  text.check_transcripts(rows | {"label": np.maximum(rows["label"], 0)})  # The blank pads too.
+  padded = np.maximum(rows["label"], 0)  # The blank pads too.
+  text.check_transcripts(rows | {"label": padded})
+  text.check_transcripts(rows | {"label": padded.astype(np.uint8)})
   for field, change in {
     "frames": {"frames": rows["frames"] + 2},
+    "frames: ": {"frames": rows["frames"][:2]},
+    "features": {"features": rows["frames"]},
     "label": {"label": np.array([[1, -1, 2], [1, 2, 3], [1, 1, 1]])},
+    "label: ": {"label": padded[:2]},
+    "label.*bool": {"label": padded > 0},
+    "label.*\\[1, 0, 2": {"label": np.array([[1, 0, 2]] * 3, np.uint8)},
     "label.*id 1": {"label": np.array([[1, 2, -1], [1, -100, -100], [1, 1, 1]])},
   }.items():
-    with pytest.raises(ValueError, match=field):
+    with pytest.raises(ValueError, match=f"^{field}"):
       text.check_transcripts(rows | change)
   with pytest.raises(ValueError, match="label"):
     text.check_transcripts({"features": rows["features"], "label": rows["label"]})

@@ -14,7 +14,7 @@ def sizes(arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
   """Returns the numbers of valid frames or columns, int [N]; None for other rows.
 
   Raises:
-    ValueError: a number is negative, or larger than there are.
+    ValueError: a number is negative, or larger than there are; other numbers of rows or axes.
 
   >>> sizes({"features": np.zeros((2, 9, 4)), "frames": np.array([3, 9])})
   array([3, 9])
@@ -24,11 +24,15 @@ def sizes(arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
     return None
   counts = np.asarray(arrays[name])
   entry, axis = _AXES[name]
-  most = np.shape(arrays[entry])[axis]
+  shape = np.shape(arrays[entry])
+  if len(shape) != axis + 2:
+    axes = ("N", "T", "F") if axis == 1 else ("N", "H", "W", "C")
+    raise ValueError(f"{entry}: expected [{', '.join(axes)}], got {list(shape)}")
+  rows, most = shape[0], shape[axis]
   invalid = (counts < 0) | (counts > most)
-  if counts.ndim != 1 or counts.dtype.kind not in "iu" or invalid.any():
+  if counts.shape != (rows,) or counts.dtype.kind not in "iu" or invalid.any():
     got = counts[invalid][0] if invalid.any() else f"{counts.dtype} {list(counts.shape)}"
-    raise ValueError(f"{name}: expected integers [N] from 0 to {most} of {entry!r}, got {got}")
+    raise ValueError(f"{name}: expected integers [{rows}] from 0 to {most} of {entry!r}, got {got}")
   return counts
 
 

@@ -25,15 +25,16 @@ def check_transcripts(arrays: Mapping[str, np.ndarray], *, blank: int = 0) -> No
   >>> rows = {"features": np.zeros((1, 4, 2)), "frames": np.array([3])}
   >>> text.check_transcripts({**rows, "label": np.array([[2, 1, -1]])})
   """
-  if frame_rows.sizes(arrays) is None or "label" not in arrays:
+  counts = frame_rows.sizes(arrays)
+  if counts is None or "label" not in arrays:
     raise ValueError(
       "label: expected 'features' and 'frames', or 'image' and 'widths', and 'label', got only "
       f"{sorted(arrays)}"
     )
   label = np.asarray(arrays["label"])
-  if label.ndim != 2 or label.dtype.kind != "i":
+  if label.ndim != 2 or label.dtype.kind not in "iu" or len(label) != len(counts):
     raise ValueError(
-      f"label: expected integers [rows, length], got {label.dtype} {list(label.shape)}"
+      f"label: expected integers [{len(counts)}, U], got {label.dtype} {list(label.shape)}"
     )
   is_class = (label >= 0) & (label != blank)
   is_late = is_class[:, 1:] & ~is_class[:, :-1]

@@ -1,6 +1,7 @@
 """Makes rows of recordings or pictures of lines with their transcripts, for CTC networks."""
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,19 +35,27 @@ def character_tokenizer(characters: Iterable[str]) -> SequenceTokenizer:
   (array([2, 1, 4, 2, 5], dtype=int32), 'cat', 6)
   """
   alphabet = list(characters)
-  if not alphabet or any(len(x) != 1 for x in alphabet):
+  if not alphabet or any(not isinstance(x, str) or len(x) != 1 for x in alphabet):
     raise ValueError(f"characters: expected single characters such as ' abc', got {alphabet}")
   classes = {character: i for i, character in enumerate(alphabet, start=1)}
   if len(classes) != len(alphabet):
     repeated = next(x for i, x in enumerate(alphabet, start=1) if classes[x] != i)
     raise ValueError(f"characters: expected each once, got {repeated!r} twice")
 
+  def unknown(text: str) -> list[str]:
+    return [x for x in text if x not in classes]
+
+  def hint(text: str) -> str:
+    composed = unicodedata.normalize("NFC", text)
+    if len(unknown(composed)) < len(unknown(text)):
+      return ', whose letters are decomposed: write unicodedata.normalize("NFC", text)'
+    return suggest(unknown(text)[0], alphabet)
+
   def encode(text: str) -> np.ndarray:
     for character in text:
       if character not in classes:
         raise ValueError(
-          f"text: expected characters of the alphabet, got {character!r} in {text!r}"
-          f"{suggest(character, alphabet)}"
+          f"text: expected characters of the alphabet, got {character!r} in {text!r}{hint(text)}"
         )
     return np.array([classes[x] for x in text], np.int32)
 
@@ -98,8 +107,8 @@ def speech_source(
     one blank. An id is the index in `features`.
 
   Raises:
-    ValueError: no rows, other numbers of rows, an unknown character, another shape, or a row that
-      is too long, which the error names.
+    ValueError: no rows, other numbers of rows, a transcript that the tokenizer does not encode,
+      such as None, another shape, no frames, or a row that is too long, which the error names.
 
   >>> from distill_jax.data import text
   >>> letters = text.character_tokenizer("act")
@@ -108,6 +117,7 @@ def speech_source(
   >>> source.arrays["frames"], source.arrays["label"].tolist()
   (array([4, 6], dtype=int32), [[2, 1, 3, -1], [0, -1, -1, -1]])
   """
+  check_integer("frames_per_step", frames_per_step, 1)
   features = [np.asarray(x, np.float32) for x in features]
   sizes = _sizes("features", features, 0, "[frames, bands]")
   labels = _labels(transcripts, tokenizer, len(features))
@@ -152,6 +162,7 @@ def line_source(
   >>> source.arrays["image"].shape, source.arrays["widths"], source.arrays["label"].tolist()
   ((2, 4, 10, 1), array([9, 5], dtype=int32), [[1, 2, 3], [1, -1, -1]])
   """
+  check_integer("columns_per_step", columns_per_step, 1)
   images = [_picture(image) for image in images]
   sizes = _sizes("images", images, 1, "[height, width, channels]")
   labels = _labels(transcripts, tokenizer, len(images))
@@ -199,7 +210,12 @@ def _sizes(field: str, arrays: Sequence[np.ndarray], axis: int, layout: str) -> 
   others = [x.shape[:axis] + x.shape[axis + 1 :] for x in arrays]
   ndim = layout.count(",") + 1
   for row, array in enumerate(arrays):
-    if array.ndim != ndim or not array.size or others[row] != others[0]:
+    if array.ndim != ndim or not array.size:
+      hint = ": leave it out" if array.ndim == ndim else ""
+      raise ValueError(
+        f"{field}: expected {layout}, at least 1 each, got {list(array.shape)} in row {row}{hint}"
+      )
+    if others[row] != others[0]:
       raise ValueError(
         f"{field}: expected {layout} of one size but for the {layout.strip('[]').split(', ')[axis]}"
         f", got {list(array.shape)} in row {row} after {list(arrays[0].shape)}"
@@ -218,6 +234,11 @@ def _labels(transcripts, tokenizer: SequenceTokenizer, count: int) -> list[np.nd
       labels.append(tokenizer.encode(transcript))
     except ValueError as error:
       raise ValueError(f"transcripts: row {row}: {error}") from error
+    except (TypeError, AttributeError) as error:
+      raise ValueError(
+        f"transcripts: expected what the tokenizer encodes, got {transcript!r} in row {row}: write "
+        "'' where nothing is said, and leave out rows without a transcript"
+      ) from error
     if BLANK in labels[row]:
       raise ValueError(f"transcripts: expected no class {BLANK}, the blank, got it in row {row}")
   return labels
@@ -229,7 +250,6 @@ def _rows(
   """Returns the rows that are left, and prints how many are left out or do not fit."""
   check_integer(field, size, 1)
   check_integer("label_length", label_length, 1)
-  check_integer("per_step", per_step, 1)
   labels = [()] * len(sizes) if labels is None else labels
   lengths = np.array([len(x) for x in labels])
   repeats = np.array([np.sum(np.equal(x[1:], x[:-1])) for x in labels], int)
