@@ -129,9 +129,10 @@ def is_valid_frame(lengths: jax.Array, frames: int) -> jax.Array:
 
 
 def check_frames(output: str, value: Any, side: str) -> None:
-  """Raises a ValueError for an output that is no [B, T, ...]."""
+  """Raises a ValueError for an output that is no [B, T, ...], T > 0."""
   shape = tuple(getattr(value, "shape", ()))
-  if len(shape) != 3:
+  if len(shape) != 3 or not shape[1]:
+    hint = ": pad its inputs to more frames, or subsample less" if len(shape) == 3 else ""
     raise ValueError(
-      f"{output}: expected logits [rows, frames, classes] of the {side}, got {list(shape)}"
+      f"{output}: expected logits [rows, frames, classes] of the {side}, got {list(shape)}{hint}"
     )

@@ -126,7 +126,7 @@ def _resize(
   """Returns pictures float32 [B, 3, 48, W'], from -1 to 1, and their numbers of valid columns."""
   from PIL import Image  # an extra, which pictures alone need
 
-  if image.ndim != 4 or image.shape[3] not in (1, 3):
+  if image.ndim != 4 or image.shape[3] not in (1, 3) or 0 in image.shape:
     raise ValueError(f"image: expected [B, H, W, 1] or [B, H, W, 3], got {list(image.shape)}")
   if image.dtype == np.uint8:
     image = image / np.float32(255)

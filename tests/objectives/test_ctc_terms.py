@@ -144,6 +144,7 @@ def test_bad_numbers_raise_and_are_nan_where_compiled():
   ("term", "student", "label", "field"),
   [
     (ctc(), (2, V), [[1]], "logits"),
+    (ctc(), (2, 0, V), [[1]] * 2, "logits"),
     (ctc(blank=V), (2, T, V), [[1]] * 2, "blank"),
     (ctc(), (2, T, V), [1, 2], "label"),
     (ctc(), (2, T, V), [[1]], "label"),

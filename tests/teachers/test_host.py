@@ -402,6 +402,12 @@ def test_outputs_in_reused_memory_are_stored(tmp_path, source, small_shards):
   )
 
 
+def test_an_empty_batch_has_empty_outputs():
+  teacher = teachers.host(Teacher(), identity="a")
+  outputs = teacher.apply.call({"image": np.zeros((0, FEATURES), np.float32)}, [])
+  assert outputs["logits"].shape == (0, CLASSES) and outputs["logits"].dtype == np.float32
+
+
 def test_predict_may_use_jax(tmp_path, source):
   def predict(batch):
     return {"logits": np.asarray(jnp.asarray(batch["image"]) @ KERNEL)}

@@ -98,6 +98,6 @@ def test_errors(path, batch, tmp_path):
   with pytest.raises(ValueError, match="path"):
     teachers.ppocr(other, "ab")
   teacher = teachers.ppocr(path, ALPHABET)
-  for image in (batch["image"].astype(np.float32), batch["image"][..., 0]):
+  for image in (batch["image"].astype(np.float32), batch["image"][..., 0], batch["image"][:, :0]):
     with pytest.raises(ValueError, match="image"):
       outputs_of(teacher, {**batch, "image": image})
