@@ -15,13 +15,13 @@ from distill_jax.cache import (
   check_teacher,
   describe,
   estimate,
+  identity,
   open_cache,
   verify,
   write_cache,
 )
 from distill_jax.cache.codecs.codec import output_of
 from distill_jax.cache.codecs.estimates import estimate_table, row_bytes
-from distill_jax.cache.identity import crop_varies
 from distill_jax.cache.store.backend import open_store
 from distill_jax.cache.store.shards import open_complete
 from distill_jax.cache.teacher.lazy_logits import LazyLogits
@@ -31,9 +31,10 @@ from distill_jax.cache.writer import plan
 from distill_jax.data import Source
 from distill_jax.data.crops import Crop
 from distill_jax.distributed import hosts, sharding
+from distill_jax.jobs import data
 from distill_jax.jobs.config import ConfigError, TrainedTeacher
 from distill_jax.jobs.identity import settings_of
-from distill_jax.jobs.plan import Job, train_data
+from distill_jax.jobs.plan import Job, one_per_variant, train_data
 from distill_jax.models.llm.head import head_logits
 
 MIN_AGREEMENT = 0.98
@@ -43,6 +44,10 @@ VERIFIED_ROWS = 256
 """Rows that the teacher computes again."""
 ESTIMATE_EXAMPLES = 512
 """Examples of an estimate."""
+_NO_VIEWS = (
+  "num_views: expected at least 1 with a cache, got 0 (a new view each epoch): set the number of "
+  "views to store"
+)
 
 
 def check_writable(job: Job) -> None:
@@ -82,6 +87,31 @@ def write(job: Job, trained_teacher: TrainedTeacher) -> Cache:
   if hosts.is_first():
     print(f"cache: {len(cache):,} rows in {cache.store.url}: {how}", flush=True)
   return cache
+
+
+def check_num_views(job: Job) -> None:
+  """Checks, before anything is trained, that views can be stored where the teacher's differ.
+
+  Raises:
+    ConfigError: each epoch would have a new one.
+  """
+  config = job.config
+  inputs, augment = _teacher_inputs(job), config.augment()
+  if config.num_views or augment is None:
+    return
+  cached = [network for network in one_per_variant(job, "student") if network.cached]
+  teacher = cached[0].teacher if cached else None
+  if teacher is None:
+    return
+  variables = teacher.variables
+  if variables is None:
+    example = data.first(config, job.splits.train)
+    variables = jax.eval_shape(teacher.init, jax.random.key(0), example)
+  outputs = config.cached_outputs()
+  names = identity.teacher_entries(teacher, variables, outputs, inputs.shapes, augment)
+  # What the students alone read may change as often as it likes.
+  if identity.augmentation_identity(augment, inputs.shapes, names)["name"] != "none":
+    raise ConfigError(_NO_VIEWS)
 
 
 def open_checked(job: Job, trained_teacher: TrainedTeacher | None = None) -> Cache:
@@ -225,12 +255,9 @@ def _is_complete(url: str) -> bool:
 def _teacher_inputs(job: Job) -> TeacherInputs:
   """Returns the student's examples as the teacher sees them."""
   inputs = make_teacher_inputs(train_data(job, "student"), _crop(job))
-  is_varying = isinstance(inputs, ImageInputs) and crop_varies(inputs.identity(["image"]))
+  is_varying = isinstance(inputs, ImageInputs) and identity.crop_varies(inputs.identity(["image"]))
   if job.config.num_views == 0 and is_varying:
-    raise ConfigError(
-      "num_views: expected at least 1 with a cache, got 0 (a new view each epoch): set the number "
-      "of views to store"
-    )
+    raise ConfigError(_NO_VIEWS)
   return inputs
 
 

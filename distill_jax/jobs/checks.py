@@ -11,7 +11,7 @@ from distill_jax.data import Source
 from distill_jax.data.leaks import check_no_shared_cases, check_no_shared_groups
 from distill_jax.distributed import partition, sharding
 from distill_jax.errors import suggest
-from distill_jax.jobs import data
+from distill_jax.jobs import cache_stages, data
 from distill_jax.jobs.config import ConfigError, TrainedTeacher, error_prefix
 from distill_jax.jobs.measures import COMPARISONS, job_task
 from distill_jax.jobs.plan import ROLES, Job, Network, one_per_variant, train_data
@@ -99,6 +99,7 @@ def _check_cache(job: Job) -> None:
   with error_prefix("cache_batch_size"):
     mesh = sharding.data_mesh(job.config.devices or None)
     sharding.check_divisible(job.config.cache_batch_size, mesh)
+  cache_stages.check_num_views(job)
 
 
 def _check_batch_size(job: Job, network: Network, mesh: jax.sharding.Mesh) -> None:

@@ -347,11 +347,6 @@ class Config:
         f"generations: expected 1 with a cache that is not dense, got {self.generations}: later "
         "ones have live teachers"
       )
-    if self.augment() is not None and self.num_views == 0:
-      raise ConfigError(
-        "num_views: expected at least 1 with a cache, got 0 (a new view each epoch): set the "
-        "number of views to store"
-      )
 
   def _validate_variants(self) -> None:
     variants = tuple(self.variants())

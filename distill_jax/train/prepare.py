@@ -120,7 +120,8 @@ def _check(arguments: Arguments) -> Arguments:
   if cache is None:
     return arguments
   run = arguments.run
-  if not run.num_views:
+  # Of a cache without views, what the student alone reads may have a new one each epoch.
+  if cache.has_views and not run.num_views:
     run = dataclasses.replace(run, num_views=cache.num_views)
   if arguments.teacher_variables is not None:
     variables = as_variables("teacher_variables", arguments.teacher_variables)

@@ -10,8 +10,9 @@ from fitting import fit_with
 
 from distill_jax import cache, losses, reduce
 from distill_jax.cache import Codes, Dense, Mismatch, TopK, write_cache
+from distill_jax.data import audio
 from distill_jax.objectives import codes, ctc, frames, weighted
-from distill_jax.teachers import fit_codebook, with_codes
+from distill_jax.teachers import fit_codebook, read_entries, with_codes
 from distill_jax.teachers.codebooks import nearest_codes
 
 CODES, BOOKS = 4, 2
@@ -149,3 +150,22 @@ def test_cross_entropy_of_codes_with_another_frame_rate(rng):
   assert np.isnan(values).all()
   with pytest.raises(ValueError, match="resample"):
     codes("h", num_codes=5).init(jax.random.key(0), student, teacher)
+
+
+def test_student_of_a_clean_cached_teacher_hears_new_masks_in_each_epoch(cached):
+  """Its masks were those of the first epoch: a cache of one view had set that of the run."""
+  student = read_entries(small_ctc.network(), {"features": "masked"})
+  masks = audio.spec_augment(seed=0, band_width=3, time_width=2, into="masked")
+  objective = weighted(frames=(1.0, frames(losses.kl_divergence)))
+  options = {"steps": 3, "batch_size": small_ctc.ROWS, "augment": masks}
+  live, stored, fixed = (
+    fit_with(student, teacher, objective, optax.sgd(0.1), small_ctc.source(), **run).state.params
+    for teacher, run in (
+      (coded_teacher(), options),
+      (cached, options),
+      (cached, options | {"num_views": 1}),
+    )
+  )
+  for x, y, z in zip(*map(jax.tree.leaves, (live, stored, fixed))):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+    assert np.abs(x - z).max() > 1e-3

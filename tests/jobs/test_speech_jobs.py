@@ -10,7 +10,6 @@ from speech_words import SpeechWords
 from voice_activity import VoiceActivity
 
 from distill_jax.data import audio
-from distill_jax.data.sets import synthetic_voices
 from distill_jax.jobs.cli import main
 from distill_jax.jobs.config import ConfigError, check_config
 
@@ -42,10 +41,9 @@ def test_speech_runs_its_methods(tmp_path):
   pytest.importorskip("espeakng_loader")
   prompts, voices = tmp_path / "prompts.npz", tmp_path / "voices.npz"
   audio.save_clips(prompts, clips_of(LONGER, 8000, 1.5))
-  synthetic_voices.load(voices, LONGER, None)
   options = [f"teacher_training.{x}" for x in STEPS] + ["teacher_width=8", "student_width=8"]
-  options += ["teacher_layers=1", "student_layers=1", "strings=0", "frames=250", "buckets=250"]
-  options += ["most_errors=100", "methods=frames,mean,pseudo"]
+  options += ["teacher_layers=1", "student_layers=1", "strings=2", "frames=250", "library=True"]
+  options += ["methods=frames,mean,pseudo", "label_fraction=0.5", f"cache={tmp_path / 'cache'}"]
   scores = run("speech_words", tmp_path, f"prompts={prompts}", f"voices={voices}", *options)
   assert {"frames", "mean", "pseudo"} <= set(scores)
   assert all({"wer", "cer", "nll"} <= scores[name].keys() for name in ("teacher", "frames"))
@@ -93,6 +91,7 @@ def test_voice_is_detected(tmp_path):
     (SpeechWords, "teacher_width", 5),
     (SpeechWords, "strings", -1),
     (SpeechWords, "most_errors", 0.0),
+    (SpeechWords, "label_fraction", 0.0),
     (ReadWords, "width", 62),
     (ReadWords, "student_width", 5),
     (ReadWords, "label_fraction", 0.0),
