@@ -88,7 +88,7 @@ def ctc(
     rows = ctc_rows(logits, found, entry, blank, batch)
     report_left_out(TOO_LONG, rows.too_long, rows.transcripts.labeled)
     is_nan = rows.transcripts.invalid | rows.outside
-    values = rows.values / jnp.maximum(rows.count, 1) if per_label else rows.values
+    values = rows.values / jnp.maximum(rows.num_classes, 1) if per_label else rows.values
     return (jnp.where(is_nan, jnp.nan, values), rows.where | is_nan), state
 
   return Term(init, apply)
@@ -100,7 +100,7 @@ class CtcRows(NamedTuple):
   Attributes:
     values: nats, [B]; 0 where a row does not count.
     where: which rows count: those with a transcript that fits its frames, bool [B].
-    count: numbers of classes of the rows that count, int [B].
+    num_classes: numbers of classes of the rows that count, int [B].
     transcripts: those of all rows.
     too_long: which transcripts do not fit, bool [B].
     outside: rows of which the number of valid frames is outside [0, T], bool [B].
@@ -108,7 +108,7 @@ class CtcRows(NamedTuple):
 
   values: jax.Array
   where: jax.Array
-  count: jax.Array
+  num_classes: jax.Array
   transcripts: Transcripts
   too_long: jax.Array
   outside: jax.Array

@@ -80,7 +80,7 @@ def read_whisper_config(folder: str | os.PathLike) -> WhisperConfig:
   generation = settings
   if (folder / GENERATION).exists():
     generation = settings | read_settings(folder, GENERATION)
-  suppressed = {  # Defaults of transformers may lie outside a small vocabulary.
+  suppressed: dict[str, Any] = {  # Defaults of transformers may lie outside a small vocabulary.
     field: tuple(token for token in generation.get(name) or () if token < sizes["vocab_size"])
     for field, name in _SUPPRESSED.items()
   }
