@@ -37,7 +37,7 @@ def _forward(x, kernel):
 
 
 def _backward(residuals, gradient):
-  x, kernel = residuals
+  x, kernel = map(jnp.asarray, residuals)  # A constant is no array in jax 0.7.
   products = [(tap * gradient).sum((0, 1)) for tap in _taps(x, len(kernel))]
   return _convolve(gradient, kernel[::-1]), jnp.stack(products).astype(kernel.dtype)
 
