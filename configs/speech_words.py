@@ -28,6 +28,10 @@ learns from the transcripts. Students:
 knows a tenth of the transcripts, and the students learn from all clips: `frames` has CTC where
 there is a transcript, and `pseudo` learns all that the teacher hears. The report decodes greedily.
 
+Measured next to other jobs: 33 minutes, and 45 with few transcripts. Word error rate of 127 test
+clips, 3 seeds: teacher 59.2; baseline 85.6 +- 1.2, frames 84.9 +- 2.7 %: no gain shown (-5.0 to
++3.7). With a tenth of the transcripts: baseline 98.7 +- 1.8, frames 99.4 +- 0.3, pseudo 83.3 +- 0.9
+%: -15.4 (-20.7 to -10.0).
 """
 
 import dataclasses

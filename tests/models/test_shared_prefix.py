@@ -32,7 +32,7 @@ class Network(nnx.Module):
       nnx.Dropout(0.5, rngs=rngs),
       nnx.relu,
     )
-    self.rest = nnx.List([nnx.Linear(8, 8, rngs=rngs) for _ in range(depth)])
+    self.rest = nnx.data([nnx.Linear(8, 8, rngs=rngs) for _ in range(depth)])
     self.norm = nnx.BatchNorm(8, rngs=rngs)
     self.head = nnx.Linear(8, CLASSES, rngs=rngs)
 
