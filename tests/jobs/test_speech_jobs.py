@@ -9,6 +9,7 @@ from read_words import ReadWords
 from speech_words import SpeechWords
 from voice_activity import VoiceActivity
 
+from distill_jax.cost import runtime
 from distill_jax.data import audio
 from distill_jax.jobs.cli import main
 from distill_jax.jobs.config import ConfigError, check_config
@@ -17,6 +18,13 @@ TEXTS = [f"{x} {y}" for x in ("one", "two", "red", "sour") for y in ("apples", "
 LONGER = [f"{text} {number}" for text in TEXTS for number in ("four", "five", "six")]
 WORDS = "the and lord god unto shall thou king israel house people land day hand children".split()
 STEPS = ("steps=4", "batch_size=8", "warmup_steps=1")
+
+
+@pytest.fixture(autouse=True)
+def timed_once(monkeypatch):
+  """Released teachers are slow: the report times them once."""
+  monkeypatch.setattr(runtime, "MOST_SECONDS", 0)
+  monkeypatch.setattr(runtime, "FEWEST_REPEATS", 1)
 
 
 def run(name, folder, *options):
@@ -56,7 +64,7 @@ def test_words_are_read(released, tmp_path):
   if released and importlib.util.find_spec("rapidocr_onnxruntime") is None:
     pytest.skip("needs pip install --no-deps rapidocr-onnxruntime")
   text = tmp_path / "kjv.txt"
-  text.write_text(" ".join(a + b for a in WORDS for b in WORDS[:6]))
+  text.write_text(" ".join(a + b for a in WORDS for b in WORDS[:2]))
   options = [f"text={text}", f"pictures={tmp_path / 'words.npz'}", "student_widths=4,4,4,4"]
   options += ["student_width=8", "width=192", "buckets=192"]
   options += (
