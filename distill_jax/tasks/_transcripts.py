@@ -18,22 +18,32 @@ def normalize_transcript(text: str) -> str:
 
   An apostrophe between letters or digits stays ("don't"), however it is written: ' or U+2018,
   U+2019, U+02BC. Elsewhere it is a quotation mark or stands for letters that are left out, and
-  becomes a space, as other punctuation and symbols do. What is invisible (category Cf, such as a
-  soft hyphen) vanishes. Letters are those of Unicode's NFKC ('ﬁ' becomes 'fi'); numbers stay as
-  they are written.
+  becomes a space, as other punctuation and symbols do, those of numbers too ('3.14'). What is
+  invisible (a soft hyphen, a control character, the selector of an emoji) vanishes. Letters and
+  digits are those of Unicode's NFKC ('ﬁ' becomes 'fi').
 
   >>> normalize_transcript("  Don’t press 1,  or ＃ !")
   "don't press 1 or"
   >>> normalize_transcript("‘Rock 'n' roll’")
   'rock n roll'
   """
-  visible = "".join(c for c in text if unicodedata.category(c) != "Cf")
-  text = unicodedata.normalize("NFKC", visible).lower().translate(_APOSTROPHES)
+  visible = "".join(c for c in text.translate(_APOSTROPHES) if not _is_invisible(c))
+  # Symbols first: NFKC makes marks of some, such as accents that stand alone.
+  visible = "".join(c if _is_kept(c, True) else " " for c in visible)
+  text = unicodedata.normalize("NFKC", visible).lower()
   # Letters with their marks, and numbers; the edges are as spaces.
   is_word = [unicodedata.category(c)[0] in "LMN" for c in f" {text} "]
   kinds = zip(text, is_word, is_word[2:])
   kept = (c if _is_kept(c, before and behind) else " " for c, before, behind in kinds)
   return " ".join("".join(kept).split())
+
+
+def _is_invisible(character: str) -> bool:
+  """Returns whether a character is a format or control one, a variation selector or a keycap."""
+  category = unicodedata.category(character)
+  is_control = category == "Cc" and not character.isspace()
+  is_selector = category == "Mn" and "VARIATION SELECTOR" in unicodedata.name(character, "")
+  return category in ("Cf", "Me") or is_control or is_selector
 
 
 def _is_kept(character: str, is_inside: bool) -> bool:

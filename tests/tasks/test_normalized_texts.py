@@ -23,6 +23,8 @@ def test_normalizer():
     ("co\u00adop zero\u200b\u200c\u200dwidth \ufeffdon\u200b’t", "coop zerowidth don't"),
     ("e\u200d\u0301té l\u2019e\u0301te\u0301", "été l'été"),
     ("क्षि'क", "क्षि'क"),  # A mark is a part of its letter.
+    ("don´t ¨a¸ 3.14", "don t a 3 14"),  # NFKC makes a mark of an accent that stands alone.
+    ("I ❤️ you 1️⃣ go\ta\x00b", "i you 1 go ab"),
     ("", ""),
   ],
 )
