@@ -72,8 +72,11 @@ class WhisperConfig:
   def __post_init__(self):
     for field in ("num_features", "source_length"):
       check_integer(field, getattr(self, field), 1)
-    for token in self.begin_suppressed_tokens:
-      check_integer("begin_suppressed_tokens", token, 0, self.vocab_size - 1)
+    for field in ("suppressed_tokens", "begin_suppressed_tokens"):
+      tokens = tuple(getattr(self, field))  # As a network's settings they are hashed.
+      for token in tokens:
+        check_integer(field, token, 0, self.vocab_size - 1)
+      object.__setattr__(self, field, tokens)
     object.__setattr__(self, "mlp_dim", self.blocks.mlp_dim)
 
   @property

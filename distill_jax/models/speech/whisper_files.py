@@ -163,7 +163,11 @@ def save_whisper(folder: str | os.PathLike, variables: Variables, config: Whispe
 
   folder.mkdir(parents=True, exist_ok=True)
   save_weights(folder / WEIGHTS, Variables(variables.params, {}), names=targets)
-  for name, settings in (("config.json", _settings(config)), (GENERATION, _generation(config))):
+  # A folder copied from a release tells languages and tasks, too.
+  others = read_settings(folder, GENERATION) if (folder / GENERATION).exists() else {}
+  generation = {name: x for name, x in others.items() if name not in _SUPPRESSED.values()}
+  generation |= _generation(config)
+  for name, settings in (("config.json", _settings(config)), (GENERATION, generation)):
     files.write(folder / name, json.dumps(settings, indent=2) + "\n")
   return folder
 

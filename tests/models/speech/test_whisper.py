@@ -77,8 +77,14 @@ def test_outputs_steps_and_written_folder_equal_those_of_transformers(tmp_path):
   settings = json.loads((folder / "config.json").read_text())
   for name in settings.keys() & GOLDEN["config"].keys():
     assert settings[name] == GOLDEN["config"][name], name
+  # What a release tells besides stays.
+  generation = folder / "generation_config.json"
+  written = json.loads(generation.read_text()) | {"lang_to_id": {"<|de|>": 3}}
+  generation.write_text(json.dumps(written))
+  save_whisper(folder, model.variables, dataclasses.replace(config, suppressed_tokens=[5]))
+  assert json.loads(generation.read_text()) == written | {"suppress_tokens": [5]}
   # Files of older versions have the suppressed tokens there, some outside of a small vocabulary.
-  (folder / "generation_config.json").unlink()
+  generation.unlink()
   settings |= {name: [*GENERATION[name], 50256] for name in GENERATION if "suppress" in name}
   (folder / "config.json").write_text(json.dumps(settings))
   assert read_whisper_config(folder) == config
