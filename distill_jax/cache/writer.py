@@ -87,7 +87,8 @@ def write_cache(
     augment: `batch -> batch`, a function of 'id' and 'view' (`data.augmentation`), as in the
       student's run.
     num_views: number of augmented views, or crops, of each example. A run from the cache reads view
-      `epoch mod num_views`.
+      `epoch mod num_views`. One is stored where the augmentation changes nothing that the teacher
+      reads.
     batch_size: rows that the teacher takes at once, over all devices; as many as fit.
     part: (index, count) of this process; None: that of the JAX process.
     mesh: devices of this process to use, one axis `data`; None: all of them.
@@ -133,16 +134,21 @@ def write_cache(
   example = _example_spec(inputs)
   with name_network("teacher", example, predictor.output_shapes):
     shapes = predictor.output_shapes(example)
-  planned = plan(outputs, shapes, inputs, num_views, batch_size)
   names = identity.teacher_entries(teacher, variables, outputs, inputs.shapes, augment)
+  views = {
+    "data": inputs.identity(names),
+    "augmentation": identity.augmentation_identity(augment, inputs.shapes, names),
+  }
+  # What the student alone reads may have any number of views.
+  num_views = num_views if identity.has_views(views) else 1
+  planned = plan(outputs, shapes, inputs, num_views, batch_size)
   if isinstance(inputs.source, Source):
     rows = {name: x[:ROWS] for name, x in inputs.source.arrays.items()}
     check_images(rows, lambda: names)
   wanted = Manifest(
     {
       "teacher": identity.teacher_identity(teacher, variables, outputs, inputs.shapes, description),
-      "data": inputs.identity(names),
-      "augmentation": identity.augmentation_identity(augment, inputs.shapes, names),
+      **views,
       "outputs": {name: identity.output_identity(outputs[name], shapes[name]) for name in outputs},
     },
     planned.columns,

@@ -152,6 +152,15 @@ def test_cross_entropy_of_codes_with_another_frame_rate(rng):
     codes("h", num_codes=5).init(jax.random.key(0), student, teacher)
 
 
+def test_views_that_only_the_student_reads_are_stored_once(tmp_path):
+  masks = audio.spec_augment(seed=0, band_width=3, time_width=2, into="masked")
+  arguments = (small_ctc.frozen(), small_ctc.source(), {"logits": Dense("float32")})
+  options = {"batch_size": 8, "progress": False}
+  stored = write_cache(tmp_path, *arguments, **options, augment=masks, num_views=3)
+  assert len(stored) == small_ctc.ROWS and not stored.has_views
+  assert len(write_cache(tmp_path, *arguments, **options)) == small_ctc.ROWS
+
+
 def test_student_of_a_clean_cached_teacher_hears_new_masks_in_each_epoch(cached):
   """Its masks were those of the first epoch: a cache of one view had set that of the run."""
   student = read_entries(small_ctc.network(), {"features": "masked"})
