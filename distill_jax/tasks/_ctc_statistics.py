@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from distill_jax import reduce
@@ -47,10 +48,10 @@ def ctc_statistics(
   logits = logits.astype(reduce.common_dtype(logits.dtype, jnp.float32))
   lengths = find_lengths(LENGTHS, "logits", outputs, batch)
   rows = ctc_rows(logits, lengths, "label", blank, batch)
-  statistics = {
+  statistics: dict[str, Any] = {
     "nll": reduce.total(rows.values, rows.where),
     "too_long": reduce.total(rows.too_long, rows.transcripts.labeled),
-    OUTSIDE: jnp.stack([rows.transcripts.invalid.sum(), rows.outside.sum()]).astype(jnp.int32),
+    OUTSIDE: _counts(rows.transcripts.invalid, rows.outside),
   }
   if teacher is None or teacher.get("logits", logits[:0]).shape != logits.shape:
     return statistics
@@ -63,9 +64,14 @@ def ctc_statistics(
   same = logits.argmax(-1) == teacher_logits.argmax(-1)
   divergence = kl_divergence(logits, teacher_logits)
   return statistics | {
+    OUTSIDE: _counts(rows.transcripts.invalid, rows.outside | counts.outside),
     "agreement": reduce.total(same, compared),
     "teacher_kl": reduce.total(divergence, compared),
   }
+
+
+def _counts(invalid: jax.Array, outside: jax.Array) -> jax.Array:
+  return jnp.stack([invalid.sum(), outside.sum()]).astype(jnp.int32)
 
 
 def ctc_means(statistics: Mapping[str, Any]) -> dict[str, float]:

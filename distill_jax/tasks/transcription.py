@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from distill_jax.data.label_checks import UNLABELED
 from distill_jax.errors import suggest
 from distill_jax.models.decoding import ctc_greedy
 from distill_jax.objectives.calls import outputs_of
@@ -121,6 +122,8 @@ def transcription(
     metrics=metrics,
     statistics=options.statistics,
     compute=ctc_means,
+    # Transcripts are padded: a run need not declare it.
+    ignore_label=UNLABELED,
     label_classes=lambda outputs: {"label": outputs_of(outputs, "logits", "student").shape[-1]},
     predict=options.predict,
     generates=use_sample,

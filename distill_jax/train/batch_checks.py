@@ -41,7 +41,7 @@ def with_ignore_label(run: RunOptions, task: Task | None, source: Any) -> RunOpt
     ValueError: the task and the options name different ones.
   """
   label = None if task is None else task.ignore_label
-  if label is None:
+  if label is None or (label == data.UNLABELED and run.ignore_label is not None):
     label = run.ignore_label
     if label is None and not isinstance(source, data.Source):
       label = getattr(source, "ignore_label", None)
@@ -80,8 +80,9 @@ def make_checks(
     known.setdefault("label", None)
   _check_ignored(task, entries, example)
   ignored = dict.fromkeys(known, ignore_label)
-  if ignore_label is None:
-    ignored |= dict.fromkeys(entries.transcripts, data.UNLABELED)
+  # The run's mark is that of 'label'; transcripts are padded without one.
+  others = entries.transcripts - ({"label"} if ignore_label is not None else set())
+  ignored |= dict.fromkeys(others, data.UNLABELED)
   ignored |= {name: x for name, (_, x) in entries.classes.items() if x is not None}
   marks = {}
   for name, own in entries.numbers.items():

@@ -293,6 +293,13 @@ def test_what_ctc_refuses_is_not_scored(name, value):
   for statistics in (task.statistics, jax.jit(task.statistics)):
     with pytest.raises(ValueError, match=name):
       scores(statistics)
+  # So are those of the teacher, whose frames are compared.
+  if name == "lengths" and value.dtype == int:
+    teacher, batch = teacher | batch, {"label": batch["label"]}
+    for statistics in (task.statistics, jax.jit(task.statistics)):
+      with pytest.raises(ValueError, match=name):
+        scores(statistics)
+    return
   # The numbers of a row that does not count may be any.
   if value.dtype == int and batch["label"].ndim == 2:
     batch["where"] = jnp.array([False])

@@ -8,7 +8,9 @@ import pytest
 import small_ctc
 from fitting import fit_with
 
-from distill_jax.objectives import ctc, weighted
+from distill_jax import losses
+from distill_jax.objectives import ctc, frames, weighted
+from distill_jax.tasks import transcription
 
 
 def train(objective, source):
@@ -51,3 +53,32 @@ def test_padding_of_transcripts_is_not_declared(entry):
   assert losses[0] == losses[1]
   with pytest.raises(ValueError, match=entry):
     train(objective, arrays | {entry: np.where(label == 0, -100, label)})
+
+
+def test_evaluated_transcripts_are_padded_too():
+  """The objective reads none: the task tells what pads them."""
+  arrays = dict(small_ctc.source().arrays)
+  arrays["label"] = np.where(arrays["label"] == 0, -1, arrays["label"])
+  result = fit_with(
+    small_ctc.network(),
+    small_ctc.frozen(),
+    weighted(frames=(1.0, frames(losses.kl_divergence))),
+    optax.sgd(0.1),
+    arrays,
+    steps=1,
+    batch_size=small_ctc.ROWS,
+    task=transcription(lambda ids: "".join(map(str, ids)), decides="nll"),
+    validation=arrays,
+    eval_every=1,
+  )
+  assert "nll" in result.history[-1]
+
+
+def test_transcripts_are_padded_next_to_labels_with_a_mark():
+  arrays = dict(small_ctc.source().arrays)
+  arrays["frames"] = np.full_like(arrays["frames"], small_ctc.T)
+  transcript = np.where(arrays["label"] == 0, -1, arrays["label"])
+  arrays |= {"transcript": transcript, "label": np.full(small_ctc.ROWS, 255)}
+  objective = weighted(ctc=(1.0, ctc(entry="transcript")))
+  options = {"steps": 1, "batch_size": small_ctc.ROWS, "ignore_label": 255}
+  fit_with(small_ctc.network(), None, objective, optax.sgd(0.1), arrays, **options)
