@@ -45,7 +45,7 @@ from distill_jax import cache, losses, objectives, tasks, teachers
 from distill_jax.cache.sequence_level import below, nth_best, word_error_rate
 from distill_jax.data import UNLABELED, audio, split, text
 from distill_jax.data.sets import synthetic_voices, voice_prompts
-from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check
+from distill_jax.jobs.config import Config, ConfigError, Splits, Training, check, error_prefix
 from distill_jax.jobs.recipes import check_names
 from distill_jax.models import decoding, from_nnx
 from distill_jax.models.speech.frame_config import FrameEncoderConfig
@@ -143,7 +143,10 @@ class SpeechWords(Config):
     return dataclasses.replace(train, arrays={**train.arrays, "label": label})
 
   def baseline_train(self, train):
-    return train if self.label_fraction == 1 else split(train, self.label_fraction)[1]
+    if self.label_fraction == 1:
+      return train
+    with error_prefix("label_fraction"):
+      return split(train, self.label_fraction)[1]
 
   def task(self):
     return tasks.transcription(LETTERS.decode, normalizer=None, audio_rate=RATE, decides="nll")

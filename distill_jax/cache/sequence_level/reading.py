@@ -13,6 +13,7 @@ from distill_jax.cache.reader import Cache
 from distill_jax.cache.sequence_level.candidates import COLUMNS, Candidates, Keep
 from distill_jax.cache.sequence_level.selection import (
   DROPPED,
+  Selection,
   as_rules,
   read_selection,
   select,
@@ -74,12 +75,13 @@ def pseudo_labels(
   source = source if isinstance(source, Source) else Source(source)
   candidates = read_candidates(opened, source)
   if keep is None:
+    selection = read_selection(opened.store, opened.manifest)
     numbers = _stored_numbers(opened, candidates)
   else:
     selection = select(candidates, as_rules(keep))
     print(selection, flush=True)
     numbers = selection.numbers
-  return _with_targets(source, candidates, numbers)
+  return _with_targets(source, candidates, numbers, selection)
 
 
 def pseudo_label_figures(url: str | os.PathLike[str]) -> dict[str, Any]:
@@ -159,13 +161,15 @@ def _stored_numbers(opened: Cache, candidates: Candidates) -> np.ndarray:
   return numbers
 
 
-def _with_targets(source: Source, candidates: Candidates, numbers: np.ndarray) -> Source:
+def _with_targets(
+  source: Source, candidates: Candidates, numbers: np.ndarray, selection: Selection
+) -> Source:
   """Returns the rows that have a sequence, with it as their target."""
   rows = np.flatnonzero(numbers != DROPPED)
   if not rows.size:
     raise ValueError(
       f"keep: expected rows of {source.name} that have a sequence, got none of {len(source):,}: "
-      f"{select(candidates, ())}"
+      f"{selection}"
     )
   end = candidates.end_token
   sequences = candidates.tokens[rows, numbers[rows]]
