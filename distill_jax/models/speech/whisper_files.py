@@ -26,7 +26,8 @@ from distill_jax.models.released_folder import (
 from distill_jax.models.save_weights import Target, save_weights
 from distill_jax.models.seq2seq.encoder_decoder_config import EncoderDecoderConfig
 from distill_jax.models.seq2seq.seq2seq_names import seq2seq_names
-from distill_jax.models.speech.whisper import INPUTS, Whisper, WhisperConfig
+from distill_jax.models.speech.whisper import INPUTS, Whisper
+from distill_jax.models.speech.whisper_config import WhisperConfig
 from distill_jax.models.weights import Origin, pretrained, torch_kernel
 from distill_jax.storage import files, folders
 from distill_jax.types import Model, Variables

@@ -14,7 +14,8 @@ from whisper_cases import FEATURES, GENERATION, PROMPT, TOKENS, entry
 
 from distill_jax.models import decoding, from_nnx, shared_prefix, whole_variables
 from distill_jax.models.llm.head import head_logits
-from distill_jax.models.speech.whisper import INPUTS, Whisper, WhisperConfig, whisper_steps
+from distill_jax.models.speech.whisper import INPUTS, Whisper, whisper_steps
+from distill_jax.models.speech.whisper_config import WhisperConfig
 from distill_jax.models.speech.whisper_files import (
   load_whisper,
   read_whisper_config,
