@@ -38,7 +38,8 @@ def with_ignore_label(run: RunOptions, task: Task | None, source: Any) -> RunOpt
   of a `Source`, which has marked its labels.
 
   Raises:
-    ValueError: the task and the options name different ones.
+    ValueError: the task and the options name different ones; `UNLABELED` of a task, which pads its
+      labels, gives way.
   """
   label = None if task is None else task.ignore_label
   if label is None or (label == data.UNLABELED and run.ignore_label is not None):

@@ -76,7 +76,7 @@ def pseudo_labels(
   candidates = read_candidates(opened, source)
   if keep is None:
     selection = read_selection(opened.store, opened.manifest)
-    numbers = _stored_numbers(opened, candidates)
+    numbers = _stored_numbers(opened, candidates, selection)
   else:
     selection = select(candidates, as_rules(keep))
     print(selection, flush=True)
@@ -144,11 +144,11 @@ def _open(url: str | os.PathLike[str]) -> Cache:
   return Cache(store, manifest)
 
 
-def _stored_numbers(opened: Cache, candidates: Candidates) -> np.ndarray:
+def _stored_numbers(opened: Cache, candidates: Candidates, selection: Selection) -> np.ndarray:
   """Returns the stored choice for these rows, without sequences that do not fit their targets."""
   ids = candidates.ids
   rows = opened.manifest.rows.numbers(ids, np.zeros(len(ids), np.int32))
-  stored = read_selection(opened.store, opened.manifest).numbers[rows]
+  stored = selection.numbers[rows]
   chosen = np.arange(candidates.lengths.shape[1]) == stored[:, None]
   numbers = select(candidates._replace(usable=chosen), ()).numbers
   lost = int((numbers != stored).sum())
